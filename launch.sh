@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Makes .venv beside this file, installs what is needed, and runs an experiment or the tests. See ./launch.sh --help.
+# Thin on purpose: what an experiment does is in experiments/NAME.py, what is installed is in pyproject.toml.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+venv=$root/.venv
+stamp=$venv/.installed # written last: what pyproject.toml was, and the extras that are in
+oldest=3.11
+
+say() { printf 'launch: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+experiments() {
+  local file
+  for file in "$root"/experiments/[!_]*.py; do
+    if [ -e "$file" ]; then basename "$file" .py; fi
+  done
+}
+
+usage() {
+  printf '%s\n' "usage: ./launch.sh NAME [--flag=value ...]   run experiments/NAME.py; NAME --help lists its flags" \
+    "       ./launch.sh test [pytest arguments]   run the whole test suite" "" \
+    "PYTHON=python3.12 chooses the interpreter, JAX_PLATFORMS=cpu leaves an accelerator alone. Experiments:"
+  local name
+  for name in $(experiments); do # the first line of the module's docstring
+    printf '  %-12s %s\n' "$name" "$(sed -n 's/^r\{0,1\}"""\([^"]*\).*/\1/p' "$root/experiments/$name.py" | head -n 1)"
+  done
+}
+
+nearest() { # the names most like $1, or all of them where there is no Python at all
+  experiments | "${PYTHON:-python3}" -c '
+import difflib, sys
+names = sys.stdin.read().split() + ["test"]
+print(", ".join(difflib.get_close_matches(sys.argv[1], names, cutoff=0.5) or names))' "$1" 2>/dev/null ||
+    experiments | tr '\n' ' '
+}
+
+version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+find_python() { # PYTHON, or the first of the usual names that is new enough
+  local candidate first=""
+  if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi
+  for candidate; do
+    if "$candidate" -c "import sys; sys.exit(sys.version_info < (${oldest/./, }))" 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+    first=${first:-$candidate is $(version "$candidate" || echo "not there")}
+  done
+  die "Python $oldest or newer is needed, but $first; install one and name it: PYTHON=/path/to/python3 ./launch.sh ..."
+}
+
+accelerator() { # the extra with JAX's build for this machine, if it is not the plain one
+  if [ "${JAX_PLATFORMS:-}" = cpu ]; then return; fi
+  if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
+    # CUDA 13 wants driver 580 and compute capability 7.5.
+    nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader |
+      awk -F', *' 'NR == 1 { print ($1 + 0 >= 580 && $2 + 0 >= 7.5) ? "cuda" : "cuda12" }'
+  elif compgen -G '/dev/accel[0-9]*' >/dev/null || { [ -n "${TPU_NAME:-}" ] && compgen -G '/dev/vfio/[0-9]*' >/dev/null; }; then
+    echo tpu
+  fi
+}
+
+right_python() { # .venv has an interpreter, of the version asked for if one was
+  [ -x "$venv/bin/python" ] && { [ -z "${PYTHON:-}" ] || [ "$(version "$venv/bin/python")" = "$(version "$PYTHON")" ]; }
+}
+
+installer() { command -v uv >/dev/null || "$venv/bin/python" -m pip --version >/dev/null 2>&1; }
+
+make_venv() {
+  local python free need=3
+  python=$(find_python)
+  case $1 in *cuda*) need=10 ;; esac
+  free=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1048576))
+  if [ "$free" -lt "$need" ]; then
+    die "the disk is too full: a new .venv needs $need GB and $root has $free GB free; free some, or move the project"
+  fi
+  say "making $venv with Python $(version "$python")"
+  rm -rf -- "$venv"
+  if command -v uv >/dev/null; then
+    uv venv --quiet --python "$(command -v "$python")" "$venv"
+  elif ! "$python" -m venv "$venv" >/dev/null; then
+    rm -rf -- "$venv"
+    die "$python cannot make a virtual environment; install its venv module (Debian: apt install python3-venv) or uv"
+  fi
+}
+
+pip_lines() { # of pip's many lines those worth reading: one moving line on a terminal, a few in a log
+  local line
+  while read -r line; do
+    case $line in
+      Downloading*MB\)* | "Installing collected"*) if [ ! -t 2 ]; then say "  ${line%%: *}"; fi ;;
+      ERROR*) say "$line" ;;
+    esac
+    if [ -t 2 ]; then printf '\r\033[K%.80s' "$line" >&2; fi
+  done
+  if [ -t 2 ]; then printf '\r\033[K' >&2; fi
+}
+
+install() { # the project, editable, with the extras named, beside those that are already in
+  local extra key done_key="" have="" wanted
+  key="$root $(cksum <"$root/pyproject.toml")"
+  if [ -n "${PYTHON:-}" ]; then find_python >/dev/null; fi
+  if [ -f "$stamp" ] && right_python; then { read -r done_key && read -r have; } <"$stamp" || true; fi
+  wanted=$have
+  for extra; do
+    case ",$wanted," in *",$extra,"*) ;; *) wanted=${wanted:+$wanted,}$extra ;; esac
+  done
+  if [ "$key" = "$done_key" ] && [ "$wanted" = "$have" ]; then return; fi
+  case ",$wanted," in
+    *,cuda*,* | *,tpu,*) ;;
+    *) extra=$(accelerator) && wanted=$wanted${extra:+,$extra} ;;
+  esac
+  if ! { right_python && installer; }; then make_venv "$wanted"; fi
+  say "installing tl[$wanted]; the first time takes a few minutes"
+  rm -f "$stamp"
+  if command -v uv >/dev/null; then
+    uv pip install --python "$venv/bin/python" --editable "${root}[$wanted]" ||
+      die "uv could not install tl[$wanted]; its message is above"
+  else
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --editable "${root}[$wanted]" 2>&1 |
+      tee "$venv/install.log" | pip_lines || die "pip could not install tl[$wanted]; all it said is in $venv/install.log"
+  fi
+  printf '%s\n%s\n' "$key" "$wanted" >"$stamp.new"
+  mv "$stamp.new" "$stamp"
+  say "installed"
+}
+
+install_alone() ( # two first launches at once must not install into each other
+  if command -v flock >/dev/null; then flock 9; fi
+  install "$@" 9<&-
+) 9<"$root/pyproject.toml"
+
+name=${1:-}
+case $name in
+  "" | -h | --help | help)
+    usage
+    ;;
+  test)
+    shift
+    install_alone offline test
+    cd "$root"
+    exec "$venv/bin/python" -m pytest -n 2 "$@"
+    ;;
+  *)
+    if ! experiments | grep -xF -- "$name" >/dev/null; then # -q would stop reading, and fail the pipe
+      die "there is no experiment '$name'; nearest: $(nearest "$name") (./launch.sh --help lists them all)"
+    fi
+    shift
+    install_alone offline
+    # -P: the user's own folder, from where relative paths in the flags count, must not hide the project's modules.
+    exec "$venv/bin/python" -P -m "experiments.$name" "$@"
+    ;;
+esac

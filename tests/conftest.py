@@ -1,0 +1,36 @@
+"""Strict JAX, repeatable hypothesis, and the shared photographs, for every test."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # pytest-xdist's workers share one GPU
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("tl", deadline=None, derandomize=True, max_examples=20, database=None)
+hypothesis.settings.load_profile("tl")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without torch (the `parity` extra), tests marked `parity` are left out rather than skipped one by one."""
+    if importlib.util.find_spec("torch") is None:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("parity")])
+        items[:] = [item for item in items if not item.get_closest_marker("parity")]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real photographs, from `TL_SHARED_DATA` or beside the project; the test is skipped without it."""
+    given = os.environ.get("TL_SHARED_DATA")
+    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs at {folder}: set TL_SHARED_DATA to the folder that holds imagenet_samples/")
+    return folder

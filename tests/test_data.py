@@ -1,0 +1,402 @@
+"""Finding, describing, splitting and loading pictures; the pictures are made here, or real where they are at hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import tl.data
+from tl.data import (
+    DataSpec,
+    Example,
+    Skipped,
+    Split,
+    find_images,
+    folder,
+    get,
+    load,
+    split_by_content,
+    split_stratified,
+)
+from tl.data import packaged as packages
+
+
+def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
+    """A PNG of one grey `value`, whatever its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path, "PNG")
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Two classes of 8 pictures, all different, and the clutter a real folder has."""
+    for k, name in enumerate(("dog", "cat")):
+        for i in range(8):
+            picture(tmp_path / "pets" / name / f"{i}.png", 16 * i + k)
+    picture(tmp_path / "pets" / "cat" / "more" / "deep.JPG", 255)
+    for clutter in ("README.md", "cat/notes.txt", "cat/.hidden.jpg", "cat/Thumbs.db", ".git/x.jpg"):
+        (tmp_path / "pets" / clutter).parent.mkdir(exist_ok=True)
+        (tmp_path / "pets" / clutter).write_text("x")
+    return tmp_path / "pets"
+
+
+# ---------------------------------------------------------------------------------------------------------- find_images
+
+
+def test_folders_are_searched_to_the_bottom_in_order(pets: Path) -> None:
+    paths, skipped = find_images(str(pets))
+    names = [str(p.relative_to(pets)) for p in paths]
+    assert names == [*(f"cat/{i}.png" for i in range(8)), "cat/more/deep.JPG", *(f"dog/{i}.png" for i in range(8))]
+    assert [Path(s.path).name for s in skipped] == ["README.md", "notes.txt"]
+    assert all("wanted .jpg" in s.why for s in skipped)
+
+
+def test_words_keep_their_order_and_a_file_comes_once(pets: Path) -> None:
+    first = pets / "dog/3.png"
+    paths, _ = find_images(f"{first}, {pets}/cat/*.png ,{pets / 'dog'}")
+    assert [p.parent.name for p in paths] == ["dog", *["cat"] * 8, *["dog"] * 7]
+    assert paths[0] == first
+    assert find_images([str(first), f"{pets}/cat/*.png", str(pets / "dog")])[0] == paths
+    assert find_images(f"{pets}/**/deep.*")[0] == (pets / "cat/more/deep.JPG",)
+
+
+def test_a_file_named_outright_is_always_tried(pets: Path) -> None:
+    readme = pets / "README.md"
+    assert find_images(f"{readme},{pets}")[0][0] == readme
+    assert readme.name not in [Path(s.path).name for s in find_images(f"{readme},{pets}")[1]]
+
+
+def test_commas_and_brackets_in_a_name_that_exists(tmp_path: Path) -> None:
+    for name in ("a, b.png", "c[1].png", "d,e/f.png"):
+        path = picture(tmp_path / name)
+        assert find_images(str(path))[0] == (path,)
+    assert find_images(str(tmp_path / "d,e"))[0] == (tmp_path / "d,e/f.png",)
+
+
+def test_a_link_that_leads_back_ends(pets: Path) -> None:
+    (pets / "cat" / "loop").symlink_to(pets, target_is_directory=True)
+    assert len(find_images(str(pets / "cat"))[0]) == 17
+
+
+def test_a_folder_that_cannot_be_listed_is_told(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    paths, skipped = find_images(str(pets / "cat"))
+    assert len(paths) == 8
+    assert skipped[-1] == Skipped(str(pets / "cat/more"), "the folder cannot be listed (Permission denied)")
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("{pets}/cta", "there is no 'cta' in .*; nearest there: 'cat'"),
+        ("{pets}/cat/0.jpg", "there is no '0.jpg' in .*nearest there: '0.png'"),
+        ("{pets}/cta/deep/1.png", "there is no 'cta' in .*/pets'"),
+        ("{pets}/*.webp", r"the glob .* matches 0 names"),
+        ("{pets}/../empty", "no picture in the folder .* .nothing else., wanted files ending in .jpg"),
+        ("{pets}/../texts", "no picture in the folder .* .1 other files, e.g. 'a.txt'."),
+        ("x" * 300, "is not there"),
+        ("~nobody/x.jpg", "is not there"),
+        ("", "no picture is named by ''"),
+        (",", "no picture is named"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(pets: Path, word: str, says: str) -> None:
+    (pets.parent / "empty").mkdir()
+    (pets.parent / "texts").mkdir()
+    (pets.parent / "texts/a.txt").write_text("x")
+    with pytest.raises(ValueError, match=says) as caught:
+        find_images(word.format(pets=pets))
+    assert "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------------- folder, get, elpv
+
+
+def test_folder(pets: Path) -> None:
+    spec = folder(pets)
+    assert spec.classes == ("cat", "dog")
+    assert Counter(e.label for e in spec.examples) == {0: 9, 1: 8}
+    assert all(spec.classes[e.label] in e.path.parts for e in spec.examples)
+    assert [Path(s.path).name for s in spec.skipped] == ["README.md", "notes.txt"]
+    assert spec.licence == "unknown"
+    assert get(f"folder:{pets}") == dataclasses.replace(spec, name=f"folder:{pets}")
+
+
+def test_folder_errors_name_everything_at_once(tmp_path: Path, pets: Path) -> None:
+    with pytest.raises(ValueError, match="is not there: there is no 'pest' in .*nearest there: 'pets'"):
+        folder(tmp_path / "pest")
+    with pytest.raises(ValueError, match="is a file, wanted a folder"):
+        folder(pets / "README.md")
+    with pytest.raises(ValueError, match=r"has one sub-folder .'more'., wanted .* at least two classes"):
+        folder(pets / "cat")
+    with pytest.raises(ValueError, match="has 8 files and no sub-folder"):
+        folder(pets / "dog")
+    (pets / "ape").mkdir()
+    (pets / "yak").mkdir()
+    (pets / "yak" / "x.txt").write_text("x")
+    with pytest.raises(ValueError, match="no picture in 'ape', 'yak' of"):
+        folder(pets)
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("elvp", "unknown data set 'elvp', wanted folder:DIR or elpv; nearest: 'elpv'"),
+        ("csv:x.csv", "csv:FILE cannot be read yet"),
+        ("tfds:cats", "tfds:NAME cannot be read yet"),
+        ("folder", "wanted folder:DIR"),
+        ("folder:", "wanted folder:DIR"),
+        ("elpv:x", "wanted elpv"),
+        ("", "unknown data set ''"),
+    ],
+)
+def test_get_refuses_in_one_sentence(word: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        get(word)
+
+
+def test_get_a_bare_folder_says_what_to_write(pets: Path) -> None:
+    with pytest.raises(ValueError, match=f"write 'folder:{pets}'"):
+        get(str(pets))
+
+
+def test_elpv_and_its_published_split() -> None:
+    try:
+        spec = get("elpv")
+    except ValueError as error:
+        pytest.skip(str(error))
+    # Deitsch et al. 2019, table 1: 2,624 cells; grades 0, 1/3, 2/3, 1 by mono and poly
+    assert Counter(e.stratum for e in spec.examples) == {
+        "functional mono": 588 + 117,
+        "functional poly": 920 + 178,
+        "defective mono": 56 + 313,
+        "defective poly": 50 + 402,
+    }
+    assert all(spec.classes[e.label] == e.stratum.split()[0] for e in spec.examples)
+    assert spec.split is Split.STRATIFIED
+    train, test = tl.data.split(spec, seed=3)
+    assert (len(train.examples), len(test.examples)) == (1968, 656)
+    # shares 176.25, 274.5, 92.25, 113: the remainder of 1 goes to the largest fraction
+    assert sorted(Counter(e.stratum for e in test.examples).values()) == [92, 113, 176, 275]
+    image = tl.data.decode(spec.examples[0].path)
+    assert image.shape == (300, 300, 3)
+    assert (image[..., 0] == image[..., 2]).all()
+
+
+def test_photographs() -> None:
+    try:
+        found = tl.data.photographs()
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert len(found) == 21
+    assert next(p for p in found if "imagenet_16" in p.path.name).index == 251  # a dalmatian
+    assert found[-1].index is None
+    assert all(tl.data.decode(p.path).ndim == 3 for p in found)
+
+
+def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise packages.PackageNotFoundError(name)
+
+    monkeypatch.setattr(packages, "distribution", absent)
+    with pytest.raises(ValueError, match="run: pip install elpv-dataset$"):
+        tl.data.elpv()
+    with pytest.raises(ValueError, match="run: pip install foolbox$"):
+        tl.data.photographs()
+
+
+# ---------------------------------------------------------------------------------------------------------------- split
+
+
+def members(spec: DataSpec) -> list[bytes]:
+    return [e.path.read_bytes() for e in spec.examples]
+
+
+def test_split_by_content_ignores_names_and_places(pets: Path, tmp_path: Path) -> None:
+    train, test = tl.data.split(folder(pets), seed=0)
+    assert Counter(e.label for e in test.examples) == {0: 2, 1: 2}
+    assert Counter(e.label for e in train.examples) == {0: 7, 1: 6}
+    renamed = tmp_path / "elsewhere"
+    for i, e in enumerate(folder(pets).examples):
+        target = renamed / ("cat", "dog")[e.label] / f"{100 - i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(e.path.read_bytes())
+    again = split_by_content(folder(renamed))
+    assert [Counter(members(s)) for s in again] == [Counter(members(s)) for s in (train, test)]
+    assert not set(members(train)) & set(members(test))
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_equal_files_are_never_on_both_sides(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Copies within a class and across classes, in any number, by either split."""
+    root = tmp_path_factory.mktemp("copies")
+    contents = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=30))
+    contents += [(k, 100 + 10 * k + i) for k in (0, 1) for i in range(3)]  # enough to divide
+    examples = []
+    for i, (label, content) in enumerate(contents):
+        (root / f"{i}.png").write_bytes(bytes([content]))
+        examples.append(Example(root / f"{i}.png", label))
+    spec = DataSpec("x", tuple(examples), ("a", "b"), "here", "none")
+    fraction = data.draw(st.floats(0.05, 0.95))
+    for train, test in (
+        split_by_content(spec, test_fraction=fraction),
+        split_stratified(spec, test_fraction=fraction, seed=0),
+    ):
+        assert not set(members(train)) & set(members(test))
+        assert sorted(e.path for e in train.examples + test.examples) == sorted(e.path for e in examples)
+        assert {e.label for e in train.examples} == {e.label for e in test.examples} == {0, 1}
+        assert [e for e in examples if e in test.examples] == list(test.examples)  # order kept
+
+
+def test_a_file_in_two_classes_stays_in_train(pets: Path) -> None:
+    for i in range(8):
+        picture(pets / "cat" / f"dog{i}.png", 16 * i)  # every dog, filed as a cat too
+    picture(pets / "dog" / "a.png", 201)
+    picture(pets / "dog" / "b.png", 202)
+    for train, test in (
+        split_by_content(folder(pets), test_fraction=0.9),
+        split_stratified(folder(pets), test_fraction=0.9, seed=0),
+    ):
+        assert sum(e.label == 1 for e in test.examples) == 1
+        assert not any(e.path.name.startswith("dog") for e in test.examples)
+        assert {e.path.name for e in train.examples} >= {f"dog{i}.png" for i in range(8)}
+
+
+def test_stratified_is_the_seeds_and_nothing_elses(pets: Path) -> None:
+    spec = folder(pets)
+    tests = [split_stratified(spec, test_fraction=0.5, seed=s)[1].examples for s in (0, 0, 1)]
+    assert tests[0] == tests[1] != tests[2]
+    assert Counter(e.label for e in tests[0]) in ({0: 4, 1: 4}, {0: 5, 1: 4})
+
+
+def test_what_cannot_be_divided_is_named(pets: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "pets/ape/1.png", 200)
+    picture(tmp_path / "pets/ape/2.png", 200)  # the same bytes
+    picture(tmp_path / "pets/yak/1.png", 201)
+    with pytest.raises(ValueError, match="'ape' has 1, 'yak' has 1 different pictures, wanted at least 2"):
+        split_by_content(folder(pets))
+    with pytest.raises(ValueError, match="'yak' has 1 different"):
+        split_stratified(folder(pets), seed=0)
+    for fraction in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="wanted a share between 0 and 1"):
+            split_by_content(folder(pets), test_fraction=fraction)
+
+
+def test_content_hash_sees_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert tl.data.content_hash(path).startswith("ba7816bf8f01cfea")  # FIPS 180-2, appendix B.1
+    path.write_bytes(b"abcd")
+    assert tl.data.content_hash(path).startswith("88d4266f")
+
+
+# --------------------------------------------------------------------------------------------------------------- loader
+
+
+def square(image: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.NEAREST)) + 1  # black becomes 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_have_one_shape_and_the_order_of_the_paths(tmp_path: Path, threads: int) -> None:
+    paths = [picture(tmp_path / f"{i}.png", i, (4 + i, 9)) for i in range(11)]
+    paths[1].write_bytes(b"no picture")
+    paths[6].unlink()
+    batches = list(load(paths, square, batch_size=4, threads=threads))
+    assert len(batches) == 3
+    for batch in batches:
+        assert batch.images.shape == (4, 4, 4, 3)
+        assert (batch.images.dtype, batch.valid.dtype, batch.index.dtype) == (np.uint8, np.bool_, np.int32)
+    index = np.concatenate([b.index for b in batches])
+    valid = np.concatenate([b.valid for b in batches])
+    images = np.concatenate([b.images for b in batches])
+    assert index.tolist() == [*range(11), -1]
+    assert np.flatnonzero(~valid).tolist() == [1, 6, 11]
+    assert images[:, 0, 0, 0].tolist() == [1, 1, 3, 4, 5, 6, 1, 8, 9, 10, 11, 1]  # i + 1; empty slots hold 0 + 1
+    assert [[Path(s.path).name for s in b.skipped] for b in batches] == [["1.png"], ["6.png"], []]
+    assert "no readable picture" in batches[0].skipped[0].why
+    assert str(tmp_path) not in batches[0].skipped[0].why
+
+
+def test_a_batch_without_any_picture_keeps_its_shape(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    (batch,) = load([tmp_path / "a.jpg"], square, batch_size=2)
+    assert batch.images.shape == (2, 4, 4, 3)
+    assert not batch.valid.any()
+    assert batch.skipped == (Skipped(str(tmp_path / "a.jpg"), "is empty (0 bytes), wanted a picture file"),)
+    assert list(load([], square, batch_size=2)) == []
+
+
+def test_the_loader_refuses_what_would_go_wrong_later(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        load([], square, batch_size=0)
+    paths = [picture(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
+    with pytest.raises(ValueError, match="wanted one shape for all"):
+        list(load(paths, lambda image: image, batch_size=2))
+
+    def broken(image: np.ndarray) -> np.ndarray:
+        if image.shape[1] == 5:
+            raise KeyError("a mistake in the transform, not in a picture")
+        return square(image)
+
+    with pytest.raises(KeyError, match="a mistake in the transform"):
+        list(load(paths, broken, batch_size=2))
+
+
+def test_leaving_early_ends_the_process() -> None:
+    """A consumer that stops after one batch leaves no thread that keeps the interpreter alive; grain comes late."""
+    program = (
+        "import sys, tl.data\n"
+        "assert 'grain' not in sys.modules\n"
+        "import numpy as np, pathlib, tempfile\n"
+        "from PIL import Image\n"
+        "d = pathlib.Path(tempfile.mkdtemp())\n"
+        "for i in range(40): Image.new('RGB', (8, 8)).save(d / f'{i}.png')\n"
+        "batch = next(tl.data.load(sorted(d.glob('*.png')), lambda a: np.zeros((4, 4, 3), np.uint8), batch_size=2))\n"
+        "print(batch.valid.sum())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2"
+
+
+def test_real_photographs(shared_data: Path) -> None:
+    """1,000 files as people took them: none is skipped, each keeps its size, a stranger's file does not stop them."""
+    spec = folder(shared_data / "cats_vs_dogs")
+    assert (spec.classes, len(spec.examples), spec.skipped) == (("cat", "dog"), 1000, ())
+    train, test = tl.data.split(spec, seed=0)
+    assert (len(train.examples), len(test.examples)) == (750, 250)
+    assert not set(members(train)) & set(members(test))
+    paths = [e.path for e in test.examples][:60]
+    batches = list(load([*paths, shared_data / "README.md"], square, batch_size=32))
+    assert sum(int(b.valid.sum()) for b in batches) == 60
+    assert [Path(s.path).name for b in batches for s in b.skipped] == ["README.md"]
+    for batch in batches:
+        for image, index in zip(batch.images[batch.valid], batch.index[batch.valid], strict=True):
+            with Image.open(paths[index]) as expected:
+                np.testing.assert_array_equal(image, square(np.asarray(expected.convert("RGB"))))

@@ -1,0 +1,229 @@
+"""The one written rule of `tl.data.decode`, by pixel values; every bad file is made here."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from tl.data import ImageError, decode
+from tl.data.decode import MAX_PIXELS
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def ramp(height: int = 12, width: int = 16) -> np.ndarray:
+    """A picture without symmetry: red grows to the right, green downwards, blue marks the upper left corner."""
+    out = np.zeros((height, width, 3), np.uint8)
+    out[..., 0] = np.linspace(0, 255, width).astype(np.uint8)
+    out[..., 1] = np.linspace(0, 255, height).astype(np.uint8)[:, None]
+    out[: height // 3, : width // 3, 2] = 255
+    return out
+
+
+@given(st.integers(2, 20), st.integers(2, 20), st.sampled_from(["PNG", "BMP", "TIFF", "PPM"]), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_lossless_rgb_comes_back_exactly(height: int, width: int, kind: str, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    found = decode(encoded(Image.fromarray(pixels), kind))
+    assert found.dtype == np.uint8
+    assert found.flags.c_contiguous
+    np.testing.assert_array_equal(found, pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_orientation_is_applied_as_pillow_and_by_the_standard(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    data = encoded(Image.fromarray(ramp()), kind, exif=exif, **options)
+    found = decode(data)
+    assert found.shape == ((12, 16, 3) if orientation < 5 else (16, 12, 3))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(found, np.asarray(upright))
+    # EXIF 2.3: which visual corner is the stored picture's first row, first column (its blue mark)
+    corners = ((0, 0), (0, -1), (-1, -1), (-1, 0))
+    marks = {corner: int(found[corner][2]) for corner in corners}
+    assert max(marks, key=lambda c: marks[c]) == (*corners, *corners)[orientation - 1]
+
+
+def test_broken_exif_leaves_the_picture_as_stored() -> None:
+    data = encoded(Image.fromarray(ramp()), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
+    np.testing.assert_array_equal(decode(data), ramp())
+
+
+def test_grey_is_repeated() -> None:
+    grey = ramp()[..., 0]
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey), "PNG")), np.repeat(grey[..., None], 3, -1))
+    one_bit = Image.fromarray(grey > 100)
+    np.testing.assert_array_equal(decode(encoded(one_bit, "PNG"))[..., 2], np.where(grey > 100, 255, 0))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
+    wide = np.array([[0, 128, 129, 257], [1000, 32768, 65406, 65535]], np.uint16)
+    found = decode(encoded(Image.fromarray(wide), kind))
+    expected = np.rint(wide / 257.0).astype(np.uint8)  # 129 / 257 > 1/2; no value lies on a half, for 257 is odd
+    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, -1))
+
+
+def test_transparency_is_composited_on_white() -> None:
+    rgba = np.zeros((2, 4, 4), np.uint8)
+    rgba[..., 0], rgba[..., 3] = 255, [255, 0, 128, 51]  # red at four opacities
+    found = decode(encoded(Image.fromarray(rgba), "PNG"))
+    for column, alpha in enumerate((1.0, 0.0, 128 / 255, 0.2)):
+        np.testing.assert_allclose(found[0, column], [255, 255 * (1 - alpha), 255 * (1 - alpha)], atol=1)
+    grey_alpha = np.stack([np.zeros((2, 2), np.uint8), np.array([[255, 0], [0, 255]], np.uint8)], -1)
+    expected = np.array([[0, 255], [255, 0]], np.uint8)
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey_alpha), "PNG"))[..., 1], expected)
+
+
+def test_palette_and_key_colours() -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").copy()
+    palette = Image.new("P", (2, 2))
+    palette.putdata([0, 1, 2, 1])
+    palette.putpalette([*RED, *GREEN, *BLUE])
+    plain = np.array([[RED, GREEN], [BLUE, GREEN]], np.uint8)
+    clear = np.array([[RED, WHITE], [BLUE, WHITE]], np.uint8)
+    np.testing.assert_array_equal(decode(encoded(palette, "PNG")), plain)
+    np.testing.assert_array_equal(decode(encoded(palette, "PNG", transparency=1)), clear)
+    np.testing.assert_array_equal(decode(encoded(palette, "PNG", transparency=bytes([255, 0, 255]))), clear)
+    np.testing.assert_array_equal(decode(encoded(palette, "GIF", transparency=1)), clear)
+    np.testing.assert_array_equal(decode(encoded(palette.convert("RGB"), "PNG", transparency=GREEN)), clear)
+    np.testing.assert_array_equal(decode(encoded(image, "PNG", transparency=1))[..., 0], [[0, 255], [2, 255]])
+    wide = Image.fromarray(np.array([[0, 25700], [514, 25700]], np.uint16))
+    np.testing.assert_array_equal(decode(encoded(wide, "PNG", transparency=25700))[..., 0], [[0, 255], [2, 255]])
+
+
+def test_cmyk_jpeg_has_the_colours_that_were_meant() -> None:
+    """Pillow writes the Adobe marker and inverted values; read without inverting, white paper would be black."""
+    for name, cmyk, rgb in (
+        ("paper", (0, 0, 0, 0), WHITE),
+        ("cyan", (255, 0, 0, 0), (0, 255, 255)),
+        ("yellow", (0, 0, 255, 0), (255, 255, 0)),
+        ("black", (0, 0, 0, 255), (0, 0, 0)),
+    ):
+        data = encoded(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=95)
+        assert b"Adobe" in data
+        assert np.abs(decode(data).astype(int) - rgb).max() <= 3, name
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "BMP"])
+def test_a_wrong_extension_is_read_by_content(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(encoded(Image.new("RGB", (9, 5), BLUE), kind, **({"lossless": True} if kind == "WEBP" else {})))
+    np.testing.assert_array_equal(decode(path), np.broadcast_to(np.array(BLUE, np.uint8), (5, 9, 3)))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_the_first_frame_of_a_moving_picture(kind: str) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, GREEN, BLUE)]
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+    np.testing.assert_array_equal(decode(data), np.broadcast_to(np.array(RED, np.uint8), (4, 6, 3)))
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
+def test_a_truncated_file_is_an_error_and_not_half_a_picture(kind: str, share: float) -> None:
+    data = encoded(NOISE, kind)
+    with pytest.raises(ImageError, match="truncated|no readable picture|holds"):
+        decode(data[: int(len(data) * share)])
+
+
+def bomb_png(side: int) -> bytes:
+    """A PNG whose header promises `side` x `side` pixels; the right checksum, hardly any data."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0" * 99)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "is empty"),
+        (b"hello, I am a text file", "no readable picture .it begins with b'hello, I'"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no readable picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no readable picture"),
+        (encoded(Image.new("RGB", (1, 1)), "PNG"), "is 1 x 1 pixels, wanted at least 2 x 2"),
+        (encoded(Image.new("L", (9, 1)), "JPEG"), "is 9 x 1 pixels"),
+        (bomb_png(10_000), "is 10000 x 10000 pixels, more than the 89,478,485 allowed"),
+        (bomb_png(100_000), "more than twice the"),
+        (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "whose white is undefined"),
+        (encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"), "whose white is undefined"),
+    ],
+    ids=["empty", "text", "svg", "eps", "1x1", "9x1", "bomb", "big bomb", "float", "int32"],
+)
+def test_what_is_refused_says_why(data: bytes, why: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=why) as caught:
+        decode(data)
+    assert str(caught.value) == caught.value.why
+    path = tmp_path / "x.jpg"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=why) as caught:
+        decode(path)
+    assert str(caught.value) == f"{path}: {caught.value.why}"
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_says_why(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ImageError, match=r"folder\.jpg: is a folder"):
+        decode(tmp_path / "folder.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"pipe\.jpg: is a pipe or device"):
+        decode(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match=r"none\.jpg: cannot be read .No such file"):
+        decode(str(tmp_path / "none.jpg"))
+
+
+def test_pillow_says_nothing_of_its_own() -> None:
+    """Under the filters of a plain `python`, where a warning would be printed, and under errors."""
+    noisy = Image.new("P", (4, 4))
+    noisy.putpalette([*RED, *GREEN])
+    data = encoded(noisy, "PNG", transparency=b"\x00\xff")
+    for action in ("always", "error"):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter(action)
+            decode(data)
+            with pytest.raises(ImageError, match="more than the"):
+                decode(bomb_png(int(MAX_PIXELS**0.5) + 100))
+            assert not seen
+
+
+@given(st.integers(0, 2**31), st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]))
+@settings(deadline=None, max_examples=60)
+def test_damage_anywhere_is_a_picture_or_an_image_error(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    data = np.frombuffer(encoded(NOISE.resize((24, 24)), kind), np.uint8).copy()
+    where = rng.integers(0, len(data) if rng.random() < 0.5 else min(len(data), 200), 4)
+    data[where] = rng.integers(0, 256, 4, np.uint8)
+    try:
+        found = decode(data.tobytes())
+    except ImageError:
+        return
+    assert found.dtype == np.uint8
+    assert found.ndim == 3
+    assert found.shape[2] == 3

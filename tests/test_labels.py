@@ -1,0 +1,199 @@
+"""The class tables: right numbers for right names, one meaning a word, and errors that help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl import labels
+
+KNOWN = [  # index, WordNet id, name: spot checks against the published list, the classic traps among them
+    (0, "n01440764", "tench"),
+    (1, "n01443537", "goldfish"),
+    (134, "n02012849", "crane (bird)"),
+    (151, "n02085620", "Chihuahua"),
+    (207, "n02099601", "golden retriever"),
+    (251, "n02110341", "dalmatian"),
+    (264, "n02113186", "Cardigan Welsh corgi"),
+    (268, "n02113978", "Mexican hairless"),
+    (281, "n02123045", "tabby"),
+    (285, "n02124075", "Egyptian cat"),
+    (340, "n02391049", "zebra"),
+    (388, "n02510455", "giant panda"),
+    (517, "n03126707", "crane (machine)"),
+    (638, "n03710637", "maillot (tights)"),
+    (639, "n03710721", "maillot tank suit"),
+    (836, "n04355933", "sunglass"),
+    (837, "n04356056", "sunglasses"),
+    (954, "n07753592", "banana"),
+    (999, "n15075141", "toilet tissue"),
+]
+
+GROUPS = [  # group, size, members, what it must not hold
+    ("any cat", 5, ["tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"], ["lynx", "lion", "cougar"]),
+    ("any big cat", 6, ["leopard", "snow leopard", "jaguar", "lion", "tiger", "cheetah"], ["tabby", "lynx"]),
+    ("any dog", 118, ["Chihuahua", "Mexican hairless", "dalmatian"], ["timber wolf", "dingo", "African hunting dog"]),
+    ("any bird", 59, ["cock", "great grey owl", "toucan", "crane (bird)", "king penguin"], ["platypus", "grey whale"]),
+    ("any spider", 6, ["tarantula", "black widow"], ["harvestman", "scorpion", "tick"]),
+    ("any fish", 16, ["tench", "stingray", "lionfish", "puffer"], ["killer whale", "starfish"]),
+    ("any shark", 3, ["hammerhead"], ["stingray"]),
+    ("any mammal", 218, ["platypus", "koala", "killer whale", "tabby"], ["hammerhead", "king penguin"]),
+]
+
+
+@pytest.mark.parametrize("index, wnid, name", KNOWN)
+def test_a_class_is_found_by_index_wordnet_id_and_name(index: int, wnid: str, name: str):
+    table = labels.imagenet()
+    assert table.entries[index].wnid == wnid
+    for word in (index, str(index), f" {index:04d} ", wnid, wnid.upper(), name, name.upper(), name.replace(" ", "_")):
+        assert table.find(word) == (index,), word
+
+
+def test_imagenet_is_in_wordnet_order_and_shows_no_name_twice():
+    table = labels.imagenet()
+    wnids = [entry.wnid or "" for entry in table.entries]
+    assert len(table) == 1000 and wnids == sorted(set(wnids))
+    assert len({name.casefold() for name in table.display_names}) == 1000
+    for index, name in enumerate(table.display_names):
+        assert table.find(name) == (index,)
+
+
+def test_every_name_leads_to_its_class_or_to_an_error_that_lists_it():
+    table = labels.imagenet()
+    ambiguous = set()
+    for entry in table.entries:
+        for name in entry.names:
+            try:
+                (found,) = table.find(name)
+            except ValueError as error:
+                assert f"{entry.index} {table.display(entry.index)!r}" in str(error)
+                ambiguous.add(name.lower())
+            else:
+                assert name.casefold() in {n.casefold() for n in table.entries[found].names}
+    assert "crane" in ambiguous and len(ambiguous) < 20
+
+
+@pytest.mark.parametrize("group, size, members, strangers", GROUPS)
+def test_groups_hold_who_belongs_and_nobody_else(group: str, size: int, members: list[str], strangers: list[str]):
+    table = labels.imagenet()
+    indices = table.find(group)
+    assert len(indices) == size and indices == tuple(sorted(set(indices)))
+    assert {table.find(name)[0] for name in members} <= set(indices)
+    assert not {table.find(name)[0] for name in strangers} & set(indices)
+    assert table.find(group.removeprefix("any ")) == indices == table.find(group.replace(" ", "-").upper())
+
+
+def test_a_first_name_beats_a_synonym_and_spelling_decides_the_rest():
+    table = labels.imagenet()
+    assert table.display(table.find("harp")[0]) == "harp"  # also a name of the harmonica
+    assert table.find("partridge") == (86,)  # also a name of the ruffed grouse
+    assert table.find("Cardigan") == (264,) and table.find("cardigan") == (474,)  # the corgi, the jacket
+
+
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("crane", "134 'crane (bird)', 517 'crane (machine)'"),
+        ("maillot", "638 'maillot (tights)', 639 'maillot (tank suit)'"),
+        ("panther", "286 'cougar', 290 'jaguar'"),
+        ("tabyb", "unknown ImageNet class 'tabyb'; nearest: 'tabby'"),
+        ("any cats", "nearest: 'any cat'"),
+        ("n02123046", "nearest: 'n02123045'"),
+        ("1000", "indices go from 0 to 999"),
+        (1000, "indices go from 0 to 999"),
+        (-1, "indices go from 0 to 999"),
+        ("-1", "indices go from 0 to 999"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_with_help(word: str | int, says: str):
+    with pytest.raises(ValueError) as error:
+        labels.imagenet().find(word)
+    assert says in str(error.value)
+
+
+def test_targets_keep_the_order_and_refuse_empty_words():
+    table = labels.imagenet()
+    found = table.targets("zebra, any cat,281")
+    assert found == [("zebra", (340,)), ("any cat", (281, 282, 283, 284, 285)), ("281", (281,))]
+    for words in ("", "tabby,,zebra", "tabby,"):
+        with pytest.raises(ValueError, match="empty word"):
+            table.targets(words)
+
+
+def test_imagenet_agrees_with_the_shared_photographs(shared_data: Path):
+    photographs = sorted((shared_data / "imagenet_samples").glob("*/*"))
+    assert photographs
+    for path in photographs:
+        wnid, _, name = path.stem.partition("_")
+        entry = labels.imagenet().entries[int(path.parent.name)]
+        assert entry.wnid == wnid
+        assert name.replace("_", " ").casefold() in {n.casefold() for n in entry.names}
+
+
+def test_pets_are_37_breeds_of_two_species():
+    table = labels.pets()
+    assert len(table) == 37
+    assert len(table.find("any cat")) == 12 and len(table.find("any dog")) == 25
+    assert set(table.find("cat")) | set(table.find("dog")) == set(range(37))
+    assert table.find("american_pit_bull_terrier") == (2,) and table.find("sphynx")[0] in table.find("any cat")
+
+
+def test_pets_agree_with_the_shared_photographs(shared_data: Path):
+    breeds = {path.name for path in (shared_data / "oxford_pets").iterdir() if path.is_dir()}
+    assert {labels.pets().find(breed)[0] for breed in breeds} == set(range(len(breeds))) == set(range(37))
+    info = shared_data / "tfds/oxford_iiit_pet/4.0.0/label.labels.txt"
+    if info.exists():
+        assert [labels.pets().find(n)[0] for n in info.read_text().split()] == list(range(37))
+
+
+def test_own_classes_called_by_digits_win_over_indices():
+    table = labels.from_names(["3", "7", "1"])
+    assert table.find("1") == (2,) and table.find("7") == (1,) and table.find("0") == (0,)
+    assert table.find(1) == (1,)  # an int is always an index
+    with pytest.raises(ValueError, match="indices go from 0 to 2"):
+        table.find("9")
+
+
+def test_own_classes_are_told_apart_by_spelling_alone():
+    table = labels.from_names(["C", "C++", "c"])
+    assert [table.find(name)[0] for name in ("C", "C++", "c")] == [0, 1, 2]
+    assert len(set(table.display_names)) == 3
+
+
+@pytest.mark.parametrize("names", [[], ["cat", "cat"], ["cat", " "]])
+def test_tables_that_cannot_name_their_classes_are_refused(names: list[str]):
+    with pytest.raises(ValueError):
+        labels.from_names(names)
+
+
+def test_tables_with_wrong_indices_are_refused():
+    with pytest.raises(ValueError, match="in order"):
+        labels.ClassTable("t", (labels.ClassEntry(1, None, ("a",)),))
+    with pytest.raises(ValueError, match="'any a' has"):
+        labels.from_names(["a"], groups={"any a": (1,)})
+    with pytest.raises(ValueError, match="no stored class table"):
+        labels.from_dict({"name": "t"})
+
+
+@pytest.mark.parametrize("table", [labels.imagenet(), labels.pets(), labels.cats_vs_dogs()], ids=lambda t: t.name)
+def test_tables_survive_json(table: labels.ClassTable):
+    assert labels.from_dict(json.loads(json.dumps(table.as_dict()))) == table
+
+
+NAMES = (st.text(min_size=1) | st.text("aA1 _-", min_size=1, max_size=3)).map(str.strip).filter(bool)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=8, unique=True))
+def test_any_names_give_a_table_that_finds_each_or_says_why_not(names: list[str]):
+    table = labels.from_names(names)
+    assert [table.find(i) for i in range(len(names))] == [(i,) for i in range(len(names))]
+    assert labels.from_dict(json.loads(json.dumps(table.as_dict()))) == table
+    for index, name in enumerate(names):
+        try:
+            assert table.find(name) == (index,)
+        except ValueError as error:
+            assert "say which by index" in str(error)

@@ -1,0 +1,148 @@
+"""`launch.sh` up to the point where it would install: what it says, and that it stops in one plain sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BASH = shutil.which("bash")
+pytestmark = pytest.mark.skipif(BASH is None, reason="launch.sh needs bash")
+
+TOOLS = "bash dirname basename cksum sed head awk grep tr cat rm mv tee df env"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project without .venv, in a folder with a blank in its name, and `bin/` with plain tools and no Python."""
+    root = tmp_path / "my project"
+    (root / "experiments").mkdir(parents=True)
+    for file in ("launch.sh", "pyproject.toml"):
+        shutil.copy(ROOT / file, root / file)
+    for name in ("quickstart", "attack", "ideal"):
+        (root / f"experiments/{name}.py").write_text(f'"""What {name} does.\n\nMore of it.\n"""\n"""Not this."""\n')
+    (root / "experiments/_shared.py").write_text('"""Not an experiment."""\n')
+    (root / "bin").mkdir()
+    for tool in TOOLS.split():
+        found = shutil.which(tool)
+        assert found, f"this test needs {tool}"
+        (root / "bin" / tool).symlink_to(found)
+    return root
+
+
+def tool(project: Path, name: str, script: str) -> None:
+    """Puts a tool of our making into `bin/`, before anything of that name."""
+    path = project / "bin" / name
+    path.unlink(missing_ok=True)
+    path.write_text(f"#!{BASH}\n{script}\n")
+    path.chmod(0o755)
+
+
+def launch(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    assert BASH
+    env = {"PATH": str(project / "bin"), "HOME": os.environ.get("HOME", "/"), **environment}
+    command = [BASH, str(project / "launch.sh"), *arguments]
+    return subprocess.run(command, cwd=project.parent, env=env, capture_output=True, text=True, timeout=60)
+
+
+def stops(run: subprocess.CompletedProcess[str], *says: str) -> None:
+    """It failed, saying each of these in its only line, and made nothing."""
+    assert run.returncode != 0
+    assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    for words in says:
+        assert words in run.stderr
+    assert not (Path(run.args[1]).parent / ".venv").exists()
+
+
+@pytest.mark.parametrize("script", ["launch.sh", ".ci/run"])
+def test_the_scripts_parse(script: str):
+    assert BASH
+    subprocess.run([BASH, "-n", str(ROOT / script)], check=True)
+    assert os.access(ROOT / script, os.X_OK)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_experiments_with_their_first_line(project: Path, arguments: list[str]):
+    run = launch(project, *arguments)
+    assert run.returncode == 0
+    for name in ("quickstart", "attack", "ideal"):
+        assert any(line.split() == [name, "What", name, "does."] for line in run.stdout.splitlines()), run.stdout
+    assert "_shared" not in run.stdout and "Not this" not in run.stdout
+
+
+def test_an_unknown_experiment_is_answered_with_the_nearest(project: Path):
+    (project / "bin/python3").symlink_to(os.path.realpath(shutil.which("python3") or "python3"))
+    run = launch(project, "quickstrat")
+    stops(run, "'quickstrat'", "quickstart")
+    assert "attack" not in run.stderr
+
+
+@pytest.mark.parametrize("name", ["quickstrat", "_shared", "../launch", "--flag=1", "att"])
+def test_an_unknown_experiment_without_python_is_answered_with_all(project: Path, name: str):
+    stops(launch(project, name), f"'{name}'", "quickstart", "attack", "ideal")
+
+
+def test_an_old_python_is_refused(project: Path):
+    tool(project, "python3", "case $* in *sys.exit*) exit 1 ;; *) echo 3.8 ;; esac")
+    stops(launch(project, "quickstart"), "Python 3.11 or newer", "python3 is 3.8", "PYTHON=")
+    stops(launch(project, "test"), "Python 3.11 or newer")
+
+
+def test_no_python_at_all_is_refused(project: Path):
+    stops(launch(project, "quickstart"), "Python 3.11 or newer", "python3 is not there")
+    stops(launch(project, "quickstart", PYTHON="/no/such/python"), "/no/such/python is not there")
+
+
+def test_a_full_disk_is_refused(project: Path):
+    tool(project, "python3.12", "case $* in *sys.exit*) exit 0 ;; *) echo 3.12 ;; esac")
+    tool(project, "df", "printf 'Filesystem 1024-blocks Used Available Capacity Mounted\\n/dev/x 9 9 2097152 9%% /\\n'")
+    stops(launch(project, "quickstart"), "disk is too full", "3 GB", "2 GB free")
+
+
+def test_a_python_without_venv_is_refused(project: Path):
+    tool(project, "python3", 'case $* in *sys.exit*) exit 0 ;; *"-m venv"*) exit 1 ;; *) echo 3.12 ;; esac')
+    run = launch(project, "quickstart")
+    assert run.returncode != 0 and "python3-venv" in run.stderr
+    assert not (project / ".venv").exists()
+
+
+# A stand-in for Python that makes a folder for `-m venv`, and writes down what else it is asked to do.
+FAKE = """
+case $* in
+  *sys.exit*) exit 0 ;;
+  *version_info*) echo 3.12 ;;
+  *"-m venv"*) env mkdir -p "$3/bin"; env cp "$0" "$3/bin/python" ;;
+  *"pip --version"*) ;;
+  *"pip install"*) echo "pip $*" >>"$LOG"; exit "${PIP_RESULT:-0}" ;;
+  *) echo "run $PWD $*" >>"$LOG" ;;
+esac
+"""
+
+
+def test_the_second_call_installs_nothing_and_an_interrupted_one_is_taken_up_again(project: Path):
+    tool(project, "python3", FAKE)
+    for needed in ("mkdir", "cp"):
+        (project / "bin" / needed).symlink_to(shutil.which(needed) or needed)
+    log = project / "log"
+
+    def calls(*arguments: str, **environment: str) -> list[str]:
+        log.write_text("")
+        launch(project, *arguments, LOG=str(log), JAX_PLATFORMS="cpu", **environment)
+        return log.read_text().splitlines()
+
+    assert [line.split()[0] for line in calls("ideal", PIP_RESULT="1")] == ["pip"]  # fails, so nothing runs
+    first = calls("ideal", "--target=any cat")
+    assert len(first) == 2 and first[0].endswith("[offline]")
+    assert first[1] == f"run {project.parent} -P -m experiments.ideal --target=any cat"
+    assert calls("attack") == [f"run {project.parent} -P -m experiments.attack"]
+    tests = calls("test", "-q")
+    assert tests[0].endswith("[offline,test]") and tests[1] == f"run {project} -m pytest -n 2 -q"
+    assert len(calls("test")) == 1 and len(calls("attack")) == 1
+    with (project / "pyproject.toml").open("a") as file:
+        file.write("\n")
+    assert calls("attack")[0].endswith("[offline,test]")  # what was in stays in
+    assert len(calls("attack", PYTHON=str(project / "bin/python3"))) == 1

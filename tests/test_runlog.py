@@ -1,0 +1,250 @@
+"""The folder of a run: whole or absent results, JSON types, stale files, progress without a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import hypothesis
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tl import runlog
+
+
+def read(path: pathlib.Path):
+    """Strict JSON: `NaN` and `Infinity`, which Python would accept, are errors."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    run = runlog.start("predict", tmp_path / "a" / "b", {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255})
+    config = read(run.workdir / "config.json")
+    assert config["flags"] == {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255} and config["seed"] == 3
+    assert {"python", "tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow"} == set(config["versions"])
+    assert config["versions"]["numpy"] == np.__version__
+    assert config["device"]["platform"] in ("cpu", "gpu", "tpu") and config["device"]["count"] >= 1
+    assert set(config) >= {"command", "git_commit", "git_changed", "started"}
+    assert not (run.workdir / "result.json").exists()
+
+    run.log({"step": 1, "loss": np.float32(0.5)})
+    run.log({"step": 2, "loss": jnp.float32(float("nan")), "seconds": 7})
+    lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, None)]
+    assert 0 <= lines[0]["seconds"] < 600 and lines[1]["seconds"] == 7
+
+    image = np.random.default_rng(0).random([5, 7, 3], dtype=np.float32)
+    path = run.figure("tabby", image)
+    assert path == run.workdir / "figures" / "tabby.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.rint(image * 255).astype(np.uint8))
+
+    assert run.finish({"top1": np.float64(0.5)}, "<p>é</p>") == run.workdir / "report.html"
+    assert read(run.workdir / "result.json") == {"top1": 0.5}
+    assert (run.workdir / "report.html").read_text(encoding="utf-8") == "<p>é</p>"
+    assert sorted(p.name for p in run.workdir.iterdir()) == [
+        "config.json", "figures", "metrics.jsonl", "report.html", "result.json"
+    ]  # fmt: skip
+    assert {"command", "device", "versions", "seconds"} <= set(run.facts())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_an_interrupted_finish_leaves_no_result(tmp_path, monkeypatch, error, step):
+    run = runlog.start("x", tmp_path, {})
+    real = getattr(os, step)
+    calls = []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # the first call is the page's
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(os, step, interrupted)
+    with pytest.raises(error):
+        run.finish({"top1": 1.0}, "<p></p>")
+    assert len(calls) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "report.html"]
+
+
+def test_the_result_comes_last(tmp_path, monkeypatch):
+    run = runlog.start("x", tmp_path, {})
+    order = []
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(pathlib.Path(b).name), real(a, b))[1])
+    run.finish({}, "")
+    assert order == ["report.html", "result.json"]
+
+
+def test_a_result_that_json_cannot_hold_writes_neither_file(tmp_path):
+    run = runlog.start("x", tmp_path, {})
+    with pytest.raises(ValueError, match="test/model: .*object"):
+        run.finish({"test": {"model": object()}}, "<p></p>")
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_reused_folder_keeps_no_stale_result(tmp_path):
+    first = runlog.start("x", tmp_path, {})
+    first.log({"step": 1})
+    first.finish({"top1": 1.0}, "<p></p>")
+    second = runlog.start("x", tmp_path, {}, resume=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
+    second.log({"step": 2})
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    runlog.start("x", tmp_path, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_the_default_folder_is_new(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {runlog.start("predict", given, {}).workdir for given in (None, "", None)}
+    assert len(folders) == 3 and {folder.parent for folder in folders} == {pathlib.Path("runs/predict")}
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match="give another --workdir"):
+            runlog.start("x", folder, {})
+
+
+def test_figures_do_not_overwrite_each_other(tmp_path):
+    run = runlog.start("x", tmp_path, {})
+    names = ["1", "1", "../../etc/passwd", "tabby, tabby cat", "Tabby, tabby cat", "", "..", "虎斑猫", "x" * 300]
+    paths = [run.figure(name, np.full([1, 1, 3], i, np.uint8)) for i, name in enumerate(names)]
+    assert {path.parent for path in paths} == {tmp_path / "figures"}
+    assert [path.name for path in paths[:5]] == [
+        "1.png", "1-2.png", "etc_passwd.png", "tabby_tabby_cat.png", "Tabby_tabby_cat-2.png"
+    ]  # fmt: skip
+    assert paths[7].name == "虎斑猫.png" and len({path.name.casefold() for path in paths}) == len(paths)
+    assert [np.asarray(Image.open(path))[0, 0, 0] for path in paths] == list(range(len(names)))
+
+
+class Norm(enum.Enum):
+    LINF = "linf"
+
+
+class Row(NamedTuple):
+    path: pathlib.Path
+    n: np.int64
+
+
+@dataclasses.dataclass
+class Spec:
+    size: int
+    mean: tuple[float, ...]
+
+
+def test_json_types():
+    value = {
+        "scalars": [np.float32(0.25), np.int64(3), np.bool_(True), jnp.int32(4), np.array(2.5), True, None, "é"],
+        "arrays": [np.zeros([2, 1], np.float32), jnp.arange(2), jnp.ones([1], jnp.bfloat16), np.array(["a"])],
+        "holes": [float("nan"), np.float32("inf"), np.array([1.0, -np.inf])],
+        "structures": [Row(pathlib.Path("a/b"), np.int64(1)), Spec(2, (0.5,)), Norm.LINF, ()],
+        0.25: {Norm.LINF: 1, np.int32(7): 2},
+    }
+    holes: list[str] = []
+    assert runlog.jsonable(value, holes=holes) == {
+        "scalars": [0.25, 3, True, 4, 2.5, True, None, "é"],
+        "arrays": [[[0.0], [0.0]], [0, 1], [1.0], ["a"]],
+        "holes": [None, None, [1.0, None]],
+        "structures": [{"path": "a/b", "n": 1}, {"size": 2, "mean": [0.5]}, "linf", []],
+        "0.25": {"linf": 1, "7": 2},
+    }
+    assert holes == ["holes/0", "holes/1", "holes/2/1"]
+    for wrong in ({1, 2}, object(), Spec, b"bytes", 1j):
+        with pytest.raises(ValueError, match="JSON cannot hold"):
+            runlog.jsonable({"x": wrong})
+
+
+def test_holes_of_a_result_are_named(tmp_path, capsys):
+    runlog.start("x", tmp_path, {}).finish({"test": {"nll": float("nan"), "top1": 1.0}}, "")
+    assert read(tmp_path / "result.json") == {"test": {"nll": None, "top1": 1.0}}
+    assert "test/nll" in capsys.readouterr().err
+
+
+def test_git_names_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # set where a git hook runs the tests
+        monkeypatch.delenv(name)
+
+    def git(*words):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "init.defaultBranch=main"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+
+    nothing = {"git_commit": None, "git_changed": None}
+    assert runlog._git(tmp_path) == nothing
+    try:
+        git("init")
+    except OSError:
+        pytest.skip("git is not installed")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    clean = runlog._git(tmp_path)
+    assert len(clean["git_commit"]) == 40 and clean["git_changed"] is False
+    with monkeypatch.context() as hook:
+        hook.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+        assert runlog._git(tmp_path) == clean
+    (tmp_path / "a").write_text("2")
+    assert runlog._git(tmp_path) == {**clean, "git_changed": True}
+    (tmp_path / "site-packages").mkdir()
+    assert runlog._git(tmp_path / "site-packages") == nothing
+
+
+def test_import_starts_no_accelerator():
+    code = "import sys, tl.runlog, tl.report; sys.exit('jax' in sys.modules)"
+    root = pathlib.Path(runlog.__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
+
+
+@hypothesis.given(st.integers(0, 3000), st.booleans())
+def test_progress_in_a_log_is_few_lines_and_passes_everything(n, sized):
+    log = io.StringIO()
+    items = list(range(n))
+    assert list(runlog.progress(items if sized else iter(items), label="predict", stream=log)) == items
+    lines = log.getvalue().splitlines()
+    assert len(lines) <= 11 and "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
+    assert bool(lines) == (n > 0) and all(line.startswith("predict") for line in lines)
+    if sized and n:
+        assert f" {n}/{n} " in lines[-1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_is_one_line_that_ends(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    screen = Terminal()
+    assert list(runlog.progress(range(50), label="x" * 100, stream=screen)) == list(range(50))
+    assert screen.getvalue().endswith("\n") and screen.getvalue().count("\n") == 1
+    assert max(len(part) for part in screen.getvalue().replace("\x1b[K", "").split("\r")) <= 60
+    screen = Terminal()
+    with pytest.raises(KeyboardInterrupt):
+        for i in runlog.progress(range(50), label="x", stream=screen):
+            if i == 20:
+                raise KeyboardInterrupt
+    # The generator is closed here; what it had drawn stays, and the prompt starts on a line of its own.
+    assert screen.getvalue().endswith("\n") and "/50" in screen.getvalue()
+
+
+def test_progress_survives_a_wrong_total():
+    for total in (0, 3, 1000):
+        log = io.StringIO()
+        assert len(list(runlog.progress(iter(range(40)), total, "x", stream=log))) == 40
+        assert len(log.getvalue().splitlines()) <= 12

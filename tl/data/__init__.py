@@ -1,0 +1,78 @@
+"""Labelled pictures by name, files from a user's words, and fixed-shape batches of them.
+
+To add a data set: one function that returns a `DataSpec`, and one row in `SETS`. Nothing here shuffles, augments or
+normalises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from tl.data.decode import ImageError, decode
+from tl.data.find import find_images
+from tl.data.folder import folder
+from tl.data.loader import Batch, load
+from tl.data.packaged import Photograph, elpv, photographs
+from tl.data.spec import DataSpec, Example, Skipped, Split
+from tl.data.split import content_hash, split, split_by_content, split_stratified
+from tl.paths import nearest
+
+# word -> (function, what follows the colon; "" where nothing does)
+SETS: dict[str, tuple[Callable[..., DataSpec], str]] = {
+    "folder": (folder, "DIR"),
+    "elpv": (elpv, ""),
+}
+PLANNED = {"csv": "FILE", "tfds": "NAME"}  # known words that cannot be read yet
+
+
+def names() -> tuple[str, ...]:
+    """Every data set as a user writes it.
+
+    Example:
+      >>> names()
+      ('folder:DIR', 'elpv')
+    """
+    return tuple(f"{word}:{takes}" if takes else word for word, (_, takes) in SETS.items())
+
+
+def get(word: str) -> DataSpec:
+    """The data set that `folder:DIR` or `elpv` names.
+
+    Raises:
+      ValueError: an unknown word, or one whose set cannot be made; it lists the nearest.
+    """
+    kind, colon, rest = word.partition(":")
+    if kind in PLANNED:
+        raise ValueError(f"{word!r}: {kind}:{PLANNED[kind]} cannot be read yet, wanted {' or '.join(names())}")
+    if kind not in SETS:
+        if os.path.isdir(os.path.expanduser(word)):
+            raise ValueError(f"{word!r} is a folder, wanted a data set's name: write 'folder:{word}'")
+        raise ValueError(f"unknown data set {word!r}, wanted {' or '.join(names())}; nearest: {nearest(kind, SETS)}")
+    make, takes = SETS[kind]
+    if bool(rest) != bool(takes) or (colon and not takes):
+        raise ValueError(f"the data set {word!r} is incomplete or has too much, wanted {kind}{takes and ':' + takes}")
+    return make(rest) if takes else make()
+
+
+__all__ = [
+    "Batch",
+    "DataSpec",
+    "Example",
+    "ImageError",
+    "Photograph",
+    "Skipped",
+    "Split",
+    "content_hash",
+    "decode",
+    "elpv",
+    "find_images",
+    "folder",
+    "get",
+    "load",
+    "names",
+    "photographs",
+    "split",
+    "split_by_content",
+    "split_stratified",
+]

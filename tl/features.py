@@ -1,0 +1,154 @@
+"""The feature bank: pooled features of pictures, computed once and kept on disk.
+
+A bank is a folder named by what decides its numbers: the backbone's variables, the preprocessing and the endpoint. Inside,
+a picture is known by the SHA-256 of its file, so renamed, moved or shared pictures are found again and a changed one is
+not. Features are appended in shards, each written whole or not at all: an interrupted run loses at most one shard, and
+two processes may fill a bank at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tl import data, pixels
+from tl.classifier import Classifier
+from tl.data import Batch, Skipped
+from tl.paths import digest, nearest
+from tl.types import Variables
+
+BANK_FORMAT = 1  # part of every key: a change of what a bank holds starts new banks
+SHARD = 512  # pictures between two writes (chosen, not tuned)
+
+
+class Features(NamedTuple):
+    """The pooled features of a list of pictures.
+
+    Attributes:
+      values: f32[n d]; zero where a picture could not be read.
+      valid: bool[n].
+      skipped: the pictures that could not be read.
+      bank: the folder that keeps them.
+      reused: how many of the n came from the bank.
+    """
+
+    values: np.ndarray
+    valid: np.ndarray
+    skipped: tuple[Skipped, ...]
+    bank: Path
+    reused: int
+
+
+def cache_dir() -> Path:
+    """Where banks live: `$TL_CACHE`, or `tl` in the user's cache folder."""
+    if os.environ.get("TL_CACHE"):
+        return Path(os.environ["TL_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl"
+
+
+def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") -> str:
+    """Names the bank: a hash of the backbone's variables bit by bit, the preprocessing and the endpoint."""
+    backbone = {name: tree.get("backbone", {}) for name, tree in variables.items()}
+    facts = [BANK_FORMAT, clf.arch, digest(backbone), clf.pixels.as_dict(), endpoint]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def extract(
+    clf: Classifier,
+    variables: Variables,
+    paths: Sequence[Path],
+    *,
+    endpoint: str = "features",
+    cache: Path | None = None,
+    batch_size: int = 16,
+    progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
+) -> Features:
+    """Features of every picture, from the bank where it has them, computed and kept where it has not.
+
+    Args:
+      clf, variables: the network; its head plays no part.
+      paths: picture files.
+      endpoint: "features", or an endpoint's name: then the mean over its map.
+      cache: folder of all banks; default `cache_dir()`.
+      batch_size: pictures a forward pass.
+      progress: wraps the batches that have to be computed.
+
+    Returns:
+      Features, in the order of `paths`.
+
+    Raises:
+      ValueError: unknown endpoint.
+    """
+    bank = (cache or cache_dir()) / "banks" / f"{clf.arch}-{bank_key(clf, variables, endpoint)}"
+    bank.mkdir(parents=True, exist_ok=True)
+    hashes = [data.content_hash(path) for path in paths]
+    known = dict(_read(bank))
+    todo = {h: path for h, path in zip(hashes, paths, strict=True) if h not in known}
+    reused = sum(h in known for h in hashes)
+    broken: dict[str, str] = {}
+    fresh: dict[str, np.ndarray] = {}
+    todo_hashes, todo_paths = list(todo), list(todo.values())
+    if todo:
+        forward = functools.partial(_forward(clf, endpoint), jax.device_put(variables))
+        prepare = functools.partial(pixels.prepare, clf.pixels)
+        batches = data.load(todo_paths, prepare, batch_size=batch_size)
+        for batch in progress(batches, -(-len(todo) // batch_size)):
+            rows = np.asarray(forward(pixels.to_images01(batch.images)))
+            for index, valid, row in zip(batch.index, batch.valid, rows, strict=True):
+                if valid:
+                    fresh[todo_hashes[index]] = row
+            why = {skip.path: skip.why for skip in batch.skipped}
+            broken |= {todo_hashes[i]: why[str(todo_paths[i])] for i in batch.index if i >= 0 and str(todo_paths[i]) in why}
+            if len(fresh) >= SHARD:
+                known |= _write(bank, fresh)
+                fresh = {}
+        known |= _write(bank, fresh)
+    width = next(iter(known.values())).shape[0] if known else clf.spec.features
+    values = np.stack([known.get(h, np.zeros(width, np.float32)) for h in hashes]) if hashes else np.zeros((0, width), np.float32)
+    skipped = tuple(Skipped(str(path), broken[h]) for path, h in zip(paths, hashes, strict=True) if h in broken)
+    return Features(values, np.array([h in known for h in hashes], bool), skipped, bank, reused)
+
+
+@functools.cache
+def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, jax.Array], jax.Array]:
+    @jax.jit
+    def forward(variables: Variables, images01: jax.Array) -> jax.Array:
+        output = clf.apply(variables, images01)
+        if endpoint == "features":
+            return output.features
+        if endpoint not in output.endpoints:
+            raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, output.endpoints)}")
+        return jnp.mean(output.endpoints[endpoint], axis=(1, 2))
+
+    return forward
+
+
+def _read(bank: Path) -> Iterator[tuple[str, np.ndarray]]:
+    for shard in sorted(bank.glob("*.safetensors")):
+        try:
+            with safe_open(shard, "np") as file:
+                hashes = json.loads(file.metadata()["hashes"])
+                yield from zip(hashes, file.get_tensor("features"), strict=True)
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            continue  # not a shard, or cut short by a full disk: its pictures are computed again
+
+
+def _write(bank: Path, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if features:
+        name = uuid.uuid4().hex
+        partial = bank / f"{name}.partial"
+        save_file({"features": np.stack(list(features.values()))}, partial, {"hashes": json.dumps(list(features))})
+        os.replace(partial, bank / f"{name}.safetensors")
+    return features

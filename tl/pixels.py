@@ -1,0 +1,159 @@
+"""From a decoded photograph to what a network sees: the only place in `tl` that resizes, crops or normalises.
+
+Two steps, at the border between host and device:
+  `prepare`    on the host:   uint8[h w 3] of any size -> uint8[s s 3]      (Pillow: resize, centre crop)
+  `normalise`  on the device: images01 f32[b s s 3] in [0, 1] -> inputs     (range, mean, std, channel order)
+Everything a user, an attack or an ideal image touches is `images01`: RGB in [0, 1]. Reading files is `tl.data.decode`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from tl.paths import nearest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's ImageNet statistics, RGB in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_ASPECT = 50  # longer strips are cut to this ratio before the resize, which would take gigabytes (chosen, not tuned)
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelSpec:
+    """How a set of weights wants its pictures; it travels with the weights.
+
+    Attributes:
+      size: side of the square input, in pixels.
+      crop: share of the resized shorter side that the centre crop keeps, in (0, 1]; 0.875 is 224 of 256.
+      resize: "shorter" keeps the aspect ratio and crops; "squash" resizes both sides to `size` and crops nothing.
+      interpolation: Pillow's filter, antialiased; torchvision and timm resize PIL images with the same code.
+      mean, std: per channel, in [0, 1] units, in the order of `channels`.
+      channels: order that the network wants, "rgb" or (Caffe, Keras' VGG and ResNet) "bgr".
+    """
+
+    size: int = 224
+    crop: float = 0.875
+    resize: Literal["shorter", "squash"] = "shorter"
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    channels: Literal["rgb", "bgr"] = "rgb"
+
+    def __post_init__(self) -> None:
+        for field, found, known in (
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("resize", self.resize, ("shorter", "squash")),
+            ("channels", self.channels, ("rgb", "bgr")),
+        ):
+            if found not in known:
+                raise ValueError(f"unknown {field} {found!r}; nearest: {nearest(found, known)}")
+        if not (self.size >= 1 and 0 < self.crop <= 1):
+            raise ValueError(f"size must be at least 1 and crop in (0, 1]; got size={self.size}, crop={self.crop}")
+
+    def replace(self, **changes: Any) -> PixelSpec:
+        """The same spec with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready fields; `PixelSpec.from_dict` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> PixelSpec:
+        """The spec that `as_dict` described."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
+    """The square that the network sees of a decoded photograph, still 8 bit.
+
+    Args:
+      spec: what the weights want.
+      image: uint8[h w 3] RGB, as `tl.data.decode` returns it.
+
+    Returns:
+      uint8[size size 3]. Resized lengths are truncated and crop corners rounded as torchvision does
+      (`transforms.functional.resize`, `center_crop`), so the pixels are torchvision's.
+
+    Example:
+      >>> prepare(PixelSpec(size=8), np.zeros((30, 20, 3), np.uint8)).shape
+      (8, 8, 3)
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"prepare wants uint8[h w 3]; got {image.dtype}{list(image.shape)}")
+    pil, size, how = Image.fromarray(image), spec.size, INTERPOLATIONS[spec.interpolation]
+    if spec.resize == "squash":
+        return np.asarray(pil.resize((size, size), how))
+    slimmest = MAX_ASPECT * min(pil.size)
+    if max(pil.size) > slimmest:  # only its middle is ever seen
+        (w, h), (cw, ch) = pil.size, (min(side, slimmest) for side in pil.size)
+        pil = pil.crop(((w - cw) // 2, (h - ch) // 2, (w - cw) // 2 + cw, (h - ch) // 2 + ch))
+    short = int(size / spec.crop)
+    scaled = tuple(short if side == min(pil.size) else max(short, int(short * side / min(pil.size))) for side in pil.size)
+    pil = pil.resize(scaled, how)
+    left, top = (int(round((side - size) / 2.0)) for side in pil.size)
+    return np.asarray(pil.crop((left, top, left + size, top + size)))
+
+
+def to_images01(images: np.ndarray) -> np.ndarray:
+    """8-bit pictures as `images01`: uint8[...] -> f32[...] in [0, 1], exactly k / 255."""
+    if images.dtype != np.uint8:
+        raise ValueError(f"to_images01 wants uint8 pictures; got {images.dtype}{list(images.shape)}")
+    return images.astype(np.float32) / np.float32(255)
+
+
+def to_uint8(images01: np.ndarray | jax.Array) -> np.ndarray:
+    """The nearest 8-bit picture: f32[...] in [0, 1] -> uint8[...], rounded to nearest, never wrapped."""
+    check(images01)
+    return np.rint(np.asarray(images01) * np.float32(255)).astype(np.uint8)
+
+
+def check(images01: Any, *, ndim: int | None = None) -> None:
+    """Refuses what is not `images01`: wrong dtype or rank always, out of [0, 1] or NaN where values are known.
+
+    Values under a `jit` trace are not known: there only dtype and rank are checked.
+
+    Raises:
+      ValueError: names the dtype, shape and range it saw.
+    """
+    dtype, shape = getattr(images01, "dtype", None), getattr(images01, "shape", None)
+    if shape is None or dtype is None:
+        raise ValueError(f"images01 must be an array f32[b h w c] in [0, 1]; got {type(images01).__name__}")
+    seen = f"{dtype}{list(shape)}"
+    if dtype != np.float32:
+        hint = "; use tl.pixels.to_images01 for 8-bit pictures" if dtype == np.uint8 else ""
+        raise ValueError(f"images01 must be float32 in [0, 1]; got {seen}{hint}")
+    if ndim is not None and (len(shape) != ndim or shape[-1] != 3):
+        raise ValueError(f"images01 must be f32[b h w 3], RGB; got {seen}")
+    if isinstance(images01, jax.core.Tracer) or 0 in shape:
+        return
+    low, high = float(np.min(images01)), float(np.max(images01))
+    if not (low >= 0.0 and high <= 1.0):  # NaN fails both comparisons
+        raise ValueError(f"images01 must lie in [0, 1] and hold no NaN; got {seen} in [{low:.4g}, {high:.4g}]")
+
+
+def normalise(spec: PixelSpec, images01: jax.Array) -> jax.Array:
+    """What the network's first layer sees: `(images01 - mean) / std`, in its channel order.
+
+    Args:
+      images01: f32[b h w 3] in [0, 1], RGB.
+
+    Returns:
+      f32[b h w 3].
+    """
+    ordered = images01[..., ::-1] if spec.channels == "bgr" else images01
+    shape = (1,) * (images01.ndim - 1) + (3,)
+    return (ordered - jnp.asarray(spec.mean, jnp.float32).reshape(shape)) * jnp.asarray(
+        [1.0 / s for s in spec.std], jnp.float32
+    ).reshape(shape)

@@ -1,0 +1,1 @@
+"""Pretrained weights: find the file (`store`), read it without running it (`readers`), rename its tensors (`port`)."""
