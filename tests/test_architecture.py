@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYOUT: Sequence[str] = """
 types paths pixels ops report
 backbones weights labels heads classifier
-losses metrics optim train features probe
+losses metrics optim train data features probe
 ascend attacks visualize explain
-data checkpoints devices runlog
+checkpoints devices runlog
 """.split()
 
 HOMES: dict[str, set[str]] = {  # library -> the modules of tl that may import it; what is not listed, all may

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_help_lists_the_experiments_with_their_first_line(project: Path, argumen
 
 
 def test_an_unknown_experiment_is_answered_with_the_nearest(project: Path):
-    (project / "bin/python3").symlink_to(os.path.realpath(shutil.which("python3") or "python3"))
+    (project / "bin/python3").symlink_to(os.path.realpath(sys.executable))
     run = launch(project, "quickstrat")
     stops(run, "'quickstrat'", "quickstart")
     assert "attack" not in run.stderr

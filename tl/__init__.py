@@ -1,0 +1,38 @@
+"""Transfer learning with pretrained CNNs in JAX: backbones, freezing, ideal images, attacks.
+
+Importing `tl` touches no network, starts no accelerator and draws no plot.
+"""
+
+from tl import attacks, backbones, data, labels, metrics, optim, paths, pixels, train, visualize, weights
+from tl.ascend import ascend
+from tl.classifier import Classifier, load, save
+from tl.features import extract
+from tl.pixels import PixelSpec
+from tl.probe import logistic
+from tl.types import Mode, Output, Variables
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Classifier",
+    "Mode",
+    "Output",
+    "PixelSpec",
+    "Variables",
+    "ascend",
+    "attacks",
+    "backbones",
+    "data",
+    "extract",
+    "labels",
+    "load",
+    "logistic",
+    "metrics",
+    "optim",
+    "paths",
+    "pixels",
+    "save",
+    "train",
+    "visualize",
+    "weights",
+]

@@ -15,12 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from tl import backbones, heads, labels, pixels
-from tl.backbones.spec import BackboneSpec
+from tl.backbones.spec import BackboneSpec, Module
 from tl.labels import ClassTable
-from tl.paths import flatten, nearest, unflatten
+from tl.paths import flatten, unflatten
 from tl.pixels import PixelSpec
 from tl.types import Mode, Output, Variables
 from tl.weights import port, readers, store, tables
@@ -54,7 +53,7 @@ class Classifier:
 
     arch: str
     spec: BackboneSpec
-    head: nn.Module | None
+    head: Module | None
     pixels: PixelSpec
     classes: ClassTable | None
     weights: Provenance
@@ -115,17 +114,21 @@ class Classifier:
         """
         logits = self.apply(variables, images01).logits
         if logits is None:
-            raise ValueError(
-                f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; take --arch=efficientnet_lite0, "
-                "train a head with `transfer` and give --model=DIR, or give --weights=FILE of a whole network"
-            )
+            raise ValueError(self.headless())
         return logits
+
+    def headless(self) -> str:
+        """The sentence for a user who wants class probabilities of a network without a head."""
+        return (
+            f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; take --arch=efficientnet_lite0, "
+            "train a head with `transfer` and give --model=DIR, or give --weights=FILE of a whole network"
+        )
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The uint8[s s 3] square that this network sees of a decoded photograph uint8[h w 3]."""
         return pixels.prepare(self.pixels, image)
 
-    def with_head(self, head: nn.Module, classes: ClassTable) -> Classifier:
+    def with_head(self, head: Module, classes: ClassTable) -> Classifier:
         """The same backbone under another head."""
         return dataclasses.replace(self, head=head, classes=classes)
 
@@ -254,7 +257,7 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
 def _load_artefact(folder: Path) -> tuple[Classifier, Variables]:
     try:
         about = json.loads((folder / ARTEFACT).read_text())
-        classes = ClassTable.from_dict(about["classes"])
+        classes = labels.from_dict(about["classes"])
         head = HEADS[about["head"]](len(classes.entries))
         pixel_spec = PixelSpec.from_dict(about["pixels"])
         weights = Provenance(**about["weights"])
@@ -269,14 +272,3 @@ def _load_artefact(folder: Path) -> tuple[Classifier, Variables]:
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
     same = {name: port.Target(name) for name in shapes}
     return clf, {"batch_stats": {}, **port.port(arrays, same, unflatten(shapes))}
-
-
-def parse_arch(arch: str, model: str) -> str:
-    """The one of `--arch` and `--model` that was given, as `load` takes it.
-
-    Raises:
-      ValueError: neither or both.
-    """
-    if bool(arch) == bool(model):
-        raise ValueError(f"give one of --arch (nearest: {nearest(arch, backbones.names())}) and --model=DIR")
-    return model or arch

@@ -33,9 +33,9 @@ def wilson(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
 
 
 def topk_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Is the label among the k highest scores: f[n c], i[n] -> bool[n]. Ties count against the label."""
+    """Is the label among the k highest scores: f[n c], i[n] -> bool[n]. Ties count against the label, and so does NaN."""
     own = scores[np.arange(len(labels)), labels]
-    return np.sum(scores >= own[:, None], axis=1) <= min(k, scores.shape[1])
+    return np.sum(~(scores < own[:, None]), axis=1) <= min(k, scores.shape[1])
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, k: int) -> np.ndarray:

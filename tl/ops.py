@@ -10,7 +10,7 @@ What this module does NOT do: no parameters, no layers, no normalisation, no act
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -70,7 +70,9 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PA
         ValueError: shapes that do not fit each other.
     """
     if x.ndim != 4 or kernel.ndim != 4:
-        raise ValueError(f"got x of shape {x.shape} and kernel {kernel.shape}; expected x [b h w c], kernel [kh kw c/groups o]")
+        raise ValueError(
+            f"got x of shape {x.shape} and kernel {kernel.shape}; expected x [b h w c], kernel [kh kw c/groups o]"
+        )
     if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(
             f"got {x.shape[3]} channels, {groups} groups and a kernel of shape {kernel.shape}; "
@@ -95,9 +97,8 @@ def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDIN
     Returns:
         f32[b h' w' c].
     """
-    return lax.reduce_window(
-        x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *padding, (0, 0))
-    )
+    pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
+    return _max_pool(x, int(window), int(stride), pads)
 
 
 # --- the switch ------------------------------------------------------------------------------------------------------
@@ -142,8 +143,10 @@ def _forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tupl
         return plain, _pointwise(*args)
     if groups == x_shape[3] == out and per_group == 1:
         return plain, _depthwise(*args)
-    if groups == 1 and stride == 2 and x_shape[3] <= 4:
-        return plain, _by_autodiff(partial(_space_to_depth_conv, padding=padding), x_shape, k_shape)
+    if groups == 1 and stride <= 2 and x_shape[3] <= 4:
+        return plain, _by_autodiff(partial(_stem, stride=stride, padding=padding), x_shape, k_shape)
+    if groups == 1:
+        return plain, _dense(*args, plain)
     return plain, plain
 
 
@@ -165,18 +168,64 @@ def _by_autodiff(forward: Callable[[Array, Array], Array], x_shape, k_shape) -> 
     return _Form(forward, input_grad, kernel_grad)
 
 
-def _pad(x: Array, padding: Padding) -> Array:
-    """Zeros around a picture; negative amounts crop."""
+def _pad(x: Array, padding: Padding, value: float = 0.0) -> Array:
+    """A border of `value` around a picture; negative amounts crop."""
     (top, bottom), (left, right) = padding
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
+    return lax.pad(x, jnp.array(value, x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
+
+
+def _shifts(x: Array, taps: Pair, size: Pair, stride: int = 1) -> list[Array]:
+    """What each tap of a window meets, in row-major order: `kh * kw` pictures of `size` pixels."""
+    high = ((size[0] - 1) * stride + 1, (size[1] - 1) * stride + 1)
+    return [x[:, i : i + high[0] : stride, j : j + high[1] : stride] for i in range(taps[0]) for j in range(taps[1])]
+
+
+def _out_size(x_shape, taps: Pair, stride: int, padding: Padding) -> Pair:
+    (top, bottom), (left, right) = padding
+    return (x_shape[1] + top + bottom - taps[0]) // stride + 1, (x_shape[2] + left + right - taps[1]) // stride + 1
+
+
+def _select(kernel: Array, rows: range, cols: range) -> Array:
+    """The taps of a kernel in these rows and columns, in their order."""
+    return jnp.stack([jnp.stack([kernel[i, j] for j in cols]) for i in rows])
+
+
+def _by_phases(g, x_shape, taps: Pair, stride: int, padding: Padding, gather: Callable) -> Array:
+    """The transpose of a sliding window: what each pixel of the input receives from the windows that cover it.
+
+    Pixels (stride * m + r, stride * n + t) of the padded input, its phase (r, t), meet only the taps [r::stride,
+    t::stride]. Inside a phase the transpose is a stride-1 window over `g` with those taps in reverse order:
+    `gather(padded g, rows of taps, columns of taps, size)` does it; `g` may be any pytree of pictures.
+    """
+    b, h, w, c = x_shape
+    (top, _), (left, _) = padding
+    lo, hi = (top // stride, left // stride), (-(-(top + h) // stride), -(-(left + w) // stride))
+    size = (hi[0] - lo[0], hi[1] - lo[1])
+
+    def phase(r: int, t: int) -> Array:
+        rows, cols = range(r, taps[0], stride)[::-1], range(t, taps[1], stride)[::-1]
+        if not rows or not cols:
+            return jnp.zeros((b, *size, c))
+        n = (len(rows), len(cols))
+
+        def widen(a: Array) -> Array:
+            return _pad(a, ((n[0] - 1 - lo[0], hi[0] - a.shape[1]), (n[1] - 1 - lo[1], hi[1] - a.shape[2])))
+
+        return gather(jax.tree.map(widen, g), rows, cols, size)
+
+    phases = jnp.stack([phase(r, t) for r in range(stride) for t in range(stride)])
+    dx = phases.reshape(stride, stride, b, *size, c).transpose(2, 3, 0, 4, 1, 5)
+    dx = dx.reshape(b, size[0] * stride, size[1] * stride, c)
+    y0, x0 = top - lo[0] * stride, left - lo[1] * stride
+    return dx[:, y0 : y0 + h, x0 : x0 + w]
 
 
 # --- 1x1: a matmul ---------------------------------------------------------------------------------------------------
 
 
 def _pointwise(x_shape, k_shape, stride: int, padding: Padding) -> _Form:
-    b, h, w, c = x_shape
-    (top, bottom), (left, right) = padding
+    _, h, w, _ = x_shape
+    (top, _), (left, _) = padding
 
     def sample(x: Array) -> Array:
         return _pad(x, padding)[:, ::stride, ::stride]
@@ -200,64 +249,126 @@ def _pointwise(x_shape, k_shape, stride: int, padding: Padding) -> _Form:
 
 
 def _depthwise(x_shape, k_shape, stride: int, padding: Padding) -> _Form:
-    b, h, w, c = x_shape
-    kh, kw = k_shape[:2]
-    (top, bottom), (left, right) = padding
+    b, taps = x_shape[0], k_shape[:2]
+    size = _out_size(x_shape, taps, stride, padding)
+
+    def weigh(shifts: list[Array], kernel: Array) -> Array:
+        weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
+        return reduce(jnp.add, [x * w for x, w in zip(shifts, weights, strict=True)])
 
     def forward(x: Array, kernel: Array) -> Array:
-        x = _pad(x, padding)
-        oh, ow = (x.shape[1] - kh) // stride + 1, (x.shape[2] - kw) // stride + 1
-        return sum(
-            x[:, i : i + (oh - 1) * stride + 1 : stride, j : j + (ow - 1) * stride + 1 : stride] * kernel[None, None, i, j]
-            for i in range(kh)
-            for j in range(kw)
-        )
+        return weigh(_shifts(_pad(x, padding), taps, size, stride), kernel)
 
     def input_grad(g: Array, kernel: Array) -> Array:
-        # Phase (r, t) of the padded input, pixels (stride*m + r, stride*n + t), meets only taps kernel[r::stride,
-        # t::stride]; on it the gradient is the stride-1 operation with those taps flipped.
-        rows, cols = -(-(h + top + bottom) // stride), -(-(w + left + right) // stride)
-        phases = []
-        for r in range(stride):
-            for t in range(stride):
-                taps = kernel[r::stride, t::stride][::-1, ::-1]
-                nh, nw = taps.shape[:2]
-                if nh == 0 or nw == 0:
-                    phases.append(jnp.zeros((b, rows, cols, c), g.dtype))
-                    continue
-                wide = _pad(g, ((nh - 1, rows - g.shape[1]), (nw - 1, cols - g.shape[2])))
-                phases.append(
-                    sum(wide[:, i : i + rows, j : j + cols] * taps[None, None, i, j] for i in range(nh) for j in range(nw))
-                )
-        dx = jnp.stack(phases).reshape(stride, stride, b, rows, cols, c).transpose(2, 3, 0, 4, 1, 5)
-        return dx.reshape(b, rows * stride, cols * stride, c)[:, top : top + h, left : left + w]
+        def gather(g: Array, rows: range, cols: range, size: Pair) -> Array:
+            return weigh(_shifts(g, (len(rows), len(cols)), size), _select(kernel, rows, cols))
+
+        return _by_phases(g, x_shape, taps, stride, padding, gather)
 
     def kernel_grad(x: Array, g: Array) -> Array:
+        # One row of outputs at a time, so that all k*k sums read it from the cache. Partial sums keep the width: adding
+        # vectors is what XLA vectorises, a reduction to [c] is not. A few pictures a step pay for the step.
         x = _pad(x, padding)
-        oh, ow = g.shape[1:3]
-        sums = [
-            jnp.sum(g * x[:, i : i + (oh - 1) * stride + 1 : stride, j : j + (ow - 1) * stride + 1 : stride], (0, 1, 2))
-            for i in range(kh)
-            for j in range(kw)
-        ]
-        return jnp.stack(sums).reshape(k_shape)
+        some = next(n for n in range(16, 0, -1) if b % n == 0)
+
+        def add_row(step: Array, sums: Array) -> Array:
+            row, first = step // (b // some), step % (b // some) * some
+            gs = lax.dynamic_slice(g, (first, row, 0, 0), (some, 1, *g.shape[2:]))
+            xs = lax.dynamic_slice(x, (first, row * stride, 0, 0), (some, taps[0], *x.shape[2:]))
+            products = [
+                reduce(jnp.add, [gs[n] * s[n] for n in range(some)]) for s in _shifts(xs, taps, (1, size[1]), stride)
+            ]
+            return sums + jnp.concatenate(products)
+
+        sums = jnp.zeros((taps[0] * taps[1], *g.shape[2:]), g.dtype)
+        return jnp.sum(lax.fori_loop(0, size[0] * (b // some), add_row, sums), axis=1).reshape(k_shape)
 
     return _Form(forward, input_grad, kernel_grad)
 
 
-# --- few input channels at stride 2: space to depth ------------------------------------------------------------------
+# --- few input channels, stride 1 or 2: patches, then a matmul -------------------------------------------------------
 
 
-def _space_to_depth_conv(x: Array, kernel: Array, *, padding: Padding) -> Array:
-    """A stride-2 convolution as a stride-1 convolution on 2x2 blocks of pixels laid into the channels."""
+def _stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
+    """Blocks of stride x stride pixels laid into the channels, then a matmul for each row of taps."""
+    s = stride
     kh, kw, c, out = kernel.shape
     b, h, w, _ = x.shape
-    (top, bottom), (left, right) = padding
-    oh, ow = (h + top + bottom - kh) // 2 + 1, (w + left + right - kw) // 2 + 1
-    bh, bw = -(-kh // 2), -(-kw // 2)  # the kernel, in blocks
+    (top, _), (left, _) = padding
+    oh, ow = _out_size(x.shape, (kh, kw), s, padding)
+    bh, bw = -(-kh // s), -(-kw // s)  # the kernel, in blocks
     rows, cols = oh + bh - 1, ow + bw - 1  # the part of the picture it meets, in blocks
-    x = _pad(x, ((top, 2 * rows - h - top), (left, 2 * cols - w - left)))
-    x = x.reshape(b, rows, 2, cols, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, cols, 4 * c)
-    kernel = jnp.pad(kernel, ((0, 2 * bh - kh), (0, 2 * bw - kw), (0, 0), (0, 0)))
-    kernel = kernel.reshape(bh, 2, bw, 2, c, out).transpose(0, 2, 1, 3, 4, 5).reshape(bh, bw, 4 * c, out)
-    return _lax_conv(x, kernel)
+    x = _pad(x, ((top, s * rows - h - top), (left, s * cols - w - left)))
+    x = x.reshape(b, rows, s, cols, s, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, cols, s * s * c)
+    kernel = jnp.pad(kernel, ((0, s * bh - kh), (0, s * bw - kw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(bh, s, bw, s, c, out).transpose(0, 2, 1, 3, 4, 5).reshape(bh, bw * s * s * c, out)
+    patches = [jnp.concatenate(_shifts(x[:, i:], (1, bw), (oh, ow)), axis=3) for i in range(bh)]
+    return reduce(jnp.add, [jnp.einsum("bhwc,co->bhwo", p, k) for p, k in zip(patches, kernel, strict=True)])
+
+
+# --- dense k x k: lax forward, gradients as small stride-1 convolutions and k*k matmuls ------------------------------
+
+
+def _dense(x_shape, k_shape, stride: int, padding: Padding, plain: _Form) -> _Form:
+    taps = k_shape[:2]
+
+    def input_grad(g: Array, kernel: Array) -> Array:
+        def gather(g: Array, rows: range, cols: range, size: Pair) -> Array:
+            return _lax_conv(g, jnp.swapaxes(_select(kernel, rows, cols), 2, 3))
+
+        return _by_phases(g, x_shape, taps, stride, padding, gather)
+
+    def kernel_grad(x: Array, g: Array) -> Array:
+        shifts = _shifts(_pad(x, padding), taps, (g.shape[1], g.shape[2]), stride)
+        return jnp.stack([jnp.einsum("bhwc,bhwo->co", s, g) for s in shifts]).reshape(k_shape)
+
+    return _Form(plain.forward, input_grad if stride > 1 else plain.input_grad, kernel_grad)
+
+
+# --- max-pooling -----------------------------------------------------------------------------------------------------
+
+
+def _lax_max_pool(x: Array, *, window: int, stride: int, padding: Padding) -> Array:
+    pads = ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
+    plain = partial(_lax_max_pool, window=window, stride=stride, padding=padding)
+    return lax.platform_dependent(x, cpu=lambda x: _max_and_tap(x, window, stride, padding)[0], default=plain)
+
+
+def _max_and_tap(x: Array, window: int, stride: int, padding: Padding) -> tuple[Array, Array]:
+    """The maximum, and the first tap of the window that holds it."""
+    taps = (window, window)
+    shifts = _shifts(_pad(x, padding, -jnp.inf), taps, _out_size(x.shape, taps, stride, padding), stride)
+    largest = reduce(jnp.maximum, shifts)
+    tap = jnp.zeros(largest.shape, jnp.int8)
+    for i in reversed(range(len(shifts))):
+        tap = jnp.where(shifts[i] == largest, jnp.int8(i), tap)
+    return largest, tap
+
+
+def _max_pool_fwd(x: Array, window: int, stride: int, padding: Padding):
+    return _max_pool(x, window, stride, padding), x
+
+
+def _max_pool_bwd(window: int, stride: int, padding: Padding, x: Array, g: Array):
+    def plain(x: Array, g: Array) -> Array:
+        return jax.vjp(partial(_lax_max_pool, window=window, stride=stride, padding=padding), x)[1](g)[0]
+
+    def cpu(x: Array, g: Array) -> Array:
+        def gather(pair: tuple[Array, Array], rows: range, cols: range, size: Pair) -> Array:
+            n = (len(rows), len(cols))
+            numbers = [i * window + j for i in rows for j in cols]
+            shifts = zip(_shifts(pair[0], n, size), _shifts(pair[1], n, size), numbers, strict=True)
+            return reduce(jnp.add, [jnp.where(tap == i, g, jnp.zeros((), g.dtype)) for g, tap, i in shifts])
+
+        tap = _max_and_tap(x, window, stride, padding)[1]
+        return _by_phases((g, tap), x.shape, (window, window), stride, padding, gather)
+
+    return (lax.platform_dependent(x, g, cpu=cpu, default=plain),)
+
+
+_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)

@@ -75,8 +75,8 @@ def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
       name -> label, covering every leaf.
 
     Raises:
-      ValueError: a leaf that no rule covers, a rule that decides nothing, or no leaf left to train;
-        all of them in one message.
+      ValueError: a leaf that no rule covers, a rule that decides nothing or is no regular expression, or no leaf left
+        to train; one message lists them all.
 
     Reference:
       Rules that must cover: big_vision, `optax.py::_split_frozen`.
@@ -86,6 +86,11 @@ def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
       {'head/w': 'trainable', 'stem/w': 'frozen'}
     """
     names = list(flatten(tree))
+    for pattern, _ in rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"rules {list(rules)!r} do not fit this tree: rule {pattern!r} is no regular expression, {error}") from None
     labels: dict[str, str] = {}
     used = set()
     for name in names:
@@ -131,7 +136,7 @@ def digest(tree: Mapping[str, Any]) -> str:
     sha = hashlib.sha256()
     for name, leaf in flatten(tree).items():
         if leaf is not None:
-            array = np.ascontiguousarray(leaf)
+            array = np.asarray(leaf)
             sha.update(f"{name}|{array.dtype}|{array.shape}|".encode())
             sha.update(array.tobytes())
     return sha.hexdigest()

@@ -21,6 +21,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -448,6 +449,11 @@ def section(title: str, *parts: Html, text: str = "") -> Html:
     return tag("section", "", tag("h2", "", title), tag("div", "body", *prose, *parts))
 
 
+def chapter(title: str) -> Html:
+    """A large heading over the sections that follow, for a page that tells of several things."""
+    return tag("div", "chapter", tag("h2", "", title))
+
+
 def page(title: str, lead: str, sections: Iterable[Html], *, facts: Mapping[str, object]) -> str:
     """A whole page, ready to be written as UTF-8.
 
@@ -460,10 +466,15 @@ def page(title: str, lead: str, sections: Iterable[Html], *, facts: Mapping[str,
     head = tag("header", "", tag("h1", "", title), tag("p", "lead", lead))
     rows = (tag("div", "", tag("dt", "", key), tag("dd", "", value)) for key, value in facts.items())
     foot = tag("footer", "", tag("dl", "", *rows)) if facts else ""
-    return _SHELL.format(title=text(title), css=_CSS, body=tag("main", "", head, *sections, foot))
+    return _SHELL.format(title=text(title), css=_css(), body=tag("main", "", head, *sections, foot))
 
 
 # ----------------------------------------------------------------------------------------------------------- setting
+
+
+def _css() -> str:
+    return resources.files("tl").joinpath("report.css").read_text(encoding="utf-8")
+
 
 _SHELL = """<!doctype html>
 <html lang="en">
@@ -479,108 +490,4 @@ _SHELL = """<!doctype html>
 {body}
 </body>
 </html>
-"""
-
-_CSS = r"""
-:root{--paper:#fdfcf9;--panel:#f5f3ee;--ink:#1c1e21;--soft:#5d6168;--line:#e3e0d8;--bar:#aaa79f;--accent:#0b62a4;
- --heat:#0b62a4;--on:#fff; --c0:#0b62a4;--c1:#b8460b;--c2:#00735a;--c3:#93437a;--c4:#7a6200;
- /* series: after Okabe and Ito (2008), darkened to 4.5:1 on paper */
- --serif:Charter,"Bitstream Charter","Iowan Old Style","Source Serif 4",Georgia,"Liberation Serif",serif;
- --sans:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","Liberation Sans",sans-serif}
-@media screen and (prefers-color-scheme:dark){:root{--paper:#15171a;--panel:#1d2024;--ink:#e5e3dd;--soft:#a2a5ab;
- --line:#2e3237;--bar:#6a6e75;--accent:#6fb7f2;--heat:#3d8ed0;--on:#0d1116;
- --c0:#6fb7f2;--c1:#f2955a;--c2:#4cc9a4;--c3:#dd93c4;--c4:#d9bf52}}
-*{box-sizing:border-box;margin:0}
-html{background:var(--paper);color:var(--ink);font:16px/1.5 var(--sans);-webkit-text-size-adjust:100%}
-main{max-width:84rem;margin:0 auto;padding:clamp(2rem,6vw,5.5rem) clamp(1.25rem,4vw,4rem)}
-h1,h2,h3{font-family:var(--serif);font-weight:600;line-height:1.2;text-wrap:balance}
-h1{font-size:clamp(2rem,5vw,3.1rem);letter-spacing:-.015em;max-width:22ch}
-h2{font-size:1.3rem}h3{font-size:1.1rem;margin-bottom:1rem}
-.lead,.body>p{font-family:var(--serif);max-width:38rem;overflow-wrap:anywhere}
-.lead{font-size:clamp(1.15rem,2.2vw,1.4rem);line-height:1.5;color:var(--soft);margin-top:1.1rem}
-.body>p{font-size:1.09rem;line-height:1.62}.body>*+*{margin-top:2rem}.body>p+p{margin-top:.9rem}
-header{margin-bottom:clamp(2.5rem,5vw,4rem)}
-section{border-top:1px solid var(--line);padding:1.9rem 0 clamp(3rem,6vw,4.75rem)}
-.body{min-width:0;margin-top:1.25rem}
-@media (min-width:68rem){section{display:grid;grid-template-columns:10.5rem minmax(0,1fr);column-gap:2.5rem}
- .body{margin-top:0}h2{position:sticky;top:1.9rem;align-self:start}}
-.body>.note,.note,.caption,small{font:.86rem/1.5 var(--sans);color:var(--soft);max-width:38rem;overflow-wrap:anywhere}
-code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere}
-img{display:block;box-shadow:0 0 0 1px var(--line)}.sharp{image-rendering:pixelated}
-.gallery{display:flex;flex-wrap:wrap;gap:2.25rem 1.75rem;align-items:flex-start}
-.card{width:min-content;min-width:min(14rem,100%);max-width:100%}
-.frame,.scroll{overflow-x:auto;max-width:100%;padding:1px}
-.title{font-weight:600;font-size:.95rem;line-height:1.35;margin-bottom:.55rem;overflow-wrap:anywhere}
-.caption{margin-top:.55rem}.strip .note{margin-top:1.1rem}
-.strip+.strip{border-top:1px dashed var(--line);padding-top:1.5rem}
-ul,dl{list-style:none;padding:0}
-.bars{margin-top:.8rem;font-size:.86rem;line-height:1.35}
-.bars li{display:grid;grid-template-columns:minmax(0,1fr) auto;column-gap:.75rem;margin-top:.5rem;
- overflow-wrap:anywhere}
-.value{font-variant-numeric:tabular-nums;color:var(--soft);white-space:nowrap;align-self:end}
-.track{grid-column:1/-1;position:relative;height:4px;margin-top:.2rem;background:var(--line);border-radius:2px}
-.track i{display:block;height:100%;background:var(--bar);border-radius:2px;min-width:1px}
-.on>span,.on>.value{font-weight:650;color:var(--ink)}.on>.track i{background:var(--accent)}
-.on>span:first-child::before{content:"\25B8\00A0";color:var(--accent)}
-.moved{margin:.45rem 5px .3rem;height:2px}.moved i{position:absolute;background:var(--accent)}
-u{position:absolute;top:50%;width:11px;height:11px;margin:-5.5px;border:2px solid var(--accent);border-radius:50%;
- background:var(--paper)}
-u.full{background:var(--accent)}
-.numbers{display:flex;flex-wrap:wrap;gap:1.25rem 3rem}.numbers div{display:flex;flex-direction:column-reverse}
-.numbers dd{font:500 2rem/1.15 var(--serif);font-variant-numeric:lining-nums tabular-nums}
-.numbers dt,footer dt{font-size:.82rem;color:var(--soft)}
-table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;color:var(--soft);font-size:.86rem;padding-bottom:.5rem}
-.plain th,.plain td{text-align:left;padding:.42rem 1.75rem .42rem 0;border-bottom:1px solid var(--line);
- vertical-align:top}
-.plain th{font-weight:600;font-size:.82rem;color:var(--soft)}.plain .n{text-align:right;white-space:nowrap}
-.plain td{overflow-wrap:break-word}
-details{font-size:.9rem}summary{cursor:pointer;font-weight:600;margin-bottom:.5rem}
-.confusion td{width:2.9rem;height:2.9rem;text-align:center;border:1px solid var(--paper);
- background:color-mix(in srgb,var(--tone) var(--share,0%),var(--panel));print-color-adjust:exact;
- -webkit-print-color-adjust:exact}
-.confusion td{--tone:var(--c1)}.confusion .right{--tone:var(--heat)}.confusion .hot{color:var(--on);font-weight:600}
-.confusion th{font-weight:400;white-space:nowrap;background:var(--paper)}
-.confusion tbody th{position:sticky;left:0;text-align:right;padding-right:.6rem;max-width:14rem;overflow:hidden;
- text-overflow:ellipsis}
-.confusion thead th{vertical-align:bottom;padding-bottom:.5rem}
-.confusion th span{writing-mode:vertical-rl;transform:rotate(180deg);max-height:14rem;overflow:hidden;
- text-overflow:ellipsis}
-.confusion .corner{background:none;width:auto;text-align:right;vertical-align:bottom;padding:0 .6rem .5rem 0;
- color:var(--soft);font-size:.78rem;white-space:nowrap}
-.dense{font-size:.72rem}.dense td{width:1.2rem;min-width:1.2rem;height:1.2rem;font-size:.62rem;line-height:1}
-.interval{max-width:46rem;font-size:.9rem}
-.interval li{display:grid;grid-template-columns:12rem 4.5rem minmax(0,1fr);align-items:center;column-gap:1rem}
-.interval .value{text-align:right;align-self:auto}.interval small{grid-area:2/1/3/3;margin:-.1rem 0 .4rem}
-.lane{grid-area:1/3/2/4;position:relative;min-height:2.1rem;align-self:stretch}small~.lane{grid-row-end:3}
-.lane s{position:absolute;inset:0 auto;border-left:1px solid var(--line)}
-.lane i{position:absolute;top:calc(50% - 3px);height:6px;
- background:color-mix(in srgb,var(--accent) 35%,var(--paper));border-radius:3px}
-.lane u:not(.full){border-color:var(--soft);border-radius:0;transform:rotate(45deg) scale(.8)}
-.axis .lane{font-size:.78rem;color:var(--soft)}.axis span,.plot span{position:absolute;transform:translateX(-50%)}
-.axis span:last-child::after{content:" %";position:absolute;white-space:pre}
-.curves{max-width:44rem}.y-label,.x-label,.plot span{font-size:.78rem;color:var(--soft)}
-.x-label{text-align:right;margin-top:1.6rem}
-.plot{position:relative;height:16rem;margin:.7rem .5rem 0 3.2rem}
-.plot svg{width:100%;height:100%;overflow:visible;display:block}
-.plot .y{right:calc(100% + .6rem);transform:translateY(-50%)}.plot .x{top:calc(100% + .35rem)}
-path{fill:none;stroke-width:2;vector-effect:non-scaling-stroke;stroke-linejoin:round}
-.grid{stroke:var(--line);stroke-width:1}
-.dots{stroke-width:6;stroke-linecap:round}.key{width:28px;height:10px}
-.c0{stroke:var(--c0)}.c1{stroke:var(--c1)}.c2{stroke:var(--c2)}.c3{stroke:var(--c3)}.c4{stroke:var(--c4)}
-.line.c1{stroke-dasharray:7 4}.line.c2{stroke-dasharray:2 4}.line.c3{stroke-dasharray:10 3 2 3}
-.line.c4{stroke-dasharray:14 5}
-.legend{display:flex;flex-wrap:wrap;gap:.25rem 1.75rem;font-size:.86rem;margin-top:.6rem}
-.legend b{font-variant-numeric:tabular-nums}
-footer{border-top:1px solid var(--line);padding-top:1.75rem;font-size:.82rem}
-footer div:first-child{grid-column:1/-1}
-footer dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr));gap:.9rem 2.5rem;
- overflow-wrap:anywhere}
-@media (max-width:36rem){.interval li{grid-template-columns:minmax(0,1fr) auto}
- .interval small{grid-area:3/1/4/-1;margin:0 0 .9rem}
- .lane,small~.lane{grid-area:2/1/3/-1;margin:0 1rem 0 6px}.confusion:not(.dense) td{width:2.2rem;height:2.2rem}
- .card{width:100%}.plot{margin-left:2.6rem}}
-@media print{:root{--paper:#fff}main{max-width:none;padding:0}h2{position:static!important}
- .card,.strip,.confusion,.curves,li,tr{break-inside:avoid}h2,h3,.title{break-after:avoid}img{max-width:17cm;height:auto}
- .scroll,.frame{overflow:visible}.track i,u,.lane i{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """

@@ -51,16 +51,15 @@ Forward = Callable[[Any, jax.Array], jax.Array]
 
 
 def init(params: Any, rules: Rules, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; rules as for `paths.label`, which also raises their errors."""
-    labels = label(params, rules)
-    frozen, trainable = split(params, labels, FROZEN)
+    """The state before the first step, a copy of `params`; rules as for `paths.label`, which also raises their errors."""
+    frozen, trainable = split(jax.tree.map(jnp.array, params), label(params, rules), FROZEN)
     return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimizer.init(trainable))
 
 
 def make_train_step(
     forward: Forward, optimizer: optax.GradientTransformation, *, smoothing: float = 0.0
 ) -> Callable[[TrainState, Examples], tuple[TrainState, dict[str, jax.Array]]]:
-    """A jitted step `(train_state, examples) -> (train_state, metrics)`; the state's buffers are reused.
+    """A jitted step `(train_state, examples) -> (train_state, metrics)`; the old state's buffers are donated to the new.
 
     Args:
       forward: params and inputs to logits.
@@ -87,4 +86,4 @@ def make_train_step(
         metrics = {"loss": value, "accuracy": accuracy, "grad_norm": optax.global_norm(gradient)}
         return TrainState(train_state.step + 1, trainable, train_state.frozen, opt_state), metrics
 
-    return jax.jit(step)
+    return jax.jit(step, donate_argnums=0)

@@ -7,6 +7,9 @@ from typing import Literal
 
 from flax import linen as nn
 
+Module = nn.Module
+"""A Linen module, for annotations where flax itself is not imported."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSpec:

@@ -52,7 +52,8 @@ class DataSpec:
       source: where the pictures come from, in words.
       licence: the terms they are under, in words; "unknown" when nobody said.
       split: how to divide it.
-      resize: the shorter side in pixels its authors recommend; None leaves it to the backbone.
+      whole: what matters may lie at the edges: show the network the whole picture, squashed, not a centre crop.
+      references: published accuracies to stand beside ours, (whose, share in [0, 1]).
       skipped: files found beside the pictures and left out.
     """
 
@@ -62,5 +63,6 @@ class DataSpec:
     source: str
     licence: str
     split: Split = Split.CONTENT
-    resize: int | None = None
+    whole: bool = False
+    references: tuple[tuple[str, float], ...] = ()
     skipped: tuple[Skipped, ...] = ()

@@ -273,6 +273,20 @@ def cats_vs_dogs() -> ClassTable:
     return from_names(["cat", "dog"], name="cats vs. dogs")
 
 
+def known_groups(names: Sequence[str]) -> Groups:
+    """The groups of a user's own classes, where every class is a pet breed that `pets` knows: "any cat", "any dog".
+
+    Example:
+      >>> known_groups(["Bengal", "pug", "Siamese"])
+      {'any cat': (0, 2), 'any dog': (1,)}
+    """
+    member = {_fold(breed): "any cat" if breed[0].isupper() else "any dog" for breed in _BREEDS}
+    if not all(_fold(name) in member for name in names):
+        return {}
+    found = {group: tuple(i for i, name in enumerate(names) if member[_fold(name)] == group) for group in ("any cat", "any dog")}
+    return {group: indices for group, indices in found.items() if indices}
+
+
 _BREEDS = (
     "Abyssinian american_bulldog american_pit_bull_terrier basset_hound beagle Bengal Birman Bombay boxer "
     "British_Shorthair chihuahua Egyptian_Mau english_cocker_spaniel english_setter german_shorthaired great_pyrenees "

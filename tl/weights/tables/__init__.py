@@ -5,10 +5,9 @@ To add a family: a file with `SOURCES`, and a row here under the class of its Li
 
 from __future__ import annotations
 
-from flax import linen as nn
-
 from tl.backbones.mobilenet import InvertedResidualNet
 from tl.backbones.resnet import ResNet
+from tl.backbones.spec import Module
 from tl.backbones.vgg import VGG
 from tl.weights.tables import mobilenet, resnet, vgg
 from tl.weights.tables.common import Source
@@ -16,6 +15,6 @@ from tl.weights.tables.common import Source
 _FAMILIES = {VGG: vgg.SOURCES, ResNet: resnet.SOURCES, InvertedResidualNet: mobilenet.SOURCES}
 
 
-def sources(module: nn.Module) -> dict[str, Source]:
+def sources(module: Module) -> dict[str, Source]:
     """Every source form known for this architecture's family, by name."""
     return _FAMILIES[type(module)]

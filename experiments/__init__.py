@@ -1,0 +1,1 @@
+"""Absl scripts over `tl`, one command each: copy one to start a paper."""

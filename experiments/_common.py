@@ -1,0 +1,138 @@
+"""What every experiment does around its own work: the common flags, one sentence for an error, and the compile cache."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from tl import classifier, data, features, pixels, report, runlog
+from tl.classifier import Classifier
+from tl.labels import ClassTable
+from tl.types import Variables
+
+FLAGS = flags.FLAGS
+
+
+def define_model_flags() -> None:
+    flags.DEFINE_string("arch", "efficientnet_lite0", "Architecture, by timm's name or NAME.TAG.")
+    flags.DEFINE_string("model", "", "Folder of a classifier saved by transfer; takes the place of --arch.")
+    flags.DEFINE_string("weights", "", "package, random, or the path of a weights file. Default: package.")
+
+
+def define_run_flags() -> None:
+    flags.DEFINE_string("workdir", "", "Where results go. Default: runs/NAME/<time>.")
+    flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0)
+
+
+def launch(name: str, main: Callable[[runlog.Run], None], *define: Callable[[], None]) -> None:
+    """Parses the flags, opens the run's folder and runs `main`; what the user can mend is told in one sentence."""
+    others = set(FLAGS)
+    for part in (define_run_flags, *define):
+        part()
+    own = [flag for flag in FLAGS if flag not in others]
+
+    def guarded(argv: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        try:
+            if len(argv) > 1:
+                raise ValueError(f"unexpected argument {argv[1]!r}; every argument is a flag, such as --seed=1")
+            use_compile_cache()
+            main(runlog.start(name, FLAGS.workdir, {flag: FLAGS[flag].value for flag in own}))
+        except ValueError as error:
+            sys.exit(f"{name}: {error}")
+        except KeyboardInterrupt:
+            sys.exit(f"{name}: interrupted; no result.json was written")
+
+    app.run(guarded)
+
+
+def use_compile_cache() -> None:
+    """Keeps XLA's compiled programs on disk, so that a second run starts at once."""
+    jax.config.update("jax_compilation_cache_dir", str(features.cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def load_model() -> tuple[Classifier, Variables]:
+    """The network that --arch, --model and --weights name, its variables on the device."""
+    key = jax.random.key(FLAGS.seed)
+    clf, variables = classifier.load(FLAGS.model or FLAGS.arch, weights=FLAGS.weights or None, key=key)
+    return clf, jax.device_put(variables)
+
+
+class Pictures(NamedTuple):
+    """Pictures as the network sees them: `images` uint8[n s s 3] of the `paths` that could be read, and the rest."""
+
+    paths: list[Path]
+    images: np.ndarray
+    skipped: list[dict[str, str]]
+
+
+def read_pictures(clf: Classifier, words: str | Sequence[str]) -> Pictures:
+    """The pictures that files, folders and globs name, each cropped for the network."""
+    paths, skips = data.find_images(words)
+    batches = list(data.load(paths, clf.prepare, batch_size=16))
+    skips = [*skips, *(skip for batch in batches for skip in batch.skipped)]
+    kept = [paths[i] for batch in batches for i in batch.index[batch.valid]]
+    if not kept:
+        why = "; ".join(f"{skip.path}: {skip.why}" for skip in skips[:3])
+        raise ValueError(f"none of the {len(skips)} files that {words!r} names is a picture that can be read ({why})")
+    images = np.concatenate([batch.images[batch.valid] for batch in batches])
+    return Pictures(kept, images, [skip._asdict() for skip in skips])
+
+
+def all_logits(clf: Classifier, variables: Variables, images: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
+    """Logits f32[n k] of pictures uint8[n s s 3], in batches of one shape."""
+    forward = jax.jit(clf.logits)
+    rows = []
+    for start in range(0, len(images), batch_size):
+        batch = images[start : start + batch_size]
+        padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
+        rows.append(np.asarray(forward(variables, pixels.to_images01(padded)))[: len(batch)])
+    return np.concatenate(rows)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities f64[n k] of logits."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def topk(clf: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, Any]]:
+    """The `k` most probable classes of one picture, as result.json has them."""
+    table = class_table(clf)
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    entry = lambda i: {"index": int(i), "wnid": table.entries[i].wnid, "name": table.display(i)}  # noqa: E731
+    return [{**entry(i), "probability": float(probabilities[i])} for i in order]
+
+
+def class_table(clf: Classifier) -> ClassTable:
+    """The names of a network's logits; a network without a classifier is told as `Classifier.logits` tells it."""
+    if clf.classes is None:
+        raise ValueError(clf.headless())
+    return clf.classes
+
+
+def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> list[report.Bar]:
+    """The report's bars of a `topk`."""
+    return [report.Bar(row["name"], row["probability"], row["index"] in highlight) for row in top]
+
+
+def fraction(word: str, flag: str) -> float:
+    """A number as users write radii: `4/255`, `0.01`."""
+    try:
+        return float(Fraction(word.strip()))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"--{flag}={word!r} is not a number; write it as 4/255 or 0.0157") from None
+
+
+def weights_facts(clf: Classifier) -> dict[str, str]:
+    """Whose weights these are, for the small print."""
+    about = clf.weights
+    return {"weights": f"{about.name} (sha256 {about.sha256[:12]}), {about.origin}", "licence of the weights": about.licence}

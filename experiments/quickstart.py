@@ -1,0 +1,90 @@
+"""The main job on packaged weights and photographs: predict, transfer, ideal image, attack; one report.
+
+  ./launch.sh quickstart           (--quick: a look in about a minute)
+
+Photographs named by a pretrained network; a classifier for solar cells, which it never saw; its ideal tabby and zebra; and
+a dalmatian that it calls a cat.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from experiments import _common as common
+from experiments import attack, ideal, predict, transfer
+from tl import data, report, runlog
+
+FLAGS = flags.FLAGS
+DALMATIAN = 251  # its ImageNet class; one of foolbox's photographs
+
+
+def define_flags() -> None:
+    flags.DEFINE_bool("quick", False, "Fewer pictures and steps: shows that everything works, not how well.")
+
+
+def main(run: runlog.Run) -> None:
+    clf, variables = common.load_model()
+    common.class_table(clf)
+    began = time.monotonic()
+
+    print("1 of 4: naming the packaged photographs", flush=True)
+    photographs = data.photographs()
+    pictures = common.read_pictures(clf, [str(photo.path) for photo in photographs])
+    labelled = [i for i, photo in enumerate(photographs) if photo.index is not None]
+    named, named_sections = predict.predict(run, clf, variables, pictures, None, 5)
+    truth = np.array([photographs[i].index for i in labelled])
+    tops = [[row["index"] for row in named["predictions"][i]["topk"]] for i in labelled]
+    named["top1"] = float(np.mean([top[0] == t for top, t in zip(tops, truth, strict=True)]))
+    named["top5"] = float(np.mean([t in top for top, t in zip(tops, truth, strict=True)]))
+
+    print("2 of 4: learning a classifier for solar cells", flush=True)
+    cells = data.get("elpv")
+    if FLAGS.quick:
+        cells = data.split_stratified(cells, test_fraction=0.15, seed=FLAGS.seed)[1]
+    learned, learned_sections = transfer.transfer(run, clf, variables, cells, None, transfer.Settings(first_seed=FLAGS.seed))
+
+    print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
+    targets = common.class_table(clf).targets("tabby,zebra")
+    climbed, climbed_sections = ideal.ideal(
+        run, clf, variables, targets, seed=FLAGS.seed, steps=64 if FLAGS.quick else ideal.STEPS
+    )
+
+    print("4 of 4: turning the dalmatian into a cat", flush=True)
+    dogs = [i for i in labelled if photographs[i].index == DALMATIAN]
+    dog = common.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
+    attacked, attacked_sections = attack.attack(
+        run, clf, variables, dog, target="any cat", truth=np.full(len(dogs), DALMATIAN), eps=(4 / 255,), seed=FLAGS.seed
+    )
+
+    result: dict[str, Any] = {"predict": named, "transfer": learned, "ideal": climbed, "attack": attacked}
+    low, high = learned["test"]["top1_ci95"]
+    shares = [row["probability"] for row in climbed["images"]]
+    lines = [
+        f"predict:  {named['n']} photographs, {report.percent(named['top1'])} of the {len(labelled)} labelled ones named rightly",
+        f"transfer: solar cells {report.percent(learned['test']['top1'])} ({report.percent(low)} to {report.percent(high)}), commonest class {report.percent(learned['majority'])}",
+        f"ideal:    tabby {shares[0]:.3f}, zebra {shares[1]:.3f}",
+        f"attack:   {attacked['images'][0]['from']} -> {attacked['images'][0]['to']} ({attacked['images'][0]['probability']:.3f}) at eps 4/255",
+    ]
+    headings = (
+        ("What the network sees in photographs", named_sections),
+        ("A classifier for pictures that it never saw: solar cells", learned_sections),
+        ("What it thinks is ideal", climbed_sections),
+        ("A dog that it calls a cat", attacked_sections),
+    )
+    sections = [part for heading, parts in headings for part in (report.chapter(heading), *parts)]
+    lead = (
+        f"One pretrained network, {clf.arch}: it names photographs, learns to find broken solar cells, "
+        "shows what it thinks a tabby and a zebra are, and is talked into calling a dalmatian a cat."
+    )
+    facts = run.facts() | common.weights_facts(clf) | {"solar cells": f"{cells.source}; {cells.licence}"}
+    run.finish(result, report.page("Four things a pretrained network can do", lead, sections, facts=facts))
+    print("\n".join(lines))
+    print(f"{time.monotonic() - began:.0f} s; open {run.workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    common.launch("quickstart", main, common.define_model_flags, define_flags)

@@ -1,0 +1,68 @@
+"""Per-example losses against numpy in float64 and optax."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl.losses import cross_entropy, group_log_probability
+
+LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [30.0, -40.0, 5.0], [-3.0, 4.0, 4.0]], np.float32)
+LABELS = np.array([0, 2, 1, 2], np.int32)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_cross_entropy(smoothing: float) -> None:
+    targets = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
+    found = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing=smoothing)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, -(targets * log_softmax(LOGITS)).sum(axis=1), rtol=1e-6)
+    theirs = optax.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(targets, jnp.float32))
+    np.testing.assert_allclose(found, theirs, rtol=1e-6)
+
+
+def test_cross_entropy_by_hand() -> None:
+    found = cross_entropy(jnp.asarray([[0.0, np.log(3.0)]] * 2, jnp.float32), jnp.asarray([0, 1]))
+    np.testing.assert_allclose(found, [np.log(4.0), np.log(4.0 / 3.0)], rtol=1e-6)
+
+
+def test_cross_entropy_stays_finite_at_the_end_of_float32() -> None:
+    logits = jnp.asarray([[1e30, -1e30, 0.0]], jnp.float32)
+    value, gradient = jax.value_and_grad(lambda x: cross_entropy(x, jnp.asarray([1]))[0])(logits)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3).filter(any), min_size=4, max_size=4))
+def test_group_log_probability(rows: list[list[bool]]) -> None:
+    members = np.array(rows)
+    found = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(members))
+    wanted = np.log((np.exp(log_softmax(LOGITS)) * members).sum(axis=1))
+    np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6)
+    assert (np.asarray(found) <= 0).all()
+
+
+def test_a_group_of_one_is_cross_entropy_and_of_all_is_certain() -> None:
+    one = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(np.eye(3, dtype=bool)[LABELS]))
+    np.testing.assert_allclose(one, -cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS)), rtol=1e-6, atol=1e-6)
+    everyone = group_log_probability(jnp.asarray(LOGITS), jnp.ones((4, 3), bool))
+    np.testing.assert_array_equal(everyone, np.zeros(4))
+
+
+def test_a_hopeless_group_still_has_a_value_and_a_gradient() -> None:
+    logits = jnp.asarray([[400.0, -300.0, -301.0]], jnp.float32)  # exp(-700) is 0 in float32
+    members = jnp.asarray([[False, True, True]])
+    value, gradient = jax.value_and_grad(lambda x: group_log_probability(x, members)[0])(logits)
+    np.testing.assert_allclose(value, -700 + np.log1p(np.exp(-1.0)), rtol=1e-6)
+    share = 1 / (1 + np.exp(-1.0))
+    np.testing.assert_allclose(gradient, [[-1.0, share, 1 - share]], rtol=1e-5)

@@ -1,0 +1,216 @@
+"""The CPU forms of `tl.ops` against lax: values, both gradients, and what each platform is given.
+
+Tolerance: both sides sum the same float32 products in another order. A sum of n terms errs by about sqrt(n) * 6e-8 of
+its size; the longest here have a few hundred terms, so 1e-5 of the largest value is ten times what is expected, and
+a wrong tap or a shifted border is off by order one.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from tl import ops
+
+TOLERANCE = 1e-5
+
+
+def reference(x, kernel, *, stride=1, padding=((0, 0), (0, 0)), groups=1):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+def normal(seed: int, shape) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def assert_close(got, want):
+    assert got.shape == want.shape and got.dtype == want.dtype
+    if want.size:
+        error = float(jnp.max(jnp.abs(got - want)))
+        assert error <= TOLERANCE * max(float(jnp.max(jnp.abs(want))), 1e-3), error
+
+
+def check_conv(x_shape, k_shape, **options):
+    x, kernel = normal(0, x_shape), normal(1, k_shape)
+
+    @partial(jax.jit, static_argnums=0)
+    def all_three(conv, x, kernel):
+        y, pull = jax.vjp(partial(conv, **options), x, kernel)
+        return y, *pull(jnp.sin(3.0 * y))
+
+    for got, want in zip(all_three(ops.conv2d, x, kernel), all_three(reference, x, kernel), strict=True):
+        assert_close(got, want)
+
+
+# One row for each form that a CPU may be given: (x, kernel, options).
+SAME3 = ((1, 1), (1, 1))
+FORMS = {
+    "pointwise": ((2, 6, 5, 4), (1, 1, 4, 7), {}),
+    "pointwise stride 2": ((2, 7, 6, 4), (1, 1, 4, 3), {"stride": 2}),
+    "pointwise one channel": ((1, 5, 5, 1), (1, 1, 1, 1), {"stride": 2, "padding": ((1, 0), (0, 2))}),
+    "depthwise": ((2, 8, 7, 5), (3, 3, 1, 5), {"padding": SAME3, "groups": 5}),
+    "depthwise stride 2": ((2, 8, 7, 5), (3, 3, 1, 5), {"padding": SAME3, "groups": 5, "stride": 2}),
+    "depthwise TF stride 2": ((2, 8, 9, 5), (5, 5, 1, 5), {"padding": ((1, 2), (2, 2)), "groups": 5, "stride": 2}),
+    "depthwise 19 pictures": ((19, 6, 6, 3), (3, 3, 1, 3), {"padding": SAME3, "groups": 3}),
+    "depthwise 20 pictures": ((20, 6, 6, 3), (3, 3, 1, 3), {"padding": SAME3, "groups": 3, "stride": 2}),
+    "depthwise 7x7": ((1, 9, 9, 3), (7, 7, 1, 3), {"padding": ((3, 3), (3, 3)), "groups": 3}),
+    "stem 7x7": ((2, 17, 14, 3), (7, 7, 3, 6), {"padding": ((3, 3), (3, 3)), "stride": 2}),
+    "stem 3x3": ((2, 8, 9, 3), (3, 3, 3, 6), {"padding": ((0, 1), (0, 1)), "stride": 2}),
+    "stem stride 1": ((2, 8, 9, 3), (3, 3, 3, 6), {"padding": SAME3}),
+    "dense": ((2, 8, 7, 6), (3, 3, 6, 5), {"padding": SAME3}),
+    "dense stride 2": ((2, 8, 7, 6), (3, 3, 6, 5), {"padding": SAME3, "stride": 2}),
+    "dense stride 3": ((1, 9, 8, 6), (2, 2, 6, 5), {"stride": 3}),
+    "grouped": ((2, 8, 7, 6), (3, 3, 2, 9), {"padding": SAME3, "groups": 3}),
+    "depth multiplier": ((2, 8, 7, 3), (3, 3, 1, 6), {"padding": SAME3, "groups": 3}),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_match_lax(name):
+    x_shape, k_shape, options = FORMS[name]
+    check_conv(x_shape, k_shape, **options)
+
+
+@settings(deadline=None, max_examples=6)
+@given(data=st.data())
+def test_any_shape_matches_lax(data):
+    draw = data.draw
+    kind = draw(st.sampled_from(["depthwise", "dense", "pointwise"]))
+    kh, kw = (1, 1) if kind == "pointwise" else (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    pad = st.tuples(st.integers(0, 3), st.integers(0, 3))
+    c, out = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    k_shape, groups = ((kh, kw, 1, c), c) if kind == "depthwise" else ((kh, kw, c, out), 1)
+    x_shape = (draw(st.integers(1, 3)), kh + draw(st.integers(0, 6)), kw + draw(st.integers(0, 6)), c)
+    check_conv(x_shape, k_shape, stride=draw(st.integers(1, 3)), padding=(draw(pad), draw(pad)), groups=groups)
+
+
+@pytest.mark.parametrize("name", ["pointwise stride 2", "depthwise stride 2", "stem 3x3", "dense stride 2"])
+def test_gradient_of_gradient_vmap_and_checkpoint(name):
+    x_shape, k_shape, options = FORMS[name]
+    x, kernel = normal(0, x_shape), normal(1, k_shape)
+
+    def loss(conv, x, kernel):
+        return jnp.sum(jnp.sin(conv(x, kernel, **options)))
+
+    def penalty(conv, x, kernel):
+        return sum(jnp.sum(d**2) for d in jax.grad(partial(loss, conv), (0, 1))(x, kernel))
+
+    def each(conv):
+        one = jax.grad(jax.checkpoint(lambda x: loss(conv, x[None], kernel)))
+        per_example = jax.vmap(one)(x)
+        return *jax.grad(partial(penalty, conv), (0, 1))(x, kernel), per_example
+
+    run = jax.jit(each, static_argnums=0)
+    for got, want in zip(run(ops.conv2d), run(reference), strict=True):
+        assert_close(got, want)
+
+
+def hlo(name: str) -> str:
+    x_shape, k_shape, options = FORMS[name]
+
+    def both(x, kernel):
+        return jax.grad(lambda x, k: jnp.sum(ops.conv2d(x, k, **options) ** 2), (0, 1))(x, kernel)
+
+    return jax.jit(both).lower(normal(0, x_shape), normal(1, k_shape)).compile().as_text()
+
+
+def test_cpu_program_has_no_trace_of_the_other_branch():
+    text = hlo("depthwise stride 2")
+    assert not re.search(r"feature_group_count|conditional|convolution\(", text)
+    assert "conditional" not in hlo("dense stride 2")
+
+
+@pytest.mark.parametrize("platforms", [["tpu"], ["cuda"], ["cpu", "tpu"]])
+def test_other_platforms_get_the_plain_convolution(platforms):
+    x_shape, k_shape, options = FORMS["depthwise stride 2"]
+
+    def dx(x, kernel):
+        return jax.grad(lambda x: jnp.sum(ops.conv2d(x, kernel, **options) ** 2))(x)
+
+    exported = jax.export.export(jax.jit(dx), platforms=platforms)(
+        jax.ShapeDtypeStruct(x_shape, jnp.float32), jax.ShapeDtypeStruct(k_shape, jnp.float32)
+    )
+    text = exported.mlir_module()
+    assert "feature_group_count = 5" in text
+    assert ("stablehlo.concatenate" in text) == ("cpu" in platforms)  # the CPU form interleaves its phases
+    if "cpu" in platforms:
+        x, kernel = normal(0, x_shape), normal(1, k_shape)
+        assert_close(exported.call(x, kernel), dx(x, kernel))
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+POOLS = [(2, 2, ((0, 0), (0, 0))), (3, 2, SAME3), (3, 2, ((0, 1), (0, 1))), (3, 1, SAME3), (2, 3, ((0, 0), (1, 0)))]
+
+
+def lax_pool(x, *, window, stride, padding):
+    pads = ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+
+
+@pytest.mark.parametrize("levels", [None, 2], ids=["distinct", "ties"])
+@pytest.mark.parametrize("window,stride,padding", POOLS)
+def test_max_pool_matches_lax_also_in_ties(window, stride, padding, levels):
+    x = normal(0, (2, 9, 8, 3))
+    x = x if levels is None else jnp.floor(x) % levels
+
+    def both(pool):
+        y, pull = jax.vjp(partial(pool, window=window, stride=stride, padding=padding), x)
+        return y, pull(normal(1, y.shape))[0]
+
+    (y, dx), (y_lax, dx_lax) = both(ops.max_pool), both(lax_pool)
+    np.testing.assert_array_equal(y, y_lax)
+    assert_close(dx, dx_lax)
+
+
+def test_max_pool_tie_goes_to_the_first_pixel():
+    dx = jax.grad(lambda x: jnp.sum(ops.max_pool(x, window=2, stride=2)))(jnp.zeros((1, 2, 2, 1)))
+    np.testing.assert_array_equal(dx[0, :, :, 0], [[1.0, 0.0], [0.0, 0.0]])
+
+
+def test_max_pool_second_derivative_and_vmap():
+    x = normal(0, (2, 7, 7, 3))
+
+    def each(pool):
+        def loss(x):
+            return jnp.sum(pool(x[None], window=3, stride=2, padding=SAME3) ** 3)
+
+        return jax.vmap(jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2)))(x)
+
+    assert_close(each(ops.max_pool), each(lax_pool))
+
+
+def test_max_pool_cpu_gradient_has_no_select_and_scatter():
+    lowered = jax.jit(jax.grad(lambda x: jnp.sum(ops.max_pool(x, window=2, stride=2)))).lower(normal(0, (1, 4, 4, 1)))
+    assert "select-and-scatter" not in lowered.compile().as_text()
+
+
+# --- the rest --------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(h=st.integers(1, 40), w=st.integers(1, 40), window=st.integers(1, 7), stride=st.integers(1, 3))
+def test_same_padding_is_the_rule_of_lax(h, w, window, stride):
+    want = lax.padtype_to_pads((h, w), (window, window), (stride, stride), "SAME")
+    assert ops.same_padding((h, w), window=window, stride=stride) == tuple(tuple(int(n) for n in p) for p in want)
+
+
+def test_global_mean():
+    x = normal(0, (2, 3, 5, 4))
+    np.testing.assert_allclose(ops.global_mean(x), np.asarray(x).mean((1, 2)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("k_shape,groups", [((3, 3, 4, 2), 1), ((3, 3, 3, 3), 2), ((3, 3, 6), 1)])
+def test_shapes_that_do_not_fit_are_refused(k_shape, groups):
+    with pytest.raises(ValueError, match="expected"):
+        ops.conv2d(jnp.zeros((1, 8, 8, 6)), jnp.zeros(k_shape), groups=groups)

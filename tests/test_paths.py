@@ -1,0 +1,172 @@
+"""Names of leaves: flatten, label, split, merge, digest and "did you mean", on trees that hypothesis draws."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl.paths import FROZEN, TRAINABLE, digest, flatten, label, merge, nearest, split, unflatten
+
+keys = st.text("abcdw01_.", min_size=1, max_size=4)
+trees = st.dictionaries(
+    keys, st.recursive(st.integers(), lambda node: st.dictionaries(keys, node, min_size=1, max_size=3)), max_size=4
+)
+NET = {
+    "backbone": {"stem": {"kernel": np.zeros((3, 2), np.float32)}, "stage1": {"scale": np.ones(2, np.float32)}},
+    "head": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)},
+}
+PROBE = (("head/.*", TRAINABLE), (".*", FROZEN))
+
+
+def sketch(tree: Any, prefix: str = "") -> set[tuple[str, Any]]:
+    """The leaves of a nested dict, by another road than `flatten`."""
+    if not isinstance(tree, dict):
+        return {(prefix, tree)}
+    return {pair for key, node in tree.items() for pair in sketch(node, f"{prefix}/{key}".lstrip("/"))}
+
+
+# -------------------------------------------------------------------------------------------------- flatten, unflatten
+
+
+@given(trees)
+def test_flatten_names_every_leaf_and_unflatten_is_its_inverse(tree: dict[str, Any]) -> None:
+    flat = flatten(tree)
+    assert set(flat.items()) == sketch(tree)
+    assert list(flat) == sorted(flat)
+    assert unflatten(flat) == tree
+    assert flatten(unflatten(flat)) == flat
+
+
+def test_holes_are_leaves_of_flatten() -> None:
+    assert flatten({"a": {"b": None}, "c": 1}) == {"a/b": None, "c": 1}
+
+
+# -------------------------------------------------------------------------------------------------------- split, merge
+
+
+@given(trees, st.data())
+def test_merge_undoes_split_and_every_leaf_is_on_one_side(tree: dict[str, Any], data: st.DataObject) -> None:
+    flat = flatten(tree)
+    labels = {name: data.draw(st.sampled_from(["slow", "fast", FROZEN])) for name in flat}
+    for keep in ("slow", FROZEN):
+        kept, rest = split(tree, labels, keep)
+        assert merge(kept, rest) == merge(rest, kept) == tree
+        assert flatten(kept) == {name: leaf if labels[name] == keep else None for name, leaf in flat.items()}
+        assert sorted(jax.tree.leaves(kept)) == sorted(flat[name] for name in flat if labels[name] == keep)  # no holes
+        assert len(jax.tree.leaves(kept)) + len(jax.tree.leaves(rest)) == len(flat)
+
+
+# --------------------------------------------------------------------------------------------------------------- label
+
+
+def test_the_first_rule_that_matches_the_whole_name_decides() -> None:
+    rules = (("head/bias", "slow"), ("head/.*", TRAINABLE), ("backbone/.*", FROZEN))
+    assert label(NET, rules) == {
+        "backbone/stage1/scale": FROZEN,
+        "backbone/stem/kernel": FROZEN,
+        "head/bias": "slow",
+        "head/kernel": TRAINABLE,
+    }
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ((("head/.*", TRAINABLE),), ["no rule covers 'backbone/stem/kernel'", "no rule covers 'backbone/stage1/scale'"]),
+        ((("head", TRAINABLE), (".*", FROZEN)), ["rule 'head' decides no leaf; nearest names: 'head/bias', 'head/kernel'"]),
+        ((("haed/kernel", TRAINABLE), (".*", FROZEN)), ["rule 'haed/kernel' decides no leaf; nearest names: 'head/kernel'"]),
+        (((".*", TRAINABLE), ("head/.*", FROZEN)), ["rule 'head/.*' decides no leaf"]),  # shadowed
+        (((".*", FROZEN),), ["every leaf is frozen, so there is nothing to train"]),
+        ((), ["no rule covers 'head/bias'"]),
+        ((("head/(", TRAINABLE), (".*", FROZEN)), ["rule 'head/(' is no regular expression"]),
+        (  # all at once
+            (("head/kernel", TRAINABLE), ("stem/.*", FROZEN)),
+            ["no rule covers 'head/bias'", "no rule covers 'backbone/stage1/scale'", "rule 'stem/.*' decides no leaf"],
+        ),
+    ],
+)
+def test_rules_that_do_not_fit_are_one_error(rules: tuple[tuple[str, str], ...], says: list[str]) -> None:
+    with pytest.raises(ValueError, match="do not fit this tree") as caught:
+        label(NET, rules)
+    assert all(words in str(caught.value) for words in says)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_reported_that_is_right() -> None:
+    with pytest.raises(ValueError) as caught:
+        label(NET, (("head/kernel", TRAINABLE), ("backbone/.*", FROZEN), ("tail", FROZEN)))
+    said = str(caught.value).split("tree: ")[1]
+    assert said.startswith("no rule covers 'head/bias'; rule 'tail' decides no leaf")
+    assert "'backbone/.*'" not in said
+    assert "frozen, so" not in said
+
+
+# -------------------------------------------------------------------------------------------------------------- digest
+
+
+def test_digest_sees_one_bit_names_dtypes_and_shapes_and_not_the_order_of_keys() -> None:
+    weights = np.arange(6, dtype=np.float32).reshape(2, 3)
+    same = digest({"a": weights, "b": {"c": np.zeros(2, np.float32)}})
+    assert digest({"b": {"c": jnp.zeros(2)}, "a": jnp.asarray(weights)}) == same
+    assert digest({"b": {"c": np.zeros(2, np.float32)}, "a": np.asfortranarray(weights)}) == same
+    flipped = weights.copy()
+    flipped.view(np.uint32)[1, 2] ^= 1
+    others = [
+        {"a": flipped, "b": {"c": np.zeros(2, np.float32)}},
+        {"a": weights, "b": {"c": -np.zeros(2, np.float32)}},
+        {"a": weights, "b": {"c": np.zeros(2, np.int32)}},
+        {"a": weights.reshape(3, 2), "b": {"c": np.zeros(2, np.float32)}},
+        {"a": weights, "b": {"d": np.zeros(2, np.float32)}},
+        {"a": weights, "b": {}},
+    ]
+    assert len({digest(tree) for tree in others} | {same}) == len(others) + 1
+
+
+def test_digest_tells_a_number_from_a_list_of_one() -> None:
+    assert digest({"a": np.float32(1)}) != digest({"a": np.ones(1, np.float32)})
+
+
+def test_digest_passes_over_holes_and_is_sha256() -> None:
+    assert digest({"a": None, "b": np.int32(1)}) == digest({"b": np.int32(1)})
+    wanted = hashlib.sha256(b"b|int32|()|" + b"\x01\x00\x00\x00").hexdigest()
+    assert digest({"b": np.int32(1)}) == wanted
+
+
+# ------------------------------------------------------------------------------------------------------------- nearest
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "n", "wanted"),
+    [
+        ("resnet5", ["vgg16", "resnet50", "resnet18"], 1, "'resnet50'"),
+        ("RESNET50", ["vgg16", "resnet50"], 1, "'resnet50'"),
+        ("vgg", ["Vgg16", "a"], 3, "'Vgg16'"),
+        ("cat", ["a long name with a cat in it", "dog"], 3, "'a long name with a cat in it'"),  # contained, not similar
+        ("zzzz", ["b", "a", "c", "d"], 2, "'a', 'b'"),  # nothing is near: what there is
+        ("", ["b", "a"], 3, "'a', 'b'"),
+        ("x", [], 3, ""),
+        ("tabby", ["tabby", "tabby"], 3, "'tabby'"),
+    ],
+)
+def test_nearest(name: str, names: list[str], n: int, wanted: str) -> None:
+    assert nearest(name, names, n) == wanted
+
+
+@given(st.text(max_size=6), st.lists(st.text(max_size=6), max_size=6), st.integers(1, 4))
+def test_nearest_quotes_at_most_n_known_names_once_each(name: str, names: list[str], n: int) -> None:
+    said = nearest(name, names, n)
+    pieces = [repr(k) for k in set(names)]
+    assert (said == "") == (not names)
+    known, rest = 0, said
+    while rest:
+        piece = max((p for p in pieces if rest.startswith(p)), key=len)
+        pieces.remove(piece)
+        known, rest = known + 1, rest[len(piece) :].removeprefix(", ")
+    assert known <= n
