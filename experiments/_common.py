@@ -135,4 +135,7 @@ def fraction(word: str, flag: str) -> float:
 def weights_facts(clf: Classifier) -> dict[str, str]:
     """Whose weights these are, for the small print."""
     about = clf.weights
-    return {"weights": f"{about.name} (sha256 {about.sha256[:12]}), {about.origin}", "licence of the weights": about.licence}
+    return {
+        "weights": f"{about.name} (sha256 {about.sha256[:12]}), {about.origin}",
+        "licence of the weights": about.licence,
+    }

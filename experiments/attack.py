@@ -8,7 +8,8 @@ Untargeted without --target. A list of eps sweeps, in one compiled program.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -29,7 +30,9 @@ SHOWN = 12  # on the page; all are in result.json
 
 def define_flags() -> None:
     flags.DEFINE_string("images", None, "Files, folders and globs, separated by commas.", required=True)
-    flags.DEFINE_string("target", "", "What they shall be called: a class or group. Default: anything else (untargeted).")
+    flags.DEFINE_string(
+        "target", "", "What they shall be called: a class or group. Default: anything else (untargeted)."
+    )
     flags.DEFINE_string("only", "", "Attack only pictures that the network calls this class or group.")
     flags.DEFINE_integer("limit", 0, "At most so many pictures. Default: all.", lower_bound=0)
     flags.DEFINE_enum("attack", "pgd", list(gradient.ATTACKS), "How.")
@@ -38,7 +41,88 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 40, "Of the climb.", lower_bound=1)
     flags.DEFINE_string("step_size", "", "In pixel units. Default: 2.5 eps / steps.")
     flags.DEFINE_integer("restarts", 1, "Random starts.", lower_bound=1)
-    flags.DEFINE_enum("labels", "none", ["none", "folder"], "folder: a picture's folder is its class. none: what it is called.")
+    flags.DEFINE_enum(
+        "labels", "none", ["none", "folder"], "folder: a picture's folder is its class. none: what it is called."
+    )
+
+
+class Settings(NamedTuple):
+    """How an attack goes; `step_size` None is 2.5 eps / steps, past the ball's edge and back (Madry et al. 2018)."""
+
+    method: str = "pgd"
+    norm: str = "linf"
+    eps: Sequence[float] = (8 / 255,)
+    steps: int = 40
+    step_size: float | None = None
+    restarts: int = 1
+    seed: int = 0
+
+
+class Judged(NamedTuple):
+    """Pictures as read back from their files: uint8[n s s 3], logits f32[n k], and what the goal says of them, bool[n]."""
+
+    files: list[Path]
+    images: np.ndarray
+    logits: np.ndarray
+    success: np.ndarray
+
+
+def climb_all(
+    climb: gradient.Attack,
+    variables: Variables,
+    originals: np.ndarray,
+    members: np.ndarray,
+    radius: float,
+    how: Settings,
+) -> np.ndarray:
+    """Adversarial pictures uint8[n s s 3], in batches of one shape."""
+    n, found = len(originals), np.zeros_like(originals)
+    size, starts = min(BATCH, n), range(0, n, BATCH)
+    step_size = 2.5 * radius / how.steps if how.step_size is None else how.step_size
+    for start in runlog.progress(starts, len(starts), f"eps {radius * 255:g}/255, batches of {size}"):
+        rows = np.resize(np.arange(start, min(start + size, n)), size)
+        key = jax.random.fold_in(jax.random.key(how.seed), start)
+        images01 = pixels.to_images01(originals[rows])
+        made = climb(variables, key, images01, members[rows], eps=radius, step_size=step_size)
+        found[rows] = pixels.to_uint8(np.asarray(made.images))
+    return found
+
+
+def judge(
+    run: runlog.Run,
+    clf: Classifier,
+    variables: Variables,
+    goal: goals.Goal,
+    members: np.ndarray,
+    names: list[str],
+    found: np.ndarray,
+) -> Judged:
+    """Saves the pictures and reads them back; from here on only the files count."""
+    files = [run.figure(name, image) for name, image in zip(names, found, strict=True)]
+    saved = np.stack([data.decode(file) for file in files])
+    logits = common.all_logits(clf, variables, saved)
+    return Judged(files, saved, logits, np.asarray(goal.success(logits, members)))
+
+
+def strip(
+    clf: Classifier, path: Path, original: np.ndarray, saved: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> Html:
+    """Photograph, adversarial picture and amplified difference side by side; probabilities f64[k] before and after."""
+    table = common.class_table(clf)
+    was, now = int(before.argmax()), int(after.argmax())
+    change = pixels.to_images01(saved) - pixels.to_images01(original)
+    levels = float(np.abs(change).max()) * 255
+    factor = max(1, int(127 / max(levels, 1.0)))
+    shown = dict.fromkeys([was, now, *np.argsort(-after)[:2].tolist()])
+    moves = report.before_after([(table.display(j), float(before[j]), float(after[j])) for j in shown])
+    named = lambda j, p: f"{table.display(j)}, {report.percent(float(p[j]))}"  # noqa: E731
+    difference = f"amplified {factor} times; largest change {levels:.0f} of 255 levels"
+    cards = [
+        report.card(original, title="photograph", caption=named(was, before)),
+        report.card(saved, title="adversarial", caption=named(now, after), below=moves),
+        report.card(report.amplify(change, factor), title="difference", caption=difference),
+    ]
+    return report.strip(cards, title=path.name)
 
 
 def attack(
@@ -51,102 +135,77 @@ def attack(
     truth: np.ndarray | None = None,
     only: str = "",
     limit: int = 0,
-    method: str = "pgd",
-    norm: str = "linf",
-    eps: Sequence[float] = (8 / 255,),
-    steps: int = 40,
-    step_size: float | None = None,
-    restarts: int = 1,
-    seed: int = 0,
+    how: Settings,
 ) -> tuple[dict[str, Any], list[Html]]:
-    """The result and the page's sections."""
+    """The result and the page's sections; `truth` i[n] are the right classes, or None for what the network calls them."""
     table = common.class_table(clf)
-    k = len(table)
     aims = table.find(target) if target else ()
-    wanted = goals.members([aims], k)[0] if aims else None
     clean = common.all_logits(clf, variables, pictures.images)
     called = clean.argmax(axis=1)
-    truth = called if truth is None else truth
+    answers = called if truth is None else truth
     skips = list(pictures.skipped)
-
-    eligible = np.ones(len(called), bool)
-    if only:
-        eligible &= np.isin(called, table.find(only))
-    if wanted is not None:
-        for i in np.flatnonzero(eligible & wanted[called]):
-            skips.append({"path": str(pictures.paths[i]), "why": f"it is called {table.display(called[i])} already"})
-        eligible &= ~wanted[called]
-    rows = np.flatnonzero(eligible)[: limit or None]
+    eligible = np.isin(called, table.find(only)) if only else np.ones(len(called), bool)
+    for i in np.flatnonzero(eligible & np.isin(called, aims)):
+        skips.append({"path": str(pictures.paths[i]), "why": f"it is called {table.display(called[i])} already"})
+    rows = np.flatnonzero(eligible & ~np.isin(called, aims))[: limit or None]
     n = len(rows)
     if not n:
         raise ValueError(f"none of the {len(called)} pictures is left to attack (only={only!r}, target={target!r})")
-    clean_right = called[rows] == truth[rows]
+    paths, originals, right = [pictures.paths[i] for i in rows], pictures.images[rows], answers[rows]
+    before, clean_right = common.softmax(clean[rows]), called[rows] == right
 
-    goal = goals.TARGETED if wanted is not None else goals.UNTARGETED
-    members = goals.members([aims or (int(truth[i]),) for i in rows], k)
-    climb = gradient.get(method)(clf.logits, norm=norms.get(norm), goal=goal, steps=steps, restarts=restarts)
-    originals = pictures.images[rows]
-    key = jax.random.key(seed)
-    success_rate, robust, images, checks = {}, {}, [], {}
+    goal = goals.TARGETED if aims else goals.UNTARGETED
+    members = goals.members([aims or (int(label),) for label in right], len(table))
+    climb = gradient.get(how.method)(
+        clf.logits, norm=norms.get(how.norm), goal=goal, steps=how.steps, restarts=how.restarts
+    )
+    success_rate, robust, images, checks, sections = {}, {}, [], {}, []
     strips: list[Html] = []
-    for radius in eps:
+    for radius in how.eps:
         word = f"{radius * 255:g}/255"
-        length = 2.5 * radius / steps if step_size is None else step_size  # Madry et al. 2018: past the ball's edge and back
-        found = np.zeros_like(originals)
-        starts = range(0, n, BATCH)
-        for start in runlog.progress(starts, len(starts), f"eps {word}, batches of {BATCH}"):
-            batch = np.resize(np.arange(start, min(start + BATCH, n)), min(BATCH, n))
-            made = climb(
-                variables, jax.random.fold_in(key, start), pixels.to_images01(originals[batch]), members[batch],
-                eps=radius, step_size=length,
-            )  # fmt: skip
-            count = min(BATCH, n - start)
-            found[start : start + count] = pixels.to_uint8(np.asarray(made.images))[:count]
-        files = [run.figure(f"eps{radius * 255:g}-{i:03d}-{pictures.paths[row].stem}", image) for i, (row, image) in enumerate(zip(rows, found, strict=True))]
-        # From here on only the files count: read back, named again, measured against the original's pixels.
-        saved = np.stack([data.decode(file) for file in files])
-        logits = common.all_logits(clf, variables, saved)
-        probabilities = common.softmax(logits)
-        before = common.softmax(clean[rows])
-        success = np.asarray(goal.success(logits, members))
-        change = pixels.to_images01(saved) - pixels.to_images01(originals)
-        far = np.asarray(norms.linf_distance(change, np.zeros_like(change)))
-        length2 = np.asarray(norms.l2_distance(change, np.zeros_like(change)))
-        success_rate[word] = float(success.mean())
-        robust[word] = float((clean_right & (logits.argmax(axis=1) == truth[rows])).mean())
-        again = common.all_logits(clf, variables, saved[:BATCH])
+        found = climb_all(climb, variables, originals, members, radius, how)
+        names = [f"eps{radius * 255:g}-{i:03d}-{path.stem}" for i, path in enumerate(paths)]
+        judged = judge(run, clf, variables, goal, members, names, found)
+        after = common.softmax(judged.logits)
+        change = pixels.to_images01(judged.images) - pixels.to_images01(originals)
+        linf = np.asarray(norms.linf_distance(change, np.zeros_like(change)))
+        l2 = np.asarray(norms.l2_distance(change, np.zeros_like(change)))
+        success_rate[word] = float(judged.success.mean())
+        robust[word] = float((clean_right & (judged.logits.argmax(axis=1) == right)).mean())
+        again = common.all_logits(clf, variables, judged.images[:BATCH])
         checks[word] = {
-            "largest_linf_levels": float(np.abs(saved.astype(int) - originals.astype(int)).max()),
-            "within_eps": bool((far <= radius + 1e-6).all()) if norm == "linf" else None,
-            "two_calls_equal": bool((again == logits[: len(again)]).all()),
-            "png_equals_computed": bool((saved == found).all()),
+            "largest_linf_levels": float(np.rint(linf.max() * 255)),
+            "within_eps": bool((linf <= radius + 1e-6).all()) if how.norm == "linf" else None,
+            "png_equals_computed": bool((judged.images == found).all()),
+            "two_calls_equal": bool((again == judged.logits[: len(again)]).all()),
         }
         run.log({"eps": word, "success_rate": success_rate[word], **checks[word]})
-        for i, row in enumerate(rows):
-            now = int(logits[i].argmax())
+        for i, path in enumerate(paths):
+            now = int(after[i].argmax())
             images.append(
                 {
-                    "path": str(pictures.paths[row]),
-                    "png": str(files[i]),
+                    "path": str(path),
+                    "png": str(judged.files[i]),
                     "eps": word,
-                    "from": table.display(called[row]),
+                    "from": table.display(called[rows[i]]),
                     "to": table.display(now),
-                    "linf": float(far[i]),
-                    "l2": float(length2[i]),
-                    "probability": float(probabilities[i, now]),
-                    "survives_png": bool(success[i]),
+                    "linf": float(linf[i]),
+                    "l2": float(l2[i]),
+                    "probability": float(after[i, now]),
+                    "survives_png": bool(judged.success[i]),
                 }
             )
-            if i < SHOWN and radius == max(eps):
-                moved = [*dict.fromkeys([int(called[row]), now, *np.argsort(-probabilities[i])[:2].tolist()])]
-                changes = [(table.display(j), float(before[i, j]), float(probabilities[i, j])) for j in moved]
-                factor = 0.5 / max(radius, 1 / 255)
-                cards = [
-                    report.card(originals[i], title="photograph", caption=f"{table.display(called[row])}, {report.percent(float(before[i, called[row]]))}"),
-                    report.card(saved[i], title="adversarial", caption=f"{table.display(now)}, {report.percent(float(probabilities[i, now]))}", below=report.before_after(changes)),
-                    report.card(report.amplify(change[i], factor), title="difference", caption=f"amplified {factor:.0f} times; largest change {far[i] * 255:.0f} of 255 levels"),
-                ]  # fmt: skip
-                strips.append(report.strip(cards, title=pictures.paths[row].name))
+        if radius == max(how.eps):
+            shown = zip(paths[:SHOWN], originals, judged.images, before, after, strict=False)
+            strips = [strip(clf, *row) for row in shown]
+        wins = int(judged.success.sum())
+        low, high = metrics.wilson(wins, n)
+        summary = {"pictures": n, "steps": how.steps, "rightly named before": int(clean_right.sum())}
+        bar = report.interval(success_rate[word], low, high, label=f"success at eps {word}")
+        text = f"{wins} of {n} pictures are called {target or 'something else'}, counted on the PNG as read back."
+        sections.append(report.section(f"Success at eps = {word}", report.numbers(summary), bar, text=text))
+    text = f"At true pixels; no channel of any pixel is further than {max(how.eps) * 255:g}/255 from the photograph."
+    sections += [report.section("The pictures", *strips, text=text), report.skipped(skips)]
     result = {
         "n": n,
         "clean_correct": int(clean_right.sum()),
@@ -156,15 +215,6 @@ def attack(
         "checks": checks,
         "skipped": skips,
     }
-    aim = f"to be called {target}" if target else "to be called anything else"
-    sections = []
-    summary = {"pictures": n, "steps": steps, "rightly named before": int(clean_right.sum())}
-    for word, rate in success_rate.items():
-        low, high = metrics.wilson(round(rate * n), n)
-        parts = [report.numbers(summary), report.interval(rate, low, high, label=f"success at eps {word}")]
-        sections.append(report.section(f"Success at eps = {word}", *parts, text=f"Counted on the PNG as read back: {round(rate * n)} of {n} pictures succeed {aim}."))
-    text = f"At eps = {max(eps) * 255:g}/255, at true pixels. No pixel is further than that from the photograph. The bars go from before to after."
-    sections += [report.section("The pictures", *strips, text=text), report.skipped(skips)]
     return result, sections
 
 
@@ -178,28 +228,18 @@ def main(run: runlog.Run) -> None:
     step_size = common.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None
     pictures = common.read_pictures(clf, FLAGS.images)
     truth = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
+    how = Settings(FLAGS.attack, FLAGS.norm, eps, FLAGS.steps, step_size, FLAGS.restarts, FLAGS.seed)
     result, sections = attack(
-        run,
-        clf,
-        variables,
-        pictures,
-        target=FLAGS.target,
-        truth=truth,
-        only=FLAGS.only,
-        limit=FLAGS.limit,
-        method=FLAGS.attack,
-        norm=FLAGS.norm,
-        eps=eps,
-        steps=FLAGS.steps,
-        step_size=step_size,
-        restarts=FLAGS.restarts,
-        seed=FLAGS.seed,
+        run, clf, variables, pictures, target=FLAGS.target, truth=truth, only=FLAGS.only, limit=FLAGS.limit, how=how
     )
     lead = f"{result['n']} photographs, changed by less than the eye sees until {clf.arch} is wrong."
-    run.finish(result, report.page("Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf)))
+    run.finish(
+        result, report.page("Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf))
+    )
     for word, rate in result["success_rate"].items():
         check = result["checks"][word]
-        print(f"eps {word}: {report.percent(rate)} of {result['n']} succeed on the PNG read back; largest change {check['largest_linf_levels']:g} levels")
+        levels = f"largest change {check['largest_linf_levels']:g} levels"
+        print(f"eps {word}: {report.percent(rate)} of {result['n']} succeed on the PNG read back; {levels}")
     print(f"{run.workdir / 'report.html'}")
 
 

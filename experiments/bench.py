@@ -64,7 +64,10 @@ def torch_model(arch: str) -> Any:
         import torchvision
     except RuntimeError:  # a CPU build of torch lacks the two operators that torchvision looks for
         stub = torch.library.Library("torchvision", "DEF")
-        for signature in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"):
+        for signature in (
+            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        ):
             stub.define(signature)
         import torchvision
     library, name = TORCH[arch]
@@ -133,7 +136,14 @@ def main(run: runlog.Run) -> None:
             calls = [ours(arch, what, images01), *(theirs(arch, what, images01) if peers else [])]
             spent = seconds(calls, FLAGS.rounds)
             medians = [float(np.median(times)) for times in spent]
-            row: dict[str, Any] = {"what": what, "arch": arch, "ours": len(images01) / medians[0], "peer": None, "peer_value": None, "ratio": None}
+            row: dict[str, Any] = {
+                "what": what,
+                "arch": arch,
+                "ours": len(images01) / medians[0],
+                "peer": None,
+                "peer_value": None,
+                "ratio": None,
+            }
             row["spread"] = [len(images01) / max(spent[0]), len(images01) / min(spent[0])]
             if peers:
                 best = min(medians[1:])
@@ -143,15 +153,24 @@ def main(run: runlog.Run) -> None:
             beside = f"   {row['peer']} {row['peer_value']:.1f}   ratio {row['ratio']:.2f}" if peers else ""
             print(f"{arch:20s} {what:8s} {row['ours']:7.1f} images/s{beside}", flush=True)
     header = ("what", "architecture", "images/s", "slowest to fastest round", "peer", "images/s of the peer", "ratio")
-    table = report.table(
-        [
-            (WHAT[r["what"]], r["arch"], f"{r['ours']:.1f}", "{:.1f} to {:.1f}".format(*r["spread"]), r["peer"] or "-", f"{r['peer_value']:.1f}" if peers else "-", f"{r['ratio']:.2f}" if peers else "-")
-            for r in rows
-        ],
-        header,
-    )  # fmt: skip
-    lead = f"Batch {FLAGS.batch_size} at {FLAGS.size} pixels, float32, on {jax.devices()[0].device_kind}. A ratio above 1 means that tl is faster."
-    run.finish({"rows": rows}, report.page("Speed", lead, [report.section("Images a second", table)], facts=run.facts()))
+    cells = [
+        (
+            WHAT[row["what"]],
+            row["arch"],
+            f"{row['ours']:.1f}",
+            f"{row['spread'][0]:.1f} to {row['spread'][1]:.1f}",
+            row["peer"] or "-",
+            f"{row['peer_value']:.1f}" if peers else "-",
+            f"{row['ratio']:.2f}" if peers else "-",
+        )
+        for row in rows
+    ]
+    table = report.table(cells, header)
+    device = jax.devices()[0].device_kind
+    lead = f"Batch {FLAGS.batch_size} at {FLAGS.size} pixels, float32, on {device}. A ratio above 1 means that tl is faster."
+    run.finish(
+        {"rows": rows}, report.page("Speed", lead, [report.section("Images a second", table)], facts=run.facts())
+    )
     print(f"{run.workdir / 'report.html'}")
 
 

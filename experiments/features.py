@@ -1,7 +1,7 @@
 """Fills or reuses a feature bank, and shows what an endpoint makes of one photograph.
 
-  ./launch.sh features --data=folder:DIR
-  ./launch.sh features --data=folder:DIR --endpoint=stage4 --show=IMAGE
+./launch.sh features --data=folder:DIR
+./launch.sh features --data=folder:DIR --endpoint=stage4 --show=IMAGE
 """
 
 from __future__ import annotations
@@ -24,25 +24,33 @@ SHOWN = 64  # channels on the page, the most active first
 
 def define_flags() -> None:
     flags.DEFINE_string("data", None, "folder:DIR or elpv.", required=True)
-    flags.DEFINE_string("endpoint", "features", "features (pooled, what heads see) or an endpoint, averaged over its map.")
+    flags.DEFINE_string(
+        "endpoint", "features", "features (pooled, what heads see) or an endpoint, averaged over its map."
+    )
     flags.DEFINE_string("show", "", "A picture whose map at the endpoint is shown channel by channel.")
     flags.DEFINE_integer("batch_size", 16, "Pictures a forward pass.", lower_bound=1)
 
 
-def channels(clf: Classifier, variables: Variables, endpoint: str, image: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+def channels(
+    clf: Classifier, variables: Variables, endpoint: str, image: np.ndarray
+) -> tuple[np.ndarray, tuple[int, ...]]:
     """The strongest channels of one picture's map as one grey sheet, each stretched to its own range; and the map's shape."""
     if endpoint == "features":
         endpoint = clf.spec.endpoints[-1]
     ends = jax.eval_shape(clf.apply, variables, pixels.to_images01(image[None])).endpoints
     if endpoint not in ends:
         raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, ends)}")
-    maps = np.asarray(jax.jit(lambda v, x: clf.apply(v, x).endpoints[endpoint][0])(variables, pixels.to_images01(image[None])))
+    maps = np.asarray(
+        jax.jit(lambda v, x: clf.apply(v, x).endpoints[endpoint][0])(variables, pixels.to_images01(image[None]))
+    )
     strongest = np.argsort(-maps.mean(axis=(0, 1)), kind="stable")[:SHOWN]
     scale = max(1, round(96 / maps.shape[0]))
     tiles = []
     for channel in strongest:
         tile = maps[..., channel] - maps[..., channel].min()
-        tiles.append(np.kron(tile / max(float(tile.max()), 1e-12), np.ones((scale, scale), np.float32)).astype(np.float32))
+        tiles.append(
+            np.kron(tile / max(float(tile.max()), 1e-12), np.ones((scale, scale), np.float32)).astype(np.float32)
+        )
     return report.contact_sheet(tiles, columns=8), maps.shape
 
 
@@ -56,14 +64,27 @@ def main(run: runlog.Run) -> None:
     )
     skips = [skip._asdict() for skip in (*spec.skipped, *bank.skipped)]
     values = bank.values[bank.valid]
-    result: dict[str, Any] = {"n": len(values), "dim": values.shape[1], "bank": str(bank.bank), "reused": bank.reused, "skipped": skips}
-    sections = [report.section("The bank", report.numbers({k: result[k] for k in ("n", "dim", "reused")}), report.note(str(bank.bank)))]
+    result: dict[str, Any] = {
+        "n": len(values),
+        "dim": values.shape[1],
+        "bank": str(bank.bank),
+        "reused": bank.reused,
+        "skipped": skips,
+    }
+    sections = [
+        report.section(
+            "The bank", report.numbers({k: result[k] for k in ("n", "dim", "reused")}), report.note(str(bank.bank))
+        )
+    ]
     if FLAGS.show:
         picture = common.read_pictures(clf, FLAGS.show)
         sheet, shape = channels(clf, variables, FLAGS.endpoint, picture.images[0])
         run.figure("channels", sheet)
         result["map"] = list(shape)
-        text = f"The {min(SHOWN, shape[2])} most active of {shape[2]} channels of a {shape[0]} x {shape[1]} map, each stretched to its own range."
+        text = (
+            f"The {min(SHOWN, shape[2])} most active of {shape[2]} channels of a {shape[0]} x {shape[1]} map, "
+            "each stretched to its own range."
+        )
         cards = [report.card(picture.images[0], title=picture.paths[0].name), report.card(sheet, title=FLAGS.endpoint)]
         sections.append(report.section("What the network makes of it", report.gallery(cards), text=text))
     sections.append(report.skipped(skips))

@@ -26,6 +26,7 @@ from tl.visualize import images, objectives, render, transforms
 
 FLAGS = flags.FLAGS
 TV = 200.0  # logits per unit of total variation: chosen by eye on EfficientNet-Lite0, between grain and fog
+L2 = 30.0  # logits between grey and black-and-white: chosen by eye, keeps colours from burning out
 STEPS = 320  # chosen by eye
 STEP = 0.05  # lucid's Adam step
 
@@ -36,15 +37,22 @@ TRANSFORMS = {
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("target", None, "Classes, separated by commas: index, WordNet id, name or group.", required=True)
+    flags.DEFINE_string(
+        "target", None, "Classes, separated by commas: index, WordNet id, name or group.", required=True
+    )
     flags.DEFINE_enum("parameterisation", "fourier", list(images.PARAMETERISATIONS), "What is optimised.")
-    flags.DEFINE_float("tv", TV, "Weight of the variation loss, in logits per unit of total variation.", lower_bound=0.0)
+    flags.DEFINE_float(
+        "tv", TV, "Weight of the variation loss, in logits per unit of total variation.", lower_bound=0.0
+    )
+    flags.DEFINE_float("l2", L2, "Weight of the distance from grey, in logits.", lower_bound=0.0)
     flags.DEFINE_integer("steps", STEPS, "Steps of the climb; 0 shows the noise.", lower_bound=0)
     flags.DEFINE_float("step_size", STEP, "Of the first step; it falls to a tenth.", lower_bound=0.0)
     flags.DEFINE_enum("optimizer", "adam", list(ascend.OPTIMIZERS), "How a gradient becomes a step.")
     flags.DEFINE_integer("size", 0, "Side, in pixels. Default: the weights' own.", lower_bound=0)
     flags.DEFINE_integer("count", 1, "Images a class, from different noise.", lower_bound=1)
-    flags.DEFINE_list("transforms", "jitter,zoom", "Random views between the steps: any of jitter, zoom; empty for none.")
+    flags.DEFINE_list(
+        "transforms", "jitter,zoom", "Random views between the steps: any of jitter, zoom; empty for none."
+    )
 
 
 def views(names: list[str], size: int) -> transforms.Transform:
@@ -64,6 +72,7 @@ def ideal(
     seed: int,
     steps: int = STEPS,
     tv: float = TV,
+    l2: float = L2,
     step_size: float = STEP,
     count: int = 1,
     parameterisation: str = "fourier",
@@ -90,7 +99,7 @@ def ideal(
             runs[how] = runs["with"]
             continue
         print(f"climbing {len(wanted)} images for {steps} steps {how} variation loss", flush=True)
-        runs[how] = jax.tree.map(np.asarray, climb(variables, key, members, tv=weight, step_size=step_size))
+        runs[how] = jax.tree.map(np.asarray, climb(variables, key, members, tv=weight, l2=l2, step_size=step_size))
         for i in range(0, steps + 1, max(steps // 20, 1)):
             run.log({"step": i, "variation_loss": weight, "score": float(runs[how].scores[i].mean())})
 
@@ -115,7 +124,11 @@ def ideal(
                 "probability": share["with"],
                 "tv": restless["with"],
                 "loss": -float(runs["with"].scores[-1, i]),
-                "without_tv": {"png": str(files["without"]), "probability": share["without"], "tv": restless["without"]},
+                "without_tv": {
+                    "png": str(files["without"]),
+                    "probability": share["without"],
+                    "tv": restless["without"],
+                },
                 "noise": {"png": str(files["noise"]), "probability": share["noise"], "tv": restless["noise"]},
             }
         )
@@ -132,7 +145,11 @@ def ideal(
         f"{clf.arch} climbed its own logit from noise for {steps} steps, seen through {' and '.join(names) or 'no transform'}. "
         "Nothing but the network knows what the animal looks like. Below each image: what the network calls the saved PNG."
     )
-    judged = {"network": clf.arch, "on": "the PNG as read back, without transforms", "note": "the network that was climbed"}
+    judged = {
+        "network": clf.arch,
+        "on": "the PNG as read back, without transforms",
+        "note": "the network that was climbed",
+    }
     return {"images": rows, "judged_by": judged}, [report.section("Ideal images", *strips, text=text)]
 
 
@@ -147,6 +164,7 @@ def main(run: runlog.Run) -> None:
         seed=FLAGS.seed,
         steps=FLAGS.steps,
         tv=FLAGS.tv,
+        l2=FLAGS.l2,
         step_size=FLAGS.step_size,
         count=FLAGS.count,
         parameterisation=FLAGS.parameterisation,
@@ -158,7 +176,10 @@ def main(run: runlog.Run) -> None:
     run.finish(result, report.page("Ideal images", lead, sections, facts=run.facts() | common.weights_facts(clf)))
     for row in result["images"]:
         bare = row["without_tv"]
-        print(f"{row['target']}: probability {row['probability']:.3f}, total variation {row['tv']:.4f}; without variation loss {bare['probability']:.3f}, {bare['tv']:.4f}")
+        print(
+            f"{row['target']}: probability {row['probability']:.3f}, total variation {row['tv']:.4f}; "
+            f"without variation loss {bare['probability']:.3f}, {bare['tv']:.4f}"
+        )
     print(f"{run.workdir / 'report.html'}")
 
 

@@ -26,7 +26,9 @@ SHOWN = 48  # pictures on the page; all are in result.json
 def define_flags() -> None:
     flags.DEFINE_string("images", None, "Files, folders and globs, separated by commas.", required=True)
     flags.DEFINE_integer("topk", 5, "Classes a picture.", lower_bound=1)
-    flags.DEFINE_enum("labels", "none", ["none", "folder"], "folder: a picture's folder is its class (index, id or name).")
+    flags.DEFINE_enum(
+        "labels", "none", ["none", "folder"], "folder: a picture's folder is its class (index, id or name)."
+    )
 
 
 def folder_labels(clf: Classifier, paths: list[Path]) -> np.ndarray:
@@ -35,7 +37,9 @@ def folder_labels(clf: Classifier, paths: list[Path]) -> np.ndarray:
     for folder in {path.parent.name for path in paths}:
         indices = common.class_table(clf).find(folder)
         if len(indices) != 1:
-            raise ValueError(f"the folder {folder!r} names {len(indices)} classes; --labels=folder wants one class a folder")
+            raise ValueError(
+                f"the folder {folder!r} names {len(indices)} classes; --labels=folder wants one class a folder"
+            )
         found[folder] = indices[0]
     return np.array([found[path.parent.name] for path in paths])
 
@@ -43,32 +47,39 @@ def folder_labels(clf: Classifier, paths: list[Path]) -> np.ndarray:
 def predict(
     run: runlog.Run, clf: Classifier, variables: Variables, pictures: common.Pictures, labels: np.ndarray | None, k: int
 ) -> tuple[dict[str, Any], list[Html]]:
-    """The result and the page's sections."""
+    """The result and the page's sections; `labels` i[n] are -1 where unknown, or None where all are."""
     logits = common.all_logits(clf, variables, pictures.images)
     probabilities = common.softmax(logits)
     tops = [common.topk(clf, p, k) for p in probabilities]
     result: dict[str, Any] = {"n": len(tops), "skipped": pictures.skipped}
     sections = []
-    order = np.arange(len(tops))
-    if labels is not None:
-        right = metrics.topk_correct(logits, labels, 1)
+    labels = np.full(len(tops), -1) if labels is None else labels
+    known = np.flatnonzero(labels >= 0)
+    order, title = np.arange(len(tops)), "Photographs"
+    if len(known):
+        right = metrics.topk_correct(logits[known], labels[known], 1)
         low, high = metrics.wilson(int(right.sum()), len(right))
-        result |= {"top1": float(right.mean()), "top1_ci95": [low, high]}
-        result["top5"] = float(metrics.topk_correct(logits, labels, 5).mean())
-        own = probabilities[np.arange(len(labels)), labels]
-        order = np.argsort(own, kind="stable")
+        result |= {"labelled": len(known), "top1": float(right.mean()), "top1_ci95": [low, high]}
+        result["top5"] = float(metrics.topk_correct(logits[known], labels[known], 5).mean())
+        own = np.where(labels >= 0, probabilities[np.arange(len(labels)), labels], 1.0)
+        order, title = np.argsort(own, kind="stable"), "Photographs, the least expected first"
+        summary = {
+            "labelled": len(known),
+            "top-1": report.percent(result["top1"]),
+            "top-5": report.percent(result["top5"]),
+        }
         accuracy = report.interval(result["top1"], low, high, label="top-1 accuracy")
-        summary = {"pictures": len(tops), "top-1": report.percent(result["top1"]), "top-5": report.percent(result["top5"])}
         sections.append(report.section("Accuracy", report.numbers(summary), accuracy))
     result["predictions"] = [{"path": str(p), "topk": top} for p, top in zip(pictures.paths, tops, strict=True)]
     cards = []
     for i in order[:SHOWN]:
-        truth = [] if labels is None else [int(labels[i])]
-        caption = "" if labels is None else f"labelled {common.class_table(clf).display(truth[0])}"
+        truth = [int(labels[i])] if labels[i] >= 0 else []
+        caption = f"labelled {common.class_table(clf).display(truth[0])}" if truth else ""
         cards.append(
-            report.card(pictures.images[i], title=pictures.paths[i].name, caption=caption, bars=common.bars(tops[i], truth))
+            report.card(
+                pictures.images[i], title=pictures.paths[i].name, caption=caption, bars=common.bars(tops[i], truth)
+            )
         )
-    title = "Photographs, the least expected first" if labels is not None else "Photographs"
     rest = f"The first {SHOWN} of {len(tops)}." if len(tops) > SHOWN else ""
     text = f"As the network sees them: {clf.pixels.size} pixels square, cropped by the rule of its weights. {rest}"
     sections += [report.section(title, report.gallery(cards), text=text), report.skipped(pictures.skipped)]
@@ -83,8 +94,13 @@ def main(run: runlog.Run) -> None:
     labels = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
     result, sections = predict(run, clf, variables, pictures, labels, FLAGS.topk)
     lead = f"{result['n']} photographs, named by {clf.arch}."
-    run.finish(result, report.page("What is in these photographs", lead, sections, facts=run.facts() | common.weights_facts(clf)))
-    accuracy = f"; top-1 {report.percent(result['top1'])}, top-5 {report.percent(result['top5'])}" if "top1" in result else ""
+    run.finish(
+        result,
+        report.page("What is in these photographs", lead, sections, facts=run.facts() | common.weights_facts(clf)),
+    )
+    accuracy = (
+        f"; top-1 {report.percent(result['top1'])}, top-5 {report.percent(result['top5'])}" if "top1" in result else ""
+    )
     print(f"named {result['n']} pictures, skipped {len(result['skipped'])}{accuracy}")
     print(f"{run.workdir / 'report.html'}")
 

@@ -34,18 +34,16 @@ def main(run: runlog.Run) -> None:
     print("1 of 4: naming the packaged photographs", flush=True)
     photographs = data.photographs()
     pictures = common.read_pictures(clf, [str(photo.path) for photo in photographs])
-    labelled = [i for i, photo in enumerate(photographs) if photo.index is not None]
-    named, named_sections = predict.predict(run, clf, variables, pictures, None, 5)
-    truth = np.array([photographs[i].index for i in labelled])
-    tops = [[row["index"] for row in named["predictions"][i]["topk"]] for i in labelled]
-    named["top1"] = float(np.mean([top[0] == t for top, t in zip(tops, truth, strict=True)]))
-    named["top5"] = float(np.mean([t in top for top, t in zip(tops, truth, strict=True)]))
+    labels = np.array([-1 if photo.index is None else photo.index for photo in photographs])
+    named, named_sections = predict.predict(run, clf, variables, pictures, labels, 5)
 
     print("2 of 4: learning a classifier for solar cells", flush=True)
     cells = data.get("elpv")
     if FLAGS.quick:
         cells = data.split_stratified(cells, test_fraction=0.15, seed=FLAGS.seed)[1]
-    learned, learned_sections = transfer.transfer(run, clf, variables, cells, None, transfer.Settings(first_seed=FLAGS.seed))
+    learned, learned_sections = transfer.transfer(
+        run, clf, variables, cells, None, transfer.Settings(first_seed=FLAGS.seed)
+    )
 
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
     targets = common.class_table(clf).targets("tabby,zebra")
@@ -54,20 +52,22 @@ def main(run: runlog.Run) -> None:
     )
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)
-    dogs = [i for i in labelled if photographs[i].index == DALMATIAN]
+    dogs = np.flatnonzero(labels == DALMATIAN)
     dog = common.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
-    attacked, attacked_sections = attack.attack(
-        run, clf, variables, dog, target="any cat", truth=np.full(len(dogs), DALMATIAN), eps=(4 / 255,), seed=FLAGS.seed
-    )
+    how = attack.Settings(eps=(4 / 255,), seed=FLAGS.seed)
+    truth = np.full(len(dogs), DALMATIAN)
+    attacked, attacked_sections = attack.attack(run, clf, variables, dog, target="any cat", truth=truth, how=how)
 
     result: dict[str, Any] = {"predict": named, "transfer": learned, "ideal": climbed, "attack": attacked}
     low, high = learned["test"]["top1_ci95"]
     shares = [row["probability"] for row in climbed["images"]]
+    percent, fooled = report.percent, attacked["images"][0]
     lines = [
-        f"predict:  {named['n']} photographs, {report.percent(named['top1'])} of the {len(labelled)} labelled ones named rightly",
-        f"transfer: solar cells {report.percent(learned['test']['top1'])} ({report.percent(low)} to {report.percent(high)}), commonest class {report.percent(learned['majority'])}",
+        f"predict:  {percent(named['top1'])} of {named['labelled']} labelled photographs named rightly",
+        f"transfer: solar cells {percent(learned['test']['top1'])} ({percent(low)} to {percent(high)}),"
+        f" always the commonest class {percent(learned['majority'])}",
         f"ideal:    tabby {shares[0]:.3f}, zebra {shares[1]:.3f}",
-        f"attack:   {attacked['images'][0]['from']} -> {attacked['images'][0]['to']} ({attacked['images'][0]['probability']:.3f}) at eps 4/255",
+        f"attack:   {fooled['from']} -> {fooled['to']} ({fooled['probability']:.3f}) at eps {fooled['eps']}",
     ]
     headings = (
         ("What the network sees in photographs", named_sections),

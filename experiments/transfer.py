@@ -30,10 +30,19 @@ def define_flags() -> None:
     flags.DEFINE_string("data", None, "folder:DIR or elpv.", required=True)
     flags.DEFINE_string("test_data", "", "Another set to test on. Default: a held-out part of --data.")
     flags.DEFINE_float("test_fraction", 0.25, "Share of --data that is held out.")
-    flags.DEFINE_enum("tune", "probe", list(optim.TUNE), "probe: logistic, closed loop. head: the head by gradient steps.")
-    flags.DEFINE_integer("seeds", 1, "Runs with other splits (elpv) and starts; mean and spread are reported.", lower_bound=1)
+    flags.DEFINE_enum(
+        "tune", "probe", list(optim.TUNE), "probe: logistic, closed loop. head: the head by gradient steps."
+    )
+    flags.DEFINE_integer(
+        "seeds", 1, "Runs with other splits (elpv) and starts; mean and spread are reported.", lower_bound=1
+    )
     flags.DEFINE_integer("image_size", 0, "Side of the input, in pixels. Default: the weights' own.", lower_bound=0)
-    flags.DEFINE_enum("crop", "", ["", "weights", "none"], "weights: their own rule. none: the whole picture, squashed. Default: the data set's.")
+    flags.DEFINE_enum(
+        "crop",
+        "",
+        ["", "weights", "none"],
+        "weights: their own rule. none: the whole picture, squashed. Default: the data set's.",
+    )
     flags.DEFINE_integer("epochs", 30, "Of --tune=head.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 64, "Of --tune=head.", lower_bound=1)
     flags.DEFINE_float("lr", 1e-3, "Peak learning rate of --tune=head.", lower_bound=0.0)
@@ -95,7 +104,9 @@ def fit_head(
         for start in range(0, n, b):
             rows = np.resize(order[start : start + b], b)
             valid = np.arange(b) < len(order[start : start + b])
-            batch = train.Examples(jnp.asarray(standard[rows]), jnp.asarray(fitted.labels[rows], jnp.int32), jnp.asarray(valid))
+            batch = train.Examples(
+                jnp.asarray(standard[rows]), jnp.asarray(fitted.labels[rows], jnp.int32), jnp.asarray(valid)
+            )
             train_state, measured = step(train_state, batch)
             losses.append(measured)
         means = {k: float(np.mean([m[k] for m in losses])) for k in losses[0]}
@@ -120,7 +131,12 @@ def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def transfer(
-    run: runlog.Run, clf: Classifier, variables: Variables, spec: DataSpec, test_spec: DataSpec | None, settings: Settings
+    run: runlog.Run,
+    clf: Classifier,
+    variables: Variables,
+    spec: DataSpec,
+    test_spec: DataSpec | None,
+    settings: Settings,
 ) -> tuple[dict[str, Any], list[Html]]:
     """Fits, tests and saves; the result and the page's sections. The model of the first seed is the one that is kept."""
     began = time.monotonic()
@@ -128,7 +144,10 @@ def transfer(
     skips: list[Skipped] = [*spec.skipped, *bank.skipped]
     if test_spec is not None:
         if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
-            raise ValueError(f"the test set has classes that --data has not: {unknown[:5]}; nearest: {paths.nearest(unknown[0], spec.classes)}")
+            raise ValueError(
+                f"the test set has classes that --data has not: {unknown[:5]}; "
+                f"nearest: {paths.nearest(unknown[0], spec.classes)}"
+            )
         test_bank, test_where = bank_of(clf, variables, test_spec)
         skips += [*test_spec.skipped, *test_bank.skipped]
     seconds_bank = time.monotonic() - began
@@ -152,7 +171,9 @@ def transfer(
             to_ours = np.array([classes.index(name) for name in test_spec.classes])
             tested = tested._replace(labels=to_ours[tested.labels])
         if len(fitted.labels) < 2 or not len(tested.labels):
-            raise ValueError(f"too few readable pictures: {len(fitted.labels)} to learn from and {len(tested.labels)} to test on")
+            raise ValueError(
+                f"too few readable pictures: {len(fitted.labels)} to learn from and {len(tested.labels)} to test on"
+            )
         params = {"backbone": backbone, "head": blank}
         if settings.tune == "probe":
             found = probe.logistic(fitted.values, fitted.labels, len(classes), seed=seed)
@@ -180,7 +201,9 @@ def transfer(
         "classes": list(classes),
         "confusion": matrix.tolist(),
         "most_confused": metrics.most_confused(matrix, classes),
-        "trainable_params": sum(row["params"] for row in optim.table(params, optim.rules(settings.tune)) if row["group"] != paths.FROZEN),
+        "trainable_params": sum(
+            row["params"] for row in optim.table(params, optim.rules(settings.tune)) if row["group"] != paths.FROZEN
+        ),
         "frozen_unchanged": before == after,
         "bank": {"folder": str(bank.bank), "reused": bank.reused, "computed": computed},
         "skipped": [skip._asdict() for skip in skips],
@@ -192,9 +215,16 @@ def transfer(
         result["strength"] = chosen[0]
     if settings.seeds > 1:
         tops = [row["top1"] for row in tests]
-        result["seeds"] = {"n": len(tops), "top1": tops, "mean": float(np.mean(tops)), "std": float(np.std(tops, ddof=1))}
+        result["seeds"] = {
+            "n": len(tops),
+            "top1": tops,
+            "mean": float(np.mean(tops)),
+            "std": float(np.std(tops, ddof=1)),
+        }
     record = {"data": spec.name, "licence": spec.licence, "test": result["test"], "tune": settings.tune}
-    classifier.save(run.workdir / "model", clf, {"params": params, "batch_stats": variables.get("batch_stats", {})}, record=record)
+    classifier.save(
+        run.workdir / "model", clf, {"params": params, "batch_stats": variables.get("batch_stats", {})}, record=record
+    )
     return result, page_sections(run, clf, spec, tested, logits, result, curves)
 
 
@@ -227,7 +257,9 @@ def page_sections(
         sections.append(report.section("Training", report.curves(curves, x_label="epoch", y_label="training loss")))
     matrix = np.array(result["confusion"])
     pairs = [(row["true"], row["predicted"], f"{row['count']} of {row['of']}") for row in result["most_confused"]]
-    parts = [report.confusion(matrix, classes)] + ([report.table(pairs, ("is", "was called", "times"))] if pairs else [])
+    parts = [report.confusion(matrix, classes)] + (
+        [report.table(pairs, ("is", "was called", "times"))] if pairs else []
+    )
     sections.append(report.section("What it confuses", *parts))
     probabilities = common.softmax(logits)
     own = probabilities[np.arange(len(tested.labels)), tested.labels]
@@ -260,18 +292,36 @@ def main(run: runlog.Run) -> None:
     test_spec = data.get(FLAGS.test_data) if FLAGS.test_data else None
     clf = pixels_for(clf, spec, FLAGS.crop, FLAGS.image_size)
     settings = Settings(
-        FLAGS.tune, FLAGS.seeds, FLAGS.seed, FLAGS.test_fraction, FLAGS.epochs, FLAGS.batch_size, FLAGS.lr, FLAGS.optimizer
+        FLAGS.tune,
+        FLAGS.seeds,
+        FLAGS.seed,
+        FLAGS.test_fraction,
+        FLAGS.epochs,
+        FLAGS.batch_size,
+        FLAGS.lr,
+        FLAGS.optimizer,
     )
     result, sections = transfer(run, clf, variables, spec, test_spec, settings)
     test = result["test"]
-    lead = f"{len(spec.classes)} classes of {spec.name}, learned on {clf.arch}'s frozen features: {report.percent(test['top1'])} of {test['n']} test pictures."
+    lead = (
+        f"{len(spec.classes)} classes of {spec.name}, learned on {clf.arch}'s frozen features: "
+        f"{report.percent(test['top1'])} of {test['n']} test pictures."
+    )
     facts = run.facts() | common.weights_facts(clf) | {"pictures": spec.source, "licence of the pictures": spec.licence}
     run.finish(result, report.page("A classifier for these pictures", lead, sections, facts=facts))
     low, high = (report.percent(p) for p in test["top1_ci95"])
-    print(f"test top-1 {report.percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']}), commonest class {report.percent(result['majority'])}")
+    print(
+        f"test top-1 {report.percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']}), "
+        f"always the commonest class {report.percent(result['majority'])}"
+    )
     if "seeds" in result:
-        print(f"over {result['seeds']['n']} seeds {100 * result['seeds']['mean']:.1f} +- {100 * result['seeds']['std']:.1f} %")
-    print(f"bank: {result['bank']['reused']} reused, {result['bank']['computed']} computed; skipped {len(result['skipped'])}; model in {result['model']}")
+        print(
+            f"over {result['seeds']['n']} seeds {100 * result['seeds']['mean']:.1f} +- {100 * result['seeds']['std']:.1f} %"
+        )
+    print(
+        f"bank: {result['bank']['reused']} reused, {result['bank']['computed']} computed; "
+        f"skipped {len(result['skipped'])}; model in {result['model']}"
+    )
     print(f"{run.workdir / 'report.html'}")
 
 

@@ -22,7 +22,6 @@ NET = {
     "backbone": {"stem": {"kernel": np.zeros((3, 2), np.float32)}, "stage1": {"scale": np.ones(2, np.float32)}},
     "head": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)},
 }
-PROBE = (("head/.*", TRAINABLE), (".*", FROZEN))
 
 
 def sketch(tree: Any, prefix: str = "") -> set[tuple[str, Any]]:
@@ -76,27 +75,34 @@ def test_the_first_rule_that_matches_the_whole_name_decides() -> None:
     }
 
 
+REST = (".*", FROZEN)
+
+
 @pytest.mark.parametrize(
     ("rules", "says"),
     [
-        ((("head/.*", TRAINABLE),), ["no rule covers 'backbone/stem/kernel'", "no rule covers 'backbone/stage1/scale'"]),
-        ((("head", TRAINABLE), (".*", FROZEN)), ["rule 'head' decides no leaf; nearest names: 'head/bias', 'head/kernel'"]),
-        ((("haed/kernel", TRAINABLE), (".*", FROZEN)), ["rule 'haed/kernel' decides no leaf; nearest names: 'head/kernel'"]),
-        (((".*", TRAINABLE), ("head/.*", FROZEN)), ["rule 'head/.*' decides no leaf"]),  # shadowed
-        (((".*", FROZEN),), ["every leaf is frozen, so there is nothing to train"]),
-        ((), ["no rule covers 'head/bias'"]),
-        ((("head/(", TRAINABLE), (".*", FROZEN)), ["rule 'head/(' is no regular expression"]),
+        ([("head/.*", TRAINABLE)], ["no rule covers 'backbone/stem/kernel'", "no rule covers 'backbone/stage1/scale'"]),
+        ([("head", TRAINABLE), REST], ["rule 'head' decides no leaf; nearest names: 'head/bias', 'head/kernel'"]),
+        ([("haed/kernel", TRAINABLE), REST], ["rule 'haed/kernel' decides no leaf; nearest names: 'head/kernel'"]),
+        ([(".*", TRAINABLE), ("head/.*", FROZEN)], ["rule 'head/.*' decides no leaf"]),  # shadowed
+        ([REST], ["every leaf is frozen, so there is nothing to train"]),
+        ([], ["no rule covers 'head/bias'"]),
         (  # all at once
-            (("head/kernel", TRAINABLE), ("stem/.*", FROZEN)),
+            [("head/kernel", TRAINABLE), ("stem/.*", FROZEN)],
             ["no rule covers 'head/bias'", "no rule covers 'backbone/stage1/scale'", "rule 'stem/.*' decides no leaf"],
         ),
     ],
 )
-def test_rules_that_do_not_fit_are_one_error(rules: tuple[tuple[str, str], ...], says: list[str]) -> None:
+def test_rules_that_do_not_fit_are_one_error(rules: list[tuple[str, str]], says: list[str]) -> None:
     with pytest.raises(ValueError, match="do not fit this tree") as caught:
         label(NET, rules)
     assert all(words in str(caught.value) for words in says)
     assert "\n" not in str(caught.value)
+
+
+def test_a_rule_that_is_no_regular_expression() -> None:
+    with pytest.raises(ValueError, match=r"rule 'head/\(' is no regular expression: missing \)"):
+        label(NET, [("head/(", TRAINABLE), REST])
 
 
 def test_nothing_is_reported_that_is_right() -> None:

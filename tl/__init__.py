@@ -3,8 +3,7 @@
 Importing `tl` touches no network, starts no accelerator and draws no plot.
 """
 
-from tl import attacks, backbones, data, labels, metrics, optim, paths, pixels, train, visualize, weights
-from tl.ascend import ascend
+from tl import ascend, attacks, backbones, data, labels, metrics, optim, paths, pixels, train, visualize, weights
 from tl.classifier import Classifier, load, save
 from tl.features import extract
 from tl.pixels import PixelSpec

@@ -7,7 +7,7 @@ is traced, so a sweep compiles once. Only this module turns a gradient into a st
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,7 @@ def ascend(
         theta, best, opt_state = carry
         (_, scores), gradient = jax.value_and_grad(total, has_aux=True)(theta, jax.random.fold_in(key, i))
         best = better(best, scores, theta)
+        uphill: Any
         uphill, opt_state = optimizer.update(gradient, opt_state, theta)
         theta = project(theta + rate(i.astype(jnp.float32) / max(steps, 1)) * uphill)
         return (theta, best, opt_state), scores

@@ -87,15 +87,19 @@ class Classifier:
         """
         pixels.check(images01, ndim=4)
         if min(images01.shape[1:3]) < self.spec.min_size:
-            raise ValueError(f"{self.arch} wants images of at least {self.spec.min_size} pixels a side; got {images01.shape}")
+            raise ValueError(
+                f"{self.arch} wants images of at least {self.spec.min_size} pixels a side; got {images01.shape}"
+            )
         inputs = pixels.normalise(self.pixels, images01)
         parts = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
         stats = variables.get("batch_stats", {})
         if mode is Mode.TRAIN:
-            (features, ends), moved = self.spec.module.apply(parts, inputs, mode, mutable=["batch_stats"])
+            out: Any = self.spec.module.apply(parts, inputs, mode, mutable=["batch_stats"])
+            (features, ends), moved = out
             stats = {**stats, "backbone": moved["batch_stats"]} if "batch_stats" in moved else stats
         else:
-            features, ends = self.spec.module.apply(parts, inputs, mode)
+            out = self.spec.module.apply(parts, inputs, mode)
+            features, ends = out
         return Output(self.apply_head(variables, features, ends), features, ends, stats)
 
     def apply_head(
@@ -104,7 +108,8 @@ class Classifier:
         """Logits f32[b k] from features f32[b d] (and, for VGG's own top, endpoints); None without a head."""
         if self.head is None:
             return None
-        return self.head.apply({"params": variables["params"]["head"]}, features, endpoints or {})
+        logits: Any = self.head.apply({"params": variables["params"]["head"]}, features, endpoints or {})
+        return logits
 
     def logits(self, variables: Variables, images01: jax.Array) -> jax.Array:
         """Logits f32[b k] in `Mode.EVAL`.
@@ -165,7 +170,14 @@ def load(name: str, *, weights: str | None = None, key: jax.Array | None = None)
     if weights in (None, "", "package"):
         row = store.manifest_row(spec.name, tag or None)
         known_as = Provenance(f"{row.arch}.{row.tag}", row.sha256, row.origin, row.licence)
-        return _ported(spec, readers.read(store.verified(row)), known_as, source=row.source, pixel_spec=row.pixels, ignore=row.ignore)
+        return _ported(
+            spec,
+            readers.read(store.verified(row)),
+            known_as,
+            source=row.source,
+            pixel_spec=row.pixels,
+            ignore=row.ignore,
+        )
     if weights == "hub":
         raise ValueError("weights from the hub are not supported yet; take package, random, or a path to a file")
     path = Path(weights).expanduser()
@@ -211,7 +223,7 @@ def _sized_head(clf: Classifier, shapes: Any, arrays: readers.Arrays, table: por
     found = next((arrays[s].shape for s, target in table.items() if target.path == last and s in arrays), None)
     if found is None or len(found) != 1 or found[0] == IMAGENET_CLASSES:
         return clf, shapes
-    head = dataclasses.replace(clf.head, classes=found[0])
+    head = HEADS[clf.spec.head](found[0])
     clf = clf.with_head(head, labels.from_names([f"class {i}" for i in range(found[0])], name="unnamed"))
     return clf, jax.eval_shape(clf.init, jax.random.key(0))
 
@@ -235,7 +247,9 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
         raise ValueError(f"{clf.arch} has no head to save; train one first")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(a) for name, a in flatten(variables).items()}, folder / "variables.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(a) for name, a in flatten(variables).items()}, folder / "variables.safetensors"
+    )
     (folder / ARTEFACT).write_text(
         json.dumps(
             {
@@ -262,7 +276,7 @@ def _load_artefact(folder: Path) -> tuple[Classifier, Variables]:
         pixel_spec = PixelSpec.from_dict(about["pixels"])
         weights = Provenance(**about["weights"])
         arch, wanted = about["arch"], about["sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / ARTEFACT} is not a classifier that this version of tl wrote: {error!r}") from error
     file = folder / "variables.safetensors"
     arrays = readers.read(file)

@@ -27,7 +27,7 @@ from tl import data, pixels
 from tl.classifier import Classifier
 from tl.data import Batch, Skipped
 from tl.paths import digest, nearest
-from tl.types import Variables
+from tl.types import Array, Variables
 
 BANK_FORMAT = 1  # part of every key: a change of what a bank holds starts new banks
 SHARD = 512  # pictures between two writes (chosen, not tuned)
@@ -93,7 +93,7 @@ def extract(
     """
     bank = (cache or cache_dir()) / "banks" / f"{clf.arch}-{bank_key(clf, variables, endpoint)}"
     bank.mkdir(parents=True, exist_ok=True)
-    hashes = [data.content_hash(path) for path in paths]
+    hashes = [_identity(path) for path in paths]
     known = dict(_read(bank))
     todo = {h: path for h, path in zip(hashes, paths, strict=True) if h not in known}
     reused = sum(h in known for h in hashes)
@@ -101,28 +101,35 @@ def extract(
     fresh: dict[str, np.ndarray] = {}
     todo_hashes, todo_paths = list(todo), list(todo.values())
     if todo:
-        forward = functools.partial(_forward(clf, endpoint), jax.device_put(variables))
+        on_device = jax.device_put(variables)
+        forward = _forward(clf, endpoint)
         prepare = functools.partial(pixels.prepare, clf.pixels)
         batches = data.load(todo_paths, prepare, batch_size=batch_size)
         for batch in progress(batches, -(-len(todo) // batch_size)):
-            rows = np.asarray(forward(pixels.to_images01(batch.images)))
+            rows = np.asarray(forward(on_device, pixels.to_images01(batch.images)))
             for index, valid, row in zip(batch.index, batch.valid, rows, strict=True):
                 if valid:
                     fresh[todo_hashes[index]] = row
             why = {skip.path: skip.why for skip in batch.skipped}
-            broken |= {todo_hashes[i]: why[str(todo_paths[i])] for i in batch.index if i >= 0 and str(todo_paths[i]) in why}
+            broken |= {
+                todo_hashes[i]: why[str(todo_paths[i])] for i in batch.index if i >= 0 and str(todo_paths[i]) in why
+            }
             if len(fresh) >= SHARD:
                 known |= _write(bank, fresh)
                 fresh = {}
         known |= _write(bank, fresh)
     width = next(iter(known.values())).shape[0] if known else clf.spec.features
-    values = np.stack([known.get(h, np.zeros(width, np.float32)) for h in hashes]) if hashes else np.zeros((0, width), np.float32)
+    values = (
+        np.stack([known.get(h, np.zeros(width, np.float32)) for h in hashes])
+        if hashes
+        else np.zeros((0, width), np.float32)
+    )
     skipped = tuple(Skipped(str(path), broken[h]) for path, h in zip(paths, hashes, strict=True) if h in broken)
     return Features(values, np.array([h in known for h in hashes], bool), skipped, bank, reused)
 
 
 @functools.cache
-def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, jax.Array], jax.Array]:
+def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.Array]:
     @jax.jit
     def forward(variables: Variables, images01: jax.Array) -> jax.Array:
         output = clf.apply(variables, images01)
@@ -133,6 +140,13 @@ def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, jax.Array],
         return jnp.mean(output.endpoints[endpoint], axis=(1, 2))
 
     return forward
+
+
+def _identity(path: Path) -> str:
+    try:
+        return data.content_hash(path)
+    except OSError:
+        return f"unreadable: {path}"  # the loader says why, as of a picture that is damaged
 
 
 def _read(bank: Path) -> Iterator[tuple[str, np.ndarray]]:

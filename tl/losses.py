@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from tl.types import Array
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0) -> jax.Array:
     """Negative log-probability of the label.
@@ -24,7 +26,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.
     return -(1.0 - smoothing) * own - smoothing * jnp.mean(log_p, axis=1)
 
 
-def group_log_probability(logits: jax.Array, members: jax.Array) -> jax.Array:
+def group_log_probability(logits: Array, members: Array) -> jax.Array:
     """Log of the probability that the class is one of a group's.
 
     Args:

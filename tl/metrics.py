@@ -29,11 +29,11 @@ def wilson(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
     p, z2 = correct / n, z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    return max(0.0, min(p, float(centre - half))), min(1.0, max(p, float(centre + half)))  # p is inside, rounded or not
 
 
 def topk_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """Is the label among the k highest scores: f[n c], i[n] -> bool[n]. Ties count against the label, and so does NaN."""
+    """Is the label among the k highest scores: f[n c], i[n] -> bool[n]. Ties and NaN count against the label."""
     own = scores[np.arange(len(labels)), labels]
     return np.sum(~(scores < own[:, None]), axis=1) <= min(k, scores.shape[1])
 

@@ -46,7 +46,7 @@ def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
 
 
 def partitioned(
-    params: Mapping[str, Any], tune_rules: Rules, groups: Mapping[str, optax.GradientTransformation]
+    params: Mapping[str, Any], tune_rules: Rules, groups: Mapping[Any, optax.GradientTransformation]
 ) -> optax.GradientTransformation:
     """One optimizer for the trainable half of `params`: each leaf is moved by its label's group.
 
@@ -77,5 +77,7 @@ def table(params: Mapping[str, Any], tune_rules: Rules) -> list[dict[str, Any]]:
     for what in sorted(set(labels.values())):
         chosen = [leaf for name, leaf in leaves.items() if labels[name] == what]
         count = sum(leaf.size for leaf in chosen)
-        rows.append({"group": what, "leaves": len(chosen), "params": count, "bytes": sum(leaf.nbytes for leaf in chosen)})
+        rows.append(
+            {"group": what, "leaves": len(chosen), "params": count, "bytes": sum(leaf.nbytes for leaf in chosen)}
+        )
     return rows

@@ -75,8 +75,8 @@ def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
       name -> label, covering every leaf.
 
     Raises:
-      ValueError: a leaf that no rule covers, a rule that decides nothing or is no regular expression, or no leaf left
-        to train; one message lists them all.
+      ValueError: a leaf that no rule covers, a rule that decides nothing, or no leaf left to train;
+        all of them in one message. Before that, a rule that is no regular expression.
 
     Reference:
       Rules that must cover: big_vision, `optax.py::_split_frozen`.
@@ -90,7 +90,7 @@ def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"rules {list(rules)!r} do not fit this tree: rule {pattern!r} is no regular expression, {error}") from None
+            raise ValueError(f"rule {pattern!r} is no regular expression: {error}") from None
     labels: dict[str, str] = {}
     used = set()
     for name in names:

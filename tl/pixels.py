@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from PIL import Image
 
 from tl.paths import nearest
@@ -60,6 +61,10 @@ class PixelSpec:
                 raise ValueError(f"unknown {field} {found!r}; nearest: {nearest(found, known)}")
         if not (self.size >= 1 and 0 < self.crop <= 1):
             raise ValueError(f"size must be at least 1 and crop in (0, 1]; got size={self.size}, crop={self.crop}")
+        if not (
+            len(self.mean) == len(self.std) == 3 and np.isfinite([*self.mean, *self.std]).all() and min(self.std) > 0
+        ):
+            raise ValueError(f"mean must be three finite numbers and std three above 0; got {self.mean} and {self.std}")
 
     def replace(self, **changes: Any) -> PixelSpec:
         """The same spec with some fields changed."""
@@ -72,7 +77,8 @@ class PixelSpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PixelSpec:
         """The spec that `as_dict` described."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**changes)
 
 
 def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
@@ -100,8 +106,8 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
         (w, h), (cw, ch) = pil.size, (min(side, slimmest) for side in pil.size)
         pil = pil.crop(((w - cw) // 2, (h - ch) // 2, (w - cw) // 2 + cw, (h - ch) // 2 + ch))
     short = int(size / spec.crop)
-    scaled = tuple(short if side == min(pil.size) else max(short, int(short * side / min(pil.size))) for side in pil.size)
-    pil = pil.resize(scaled, how)
+    width, height = (short if side == min(pil.size) else int(short * side / min(pil.size)) for side in pil.size)
+    pil = pil.resize((width, height), how)
     left, top = (int(round((side - size) / 2.0)) for side in pil.size)
     return np.asarray(pil.crop((left, top, left + size, top + size)))
 
@@ -136,7 +142,7 @@ def check(images01: Any, *, ndim: int | None = None) -> None:
         raise ValueError(f"images01 must be float32 in [0, 1]; got {seen}{hint}")
     if ndim is not None and (len(shape) != ndim or shape[-1] != 3):
         raise ValueError(f"images01 must be f32[b h w 3], RGB; got {seen}")
-    if isinstance(images01, jax.core.Tracer) or 0 in shape:
+    if isinstance(images01, Tracer) or 0 in shape:
         return
     low, high = float(np.min(images01)), float(np.max(images01))
     if not (low >= 0.0 and high <= 1.0):  # NaN fails both comparisons

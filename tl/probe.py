@@ -79,9 +79,11 @@ def logistic(
     n, d = features.shape
     if n < 2 or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"a probe wants at least 2 examples with labels in [0, {classes}); got {n} examples")
-    mean, std = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(std > 1e-6 * max(float(std.max()), 1e-30), 1.0 / np.maximum(std, 1e-30), 0.0).astype(np.float32)
-    x = ((features - mean[None]) * scale[None]).astype(np.float32)
+    wide = features.astype(np.float64)  # in float32 a constant feature differs from its mean
+    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    rounding = np.maximum(1e-6 * std.max(), 1e-7 * np.abs(mean))  # below it nothing is left of a float32 feature
+    scale = np.where(std > rounding, 1.0 / np.maximum(std, 1e-30), 0.0)
+    x = ((wide - mean[None]) * scale[None]).astype(np.float32)
     basis, curvature = _principal(x)
     z = jnp.asarray(x @ basis)
     y = jnp.asarray(labels, jnp.int32)
@@ -158,11 +160,14 @@ def _fit_all(
             move = jax.tree.map(lambda g, s: -g * s, jax.grad(loss)(ahead), scale)
             new = jax.tree.map(jnp.add, ahead, move)
             progress = jax.tree.map(jnp.subtract, new, params)
-            uphill = sum(jnp.vdot(m / s, p) for m, s, p in zip(*map(jax.tree.leaves, (move, scale, progress)), strict=True)) < 0
+            uphill = (
+                sum(jnp.vdot(m / s, p) for m, s, p in zip(*map(jax.tree.leaves, (move, scale, progress)), strict=True))
+                < 0
+            )
             t_new = jnp.where(uphill, 1.0, 0.5 * (1.0 + jnp.sqrt(1.0 + 4.0 * t * t)))
             momentum = jnp.where(uphill, 0.0, (t - 1.0) / t_new)
             ahead = jax.tree.map(lambda n, p: n + momentum * p, new, progress)
-            return new, ahead, t_new, jnp.max(jnp.abs(move["w"])), i + 1
+            return new, ahead, t_new, jnp.max(jnp.abs(jnp.concatenate([move["w"], move["b"][None]]))), i + 1
 
         start = {"w": jnp.zeros((z.shape[1], classes)), "b": jnp.zeros(classes)}
         return jax.lax.while_loop(unfinished, step, (start, start, jnp.float32(1.0), jnp.float32(jnp.inf), 0))[0]

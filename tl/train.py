@@ -46,7 +46,7 @@ class Examples(NamedTuple):
     valid: jax.Array
 
 
-Forward = Callable[[Any, jax.Array], jax.Array]
+Forward = Callable[[Any, jax.Array], Any]
 """`(params, inputs) -> logits f32[b k]`."""
 
 
@@ -82,8 +82,8 @@ def make_train_step(
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         (value, accuracy), gradient = value_and_grad(train_state.trainable, train_state.frozen, examples)
         updates, opt_state = optimizer.update(gradient, train_state.opt_state, train_state.trainable)
-        trainable = optax.apply_updates(train_state.trainable, updates)
-        metrics = {"loss": value, "accuracy": accuracy, "grad_norm": optax.global_norm(gradient)}
+        trainable: Any = optax.apply_updates(train_state.trainable, updates)
+        metrics = {"loss": value, "accuracy": accuracy, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(train_state.step + 1, trainable, train_state.frozen, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+"""What public functions take where a device array and a host array are equally good."""
 
 Params = Mapping[str, Any]
 """Nested dict of arrays; a leaf's name is its path, `backbone/stage1/block0/conv1/kernel`."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.losses import group_log_probability
+from tl.types import Array
 
 
 class Goal(NamedTuple):
@@ -20,19 +21,22 @@ class Goal(NamedTuple):
       success: `(logits, members) -> bool[b]`.
     """
 
-    score: Callable[[jax.Array, jax.Array], jax.Array]
-    success: Callable[[jax.Array, jax.Array], jax.Array]
+    score: Callable[[Array, Array], jax.Array]
+    success: Callable[[Array, Array], jax.Array]
 
 
-def _inside(logits: jax.Array, members: jax.Array) -> jax.Array:
+def _inside(logits: Array, members: Array) -> jax.Array:
     return jnp.take_along_axis(members, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0]
 
 
 TARGETED = Goal(group_log_probability, _inside)
 """To be called one of `members`: the log of their joint probability."""
 
-UNTARGETED = Goal(lambda logits, members: -group_log_probability(logits, members), lambda *args: ~_inside(*args))
-"""Not to be called any of `members`, the classes that are right."""
+UNTARGETED = Goal(
+    lambda logits, members: group_log_probability(logits, ~members), lambda logits, members: ~_inside(logits, members)
+)
+"""Not to be called any of `members`, the classes that are right: the log of the probability of all others, which climbs
+with the usual loss, minus the log of the right ones', and unlike it is not flat in float32 where the network is sure."""
 
 
 def members(groups: Sequence[Sequence[int]], k: int) -> np.ndarray:

@@ -7,12 +7,13 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from tl import ascend, pixels
 from tl.attacks.goals import Goal
 from tl.attacks.norms import Norm
 from tl.paths import nearest
-from tl.types import Variables
+from tl.types import Array, Variables
 
 Logits = Callable[[Variables, jax.Array], jax.Array]
 
@@ -35,7 +36,14 @@ class Attack(Protocol):
     """A jitted attack; `eps` and `step_size` are traced, a sweep over them compiles once."""
 
     def __call__(
-        self, variables: Variables, key: jax.Array, images01: jax.Array, members: jax.Array, *, eps: float, step_size: float
+        self,
+        variables: Variables,
+        key: jax.Array,
+        images01: Array,
+        members: Array,
+        *,
+        eps: float,
+        step_size: float,
     ) -> AttackResult:
         """Adversarial pictures.
 
@@ -74,7 +82,7 @@ def make_pgd(logits: Logits, *, norm: Norm, goal: Goal, steps: int, restarts: in
     @jax.jit
     def run(variables, key, center, members, eps, step_size):
         def rounded(x: jax.Array) -> jax.Array:
-            return x + jax.lax.stop_gradient(norm.lattice(x, center, eps) - x)
+            return jax.lax.stop_gradient(norm.lattice(x, center, eps)) + (x - jax.lax.stop_gradient(x))  # exactly on it
 
         def score(x: jax.Array, key: jax.Array) -> jax.Array:
             del key  # the network is deterministic
@@ -101,7 +109,7 @@ def make_pgd(logits: Logits, *, norm: Norm, goal: Goal, steps: int, restarts: in
 
     def attack(variables, key, images01, members, *, eps, step_size):
         pixels.check(images01, ndim=4)
-        if not isinstance(eps, jax.core.Tracer) and not 0 <= float(eps) <= 1:
+        if not isinstance(eps, Tracer) and not 0 <= float(eps) <= 1:
             raise ValueError(f"eps is a share of the pixel range [0, 1], such as 4/255; got {float(eps):.4g}")
         return run(variables, key, images01, members, jnp.float32(eps), jnp.float32(step_size))
 

@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tl.paths import nearest
+from tl.types import Array
 
 LEVELS = 255.0  # steps of an 8-bit channel
+GRID = np.arange(256, dtype=np.float32) / np.float32(LEVELS)
+"""k / 255 as `tl.pixels.to_images01` rounds it; looked up, for XLA compiles x / 255 as x * (1 / 255), one bit beside it."""
 
 
 class Norm(NamedTuple):
@@ -42,20 +46,23 @@ def _linf_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 def _linf_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     reach = jnp.floor(eps * LEVELS + 1e-3)  # whole levels within eps; 1e-3 forgives the rounding of k / 255 in float32
     middle = jnp.rint(center * LEVELS)
-    return jnp.clip(jnp.clip(jnp.rint(x * LEVELS), middle - reach, middle + reach), 0.0, LEVELS) / LEVELS
+    levels = jnp.clip(jnp.clip(jnp.rint(x * LEVELS), middle - reach, middle + reach), 0.0, LEVELS)
+    return jnp.asarray(GRID).at[levels.astype(jnp.int32)].get(mode="clip")
 
 
-def linf_distance(x: jax.Array, center: jax.Array) -> jax.Array:
+def linf_distance(x: Array, center: Array) -> jax.Array:
     """Largest change of any channel of any pixel: f32[b ...] x 2 -> f32[b]."""
     return jnp.max(jnp.abs(x - center), axis=tuple(range(1, x.ndim)))
 
 
-def l2_distance(x: jax.Array, center: jax.Array) -> jax.Array:
+def l2_distance(x: Array, center: Array) -> jax.Array:
     """Euclidean length of the change: f32[b ...] x 2 -> f32[b]."""
     return jnp.sqrt(jnp.sum(jnp.square(x - center), axis=tuple(range(1, x.ndim))))
 
 
-LINF = Norm(_linf_start, jnp.sign, _linf_project, _linf_lattice, linf_distance)  # Goodfellow et al. 2015, arXiv:1412.6572
+LINF = Norm(
+    _linf_start, jnp.sign, _linf_project, _linf_lattice, linf_distance
+)  # Goodfellow et al. 2015, arXiv:1412.6572
 
 NORMS = {"linf": LINF}
 

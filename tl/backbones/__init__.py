@@ -6,7 +6,9 @@ from tl.backbones import efficientnet, mobilenet, resnet, vgg
 from tl.backbones.spec import BackboneSpec
 from tl.paths import nearest
 
-_SPECS: dict[str, BackboneSpec] = {spec.name: spec for family in (vgg, resnet, mobilenet, efficientnet) for spec in family.VARIANTS}
+_SPECS: dict[str, BackboneSpec] = {
+    spec.name: spec for family in (vgg, resnet, mobilenet, efficientnet) for spec in family.VARIANTS
+}
 _ALIASES = {alias: spec.name for spec in _SPECS.values() for alias in spec.aliases}
 
 

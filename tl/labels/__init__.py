@@ -283,7 +283,10 @@ def known_groups(names: Sequence[str]) -> Groups:
     member = {_fold(breed): "any cat" if breed[0].isupper() else "any dog" for breed in _BREEDS}
     if not all(_fold(name) in member for name in names):
         return {}
-    found = {group: tuple(i for i, name in enumerate(names) if member[_fold(name)] == group) for group in ("any cat", "any dog")}
+    found = {
+        group: tuple(i for i, name in enumerate(names) if member[_fold(name)] == group)
+        for group in ("any cat", "any dog")
+    }
     return {group: indices for group, indices in found.items() if indices}
 
 

@@ -60,8 +60,8 @@ def fourier(count: int, size: int, *, spread: float = 0.01, decay: float = 1.0) 
         return spread * jax.random.normal(key, (count, 2, *weight.shape, 3), jnp.float32)
 
     def decode(theta: jax.Array) -> jax.Array:
-        spectrum = jax.lax.complex(theta[:, 0], theta[:, 1]) * weight[None, :, :, None]
-        plain = jnp.fft.irfft2(spectrum, (size, size), axes=(1, 2))
+        weighted = theta * weight[None, None, :, :, None]
+        plain = jnp.fft.irfft2(jax.lax.complex(weighted[:, 0], weighted[:, 1]), (size, size), axes=(1, 2))
         return jax.nn.sigmoid(plain @ COLOUR.T)
 
     return Image(init, decode)

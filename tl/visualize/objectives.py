@@ -31,7 +31,7 @@ class Objective:
     def __add__(self, other: Objective) -> Objective:
         return Objective(lambda output, images: self(output, images) + other(output, images))
 
-    def __mul__(self, scale: float) -> Objective:
+    def __mul__(self, scale: float | jax.Array) -> Objective:
         return Objective(lambda output, images: self(output, images) * scale)
 
     __rmul__ = __mul__
@@ -40,14 +40,20 @@ class Objective:
         return self + other * -1.0
 
 
+def _logits(output: Output) -> jax.Array:
+    if output.logits is None:
+        raise ValueError("this objective wants class logits, and the network has no classifier")
+    return output.logits
+
+
 def class_logit(members: jax.Array) -> Objective:
     """The mean logit of each image's classes; `members` bool[b k]. It keeps growing after the probability is 1."""
-    return Objective(lambda output, _: jnp.sum(jnp.where(members, output.logits, 0.0), axis=1) / jnp.sum(members, axis=1))
+    return Objective(lambda output, _: jnp.mean(_logits(output), axis=1, where=members))
 
 
 def class_log_probability(members: jax.Array) -> Objective:
     """Log of the joint probability of each image's classes; `members` bool[b k]."""
-    return Objective(lambda output, _: group_log_probability(output.logits, members))
+    return Objective(lambda output, _: group_log_probability(_logits(output), members))
 
 
 def channel(endpoint: str, indices: Sequence[int]) -> Objective:
@@ -77,3 +83,16 @@ def total_variation(images01: jax.Array) -> jax.Array:
 def smoothness() -> Objective:
     """Minus the total variation: what a variation loss adds, to be scaled by its weight."""
     return Objective(lambda _, images01: -total_variation(images01))
+
+
+def energy(images01: jax.Array) -> jax.Array:
+    """How far each image is from mid-grey: mean square of 2 x - 1, f32[b h w c] -> f32[b], from 0 (grey) to 1 (black or white).
+
+    Reference: the L2 regulariser of Simonyan et al. 2014, arXiv:1312.6034, section 2, about grey and averaged over pixels.
+    """
+    return jnp.mean(jnp.square(2.0 * images01 - 1.0), axis=(1, 2, 3))
+
+
+def calmness() -> Objective:
+    """Minus the energy: keeps an image from burning out into black and white, to be scaled by its weight."""
+    return Objective(lambda _, images01: -energy(images01))

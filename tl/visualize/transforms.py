@@ -41,10 +41,11 @@ def zoom(low: float, high: float) -> Transform:
         side = jnp.asarray(image.shape[:2], jnp.float32)
         key_scale, key_place = jax.random.split(key)
         scale = jnp.exp(jax.random.uniform(key_scale, minval=jnp.log(low), maxval=jnp.log(high)))
-        rows, columns = (length // 2 for length in image.shape[:2])
+        rows, columns = ((length + 1) // 2 for length in image.shape[:2])
         mirrored = jnp.pad(image, ((rows, rows), (columns, columns), (0, 0)), mode="symmetric")
-        slack = 0.5 * jnp.abs(1.0 - 1.0 / scale) * side  # of the window's centre, within the image when zoomed in
-        centre = side + jax.random.uniform(key_place, (2,), minval=-1.0, maxval=1.0) * slack  # in the mirrored frame
+        slack = jnp.minimum(0.5 * jnp.abs(1.0 - 1.0 / scale), 1.0 - 0.5 / scale) * side  # keeps the window in the frame
+        centre = jnp.asarray([rows, columns], jnp.float32) + 0.5 * side
+        centre += jax.random.uniform(key_place, (2,), minval=-1.0, maxval=1.0) * slack
         shift = 0.5 * side - centre * scale
         return jax.image.scale_and_translate(
             mirrored, image.shape, (0, 1), jnp.stack([scale, scale]), shift, "linear", antialias=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -30,7 +31,9 @@ Table = Mapping[str, Target]
 """Source name -> target; made by the functions of `tl.weights.tables` from an architecture's own numbers."""
 
 
-def port(arrays: Mapping[str, np.ndarray], table: Table, shapes: Mapping[str, Any], *, ignore: tuple[str, ...] = ()) -> dict:
+def port(
+    arrays: Mapping[str, np.ndarray], table: Table, shapes: Mapping[str, Any], *, ignore: tuple[str, ...] = ()
+) -> dict:
     """The variables that a file holds, renamed and laid out as `tl` wants them.
 
     Args:
@@ -56,7 +59,8 @@ def port(arrays: Mapping[str, np.ndarray], table: Table, shapes: Mapping[str, An
             if found.ndim != RANKS.get(layout, found.ndim) or (layout == "chw_7x7" and found.shape[1] % 49):
                 problems.append(f"shape of {source} is {found.shape}, which is no {layout} layout")
                 continue
-            array = LAYOUTS[layout](found).astype(np.float32)
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and is told below
+                array = LAYOUTS[layout](found).astype(np.float32)
             if path in wanted and array.shape != wanted[path]:
                 problems.append(f"shape of {source} is {found.shape}; {path} wants {wanted[path]} after {layout!r}")
             elif not np.isfinite(array).all():
@@ -64,7 +68,9 @@ def port(arrays: Mapping[str, np.ndarray], table: Table, shapes: Mapping[str, An
             out[path] = array
         elif not source.endswith(ignore or ("\0",)):
             problems.append(f"extra {source} {arrays[source].shape}")
-    for path in sorted(set(wanted) - {target.path for target in table.values()}):
+    filled = Counter(target.path for target in table.values())
+    problems += [f"two rows of the table fill {path}" for path in sorted(filled) if filled[path] > 1]
+    for path in sorted(set(wanted) - set(filled)):
         problems.append(f"no row of the table fills {path}")
     for path in sorted(set(out) - set(wanted)):
         problems.append(f"the table fills {path}, which this network does not have")

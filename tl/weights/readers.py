@@ -8,7 +8,10 @@ is refused and told. Nothing here knows architectures; that is `port`.
 from __future__ import annotations
 
 import io
+import math
+import mmap
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
@@ -58,13 +61,13 @@ class _Tensor(NamedTuple):
         if any(not isinstance(n, int) or n < 0 for n in sizes) or len(self.shape) != len(self.strides):
             raise ValueError(f"a tensor has shape {self.shape}, strides {self.strides}, offset {self.offset}")
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-        if 0 not in self.shape and last >= self.storage.data.size:
-            raise ValueError(f"a tensor of shape {self.shape} reaches past the {self.storage.data.size} numbers stored for it")
+        stored = self.storage.data.size
+        if 0 not in self.shape and (last >= stored or math.prod(self.shape) > stored):  # stride 0 needs no storage
+            raise ValueError(f"a tensor of shape {self.shape} reaches past the {stored} numbers stored for it")
         width = self.storage.dtype.itemsize
-        view = np.lib.stride_tricks.as_strided(
+        return np.lib.stride_tricks.as_strided(  # no copy: a thousand tensors on one storage take its memory once
             self.storage.data[self.offset :], self.shape, [s * width for s in self.strides], writeable=False
         )
-        return np.array(view)
 
 
 def _rebuild_tensor(storage: Any, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
@@ -100,6 +103,13 @@ class _NumpyArray:
         self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if column_major else "C")
 
 
+def _numpy_from_buffer(data: Any, dtype: Any, shape: tuple, order: str) -> _NumpyArray:
+    """How protocol 5, Python 3.14's default, writes a contiguous array."""
+    array = _NumpyArray()
+    array.__setstate__((1, shape, dtype, order == "F", data))
+    return array
+
+
 _TORCH_NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
@@ -109,16 +119,20 @@ _TORCH_NAMES: dict[tuple[str, str], Any] = {
 _NUMPY_NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how protocol 2 wrote bytes
+    ("__builtin__", "bytes"): lambda: b"",  # how protocol 2 wrote no bytes
     ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct, which ignores it
     ("numpy", "dtype"): _NumpyDtype,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _NumpyArray for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _numpy_from_buffer for core in ("core", "_core")},
 }
 
 
 class _Unpickler(pickle.Unpickler):
     """Builds containers, numbers and the given names; refuses every other name in the stream."""
 
-    def __init__(self, file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[tuple], _Storage] | None = None):
+    def __init__(
+        self, file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[tuple], _Storage] | None = None
+    ):
         super().__init__(file, encoding="latin1")  # numpy's Python-2 pickles hold bytes as str
         self.names, self.storage = names, storage
 
@@ -133,15 +147,35 @@ class _Unpickler(pickle.Unpickler):
         return self.storage(pid)
 
 
+def _mapped(path: Path) -> mmap.mmap:
+    """The file for reading; unlike `open`'s, `read(n)` sets no memory aside for an `n` beyond the file's end."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _load(file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[tuple], _Storage] | None = None) -> Any:
+    """The next pickle of a file, once its memo is known to be honest: `pickle` makes room for any index it reads."""
+    start = file.tell()
+    for count, (op, arg, _) in enumerate(pickletools.genops(file)):
+        if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and (arg or 0) > count:
+            raise ValueError(f"it puts memo {arg} after {count} steps")
+    file.seek(start)
+    return _Unpickler(file, names, storage).load()
+
+
 def _flat(tree: Any) -> Arrays:
     """Nested containers of tensors as a flat dict; a `state_dict` wrapper (and the like) around them is taken off."""
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]
     flat: Arrays = {}
+    seen: set[int] = set()
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, Mapping):
+            if id(node) in seen:  # in itself, or so often that walking them all would take for ever
+                raise ValueError(f"the dict {prefix!r} is also found elsewhere in the file")
+            seen.add(id(node))
             for key, value in node.items():
                 walk(value, f"{prefix}/{key}" if prefix else str(key))
         elif isinstance(node, _Tensor):
@@ -149,7 +183,9 @@ def _flat(tree: Any) -> Arrays:
         elif isinstance(node, _NumpyArray):
             flat[prefix] = node.array
         else:
-            raise ValueError(f"{prefix or 'the top level'} is a {type(node).__name__}, not a tensor or a dict of tensors")
+            raise ValueError(
+                f"{prefix or 'the top level'} is a {type(node).__name__}, not a tensor or a dict of tensors"
+            )
 
     walk(tree, "")
     return flat
@@ -163,8 +199,14 @@ def _read_safetensors(path: Path) -> Arrays:
 
 def _read_torch_zip(path: Path) -> Arrays:
     with zipfile.ZipFile(path) as archive:
-        (pkl,) = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
-        root, storages = pkl[: -len("data.pkl")], {}
+        pickles = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
+        if len(pickles) != 1:
+            raise ValueError(f"it is a zip with {len(pickles)} data.pkl, where torch writes one")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("it is a compressed zip, where torch stores tensors as they are")
+        root, storages = pickles[0][: -len("data.pkl")], {}
+        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("it was written by a big-endian machine")
 
         def storage(pid: tuple) -> _Storage:
             _, kind, key, _, count = pid[:5]
@@ -173,7 +215,7 @@ def _read_torch_zip(path: Path) -> Arrays:
                 storages[key].data = np.frombuffer(archive.read(f"{root}data/{key}"), kind.dtype, count)
             return storages[key]
 
-        return _flat(_Unpickler(io.BytesIO(archive.read(pkl)), _TORCH_NAMES, storage).load())
+        return _flat(_load(io.BytesIO(archive.read(pickles[0])), _TORCH_NAMES, storage))
 
 
 def _read_torch_stream(path: Path) -> Arrays:
@@ -186,25 +228,24 @@ def _read_torch_stream(path: Path) -> Arrays:
             raise ValueError("it holds views of storages, as torch before 0.4 wrote them")
         return storages.setdefault(key, _Storage(kind.dtype, count))
 
-    with path.open("rb") as file:
+    with _mapped(path) as file:
         for _ in range(3):
-            _Unpickler(file, {}).load()
-        tree = _Unpickler(file, _TORCH_NAMES, storage).load()
-        for key in _Unpickler(file, {}).load():
+            _load(file, {})
+        tree = _load(file, _TORCH_NAMES, storage)
+        for key in _load(file, {}):
             (count,) = struct.unpack("<q", file.read(8))
             entry = storages[key]
             if count != entry.count:
                 raise ValueError(f"storage {key} announces {entry.count} numbers and holds {count}")
-            raw = file.read(count * entry.dtype.itemsize)
-            if len(raw) != count * entry.dtype.itemsize:
+            if not 0 <= count * entry.dtype.itemsize <= file.size() - file.tell():
                 raise ValueError("it ends in the middle of a tensor")
-            entry.data = np.frombuffer(raw, entry.dtype)
+            entry.data = np.frombuffer(file.read(count * entry.dtype.itemsize), entry.dtype)
     return _flat(tree)
 
 
 def _read_numpy_pickle(path: Path) -> Arrays:
-    with path.open("rb") as file:
-        return _flat(_Unpickler(file, _NUMPY_NAMES).load())
+    with _mapped(path) as file:
+        return _flat(_load(file, _NUMPY_NAMES))
 
 
 def _format(path: Path) -> Callable[[Path], Arrays]:
@@ -215,8 +256,8 @@ def _format(path: Path) -> Callable[[Path], Arrays]:
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
         return _read_safetensors
     if head[:1] == b"\x80":
-        with path.open("rb") as file:
-            first = _Unpickler(file, {}).load() if TORCH_MAGIC.to_bytes(10, "little") in head else None
+        with _mapped(path) as file:
+            first = _load(file, {}) if TORCH_MAGIC.to_bytes(10, "little") in head else None
         return _read_torch_stream if first == TORCH_MAGIC else _read_numpy_pickle
     raise ValueError(f"its first bytes {head[:8]!r} begin no format that tl reads (safetensors, torch, pickled numpy)")
 
@@ -239,5 +280,5 @@ def read(path: str | Path) -> Arrays:
     try:
         return _format(path)(path)
     except Exception as error:  # whatever a hostile or broken file provokes, the user gets one sentence
-        why = str(error) or type(error).__name__
+        why = " ".join(str(error).split())[:400] or type(error).__name__
         raise ValueError(f"cannot read weights from {path}: {why}") from error

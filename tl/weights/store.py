@@ -115,7 +115,9 @@ def manifest_row(arch: str, tag: str | None = None) -> WeightsSpec:
             return row
     if not rows:
         have = ", ".join(row.arch for row in MANIFEST)
-        raise ValueError(f"no packaged weights are known for {arch}; give --weights=FILE or random, or take one of: {have}")
+        raise ValueError(
+            f"no packaged weights are known for {arch}; give --weights=FILE or random, or take one of: {have}"
+        )
     raise ValueError(f"unknown weights {arch}.{tag}; nearest: {nearest(tag or '', [row.tag for row in rows])}")
 
 

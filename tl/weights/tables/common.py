@@ -44,4 +44,7 @@ def torch_conv_norm(conv: str, norm: str, path: str) -> Table:
 
 def torch_dense(source: str, path: str, layout: str = "oi") -> Table:
     """A torch linear layer, as our dense layer at `path` (from the top: `params/` is put before it)."""
-    return {f"{source}.weight": Target(f"params/{path}/kernel", layout), f"{source}.bias": Target(f"params/{path}/bias")}
+    return {
+        f"{source}.weight": Target(f"params/{path}/kernel", layout),
+        f"{source}.bias": Target(f"params/{path}/bias"),
+    }

@@ -64,7 +64,9 @@ def timm(module: InvertedResidualNet, *, head: bool) -> Table:
     return table | (torch_dense("classifier", "head") if head else {})
 
 
-LITE_PIXELS = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # EfficientNet-Lite: (x - 127) / 128 on 0-255
+LITE_PIXELS = PixelSpec(
+    mean=(127 / 255, 127 / 255, 127 / 255), std=(128 / 255, 128 / 255, 128 / 255)
+)  # EfficientNet-Lite: (x - 127) / 128 on 0-255
 
 SOURCES = {
     "torchvision": Source(torchvision, TORCHVISION_PIXELS),

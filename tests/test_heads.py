@@ -1,0 +1,67 @@
+"""`tl.heads`: zero at first, shapes by name, and torch's adaptive pooling by its own rule."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl.heads import Dense, Linear, VGGTop, adaptive_mean
+from tl.paths import flatten
+
+
+def test_linear_starts_from_even_odds_and_is_a_matrix_and_a_bias():
+    features = np.random.RandomState(0).standard_normal((3, 5)).astype(np.float32)
+    head = Linear(4)
+    params = head.init(jax.random.key(0), features, {})["params"]
+    assert {name: leaf.shape for name, leaf in flatten(params).items()} == {"kernel": (5, 4), "bias": (4,)}
+    assert (head.apply({"params": params}, features, {}) == 0).all()
+    kernel, bias = np.arange(20, dtype=np.float32).reshape(5, 4), np.float32([1, 2, 3, 4])
+    got = head.apply({"params": {"kernel": kernel, "bias": bias}}, features, {})
+    np.testing.assert_allclose(got, features.astype(np.float64) @ kernel + bias, rtol=1e-5, atol=1e-5)
+
+
+def test_dense_starts_with_the_variance_he_et_al_give():
+    kernel = Dense(300).init(jax.random.key(0), np.zeros((1, 400), np.float32))["params"]["kernel"]
+    assert kernel.dtype == jnp.float32 and abs(float(jnp.std(kernel)) / np.sqrt(2 / 400) - 1) < 0.01
+
+
+@pytest.mark.parametrize("side", [7, 1, 9])
+def test_vggs_top_reads_the_last_map_row_by_row(side: int):
+    rng = np.random.RandomState(1)
+    stage5 = rng.standard_normal((2, side, side, 3)).astype(np.float32)
+    head = VGGTop(4, width=6)
+    variables = head.init(jax.random.key(0), np.zeros((2, 3), np.float32), {"stage5": stage5})
+    shapes = {name: leaf.shape for name, leaf in flatten(variables["params"]).items()}
+    assert shapes == {
+        "fc6/bias": (6,), "fc6/kernel": (147, 6), "fc7/bias": (6,), "fc7/kernel": (6, 6), "fc8/bias": (4,), "fc8/kernel": (6, 4)
+    }  # fmt: skip
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), variables["params"])
+    x = by_hand(stage5, 7).reshape(2, -1)
+    for name in ("fc6", "fc7"):
+        x = np.maximum(x @ params[name]["kernel"] + params[name]["bias"], 0)
+    want = x @ params["fc8"]["kernel"] + params["fc8"]["bias"]
+    got = head.apply(
+        {"params": params}, np.full((2, 3), np.nan, np.float32), {"stage5": stage5}
+    )  # features are not used
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+def by_hand(x: np.ndarray, size: int) -> np.ndarray:
+    """torch's rule: bin i runs from floor(i n / size) to ceil((i + 1) n / size)."""
+    out = np.zeros((len(x), size, size, x.shape[3]))
+    for i in range(size):
+        for j in range(size):
+            rows = slice(int(np.floor(i * x.shape[1] / size)), int(np.ceil((i + 1) * x.shape[1] / size)))
+            cols = slice(int(np.floor(j * x.shape[2] / size)), int(np.ceil((j + 1) * x.shape[2] / size)))
+            out[:, i, j] = x[:, rows, cols].astype(np.float64).mean((1, 2))
+    return out
+
+
+@given(h=st.integers(1, 20), w=st.integers(1, 20), size=st.sampled_from([1, 3, 7]))
+def test_adaptive_mean_is_torchs(h: int, w: int, size: int):
+    x = np.random.RandomState(h * 100 + w).standard_normal((2, h, w, 2)).astype(np.float32)
+    np.testing.assert_allclose(adaptive_mean(jnp.asarray(x), size), by_hand(x, size), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,221 @@
+"""The logistic probe against Newton's method in float64, its optimality condition, and what must not matter."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl import probe
+
+
+def clusters(n: int, d: int, classes: int, *, apart: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian classes whose centres are `apart` standard deviations from the origin; f32[n d], i[n]."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % classes
+    centres = rng.normal(size=(classes, d))
+    centres *= apart / np.linalg.norm(centres, axis=1, keepdims=True)
+    return (centres[labels] + rng.normal(size=(n, d))).astype(np.float32), labels
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def logits(fitted: probe.Probe, features: np.ndarray) -> np.ndarray:
+    """Of raw features, centred: a constant added to every class changes no prediction."""
+    raw = features.astype(np.float64) @ fitted.params["kernel"] + fitted.params["bias"]
+    return raw - raw.mean(axis=1, keepdims=True)
+
+
+def newton(x: np.ndarray, labels: np.ndarray, classes: int, c: float) -> np.ndarray:
+    """argmin C * sum of losses + |W|^2 / 2 with a free bias, f64[d + 1, k]; x is standardised."""
+    ones = np.concatenate([x.astype(np.float64), np.ones((len(x), 1))], axis=1)
+    w, free = np.zeros((ones.shape[1], classes)), np.ones(ones.shape[1])
+    free[-1] = 0.0
+    for _ in range(40):
+        p = softmax(ones @ w)
+        gradient = c * ones.T @ (p - np.eye(classes)[labels]) + free[:, None] * w
+        inner = np.einsum("nk,kl->nkl", p, np.eye(classes)) - np.einsum("nk,nl->nkl", p, p)
+        hessian = c * np.einsum("nd,nkl,ne->dkel", ones, inner, ones)
+        hessian += np.einsum("de,kl->dkel", np.diag(free), np.eye(classes))
+        flat = hessian.reshape(w.size, w.size) + 1e-12 * np.eye(w.size)  # a shift of all biases is free
+        w = w - np.linalg.lstsq(flat, gradient.ravel(), rcond=1e-10)[0].reshape(w.shape)
+    return w
+
+
+# ------------------------------------------------------------------------------------------------------------- minimum
+
+
+@pytest.mark.parametrize("c", [1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize(("n", "d", "classes"), [(60, 4, 2), (45, 5, 3), (20, 30, 2), (50, 3, 5)])
+def test_the_fit_is_where_scikit_learns_objective_has_no_slope(n: int, d: int, classes: int, c: float) -> None:
+    features, labels = clusters(n, d, classes)
+    fitted = probe.logistic(features, labels, classes, strengths=(c,))
+    mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    w = fitted.params["kernel"] * std[:, None]
+    x = (features - mean) / std
+    rest = softmax(features.astype(np.float64) @ fitted.params["kernel"] + fitted.params["bias"]) - np.eye(classes)[labels]
+    slope = (c * x.T @ rest + w) / (c * n)  # in units of the mean loss
+    assert np.abs(slope).max() < 1e-4
+    assert np.abs(rest.mean(axis=0)).max() < 1e-4  # the bias is free: predictions are right on average
+    assert fitted.strength == c
+
+
+@pytest.mark.parametrize(("n", "d", "classes", "c"), [(40, 3, 2, 0.1), (40, 3, 3, 0.01), (30, 2, 5, 1.0)])
+def test_the_fit_is_newtons(n: int, d: int, classes: int, c: float) -> None:
+    features, labels = clusters(n, d, classes)
+    features = features * np.float32([3.0, 0.1, 50.0][:d]) + np.float32([100.0, -2.0, 7.0][:d])
+    x = (features - features.mean(axis=0, dtype=np.float64)) / features.std(axis=0, dtype=np.float64)
+    wanted = np.concatenate([x, np.ones((n, 1))], axis=1) @ newton(x, labels, classes, c)
+    found = logits(probe.logistic(features, labels, classes, strengths=(c,)), features)
+    np.testing.assert_allclose(found, wanted - wanted.mean(axis=1, keepdims=True), atol=2e-3)
+
+
+def test_cross_validation_counts_what_newton_gets_right() -> None:
+    """Each fold's fit, too, is the minimum; the penalty is the sum's, so fewer examples are held more tightly."""
+    features, labels = clusters(60, 4, 3, apart=1.5)
+    found = probe.logistic(features, labels, 3, strengths=(0.01, 1.0), fold_count=4, seed=7)
+    x = (features - features.mean(axis=0)) / features.std(axis=0)
+    ones = np.concatenate([x, np.ones((60, 1))], axis=1)
+    fold = probe.folds(labels, 4, 7)
+    for c, accuracy in found.scores.items():
+        right = np.zeros(60, bool)
+        for f in range(4):
+            w = newton(x[fold != f], labels[fold != f], 3, c)
+            right[fold == f] = (ones @ w).argmax(axis=1)[fold == f] == labels[fold == f]
+        assert accuracy == pytest.approx(right.mean(), abs=1.1 / 60)  # one example may lie on the border
+
+
+# ---------------------------------------------------------------------------------------------- what must not matter
+
+
+def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> probe.Probe:
+    return probe.logistic(features, labels, classes, strengths=(0.1,))
+
+
+def test_zero_columns_lead_through_the_other_factorisation_to_the_same_fit() -> None:
+    """n > d factorises d x d, n < d n x n."""
+    features, labels = clusters(24, 6, 3)
+    padded = np.concatenate([features, np.zeros((24, 40), np.float32)], axis=1)
+    few, many = fit(features, labels, 3), fit(padded, labels, 3)
+    np.testing.assert_allclose(logits(many, padded), logits(few, features), atol=2e-3)
+    np.testing.assert_array_equal(many.params["kernel"][6:], 0)
+
+
+@pytest.mark.parametrize("value", [0.1, 123.456, -3e4])
+def test_constant_features_do_no_harm(value: float) -> None:
+    """In float32 the mean of many equal numbers is not that number: what is left must not pass for a feature."""
+    features, labels = clusters(3000, 3, 2)
+    more = np.concatenate([features, np.full((3000, 2), value, np.float32)], axis=1)
+    plain, padded = fit(features, labels, 2), fit(more, labels, 2)
+    np.testing.assert_allclose(logits(padded, more), logits(plain, features), atol=2e-3)
+    np.testing.assert_array_equal(padded.params["kernel"][3:], 0)
+
+
+def test_features_that_are_all_constant_give_the_shares_of_the_classes() -> None:
+    labels = np.array([0] * 12 + [1] * 4)
+    fitted = fit(np.full((16, 3), 2.5, np.float32), labels, 2)
+    np.testing.assert_allclose(softmax(logits(fitted, np.full((1, 3), 2.5)))[0], [0.75, 0.25], atol=1e-3)
+
+
+@settings(max_examples=6)
+@given(st.lists(st.sampled_from([1e-4, 0.02, 1.0, 30.0]), min_size=4, max_size=4), st.floats(-50, 50))
+def test_the_unit_and_the_zero_of_a_feature_do_not_matter(units: list[float], shift: float) -> None:
+    features, labels = clusters(40, 4, 3)
+    other = ((features.astype(np.float64) + shift) * units).astype(np.float32)
+    np.testing.assert_allclose(logits(fit(other, labels, 3), other), logits(PLAIN(), features), atol=5e-3)
+
+
+@functools.cache
+def PLAIN() -> probe.Probe:
+    return fit(*clusters(40, 4, 3), 3)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+def test_separable_classes_are_separated(classes: int) -> None:
+    features, labels = clusters(20 * classes, 16, classes, apart=25.0)
+    fitted = probe.logistic(features, labels, classes)
+    assert (logits(fitted, features).argmax(axis=1) == labels).all()
+    assert max(fitted.scores.values()) == 1.0
+    assert all(np.isfinite(a).all() for a in fitted.params.values())
+    assert {k: (a.shape, a.dtype) for k, a in fitted.params.items()} == {
+        "kernel": ((16, classes), np.float32),
+        "bias": ((classes,), np.float32),
+    }
+
+
+def test_a_class_without_an_example_is_possible_and_improbable() -> None:
+    features, labels = clusters(40, 3, 2)
+    fitted = probe.logistic(features, labels * 2, 3)  # nobody is called 1
+    assert not (logits(fitted, features).argmax(axis=1) == 1).any()
+    assert all(np.isfinite(a).all() for a in fitted.params.values())
+
+
+@pytest.mark.parametrize("n", [2, 4, 6])
+def test_the_fewest_examples(n: int) -> None:
+    features, labels = clusters(n, 5, 2, apart=10.0)
+    fitted = probe.logistic(features, labels, 2)
+    assert (logits(fitted, features).argmax(axis=1) == labels).all()
+
+
+# ----------------------------------------------------------------------------------------------------- folds, strength
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 6), st.integers(0, 9))
+def test_folds_spread_every_class_and_fill_evenly(drawn: list[int], count: int, seed: int) -> None:
+    labels = np.array(drawn)
+    fold = probe.folds(labels, count, seed)
+    assert set(fold) <= set(range(count))
+    for members in (np.bincount(fold[labels == k], minlength=count) for k in set(drawn)):
+        assert members.max() - members.min() <= 1
+    sizes = np.bincount(fold, minlength=count)
+    assert sizes.max() - sizes.min() <= 1
+    np.testing.assert_array_equal(fold, probe.folds(labels, count, seed))
+
+
+def test_folds_are_random_within_a_class() -> None:
+    labels = np.zeros(40, int)
+    assert (probe.folds(labels, 5, 0) != probe.folds(labels, 5, 1)).any()
+    assert (np.diff(np.flatnonzero(probe.folds(labels, 5, 0) == 0)) != 5).any()
+
+
+def test_the_same_seed_is_the_same_probe() -> None:
+    features, labels = clusters(50, 6, 2, apart=0.7)
+    one, again, other = (probe.logistic(features, labels, 2, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.params["kernel"], again.params["kernel"])
+    assert one.scores == again.scores != other.scores
+
+
+def test_noise_wants_a_strong_penalty_and_signal_a_weak_one() -> None:
+    rng = np.random.default_rng(0)
+    noise = probe.logistic(rng.normal(size=(120, 60)).astype(np.float32), np.arange(120) % 2, 2)
+    weak = probe.logistic(*clusters(120, 60, 2, apart=1.5), 2)
+    clear = probe.logistic(*clusters(120, 60, 2, apart=6.0), 2)
+    assert max(noise.scores.values()) < 0.65  # cross-validation sees through 60 dimensions of chance
+    assert weak.strength <= 0.01 and 0.65 < weak.scores[weak.strength] < 0.85
+    assert clear.strength >= 0.1 and clear.scores[clear.strength] > 0.97  # all are right: the likelihood decides
+    assert tuple(noise.scores) == probe.STRENGTHS and weak.strength in probe.STRENGTHS
+
+
+def test_of_equally_right_strengths_the_likelier_is_taken() -> None:
+    """At C = 1e-9 the order of the logits is right and their size nothing."""
+    found = probe.logistic(*clusters(80, 10, 2, apart=8.0), 2, strengths=(1e-9, 0.1))
+    assert set(found.scores.values()) == {1.0}
+    assert found.strength == 0.1
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"), [([0], 2), ([], 2), ([0, 1, 2], 2), ([0, -1, 1], 2)], ids=["one", "none", "high", "low"]
+)
+def test_refusals(labels: list[int], classes: int) -> None:
+    with pytest.raises(ValueError, match=rf"at least 2 examples with labels in \[0, {classes}\); got {len(labels)} examples"):
+        probe.logistic(np.zeros((len(labels), 3), np.float32), np.array(labels, int), classes)

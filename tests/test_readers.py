@@ -1,0 +1,547 @@
+"""`tl.weights.readers`: what a weights file holds, by its content, and that nothing in a file is ever run.
+
+The torch files are written here by hand, so that no torch is needed; test_parity.py reads torch's own.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+import random
+import struct
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from tl.weights import readers
+from tl.weights.readers import TORCH_MAGIC, read
+
+# --- torch's files without torch -------------------------------------------------------------------------------------
+
+
+class Name(NamedTuple):
+    """A GLOBAL of the stream."""
+
+    module: str
+    name: str
+
+
+class Call(NamedTuple):
+    """GLOBAL, arguments, REDUCE, and BUILD where there is a state."""
+
+    function: Name
+    args: tuple
+    state: Any = None
+
+
+class Persistent(NamedTuple):
+    """BINPERSID: what torch writes in the place of a storage."""
+
+    pid: Any
+
+
+class Opcodes(pickle._Pickler):  # the Python one, whose table of types can be added to
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_name(self, node: Name) -> None:
+        self.write(pickle.GLOBAL + f"{node.module}\n{node.name}\n".encode())
+
+    def save_call(self, node: Call) -> None:
+        self.save(node.function)
+        self.save(node.args)
+        self.write(pickle.REDUCE)
+        if node.state is not None:
+            self.save(node.state)
+            self.write(pickle.BUILD)
+
+    def save_persistent(self, node: Persistent) -> None:
+        self.save(node.pid)
+        self.write(pickle.BINPERSID)
+
+    dispatch |= {Name: save_name, Call: save_call, Persistent: save_persistent}
+
+
+def pickled(tree: Any) -> bytes:
+    file = BytesIO()
+    Opcodes(file, protocol=2).dump(tree)
+    return file.getvalue()
+
+
+def storage(kind: str, key: str, count: Any, *view: Any) -> Persistent:
+    return Persistent(("storage", Name("torch", kind), key, "cpu", count, *view))
+
+
+def tensor(stored: Any, shape: Any, strides: Any, offset: Any = 0) -> Call:
+    hooks = Call(Name("collections", "OrderedDict"), ())
+    return Call(Name("torch._utils", "_rebuild_tensor_v2"), (stored, offset, shape, strides, False, hooks))
+
+
+def torch_zip(
+    path: Path, tree: Any, storages: dict[str, bytes], *, compress: int = zipfile.ZIP_STORED, **more: bytes
+) -> Path:
+    with zipfile.ZipFile(path, "w", compress) as archive:
+        archive.writestr("archive/data.pkl", pickled(tree))
+        for name, raw in more.items():
+            archive.writestr(f"archive/{name}", raw)
+        for key, raw in storages.items():
+            archive.writestr(f"archive/data/{key}", raw)
+    return path
+
+
+def torch_stream(path: Path, tree: Any, storages: dict[str, tuple[int, bytes]]) -> Path:
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    parts = [pickled(part) for part in (TORCH_MAGIC, 1001, system, tree, list(storages))]
+    path.write_bytes(b"".join(parts) + b"".join(struct.pack("<q", count) + raw for count, raw in storages.values()))
+    return path
+
+
+MATRIX = np.arange(6, dtype=np.float32).reshape(2, 3) / 4
+NUMBERS = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+
+
+def write_safetensors(path: Path, array: np.ndarray) -> Path:
+    save_file({"w": array}, path)
+    return path
+
+
+def write_zip(path: Path, array: np.ndarray) -> Path:
+    kind = next(kind for kind, dtype in NUMBERS.items() if dtype == array.dtype)
+    strides = tuple(s // array.itemsize for s in np.empty(array.shape, array.dtype).strides)
+    return torch_zip(path, {"w": tensor(storage(kind, "0", array.size), array.shape, strides)}, {"0": array.tobytes()})
+
+
+def write_stream(path: Path, array: np.ndarray) -> Path:
+    kind = next(kind for kind, dtype in NUMBERS.items() if dtype == array.dtype)
+    strides = tuple(s // array.itemsize for s in np.empty(array.shape, array.dtype).strides)
+    stored = storage(kind, "94", array.size, None)
+    return torch_stream(path, {"w": tensor(stored, array.shape, strides)}, {"94": (array.size, array.tobytes())})
+
+
+def write_pickle(protocol: int) -> Callable[[Path, np.ndarray], Path]:
+    def write(path: Path, array: np.ndarray) -> Path:
+        path.write_bytes(pickle.dumps({"w": array}, protocol=protocol))
+        return path
+
+    return write
+
+
+WRITERS = {
+    "safetensors": write_safetensors,
+    "torch zip": write_zip,
+    "torch stream": write_stream,
+    **{f"pickle {protocol}": write_pickle(protocol) for protocol in (2, 3, 4, 5)},
+}
+each_format = pytest.mark.parametrize("form", WRITERS)
+
+
+def refused(path: Path) -> str:
+    """The one sentence that names the file."""
+    with pytest.raises(ValueError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert message.startswith(f"cannot read weights from {path}: ") and "\n" not in message and len(message) < 700
+    return message.removeprefix(f"cannot read weights from {path}: ")
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+@each_format
+@pytest.mark.parametrize("ending", [".pth", ".safetensors", ".txt", ""])
+def test_content_decides_not_the_ending(tmp_path: Path, form: str, ending: str):
+    (found,) = read(WRITERS[form](tmp_path / f"weights{ending}", MATRIX)).items()
+    assert found[0] == "w" and found[1].dtype == np.float32
+    np.testing.assert_array_equal(found[1], MATRIX)
+
+
+@pytest.mark.parametrize(
+    "form, dtype",
+    [
+        (form, np.dtype(dtype))
+        for form in WRITERS
+        for dtype in NUMBERS.values()
+        if not (form.startswith("pickle") and dtype is ml_dtypes.bfloat16)  # no type of numpy's own
+    ],
+)
+def test_every_number_type_keeps_its_bits(tmp_path: Path, form: str, dtype: Any):
+    array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+    found = read(WRITERS[form](tmp_path / "w", array))["w"]
+    assert found.dtype == array.dtype and found.tobytes() == array.tobytes()
+
+
+@each_format
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1, 1, 5)])
+def test_scalars_and_empty_tensors(tmp_path: Path, form: str, shape: tuple[int, ...]):
+    found = read(WRITERS[form](tmp_path / "w", np.full(shape, 0.5, np.float32)))["w"]
+    assert found.shape == shape and (found == 0.5).all()
+
+
+@pytest.mark.parametrize("write", ["zip", "stream"])
+def test_tensors_are_views_transposed_cut_and_shared(tmp_path: Path, write: str):
+    raw = np.arange(12, dtype=np.float32)
+    stored = storage("FloatStorage", "0", 12, *([None] if write == "stream" else []))
+    tree = {
+        "whole": tensor(stored, (3, 4), (4, 1)),
+        "transposed": tensor(stored, (4, 3), (1, 4)),
+        "second row": tensor(stored, (4,), (1,), 4),
+        "every other column": tensor(stored, (3, 2), (4, 2), 1),
+        "parameter": Call(Name("torch._utils", "_rebuild_parameter"), (tensor(stored, (2,), (1,)), True, {})),
+    }
+    if write == "zip":
+        found = read(torch_zip(tmp_path / "w.pth", tree, {"0": raw.tobytes()}, version=b"3\n", byteorder=b"little"))
+    else:
+        found = read(torch_stream(tmp_path / "w.pth", tree, {"0": (12, raw.tobytes())}))
+    whole = raw.reshape(3, 4)
+    want = dict(zip(tree, [whole, whole.T, whole[1], whole[:, 1::2], raw[:2]], strict=True))
+    assert set(found) == set(want)
+    for name, array in want.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("byteorder", ["<f4", ">f4", "<f8", ">i2"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_numpy_pickles_in_every_order(tmp_path: Path, order: str, byteorder: str, protocol: int):
+    array = np.asarray(np.arange(24).reshape(2, 3, 4), dtype=byteorder, order=order)
+    for given_array in (array, array[:, ::2]):  # the second is not contiguous
+        (tmp_path / "w").write_bytes(pickle.dumps({"a": {"b": given_array}}, protocol=protocol))
+        np.testing.assert_array_equal(read(tmp_path / "w")["a/b"], given_array)
+
+
+def test_wrappers_come_off_and_nested_names_are_joined(tmp_path: Path):
+    for wrapper in ("state_dict", "model", "model_state_dict"):
+        tree = {"epoch": 3, wrapper: OrderedDict(a={"b": MATRIX, "c": MATRIX})}
+        (tmp_path / "w").write_bytes(pickle.dumps(tree))
+        assert set(read(tmp_path / "w")) == {"a/b", "a/c"}
+
+
+def test_the_older_names_of_numpy_are_known(tmp_path: Path):
+    """numpy 1 wrote `numpy.core`, numpy 2 writes `numpy._core`."""
+    new = pickle.dumps({"w": MATRIX}, protocol=2)
+    assert b"numpy._core." in new
+    (tmp_path / "w").write_bytes(new.replace(b"numpy._core.", b"numpy.core."))
+    np.testing.assert_array_equal(read(tmp_path / "w")["w"], MATRIX)
+
+
+# --- what is refused: files that would run something -----------------------------------------------------------------
+
+
+class Run:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *args: Any):
+        self.call = function, args
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def hostile(canary: Path) -> dict[str, Any]:
+    touch = f"open({str(canary)!r}, 'w').close()"
+    return {
+        "os.system": Run(os.system, f"touch {canary}"),
+        "builtins.exec": Run(builtins.exec, touch),
+        "builtins.eval": {"w": Run(builtins.eval, touch)},
+        "builtins.getattr": Run(getattr, Path(canary), "touch"),
+        "pathlib.Path": Run(Path, str(canary)),
+        "subprocess": Run(__import__("subprocess").check_call, ["touch", str(canary)]),
+        "importlib": Run(__import__("importlib").import_module, "antigravity"),
+        "inside an object array": {"w": np.array([Run(os.system, f"touch {canary}")], dtype=object)},
+        "beside good tensors": {"w": MATRIX, "v": {"deep": [MATRIX, {"x": Run(os.system, f"touch {canary}")}]}},
+        "as a key": {("a", Run(os.system, f"touch {canary}")): MATRIX},
+    }
+
+
+@pytest.mark.parametrize("name", hostile(Path("x")))
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path: Path, name: str, protocol: int):
+    canary, file = tmp_path / "canary", tmp_path / "weights.pkl"
+    file.write_bytes(pickle.dumps(hostile(canary)[name], protocol=protocol))
+    message = refused(file)
+    assert not canary.exists()
+    assert "which tensors do not need; nothing was run" in message or "not a number type" in message
+    pickle.loads(file.read_bytes()) if name in ("os.system", "builtins.exec") else None
+    assert canary.exists() == (name in ("os.system", "builtins.exec")), "the canary itself does not work"
+
+
+@pytest.mark.parametrize("where", ["zip", "stream", "stream header", "storage id"])
+def test_a_torch_file_that_would_run_something_is_refused(tmp_path: Path, where: str):
+    canary, file = tmp_path / "canary", tmp_path / "weights.pth"
+    evil = Call(Name("posix", "system"), (f"touch {canary}",))
+    if where == "zip":
+        torch_zip(file, {"w": evil}, {})
+    elif where == "storage id":
+        torch_zip(file, {"w": tensor(Persistent(("storage", evil, "0", "cpu", 1)), (1,), (1,))}, {"0": b"\0" * 4})
+    elif where == "stream":
+        torch_stream(file, {"w": evil}, {})
+    else:
+        file.write_bytes(pickled(TORCH_MAGIC) + pickled(evil) + pickled({}) + pickled({}) + pickled([]))
+    assert "posix.system" in refused(file) and not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("torch", "load"),
+        ("torch.storage", "_load_from_bytes"),
+        ("torch._utils", "_rebuild_tensor_v2.__globals__"),
+        ("collections", "OrderedDict.__init__"),
+        ("numpy", "load"),
+        ("numpy", "memmap"),
+        ("tl.weights.readers", "read"),
+        ("__main__", "x"),
+    ],
+)
+@pytest.mark.parametrize("form", ["zip", "pickle"])
+def test_names_that_tensors_do_not_need(tmp_path: Path, module: str, name: str, form: str):
+    tree = {"w": Call(Name(module, name), ("x",))}
+    if form == "zip":
+        torch_zip(tmp_path / "w", tree, {})
+    else:
+        (tmp_path / "w").write_bytes(pickled(tree))
+    assert f"it names {module}.{name}," in refused(tmp_path / "w")
+
+
+# --- what is refused: files that lie, and files that are none --------------------------------------------------------
+
+
+def four(shape: Any, strides: Any, offset: Any = 0, count: Any = 4) -> Any:
+    return {"w": tensor(storage("FloatStorage", "0", count, None), shape, strides, offset)}
+
+
+LIES = {
+    "more rows than stored": four((5,), (1,)),
+    "an offset past the end": four((2,), (1,), 3),
+    "a negative offset": four((2,), (1,), -1),
+    "a negative stride": four((2,), (-1,), 3),
+    "a negative length": four((-1,), (1,)),
+    "fewer strides": four((2, 2), (1,)),
+    "shapes that are no integers": four((2.0,), (1,)),
+    "a shape that is no tuple": four(None, (1,)),
+    "a terabyte from stride 0": four((10**12,), (0,)),
+    "16 GB from strides 0": four((2**16, 2**16), (0, 0)),
+    "beyond 64 bits": four((10**30,), (0,)),
+    "a count beyond the data": four((2,), (1,), 0, 10**15),
+    "a count that is none": four((2,), (1,), 0, "many"),
+    "an unknown storage": {"w": tensor(Persistent(("module", "x")), (1,), (1,))},
+    "a storage of text": {"w": tensor(Persistent(("storage", "FloatStorage", "0", "cpu", 4, None)), (1,), (1,))},
+    "a tensor on no storage": {"w": tensor(MATRIX.tolist(), (1,), (1,))},
+    "an integer for a tensor": {"w": 3},
+    "a list of tensors": [1, 2],
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+@pytest.mark.parametrize("form", ["zip", "stream"])
+def test_lies_about_sizes_are_told_and_take_no_memory(tmp_path: Path, name: str, form: str):
+    raw = np.zeros(4, np.float32).tobytes()
+    if form == "zip":
+        torch_zip(tmp_path / "w", LIES[name], {"0": raw})
+    else:
+        count = 10**15 if name == "a count beyond the data" else 4
+        torch_stream(tmp_path / "w", LIES[name], {"0": (count, raw)})
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "w")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def numpy_pickle(shape: Any, code: str, data: Any, state: Any = ("<", None, None, None, -1, -1, 0)) -> bytes:
+    dtype = Call(Name("numpy", "dtype"), (code, 0, 1), (3, *state))
+    rebuild = Name("numpy._core.multiarray", "_reconstruct")
+    return pickled({"w": Call(rebuild, (Name("numpy", "ndarray"), (0,), b"b"), (1, shape, dtype, False, data))})
+
+
+def frombuffer_pickle(data: Any, shape: Any) -> bytes:
+    dtype = Call(Name("numpy", "dtype"), ("f4", 0, 1))
+    return pickled({"w": Call(Name("numpy._core.numeric", "_frombuffer"), (data, dtype, shape, "C"))})
+
+
+def test_the_handmade_numpy_pickle_is_one(tmp_path: Path):
+    (tmp_path / "w").write_bytes(numpy_pickle((2,), "f4", np.float32([1, 2]).tobytes()))
+    assert read(tmp_path / "w")["w"].tolist() == [1, 2] == pickle.loads((tmp_path / "w").read_bytes())["w"].tolist()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        numpy_pickle((10**12,), "f4", b"\0" * 8),
+        numpy_pickle((3,), "f4", b"\0" * 8),
+        numpy_pickle((1,), "O8", [1]),
+        numpy_pickle((1,), "O8", b"\0" * 8),  # eight bytes taken for a pointer would crash
+        numpy_pickle((1,), "M8", b"\0" * 8),
+        numpy_pickle((1,), "S8", b"\0" * 8),
+        numpy_pickle((1,), "f4,O8", b"\0" * 12),
+        numpy_pickle((1,), "no such type", b"\0" * 8),
+        numpy_pickle((1,), "f4", 10**12),
+        numpy_pickle("shape", "f4", b"\0" * 8),
+        frombuffer_pickle(10**12, (10**12,)),
+        frombuffer_pickle(b"\0" * 8, (10**12,)),
+        pickled({"w": Call(Name("numpy", "dtype"), ("f4", 0, 1))}),
+        pickled({"w": Name("numpy", "ndarray")}),
+        pickle.dumps([MATRIX]),
+        pickle.dumps({"w": "text"}),
+        pickle.dumps(np.array(["a", None], dtype=object)),
+        b"\x80\x02r\xff\xff\xff\x7f.",  # memo 2^31 - 1: 32 GB of pointers
+        b"\x80\x02}r\xff\xff\xff\x7f.",
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b".",  # BINBYTES8 of 2^62
+        b"\x80\x04\x8e" + struct.pack("<Q", 2**36) + b".",
+        b"\x80\x04\x96" + struct.pack("<Q", 2**36) + b".",  # BYTEARRAY8
+        pickled({"w": Call(Name("__builtin__", "bytes"), (10**12,))}),
+        b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b".",  # LONG4
+        b"\x80\x02T" + struct.pack("<i", -1) + b".",  # BINSTRING of -1
+        b"\x80\x05\x97.",  # NEXT_BUFFER, and there is none
+        b"\x80\x63.",  # protocol 99
+        b"\x80\x02.",
+        b"\x80",
+        b"\x80\x02\x82\x01.",  # EXT1
+    ],
+    ids=lambda raw: repr(raw[-24:]),
+)
+def test_pickles_that_lie_are_told_and_take_no_memory(tmp_path: Path, raw: bytes):
+    (tmp_path / "w").write_bytes(raw)
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "w")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
+    loop: dict[str, Any] = {}
+    loop["a"] = loop
+    laughs: dict[str, Any] = {"w": MATRIX}
+    for _ in range(60):  # 2^60 paths
+        laughs = {"a": laughs, "b": laughs}
+    deep: dict[str, Any] = {"w": MATRIX}
+    for _ in range(100_000):
+        deep = {"a": deep}
+    raw = [pickle.dumps(loop), pickle.dumps(laughs)]
+    raw.append(b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b".")  # 100,000 dicts deep
+    for each in raw:
+        (tmp_path / "w").write_bytes(each)
+        refused(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "begin no format"),
+        (b"<!DOCTYPE html><html>404", "begin no format that tl reads"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "begin no format"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "begin no format"),
+        (b"\x93NUMPY" + b"\0" * 100, "begin no format"),
+        (b"PK\x03\x04" + b"\0" * 100, "zip"),
+        (struct.pack("<Q", 10**15) + b"{}", "begin no format"),
+        (struct.pack("<Q", 2) + b"{]", ""),
+        (struct.pack("<Q", 60) + b'{"w":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,4]}}'[:60].ljust(60), ""),
+    ],
+)
+def test_what_is_no_weights_file(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "w").write_bytes(content)
+    assert message in refused(tmp_path / "w")
+
+
+def test_missing_files_and_folders(tmp_path: Path):
+    for path in (tmp_path / "none.pth", tmp_path):
+        with pytest.raises(ValueError, match="no weights file at"):
+            read(path)
+
+
+def test_zips_that_are_not_torchs(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "none", "w") as archive:
+        archive.writestr("word/document.xml", "text")
+    assert "a zip with 0 data.pkl" in refused(tmp_path / "none")
+    with zipfile.ZipFile(tmp_path / "two", "w") as archive:
+        archive.writestr("a/data.pkl", pickled({}))
+        archive.writestr("b/data.pkl", pickled({}))
+    assert "a zip with 2 data.pkl" in refused(tmp_path / "two")
+    torch_zip(tmp_path / "missing", four((4,), (1,)), {})
+    assert "archive/data/0" in refused(tmp_path / "missing")
+    torch_zip(tmp_path / "bomb", four((4,), (1,)), {"0": b"\0" * 50_000_000}, compress=zipfile.ZIP_DEFLATED)
+    assert "compressed" in refused(tmp_path / "bomb")
+    torch_zip(tmp_path / "big", four((4,), (1,)), {"0": b"\0" * 16}, byteorder=b"big")
+    assert "big-endian" in refused(tmp_path / "big")
+
+
+def test_views_of_storages_as_torch_before_0_4_wrote_them(tmp_path: Path):
+    tree = {"w": tensor(storage("FloatStorage", "0", 4, ("1", 0, 4)), (4,), (1,))}
+    assert "before 0.4" in refused(torch_stream(tmp_path / "w", tree, {"0": (4, b"\0" * 16)}))
+
+
+@each_format
+def test_cut_short_anywhere(tmp_path: Path, form: str):
+    whole = WRITERS[form](tmp_path / "whole", np.arange(64, dtype=np.float32).reshape(8, 8)).read_bytes()
+    rng = random.Random(0)
+    for cut in {
+        0,
+        1,
+        2,
+        7,
+        8,
+        9,
+        len(whole) // 2,
+        *range(len(whole) - 20, len(whole)),
+        *rng.sample(range(len(whole)), 60),
+    }:
+        (tmp_path / "cut").write_bytes(whole[:cut])
+        refused(tmp_path / "cut")
+
+
+@each_format
+@settings(max_examples=60)
+@given(data=st.data())
+def test_damaged_bytes_raise_nothing_but_valueerror(
+    tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
+):
+    folder = tmp_path_factory.getbasetemp()
+    raw = bytearray(WRITERS[form](folder / "damaged", MATRIX).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "damaged").write_bytes(raw)
+    try:
+        read(folder / "damaged")
+    except ValueError as error:
+        assert str(error).startswith(f"cannot read weights from {folder / 'damaged'}: ")
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda raw: b"\x80\x02" + raw)))
+def test_random_bytes_raise_nothing_but_valueerror(tmp_path_factory: pytest.TempPathFactory, raw: bytes):
+    file = tmp_path_factory.getbasetemp() / "random"
+    file.write_bytes(raw)
+    try:
+        read(file)
+    except ValueError as error:
+        assert str(error).startswith(f"cannot read weights from {file}: ")
+
+
+def test_the_table_of_storages_is_the_one_tested():
+    assert readers.STORAGES.keys() == NUMBERS.keys()

@@ -1,0 +1,215 @@
+"""Freezing proved with bytes and with XLA's own count of operations; padding without weight; donated state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tl import classifier, optim, train
+from tl.paths import FROZEN, TRAINABLE, digest, flatten, label, split
+
+HEAD = (("head/.*", TRAINABLE), (".*", FROZEN))
+ALL = ((".*", TRAINABLE),)
+WIDTH, DEPTH, CLASSES = 32, 6, 3
+
+
+def network(seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)  # noqa: E731
+    body = {f"layer{i}": {"kernel": draw(WIDTH, WIDTH), "bias": draw(WIDTH)} for i in range(DEPTH)}
+    return {"body": body, "head": {"kernel": draw(WIDTH, CLASSES), "bias": jnp.zeros(CLASSES)}}
+
+
+def forward(params: Any, inputs: jax.Array) -> jax.Array:
+    x = inputs
+    for i in range(DEPTH):
+        layer = params["body"][f"layer{i}"]
+        x = jax.nn.relu(x @ layer["kernel"] + layer["bias"][None])
+    return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+
+
+def examples(seed: int, n: int = 16, padded: int = 0) -> train.Examples:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, n)
+    inputs = rng.normal(size=(n, WIDTH)) + 2 * np.eye(CLASSES, WIDTH)[labels]
+    valid = np.arange(n) < n - padded
+    return train.Examples(jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
+
+
+def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """optax's Adam raises a float to an int32 power, which strict promotion forbids; the rest stays strict."""
+
+    def update(*args: Any) -> tuple[Any, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(*args)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+ADAMW = lenient(optim.adamw(lambda _: 1e-2))
+STEP = train.make_train_step(forward, ADAMW)
+
+
+# -------------------------------------------------------------------------------------------------------------- frozen
+
+
+def test_frozen_leaves_keep_every_bit_and_the_others_move() -> None:
+    params = network()
+    state = train.init(params, HEAD, ADAMW)
+    before = digest(state.frozen)
+    losses = []
+    for _ in range(30):
+        state, metrics = STEP(state, examples(0))
+        losses.append(float(metrics["loss"]))
+    assert digest(state.frozen) == before == digest({"body": params["body"]})
+    assert digest({"body": state.params["body"]}) == before
+    for name, leaf in flatten(params["head"]).items():
+        assert np.abs(flatten(state.params["head"])[name] - leaf).min() > 0, name
+    assert state.step == 30
+    assert losses[-1] < 0.9 * losses[0]
+    assert jax.tree.structure(state.params) == jax.tree.structure(params)
+
+
+def test_training_everything_moves_every_leaf() -> None:
+    params = network()
+    state, _ = STEP(train.init(params, ALL, ADAMW), examples(0))
+    assert jax.tree.leaves(state.frozen) == []
+    after = flatten(state.params)
+    assert all((after[name] != leaf).any() for name, leaf in flatten(params).items())
+
+
+def test_optimizer_state_has_no_leaf_for_what_is_frozen() -> None:
+    params = network()
+
+    def size(tree: Any) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    state = train.init(params, HEAD, ADAMW)
+    counter = 4 * sum(leaf.ndim == 0 for leaf in jax.tree.leaves(state.opt_state))
+    assert size(state.opt_state) - counter == 2 * size(params["head"]) == 2 * size(state.trainable)
+    assert size(train.init(params, ALL, ADAMW).opt_state) - counter == 2 * size(params)
+
+
+def test_weight_decay_reaches_the_trainable_leaves_alone() -> None:
+    params = network()
+    heavy = optax.chain(optax.add_decayed_weights(10.0), optax.scale(-0.01))
+    step = train.make_train_step(lambda p, x: 0.0 * forward(p, x), heavy)  # no gradient but the decay's
+    state, metrics = step(train.init(params, HEAD, heavy), examples(0))
+    assert metrics["grad_norm"] == 0
+    np.testing.assert_allclose(state.params["head"]["kernel"], 0.9 * params["head"]["kernel"], rtol=1e-6)
+    assert digest({"body": state.params["body"]}) == digest({"body": params["body"]})
+
+
+def flops(function: Any, *args: Any) -> float:
+    lower = function.lower if hasattr(function, "lower") else jax.jit(function).lower
+    return lower(*args).compile().cost_analysis()["flops"]
+
+
+def test_a_frozen_body_costs_its_forward_pass_and_no_more() -> None:
+    """XLA's count: a head's training is a forward pass, training everything three (so is `optax.freeze`)."""
+    params, batch = network(), examples(0, n=256)
+    head = flops(STEP, train.init(params, HEAD, ADAMW), batch)
+    everything = flops(STEP, train.init(params, ALL, ADAMW), batch)
+    alone = flops(forward, params, batch.inputs)
+    assert head < 1.25 * alone
+    assert everything > 2.4 * alone
+
+
+def test_resnet18_with_a_frozen_backbone() -> None:
+    clf, variables = classifier.load("resnet18", weights="random")
+    images = jnp.asarray(np.random.default_rng(0).random((4, 32, 32, 3)), jnp.float32)
+    batch = train.Examples(images, jnp.arange(4, dtype=jnp.int32), jnp.ones(4, bool))
+    stats = variables["batch_stats"]
+
+    def net(params: Any, images01: jax.Array) -> jax.Array:
+        return clf.apply({"params": params, "batch_stats": stats}, images01).logits
+
+    sgd = optim.sgd(lambda _: 1e-3)
+    step = train.make_train_step(net, sgd)
+    state = train.init(variables["params"], HEAD, sgd)
+    compiled = step.lower(state, batch).compile()
+    forward_alone = 4 * 2 * 1.814e9 / 7**2  # timm's 1.814 GMAC at 224 x 224, on 4 images of 32 x 32
+    assert 0.5 * forward_alone < compiled.cost_analysis()["flops"] < forward_alone  # XLA leaves out padding's products
+    losses = []
+    for _ in range(3):
+        state, metrics = compiled(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(np.log(1000), rel=1e-5)  # the head begins at zero
+    assert losses[2] < losses[1] < losses[0]
+    assert digest({"b": state.params["backbone"]}) == digest({"b": variables["params"]["backbone"]})
+    assert digest(state.trainable) != digest(split(variables["params"], label(variables["params"], HEAD), TRAINABLE)[0])
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
+    assert shapes <= {(), (512, 1000), (1000,)}
+
+
+# ---------------------------------------------------------------------------------------------------- loss and padding
+
+
+def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
+    params, batch = network(), examples(0)
+    plain = optax.sgd(1.0)
+    state, metrics = train.make_train_step(forward, plain)(train.init(params, ALL, plain), batch)
+
+    def mean(params: Any) -> jax.Array:
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(forward(params, batch.inputs), batch.labels))
+
+    value, gradient = jax.value_and_grad(mean)(params)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
+    right = np.argmax(forward(params, batch.inputs), axis=1) == np.asarray(batch.labels)
+    np.testing.assert_allclose(metrics["accuracy"], right.mean(), rtol=1e-6)
+    moved = jax.tree.map(lambda new, old: old - new, state.params, params)  # rate 1: the gradient itself
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, atol=1e-6), moved, gradient)
+
+
+def test_smoothing_reaches_the_loss() -> None:
+    plain = optax.sgd(0.0)
+    step = train.make_train_step(forward, plain, smoothing=0.3)
+    _, metrics = step(train.init(network(), HEAD, plain), examples(0))
+    logits = forward(network(), examples(0).inputs)
+    targets = 0.7 * jax.nn.one_hot(examples(0).labels, CLASSES) + 0.1
+    np.testing.assert_allclose(metrics["loss"], jnp.mean(optax.softmax_cross_entropy(logits, targets)), rtol=1e-6)
+
+
+def test_padding_has_no_influence() -> None:
+    batch, plain = examples(0, padded=6), optax.sgd(1.0)
+    step = train.make_train_step(forward, plain)
+    nonsense = train.Examples(batch.inputs.at[10:].set(77.0), batch.labels.at[10:].set(-1), batch.valid)
+    only = train.Examples(batch.inputs[:10], batch.labels[:10], batch.valid[:10])
+    (one, m1), (other, m2), (short, m3) = (step(train.init(network(), ALL, plain), b) for b in (batch, nonsense, only))
+    assert digest(one.params) == digest(other.params)
+    assert all(m1[name] == m2[name] for name in m1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, short.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), m1, m3)
+
+
+def test_a_batch_of_padding_alone_changes_nothing() -> None:
+    plain = optax.sgd(1.0)
+    state, metrics = train.make_train_step(forward, plain)(train.init(network(), ALL, plain), examples(0, padded=16))
+    assert digest(state.params) == digest(network())
+    assert metrics["loss"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ donation
+
+
+def test_the_old_state_is_donated_and_the_callers_parameters_survive() -> None:
+    params = network()
+    before = digest(params)
+    state = train.init(params, HEAD, ADAMW)
+    new, _ = STEP(state, examples(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.trainable, state.opt_state)))
+    assert digest(params) == before  # reading a donated buffer would raise
+    assert digest({"body": new.params["body"]}) == digest({"body": params["body"]})
+
+
+def test_init_raises_the_errors_of_the_rules() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        train.init(network(), ((".*", FROZEN),), ADAMW)
+    with pytest.raises(ValueError, match="rule 'haed/.*' decides no leaf; nearest names: 'head/bias'"):
+        train.init(network(), (("haed/.*", TRAINABLE), (".*", FROZEN)), ADAMW)
