@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl import backbones, heads
-from tl.backbones.layers import ConvNorm, pads
+from tl.backbones.layers import ConvNorm, he_normal, pads
 from tl.backbones.mobilenet import InvertedResidualNet, Row
 from tl.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from tl.classifier import Classifier, Provenance
@@ -272,6 +272,12 @@ def test_other_variants_run(module: Any, side: int, last: int):
     features, ends = jax.eval_shape(forward, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
     assert features.shape == (1, last)
     assert ends["stem"].shape[1] == -(-side // 2)  # both paddings give ceil(side / 2)
+
+
+def test_fresh_kernels_are_jaxs_own_he_normal():
+    key, shape = jax.random.key(5), (3, 3, 8, 20)
+    want = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, jnp.float32)
+    np.testing.assert_allclose(he_normal(key, shape), want, rtol=1e-6)
 
 
 @settings(max_examples=50)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tl import backbones, classifier, heads, labels, pixels
+from tl import backbones, heads, labels, pixels
 from tl.backbones.mobilenet import InvertedResidualNet, Row
 from tl.backbones.spec import BackboneSpec
 from tl.backbones.vgg import VGG
@@ -74,7 +74,7 @@ def jitted(clf: Classifier, mode: Mode = Mode.EVAL) -> Callable:
     return jax.jit(lambda variables, images01: clf.apply(variables, images01, mode))
 
 
-# --- apply ---------------------------------------------------------------------------------------------------------------
+# --- apply -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,8 @@ def jitted(clf: Classifier, mode: Mode = Mode.EVAL) -> Callable:
 )
 def test_apply_refuses_what_are_no_images01(wrong: Any, message: str):
     clf, variables = tiny()
-    for call in (clf.apply, clf.logits):
-        with pytest.raises(ValueError, match=message):
-            call(variables, wrong)
+    with pytest.raises(ValueError, match=message):
+        clf.apply(variables, wrong)
 
 
 def test_apply_under_jit_checks_what_a_trace_knows():
@@ -121,7 +120,7 @@ def test_the_head_sees_the_features_and_its_logits_are_the_outputs():
     out = jitted(clf)(variables, IMAGES)
     head = variables["params"]["head"]
     np.testing.assert_allclose(out.logits, out.features @ head["kernel"] + head["bias"][None], rtol=1e-5)
-    np.testing.assert_array_equal(clf.apply_head(variables, out.features), out.logits)
+    np.testing.assert_allclose(clf.apply_head(variables, out.features), out.logits, rtol=1e-5)
     np.testing.assert_allclose(out.features, out.endpoints["top"].mean((1, 2)), rtol=1e-5)
 
 
@@ -145,13 +144,13 @@ def test_a_network_without_head_says_how_to_get_one():
     with pytest.raises(
         ValueError, match="tiny.test hold tiny's features and no classifier; take --arch=efficientnet_lite0"
     ):
-        bare.logits(variables, IMAGES)
+        jax.eval_shape(bare.logits, variables, IMAGES)
     with pytest.raises(ValueError, match="tiny has no head to save"):
         save("nowhere", bare, variables)
     assert not Path("nowhere").exists()
 
 
-# --- load ----------------------------------------------------------------------------------------------------------------
+# --- load ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -170,12 +169,11 @@ def test_load_of_what_there_is_not(name: str, weights: str | None, message: str)
         load(name, weights=weights)
 
 
-def test_random_weights_depend_on_the_key_alone():
+def test_random_weights_depend_on_the_key_alone(monkeypatch: pytest.MonkeyPatch):
+    net = InvertedResidualNet((Row(1, 4, 1, 1),), stem=4, top=4)  # each random kernel takes a second to compile
+    monkeypatch.setitem(backbones._SPECS, "tiny", dataclasses.replace(TINY, module=net, features=4))
     clf, first = load("tiny", weights="random")
-    again, other = (
-        load("tiny", weights="random", key=jax.random.key(0))[1],
-        load("tiny", weights="random", key=jax.random.key(7))[1],
-    )
+    again, other = (load("tiny", weights="random", key=jax.random.key(seed))[1] for seed in (0, 7))
     assert digest(first) == digest(again) != digest(other)
     assert clf.weights.name == "tiny.random" and clf.classes is not None and len(clf.classes) == 1000
     leaves = flatten(first)
@@ -219,15 +217,6 @@ def test_a_file_tells_its_own_source_head_and_width(tmp_path: Path, source: str,
     assert (out.logits is None) if classes is None else (out.logits.shape == (2, classes))
 
 
-def test_a_vgg_file_with_its_own_top(tmp_path: Path):
-    arrays = source_arrays(TINY_VGG, heads.VGGTop(5), "torchvision")
-    assert arrays["classifier.0.weight"].shape == (4096, 2 * 49) and arrays["classifier.6.weight"].shape == (5, 4096)
-    save_file(arrays, tmp_path / "w")
-    clf, variables = load("tiny_vgg", weights=str(tmp_path / "w"))
-    assert isinstance(clf.head, heads.VGGTop) and clf.head.classes == 5
-    assert jax.eval_shape(clf.apply, variables, IMAGES).logits.shape == (2, 5)
-
-
 def test_a_file_of_another_network_lists_what_does_not_fit(tmp_path: Path):
     arrays = source_arrays(TINY, heads.Linear(1000), "timm")
     del arrays["conv_stem.weight"]
@@ -240,7 +229,7 @@ def test_a_file_of_another_network_lists_what_does_not_fit(tmp_path: Path):
         assert part in str(caught.value)
 
 
-# --- save, and load again ---------------------------------------------------------------------------------------------------
+# --- save, and load again --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -267,8 +256,11 @@ def test_saving_over_it_is_loading_the_new_one(folder: Path):
     assert digest(load(str(folder))[1]) == digest(changed)
 
 
-def test_a_saved_vgg_keeps_its_top_and_its_empty_statistics(tmp_path: Path):
-    clf, variables = load("tiny_vgg", weights="random")
+def test_a_vgg_brings_its_own_top_and_keeps_it_and_its_empty_statistics(tmp_path: Path):
+    save_file(source_arrays(TINY_VGG, heads.VGGTop(5), "torchvision"), tmp_path / "w")
+    clf, variables = load("tiny_vgg", weights=str(tmp_path / "w"))
+    assert isinstance(clf.head, heads.VGGTop) and clf.head.classes == 5
+    assert jax.eval_shape(clf.apply, variables, IMAGES).logits.shape == (2, 5)
     back, back_variables = load(str(save(tmp_path / "v", clf, variables)))
     assert back.head == clf.head and digest(back_variables) == digest(variables) and back_variables["batch_stats"] == {}
 
@@ -338,7 +330,7 @@ def test_a_folder_without_a_description_is_refused(folder: Path):
         load(str(folder))
 
 
-# --- the packaged weights, on photographs --------------------------------------------------------------------------------------
+# --- the packaged weights, on photographs ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -358,9 +350,9 @@ def test_photographs_by_their_names(lite0: tuple[Classifier, Variables]):
     except ValueError as error:
         pytest.skip(str(error))
     squares = np.stack([clf.prepare(decode(photograph.path)) for photograph in named])
-    first = np.argmax(jitted(clf)(variables, pixels.to_images01(squares)).logits, axis=-1)
+    first = np.argmax(np.asarray(jitted(clf)(variables, pixels.to_images01(squares)).logits), axis=-1)
     right = [photograph.index == index for photograph, index in zip(named, first, strict=True)]
-    assert len(named) == 20 and sum(right) >= 16
+    assert len(named) == 20 and sum(right) >= 17  # 18 measured; the two jeeps (609) are missed
     (dalmatian,) = [index for photograph, index in zip(named, first, strict=True) if photograph.index == 251]
     assert dalmatian == 251 and clf.classes is not None and clf.classes.display(dalmatian) == "dalmatian"
 
@@ -373,4 +365,4 @@ def test_the_packaged_vgg_has_no_top():
     assert clf.head is None and clf.classes is None
     assert sum(leaf.size for leaf in flatten(variables["params"]).values()) == 14_714_688
     with pytest.raises(ValueError, match="vgg16.tv_in1k_features hold vgg16's features and no classifier"):
-        clf.logits(variables, IMAGES)
+        jax.eval_shape(clf.logits, variables, IMAGES)

@@ -6,6 +6,7 @@ activation is written once, and gradients with respect to image, kernel, scale a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -16,7 +17,6 @@ from flax import linen as nn
 from tl import ops
 from tl.types import Mode
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al. 2015, arXiv:1502.01852, section 2.2
 Padding = Literal["torch", "same"]
 """Where a window's padding goes: "torch" pads k // 2 on every side; "same" is TensorFlow's, more after than before."""
 
@@ -26,6 +26,16 @@ def pads(size: tuple[int, int], window: int, stride: int, padding: Padding) -> t
     if padding == "same":
         return ops.same_padding(size, window=window, stride=stride)
     return (window // 2, window // 2), (window // 2, window // 2)
+
+
+def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Kernels f32[kh kw i o] from a normal distribution of variance 2 / (kh kw o).
+
+    Drawn flat, which gives the same numbers: for four dimensions XLA compiles seconds on a CPU, for each kernel.
+    Reference: He et al. 2015, arXiv:1502.01852, section 2.2, equation 14.
+    """
+    h, w, _, o = shape
+    return (jax.random.normal(key, (math.prod(shape),)) * math.sqrt(2.0 / (h * w * o))).reshape(shape)
 
 
 @jax.custom_jvp

@@ -52,7 +52,9 @@ class DataSpec:
       source: where the pictures come from, in words.
       licence: the terms they are under, in words; "unknown" when nobody said.
       split: how to divide it.
-      whole: what matters may lie at the edges: show the network the whole picture, squashed, not a centre crop.
+      whole: show the network the whole picture, squashed to its square, and not the centre crop of its weights: a label
+        speaks of the whole picture, and the crop cuts off animals at the edge (MobileNetV2 on cats_vs_dogs, mean of six
+        random splits: 99.1 % whole, 98.1 % cropped).
       references: published accuracies to stand beside ours, (whose, share in [0, 1]).
       skipped: files found beside the pictures and left out.
     """
@@ -63,6 +65,6 @@ class DataSpec:
     source: str
     licence: str
     split: Split = Split.CONTENT
-    whole: bool = False
+    whole: bool = True
     references: tuple[tuple[str, float], ...] = ()
     skipped: tuple[Skipped, ...] = ()
