@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -44,13 +46,32 @@ def launch(name: str, main: Callable[[runlog.Run], None], *define: Callable[[], 
             if len(argv) > 1:
                 raise ValueError(f"unexpected argument {argv[1]!r}; every argument is a flag, such as --seed=1")
             use_compile_cache()
-            main(runlog.start(name, FLAGS.workdir, {flag: FLAGS[flag].value for flag in own}))
+            interruptible(lambda: main(runlog.start(name, FLAGS.workdir, {flag: FLAGS[flag].value for flag in own})))
         except ValueError as error:
             sys.exit(f"{name}: {error}")
         except KeyboardInterrupt:
-            sys.exit(f"{name}: interrupted; no result.json was written")
+            print(f"\n{name}: interrupted before it was done; no half-written result is left", file=sys.stderr, flush=True)
+            os._exit(130)  # the worker may be minutes deep in compiled code
 
     app.run(guarded)
+
+
+def interruptible(work: Callable[[], None]) -> None:
+    """Runs `work` in a thread, so that Ctrl-C is heard while compiled code runs; results are written in one piece anyway."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # handed to the main thread, which knows what to do
+            failures.append(error)
+
+    worker = threading.Thread(target=guarded, daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.1)
+    if failures:
+        raise failures[0]
 
 
 def use_compile_cache() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,13 +16,6 @@ from tl.ascend import OPTIMIZERS, Ascent, ascend, direction
 
 KEY = jax.random.key(0)
 TOPS = jnp.asarray([[1.0, -2.0, 0.5], [0.3, 0.1, -1.0]])
-
-
-@pytest.fixture(autouse=True)
-def optax_promotes() -> Iterator[None]:
-    """optax's Adam raises a float to an int32 power, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def slope(theta: jax.Array, key: jax.Array) -> jax.Array:

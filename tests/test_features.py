@@ -221,7 +221,14 @@ def test_broken_pictures_are_skipped_with_a_reason_and_zero(album: Any, extract:
         assert found.reused == reused
         np.testing.assert_array_equal(found.values[~found.valid], np.zeros((6, 1280)))
         assert [Path(skip.path) for skip in found.skipped] == [p for p in paths if p not in album]
-        reasons = ("is empty", "is no readable picture", "damaged or truncated", "No such file", "is a folder", "is empty")
+        reasons = (
+            "is empty",
+            "is no readable picture",
+            "damaged or truncated",
+            "No such file",
+            "is a folder",
+            "is empty",
+        )
         for skip, why in zip(found.skipped, reasons, strict=True):
             assert why in skip.why
     np.testing.assert_array_equal(found.values[found.valid], extract(album[:2]).values)

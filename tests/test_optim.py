@@ -27,21 +27,10 @@ def tree(seed: int) -> Tree:
     }
 
 
-def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """optax's Adam raises a float to an int32 power, which strict promotion forbids; the rest stays strict."""
-
-    def update(*args: Any) -> tuple[Any, Any]:
-        with jax.numpy_dtype_promotion("standard"):
-            return optimizer.update(*args)
-
-    return optax.GradientTransformation(optimizer.init, update)
-
-
 def climb(optimizer: optax.GradientTransformation, params: Any, gradients: list[Any]) -> Any:
-    optimizer = lenient(optimizer)
     opt_state = optimizer.init(params)
     for gradient in gradients:
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        updates, opt_state = optim.update(optimizer, gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
     return params
 

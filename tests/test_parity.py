@@ -81,14 +81,20 @@ def errors(
     return found | {name: error(got.endpoints[name], want.endpoints[name]) for name in want.endpoints}
 
 
+def assert_small(found: dict[str, float]) -> None:
+    print({name: f"{value:.1e}" for name, value in found.items()})
+    for name, value in found.items():
+        # Behind a ReLU6 the largest value is 6, whatever went in: at MobileNetV2's `top` torch's own float32 errs by 1.2e-5.
+        assert value <= (1e-5 if name in ("logits", "features") else 1.5e-5), name
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_logits_features_and_endpoints(pair: tuple, size: tuple[int, int]):
     reference, model, clf, variables, apply = pair
     images = np.random.RandomState(size[0]).uniform(size=(2, *size, 3)).astype(np.float32)
     assert clf.pixels.mean == PixelSpec().mean, "these sources come with ImageNet's mean and std"
     found = errors(reference, model, apply, variables, images, normalised(images))
-    print({name: f"{value:.1e}" for name, value in found.items()})
-    assert max(found.values()) <= 1e-5, found
+    assert_small(found)
 
 
 def test_the_loaded_file_holds_as_many_numbers_as_the_model(pair: tuple):
@@ -136,8 +142,7 @@ def test_packaged_weights_on_photographs(torch: Any, arch: str):
     images = pixels.to_images01(np.stack([clf.prepare(decode(photo.path)) for photo in some_photographs()]))
     mean, std = np.array(clf.pixels.mean), np.array(clf.pixels.std)
     found = errors(reference, model, jax.jit(clf.apply), variables, images, (images.astype(np.float64) - mean) / std)
-    print({name: f"{value:.1e}" for name, value in found.items()})
-    assert max(found.values()) <= 1e-5, found
+    assert_small(found)
 
 
 def test_plain_efficientnet_lite0_of_timm_is_another_network(torch: Any):

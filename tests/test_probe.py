@@ -59,7 +59,9 @@ def test_the_fit_is_where_scikit_learns_objective_has_no_slope(n: int, d: int, c
     mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     w = fitted.params["kernel"] * std[:, None]
     x = (features - mean) / std
-    rest = softmax(features.astype(np.float64) @ fitted.params["kernel"] + fitted.params["bias"]) - np.eye(classes)[labels]
+    rest = (
+        softmax(features.astype(np.float64) @ fitted.params["kernel"] + fitted.params["bias"]) - np.eye(classes)[labels]
+    )
     slope = (c * x.T @ rest + w) / (c * n)  # in units of the mean loss
     assert np.abs(slope).max() < 1e-4
     assert np.abs(rest.mean(axis=0)).max() < 1e-4  # the bias is free: predictions are right on average
@@ -217,5 +219,7 @@ def test_of_equally_right_strengths_the_likelier_is_taken() -> None:
     ("labels", "classes"), [([0], 2), ([], 2), ([0, 1, 2], 2), ([0, -1, 1], 2)], ids=["one", "none", "high", "low"]
 )
 def test_refusals(labels: list[int], classes: int) -> None:
-    with pytest.raises(ValueError, match=rf"at least 2 examples with labels in \[0, {classes}\); got {len(labels)} examples"):
+    with pytest.raises(
+        ValueError, match=rf"at least 2 examples with labels in \[0, {classes}\); got {len(labels)} examples"
+    ):
         probe.logistic(np.zeros((len(labels), 3), np.float32), np.array(labels, int), classes)

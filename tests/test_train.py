@@ -41,17 +41,7 @@ def examples(seed: int, n: int = 16, padded: int = 0) -> train.Examples:
     return train.Examples(jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
 
 
-def lenient(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """optax's Adam raises a float to an int32 power, which strict promotion forbids; the rest stays strict."""
-
-    def update(*args: Any) -> tuple[Any, Any]:
-        with jax.numpy_dtype_promotion("standard"):
-            return optimizer.update(*args)
-
-    return optax.GradientTransformation(optimizer.init, update)
-
-
-ADAMW = lenient(optim.adamw(lambda _: 1e-2))
+ADAMW = optim.adamw(lambda _: 1e-2)
 STEP = train.make_train_step(forward, ADAMW)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -231,13 +231,6 @@ def test_compose_is_one_after_another_with_keys_of_their_own() -> None:
 # -------------------------------------------------------------------------------------------------------------- render
 
 
-@pytest.fixture
-def optax_promotes() -> Iterator[None]:
-    """optax's Adam raises a float to an int32 power, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def colours(variables: Variables, images01: jax.Array) -> Output:
     """Three classes, red, green and blue: how much of the channel stands beside the mean of all."""
     maps = images01 - jnp.mean(images01, axis=3, keepdims=True)
@@ -264,7 +257,6 @@ def make(steps: int = 12, name: str = "fourier", optimizer: str = "sgd", **kwarg
 @pytest.mark.parametrize(
     ("name", "optimizer", "step_size"), [("fourier", "adam", 0.05), ("fourier", "sgd", 1.0), ("pixel", "sign", 0.05)]
 )
-@pytest.mark.usefixtures("optax_promotes")
 def test_the_wanted_class_rises(name: str, optimizer: str, step_size: float) -> None:
     found = make(12, name, optimizer)(step_size=step_size)
     before, after = (np.asarray(colours(TOY, x).logits)[RED_BLUE] for x in (found.start, found.images))

@@ -7,11 +7,13 @@ is traced, so a sweep compiles once. Only this module turns a gradient into a st
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from tl import optim
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 """`(theta, key) -> f32[b]`: one value an image, larger is better; the key is for random transforms."""
@@ -89,8 +91,7 @@ def ascend(
         theta, best, opt_state = carry
         (_, scores), gradient = jax.value_and_grad(total, has_aux=True)(theta, jax.random.fold_in(key, i))
         best = better(best, scores, theta)
-        uphill: Any
-        uphill, opt_state = optimizer.update(gradient, opt_state, theta)
+        uphill, opt_state = optim.update(optimizer, gradient, opt_state, theta)
         theta = project(theta + rate(i.astype(jnp.float32) / max(steps, 1)) * uphill)
         return (theta, best, opt_state), scores
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from tl.paths import FROZEN, TRAINABLE, Rules, flatten, label, nearest, unflatten
@@ -43,6 +44,12 @@ OPTIMIZERS: dict[str, Callable[[optax.Schedule], optax.GradientTransformation]] 
 def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
     """Up to `lr` over the first tenth of the steps, then down to 0 along a cosine. Reference: arXiv:1608.03983, section 3."""
     return optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps=max(steps // 10, 1), decay_steps=max(steps, 2))
+
+
+def update(optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+    """`optimizer.update`, also where the user's JAX is strict: optax multiplies floats by its int32 count of steps."""
+    with jax.numpy_dtype_promotion("standard"):
+        return optimizer.update(gradient, opt_state, params)
 
 
 def partitioned(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tl import losses
+from tl import losses, optim
 from tl.paths import FROZEN, Rules, label, merge, split
 
 
@@ -81,7 +81,7 @@ def make_train_step(
     def step(train_state: TrainState, examples: Examples) -> tuple[TrainState, dict[str, jax.Array]]:
         value_and_grad = jax.value_and_grad(loss, has_aux=True)
         (value, accuracy), gradient = value_and_grad(train_state.trainable, train_state.frozen, examples)
-        updates, opt_state = optimizer.update(gradient, train_state.opt_state, train_state.trainable)
+        updates, opt_state = optim.update(optimizer, gradient, train_state.opt_state, train_state.trainable)
         trainable: Any = optax.apply_updates(train_state.trainable, updates)
         metrics = {"loss": value, "accuracy": accuracy, "grad_norm": optax.tree.norm(gradient)}
         return TrainState(train_state.step + 1, trainable, train_state.frozen, opt_state), metrics

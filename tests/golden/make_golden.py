@@ -216,6 +216,9 @@ def run(reference: Reference, model: Any, inputs: np.ndarray, *, training: bool 
     """A forward pass in torch's float64; `inputs` f64[b h w 3] are normalised already."""
     import torch
 
+    torch.set_num_threads(
+        1
+    )  # two threads in torch's float64 depthwise convolution, beside JAX's own, take 100 times longer
     maps: dict[str, np.ndarray] = {}
     model.double().train(training)
     for module in model.modules():

@@ -40,7 +40,9 @@ def _linf_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def _linf_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    return _linf_project(center + eps * jax.random.uniform(key, center.shape, minval=-1.0, maxval=1.0), center, eps)
+    # Drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4.
+    noise = jax.random.uniform(key, (center.size,), minval=-1.0, maxval=1.0).reshape(center.shape)
+    return _linf_project(center + eps * noise, center, eps)
 
 
 def _linf_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:

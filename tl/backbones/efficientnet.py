@@ -1,4 +1,8 @@
-"""EfficientNet-Lite: EfficientNet without squeeze-and-excitation, ReLU6 for swish, stem and top not scaled."""
+"""EfficientNet-Lite: EfficientNet without squeeze-and-excitation, ReLU6 for swish, stem and top not scaled.
+
+This is the TensorFlow form, timm's `tf_efficientnet_lite0`: SAME padding and eps 1e-3. timm's plain `efficientnet_lite0`
+has the same tensor names with torch's padding and eps 1e-5, and is another network.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,11 @@ class Image(NamedTuple):
     decode: Callable[[jax.Array], jax.Array]
 
 
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal numbers, drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4."""
+    return jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
+
+
 def pixel(count: int, size: int, *, spread: float = 0.1) -> Image:
     """The pixels themselves, kept in [0, 1] by a sigmoid, so that no gradient dies at the border of the box.
 
@@ -30,7 +36,7 @@ def pixel(count: int, size: int, *, spread: float = 0.1) -> Image:
       size: side, in pixels.
       spread: standard deviation of the start in logits; 0.1 is grey noise of 0.025 (chosen, not tuned).
     """
-    return Image(lambda key: spread * jax.random.normal(key, (count, size, size, 3), jnp.float32), jax.nn.sigmoid)
+    return Image(lambda key: spread * _normal(key, (count, size, size, 3)), jax.nn.sigmoid)
 
 
 # Square root of the covariance of RGB in ImageNet photographs, over its largest column norm: independent colours on the
@@ -57,7 +63,7 @@ def fourier(count: int, size: int, *, spread: float = 0.01, decay: float = 1.0) 
     weight = (size / 4.0 / np.maximum(frequency, 1.0 / size) ** decay).astype(np.float32)  # lucid: sqrt(w h) / 4
 
     def init(key: jax.Array) -> jax.Array:
-        return spread * jax.random.normal(key, (count, 2, *weight.shape, 3), jnp.float32)
+        return spread * _normal(key, (count, 2, *weight.shape, 3))
 
     def decode(theta: jax.Array) -> jax.Array:
         weighted = theta * weight[None, None, :, :, None]

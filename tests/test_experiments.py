@@ -1,0 +1,170 @@
+"""The experiments end to end, small: what they write, what they say to wrong input, and that Ctrl-C leaves nothing half done."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import _common as common
+from experiments import attack, ideal, predict, transfer
+from tl import classifier, data, report, runlog
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = 32
+
+
+@functools.cache
+def network():
+    clf, variables = classifier.load("resnet18", weights="random")
+    return clf.with_pixels(size=SIZE), variables
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that colour tells apart, twelve pictures each, one of them broken."""
+    folder = tmp_path_factory.mktemp("pets")
+    rng = np.random.default_rng(0)
+    for label, colour in (("bengal", (0.9, 0.5, 0.1)), ("pug", (0.1, 0.4, 0.9))):
+        (folder / label).mkdir()
+        for i in range(12):
+            noise = 0.1 * rng.standard_normal((40, 40, 3))
+            report.save_png(folder / label / f"{i}.png", np.clip(np.array(colour) + noise, 0, 1).astype(np.float32))
+    (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    return folder
+
+
+@pytest.fixture()
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runlog.Run:
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    return runlog.start("test", tmp_path / "run", {"seed": 0})
+
+
+def finish(run: runlog.Run, result: dict, sections: list) -> dict:
+    run.finish(result, report.page("title", "lead", sections, facts=run.facts()))
+    return json.loads((run.workdir / "result.json").read_text())
+
+
+def test_predict(run: runlog.Run, pets: Path) -> None:
+    clf, variables = network()
+    pictures = common.read_pictures(clf, str(pets))
+    labels = np.full(len(pictures.paths), -1)
+    labels[0] = 7
+    result = finish(run, *predict.predict(run, clf, variables, pictures, labels, 5))
+    assert (result["n"], result["labelled"]) == (24, 1)
+    (skip,) = result["skipped"]
+    assert skip["path"].endswith("broken.jpg") and skip["why"]
+    top = result["predictions"][0]["topk"]
+    shares = [row["probability"] for row in top]
+    assert len(top) == 5 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+    assert result["top1"] == float(top[0]["index"] == 7)
+
+
+@pytest.mark.parametrize("tune", ["probe", "head"])
+def test_transfer_learns_saves_and_reuses(run: runlog.Run, pets: Path, tune: str) -> None:
+    clf, variables = network()
+    spec = data.get(f"folder:{pets}")
+    settings = transfer.Settings(tune=tune, epochs=40, batch_size=8, lr=0.05)
+    result = finish(run, *transfer.transfer(run, clf, variables, spec, None, settings))
+    assert result["test"]["n"] == 6 and result["test"]["top1"] == 1.0
+    assert result["frozen_unchanged"] is True
+    assert result["trainable_params"] == 512 * 2 + 2
+    assert [skip["path"].rsplit("/", 1)[-1] for skip in result["skipped"]] == ["broken.jpg"]
+    assert sum(map(sum, result["confusion"])) == 6
+
+    again, _ = transfer.transfer(run, clf, variables, spec, None, settings)
+    assert again["bank"]["reused"] == 24 and again["test"] == result["test"]
+
+    saved, saved_variables = classifier.load(result["model"])
+    assert saved.classes is not None and saved.classes.find("any cat") == (0,)
+    _, test_side = data.split(spec, seed=0)
+    pictures = common.read_pictures(saved, [str(example.path) for example in test_side.examples])
+    logits = common.all_logits(saved, saved_variables, pictures.images)
+    by_name = {example.path.name: example.label for example in test_side.examples if example.path in pictures.paths}
+    assert by_name and [int(i) for i in logits.argmax(axis=1)] == [
+        next(e.label for e in test_side.examples if e.path == path) for path in pictures.paths
+    ]
+
+
+def test_transfer_refuses_other_classes(run: runlog.Run, pets: Path, tmp_path: Path) -> None:
+    clf, variables = network()
+    (tmp_path / "other").mkdir()
+    for label in ("bengal", "poodle"):
+        (tmp_path / "other" / label).symlink_to(pets / "bengal")
+    with pytest.raises(ValueError, match="poodle"):
+        other = data.get(f"folder:{tmp_path / 'other'}")
+        transfer.transfer(run, clf, variables, data.get(f"folder:{pets}"), other, transfer.Settings())
+
+
+def test_ideal(run: runlog.Run) -> None:
+    clf, variables = network()
+    targets = common.class_table(clf).targets("tabby,any dog")
+    result = finish(run, *ideal.ideal(run, clf, variables, targets, seed=0, steps=12, tv=1e5, names=("jitter",)))
+    assert [row["target"] for row in result["images"]] == ["tabby", "any dog"]
+    for row in result["images"]:
+        assert row["tv"] < row["without_tv"]["tv"]
+        assert data.decode(row["png"]).shape == (SIZE, SIZE, 3)
+        assert 0 <= row["probability"] <= 1
+
+
+def test_attack_counts_the_file(run: runlog.Run, pets: Path) -> None:
+    clf, variables = network()
+    pictures = common.read_pictures(clf, str(pets / "pug"))
+    how = attack.Settings(eps=(0.0, 16 / 255), steps=8)
+    sections = attack.attack(run, clf, variables, pictures, target="", limit=3, how=how)
+    result = finish(run, *sections)
+    assert result["n"] == 3 and result["success_rate"]["0/255"] == 0.0
+    for row in result["images"]:
+        levels = 0 if row["eps"] == "0/255" else 16
+        saved = data.decode(row["png"]).astype(int)
+        original = pictures.images[[str(p) for p in pictures.paths].index(row["path"])].astype(int)
+        assert np.abs(saved - original).max() <= levels
+        logits = common.all_logits(clf, variables, saved.astype(np.uint8)[None])
+        called = common.class_table(clf).display(int(logits.argmax()))
+        assert row["to"] == called and row["survives_png"] == (called != row["from"])
+    assert all(check["within_eps"] and check["two_calls_equal"] for check in result["checks"].values())
+
+
+def command(*words: str, **env: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", *words]
+    return subprocess.Popen(
+        line, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", **env}, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("experiments.predict", "--images=nowhere", "--arch=resnet18", "--weights=random"), "nowhere"),
+        (("experiments.predict", "--images=.", "--arch=resnet5"), "'resnet50'"),
+        (("experiments.ideal", "--target=zebrra", "--arch=resnet18", "--weights=random"), "'zebra'"),
+        (("experiments.transfer", "--data=foder:x", "--arch=resnet18", "--weights=random"), "'folder'"),
+    ],
+)
+def test_wrong_input_is_one_sentence(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    process = command(*words, f"--workdir={tmp_path / 'run'}", TL_CACHE=str(tmp_path / "cache"))
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said in stderr and "Traceback" not in stderr and len(stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_ctrl_c_is_heard_in_compiled_code_and_leaves_no_result(tmp_path: Path) -> None:
+    words = ("experiments.ideal", "--target=tabby", "--arch=resnet18", "--weights=random", "--size=32", "--steps=100000000")
+    process = command(*words, f"--workdir={tmp_path}", "--transforms=", TL_CACHE=str(tmp_path / "cache"), PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    assert "climbing" in process.stdout.readline()
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in stderr and "Traceback" not in stderr
+    assert not list(tmp_path.glob("result.json*")) and not list(tmp_path.glob("*.tmp"))
