@@ -50,7 +50,9 @@ def launch(name: str, main: Callable[[runlog.Run], None], *define: Callable[[], 
         except ValueError as error:
             sys.exit(f"{name}: {error}")
         except KeyboardInterrupt:
-            print(f"\n{name}: interrupted before it was done; no half-written result is left", file=sys.stderr, flush=True)
+            print(
+                f"\n{name}: interrupted before it was done; no half-written result is left", file=sys.stderr, flush=True
+            )
             os._exit(130)  # the worker may be minutes deep in compiled code
 
     app.run(guarded)

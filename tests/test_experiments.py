@@ -136,7 +136,12 @@ def test_attack_counts_the_file(run: runlog.Run, pets: Path) -> None:
 def command(*words: str, **env: str) -> subprocess.Popen[str]:
     line = [sys.executable, "-m", *words]
     return subprocess.Popen(
-        line, cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", **env}, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        line,
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **env},
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
 
@@ -158,8 +163,17 @@ def test_wrong_input_is_one_sentence(words: tuple[str, ...], said: str, tmp_path
 
 
 def test_ctrl_c_is_heard_in_compiled_code_and_leaves_no_result(tmp_path: Path) -> None:
-    words = ("experiments.ideal", "--target=tabby", "--arch=resnet18", "--weights=random", "--size=32", "--steps=100000000")
-    process = command(*words, f"--workdir={tmp_path}", "--transforms=", TL_CACHE=str(tmp_path / "cache"), PYTHONUNBUFFERED="1")
+    words = (
+        "experiments.ideal",
+        "--target=tabby",
+        "--arch=resnet18",
+        "--weights=random",
+        "--size=32",
+        "--steps=100000000",
+    )
+    process = command(
+        *words, f"--workdir={tmp_path}", "--transforms=", TL_CACHE=str(tmp_path / "cache"), PYTHONUNBUFFERED="1"
+    )
     assert process.stdout is not None
     assert "climbing" in process.stdout.readline()
     time.sleep(1.0)
