@@ -1,4 +1,4 @@
-"""The experiments end to end, small: what they write, what they say to wrong input, and that Ctrl-C leaves nothing half done."""
+"""The experiments end to end, small: what they write, what they say to wrong input, and what Ctrl-C leaves behind."""
 
 from __future__ import annotations
 
