@@ -132,12 +132,16 @@ def ideal(
                 "noise": {"png": str(files["noise"]), "probability": share["noise"], "tv": restless["noise"]},
             }
         )
-        captions = {"noise": "where it began", "without": "without variation loss", "with": "ideal"}
+        captions = {"noise": "the noise it began with", "without": "without variation loss", "with": "ideal"}
         cards = []
         for how, p, pixels8 in zip(files, probabilities, saved, strict=True):
-            caption = f"total variation {restless[how]:.3f}"
+            caption, shown = f"total variation {restless[how]:.3f}", pixels8
+            if how == "noise":  # as it is, the eye sees a grey plate
+                faint = pixels.to_images01(pixels8) - np.float32(0.5)
+                factor = max(1, int(0.5 / max(float(np.abs(faint).max()), 1e-6)))
+                shown, caption = report.amplify(faint, factor), f"{caption}; shown amplified {factor} times"
             tops = common.bars(common.topk(clf, p, 3), np.flatnonzero(members[i]).tolist())
-            cards.append(report.card(pixels8, title=captions[how], caption=caption, bars=tops))
+            cards.append(report.card(shown, title=captions[how], caption=caption, bars=tops))
         strips.append(report.strip(reversed(cards), title=f"{target.word}"))
     sheet = [runs[how].images[i] for i in range(len(wanted)) for how in ("with", "without")]
     run.figure("sheet", report.contact_sheet(sheet, columns=2))

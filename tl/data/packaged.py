@@ -49,7 +49,7 @@ def elpv() -> DataSpec:
         source="ELPV, PyPI package elpv-dataset (Deitsch et al. 2019, arXiv 1807.02894)",
         licence="CC BY-NC-SA 4.0",
         split=Split.STRATIFIED,
-        whole=False,  # the crop shows a cell 1.14 times larger, worth more than its edges (README, "Numbers")
+        whole=False,  # five seeds: cropped 85.6 +- 0.7 %, whole 85.1 +- 1.2 %, no difference beyond the spread
         references=(("SVM (Deitsch et al. 2019)", 0.8244), ("fine-tuned VGG-19 (Deitsch et al. 2019)", 0.8842)),
     )
 
