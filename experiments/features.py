@@ -71,11 +71,8 @@ def main(run: runlog.Run) -> None:
         "reused": bank.reused,
         "skipped": skips,
     }
-    sections = [
-        report.section(
-            "The bank", report.numbers({k: result[k] for k in ("n", "dim", "reused")}), report.note(str(bank.bank))
-        )
-    ]
+    figures = {"pictures": len(values), "features each": values.shape[1], "already known": bank.reused}
+    sections = [report.section("The bank", report.numbers(figures), report.note(str(bank.bank)))]
     if FLAGS.show:
         picture = common.read_pictures(clf, FLAGS.show)
         sheet, shape = channels(clf, variables, FLAGS.endpoint, picture.images[0])

@@ -28,7 +28,7 @@ class Dense(nn.Module):
 class Linear(nn.Module):
     """One dense layer on the pooled features, zero at first so that training starts from even odds.
 
-    Reference: the zero-initialised head is BiT's (Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3).
+    Reference: the zero-initialised head is BiT's (Kolesnikov et al. 2020, arXiv:1912.11370).
     """
 
     classes: int

@@ -74,7 +74,7 @@ def make_pgd(logits: Logits, *, norm: Norm, goal: Goal, steps: int, restarts: in
       ValueError: steps or restarts below 1; and, when called, `images01` or `eps` out of range.
 
     Reference: Madry et al. 2018, arXiv:1706.06083, section 2.1; straight-through rounding: Bengio et al. 2013,
-      arXiv:1308.3432; why on the lattice: Carlini & Wagner 2017, arXiv:1608.04644, section V.
+      arXiv:1308.3432; why on the lattice: Carlini & Wagner 2017, arXiv:1608.04644, on discretization.
     """
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")

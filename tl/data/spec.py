@@ -53,8 +53,8 @@ class DataSpec:
       licence: the terms they are under, in words; "unknown" when nobody said.
       split: how to divide it.
       whole: show the network the whole picture, squashed to its square, and not the centre crop of its weights: a label
-        speaks of the whole picture, and the crop cuts off animals at the edge (MobileNetV2 on cats_vs_dogs, mean of six
-        random splits: 99.1 % whole, 98.1 % cropped).
+        speaks of the whole picture, and the crop cuts off animals at the edge (on cats_vs_dogs, 250 test pictures:
+        MobileNetV2 99.2 % whole and 96.8 % cropped, VGG-16 98.8 and 96.8 %, EfficientNet-Lite0 99.2 and 99.2 %).
       references: published accuracies to stand beside ours, (whose, share in [0, 1]).
       skipped: files found beside the pictures and left out.
     """
