@@ -39,6 +39,8 @@ def launch(name: str, main: Callable[[runlog.Run], None], *define: Callable[[], 
     for part in (define_run_flags, *define):
         part()
     own = [flag for flag in FLAGS if flag not in others]
+    for flag in own:  # --help shows the main module's flags
+        FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[flag])
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)

@@ -31,7 +31,7 @@ def define_flags() -> None:
     flags.DEFINE_string("test_data", "", "Another set to test on. Default: a held-out part of --data.")
     flags.DEFINE_float("test_fraction", 0.25, "Share of --data that is held out.")
     flags.DEFINE_enum(
-        "tune", "probe", list(optim.TUNE), "probe: logistic, closed loop. head: the head by gradient steps."
+        "tune", "probe", list(optim.TUNE), "probe: logistic, strength by cross-validation. head: by gradient steps."
     )
     flags.DEFINE_integer(
         "seeds", 1, "Runs with other splits (elpv) and starts; mean and spread are reported.", lower_bound=1

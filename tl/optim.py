@@ -18,7 +18,7 @@ TUNE: dict[str, Rules] = {
     "probe": (("head/.*", TRAINABLE), (".*", FROZEN)),
     "head": (("head/.*", TRAINABLE), (".*", FROZEN)),
 }
-"""The short forms of `--tune`, as rules; "probe" fits the same leaves in closed loop instead of by steps."""
+"""The short forms of `--tune`, as rules; "probe" fits the same leaves to their optimum (`tl.probe`)."""
 
 
 def rules(tune: str) -> Rules:
