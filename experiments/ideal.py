@@ -1,7 +1,7 @@
 """The image that a network thinks is an ideal tabby: gradient ascent on the input, with and without variation loss.
 
   ./launch.sh ideal --target=tabby,zebra
-  ./launch.sh ideal --target=zebra --parameterisation=pixel --transforms=jitter
+  ./launch.sh ideal --target=zebra --parameterisation=pixel --tv=400
 
 Both ideals are called their class with more than 0.95; what the variation loss does to them: README, "Numbers".
 """
