@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -112,14 +113,19 @@ def read_pictures(clf: Classifier, words: str | Sequence[str]) -> Pictures:
     return Pictures(kept, images, [skip._asdict() for skip in skips])
 
 
+@functools.cache
+def forward(clf: Classifier) -> Callable[[Variables, Any], jax.Array]:
+    """The network's jitted logits, the same function each time, so that a shape compiles once a run."""
+    return jax.jit(clf.logits)
+
+
 def all_logits(clf: Classifier, variables: Variables, images: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
     """Logits f32[n k] of pictures uint8[n s s 3], in batches of one shape."""
-    forward = jax.jit(clf.logits)
     rows = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
-        rows.append(np.asarray(forward(variables, pixels.to_images01(padded)))[: len(batch)])
+        rows.append(np.asarray(forward(clf)(variables, pixels.to_images01(padded)))[: len(batch)])
     return np.concatenate(rows)
 
 

@@ -104,7 +104,6 @@ def ideal(
             run.log({"step": i, "variation_loss": weight, "score": float(runs[how].scores[i].mean())})
 
     rows, strips = [], []
-    forward = jax.jit(clf.logits)
     variation = jax.jit(objectives.total_variation)
     for i, target in enumerate(wanted):
         name = f"{target.word}-{i % count}" if count > 1 else target.word
@@ -114,7 +113,7 @@ def ideal(
             "with": run.figure(name, runs["with"].images[i]),
         }
         saved = np.stack([data.decode(file) for file in files.values()])  # judged as saved, not as computed
-        probabilities = common.softmax(np.asarray(forward(variables, pixels.to_images01(saved))))
+        probabilities = common.softmax(common.all_logits(clf, variables, saved))
         share = {how: float(p[members[i]].sum()) for how, p in zip(files, probabilities, strict=True)}
         restless = dict(zip(files, np.asarray(variation(pixels.to_images01(saved))).tolist(), strict=True))
         rows.append(

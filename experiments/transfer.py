@@ -141,6 +141,7 @@ def transfer(
     """Fits, tests and saves; the result and the page's sections. The model of the first seed is the one that is kept."""
     began = time.monotonic()
     bank, where = bank_of(clf, variables, spec)
+    banks = [bank]
     skips: list[Skipped] = [*spec.skipped, *bank.skipped]
     if test_spec is not None:
         if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
@@ -149,16 +150,17 @@ def transfer(
                 f"nearest: {paths.nearest(unknown[0], spec.classes)}"
             )
         test_bank, test_where = bank_of(clf, variables, test_spec)
+        banks.append(test_bank)
         skips += [*test_spec.skipped, *test_bank.skipped]
     seconds_bank = time.monotonic() - began
+    computed = sum(len(b.valid) - b.reused for b in banks)
 
     classes = spec.classes
     table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
     clf = clf.with_head(heads.Linear(len(classes)), table)
-    backbone = variables["params"]["backbone"]
+    backbone, before = variables["params"]["backbone"], features.backbone_digest(variables)
     width = bank.values.shape[1]
     blank = {"kernel": np.zeros((width, len(classes)), np.float32), "bias": np.zeros(len(classes), np.float32)}
-    before = paths.digest(jax.tree.map(np.asarray, {"backbone": backbone}))
 
     tests, trains, curves, chosen = [], [], {}, []
     kept: tuple[dict[str, Any], Part, np.ndarray] | None = None
@@ -192,8 +194,6 @@ def transfer(
 
     matrix = metrics.confusion(tested.labels, logits.argmax(axis=1), len(classes))
     majority = float(matrix.sum(axis=1).max() / matrix.sum())
-    after = paths.digest(jax.tree.map(np.asarray, {"backbone": params["backbone"]}))
-    computed = len(spec.examples) - bank.reused
     result: dict[str, Any] = {
         "test": mean_of(tests),
         "train": mean_of(trains),
@@ -204,8 +204,7 @@ def transfer(
         "trainable_params": sum(
             row["params"] for row in optim.table(params, optim.rules(settings.tune)) if row["group"] != paths.FROZEN
         ),
-        "frozen_unchanged": before == after,
-        "bank": {"folder": str(bank.bank), "reused": bank.reused, "computed": computed},
+        "bank": {"folder": str(bank.bank), "reused": sum(b.reused for b in banks), "computed": computed},
         "skipped": [skip._asdict() for skip in skips],
         "images_per_second": computed / seconds_bank if computed else None,
         "seconds": seconds,
@@ -225,6 +224,8 @@ def transfer(
     classifier.save(
         run.workdir / "model", clf, {"params": params, "batch_stats": variables.get("batch_stats", {})}, record=record
     )
+    _, saved = classifier.load(result["model"])  # what counts is the file
+    result["frozen_unchanged"] = features.backbone_digest(saved) == before
     return result, page_sections(run, clf, spec, tested, logits, result, curves)
 
 

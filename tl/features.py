@@ -58,10 +58,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl"
 
 
+def backbone_digest(variables: Variables) -> str:
+    """A hash of the backbone, its parameters and its statistics, bit by bit; the head plays no part."""
+    return digest({name: tree.get("backbone", {}) for name, tree in variables.items()})
+
+
 def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") -> str:
     """Names the bank: a hash of the backbone's variables bit by bit, the preprocessing and the endpoint."""
-    backbone = {name: tree.get("backbone", {}) for name, tree in variables.items()}
-    facts = [BANK_FORMAT, clf.arch, digest(backbone), clf.pixels.as_dict(), endpoint]
+    facts = [BANK_FORMAT, clf.arch, backbone_digest(variables), clf.pixels.as_dict(), endpoint]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
