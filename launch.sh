@@ -132,6 +132,21 @@ install_alone() ( # two first launches at once must not install into each other
   install "$@" 9<&-
 ) 9<"$root/pyproject.toml"
 
+peers() { # torch, torchvision, timm and Keras; the middle two without dependencies, which would bring another build of torch
+  local found='import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))'
+  if "$venv/bin/python" -c "$found" torch torchvision timm keras; then return; fi
+  say "installing torch, torchvision, timm and Keras to compare with; this takes a few minutes"
+  pip_quietly torch==2.13.0 keras && pip_quietly --no-deps torchvision==0.28.0 timm || die "they could not be installed"
+}
+
+pip_quietly() {
+  if command -v uv >/dev/null; then
+    uv pip install --quiet --python "$venv/bin/python" "$@"
+  else
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  fi
+}
+
 name=${1:-}
 case $name in
   "" | -h | --help | help)
@@ -148,7 +163,8 @@ case $name in
       die "there is no experiment '$name'; nearest: $(nearest "$name") (./launch.sh --help lists them all)"
     fi
     shift
-    install_alone offline
+    install_alone offline hub keras
+    if [ "$name" = parity ]; then peers; fi
     # XLA on a CPU allocates and frees hundreds of megabytes a step; huge pages save it a third of the time in page faults.
     export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
     # -P: the user's own folder, from where relative paths in the flags count, must not hide the project's modules.

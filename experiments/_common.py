@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from tl import classifier, data, features, pixels, report, runlog
+from tl import backbones, classifier, data, features, pixels, report, runlog
 from tl.classifier import Classifier
 from tl.labels import ClassTable
 from tl.types import Variables
@@ -26,7 +26,21 @@ FLAGS = flags.FLAGS
 def define_model_flags() -> None:
     flags.DEFINE_string("arch", "efficientnet_lite0", "Architecture, by timm's name or NAME.TAG.")
     flags.DEFINE_string("model", "", "Folder of a classifier saved by transfer; takes the place of --arch.")
-    flags.DEFINE_string("weights", "", "package, random, or the path of a weights file. Default: package.")
+    flags.DEFINE_string(
+        "weights",
+        "",
+        "package, hub, hub:OWNER/REPO, random, or the path of a weights file. Default: the package where it is installed, "
+        "else the hub.",
+    )
+    flags.DEFINE_bool(
+        "cast", False, "Convert weights that are in another number type than float32, instead of refusing."
+    )
+    flags.DEFINE_enum(
+        "dtype",
+        "auto",
+        ["auto", "float32", "bfloat16"],
+        "In which the backbone computes; auto: bfloat16 on a GPU or TPU, float32 on a CPU.",
+    )
 
 
 def define_run_flags() -> None:
@@ -86,10 +100,20 @@ def use_compile_cache() -> None:
 
 
 def load_model() -> tuple[Classifier, Variables]:
-    """The network that --arch, --model and --weights name, its variables on the device."""
+    """The network that --arch, --model and --weights name, its variables on the host."""
     key = jax.random.key(FLAGS.seed)
-    clf, variables = classifier.load(FLAGS.model or FLAGS.arch, weights=FLAGS.weights or None, key=key)
-    return clf, jax.device_put(variables)
+    name = FLAGS.model or FLAGS.arch
+    clf, variables = classifier.load(name, weights=FLAGS.weights or None, key=key, cast=FLAGS.cast)
+    asked = name.partition(".")[0]
+    if not FLAGS.model and clf.arch != backbones.get(asked).name:
+        print(f"these weights are of {clf.arch}, the form of {asked} that they belong to", flush=True)
+    return clf.with_dtype(compute_dtype()), variables
+
+
+def compute_dtype() -> str:
+    """What --dtype means here."""
+    accelerated = FLAGS.dtype == "auto" and jax.default_backend() != "cpu"
+    return "bfloat16" if accelerated else "float32" if FLAGS.dtype == "auto" else FLAGS.dtype
 
 
 class Pictures(NamedTuple):

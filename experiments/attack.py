@@ -138,6 +138,7 @@ def attack(
     how: Settings,
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections; `truth` i[n] are the right classes, or None for what the network calls them."""
+    variables = jax.device_put(clf.fold_batch_norm(variables))
     table = common.class_table(clf)
     aims = table.find(target) if target else ()
     clean = common.all_logits(clf, variables, pictures.images)

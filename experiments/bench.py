@@ -1,15 +1,31 @@
-"""Images a second of a forward pass and of an attack step, beside torch where it is installed, as ratios of one run.
+"""Images a second beside torch and Keras on JAX, where they are installed, as ratios of one run; and how fast a run starts.
 
   ./launch.sh bench
-  ./launch.sh bench --what=attack --arch=resnet50,vgg16 --batch_size=16
+  ./launch.sh bench --what=forward,input_gradient --arch=resnet50,vgg16 --batch_size=16
+  ./launch.sh bench --what=forward --arch=mobilenetv2_100 --peers=torch,keras
+  ./launch.sh bench --what=start --arch=resnet50
+  ./launch.sh bench --what=bfloat16 --arch=efficientnet_lite0
 
-Weights are random: speed does not depend on them. The two frameworks take turns, and each figure is the median of rounds.
+  forward         logits; BatchNorm folded away, as for every frozen network
+  input_gradient  of the summed cross-entropy, with respect to the picture; folded too
+  param_gradient  of the mean cross-entropy, with respect to every parameter, BatchNorm in evaluation mode
+  start           seconds until a new process has its first logits, with an empty and with a filled compilation cache
+  bfloat16        forward in bfloat16 beside float32, and what it costs in logits, on photographs and real weights
+
+Weights are random except in `bfloat16`: speed does not depend on them. The libraries take turns, and each figure is the
+median of rounds; torch runs in both of its memory formats, of which the faster counts.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,90 +34,132 @@ import numpy as np
 from absl import flags
 
 from experiments import _common as common
-from tl import backbones, classifier, losses, report, runlog
+from experiments import _sources as sources
+from tl import backbones, classifier, data, losses, pixels, report, runlog
 
 FLAGS = flags.FLAGS
-WHAT = {"forward": "forward pass", "attack": "attack step: forward, gradient on the input, sign, clip"}
-TORCH = {  # how the peer is made: torchvision's function, or timm's name
-    "vgg16": ("torchvision", "vgg16"),
-    "resnet18": ("torchvision", "resnet18"),
-    "resnet50": ("torchvision", "resnet50"),
-    "mobilenetv2_100": ("torchvision", "mobilenet_v2"),
-    "efficientnet_lite0": ("timm", "tf_efficientnet_lite0"),
-}
+SPEED = ("forward", "input_gradient", "param_gradient")
+WHAT = (*SPEED, "start", "bfloat16")
+PEERS = ("torch", "keras")
+ARCHS = "resnet50,vgg16,mobilenetv2_100,efficientnet_lite0"
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("arch", ",".join(backbones.names()), "Architectures.")
-    flags.DEFINE_multi_enum("what", list(WHAT), list(WHAT), "What is timed.")
+    flags.DEFINE_list("arch", ARCHS, "Architectures.")
+    flags.DEFINE_list("what", ",".join(SPEED), f"What is timed: {', '.join(WHAT)}.")
     flags.DEFINE_integer("batch_size", 16, "Images a call.", lower_bound=1)
     flags.DEFINE_integer("size", 224, "Side, in pixels.", lower_bound=32)
     flags.DEFINE_integer("rounds", 5, "Timed rounds; the median counts.", lower_bound=1)
-    flags.DEFINE_list("peers", "torch", "Frameworks to compare with, where installed; empty for none.")
+    flags.DEFINE_list(
+        "peers", "torch", f"Libraries to compare with, where installed: {', '.join(PEERS)}; empty for none."
+    )
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which all of them compute.")
+
+
+# --- the same work, by each library ------------------------------------------------------------------------------------
 
 
 def ours(arch: str, what: str, images01: np.ndarray) -> Callable[[], Any]:
     """A call that does the work once and waits for it."""
     clf, variables = classifier.load(arch, weights="random")
+    clf, frozen = clf.with_dtype(FLAGS.dtype), jax.device_put(clf.fold_batch_norm(variables))
     variables, x = jax.device_put(variables), jnp.asarray(images01)
     labels = jnp.zeros(len(images01), jnp.int32)
 
-    def step(variables: Any, x: jax.Array) -> jax.Array:
-        if what == "forward":
-            return clf.logits(variables, x)
-        gradient = jax.grad(lambda x: jnp.sum(losses.cross_entropy(clf.logits(variables, x), labels)))(x)
-        return jnp.clip(x + jnp.sign(gradient) / 255, 0.0, 1.0)
+    def loss(variables: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(losses.cross_entropy(clf.logits(variables, x), labels))
 
-    compiled = jax.jit(step).lower(variables, x).compile()
-    return lambda: jax.block_until_ready(compiled(variables, x))
+    if what == "param_gradient":
+
+        def work(params: Any, x: jax.Array) -> Any:
+            return jax.grad(lambda p: loss({**variables, "params": p}, x) / len(labels))(params)
+
+        program, arguments = jax.jit(work), (variables["params"], x)
+    else:
+        program, arguments = jax.jit(clf.logits if what == "forward" else jax.grad(loss, argnums=1)), (frozen, x)
+    compiled = program.lower(*arguments).compile()
+    return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def torch_model(arch: str) -> Any:
-    """The same architecture in torch, evaluation mode; on a torch without vision operators torchvision still imports."""
+def call_of(arch: str, *libraries: str) -> tuple[str, str]:
+    """(library, call) that makes an architecture elsewhere: its own form, or the nearest one that the library has."""
+    for spec in backbones.forms(arch):
+        for library in libraries:
+            if spec.sources.get(library):
+                return library, spec.sources[library]
+    return "", ""
+
+
+def with_torch(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], Any]]:
+    """The same work in torch, once for each memory format."""
+    library, call = call_of(arch, "torchvision", "timm")
+    if not call:
+        return []
+    network = sources.make(library, call).model.eval()
     import torch
 
-    try:
-        import torchvision
-    except RuntimeError:  # a CPU build of torch lacks the two operators that torchvision looks for
-        stub = torch.library.Library("torchvision", "DEF")
-        for signature in (
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        ):
-            stub.define(signature)
-        import torchvision
-    library, name = TORCH[arch]
-    if library == "torchvision":
-        return getattr(torchvision.models, name)(weights=None).eval()
-    import timm
-
-    return timm.create_model(name, pretrained=False).eval()
-
-
-def theirs(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], Any]]:
-    """The same work in torch, once for each memory format; the faster one counts."""
-    import torch
-
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    labels = torch.zeros(len(images01), dtype=torch.long)
-    calls = []
+    dtype = getattr(torch, FLAGS.dtype)
+    labels, calls = torch.zeros(len(images01), dtype=torch.long), []
+    spec = pixels.PixelSpec()
+    mean, std = (torch.tensor(v, dtype=dtype).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        model = torch_model(arch).to(memory_format=memory_format)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        x = torch.tensor(images01.transpose(0, 3, 1, 2).copy()).contiguous(memory_format=memory_format)
+        model = network if memory_format is torch.contiguous_format else sources.make(library, call).model.eval()
+        model = model.to(memory_format=memory_format, dtype=dtype)
+        parameters = list(model.parameters())
+        for parameter in parameters:
+            parameter.requires_grad_(what == "param_gradient")
+        x = torch.tensor(images01.transpose(0, 3, 1, 2).copy(), dtype=dtype).contiguous(memory_format=memory_format)
 
-        def call(model: Any = model, x: Any = x) -> Any:
+        def work(model: Any = model, parameters: list = parameters, x: Any = x) -> Any:
             if what == "forward":
                 with torch.inference_mode():
                     return model((x - mean) / std)
-            x = x.detach().requires_grad_(True)
-            loss = torch.nn.functional.cross_entropy(model((x - mean) / std), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, x)
-            return torch.clamp(x.detach() + gradient.sign() / 255, 0, 1)
+            if what == "input_gradient":
+                x = x.detach().requires_grad_(True)
+            reduction = "sum" if what == "input_gradient" else "mean"
+            loss = torch.nn.functional.cross_entropy(model((x - mean) / std).float(), labels, reduction=reduction)
+            return torch.autograd.grad(loss, [x] if what == "input_gradient" else parameters)
 
-        calls.append(call)
+        calls.append(work)
     return calls
+
+
+def with_keras(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], Any]]:
+    """The same work in Keras on JAX, jitted."""
+    _, call = call_of(arch, "keras")
+    if not call or FLAGS.dtype != "float32":
+        return []
+    model = sources.make("keras", call).model
+    train, rest = ([v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables))
+    x, labels = jnp.asarray(images01), jnp.zeros(len(images01), jnp.int32)
+
+    def logits(train: Any, x: jax.Array) -> jax.Array:
+        return model.stateless_call(train, rest, (x - 0.5) / 0.5, training=False)[0]
+
+    def loss(train: Any, x: jax.Array) -> jax.Array:
+        return jnp.sum(losses.cross_entropy(logits(train, x), labels))
+
+    work = {"forward": logits, "input_gradient": jax.grad(loss, argnums=1), "param_gradient": jax.grad(loss)}[what]
+    compiled = jax.jit(work)
+    return [lambda: jax.block_until_ready(compiled(train, x))]
+
+
+def installed(peer: str) -> str:
+    """The peer's name and version, or "" where it is not there."""
+    if peer not in PEERS:
+        raise ValueError(f"unknown peer {peer!r}; wanted some of {', '.join(PEERS)}")
+    if peer == "keras":
+        os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
+    try:
+        with sources.imported("torchvision" if peer == "torch" else peer) as library:
+            if peer == "torch":
+                import torch as library
+            elif library.backend.backend() != "jax":
+                raise ValueError(f"Keras runs on {library.backend.backend()} here; wanted jax: set KERAS_BACKEND=jax")
+            return f"{peer} {library.__version__}" + (" on JAX" if peer == "keras" else "")
+    except ValueError as error:
+        print(f"without {peer}: {error}", flush=True)
+        return ""
 
 
 def seconds(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
@@ -118,59 +176,148 @@ def seconds(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
     return spent
 
 
-def main(run: runlog.Run) -> None:
-    names = [backbones.get(arch).name for arch in FLAGS.arch]
-    peers = []
-    if "torch" in FLAGS.peers:
-        try:
-            import torch
-
-            peers = [f"torch {torch.__version__}"]
-        except ImportError:
-            print("torch is not installed: no peer (pip install 'tl[parity]')")
-    shape = (FLAGS.batch_size, FLAGS.size, FLAGS.size, 3)
-    images01 = np.random.default_rng(FLAGS.seed).random(shape, np.float32)
+def speed(arch: str, what: str, peers: dict[str, str]) -> list[dict[str, Any]]:
+    """One row a peer (or one without): images a second, and the ratio to the peer's; above 1 tl is faster."""
+    n = FLAGS.batch_size
+    images01 = np.random.default_rng(FLAGS.seed).random((n, FLAGS.size, FLAGS.size, 3), np.float32)
+    makers = {"torch": with_torch, "keras": with_keras}
+    theirs = {peer: makers[peer](arch, what, images01) for peer in peers}
+    owners = ["tl", *(peer for peer, calls in theirs.items() for _ in calls)]
+    spent = seconds([ours(arch, what, images01), *(call for calls in theirs.values() for call in calls)], FLAGS.rounds)
+    row = {
+        "what": what,
+        "arch": arch,
+        "ours": n / float(np.median(spent[0])),
+        "spread": [n / max(spent[0]), n / min(spent[0])],
+    }
     rows = []
-    for arch in names:
+    for peer, version in peers.items():
+        medians = [float(np.median(times)) for owner, times in zip(owners, spent, strict=True) if owner == peer]
+        if medians:
+            value = n / min(medians)
+            rows.append({**row, "peer": version, "peer_value": value, "ratio": row["ours"] / value})
+    return rows or [{**row, "peer": None, "peer_value": None, "ratio": None}]
+
+
+# --- starting, and bfloat16 --------------------------------------------------------------------------------------------
+
+CHILD = """
+import json, sys, time
+began = time.perf_counter()
+import jax, numpy as np
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+import tl
+clf, variables = tl.load(sys.argv[1])
+variables = jax.device_put(clf.fold_batch_norm(variables))
+x = np.zeros((int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[4]), 3), np.float32)
+loaded = time.perf_counter()
+forward = jax.jit(clf.logits)
+lowered = forward.lower(variables, x)
+traced = time.perf_counter()
+compiled = lowered.compile()
+ready = time.perf_counter()
+jax.block_until_ready(compiled(variables, x))
+print(json.dumps({"import and load": loaded - began, "trace": traced - loaded, "compile": ready - traced}))
+"""
+
+
+def start(arch: str) -> list[dict[str, Any]]:
+    """Seconds from the start of a process to its first logits: once with an empty compilation cache, once with a full one."""
+    with tempfile.TemporaryDirectory() as folder:
+        clf, variables = classifier.load(arch, weights="random")
+        saved = classifier.save(Path(folder) / "saved", clf, variables)
+        rows = []
+        for which in ("first", "second"):
+            words = [str(saved), str(Path(folder) / "cache"), str(FLAGS.batch_size), str(FLAGS.size)]
+            began = time.perf_counter()
+            child = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
+            total = time.perf_counter() - began
+            if child.returncode:
+                raise ValueError(f"the process that was to be timed failed: {child.stderr.strip()[-300:]}")
+            parts = json.loads(child.stdout.strip().splitlines()[-1])
+            rows.append({"what": f"start, {which} process", "arch": arch, "ours": total, "unit": "s", "parts": parts})
+        return rows
+
+
+def bfloat16(arch: str) -> list[dict[str, Any]]:
+    """Forward in bfloat16 beside float32: speed, and what it does to the logits of the packaged photographs."""
+    clf, variables = classifier.load(arch)
+    half, variables = clf.with_dtype("bfloat16"), jax.device_put(clf.fold_batch_norm(variables))
+    paths = [photo.path for photo in data.photographs()]
+    images = np.concatenate([b.images[b.valid] for b in data.load(paths, clf.prepare, batch_size=16)])
+    full, rounded = (common.all_logits(net, variables, images) for net in (clf, half))
+    x = jnp.asarray(np.resize(pixels.to_images01(images), (FLAGS.batch_size, *images.shape[1:])))
+    nets = [common.forward(half), common.forward(clf)]
+    spent = seconds([lambda net=net: jax.block_until_ready(net(variables, x)) for net in nets], FLAGS.rounds)
+    rate, plain = (len(x) / float(np.median(times)) for times in spent)
+    row = {
+        "what": "bfloat16",
+        "arch": clf.arch,
+        "ours": rate,
+        "peer": "float32",
+        "peer_value": plain,
+        "ratio": rate / plain,
+    }
+    row["n"] = len(images)
+    row["logit_error"] = float(np.abs(rounded - full).max() / np.abs(full).max())
+    row["same_top1"] = float((rounded.argmax(axis=1) == full.argmax(axis=1)).mean())
+    return [row]
+
+
+# --- the run -----------------------------------------------------------------------------------------------------------
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row as the terminal shows it."""
+    unit = row.get("unit", "images/s")
+    said = f"{row['arch']:22s} {row['what']:16s} {row['ours']:7.1f} {unit}"
+    if row.get("ratio"):
+        said += f"   {row['peer']} {row['peer_value']:.1f}   ratio {row['ratio']:.2f}"
+    if "parts" in row:
+        said += "   " + ", ".join(f"{name} {value:.1f} s" for name, value in row["parts"].items())
+    if "logit_error" in row:
+        said += f"   logits differ by {row['logit_error']:.1%} of the largest,"
+        said += f" the same top-1 for {row['same_top1']:.1%} of {row['n']} pictures"
+    return said
+
+
+def main(run: runlog.Run) -> None:
+    archs = [backbones.get(arch).name for arch in FLAGS.arch]
+    for what in FLAGS.what:
+        if what not in WHAT:
+            raise ValueError(f"unknown --what={what}; wanted some of {', '.join(WHAT)}")
+    peers = {peer: version for peer in FLAGS.peers if (version := installed(peer))}
+    rows: list[dict[str, Any]] = []
+    for arch in archs:
         for what in dict.fromkeys(FLAGS.what):
-            calls = [ours(arch, what, images01), *(theirs(arch, what, images01) if peers else [])]
-            spent = seconds(calls, FLAGS.rounds)
-            medians = [float(np.median(times)) for times in spent]
-            row: dict[str, Any] = {
-                "what": what,
-                "arch": arch,
-                "ours": len(images01) / medians[0],
-                "peer": None,
-                "peer_value": None,
-                "ratio": None,
-            }
-            row["spread"] = [len(images01) / max(spent[0]), len(images01) / min(spent[0])]
-            if peers:
-                best = min(medians[1:])
-                row |= {"peer": peers[0], "peer_value": len(images01) / best, "ratio": best / medians[0]}
-            rows.append(row)
-            run.log(row)
-            beside = f"   {row['peer']} {row['peer_value']:.1f}   ratio {row['ratio']:.2f}" if peers else ""
-            print(f"{arch:20s} {what:8s} {row['ours']:7.1f} images/s{beside}", flush=True)
-    header = ("what", "architecture", "images/s", "slowest to fastest round", "peer", "images/s of the peer", "ratio")
+            new = start(arch) if what == "start" else bfloat16(arch) if what == "bfloat16" else speed(arch, what, peers)
+            for row in new:
+                run.log(row)
+                print(line(row), flush=True)
+            rows += new
+    header = ("what", "architecture", "tl", "slowest to fastest round", "peer", "the peer's", "ratio")
     cells = [
         (
-            WHAT[row["what"]],
+            row["what"],
             row["arch"],
-            f"{row['ours']:.1f}",
-            f"{row['spread'][0]:.1f} to {row['spread'][1]:.1f}",
-            row["peer"] or "-",
-            f"{row['peer_value']:.1f}" if peers else "-",
-            f"{row['ratio']:.2f}" if peers else "-",
+            f"{row['ours']:.1f} {row.get('unit', 'images/s')}",
+            f"{row['spread'][0]:.1f} to {row['spread'][1]:.1f}" if "spread" in row else "-",
+            row.get("peer") or "-",
+            f"{row['peer_value']:.1f}" if row.get("peer_value") else "-",
+            f"{row['ratio']:.2f}" if row.get("ratio") else "-",
         )
         for row in rows
     ]
-    table = report.table(cells, header)
     device = jax.devices()[0].device_kind
-    lead = f"Batch {FLAGS.batch_size} at {FLAGS.size} pixels, float32, on {device}. A ratio above 1 means that tl is faster."
-    run.finish(
-        {"rows": rows}, report.page("Speed", lead, [report.section("Images a second", table)], facts=run.facts())
+    lead = (
+        f"Batch {FLAGS.batch_size} at {FLAGS.size} pixels, {FLAGS.dtype}, on {device}, median of {FLAGS.rounds} rounds. "
+        "A ratio above 1 means that tl is faster."
     )
+    page = report.page(
+        "Speed", lead, [report.section("Images a second", report.table(cells, header))], facts=run.facts()
+    )
+    run.finish({"rows": rows}, page)
     print(f"{run.workdir / 'report.html'}")
 
 

@@ -81,6 +81,7 @@ def ideal(
     size: int = 0,
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections; every image twice from the same noise, with and without variation loss."""
+    variables = jax.device_put(clf.fold_batch_norm(variables))
     size = size or clf.pixels.size
     wanted = [target for target in targets for _ in range(count)]
     table = common.class_table(clf)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -48,6 +49,7 @@ def predict(
     run: runlog.Run, clf: Classifier, variables: Variables, pictures: common.Pictures, labels: np.ndarray | None, k: int
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections; `labels` i[n] are -1 where unknown, or None where all are."""
+    variables = jax.device_put(clf.fold_batch_norm(variables))
     logits = common.all_logits(clf, variables, pictures.images)
     probabilities = common.softmax(logits)
     tops = [common.topk(clf, p, k) for p in probabilities]

@@ -17,22 +17,24 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tl import backbones, heads, labels, pixels
+from tl.backbones.layers import NormSpec
 from tl.backbones.mobilenet import InvertedResidualNet, Row
 from tl.backbones.spec import BackboneSpec
-from tl.backbones.vgg import VGG
-from tl.classifier import Classifier, Provenance, load, save
+from tl.backbones.vgg import VGG, VGGTop
+from tl.classifier import Classifier, Provenance, adapt_channels, load, save
 from tl.data.decode import decode
 from tl.data.packaged import photographs
 from tl.paths import digest, flatten
 from tl.pixels import PixelSpec
 from tl.types import Mode, Variables
-from tl.weights import store, tables
+from tl.weights import hub, port, store, tables
 
 TINY = BackboneSpec(
     name="tiny",
-    module=InvertedResidualNet((Row(1, 8, 1, 1), Row(2, 8, 2, 2)), stem=8, top=16),
+    module=InvertedResidualNet(((Row(1, 8, 1, 1),), (Row(2, 8, 2, 2),)), stem=8, top=16),
     features=16,
     endpoints=("stem", "stage1", "stage2", "top"),
+    sources=dict.fromkeys(("torchvision", "timm", "lukemelas", "tonylins"), ""),
     reference="of this test",
 )
 TINY_VGG = BackboneSpec(
@@ -40,8 +42,9 @@ TINY_VGG = BackboneSpec(
     module=VGG((1, 1, 1, 1, 1), widths=(2, 2, 2, 2, 2)),
     features=2,
     endpoints=("stage5",),
+    sources={"torchvision": ""},
     reference="of this test",
-    head="vgg",
+    head=VGGTop,
 )
 IMAGES = np.random.RandomState(0).uniform(size=(2, 40, 48, 3)).astype(np.float32)
 
@@ -66,7 +69,13 @@ def tiny() -> tuple[Classifier, Variables]:
     clf = Classifier("tiny", TINY, heads.Linear(3), PixelSpec(size=40), classes, Provenance("tiny.test", "0" * 64))
     rng = np.random.RandomState(1)
     shapes = jax.eval_shape(clf.init, jax.random.key(0))
-    return clf, jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(np.float32), shapes)
+
+    def draw(leaf: Any) -> np.ndarray:
+        if leaf.ndim > 1:  # kernels that keep activations near 1, so that ReLU6 does not hide a difference
+            return (rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(np.float32)
+        return rng.uniform(0.1, 1, leaf.shape).astype(np.float32)
+
+    return clf, jax.tree.map(draw, shapes)
 
 
 @functools.cache
@@ -158,9 +167,10 @@ def test_a_network_without_head_says_how_to_get_one():
     [
         ("resnet5O", None, "unknown architecture 'resnet5O'; nearest: 'resnet50'"),
         ("resnet5O.tag", "random", "unknown architecture 'resnet5O'; nearest: 'resnet50'"),
-        ("efficientnet_lite0.in1", None, "unknown weights efficientnet_lite0.in1; nearest: 'in1k'"),
-        ("tiny", None, "no packaged weights are known for tiny; give --weights=FILE or random"),
-        ("tiny", "none/such.pth", "no weights file at none/such.pth; give package, random, or a path"),
+        ("tf_efficientnet_lite0.in1", "package", "no package carries tf_efficientnet_lite0.in1; nearest: 'lukemelas_in1k'"),
+        ("tiny", "package", "no packaged weights are known for tiny; give --weights=hub, a file or random"),
+        ("tiny", None, "no packaged weights and no hub repository are known for tiny; give --weights=FILE or random"),
+        ("tiny", "none/such.pth", "no weights file at none/such.pth; give package, hub, random, or a path"),
         ("runs/none", None, "no saved classifier in runs/none: it has no classifier.json"),
     ],
 )
@@ -170,7 +180,7 @@ def test_load_of_what_there_is_not(name: str, weights: str | None, message: str)
 
 
 def test_random_weights_depend_on_the_key_alone(monkeypatch: pytest.MonkeyPatch):
-    net = InvertedResidualNet((Row(1, 4, 1, 1),), stem=4, top=4)  # each random kernel takes a second to compile
+    net = InvertedResidualNet(((Row(1, 4, 1, 1),),), stem=4, top=4)  # each random kernel takes a second to compile
     monkeypatch.setitem(backbones._SPECS, "tiny", dataclasses.replace(TINY, module=net, features=4))
     clf, first = load("tiny", weights="random")
     again, other = (load("tiny", weights="random", key=jax.random.key(seed))[1] for seed in (0, 7))
@@ -185,16 +195,14 @@ def test_random_weights_depend_on_the_key_alone(monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def source_arrays(spec: BackboneSpec, head: heads.Linear | heads.VGGTop | None, source: str) -> dict[str, np.ndarray]:
+def source_arrays(spec: BackboneSpec, head: heads.Linear | VGGTop | None, source: str) -> dict[str, np.ndarray]:
     """Tensors under a source's names and in torch's layouts."""
     clf = Classifier(spec.name, spec, head, PixelSpec(), None, Provenance("", ""))
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
     rng = np.random.RandomState(2)
     out = {}
-    for name, target in tables.sources(spec.module)[source].table(spec.module, head=head is not None).items():
-        shape = shapes[target.path].shape
-        shape = tuple(shape[i] for i in (3, 2, 0, 1)) if target.layout == "oihw" else shape
-        shape = shape[::-1] if target.layout in ("oi", "chw_7x7") else shape
+    for name, target in tables.sources(spec)[source].table(spec.module, head=head is not None).items():
+        shape = port.LAYOUTS[target.layout].theirs(shapes[target.path].shape)
         out[name] = rng.uniform(0.1, 1, shape).astype(np.float32)
     return out
 
@@ -205,7 +213,7 @@ def test_a_file_tells_its_own_source_head_and_width(tmp_path: Path, source: str,
     arrays = source_arrays(TINY, heads.Linear(classes) if classes else None, source)
     save_file({**arrays, "num_batches_tracked": np.array(1)}, tmp_path / "w.bin")
     clf, variables = load("tiny", weights=str(tmp_path / "w.bin"))
-    assert clf.pixels == tables.sources(TINY.module)[source].pixels
+    assert clf.pixels == tables.sources(TINY)[source].pixels
     assert clf.weights == Provenance("tiny:w.bin", store.sha256(tmp_path / "w.bin"))
     if classes is None:
         assert clf.head is None and clf.classes is None and "head" not in variables["params"]
@@ -227,6 +235,179 @@ def test_a_file_of_another_network_lists_what_does_not_fit(tmp_path: Path):
         load("tiny", weights=str(tmp_path / "w"))
     for part in ("missing conv_stem.weight", "extra blocks.9.9.conv_pw.weight", "bn1.bias holds NaN"):
         assert part in str(caught.value)
+
+
+def test_a_file_of_another_architecture_names_the_one_it_holds(tmp_path: Path):
+    arrays = source_arrays(backbones.get("resnet18"), heads.Linear(1000), "torchvision")
+    save_file(arrays, tmp_path / "w")
+    with pytest.raises(ValueError, match="the file holds the tensors of resnet18: take --arch=resnet18$"):
+        load("resnet50", weights=tmp_path / "w")
+    with pytest.raises(
+        ValueError, match="; wanted the tensors of tiny_vgg as torchvision name them: take a file of this"
+    ):
+        save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other")
+        load("tiny_vgg", weights=tmp_path / "other")
+
+
+def test_one_tensor_in_another_number_type_is_refused_and_converted_on_demand(tmp_path: Path):
+    arrays = source_arrays(TINY, heads.Linear(1000), "timm")
+    save_file({**arrays, "bn1.bias": arrays["bn1.bias"].astype(np.float16)}, tmp_path / "w")
+    with pytest.raises(ValueError, match=r"1 tensors in float16 \(bn1.bias is float16, wanted float32\).*cast=True"):
+        load("tiny", weights=tmp_path / "w")
+    _, variables = load("tiny", weights=tmp_path / "w", cast=True)
+    bias = variables["params"]["backbone"]["stem"]["norm"]["bias"]
+    assert bias.dtype == np.float32
+    np.testing.assert_array_equal(bias, arrays["bn1.bias"].astype(np.float16).astype(np.float32))
+
+
+def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path):
+    arrays = source_arrays(TINY, heads.Linear(1000), "timm")
+    save_file(arrays, tmp_path / "w")
+    mine = (tmp_path / "w").rename(tmp_path / "tiny-20240101.pth")  # no published file: its digits are a date
+    load("tiny", weights=mine)
+    wrong = mine.rename(tmp_path / "resnet50-0676ba61.pth")
+    with pytest.raises(
+        ValueError, match=r"is not the file that its name says: sha256 [0-9a-f]{12}..., wanted 0676ba61"
+    ):
+        load("tiny", weights=wrong)
+
+
+def test_a_saved_folder_serves_as_weights(tmp_path: Path):
+    tiny_net, variables = tiny()
+    folder = save(tmp_path / "saved", tiny_net, variables)
+    for place in (folder, folder / "variables.safetensors"):
+        clf, loaded = load("tiny", weights=place)
+        assert digest(loaded) == digest(variables) and len(clf.classes or ()) == 3
+    with pytest.raises(ValueError, match="these weights do not fit"):
+        load("tiny_vgg", weights=folder)
+
+
+# --- forms of one network, and the hub -------------------------------------------------------------------------------
+
+SISTER = dataclasses.replace(
+    TINY,
+    name="tf_tiny",
+    module=dataclasses.replace(TINY.module, norm=NormSpec(eps=1e-3), padding="same"),
+    sources={"keras": "", "timm": ""},
+    base="tiny",
+)
+
+
+@pytest.fixture
+def sisters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backbones._SPECS, "tf_tiny", SISTER)
+
+
+@pytest.mark.usefixtures("sisters")
+def test_a_file_that_only_another_form_can_hold_brings_that_form(tmp_path: Path):
+    keras = source_arrays(SISTER, heads.Linear(1000), "keras")
+    save_file(keras, tmp_path / "keras")
+    clf, variables = load("tiny", weights=tmp_path / "keras")
+    assert clf.arch == "tf_tiny" and clf.spec is SISTER and clf.pixels == pixels.INCEPTION
+    kernel = variables["params"]["backbone"]["stage2"]["block0"]["depthwise_conv"]["kernel"]
+    np.testing.assert_array_equal(kernel[:, :, 0], keras["block_1_depthwise/kernel"][..., 0])
+    save_file(source_arrays(TINY, heads.Linear(1000), "timm"), tmp_path / "timm")
+    for name in ("tiny", "tf_tiny"):  # both can hold it: the one that was asked for
+        assert load(name, weights=tmp_path / "timm")[0].arch == name
+
+
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, architecture: str, **config: Any) -> list[str]:
+    """The hub, as a function that has one repository; returns what was asked of it."""
+    asked: list[str] = []
+    classes = config.get("num_classes", 1000)
+    save_file(source_arrays(backbones.get(architecture), heads.Linear(classes), "timm"), tmp_path / "hub")
+    spec = {"input_size": [3, 48, 48], "crop_pct": 0.9, "interpolation": "bilinear", "license": "mit"}
+    spec |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    whole = {"architecture": architecture, "num_classes": 1000, "pretrained_cfg": spec} | config
+
+    def fetch(repo: str) -> hub.HubFiles:
+        asked.append(repo)
+        return hub.HubFiles(tmp_path / "hub", whole)
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    return asked
+
+
+@pytest.mark.usefixtures("sisters")
+def test_hub_weights_bring_their_pixels_classes_and_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    names = ["ant", "bee", "cat", "dog"]
+    asked = served(monkeypatch, tmp_path, "tf_tiny", num_classes=4, label_names=names)
+    clf, variables = load("tiny.mine")
+    assert asked == ["timm/tiny.mine"] and clf.arch == "tf_tiny"
+    assert clf.pixels == PixelSpec(48, 0.9, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    assert clf.classes is not None and list(clf.classes.display_names) == names
+    assert clf.weights.name == "tiny.mine" and clf.weights.licence == "mit" and len(clf.weights.sha256) == 64
+    assert variables["params"]["head"]["kernel"].shape == (16, 4)
+    load("tiny", weights="hub:me/mine")
+    assert asked[1:] == ["me/mine"]
+
+
+@pytest.mark.usefixtures("sisters")
+def test_a_tag_of_another_architecture_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    served(monkeypatch, tmp_path, "tiny")
+    with pytest.raises(
+        ValueError, match="timm/tiny_vgg.a on the hub holds tiny; wanted tiny_vgg: take --arch=tiny, or a"
+    ):
+        load("tiny_vgg.a", weights="hub")
+
+
+# --- channels, folding, dtype ----------------------------------------------------------------------------------------
+
+
+def test_one_channel_is_the_sum_and_more_are_repeated(tmp_path: Path):
+    save_file(source_arrays(TINY, heads.Linear(3), "timm"), tmp_path / "w")
+    clf, variables = load("tiny", weights=tmp_path / "w")
+    clf = clf.with_pixels(mean=(0.5,) * 3, std=(0.25,) * 3)
+    want = jitted(clf)(variables, np.repeat(IMAGES[..., :1], 3, axis=3)).logits
+    for channels in (1, 2, 7):
+        more, adapted = load("tiny", weights=tmp_path / "w", in_channels=channels)
+        assert len(more.pixels.mean) == len(more.pixels.std) == channels
+        more = more.with_pixels(mean=(0.5,) * channels, std=(0.25,) * channels)
+        kernel = adapted["params"]["backbone"]["stem"]["kernel"]
+        assert kernel.shape == (3, 3, channels, 8)
+        if channels == 1:  # equal planes see what the three saw
+            np.testing.assert_allclose(jitted(more)(adapted, IMAGES[..., :1]).logits, want, rtol=1e-5)
+        with pytest.raises(ValueError, match="images01 must be"):
+            more.apply(adapted, np.zeros((1, 40, 40, 3), np.float32))
+    with pytest.raises(ValueError, match="in_channels must be at least 1; got 0"):
+        load("tiny", weights="random", in_channels=0)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 6, 8])
+def test_repeated_channels_are_timms(channels: int):
+    kernel = np.random.RandomState(0).standard_normal((3, 3, 3, 5)).astype(np.float32)
+    got = adapt_channels(kernel, channels)
+    for c in range(channels):  # timm's adapt_input_conv: the three in turn, times 3 / channels
+        np.testing.assert_allclose(got[:, :, c], kernel[:, :, c % 3] * 3 / channels, rtol=1e-6)
+
+
+def test_folding_leaves_no_batch_norm_and_the_same_logits():
+    clf, variables = tiny()
+    folded = clf.fold_batch_norm(variables)
+    assert folded["batch_stats"] == {} and not any("norm" in name for name in flatten(folded))
+    want = jitted(clf)(variables, IMAGES)
+    for mode in Mode:
+        got = jitted(clf, mode)(folded, IMAGES)
+        np.testing.assert_allclose(got.logits, want.logits, rtol=1e-5)
+        assert got.stats == {}
+    assert digest(clf.fold_batch_norm(folded)) == digest(folded)
+    plain, weights = load("tiny_vgg", weights="random")
+    assert digest(plain.fold_batch_norm(weights)) == digest(weights)
+
+
+def test_bfloat16_computes_in_it_and_answers_in_float32():
+    clf, variables = tiny()
+    half = clf.with_dtype("bfloat16")
+    got, want = jitted(half)(variables, IMAGES), jitted(clf)(variables, IMAGES)
+    assert got.logits.dtype == got.features.dtype == np.float32 and got.endpoints["stage1"].dtype == "bfloat16"
+    np.testing.assert_allclose(got.features, want.features, rtol=0.03, atol=0.01)
+    assert (np.asarray(got.features) != want.features).any()
+    moved = jitted(half, Mode.TRAIN)(variables, IMAGES)
+    assert all(leaf.dtype == np.float32 for leaf in flatten(moved.stats).values())
+    gradient = jax.grad(lambda v: jitted(half)(v, IMAGES).logits.sum())(variables)
+    assert all(leaf.dtype == np.float32 for leaf in flatten(gradient["params"]).values())
+    with pytest.raises(ValueError, match="computes in float32 or bfloat16; got 'float16'"):
+        clf.with_dtype("float16")
 
 
 # --- save, and load again --------------------------------------------------------------------------------------------
@@ -257,9 +438,9 @@ def test_saving_over_it_is_loading_the_new_one(folder: Path):
 
 
 def test_a_vgg_brings_its_own_top_and_keeps_it_and_its_empty_statistics(tmp_path: Path):
-    save_file(source_arrays(TINY_VGG, heads.VGGTop(5), "torchvision"), tmp_path / "w")
+    save_file(source_arrays(TINY_VGG, VGGTop(5), "torchvision"), tmp_path / "w")
     clf, variables = load("tiny_vgg", weights=str(tmp_path / "w"))
-    assert isinstance(clf.head, heads.VGGTop) and clf.head.classes == 5
+    assert isinstance(clf.head, VGGTop) and clf.head.classes == 5
     assert jax.eval_shape(clf.apply, variables, IMAGES).logits.shape == (2, 5)
     back, back_variables = load(str(save(tmp_path / "v", clf, variables)))
     assert back.head == clf.head and digest(back_variables) == digest(variables) and back_variables["batch_stats"] == {}

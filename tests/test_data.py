@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ from tl.data import (
     split_by_content,
     split_stratified,
 )
-from tl.data import packaged as packages
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
@@ -214,12 +214,12 @@ def test_photographs() -> None:
 
 def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
-        raise packages.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(packages, "distribution", absent)
-    with pytest.raises(ValueError, match="run: pip install elpv-dataset$"):
+    monkeypatch.setattr(metadata, "distribution", absent)
+    with pytest.raises(ValueError, match="bring it with: pip install elpv-dataset$"):
         tl.data.elpv()
-    with pytest.raises(ValueError, match="run: pip install foolbox$"):
+    with pytest.raises(ValueError, match="bring it with: pip install foolbox$"):
         tl.data.photographs()
 
 

@@ -1,4 +1,4 @@
-"""`tl.heads`: zero at first, shapes by name, and torch's adaptive pooling by its own rule."""
+"""`tl.heads` and the classifiers of the architectures: zero at first, shapes by name, torch's adaptive pooling by its rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl.heads import Dense, Linear, VGGTop, adaptive_mean
+from tl import backbones
+from tl.backbones.layers import Dense
+from tl.backbones.mobilenet import MobileNetV3Top
+from tl.backbones.vgg import VGGTop, adaptive_mean
+from tl.heads import Flat, Linear, maker, own
 from tl.paths import flatten
 
 
@@ -66,3 +70,31 @@ def by_hand(x: np.ndarray, size: int) -> np.ndarray:
 def test_adaptive_mean_is_torchs(h: int, w: int, size: int):
     x = np.random.RandomState(h * 100 + w).standard_normal((2, h, w, 2)).astype(np.float32)
     np.testing.assert_allclose(adaptive_mean(jnp.asarray(x), size), by_hand(x, size), rtol=1e-5, atol=1e-6)
+
+
+def test_flat_reads_the_last_map_row_by_row():
+    last = np.random.RandomState(3).standard_normal((2, 2, 3, 4)).astype(np.float32)
+    features = np.zeros((2, 4), np.float32)
+    head = Flat(1)
+    ends = {"stem": np.full((2, 5, 5, 1), np.nan, np.float32), "stage5": last}
+    params = head.init(jax.random.key(0), features, ends)["params"]
+    assert params["kernel"].shape == (24, 1) and (head.apply({"params": params}, features, ends) == 0).all()
+    kernel = np.arange(24, dtype=np.float32)[:, None]
+    got = head.apply({"params": {"kernel": kernel, "bias": np.ones(1, np.float32)}}, features, ends)
+    np.testing.assert_allclose(got, last.reshape(2, -1).astype(np.float64) @ kernel + 1, rtol=1e-5, atol=1e-4)
+
+
+def test_mobilenet_v3s_top_is_dense_hard_swish_dense():
+    features = np.random.RandomState(4).standard_normal((3, 5)).astype(np.float32) * 4
+    head = MobileNetV3Top(2, width=6)
+    params = head.init(jax.random.key(0), features, {})["params"]
+    params = jax.tree.map(lambda a: np.random.RandomState(a.size).standard_normal(a.shape).astype(np.float32), params)
+    hidden = features.astype(np.float64) @ params["hidden"]["kernel"] + params["hidden"]["bias"]
+    hidden = hidden * np.clip(hidden + 3, 0, 6) / 6
+    want = hidden @ params["logits"]["kernel"] + params["logits"]["bias"]
+    np.testing.assert_allclose(head.apply({"params": params}, features, {}), want, rtol=1e-5, atol=1e-4)
+
+
+def test_heads_by_name():
+    resnet, vgg = backbones.get("resnet18"), backbones.get("vgg16")
+    assert (own(resnet), maker("own", vgg), maker("linear", vgg), maker("flat", vgg)) == (Linear, VGGTop, Linear, Flat)

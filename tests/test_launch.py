@@ -137,7 +137,7 @@ def test_the_second_call_installs_nothing_and_an_interrupted_one_is_taken_up_aga
 
     assert [line.split()[0] for line in calls("ideal", PIP_RESULT="1")] == ["pip"]  # fails, so nothing runs
     first = calls("ideal", "--target=any cat")
-    assert len(first) == 2 and first[0].endswith("[offline]")
+    assert len(first) == 2 and first[0].endswith("[offline,hub,keras]")
     assert first[1] == f"run {project.parent} -P -m experiments.ideal --target=any cat"
     assert calls("attack") == [f"run {project.parent} -P -m experiments.attack"]
     tests = calls("test", "-q")

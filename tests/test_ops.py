@@ -41,7 +41,8 @@ def assert_close(got, want):
 
 
 def check_conv(x_shape, k_shape, **options):
-    x, kernel = normal(0, x_shape), normal(1, k_shape)
+    # Outputs of order one: `sin` would magnify the rounding of large ones.
+    x, kernel = normal(0, x_shape), normal(1, k_shape) / max(np.prod(k_shape[:3]), 1) ** 0.5
 
     @partial(jax.jit, static_argnums=0)
     def all_three(conv, x, kernel):
@@ -71,6 +72,13 @@ FORMS = {
     "dense stride 2": ((2, 8, 7, 6), (3, 3, 6, 5), {"padding": SAME3, "stride": 2}),
     "dense stride 3": ((1, 9, 8, 6), (2, 2, 6, 5), {"stride": 3}),
     "grouped": ((2, 8, 7, 6), (3, 3, 2, 9), {"padding": SAME3, "groups": 3}),
+    "grouped stride 2": ((2, 9, 8, 8), (3, 3, 2, 12), {"padding": SAME3, "groups": 4, "stride": 2}),
+    "grouped pointwise": ((2, 5, 4, 6), (1, 1, 3, 4), {"groups": 2}),
+    "grouped bundles": ((1, 6, 5, 192), (3, 3, 48, 96), {"padding": SAME3, "groups": 4}),
+    "winograd 2x2": ((1, 15, 14, 128), (3, 3, 128, 128), {"padding": SAME3}),
+    "winograd 2x4": ((2, 14, 19, 130), (3, 3, 130, 129), {"padding": ((1, 2), (0, 3))}),
+    "winograd no padding": ((1, 18, 22, 128), (3, 3, 128, 128), {}),
+    "winograd kernel gradient": ((3, 16, 17, 6), (3, 3, 6, 5), {"padding": SAME3}),
     "depth multiplier": ((2, 8, 7, 3), (3, 3, 1, 6), {"padding": SAME3, "groups": 3}),
 }
 
@@ -94,7 +102,10 @@ def test_any_shape_matches_lax(data):
     check_conv(x_shape, k_shape, stride=draw(st.integers(1, 3)), padding=(draw(pad), draw(pad)), groups=groups)
 
 
-@pytest.mark.parametrize("name", ["pointwise stride 2", "depthwise stride 2", "stem 3x3", "dense stride 2"])
+@pytest.mark.parametrize(
+    "name",
+    ["pointwise stride 2", "depthwise stride 2", "stem 3x3", "dense stride 2", "grouped", "winograd kernel gradient"],
+)
 def test_gradient_of_gradient_vmap_and_checkpoint(name):
     x_shape, k_shape, options = FORMS[name]
     x, kernel = normal(0, x_shape), normal(1, k_shape)
@@ -113,6 +124,55 @@ def test_gradient_of_gradient_vmap_and_checkpoint(name):
     run = jax.jit(each, static_argnums=0)
     for got, want in zip(run(ops.conv2d), run(reference), strict=True):
         assert_close(got, want)
+
+
+@pytest.mark.parametrize("name", ["winograd 2x4", "winograd kernel gradient"])
+def test_winograd_in_blocks_of_pictures(name, monkeypatch):
+    monkeypatch.setattr(ops.winograd, "_BLOCK", 1)
+    x_shape, k_shape, options = FORMS[name]
+    check_conv((4, *x_shape[1:]), k_shape, **options)
+
+
+def test_winograd_errs_like_a_direct_sum():
+    x, kernel = np.abs(np.asarray(normal(0, (1, 16, 16, 256)))), np.asarray(normal(1, (3, 3, 256, 128)))
+    wide = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    want = sum(wide[:, i : i + 16, j : j + 16] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3))
+    got = ops.conv2d(jnp.asarray(x), jnp.asarray(kernel), padding=SAME3)
+    assert np.max(np.abs(got - want)) <= 3e-6 * np.max(np.abs(want))
+
+
+@pytest.mark.parametrize("name", ["pointwise", "depthwise stride 2", "stem 3x3", "dense", "dense stride 2", "grouped"])
+def test_bfloat16_sums_in_float32(name):
+    x_shape, k_shape, options = FORMS[name]
+    x, kernel = normal(0, x_shape).astype(jnp.bfloat16), normal(1, k_shape).astype(jnp.bfloat16)
+
+    @jax.jit
+    def all_three(x, kernel):
+        y, pull = jax.vjp(partial(ops.conv2d, **options), x, kernel)
+        return y, *pull(jnp.ones_like(y))
+
+    halves = all_three(x, kernel)
+    for got, want in zip(halves, all_three(x.astype(jnp.float32), kernel.astype(jnp.float32)), strict=True):
+        assert got.dtype == jnp.bfloat16
+        # One rounding to 8 bits of what float32 gives: sums in bfloat16 would be off by several.
+        np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=2**-8, atol=1e-5)
+
+
+def test_bfloat16_pool():
+    x = normal(0, (2, 9, 8, 3)).astype(jnp.bfloat16)
+
+    def both(pool):
+        y, pull = jax.vjp(partial(pool, window=3, stride=2, padding=SAME3), x)
+        return y, pull(jnp.ones_like(y))[0]
+
+    for got, want in zip(both(ops.max_pool), both(lax_pool), strict=True):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
+
+
+def test_two_dtypes_are_refused():
+    with pytest.raises(ValueError, match="one dtype"):
+        ops.conv2d(jnp.zeros((1, 4, 4, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 2)))
 
 
 def hlo(name: str) -> str:

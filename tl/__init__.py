@@ -3,7 +3,22 @@
 Importing `tl` touches no network, starts no accelerator and draws no plot.
 """
 
-from tl import ascend, attacks, backbones, data, labels, metrics, optim, paths, pixels, train, visualize, weights
+from tl import (
+    ascend,
+    attacks,
+    backbones,
+    data,
+    labels,
+    metrics,
+    optim,
+    paths,
+    pixels,
+    summary,
+    train,
+    visualize,
+    weights,
+)
+from tl.backbones import names
 from tl.classifier import Classifier, load, save
 from tl.features import extract
 from tl.pixels import PixelSpec
@@ -27,10 +42,12 @@ __all__ = [
     "load",
     "logistic",
     "metrics",
+    "names",
     "optim",
     "paths",
     "pixels",
     "save",
+    "summary",
     "train",
     "visualize",
     "weights",

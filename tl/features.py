@@ -29,7 +29,7 @@ from tl.data import Batch, Skipped
 from tl.paths import digest, nearest
 from tl.types import Array, Variables
 
-BANK_FORMAT = 1  # part of every key: a change of what a bank holds starts new banks
+BANK_FORMAT = 2  # part of every key: a change of what a bank holds starts new banks
 SHARD = 512  # pictures between two writes (chosen, not tuned)
 
 
@@ -64,8 +64,8 @@ def backbone_digest(variables: Variables) -> str:
 
 
 def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") -> str:
-    """Names the bank: a hash of the backbone's variables bit by bit, the preprocessing and the endpoint."""
-    facts = [BANK_FORMAT, clf.arch, backbone_digest(variables), clf.pixels.as_dict(), endpoint]
+    """Names the bank: a hash of the backbone's variables bit by bit, its dtype, the preprocessing and the endpoint."""
+    facts = [BANK_FORMAT, clf.arch, clf.dtype, backbone_digest(variables), clf.pixels.as_dict(), endpoint]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -105,7 +105,7 @@ def extract(
     fresh: dict[str, np.ndarray] = {}
     todo_hashes, todo_paths = list(todo), list(todo.values())
     if todo:
-        on_device = jax.device_put(variables)
+        on_device = jax.device_put(clf.fold_batch_norm(variables))
         forward = _forward(clf, endpoint)
         prepare = functools.partial(pixels.prepare, clf.pixels)
         batches = data.load(todo_paths, prepare, batch_size=batch_size)
@@ -141,7 +141,7 @@ def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax
             return output.features
         if endpoint not in output.endpoints:
             raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, output.endpoints)}")
-        return jnp.mean(output.endpoints[endpoint], axis=(1, 2))
+        return jnp.mean(output.endpoints[endpoint].astype(jnp.float32), axis=(1, 2))
 
     return forward
 

@@ -1,28 +1,17 @@
-"""What turns a backbone's features into logits. A head is its own subtree, `params/head`, and is never loaded by default."""
+"""What turns a backbone's features into logits. A head is its own subtree, `params/head`, and is never loaded by default.
+
+An architecture's own classifier, where it is more than one linear layer, stands in its file in `tl.backbones`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-
-def dense_params(module: nn.Module, d: int, k: int, init: nn.initializers.Initializer) -> tuple[jax.Array, jax.Array]:
-    """`kernel` f32[d k] and `bias` f32[k] of a module."""
-    return module.param("kernel", init, (d, k)), module.param("bias", nn.initializers.zeros, (k,))
-
-
-class Dense(nn.Module):
-    """x @ kernel + bias: params `kernel` f32[d k], `bias` f32[k]."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = dense_params(self, x.shape[-1], self.features, nn.initializers.he_normal())
-        return x @ kernel + bias[None]
+from tl.backbones.layers import dense_params
+from tl.backbones.spec import BackboneSpec
 
 
 class Linear(nn.Module):
@@ -40,36 +29,24 @@ class Linear(nn.Module):
         return features @ kernel + bias[None]
 
 
-class VGGTop(nn.Module):
-    """VGG's own classifier: the last 7x7 map, flattened row by row, through 4096, 4096 and k units.
-
-    As in torchvision other map sizes are averaged to 7x7 (adaptive pooling); dropout is left out, as at test time.
-    Reference: Simonyan & Zisserman 2015, arXiv:1409.1556, section 2.1.
-    """
+class Flat(nn.Module):
+    """One dense layer on the whole last map, row by row: Keras' `Flatten` and `Dense`. It fits one size of input."""
 
     classes: int
-    width: int = 4096
 
     @nn.compact
     def __call__(self, features: jax.Array, endpoints: Mapping[str, jax.Array]) -> jax.Array:
-        del features
-        x = adaptive_mean(endpoints["stage5"], 7)
-        x = x.reshape(x.shape[0], -1)
-        x = jax.nn.relu(Dense(self.width, name="fc6")(x))
-        x = jax.nn.relu(Dense(self.width, name="fc7")(x))
-        return Dense(self.classes, name="fc8")(x)
+        last = list(endpoints.values())[-1].astype(features.dtype)
+        x = last.reshape(last.shape[0], -1)
+        kernel, bias = dense_params(self, x.shape[-1], self.classes, nn.initializers.zeros)
+        return x @ kernel + bias[None]
 
 
-def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
-    """torch's `AdaptiveAvgPool2d`: f32[b h w c] -> f32[b size size c], bins from floor(i h / n) to ceil((i + 1) h / n)."""
+def own(spec: BackboneSpec) -> Callable[[int], nn.Module]:
+    """The architecture's own classifier, as its paper has it: `classes -> module`."""
+    return spec.head or Linear
 
-    def weights(length: int) -> jax.Array:
-        rows = []
-        for i in range(size):
-            first, last = i * length // size, -((i + 1) * length // -size)
-            rows.append([1.0 / (last - first) if first <= j < last else 0.0 for j in range(length)])
-        return jnp.asarray(rows, jnp.float32)
 
-    if x.shape[1:3] == (size, size):
-        return x
-    return jnp.einsum("ih,bhwc,jw->bijc", weights(x.shape[1]), x, weights(x.shape[2]))
+def maker(kind: str, spec: BackboneSpec) -> Callable[[int], nn.Module]:
+    """A head by name: "linear", "flat", or "own", the architecture's."""
+    return {"linear": Linear, "flat": Flat, "own": own(spec)}[kind]

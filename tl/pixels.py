@@ -1,14 +1,16 @@
 """From a decoded photograph to what a network sees: the only place in `tl` that resizes, crops or normalises.
 
 Two steps, at the border between host and device:
-  `prepare`    on the host:   uint8[h w 3] of any size -> uint8[s s 3]      (Pillow: resize, centre crop)
-  `normalise`  on the device: images01 f32[b s s 3] in [0, 1] -> inputs     (range, mean, std, channel order)
-Everything a user, an attack or an ideal image touches is `images01`: RGB in [0, 1]. Reading files is `tl.data.decode`.
+  `prepare`    on the host:   uint8[h w 3] of any size -> uint8[s s c]      (Pillow: resize, centre crop)
+  `normalise`  on the device: images01 f32[b s s c] in [0, 1] -> inputs     (range, mean, std, channel order)
+Everything a user, an attack or an ideal image touches is `images01`: RGB in [0, 1]; c is 3 unless a network was given another
+number of input channels. Reading files is `tl.data.decode`. The specs that many weights share stand below the class.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -39,16 +41,16 @@ class PixelSpec:
       crop: share of the resized shorter side that the centre crop keeps, in (0, 1]; 0.875 is 224 of 256.
       resize: "shorter" keeps the aspect ratio and crops; "squash" resizes both sides to `size` and crops nothing.
       interpolation: Pillow's filter, antialiased; torchvision and timm resize PIL images with the same code.
-      mean, std: per channel, in [0, 1] units, in the order of `channels`.
-      channels: order that the network wants, "rgb" or (Caffe, Keras' VGG and ResNet) "bgr".
+      mean, std: a number for each of the c input channels, in [0, 1] units, in the order of `channels`.
+      channels: order that the network wants, "rgb" or (Caffe, Keras' VGG and ResNet; c = 3 only) "bgr".
     """
 
     size: int = 224
     crop: float = 0.875
     resize: Literal["shorter", "squash"] = "shorter"
     interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     channels: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
@@ -61,10 +63,15 @@ class PixelSpec:
                 raise ValueError(f"unknown {field} {found!r}; nearest: {nearest(found, known)}")
         if not (self.size >= 1 and 0 < self.crop <= 1):
             raise ValueError(f"size must be at least 1 and crop in (0, 1]; got size={self.size}, crop={self.crop}")
-        if not (
-            len(self.mean) == len(self.std) == 3 and np.isfinite([*self.mean, *self.std]).all() and min(self.std) > 0
-        ):
-            raise ValueError(f"mean must be three finite numbers and std three above 0; got {self.mean} and {self.std}")
+        c = max(len(self.mean), len(self.std))
+        finite = np.isfinite([*self.mean, *self.std]).all()
+        if not (len(self.mean) == len(self.std) >= 1 and finite and min(self.std) > 0):
+            n = "three" if c == 3 else max(c, 1)
+            raise ValueError(f"mean must be {n} finite numbers and std {n} above 0; got {self.mean} and {self.std}")
+        if self.channels == "bgr" and c != 3:
+            raise ValueError(
+                f"channels='bgr' wants three input channels; mean and std have {c}; take 'rgb', their own order"
+            )
 
     def replace(self, **changes: Any) -> PixelSpec:
         """The same spec with some fields changed."""
@@ -81,6 +88,14 @@ class PixelSpec:
         return cls(**changes)
 
 
+TORCHVISION = PixelSpec(interpolation="bilinear")  # torchvision's reference: resize 256, crop 224, bilinear
+CAFFE = PixelSpec(  # Keras' VGG and ResNet ("caffe"): 0-255, BGR, minus ImageNet's mean
+    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), channels="bgr"
+)
+INCEPTION = PixelSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # -1 to 1 (Keras' "tf")
+LITE = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # EfficientNet-Lite: (x - 127) / 128 on 0-255
+
+
 def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
     """The square that the network sees of a decoded photograph, still 8 bit.
 
@@ -89,8 +104,11 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
       image: uint8[h w 3] RGB, as `tl.data.decode` returns it.
 
     Returns:
-      uint8[size size 3]. Resized lengths are truncated and crop corners rounded as torchvision does
-      (`transforms.functional.resize`, `center_crop`), so the pixels are torchvision's.
+      uint8[size size c]; a single channel is the luma of ITU-R 601 (Pillow's "L"). Resized lengths are truncated and crop
+      corners rounded as torchvision does (`transforms.functional.resize`, `center_crop`), so the pixels are torchvision's.
+
+    Raises:
+      ValueError: another dtype or shape, or a network whose input channels are neither 3 nor 1: it takes arrays only.
 
     Example:
       >>> prepare(PixelSpec(size=8), np.zeros((30, 20, 3), np.uint8)).shape
@@ -98,9 +116,14 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"prepare wants uint8[h w 3]; got {image.dtype}{list(image.shape)}")
+    if (c := len(spec.mean)) not in (1, 3):
+        raise ValueError(
+            f"a photograph makes 3 or 1 input channels, this network wants {c}; give it arrays f32[b h w {c}]"
+        )
     pil, size, how = Image.fromarray(image), spec.size, INTERPOLATIONS[spec.interpolation]
+    pil = pil if c == 3 else pil.convert("L")
     if spec.resize == "squash":
-        return np.asarray(pil.resize((size, size), how))
+        return np.asarray(pil.resize((size, size), how)).reshape(size, size, c)
     slimmest = MAX_ASPECT * min(pil.size)
     if max(pil.size) > slimmest:  # only its middle is ever seen
         (w, h), (cw, ch) = pil.size, (min(side, slimmest) for side in pil.size)
@@ -109,7 +132,7 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
     width, height = (short if side == min(pil.size) else int(short * side / min(pil.size)) for side in pil.size)
     pil = pil.resize((width, height), how)
     left, top = (int(round((side - size) / 2.0)) for side in pil.size)
-    return np.asarray(pil.crop((left, top, left + size, top + size)))
+    return np.asarray(pil.crop((left, top, left + size, top + size))).reshape(size, size, c)
 
 
 def to_images01(images: np.ndarray) -> np.ndarray:
@@ -125,10 +148,14 @@ def to_uint8(images01: np.ndarray | jax.Array) -> np.ndarray:
     return np.rint(np.asarray(images01) * np.float32(255)).astype(np.uint8)
 
 
-def check(images01: Any, *, ndim: int | None = None) -> None:
-    """Refuses what is not `images01`: wrong dtype or rank always, out of [0, 1] or NaN where values are known.
+def check(images01: Any, *, ndim: int | None = None, channels: int = 3) -> None:
+    """Refuses what is not `images01`: wrong dtype or shape always, out of [0, 1] or NaN where values are known.
 
-    Values under a `jit` trace are not known: there only dtype and rank are checked.
+    Values under a `jit` trace are not known: there only dtype and shape are checked.
+
+    Args:
+      ndim: how many dimensions it must have, the last of them `channels`; by default any shape will do.
+      channels: how many input channels the network has.
 
     Raises:
       ValueError: names the dtype, shape and range it saw.
@@ -140,8 +167,8 @@ def check(images01: Any, *, ndim: int | None = None) -> None:
     if dtype != np.float32:
         hint = "; use tl.pixels.to_images01 for 8-bit pictures" if dtype == np.uint8 else ""
         raise ValueError(f"images01 must be float32 in [0, 1]; got {seen}{hint}")
-    if ndim is not None and (len(shape) != ndim or shape[-1] != 3):
-        raise ValueError(f"images01 must be f32[b h w 3], RGB; got {seen}")
+    if ndim is not None and (len(shape) != ndim or shape[-1] != channels):
+        raise ValueError(f"images01 must be f32[b h w {channels}]{', RGB' if channels == 3 else ''}; got {seen}")
     if isinstance(images01, Tracer) or 0 in shape:
         return
     low, high = float(np.min(images01)), float(np.max(images01))
@@ -153,13 +180,34 @@ def normalise(spec: PixelSpec, images01: jax.Array) -> jax.Array:
     """What the network's first layer sees: `(images01 - mean) / std`, in its channel order.
 
     Args:
-      images01: f32[b h w 3] in [0, 1], RGB.
+      images01: f32[b h w c] in [0, 1], RGB where c is 3.
 
     Returns:
-      f32[b h w 3].
+      f32[b h w c].
+
+    Raises:
+      ValueError: c is not the number of the spec's means.
     """
+    if images01.shape[-1] != len(spec.mean):
+        raise ValueError(f"images01 must have {len(spec.mean)} channels, one a mean; got {list(images01.shape)}")
     ordered = images01[..., ::-1] if spec.channels == "bgr" else images01
-    shape = (1,) * (images01.ndim - 1) + (3,)
-    return (ordered - jnp.asarray(spec.mean, jnp.float32).reshape(shape)) * jnp.asarray(
-        [1.0 / s for s in spec.std], jnp.float32
-    ).reshape(shape)
+    mean, scale = _by_channel(spec.mean, images01.ndim), _by_channel([1.0 / s for s in spec.std], images01.ndim)
+    return (ordered - mean) * scale
+
+
+def denormalise(spec: PixelSpec, inputs: jax.Array) -> jax.Array:
+    """The picture of a network's inputs, `inputs * std + mean` in RGB: the inverse of `normalise`, in [0, 1] where `spec` fits.
+
+    Args:
+      inputs: f32[b h w c].
+
+    Returns:
+      f32[b h w c], not clipped.
+    """
+    images = inputs * _by_channel(spec.std, inputs.ndim) + _by_channel(spec.mean, inputs.ndim)
+    return images[..., ::-1] if spec.channels == "bgr" else images
+
+
+def _by_channel(values: Sequence[float], ndim: int) -> jax.Array:
+    """A number a channel, as f32[1 ... 1 c]."""
+    return jnp.asarray(values, jnp.float32).reshape((1,) * (ndim - 1) + (-1,))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tl.backbones import efficientnet, mobilenet, resnet, vgg
+from tl.backbones import efficientnet, mobilenet, resnet, squeezenet, vgg
 from tl.backbones.spec import BackboneSpec
 from tl.paths import nearest
 
 _SPECS: dict[str, BackboneSpec] = {
-    spec.name: spec for family in (vgg, resnet, mobilenet, efficientnet) for spec in family.VARIANTS
+    spec.name: spec for family in (vgg, resnet, mobilenet, efficientnet, squeezenet) for spec in family.VARIANTS
 }
 _ALIASES = {alias: spec.name for spec in _SPECS.values() for alias in spec.aliases}
 
@@ -36,3 +36,15 @@ def get(name: str) -> BackboneSpec:
     if spec is None:
         raise ValueError(f"unknown architecture {name!r}; nearest: {nearest(name, [*_SPECS, *_ALIASES])}")
     return spec
+
+
+def forms(name: str) -> tuple[BackboneSpec, ...]:
+    """The architecture called `name` and the other forms of the same network (Keras', TensorFlow's), itself first.
+
+    Example:
+      >>> [spec.name for spec in forms("efficientnet_lite0")]
+      ['efficientnet_lite0', 'tf_efficientnet_lite0']
+    """
+    spec = get(name)
+    base = spec.base or spec.name
+    return (spec, *(other for other in _SPECS.values() if other is not spec and (other.base or other.name) == base))

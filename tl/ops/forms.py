@@ -1,0 +1,222 @@
+"""Convolution on a CPU: for each kind the form of the same sum that runs fastest there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from tl.ops import winograd
+from tl.ops.windows import NO_PADDING, Padding, Pair, by_phases, lax_conv, out_size, pad, products, select, shifted
+
+
+class Form(NamedTuple):
+    """One way to compute a convolution of fixed shapes: three bilinear maps."""
+
+    forward: Callable[[Array, Array], Array]  # x, kernel -> y
+    input_grad: Callable[[Array, Array], Array]  # g, kernel -> dx
+    kernel_grad: Callable[[Array, Array], Array]  # x, g -> dkernel
+
+
+def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple[Form, Form]:
+    """The plain form (all platforms) and the one for CPUs."""
+    args = (x_shape, k_shape, stride, padding)
+    plain = by_autodiff(partial(lax_conv, stride=stride, padding=padding, groups=groups), x_shape, k_shape)
+    kh, kw, per_group, out = k_shape
+    if groups == x_shape[3] == out and per_group == 1:
+        cpu = depthwise(*args)
+    elif groups > 1:
+        cpu = grouped(*args, groups)
+    elif kh == kw == 1:
+        cpu = pointwise(*args)
+    elif stride <= 2 and x_shape[3] <= 4:
+        cpu = by_autodiff(partial(stem, stride=stride, padding=padding), x_shape, k_shape)
+    else:
+        cpu = dense(*args)
+    return plain, Form(*map(in_float32, cpu))
+
+
+def in_float32(f: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Sums in float32 whatever comes in; the result has the dtype of the arguments."""
+
+    def widened(a: Array, b: Array) -> Array:
+        return f(a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
+
+    return widened
+
+
+def by_autodiff(forward: Callable[[Array, Array], Array], x_shape, k_shape) -> Form:
+    """The form whose gradients JAX derives."""
+
+    def input_grad(g: Array, kernel: Array) -> Array:
+        return jax.vjp(lambda x: forward(x, kernel), jnp.zeros(x_shape, g.dtype))[1](g)[0]
+
+    def kernel_grad(x: Array, g: Array) -> Array:
+        return jax.vjp(lambda k: forward(x, k), jnp.zeros(k_shape, g.dtype))[1](g)[0]
+
+    return Form(forward, input_grad, kernel_grad)
+
+
+# --- 1x1: a matmul ---------------------------------------------------------------------------------------------------
+
+
+def pointwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
+    _, h, w, _ = x_shape
+    (top, _), (left, _) = padding
+
+    def sample(x: Array) -> Array:
+        return pad(x, padding)[:, ::stride, ::stride]
+
+    def forward(x: Array, kernel: Array) -> Array:
+        return jnp.einsum("bhwc,co->bhwo", sample(x), kernel[0, 0])
+
+    def input_grad(g: Array, kernel: Array) -> Array:
+        dx = jnp.einsum("bhwo,co->bhwc", g, kernel[0, 0])
+        high = [h + top - 1 - (dx.shape[1] - 1) * stride, w + left - 1 - (dx.shape[2] - 1) * stride]
+        config = ((0, 0, 0), (-top, high[0], stride - 1), (-left, high[1], stride - 1), (0, 0, 0))
+        return lax.pad(dx, jnp.zeros((), g.dtype), config)
+
+    def kernel_grad(x: Array, g: Array) -> Array:
+        return products(sample(x), g)[None, None]
+
+    return Form(forward, input_grad, kernel_grad)
+
+
+# --- depthwise: k*k shifted multiply-adds ----------------------------------------------------------------------------
+
+
+def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
+    b, taps = x_shape[0], k_shape[:2]
+    size = out_size(x_shape, taps, stride, padding)
+
+    def weigh(shifts: list[Array], kernel: Array) -> Array:
+        weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[3])
+        return reduce(jnp.add, [x * w for x, w in zip(shifts, weights, strict=True)])
+
+    def forward(x: Array, kernel: Array) -> Array:
+        return weigh(shifted(pad(x, padding), taps, size, stride), kernel)
+
+    def input_grad(g: Array, kernel: Array) -> Array:
+        def gather(g: Array, rows: range, cols: range, size: Pair) -> Array:
+            return weigh(shifted(g, (len(rows), len(cols)), size), select(kernel, rows, cols))
+
+        return by_phases(g, x_shape, taps, stride, padding, gather)
+
+    def kernel_grad(x: Array, g: Array) -> Array:
+        # One row of outputs at a time, so that all k*k sums read it from the cache. Partial sums keep the width: adding
+        # vectors is what XLA vectorises, a reduction to [c] is not. A few pictures a step pay for the step.
+        x = pad(x, padding)
+        some = next(n for n in range(16, 0, -1) if b % n == 0)
+
+        def add_row(step: Array, sums: Array) -> Array:
+            row, first = step // (b // some), step % (b // some) * some
+            gs = lax.dynamic_slice(g, (first, row, 0, 0), (some, 1, *g.shape[2:]))
+            xs = lax.dynamic_slice(x, (first, row * stride, 0, 0), (some, taps[0], *x.shape[2:]))
+            products = [
+                reduce(jnp.add, [gs[n] * s[n] for n in range(some)]) for s in shifted(xs, taps, (1, size[1]), stride)
+            ]
+            return sums + jnp.concatenate(products)
+
+        sums = jnp.zeros((taps[0] * taps[1], *g.shape[2:]), g.dtype)
+        return jnp.sum(lax.fori_loop(0, size[0] * (b // some), add_row, sums), axis=1).reshape(k_shape)
+
+    return Form(forward, input_grad, kernel_grad)
+
+
+# --- few input channels, stride 1 or 2: patches, then a matmul -------------------------------------------------------
+
+
+def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
+    """Blocks of stride x stride pixels laid into the channels, then a matmul for each row of taps."""
+    s = stride
+    kh, kw, c, out = kernel.shape
+    b, h, w, _ = x.shape
+    (top, _), (left, _) = padding
+    oh, ow = out_size(x.shape, (kh, kw), s, padding)
+    bh, bw = -(-kh // s), -(-kw // s)  # the kernel, in blocks
+    rows, cols = oh + bh - 1, ow + bw - 1  # the part of the picture it meets, in blocks
+    x = pad(x, ((top, s * rows - h - top), (left, s * cols - w - left)))
+    x = x.reshape(b, rows, s, cols, s, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, cols, s * s * c)
+    kernel = jnp.pad(kernel, ((0, s * bh - kh), (0, s * bw - kw), (0, 0), (0, 0)))
+    kernel = kernel.reshape(bh, s, bw, s, c, out).transpose(0, 2, 1, 3, 4, 5).reshape(bh, bw * s * s * c, out)
+    patches = [jnp.concatenate(shifted(x[:, i:], (1, bw), (oh, ow)), axis=3) for i in range(bh)]
+    y = reduce(jnp.add, [p.reshape(-1, p.shape[3]) @ k for p, k in zip(patches, kernel, strict=True)])
+    return y.reshape(b, oh, ow, out)
+
+
+# --- dense k x k -----------------------------------------------------------------------------------------------------
+
+
+def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
+    taps = k_shape[:2]
+    size = out_size(x_shape, taps, stride, padding)
+    fast = taps == (3, 3) and stride == 1 and min(size) >= 14
+
+    def forward(x: Array, kernel: Array) -> Array:
+        return correlate(x, kernel, padding) if stride == 1 else lax_conv(x, kernel, stride=stride, padding=padding)
+
+    def input_grad(g: Array, kernel: Array) -> Array:
+        def gather(g: Array, rows: range, cols: range, size: Pair) -> Array:
+            return correlate(g, jnp.swapaxes(select(kernel, rows, cols), 2, 3), NO_PADDING)
+
+        if stride > 1:
+            return by_phases(g, x_shape, taps, stride, padding, gather)
+        full = [(n - 1 - low, n - 1 - high) for n, (low, high) in zip(taps, padding, strict=True)]
+        return correlate(g, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), (full[0], full[1]))
+
+    def kernel_grad(x: Array, g: Array) -> Array:
+        if fast:
+            return winograd.kernel_grad(x, g, padding)
+        shifts = shifted(pad(x, padding), taps, size, stride)
+        return jnp.stack([products(s, g) for s in shifts]).reshape(k_shape)
+
+    return Form(forward, input_grad, kernel_grad)
+
+
+def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
+    """Stride 1: Winograd's form where it wins, else the direct one."""
+    kh, kw, c, out = kernel.shape
+    size = out_size(x.shape, (kh, kw), 1, padding)
+    if (kh, kw) == (1, 1):
+        return jnp.einsum("bhwc,co->bhwo", pad(x, padding), kernel[0, 0])
+    if (kh, kw) == (3, 3) and min(c, out) >= 128 and min(size) >= 14:
+        return winograd.correlate(x, kernel, padding)
+    # XLA gives a convolution to YNNPACK unless the output is higher than the input; Eigen's is 1.1 to 1.8 times as
+    # fast. The rows too many are cropped where the next operation reads.
+    (top, bottom), sides = padding
+    more = max(x.shape[1] - size[0] + 1, 0)
+    if more > max(size[0] // 6, 1) or min(size) < 1:
+        return lax_conv(x, kernel, padding=padding)
+    return lax_conv(x, kernel, padding=((top, bottom + more), sides))[:, : size[0]]
+
+
+def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
+    """Bundles of groups as dense convolutions with a block-diagonal kernel: more sums, but of a shape that runs fast."""
+    b, h, w, c = x_shape
+    kh, kw, i, out = k_shape
+    o = out // groups
+    m = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= 128))  # groups in one
+    whole = dense((b, h, w, m * i), (kh, kw, m * i, m * o), stride, padding)
+    eye = np.eye(m, dtype=np.float32)
+
+    def spread(kernel: Array) -> Array:
+        return jnp.einsum("hwimo,nm->hwnimo", kernel.reshape(kh, kw, i, m, o), eye).reshape(kh, kw, m * i, m * o)
+
+    def each(f: Callable, *arrays: Array) -> Array:
+        parts = zip(*(jnp.split(a, groups // m, axis=3) for a in arrays), strict=True)
+        return jnp.concatenate([f(*p) for p in parts], axis=3)
+
+    def diagonal(x: Array, g: Array) -> Array:
+        dk = whole.kernel_grad(x, g).reshape(kh, kw, m, i, m, o)
+        return jnp.einsum("hwnimo,nm->hwimo", dk, eye).reshape(kh, kw, i, m * o)
+
+    return Form(
+        lambda x, k: each(lambda x, k: whole.forward(x, spread(k)), x, k),
+        lambda g, k: each(lambda g, k: whole.input_grad(g, spread(k)), g, k),
+        lambda x, g: each(diagonal, x, g),
+    )

@@ -1,0 +1,206 @@
+"""Keras' weights files under one naming, `<layer>/<weight>`, with nothing in the file executed.
+
+Three layouts, told apart by content:
+  legacy `.h5`    `layer_names` and `weight_names` say the names and the model's order; a whole model has them under
+                  `model_weights`, a weights-only file at the root.
+  `.weights.h5`   groups named by kind and number (`layers/conv2d_3/vars/0`); Keras 3 adds the layer's own name as an
+                  attribute. Earlier files lack it, and the group's name (`conv2d_3`) stands for it. Within a kind the
+                  order is the model's; between kinds the file tells none, and kinds come by name.
+  `.keras`        a zip with such a file and `config.json`, which adds the model's order and what each layer leaves out.
+The weights are called kernel (of a depthwise convolution too), bias, gamma, beta, moving_mean and moving_variance; of
+other kinds of layer by the name or number that the file gives. An optimizer's state is left out.
+
+Written from the files' structure as keras/src/saving/saving_lib.py and keras/src/legacy/saving/legacy_h5_format.py
+(Keras 3.15) lay it down. A file can point to others (links, virtual data sets, external storage): all refused. The bytes
+are HDF5's own C library's to read, through h5py: truncated files it refuses, but one with damage at the right place can
+crash it, so that a file from an unknown hand is better read as .safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from typing import Any, BinaryIO
+from zipfile import ZIP_STORED, ZipFile
+
+import ml_dtypes
+import numpy as np
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+LEGACY_NAMES = {  # of the last part of a legacy file's name; the upper four are Keras 1's, in official files of 2016
+    "W": "kernel",
+    "b": "bias",
+    "running_mean": "moving_mean",
+    "running_std": "moving_variance",  # never was a deviation
+    "depthwise_kernel": "kernel",
+}
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.12 and 2.13
+KERNELS = {"dense", "depthwise_conv2d"} | {f"conv{n}d{form}" for n in (1, 2, 3) for form in ("", "_transpose")}
+NORMS = {"batch_normalization", "sync_batch_normalization"}
+
+
+def read_keras(archive: ZipFile) -> dict[str, np.ndarray]:
+    """The weights of a `.keras` archive, in the order of the layers in its `config.json`."""
+    names = archive.namelist()
+    if "model.weights.h5" not in names:
+        raise ValueError(f"it is a Keras archive without model.weights.h5, holding {', '.join(names[:5])}")
+    if any(info.compress_type != ZIP_STORED for info in archive.infolist()):
+        raise ValueError("it is a compressed zip, where Keras stores files as they are")
+    config = json.loads(archive.read("config.json"))
+    return read_h5(BytesIO(archive.read("model.weights.h5")), config.get("config", {}).get("layers", []))
+
+
+def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[str, np.ndarray]:
+    """The weights of an HDF5 file of Keras.
+
+    Args:
+      file: the open file.
+      layers: the layers of the `.keras` archive's config that the file belongs to.
+
+    Returns:
+      `<layer>/<weight>` -> array, in the file's order and dtype.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError('it is an HDF5 file, which h5py reads; bring it with: pip install "tl[keras]"') from None
+    with h5py.File(file, "r") as root:
+        reader = _Reader(file.seek(0, 2))
+        held = set(root)  # names only; `in root` would follow a link
+        if "model_weights" in held:
+            pairs = _legacy(_child(root, "model_weights"), reader)
+        elif "layer_names" in root.attrs or "layer_names0" in root.attrs:
+            pairs = _legacy(root, reader)
+        else:
+            containers = [name for name in CONTAINERS if name in held]
+            if not containers:
+                raise ValueError("it is HDF5 without the layers of a Sequential or functional Keras model")
+            pairs = _numbered(_child(root, containers[0]), reader, layers or [])
+        arrays: dict[str, np.ndarray] = {}
+        for name, array in pairs:
+            if name in arrays:
+                raise ValueError(f"it holds {name} twice")
+            arrays[name] = array
+        return arrays
+
+
+class _Reader:
+    """Reads data sets; all of them together cannot be larger than the file, so that no file unfolds in memory."""
+
+    def __init__(self, size: int):
+        self.left = size
+
+    def array(self, group: Any, path: str) -> np.ndarray:
+        data = _child(group, path)
+        name = data.name
+        if not hasattr(data, "dtype") or data.shape is None:
+            raise ValueError(f"{name} is no data set with numbers")
+        if data.is_virtual or data.external:
+            raise ValueError(f"{name} lies in another file, which is not read; save the model again as one file")
+        bf16 = data.dtype == np.dtype("V2") and data.attrs.get("dtype") == "bfloat16"
+        if data.dtype.kind != "f" and not bf16:
+            raise ValueError(f"{name} is {data.dtype}, where a weight is a floating-point number")
+        self.left -= math.prod(data.shape) * data.dtype.itemsize
+        if self.left < 0:
+            raise ValueError(f"up to {name} it announces more numbers than it has bytes for, where Keras packs nothing")
+        array = np.asarray(data[()])
+        return array.view(ml_dtypes.bfloat16) if bf16 else array
+
+
+def _child(group: Any, path: str) -> Any:
+    """The object at `path`, through hard links only: a soft or external link could lead out of the file."""
+    for part in path.split("/"):
+        if not hasattr(group, "keys"):
+            raise ValueError(f"{group.name} is a data set where a group is wanted")
+        try:
+            hard = group.id.links.get_info(part.encode()).type == 0  # H5L_TYPE_HARD
+        except (KeyError, RuntimeError):
+            raise ValueError(f"{group.name} has no {part!r}, which its names announce") from None
+        if not hard:
+            raise ValueError(f"{part!r} in {group.name} is a link to elsewhere, which is not followed")
+        group = group[part]
+    return group
+
+
+def _names(group: Any, attribute: str) -> list[str]:
+    """A list of names; too long for one attribute, Keras writes it as `<attribute>0`, `<attribute>1` and so on."""
+    whole = group.attrs.get(attribute)
+    parts = [] if whole is None else [whole]
+    while whole is None and (part := group.attrs.get(f"{attribute}{len(parts)}")) is not None:
+        parts.append(part)
+    return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
+
+
+def _nested(layer: str) -> ValueError:
+    return ValueError(
+        f"its layer {layer!r} is a model of its own (or holds layers); save that one by itself: "
+        f"model.get_layer({layer!r}).save('{layer}.keras')"
+    )
+
+
+def _legacy(root: Any, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]:
+    for layer in _names(root, "layer_names"):
+        group = _child(root, layer)
+        weights = _names(group, "weight_names")
+        if len({path.rpartition("/")[0] for path in weights}) > 1:  # one layer's weights share their scope
+            raise _nested(layer)
+        for path in weights:
+            last = re.sub(r":\d+$", "", path.rpartition("/")[2])
+            keras1 = re.fullmatch(rf"{re.escape(layer)}_([A-Za-z_]+?)(_\d+)?", last)  # block1_conv1_W_1:0
+            name = keras1[1] if keras1 else last
+            yield f"{layer}/{LEGACY_NAMES.get(name, name)}", reader.array(group, path)
+
+
+def _numbered(layers: Any, reader: _Reader, config: list[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+    known = dict(zip(_keys(config), config, strict=True))
+    held = set(layers)
+    for key in [key for key in known if key in held] + sorted(held - set(known), key=_natural):
+        group, about = _child(layers, key), known.get(key, {}).get("config", {})
+        parts = set(group)
+        variables = _child(group, "vars") if "vars" in parts else None
+        own_name = key if variables is None else variables.attrs.get("name", key)
+        layer = about.get("name", own_name)
+        for part in parts - {"vars", "seed_generator"}:  # the second is a dropout's random state
+            if any(name != "vars" or len(_child(group, f"{part}/vars")) for name in _child(group, part)):
+                raise _nested(layer)
+        kind = re.sub(r"_\d+$", "", key)
+        for number, weight in enumerate(_weights(kind, len(variables or ()), about, layer)):
+            yield f"{layer}/{weight}", reader.array(variables, str(number))
+
+
+def _weights(kind: str, count: int, about: Mapping[str, Any], layer: str) -> tuple[str, ...]:
+    """What a layer's variables are, in the order in which Keras numbers them."""
+    if kind in KERNELS and count in (0, 1, 2):
+        return ("kernel", "bias")[:count]
+    if kind in NORMS and count in (0, 2, 3, 4):
+        gamma, beta = about.get("scale", count == 4), about.get("center", count == 4)
+        names = ("gamma",) * gamma + ("beta",) * beta + ("moving_mean", "moving_variance")
+        if count == 3 and not about:
+            raise ValueError(
+                f"its {layer!r} lacks gamma or beta and a .weights.h5 does not say which; save the model as .keras"
+            )
+        if count in (0, len(names)):
+            return names[:count]
+    if kind in KERNELS | NORMS:
+        raise ValueError(f"its {layer!r}, a {kind}, has {count} variables")
+    return tuple(map(str, range(count)))
+
+
+def _keys(config: list[dict[str, Any]]) -> Iterator[str]:
+    """The groups' names of a config's layers: the class in snake case, numbered among its like in the model's order."""
+    seen: Counter[str] = Counter()
+    for layer in config:
+        word = re.sub(r"\W+", "", str(layer["class_name"]))
+        word = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", word)).lower()
+        yield f"{word}_{seen[word]}" if seen[word] else word
+        seen[word] += 1
+
+
+def _natural(key: str) -> tuple[str, int]:
+    """conv2d_2 before conv2d_10."""
+    kind, _, number = key.rpartition("_")
+    return (kind, int(number)) if number.isdigit() else (key, 0)
