@@ -165,8 +165,10 @@ case $name in
     shift
     install_alone offline hub keras
     if [ "$name" = parity ]; then peers; fi
-    # XLA on a CPU allocates and frees hundreds of megabytes a step; huge pages save it a third of the time in page faults.
-    export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+    # XLA on a CPU allocates and frees gigabytes a step. Memory that is kept (one heap, no mmap, no trim) and huge pages save it
+    # the page faults, which can take as long as the arithmetic.
+    heap=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
+    export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$heap}
     # -P: the user's own folder, from where relative paths in the flags count, must not hide the project's modules.
     exec "$venv/bin/python" -P -m "experiments.$name" "$@"
     ;;
