@@ -35,7 +35,7 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
     elif kh == kw == 1:
         cpu = pointwise(*args)
     elif stride <= 2 and x_shape[3] <= 4:
-        cpu = by_autodiff(partial(stem, stride=stride, padding=padding), x_shape, k_shape)
+        cpu = first_layer(*args, plain)
     else:
         cpu = dense(*args)
     return plain, Form(*map(in_float32, cpu))
@@ -129,6 +129,23 @@ def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
 
 
 # --- few input channels, stride 1 or 2: patches, then a matmul -------------------------------------------------------
+
+
+def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) -> Form:
+    """Forward by patches where the output is narrow; the gradient on the picture by patches, on the kernel by windows."""
+    kh, kw, c, out = k_shape
+    size = out_size(x_shape, (kh, kw), stride, padding)
+    patches = by_autodiff(partial(stem, stride=stride, padding=padding), x_shape, k_shape)
+
+    def kernel_grad(x: Array, g: Array) -> Array:
+        def add(sums: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:  # one picture's windows fit the cache
+            windows = jnp.concatenate(shifted(pair[0][None], (kh, kw), size, stride), axis=3)
+            return sums + products(windows, pair[1][None]), None
+
+        sums = lax.scan(add, jnp.zeros((kh * kw * c, out), x.dtype), (pad(x, padding), g))[0]
+        return sums.reshape(k_shape)
+
+    return Form(plain.forward if out >= 64 else patches.forward, patches.input_grad, kernel_grad)
 
 
 def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
