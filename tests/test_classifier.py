@@ -167,7 +167,11 @@ def test_a_network_without_head_says_how_to_get_one():
     [
         ("resnet5O", None, "unknown architecture 'resnet5O'; nearest: 'resnet50'"),
         ("resnet5O.tag", "random", "unknown architecture 'resnet5O'; nearest: 'resnet50'"),
-        ("tf_efficientnet_lite0.in1", "package", "no package carries tf_efficientnet_lite0.in1; nearest: 'lukemelas_in1k'"),
+        (
+            "tf_efficientnet_lite0.in1",
+            "package",
+            "no package carries tf_efficientnet_lite0.in1; nearest: 'lukemelas_in1k'",
+        ),
         ("tiny", "package", "no packaged weights are known for tiny; give --weights=hub, a file or random"),
         ("tiny", None, "no packaged weights and no hub repository are known for tiny; give --weights=FILE or random"),
         ("tiny", "none/such.pth", "no weights file at none/such.pth; give package, hub, random, or a path"),
