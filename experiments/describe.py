@@ -83,16 +83,6 @@ def how_to_load(row: WeightsSpec) -> str:
     return f'tl.load("{row.arch}", weights=FILE)  # {row.url}'
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
-    """A table for the terminal; columns of numbers are set right."""
-    number = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
-    say = lambda cell: f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else cell  # noqa: E731
-    words = [list(header), *([say(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
-    lines = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in words]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
 HEADER = ("stage", "output", "parameters", "%", "G multiply-adds", "MB parameters", "MB output", "trained")
 
 
@@ -146,7 +136,7 @@ def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any]
         f"({whole.flops / 1e9:.4g} GFLOP)"
     )
     trained = f"; the rules train {whole.trainable:,}" if rules else ""
-    print(columns(HEADER, stage_rows(rows)))
+    print(common.columns(HEADER, stage_rows(rows)))
     print(f"\n{costs}{trained}\n")
     print("\n".join(f"{key:15} {value}" for key, value in facts.items()))
     print(f"\n{len(weights)} published weights" if weights else "\nno published weights")
@@ -208,7 +198,7 @@ def describe_all(image_size: int) -> tuple[dict[str, Any], list[Html]]:
         lines.append((name, whole.params, round(whole.multiply_adds / 1e9, 3), pixels.size, *about))
         fields = {"name": name, "params": whole.params, "flops": whole.flops, "size": pixels.size}
         result.append({**fields, "weights": [weights_json(row) for row in rows]})
-    print(columns(header, lines))
+    print(common.columns(header, lines))
     whole_line = lambda cell: report.tag("span", "", cell, style="white-space:nowrap")  # noqa: E731
     cells = [(*line[:5], *map(whole_line, line[5:])) for line in lines]
     return {"architectures": result}, [report.section("Architectures", report.table(cells, header))]

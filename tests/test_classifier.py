@@ -244,7 +244,10 @@ def test_a_file_of_another_network_lists_what_does_not_fit(tmp_path: Path):
 def test_a_file_of_another_architecture_names_the_one_it_holds(tmp_path: Path):
     arrays = source_arrays(backbones.get("resnet18"), heads.Linear(1000), "torchvision")
     save_file(arrays, tmp_path / "w")
-    with pytest.raises(ValueError, match="the file holds the tensors of resnet18: take --arch=resnet18$"):
+    with pytest.raises(
+        ValueError,
+        match="w holds the tensors of resnet18; wanted resnet50: take --arch=resnet18, or a file of resnet50$",
+    ):
         load("resnet50", weights=tmp_path / "w")
     with pytest.raises(
         ValueError, match="; wanted the tensors of tiny_vgg as torchvision name them: take a file of this"

@@ -301,7 +301,7 @@ def _ported(spec: BackboneSpec, found: _Found, *, in_channels: int, cast: bool) 
     try:
         variables = port.port(arrays, whole if has_head else bare, shapes, ignore=found.ignore, cast=cast)
     except ValueError as error:
-        raise ValueError(f"{found.path}: {error}{_hint(spec, arrays)}") from None
+        raise ValueError(_misfit(spec, found.path, arrays, str(error))) from None
     return _with_channels(clf, {"batch_stats": {}, **variables}, in_channels)
 
 
@@ -320,12 +320,15 @@ def _best_fit(spec: BackboneSpec, found: _Found, arrays: readers.Arrays) -> tupl
     return max(known, key=fit)
 
 
-def _hint(spec: BackboneSpec, arrays: readers.Arrays) -> str:
-    """What to do with a file that does not fit: the architecture whose tensors it holds, if one is known."""
+def _misfit(spec: BackboneSpec, path: Path, arrays: readers.Arrays, mismatches: str) -> str:
+    """What is wrong with a file: it is another architecture's, if one is known that fits it, or else every mismatch."""
     held = [name for name in backbones.names() if name != spec.name and _holds(backbones.get(name), arrays)]
     if held:
-        return f"; the file holds the tensors of {held[0]}: take --arch={held[0]}"
-    return f"; wanted the tensors of {spec.name} as {', '.join(spec.sources)} name them: take a file of this network"
+        return f"{path} holds the tensors of {held[0]}; wanted {spec.name}: take --arch={held[0]}, or a file of {spec.name}"
+    if "do not fit" not in mismatches:  # the tensors are there, in another number type
+        return f"{path}: {mismatches}"
+    named = ", ".join(spec.sources)
+    return f"{path}: {mismatches}; wanted the tensors of {spec.name} as {named} name them: take a file of this network"
 
 
 def _holds(spec: BackboneSpec, arrays: readers.Arrays) -> bool:
