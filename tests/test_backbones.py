@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from experiments._sources import STATISTICS, seeded
 from tl import backbones, heads
-from tl.backbones.layers import ConvNorm, NormSpec, he_normal, pads
+from tl.backbones.layers import ConvNorm, NormSpec, he_normal, pads, scaled
 from tl.backbones.mobilenet import InvertedResidualNet, Row
 from tl.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from tl.backbones.vgg import VGGTop
@@ -404,3 +404,12 @@ def test_both_paddings_give_as_many_outputs_but_lay_the_odd_pixel_elsewhere(h: i
             assert (size + before + after - window) // stride + 1 == -(-size // stride)
             assert padding == "torch" or 0 <= after - before <= 1
             assert padding == "same" or before == after == window // 2
+
+
+def test_a_scaled_kernel_has_the_gradients_of_the_product():
+    rng = np.random.RandomState(0)
+    kernel, gain, g = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 3, 4, 5), (5,), (3, 3, 4, 5)))
+    value, back = jax.vjp(scaled, kernel, gain)
+    np.testing.assert_array_equal(value, kernel * gain)
+    np.testing.assert_allclose(back(g)[0], g * gain, rtol=1e-6)
+    np.testing.assert_allclose(back(g)[1], (g.astype(np.float64) * kernel).sum((0, 1, 2)), rtol=1e-5, atol=1e-5)

@@ -88,6 +88,29 @@ def _relu6_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[j
     return relu6(x), jnp.where((x > 0.0) & (x < 6.0), t, jnp.zeros_like(t))
 
 
+@jax.custom_vjp
+def scaled(kernel: jax.Array, gain: jax.Array) -> jax.Array:
+    """`kernel` f32[kh kw i o] times `gain` f32[o].
+
+    Its own rule for gradients: the sum over a kernel is a product of matrices, since XLA on a CPU joins a plain sum with the
+    convolution's gradient before it, and computes that a second time.
+    """
+    return kernel * gain[None, None, None]
+
+
+def _scaled_fwd(kernel: jax.Array, gain: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return scaled(kernel, gain), (kernel, gain)
+
+
+def _scaled_bwd(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    kernel, gain = residuals
+    flat = (-1, gain.shape[0])
+    return g * gain[None, None, None], jnp.einsum("ko,ko->o", g.reshape(flat), kernel.reshape(flat))
+
+
+scaled.defvjp(_scaled_fwd, _scaled_bwd)
+
+
 def hard_sigmoid(x: jax.Array) -> jax.Array:
     """relu6(x + 3) / 6. Reference: Howard et al. 2019, arXiv:1905.02244, section 5.2."""
     return relu6(x + 3.0) / 6.0
@@ -214,7 +237,7 @@ class ConvNorm(nn.Module):
         if mode is Mode.EVAL:
             gain, offset = norm.affine()
             offset = offset if bias is None else offset + gain * bias
-            return _finish(conv(kernel * gain[None, None, None]), offset, self.activation)
+            return _finish(conv(scaled(kernel, gain)), offset, self.activation)
         y = conv(kernel).astype(jnp.float32)
         y = norm.batch(y if bias is None else y + bias[None, None, None])
         return (y if self.activation is None else self.activation(y)).astype(x.dtype)
