@@ -25,8 +25,8 @@ from safetensors.numpy import save_file
 
 from tl import data, pixels
 from tl.classifier import Classifier
-from tl.data import Batch, Skipped
-from tl.paths import digest, nearest
+from tl.data import Batch, Skipped, Source
+from tl.paths import cache_dir, digest, nearest
 from tl.types import Array, Variables
 
 BANK_FORMAT = 2  # part of every key: a change of what a bank holds starts new banks
@@ -51,13 +51,6 @@ class Features(NamedTuple):
     reused: int
 
 
-def cache_dir() -> Path:
-    """Where banks live: `$TL_CACHE`, or `tl` in the user's cache folder."""
-    if os.environ.get("TL_CACHE"):
-        return Path(os.environ["TL_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl"
-
-
 def backbone_digest(variables: Variables) -> str:
     """A hash of the backbone, its parameters and its statistics, bit by bit; the head plays no part."""
     return digest({name: tree.get("backbone", {}) for name, tree in variables.items()})
@@ -72,7 +65,7 @@ def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") 
 def extract(
     clf: Classifier,
     variables: Variables,
-    paths: Sequence[Path],
+    paths: Sequence[Source],
     *,
     endpoint: str = "features",
     cache: Path | None = None,
@@ -83,7 +76,7 @@ def extract(
 
     Args:
       clf, variables: the network; its head plays no part.
-      paths: picture files.
+      paths: picture files, or pictures inside a prepared set.
       endpoint: "features", or an endpoint's name: then the mean over its map.
       cache: folder of all banks; default `cache_dir()`.
       batch_size: pictures a forward pass.
@@ -146,7 +139,7 @@ def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax
     return forward
 
 
-def _identity(path: Path) -> str:
+def _identity(path: Source) -> str:
     try:
         return data.content_hash(path)
     except OSError:

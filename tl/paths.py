@@ -1,4 +1,4 @@
-"""Names of pytree leaves, and what is done by name: label, split, merge, hash; and "did you mean".
+"""Names of pytree leaves, and what is done by name: label, split, merge, hash; "did you mean"; and where caches live.
 
 A leaf's name is the "/"-joined path to it. One polarity: leaves are *trainable* or *frozen*; there are no masks.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,13 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
     close = [lowered[m] for m in difflib.get_close_matches(name.lower(), lowered, n=n, cutoff=0.4)]
     close += [k for k in known if k not in close and name and name.lower() in k.lower()]
     return ", ".join(repr(k) for k in (close or known)[:n])
+
+
+def cache_dir() -> Path:
+    """Where feature banks, fingerprints and compiled programs live: `$TL_CACHE`, or `tl` in the user's cache folder."""
+    if os.environ.get("TL_CACHE"):
+        return Path(os.environ["TL_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl"
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tl.data.find import find_images
 from tl.data.folder import folder
 from tl.data.loader import Batch, load
 from tl.data.packaged import Photograph, elpv, photographs
-from tl.data.spec import DataSpec, Example, Skipped, Split
+from tl.data.spec import DataSpec, Example, Record, Skipped, Source, Split
 from tl.data.split import content_hash, split, split_by_content, split_stratified
 from tl.paths import nearest
 
@@ -61,7 +61,9 @@ __all__ = [
     "Example",
     "ImageError",
     "Photograph",
+    "Record",
     "Skipped",
+    "Source",
     "Split",
     "content_hash",
     "decode",

@@ -20,9 +20,12 @@ import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
+
+from tl.data.spec import Record, Source
 
 # EPS is left out on purpose (Pillow starts Ghostscript for it), and so are formats no photograph comes in.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -41,19 +44,40 @@ _TURN: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # stored -> upright, o
 }
 
 
+Result = TypeVar("Result")
+
+
 class ImageError(ValueError):
     """A file that cannot be used as a picture; `why` is the reason without the file's name."""
 
-    def __init__(self, why: str, path: Path | None = None):
+    def __init__(self, why: str, path: Source | None = None):
         super().__init__(why if path is None else f"{path}: {why}")
         self.why = why
 
 
-def decode(source: Path | str | bytes) -> np.ndarray:
+class Header(NamedTuple):
+    """What a picture's file says about itself before its pixels are read.
+
+    Attributes:
+      format: by content, one of `FORMATS`.
+      mode: Pillow's, e.g. "RGB", "L" (grey), "CMYK", "I;16" (16-bit grey); 16-bit colour is "RGB;16".
+      clear: it has transparency.
+      moving: it has more than one frame or page.
+      orientation: EXIF's, 1 to 8; 1 is upright.
+    """
+
+    format: str
+    mode: str
+    clear: bool
+    moving: bool
+    orientation: int
+
+
+def decode(source: Source | str | bytes) -> np.ndarray:
     """The picture as a person sees it: upright, RGB, on white.
 
     Args:
-      source: a file, or the bytes of one.
+      source: a file, a picture inside a prepared set, or the bytes of one.
 
     Returns:
       uint8[h w 3], RGB, C-contiguous; h and w are at least `MIN_SIDE`.
@@ -65,15 +89,49 @@ def decode(source: Path | str | bytes) -> np.ndarray:
       >>> decode(b"P6 2 2 255 " + bytes(range(12)))[0, 1].tolist()
       [3, 4, 5]
     """
-    path = None if isinstance(source, bytes) else Path(source)
+    return _named(source, lambda data: _decode(data))
+
+
+def glance(source: Source | str | bytes, side: int) -> np.ndarray:
+    """`decode`, but a JPEG may come at a half, a quarter or an eighth of its size, which is up to ten times as fast.
+
+    Args:
+      source: as `decode` takes it.
+      side: pixels that its height and width keep at least, where they have as many.
+
+    Returns:
+      uint8[h w 3], as `decode`; smaller copies are the JPEG's own (its low frequencies), made for looking, not for models.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    return _named(source, lambda data: _decode(data, side))
+
+
+def header(source: Source | str | bytes) -> Header:
+    """What a picture's file says about itself.
+
+    Raises:
+      ImageError: the file is missing, empty or no picture; its pixels are not looked at.
+    """
+    return _named(source, _header)
+
+
+def _named(source: Source | str | bytes, work: Callable[[bytes], Result]) -> Result:
+    """`work` on the bytes of `source`, whose name is put before what is wrong with it."""
+    if isinstance(source, bytes):
+        return work(source)
+    path = Path(source) if isinstance(source, str) else source
     try:
-        return _decode(source if isinstance(source, bytes) else _read(Path(source)))
+        return work(_read(path))
     except ImageError as error:
         raise ImageError(error.why, path) from error.__cause__
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Source) -> bytes:
     try:
+        if isinstance(path, Record):
+            return path.read_bytes()
         if not stat.S_ISREG(path.stat().st_mode):  # before opening: reading a pipe would wait for ever
             raise ImageError(f"is a {'folder' if path.is_dir() else 'pipe or device'}, wanted a picture file")
         return path.read_bytes()
@@ -81,25 +139,30 @@ def _read(path: Path) -> bytes:
         raise ImageError(f"cannot be read ({error.strerror or error}), wanted a picture file") from None
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _open(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("is empty (0 bytes), wanted a picture file")
     _silence_pillow()
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError(f"holds more than twice the {MAX_PIXELS:,} pixels allowed; shrink it first") from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged headers
         raise ImageError(
             f"is no readable picture (it begins with {data[:8]!r}), wanted one of {', '.join(FORMATS)}"
         ) from error
-    with image:
+
+
+def _decode(data: bytes, side: int | None = None) -> np.ndarray:
+    with _open(data) as image:
         width, height = image.size
         if min(width, height) < MIN_SIDE:
             raise ImageError(f"is {width} x {height} pixels, wanted at least {MIN_SIDE} x {MIN_SIDE}")
         if width * height > MAX_PIXELS:
             raise ImageError(f"is {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed; shrink it first")
         try:
+            if side is not None:
+                image.draft(None, (side, side))  # nothing but a JPEG heeds it
             image.load()
             pixels = _rgb(image)
         except (ImageError, MemoryError):
@@ -108,6 +171,14 @@ def _decode(data: bytes) -> np.ndarray:
             raise ImageError(f"is a damaged or truncated {image.format} file ({error}), wanted a whole one") from error
         turn = _TURN.get(_orientation(image))
     return np.ascontiguousarray(turn(pixels) if turn else pixels)
+
+
+def _header(data: bytes) -> Header:
+    with _open(data) as image:
+        kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with a second one behind it
+        wide = image.mode == "RGB" and any("RGB;16" in str(tile[3]) for tile in image.tile)
+        moving = kind != "JPEG" and getattr(image, "is_animated", False)
+        return Header(kind, "RGB;16" if wide else image.mode, image.has_transparency_data, moving, _orientation(image))
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

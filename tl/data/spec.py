@@ -1,14 +1,14 @@
 """What a data set is: its pictures, labels, classes, origin and licence.
 
-Data and no logic: nothing here opens a file. The functions that make a `DataSpec` are `folder.py` and `packaged.py`;
-`split.py` divides one; `loader.py` reads the pictures.
+Data and no logic: making one opens no file. The functions that make a `DataSpec` are in `folder.py`, `table.py`,
+`tfds.py` and `packaged.py`; `split.py` divides one; `doctor.py` examines one; `loader.py` reads the pictures.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 
@@ -17,6 +17,52 @@ class Skipped(NamedTuple):
 
     path: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A picture inside a set that TensorFlow Datasets prepared; it stands wherever a picture's `Path` may.
+
+    It holds no open file, so it can be hashed, compared and sent to another process; `str` of it is unique and readable.
+
+    Attributes:
+      directory: the prepared set, e.g. "/data/cats_vs_dogs/4.0.1".
+      split: its split there, e.g. "train".
+      index: position in that split.
+      filename: the name the picture was published under, e.g. "PetImages/Cat/133.jpg".
+    """
+
+    directory: str
+    split: str
+    index: int
+    filename: str
+
+    def __str__(self) -> str:
+        return f"{self.directory}/{self.split}/{self.index}/{self.filename}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the file's name, as `Path.name`."""
+        return PurePosixPath(self.filename).name
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the file's name, as `Path.suffix`."""
+        return PurePosixPath(self.filename).suffix
+
+    def read_bytes(self) -> bytes:
+        """The picture's file as it was published, still encoded; as `Path.read_bytes`.
+
+        Raises:
+          OSError: the prepared set is not there any more, or damaged.
+        """
+        from tl.data import tfds  # here, for it builds on this module
+
+        return tfds.read_bytes(self)
+
+
+Source = Path | Record
+"""Where one picture's file is."""
 
 
 class Split(Enum):
@@ -34,11 +80,13 @@ class Example:
       path: the picture's file.
       label: index into `DataSpec.classes`.
       stratum: what a stratified split keeps in proportion beside the label; "" is the label alone.
+      part: "train", "validation" or "test" where the set's makers put it there; "" where they left that to its user.
     """
 
-    path: Path
+    path: Source
     label: int
     stratum: str = ""
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,17 +11,27 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from tl.data.spec import DataSpec, Split
+from tl.data.spec import DataSpec, Record, Source, Split
 
 
-def content_hash(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, in hex; kept within the process until its size or time of change differs."""
-    stat = os.stat(path)
-    return _hash(os.path.abspath(path), stat.st_size, stat.st_mtime_ns)
+def content_hash(source: Source | str) -> str:
+    """SHA-256 of a picture's file, in hex; kept within the process until its size or time of change differs.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    if isinstance(source, Record):
+        return _hash_of_record(source)
+    stat = os.stat(source)
+    return _hash(os.path.abspath(source), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 17)
+def _hash_of_record(record: Record) -> str:
+    return hashlib.sha256(record.read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=1 << 17)
