@@ -18,14 +18,14 @@ types paths pixels ops report
 backbones weights labels heads classifier summary
 losses metrics optim train data features probe
 ascend attacks visualize explain
-checkpoints devices runlog
+devices runlog checkpoints
 """.split()
 
 HOMES: dict[str, set[str]] = {  # library -> the modules of tl that may import it; what is not listed, all may
     "flax": {"backbones", "heads"},
     "optax": {"optim", "train", "ascend", "probe"},
     "orbax": {"checkpoints"},
-    "absl": set(),
+    "absl": {"data"},  # Grain reads a flag of its own; no module of tl defines one
     "tensorflow": set(),
     "torch": set(),
     "torchvision": set(),
