@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,10 @@ import numpy as np
 
 from tl import backbones, heads, labels, pixels
 from tl.backbones.fold import fold
+from tl.backbones.run import run
 from tl.backbones.spec import BackboneSpec, Module
 from tl.labels import ClassTable
-from tl.paths import flatten, unflatten
+from tl.paths import flatten, nearest, unflatten
 from tl.pixels import PixelSpec
 from tl.types import Mode, Output, Variables
 from tl.weights import hub, port, readers, store, tables
@@ -75,7 +76,14 @@ class Classifier:
             out["params"]["head"] = self.head.init(key_head, features, ends)["params"]
         return out
 
-    def apply(self, variables: Variables, images01: jax.Array, mode: Mode = Mode.EVAL) -> Output:
+    def apply(
+        self,
+        variables: Variables,
+        images01: jax.Array,
+        mode: Mode = Mode.EVAL,
+        *,
+        live: Collection[str] | None = None,
+    ) -> Output:
         """One forward pass.
 
         Args:
@@ -83,6 +91,8 @@ class Classifier:
           images01: f32[b h w 3] in [0, 1], RGB, not normalised; any h and w from `spec.min_size` up. (As many channels as
             `pixels.mean` has.)
           mode: whose statistics BatchNorm uses.
+          live: paths of the backbone's layers (`optim.live_norms`) whose BatchNorm follows `mode`, while all others stay in
+            `Mode.EVAL`: a frozen block normalises as it does at test time. Default: all of them.
 
         Returns:
           Output; `logits` is None for a network without a head.
@@ -96,15 +106,42 @@ class Classifier:
                 f"{self.arch} wants images of at least {self.spec.min_size} pixels a side; got {images01.shape}"
             )
         inputs = pixels.normalise(self.pixels, images01).astype(self.dtype)
+        return self._run(variables, inputs, mode, "", live)
+
+    def apply_from(
+        self,
+        variables: Variables,
+        maps: jax.Array,
+        start: str,
+        mode: Mode = Mode.EVAL,
+        *,
+        live: Collection[str] | None = None,
+    ) -> Output:
+        """The rest of a forward pass: from what a frozen prefix has computed once, to the logits.
+
+        Args:
+          variables: as for `apply`; those of the prefix are not read.
+          maps: f32 or bf16[b h w c], the map of the endpoint `start`; f32[b d] where `start` is "features".
+          start: a stage of `spec.endpoints`, or "features": then the head alone is left.
+          mode, live: as for `apply`.
+
+        Returns:
+          Output; its endpoints are those after `start`.
+
+        Raises:
+          ValueError: `start` is no stage; gives the nearest.
+        """
+        if start == "features":
+            return Output(self.apply_head(variables, maps), maps, {}, variables.get("batch_stats", {}))
+        if start not in self.spec.endpoints:
+            raise ValueError(f"{self.arch} has no stage {start!r}; nearest: {nearest(start, self.spec.endpoints)}")
+        return self._run(variables, maps, mode, start, live)
+
+    def _run(self, variables: Variables, x: jax.Array, mode: Mode, start: str, live: Collection[str] | None) -> Output:
         parts = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
         stats = variables.get("batch_stats", {})
-        if mode is Mode.TRAIN:
-            out: Any = self.spec.module.apply(parts, inputs, mode, mutable=["batch_stats"])
-            (features, ends), moved = out
-            stats = {**stats, "backbone": moved["batch_stats"]} if "batch_stats" in moved else stats
-        else:
-            out = self.spec.module.apply(parts, inputs, mode)
-            features, ends = out
+        features, ends, moved = run(self.spec.module, parts, x, mode, start=start, live=live)
+        stats = stats if moved is None else {**stats, "backbone": moved}
         return Output(self.apply_head(variables, features, ends), features, ends, stats)
 
     def apply_head(

@@ -11,7 +11,7 @@ is written once, and gradients with respect to image, kernel, scale and bias sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -267,6 +267,19 @@ class Stage(nn.Module):
             name = f"{self.prefix}{i}"
             x = ends[f"{self.name}/{name}"] = make(name=name)(x, mode)
         return x, {**ends, str(self.name): x}
+
+
+Part = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def chain(parts: Mapping[str, Part], x: jax.Array, start: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Runs a backbone's parts in their order, or those after `start`, whose map `x` then is; the features and every endpoint."""
+    names = list(parts)
+    ends: dict[str, jax.Array] = {}
+    for name in names[names.index(start) + 1 :] if start else names:
+        x, inner = parts[name](x)
+        ends |= {**inner, name: x}
+    return pooled(x), ends
 
 
 def pooled(x: jax.Array) -> jax.Array:

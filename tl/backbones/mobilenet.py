@@ -21,6 +21,7 @@ from tl.backbones.layers import (
     NormSpec,
     Padding,
     Stage,
+    chain,
     divisible,
     hard_sigmoid,
     hard_swish,
@@ -118,19 +119,23 @@ class InvertedResidualNet(nn.Module):
     separable: bool = False
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
         conv = partial(ConvNorm, norm=self.norm, activation=self.activation)
         stem_padding: Padding = "torch" if self.padding == "torch" else "same"
-        x = conv(self.stem, 3, 2, padding=stem_padding, name="stem")(inputs, mode)
-        ends = {"stem": x}
-        for s, stage in enumerate(self.stages, start=1):
+
+        def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return conv(self.stem, 3, 2, padding=stem_padding, name="stem")(x, mode), {}
+
+        def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             common = {"norm": self.norm, "padding": self.padding, "separable": self.separable}
-            blocks = [partial(InvertedResidual, row, stride, **common) for row, stride in unrolled(stage)]
-            x, stage_ends = Stage(blocks, name=f"stage{s}")(x, mode)
-            ends |= stage_ends
-        if self.top:
-            x = ends["top"] = conv(self.top, 1, name="top")(x, mode)
-        return pooled(x), ends
+            rows = unrolled(self.stages[s - 1])
+            return Stage([partial(InvertedResidual, *row, **common) for row in rows], name=f"stage{s}")(x, mode)
+
+        def top(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return conv(self.top, 1, name="top")(x, mode), {}
+
+        stages = {f"stage{s}": partial(stage, s) for s in range(1, len(self.stages) + 1)}
+        return chain({"stem": stem, **stages} | ({"top": top} if self.top else {}), inputs, start)
 
 
 class MobileNetV3Top(nn.Module):

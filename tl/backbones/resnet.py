@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import Conv, ConvNorm, Norm, NormSpec, Stage, pooled
+from tl.backbones.layers import Conv, ConvNorm, Norm, NormSpec, Stage, chain
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
@@ -80,16 +80,19 @@ class ResNet(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = ConvNorm(64, 7, 2, norm=self.norm, bias=self.bias, activation=relu, name="stem")(inputs, mode)
-        ends = {"stem": x}
-        x = ops.max_pool(x, window=3, stride=2, padding=((1, 1), (1, 1)))
-        for s, depth in enumerate(self.depths, start=1):
+    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+        def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return ConvNorm(64, 7, 2, norm=self.norm, bias=self.bias, activation=relu, name="stem")(x, mode), {}
+
+        def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            if s == 1:
+                x = ops.max_pool(x, window=3, stride=2, padding=((1, 1), (1, 1)))
             width, stride = 64 * 2 ** (s - 1), 1 if s == 1 else 2
-            blocks = [partial(self.block, width, stride if b == 0 else 1) for b in range(depth)]
-            x, stage_ends = Stage(blocks, name=f"stage{s}")(x, mode)
-            ends |= stage_ends
-        return pooled(x), ends
+            blocks = [partial(self.block, width, stride if b == 0 else 1) for b in range(self.depths[s - 1])]
+            return Stage(blocks, name=f"stage{s}")(x, mode)
+
+        stages = {f"stage{s}": partial(stage, s) for s in range(1, len(self.depths) + 1)}
+        return chain({"stem": stem, **stages}, inputs, start)
 
 
 class PreactBottleneck(nn.Module):
@@ -120,18 +123,23 @@ class ResNetV2(nn.Module):
     depths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = Conv(64, 7, 2, name="stem")(inputs, mode)
-        ends = {"stem": x}
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # with zeros, which may be above the values here
-        x = ops.max_pool(x, window=3, stride=2)
-        for s, depth in enumerate(self.depths, start=1):
-            strides = (*(1,) * (depth - 1), 1 if s == len(self.depths) else 2)
+    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+        def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return Conv(64, 7, 2, name="stem")(x, mode), {}
+
+        def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            if s == 1:
+                x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # with zeros, which may be above the values here
+                x = ops.max_pool(x, window=3, stride=2)
+            strides = (*(1,) * (self.depths[s - 1] - 1), 1 if s == len(self.depths) else 2)
             blocks = [partial(PreactBottleneck, 64 * 2 ** (s - 1), st, b == 0) for b, st in enumerate(strides)]
-            x, stage_ends = Stage(blocks, name=f"stage{s}")(x, mode)
-            ends |= stage_ends
-        x = ends["top"] = relu(Norm(x.shape[-1], KERAS, name="top")(x, mode)).astype(x.dtype)
-        return pooled(x), ends
+            return Stage(blocks, name=f"stage{s}")(x, mode)
+
+        def top(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return relu(Norm(x.shape[-1], KERAS, name="top")(x, mode)).astype(x.dtype), {}
+
+        stages = {f"stage{s}": partial(stage, s) for s in range(1, len(self.depths) + 1)}
+        return chain({"stem": stem, **stages, "top": top}, inputs, start)
 
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import Conv, Dense, Stage, pooled
+from tl.backbones.layers import Conv, Dense, Stage, chain, pooled
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
@@ -38,15 +38,17 @@ class SqueezeNet(nn.Module):
     stages: tuple[tuple[tuple[int, int], ...], ...]
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x = Conv(64, 3, 2, padding="valid", activation=relu, name="stem")(inputs, mode)
-        ends = {"stem": x}
-        for s, fires in enumerate(self.stages, start=1):
+    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+        def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return Conv(64, 3, 2, padding="valid", activation=relu, name="stem")(x, mode), {}
+
+        def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             over = [(0, (side - 3) % 2) for side in x.shape[1:3]]  # the last window may reach over the border
             x = ops.max_pool(x, window=3, stride=2, padding=(over[0], over[1]))
-            x, stage_ends = Stage([partial(Fire, *fire) for fire in fires], name=f"stage{s}")(x, mode)
-            ends |= stage_ends
-        return pooled(x), ends
+            return Stage([partial(Fire, *fire) for fire in self.stages[s - 1]], name=f"stage{s}")(x, mode)
+
+        stages = {f"stage{s}": partial(stage, s) for s in range(1, len(self.stages) + 1)}
+        return chain({"stem": stem, **stages}, inputs, start)
 
 
 class SqueezeNetTop(nn.Module):

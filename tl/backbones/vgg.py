@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import Conv, ConvNorm, Dense, Stage, pooled
+from tl.backbones.layers import Conv, ConvNorm, Dense, Stage, chain
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
@@ -23,15 +23,15 @@ class VGG(nn.Module):
     norm: bool = False
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
-        x, ends = inputs, {}
-        for s, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), start=1):
+    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+        def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            width = self.widths[s - 1]
             conv = partial(ConvNorm, width, bias=True) if self.norm else partial(Conv, width)
-            blocks = [partial(conv, activation=jax.nn.relu)] * depth
-            x, stage_ends = Stage(blocks, prefix="conv", name=f"stage{s}")(x, mode)
-            ends |= stage_ends
-            x = ends[f"stage{s}"] = ops.max_pool(x, window=2, stride=2)
-        return pooled(x), ends
+            blocks = [partial(conv, activation=jax.nn.relu)] * self.depths[s - 1]
+            x, ends = Stage(blocks, prefix="conv", name=f"stage{s}")(x, mode)
+            return ops.max_pool(x, window=2, stride=2), ends
+
+        return chain({f"stage{s}": partial(stage, s) for s in range(1, len(self.depths) + 1)}, inputs, start)
 
 
 class VGGTop(nn.Module):

@@ -1,0 +1,42 @@
+"""One forward pass of a backbone: from the pixels or from the map of an endpoint, each BatchNorm in a mode of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from tl.backbones.layers import ConvNorm, Norm
+from tl.types import Mode, Params
+
+
+def run(
+    module: nn.Module, variables: Any, x: jax.Array, mode: Mode, *, start: str = "", live: Collection[str] | None = None
+) -> tuple[jax.Array, dict[str, jax.Array], Params | None]:
+    """`(features, endpoints, moved statistics)` of a backbone; no statistics where none can move.
+
+    Args:
+      module: of the zoo.
+      variables: `{"params": ..., "batch_stats": ...}` of the backbone alone.
+      x: the network's inputs [b h w c], or the map of the endpoint `start`.
+      mode: of the BatchNorms.
+      start: a stage's endpoint; it and what comes before it are left out.
+      live: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`; all others are in `Mode.EVAL`. Default: all.
+    """
+
+    def as_allowed(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if isinstance(layer, ConvNorm | Norm) and context.method_name == "__call__" and live is not None:
+            if "/".join(layer.path) not in live:
+                return call(args[0], Mode.EVAL)
+        return call(*args, **kwargs)
+
+    if mode is Mode.EVAL:
+        out: Any = module.apply(variables, x, mode, start)
+        return *out, None
+    with nn.intercept_methods(as_allowed):
+        out = module.apply(variables, x, mode, start, mutable=["batch_stats"])
+    (features, ends), moved = out
+    return features, ends, moved.get("batch_stats")
