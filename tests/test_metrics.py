@@ -9,7 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl.metrics import confusion, ece, most_confused, summarise, topk_correct, wilson
+from tl.metrics import (
+    TEMPERATURES,
+    confusion,
+    ece,
+    log_softmax,
+    most_confused,
+    per_class,
+    reliability,
+    spread,
+    summarise,
+    temperature,
+    topk_correct,
+    wilson,
+)
 
 answers = st.integers(2, 5).flatmap(
     lambda k: st.tuples(
@@ -138,6 +151,103 @@ def test_ece_by_hand() -> None:
     assert ece(mixed, np.array([0, 1])) == pytest.approx((0.05 + 0.55) / 2)
 
 
+def test_reliability_by_hand() -> None:
+    p = np.array([[0.95, 0.05], [0.91, 0.09], [0.45, 0.55], [1.0, 0.0]])
+    rows = reliability(p, np.array([0, 1, 1, 0]), bins=10)
+    assert [(row["low"], row["high"], row["n"], row["accuracy"]) for row in rows] == [
+        (0.5, 0.6, 1, 1.0),
+        (0.9, 1.0, 3, pytest.approx(2 / 3)),
+    ]
+    assert [row["confidence"] for row in rows] == pytest.approx([0.55, (0.95 + 0.91 + 1.0) / 3])
+    assert reliability(np.zeros((0, 3)), np.zeros(0, int)) == []
+    json.dumps(rows)
+
+
+# --------------------------------------------------------------------------------------------------------- temperature
+
+
+def nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+@given(st.integers(0, 999), st.integers(2, 6), st.floats(0.2, 5.0))
+def test_the_temperature_undoes_what_made_logits_too_sure(seed: int, k: int, factor: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(4000, k)) * 2.0
+    labels = np.array([rng.choice(k, p=p) for p in np.exp(log_softmax(logits))])
+    assert temperature(logits * factor, labels) == pytest.approx(factor, rel=0.12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(2, 5), st.sampled_from([1e-2, 1.0, 30.0]))
+def test_no_other_temperature_is_better_with_the_picture_of_any_class(seed: int, n: int, k: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits, labels = scale * rng.normal(size=(n, k)), rng.integers(0, k, n)
+
+    def cost(t: float) -> float:
+        log_p = log_softmax(logits / t)
+        return float(-log_p[np.arange(n), labels].sum() - log_p.mean())
+
+    found = temperature(logits, labels)
+    assert TEMPERATURES[0] * 0.999 <= found <= TEMPERATURES[1] * 1.001
+    others = np.geomspace(*TEMPERATURES, 400)
+    assert cost(found) <= min(cost(t) for t in others) + 1e-6
+
+
+@pytest.mark.parametrize("n", [1, 10, 1000])
+def test_a_set_without_a_mistake_leaves_one_in_twice_as_many(n: int) -> None:
+    logits, labels = np.tile([3.0, 0.0], (n, 1)), np.zeros(n, int)
+    p = np.exp(log_softmax(logits / temperature(logits, labels)))[0]
+    assert p[1] == pytest.approx(0.5 / (n + 1))
+
+
+def test_temperature_at_the_edges() -> None:
+    assert temperature(np.zeros((5, 3)), np.zeros(5, int)) == 1.0
+    wrong = np.tile([3.0, 0.0], (9, 1))
+    assert temperature(wrong, np.ones(9, int)) == pytest.approx(TEMPERATURES[1])  # as good as not answering
+    possible = np.array([[2.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    labels = np.array([0, 1, 0, 1])
+    third = np.concatenate([possible, np.full((4, 1), -np.inf)], axis=1)
+    assert temperature(third, labels) == pytest.approx(temperature(possible, labels))
+    labels[3] = 2  # what was called impossible costs the same at every temperature
+    assert np.isfinite(temperature(third, labels))
+    assert np.isfinite(temperature(np.array([[1e30, -1e30], [500.0, -500.0]]), np.array([0, 1])))
+    with pytest.raises(ValueError, match="no example"):
+        temperature(np.zeros((0, 2)), np.zeros(0, int))
+
+
+# ----------------------------------------------------------------------------------------------------------- per class
+
+
+def test_per_class_by_hand() -> None:
+    logits = np.eye(4)[[0, 0, 1, 1, 3]]
+    rows = per_class(logits, np.array([0, 0, 0, 1, 2]), ["ape", "bee", "cow", "dog"])
+    assert [(r["class"], r["n"], r["recall"], r["called"], r["precision"]) for r in rows] == [
+        ("ape", 3, 2 / 3, 2, 1.0),
+        ("bee", 1, 1.0, 2, 0.5),
+        ("cow", 1, 0.0, 0, None),
+        ("dog", 0, None, 1, 0.0),
+    ]
+    assert rows[0]["recall_ci95"] == list(wilson(2, 3)) and rows[1]["precision_ci95"] == list(wilson(1, 2))
+    assert rows[3]["recall_ci95"] == [0.0, 1.0]
+    json.dumps(rows)
+
+
+@given(answers)
+def test_per_class_adds_up(drawn: tuple[int, list[tuple[int, int]]]) -> None:
+    k, pairs = drawn
+    labels, predicted = np.array(pairs).T
+    rows = per_class(np.eye(k)[predicted], labels, [str(i) for i in range(k)])
+    assert sum(r["n"] for r in rows) == sum(r["called"] for r in rows) == len(pairs)
+    assert sum(r["n"] * (r["recall"] or 0.0) for r in rows) == pytest.approx((labels == predicted).sum())
+
+
+def test_spread() -> None:
+    assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "n": 1}
+    assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0, "n": 3}
+    with pytest.raises(ValueError, match="no value"):
+        spread([])
+
+
 # ----------------------------------------------------------------------------------------------------------- summarise
 
 
@@ -153,6 +263,15 @@ def test_summarise_by_hand() -> None:
     assert found["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.5, 0.1]).mean(), rel=1e-6)
     assert found["ece"] == pytest.approx((abs(1 - 0.7) + abs(0 - 0.6) + abs(1 - 0.5) + abs(0 - 0.4)) / 4, rel=1e-5)
     json.dumps(found)
+
+
+@pytest.mark.parametrize("n", [1, 7])
+def test_summarise_perfect_and_impossible(n: int) -> None:
+    sure = np.tile(np.array([40.0, -np.inf, -np.inf, 0.0], np.float32), (n, 1))
+    perfect = summarise(sure, np.zeros(n, int))
+    assert (perfect["top1"], perfect["balanced"], perfect["ece"]) == (1.0, 1.0, pytest.approx(0.0, abs=1e-9))
+    assert perfect["nll"] == pytest.approx(0.0, abs=1e-9)
+    assert summarise(sure, np.ones(n, int))["nll"] == np.inf
 
 
 def test_summarise_large_logits_and_no_example() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+TEMPERATURES = (0.01, 100.0)  # between which `temperature` looks (chosen, not tuned)
 
 
 def wilson(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
@@ -55,15 +58,140 @@ def most_confused(matrix: np.ndarray, classes: Sequence[str], n: int = 10) -> li
     ]
 
 
+def reliability(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> list[dict[str, float]]:
+    """How often the network is right when it says so sure: a row for each bin of confidence that holds a picture.
+
+    Args:
+      probabilities: f[n k], rows sum to one.
+      labels: i[n].
+      bins: of equal width over [0, 1].
+
+    Returns:
+      `{"low", "high", "confidence", "accuracy", "n"}` by rising confidence: the bin's borders, and the mean confidence and
+      the accuracy of its `n` pictures; no row where there is no picture.
+
+    Reference: Guo et al. 2017, arXiv:1706.04599, section 2, with its 15 bins; DeGroot & Fienberg 1983, The Statistician 32.
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    sure, hits = (np.bincount(bin_of, weights=w, minlength=bins) for w in (confidence, right))
+    return [
+        {
+            "low": m / bins,
+            "high": (m + 1) / bins,
+            "confidence": float(sure[m] / count[m]),
+            "accuracy": float(hits[m] / count[m]),
+            "n": int(count[m]),
+        }
+        for m in np.flatnonzero(count).tolist()
+    ]
+
+
 def ece(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> float:
     """Expected calibration error: mean gap between confidence and accuracy over equal-width bins, in [0, 1].
 
     Reference: Guo et al. 2017, arXiv:1706.04599, equation 3, with its M = 15.
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=right.astype(float) - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / max(len(labels), 1))
+    rows = reliability(probabilities, labels, bins=bins)
+    return float(sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / max(len(labels), 1))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities f64[n k] of logits f[n k]; a logit may be minus infinity, but not all of a row."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The number that logits want to be divided by, so that probabilities are as often right as they say.
+
+    The minimum of the mean NLL over one number, on pictures that nothing was fitted to. One picture that may be of any
+    class is counted beside the n, so that a set on which every answer is right does not ask for certainty: about 1 - 1 / n
+    is left then. What is never changed is which class is the first.
+
+    Args:
+      logits: f[n k]; minus infinity says that a class is impossible.
+      labels: i[n].
+
+    Returns:
+      T in `TEMPERATURES`; 1 where all logits of a picture are the same, so that none does anything.
+
+    Reference: Guo et al. 2017, arXiv:1706.04599, section 4.2. The picture beside the n is after Platt 1999, "Probabilistic
+      outputs for support vector machines", section 2.2.
+    """
+    if not len(logits):
+        raise ValueError("there is no example to fit a temperature to")
+    n = len(logits)
+    possible = np.isfinite(logits)
+    counted = possible[np.arange(n), labels]  # an impossible label costs the same at every temperature
+    z = np.where(possible, logits.astype(np.float64) - logits.max(axis=1, keepdims=True), 0.0)
+    own = z[np.arange(n), labels] * counted + z.sum(axis=1) / possible.sum(axis=1) / n
+    weight = counted + 1.0 / n
+    low, high = (1.0 / t for t in reversed(TEMPERATURES))
+    if not z.any():
+        return 1.0
+
+    def slopes(beta: float) -> tuple[float, float]:
+        """The first and second derivative of the NLL times n, with respect to 1 / T: it is convex there."""
+        p = np.exp(beta * z) * possible
+        p /= p.sum(axis=1, keepdims=True)
+        mean = (p * z).sum(axis=1)
+        return float((weight * mean - own).sum()), float((weight * ((p * z * z).sum(axis=1) - mean * mean)).sum())
+
+    beta = 1.0
+    for _ in range(60):  # Newton's steps, and the middle of the bracket (on a logarithmic scale) where they leave it
+        slope, bend = slopes(beta)
+        low, high = (beta, high) if slope < 0 else (low, beta)
+        newton = beta - slope / bend if bend > 0 else math.inf
+        last, beta = beta, newton if low <= newton <= high else math.sqrt(low * high)
+        if abs(beta - last) <= 1e-9 * beta:
+            break
+    return 1.0 / beta
+
+
+def per_class(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """How well each class is known, one row a class in their order, JSON-ready.
+
+    Args:
+      logits: f[n k].
+      labels: i[n].
+      classes: k names.
+
+    Returns:
+      `{"class", "n", "recall", "recall_ci95", "called", "precision", "precision_ci95"}`: of its `n` pictures the share that was
+      called so, and of the `called` pictures that were called so the share that is so, each with its Wilson interval; None
+      for a share of nothing.
+    """
+    matrix = confusion(labels, logits.argmax(axis=1), len(classes))
+    rows = []
+    for i, name in enumerate(classes):
+        right, n, called = int(matrix[i, i]), int(matrix[i].sum()), int(matrix[:, i].sum())
+        rows.append(
+            {
+                "class": name,
+                "n": n,
+                "recall": right / n if n else None,
+                "recall_ci95": list(wilson(right, n)),
+                "called": called,
+                "precision": right / called if called else None,
+                "precision_ci95": list(wilson(right, called)),
+            }
+        )
+    return rows
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation over seeds: `{"mean", "std", "n"}`; the deviation of a sample (n - 1), 0 for one value.
+
+    Example:
+      >>> spread([0.8, 0.9])
+      {'mean': 0.85..., 'std': 0.0707..., 'n': 2}
+    """
+    if not len(values):
+        raise ValueError("there is no value to take the mean of")
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
 
 
 def summarise(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -79,8 +207,7 @@ def summarise(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     n, k = logits.shape
     if n == 0:
         raise ValueError("there is no example to evaluate")
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_p = log_softmax(logits)
     right = topk_correct(logits, labels, 1)
     matrix = confusion(labels, logits.argmax(axis=1), k)
     present = matrix.sum(axis=1) > 0
