@@ -1,4 +1,4 @@
-"""The logistic probe against Newton's method in float64, its optimality condition, and what must not matter."""
+"""The probes against Newton's method, least squares and refits in float64, and what must not matter."""
 
 from __future__ import annotations
 
@@ -212,6 +212,107 @@ def test_of_equally_right_strengths_the_likelier_is_taken() -> None:
     assert found.strength == 0.1
 
 
+# --------------------------------------------------------------------------------------- ridge, validation, class weights
+
+
+def least_squares(x: np.ndarray, labels: np.ndarray, classes: int, c: float, weights: np.ndarray) -> np.ndarray:
+    """argmin C / 2 * sum of weighted squares + |W|^2 / 2 with a free bias, f64[d + 1, k], from the normal equations."""
+    ones = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    penalty = np.diag([1.0 / c] * x.shape[1] + [0.0])
+    right = ones.T @ (weights[:, None] * np.eye(classes)[labels])
+    return np.linalg.solve(ones.T @ (weights[:, None] * ones) + penalty, right)
+
+
+def standard(features: np.ndarray) -> np.ndarray:
+    wide = features.astype(np.float64)
+    return (wide - wide.mean(axis=0)) / wide.std(axis=0)
+
+
+def same_up_to_scale(found: np.ndarray, wanted: np.ndarray) -> None:
+    """The ridge's scores are divided by a temperature."""
+    found, wanted = (a - a.mean(axis=1, keepdims=True) for a in (found, wanted))
+    np.testing.assert_allclose(found * (np.vdot(found, wanted) / np.vdot(found, found)), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize(("n", "d", "classes"), [(60, 5, 2), (45, 6, 3), (25, 30, 4)])
+def test_the_ridge_is_least_squares(n: int, d: int, classes: int, c: float) -> None:
+    features, labels = clusters(n, d, classes)
+    fitted = probe.fit(features, labels, classes, method="ridge", strengths=(c,))
+    x = standard(features)
+    w = least_squares(x, labels, classes, c, np.ones(n))
+    same_up_to_scale(logits(fitted, features), x @ w[:-1] + w[-1])
+    assert fitted.temperature == 1.0 and fitted.method == "ridge"
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 99), st.sampled_from([(24, 3), (24, 40)]), st.sampled_from([2, 5]), st.floats(0.5, 3.0))
+def test_what_the_ridge_says_of_a_fold_is_what_a_refit_without_it_says(
+    seed: int, shape: tuple[int, int], count: int, weight: float
+) -> None:
+    """Both sizes of block: folds of 12 and 5 against 3 axes, and against 23."""
+    (n, d), classes = shape, 3
+    features, labels = clusters(n, d, classes, seed=seed)
+    fold, weights = probe.folds(labels, count, seed), np.array([weight, 1.0, 1.0])[labels]
+    weights = weights / weights.mean()
+    bank = probe._factorise(features, weights)
+    x = (features - bank.mean) * bank.scale
+    strengths = (1e-3, 1.0)
+    for c, scores in zip(
+        strengths, probe._ridge_held_out(bank, labels, weights, classes, fold, strengths), strict=True
+    ):
+        for f in range(count):
+            w = least_squares(x[fold != f], labels[fold != f], classes, c, weights[fold != f])
+            np.testing.assert_allclose(scores[fold == f], x[fold == f] @ w[:-1] + w[-1], atol=1e-8)
+
+
+@pytest.mark.parametrize("method", list(probe.METHODS))
+def test_the_strength_is_chosen_on_validation_and_its_answers_are_used_only_if_asked(method: str) -> None:
+    features, labels = clusters(120, 40, 3, apart=2.0)
+    train, held = (features[:80], labels[:80]), (features[80:], labels[80:])
+    wrong = (held[0], (held[1] + 1) % 3)
+    call = functools.partial(probe.fit, *train, 3, method=method)
+    right, fooled = call(validation=held, refit=False), call(validation=wrong, refit=False, strengths=(0.01,))
+    assert max(right.scores.values()) > 0.6 > 0.4 > fooled.scores[0.01]
+    plain = call(validation=held, refit=False, strengths=(0.01,))
+    kernels = [p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (plain, fooled)]
+    np.testing.assert_allclose(*kernels, atol=1e-4)  # trained without them
+    again = call(validation=held, strengths=(0.01,))
+    whole = probe.fit(features, labels, 3, method=method, strengths=(0.01,))
+    kernels = [p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (again, whole)]
+    np.testing.assert_allclose(*kernels, atol=1e-4)  # and with them
+    assert np.abs(kernels[0] - plain.params["kernel"] / np.linalg.norm(plain.params["kernel"])).max() > 1e-3
+
+
+def test_without_refit_the_fit_is_of_the_training_examples_alone() -> None:
+    features, labels = clusters(60, 20, 3)
+    fitted = probe.fit(
+        features[:40], labels[:40], 3, validation=(features[40:], labels[40:]), refit=False, strengths=(0.02,)
+    )
+    x = standard(features)
+    wanted = np.concatenate([x, np.ones((60, 1))], axis=1) @ newton(x[:40], labels[:40], 3, 0.02)
+    np.testing.assert_allclose(logits(fitted, features), wanted - wanted.mean(axis=1, keepdims=True), atol=2e-3)
+
+
+@pytest.mark.parametrize("method", list(probe.METHODS))
+def test_a_class_of_weight_two_counts_as_if_each_of_its_pictures_were_there_twice(method: str) -> None:
+    features, labels = clusters(30, 6, 3)
+    weighted = probe.fit(features, labels, 3, method=method, strengths=(0.1,), class_weights=np.array([2.0, 1.0, 1.0]))
+    twice = np.concatenate([np.arange(30), np.flatnonzero(labels == 0)])
+    fitted = probe.fit(features[twice], labels[twice], 3, method=method, strengths=(0.1 * 30 / 40,))
+    a, b = (p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (weighted, fitted))
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", list(probe.METHODS))
+def test_the_probabilities_of_a_probe_say_how_often_it_is_right(method: str) -> None:
+    """At its temperature, and that of a fit that is far too sure."""
+    features, labels = clusters(1200, 30, 3, apart=1.5)
+    fitted = probe.fit(features[:300], labels[:300], 3, method=method, strengths=(10.0,))
+    p = softmax(logits(fitted, features[300:]) / fitted.temperature)
+    assert abs(p.max(axis=1).mean() - (p.argmax(axis=1) == labels[300:]).mean()) < 0.05
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -223,3 +324,18 @@ def test_refusals(labels: list[int], classes: int) -> None:
         ValueError, match=rf"at least 2 examples with labels in \[0, {classes}\); got {len(labels)} examples"
     ):
         probe.logistic(np.zeros((len(labels), 3), np.float32), np.array(labels, int), classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "logistics"}, "unknown probe 'logistics'; nearest: 'logistic'"),
+        ({"validation": (np.zeros((0, 3)), np.zeros(0, int))}, "validation wants at least 1 example.*got 0"),
+        ({"validation": (np.zeros((1, 3)), np.array([2]))}, r"with a label in \[0, 2\); got 1"),
+        ({"class_weights": np.array([1.0, 0.0])}, r"class_weights are 2 numbers above 0; got \[1.0, 0.0\]"),
+        ({"class_weights": np.ones(3)}, "class_weights are 2 numbers"),
+    ],
+)
+def test_more_refusals(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        probe.fit(*clusters(8, 3, 2), 2, **change)
