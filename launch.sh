@@ -169,6 +169,8 @@ case $name in
     # the page faults, which can take as long as the arithmetic.
     heap=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
     export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$heap}
+    # NumPy's threads wait for each other actively: beside other work (XLA's, a loader's) a probe takes up to 20 times as long.
+    export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
     # -P: the user's own folder, from where relative paths in the flags count, must not hide the project's modules.
     exec "$venv/bin/python" -P -m "experiments.$name" "$@"
     ;;

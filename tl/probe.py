@@ -2,7 +2,7 @@
 
 The result is a head in the units of the raw features (`params/head` of a `heads.Linear`); standardisation is folded in.
 One eigendecomposition of the bank serves both methods, every strength and every part that is held out. All of it is numpy
-on the host: nothing to compile, and twenty strengths are done before a compiler would be.
+on the host: nothing to compile, and the ridge is done before a compiler would be. (`launch.sh` gives NumPy one thread.)
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def _factorise(features: np.ndarray, weights: np.ndarray) -> _Bank:
     root = np.sqrt(weights)[:, None]
     x = wide * scale[None] * root
     moments = x @ x.T / n if n < d else x.T @ x / n
-    # Not numpy's driver: its threads wait for each other actively, 40 times as long on a machine that others use.
+    # Not numpy's driver: where its threads share their cores with other work it takes 10 times as long (measured).
     values, vectors = linalg.eigh(moments, driver="evr", overwrite_a=True, check_finite=False)
     keep = values > 1e-10 * max(values[-1], 1e-30)
     values, vectors = values[keep], vectors[:, keep]
