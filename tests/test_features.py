@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from tl import backbones, data, features, pixels
 from tl.classifier import Classifier, Provenance
-from tl.data import Batch
+from tl.data import Batch, shards
 from tl.paths import flatten, unflatten
 from tl.types import Variables
 
@@ -272,7 +272,7 @@ def test_a_write_that_fails_leaves_no_shard(album: Any, extract: Extract, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(features, "save_file", full)
+        patch.setattr(shards, "save_file", full)
         extract(album[:2])
     found = extract(album[:2])
     assert found.reused == 0 and found.valid.all()

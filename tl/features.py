@@ -2,8 +2,7 @@
 
 A bank is a folder named by what decides its numbers: the backbone's variables, the preprocessing and the endpoint. Inside,
 a picture is known by the SHA-256 of its file, so renamed, moved or shared pictures are found again and a changed one is
-not. Features are appended in shards, each written whole or not at all: an interrupted run loses at most one shard, and
-two processes may fill a bank at once.
+not. Features are appended in shards (`tl.data.shards`), so an interrupted run goes on where it was.
 """
 
 from __future__ import annotations
@@ -11,21 +10,17 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from tl import data, pixels
 from tl.classifier import Classifier
-from tl.data import Batch, Skipped, Source
+from tl.data import Batch, Skipped, Source, shards
 from tl.paths import cache_dir, digest, nearest
 from tl.types import Array, Variables
 
@@ -91,7 +86,7 @@ def extract(
     bank = (cache or cache_dir()) / "banks" / f"{clf.arch}-{bank_key(clf, variables, endpoint)}"
     bank.mkdir(parents=True, exist_ok=True)
     hashes = [_identity(path) for path in paths]
-    known = dict(_read(bank))
+    known = dict(shards.read(bank, "features"))
     todo = {h: path for h, path in zip(hashes, paths, strict=True) if h not in known}
     reused = sum(h in known for h in hashes)
     broken: dict[str, str] = {}
@@ -112,9 +107,9 @@ def extract(
                 todo_hashes[i]: why[str(todo_paths[i])] for i in batch.index if i >= 0 and str(todo_paths[i]) in why
             }
             if len(fresh) >= SHARD:
-                known |= _write(bank, fresh)
+                known |= shards.write(bank, "features", fresh)
                 fresh = {}
-        known |= _write(bank, fresh)
+        known |= shards.write(bank, "features", fresh)
     width = next(iter(known.values())).shape[0] if known else clf.spec.features
     values = (
         np.stack([known.get(h, np.zeros(width, np.float32)) for h in hashes])
@@ -144,22 +139,3 @@ def _identity(path: Source) -> str:
         return data.content_hash(path)
     except OSError:
         return f"unreadable: {path}"  # the loader says why, as of a picture that is damaged
-
-
-def _read(bank: Path) -> Iterator[tuple[str, np.ndarray]]:
-    for shard in sorted(bank.glob("*.safetensors")):
-        try:
-            with safe_open(shard, "np") as file:
-                hashes = json.loads(file.metadata()["hashes"])
-                yield from zip(hashes, file.get_tensor("features"), strict=True)
-        except (SafetensorError, KeyError, TypeError, ValueError):
-            continue  # not a shard, or cut short by a full disk: its pictures are computed again
-
-
-def _write(bank: Path, features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if features:
-        name = uuid.uuid4().hex
-        partial = bank / f"{name}.partial"
-        save_file({"features": np.stack(list(features.values()))}, partial, {"hashes": json.dumps(list(features))})
-        os.replace(partial, bank / f"{name}.safetensors")
-    return features

@@ -10,20 +10,24 @@ import os
 from collections.abc import Callable
 
 from tl.data.decode import ImageError, decode
+from tl.data.duplicates import content_hash, leaks, split_digest
 from tl.data.find import find_images
 from tl.data.folder import folder
 from tl.data.loader import Batch, load
 from tl.data.packaged import Photograph, elpv, photographs
 from tl.data.spec import DataSpec, Example, Record, Skipped, Source, Split
-from tl.data.split import content_hash, split, split_by_content, split_stratified
+from tl.data.split import Parts, divide, folds, split, split_by_content, split_stratified
+from tl.data.table import table
+from tl.data.tfds import tfds
 from tl.paths import nearest
 
 # word -> (function, what follows the colon; "" where nothing does)
 SETS: dict[str, tuple[Callable[..., DataSpec], str]] = {
     "folder": (folder, "DIR"),
+    "csv": (table, "FILE"),
+    "tfds": (tfds, "NAME"),
     "elpv": (elpv, ""),
 }
-PLANNED = {"csv": "FILE", "tfds": "NAME"}  # known words that cannot be read yet
 
 
 def names() -> tuple[str, ...]:
@@ -31,20 +35,18 @@ def names() -> tuple[str, ...]:
 
     Example:
       >>> names()
-      ('folder:DIR', 'elpv')
+      ('folder:DIR', 'csv:FILE', 'tfds:NAME', 'elpv')
     """
     return tuple(f"{word}:{takes}" if takes else word for word, (_, takes) in SETS.items())
 
 
 def get(word: str) -> DataSpec:
-    """The data set that `folder:DIR` or `elpv` names.
+    """The data set that `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR` or `elpv` names.
 
     Raises:
       ValueError: an unknown word, or one whose set cannot be made; it lists the nearest.
     """
     kind, colon, rest = word.partition(":")
-    if kind in PLANNED:
-        raise ValueError(f"{word!r}: {kind}:{PLANNED[kind]} cannot be read yet, wanted {' or '.join(names())}")
     if kind not in SETS:
         if os.path.isdir(os.path.expanduser(word)):
             raise ValueError(f"{word!r} is a folder, wanted a data set's name: write 'folder:{word}'")
@@ -60,6 +62,7 @@ __all__ = [
     "DataSpec",
     "Example",
     "ImageError",
+    "Parts",
     "Photograph",
     "Record",
     "Skipped",
@@ -67,14 +70,20 @@ __all__ = [
     "Split",
     "content_hash",
     "decode",
+    "divide",
     "elpv",
     "find_images",
     "folder",
+    "folds",
     "get",
+    "leaks",
     "load",
     "names",
     "photographs",
     "split",
     "split_by_content",
+    "split_digest",
     "split_stratified",
+    "table",
+    "tfds",
 ]

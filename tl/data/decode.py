@@ -176,7 +176,7 @@ def _decode(data: bytes, side: int | None = None) -> np.ndarray:
 def _header(data: bytes) -> Header:
     with _open(data) as image:
         kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with a second one behind it
-        wide = image.mode == "RGB" and any("RGB;16" in str(tile[3]) for tile in image.tile)
+        wide = image.mode == "RGB" and any("RGB;16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         moving = kind != "JPEG" and getattr(image, "is_animated", False)
         return Header(kind, "RGB;16" if wide else image.mode, image.has_transparency_data, moving, _orientation(image))
 

@@ -56,9 +56,9 @@ class Record:
         Raises:
           OSError: the prepared set is not there any more, or damaged.
         """
-        from tl.data import tfds  # here, for it builds on this module
+        from tl.data.tfds import read_bytes  # here, for it builds on this module
 
-        return tfds.read_bytes(self)
+        return read_bytes(self)
 
 
 Source = Path | Record

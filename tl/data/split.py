@@ -1,62 +1,104 @@
-"""Divide a data set into a train and a test part in which no file, byte for byte, stands on both sides.
+"""Divide a data set into parts in which no picture stands twice: neither byte for byte nor re-saved or resized.
 
-Two files that show the same picture in different bytes (re-saved, resized) are not recognised here.
+What "the same picture" is, `duplicates.py` says; a group of such pictures stays together. Parts that the makers of a set
+named (`Example.part`) are kept as they are, even where they leak; `leaks` and `doctor` tell.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-from tl.data.spec import DataSpec, Record, Source, Split
+from tl.data.duplicates import clusters
+from tl.data.spec import DataSpec, Split
+
+TO_DIVIDE = "to divide it; add pictures, or give a test set of its own"
 
 
-def content_hash(source: Source | str) -> str:
-    """SHA-256 of a picture's file, in hex; kept within the process until its size or time of change differs.
+class Parts(NamedTuple):
+    """A set in three, each with the classes of the whole and its examples in their order.
+
+    Attributes:
+      train: to learn from.
+      validation: to choose on (strengths, checkpoints, temperature); empty where none was asked for.
+      test: to measure on, once.
+    """
+
+    train: DataSpec
+    validation: DataSpec
+    test: DataSpec
+
+
+def divide(
+    spec: DataSpec,
+    *,
+    test_fraction: float = 0.25,
+    validation_fraction: float = 0.15,
+    seed: int,
+    near_duplicates: bool = True,
+) -> Parts:
+    """Train, validation and test part.
+
+    The set's own test and validation parts are taken where it has them. Otherwise the test part is that of `split`, and
+    validation comes from what is left by the same rule: never from the test part.
+
+    Args:
+      spec: the set.
+      test_fraction: share of the test part, in (0, 1); plays no part where the set has its own.
+      validation_fraction: share of what is left, in [0, 1); 0 leaves validation empty unless the set has its own.
+      seed: as in `split`.
+      near_duplicates: keep them on one side, beside equal files.
 
     Raises:
-      OSError: the file cannot be read.
+      ValueError: a fraction outside its range, an unreadable file, classes or strata with too few different pictures to
+        divide, or a class with none to learn from.
     """
-    if isinstance(source, Record):
-        return _hash_of_record(source)
-    stat = os.stat(source)
-    return _hash(os.path.abspath(source), stat.st_size, stat.st_mtime_ns)
+    names = clusters(spec, near=near_duplicates)
+    test = _test_rows(spec, names, test_fraction, seed)
+    validation = _official(spec, "validation")
+    left = _without(range(len(spec.examples)), test + validation)
+    _teaches(spec, left)
+    if validation_fraction and not validation:
+        _check("validation_fraction", validation_fraction)
+        purpose = (
+            "beside the test part, to take a validation part from them; or ask for none with validation_fraction 0"
+        )
+        validation = _chosen(spec, names, left, validation_fraction, seed, purpose)
+        left = _without(left, validation)
+    train, *others = (_part(spec, rows) for rows in (left, validation, test))
+    return Parts(train, *(replace(part, skipped=()) for part in others))
 
 
-@lru_cache(maxsize=1 << 17)
-def _hash_of_record(record: Record) -> str:
-    return hashlib.sha256(record.read_bytes()).hexdigest()
+def split(
+    spec: DataSpec, *, test_fraction: float = 0.25, seed: int, near_duplicates: bool = True
+) -> tuple[DataSpec, DataSpec]:
+    """(train, test): the set's own test part, or as it asks for: by content, in which `seed` has no part, or stratified.
+
+    Raises:
+      ValueError: as `divide`.
+    """
+    test = _test_rows(spec, clusters(spec, near=near_duplicates), test_fraction, seed)
+    _teaches(spec, _without(range(len(spec.examples)), test))
+    return _divided(spec, test)
 
 
-@lru_cache(maxsize=1 << 17)
-def _hash(path: str, size: int, mtime: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def split(spec: DataSpec, *, test_fraction: float = 0.25, seed: int) -> tuple[DataSpec, DataSpec]:
-    """(train, test) as the set asks for: by content, in which `seed` has no part, or stratified."""
-    if spec.split is Split.CONTENT:
-        return split_by_content(spec, test_fraction=test_fraction)
-    return split_stratified(spec, test_fraction=test_fraction, seed=seed)
-
-
-def split_by_content(spec: DataSpec, *, test_fraction: float = 0.25) -> tuple[DataSpec, DataSpec]:
+def split_by_content(
+    spec: DataSpec, *, test_fraction: float = 0.25, near_duplicates: bool = True
+) -> tuple[DataSpec, DataSpec]:
     """(train, test), the same on every machine and whatever the files are called.
 
-    Within a class, files of equal bytes are one group; groups are ordered by SHA-256 and the first
-    `round(test_fraction * groups)` of them, at least one and never all, are the test part. A file that stands in two
+    Within a class, pictures that are the same are one group; groups are ordered by their smallest SHA-256 and the first
+    `round(test_fraction * groups)` of them, at least one and never all, are the test part. A group that stands in two
     classes has a doubtful label: it stays in train, where it cannot spoil the measurement.
 
     Args:
-      spec: the set; every file must be there.
+      spec: the set; every file must be there. Its own parts play no part.
       test_fraction: share of the test part, in (0, 1).
+      near_duplicates: count as the same, beside equal files.
 
     Returns:
       Two specs with the classes of `spec` and its examples in their order.
@@ -64,30 +106,24 @@ def split_by_content(spec: DataSpec, *, test_fraction: float = 0.25) -> tuple[Da
     Raises:
       ValueError: a fraction outside (0, 1), an unreadable file, or classes with fewer than two different pictures.
     """
-    _check(test_fraction)
-    digests = _digests(spec)
-    labels = defaultdict(set)
-    for digest, example in zip(digests, spec.examples, strict=True):
-        labels[digest].add(example.label)
-    groups: list[list[str]] = [[] for _ in spec.classes]
-    for digest in sorted(labels):
-        if len(labels[digest]) == 1:
-            groups[min(labels[digest])].append(digest)
-    _at_least_two({name: len(group) for name, group in zip(spec.classes, groups, strict=True)})
-    test = {d for group in groups for d in group[: min(max(round(test_fraction * len(group)), 1), len(group) - 1)]}
-    return _divide(spec, (i for i, digest in enumerate(digests) if digest in test))
+    _check("test_fraction", test_fraction)
+    everything = range(len(spec.examples))
+    return _divided(spec, _by_content(spec, clusters(spec, near=near_duplicates), everything, test_fraction))
 
 
-def split_stratified(spec: DataSpec, *, test_fraction: float = 0.25, seed: int) -> tuple[DataSpec, DataSpec]:
+def split_stratified(
+    spec: DataSpec, *, test_fraction: float = 0.25, seed: int, near_duplicates: bool = True
+) -> tuple[DataSpec, DataSpec]:
     """(train, test) at random, every stratum (label x `Example.stratum`) in its exact share.
 
-    The test part has `round(test_fraction * n)` pictures, shared among the strata by largest remainder. Files of equal
-    bytes stay in train, all copies.
+    The test part has `round(test_fraction * n)` pictures, shared among the strata by largest remainder. Pictures that are
+    the same stay in train, all copies.
 
     Args:
-      spec: the set.
+      spec: the set; its own parts play no part.
       test_fraction: share of the test part, in (0, 1).
       seed: of the NumPy generator (PCG64) that draws.
+      near_duplicates: count as the same, beside equal files.
 
     Returns:
       Two specs with the classes of `spec` and its examples in their order.
@@ -95,49 +131,142 @@ def split_stratified(spec: DataSpec, *, test_fraction: float = 0.25, seed: int) 
     Raises:
       ValueError: a fraction outside (0, 1), an unreadable file, or strata with fewer than two different pictures.
     """
-    _check(test_fraction)
-    digests = _digests(spec)
-    copies = defaultdict(int)
+    _check("test_fraction", test_fraction)
+    everything = range(len(spec.examples))
+    return _divided(spec, _stratified(spec, clusters(spec, near=near_duplicates), everything, test_fraction, seed))
+
+
+def folds(spec: DataSpec, k: int, *, seed: int, near_duplicates: bool = True) -> list[tuple[DataSpec, DataSpec]]:
+    """`k` pairs (train, test) whose test parts are disjoint, every stratum spread over them as evenly as it goes.
+
+    Pictures that are the same are dealt out together. A group that stands in two classes is in every train part and in
+    no test part.
+
+    Args:
+      spec: the set; its own parts play no part.
+      k: number of folds, at least 2.
+      seed: of the NumPy generator (PCG64) that shuffles each stratum.
+      near_duplicates: count as the same, beside equal files.
+
+    Raises:
+      ValueError: `k` below 2, an unreadable file, or classes with fewer than two different pictures or a set with fewer
+        than `k`.
+    """
+    names = clusters(spec, near=near_duplicates)
+    groups = _groups(spec, names, range(len(spec.examples)))
+    if not 2 <= k <= len(groups):
+        raise ValueError(f"{k} folds of {len(groups)} different pictures, wanted at least 2 and no more than there are")
     strata = defaultdict(list)
-    for digest in digests:
-        copies[digest] += 1
-    for i, example in enumerate(spec.examples):
-        strata[example.label, example.stratum] += [i] if copies[digests[i]] == 1 else []
+    for name, rows in groups.items():
+        example = spec.examples[rows[0]]
+        strata[example.label, example.stratum].append(name)
+    sizes = Counter(dict.fromkeys(spec.classes, 0))
+    for (label, _), members in strata.items():
+        sizes[spec.classes[label]] += len(members)
+    _enough(sizes, f"to make {k} folds")
+    rng, dealt = np.random.default_rng(seed), 0
+    tests: list[list[int]] = [[] for _ in range(k)]
+    for key in sorted(strata):
+        for name in rng.permutation(sorted(strata[key])):
+            tests[dealt % k] += groups[str(name)]
+            dealt += 1  # goes on where the last stratum ended, so that the folds are of one size
+    return [_divided(spec, test) for test in tests]
+
+
+def _official(spec: DataSpec, part: str) -> list[int]:
+    return [i for i, example in enumerate(spec.examples) if example.part == part]
+
+
+def _test_rows(spec: DataSpec, names: Sequence[str], fraction: float, seed: int) -> list[int]:
+    """The set's own test part, or one taken from what is not its validation part."""
+    _check("test_fraction", fraction)
+    left = _without(range(len(spec.examples)), _official(spec, "validation"))
+    return _official(spec, "test") or _chosen(spec, names, left, fraction, seed)
+
+
+def _chosen(
+    spec: DataSpec, names: Sequence[str], rows: Sequence[int], fraction: float, seed: int, purpose: str = TO_DIVIDE
+) -> list[int]:
+    """The share of `rows` that the set's own rule takes away."""
+    if spec.split is Split.CONTENT:
+        return _by_content(spec, names, rows, fraction, purpose)
+    return _stratified(spec, names, rows, fraction, seed, purpose)
+
+
+def _groups(spec: DataSpec, names: Sequence[str], rows: Sequence[int]) -> dict[str, list[int]]:
+    """Rows by the name of what they show, sorted by name, without those that stand in two classes."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i in rows:
+        groups[names[i]].append(i)
+    return {name: groups[name] for name in sorted(groups) if len({spec.examples[i].label for i in groups[name]}) == 1}
+
+
+def _by_content(
+    spec: DataSpec, names: Sequence[str], rows: Sequence[int], fraction: float, purpose: str = TO_DIVIDE
+) -> list[int]:
+    classes: list[list[list[int]]] = [[] for _ in spec.classes]
+    for group in _groups(spec, names, rows).values():
+        classes[spec.examples[group[0]].label].append(group)
+    _enough({name: len(groups) for name, groups in zip(spec.classes, classes, strict=True)}, purpose)
+    return [i for groups in classes for group in groups[: _share(fraction, len(groups))] for i in group]
+
+
+def _share(fraction: float, n: int) -> int:
+    """At least one, and never all."""
+    return min(max(round(fraction * n), 1), n - 1)
+
+
+def _stratified(
+    spec: DataSpec, names: Sequence[str], rows: Sequence[int], fraction: float, seed: int, purpose: str = TO_DIVIDE
+) -> list[int]:
+    copies = Counter(names[i] for i in rows)
+    strata: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for i in rows:
+        example = spec.examples[i]
+        strata[example.label, example.stratum] += [i] if copies[names[i]] == 1 else []
     keys = sorted(strata)
-    _at_least_two({" ".join(filter(None, (spec.classes[k[0]], k[1]))): len(strata[k]) for k in keys})
+    _enough({" ".join(filter(None, (spec.classes[k[0]], k[1]))): len(strata[k]) for k in keys}, purpose)
     sizes = np.array([len(strata[k]) for k in keys])
-    counts = np.floor(test_fraction * sizes).astype(int)
-    missing = max(round(test_fraction * int(sizes.sum())) - int(counts.sum()), 0)
-    counts[np.argsort(counts - test_fraction * sizes, kind="stable")[:missing]] += 1
+    counts = np.floor(fraction * sizes).astype(int)
+    missing = max(round(fraction * int(sizes.sum())) - int(counts.sum()), 0)
+    counts[np.argsort(counts - fraction * sizes, kind="stable")[:missing]] += 1
     counts = np.clip(counts, 1, sizes - 1)
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(strata[k])[:n] for k, n in zip(keys, counts, strict=True)]
-    return _divide(spec, np.concatenate(drawn).tolist())
+    return np.concatenate(drawn).tolist()
 
 
-def _digests(spec: DataSpec) -> list[str]:
-    try:
-        return [content_hash(example.path) for example in spec.examples]
-    except OSError as error:
-        why = f"{error.filename} cannot be read ({error.strerror}), wanted every file of {spec.name}"
-        raise ValueError(why) from None
+def _without(rows: Iterable[int], taken: Iterable[int]) -> list[int]:
+    gone = set(taken)
+    return [i for i in rows if i not in gone]
 
 
-def _divide(spec: DataSpec, test: Iterable[int]) -> tuple[DataSpec, DataSpec]:
-    chosen = set(test)
-    parts = [tuple(e for i, e in enumerate(spec.examples) if (i in chosen) is side) for side in (False, True)]
-    return replace(spec, examples=parts[0]), replace(spec, examples=parts[1], skipped=())
+def _part(spec: DataSpec, rows: Iterable[int]) -> DataSpec:
+    return replace(spec, examples=tuple(spec.examples[i] for i in sorted(rows)))
 
 
-def _check(test_fraction: float) -> None:
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction is {test_fraction}, wanted a share between 0 and 1")
+def _divided(spec: DataSpec, test: list[int]) -> tuple[DataSpec, DataSpec]:
+    train = _without(range(len(spec.examples)), test)
+    return _part(spec, train), replace(_part(spec, test), skipped=())
 
 
-def _at_least_two(sizes: dict[str, int]) -> None:
+def _check(name: str, fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"{name} is {fraction}, wanted a share between 0 and 1")
+
+
+def _teaches(spec: DataSpec, rows: Iterable[int]) -> None:
+    taught = {spec.examples[i].label for i in rows}
+    unknown = [name for label, name in enumerate(spec.classes) if label not in taught]
+    if unknown:
+        raise ValueError(
+            f"no picture of {', '.join(map(repr, unknown[:5]))}{f' and {len(unknown) - 5} more' if unknown[5:] else ''} is "
+            f"in the training part of {spec.name}, wanted some of each class to learn from; move some there, or leave the "
+            "class out"
+        )
+
+
+def _enough(sizes: Mapping[str, int], purpose: str) -> None:
     few = [f"{name!r} has {n}" for name, n in sizes.items() if n < 2]
     if few:
-        raise ValueError(
-            f"{', '.join(few)} different pictures, wanted at least 2 in each class and stratum to divide it; "
-            "add pictures, or give a test set of its own"
-        )
+        raise ValueError(f"{', '.join(few)} different pictures, wanted at least 2 in each class and stratum {purpose}")

@@ -71,12 +71,13 @@ def tfds(word: str) -> DataSpec:
         raise ValueError(
             f"{directory} is stored as {stored}, wanted array_record, which needs no TensorFlow to be read: {_recipe(name)}"
         )
-    features = dict(info.features.items()) if isinstance(info.features, library.features.FeaturesDict) else {}
+    features = _features(info)
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, library.features.Image) or not isinstance(label, library.features.ClassLabel):
+        found = ", ".join(map(repr, features)) or "no named features"
         raise ValueError(
-            f"tfds:{word} holds {', '.join(map(repr, features)) or 'no named features'}, wanted an Image named 'image' and a ClassLabel "
-            "named 'label'; a set of another kind can be exported to a folder or a CSV"
+            f"tfds:{word} holds {found}, wanted an Image named 'image' and a ClassLabel named 'label'; export a set of "
+            "another kind to a folder or a CSV"
         )
     parts = {split: split if len(info.splits) > 1 else "" for split in PARTS if split in info.splits}
     parts = parts or dict.fromkeys(info.splits, "")
@@ -90,7 +91,7 @@ def tfds(word: str) -> DataSpec:
         for index, row in enumerate(_open(str(directory), split, os.getpid())):
             file = next((row[f].decode() for f in _FILENAMES if f in row), f"{split}_{index}")
             record = Record(str(directory), split, index, file)
-            why = _damage(record) if known_bad(record) else ""
+            why = _damage(record) if known_bad(record) else "it has no label" if row["label"] < 0 else ""
             if why:
                 skipped.append(Skipped(str(record), why))
             else:
@@ -122,13 +123,18 @@ def _open(directory: str, split: str, _process: int) -> Sequence[dict[str, Any]]
     """A split as a sequence of rows; open files do not survive a fork, hence the process."""
     import tensorflow_datasets as library
 
-    builder = library.builder_from_directory(directory)
+    builder: Any = library.builder_from_directory(directory)
     encoded = {
         name: library.decode.SkipDecoding()
-        for name, feature in builder.info.features.items()
+        for name, feature in _features(builder.info).items()
         if isinstance(feature, library.features.Image)  # masks too: they would be decoded for nothing
     }
     return builder.as_data_source(split, decoders=encoded)
+
+
+def _features(info: Any) -> dict[str, Any]:
+    """The named features of a set; some sets have none."""
+    return dict(info.features.items()) if hasattr(info.features, "items") else {}
 
 
 def _damage(record: Record) -> str:

@@ -1,0 +1,360 @@
+"""Dividing a set: by content, stratified, in folds, with official parts; and which pictures count as the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import tl.data
+from tl.data import (
+    DataSpec,
+    Example,
+    Split,
+    divide,
+    folder,
+    folds,
+    leaks,
+    split_by_content,
+    split_digest,
+    split_stratified,
+)
+from tl.data.duplicates import clusters, fingerprint, near_pairs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def picture(path: Path, value: int = 0) -> Path:
+    """A flat PNG: no two of them are near-duplicates, for they show nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 6), (value, value, value)).save(path, "PNG")
+    return path
+
+
+def photograph(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
+    """Soft coloured blobs, different for each seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Nine cats and eight dogs, all different."""
+    for k, name in enumerate(("dog", "cat")):
+        for i in range(8 + k):
+            picture(tmp_path / "pets" / name / f"{i}.png", 16 * i + k)
+    return tmp_path / "pets"
+
+
+def made(root: Path, contents: Sequence[tuple[int, bytes]], **changes: object) -> DataSpec:
+    """A set of files with these labels and bytes."""
+    examples = []
+    for i, (label, content) in enumerate(contents):
+        (root / f"{i}.png").write_bytes(content)
+        examples.append(Example(root / f"{i}.png", label))
+    spec = DataSpec("made", tuple(examples), ("a", "b"), "here", "none")
+    return dataclasses.replace(spec, **changes)
+
+
+def members(spec: DataSpec) -> list[bytes]:
+    return [e.path.read_bytes() for e in spec.examples]
+
+
+def test_split_by_content_ignores_names_and_places(pets: Path, tmp_path: Path) -> None:
+    train, test = tl.data.split(folder(pets), seed=0)
+    assert Counter(e.label for e in test.examples) == {0: 2, 1: 2}
+    assert Counter(e.label for e in train.examples) == {0: 7, 1: 6}
+    renamed = tmp_path / "elsewhere"
+    for i, e in enumerate(folder(pets).examples):
+        target = renamed / ("cat", "dog")[e.label] / f"{100 - i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(e.path.read_bytes())
+    again = split_by_content(folder(renamed))
+    assert [Counter(members(s)) for s in again] == [Counter(members(s)) for s in (train, test)]
+    assert not set(members(train)) & set(members(test))
+
+
+@given(st.data())
+def test_equal_files_are_never_on_both_sides(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Copies within a class and across classes, in any number, by either split."""
+    root = tmp_path_factory.mktemp("copies")
+    contents = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=30))
+    contents += [(k, 100 + 10 * k + i) for k in (0, 1) for i in range(3)]  # enough to divide
+    spec = made(root, [(label, bytes([content])) for label, content in contents])
+    fraction = data.draw(st.floats(0.05, 0.95))
+    for train, test in (
+        split_by_content(spec, test_fraction=fraction),
+        split_stratified(spec, test_fraction=fraction, seed=0),
+    ):
+        assert not set(members(train)) & set(members(test))
+        assert sorted(e.path for e in train.examples + test.examples) == sorted(e.path for e in spec.examples)
+        assert {e.label for e in train.examples} == {e.label for e in test.examples} == {0, 1}
+        assert [e for e in spec.examples if e in test.examples] == list(test.examples)  # order kept
+
+
+def test_a_file_in_two_classes_stays_in_train(pets: Path) -> None:
+    for i in range(8):
+        picture(pets / "cat" / f"dog{i}.png", 16 * i)  # every dog, filed as a cat too
+    picture(pets / "dog" / "a.png", 201)
+    picture(pets / "dog" / "b.png", 202)
+    for train, test in (
+        split_by_content(folder(pets), test_fraction=0.9),
+        split_stratified(folder(pets), test_fraction=0.9, seed=0),
+    ):
+        assert sum(e.label == 1 for e in test.examples) == 1
+        assert not any(e.path.name.startswith("dog") for e in test.examples)
+        assert {e.path.name for e in train.examples} >= {f"dog{i}.png" for i in range(8)}
+
+
+def test_stratified_is_the_seeds_and_nothing_elses(pets: Path) -> None:
+    spec = folder(pets)
+    tests = [split_stratified(spec, test_fraction=0.5, seed=s)[1].examples for s in (0, 0, 1)]
+    assert tests[0] == tests[1] != tests[2]
+    assert Counter(e.label for e in tests[0]) in ({0: 4, 1: 4}, {0: 5, 1: 4})
+
+
+def test_what_cannot_be_divided_is_named(pets: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "pets/ape/1.png", 200)
+    picture(tmp_path / "pets/ape/2.png", 200)  # the same bytes
+    picture(tmp_path / "pets/yak/1.png", 201)
+    with pytest.raises(ValueError, match="'ape' has 1, 'yak' has 1 different pictures, wanted at least 2"):
+        split_by_content(folder(pets))
+    with pytest.raises(ValueError, match="'yak' has 1 different"):
+        split_stratified(folder(pets), seed=0)
+    for fraction in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="wanted a share between 0 and 1"):
+            split_by_content(folder(pets), test_fraction=fraction)
+
+
+def test_content_hash_sees_a_change(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    assert tl.data.content_hash(path).startswith("ba7816bf8f01cfea")  # FIPS 180-2, appendix B.1
+    path.write_bytes(b"abcd")
+    assert tl.data.content_hash(path).startswith("88d4266f")
+
+
+# ------------------------------------------------------------------------------------------------------ near-duplicates
+
+
+def copies(image: Image.Image) -> dict[str, bytes]:
+    """The same picture as it comes back from the web."""
+    return {
+        "jpeg": encoded(image, "JPEG", quality=60),
+        "half": encoded(image.resize((80, 60), Image.Resampling.BICUBIC)),
+        "squashed": encoded(image.resize((112, 112), Image.Resampling.BILINEAR), "JPEG", quality=90),
+        "brighter": encoded(image.point(lambda v: min(255, round(1.1 * v)))),
+    }
+
+
+@pytest.mark.parametrize("how", ["jpeg", "half", "squashed", "brighter"])
+def test_copies_are_found_and_other_pictures_are_not(how: str) -> None:
+    prints = {str(i): fingerprint(encoded(photograph(i))) for i in range(20)}
+    assert near_pairs(prints) == []
+    prints |= {f"{i} copy": fingerprint(copies(photograph(i))[how]) for i in range(20)}
+    assert near_pairs(prints) == sorted((str(i), f"{i} copy") for i in range(20))
+
+
+def test_a_turned_copy_is_the_same_picture() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(photograph(0).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
+    prints = {"upright": fingerprint(encoded(photograph(0))), "turned": fingerprint(turned)}
+    assert near_pairs(prints) == [("turned", "upright")]
+
+
+def test_flat_pictures_are_like_nothing() -> None:
+    flat = [Image.new("RGB", (40, 40), (v, v, v)) for v in (100, 101, 102)]
+    assert near_pairs({str(i): fingerprint(encoded(image)) for i, image in enumerate(flat)}) == []
+
+
+def test_where_all_are_alike_likeness_proves_nothing(tmp_path: Path) -> None:
+    """Pictures of one kind of thing from one place, each with a small mark of its own."""
+    contents = []
+    for i in range(24):
+        cell = photograph(0)
+        cell.putpixel((i, 5), (255, 0, 0))
+        contents.append((i % 2, encoded(cell)))
+    spec = made(tmp_path, contents)
+    assert near_pairs({str(i): fingerprint(content) for i, (_, content) in enumerate(contents)}) is None
+    assert len(set(clusters(spec))) == 24
+    assert len(divide(spec, seed=0).test.examples) == 6
+
+
+def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+    contents = [(i % 2, encoded(photograph(i))) for i in range(16)]
+    contents += [(i % 2, copy) for i in range(16) for copy in list(copies(photograph(i)).values())[: i % 3]]
+    spec = made(tmp_path, contents)
+    names = clusters(spec)
+    assert len(set(names)) == 16
+    hashes = clusters(spec, near=False)
+    assert names == [min(h for h, other in zip(hashes, names, strict=True) if other == name) for name in names]
+    shows = dict(zip((e.path for e in spec.examples), names, strict=True))
+    for kind in Split:
+        parts = divide(dataclasses.replace(spec, split=kind), test_fraction=0.3, validation_fraction=0.3, seed=0)
+        sides = [{shows[e.path] for e in part.examples} for part in parts]
+        assert all(sides) and sum(map(len, sides)) == len(set.union(*sides))
+        assert not leaks(parts.train, parts.test) and not leaks(parts.train, parts.validation)
+    for train, test in folds(spec, 4, seed=0):
+        assert not leaks(train, test)
+    blind = divide(spec, seed=0, near_duplicates=False)
+    assert leaks(blind.train, blind.test)  # so the test can fail
+
+
+def test_leaks_name_both_pictures(tmp_path: Path) -> None:
+    spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)])
+    other = tmp_path / "other"
+    other.mkdir()
+    test = made(other, [(0, copies(photograph(2))["jpeg"]), (1, encoded(photograph(5))), (1, encoded(photograph(9)))])
+    assert leaks(spec, test) == [
+        (spec.examples[2].path, test.examples[0].path),
+        (spec.examples[5].path, test.examples[1].path),
+    ]
+
+
+def test_fingerprints_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)] + [(0, b"broken")])
+    first = clusters(spec)
+    seen = []
+    monkeypatch.setattr("tl.data.duplicates.fingerprint", lambda source: seen.append(source) or np.zeros(776, np.uint8))
+    assert clusters(spec) == first
+    assert seen == [spec.examples[-1].path]  # what is broken is tried again
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_three_parts_by_content(pets: Path) -> None:
+    spec = folder(pets)
+    parts = divide(spec, test_fraction=0.25, validation_fraction=0.3, seed=0)
+    assert [len(part.examples) for part in parts] == [9, 4, 4]
+    assert sorted(e.path for part in parts for e in part.examples) == sorted(e.path for e in spec.examples)
+    assert parts == divide(spec, test_fraction=0.25, validation_fraction=0.3, seed=1)
+    assert parts.test == tl.data.split(spec, seed=5)[1] == split_by_content(spec)[1]
+    hashes = [sorted(tl.data.content_hash(e.path) for e in part.examples if e.label == 0) for part in parts]
+    assert max(hashes[2]) < min(hashes[1]) <= max(hashes[1]) < min(hashes[0])
+    whole = divide(spec, validation_fraction=0, seed=0)
+    assert whole.validation.examples == () and whole.test == parts.test
+
+
+def test_three_parts_stratified(pets: Path) -> None:
+    spec = dataclasses.replace(folder(pets), split=Split.STRATIFIED)
+    parts = divide(spec, validation_fraction=0.3, seed=3)
+    assert parts.test == split_stratified(spec, seed=3)[1]
+    assert sorted(e.path for part in parts for e in part.examples) == sorted(e.path for e in spec.examples)
+    assert parts.validation != divide(spec, validation_fraction=0.3, seed=4).validation
+
+
+def with_parts(spec: DataSpec, parts: Sequence[str]) -> DataSpec:
+    return dataclasses.replace(
+        spec, examples=tuple(dataclasses.replace(e, part=p) for e, p in zip(spec.examples, parts, strict=True))
+    )
+
+
+def test_official_parts_are_kept(pets: Path) -> None:
+    spec = with_parts(folder(pets), ["test" if i % 4 == 0 else "train" for i in range(17)])
+    parts = divide(spec, test_fraction=0.9, seed=0)
+    assert [e.part for e in parts.test.examples] == ["test"] * 5
+    assert {e.part for e in parts.validation.examples} == {"train"} and len(parts.validation.examples) == 2
+    assert tl.data.split(spec, seed=0)[1] == parts.test
+
+    spec = with_parts(folder(pets), ["validation" if i % 4 == 0 else "train" for i in range(17)])
+    parts = divide(spec, seed=0)
+    assert [e.part for e in parts.validation.examples] == ["validation"] * 5
+    assert {e.part for e in parts.test.examples} == {"train"}
+    assert tl.data.split(spec, seed=0)[1] == parts.test
+
+    spec = with_parts(folder(pets), [("train", "validation", "test")[i % 3] for i in range(17)])
+    assert [{e.part for e in part.examples} for part in divide(spec, seed=0)] == [{"train"}, {"validation"}, {"test"}]
+
+
+def test_classes_that_cannot_be_learned_or_divided(pets: Path, tmp_path: Path) -> None:
+    spec = folder(pets)
+    dogs_are_tested = ["test" if e.label == 1 else "train" for e in spec.examples]
+    with pytest.raises(
+        ValueError, match="no picture of 'dog' is in the training part of folder:.*, wanted some of each"
+    ):
+        divide(with_parts(spec, dogs_are_tested), seed=0)
+    with pytest.raises(ValueError, match="no picture of 'cat', 'dog' is in the training part"):
+        divide(with_parts(spec, ["test"] * 17), seed=0)
+    with pytest.raises(ValueError, match="'cat' has 0, 'dog' has 0 different pictures"):
+        divide(dataclasses.replace(spec, examples=()), seed=0)
+    for i in range(2):
+        picture(tmp_path / "pets/ape" / f"{i}.png", 200 + i)
+    with pytest.raises(ValueError, match="'ape' has 1 different .* beside the test part, .* validation_fraction 0"):
+        divide(folder(pets), seed=0)
+    assert len(divide(folder(pets), validation_fraction=0, seed=0).test.examples) == 5
+    with pytest.raises(ValueError, match="validation_fraction is 1.0, wanted a share"):
+        divide(spec, validation_fraction=1.0, seed=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------- folds
+
+
+@given(st.lists(st.integers(4, 9), min_size=2, max_size=4), st.integers(2, 6), st.integers(0, 9))
+def test_folds_test_every_picture_once(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], k: int, seed: int):
+    root = tmp_path_factory.mktemp("folds")
+    contents = [(label, bytes([label, i])) for label, n in enumerate(sizes) for i in range(n)]
+    spec = made(root, contents, classes=tuple("abcd"[: len(sizes)]))
+    found = folds(spec, k, seed=seed)
+    assert len(found) == k and found == folds(spec, k, seed=seed)
+    assert sorted(e.path for _, test in found for e in test.examples) == sorted(e.path for e in spec.examples)
+    for train, test in found:
+        assert sorted(e.path for e in train.examples + test.examples) == sorted(e.path for e in spec.examples)
+        per_class = Counter(e.label for e in test.examples)
+        assert all(n // k <= per_class[label] <= -(-n // k) for label, n in enumerate(sizes))
+    lengths = [len(test.examples) for _, test in found]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_folds_refuse(pets: Path, tmp_path: Path) -> None:
+    for k in (1, 18):
+        with pytest.raises(ValueError, match=f"{k} folds of 17 different pictures, wanted at least 2"):
+            folds(folder(pets), k, seed=0)
+    picture(tmp_path / "pets/ape/1.png", 200)
+    with pytest.raises(ValueError, match="'ape' has 1 different pictures, .* to make 3 folds"):
+        folds(folder(pets), 3, seed=0)
+
+
+# --------------------------------------------------------------------------------------------------------------- digest
+
+
+def test_the_digest_is_of_contents_and_labels(pets: Path, tmp_path: Path) -> None:
+    spec = made(tmp_path, [(0, b"x"), (1, b"y")])
+    rows = sorted(f"{hashlib.sha256(content).hexdigest()} {name}" for content, name in ((b"x", "a"), (b"y", "b")))
+    assert split_digest(spec) == hashlib.sha256("\n".join(rows).encode()).hexdigest()
+    shuffled = dataclasses.replace(spec, examples=spec.examples[::-1], name="another")
+    assert split_digest(shuffled) == split_digest(spec)
+    other = dataclasses.replace(spec, examples=(dataclasses.replace(spec.examples[0], label=1), spec.examples[1]))
+    assert split_digest(other) != split_digest(spec)
+    assert split_digest(dataclasses.replace(spec, examples=spec.examples[:1])) != split_digest(spec)
+
+
+def test_real_photographs_of_the_same_puppies(shared_data: Path) -> None:
+    spec = folder(shared_data / "cats_vs_dogs")
+    groups = Counter(clusters(spec))
+    same = [e.path.name for e, name in zip(spec.examples, clusters(spec), strict=True) if groups[name] > 1]
+    assert same == ["dog.180.jpg", "dog.74.jpg"]
+    train, test = tl.data.split(spec, seed=0)
+    assert not leaks(train, test)
