@@ -74,7 +74,7 @@ def tfds(word: str) -> DataSpec:
     features = _features(info)
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, library.features.Image) or not isinstance(label, library.features.ClassLabel):
-        found = ", ".join(map(repr, features)) or "no named features"
+        found = ", ".join(map(repr, sorted(features))) or "no named features"
         raise ValueError(
             f"tfds:{word} holds {found}, wanted an Image named 'image' and a ClassLabel named 'label'; export a set of "
             "another kind to a folder or a CSV"

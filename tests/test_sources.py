@@ -1,0 +1,377 @@
+"""Where labelled pictures come from: official parts of a folder, tables, and sets that TFDS prepared, one written here."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import io
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tl.data
+from tl.data import DataSpec, ImageError, Record, content_hash, decode, divide, folder, get, table, tfds
+from tl.data.tfds import KNOWN_BAD, known_bad
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+
+
+def encoded(value: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((6, 8, 3), value, np.uint8)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def picture(path: Path, value: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(value))
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------------- folder
+
+
+def labelled(spec: DataSpec) -> list[tuple[str, str, str]]:
+    """(last two parts of the path, class, part) of every picture."""
+    return [("/".join(e.path.parts[-2:]), spec.classes[e.label], e.part) for e in spec.examples]
+
+
+@pytest.mark.parametrize("val", ["", "val", "validation"])
+def test_train_and_test_folders_are_official_parts(tmp_path: Path, val: str) -> None:
+    for i, part in enumerate(filter(None, ("train", "test", val))):
+        picture(tmp_path / part / "dog/1.png", 2 * i)
+        picture(tmp_path / part / "cat/1.png", 2 * i + 1)
+    picture(tmp_path / "train/README.png")
+    (tmp_path / "notes.txt").write_text("x")
+    spec = folder(tmp_path)
+    assert spec.classes == ("cat", "dog")
+    parts = ["train", *(["validation"] if val else []), "test"]
+    assert sorted(labelled(spec)) == sorted((f"{c}/1.png", c, part) for part in parts for c in ("cat", "dog"))
+    assert sorted(Path(s.path).name for s in spec.skipped) == ["README.png", "notes.txt"]
+
+
+def test_photographs_of_trains_are_a_class(tmp_path: Path) -> None:
+    picture(tmp_path / "train/1.png")
+    picture(tmp_path / "test/1.png", 1)
+    assert labelled(folder(tmp_path)) == [("test/1.png", "test", ""), ("train/1.png", "train", "")]
+
+
+def test_folder_parts_refuse(tmp_path: Path) -> None:
+    for i, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dgo")):
+        picture(tmp_path / name / "1.png", i)
+    with pytest.raises(ValueError, match="the test part of .* has 'dgo', which its train part lacks.*nearest: 'dog'"):
+        folder(tmp_path)
+    (tmp_path / "test/dgo").rename(tmp_path / "test/dog")
+    (tmp_path / "test/dog/1.png").unlink()
+    with pytest.raises(ValueError, match="no picture in 'test/dog' of"):
+        folder(tmp_path)
+
+
+def test_a_folder_inside_a_class_folder(tmp_path: Path) -> None:
+    for i, name in enumerate(("cat", "dog", "dog/puppies")):
+        picture(tmp_path / name / "1.png", i)
+    with pytest.raises(
+        ValueError, match="'dog/puppies' of .* is a folder with pictures inside the class folder 'dog', want"
+    ):
+        folder(tmp_path)
+    (tmp_path / "dog/puppies/1.png").rename(tmp_path / "dog/puppies/1.txt")
+    assert len(folder(tmp_path).examples) == 2  # it holds no picture
+
+
+# ---------------------------------------------------------------------------------------------------------------- table
+
+
+def written(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], delimiter: str = ",", **how: str) -> Path:
+    for row in rows:
+        if row and row[0].endswith(".png"):
+            picture(path.parent / row[0], len(list(path.parent.rglob("*.png"))))
+    with open(path, "w", newline="", **{"encoding": "utf-8", **how}) as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return path
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_table(tmp_path: Path, delimiter: str) -> None:
+    rows = [["a,b/1.png", " dog ", "x"], ["2.png", "cat", "y"], [], ["3 é.png", "cat", "y"]]
+    file = written(tmp_path / "pets.csv", [" Path", "LABEL", "stratum"], rows, delimiter, encoding="utf-8-sig")
+    spec = get(f"csv:{file}")
+    assert spec == table(file) and spec.name == f"csv:{file}" and spec.classes == ("cat", "dog")
+    assert [(e.path, e.label, e.stratum, e.part) for e in spec.examples] == [
+        (tmp_path / "a,b/1.png", 1, "x", ""),
+        (tmp_path / "2.png", 0, "y", ""),
+        (tmp_path / "3 é.png", 0, "y", ""),
+    ]
+
+
+def test_table_parts_and_numbers(tmp_path: Path) -> None:
+    rows = [["Train", "10", "1.png"], ["val", "9", "2.png"], ["validation", "10", "3.png"], ["test", "9", "4.png"]]
+    for row in rows:
+        picture(tmp_path / row[2], int(row[2][0]))
+    spec = table(written(tmp_path / "t.csv", ["split", "label", "path"], rows))
+    assert spec.classes == ("9", "10")
+    assert [(e.label, e.part) for e in spec.examples] == [
+        (1, "train"),
+        (0, "validation"),
+        (1, "validation"),
+        (0, "test"),
+    ]
+    with pytest.raises(ValueError, match="no picture of '9' is in the training part"):
+        divide(spec, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "says"),
+    [
+        (["file", "label"], [], "has no column 'path', wanted path and label .* it has 'file', 'label'$"),
+        (["x", "y"], [], "has no column 'path' and no column 'label'"),
+        ([], [], "has no column 'path' and no column 'label'.* it has nothing"),
+        (["path", "label"], [["1.png", "a"], ["2.png", ""], ["3.png"]], "has no label in line 3, 4, wanted a label"),
+        (["path", "label"], [["1.png", ""]] * 9, "has no label in line 2, 3, 4 and 6 more, wanted"),
+        (["path", "label"], [["1.png", "a"], ["gone.jpg", "b"]], "no picture at '.*/gone.jpg' in line 3, wanted"),
+        (["path", "label"], [["1.png", "a"], ["", "b"]], "no picture at '.*' in line 3, wanted"),
+        (
+            ["path", "label", "split"],
+            [["1.png", "a", "train"], ["2.png", "b", "tset"]],
+            "the split 'tset' in line 3, wanted train, validation or test; nearest: 'test'",
+        ),
+        (["path", "label", "split"], [["1.png", "a", ""]], "the split '' in line 2"),
+        (["path", "label"], [["1.png", "a"], ["2.png", "a"]], "has 1 labels in 2 lines, wanted at least two"),
+        (["path", "label"], [], "has 0 labels in 0 lines"),
+    ],
+)
+def test_table_refuses_in_one_sentence(tmp_path: Path, header: list[str], rows: list[list[str]], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        table(written(tmp_path / "x.csv", header, rows))
+    assert "\n" not in str(caught.value)
+
+
+def test_table_that_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the table .* is not there: there is no 'x.csv' .* wanted a CSV file"):
+        table(tmp_path / "x.csv")
+    with pytest.raises(ValueError, match="is a folder, wanted a CSV file"):
+        table(tmp_path)
+    (tmp_path / "latin.csv").write_bytes("path,label\né.png,a\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="cannot be read as a CSV in UTF-8"):
+        table(tmp_path / "latin.csv")
+    (tmp_path / "quote.csv").write_text('path,label\n"1.png,a\n')
+    with pytest.raises(ValueError, match="cannot be read as a CSV in UTF-8"):
+        table(tmp_path / "quote.csv")
+
+
+# ----------------------------------------------------------------------------------------------------------------- tfds
+
+IMAGE = {
+    "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
+    "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"},
+}
+LABEL = {
+    "pythonClassName": "tensorflow_datasets.core.features.class_label_feature.ClassLabel",
+    "classLabel": {"numClasses": "2"},
+}
+TEXT = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}
+FEATURES = {"image": IMAGE, "image/filename": TEXT, "label": LABEL}
+Row = tuple[str, bytes, int]  # file name, file, label
+
+
+def prepare(
+    folder: Path, splits: Mapping[str, Sequence[Row]], *, features: Mapping[str, object] = FEATURES, **info: str
+) -> Path:
+    """A set as TFDS 4.9 lays it out, `folder` being NAME/VERSION; written without TensorFlow."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    name = folder.parent.name
+    folder.mkdir(parents=True)
+    described = []
+    for split, rows in splits.items():
+        writer = ArrayRecordWriter(str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
+        for file, content, label in rows:
+            example = tf_example_pb2.Example()
+            feature = example.features.feature
+            feature["image"].bytes_list.value.append(content)
+            feature["label"].int64_list.value.append(label)
+            if "image/filename" in features:
+                feature["image/filename"].bytes_list.value.append(file.encode())
+            writer.write(example.SerializeToString())
+        writer.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        described.append(
+            {"name": split, "shardLengths": [str(len(rows))], "numBytes": "1", "filepathTemplate": template}
+        )
+    about = {"name": name, "version": folder.name, "fileFormat": "array_record", "splits": described, **info}
+    (folder / "dataset_info.json").write_text(json.dumps(about))
+    kind = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    tree = {"pythonClassName": kind, "featuresDict": {"features": features}}
+    (folder / "features.json").write_text(json.dumps(tree))
+    (folder / "label.labels.txt").write_text("cat\ndog\n")
+    return folder
+
+
+def rows(n: int, first: int = 0) -> list[Row]:
+    return [(f"PetImages/Cat/{i}.jpg", encoded(i, "JPEG"), i % 2) for i in range(first, first + n)]
+
+
+def test_tfds_gives_the_encoded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = rows(5)
+    prepare(tmp_path / "pets/1.0.0", {"train": written})
+    spec = get(f"tfds:pets@{tmp_path}")
+    assert spec.classes == ("cat", "dog") and spec.name == f"tfds:pets@{tmp_path}" and spec.licence == "unknown"
+    assert [(e.label, e.part) for e in spec.examples] == [(i % 2, "") for i in range(5)]
+    for (file, content, _), example in zip(written, spec.examples, strict=True):
+        record = example.path
+        assert isinstance(record, Record) and record.filename == file
+        assert (record.name, record.suffix) == (Path(file).name, ".jpg")
+        assert record.read_bytes() == content
+        assert content_hash(record) == content_hash_of(tmp_path, content)
+        np.testing.assert_array_equal(decode(record), decode(content))
+    names = [str(e.path) for e in spec.examples]
+    assert len(set(names)) == 5 and names[3] == f"{tmp_path}/pets/1.0.0/train/3/PetImages/Cat/3.jpg"
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert tfds("pets").examples == spec.examples
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match="tfds:pets is not prepared in '.*/tensorflow_datasets' .it holds no set."):
+        tfds("pets")
+
+
+def content_hash_of(folder: Path, content: bytes) -> str:
+    (folder / "file").write_bytes(content)
+    return content_hash(folder / "file")
+
+
+def test_records_travel_to_other_processes(tmp_path: Path) -> None:
+    spec = tfds(f"pets@{prepare(tmp_path / 'pets/1.0.0', {'train': rows(4)}).parents[1]}")
+    records = [e.path for e in spec.examples]
+    assert pickle.loads(pickle.dumps(records)) == records and len(set(records)) == 4
+    wanted = [decode(record) for record in records]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found, image in zip(pool.map(decode, records * 8), wanted * 8, strict=True):
+            np.testing.assert_array_equal(found, image)
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        np.testing.assert_array_equal(pool.submit(decode, records[3]).result(), wanted[3])
+
+
+def test_official_splits_become_parts(tmp_path: Path) -> None:
+    splits = {"test": rows(2, 10), "train": rows(8), "unsupervised": rows(1, 20), "validation": rows(2, 30)}
+    prepare(tmp_path / "pets/1.0.0", splits)
+    spec = tfds(f"pets@{tmp_path}")
+    assert [e.part for e in spec.examples] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
+    ((path, why),) = spec.skipped
+    assert path.endswith("/unsupervised") and "none of train, validation, test" in why
+    assert [len(part.examples) for part in divide(spec, seed=0)] == [8, 2, 2]
+
+
+def test_other_names_of_splits_are_no_parts(tmp_path: Path) -> None:
+    prepare(tmp_path / "pets/1.0.0", {"fold1": rows(2), "fold2": rows(2, 2)})
+    assert [e.part for e in tfds(f"pets@{tmp_path}").examples] == [""] * 4
+
+
+def test_the_newest_version_and_one_configuration(tmp_path: Path) -> None:
+    for version in ("1.0.0", "10.0.0", "9.1.0"):
+        prepare(tmp_path / "pets" / version, {"train": rows(2)})
+    assert tfds(f"pets@{tmp_path}").source.startswith("pets/10.0.0, ")
+    for word in ("pets/9.1.0", "pets:9.1.0"):
+        assert tfds(f"{word}@{tmp_path}").source.startswith("pets/9.1.0, ")
+    for config in ("small", "large"):
+        prepare(tmp_path / "apes" / config / "1.0.0", {"train": rows(2)}, name="apes", configName=config)
+    with pytest.raises(ValueError, match="has 2 configurations, wanted one: 'apes/large', 'apes/small'"):
+        tfds(f"apes@{tmp_path}")
+
+
+def test_unlabelled_and_nameless_pictures(tmp_path: Path) -> None:
+    features = {"image": IMAGE, "label": LABEL}
+    prepare(tmp_path / "pets/1.0.0", {"train": [("", encoded(1), 0), ("", encoded(2), -1)]}, features=features)
+    spec = tfds(f"pets@{tmp_path}")
+    assert [e.path.name for e in spec.examples] == ["train_0"]
+    assert [s.why for s in spec.skipped] == ["it has no label"]
+
+
+def test_known_bad_files_are_left_out_where_they_cannot_be_decoded(tmp_path: Path) -> None:
+    written = [
+        ("beagle_116.jpg", b"\xff\xd8\xff no picture", 0),
+        ("chihuahua_121.jpg", encoded(1, "JPEG"), 0),  # somebody mended it
+        ("Abyssinian_34.jpg", encoded(2, "GIF"), 1),
+        ("beagle_1.jpg", b"broken, but nobody knows", 0),
+    ]
+    prepare(tmp_path / "pets/1.0.0", {"train": written})
+    spec = tfds(f"pets@{tmp_path}")
+    assert [e.path.name for e in spec.examples] == ["chihuahua_121.jpg", "Abyssinian_34.jpg", "beagle_1.jpg"]
+    ((path, why),) = spec.skipped
+    assert path.endswith("beagle_116.jpg") and "no readable picture" in why
+    assert known_bad(spec.examples[1].path) == "it is a GIF"
+    assert known_bad(Path("x/PetImages/Cat/666.jpg")) == "it is empty"
+    assert known_bad(Path("x/Cat/666.jpg")) == known_bad(spec.examples[2].path) == ""
+    assert len(KNOWN_BAD) == 14
+
+
+def test_tfds_refuses_in_one_sentence(tmp_path: Path) -> None:
+    at = f"@{tmp_path}"
+    folder = prepare(tmp_path / "pets/1.0.0", {"train": rows(2)})
+    with pytest.raises(
+        ValueError, match="tfds:pest is not prepared in .*it holds 'pets'.*tfds:pest@DIR, or prepare it"
+    ):
+        tfds("pest" + at)
+    about = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps({**about, "fileFormat": "tfrecord"}))
+    with pytest.raises(ValueError, match="is stored as tfrecord, wanted array_record, .*file_format='array_record'"):
+        tfds("pets" + at)
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(ValueError, match="is not a set that TFDS can read"):
+        tfds("pets" + at)
+    prepare(tmp_path / "texts/1.0.0", {"train": []}, features={"image": IMAGE, "label": TEXT})
+    with pytest.raises(ValueError, match="holds 'image', 'label', wanted an Image named 'image' and a ClassLabel"):
+        tfds("texts" + at)
+
+
+def test_a_set_that_is_gone_is_a_broken_picture(tmp_path: Path) -> None:
+    record = Record(str(tmp_path / "gone/1.0.0"), "train", 0, "1.jpg")
+    with pytest.raises(ImageError, match="gone/1.0.0/train/0/1.jpg: cannot be read"):
+        decode(record)
+    with pytest.raises(OSError):
+        content_hash(record)
+    spec = DataSpec("x", (tl.data.Example(record, 0),), ("a", "b"), "", "")
+    with pytest.raises(ValueError, match="1.jpg cannot be read .*, wanted every file of x"):
+        tl.data.split_digest(spec)
+
+
+def test_no_tensorflow_and_nothing_heavy_before_it_is_needed(tmp_path: Path) -> None:
+    prepare(tmp_path / "pets/1.0.0", {"train": rows(2)})
+    program = (
+        "import sys, tl.data\n"
+        "assert not {'tensorflow_datasets', 'grain', 'array_record'} & set(sys.modules)\n"
+        f"spec = tl.data.get('tfds:pets@{tmp_path}')\n"
+        "print(tl.data.decode(spec.examples[1].path).shape, 'tensorflow' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(6, 8, 3) False"
+
+
+def test_sets_that_tfds_wrote(shared_data: Path) -> None:
+    cats = get(f"tfds:cats_vs_dogs@{shared_data / 'tfds'}")
+    assert (cats.classes, len(cats.examples)) == (("cat", "dog"), 200)
+    assert all(e.path.filename.startswith(("PetImages/Cat", "PetImages/Dog")[e.label]) for e in cats.examples)
+    assert {e.part for e in cats.examples} == {""} and decode(cats.examples[0].path).ndim == 3
+    pets = get(f"tfds:oxford_iiit_pet@{shared_data / 'tfds'}")
+    assert len(pets.classes) == 37
+    assert all(e.path.name.startswith(pets.classes[e.label]) for e in pets.examples)
+    parts = divide(pets, validation_fraction=0.25, seed=0)
+    assert [len(part.examples) for part in parts] == [111, 37, 111]
+    assert parts.test.examples == tuple(e for e in pets.examples if e.part == "test")
