@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tl.data import ImageError, decode
-from tl.data.decode import MAX_PIXELS
+from tl.data.decode import MAX_PIXELS, glance, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -227,3 +227,36 @@ def test_damage_anywhere_is_a_picture_or_an_image_error(seed: int, kind: str) ->
     assert found.dtype == np.uint8
     assert found.ndim == 3
     assert found.shape[2] == 3
+
+
+# ---------------------------------------------------------------------------------------------------- glance and header
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_glance_is_the_picture_at_a_smaller_size(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(ramp(480, 640)), "JPEG", exif=exif, quality=95)
+    small, whole = glance(data, 64), decode(data)
+    assert small.shape == ((120, 160, 3) if orientation == 1 else (160, 120, 3))  # an eighth would be less than 64 high
+    means = whole.reshape(small.shape[0], 4, small.shape[1], 4, 3).mean(axis=(1, 3))
+    assert np.abs(means - small).mean() < 2
+    assert glance(data, 300).shape == whole.shape
+    png = encoded(Image.fromarray(ramp()), "PNG")
+    np.testing.assert_array_equal(glance(png, 4), decode(png))
+
+
+def test_a_glance_is_refused_what_decode_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(encoded(Image.fromarray(ramp(480, 640)), "JPEG")[:-3000])
+    with pytest.raises(ImageError, match="cut.jpg: is a damaged or truncated JPEG"):
+        glance(tmp_path / "cut.jpg", 32)
+
+
+def test_header_says_what_the_file_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(ramp()).convert("L"), "JPEG", exif=exif))
+    assert header(tmp_path / "a.png") == ("JPEG", "L", False, False, 8)
+    assert header(encoded(Image.fromarray(ramp()).convert("RGBA"), "PNG")) == ("PNG", "RGBA", True, False, 1)
+    with pytest.raises(ImageError, match="is empty"):
+        header(b"")
