@@ -23,7 +23,7 @@ SHOWN = 64  # channels on the page, the most active first
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("data", None, "folder:DIR or elpv.", required=True)
+    flags.DEFINE_string("data", None, "folder:DIR, csv:FILE, tfds:NAME or elpv.", required=True)
     flags.DEFINE_string(
         "endpoint", "features", "features (pooled, what heads see) or an endpoint, averaged over its map."
     )

@@ -40,7 +40,7 @@ def main(run: runlog.Run) -> None:
     print("2 of 4: learning a classifier for solar cells", flush=True)
     cells = data.get("elpv")
     if FLAGS.quick:
-        cells = data.split_stratified(cells, test_fraction=0.15, seed=FLAGS.seed)[1]
+        cells = data.split_stratified(cells, test_fraction=0.15, seed=FLAGS.seed, near_duplicates=False)[1]
     learned, learned_sections = transfer.transfer(
         run, clf, variables, cells, None, transfer.Settings(first_seed=FLAGS.seed)
     )

@@ -262,13 +262,22 @@ def test_records_travel_to_other_processes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(pool.submit(decode, records[3]).result(), wanted[3])
 
 
+def test_records_are_loaded_and_told_like_files(tmp_path: Path) -> None:
+    broken = ("beagle_1.jpg", b"no picture", 0)
+    spec = tfds(f"pets@{prepare(tmp_path / 'pets/1.0.0', {'train': [*rows(2), broken]}).parents[1]}")
+    (batch,) = tl.data.load([e.path for e in spec.examples], lambda image: image[:4, :4], batch_size=4)
+    assert batch.valid.tolist() == [True, True, False, False]
+    np.testing.assert_array_equal(batch.images[1], decode(spec.examples[1].path)[:4, :4])
+    assert [skip.path for skip in batch.skipped] == [str(spec.examples[2].path)]
+
+
 def test_official_splits_become_parts(tmp_path: Path) -> None:
     splits = {"test": rows(2, 10), "train": rows(8), "unsupervised": rows(1, 20), "validation": rows(2, 30)}
     prepare(tmp_path / "pets/1.0.0", splits)
     spec = tfds(f"pets@{tmp_path}")
     assert [e.part for e in spec.examples] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
     ((path, why),) = spec.skipped
-    assert path.endswith("/unsupervised") and "none of train, validation, test" in why
+    assert path.endswith("/unsupervised") and "none of train, validation and test" in why
     assert [len(part.examples) for part in divide(spec, seed=0)] == [8, 2, 2]
 
 

@@ -1,7 +1,6 @@
-"""Labelled pictures by name, files from a user's words, and fixed-shape batches of them.
+"""Labelled pictures by name, the parts they are divided in, files from a user's words, and fixed-shape batches of them.
 
-To add a data set: one function that returns a `DataSpec`, and one row in `SETS`. Nothing here shuffles, augments or
-normalises.
+To add a data set: one function that returns a `DataSpec`, and one row in `SETS`. Nothing here normalises.
 """
 
 from __future__ import annotations

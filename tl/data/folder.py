@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 
 from tl.data.find import missing, pictures_under
-from tl.data.spec import DataSpec, Example, Skipped
+from tl.data.spec import PARTS, DataSpec, Example, Skipped
 from tl.paths import nearest
-
-# sub-folder -> the part it is, where `DIR` holds train/, at least one other of these, and nothing else
-PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 def folder(directory: Path | str) -> DataSpec:

@@ -72,6 +72,10 @@ class Split(Enum):
     STRATIFIED = "stratified"  # at random, every stratum in its exact share: for comparison with published splits
 
 
+# what folders, columns and TFDS call an official part -> `Example.part`
+PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One labelled picture.

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tl.data.find import missing
-from tl.data.spec import DataSpec, Example
+from tl.data.spec import PARTS, DataSpec, Example
 from tl.paths import nearest
 
 DELIMITERS = ",;\t"
 COLUMNS = ("path", "label", "split", "stratum")  # the first two are needed
-PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _SHOWN = 3  # lines that an error names
 
 

@@ -14,10 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl.data.decode import ImageError, decode
-from tl.data.spec import DataSpec, Example, Record, Skipped, Source
+from tl.data.spec import PARTS, DataSpec, Example, Record, Skipped, Source
 from tl.paths import nearest
 
-PARTS = ("train", "validation", "test")  # TFDS' names of splits that are official parts
 _FILENAMES = ("image/filename", "file_name", "filename", "image/file_name")  # features in which sets keep it
 
 # Files known to be bad, by the end of their path -> what is known of them. Those that cannot be decoded are left out.
@@ -50,8 +49,8 @@ def tfds(word: str) -> DataSpec:
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`. The newest version is taken.
 
     Returns:
-      A `DataSpec` in the order of the splits. Splits that are none of `PARTS` are listed as skipped, and so are files of
-      `KNOWN_BAD` that cannot be decoded.
+      A `DataSpec`, split by split. Splits of other names than `PARTS` knows are listed as skipped, and so are pictures
+      without a label and files of `KNOWN_BAD` that cannot be decoded.
 
     Raises:
       ValueError: the set is not prepared there, its files are no array_record, or it holds no labelled pictures.
@@ -79,11 +78,11 @@ def tfds(word: str) -> DataSpec:
             f"tfds:{word} holds {found}, wanted an Image named 'image' and a ClassLabel named 'label'; export a set of "
             "another kind to a folder or a CSV"
         )
-    parts = {split: split if len(info.splits) > 1 else "" for split in PARTS if split in info.splits}
+    parts = {split: part if len(info.splits) > 1 else "" for split, part in PARTS.items() if split in info.splits}
     parts = parts or dict.fromkeys(info.splits, "")
     examples: list[Example] = []
     skipped = [
-        Skipped(f"{directory}/{s}", f"a split that is none of {', '.join(PARTS)}")
+        Skipped(f"{directory}/{s}", "a split that is none of train, validation and test")
         for s in info.splits
         if s not in parts
     ]
