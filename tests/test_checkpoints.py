@@ -1,0 +1,314 @@
+"""Checkpoints: bits and types come back, killed saves leave no trace, failures are heard, other flags are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tl import checkpoints, optim, runlog, train
+from tl.paths import FROZEN, TRAINABLE
+
+
+@pytest.fixture
+def kept(tmp_path):
+    with contextlib.closing(checkpoints.open(tmp_path / "run" / "checkpoints")) as found:
+        yield found
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """The same structure, types of containers included, and the same bits in the same kinds of leaf."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert isinstance(x, np.ndarray) == isinstance(y, np.ndarray)
+        assert (x.dtype, x.shape) == (y.dtype, y.shape)
+        x, y = (jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (x, y))
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step_")) for path in folder.glob("step_*"))
+
+
+# ----------------------------------------------------------------------------------------------------------- round trip
+
+
+def test_a_training_state_comes_back_bit_for_bit_with_its_types(kept):
+    params = {"head": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3)}, "body": {"kernel": jnp.ones((3, 3))}}
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(lambda _: 1e-3))
+    rules = (("head/.*", TRAINABLE), (".*", FROZEN))
+    state = {
+        "train": train.init(params, rules, optimizer),  # NamedTuples, empty states, None where a leaf is frozen
+        "key": jax.random.key(7),
+        "keys": jax.random.split(jax.random.key(3, impl="rbg"), 4),
+        "half": jnp.array([1.0, jnp.inf, jnp.nan, 1e-40], jnp.bfloat16),
+        "flags": jnp.array([True, False]),
+        "bits": np.array([np.nan, -0.0, 5e-324]),
+        "empty": jnp.zeros((0, 3)),
+        "hole": None,
+        "host": np.arange(3, dtype=np.int16),
+    }
+    position = {"epoch": 3, "loader": {"step": 12, "text": 'ä"'}, "history": [0.1, 0.2]}
+    kept.save(5, state, position=position, metrics={"loss": 0.25, "top1": np.float32(0.5)})
+    tree, found, metrics = kept.restore(5, like=state)
+    assert_same(tree, state)
+    assert isinstance(tree["train"], train.TrainState) and not tree["key"].committed
+    assert found == position and metrics == {"loss": 0.25, "top1": 0.5}
+    assert jax.random.bits(tree["key"]) == jax.random.bits(state["key"])
+
+    told, _, _ = kept.restore(5, like=abstract(state) | {"host": state["host"], "bits": state["bits"]})
+    assert_same(told, state)
+
+
+DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
+
+
+@hypothesis.given(
+    shapes=st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=4),
+    dtype=st.sampled_from(DTYPES),
+    names=st.lists(st.text("ab./ [']0é", min_size=1, max_size=5), unique=True, min_size=4, max_size=4),
+    seed=st.integers(0, 99),
+)
+@hypothesis.settings(max_examples=8)
+def test_any_shape_type_and_name_comes_back(tmp_path_factory, shapes, dtype, names, seed):
+    rng = np.random.default_rng(seed)
+    leaves = [np.asarray(rng.integers(0, 2, shape)).astype(jnp.dtype(dtype)) for shape in shapes]
+    tree = dict(zip(names, leaves, strict=False))
+    with contextlib.closing(checkpoints.open(tmp_path_factory.mktemp("any"))) as kept:
+        kept.save(0, tree, position={})
+        assert_same(kept.restore(0, like=tree)[0], tree)
+
+
+def test_what_happens_to_the_tree_after_a_save_does_not_reach_the_checkpoint(kept):
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    tree, host = {"w": jnp.zeros((256, 1024))}, np.zeros((256, 1024), np.float32)
+    for i in range(2):
+        kept.save(i, {"host": host, **tree}, position={})
+        host += 1
+        tree = jax.block_until_ready(step(tree))
+    for i in range(2):
+        found = kept.restore(i, like={"host": host, **tree})[0]
+        assert (found["w"] == i).all() and (found["host"] == i).all()
+
+
+# ----------------------------------------------------------------------------------------------------------- what stays
+
+
+def test_the_newest_and_the_best_stay_and_are_found_again(tmp_path):
+    folder, tree = tmp_path / "kept", {"w": jnp.ones(3)}
+    with contextlib.closing(checkpoints.open(folder, keep=2, best="max")) as kept:
+        assert (kept.latest(), kept.best()) == (None, None)
+        for step, top1 in enumerate([0.5, 0.9, 0.9, float("nan"), 0.1, None, 0.2]):
+            kept.save(step, tree, position={}, metrics=None if top1 is None else {"top1": top1, "loss": -step})
+    assert steps_in(folder) == [2, 5, 6]  # of two equally good ones the newer
+    (folder / "notes").mkdir()
+    (folder / "99").mkdir()
+    (folder / "README").write_text("mine")
+    with contextlib.closing(checkpoints.open(folder, best="max")) as kept:
+        assert (kept.latest(), kept.best()) == (6, 2)
+        assert kept.restore(5, like=tree)[2] is None
+        kept.save(10, tree, position={})
+    assert steps_in(folder) == [2, 6, 10] and {"notes", "99", "README"} <= {path.name for path in folder.iterdir()}
+    with contextlib.closing(checkpoints.open(folder, best="min")) as kept:
+        assert kept.best() == 6
+
+
+def test_a_metric_that_is_never_finite_makes_no_best(kept):
+    kept.save(1, {"w": jnp.ones(1)}, position={}, metrics={"loss": float("nan")})
+    assert kept.latest() == 1 and kept.best() is None
+
+
+# -------------------------------------------------------------------------------------------------------- what is wrong
+
+
+def test_what_does_not_fit_is_named(kept):
+    tree = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2, jnp.bfloat16), "kernel": jnp.zeros(1), "key": jax.random.key(0)}
+    kept.save(1, tree, position={})
+    like = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2), "kernels": jnp.zeros(1), "key": jax.random.key(0, impl="rbg")}
+    with pytest.raises(ValueError) as error:
+        kept.restore(1, like=like)
+    for part in (
+        "'a' is float32[2,3], wanted float32[3,2]",
+        "'b' is bfloat16[2], wanted float32[2]",
+        "it has no 'kernels'; nearest: 'kernel'",
+        "'kernel' is not wanted",
+        "'key' is key<fry>[], wanted key<rbg>[]",
+    ):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"no checkpoint of step 2; it has those of \[1\]"):
+        kept.restore(2, like=tree)
+
+
+def test_a_step_that_is_not_new_and_a_leaf_that_is_no_array_are_refused(kept):
+    kept.save(4, {"w": jnp.ones(1)}, position={})
+    with pytest.raises(ValueError, match="step 4 does not come after 4"):
+        kept.save(4, {"w": jnp.ones(1)}, position={})
+    with pytest.raises(ValueError, match="leaf 'opt/lr' is a float .*jnp.asarray"):
+        kept.save(5, {"opt": {"lr": 0.1}}, position={})
+    with pytest.raises(ValueError, match="position/loader: JSON cannot hold a object"):
+        kept.save(5, {"w": jnp.ones(1)}, position={"loader": object()})
+    with pytest.raises(ValueError, match="same name"):
+        kept.save(5, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, position={})
+    assert kept.latest() == 4
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "cat.jpg").write_text("")
+    with pytest.raises(ValueError, match=r"holds other things \('cat.jpg'\) and no checkpoint"):
+        checkpoints.open(tmp_path)
+    with pytest.raises(ValueError, match="is a file"):
+        checkpoints.open(tmp_path / "cat.jpg")
+    with pytest.raises(ValueError, match="keep=0"):
+        checkpoints.open(tmp_path / "new", keep=0)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("victim", ["meta", "tree"])
+def test_a_damaged_checkpoint_is_named(kept, victim):
+    tree = {"w": jnp.arange(1000.0)}
+    kept.save(1, tree, position={})
+    kept.wait()
+    for path in (kept.folder / "step_00000001" / victim).rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:1])
+    with pytest.raises(ValueError, match="step_00000001' is damaged"):
+        kept.restore(1, like=tree)
+
+
+@pytest.mark.parametrize("heard_by", ["save", "wait"])
+def test_a_save_that_fails_in_its_thread_is_heard_by_the_next_call(kept, heard_by, capfd):
+    tree = {"w": jnp.asarray(np.random.default_rng(0).random(1 << 18, np.float32))}
+    kept.save(1, tree, position={"epoch": 1})
+    kept.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # a full disk; Python ignores the signal
+    try:
+        kept.save(2, tree, position={"epoch": 2})
+        with pytest.raises(ValueError, match="the checkpoint of step 2 could not be written"):
+            if heard_by == "wait":
+                kept.wait()
+            else:
+                kept.save(3, tree, position={"epoch": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert kept.latest() == 1 and kept.restore(1, like=tree)[1] == {"epoch": 1}
+    kept.save(3, tree, position={"epoch": 3})
+    assert kept.latest() == 3
+    assert_same(kept.restore(3, like=tree)[0], tree)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_save_that_cannot_begin_is_told_in_one_sentence(kept):
+    kept.folder.rmdir()
+    kept.folder.write_text("in the way")
+    with pytest.raises(ValueError, match="the checkpoint of step 1 could not be written to .*Not a directory"):
+        kept.save(1, {"w": jnp.ones(1)}, position={})
+    kept.folder.unlink()
+    kept.save(2, {"w": jnp.ones(1)}, position={})
+    assert kept.latest() == 2
+
+
+def test_it_is_quiet_and_leaves_no_thread(tmp_path, caplog, capfd):
+    before = set(threading.enumerate())
+    with caplog.at_level(logging.DEBUG, "absl"), contextlib.closing(checkpoints.open(tmp_path)) as kept:
+        kept.save(1, {"w": jnp.ones(1)}, position={})
+        kept.restore(1, like={"w": jnp.ones(1)})
+    assert set(threading.enumerate()) <= before
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
+
+
+# --------------------------------------------------------------------------------------------------------------- killed
+
+VICTIM = """
+import sys, jax.numpy as jnp
+from tl import checkpoints
+kept = checkpoints.open(sys.argv[1], keep=2)
+step = kept.latest() or 0
+print(step, flush=True)
+while True:
+    step += 1
+    kept.save(step, {"w": jnp.full(5000, step), "twice": jnp.full(3, 2 * step)}, position={"step": step})
+"""
+
+
+def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(tmp_path):
+    folder = tmp_path / "kept"
+    like = {"w": jnp.zeros(5000, jnp.int32), "twice": jnp.zeros(3, jnp.int32)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    reached = 0
+    for moment in (0.0, 0.05, 0.31, 0.42):  # seconds after the first save began: in one, between two, in a deletion
+        child = subprocess.Popen(
+            [sys.executable, "-c", VICTIM, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert child.stdout and int(child.stdout.readline()) == reached
+        time.sleep(moment)
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+        child.stdout.close()
+        with contextlib.closing(checkpoints.open(folder)) as kept:
+            step = kept.latest()
+            assert step is None or step >= reached
+            reached = step or 0
+            if step:
+                tree, position, _ = kept.restore(step, like=like)
+                assert (tree["w"] == step).all() and (tree["twice"] == 2 * step).all() and position == {"step": step}
+        left = [path.name for path in folder.iterdir()]
+        assert all(name.removeprefix("step_").isdigit() for name in left), left  # nothing half-written
+    assert reached > 3
+
+
+def test_a_process_that_forgets_to_close_exits_and_its_save_is_whole(tmp_path):
+    code = VICTIM.replace("while True:", "if True:")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with contextlib.closing(checkpoints.open(tmp_path)) as kept:
+        assert kept.latest() == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- the rule
+
+
+def test_resuming_with_other_flags_names_each_that_differs(tmp_path):
+    flags = {"lr": 0.001, "data": "elpv", "images": ("a", "b"), "seed": 3, "resume": False, "workdir": "", "old": None}
+    checkpoints.same_flags(tmp_path, flags)  # nothing was started here
+    runlog.start("transfer", tmp_path, flags)
+    checkpoints.same_flags(tmp_path, flags | {"resume": True, "workdir": str(tmp_path)})
+    del flags["old"]
+    now = flags | {"lr": 0.01, "data": "folder:x", "seed": 4, "mixup": 0.2, "epochs": None}
+    with pytest.raises(ValueError) as error:
+        checkpoints.same_flags(tmp_path, now, ignore=["seed"])
+    for part in (
+        "--lr was 0.001, is 0.01",
+        "--data was 'elpv', is 'folder:x'",
+        "--mixup was 'not given', is 0.2",
+        "--old was None, is 'not given'",
+        "--epochs was 'not given', is None",
+    ):
+        assert part in str(error.value)
+    assert "seed" not in str(error.value) and "images" not in str(error.value)
+    (tmp_path / "config.json").write_text(json.dumps([])[:1])
+    with pytest.raises(ValueError, match="cannot read the flags"):
+        checkpoints.same_flags(tmp_path, flags)
