@@ -179,16 +179,6 @@ def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> l
     return [report.Bar(row["name"], row["probability"], row["index"] in highlight) for row in top]
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
-    """A table for the terminal; columns of numbers are set right."""
-    number = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
-    say = lambda cell: f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else cell  # noqa: E731
-    words = [list(header), *([say(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
-    lines = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in words]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
 def fraction(word: str, flag: str) -> float:
     """A number as users write radii: `4/255`, `0.01`."""
     try:

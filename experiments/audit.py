@@ -332,7 +332,7 @@ def tables(result: Mapping[str, Any]) -> tuple[list[Html], list[str]]:
             numbers = (*(round(100 * share, 1) for share in shares), round(row["information"], 2))
             cells.append((name, *numbers, in_words(PixelSpec.from_dict(row["pixels"]))))
             bars.append(report.Bar(name, shares[0], row["name"] == result["best"]))
-        lines += [common.columns(header, cells), "", verdict(result)]
+        lines += [runlog.columns(header, cells), "", verdict(result)]
         sections.append(
             report.section(
                 "Conventions", report.bars(bars if labelled else []), report.table(cells, header), text=verdict(result)
@@ -350,7 +350,7 @@ def tables(result: Mapping[str, Any]) -> tuple[list[Html], list[str]]:
         rounded = lambda cell: round(cell, 3) if isinstance(cell, float) else cell  # noqa: E731
         cells = [[row["name"], *(rounded(row[key]) for key in keys)] for row in array["candidates"][:8]]
         header = ("convention, undone", *(COLUMNS[key] for key in keys))
-        lines += ["", common.columns(header, cells), "", words]
+        lines += ["", runlog.columns(header, cells), "", words]
         sections.append(report.section("The array", report.table(cells, header), text=words))
     return sections, lines
 

@@ -31,7 +31,9 @@ def define_flags() -> None:
     flags.DEFINE_string("arch", "efficientnet_lite0", "Architecture, by timm's name or NAME.TAG; or all.")
     flags.DEFINE_string("model", "", "Folder of a classifier saved by transfer; takes the place of --arch.")
     flags.DEFINE_multi_string(
-        "rules", [], "REGEX=trainable or REGEX=frozen, once a rule, the first that fits a name wins; or head."
+        "rules",
+        [],
+        "REGEX=trainable or REGEX=frozen, once a rule, the first that fits a name wins; or last:1, all, ...",
     )
     flags.DEFINE_integer("image_size", 0, "Side of the input, in pixels. Default: the weights' own.", lower_bound=0)
     flags.DEFINE_enum(
@@ -40,14 +42,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("classes", 1000, "Of the head.", lower_bound=1)
 
 
-def parse_rules(words: Sequence[str]) -> paths.Rules | None:
-    """`REGEX=LABEL` each, or the short form of a --tune, as rules."""
+def parse_rules(words: Sequence[str], stages: Sequence[str]) -> paths.Rules | None:
+    """`REGEX=LABEL` each, or the short form of a --tune (its last phase), as rules."""
     lines = [line.strip() for word in words for line in word.splitlines() if line.strip()]
-    if len(lines) == 1 and lines[0] in optim.TUNE:
-        return optim.rules(lines[0])
-    if wrong := [line for line in lines if not all(line.rpartition("=")[::2])]:
-        raise ValueError(f"--rules={wrong[0]!r} is no rule; write REGEX=LABEL, such as --rules='head/.*=trainable'")
-    return tuple((line.rpartition("=")[0], line.rpartition("=")[2]) for line in lines) or None
+    if len(lines) == 1 and "=" not in lines[0] and "/" not in lines[0]:
+        return optim.phases(lines[0], stages)[-1].rules
+    return optim.parse_rules(lines) or None
 
 
 def published(name: str) -> list[WeightsSpec]:
@@ -136,7 +136,7 @@ def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any]
         f"({whole.flops / 1e9:.4g} GFLOP)"
     )
     trained = f"; the rules train {whole.trainable:,}" if rules else ""
-    print(common.columns(HEADER, stage_rows(rows)))
+    print(runlog.columns(HEADER, stage_rows(rows)))
     print(f"\n{costs}{trained}\n")
     print("\n".join(f"{key:15} {value}" for key, value in facts.items()))
     print(f"\n{len(weights)} published weights" if weights else "\nno published weights")
@@ -198,7 +198,7 @@ def describe_all(image_size: int) -> tuple[dict[str, Any], list[Html]]:
         lines.append((name, whole.params, round(whole.multiply_adds / 1e9, 3), pixels.size, *about))
         fields = {"name": name, "params": whole.params, "flops": whole.flops, "size": pixels.size}
         result.append({**fields, "weights": [weights_json(row) for row in rows]})
-    print(common.columns(header, lines))
+    print(runlog.columns(header, lines))
     whole_line = lambda cell: report.tag("span", "", cell, style="white-space:nowrap")  # noqa: E731
     cells = [(*line[:5], *map(whole_line, line[5:])) for line in lines]
     return {"architectures": result}, [report.section("Architectures", report.table(cells, header))]
@@ -223,7 +223,7 @@ def main(run: runlog.Run) -> None:
             clf = clf.with_pixels(size=FLAGS.image_size)
         if clf.pixels.size < clf.spec.min_size:
             raise ValueError(f"{clf.arch} wants --image_size of at least {clf.spec.min_size}; got {clf.pixels.size}")
-        result, sections = describe(clf, parse_rules(FLAGS.rules))
+        result, sections = describe(clf, parse_rules(FLAGS.rules, clf.spec.endpoints))
         title, lead = clf.arch, clf.spec.reference
     run.finish(result, report.page(title, lead, sections, facts=run.facts()))
     print(f"\n{run.workdir / 'report.html'}")

@@ -106,7 +106,7 @@ def main(run: runlog.Run) -> None:
     lead = f"{found.n} pictures of {spec.name} decoded: {len(found.broken)} broken. Nothing was deleted or changed."
     facts = run.facts() | {"pictures": spec.source, "licence of the pictures": spec.licence}
     run.finish(result, report.page("What is wrong with these pictures", lead, sections, facts=facts))
-    print(common.columns(("what", "count"), list(counts.items())))
+    print(runlog.columns(("what", "count"), list(counts.items())))
     for source, why in found.broken[:SHOWN]:
         print(f"broken: {source}: {why}")
     print(f"{run.workdir / 'report.html'}")

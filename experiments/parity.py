@@ -423,7 +423,7 @@ def main(run: runlog.Run) -> None:
     if len(rows) <= LAYERS_SHOWN:
         sections += [_layers(row, errors) for row, errors in zip(rows, layers, strict=True)]
     run.finish({"rows": list(rows)}, report.page("Ports against their sources", lead, sections, facts=run.facts()))
-    print(common.columns(table[0], table[1:]))
+    print(runlog.columns(table[0], table[1:]))
     print(f"{count}, {largest}, {run.seconds:.0f} s")
     print(f"{run.workdir / 'report.html'}")
     if wrong:

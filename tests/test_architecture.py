@@ -18,12 +18,12 @@ types paths pixels ops report
 backbones weights labels heads classifier summary
 losses metrics optim train data features probe
 ascend attacks visualize explain
-devices runlog checkpoints
+devices runlog checkpoints feeds fit
 """.split()
 
 HOMES: dict[str, set[str]] = {  # library -> the modules of tl that may import it; what is not listed, all may
     "flax": {"backbones", "heads"},
-    "optax": {"optim", "train", "ascend", "probe"},
+    "optax": {"optim", "train", "ascend"},
     "orbax": {"checkpoints"},
     "absl": {"data"},  # Grain reads a flag of its own; no module of tl defines one
     "tensorflow": set(),

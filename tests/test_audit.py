@@ -248,7 +248,7 @@ LAST_BLOCK = ["backbone/stage5/.*=trainable\nhead/.*=trainable", ".*=frozen"]
 
 def test_describe_tells_costs_rules_and_weights(capsys: pytest.CaptureFixture[str]):
     clf = describe.blank(backbones.get("vgg16"), PixelSpec(), "flat", 1)
-    result, sections = describe.describe(clf, describe.parse_rules(LAST_BLOCK))
+    result, sections = describe.describe(clf, describe.parse_rules(LAST_BLOCK, clf.spec.endpoints))
     printed = capsys.readouterr().out
     assert (result["params"], result["trainable"]) == (14_739_777, 7_104_513)
     assert result["flops"] == sum(row["flops"] for row in result["stages"]) == 2 * result["multiply_adds"]
@@ -294,9 +294,11 @@ def test_a_spec_in_words(spec: PixelSpec, words: str):
 
 
 def test_rules_as_users_write_them():
-    assert describe.parse_rules([]) is None
-    assert describe.parse_rules(["head"]) == (("head/.*", "trainable"), (".*", "frozen"))
-    assert describe.parse_rules(["a=b=trainable"]) == (("a=b", "trainable"),)
+    stages = ("stage1", "stage2")
+    assert describe.parse_rules([], stages) is None
+    assert describe.parse_rules(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
+    assert describe.parse_rules(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
+    assert describe.parse_rules(["a=b=trainable"], stages) == (("a=b", "trainable"),)
     for wrong in ("head/.*", "=frozen", "head/.*="):
         with pytest.raises(ValueError, match="is no rule; write REGEX=LABEL"):
-            describe.parse_rules([wrong])
+            describe.parse_rules([wrong], stages)

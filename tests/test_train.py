@@ -26,11 +26,15 @@ def network(seed: int = 0) -> dict[str, Any]:
 
 
 def forward(params: Any, inputs: jax.Array) -> jax.Array:
+    return step_forward(params, {}, inputs)[0]
+
+
+def step_forward(params: Any, stats: Any, inputs: jax.Array) -> tuple[jax.Array, Any]:
     x = inputs
     for i in range(DEPTH):
         layer = params["body"][f"layer{i}"]
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"][None])
-    return x @ params["head"]["kernel"] + params["head"]["bias"][None]
+    return x @ params["head"]["kernel"] + params["head"]["bias"][None], stats
 
 
 def examples(seed: int, n: int = 16, padded: int = 0) -> train.Examples:
@@ -41,8 +45,8 @@ def examples(seed: int, n: int = 16, padded: int = 0) -> train.Examples:
     return train.Examples(jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
 
 
-ADAMW = optim.adamw(lambda _: 1e-2)
-STEP = train.make_train_step(forward, ADAMW)
+ADAMW = optax.chain(optim.adamw(), optax.scale(-1e-2))
+STEP = train.make_train_step(step_forward, ADAMW)
 
 
 # -------------------------------------------------------------------------------------------------------------- frozen
@@ -88,7 +92,7 @@ def test_optimizer_state_has_no_leaf_for_what_is_frozen() -> None:
 def test_weight_decay_reaches_the_trainable_leaves_alone() -> None:
     params = network()
     heavy = optax.chain(optax.add_decayed_weights(10.0), optax.scale(-0.01))
-    step = train.make_train_step(lambda p, x: 0.0 * forward(p, x), heavy)  # no gradient but the decay's
+    step = train.make_train_step(lambda p, s, x: (0.0 * forward(p, x), s), heavy)  # no gradient but the decay's
     state, metrics = step(train.init(params, HEAD, heavy), examples(0))
     assert metrics["grad_norm"] == 0
     np.testing.assert_allclose(state.params["head"]["kernel"], 0.9 * params["head"]["kernel"], rtol=1e-6)
@@ -116,12 +120,13 @@ def test_resnet18_with_a_frozen_backbone() -> None:
     batch = train.Examples(images, jnp.arange(4, dtype=jnp.int32), jnp.ones(4, bool))
     stats = variables["batch_stats"]
 
-    def net(params: Any, images01: jax.Array) -> jax.Array:
-        return clf.apply({"params": params, "batch_stats": stats}, images01).logits
+    def net(params: Any, stats: Any, images01: jax.Array) -> tuple[jax.Array, Any]:
+        output = clf.apply({"params": params, "batch_stats": stats}, images01)
+        return output.logits, output.stats
 
-    sgd = optim.sgd(lambda _: 1e-3)
+    sgd = optax.chain(optim.sgd(), optax.scale(-1e-3))
     step = train.make_train_step(net, sgd)
-    state = train.init(variables["params"], HEAD, sgd)
+    state = train.init(variables["params"], HEAD, sgd, stats=stats)
     compiled = step.lower(state, batch).compile()
     forward_alone = 4 * 2 * 1.814e9 / 7**2  # timm's 1.814 GMAC at 224 x 224, on 4 images of 32 x 32
     assert 0.5 * forward_alone < compiled.cost_analysis()["flops"] < forward_alone  # XLA leaves out padding's products
@@ -143,7 +148,7 @@ def test_resnet18_with_a_frozen_backbone() -> None:
 def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
     params, batch = network(), examples(0)
     plain = optax.sgd(1.0)
-    state, metrics = train.make_train_step(forward, plain)(train.init(params, ALL, plain), batch)
+    state, metrics = train.make_train_step(step_forward, plain)(train.init(params, ALL, plain), batch)
 
     def mean(params: Any) -> jax.Array:
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(forward(params, batch.inputs), batch.labels))
@@ -159,7 +164,7 @@ def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
 
 def test_smoothing_reaches_the_loss() -> None:
     plain = optax.sgd(0.0)
-    step = train.make_train_step(forward, plain, smoothing=0.3)
+    step = train.make_train_step(step_forward, plain, smoothing=0.3)
     _, metrics = step(train.init(network(), HEAD, plain), examples(0))
     logits = forward(network(), examples(0).inputs)
     targets = 0.7 * jax.nn.one_hot(examples(0).labels, CLASSES) + 0.1
@@ -168,7 +173,7 @@ def test_smoothing_reaches_the_loss() -> None:
 
 def test_padding_has_no_influence() -> None:
     batch, plain = examples(0, padded=6), optax.sgd(1.0)
-    step = train.make_train_step(forward, plain)
+    step = train.make_train_step(step_forward, plain)
     nonsense = train.Examples(batch.inputs.at[10:].set(77.0), batch.labels.at[10:].set(-1), batch.valid)
     only = train.Examples(batch.inputs[:10], batch.labels[:10], batch.valid[:10])
     (one, m1), (other, m2), (short, m3) = (step(train.init(network(), ALL, plain), b) for b in (batch, nonsense, only))
@@ -180,7 +185,9 @@ def test_padding_has_no_influence() -> None:
 
 def test_a_batch_of_padding_alone_changes_nothing() -> None:
     plain = optax.sgd(1.0)
-    state, metrics = train.make_train_step(forward, plain)(train.init(network(), ALL, plain), examples(0, padded=16))
+    state, metrics = train.make_train_step(step_forward, plain)(
+        train.init(network(), ALL, plain), examples(0, padded=16)
+    )
     assert digest(state.params) == digest(network())
     assert metrics["loss"] == 0
 

@@ -24,7 +24,7 @@ from tl.backbones.spec import BackboneSpec, Module
 from tl.labels import ClassTable
 from tl.paths import flatten, nearest, unflatten
 from tl.pixels import PixelSpec
-from tl.types import Mode, Output, Variables
+from tl.types import Mode, Output, Params, Variables
 from tl.weights import hub, port, readers, store, tables
 
 ARTEFACT, VARIABLES = "classifier.json", "variables.safetensors"
@@ -75,6 +75,20 @@ class Classifier:
         if self.head is not None:
             out["params"]["head"] = self.head.init(key_head, features, ends)["params"]
         return out
+
+    def init_head(self, key: jax.Array) -> Params:
+        """Fresh parameters of the head alone, without a pass through the backbone.
+
+        Raises:
+          ValueError: this network has no head.
+        """
+        if self.head is None:
+            raise ValueError(self.headless())
+        side = max(self.pixels.size, self.spec.min_size)
+        inputs = jax.ShapeDtypeStruct((1, side, side, len(self.pixels.mean)), jnp.float32)
+        begin = lambda x: self.spec.module.init_with_output(jax.random.key(0), x, Mode.EVAL)[0]  # noqa: E731
+        features, ends = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(begin, inputs))
+        return self.head.init(key, features, ends)["params"]
 
     def apply(
         self,
@@ -454,7 +468,7 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
             {
                 "format": 2,
                 "arch": clf.arch,
-                "head": "linear" if type(clf.head) is heads.Linear else "own",
+                "head": heads.kind(clf.head),
                 "pixels": clf.pixels.as_dict(),
                 "classes": clf.classes.as_dict(),
                 "weights": dataclasses.asdict(clf.weights),

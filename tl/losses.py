@@ -21,9 +21,21 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.
 
     Reference: Szegedy et al. 2016, arXiv:1512.00567, section 7 (smoothing, with u = 1/k, the label included).
     """
-    log_p = jax.nn.log_softmax(logits)
-    own = jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
-    return -(1.0 - smoothing) * own - smoothing * jnp.mean(log_p, axis=1)
+    return soft_cross_entropy(logits, smoothed(labels, logits.shape[1], smoothing))
+
+
+def smoothed(labels: jax.Array, k: int, smoothing: float = 0.0) -> jax.Array:
+    """Targets f32[b k] of labels i32[b]: one, less the share that is spread evenly over all k classes; rows sum to one.
+
+    Reference: Szegedy et al. 2016, arXiv:1512.00567, section 7 (u = 1/k, the label included). A label outside [0, k), as
+    padding has it, gives a row without the one.
+    """
+    return (1.0 - smoothing) * jax.nn.one_hot(labels, k, dtype=jnp.float32) + smoothing / k
+
+
+def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross-entropy f32[b], nats, between targets f32[b k] (rows sum to one) and the logits f32[b k]."""
+    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
 
 
 def group_log_probability(logits: Array, members: Array) -> jax.Array:

@@ -6,44 +6,221 @@ state, weight decay and clipping never see them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tl.paths import FROZEN, TRAINABLE, Rules, flatten, label, nearest, unflatten
 
-TUNE: dict[str, Rules] = {
-    "probe": (("head/.*", TRAINABLE), (".*", FROZEN)),
-    "head": (("head/.*", TRAINABLE), (".*", FROZEN)),
-}
-"""The short forms of `--tune`, as rules; "probe" fits the same leaves to their optimum (`tl.probe`)."""
+# ---------------------------------------------------------------------------------------------------------------- rules
+
+HEAD: Rules = (("head/.*", "head"), (".*", FROZEN))
+TUNE = ("probe", "head", "last:N", "all", "gradual", "lp_ft")
+"""The short forms of `--tune`. "probe" fits the head to its optimum (`tl.probe`), all others take gradient steps; "gradual"
+unfreezes a stage at a time from the top (Howard & Ruder 2018, arXiv:1801.06146, section 3.3), "lp_ft" trains everything after
+a probe (Kumar et al. 2022, arXiv:2202.10054)."""
+
+BN = ("eval", "update", "affine", "reestimate")
+"""What BatchNorm does in the blocks that train; in a frozen block it is always "eval".
+
+eval: running statistics normalise and stay; scale and bias train. update: the batch's own statistics normalise, and the
+running ones move. affine: as eval, and of the chosen stages scale and bias alone train. reestimate: as eval, and after
+training the statistics are counted anew over the training pictures."""
 
 
-def rules(tune: str) -> Rules:
-    """The rules that a short form stands for; ValueError with the nearest names."""
-    if tune not in TUNE:
-        raise ValueError(f"unknown --tune {tune!r}; nearest: {nearest(tune, TUNE)}")
-    return TUNE[tune]
+class Phase(NamedTuple):
+    """A stretch of training under one set of rules: a name, the rules, and its share of the epochs."""
+
+    name: str
+    rules: Rules
+    share: float = 1.0
 
 
-def sgd(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Momentum 0.9, Nesterov. Reference: Sutskever et al. 2013, ICML, section 2."""
-    return optax.sgd(schedule, momentum=0.9, nesterov=True)
+def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase, ...]:
+    """The phases that a short form stands for.
+
+    Args:
+      tune: a word of `TUNE`; in "last:N", N is a number of stages. What comes after the last stage (`top`) belongs to it.
+      stages: the backbone's endpoints, `BackboneSpec.endpoints`.
+      bn: a word of `BN`.
+
+    Raises:
+      ValueError: an unknown form (gives the nearest), or more stages than there are.
+
+    Example:
+      >>> phases("last:1", ("stem", "stage1", "stage2", "top"))[0].rules
+      (('head/.*', 'head'), ('backbone/top/.*', 'top'), ('backbone/stage2/.*', 'stage2'), ('.*', 'frozen'))
+    """
+    groups = [[name] for name in stages if name != "top"]
+    groups[-1] += [name for name in stages if name == "top"]
+
+    def last(n: int) -> Rules:
+        chosen = [name for group in groups[len(groups) - n :] for name in group][::-1]
+        if bn == "affine":
+            norms = "backbone/(?:(?:{})/(?:.*/)?(?:norm|preact)|top)/(?:scale|bias)".format("|".join(chosen))
+            return (("head/.*", "head"), (norms, "norms"), (".*", FROZEN))
+        rest: Rules = ((".*", FROZEN),) if n < len(groups) else ()
+        return (("head/.*", "head"), *((f"backbone/{name}/.*", name) for name in chosen), *rest)
+
+    form, _, number = tune.partition(":")
+    if form == "last" and number.isdigit():
+        if not 1 <= int(number) <= len(groups):
+            raise ValueError(f"--tune={tune}: this network has {len(groups)} stages; take last:1 to last:{len(groups)}")
+        return (Phase(tune, last(int(number))),)
+    if tune in ("probe", "head"):
+        return (Phase(tune, HEAD),)
+    if tune == "all":
+        return (Phase(tune, last(len(groups))),)
+    if tune == "lp_ft":
+        return (Phase("probe", HEAD, 0.0), Phase("all", last(len(groups))))
+    if tune == "gradual":
+        steps = [Phase("head", HEAD), *(Phase(f"last:{n}", last(n)) for n in range(1, len(groups) + 1))]
+        return tuple(phase._replace(share=1 / len(steps)) for phase in steps)
+    raise ValueError(f"unknown --tune {tune!r}; wanted {', '.join(TUNE)}; nearest: {nearest(form, TUNE)}")
 
 
-def adamw(schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW with weight decay 1e-4 (chosen, not tuned). Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2."""
-    return optax.adamw(schedule, weight_decay=1e-4)
+def parse_rules(words: Sequence[str]) -> Rules:
+    """`REGEX=LABEL` each, as rules: a label is "frozen", or a group's name with an optional rate factor, "slow*0.1".
+
+    Raises:
+      ValueError: a word that is no rule.
+
+    Example:
+      >>> parse_rules(["head/.*=head", ".*=body*0.1"])
+      (('head/.*', 'head'), ('.*', 'body*0.1'))
+    """
+    rules = tuple((pattern, what) for pattern, _, what in (word.rpartition("=") for word in words))
+    wrong = [
+        word for word, (pattern, what) in zip(words, rules, strict=True) if not (pattern and LABEL.fullmatch(what))
+    ]
+    if wrong:
+        raise ValueError(
+            f"--rules={wrong[0]!r} is no rule; write REGEX=LABEL, such as --rules='head/.*=trainable', "
+            "--rules='.*/stage4/.*=slow*0.1' or --rules='.*=frozen'"
+        )
+    return rules
 
 
-OPTIMIZERS: dict[str, Callable[[optax.Schedule], optax.GradientTransformation]] = {"adamw": adamw, "sgd": sgd}
+LABEL = re.compile(r"(\w+)(?:\*(\d+\.?\d*(?:e-?\d+)?))?")
+
+
+def rate_factors(
+    rules: Rules, stages: Sequence[str], *, backbone: float = 1.0, layer_decay: float = 1.0
+) -> dict[str, float]:
+    """The factor on the learning rate of every label that trains.
+
+    Args:
+      rules: whose labels; one that brings its own factor ("slow*0.1") keeps it.
+      stages: the backbone's endpoints, in their order.
+      backbone: of every group but the head (discriminative rates; Howard & Ruder 2018, arXiv:1801.06146, section 3.2).
+      layer_decay: per stage away from the head (Clark et al. 2020, arXiv:2003.10555, appendix A, for layers).
+
+    Example:
+      >>> rules = [("a", "head"), ("b", "stage2"), ("c", "stage1"), ("d", "frozen")]
+      >>> rate_factors(rules, ("stage1", "stage2"), layer_decay=0.5)
+      {'head': 1.0, 'stage2': 0.5, 'stage1': 0.25}
+    """
+    factors = {}
+    for what in dict.fromkeys(what for _, what in rules if what != FROZEN):
+        match = LABEL.fullmatch(what)
+        if match and match[2]:
+            factors[what] = float(match[2])
+        elif what in stages:
+            factors[what] = backbone * layer_decay ** (len(stages) - stages.index(what))
+        else:
+            factors[what] = 1.0 if what in ("head", TRAINABLE) else backbone
+    return factors
+
+
+def cut(labels: Mapping[str, str], stages: Sequence[str]) -> str:
+    """The last stage before anything trains: gradients stop there, and its map can be computed once for good.
+
+    Args:
+      labels: name -> label, of `paths.label`.
+      stages: the backbone's endpoints, in their order.
+
+    Returns:
+      A stage; "features" where the head alone trains, "" where the first stage does.
+    """
+    trained = {name.split("/")[1] for name, what in labels.items() if what != FROZEN and name.startswith("backbone/")}
+    before = ""
+    for stage in stages:
+        if stage in trained:
+            return before
+        before = stage
+    return "features"
+
+
+def live_norms(labels: Mapping[str, str], stats: Mapping[str, Any]) -> frozenset[str]:
+    """The layers whose BatchNorm is not frozen, since a leaf of theirs trains: paths for `Classifier.apply(live=...)`."""
+    trained = {name for name, what in labels.items() if what != FROZEN}
+    layers = {
+        name.removeprefix("backbone/").rpartition("/")[0].removesuffix("/norm")
+        for name in flatten(stats)
+        if name.startswith("backbone/")
+    }
+    return frozenset(layer for layer in layers if any(name.startswith(f"backbone/{layer}/") for name in trained))
+
+
+# ------------------------------------------------------------------------------------------------ optimizers, schedules
+
+
+def matrices(tree: Any) -> Any:
+    """Which leaves decay: kernels, not biases or scales. Reference: He et al. 2019, arXiv:1812.01187, section 3.1."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+
+
+def sgd(weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """Momentum 0.9, Nesterov, the decay inside the momentum as in torch. Reference: Sutskever et al. 2013, ICML, section 2."""
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask=matrices), optax.trace(0.9, nesterov=True))
+
+
+def adamw(weight_decay: float = 1e-4) -> optax.GradientTransformation:
+    """Adam, and the decay beside it. Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2."""
+    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=matrices))
+
+
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {"adamw": adamw, "sgd": sgd}
+"""Weight decay -> an optimizer for a learning rate of 1; `partitioned` brings the rate."""
 
 
 def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
     """Up to `lr` over the first tenth of the steps, then down to 0 along a cosine. Reference: arXiv:1608.03983, section 3."""
     return optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps=max(steps // 10, 1), decay_steps=max(steps, 2))
+
+
+def one_cycle(lr: float, steps: int) -> optax.Schedule:
+    """From lr / 25 up to `lr` over 30 % of the steps, then down to lr / 250,000, both along cosines.
+
+    Reference: Smith & Topin 2018, arXiv:1708.07120; the numbers are those of torch's and fastai's `OneCycleLR`.
+    """
+    peak, last = max(0.3 * steps, 1.0), max(float(steps), 2.0)
+
+    def rate(step: Any) -> jax.Array:
+        at = jnp.asarray(step, jnp.float32)
+        up, down = jnp.clip(at / peak, 0.0, 1.0), jnp.clip((at - peak) / (last - peak), 0.0, 1.0)
+        rising = 1 / 25 + (1 - 1 / 25) * 0.5 * (1.0 - jnp.cos(jnp.pi * up))
+        falling = 1 / 25e4 + (1 - 1 / 25e4) * 0.5 * (1.0 + jnp.cos(jnp.pi * down))
+        return lr * jnp.where(at < peak, rising, falling)
+
+    return rate
+
+
+def constant(lr: float, steps: int) -> optax.Schedule:
+    """The same rate at every step."""
+    del steps
+    return optax.constant_schedule(lr)
+
+
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "cosine": warmup_cosine,
+    "one_cycle": one_cycle,
+    "constant": constant,
+}
 
 
 def update(optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
@@ -53,38 +230,97 @@ def update(optimizer: optax.GradientTransformation, gradient: Any, opt_state: An
 
 
 def partitioned(
-    params: Mapping[str, Any], tune_rules: Rules, groups: Mapping[Any, optax.GradientTransformation]
+    params: Mapping[str, Any],
+    tune_rules: Rules,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    factors: Mapping[str, float] | None = None,
+    clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """One optimizer for the trainable half of `params`: each leaf is moved by its label's group.
+    """One optimizer for the trainable half of `params`: each label has its own state and its own factor on the rate.
 
     Args:
       params: the whole tree, frozen leaves included.
-      tune_rules: `((regex, label), ...)`; "frozen" needs no group.
-      groups: label -> optimizer.
+      tune_rules: `((regex, label), ...)`.
+      optimizer: for a learning rate of 1, of `OPTIMIZERS`.
+      schedule: step -> learning rate.
+      factors: label -> factor on it (`rate_factors`); default 1.
+      clip: largest norm of the whole gradient over the trainable leaves; 0 leaves it as it is (Pascanu et al. 2013,
+        arXiv:1211.5063, algorithm 1).
 
     Returns:
       An optimizer for the kept half of `paths.split(params, labels, ...)`, with state for its leaves only.
 
     Raises:
-      ValueError: rules that do not fit (`paths.label`), or a label without a group.
+      ValueError: rules that do not fit (`paths.label`).
     """
     labels = label(params, tune_rules)
-    unknown = sorted({what for what in labels.values() if what != FROZEN and what not in groups})
-    if unknown:
-        raise ValueError(f"rules use the labels {unknown} and there are groups for {sorted(groups)} only")
-    if set(labels.values()) <= {FROZEN, TRAINABLE}:
-        return groups[TRAINABLE]
-    return optax.partition(groups, unflatten({name: what if what != FROZEN else None for name, what in labels.items()}))
+    factors = factors or {}
+    groups: dict[Any, optax.GradientTransformation] = {
+        what: optax.chain(optimizer, optax.scale(factors.get(what, 1.0))) for what in set(labels.values()) - {FROZEN}
+    }
+    tree = unflatten({name: what if what != FROZEN else None for name, what in labels.items()})
+    clipped = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    return optax.chain(clipped, optax.partition(groups, tree), optax.scale_by_learning_rate(schedule))
 
 
-def table(params: Mapping[str, Any], tune_rules: Rules) -> list[dict[str, Any]]:
-    """What a set of rules trains: per label the leaves, parameters and bytes."""
+def carry_state(old: Any, new: Any) -> Any:
+    """The optimizer's state for another set of trainable leaves: moments of those that were there before, zeros for the rest.
+
+    Args:
+      old: state of `partitioned` under the rules before.
+      new: its fresh state under the rules now. Labels that stay keep their count of steps too; the schedule starts anew.
+    """
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old[:-1])}
+
+    def carried(path: Any, leaf: jax.Array) -> jax.Array:
+        before = known.get(jax.tree_util.keystr(path))
+        return leaf if before is None or before.shape != leaf.shape else before
+
+    return *jax.tree_util.tree_map_with_path(carried, new[:-1]), new[-1]
+
+
+def table(
+    params: Mapping[str, Any],
+    tune_rules: Rules,
+    *,
+    lr: float = 0.0,
+    factors: Mapping[str, float] | None = None,
+    weight_decay: float = 0.0,
+    bn: str = "eval",
+    norms: Collection[str] = (),
+    moments: int = 2,
+) -> list[dict[str, Any]]:
+    """What a set of rules trains, a row a group in the order of the rules, frozen last.
+
+    Args:
+      params: the whole tree.
+      tune_rules: `((regex, label), ...)`.
+      lr, factors, weight_decay: of the optimizer; a group's rate is `lr` times its factor.
+      bn: the policy; a group without BatchNorm has "-", the frozen one "eval".
+      norms: layers that have a BatchNorm (`live_norms` under rules that train everything).
+      moments: floats that the optimizer keeps for a parameter (2 for Adam, 1 for momentum).
+
+    Returns:
+      Rows of `group`, `leaves`, `params`, `lr`, `decay`, `bn`, `bytes` (parameters, gradient and optimizer state).
+    """
     labels, leaves = label(params, tune_rules), flatten(params)
-    rows = []
-    for what in sorted(set(labels.values())):
-        chosen = [leaf for name, leaf in leaves.items() if labels[name] == what]
-        count = sum(leaf.size for leaf in chosen)
+    rows, used = [], set(labels.values())
+    ordered = dict.fromkeys(what for _, what in tune_rules if what in used)
+    for what in sorted(ordered, key=lambda name: name == FROZEN):
+        chosen = {name: leaf for name, leaf in leaves.items() if labels[name] == what}
+        count, frozen = sum(leaf.size for leaf in chosen.values()), what == FROZEN
+        has_norm = any(name.startswith(f"backbone/{layer}/") for layer in norms for name in chosen)
         rows.append(
-            {"group": what, "leaves": len(chosen), "params": count, "bytes": sum(leaf.nbytes for leaf in chosen)}
+            {
+                "group": what,
+                "leaves": len(chosen),
+                "params": count,
+                "lr": 0.0 if frozen else lr * (factors or {}).get(what, 1.0),
+                "decay": 0.0 if frozen else weight_decay,
+                "bn": "-" if not has_norm else "eval" if frozen else bn,
+                "bytes": sum(leaf.nbytes for leaf in chosen.values()) * (1 if frozen else 2 + moments),
+            }
         )
     return rows

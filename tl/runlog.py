@@ -36,7 +36,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, TextIO, TypeVar
 
 import numpy as np
@@ -210,6 +210,16 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
 
 def _key(key: Any) -> str:
     return str(key.value if isinstance(key, enum.Enum) else key)
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
+    """A table for the terminal; columns of numbers are set right."""
+    number = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    say = lambda cell: f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else cell  # noqa: E731
+    words = [list(header), *([say(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+    lines = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in words]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def progress(

@@ -273,9 +273,9 @@ Part = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 def chain(parts: Mapping[str, Part], x: jax.Array, start: str) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Runs a backbone's parts in their order, or those after `start`, whose map `x` then is; the features and every endpoint."""
+    """A backbone's parts in their order, or those after `start`, whose map `x` then is: the features and every endpoint."""
     names = list(parts)
-    ends: dict[str, jax.Array] = {}
+    ends = {start: x} if start else {}
     for name in names[names.index(start) + 1 :] if start else names:
         x, inner = parts[name](x)
         ends |= {**inner, name: x}

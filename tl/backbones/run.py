@@ -23,7 +23,8 @@ def run(
       x: the network's inputs [b h w c], or the map of the endpoint `start`.
       mode: of the BatchNorms.
       start: a stage's endpoint; it and what comes before it are left out.
-      live: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`; all others are in `Mode.EVAL`. Default: all.
+      live: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`, the others being in `Mode.EVAL`;
+        default: all.
     """
 
     def as_allowed(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
