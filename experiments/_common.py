@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from tl import backbones, classifier, data, features, pixels, report, runlog
+from tl import backbones, checkpoints, classifier, data, features, pixels, report, runlog
 from tl.classifier import Classifier
 from tl.labels import ClassTable
 from tl.types import Variables
@@ -63,7 +63,18 @@ def launch(name: str, main: Callable[[runlog.Run], None], *define: Callable[[], 
             if len(argv) > 1:
                 raise ValueError(f"unexpected argument {argv[1]!r}; every argument is a flag, such as --seed=1")
             use_compile_cache()
-            interruptible(lambda: main(runlog.start(name, FLAGS.workdir, {flag: FLAGS[flag].value for flag in own})))
+            values = {flag: FLAGS[flag].value for flag in own}
+            resume = bool(values.get("resume"))
+            if resume:
+                if not FLAGS.workdir:
+                    raise ValueError("--resume wants the --workdir of the run that is to go on")
+                checkpoints.same_flags(FLAGS.workdir, values)
+            elif "resume" in values and FLAGS.workdir and (Path(FLAGS.workdir) / "checkpoints").is_dir():
+                raise ValueError(
+                    f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to go on with it, or give another "
+                    "--workdir"
+                )
+            interruptible(lambda: main(runlog.start(name, FLAGS.workdir, values, resume=resume)))
         except ValueError as error:
             sys.exit(f"{name}: {error}")
         except KeyboardInterrupt:

@@ -1,14 +1,18 @@
-"""Learns a classifier for your pictures on a frozen pretrained backbone, tests it and saves it.
+"""Learns a classifier for your pictures from a pretrained backbone, tests it and saves it.
 
-  ./launch.sh transfer --data=folder:DIR --tune=probe
-  ./launch.sh transfer --data=elpv --seeds=5
+  ./launch.sh transfer --data=folder:DIR                         a probe on frozen features: seconds
+  ./launch.sh transfer --data=folder:DIR --tune=last:1           head and last stage, by gradient steps
+  ./launch.sh transfer --data=elpv --tune=all --augment=dihedral --seeds=5
+  ./launch.sh transfer --data=folder:DIR --tune=all --workdir=W --resume     goes on where a killed run stopped
 
-The features are computed once and kept in a bank; a second run starts from there. Numbers with their intervals: README.
+What trains is told before the first step, and after the last one every frozen leaf is compared bit by bit in the saved file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,266 +21,144 @@ import numpy as np
 from absl import flags
 
 from experiments import _common as common
-from tl import classifier, data, features, heads, labels, metrics, optim, paths, probe, report, runlog, train
+from experiments import _evaluation as evaluation
+from tl import classifier, data, features, feeds, fit, heads, labels, metrics, optim, paths, probe, report, runlog
 from tl.classifier import Classifier
-from tl.data import DataSpec, Skipped
+from tl.data import DataSpec, augment
+from tl.fit import Recipe
 from tl.report import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
+DEFAULT = Recipe()
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("data", None, "folder:DIR or elpv.", required=True)
-    flags.DEFINE_string("test_data", "", "Another set to test on. Default: a held-out part of --data.")
-    flags.DEFINE_float("test_fraction", 0.25, "Share of --data that is held out.")
-    flags.DEFINE_enum(
-        "tune", "probe", list(optim.TUNE), "probe: logistic, strength by cross-validation. head: by gradient steps."
+    text, number, real, one_of = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float, flags.DEFINE_enum
+    text("data", None, f"{', '.join(data.names())}.", required=True)
+    text("test_data", "", "Another set to test on. Default: the set's own test part, or a held-out part of --data.")
+    real("test_fraction", 0.25, "Share of --data that is held out, where it has no test part of its own.")
+    real("validation_fraction", -1.0, "Of the rest, to choose on. Default: 0.15; 0 for a probe, which cross-validates.")
+    number("folds", 0, "Test on each of so many parts in turn, in place of --test_fraction; 0 for none.", lower_bound=0)
+    number("seeds", 1, "Runs with other splits (elpv) and starts; mean and spread are reported.", lower_bound=1)
+    text("tune", "probe", f"What trains: {', '.join(optim.TUNE)}.")
+    flags.DEFINE_multi_string(
+        "rules", [], "In place of --tune: REGEX=LABEL, once a rule; the first that fits a name wins."
     )
-    flags.DEFINE_integer(
-        "seeds", 1, "Runs with other splits (elpv) and starts; mean and spread are reported.", lower_bound=1
-    )
-    flags.DEFINE_integer("image_size", 0, "Side of the input, in pixels. Default: the weights' own.", lower_bound=0)
-    flags.DEFINE_enum(
+    one_of("bn", DEFAULT.bn, optim.BN, "BatchNorm in the blocks that train.")
+    one_of("head", "linear", list(heads.KINDS), "What turns features into logits.")
+    one_of("method", DEFAULT.method, list(probe.METHODS), "Of a probe.")
+    number("image_size", 0, "Side of the input, in pixels. Default: the weights' own.", lower_bound=0)
+    one_of(
         "crop",
         "",
         ["", "weights", "none"],
-        "weights: their own rule. none: the whole picture, squashed. Default: the data set's.",
+        "weights: their own rule. none: whole pictures, squashed. Default: the set's.",
     )
-    flags.DEFINE_integer("epochs", 30, "Of --tune=head.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 64, "Of --tune=head.", lower_bound=1)
-    flags.DEFINE_float("lr", 1e-3, "Peak learning rate of --tune=head.", lower_bound=0.0)
-    flags.DEFINE_enum("optimizer", "adamw", list(optim.OPTIMIZERS), "Of --tune=head.")
+    number("epochs", DEFAULT.epochs, "Passes over the pictures.", lower_bound=1)
+    number("batch_size", DEFAULT.batch_size, "Pictures a step.", lower_bound=1)
+    text("lr", "0", "Peak learning rate of the head; 0: by --tune; find: sought before the first step.")
+    real("backbone_lr", DEFAULT.backbone_lr, "Factor on it for the backbone.", lower_bound=0.0)
+    real("layer_decay", DEFAULT.layer_decay, "Further factor for each stage away from the head.", lower_bound=0.0)
+    one_of("optimizer", DEFAULT.optimizer, list(optim.OPTIMIZERS), "Of gradient steps.")
+    one_of("schedule", DEFAULT.schedule, [s for s in optim.SCHEDULES if s != "range"], "Of the learning rate.")
+    real("weight_decay", DEFAULT.weight_decay, "Of kernels.", lower_bound=0.0)
+    real("clip", DEFAULT.clip, "Largest norm of the gradient; 0 for none.", lower_bound=0.0)
+    number("microbatches", DEFAULT.microbatches, "Parts of a batch whose gradients are summed.", lower_bound=1)
+    real("smoothing", DEFAULT.smoothing, "Of labels.", lower_bound=0.0, upper_bound=0.99)
+    real("ema", DEFAULT.ema, "Decay of averaged parameters; 0 for none.", lower_bound=0.0, upper_bound=0.99999)
+    number(
+        "patience",
+        DEFAULT.patience,
+        "Epochs without a better validation loss before it stops; 0: never.",
+        lower_bound=0,
+    )
+    text("augment", DEFAULT.augment, f"{', '.join(augment.PRESETS)}, or words of {', '.join(augment.AUGMENTATIONS)}.")
+    one_of(
+        "balance",
+        DEFAULT.balance,
+        ["none", "weights", "sampler"],
+        "Rare classes: weighted in the loss, or drawn more often.",
+    )
+    number("workers", DEFAULT.workers, "Processes that decode; 0: threads, -1: by the machine.", lower_bound=-1)
+    real("bank_gib", DEFAULT.bank_gib, "Memory for what a frozen prefix makes of the pictures.", lower_bound=0.0)
+    number("save_every", DEFAULT.save_every, "Steps between checkpoints; 0: at each epoch's end.", lower_bound=0)
+    flags.DEFINE_bool("resume", False, "Go on with the run that --workdir holds.")
 
 
-class Part(NamedTuple):
-    """The readable pictures of one side of a split: features f32[n d], labels i[n], and their examples."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides a run beside its data and its network; the fields are the flags'."""
 
-    values: np.ndarray
-    labels: np.ndarray
-    examples: list[data.Example]
-
-
-class Settings(NamedTuple):
-    """What decides a run beside its data and its network."""
-
-    tune: str = "probe"
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(tune="probe"))
+    head: str = "linear"
     seeds: int = 1
     first_seed: int = 0
+    folds: int = 0
     test_fraction: float = 0.25
-    epochs: int = 30
-    batch_size: int = 64
-    lr: float = 1e-3
-    optimizer: str = "adamw"
+    validation_fraction: float = -1.0
+    find_lr: bool = False
 
 
-def bank_of(clf: Classifier, variables: Variables, spec: DataSpec) -> tuple[features.Features, dict[str, int]]:
-    """Every picture's features, and where each path's row is."""
-    where = {str(example.path): row for row, example in enumerate(spec.examples)}
-    progress = lambda batches, total: runlog.progress(batches, total, f"{spec.name} batches")  # noqa: E731
-    return features.extract(clf, variables, [e.path for e in spec.examples], progress=progress), where
+class Round(NamedTuple):
+    """One division of the data, and the seed of the training."""
+
+    name: str
+    seed: int
+    parts: data.Parts
 
 
-def part(bank: features.Features, where: dict[str, int], spec: DataSpec) -> Part:
-    """The pictures of `spec` that could be read."""
-    kept = [e for e in spec.examples if bank.valid[where[str(e.path)]]]
-    rows = [where[str(e.path)] for e in kept]
-    return Part(bank.values[rows], np.array([e.label for e in kept], np.int64), kept)
+def settings_of_flags() -> Settings:
+    """The flags as values."""
+    same: dict[str, Any] = {
+        field.name: FLAGS[field.name].value for field in dataclasses.fields(Recipe) if field.name in FLAGS
+    }
+    rate = 0.0 if FLAGS.lr == "find" else common.fraction(FLAGS.lr, "lr")
+    recipe = Recipe(**{**same, "lr": rate, "rules": optim.parse_rules(FLAGS.rules)})
+    other: dict[str, Any] = {
+        field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings) if field.name in FLAGS
+    }
+    return Settings(recipe, **other, first_seed=FLAGS.seed, find_lr=FLAGS.lr == "find")
 
 
-def fit_head(
-    run: runlog.Run, clf: Classifier, params: dict[str, Any], fitted: Part, settings: Settings, seed: int
-) -> tuple[dict[str, Any], list[tuple[float, float]]]:
-    """The head by gradient steps on the bank: the whole parameters after training, and the loss by epoch."""
-    rules, rng = optim.rules("head"), np.random.default_rng(seed)
-    n, b = len(fitted.labels), settings.batch_size
-    steps = settings.epochs * -(-n // b)
-    groups = {paths.TRAINABLE: optim.OPTIMIZERS[settings.optimizer](optim.warmup_cosine(settings.lr, steps))}
-    # The head sees standardised features, so that one learning rate suits every backbone; folded in at the end.
-    mean, std = fitted.values.mean(axis=0), fitted.values.std(axis=0) + 1e-6
-    standard = (fitted.values - mean[None]) / std[None]
-    optimizer = optim.partitioned(params, rules, groups)
-    train_state = train.init(params, rules, optimizer)
-    step = train.make_train_step(lambda p, x: clf.apply_head({"params": p}, x), optimizer)
-    curve = []
-    for epoch in range(1, settings.epochs + 1):
-        order, losses = rng.permutation(n), []
-        for start in range(0, n, b):
-            rows = np.resize(order[start : start + b], b)
-            valid = np.arange(b) < len(order[start : start + b])
-            batch = train.Examples(
-                jnp.asarray(standard[rows]), jnp.asarray(fitted.labels[rows], jnp.int32), jnp.asarray(valid)
-            )
-            train_state, measured = step(train_state, batch)
-            losses.append(measured)
-        means = {k: float(np.mean([m[k] for m in losses])) for k in losses[0]}
-        run.log({"epoch": epoch, "seed": seed, **means})
-        curve.append((float(epoch), means["loss"]))
-    trained = jax.tree.map(np.asarray, train_state.params)
-    kernel = trained["head"]["kernel"] / std[:, None]
-    trained["head"] = {"kernel": kernel, "bias": trained["head"]["bias"] - mean @ kernel}
-    return trained, curve
+# --- the data ----------------------------------------------------------------------------------------------------------
 
 
-def evaluate(head: dict[str, np.ndarray], tested: Part) -> np.ndarray:
-    """Logits f32[n k] of a linear head."""
-    return tested.values @ head["kernel"] + head["bias"][None]
-
-
-def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures averaged over seeds; the interval is Wilson's at the mean, for one test set."""
-    mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0] if k not in ("n", "top1_ci95")}
-    n = rows[0]["n"]
-    return {"n": n, "top1": mean["top1"], "top1_ci95": list(metrics.wilson(round(mean["top1"] * n), n)), **mean}
-
-
-def transfer(
-    run: runlog.Run,
-    clf: Classifier,
-    variables: Variables,
-    spec: DataSpec,
-    test_spec: DataSpec | None,
-    settings: Settings,
-) -> tuple[dict[str, Any], list[Html]]:
-    """Fits, tests and saves; the result and the page's sections. The model of the first seed is the one that is kept."""
-    began = time.monotonic()
-    bank, where = bank_of(clf, variables, spec)
-    banks = [bank]
-    skips: list[Skipped] = [*spec.skipped, *bank.skipped]
-    if test_spec is not None:
-        if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
-            raise ValueError(
-                f"the test set has classes that --data has not: {unknown[:5]}; "
-                f"nearest: {paths.nearest(unknown[0], spec.classes)}"
-            )
-        test_bank, test_where = bank_of(clf, variables, test_spec)
-        banks.append(test_bank)
-        skips += [*test_spec.skipped, *test_bank.skipped]
-    seconds_bank = time.monotonic() - began
-    computed = sum(len(b.valid) - b.reused for b in banks)
-
-    classes = spec.classes
-    table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
-    clf = clf.with_head(heads.Linear(len(classes)), table)
-    backbone, before = variables["params"]["backbone"], features.backbone_digest(variables)
-    width = bank.values.shape[1]
-    blank = {"kernel": np.zeros((width, len(classes)), np.float32), "bias": np.zeros(len(classes), np.float32)}
-
-    tests, trains, curves, chosen = [], [], {}, []
-    kept: tuple[dict[str, Any], Part, np.ndarray] | None = None
+def rounds(spec: DataSpec, test_spec: DataSpec | None, settings: Settings) -> Iterator[Round]:
+    """The divisions that a run learns and tests on."""
+    share = settings.validation_fraction
+    if share < 0:
+        share = 0.0 if settings.recipe.tune == "probe" and not settings.recipe.rules else 0.15
     for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
-        if test_spec is None:
-            train_side, test_side = data.split(spec, test_fraction=settings.test_fraction, seed=seed)
-            fitted, tested = part(bank, where, train_side), part(bank, where, test_side)
+        if test_spec is not None:
+            yield Round(f"seed{seed}", seed, data.Parts(*held_out(spec, share, seed), as_named(test_spec, spec)))
+        elif settings.folds:
+            for number, (train, test) in enumerate(data.folds(spec, settings.folds, seed=seed)):
+                yield Round(f"seed{seed}-fold{number}", seed, data.Parts(*held_out(train, share, seed), test))
         else:
-            fitted, tested = part(bank, where, spec), part(test_bank, test_where, test_spec)
-            to_ours = np.array([classes.index(name) for name in test_spec.classes])
-            tested = tested._replace(labels=to_ours[tested.labels])
-        if len(fitted.labels) < 2 or not len(tested.labels):
-            raise ValueError(
-                f"too few readable pictures: {len(fitted.labels)} to learn from and {len(tested.labels)} to test on"
-            )
-        params = {"backbone": backbone, "head": blank}
-        if settings.tune == "probe":
-            found = probe.logistic(fitted.values, fitted.labels, len(classes), seed=seed)
-            params = {"backbone": backbone, "head": found.params}
-            chosen.append(found.strength)
-        else:
-            params, curves[f"seed {seed}"] = fit_head(run, clf, params, fitted, settings, seed)
-        logits = evaluate(params["head"], tested)
-        tests.append(metrics.summarise(logits, tested.labels))
-        trains.append(metrics.summarise(evaluate(params["head"], fitted), fitted.labels))
-        run.log({"seed": seed, "test": tests[-1], "train": trains[-1]})
-        kept = kept or (params, tested, logits)
-    assert kept is not None  # seeds is at least 1
-    params, tested, logits = kept
-    seconds = time.monotonic() - began
-
-    matrix = metrics.confusion(tested.labels, logits.argmax(axis=1), len(classes))
-    majority = float(matrix.sum(axis=1).max() / matrix.sum())
-    result: dict[str, Any] = {
-        "test": mean_of(tests),
-        "train": mean_of(trains),
-        "majority": majority,
-        "classes": list(classes),
-        "confusion": matrix.tolist(),
-        "most_confused": metrics.most_confused(matrix, classes),
-        "trainable_params": sum(
-            row["params"] for row in optim.table(params, optim.rules(settings.tune)) if row["group"] != paths.FROZEN
-        ),
-        "bank": {"folder": str(bank.bank), "reused": sum(b.reused for b in banks), "computed": computed},
-        "skipped": [skip._asdict() for skip in skips],
-        "images_per_second": computed / seconds_bank if computed else None,
-        "seconds": seconds,
-        "model": str(run.workdir / "model"),
-    }
-    if chosen:
-        result["strength"] = chosen[0]
-    if settings.seeds > 1:
-        tops = [row["top1"] for row in tests]
-        result["seeds"] = {
-            "n": len(tops),
-            "top1": tops,
-            "mean": float(np.mean(tops)),
-            "std": float(np.std(tops, ddof=1)),
-        }
-    record = {"data": spec.name, "licence": spec.licence, "test": result["test"], "tune": settings.tune}
-    classifier.save(
-        run.workdir / "model", clf, {"params": params, "batch_stats": variables.get("batch_stats", {})}, record=record
-    )
-    _, saved = classifier.load(result["model"])  # what counts is the file
-    result["frozen_unchanged"] = features.backbone_digest(saved) == before
-    return result, page_sections(run, clf, spec, tested, logits, result, curves)
+            parts = data.divide(spec, test_fraction=settings.test_fraction, validation_fraction=share, seed=seed)
+            yield Round(f"seed{seed}", seed, parts)
 
 
-def page_sections(
-    run: runlog.Run,
-    clf: Classifier,
-    spec: DataSpec,
-    tested: Part,
-    logits: np.ndarray,
-    result: dict[str, Any],
-    curves: dict[str, list[tuple[float, float]]],
-) -> list[Html]:
-    """Accuracy beside what it should be compared to, confusion, and the pictures that it is most wrong about."""
-    test, classes = result["test"], spec.classes
-    references = [("always the commonest class", result["majority"]), *spec.references]
-    figures = {
-        "test pictures": test["n"],
-        "top-1": report.percent(test["top1"]),
-        "balanced": report.percent(test["balanced"]),
-        "NLL": f"{test['nll']:.3f}",
-        "ECE": f"{test['ece']:.3f}",
-        "trained parameters": f"{result['trainable_params']:,}",
-    }
-    if "seeds" in result:
-        figures["over seeds"] = f"{100 * result['seeds']['mean']:.1f} \u00b1 {100 * result['seeds']['std']:.1f} %"
-    low, high = test["top1_ci95"]
-    accuracy = report.interval(test["top1"], low, high, label="test accuracy", references=references)
-    sections = [report.section("How good it is", report.numbers(figures), accuracy)]
-    if curves:
-        sections.append(report.section("Training", report.curves(curves, x_label="epoch", y_label="training loss")))
-    matrix = np.array(result["confusion"])
-    pairs = [(row["true"], row["predicted"], f"{row['count']} of {row['of']}") for row in result["most_confused"]]
-    parts = [report.confusion(matrix, classes)] + (
-        [report.table(pairs, ("is", "was called", "times"))] if pairs else []
-    )
-    sections.append(report.section("What it confuses", *parts))
-    probabilities = common.softmax(logits)
-    own = probabilities[np.arange(len(tested.labels)), tested.labels]
-    worst = [i for i in np.argsort(own, kind="stable")[:12] if logits[i].argmax() != tested.labels[i]]
-    cards, images = [], []
-    for i in worst:
-        images.append(clf.prepare(data.decode(tested.examples[i].path)))
-        label = int(tested.labels[i])
-        tops = common.topk(clf, probabilities[i], 3)
-        caption = f"{tested.examples[i].path.name}, in truth {classes[label]}"
-        cards.append(report.card(images[-1], caption=caption, bars=common.bars(tops, [label])))
-    if images:
-        run.figure("worst_mistakes", report.contact_sheet(images, columns=4))
-        text = "The test pictures on which the most confidence was put in the wrong place, as the network sees them."
-        sections.append(report.section("Its worst mistakes", report.gallery(cards), text=text))
-    return [*sections, report.skipped(result["skipped"])]
+def held_out(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpec]:
+    """(train, validation) of a set that is all for learning."""
+    if not share:
+        return spec, dataclasses.replace(spec, examples=(), skipped=())
+    return data.split(spec, test_fraction=share, seed=seed)
+
+
+def as_named(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
+    """The test set with its labels counted as `spec` counts them; what it shares with `spec` is an error."""
+    evaluation.known_classes(test_spec, spec.classes)
+    if shared := data.leaks(spec, test_spec):
+        (ours, theirs), more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+        raise ValueError(
+            f"{theirs} of the test set is also in --data, as {ours}{more}; take it out of one of them, for it would be "
+            "tested on what was learned"
+        )
+    to_ours = [spec.classes.index(name) for name in test_spec.classes]
+    examples = tuple(dataclasses.replace(e, label=to_ours[e.label]) for e in test_spec.examples)
+    return dataclasses.replace(test_spec, examples=examples, classes=spec.classes)
 
 
 def pixels_for(clf: Classifier, spec: DataSpec, crop: str, image_size: int) -> Classifier:
@@ -287,25 +169,197 @@ def pixels_for(clf: Classifier, spec: DataSpec, crop: str, image_size: int) -> C
     return clf.with_pixels(**changes)
 
 
+# --- learning and testing ----------------------------------------------------------------------------------------------
+
+
+def said_of(clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bool) -> evaluation.Predictions:
+    """What a classifier says of a set; a frozen backbone's features come from their bank."""
+    if not (frozen and heads.pooled(clf.head)):  # type: ignore[arg-type]
+        return evaluation.predictions(clf, variables, spec)
+    found = features.extract(clf, variables, feeds.sources(spec))
+    logits = np.asarray(clf.apply_head(variables, jnp.asarray(found.values[found.valid])))
+    kept = [example for example, there in zip(spec.examples, found.valid, strict=True) if there]
+    return evaluation.Predictions(logits, feeds.labels(spec)[found.valid], kept, found.skipped)
+
+
+def still(variables: Variables, fitted: fit.Fitted) -> str:
+    """A hash of all that was frozen: parameters that trained in no phase, and statistics that were not allowed to move."""
+    params = {name: leaf for name, leaf in paths.flatten(variables["params"]).items() if name not in fitted.trained}
+    layer = lambda name: name.removeprefix("backbone/").rpartition("/")[0].removesuffix("/norm")  # noqa: E731
+    stats = paths.flatten(variables.get("batch_stats", {}))
+    return paths.digest({"params": params, "stats": {n: a for n, a in stats.items() if layer(n) not in fitted.moved}})
+
+
+def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures averaged over rounds; the interval is Wilson's at the mean, for one test set."""
+    mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0] if isinstance(rows[0][k], float)}
+    n = rows[0]["n"]
+    return {"n": n, "top1": mean["top1"], "top1_ci95": list(metrics.wilson(round(mean["top1"] * n), n)), **mean}
+
+
+class Learned(NamedTuple):
+    """One round, done."""
+
+    round: Round
+    variables: Variables
+    fitted: fit.Fitted
+    tested: evaluation.Predictions
+    learned: evaluation.Predictions
+    temperature: float
+
+
+def learn(
+    run: runlog.Run, clf: Classifier, variables: Variables, each: Round, settings: Settings, *, told: bool
+) -> Learned:
+    """Fits a fresh head, and what else trains, to one round's pictures, and asks it about the others."""
+    parts, recipe = each.parts, settings.recipe
+    if len(parts.train.examples) < 2 or not parts.test.examples:
+        n, m = len(parts.train.examples), len(parts.test.examples)
+        raise ValueError(f"too few pictures: {n} to learn from and {m} to test on; wanted at least 2 and 1")
+    head = jax.tree.map(np.asarray, clf.init_head(jax.random.key(each.seed)))
+    fresh = {**variables, "params": {"backbone": variables["params"]["backbone"], "head": head}}
+    if settings.find_lr:
+        found = fit.find_rate(clf, fresh, parts.train, recipe, seed=each.seed)
+        recipe = dataclasses.replace(recipe, lr=found.rate)
+        print(f"learning rate {found.rate:.3g}: a tenth of where the loss is least", flush=True)
+        for rate, loss in found.curve:
+            run.log({"round": each.name, "find_lr": rate, "loss": loss})
+    fitted = fit.fit(
+        clf,
+        fresh,
+        parts.train,
+        parts.validation,
+        recipe,
+        seed=each.seed,
+        folder=run.workdir / "checkpoints" / each.name,
+        log=lambda row: run.log({"round": each.name, **row}),
+        say=(lambda line: print(line, flush=True)) if told else (lambda line: None),
+    )
+    frozen = all(name.startswith("head/") for name in fitted.trained)
+    tested, learned, chosen = (
+        said_of(clf, fitted.variables, part, frozen=frozen) for part in (parts.test, parts.train, parts.validation)
+    )
+    if not len(tested.labels):
+        raise ValueError(f"none of the {len(parts.test.examples)} test pictures can be read; look with doctor")
+    temperature = fitted.closed_form.temperature if fitted.closed_form and recipe.tune == "probe" else 1.0
+    if len(chosen.labels):
+        temperature = metrics.temperature(chosen.logits, chosen.labels)
+    return Learned(each, fresh, fitted, tested, learned, temperature)
+
+
+def transfer(
+    run: runlog.Run,
+    clf: Classifier,
+    variables: Variables,
+    spec: DataSpec,
+    test_spec: DataSpec | None,
+    settings: Settings,
+) -> tuple[dict[str, Any], list[Html]]:
+    """Fits, tests and saves; the result and the page's sections. The model of the first round is the one that is kept."""
+    began, recipe, classes = time.monotonic(), settings.recipe, spec.classes
+    if settings.head != "linear" and any(phase.name == "probe" for phase in recipe.phases(clf.spec.endpoints)):
+        raise ValueError(
+            f"--tune={recipe.tune} fits a linear head; take --head=linear, or --tune=head for {settings.head}"
+        )
+    table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
+    clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
+    done: list[Learned] = []
+    for each in rounds(spec, test_spec, settings):
+        done.append(learn(run, clf, variables, each, settings, told=not done))
+        top1 = metrics.summarise(done[-1].tested.logits, done[-1].tested.labels)["top1"]
+        run.log({"round": each.name, "top1": top1, "n": len(done[-1].tested.labels)})
+        if settings.folds or settings.seeds > 1:
+            print(f"{each.name}: {report.percent(top1)} of {len(done[-1].tested.labels)}", flush=True)
+    seconds, first = time.monotonic() - began, done[0]
+
+    if settings.folds:  # every picture was tested on once a seed: one list
+        tested = evaluation.joined([each.tested for each in done])
+        test = evaluation.summary(tested.logits, tested.labels, classes, first.temperature)
+    else:
+        tested = first.tested
+        rows = [evaluation.summary(d.tested.logits, d.tested.labels, classes, d.temperature) for d in done]
+        test = {**rows[0], **mean_of(rows)}
+    fitted, record = first.fitted, {}
+    leaves = paths.flatten(first.variables["params"])
+    result: dict[str, Any] = {
+        "test": {name: value for name, value in test.items() if name not in evaluation.DETAILS},
+        "train": mean_of([metrics.summarise(d.learned.logits, d.learned.labels) for d in done]),
+        **{name: test[name] for name in evaluation.DETAILS if name in test},
+        "classes": list(classes),
+        "trainable_params": sum(leaves[name].size for name in fitted.trained),
+        "temperature": first.temperature,
+        "feed": fitted.feed,
+        "history": fitted.history,
+        "best_epoch": fitted.best,
+        "steps": fitted.steps,
+        "waiting_share": fitted.seconds_waiting / fitted.seconds if fitted.seconds else None,
+        "images_per_second": fitted.pictures / fitted.seconds if fitted.seconds else None,
+        "sizes": {name: len(part.examples) for name, part in first.round.parts._asdict().items()},
+        "skipped": [skip._asdict() for skip in dict.fromkeys(skip for d in done for skip in skipped_of(spec, d))],
+        "seconds": seconds,
+        "model": str(run.workdir / "model"),
+    }
+    if fitted.closed_form:
+        result["strength"] = fitted.closed_form.strength
+    if len(done) > 1:
+        tops = [float((d.tested.logits.argmax(axis=1) == d.tested.labels).mean()) for d in done]
+        result["seeds"] = {"top1": tops, **metrics.spread(tops)}
+    record = {
+        "data": {"name": spec.name, "source": spec.source, "licence": spec.licence},
+        "split": {name: data.split_digest(part) for name, part in first.round.parts._asdict().items()},
+        "recipe": dataclasses.asdict(recipe),
+        "rules": [phase._asdict() for phase in recipe.phases(clf.spec.endpoints)],
+        "test": result["test"],
+        "temperature": first.temperature,
+    }
+    classifier.save(run.workdir / "model", clf, fitted.variables, record=record)
+    _, saved = classifier.load(result["model"])  # what counts is the file
+    result["frozen_unchanged"] = still(saved, fitted) == still(first.variables, fitted)
+    sections = evaluation.sections(run, clf, tested, test, spec.references)
+    return result, [*training_sections(fitted, result), *sections, report.skipped(result["skipped"])]
+
+
+def skipped_of(spec: DataSpec, each: Learned) -> list[data.Skipped]:
+    """The files that a round could not use."""
+    return [*spec.skipped, *each.fitted.skipped, *each.tested.skipped, *each.learned.skipped]
+
+
+def training_sections(fitted: fit.Fitted, result: dict[str, Any]) -> list[Html]:
+    """Curves of loss, accuracy and rate, over the epochs of all phases."""
+    if not fitted.history:
+        return []
+    at = [float(number) for number in range(1, len(fitted.history) + 1)]
+
+    def drawn(y_label: str, **named: str) -> Html:
+        lines = {
+            name.replace("_", " "): [(x, row[key]) for x, row in zip(at, fitted.history, strict=True)]
+            for name, key in named.items()
+            if key in fitted.history[0]
+        }
+        return report.curves(lines, x_label="epoch", y_label=y_label)
+
+    parts = [
+        drawn("loss, nats", training="loss", validation="val_nll"),
+        drawn("accuracy", training="accuracy", validation="val_top1"),
+        drawn("learning rate of the head", rate="lr"),
+    ]
+    figures = {"trained parameters": f"{result['trainable_params']:,}", "steps": fitted.steps, "read from": fitted.feed}
+    if fitted.seconds:
+        figures["pictures a second"] = f"{result['images_per_second']:.1f}"
+        figures["time spent waiting for pictures"] = report.percent(min(result["waiting_share"], 1.0))
+    return [report.section("Training", report.numbers(figures), *parts)]
+
+
 def main(run: runlog.Run) -> None:
+    settings = settings_of_flags()
     clf, variables = common.load_model()
     spec = data.get(FLAGS.data)
     test_spec = data.get(FLAGS.test_data) if FLAGS.test_data else None
     clf = pixels_for(clf, spec, FLAGS.crop, FLAGS.image_size)
-    settings = Settings(
-        FLAGS.tune,
-        FLAGS.seeds,
-        FLAGS.seed,
-        FLAGS.test_fraction,
-        FLAGS.epochs,
-        FLAGS.batch_size,
-        FLAGS.lr,
-        FLAGS.optimizer,
-    )
     result, sections = transfer(run, clf, variables, spec, test_spec, settings)
-    test = result["test"]
+    test, what = result["test"], FLAGS.tune if not FLAGS.rules else "rules"
     lead = (
-        f"{len(spec.classes)} classes of {spec.name}, learned on {clf.arch}'s frozen features: "
+        f"{len(spec.classes)} classes of {spec.name}, learned from {clf.arch} ({what}): "
         f"{report.percent(test['top1'])} of {test['n']} test pictures."
     )
     facts = run.facts() | common.weights_facts(clf) | {"pictures": spec.source, "licence of the pictures": spec.licence}
@@ -313,15 +367,13 @@ def main(run: runlog.Run) -> None:
     low, high = (report.percent(p) for p in test["top1_ci95"])
     print(
         f"test top-1 {report.percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']}), "
-        f"always the commonest class {report.percent(result['majority'])}"
+        f"top-3 {report.percent(test['top3'])}, always the commonest class {report.percent(result['majority'])}"
     )
     if "seeds" in result:
-        print(
-            f"over {result['seeds']['n']} seeds {100 * result['seeds']['mean']:.1f} +- {100 * result['seeds']['std']:.1f} %"
-        )
+        over = result["seeds"]
+        print(f"over {over['n']} rounds {100 * over['mean']:.1f} +- {100 * over['std']:.1f} %")
     print(
-        f"bank: {result['bank']['reused']} reused, {result['bank']['computed']} computed; "
-        f"skipped {len(result['skipped'])}; model in {result['model']}"
+        f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; model in {result['model']}"
     )
     print(f"{run.workdir / 'report.html'}")
 

@@ -71,6 +71,11 @@ class Pictures(NamedTuple):
         stream = loader.stream(sources(self.spec), prepare, plan, start=start, workers=self.workers)
         return _Labelled(stream, labels(self.spec))
 
+    def blank(self) -> np.ndarray:
+        """uint8[1 s s c]: one input of `training`."""
+        side = self.augment.source_size
+        return np.zeros((1, side, side, len(self.clf.pixels.mean)), np.uint8)
+
     def evaluation(self, batch_size: int) -> Iterator[Rows]:
         """`Rows` with inputs uint8[b s s c], in order."""
         known = labels(self.spec)
@@ -98,6 +103,10 @@ class Bank(NamedTuple):
     def training(self, plan: Plan, start: int, key: jax.Array) -> Feed:
         """`Rows` with inputs [b ...]: of each picture the view that `augment.apply` would take in that step."""
         return _Looked(self, plan, start, key)
+
+    def blank(self) -> np.ndarray:
+        """[1 ...]: one input of `training`."""
+        return np.zeros((1, *self.maps.shape[2:]), self.maps.dtype)
 
     def evaluation(self, batch_size: int) -> Iterator[Rows]:
         """`Rows` with inputs [b ...], in order, of the first view: the picture as it is."""

@@ -338,13 +338,9 @@ def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, 
     reads = f"the bank of {cut}" if banked else "pictures"
     job.say(f"{phase.name}: {plan.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size}, from {reads}")
     job.say(runlog.columns(list(table[0]), [list(row.values()) for row in table]))
-    mesh = devices.mesh(recipe.batch_size)
+    mesh = devices.mesh()
     state = devices.replicate(state, mesh)
-    blank = next(iter(feed.evaluation(recipe.batch_size))).examples
-    if not banked and job.augment.source_size != clf.pixels.size:
-        side = job.augment.source_size
-        blank = blank._replace(inputs=np.zeros((recipe.batch_size, side, side, len(clf.pixels.mean)), np.uint8))
-    compiled = devices.compile_to_fit(step, state, devices.shard(blank, mesh), batch_size=recipe.batch_size)
+    compiled = compiled_to_fit(job, step, state, feed)
 
     def host(state: train.TrainState) -> tuple[Any, Any]:
         params, stats = jax.tree.map(np.asarray, (state.averaged, state.stats))
@@ -352,6 +348,28 @@ def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, 
 
     logits = jax.jit(lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)[0])
     return Phase(phase.name, feed, validation, plan, state, keys[1], compiled, schedule, logits, host)
+
+
+def compiled_to_fit(
+    job: Job, step: train.Step, state: train.TrainState, feed: feeds.Pictures | feeds.Bank
+) -> train.Step:
+    """The step, compiled for this feed's batches; ValueError with a size that fits where memory is too small for them."""
+    mesh, b = devices.mesh(), job.recipe.batch_size
+    inputs = feed.blank()
+
+    def compiled(size: int) -> Any:
+        blank = train.Examples(np.repeat(inputs, size, 0), np.zeros(size, np.int32), np.zeros(size, bool))
+        return step.lower(state, devices.shard(blank, mesh)).compile()  # type: ignore[attr-defined]
+
+    program, room = compiled(b), devices.limit()
+    if room is not None and devices.needs(program) > room:
+        fits = devices.largest_batch(lambda size: devices.needs(compiled(size)), b // 2, room=room) if b > 1 else 0
+        need, have = devices.needs(program) / 1e9, room / 1e9
+        raise ValueError(
+            f"a step of --batch_size={b} needs {need:.1f} GB and {have:.1f} GB are free; --batch_size={fits} fits, or "
+            f"--microbatches={b // max(fits, 1)}"
+        )
+    return program
 
 
 def _feeds(job: Job, cut: str, variables: Variables) -> tuple[Any, Any, tuple[np.ndarray, np.ndarray] | None]:
@@ -406,7 +424,7 @@ def _augmenting(how: augment.Augment) -> train.Augment | None:
 def train_phase(job: Job, number: int, phase: Phase) -> Trained:
     """The steps of a phase, from its newest checkpoint where there is one."""
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
-    mesh = devices.mesh(plan.batch_size)
+    mesh = devices.mesh()
     with contextlib.ExitStack() as stack:
         kept = None
         if job.folder is not None:
@@ -486,6 +504,40 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
     return Trained(state, history, best, seconds, waiting, pictures, done_steps - first, skipped)
 
 
+class Rates(NamedTuple):
+    """What a learning-rate finder found: the rate to take, and (rate, smoothed loss) of each step."""
+
+    rate: float
+    curve: list[tuple[float, float]]
+
+
+def find_rate(
+    clf: Classifier, variables: Variables, learn: DataSpec, recipe: Recipe, *, seed: int, steps: int = 100
+) -> Rates:
+    """Raises the rate from 1e-6 to 1 over some steps of the last phase, and takes a tenth of where the smoothed loss is least.
+
+    Stops where the loss is four times its least. The variables are left as they are.
+
+    Reference: Smith 2017, arXiv:1506.01186, section 3.3; smoothing (0.9) and the tenth as in fastai's `lr_find`.
+    """
+    per_epoch = -(-len(learn.examples) // recipe.batch_size)
+    tried = dataclasses.replace(recipe, schedule="range", lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
+    none = dataclasses.replace(learn, examples=(), skipped=())
+    job = Job(clf, learn, none, tried, seed, None, lambda row: None, lambda line: None)
+    last = tried.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
+    phase = prepare(job, 0, last, variables["params"], variables.get("batch_stats", {}), None)
+    mesh, state, curve, average = devices.mesh(), phase.state, [], 0.0
+    with phase.feed.training(phase.plan, 0, phase.key) as feed:
+        for step in range(len(phase.plan)):
+            state, measured = phase.step(state, devices.shard(next(feed).examples, mesh))
+            average = 0.9 * average + 0.1 * float(measured["loss"])
+            smooth = average / (1 - 0.9 ** (step + 1))
+            if not np.isfinite(smooth) or (curve and smooth > 4 * min(loss for _, loss in curve)):
+                break
+            curve.append((float(phase.schedule(step)), smooth))
+    return Rates(min(curve, key=lambda point: point[1])[0] / 10 if curve else 1e-3, curve)
+
+
 def validated(phase: Phase, state: train.TrainState) -> dict[str, float]:
     """`val_nll` and `val_top1` of the pictures of validation that can be read; {} where there are none."""
     logits, known = logits_of(phase, state)
@@ -497,7 +549,7 @@ def validated(phase: Phase, state: train.TrainState) -> dict[str, float]:
 
 def logits_of(phase: Phase, state: train.TrainState) -> tuple[np.ndarray, np.ndarray]:
     """Logits f32[n k] and labels i32[n] of the validation pictures."""
-    mesh, rows, known = devices.mesh(phase.plan.batch_size), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]
+    mesh, rows, known = devices.mesh(), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]
     for examples, _ in phase.validation.evaluation(phase.plan.batch_size):
         inputs = devices.shard(examples.inputs, mesh)
         logits = np.asarray(phase.logits(state.averaged, state.stats, inputs))

@@ -216,10 +216,16 @@ def constant(lr: float, steps: int) -> optax.Schedule:
     return optax.constant_schedule(lr)
 
 
+def rate_range(lr: float, steps: int) -> optax.Schedule:
+    """From lr / 1,000,000 up to `lr` by the same factor at each step: for finding a rate (`fit.find_rate`)."""
+    return lambda step: lr * 10.0 ** (-6.0 * (1.0 - jnp.asarray(step, jnp.float32) / max(steps - 1, 1)))
+
+
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": warmup_cosine,
     "one_cycle": one_cycle,
     "constant": constant,
+    "range": rate_range,
 }
 
 

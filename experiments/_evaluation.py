@@ -1,0 +1,128 @@
+"""What `transfer` and `evaluate` do alike: ask a classifier about a set, count, and show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import _common as common
+from tl import data, metrics, paths, pixels, report, runlog
+from tl.classifier import Classifier
+from tl.data import DataSpec, Skipped
+from tl.report import Html
+from tl.types import Variables
+
+DETAILS = ("majority", "per_class", "confusion", "most_confused", "reliability")
+"""The parts of a `summary` that are lists, beside its figures."""
+
+
+class Predictions(NamedTuple):
+    """What a classifier said: logits f32[n k], the true labels i[n], and the examples, of those that could be read."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+    examples: list[data.Example]
+    skipped: tuple[Skipped, ...]
+
+
+def known_classes(spec: DataSpec, classes: Sequence[str]) -> None:
+    """ValueError where a test set has classes that nobody learned; gives the nearest that somebody did."""
+    if unknown := sorted(set(spec.classes) - set(classes)):
+        raise ValueError(
+            f"{spec.name} has classes that were not learned: {unknown[:5]}; nearest to {unknown[0]!r}: "
+            f"{paths.nearest(unknown[0], classes)}"
+        )
+
+
+def predictions(clf: Classifier, variables: Variables, spec: DataSpec, *, batch_size: int = 16) -> Predictions:
+    """Asks about every picture by the one path that `predict` takes, a batch at a time."""
+    logits, kept, skipped = [np.zeros((0, len(common.class_table(clf).entries)), np.float32)], [], []
+    batches = data.load([example.path for example in spec.examples], clf.prepare, batch_size=batch_size)
+    for batch in runlog.progress(batches, -(-len(spec.examples) // batch_size), "asking, batches"):
+        said = common.forward(clf)(variables, pixels.to_images01(batch.images))
+        logits.append(np.asarray(said)[batch.valid])
+        kept += [spec.examples[i] for i in batch.index[batch.valid]]
+        skipped += batch.skipped
+    labels = np.array([example.label for example in kept], np.int64)
+    return Predictions(np.concatenate(logits), labels, kept, tuple(skipped))
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Several tests as one list."""
+    return Predictions(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        [example for part in parts for example in part.examples],
+        tuple(skip for part in parts for skip in part.skipped),
+    )
+
+
+def summary(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temperature: float = 1.0) -> dict[str, Any]:
+    """The figures of `metrics.summarise`, NLL and ECE at the temperature too, and the `DETAILS`; JSON-ready."""
+    calm = metrics.summarise(logits / np.float32(temperature), labels)
+    matrix = metrics.confusion(labels, logits.argmax(axis=1), len(classes))
+    return {
+        **metrics.summarise(logits, labels),
+        "temperature": float(temperature),
+        "nll_calibrated": calm["nll"],
+        "ece_calibrated": calm["ece"],
+        "majority": float(matrix.sum(axis=1).max() / matrix.sum()),
+        "per_class": metrics.per_class(logits, labels, classes),
+        "confusion": matrix.tolist(),
+        "most_confused": metrics.most_confused(matrix, classes),
+        "reliability": metrics.reliability(common.softmax(logits / temperature), labels),
+    }
+
+
+def sections(
+    run: runlog.Run,
+    clf: Classifier,
+    said: Predictions,
+    result: dict[str, Any],
+    references: Sequence[tuple[str, float]] = (),
+) -> list[Html]:
+    """Accuracy beside what it should be compared to, calibration, classes, confusion, and the worst mistakes as pictures."""
+    table = common.class_table(clf)
+    classes = [table.display(i) for i in range(len(table.entries))]
+    figures = {
+        "test pictures": result["n"],
+        "top-1": report.percent(result["top1"]),
+        "top-3": report.percent(result["top3"]),
+        "balanced": report.percent(result["balanced"]),
+        "NLL": f"{result['nll']:.3f}",
+        "ECE": f"{result['ece']:.3f}",
+        f"ECE at temperature {result['temperature']:.2f}": f"{result['ece_calibrated']:.3f}",
+    }
+    compared = [("always the commonest class", result["majority"]), *references]
+    low, high = result["top1_ci95"]
+    accuracy = report.interval(result["top1"], low, high, label="test accuracy", references=compared)
+    pairs = [(row["true"], row["predicted"], f"{row['count']} of {row['of']}") for row in result["most_confused"]]
+    confused = [report.confusion(np.array(result["confusion"]), classes)]
+    confused += [report.table(pairs, ("is", "was called", "times"))] if pairs else []
+    return [
+        report.section("How good it is", report.numbers(figures), accuracy),
+        report.section("What it confuses", *confused),
+        *worst(run, clf, said),
+    ]
+
+
+def worst(run: runlog.Run, clf: Classifier, said: Predictions) -> list[Html]:
+    """The twelve mistakes of which it was most sure."""
+    classes, probabilities = common.class_table(clf), common.softmax(said.logits)
+    own = probabilities[np.arange(len(said.labels)), said.labels]
+    wrong = [i for i in np.argsort(own, kind="stable")[:12] if said.logits[i].argmax() != said.labels[i]]
+    cards, images = [], []
+    for i in wrong:
+        images.append(clf.prepare(data.decode(said.examples[i].path)))
+        label = int(said.labels[i])
+        caption = f"{said.examples[i].path.name}, in truth {classes.display(label)}"
+        cards.append(
+            report.card(images[-1], caption=caption, bars=common.bars(common.topk(clf, probabilities[i], 3), [label]))
+        )
+    if not images:
+        return []
+    run.figure("worst_mistakes", report.contact_sheet(images, columns=4))
+    text = "The test pictures on which the most confidence was put in the wrong place, as the network sees them."
+    return [report.section("Its worst mistakes", report.gallery(cards), text=text)]
