@@ -5,12 +5,15 @@
   ./launch.sh bench --what=forward --arch=mobilenetv2_100 --peers=torch,keras
   ./launch.sh bench --what=start --arch=resnet50
   ./launch.sh bench --what=bfloat16 --arch=efficientnet_lite0
+  ./launch.sh bench --what=loader --data=folder:pictures --batch_size=32
 
   forward         logits; BatchNorm folded away, as for every frozen network
   input_gradient  of the summed cross-entropy, with respect to the picture; folded too
   param_gradient  of the mean cross-entropy, with respect to every parameter, BatchNorm in evaluation mode
   start           seconds until a new process has its first logits, with an empty and with a filled compilation cache
   bfloat16        forward in bfloat16 beside float32, and what it costs in logits, on photographs and real weights
+  loader          pictures of --data read, decoded, resized to 256 and cropped to 224 (bilinear): in threads and in
+                  processes, beside torchvision's DataLoader with as many processes
 
 Weights are random except in `bfloat16`: speed does not depend on them. The libraries take turns, and each figure is the
 median of rounds; torch runs in both of its memory formats, of which the faster counts.
@@ -18,6 +21,8 @@ median of rounds; torch runs in both of its memory formats, of which the faster 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -36,10 +41,11 @@ from absl import flags
 from experiments import _common as common
 from experiments import _sources as sources
 from tl import backbones, classifier, data, losses, pixels, report, runlog
+from tl.data.loader import Plan, cores, stream
 
 FLAGS = flags.FLAGS
 SPEED = ("forward", "input_gradient", "param_gradient")
-WHAT = (*SPEED, "start", "bfloat16")
+WHAT = (*SPEED, "start", "bfloat16", "loader")
 PEERS = ("torch", "keras")
 ARCHS = "resnet50,vgg16,mobilenetv2_100,efficientnet_lite0"
 
@@ -48,6 +54,7 @@ def define_flags() -> None:
     flags.DEFINE_list("arch", ARCHS, "Architectures.")
     flags.DEFINE_list("what", ",".join(SPEED), f"What is timed: {', '.join(WHAT)}.")
     flags.DEFINE_integer("batch_size", 16, "Images a call.", lower_bound=1)
+    flags.DEFINE_string("data", "", "For loader: a set of files. Default: the packaged photographs, over and over.")
     flags.DEFINE_integer("size", 224, "Side, in pixels.", lower_bound=32)
     flags.DEFINE_integer("rounds", 5, "Timed rounds; the median counts.", lower_bound=1)
     flags.DEFINE_list(
@@ -265,6 +272,98 @@ def bfloat16(arch: str) -> list[dict[str, Any]]:
     return [row]
 
 
+# --- the loader --------------------------------------------------------------------------------------------------------
+
+PASSES = """
+import sys, time
+from experiments import _sources
+_sources.import_torchvision()
+import torch
+from torchvision import transforms
+from torchvision.datasets.folder import default_loader
+
+prepare = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
+
+class Files(torch.utils.data.Dataset):  # what ImageFolder does for each of its files
+    def __init__(self, paths):
+        self.paths = paths
+    def __len__(self):
+        return len(self.paths)
+    def __getitem__(self, index):
+        return prepare(default_loader(self.paths[index])), 0
+
+paths = open(sys.argv[1]).read().splitlines()
+loader = torch.utils.data.DataLoader(Files(paths), int(sys.argv[2]), num_workers=int(sys.argv[3]))
+for _ in sys.stdin:
+    batches = iter(loader)
+    first = len(next(batches)[0])
+    began = time.perf_counter()
+    for batch in batches:
+        pass
+    print((len(paths) - first) / (time.perf_counter() - began), flush=True)
+"""
+
+
+def loader(peers: dict[str, str]) -> list[dict[str, Any]]:
+    """Pictures a second once the first batch is there, from threads and from processes; passes take turns."""
+    if FLAGS.data:
+        files = [example.path for example in data.get(FLAGS.data).examples if isinstance(example.path, Path)]
+    else:
+        files = [photo.path for photo in data.photographs()] * 16
+    b, workers = FLAGS.batch_size, cores()
+    if len(files) < 4 * b:
+        raise ValueError(
+            f"--what=loader wants at least {4 * b} files, four batches; --data={FLAGS.data} has {len(files)}"
+        )
+    transform = functools.partial(pixels.prepare, pixels.TORCHVISION)
+    plan = Plan(len(files), b, 1, FLAGS.seed)
+
+    def ours_with(workers: int) -> float:
+        with stream(files, transform, plan, workers=workers) as batches:
+            next(batches)
+            began = time.perf_counter()
+            read = sum(int(batch.valid.sum()) for batch in batches)
+            return read / (time.perf_counter() - began)
+
+    rates: dict[str, list[float]] = {"threads": [], f"{workers} processes": []}
+    theirs: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        child = None
+        if "torch" in peers:
+            listed = Path(folder) / "files.txt"
+            order = np.concatenate([plan.rows(step) for step in range(len(plan))])
+            listed.write_text("\n".join(str(files[row].absolute()) for row in order[order >= 0]))
+            words = [sys.executable, "-W", "ignore", "-c", PASSES, str(listed), str(b), str(workers)]
+            pipe = subprocess.PIPE
+            child = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[1])
+            stack.enter_context(child)
+        for i in range(FLAGS.rounds + 1):  # the first fills the system's cache of files and does not count
+            passes = [(rates[name], ours_with(n)) for name, n in zip(rates, (0, workers), strict=True)]
+            if child is not None:
+                assert child.stdin is not None and child.stdout is not None
+                child.stdin.write("\n")
+                child.stdin.flush()
+                if not (said := child.stdout.readline()):
+                    raise ValueError("torchvision's loader failed; its message is above")
+                passes.append((theirs, float(said)))
+            for kept, rate in passes if i else []:
+                kept.append(rate)
+    peer = float(np.median(theirs)) if theirs else None
+    version = f"torchvision's DataLoader, {workers} processes" if theirs else None
+    return [
+        {
+            "what": f"loader, {name}",
+            "arch": "-",
+            "ours": float(np.median(found)),
+            "spread": [min(found), max(found)],
+            "peer": version,
+            "peer_value": peer,
+            "ratio": float(np.median(found)) / peer if peer else None,
+        }
+        for name, found in rates.items()
+    ]
+
+
 # --- the run -----------------------------------------------------------------------------------------------------------
 
 
@@ -289,13 +388,18 @@ def main(run: runlog.Run) -> None:
             raise ValueError(f"unknown --what={what}; wanted some of {', '.join(WHAT)}")
     peers = {peer: version for peer in FLAGS.peers if (version := installed(peer))}
     rows: list[dict[str, Any]] = []
+    works = list(dict.fromkeys(FLAGS.what))
+    jobs: list[Callable[[], list[dict[str, Any]]]] = [lambda: loader(peers)] if "loader" in works else []
     for arch in archs:
-        for what in dict.fromkeys(FLAGS.what):
-            new = start(arch) if what == "start" else bfloat16(arch) if what == "bfloat16" else speed(arch, what, peers)
-            for row in new:
-                run.log(row)
-                print(line(row), flush=True)
-            rows += new
+        one = {"start": start, "bfloat16": bfloat16}
+        jobs += [functools.partial(one[what], arch) for what in works if what in one]
+        jobs += [functools.partial(speed, arch, what, peers) for what in works if what in SPEED]
+    for job in jobs:
+        new = job()
+        for row in new:
+            run.log(row)
+            print(line(row), flush=True)
+        rows += new
     header = ("what", "architecture", "tl", "slowest to fastest round", "peer", "the peer's", "ratio")
     cells = [
         (
