@@ -126,7 +126,8 @@ def init_distributed() -> bool:
         if wrong or len({value is None for value in given.values()}) > 1:
             wanted = "wanted JAX_NUM_PROCESSES and JAX_PROCESS_ID, both as numbers, or neither"
             raise ValueError(f"got {', '.join(wrong) or given}; {wanted}")
-        jax.distributed.initialize(**{name: int(value) for name, value in given.items() if value})
+        count, rank = (int(value) if value else None for value in given.values())
+        jax.distributed.initialize(num_processes=count, process_id=rank)
     return jax.process_count() > 1
 
 
@@ -161,12 +162,6 @@ def limit() -> int | None:
         free = _free_ram(Path("/"))
         return None if free is None else free // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def fits(program: Any) -> bool:
-    """Whether a program, as for `needs`, has room on this host's devices; True where nobody says how much there is."""
-    room = limit()
-    return room is None or needs(program) <= room
 
 
 def largest_batch(bytes_of: Callable[[int], int], batch_size: int, *, room: int | None = None) -> int:

@@ -38,6 +38,8 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
         cpu = first_layer(*args, plain)
     else:
         cpu = dense(*args)
+    if jax.device_count() > 1:  # a batch may be divided, and sums a few pictures at a time would send them to and fro
+        cpu = plain
     return plain, Form(*map(in_float32, cpu))
 
 
