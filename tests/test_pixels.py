@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -26,6 +27,7 @@ from tl.pixels import (
     check,
     normalise,
     prepare,
+    prepare_on_device,
     to_images01,
     to_uint8,
 )
@@ -280,6 +282,78 @@ def test_a_spec_that_means_nothing_is_refused(fields: dict, message: str):
 def test_a_spec_survives_json(size: int, crop: float, interpolation: str, channels: str):
     spec = PixelSpec(size=size, crop=crop, interpolation=interpolation, channels=channels)
     assert PixelSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
+
+
+# --- the same on the device -------------------------------------------------------------------------------------------
+
+LEVELS = {"bilinear": 2, "bicubic": 1, "lanczos": 1}  # by which the two may differ (see the docstring)
+
+
+def on_device(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
+    """uint8[s s c] of `prepare_on_device`, whose values are exactly those of `to_images01`."""
+    images01 = np.asarray(jax.jit(prepare_on_device, static_argnums=0)(spec, image[None]))
+    assert images01.dtype == np.float32
+    np.testing.assert_array_equal(images01, to_images01(to_uint8(images01)))
+    return to_uint8(images01)[0]
+
+
+@settings(max_examples=8)  # a compile each
+@given(
+    h=SIDES,
+    w=SIDES,
+    size=st.integers(1, 40),
+    crop=st.sampled_from([0.3, 0.875, 1.0]),
+    resize=st.sampled_from(["shorter", "squash"]),
+    interpolation=st.sampled_from(sorted(LEVELS)),
+)
+@example(h=80, w=40, size=33, crop=1.0, resize="squash", interpolation="lanczos")  # Pillow 13: height first
+@example(h=90, w=1, size=33, crop=0.875, resize="shorter", interpolation="bicubic")
+def test_the_device_resizes_as_pillow_does(h: int, w: int, size: int, crop: float, resize: str, interpolation: str):
+    spec = PixelSpec(size=size, crop=crop, resize=resize, interpolation=interpolation)
+    want, got = (f(spec, photograph(h, w)).astype(int) for f in (prepare, on_device))
+    assert np.abs(want - got).max() <= LEVELS[interpolation]
+
+
+@pytest.mark.parametrize("resize", ["shorter", "squash"])
+@pytest.mark.parametrize("h, w", [(37, 53), (40, 31)])
+def test_nearest_on_the_device(h: int, w: int, resize: str):
+    """Sizes at which no pixel's centre falls on a border."""
+    spec = PixelSpec(size=16, crop=1.0, resize=resize, interpolation="nearest")
+    np.testing.assert_array_equal(on_device(spec, photograph(h, w)), prepare(spec, photograph(h, w)))
+
+
+def test_slivers_and_grey_on_the_device():
+    sliver = photograph(2, 400)
+    assert np.abs(on_device(PixelSpec(size=8), sliver).astype(int) - prepare(PixelSpec(size=8), sliver)).max() <= 1
+    grey = PixelSpec(size=8, mean=(0.5,), std=(0.5,))
+    assert np.abs(on_device(grey, photograph(20, 30)).astype(int) - prepare(grey, photograph(20, 30))).max() <= 1
+
+
+def test_one_exported_program_takes_every_size():
+    b, h, w = jax.export.symbolic_shape("b, h, w")
+    spec = PixelSpec(size=16)
+    fn = jax.jit(lambda images: prepare_on_device(spec, images))
+    program = jax.export.export(fn)(jax.ShapeDtypeStruct((b, h, w, 3), np.uint8))
+    for n, height, width in ((1, 30, 20), (3, 17, 41)):
+        batch = np.stack([photograph(height, width)] * n)
+        got = to_uint8(np.asarray(program.call(batch))).astype(int)
+        assert np.abs(got - prepare(spec, batch[0])[None].astype(int)).max() <= 1
+
+
+def test_real_photographs_on_the_device(photographs: list[Path]):
+    spec = PixelSpec()
+    for path in photographs[:2]:
+        image = data.decode(path)
+        far = np.abs(prepare(spec, image).astype(int) - on_device(spec, image))
+        assert far.max() <= 1 and (far > 0).mean() < 0.001
+
+
+def test_what_the_device_refuses():
+    for wrong in (np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 1), np.uint8)):
+        with pytest.raises(ValueError, match=r"prepare_on_device wants uint8\[b h w 3\]; got"):
+            prepare_on_device(PixelSpec(), wrong)
+    with pytest.raises(ValueError, match="this network wants 4"):
+        prepare_on_device(FOUR, np.zeros((1, 8, 8, 3), np.uint8))
 
 
 # --- the publishers' own preprocessing, on real photographs -----------------------------------------------------------

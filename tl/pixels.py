@@ -2,6 +2,7 @@
 
 Two steps, at the border between host and device:
   `prepare`    on the host:   uint8[h w 3] of any size -> uint8[s s c]      (Pillow: resize, centre crop)
+               (`prepare_on_device` does the same inside a program that is exported)
   `normalise`  on the device: images01 f32[b s s c] in [0, 1] -> inputs     (range, mean, std, channel order)
 Everything a user, an attack or an ideal image touches is `images01`: RGB in [0, 1]; c is 3 unless a network was given another
 number of input channels. Reading files is `tl.data.decode`. The specs that many weights share stand below the class.
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL
 from jax.core import Tracer
 from PIL import Image
 
@@ -23,6 +25,7 @@ from tl.paths import nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's ImageNet statistics, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_PILLOW = int(PIL.__version__.partition(".")[0])
 MAX_ASPECT = 50  # longer strips are cut to this ratio before the resize, which would take gigabytes (chosen, not tuned)
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -116,11 +119,8 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"prepare wants uint8[h w 3]; got {image.dtype}{list(image.shape)}")
-    if (c := len(spec.mean)) not in (1, 3):
-        raise ValueError(
-            f"a photograph makes 3 or 1 input channels, this network wants {c}; give it arrays f32[b h w {c}]"
-        )
-    pil, size, how = Image.fromarray(image), spec.size, INTERPOLATIONS[spec.interpolation]
+    _check_photograph_channels(spec)
+    pil, size, how, c = Image.fromarray(image), spec.size, INTERPOLATIONS[spec.interpolation], len(spec.mean)
     pil = pil if c == 3 else pil.convert("L")
     if spec.resize == "squash":
         return np.asarray(pil.resize((size, size), how)).reshape(size, size, c)
@@ -133,6 +133,106 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
     pil = pil.resize((width, height), how)
     left, top = (int(round((side - size) / 2.0)) for side in pil.size)
     return np.asarray(pil.crop((left, top, left + size, top + size))).reshape(size, size, c)
+
+
+def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
+    """`prepare` and `to_images01` as one traceable function, for programs that must carry their preprocessing with them.
+
+    Pillow's two passes, each rounded to 8 bit, are products with matrices made of indices, so height and width may be symbolic
+    (`jax.export`). Pillow's weights have 22 bits and these are float32: where a sum lies on the border of two levels it may
+    fall to the other one, once a pass. Beside `prepare`'s, a value in 1,000 to 100,000 differs by one level with "bicubic" and
+    "lanczos"; with "bilinear", whose weights are small fractions, up to a tenth do, and a few by two. It takes more arithmetic
+    than Pillow on large pictures: 2 * s * h * w * c for the first pass.
+
+    Args:
+      spec: what the weights want.
+      images: uint8[b h w 3] RGB, all of one size of at most 65,535 pixels a side.
+
+    Returns:
+      f32[b size size c] in [0, 1], multiples of 1 / 255. With "nearest", a pixel whose centre falls exactly on the border of
+      two may take the other.
+
+    Raises:
+      ValueError: as `prepare`.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise ValueError(f"prepare_on_device wants uint8[b h w 3]; got {images.dtype}{list(images.shape)}")
+    _check_photograph_channels(spec)
+    sides = [jnp.asarray(side, jnp.int32) for side in images.shape[1:3]]
+    levels = images.astype(jnp.int32)
+    if len(spec.mean) == 1:  # Pillow's "L", in its 16-bit fixed point
+        luma = jnp.asarray([19595, 38470, 7471], jnp.int32)
+        levels = (jnp.sum(levels * luma.reshape(1, 1, 1, 3), axis=3, keepdims=True) + 0x8000) >> 16
+    short, least = int(spec.size / spec.crop), jnp.minimum(*sides)
+    positions, lost = [], []
+    for side in sides:
+        seen, resized = side, jnp.asarray(spec.size, jnp.int32)
+        if spec.resize == "shorter":
+            seen = jnp.minimum(side, MAX_ASPECT * least)
+            resized = short * seen // least
+        corner = jnp.rint((resized - spec.size).astype(jnp.float32) / 2).astype(jnp.int32)
+        doubled = (2 * (corner + jnp.arange(spec.size, dtype=jnp.int32)) + 1) * seen  # over 2 * resized: exact integers
+        whole, rest = doubled // (2 * resized), doubled % (2 * resized)
+        part = rest.astype(jnp.float32) / (2 * resized).astype(jnp.float32)
+        scale = jnp.maximum(seen.astype(jnp.float32) / resized.astype(jnp.float32), 1.0)
+        positions.append(((side - seen) // 2 + whole, part, scale))
+        lost.append(seen - resized)
+    if spec.interpolation == "nearest":
+        (rows, *_), (columns, *_) = positions
+        return _levels01(levels[:, rows][:, :, columns])
+    matrices = []
+    for side, (whole, part, scale) in zip(images.shape[1:3], positions, strict=True):
+        index = jax.lax.iota(jnp.int32, side)
+        away = (index[None, :] - whole[:, None]).astype(jnp.float32) + (0.5 - part)[:, None]
+        weights = _KERNELS[spec.interpolation](away / scale)
+        matrices.append(weights / jnp.sum(weights, axis=1, keepdims=True))
+
+    def down(x: jax.Array) -> jax.Array:
+        return _rounded(jnp.einsum("bhwc,sh->bswc", x, matrices[0], precision=jax.lax.Precision.HIGHEST))
+
+    def across(x: jax.Array) -> jax.Array:
+        return _rounded(jnp.einsum("bhwc,sw->bhsc", x, matrices[1], precision=jax.lax.Precision.HIGHEST))
+
+    x = levels.astype(jnp.float32)
+    if _PILLOW < 13:
+        return _levels01(down(across(x)))
+    # Pillow 13 takes the height first where it shrinks by more than twice as many pixels as the width.
+    height_first = (lost[0] > 0) & (lost[0] > 2 * lost[1])
+    return _levels01(jax.lax.cond(height_first, lambda x: across(down(x)), lambda x: down(across(x)), x))
+
+
+def _levels01(levels: jax.Array) -> jax.Array:
+    """`to_images01` exactly: a compiled division by 255 is a product with its inverse, and a bit off."""
+    return jnp.asarray(to_images01(np.arange(256, dtype=np.uint8)))[levels.astype(jnp.int32)]
+
+
+def _rounded(levels: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.floor(levels + 0.5), 0.0, 255.0)
+
+
+def _triangle(x: jax.Array) -> jax.Array:
+    return jnp.maximum(1.0 - jnp.abs(x), 0.0)
+
+
+def _cubic(x: jax.Array) -> jax.Array:
+    """Keys' cubic with a = -0.5. Reference: Keys 1981, IEEE Trans. ASSP 29, equation 15."""
+    x = jnp.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1.0, ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return jnp.where(x < 1.0, near, jnp.where(x < 2.0, far, 0.0))
+
+
+def _lanczos(x: jax.Array) -> jax.Array:
+    return jnp.where(jnp.abs(x) < 3.0, jnp.sinc(x) * jnp.sinc(x / 3.0), 0.0)
+
+
+_KERNELS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}  # Pillow's, in source pixels at scale 1
+
+
+def _check_photograph_channels(spec: PixelSpec) -> None:
+    if (c := len(spec.mean)) not in (1, 3):
+        raise ValueError(
+            f"a photograph makes 3 or 1 input channels, this network wants {c}; give it arrays f32[b h w {c}]"
+        )
 
 
 def to_images01(images: np.ndarray) -> np.ndarray:
