@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         Image.new("RGB", (5 + i, 7), (20 * i,) * 3).save(path)
     paths[3].write_bytes(b"no picture")
     return paths
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Waits for what must happen; a minute is for ever."""
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -220,10 +228,14 @@ def test_processes_end_with_a_killed_parent(pictures: list[Path], tmp_path: Path
         assert said, parent.stderr.read().decode()
     valid, child = map(int, said)
     assert valid == 2  # 1.png and 10.png
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{child}").exists() and "\nState:\tZ" not in Path(f"/proc/{child}/status").read_text():
-        assert time.monotonic() < deadline, "the worker outlived its parent"
-        time.sleep(0.05)
+
+    def gone() -> bool:
+        try:
+            return "\nState:\tZ" in Path(f"/proc/{child}/status").read_text()  # dead and not yet collected
+        except OSError:
+            return True
+
+    until(gone)
 
 
 def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,11 +261,7 @@ def test_prefetch_keeps_the_order_and_the_consumers_position(pictures: list[Path
             with pytest.raises(StopIteration):
                 next(ahead)
         assert ahead.state()["step"] == len(plan)
-    for _ in range(500):  # Grain's threads may take a moment
-        if threading.active_count() <= began:
-            break
-        time.sleep(0.01)
-    assert threading.active_count() <= began
+    until(lambda: threading.active_count() <= began)  # Grain's threads take a moment
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -269,11 +277,7 @@ def test_prefetch_runs_ahead_by_its_depth_and_passes_errors_on(depth: int) -> No
 
     with prefetch(feed(), lambda i: 10 * i, depth) as ahead:
         assert next(ahead) == 0
-        for _ in range(500):
-            time.sleep(0.002)
-            if len(taken) == depth + 2:  # one handed out, `depth` waiting, one in the thread's hand
-                break
-        assert len(taken) == depth + 2
+        until(lambda: len(taken) == depth + 2)  # one handed out, `depth` waiting, one in the thread's hand
         assert [next(ahead) for _ in range(4)] == [10, 20, 30, 40]
         for _ in range(2):
             with pytest.raises(KeyError, match="the sixth"):
@@ -293,24 +297,26 @@ def test_closing_early_ends_the_thread() -> None:
     assert not any(thread.name == "prefetch" for thread in threading.enumerate())
 
 
-def test_waiting_is_what_the_consumer_waits() -> None:
-    """A slow feed is waited for; a slow consumer waits for nothing, for its batches are there."""
-    gate = threading.Event()
+def test_waiting_is_what_the_consumer_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of our own, which the feed moves on once the consumer has begun to wait."""
+    now, asked = [0.0], threading.Event()
+
+    def clock() -> float:
+        asked.set()
+        return now[0]
 
     def slow() -> Iterator[int]:
-        gate.wait()
-        yield 0
+        for i in range(3):
+            if i < 2:
+                asked.wait()
+                now[0] += 5.0
+            yield i
 
-    threading.Timer(0.2, gate.set).start()
+    monkeypatch.setattr("tl.data.loader.time.perf_counter", clock)
     with prefetch(slow(), lambda i: i) as ahead:
-        next(ahead)
-        assert ahead.seconds_waiting >= 0.15
-    with prefetch(iter(range(3)), lambda i: i) as ahead:
-        next(ahead)
-        before = ahead.seconds_waiting
-        for _ in range(500):
-            time.sleep(0.002)
-            if ahead._ready.full():
-                break
-        next(ahead)
-        assert ahead.seconds_waiting - before < 0.15
+        assert next(ahead) == 0
+        until(lambda: len(ahead._ready.queue) == 2)  # the rest is there: nothing more is waited for
+        waited = ahead.seconds_waiting
+        assert waited in (5.0, 10.0)  # the feed may have gone on before the consumer looked again
+        assert [next(ahead), next(ahead)] == [1, 2]
+        assert ahead.seconds_waiting == waited
