@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the leaves down: a module may import those before it.
 LAYOUT: Sequence[str] = """
 types paths pixels ops report
-backbones weights labels heads classifier summary
+backbones weights labels heads classifier summary export
 losses metrics optim train data features probe
 ascend attacks visualize explain
 devices runlog checkpoints feeds fit

@@ -58,6 +58,8 @@ def _tiling(x_shape, out: int, padding: Padding) -> tuple[Pair, Pair, Padding, i
     (top, bottom), (left, right) = padding
     whole = ((top, bottom + tiles[0] * tile[0] - h), (left, right + tiles[1] * tile[1] - w))
     size = 4 * math.prod(tiles) * (tile[0] + 2) * (tile[1] + 2) * max(c, out)
+    if not isinstance(b, int):  # unknown in a program that is exported
+        return tile, tiles, whole, 1
     some = next(n for n in range(b, 0, -1) if b % n == 0 and (n == 1 or n * size <= _BLOCK))
     return tile, tiles, whole, some
 
