@@ -6,6 +6,8 @@
   ./launch.sh bench --what=start --arch=resnet50
   ./launch.sh bench --what=bfloat16 --arch=efficientnet_lite0
   ./launch.sh bench --what=loader --data=folder:pictures --batch_size=32
+  ./launch.sh bench --what=step --arch=resnet50
+  ./launch.sh bench --what=frozen_fit --arch=mobilenetv2_100 --peers=keras --data=folder:pictures --batch_size=32
 
   forward         logits; BatchNorm folded away, as for every frozen network
   input_gradient  of the summed cross-entropy, with respect to the picture; folded too
@@ -14,6 +16,10 @@
   bfloat16        forward in bfloat16 beside float32, and what it costs in logits, on photographs and real weights
   loader          pictures of --data read, decoded, resized to 256 and cropped to 224 (bilinear): in threads and in
                   processes, beside torchvision's DataLoader with as many processes
+  step            whole training steps of `transfer` (AdamW, clipping, metrics): --tune=all beside the bare gradient on
+                  all parameters, --tune=last:1 beside --tune=all, from pictures and from the bank of the frozen prefix
+  frozen_fit      the first and the second epoch of --tune=head on pictures of --data, beside Keras' `fit` with a frozen
+                  backbone; the first compiles and fills the feature bank, and Keras gets its pictures decoded
 
 Weights are random except in `bfloat16`: speed does not depend on them. The libraries take turns, and each figure is the
 median of rounds; torch runs in both of its memory formats, of which the faster counts.
@@ -22,6 +28,7 @@ median of rounds; torch runs in both of its memory formats, of which the faster 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -29,7 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +44,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
 
 from experiments import _common as common
 from experiments import _sources as sources
-from tl import backbones, classifier, data, losses, pixels, report, runlog
+from tl import (
+    backbones,
+    classifier,
+    data,
+    feeds,
+    fit,
+    heads,
+    labels,
+    losses,
+    optim,
+    paths,
+    pixels,
+    report,
+    runlog,
+    train,
+)
 from tl.data.loader import Plan, cores, stream
 
 FLAGS = flags.FLAGS
 SPEED = ("forward", "input_gradient", "param_gradient")
-WHAT = (*SPEED, "start", "bfloat16", "loader")
+WHAT = (*SPEED, "start", "bfloat16", "loader", "step", "frozen_fit")
 PEERS = ("torch", "keras")
 ARCHS = "resnet50,vgg16,mobilenetv2_100,efficientnet_lite0"
 
@@ -54,7 +78,11 @@ def define_flags() -> None:
     flags.DEFINE_list("arch", ARCHS, "Architectures.")
     flags.DEFINE_list("what", ",".join(SPEED), f"What is timed: {', '.join(WHAT)}.")
     flags.DEFINE_integer("batch_size", 16, "Images a call.", lower_bound=1)
-    flags.DEFINE_string("data", "", "For loader: a set of files. Default: the packaged photographs, over and over.")
+    flags.DEFINE_string(
+        "data",
+        "",
+        "For loader and frozen_fit: a set of files. Default: the packaged photographs, over and over; 128 of noise.",
+    )
     flags.DEFINE_integer("size", 224, "Side, in pixels.", lower_bound=32)
     flags.DEFINE_integer("rounds", 5, "Timed rounds; the median counts.", lower_bound=1)
     flags.DEFINE_list(
@@ -364,6 +392,165 @@ def loader(peers: dict[str, str]) -> list[dict[str, Any]]:
     ]
 
 
+# --- training ----------------------------------------------------------------------------------------------------------
+
+
+def step(arch: str) -> list[dict[str, Any]]:
+    """Images a second of whole training steps, beside what they are made of."""
+    clf, variables = classifier.load(arch, weights="random")
+    clf, n = clf.with_dtype(FLAGS.dtype), FLAGS.batch_size
+    params, stats, stages = variables["params"], variables.get("batch_stats", {}), clf.spec.endpoints
+    images = np.random.default_rng(FLAGS.seed).integers(0, 256, (n, FLAGS.size, FLAGS.size, 3), np.uint8)
+    of = lambda inputs: train.Examples(jnp.asarray(inputs), jnp.zeros(n, jnp.int32), jnp.ones(n, bool))  # noqa: E731
+
+    def pictures(params: Any, stats: Any, inputs: jax.Array) -> tuple[Any, Any]:
+        output = clf.apply({"params": params, "batch_stats": stats}, feeds.to_images01(inputs))
+        return output.logits, output.stats
+
+    def stepping(tune: str, forward: train.Forward, examples: train.Examples) -> Callable[[], Any]:
+        """A call that does one step, each from the state that the step before left."""
+        rules = optim.phases(tune, stages)[-1].rules
+        schedule = optim.SCHEDULES["cosine"](1e-3, 1000)
+        optimizer = optim.partitioned(params, rules, optim.OPTIMIZERS["adamw"](1e-2), schedule, clip=1.0)
+        begun = train.init(params, rules, optimizer, stats=stats)
+        program = train.make_train_step(forward, optimizer).lower(begun, examples).compile()  # type: ignore[attr-defined]
+        held = [begun]
+
+        def work() -> None:
+            held[0], measured = program(held[0], examples)
+            jax.block_until_ready((held[0], measured))
+
+        return work
+
+    def loss(params: Any, stats: Any, examples: train.Examples) -> jax.Array:
+        inputs, wanted, _ = map(jnp.asarray, examples)
+        return jnp.mean(losses.cross_entropy(pictures(params, stats, inputs)[0], wanted))
+
+    bare = jax.jit(jax.value_and_grad(loss)).lower(params, stats, of(images)).compile()
+    on_device = jax.device_put((params, stats, of(images)))
+    cut = optim.cut(paths.label(params, optim.phases("last:1", stages)[-1].rules), stages)
+    ends = jax.eval_shape(lambda x: clf.apply(variables, feeds.to_images01(x)).endpoints, images)
+
+    def from_bank(params: Any, stats: Any, maps: jax.Array) -> tuple[Any, Any]:
+        output = clf.apply_from({"params": params, "batch_stats": stats}, maps, cut)
+        return output.logits, output.stats
+
+    calls = {
+        "the bare gradient": lambda: jax.block_until_ready(bare(*on_device)),
+        "step, all": stepping("all", pictures, of(images)),
+        "step, last:1": stepping("last:1", pictures, of(images)),
+        "step, last:1, bank": stepping("last:1", from_bank, of(jnp.zeros(ends[cut].shape, ends[cut].dtype))),
+    }
+    spent = dict(zip(calls, seconds(list(calls.values()), FLAGS.rounds), strict=True))
+    rate = {name: n / float(np.median(times)) for name, times in spent.items()}
+    return [
+        {
+            "what": name,
+            "arch": arch,
+            "ours": rate[name],
+            "spread": [n / max(spent[name]), n / min(spent[name])],
+            "peer": peer,
+            "peer_value": rate[peer],
+            "ratio": rate[name] / rate[peer],
+        }
+        for name, peer in zip(list(calls)[1:], ("the bare gradient", "step, all", "step, all"), strict=True)
+    ]
+
+
+def frozen_fit(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
+    """Pictures a second of the first and of the second epoch in which a head alone is trained."""
+    clf, variables = classifier.load(arch, weights="random")
+    with tempfile.TemporaryDirectory() as folder:
+        spec = data.get(FLAGS.data or f"folder:{noise(Path(folder) / 'noise', clf.pixels.size)}")
+        k, n = len(spec.classes), len(spec.examples)
+        clf = clf.with_dtype(FLAGS.dtype).with_head(heads.maker("linear", clf.spec)(k), labels.from_names(spec.classes))
+        head = clf.init_head(jax.random.key(FLAGS.seed))
+        variables = {**variables, "params": {**variables["params"], "head": head}}
+        none = dataclasses.replace(spec, examples=())
+        recipe = fit.Recipe(tune="head", epochs=2, batch_size=FLAGS.batch_size)
+
+        def ours() -> list[float]:
+            ends = [time.perf_counter()]
+            log = lambda row: ends.append(time.perf_counter()) if "epoch" in row else None  # noqa: E731
+            fit.fit(clf, variables, spec, none, recipe, seed=FLAGS.seed, log=log)
+            return ends
+
+        makers = {"tl": ours, **({"keras": keras_fit(arch, clf, spec)} if "keras" in peers else {})}
+        makers = {owner: call for owner, call in makers.items() if call is not None}
+        spent: dict[str, list[np.ndarray]] = {owner: [] for owner in makers}
+        for i in range(FLAGS.rounds):
+            for owner, call in makers.items():
+                with nothing_known(Path(folder) / f"{owner}{i}"):
+                    spent[owner].append(np.diff(call()))
+    rates = {owner: n / np.array(times) for owner, times in spent.items()}
+    rows = []
+    for epoch, name in enumerate(("first epoch", "second epoch")):
+        found = rates["tl"][:, epoch]
+        row = {"what": f"frozen fit, {name}", "arch": arch, "ours": float(np.median(found)), "n": n}
+        row |= {"spread": [float(found.min()), float(found.max())], "peer": None, "peer_value": None, "ratio": None}
+        if "keras" in rates:
+            theirs = float(np.median(rates["keras"][:, epoch]))
+            row |= {"peer": peers["keras"], "peer_value": theirs, "ratio": row["ours"] / theirs}
+        rows.append(row)
+    return rows
+
+
+def noise(folder: Path, side: int) -> Path:
+    """128 pictures of noise in two classes."""
+    rng = np.random.default_rng(FLAGS.seed)
+    for i in range(128):
+        path = folder / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(path)
+    return folder
+
+
+@contextlib.contextmanager
+def nothing_known(folder: Path) -> Iterator[None]:
+    """No feature bank and no compiled program from before."""
+    cache = os.environ.get("TL_CACHE")
+    os.environ["TL_CACHE"] = str(folder)
+    common.use_compile_cache()
+    compilation_cache.reset_cache()
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        del os.environ["TL_CACHE"]
+        if cache is not None:
+            os.environ["TL_CACHE"] = cache
+        common.use_compile_cache()
+        compilation_cache.reset_cache()
+
+
+def keras_fit(arch: str, clf: classifier.Classifier, spec: data.DataSpec) -> Callable[[], list[float]] | None:
+    """A call that trains a new dense layer on Keras' frozen backbone for two epochs, and says when each ended."""
+    _, call = call_of(arch, "keras")
+    if not call or FLAGS.dtype != "float32" or clf.pixels.size != 224:
+        return None
+    import keras
+
+    batches = data.load(feeds.sources(spec), clf.prepare, batch_size=FLAGS.batch_size)
+    x = np.concatenate([batch.images for batch in batches])[: len(spec.examples)].astype(np.float32) / 127.5 - 1.0
+    y = feeds.labels(spec)
+
+    def work() -> list[float]:
+        network = sources.make("keras", call).model
+        network.trainable = False
+        pooled = [layer for layer in network.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+        features = pooled[-1].output if pooled else network.layers[-2].output  # VGG has none
+        top = keras.layers.Dense(len(spec.classes))(keras.layers.Flatten()(features))
+        model = keras.Model(network.input, top)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss, metrics=["accuracy"])
+        ends = [time.perf_counter()]
+        told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
+        model.fit(x, y, batch_size=FLAGS.batch_size, epochs=2, verbose=0, callbacks=[told])
+        return ends
+
+    return work
+
+
 # --- the run -----------------------------------------------------------------------------------------------------------
 
 
@@ -391,7 +578,12 @@ def main(run: runlog.Run) -> None:
     works = list(dict.fromkeys(FLAGS.what))
     jobs: list[Callable[[], list[dict[str, Any]]]] = [lambda: loader(peers)] if "loader" in works else []
     for arch in archs:
-        one = {"start": start, "bfloat16": bfloat16}
+        one = {
+            "start": start,
+            "bfloat16": bfloat16,
+            "step": step,
+            "frozen_fit": functools.partial(frozen_fit, peers=peers),
+        }
         jobs += [functools.partial(one[what], arch) for what in works if what in one]
         jobs += [functools.partial(speed, arch, what, peers) for what in works if what in SPEED]
     for job in jobs:
