@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,10 +12,11 @@ from experiments import _common as common
 from tl import data, metrics, paths, pixels, report, runlog
 from tl.classifier import Classifier
 from tl.data import DataSpec, Skipped
+from tl.labels import ClassTable
 from tl.report import Html
 from tl.types import Variables
 
-DETAILS = ("majority", "per_class", "confusion", "most_confused", "reliability")
+DETAILS = ("majority", "per_class", "confusion", "most_confused", "reliability", "reliability_calibrated")
 """The parts of a `summary` that are lists, beside its figures."""
 
 
@@ -34,6 +36,23 @@ def known_classes(spec: DataSpec, classes: Sequence[str]) -> None:
             f"{spec.name} has classes that were not learned: {unknown[:5]}; nearest to {unknown[0]!r}: "
             f"{paths.nearest(unknown[0], classes)}"
         )
+
+
+def as_the_network(spec: DataSpec, table: ClassTable) -> DataSpec:
+    """The set with its labels counted as a classifier's logits are, matched by name; ValueError where one is not among them."""
+    indices = []
+    for name in spec.classes:
+        try:
+            found = table.find(name)
+        except ValueError as error:
+            raise ValueError(f"{spec.name} has a class that was not learned: {error}") from None
+        if len(found) != 1:
+            raise ValueError(
+                f"the class {name!r} of {spec.name} names {len(found)} learned classes; wanted one of them"
+            )
+        indices.append(found[0])
+    examples = tuple(dataclasses.replace(e, label=indices[e.label]) for e in spec.examples)
+    return dataclasses.replace(spec, examples=examples, classes=table.display_names)
 
 
 def predictions(clf: Classifier, variables: Variables, spec: DataSpec, *, batch_size: int = 16) -> Predictions:
@@ -72,7 +91,8 @@ def summary(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temp
         "per_class": metrics.per_class(logits, labels, classes),
         "confusion": matrix.tolist(),
         "most_confused": metrics.most_confused(matrix, classes),
-        "reliability": metrics.reliability(common.softmax(logits / temperature), labels),
+        "reliability": metrics.reliability(common.softmax(logits), labels),
+        "reliability_calibrated": metrics.reliability(common.softmax(logits / temperature), labels),
     }
 
 
@@ -101,26 +121,44 @@ def sections(
     pairs = [(row["true"], row["predicted"], f"{row['count']} of {row['of']}") for row in result["most_confused"]]
     confused = [report.confusion(np.array(result["confusion"]), classes)]
     confused += [report.table(pairs, ("is", "was called", "times"))] if pairs else []
+    sure = {"as trained": result["reliability"]}
+    if result["temperature"] != 1.0:
+        sure[f"at temperature {result['temperature']:.2f}"] = result["reliability_calibrated"]
+    asked = [row for row in result["per_class"] if row["n"] or row["called"]]
+    weakest = sorted(asked, key=lambda row: 1.0 if row["recall"] is None else row["recall"])
     return [
         report.section("How good it is", report.numbers(figures), accuracy),
+        report.section("Class by class", report.per_class(weakest), text="The least known first, with 95 % intervals."),
         report.section("What it confuses", *confused),
+        report.section("How far to believe it", report.reliability(sure)),
         *worst(run, clf, said),
     ]
 
 
-def worst(run: runlog.Run, clf: Classifier, said: Predictions) -> list[Html]:
-    """The twelve mistakes of which it was most sure."""
-    classes, probabilities = common.class_table(clf), common.softmax(said.logits)
+def mistakes(clf: Classifier, said: Predictions, n: int = 12) -> list[dict[str, Any]]:
+    """The `n` mistakes with the least probability on the truth: `{"path", "row", "true", "topk"}`, `row` that of `said`."""
+    table, probabilities = common.class_table(clf), common.softmax(said.logits)
     own = probabilities[np.arange(len(said.labels)), said.labels]
-    wrong = [i for i in np.argsort(own, kind="stable")[:12] if said.logits[i].argmax() != said.labels[i]]
+    wrong = [i for i in np.argsort(own, kind="stable")[:n] if said.logits[i].argmax() != said.labels[i]]
+    return [
+        {
+            "path": str(said.examples[i].path),
+            "row": int(i),
+            "true": table.display(said.labels[i]),
+            "topk": common.topk(clf, probabilities[i], 3),
+        }
+        for i in wrong
+    ]
+
+
+def worst(run: runlog.Run, clf: Classifier, said: Predictions) -> list[Html]:
+    """The `mistakes` as pictures."""
     cards, images = [], []
-    for i in wrong:
-        images.append(clf.prepare(data.decode(said.examples[i].path)))
-        label = int(said.labels[i])
-        caption = f"{said.examples[i].path.name}, in truth {classes.display(label)}"
-        cards.append(
-            report.card(images[-1], caption=caption, bars=common.bars(common.topk(clf, probabilities[i], 3), [label]))
-        )
+    for row in mistakes(clf, said):
+        source = said.examples[row["row"]].path
+        images.append(clf.prepare(data.decode(source)))
+        bars = common.bars(row["topk"], [int(said.labels[row["row"]])])
+        cards.append(report.card(images[-1], caption=f"{source.name}, in truth {row['true']}", bars=bars))
     if not images:
         return []
     run.figure("worst_mistakes", report.contact_sheet(images, columns=4))

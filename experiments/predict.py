@@ -49,7 +49,8 @@ def predict(
     run: runlog.Run, clf: Classifier, variables: Variables, pictures: common.Pictures, labels: np.ndarray | None, k: int
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections; `labels` i[n] are -1 where unknown, or None where all are."""
-    variables = jax.device_put(clf.fold_batch_norm(variables))
+    # Not folded: a saved classifier's logits are the same bits here, in `evaluate` and of what `load` returns.
+    variables = jax.device_put(variables)
     logits = common.all_logits(clf, variables, pictures.images)
     probabilities = common.softmax(logits)
     tops = [common.topk(clf, p, k) for p in probabilities]

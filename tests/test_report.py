@@ -246,6 +246,28 @@ def test_curves_draw_each_point_and_leave_gaps():
         assert "No finite points" in report.curves(nothing, x_label="step", y_label="loss")
 
 
+def test_reliability_draws_bins_where_they_are():
+    rows = [
+        {"low": 0.5, "high": 0.75, "confidence": 0.6, "accuracy": 0.25, "n": 1},
+        {"low": 0.75, "high": 1.0, "confidence": 0.9, "accuracy": 1.0, "n": 3},
+    ]
+    parsed = Parsed(report.reliability({"as trained": rows[:1], "at temperature 2": rows}))
+    drawn = [path for path in parsed.all("path") if path["d"] != "M0 5H28"]
+    lines = [str(path["d"]) for path in drawn if str(path["class"]).startswith("line c")]
+    assert lines == ["M60.000 75.000", "M60.000 75.000L90.000 0.000"]
+    shares = [str(path["d"]) for path in drawn if path["class"] == "share"][:2]
+    assert shares == ["M50.000 100v-25.000h25.000V100Z", "M75.000 100v-75.000h25.000V100Z"]
+    assert "50.0 % to 75.0 % sure: 1 pictures, 25.0 % right" in parsed.text
+    for nothing in ({}, {"as trained": []}):
+        assert "No pictures" in report.reliability(nothing)
+
+
+def test_per_class_says_what_is_not_known():
+    row = {"class": "<ape>", "n": 4, "recall": 0.5, "recall_ci95": [0.15, 0.85], "called": 0, "precision": None}
+    parsed = Parsed(report.per_class([{**row, "precision_ci95": [0.0, 1.0]}]))
+    assert parsed.text.endswith("<ape> 4 50.0 % (15.0 % to 85.0 %) 0 \N{EN DASH}")
+
+
 def test_confusion_shades_by_row_and_tells_the_counts():
     cells = Parsed(report.confusion(np.array([[8, 0], [1, 1]]), ["cat", "dog"])).all("td")[1:]
     assert [cell["title"] for cell in cells] == [

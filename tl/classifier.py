@@ -481,6 +481,11 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
     return folder
 
 
+def record(folder: str | Path) -> dict[str, Any]:
+    """The facts that `save` was given to keep beside a classifier; `load` says what is wrong with a folder that has none."""
+    return json.loads((Path(folder) / ARTEFACT).read_text()).get("record", {})
+
+
 _FORMAT_1 = {"efficientnet_lite0": "tf_efficientnet_lite0"}  # format 1 had one form of it, and called it so
 
 

@@ -443,6 +443,57 @@ def curves(series: Mapping[str, Iterable[tuple[float, float]]], *, x_label: str,
     return tag("figure", "curves", head, *axes, tag("ul", "legend", *legend))
 
 
+def reliability(series: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
+    """How often a classifier is right against how sure it says it is; on the diagonal it keeps its word.
+
+    Args:
+      series: name -> rows of `tl.metrics.reliability` ("low", "high", "confidence", "accuracy", "n"); the shares of pictures
+        of the last one are drawn as bars on the same axis.
+    """
+    drawn = [tag("path", "grid", d=f"M0 {y}H100") for y in (0, 25, 50, 75, 100)]
+    last = list(series.values())[-1] if series else []
+    total = sum(int(row["n"]) for row in last)
+    if not total:
+        return note("No pictures to draw the reliability of.")
+    for row in last:
+        left, share = 100 * row["low"], 100 * row["n"] / total
+        words = f"{percent(row['low'])} to {percent(row['high'])} sure: {row['n']} pictures, {percent(row['accuracy'])} right"
+        width = 100 * (row["high"] - row["low"])
+        box = f"M{left:.3f} 100v{-share:.3f}h{width:.3f}V100Z"
+        drawn.append(tag("path", "share", tag("title", "", words), d=box))
+    drawn.append(tag("path", "line ideal", d="M0 100L100 0"))
+    legend = []
+    for i, (name, rows) in enumerate(series.items()):
+        points = [f"{100 * row['confidence']:.3f} {100 - 100 * row['accuracy']:.3f}" for row in rows]
+        drawn.append(tag("path", f"line c{i % 5}", tag("title", "", name), d="M" + "L".join(points)))
+        drawn.append(tag("path", f"dots c{i % 5}", d="".join(f"M{point}h0" for point in points)))
+        legend.append((f"line c{i % 5}", "M0 5H28", name))
+    legend += [("line ideal", "M0 5H28", "as sure as right"), ("share", "M2 0H26V10H2Z", "share of pictures")]
+    keys = [
+        tag("li", "", tag("svg", "key", tag("path", css, d=d), viewBox="0 0 28 10", aria_hidden="true"), " ", name)
+        for css, d, name in legend
+    ]
+    words = f"Accuracy over confidence: {', '.join(series)}"
+    svg = tag("svg", "", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", role="img", aria_label=words)
+    marks = [tag("span", "y", f"{t} %", style=f"top:{100 - t}%") for t in (0, 25, 50, 75, 100)]
+    marks += [tag("span", "x", f"{t} %", style=f"left:{t}%") for t in (0, 25, 50, 75, 100)]
+    axes = tag("p", "y-label", "right"), tag("div", "plot square", svg, *marks), tag("p", "x-label", "sure")
+    return tag("figure", "curves", *axes, tag("ul", "legend", *keys))
+
+
+def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
+    """A class a line: how many of its pictures were found, how many called so are; rows of `tl.metrics.per_class`."""
+
+    def share(row: Mapping[str, Any], name: str) -> str:
+        if row[name] is None:
+            return "\N{EN DASH}"
+        low, high = (percent(bound) for bound in row[f"{name}_ci95"])
+        return f"{percent(row[name])} ({low} to {high})"
+
+    cells = [(row["class"], row["n"], share(row, "recall"), row["called"], share(row, "precision")) for row in rows]
+    return table(cells, ["class", "pictures", "of them called so", "called so", "of them rightly"])
+
+
 def section(title: str, *parts: Html, text: str = "") -> Html:
     """A titled part of the page; `text` is one paragraph of prose, or several with an empty line between."""
     prose = [tag("p", "", paragraph) for paragraph in text.split("\n\n") if paragraph]

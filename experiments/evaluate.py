@@ -1,0 +1,87 @@
+"""Asks a saved classifier about other pictures: how good it is, class by class, and where it is wrong.
+
+  ./launch.sh evaluate --model=DIR --data=folder:PICTURES
+
+Classes are matched by name. Logits are `predict`'s, bit by bit; NLL and ECE stand there as trained and at the temperature
+that `transfer` fitted on pictures it had held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import _common as common
+from experiments import _evaluation as evaluation
+from tl import classifier, data, report, runlog
+from tl.classifier import Classifier
+from tl.data import DataSpec
+from tl.report import Html
+from tl.types import Variables
+
+FLAGS = flags.FLAGS
+PARTS = ("train", "validation", "test")
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("data", None, f"{', '.join(data.names())}.", required=True)
+    flags.DEFINE_enum(
+        "part", "", ["", "all", *PARTS], "Of --data. Default: its own test part, or all where it has none."
+    )
+
+
+def chosen(spec: DataSpec, part: str) -> DataSpec:
+    """The official part of a set that `part` names; "" is its test part where it has one, else all."""
+    wanted = part or "test"
+    kept = tuple(example for example in spec.examples if example.part == wanted)
+    if part == "all" or (not part and not kept):
+        return spec
+    if not kept:
+        has = sorted({example.part for example in spec.examples} - {""})
+        raise ValueError(f"{spec.name} has no part {part!r}; it has {', '.join(has) or 'none'}: take --part=all")
+    return dataclasses.replace(spec, examples=kept)
+
+
+def evaluate(
+    run: runlog.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
+) -> tuple[dict[str, Any], list[Html]]:
+    """The result and the page's sections."""
+    spec = evaluation.as_the_network(spec, common.class_table(clf))
+    said = evaluation.predictions(clf, jax.device_put(variables), spec)
+    if not len(said.labels):
+        raise ValueError(f"none of the {len(spec.examples)} pictures of {spec.name} can be read; look with doctor")
+    result = evaluation.summary(said.logits, said.labels, spec.classes, temperature)
+    result["classes"] = list(spec.classes)
+    result["mistakes"] = evaluation.mistakes(clf, said)
+    result["skipped"] = [skip._asdict() for skip in (*spec.skipped, *said.skipped)]
+    sections = evaluation.sections(run, clf, said, result, spec.references)
+    return result, [*sections, report.skipped(result["skipped"])]
+
+
+def main(run: runlog.Run) -> None:
+    clf, variables = common.load_model()
+    common.class_table(clf)  # a network without classes is told before any picture is read
+    spec = chosen(data.get(FLAGS.data), FLAGS.part)
+    temperature = classifier.record(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
+    result, sections = evaluate(run, clf, variables, spec, temperature)
+    lead = f"{clf.arch} is right on {report.percent(result['top1'])} of {result['n']} pictures of {spec.name}."
+    facts = run.facts() | common.weights_facts(clf) | {"pictures": spec.source, "licence of the pictures": spec.licence}
+    run.finish(result, report.page("A classifier examined", lead, sections, facts=facts))
+    low, high = (report.percent(p) for p in result["top1_ci95"])
+    print(
+        f"top-1 {report.percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), top-3 "
+        f"{report.percent(result['top3'])}, balanced {report.percent(result['balanced'])}, always the commonest class "
+        f"{report.percent(result['majority'])}; skipped {len(result['skipped'])}"
+    )
+    print(
+        f"NLL {result['nll']:.3f}, ECE {result['ece']:.3f}; at temperature {temperature:.2f} NLL "
+        f"{result['nll_calibrated']:.3f}, ECE {result['ece_calibrated']:.3f}"
+    )
+    print(f"{run.workdir / 'report.html'}")
+
+
+if __name__ == "__main__":
+    common.launch("evaluate", main, common.define_model_flags, define_flags)
