@@ -171,15 +171,30 @@ def bank(
     if n * math.prod(shape.shape[1:]) * shape.dtype.itemsize > gib * 2**30:
         return None
     maps, valid = np.zeros((n, *shape.shape[1:]), shape.dtype), np.zeros(n, bool)
-    skipped: list[Skipped] = []
+    kept = _kept(f"{features.bank_key(clf, variables, endpoint)} {augment.words}")
+    where = sources(spec)
+    for row in [row for row, source in enumerate(where) if source in kept]:
+        maps[row], valid[row] = kept[where[row]], True
+    todo, skipped = np.flatnonzero(~valid), []
     on_device = jax.device_put(folded)
-    batches = data.load(sources(spec), clf.prepare, batch_size=batch_size)
-    for batch in progress(batches, -(-n // batch_size)):
-        there = batch.index[batch.valid]
+    batches = data.load([where[row] for row in todo], clf.prepare, batch_size=batch_size)
+    for batch in progress(batches, -(-len(todo) // batch_size)):
+        there = todo[batch.index[batch.valid]]
         maps[there] = np.asarray(prefix(on_device, batch.images))[batch.valid]
         valid[there] = True
         skipped += batch.skipped
+    kept |= {where[row]: maps[row] for row in todo[valid[todo]]}
     return Bank(maps, valid, labels(spec), augment, tuple(skipped))
+
+
+_KEPT: dict[str, dict[data.Source, np.ndarray]] = {}
+
+
+def _kept(key: str) -> dict[data.Source, np.ndarray]:
+    """The maps of the last bank of this process by picture: another split of the same set needs few new ones."""
+    if key not in _KEPT:
+        _KEPT.clear()
+    return _KEPT.setdefault(key, {})
 
 
 # ---------------------------------------------------------------------------------------------------------- positions

@@ -73,7 +73,7 @@ class Recipe:
     augment: str = "none"
     balance: str = "none"
     workers: int = -1
-    bank_gib: float = 4.0
+    bank_gib: float = 3.0
     save_every: int = 0
 
     def phases(self, stages: Sequence[str]) -> tuple[optim.Phase, ...]:
@@ -424,6 +424,7 @@ def _augmenting(how: augment.Augment) -> train.Augment | None:
 def train_phase(job: Job, number: int, phase: Phase) -> Trained:
     """The steps of a phase, from its newest checkpoint where there is one."""
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
+    epoch: dict[str, float] = {}  # sums over the steps of this epoch
     mesh = devices.mesh()
     with contextlib.ExitStack() as stack:
         kept = None
@@ -432,11 +433,12 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             stack.callback(kept.close)
             newest, best_step = kept.latest(), kept.best()
             if best_step is not None:
-                found, position, _ = kept.restore(best_step, like=state)
-                best = Best(position["history"][-1], *phase.host(found))
+                found, position, _ = kept.restore(best_step, like=_moving(state))
+                best = Best(position["history"][-1], *phase.host(found._replace(frozen=state.frozen)))
             if newest is not None:
-                state, position, _ = kept.restore(newest, like=state)
-                history, stale, first = position["history"], position["stale"], position["step"]
+                found, position, _ = kept.restore(newest, like=_moving(state))
+                state = found._replace(frozen=state.frozen)
+                history, stale, first, epoch = (position[name] for name in ("history", "stale", "step", "epoch"))
                 if position["done"]:
                     return Trained(state, history, best)
         saved = first
@@ -444,15 +446,15 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
         def save(step: int, *, done: bool, scored: Mapping[str, float] | None = None) -> None:
             nonlocal saved
             if kept is not None and step > saved:
-                position = {"step": step, "loader": feed.state(), "history": history, "stale": stale, "done": done}
-                kept.save(step, state, position=position, metrics=scored)
+                position = {"step": step, "loader": feed.state(), "epoch": epoch, "history": history}
+                kept.save(step, _moving(state), position={**position, "stale": stale, "done": done}, metrics=scored)
                 saved = step
 
         feed = loader.prefetch(
             phase.feed.training(plan, first, phase.key), lambda batch: (devices.shard(batch.examples, mesh), batch.rows)
         )
         stack.callback(feed.close)
-        began, pictures, epoch = time.monotonic(), 0, []
+        began, pictures = time.monotonic(), 0
         pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
 
         def settle() -> None:
@@ -463,10 +465,12 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             (step, measured, rows), pending = pending, None
             row = {name: float(value) for name, value in measured.items()}
             if not row.pop("finite"):
-                save(step + 1, done=False)
+                save(
+                    int(state.step), done=False
+                )  # a step may have followed; the one that was not finite changed nothing
                 raise ValueError(not_finite(job, phase, step, row, rows))
             job.log({"phase": phase.name, "step": step, "lr": float(phase.schedule(step)), **row})
-            epoch.append(row)
+            epoch.update({name: epoch.get(name, 0.0) + value for name, value in row.items()})
             pictures += int((rows >= 0).sum())
 
         for step in range(first, len(plan)):
@@ -485,7 +489,7 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
                 "phase": phase.name,
                 "epoch": done_steps // plan.steps_per_epoch,
                 "lr": float(phase.schedule(step)),
-                **{name: float(np.mean([each[name] for each in epoch])) for name in epoch[0]},
+                **{name: value / plan.steps_per_epoch for name, value in epoch.items()},
             }
             epoch.clear()
             scored = validated(phase, state)
@@ -538,11 +542,18 @@ def find_rate(
     return Rates(min(curve, key=lambda point: point[1])[0] / 10 if curve else 1e-3, curve)
 
 
+def _moving(state: train.TrainState) -> train.TrainState:
+    """The state without its frozen leaves, which every run has anew from the pretrained weights."""
+    return state._replace(frozen={})
+
+
 def validated(phase: Phase, state: train.TrainState) -> dict[str, float]:
     """`val_nll` and `val_top1` of the pictures of validation that can be read; {} where there are none."""
     logits, known = logits_of(phase, state)
     if not len(known):
         return {}
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{phase.name}: logits of validation pictures are not finite; lower --lr, or the rate of a group")
     whole = metrics.summarise(logits, known)
     return {"val_nll": whole["nll"], "val_top1": whole["top1"]}
 
