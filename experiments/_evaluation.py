@@ -128,10 +128,10 @@ def sections(
     weakest = sorted(asked, key=lambda row: 1.0 if row["recall"] is None else row["recall"])
     return [
         report.section("How good it is", report.numbers(figures), accuracy),
-        report.section("Class by class", report.per_class(weakest), text="The least known first, with 95 % intervals."),
-        report.section("What it confuses", *confused),
         report.section("How far to believe it", report.reliability(sure)),
+        report.section("What it confuses", *confused),
         *worst(run, clf, said),
+        report.section("Class by class", report.per_class(weakest), text="The least known first, with 95 % intervals."),
     ]
 
 

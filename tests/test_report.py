@@ -253,8 +253,9 @@ def test_reliability_draws_bins_where_they_are():
     ]
     parsed = Parsed(report.reliability({"as trained": rows[:1], "at temperature 2": rows}))
     drawn = [path for path in parsed.all("path") if path["d"] != "M0 5H28"]
-    lines = [str(path["d"]) for path in drawn if str(path["class"]).startswith("line c")]
-    assert lines == ["M60.000 75.000", "M60.000 75.000L90.000 0.000"]
+    dots = [(path["class"], path["d"]) for path in drawn if "h0" in str(path["d"]) and path["d"] != "M14 5h0"]
+    first, second = ("dots c1", "M60.000 75.000h0"), ("dots c1", "M90.000 0.000h0")
+    assert dots == [("dots c0", "M60.000 75.000h0"), first, second]
     shares = [str(path["d"]) for path in drawn if path["class"] == "share"][:2]
     assert shares == ["M50.000 100v-25.000h25.000V100Z", "M75.000 100v-75.000h25.000V100Z"]
     assert "50.0 % to 75.0 % sure: 1 pictures, 25.0 % right" in parsed.text
@@ -265,7 +266,7 @@ def test_reliability_draws_bins_where_they_are():
 def test_per_class_says_what_is_not_known():
     row = {"class": "<ape>", "n": 4, "recall": 0.5, "recall_ci95": [0.15, 0.85], "called": 0, "precision": None}
     parsed = Parsed(report.per_class([{**row, "precision_ci95": [0.0, 1.0]}]))
-    assert parsed.text.endswith("<ape> 4 50.0 % (15.0 % to 85.0 %) 0 \N{EN DASH}")
+    assert parsed.text.endswith("<ape> 4 50.0 % (15 to 85) 0 \N{EN DASH}")
 
 
 def test_confusion_shades_by_row_and_tells_the_counts():

@@ -447,8 +447,8 @@ def reliability(series: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
     """How often a classifier is right against how sure it says it is; on the diagonal it keeps its word.
 
     Args:
-      series: name -> rows of `tl.metrics.reliability` ("low", "high", "confidence", "accuracy", "n"); the shares of pictures
-        of the last one are drawn as bars on the same axis.
+      series: name -> rows of `tl.metrics.reliability` ("low", "high", "confidence", "accuracy", "n"), of the same pictures;
+        the shares of the last one are drawn as bars on the same axis.
     """
     drawn = [tag("path", "grid", d=f"M0 {y}H100") for y in (0, 25, 50, 75, 100)]
     last = list(series.values())[-1] if series else []
@@ -464,10 +464,13 @@ def reliability(series: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
     drawn.append(tag("path", "line ideal", d="M0 100L100 0"))
     legend = []
     for i, (name, rows) in enumerate(series.items()):
-        points = [f"{100 * row['confidence']:.3f} {100 - 100 * row['accuracy']:.3f}" for row in rows]
-        drawn.append(tag("path", f"line c{i % 5}", tag("title", "", name), d="M" + "L".join(points)))
-        drawn.append(tag("path", f"dots c{i % 5}", d="".join(f"M{point}h0" for point in points)))
-        legend.append((f"line c{i % 5}", "M0 5H28", name))
+        for row in rows:  # a bin of few pictures says little, and is a small dot
+            wide = f"stroke-width:{4 + 10 * math.sqrt(row['n'] / total):.1f}"
+            at = f"M{100 * row['confidence']:.3f} {100 - 100 * row['accuracy']:.3f}h0"
+            drawn.append(
+                tag("path", f"dots c{i % 5}", tag("title", "", f"{name}: {row['n']} pictures"), d=at, style=wide)
+            )
+        legend.append((f"dots c{i % 5}", "M14 5h0", name))
     legend += [("line ideal", "M0 5H28", "as sure as right"), ("share", "M2 0H26V10H2Z", "share of pictures")]
     keys = [
         tag("li", "", tag("svg", "key", tag("path", css, d=d), viewBox="0 0 28 10", aria_hidden="true"), " ", name)
@@ -475,10 +478,10 @@ def reliability(series: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
     ]
     words = f"Accuracy over confidence: {', '.join(series)}"
     svg = tag("svg", "", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", role="img", aria_label=words)
-    marks = [tag("span", "y", f"{t} %", style=f"top:{100 - t}%") for t in (0, 25, 50, 75, 100)]
-    marks += [tag("span", "x", f"{t} %", style=f"left:{t}%") for t in (0, 25, 50, 75, 100)]
-    axes = tag("p", "y-label", "right"), tag("div", "plot square", svg, *marks), tag("p", "x-label", "sure")
-    return tag("figure", "curves", *axes, tag("ul", "legend", *keys))
+    marks = [tag("span", "y", _number(t), style=f"top:{100 - t}%") for t in (0, 25, 50, 75, 100)]
+    marks += [tag("span", "x", _number(t), style=f"left:{t}%") for t in (0, 25, 50, 75, 100)]
+    axes = tag("p", "y-label", "right, %"), tag("div", "plot", svg, *marks), tag("p", "x-label", "sure, %")
+    return tag("figure", "curves square", *axes, tag("ul", "legend", *keys))
 
 
 def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
@@ -487,8 +490,8 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
     def share(row: Mapping[str, Any], name: str) -> str:
         if row[name] is None:
             return "\N{EN DASH}"
-        low, high = (percent(bound) for bound in row[f"{name}_ci95"])
-        return f"{percent(row[name])} ({low} to {high})"
+        low, high = (100 * bound for bound in row[f"{name}_ci95"])
+        return f"{percent(row[name])} ({low:.0f} to {high:.0f})".replace(" ", "\N{NO-BREAK SPACE}")
 
     cells = [(row["class"], row["n"], share(row, "recall"), row["called"], share(row, "precision")) for row in rows]
     return table(cells, ["class", "pictures", "of them called so", "called so", "of them rightly"])
