@@ -241,8 +241,10 @@ def learn(
     )
     if not len(tested.labels):
         raise ValueError(f"none of the {len(parts.test.examples)} test pictures can be read; look with doctor")
-    temperature = fitted.closed_form.temperature if fitted.closed_form and recipe.tune == "probe" else 1.0
-    if len(chosen.labels):
+    temperature = 1.0
+    if recipe.tune == "probe" and fitted.closed_form:  # whose last fit may have seen the pictures of validation
+        temperature = fitted.closed_form.temperature
+    elif len(chosen.labels):
         temperature = metrics.temperature(chosen.logits, chosen.labels)
     return Learned(each, fresh, fitted, tested, learned, temperature)
 

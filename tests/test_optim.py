@@ -57,7 +57,7 @@ def test_short_forms_train_what_they_say(arch: str) -> None:
     top = {f"backbone/{s}" for s in ("top", stages[-1] if stages[-1] != "top" else stages[-2]) if s in stages}
     heads = {"/".join(f"head/{name}".split("/")[:2]) for name in flatten(params["head"])}
     assert trained("head") == trained("probe") == heads
-    assert trained("last:1") == heads | top
+    assert trained("last:1") == trained("lp_ft:1") == heads | top
     assert trained(f"last:{count}") == trained("all") == trained("lp_ft") == trained("gradual")
     assert len(trained("all")) == len(heads) + len(stages)
     phases = optim.phases("gradual", stages)
@@ -88,7 +88,7 @@ def test_affine_trains_scales_and_biases_of_batch_norm_alone(arch: str) -> None:
 @pytest.mark.parametrize(
     ("tune", "says"),
     [
-        ("haed", "unknown --tune 'haed'; wanted probe, head, last:N, all, gradual, lp_ft; nearest: 'head'"),
+        ("haed", "unknown --tune 'haed'; wanted probe, head, last:N, all, gradual, lp_ft, lp_ft:N; nearest: 'head'"),
         ("last:0", "--tune=last:0: this network has 3 stages; take last:1 to last:3"),
         ("last:9", "take last:1 to last:3"),
         ("last:x", "unknown --tune"),

@@ -269,6 +269,7 @@ def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Ski
         k,
         method=job.recipe.method,
         validation=held_out if len(held_out[1]) else None,
+        refit=job.recipe.tune == "probe",  # what follows a probe is compared with it on validation
         seed=job.seed,
         class_weights=weights,
     ), skipped
@@ -426,6 +427,8 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
     epoch: dict[str, float] = {}  # sums over the steps of this epoch
     mesh = devices.mesh()
+    if number and len(scored := validated(phase, state)):  # the phase before may not be bettered
+        best = Best({"phase": phase.name, "epoch": 0, **scored}, *phase.host(state))
     with contextlib.ExitStack() as stack:
         kept = None
         if job.folder is not None:
@@ -434,7 +437,8 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             newest, best_step = kept.latest(), kept.best()
             if best_step is not None:
                 found, position, _ = kept.restore(best_step, like=_moving(state))
-                best = Best(position["history"][-1], *phase.host(found._replace(frozen=state.frozen)))
+                if best is None or position["history"][-1]["val_nll"] < best.row["val_nll"]:
+                    best = Best(position["history"][-1], *phase.host(found._replace(frozen=state.frozen)))
             if newest is not None:
                 found, position, _ = kept.restore(newest, like=_moving(state))
                 state = found._replace(frozen=state.frozen)
@@ -553,7 +557,9 @@ def validated(phase: Phase, state: train.TrainState) -> dict[str, float]:
     if not len(known):
         return {}
     if not np.isfinite(logits).all():
-        raise ValueError(f"{phase.name}: logits of validation pictures are not finite; lower --lr, or the rate of a group")
+        raise ValueError(
+            f"{phase.name}: logits of validation pictures are not finite; lower --lr, or the rate of a group"
+        )
     whole = metrics.summarise(logits, known)
     return {"val_nll": whole["nll"], "val_top1": whole["top1"]}
 

@@ -19,10 +19,10 @@ from tl.paths import FROZEN, TRAINABLE, Rules, flatten, label, nearest, unflatte
 # ---------------------------------------------------------------------------------------------------------------- rules
 
 HEAD: Rules = (("head/.*", "head"), (".*", FROZEN))
-TUNE = ("probe", "head", "last:N", "all", "gradual", "lp_ft")
+TUNE = ("probe", "head", "last:N", "all", "gradual", "lp_ft", "lp_ft:N")
 """The short forms of `--tune`. "probe" fits the head to its optimum (`tl.probe`), all others take gradient steps; "gradual"
-unfreezes a stage at a time from the top (Howard & Ruder 2018, arXiv:1801.06146, section 3.3), "lp_ft" trains everything after
-a probe (Kumar et al. 2022, arXiv:2202.10054)."""
+unfreezes a stage at a time from the top (Howard & Ruder 2018, arXiv:1801.06146, section 3.3); "lp_ft" trains everything, or
+the last N stages, from a probe on (Kumar et al. 2022, arXiv:2202.10054)."""
 
 BN = ("eval", "update", "affine", "reestimate")
 """What BatchNorm does in the blocks that train; in a frozen block it is always "eval".
@@ -67,10 +67,13 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
         return (("head/.*", "head"), *((f"backbone/{name}/.*", name) for name in chosen), *rest)
 
     form, _, number = tune.partition(":")
-    if form == "last" and number.isdigit():
+    if form in ("last", "lp_ft") and number.isdigit():
         if not 1 <= int(number) <= len(groups):
-            raise ValueError(f"--tune={tune}: this network has {len(groups)} stages; take last:1 to last:{len(groups)}")
-        return (Phase(tune, last(int(number))),)
+            raise ValueError(
+                f"--tune={tune}: this network has {len(groups)} stages; take {form}:1 to {form}:{len(groups)}"
+            )
+        tuned = Phase(f"last:{number}", last(int(number)))
+        return (tuned,) if form == "last" else (Phase("probe", HEAD, 0.0), tuned)
     if tune in ("probe", "head"):
         return (Phase(tune, HEAD),)
     if tune == "all":
