@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import _common as common
@@ -18,6 +20,10 @@ from tl.types import Variables
 
 DETAILS = ("majority", "per_class", "confusion", "most_confused", "reliability", "reliability_calibrated")
 """The parts of a `summary` that are lists, beside its figures."""
+
+
+View = Callable[[jax.Array], jax.Array]
+"""images01 -> images01, such as a mirror."""
 
 
 class Predictions(NamedTuple):
@@ -55,12 +61,21 @@ def as_the_network(spec: DataSpec, table: ClassTable) -> DataSpec:
     return dataclasses.replace(spec, examples=examples, classes=table.display_names)
 
 
-def predictions(clf: Classifier, variables: Variables, spec: DataSpec, *, batch_size: int = 16) -> Predictions:
-    """Asks about every picture by the one path that `predict` takes, a batch at a time."""
+def predictions(
+    clf: Classifier, variables: Variables, spec: DataSpec, *, views: Sequence[View] = (), batch_size: int = 16
+) -> Predictions:
+    """Asks about every picture by the one path that `predict` takes, a batch at a time.
+
+    With `views` (an augmentation's), what it says is the mean of the log-probabilities of each of them.
+    """
     logits, kept, skipped = [np.zeros((0, len(common.class_table(clf).entries)), np.float32)], [], []
     batches = data.load([example.path for example in spec.examples], clf.prepare, batch_size=batch_size)
     for batch in runlog.progress(batches, -(-len(spec.examples) // batch_size), "asking, batches"):
-        said = common.forward(clf)(variables, pixels.to_images01(batch.images))
+        images01 = pixels.to_images01(batch.images)
+        said = common.forward(clf)(variables, images01)
+        if views:
+            each = [common.forward(clf)(variables, view(jnp.asarray(images01))) for view in views]
+            said = np.mean([metrics.log_softmax(np.asarray(one)) for one in each], axis=0).astype(np.float32)
         logits.append(np.asarray(said)[batch.valid])
         kept += [spec.examples[i] for i in batch.index[batch.valid]]
         skipped += batch.skipped

@@ -83,6 +83,7 @@ def define_flags() -> None:
     number("workers", DEFAULT.workers, "Processes that decode; 0: threads, -1: by the machine.", lower_bound=-1)
     real("bank_gib", DEFAULT.bank_gib, "Memory for what a frozen prefix makes of the pictures.", lower_bound=0.0)
     number("save_every", DEFAULT.save_every, "Steps between checkpoints; 0: at each epoch's end.", lower_bound=0)
+    flags.DEFINE_bool("tta", False, "Test on the mean over all views of --augment (flip, dihedral) too.")
     flags.DEFINE_bool("resume", False, "Go on with the run that --workdir holds.")
 
 
@@ -98,6 +99,7 @@ class Settings:
     test_fraction: float = 0.25
     validation_fraction: float = -1.0
     find_lr: bool = False
+    tta: bool = False
 
 
 class Round(NamedTuple):
@@ -190,6 +192,11 @@ def still(variables: Variables, fitted: fit.Fitted) -> str:
     return paths.digest({"params": params, "stats": {n: a for n, a in stats.items() if layer(n) not in fitted.moved}})
 
 
+def accuracy(said: evaluation.Predictions) -> float:
+    """Share of pictures named rightly."""
+    return float((said.logits.argmax(axis=1) == said.labels).mean())
+
+
 def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures averaged over rounds; the interval is Wilson's at the mean, for one test set."""
     mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0] if isinstance(rows[0][k], float)}
@@ -205,6 +212,7 @@ class Learned(NamedTuple):
     fitted: fit.Fitted
     tested: evaluation.Predictions
     learned: evaluation.Predictions
+    by_views: evaluation.Predictions | None
     temperature: float
 
 
@@ -246,7 +254,13 @@ def learn(
         temperature = fitted.closed_form.temperature
     elif len(chosen.labels):
         temperature = metrics.temperature(chosen.logits, chosen.labels)
-    return Learned(each, fresh, fitted, tested, learned, temperature)
+    by_views = None
+    if settings.tta:
+        views = augment.make_augment(recipe.augment, size=clf.pixels.size).views
+        if views is None:
+            raise ValueError(f"--tta wants an augmentation whose views can be counted; got --augment={recipe.augment}")
+        by_views = evaluation.predictions(clf, fitted.variables, parts.test, views=views)
+    return Learned(each, fresh, fitted, tested, learned, by_views, temperature)
 
 
 def transfer(
@@ -268,7 +282,7 @@ def transfer(
     done: list[Learned] = []
     for each in rounds(spec, test_spec, settings):
         done.append(learn(run, clf, variables, each, settings, told=not done))
-        top1 = metrics.summarise(done[-1].tested.logits, done[-1].tested.labels)["top1"]
+        top1 = accuracy(done[-1].tested)
         run.log({"round": each.name, "top1": top1, "n": len(done[-1].tested.labels)})
         if settings.folds or settings.seeds > 1:
             print(f"{each.name}: {report.percent(top1)} of {len(done[-1].tested.labels)}", flush=True)
@@ -303,8 +317,13 @@ def transfer(
     }
     if fitted.closed_form:
         result["strength"] = fitted.closed_form.strength
+    if settings.tta:
+        result["test_tta"] = mean_of(
+            [metrics.summarise(d.by_views.logits, d.by_views.labels) for d in done if d.by_views]
+        )
+        result["test_tta"]["top1_seeds"] = [accuracy(d.by_views) for d in done if d.by_views]
     if len(done) > 1:
-        tops = [float((d.tested.logits.argmax(axis=1) == d.tested.labels).mean()) for d in done]
+        tops = [accuracy(d.tested) for d in done]
         result["seeds"] = {"top1": tops, **metrics.spread(tops)}
     record = {
         "data": {"name": spec.name, "source": spec.source, "licence": spec.licence},
@@ -377,6 +396,9 @@ def main(run: runlog.Run) -> None:
     print(
         f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; model in {result['model']}"
     )
+    if "test_tta" in result:
+        spread = metrics.spread(result["test_tta"]["top1_seeds"])
+        print(f"over the views of --augment {100 * spread['mean']:.1f} +- {100 * spread['std']:.1f} %")
     print(f"{run.workdir / 'report.html'}")
 
 
