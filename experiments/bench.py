@@ -545,7 +545,7 @@ def keras_fit(arch: str, clf: classifier.Classifier, spec: data.DataSpec) -> Cal
         model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss, metrics=["accuracy"])
         ends = [time.perf_counter()]
         told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
-        model.fit(x, y, batch_size=FLAGS.batch_size, epochs=2, verbose=0, callbacks=[told])
+        model.fit(x, y, batch_size=FLAGS.batch_size, epochs=2, verbose=0, callbacks=[told])  # type: ignore[arg-type]
         return ends
 
     return work

@@ -257,9 +257,7 @@ def learn(
     by_views = None
     if settings.tta:
         views = augment.make_augment(recipe.augment, size=clf.pixels.size).views
-        if views is None:
-            raise ValueError(f"--tta wants an augmentation whose views can be counted; got --augment={recipe.augment}")
-        by_views = evaluation.predictions(clf, fitted.variables, parts.test, views=views)
+        by_views = evaluation.predictions(clf, fitted.variables, parts.test, views=views or ())
     return Learned(each, fresh, fitted, tested, learned, by_views, temperature)
 
 
@@ -277,6 +275,8 @@ def transfer(
         raise ValueError(
             f"--tune={recipe.tune} fits a linear head; take --head=linear, or --tune=head for {settings.head}"
         )
+    if settings.tta and augment.make_augment(recipe.augment, size=clf.pixels.size).views is None:
+        raise ValueError(f"--tta wants an augmentation whose views can be counted; got --augment={recipe.augment}")
     table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
     done: list[Learned] = []

@@ -1,4 +1,4 @@
-"""Rules, phases, schedules and partitioned optimizers: each group moves as optax alone would move it, and moments are carried."""
+"""Rules, phases, schedules, partitioned optimizers: groups move as optax alone would move them, and moments are carried."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_cut_is_the_last_stage_before_anything_trains() -> None:
     found = {}
     for tune in ("head", "last:1", "last:2", "all"):
         rules = optim.phases(tune, STAGES)[0].rules
-        found[tune] = optim.cut(label({n: 0 for n in names}, rules), STAGES)
+        found[tune] = optim.cut(label(dict.fromkeys(names, 0), rules), STAGES)
     assert found == {"head": "features", "last:1": "stage1", "last:2": "stem", "all": ""}
 
 
