@@ -211,7 +211,7 @@ class Learned(NamedTuple):
     variables: Variables
     fitted: fit.Fitted
     tested: evaluation.Predictions
-    learned: evaluation.Predictions
+    learned: dict[str, Any]
     by_views: evaluation.Predictions | None
     temperature: float
 
@@ -244,9 +244,13 @@ def learn(
         say=(lambda line: print(line, flush=True)) if told else (lambda line: None),
     )
     frozen = all(name.startswith("head/") for name in fitted.trained)
-    tested, learned, chosen = (
-        said_of(clf, fitted.variables, part, frozen=frozen) for part in (parts.test, parts.train, parts.validation)
-    )
+    tested, chosen = (said_of(clf, fitted.variables, part, frozen=frozen) for part in (parts.test, parts.validation))
+    if frozen:
+        known = said_of(clf, fitted.variables, parts.train, frozen=True)
+        learned = metrics.summarise(known.logits, known.labels)
+    else:  # what the best epoch measured as it learned: asking again would cost a whole pass
+        row = fitted.best or {}
+        learned = {"n": len(parts.train.examples), "top1": row.get("accuracy"), "nll": row.get("loss")}
     if not len(tested.labels):
         raise ValueError(f"none of the {len(parts.test.examples)} test pictures can be read; look with doctor")
     temperature = 1.0
@@ -299,7 +303,7 @@ def transfer(
     leaves = paths.flatten(first.variables["params"])
     result: dict[str, Any] = {
         "test": {name: value for name, value in test.items() if name not in evaluation.DETAILS},
-        "train": mean_of([metrics.summarise(d.learned.logits, d.learned.labels) for d in done]),
+        "train": mean_of([d.learned for d in done]) if "ece" in first.learned else first.learned,
         **{name: test[name] for name in evaluation.DETAILS if name in test},
         "classes": list(classes),
         "trainable_params": sum(leaves[name].size for name in fitted.trained),
@@ -342,7 +346,7 @@ def transfer(
 
 def skipped_of(spec: DataSpec, each: Learned) -> list[data.Skipped]:
     """The files that a round could not use."""
-    return [*spec.skipped, *each.fitted.skipped, *each.tested.skipped, *each.learned.skipped]
+    return [*spec.skipped, *each.fitted.skipped, *each.tested.skipped]
 
 
 def training_sections(fitted: fit.Fitted, result: dict[str, Any]) -> list[Html]:
