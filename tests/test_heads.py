@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl import backbones
+from tl import backbones, classifier, heads, labels
 from tl.backbones.layers import Dense
 from tl.backbones.mobilenet import MobileNetV3Top
 from tl.backbones.vgg import VGGTop, adaptive_mean
@@ -98,3 +98,23 @@ def test_mobilenet_v3s_top_is_dense_hard_swish_dense():
 def test_heads_by_name():
     resnet, vgg = backbones.get("resnet18"), backbones.get("vgg16")
     assert (own(resnet), maker("own", vgg), maker("linear", vgg), maker("flat", vgg)) == (Linear, VGGTop, Linear, Flat)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "concat", "cosine", "flat"])
+def test_a_fresh_head_fits_what_the_network_gives_it(kind: str) -> None:
+    """Endpoints keep the order of the forward pass, on which `Flat` and `ConcatPool` count."""
+    clf, variables = classifier.load("vgg11", weights="random")
+    clf = clf.with_pixels(size=64).with_head(heads.maker(kind, clf.spec)(3), labels.from_names("abc", name="letters"))
+    params = {**variables["params"], "head": clf.init_head(jax.random.key(0))}
+    output = clf.apply({**variables, "params": params}, jnp.full((2, 64, 64, 3), 0.5))
+    assert output.logits is not None and output.logits.shape == (2, 3) and jnp.isfinite(output.logits).all()
+    assert heads.kind(clf.head) == kind
+    if heads.pooled(clf.head):
+        np.testing.assert_allclose(
+            clf.apply_head({"params": params}, output.features), output.logits, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_an_unknown_head_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="unknown head 'liner'; nearest: 'linear'"):
+        heads.maker("liner", backbones.get("vgg11"))

@@ -86,9 +86,15 @@ class Classifier:
             raise ValueError(self.headless())
         side = max(self.pixels.size, self.spec.min_size)
         inputs = jax.ShapeDtypeStruct((1, side, side, len(self.pixels.mean)), jnp.float32)
-        begin = lambda x: self.spec.module.init_with_output(jax.random.key(0), x, Mode.EVAL)[0]  # noqa: E731
+        order: list[str] = []  # of the forward pass, which a head may count on; JAX's trees sort by name
+
+        def begin(x: jax.Array) -> Any:
+            traced: Any = self.spec.module.init_with_output(jax.random.key(0), x, Mode.EVAL)
+            order.extend(traced[0][1])
+            return traced[0]
+
         features, ends = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(begin, inputs))
-        return self.head.init(key, features, ends)["params"]
+        return self.head.init(key, features, {name: ends[name] for name in order})["params"]
 
     def apply(
         self,
