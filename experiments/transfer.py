@@ -308,6 +308,7 @@ def transfer(
         "classes": list(classes),
         "trainable_params": sum(leaves[name].size for name in fitted.trained),
         "temperature": first.temperature,
+        "groups": fitted.groups,
         "feed": fitted.feed,
         "history": fitted.history,
         "best_epoch": fitted.best,
@@ -372,7 +373,8 @@ def training_sections(fitted: fit.Fitted, result: dict[str, Any]) -> list[Html]:
     if fitted.seconds:
         figures["pictures a second"] = f"{result['images_per_second']:.1f}"
         figures["time spent waiting for pictures"] = report.percent(min(result["waiting_share"], 1.0))
-    return [report.section("Training", report.numbers(figures), *parts)]
+    groups = report.table([list(row.values()) for row in fitted.groups], list(fitted.groups[0]))
+    return [report.section("Training", report.numbers(figures), groups, *parts)]
 
 
 def main(run: runlog.Run) -> None:

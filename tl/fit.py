@@ -90,6 +90,7 @@ class Fitted(NamedTuple):
       best: the row of `variables`; None where there was no gradient step.
       trained: names of the leaves that trained in some phase.
       moved: layers whose statistics were allowed to move.
+      groups: `optim.table` of the last phase with gradient steps; empty without.
       feed: what the last phase read: "pictures" or "bank of STAGE".
       steps, pictures, seconds, seconds_waiting: of the training loops, without compiling; the last is time without a batch.
       skipped: pictures that could not be read.
@@ -101,6 +102,7 @@ class Fitted(NamedTuple):
     best: dict[str, Any] | None
     trained: frozenset[str]
     moved: frozenset[str]
+    groups: list[dict[str, Any]]
     feed: str
     steps: int
     pictures: int
@@ -133,6 +135,7 @@ class Phase(NamedTuple):
 
     Attributes:
       name: of `optim.Phase`.
+      groups: `optim.table` of what trains.
       feed: `feeds.Pictures` or `feeds.Bank`, of the pictures to learn from and of those of validation.
       plan: which picture stands in which step.
       state: before the first step; its buffers are donated to it.
@@ -144,6 +147,7 @@ class Phase(NamedTuple):
     """
 
     name: str
+    groups: list[dict[str, Any]]
     feed: feeds.Pictures | feeds.Bank
     validation: feeds.Pictures | feeds.Bank
     plan: loader.Plan
@@ -210,7 +214,7 @@ def fit(
     job = Job(clf, learn, validation, recipe, seed, folder, log, say)
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
-    opt_state, best, closed, done, fed = None, None, None, [], "bank of features"
+    opt_state, best, closed, done, fed, groups = None, None, None, [], "bank of features", []
     trained: set[str] = set()
     moved: set[str] = set()
     for number, each in enumerate(recipe.phases(clf.spec.endpoints)):
@@ -222,7 +226,7 @@ def fit(
             done.append(Trained(None, [], None, skipped=skipped))  # type: ignore[arg-type]
             continue
         phase = prepare(job, number, each, params, stats, opt_state)
-        ended = train_phase(job, number, phase)
+        ended, groups = train_phase(job, number, phase), phase.groups
         done.append(ended)
         opt_state, (params, stats) = ended.state.opt_state, phase.host(ended.state)
         fed = f"bank of {optim.cut(labels, clf.spec.endpoints)}" if isinstance(phase.feed, feeds.Bank) else "pictures"
@@ -241,6 +245,7 @@ def fit(
         best=best.row if best else history[-1] if history else None,
         trained=frozenset(trained),
         moved=frozenset(moved),
+        groups=groups,
         feed=fed,
         steps=sum(each.steps for each in done),
         pictures=sum(each.pictures for each in done),
@@ -348,7 +353,7 @@ def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, 
         return {**params, "head": _from_standard(params["head"], scale)}, stats
 
     logits = jax.jit(lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)[0])
-    return Phase(phase.name, feed, validation, plan, state, keys[1], compiled, schedule, logits, host)
+    return Phase(phase.name, table, feed, validation, plan, state, keys[1], compiled, schedule, logits, host)
 
 
 def compiled_to_fit(
