@@ -213,6 +213,7 @@ class Learned(NamedTuple):
     tested: evaluation.Predictions
     learned: dict[str, Any]
     by_views: evaluation.Predictions | None
+    rates: fit.Rates | None
     temperature: float
 
 
@@ -226,6 +227,7 @@ def learn(
         raise ValueError(f"too few pictures: {n} to learn from and {m} to test on; wanted at least 2 and 1")
     head = jax.tree.map(np.asarray, clf.init_head(jax.random.key(each.seed)))
     fresh = {**variables, "params": {"backbone": variables["params"]["backbone"], "head": head}}
+    found = None
     if settings.find_lr:
         found = fit.find_rate(clf, fresh, parts.train, recipe, seed=each.seed)
         recipe = dataclasses.replace(recipe, lr=found.rate)
@@ -262,7 +264,7 @@ def learn(
     if settings.tta:
         views = augment.make_augment(recipe.augment, size=clf.pixels.size).views
         by_views = evaluation.predictions(clf, fitted.variables, parts.test, views=views or ())
-    return Learned(each, fresh, fitted, tested, learned, by_views, temperature)
+    return Learned(each, fresh, fitted, tested, learned, by_views, found, temperature)
 
 
 def transfer(
@@ -342,12 +344,27 @@ def transfer(
     _, saved = classifier.load(result["model"])  # what counts is the file
     result["frozen_unchanged"] = still(saved, fitted) == still(first.variables, fitted)
     sections = evaluation.sections(run, clf, tested, test, spec.references)
-    return result, [*training_sections(fitted, result), *sections, report.skipped(result["skipped"])]
+    return result, [
+        *rate_section(first.rates),
+        *training_sections(fitted, result),
+        *sections,
+        report.skipped(result["skipped"]),
+    ]
 
 
 def skipped_of(spec: DataSpec, each: Learned) -> list[data.Skipped]:
     """The files that a round could not use."""
     return [*spec.skipped, *each.fitted.skipped, *each.tested.skipped]
+
+
+def rate_section(rates: fit.Rates | None) -> list[Html]:
+    """The learning-rate finder's plot."""
+    if rates is None:
+        return []
+    points = {"smoothed": [(float(np.log10(rate)), loss) for rate, loss in rates.curve]}
+    drawn = report.curves(points, x_label="log10 of the learning rate", y_label="loss, nats")
+    text = f"Taken: {rates.rate:.2g}, a tenth of the rate at which the loss is least."
+    return [report.section("Finding a learning rate", drawn, text=text)]
 
 
 def training_sections(fitted: fit.Fitted, result: dict[str, Any]) -> list[Html]:
