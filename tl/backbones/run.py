@@ -34,10 +34,11 @@ def run(
                 return call(args[0], Mode.EVAL)
         return call(*args, **kwargs)
 
+    where = (start,) if start else ()
     if mode is Mode.EVAL:
-        out: Any = module.apply(variables, x, mode, start)
+        out: Any = module.apply(variables, x, mode, *where)
         return *out, None
     with nn.intercept_methods(as_allowed):
-        out = module.apply(variables, x, mode, start, mutable=["batch_stats"])
+        out = module.apply(variables, x, mode, *where, mutable=["batch_stats"])
     (features, ends), moved = out
     return features, ends, moved.get("batch_stats")
