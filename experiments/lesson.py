@@ -1,18 +1,24 @@
 """The course lesson that `tl` grew from, step by step: as it was written, as it should be, and what each mistake costs.
 
-  ./launch.sh lesson --cats_vs_dogs=folder:DIR --pets=folder:DIR
+  ./launch.sh lesson                                                  the steps that need no pictures of yours
+  ./launch.sh lesson --cats_vs_dogs=folder:DIR --pets=folder:DIR      all of them
   ./launch.sh lesson --cats_vs_dogs=folder:DIR --steps=frozen,unfreeze --as_in_lesson
 
 The lesson (Microsoft's AI for Beginners, 8: transfer learning) teaches VGG-16 to tell cats from dogs in Keras and in torch, and
 has a lab on the 37 breeds of Oxford Pets (it says 35). Its figures stand beside ours; they come from 20,000 pictures, ours from
-as many as `--limit` says. To add a step: a function that returns rows, and a line in `STEPS`.
+as many as `--limit` says, seen more often where that costs little. To add a step: a function that yields rows, the lesson's
+first, and a line in `STEPS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +28,7 @@ from absl import flags
 from experiments import _common as common
 from experiments import _evaluation as evaluation
 from experiments import transfer
-from tl import classifier, data, fit, heads, labels, metrics, paths, pixels, report, runlog
+from tl import classifier, data, features, feeds, fit, heads, labels, metrics, paths, pixels, report, runlog
 from tl.classifier import Classifier
 from tl.data import DataSpec, doctor
 from tl.fit import Recipe
@@ -33,25 +39,29 @@ FLAGS = flags.FLAGS
 LESSON, RIGHT = "as in the lesson", "as it should be"
 # The lesson feeds 0-255 RGB, squashed, to weights that were trained on something else.
 RAW: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "resize": "squash", "interpolation": "bilinear"}
-KERAS_ADAM: dict[str, Any] = {"schedule": "constant", "weight_decay": 0.0, "clip": 0.0, "backbone_lr": 1.0}
+ADAM: dict[str, Any] = {"schedule": "constant", "weight_decay": 0.0, "clip": 0.0, "backbone_lr": 1.0}
 
 
 def define_flags() -> None:
     flags.DEFINE_string("cats_vs_dogs", "", "Cats and dogs: folder:DIR or tfds:cats_vs_dogs@DIR.")
     flags.DEFINE_string("pets", "", "Oxford Pets: folder:DIR or tfds:oxford_iiit_pet@DIR.")
-    flags.DEFINE_list("steps", list(STEPS), f"Of {', '.join(STEPS)}.")
+    flags.DEFINE_list("steps", [], f"Of {', '.join(STEPS)}. Default: those whose pictures are given.")
     flags.DEFINE_bool("as_in_lesson", False, "The lesson's way alone. Default: both.")
     flags.DEFINE_integer("limit", 400, "Pictures of cats and dogs that are used; 0 for all.", lower_bound=0)
     flags.DEFINE_string("arch", "vgg16", "The lesson's network.")
-    flags.DEFINE_string("small", "mobilenetv2_100", "Another network, for steps that train all of it.")
+    flags.DEFINE_string("small", "mobilenetv2_100", "Another network, for the step that trains all of it.")
 
 
 class Row(NamedTuple):
-    """One way of one step: what was done, its figures where it has any, and the lesson's own."""
+    """One way of one step: what was done, its figures where it has any, and the lesson's own.
+
+    `learned` and `n` count the pictures that it learned from and was tested on.
+    """
 
     step: str
     way: str
     setting: str
+    learned: int | None = None
     n: int | None = None
     top1: float | None = None
     top1_ci95: tuple[float, float] | None = None
@@ -62,9 +72,9 @@ class Row(NamedTuple):
     found: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Lesson:
-    """What the steps share."""
+    """What the steps share; equal to itself only, so that what two steps begin with is computed once."""
 
     run: runlog.Run
     cats: DataSpec | None
@@ -91,12 +101,27 @@ class Lesson:
         return clf.with_pixels(**{"resize": "squash", **changes, **size}), variables
 
 
-def row_of(step: str, way: str, setting: str, said: evaluation.Predictions, seconds: float, lesson: str) -> Row:
+def row_of(
+    step: str, way: str, setting: str, said: evaluation.Predictions, seconds: float, lesson: str = "", learned: int = 0
+) -> Row:
     """The figures of one test."""
     found = metrics.summarise(said.logits, said.labels)
     top3 = found["top3"] if said.logits.shape[1] > 3 else None
     low, high = found["top1_ci95"]
-    return Row(step, way, setting, found["n"], found["top1"], (low, high), top3, found["nll"], seconds, lesson)
+    return Row(
+        step, way, setting, learned or None, found["n"], found["top1"], (low, high), top3, found["nll"], seconds, lesson
+    )
+
+
+@functools.cache
+def divided(lesson: Lesson, which: str = "cats_vs_dogs", validation: float = 0.0) -> data.Parts:
+    """The parts of a set; those to test on are the same whatever is kept for validation."""
+    return data.divide(lesson.need(which), validation_fraction=validation, seed=lesson.seed)
+
+
+def as_long(parts: data.Parts, pictures: int = 20_000) -> int:
+    """Epochs that show a network as many pictures, repeated, as the lesson's training did."""
+    return max(1, round(pictures / len(parts.train.examples)))
 
 
 def taught(
@@ -107,7 +132,7 @@ def taught(
     recipe: Recipe,
     head: str = "linear",
 ) -> tuple[Classifier, transfer.Learned, float]:
-    """A classifier learned as `transfer` learns it, and the seconds it took."""
+    """A classifier learned as `transfer` learns it, and the seconds it took to learn and to be tested."""
     (clf, variables), classes = network, parts.train.classes
     clf = clf.with_head(heads.maker(head, clf.spec)(len(classes)), labels.from_names(classes, name=name))
     began = time.monotonic()
@@ -122,23 +147,16 @@ def taught(
 # --- cats and dogs: the Keras notebook ---------------------------------------------------------------------------------
 
 
-def clean(lesson: Lesson) -> list[Row]:
+def clean(lesson: Lesson) -> Iterator[Row]:
+    lost = "~230 files deleted for good"
+    yield Row("clean", LESSON, "verify() and JPEG, else os.remove", lesson=lost, found="not done here: it deletes")
     found = doctor.examine(lesson.need("cats_vs_dogs"))
     twins = len(found.near_duplicates or ())
     said = f"{len(found.broken)} broken, {len(found.misnamed)} misnamed, {twins} near-duplicates, {len(found.turned)} turned"
-    return [
-        Row(
-            "clean",
-            LESSON,
-            "verify() and JPEG, else os.remove",
-            lesson="~230 files deleted for good",
-            found="not done: it deletes",
-        ),
-        Row("clean", RIGHT, "every pixel decoded, nothing deleted", n=found.n, found=said),
-    ]
+    yield Row("clean", RIGHT, "every pixel decoded, nothing deleted", n=found.n, found=said)
 
 
-def division(lesson: Lesson) -> list[Row]:
+def division(lesson: Lesson) -> Iterator[Row]:
     spec = lesson.need("cats_vs_dogs")
     order = np.random.default_rng(13).permutation(len(spec.examples))
     held = set(order[: len(order) // 5].tolist())
@@ -146,258 +164,236 @@ def division(lesson: Lesson) -> list[Row]:
         dataclasses.replace(spec, examples=tuple(e for i, e in enumerate(spec.examples) if (i in held) is side))
         for side in (False, True)
     ]
-    ours = data.split(spec, seed=lesson.seed)
     tell = lambda a, b: f"{len(data.leaks(a, b))} of {len(b.examples)} test pictures also in training"  # noqa: E731
-    return [
-        Row(
-            "division",
-            LESSON,
-            "20 % at random, seed 13 (torch: no seed)",
-            lesson="another split each run",
-            found=tell(*sides),
-        ),
-        Row("division", RIGHT, "by content, near-duplicates together", found=tell(*ours)),
-    ]
+    words, again = "20 % at random, seed 13 (torch: no seed)", "torch: another split each run"
+    yield Row("division", LESSON, words, lesson=again, found=tell(*sides))
+    ours = divided(lesson)
+    yield Row("division", RIGHT, "by content, near-duplicates together", found=tell(ours.train, ours.test))
 
 
-def classify(lesson: Lesson) -> list[Row]:
+def classify(lesson: Lesson) -> Iterator[Row]:
     photographs = [photo for photo in data.photographs() if photo.index is not None]
-    rows = []
+    examples = tuple(data.Example(photo.path, photo.index or 0) for photo in photographs)
+    spec = DataSpec("photographs", examples, tuple(str(i) for i in range(1000)), "foolbox", "MIT")
     for way, changes, words in (
         (LESSON, RAW, "0-255 into the network, squashed"),
         (RIGHT, {"resize": "shorter"}, "the weights' own preprocessing"),
     ):
         began = time.monotonic()
-        clf, variables = lesson.network(lesson.classifiers, **changes)
-        names = tuple(str(i) for i in range(1000))
-        examples = tuple(data.Example(photo.path, photo.index or 0) for photo in photographs)
-        spec = DataSpec("photographs", examples, names, "foolbox", "MIT")
-        said = evaluation.predictions(clf, variables, spec)
-        rows.append(row_of("classify", way, f"{lesson.classifiers}, {words}", said, time.monotonic() - began, ""))
-    return rows
+        said = evaluation.predictions(*lesson.network(lesson.classifiers, **changes), spec)
+        yield row_of("classify", way, f"{lesson.classifiers}, {words}", said, time.monotonic() - began)
 
 
-def frozen(lesson: Lesson) -> list[Row]:
-    parts = data.divide(lesson.need("cats_vs_dogs"), validation_fraction=0.0, seed=lesson.seed)
-    wrong = Recipe(tune="head", epochs=1, batch_size=64, lr=1e-3, **KERAS_ADAM)
-    _, before, slow = taught(lesson, "frozen-lesson", lesson.network(lesson.arch, **RAW), parts, wrong, "flat")
-    _, after, quick = taught(lesson, "frozen", lesson.network(lesson.arch), parts, Recipe(tune="probe"))
-    reported = "val .9671 (.9516 from features computed before)"
-    return [
-        row_of("frozen", LESSON, "0-255, Flatten and Dense, Adam 1e-3, 1 epoch", before.tested, slow, reported),
-        row_of("frozen", RIGHT, "own preprocessing, features kept, probe", after.tested, quick, ""),
-    ]
+def precomputed(lesson: Lesson) -> Iterator[Row]:
+    """Keras' `map` keeps nothing: every epoch runs the network over every picture."""
+    network, sources = lesson.network(lesson.arch), feeds.sources(lesson.need("cats_vs_dogs"))[:97]
+    with tempfile.TemporaryDirectory() as folder:
+        passes = []
+        for some in (sources[:1], sources[1:], sources[1:]):  # the first one compiles
+            began = time.monotonic()
+            found = features.extract(*network, some, cache=Path(folder)).values
+            passes.append((found, time.monotonic() - began))
+    _, (computed, slow), (kept, quick) = passes
+    n, reported = len(computed), "1896 s, val .9516"
+    yield Row("precomputed", LESSON, f"{lesson.arch} over all again", n=n, seconds=slow, lesson=reported)
+    same = "the same, bit by bit" if np.array_equal(computed, kept) else "OTHER FEATURES"
+    yield Row("precomputed", RIGHT, "features kept on disk, by content", n=n, seconds=quick, found=same)
 
 
-def save(lesson: Lesson) -> list[Row]:
-    parts = data.divide(lesson.need("cats_vs_dogs"), validation_fraction=0.0, seed=lesson.seed)
+RAW_HEAD = Recipe(tune="head", batch_size=64, lr=1e-3, **ADAM)
+
+
+@functools.cache
+def raw_frozen(lesson: Lesson) -> tuple[Classifier, transfer.Learned, float]:
+    """The Keras notebook's frozen network, on which its next step goes on."""
+    parts = divided(lesson)
+    recipe = dataclasses.replace(RAW_HEAD, epochs=as_long(parts))
+    return taught(lesson, "frozen-lesson", lesson.network(lesson.arch, **RAW), parts, recipe, "flat")
+
+
+def frozen(lesson: Lesson) -> Iterator[Row]:
+    n = len(divided(lesson).train.examples)
+    _, done, seconds = raw_frozen(lesson)
+    words = "0-255, Flatten and Dense, Adam 1e-3, the lesson's 310 steps"
+    yield row_of("frozen", LESSON, words, done.tested, seconds, "val .9671", n)
+    _, done, seconds = taught(lesson, "frozen", lesson.network(lesson.arch), divided(lesson), Recipe(tune="probe"))
+    yield row_of("frozen", RIGHT, "own preprocessing, features kept, probe", done.tested, seconds, learned=n)
+
+
+def save(lesson: Lesson) -> Iterator[Row]:
+    pickle = "SavedModel; torch.save of the whole module"
+    yield Row("save", LESSON, pickle, lesson="works", found="torch's is a pickle, which runs code")
+    parts = divided(lesson)
     clf, done, _ = taught(lesson, "save", lesson.network(lesson.arch), parts, Recipe(tune="probe"))
-    folder = classifier.save(lesson.run.workdir / "save" / "model", clf, done.fitted.variables)
-    again, variables = classifier.load(str(folder))
+    again = classifier.load(str(classifier.save(lesson.run.workdir / "save" / "model", clf, done.fitted.variables)))
     few = dataclasses.replace(parts.test, examples=parts.test.examples[:16])
-    one, other = (
-        evaluation.predictions(c, v, few).logits for c, v in ((clf, done.fitted.variables), (again, variables))
-    )
+    one, other = (evaluation.predictions(*pair, few).logits for pair in ((clf, done.fitted.variables), again))
     same = "the same logits, bit by bit" if np.array_equal(one, other) else "OTHER LOGITS"
-    return [
-        Row(
-            "save",
-            LESSON,
-            "SavedModel; torch.save of the whole module",
-            found="a pickle that runs code",
-            lesson="works",
-        ),
-        Row("save", RIGHT, "safetensors and JSON, with preprocessing and classes", n=len(one), found=same),
-    ]
+    yield Row("save", RIGHT, "safetensors and JSON, with preprocessing and classes", n=len(one), found=same)
 
 
-def unfreeze(lesson: Lesson) -> list[Row]:
+def unfreeze(lesson: Lesson) -> Iterator[Row]:
     """The last four layers of Keras' VGG-16 are its last stage."""
-    parts = data.divide(lesson.need("cats_vs_dogs"), validation_fraction=0.0, seed=lesson.seed)
-    head = Recipe(tune="head", epochs=1, batch_size=64, lr=1e-3, **KERAS_ADAM)
-    clf, start, _ = taught(lesson, "unfreeze-head", lesson.network(lesson.arch, **RAW), parts, head, "flat")
+    parts = divided(lesson)
+    clf, start, _ = raw_frozen(lesson)
     began = time.monotonic()
-    wrong = dataclasses.replace(head, tune="last:1", batch_size=32, epochs=lesson.epochs or 1)
+    wrong = dataclasses.replace(RAW_HEAD, tune="last:1", batch_size=32, epochs=lesson.epochs or 1)
     fitted = fit.fit(clf, start.fitted.variables, parts.train, parts.validation, wrong, seed=lesson.seed)
-    before = evaluation.predictions(clf, fitted.variables, parts.test)
-    slow = time.monotonic() - began
+    said = evaluation.predictions(clf, fitted.variables, parts.test)
+    words, fell = "then the last block too, same rate, 1 epoch", "val .9653: it fell from .9671"
+    yield row_of("unfreeze", LESSON, words, said, time.monotonic() - began, fell, len(parts.train.examples))
+    parts = divided(lesson, validation=0.15)
     right = Recipe(tune="lp_ft:1", epochs=3, lr=1e-4, augment="flip")
-    _, after, quick = taught(lesson, "unfreeze", lesson.network(lesson.arch), parts, right)
-    return [
-        row_of(
-            "unfreeze",
-            LESSON,
-            "then the last block too, the same rate, 1 epoch",
-            before,
-            slow,
-            "val .9653: it fell from .9671",
-        ),
-        row_of("unfreeze", RIGHT, "from the probe on, a tenth of 1e-4 for the block, flips", after.tested, quick, ""),
-    ]
+    _, done, seconds = taught(lesson, "unfreeze", lesson.network(lesson.arch), parts, right)
+    words = "from a probe on, the block at 1e-5, flips, the best of 3 epochs"
+    yield row_of("unfreeze", RIGHT, words, done.tested, seconds, learned=len(parts.train.examples))
 
 
 # --- cats and dogs: the torch notebook ---------------------------------------------------------------------------------
 
 
-def tests_on_train(lesson: Lesson) -> list[Row]:
+def tests_on_train(lesson: Lesson) -> Iterator[Row]:
     """`pytorchcv.load_cats_dogs_dataset` builds its test loader from the training set."""
-    parts = data.divide(lesson.need("cats_vs_dogs"), validation_fraction=0.0, seed=lesson.seed)
-    recipe = Recipe(tune="head", epochs=1, batch_size=16, lr=1e-2, **KERAS_ADAM)
-    claimed = parts._replace(test=parts.train)
-    network = lesson.network(lesson.arch)
-    _, wrong, slow = taught(lesson, "claimed", network, claimed, recipe, "flat")
-    _, right, quick = taught(lesson, "true", network, parts, recipe, "flat")
-    words = "Linear(25088), Adam .01, 1 epoch, "
-    return [
-        row_of("tests_on_train", LESSON, words + "tested on the training set", wrong.tested, slow, "val .9672"),
-        row_of("tests_on_train", RIGHT, words + "tested on pictures never seen", right.tested, quick, ""),
-    ]
+    parts = divided(lesson)
+    recipe = Recipe(tune="head", epochs=as_long(parts), batch_size=16, lr=1e-2, **ADAM)
+    _, done, seconds = taught(lesson, "tests_on_train", lesson.network(lesson.arch), parts, recipe, "flat")
+    words, n = "Linear(25088), Adam .01, the lesson's 1,250 steps; tested on ", len(parts.train.examples)
+    truth = row_of("tests_on_train", RIGHT, words + "others", done.tested, seconds, learned=n)
+    claimed = {name: done.learned[name] for name in ("n", "top1", "top1_ci95", "nll")}
+    yield truth._replace(way=LESSON, setting=words + "what it learned from", lesson="val .9672", **claimed)
+    yield truth
 
 
-def full_finetune(lesson: Lesson) -> list[Row]:
-    parts = data.divide(lesson.need("cats_vs_dogs"), validation_fraction=0.0, seed=lesson.seed)
-    network = lesson.network(lesson.small)
-    wrong = Recipe(tune="all", epochs=1, batch_size=16, lr=1e-4, bn="update", **KERAS_ADAM)
-    right = Recipe(tune="lp_ft", epochs=1, batch_size=32, lr=1e-4, augment="flip")
-    _, before, slow = taught(lesson, "full-lesson", network, parts, wrong)
-    _, after, quick = taught(lesson, "full", network, parts, right)
-    return [
-        row_of(
-            "full_finetune",
-            LESSON,
-            f"{lesson.small}, all at 1e-4, head untrained, 1 epoch",
-            before.tested,
-            slow,
-            "VGG-16: .899, then .9744",
-        ),
-        row_of(
-            "full_finetune",
-            RIGHT,
-            f"{lesson.small}, from a probe on, backbone at 1e-5, 1 epoch",
-            after.tested,
-            quick,
-            "",
-        ),
-    ]
+def full_finetune(lesson: Lesson) -> Iterator[Row]:
+    parts, network = divided(lesson), lesson.network(lesson.small)
+    wrong = Recipe(tune="all", epochs=1, batch_size=16, lr=1e-4, bn="update", **ADAM)
+    _, done, seconds = taught(lesson, "full-lesson", network, parts, wrong)
+    words, reported = f"{lesson.small}, all at 1e-4, a fresh head, 1 epoch", "VGG-16: fell to .899, then .9744"
+    yield row_of("full_finetune", LESSON, words, done.tested, seconds, reported, len(parts.train.examples))
+    parts = divided(lesson, validation=0.15)
+    right = Recipe(tune="lp_ft", epochs=1, lr=1e-4, augment="flip")
+    _, done, seconds = taught(lesson, "full", network, parts, right)
+    words = f"{lesson.small}, from a probe on, backbone at 1e-5, flips, 1 epoch"
+    yield row_of("full_finetune", RIGHT, words, done.tested, seconds, learned=len(parts.train.examples))
 
 
 # --- the lab, and the challenge ----------------------------------------------------------------------------------------
 
 
-def pets(lesson: Lesson) -> list[Row]:
-    spec = lesson.need("pets")
-    parts = data.divide(spec, validation_fraction=0.0, seed=lesson.seed)
+def pets(lesson: Lesson) -> Iterator[Row]:
+    parts = divided(lesson, "pets")
+    n = len(parts.train.examples)
     clf, variables = classifier.load("resnet18", weights="random", key=jax.random.key(lesson.seed))
     scratch = Recipe(tune="all", epochs=10, lr=1e-3, backbone_lr=1.0, bn="update", augment="flip")
     small = clf.with_pixels(size=lesson.size or 64, resize="squash")
-    _, low, slow = taught(lesson, "pets-scratch", (small, variables), parts, scratch)
-    head = Recipe(tune="head", epochs=3, batch_size=32, lr=1e-3, **KERAS_ADAM)
-    _, middle, mid = taught(lesson, "pets-frozen", lesson.network(lesson.arch), parts, head)
-    best = lesson.network(lesson.classifiers)
-    _, high, quick = taught(lesson, "pets-probe", best, parts, Recipe(tune="probe"))
-    share = f"{len(parts.train.examples)} pictures of {len(spec.classes)} breeds"
-    return [
-        row_of("pets", LESSON, f"from scratch at 64 pixels, {share}", low.tested, slow, "36.1 % with 3,680 pictures"),
-        row_of(
-            "pets",
-            LESSON,
-            f"{lesson.arch} frozen, head for 3 epochs",
-            middle.tested,
-            mid,
-            "83.6 %, top-3 97.1 % with 3,680",
-        ),
-        row_of("pets", RIGHT, f"{lesson.classifiers}, probe", high.tested, quick, ""),
-    ]
+    _, done, seconds = taught(lesson, "pets-scratch", (small, variables), parts, scratch)
+    reported = "a student: 36.1 % from 3,680"
+    yield row_of("pets", LESSON, "resnet18 from scratch at 64 pixels", done.tested, seconds, reported, n)
+    head = Recipe(tune="head", epochs=as_long(parts, 3 * 3680), lr=1e-3, **ADAM)
+    _, done, seconds = taught(lesson, "pets-frozen", lesson.network(lesson.arch), parts, head)
+    words, reported = f"{lesson.arch} frozen, head, Adam 1e-3, the lab's 345 steps", "83.6 %, top-3 97.1 % from 3,680"
+    yield row_of("pets", LESSON, words, done.tested, seconds, reported, n)
+    _, done, seconds = taught(lesson, "pets-probe", lesson.network(lesson.classifiers), parts, Recipe(tune="probe"))
+    yield row_of("pets", RIGHT, f"{lesson.classifiers}, probe", done.tested, seconds, learned=n)
 
 
-def challenge(lesson: Lesson) -> list[Row]:
+def challenge(lesson: Lesson) -> Iterator[Row]:
     """ "Completely new types of images": electroluminescence of solar cells."""
-    rows = []
-    for name, spec in (("cats and dogs", lesson.need("cats_vs_dogs")), ("solar cells", data.get("elpv"))):
-        parts = data.divide(spec, validation_fraction=0.0, seed=lesson.seed)
-        _, done, seconds = taught(
-            lesson, f"challenge-{name[:5].strip()}", lesson.network(lesson.classifiers), parts, Recipe(tune="probe")
-        )
+    like = None
+    cells = data.divide(data.get("elpv"), validation_fraction=0.0, seed=lesson.seed)
+    for name, parts in (("cats and dogs", divided(lesson) if lesson.cats else None), ("solar cells", cells)):
+        if parts is None:
+            continue
+        network, short = lesson.network(lesson.classifiers), name.partition(" ")[0]
+        _, done, seconds = taught(lesson, f"challenge-{short}", network, parts, Recipe(tune="probe"))
         counts = np.bincount(done.tested.labels)
-        words = f"{name}: probe on {lesson.classifiers} (always the commonest class {100 * counts.max() / counts.sum():.1f} %)"
-        rows.append(row_of("challenge", RIGHT, words, done.tested, seconds, "never tested"))
-    return rows
+        words = f"{name}: {lesson.classifiers}, probe ({100 * counts.max() / counts.sum():.1f} % are of one class)"
+        row = row_of("challenge", RIGHT, words, done.tested, seconds, "never tested", len(parts.train.examples))
+        drop = f"{100 * (transfer.accuracy(like) - transfer.accuracy(done.tested)):.1f} points below" if like else ""
+        like = done.tested
+        yield row._replace(found=drop)
 
 
-STEPS: dict[str, Callable[[Lesson], list[Row]]] = {
-    "clean": clean,
-    "division": division,
-    "classify": classify,
-    "frozen": frozen,
-    "save": save,
-    "unfreeze": unfreeze,
-    "tests_on_train": tests_on_train,
-    "full_finetune": full_finetune,
-    "pets": pets,
-    "challenge": challenge,
+class Step(NamedTuple):
+    """A step: its rows, the set that it cannot do without, and how many rows, the first ones, are the lesson's way."""
+
+    rows: Callable[[Lesson], Iterator[Row]]
+    needs: str = "cats_vs_dogs"
+    lessons: int = 1
+
+
+STEPS: dict[str, Step] = {
+    "clean": Step(clean),
+    "division": Step(division),
+    "classify": Step(classify, ""),
+    "precomputed": Step(precomputed),
+    "frozen": Step(frozen),
+    "save": Step(save),
+    "unfreeze": Step(unfreeze),
+    "tests_on_train": Step(tests_on_train),
+    "full_finetune": Step(full_finetune),
+    "pets": Step(pets, "pets", lessons=2),
+    "challenge": Step(challenge, "", lessons=0),
 }
+
+
+def steps_of(lesson: Lesson, words: Sequence[str]) -> list[str]:
+    """The steps that are asked for, or those that can be done; ValueError before the first where one cannot."""
+    for name in words:
+        if name not in STEPS:
+            raise ValueError(f"unknown step {name!r} of --steps; nearest: {paths.nearest(name, STEPS)}")
+        if STEPS[name].needs:
+            lesson.need(STEPS[name].needs)
+    given = {"": True, "cats_vs_dogs": lesson.cats, "pets": lesson.pets}
+    for flag in [flag for flag, there in given.items() if there is None and not words]:
+        left = [name for name, step in STEPS.items() if step.needs == flag]
+        print(f"without --{flag}=folder:DIR these steps are left out: {', '.join(left)}", flush=True)
+    return list(words) or [name for name, step in STEPS.items() if given[step.needs] is not None]
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------
 
 
-def costs(rows: Sequence[Row]) -> str:
-    """What the lesson's way costs against the right one, in points of accuracy; whether it may be chance."""
-    before = [row for row in rows if row.way == LESSON and row.top1 is not None]
-    after = [row for row in rows if row.way == RIGHT and row.top1 is not None]
-    if not before or not after:
-        return ""
-    a, b = before[-1], after[-1]
-    assert a.top1 is not None and b.top1 is not None and a.top1_ci95 and b.top1_ci95
-    chance = a.top1_ci95[1] >= b.top1_ci95[0] and b.top1_ci95[1] >= a.top1_ci95[0]
-    return f"{100 * (b.top1 - a.top1):+.1f} points" + (", inside the noise" if chance else "")
+def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
+    """(points of accuracy that the right way brings, whether the intervals overlap) of a step's last two ways."""
+    last = {row.way: (row.top1, row.top1_ci95) for row in rows if row.top1 is not None and row.top1_ci95 is not None}
+    if len(last) < 2:
+        return None
+    (a, (low_a, high_a)), (b, (low_b, high_b)) = last[LESSON], last[RIGHT]
+    return 100 * (b - a), high_a >= low_b and high_b >= low_a
 
 
-def lesson_of(lesson: Lesson, steps: Sequence[str], *, as_in_lesson: bool = False) -> tuple[dict[str, Any], list[Html]]:
-    """The result and the page's sections."""
-    for name in steps:
-        if name not in STEPS:
-            raise ValueError(f"unknown step {name!r} of --steps; nearest: {paths.nearest(name, STEPS)}")
-    shown, sections = [], []
-    for name in steps:
+def taken(lesson: Lesson, words: Sequence[str] = (), *, as_in_lesson: bool = False) -> dict[str, Any]:
+    """Takes the steps one by one: `rows` of `Row`'s fields, `points` and `overlap` of the step with each."""
+    shown = []
+    for name in steps_of(lesson, words):
         print(f"{name} ...", flush=True)
-        rows = STEPS[name](lesson)
-        cost = costs(rows)
-        rows = [row for row in rows if row.way == LESSON] if as_in_lesson else rows
+        step = STEPS[name]
+        rows = list(itertools.islice(step.rows(lesson), step.lessons if as_in_lesson else None))
+        points, overlap = costs(rows) or (None, None)
         for row in rows:
-            shown.append({**row._asdict(), "right_minus_lesson": cost})
+            shown.append({**row._asdict(), "points": points, "overlap": overlap})
             lesson.run.log(shown[-1])
-        cells = [cell(row) for row in rows]
-        text = f"The right way brings {cost}." if cost and not as_in_lesson else ""
-        sections.append(report.section(name.replace("_", " "), report.table(cells, HEADER), text=text))
-    print(
-        runlog.columns(
-            ("step", *HEADER), [(row["step"], *cell(Row(**{k: row[k] for k in Row._fields}))) for row in shown]
-        )
-    )
-    return {"rows": shown}, sections
+    return {"rows": shown}
 
 
-HEADER = ("way", "what", "test", "top-1", "95 %", "top-3", "NLL", "seconds", "the lesson's own", "found")
+HEADER = (
+    *("step", "way", "what", "learned from", "tested on", "top-1 (95 %)", "top-3", "NLL", "seconds"),
+    *("the lesson's own", "found"),
+)
 
 
-def cell(row: Row) -> tuple[str, ...]:
-    """A row of the table."""
-    share = lambda value: "" if value is None else f"{100 * value:.1f} %"  # noqa: E731
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the table; the step's cost stands beside the right way."""
+    share = lambda value: "" if value is None else f"{100 * value:.1f}"  # noqa: E731
     number = lambda value, how: "" if value is None else format(value, how)  # noqa: E731
-    interval = "" if row.top1_ci95 is None else f"{100 * row.top1_ci95[0]:.1f} to {100 * row.top1_ci95[1]:.1f}"
-    return (
-        row.way,
-        row.setting,
-        number(row.n, "d"),
-        share(row.top1),
-        interval,
-        share(row.top3),
-        number(row.nll, ".3f"),
-        number(row.seconds, ".0f"),
-        row.lesson,
-        row.found,
-    )
+    top1 = "" if row["top1"] is None else "{} ({} to {})".format(*map(share, (row["top1"], *row["top1_ci95"])))
+    cost = ""
+    if row["points"] is not None and row["way"] == RIGHT:
+        cost = f"{row['points']:+.1f} points" + (", within the noise" if row["overlap"] else "")
+    counts = (number(row[name], "d") for name in ("learned", "n"))
+    figures = (top1, share(row["top3"]), number(row["nll"], ".3f"), number(row["seconds"], ".1f"))
+    return (row["step"], row["way"], row["setting"], *counts, *figures, row["lesson"], row["found"] or cost)
 
 
 def pictures(lesson: Lesson) -> list[Html]:
@@ -434,10 +430,19 @@ def main(run: runlog.Run) -> None:
         chosen = np.sort(np.random.default_rng(FLAGS.seed).permutation(len(cats.examples))[: FLAGS.limit])
         cats = dataclasses.replace(cats, examples=tuple(cats.examples[i] for i in chosen))
     lesson = Lesson(run, cats, named(FLAGS.pets), FLAGS.arch, FLAGS.small, FLAGS.seed)
-    result, sections = lesson_of(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)
+    result = taken(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)
+    rows = [cells(row) for row in result["rows"]]
+    print(runlog.columns(HEADER, rows))
     lead = "Each step of the lesson as it was written and as it should be, on the same pictures, and what the difference is."
-    run.finish(result, report.page("The lesson, twice", lead, [*pictures(lesson), *sections], facts=run.facts()))
+    table = report.section("The steps", report.table(rows, HEADER), text=NOTE)
+    run.finish(result, report.page("The lesson, twice", lead, [table, *pictures(lesson)], facts=run.facts()))
     print(f"{run.workdir / 'report.html'}")
+
+
+NOTE = (
+    "Accuracies in percent, with Wilson's interval; points are the right way's accuracy less the lesson's, within the noise "
+    "where the two intervals overlap. Seconds are of learning and testing, without features that the bank on disk held before."
+)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,55 +11,73 @@ import pytest
 
 from experiments import lesson
 from tests.test_fit import colours
-from tl import pixels, report, runlog
+from tl import classifier, pixels, report, runlog
+
+loaded = functools.cache(classifier.load)  # random weights take seconds
 
 
 @pytest.fixture()
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lesson.Lesson:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(classifier, "load", loaded)
     run = runlog.start("lesson", tmp_path / "run", {"seed": 0})
-    spec = colours(tmp_path / "colours")
-    names = {"arch": "vgg11", "small": "vgg11", "classifiers": "vgg11"}
-    return lesson.Lesson(run, spec, spec, **names, weights="random", size=32, epochs=1)
+    spec, arch = colours(tmp_path / "colours"), "squeezenet1_1"
+    return lesson.Lesson(run, spec, spec, arch, arch, classifiers=arch, weights="random", size=32, epochs=1)
 
 
-def test_both_ways_stand_beside_each_other(small: lesson.Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = ("clean", "division", "frozen", "save", "tests_on_train")
-    result, sections = lesson.lesson_of(small, steps)
-    assert [row["step"] for row in result["rows"]] == [step for step in steps for _ in range(2)]
-    assert {row["way"] for row in result["rows"]} == {lesson.LESSON, lesson.RIGHT}
-    rows = {(row["step"], row["way"]): row for row in result["rows"]}
+def test_both_ways_stand_beside_each_other(small: lesson.Lesson) -> None:
+    steps = ("clean", "division", "precomputed", "frozen", "save", "tests_on_train")
+    made = lesson.taken(small, steps)["rows"]
+    assert [row["step"] for row in made] == [step for step in steps for _ in range(2)]
+    rows = {(row["step"], row["way"]): row for row in made}
     for step in ("frozen", "tests_on_train"):
         for way in (lesson.LESSON, lesson.RIGHT):
             row = rows[step, way]
             low, high = row["top1_ci95"]
             assert 0 <= low <= row["top1"] <= high <= 1 and row["nll"] >= 0 and row["seconds"] > 0
+            assert row["learned"] == 18 and row["top3"] is None
+        points = 100 * (rows[step, lesson.RIGHT]["top1"] - rows[step, lesson.LESSON]["top1"])
+        assert rows[step, lesson.RIGHT]["points"] == pytest.approx(points)
     assert rows["tests_on_train", lesson.LESSON]["n"] == 18 and rows["tests_on_train", lesson.RIGHT]["n"] == 6
+    assert rows["precomputed", lesson.RIGHT]["found"] == "the same, bit by bit"
     assert "bit by bit" in rows["save", lesson.RIGHT]["found"]
     assert "0 of 6" in rows["division", lesson.RIGHT]["found"]
-    assert "points" in rows["frozen", lesson.RIGHT]["right_minus_lesson"]
-    page = report.page("t", "l", [*lesson.pictures(small), *sections], facts={})
-    assert "as in the lesson" in page and (small.run.workdir / "figures" / "features.png").is_file()
-    alone, _ = lesson.lesson_of(small, ("division",), as_in_lesson=True)
-    assert [row["way"] for row in alone["rows"]] == [lesson.LESSON]
+    assert all(len(lesson.cells(row)) == len(lesson.HEADER) for row in made)
+    page = report.page("t", "l", lesson.pictures(small), facts={})
+    assert "squeezenet1_1: shape" in page and (small.run.workdir / "figures" / "features.png").is_file()
+
+
+def test_the_lessons_way_alone_does_not_pay_for_the_right_one(
+    small: lesson.Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lesson.doctor, "examine", lambda spec: pytest.fail("the right way was taken"))
+    rows = lesson.taken(small, ("clean",), as_in_lesson=True)["rows"]
+    assert [row["way"] for row in rows] == [lesson.LESSON]
 
 
 def test_the_lessons_pixels_are_raw(small: lesson.Lesson) -> None:
-    clf, _ = small.network("vgg11", **lesson.RAW)
+    clf, _ = small.network("squeezenet1_1", **lesson.RAW)
     images01 = np.array([0.0, 0.5, 1.0], np.float32).reshape(1, 1, 1, 3)
 
     np.testing.assert_allclose(pixels.normalise(clf.pixels, images01)[0, 0, 0], [0.0, 127.5, 255.0], rtol=1e-6)  # type: ignore[arg-type]
 
 
 def test_costs_say_when_a_difference_may_be_chance() -> None:
-    row = lambda way, top1, low, high: lesson.Row("s", way, "", 10, top1, (low, high))  # noqa: E731
-    assert lesson.costs([row(lesson.LESSON, 0.5, 0.4, 0.6), row(lesson.RIGHT, 0.9, 0.8, 0.95)]) == "+40.0 points"
-    assert "noise" in lesson.costs([row(lesson.LESSON, 0.5, 0.4, 0.6), row(lesson.RIGHT, 0.55, 0.45, 0.65)])
+    row = lambda way, top1, low, high: lesson.Row("s", way, "", None, 10, top1, (low, high))  # noqa: E731
+    before = row(lesson.LESSON, 0.5, 0.4, 0.6)
+    assert lesson.costs([before, row(lesson.RIGHT, 0.9, 0.8, 0.95)]) == (pytest.approx(40.0), False)
+    assert lesson.costs([before, row(lesson.RIGHT, 0.55, 0.45, 0.65)]) == (pytest.approx(5.0), True)
+    assert lesson.costs([before]) is None
+    assert lesson.costs([lesson.Row("s", lesson.LESSON, ""), lesson.Row("s", lesson.RIGHT, "")]) is None
 
 
-def test_wrong_input_is_one_sentence(small: lesson.Lesson) -> None:
+def test_wrong_input_is_one_sentence(small: lesson.Lesson, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="unknown step 'frozn' of --steps; nearest: 'frozen'"):
-        lesson.lesson_of(small, ("frozn",))
+        lesson.steps_of(small, ("clean", "frozn"))
 
+    bare = dataclasses.replace(small, cats=None)
     with pytest.raises(ValueError, match="give --cats_vs_dogs=folder:DIR"):
-        lesson.lesson_of(dataclasses.replace(small, cats=None), ("clean",))
+        lesson.steps_of(bare, ("clean",))
+
+    assert lesson.steps_of(bare, ()) == ["classify", "pets", "challenge"]
+    assert "without --cats_vs_dogs=folder:DIR these steps are left out: clean," in capsys.readouterr().out
