@@ -37,7 +37,7 @@ from tl.types import Variables
 
 FLAGS = flags.FLAGS
 LESSON, RIGHT = "as in the lesson", "as it should be"
-# The lesson feeds 0-255 RGB, squashed, to weights that were trained on something else.
+# The lesson feeds 0-255 RGB, squashed, to weights that were trained on something else: 0-255 BGR less its mean.
 RAW: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "resize": "squash", "interpolation": "bilinear"}
 ADAM: dict[str, Any] = {"schedule": "constant", "weight_decay": 0.0, "clip": 0.0, "backbone_lr": 1.0}
 
@@ -99,6 +99,15 @@ class Lesson:
         clf, variables = classifier.load(arch, weights=self.weights or None)
         size = {"size": self.size} if self.size else {}
         return clf.with_pixels(**{"resize": "squash", **changes, **size}), variables
+
+    def shifted(self, arch: str) -> dict[str, Any]:
+        """The lesson's mistake in the units of these weights: no mean taken off, red and blue exchanged, the scale right.
+
+        Raw 0-255 is that much to Keras' weights, and far more to weights that want numbers between -2 and 2.
+        """
+        own = self.network(arch)[0].pixels
+        other = "bgr" if own.channels == "rgb" else "rgb"
+        return {**RAW, "mean": (0.0,) * 3, "std": own.std[::-1], "channels": other}
 
 
 def row_of(
@@ -171,12 +180,16 @@ def division(lesson: Lesson) -> Iterator[Row]:
     yield Row("division", RIGHT, "by content, near-duplicates together", found=tell(ours.train, ours.test))
 
 
+SHIFTED = "no mean, red and blue exchanged"
+
+
 def classify(lesson: Lesson) -> Iterator[Row]:
     photographs = [photo for photo in data.photographs() if photo.index is not None]
     examples = tuple(data.Example(photo.path, photo.index or 0) for photo in photographs)
     spec = DataSpec("photographs", examples, tuple(str(i) for i in range(1000)), "foolbox", "MIT")
     for way, changes, words in (
         (LESSON, RAW, "0-255 into the network, squashed"),
+        (LESSON, lesson.shifted(lesson.classifiers), SHIFTED),
         (RIGHT, {"resize": "shorter"}, "the weights' own preprocessing"),
     ):
         began = time.monotonic()
@@ -200,21 +213,22 @@ def precomputed(lesson: Lesson) -> Iterator[Row]:
     yield Row("precomputed", RIGHT, "features kept on disk, by content", n=n, seconds=quick, found=same)
 
 
-RAW_HEAD = Recipe(tune="head", batch_size=64, lr=1e-3, **ADAM)
+KERAS_HEAD = Recipe(tune="head", batch_size=64, lr=1e-3, **ADAM)
 
 
 @functools.cache
-def raw_frozen(lesson: Lesson) -> tuple[Classifier, transfer.Learned, float]:
+def keras_frozen(lesson: Lesson) -> tuple[Classifier, transfer.Learned, float]:
     """The Keras notebook's frozen network, on which its next step goes on."""
     parts = divided(lesson)
-    recipe = dataclasses.replace(RAW_HEAD, epochs=as_long(parts))
-    return taught(lesson, "frozen-lesson", lesson.network(lesson.arch, **RAW), parts, recipe, "flat")
+    recipe = dataclasses.replace(KERAS_HEAD, epochs=as_long(parts))
+    network = lesson.network(lesson.arch, **lesson.shifted(lesson.arch))
+    return taught(lesson, "frozen-lesson", network, parts, recipe, "flat")
 
 
 def frozen(lesson: Lesson) -> Iterator[Row]:
     n = len(divided(lesson).train.examples)
-    _, done, seconds = raw_frozen(lesson)
-    words = "0-255, Flatten and Dense, Adam 1e-3, the lesson's 310 steps"
+    _, done, seconds = keras_frozen(lesson)
+    words = f"{SHIFTED}, Flatten and Dense, Adam 1e-3, the lesson's 310 steps"
     yield row_of("frozen", LESSON, words, done.tested, seconds, "val .9671", n)
     _, done, seconds = taught(lesson, "frozen", lesson.network(lesson.arch), divided(lesson), Recipe(tune="probe"))
     yield row_of("frozen", RIGHT, "own preprocessing, features kept, probe", done.tested, seconds, learned=n)
@@ -235,9 +249,9 @@ def save(lesson: Lesson) -> Iterator[Row]:
 def unfreeze(lesson: Lesson) -> Iterator[Row]:
     """The last four layers of Keras' VGG-16 are its last stage."""
     parts = divided(lesson)
-    clf, start, _ = raw_frozen(lesson)
+    clf, start, _ = keras_frozen(lesson)
     began = time.monotonic()
-    wrong = dataclasses.replace(RAW_HEAD, tune="last:1", batch_size=32, epochs=lesson.epochs or 1)
+    wrong = dataclasses.replace(KERAS_HEAD, tune="last:1", batch_size=32, epochs=lesson.epochs or 1)
     fitted = fit.fit(clf, start.fitted.variables, parts.train, parts.validation, wrong, seed=lesson.seed)
     said = evaluation.predictions(clf, fitted.variables, parts.test)
     words, fell = "then the last block too, same rate, 1 epoch", "val .9653: it fell from .9671"
@@ -325,7 +339,7 @@ class Step(NamedTuple):
 STEPS: dict[str, Step] = {
     "clean": Step(clean),
     "division": Step(division),
-    "classify": Step(classify, ""),
+    "classify": Step(classify, "", lessons=2),
     "precomputed": Step(precomputed),
     "frozen": Step(frozen),
     "save": Step(save),

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,9 +58,25 @@ def test_the_lessons_way_alone_does_not_pay_for_the_right_one(
 
 def test_the_lessons_pixels_are_raw(small: lesson.Lesson) -> None:
     clf, _ = small.network("squeezenet1_1", **lesson.RAW)
-    images01 = np.array([0.0, 0.5, 1.0], np.float32).reshape(1, 1, 1, 3)
+    images01 = jnp.array([0.0, 0.5, 1.0], jnp.float32).reshape(1, 1, 1, 3)
 
-    np.testing.assert_allclose(pixels.normalise(clf.pixels, images01)[0, 0, 0], [0.0, 127.5, 255.0], rtol=1e-6)  # type: ignore[arg-type]
+    np.testing.assert_allclose(pixels.normalise(clf.pixels, images01)[0, 0, 0], [0.0, 127.5, 255.0], rtol=1e-6)
+
+
+def test_the_shift_is_what_raw_pixels_are_to_keras_weights(
+    small: lesson.Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf, variables = small.network("squeezenet1_1")
+    monkeypatch.setattr(lesson.classifier, "load", lambda *_, **__: (clf.with_pixels(**keras), variables))
+    keras = dataclasses.asdict(pixels.CAFFE)
+    shifted, _ = small.network("vgg16", **small.shifted("vgg16"))
+    raw, _ = small.network("vgg16", **lesson.RAW, channels="rgb")
+    images01 = jnp.asarray(np.random.default_rng(0).random((1, 2, 2, 3), np.float32))
+
+    np.testing.assert_allclose(
+        *(pixels.normalise(c.pixels, images01) for c in (shifted, raw)),
+        rtol=1e-6,
+    )
 
 
 def test_costs_say_when_a_difference_may_be_chance() -> None:
