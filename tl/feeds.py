@@ -64,7 +64,7 @@ class Pictures(NamedTuple):
     augment: Augment
     workers: int = 0
 
-    def training(self, plan: Plan, start: int, key: jax.Array) -> Feed:
+    def training(self, plan: Plan, start: int, key: jax.Array) -> _Labelled:
         """`Rows` with inputs uint8[b s s c], s being the augmentation's `source_size`."""
         del key  # the step augments with it
         prepare = functools.partial(pixels.prepare, self.clf.pixels.replace(size=self.augment.source_size))
@@ -100,7 +100,7 @@ class Bank(NamedTuple):
     augment: Augment
     skipped: tuple[Skipped, ...]
 
-    def training(self, plan: Plan, start: int, key: jax.Array) -> Feed:
+    def training(self, plan: Plan, start: int, key: jax.Array) -> _Looked:
         """`Rows` with inputs [b ...]: of each picture the view that `augment.apply` would take in that step."""
         return _Looked(self, plan, start, key)
 

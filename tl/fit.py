@@ -459,9 +459,8 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
                 kept.save(step, _moving(state), position={**position, "stale": stale, "done": done}, metrics=scored)
                 saved = step
 
-        feed = loader.prefetch(
-            phase.feed.training(plan, first, phase.key), lambda batch: (devices.shard(batch.examples, mesh), batch.rows)
-        )
+        source = phase.feed.training(plan, first, phase.key)
+        feed = loader.prefetch(source, lambda batch: (devices.shard(batch.examples, mesh), batch.rows))
         stack.callback(feed.close)
         began, pictures = time.monotonic(), 0
         pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
@@ -512,7 +511,7 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             if stop:
                 job.say(f"{phase.name}: no better validation loss for {stale} epochs; stopped after {row['epoch']}")
                 break
-        skipped = tuple(getattr(feed, "skipped", ()))
+        skipped = tuple(source.skipped)
         seconds, waiting = time.monotonic() - began, feed.seconds_waiting
     return Trained(state, history, best, seconds, waiting, pictures, done_steps - first, skipped)
 
