@@ -271,9 +271,9 @@ def test_the_rate_finder_finds_a_rate_that_learns(parts: data.Parts) -> None:
 
 def test_bfloat16_computes_in_half_and_keeps_parameters_and_statistics_whole(parts: data.Parts) -> None:
     clf, variables = network()
-    recipe = Recipe(tune="last:1", bn="update", epochs=1, batch_size=8)
+    recipe = Recipe(tune="last:1", epochs=1, batch_size=8, lr=1e-5)  # two steps that hardly move: the gradient is compared
     half = fit.fit(clf.with_dtype("bfloat16"), variables, parts.train, parts.validation, recipe, seed=0)
     whole = run(parts, recipe)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype(np.float32)}
-    assert half.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=0.1)
-    assert half.history[0]["loss"] != whole.history[0]["loss"]
+    assert half.history[0]["grad_norm"] == pytest.approx(whole.history[0]["grad_norm"], rel=0.05)
+    assert half.history[0]["grad_norm"] != whole.history[0]["grad_norm"]
