@@ -271,7 +271,9 @@ def test_the_rate_finder_finds_a_rate_that_learns(parts: data.Parts) -> None:
 
 def test_bfloat16_computes_in_half_and_keeps_parameters_and_statistics_whole(parts: data.Parts) -> None:
     clf, variables = network()
-    recipe = Recipe(tune="last:1", epochs=1, batch_size=8, lr=1e-5)  # two steps that hardly move: the gradient is compared
+    recipe = Recipe(
+        tune="last:1", epochs=1, batch_size=8, lr=1e-5
+    )  # two steps that hardly move: the gradient is compared
     half = fit.fit(clf.with_dtype("bfloat16"), variables, parts.train, parts.validation, recipe, seed=0)
     whole = run(parts, recipe)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype(np.float32)}
