@@ -391,14 +391,14 @@ def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
 
 
 def taken(lesson: Lesson, words: Sequence[str] = (), *, as_in_lesson: bool = False) -> dict[str, Any]:
-    """Takes the steps one by one: `rows` of `Row`'s fields, `points` and `overlap` of the step with each."""
+    """Takes the steps one by one: `rows` of `Row`'s fields, with each `costs`: its own, or of the step's last right way."""
     shown = []
     for name in steps_of(lesson, words):
         print(f"{name} ...", flush=True)
         step = STEPS[name]
         rows = list(itertools.islice(step.rows(lesson), step.lessons if as_in_lesson else None))
-        points, overlap = costs(rows) or (None, None)
         for row in rows:
+            points, overlap = costs([*rows, row] if row.way == RIGHT else rows) or (None, None)
             shown.append({**row._asdict(), "points": points, "overlap": overlap})
             lesson.run.log(shown[-1])
     return {"rows": shown}
@@ -417,7 +417,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     top1 = "" if row["top1"] is None else "{} ({} to {})".format(*map(share, (row["top1"], *row["top1_ci95"])))
     cost = ""
     if row["points"] is not None and row["way"] == RIGHT:
-        cost = f"{row['points']:+.1f} points" + (", within the noise" if row["overlap"] else "")
+        cost = f"{row['points']:+.1f} points" + (", intervals overlap" if row["overlap"] else "")
     counts = (number(row[name], "d") for name in ("learned", "n"))
     figures = (top1, share(row["top3"]), number(row["nll"], ".3f"), number(row["seconds"], ".1f"))
     return (row["step"], row["way"], row["setting"], *counts, *figures, row["lesson"], row["found"] or cost)
@@ -441,7 +441,7 @@ def pictures(lesson: Lesson) -> list[Html]:
         f"{last} of {lesson.arch}: shape {tuple(maps.shape[1:])}; every position by every channel, and the 16 strongest"
     )
     cards = [report.card(image, caption=lesson.cats.classes[e.label]) for image, e in zip(images, few, strict=True)]
-    shown = report.picture(flat, scale=2), report.picture(sheet)
+    shown = report.picture(flat, scale=max(1024 // flat.shape[1], 1)), report.picture(sheet)
     return [
         report.section("The pictures", report.gallery(cards)),
         report.section("What the network makes of the first", *shown, text=words + "."),
@@ -461,14 +461,15 @@ def main(run: runlog.Run) -> None:
     rows = [cells(row) for row in result["rows"]]
     print(runlog.columns(HEADER, rows))
     lead = "Each step of the lesson as it was written and as it should be, on the same pictures, and what the difference is."
-    table = report.section("The steps", report.table(rows, HEADER), text=NOTE)
-    run.finish(result, report.page("The lesson, twice", lead, [table, *pictures(lesson)], facts=run.facts()))
+    table = [report.chapter("The steps"), report.note(NOTE), report.table(rows, HEADER)]  # too wide for a section
+    run.finish(result, report.page("The lesson, twice", lead, [*table, *pictures(lesson)], facts=run.facts()))
     print(f"{run.workdir / 'report.html'}")
 
 
 NOTE = (
-    "Accuracies in percent, with Wilson's interval; points are the right way's accuracy less the lesson's, within the noise "
-    "where the two intervals overlap. Seconds are of learning and testing, without features that the bank on disk held before."
+    "Accuracies in percent, with Wilson's interval; points are the right way's accuracy less the lesson's; where the two "
+    "intervals overlap they may be chance. Seconds are of learning and testing, without features that the bank on disk held "
+    "before."
 )
 
 

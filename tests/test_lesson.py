@@ -31,6 +31,8 @@ def test_both_ways_stand_beside_each_other(small: lesson.Lesson) -> None:
     made = lesson.taken(small, steps)["rows"]
     assert list(dict.fromkeys(row["step"] for row in made)) == list(steps)
     assert [row["way"] for row in made if row["step"] == "frozen"] == [lesson.LESSON, lesson.RIGHT, lesson.RIGHT]
+    before, mended, _ = (row for row in made if row["step"] == "frozen")
+    assert mended["points"] == pytest.approx(100 * (mended["top1"] - before["top1"]))
     assert "delete 24;" in made[0]["found"]  # PNG, all of them
     rows = {(row["step"], row["way"]): row for row in made}
     for step in ("frozen", "tests_on_train"):
