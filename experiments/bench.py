@@ -406,7 +406,7 @@ def step(arch: str) -> list[dict[str, Any]]:
     of = lambda inputs: train.Examples(jnp.asarray(inputs), jnp.zeros(n, jnp.int32), jnp.ones(n, bool))  # noqa: E731
 
     def pictures(params: Any, stats: Any, inputs: jax.Array) -> tuple[Any, Any]:
-        output = clf.apply({"params": params, "batch_stats": stats}, feeds.to_images01(inputs))
+        output = clf.apply({"params": params, "batch_stats": stats}, pixels.to_images01(inputs))
         return output.logits, output.stats
 
     def stepping(tune: str, forward: train.Forward, examples: train.Examples) -> Callable[[], Any]:
@@ -431,7 +431,7 @@ def step(arch: str) -> list[dict[str, Any]]:
     bare = jax.jit(jax.value_and_grad(loss)).lower(params, stats, of(images)).compile()
     on_device = jax.device_put((params, stats, of(images)))
     cut = optim.cut(paths.label(params, optim.phases("last:1", stages)[-1].rules), stages)
-    ends = jax.eval_shape(lambda x: clf.apply(variables, feeds.to_images01(x)).endpoints, images)
+    ends = jax.eval_shape(lambda x: clf.apply(variables, pixels.to_images01(x)).endpoints, images)
 
     def from_bank(params: Any, stats: Any, maps: jax.Array) -> tuple[Any, Any]:
         output = clf.apply_from({"params": params, "batch_stats": stats}, maps, cut)

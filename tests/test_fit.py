@@ -211,6 +211,15 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_pictures(parts: data
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
 
 
+def test_a_run_whose_last_step_was_not_finite_goes_on_to_its_end(parts: data.Parts, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(SMALL, tune="last:1", lr=3e38, clip=0.0, optimizer="sgd", schedule="constant")
+    last = len(prepared(parts, recipe).plan) - 1
+    with pytest.raises(ValueError, match=f"step {last} of last:1: loss .* wanted finite"):
+        run(parts, recipe, folder=tmp_path / "checkpoints")
+    fitted = run(parts, recipe, folder=tmp_path / "checkpoints")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.variables["params"]))
+
+
 def test_rules_that_match_nothing_or_freeze_everything(parts: data.Parts) -> None:
     with pytest.raises(ValueError, match="rule 'haed/.*' decides no leaf; nearest names: 'head"):
         run(parts, dataclasses.replace(SMALL, rules=(("haed/.*", "head"), (".*", FROZEN))))

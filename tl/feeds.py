@@ -44,11 +44,6 @@ def labels(spec: DataSpec) -> np.ndarray:
     return np.array([example.label for example in spec.examples], np.int64)
 
 
-def to_images01(inputs: jax.Array) -> jax.Array:
-    """`pixels.to_images01` on the device, bit for bit: uint8[...] -> f32[...]."""
-    return inputs.astype(jnp.float32) / jnp.float32(255)
-
-
 class Pictures(NamedTuple):
     """Pictures from disk.
 
@@ -157,7 +152,7 @@ def bank(
 
     @jax.jit
     def prefix(variables: Variables, images: jax.Array) -> jax.Array:
-        images01 = to_images01(images)
+        images01 = pixels.to_images01(images)
         made = []
         for view in views:
             output = clf.apply(variables, view(images01))

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import checkpoints, devices, features, feeds, heads, metrics, optim, paths, probe, runlog, train
+from tl import checkpoints, devices, features, feeds, heads, metrics, optim, paths, pixels, probe, runlog, train
 from tl.backbones.fold import norms
 from tl.classifier import Classifier
 from tl.data import DataSpec, Skipped, augment, loader
@@ -136,6 +136,7 @@ class Phase(NamedTuple):
     Attributes:
       name: of `optim.Phase`.
       groups: `optim.table` of what trains.
+      reads: "pictures" or "bank of STAGE".
       feed: `feeds.Pictures` or `feeds.Bank`, of the pictures to learn from and of those of validation.
       plan: which picture stands in which step.
       state: before the first step; its buffers are donated to it.
@@ -148,6 +149,7 @@ class Phase(NamedTuple):
 
     name: str
     groups: list[dict[str, Any]]
+    reads: str
     feed: feeds.Pictures | feeds.Bank
     validation: feeds.Pictures | feeds.Bank
     plan: loader.Plan
@@ -229,7 +231,7 @@ def fit(
         ended, groups = train_phase(job, number, phase), phase.groups
         done.append(ended)
         opt_state, (params, stats) = ended.state.opt_state, phase.host(ended.state)
-        fed = f"bank of {optim.cut(labels, clf.spec.endpoints)}" if isinstance(phase.feed, feeds.Bank) else "pictures"
+        fed = phase.reads
         live = optim.live_norms(labels, stats)
         if recipe.bn in ("update", "reestimate"):
             moved |= live
@@ -283,8 +285,20 @@ def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Ski
 # ------------------------------------------------------------------------------------------------------- before step 1
 
 
-def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, opt_state: Any) -> Phase:
-    """Everything of a phase but its loop: feeds, optimizer, compiled step; tells the table of what trains."""
+def prepare(
+    job: Job,
+    number: int,
+    phase: optim.Phase,
+    params: Any,
+    stats: Any,
+    opt_state: Any,
+    *,
+    schedules: Callable[[float, int], Callable[[Any], Any]] | None = None,
+) -> Phase:
+    """Everything of a phase but its loop: feeds, optimizer, compiled step; tells the table of what trains.
+
+    `schedules` is taken in place of the recipe's: (peak, steps) -> learning rate by step.
+    """
     clf, recipe, stages = job.clf, job.recipe, job.clf.spec.endpoints
     labels = paths.label(params, phase.rules)
     live, cut = optim.live_norms(labels, stats), optim.cut(labels, stages)
@@ -300,7 +314,7 @@ def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, 
         weights=loader.balanced(feeds.labels(job.learn)) if recipe.balance == "sampler" else None,
     )
     lr = recipe.lr or (1e-3 if cut == "features" else 5e-3)
-    schedule = optim.SCHEDULES[recipe.schedule](lr, len(plan))
+    schedule = (schedules or optim.SCHEDULES[recipe.schedule])(lr, len(plan))
     factors = optim.rate_factors(phase.rules, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay)
     rule = optim.OPTIMIZERS[recipe.optimizer](recipe.weight_decay)
     optimizer = optim.partitioned(params, phase.rules, rule, schedule, factors=factors, clip=recipe.clip)
@@ -310,7 +324,7 @@ def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, 
         if banked:
             output = clf.apply_from(variables, inputs, cut, mode, live=live)
         else:
-            images01 = feeds.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
+            images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
             output = clf.apply(variables, images01, mode, live=live)
         return output.logits, output.stats
 
@@ -341,8 +355,11 @@ def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, 
         norms=optim.live_norms(dict.fromkeys(labels, "all"), stats),
         moments=2 if recipe.optimizer == "adamw" else 1,
     )
-    reads = f"the bank of {cut}" if banked else "pictures"
-    job.say(f"{phase.name}: {plan.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size}, from {reads}")
+    reads = f"bank of {cut}" if banked else "pictures"
+    job.say(
+        f"{phase.name}: {plan.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size}, from "
+        f"{'the ' if banked else ''}{reads}"
+    )
     job.say(runlog.columns(list(table[0]), [list(row.values()) for row in table]))
     mesh = devices.mesh()
     state = devices.replicate(state, mesh)
@@ -353,7 +370,7 @@ def prepare(job: Job, number: int, phase: optim.Phase, params: Any, stats: Any, 
         return {**params, "head": _from_standard(params["head"], scale)}, stats
 
     logits = jax.jit(lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)[0])
-    return Phase(phase.name, table, feed, validation, plan, state, keys[1], compiled, schedule, logits, host)
+    return Phase(phase.name, table, reads, feed, validation, plan, state, keys[1], compiled, schedule, logits, host)
 
 
 def compiled_to_fit(
@@ -421,7 +438,7 @@ def _from_standard(head: Any, scale: tuple[np.ndarray, np.ndarray] | None) -> An
 def _augmenting(how: augment.Augment) -> train.Augment | None:
     if not how.words:
         return None
-    return lambda key, inputs, targets, valid: how.apply(key, feeds.to_images01(inputs), targets, valid)
+    return lambda key, inputs, targets, valid: how.apply(key, pixels.to_images01(inputs), targets, valid)
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
@@ -432,7 +449,7 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
     epoch: dict[str, float] = {}  # sums over the steps of this epoch
     mesh = devices.mesh()
-    if number and len(scored := validated(phase, state)):  # the phase before may not be bettered
+    if number and (scored := validated(phase, state)):  # the phase before may not be bettered
         best = Best({"phase": phase.name, "epoch": 0, **scored}, *phase.host(state))
     with contextlib.ExitStack() as stack:
         kept = None
@@ -462,7 +479,7 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
         source = phase.feed.training(plan, first, phase.key)
         feed = loader.prefetch(source, lambda batch: (devices.shard(batch.examples, mesh), batch.rows))
         stack.callback(feed.close)
-        began, pictures = time.monotonic(), 0
+        began, pictures, done_steps = time.monotonic(), 0, first
         pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
 
         def settle() -> None:
@@ -473,9 +490,8 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             (step, measured, rows), pending = pending, None
             row = {name: float(value) for name, value in measured.items()}
             if not row.pop("finite"):
-                save(
-                    int(state.step), done=False
-                )  # a step may have followed; the one that was not finite changed nothing
+                # A step may have followed; the one that was not finite changed nothing.
+                save(int(state.step), done=False)
                 raise ValueError(not_finite(job, phase, step, row, rows))
             job.log({"phase": phase.name, "step": step, "lr": float(phase.schedule(step)), **row})
             epoch.update({name: epoch.get(name, 0.0) + value for name, value in row.items()})
@@ -533,11 +549,12 @@ def find_rate(
     Reference: Smith 2017, arXiv:1506.01186, section 3.3; smoothing (0.9) and the tenth as in fastai's `lr_find`.
     """
     per_epoch = -(-len(learn.examples) // recipe.batch_size)
-    tried = dataclasses.replace(recipe, schedule="range", lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
+    tried = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
     none = dataclasses.replace(learn, examples=(), skipped=())
     job = Job(clf, learn, none, tried, seed, None, lambda row: None, lambda line: None)
     last = tried.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
-    phase = prepare(job, 0, last, variables["params"], variables.get("batch_stats", {}), None)
+    stats = variables.get("batch_stats", {})
+    phase = prepare(job, 0, last, variables["params"], stats, None, schedules=optim.rate_range)
     mesh, state, curve, average = devices.mesh(), phase.state, [], 0.0
     with phase.feed.training(phase.plan, 0, phase.key) as feed:
         for step in range(len(phase.plan)):
@@ -597,36 +614,23 @@ def reestimated(job: Job, params: Any, stats: Any, live: frozenset[str]) -> Any:
     """
     clf, b = job.clf, min(job.recipe.batch_size, len(job.learn.examples))
     specs = norms(clf.spec.module, params["backbone"], stats["backbone"], len(clf.pixels.mean))
-    start = jax.tree.map(jnp.zeros_like, stats)
+    old = paths.flatten(stats["backbone"])
+    counted = {name for name in old if optim.layer_of(name) in live}
+    zero = paths.unflatten({name: np.zeros_like(leaf) if name in counted else leaf for name, leaf in old.items()})
 
     @jax.jit
-    def moved(params: Any, zeros: Any, images: jax.Array) -> Any:
+    def moved(params: Any, stats: Any, images: jax.Array) -> Any:
         """What a batch adds to statistics of zero: `momentum` times its own."""
-        variables = {"params": params, "batch_stats": {**zeros, "backbone": _only(zeros["backbone"], stats, live)}}
-        return clf.apply(variables, feeds.to_images01(images), Mode.TRAIN, live=live).stats["backbone"]
+        variables = {"params": params, "batch_stats": {"backbone": stats}}
+        return clf.apply(variables, pixels.to_images01(images), Mode.TRAIN, live=live).stats["backbone"]
 
-    sums, count = None, 0
+    sums, count, on_device = None, 0, jax.device_put((params, zero))
     for examples, _ in feeds.Pictures(clf, job.learn, job.augment).evaluation(b):
         if examples.valid.all():  # a batch with empty slots has other statistics
-            found = paths.flatten(moved(params, start, examples.inputs))
+            found = paths.flatten(moved(*on_device, examples.inputs))
             sums = found if sums is None else {name: sums[name] + leaf for name, leaf in found.items()}
             count += 1
     if sums is None:
         raise ValueError(f"--bn=reestimate found no batch of {b} whole pictures; take a smaller --batch_size")
-    old, new = paths.flatten(stats["backbone"]), {}
-    for name, leaf in old.items():
-        layer = name.rpartition("/")[0]
-        counted = layer.removesuffix("/norm") in live
-        new[name] = np.asarray(sums[name]) / (count * specs[layer].momentum) if counted else leaf
-    return {**stats, "backbone": paths.unflatten(new)}
-
-
-def _only(zeros: Any, stats: Any, live: frozenset[str]) -> Any:
-    """Statistics of zero in the live layers, their own in the others."""
-    own, blank = paths.flatten(stats["backbone"]), paths.flatten(zeros)
-    return paths.unflatten(
-        {
-            name: blank[name] if name.rpartition("/")[0].removesuffix("/norm") in live else leaf
-            for name, leaf in own.items()
-        }
-    )
+    new = {name: np.asarray(sums[name]) / (count * specs[name.rpartition("/")[0]].momentum) for name in counted}
+    return {**stats, "backbone": paths.unflatten({**old, **new})}

@@ -158,14 +158,20 @@ def cut(labels: Mapping[str, str], stages: Sequence[str]) -> str:
     return "features"
 
 
+def layer_of(statistic: str) -> str:
+    """The layer to which a leaf of `batch_stats` belongs, as `Classifier.apply(live=...)` names it.
+
+    Example:
+      >>> layer_of("backbone/stage4/block0/conv1/norm/mean"), layer_of("backbone/top/var")
+      ('stage4/block0/conv1', 'top')
+    """
+    return statistic.removeprefix("backbone/").rpartition("/")[0].removesuffix("/norm")
+
+
 def live_norms(labels: Mapping[str, str], stats: Mapping[str, Any]) -> frozenset[str]:
     """The layers whose BatchNorm is not frozen, since a leaf of theirs trains: paths for `Classifier.apply(live=...)`."""
     trained = {name for name, what in labels.items() if what != FROZEN}
-    layers = {
-        name.removeprefix("backbone/").rpartition("/")[0].removesuffix("/norm")
-        for name in flatten(stats)
-        if name.startswith("backbone/")
-    }
+    layers = {layer_of(name) for name in flatten(stats)}
     return frozenset(layer for layer in layers if any(name.startswith(f"backbone/{layer}/") for name in trained))
 
 
@@ -228,7 +234,6 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": warmup_cosine,
     "one_cycle": one_cycle,
     "constant": constant,
-    "range": rate_range,
 }
 
 

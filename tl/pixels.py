@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax.core import Tracer
 from PIL import Image
 
 from tl.paths import nearest
+from tl.types import Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's ImageNet statistics, RGB in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -235,8 +236,15 @@ def _check_photograph_channels(spec: PixelSpec) -> None:
         )
 
 
-def to_images01(images: np.ndarray) -> np.ndarray:
-    """8-bit pictures as `images01`: uint8[...] -> f32[...] in [0, 1], exactly k / 255."""
+@overload
+def to_images01(images: np.ndarray) -> np.ndarray: ...
+@overload
+def to_images01(images: jax.Array) -> jax.Array: ...
+def to_images01(images: Array) -> Array:
+    """8-bit pictures as `images01`: uint8[...] -> f32[...] in [0, 1], exactly k / 255.
+
+    On the host, that is: under `jit` XLA multiplies by 1 / 255, which may be one unit in the last place beside it.
+    """
     if images.dtype != np.uint8:
         raise ValueError(f"to_images01 wants uint8 pictures; got {images.dtype}{list(images.shape)}")
     return images.astype(np.float32) / np.float32(255)
