@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from tl import backbones, checkpoints, classifier, data, features, pixels, report, runlog
+from tl import backbones, checkpoints, classifier, data, devices, features, pixels, report, runlog
 from tl.classifier import Classifier
 from tl.labels import ClassTable
 from tl.types import Variables
@@ -123,8 +123,7 @@ def load_model() -> tuple[Classifier, Variables]:
 
 def compute_dtype() -> str:
     """What --dtype means here."""
-    accelerated = FLAGS.dtype == "auto" and jax.default_backend() != "cpu"
-    return "bfloat16" if accelerated else "float32" if FLAGS.dtype == "auto" else FLAGS.dtype
+    return devices.default_dtype() if FLAGS.dtype == "auto" else FLAGS.dtype
 
 
 class Pictures(NamedTuple):

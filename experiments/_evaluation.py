@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _common as common
-from tl import data, metrics, paths, pixels, report, runlog
+from tl import data, feeds, metrics, pixels, report, runlog
 from tl.classifier import Classifier
 from tl.data import DataSpec, Skipped
 from tl.labels import ClassTable
@@ -33,15 +33,6 @@ class Predictions(NamedTuple):
     labels: np.ndarray
     examples: list[data.Example]
     skipped: tuple[Skipped, ...]
-
-
-def known_classes(spec: DataSpec, classes: Sequence[str]) -> None:
-    """ValueError where a test set has classes that nobody learned; gives the nearest that somebody did."""
-    if unknown := sorted(set(spec.classes) - set(classes)):
-        raise ValueError(
-            f"{spec.name} has classes that were not learned: {unknown[:5]}; nearest to {unknown[0]!r}: "
-            f"{paths.nearest(unknown[0], classes)}"
-        )
 
 
 def as_the_network(spec: DataSpec, table: ClassTable) -> DataSpec:
@@ -69,7 +60,8 @@ def predictions(
     With `views` (an augmentation's), what it says is the mean of the log-probabilities of each of them.
     """
     logits, kept, skipped = [np.zeros((0, len(common.class_table(clf).entries)), np.float32)], [], []
-    batches = data.load([example.path for example in spec.examples], clf.prepare, batch_size=batch_size)
+    variables = jax.device_put(variables)  # once, not with every batch
+    batches = data.load(feeds.sources(spec), clf.prepare, batch_size=batch_size)
     for batch in runlog.progress(batches, -(-len(spec.examples) // batch_size), "asking, batches"):
         images01 = pixels.to_images01(batch.images)
         said = common.forward(clf)(variables, images01)
@@ -119,8 +111,7 @@ def sections(
     references: Sequence[tuple[str, float]] = (),
 ) -> list[Html]:
     """Accuracy beside what it should be compared to, calibration, classes, confusion, and the worst mistakes as pictures."""
-    table = common.class_table(clf)
-    classes = [table.display(i) for i in range(len(table.entries))]
+    classes = common.class_table(clf).display_names
     figures = {
         "test pictures": result["n"],
         "top-1": report.percent(result["top1"]),

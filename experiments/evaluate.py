@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 from absl import flags
 
 from experiments import _common as common
@@ -50,7 +49,7 @@ def evaluate(
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections."""
     spec = evaluation.as_the_network(spec, common.class_table(clf))
-    said = evaluation.predictions(clf, jax.device_put(variables), spec)
+    said = evaluation.predictions(clf, variables, spec)
     if not len(said.labels):
         raise ValueError(f"none of the {len(spec.examples)} pictures of {spec.name} can be read; look with doctor")
     result = evaluation.summary(said.logits, said.labels, spec.classes, temperature)

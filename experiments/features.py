@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _common as common
-from tl import data, features, pixels, report, runlog
+from tl import data, features, feeds, pixels, report, runlog
 from tl.classifier import Classifier
 from tl.paths import nearest
 from tl.types import Variables
@@ -57,10 +57,9 @@ def channels(
 def main(run: runlog.Run) -> None:
     clf, variables = common.load_model()
     spec = data.get(FLAGS.data)
-    paths = [example.path for example in spec.examples]
     progress = lambda batches, total: runlog.progress(batches, total, "batches")  # noqa: E731
     bank = features.extract(
-        clf, variables, paths, endpoint=FLAGS.endpoint, batch_size=FLAGS.batch_size, progress=progress
+        clf, variables, feeds.sources(spec), endpoint=FLAGS.endpoint, batch_size=FLAGS.batch_size, progress=progress
     )
     skips = [skip._asdict() for skip in (*spec.skipped, *bank.skipped)]
     values = bank.values[bank.valid]

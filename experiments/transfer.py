@@ -61,7 +61,7 @@ def define_flags() -> None:
     real("backbone_lr", DEFAULT.backbone_lr, "Factor on it for the backbone.", lower_bound=0.0)
     real("layer_decay", DEFAULT.layer_decay, "Further factor for each stage away from the head.", lower_bound=0.0)
     one_of("optimizer", DEFAULT.optimizer, list(optim.OPTIMIZERS), "Of gradient steps.")
-    one_of("schedule", DEFAULT.schedule, [s for s in optim.SCHEDULES if s != "range"], "Of the learning rate.")
+    one_of("schedule", DEFAULT.schedule, list(optim.SCHEDULES), "Of the learning rate.")
     real("weight_decay", DEFAULT.weight_decay, "Of kernels.", lower_bound=0.0)
     real("clip", DEFAULT.clip, "Largest norm of the gradient; 0 for none.", lower_bound=0.0)
     number("microbatches", DEFAULT.microbatches, "Parts of a batch whose gradients are summed.", lower_bound=1)
@@ -151,7 +151,11 @@ def held_out(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpe
 
 def as_named(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
     """The test set with its labels counted as `spec` counts them; what it shares with `spec` is an error."""
-    evaluation.known_classes(test_spec, spec.classes)
+    if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
+        raise ValueError(
+            f"{test_spec.name} has classes that were not learned: {unknown[:5]}; nearest to {unknown[0]!r}: "
+            f"{paths.nearest(unknown[0], spec.classes)}"
+        )
     if shared := data.leaks(spec, test_spec):
         (ours, theirs), more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
         raise ValueError(
@@ -187,9 +191,9 @@ def said_of(clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bo
 def still(variables: Variables, fitted: fit.Fitted) -> str:
     """A hash of all that was frozen: parameters that trained in no phase, and statistics that were not allowed to move."""
     params = {name: leaf for name, leaf in paths.flatten(variables["params"]).items() if name not in fitted.trained}
-    layer = lambda name: name.removeprefix("backbone/").rpartition("/")[0].removesuffix("/norm")  # noqa: E731
     stats = paths.flatten(variables.get("batch_stats", {}))
-    return paths.digest({"params": params, "stats": {n: a for n, a in stats.items() if layer(n) not in fitted.moved}})
+    kept = {name: leaf for name, leaf in stats.items() if optim.layer_of(name) not in fitted.moved}
+    return paths.digest({"params": params, "stats": kept})
 
 
 def accuracy(said: evaluation.Predictions) -> float:
@@ -301,7 +305,7 @@ def transfer(
         tested = first.tested
         rows = [evaluation.summary(d.tested.logits, d.tested.labels, classes, d.temperature) for d in done]
         test = {**rows[0], **mean_of(rows)}
-    fitted, record = first.fitted, {}
+    fitted = first.fitted
     leaves = paths.flatten(first.variables["params"])
     result: dict[str, Any] = {
         "test": {name: value for name, value in test.items() if name not in evaluation.DETAILS},
