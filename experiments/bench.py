@@ -425,7 +425,7 @@ def step(arch: str) -> list[dict[str, Any]]:
         return work
 
     def loss(params: Any, stats: Any, examples: train.Examples) -> jax.Array:
-        inputs, wanted, _ = map(jnp.asarray, examples)
+        inputs, wanted = jnp.asarray(examples.inputs), jnp.asarray(examples.labels)
         return jnp.mean(losses.cross_entropy(pictures(params, stats, inputs)[0], wanted))
 
     bare = jax.jit(jax.value_and_grad(loss)).lower(params, stats, of(images)).compile()

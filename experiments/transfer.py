@@ -66,6 +66,7 @@ def define_flags() -> None:
     real("clip", DEFAULT.clip, "Largest norm of the gradient; 0 for none.", lower_bound=0.0)
     number("microbatches", DEFAULT.microbatches, "Parts of a batch whose gradients are summed.", lower_bound=1)
     real("smoothing", DEFAULT.smoothing, "Of labels.", lower_bound=0.0, upper_bound=0.99)
+    flags.DEFINE_bool("soft_labels", DEFAULT.soft_labels, "Labels count as much as the set says they are sure (elpv).")
     real("ema", DEFAULT.ema, "Decay of averaged parameters; 0 for none.", lower_bound=0.0, upper_bound=0.99999)
     number(
         "patience",

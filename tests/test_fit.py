@@ -241,6 +241,23 @@ def test_a_batch_too_large_for_memory_says_one_that_fits(parts: data.Parts, monk
 # --------------------------------------------------------------------------------------------------------------- choice
 
 
+@pytest.mark.parametrize("augmentation", ["flip", "crop"])  # from the bank, and from pictures
+def test_labels_count_as_much_as_they_are_sure(parts: data.Parts, augmentation: str) -> None:
+    """Against targets of a half and a half no loss is below ln 2; the same labels taken as certain are learned."""
+    recipe = dataclasses.replace(SMALL, tune="last:1", epochs=4, augment=augmentation, soft_labels=True)
+    tossed = tuple(dataclasses.replace(example, confidence=0.5) for example in parts.train.examples)
+    soft = parts._replace(train=dataclasses.replace(parts.train, examples=tossed))
+    losses = [run(soft, how).history[-1]["loss"] for how in (recipe, dataclasses.replace(recipe, soft_labels=False))]
+    assert losses[1] < np.log(2) - 1e-6 <= losses[0]
+
+
+def test_soft_labels_want_a_set_that_has_them(parts: data.Parts) -> None:
+    with pytest.raises(
+        ValueError, match="--soft_labels wants labels that say how sure they are; those of .* are all certain"
+    ):
+        run(parts, dataclasses.replace(SMALL, soft_labels=True))
+
+
 def test_training_stops_early_and_keeps_the_best_epoch(parts: data.Parts) -> None:
     lines: list[str] = []
     recipe = Recipe(tune="head", epochs=30, batch_size=8, lr=0.05, schedule="constant", patience=2)

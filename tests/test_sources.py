@@ -114,6 +114,13 @@ def test_table(tmp_path: Path, delimiter: str) -> None:
     ]
 
 
+def test_table_says_how_sure_its_labels_are(tmp_path: Path) -> None:
+    rows = [["1.png", "a", "0.75"], ["2.png", "b", "1"]]
+    spec = table(written(tmp_path / "t.csv", ["path", "label", "confidence"], rows))
+    assert [example.confidence for example in spec.examples] == [0.75, 1.0]
+    assert {e.confidence for e in table(written(tmp_path / "u.csv", ["path", "label"], rows)).examples} == {1.0}
+
+
 def test_table_parts_and_numbers(tmp_path: Path) -> None:
     rows = [["Train", "10", "1.png"], ["val", "9", "2.png"], ["validation", "10", "3.png"], ["test", "9", "4.png"]]
     for row in rows:
@@ -148,6 +155,11 @@ def test_table_parts_and_numbers(tmp_path: Path) -> None:
         (["path", "label", "split"], [["1.png", "a", ""]], "the split '' in line 2"),
         (["path", "label"], [["1.png", "a"], ["2.png", "a"]], "has 1 labels in 2 lines, wanted at least two"),
         (["path", "label"], [], "has 0 labels in 0 lines"),
+        (
+            ["path", "label", "confidence"],
+            [["1.png", "a", "1"], ["2.png", "b", "0"], ["3.png", "b", "1.1"], ["4.png", "b", ""]],
+            "no confidence above 0 and up to 1 in line 3, 4, 5, wanted one in each",
+        ),
     ],
 )
 def test_table_refuses_in_one_sentence(tmp_path: Path, header: list[str], rows: list[list[str]], says: str) -> None:

@@ -44,6 +44,12 @@ def labels(spec: DataSpec) -> np.ndarray:
     return np.array([example.label for example in spec.examples], np.int64)
 
 
+def confidence(spec: DataSpec) -> np.ndarray | None:
+    """f32[n], how sure the labels of a set are; None where all are certain."""
+    sure = np.array([example.confidence for example in spec.examples], np.float32)
+    return None if (sure == 1.0).all() else sure
+
+
 class Pictures(NamedTuple):
     """Pictures from disk.
 
@@ -64,7 +70,7 @@ class Pictures(NamedTuple):
         del key  # the step augments with it
         prepare = functools.partial(pixels.prepare, self.clf.pixels.replace(size=self.augment.source_size))
         stream = loader.stream(sources(self.spec), prepare, plan, start=start, workers=self.workers)
-        return _Labelled(stream, labels(self.spec))
+        return _Labelled(stream, labels(self.spec), confidence(self.spec))
 
     def blank(self) -> np.ndarray:
         """uint8[1 s s c]: one input of `training`."""
@@ -73,9 +79,9 @@ class Pictures(NamedTuple):
 
     def evaluation(self, batch_size: int) -> Iterator[Rows]:
         """`Rows` with inputs uint8[b s s c], in order."""
-        known = labels(self.spec)
+        known = labels(self.spec), confidence(self.spec)
         for batch in data.load(sources(self.spec), self.clf.prepare, batch_size=batch_size):
-            yield _rows(batch, known)
+            yield _rows(batch, *known)
 
 
 class Bank(NamedTuple):
@@ -85,6 +91,7 @@ class Bank(NamedTuple):
       maps: [n v ...], of each picture and each view.
       valid: bool[n].
       labels: i64[n].
+      confidence: f32[n], or None.
       augment: whose views they are.
       skipped: the pictures that could not be read.
     """
@@ -92,6 +99,7 @@ class Bank(NamedTuple):
     maps: np.ndarray
     valid: np.ndarray
     labels: np.ndarray
+    confidence: np.ndarray | None
     augment: Augment
     skipped: tuple[Skipped, ...]
 
@@ -113,7 +121,8 @@ class Bank(NamedTuple):
     def look(self, rows: np.ndarray, views: np.ndarray) -> Rows:
         """The maps of some pictures in some views; a row of -1 is empty."""
         there = (rows >= 0) & self.valid[rows]
-        return Rows(Examples(self.maps[rows, views], self.labels[rows].astype(np.int32), there), rows)
+        sure = None if self.confidence is None else self.confidence[rows]
+        return Rows(Examples(self.maps[rows, views], self.labels[rows].astype(np.int32), there, sure), rows)
 
     def standardised(self, mean: np.ndarray, std: np.ndarray) -> Bank:
         """The same bank of features f32[n v d] in units of their spread."""
@@ -147,7 +156,7 @@ def bank(
         return None
     if endpoint == "features" and len(views) == 1:
         found = features.extract(clf, variables, sources(spec), batch_size=batch_size, progress=progress)
-        return Bank(found.values[:, None], found.valid, labels(spec), augment, found.skipped)
+        return Bank(found.values[:, None], found.valid, labels(spec), confidence(spec), augment, found.skipped)
     folded: Any = clf.fold_batch_norm(variables)
 
     @jax.jit
@@ -179,7 +188,7 @@ def bank(
         valid[there] = True
         skipped += batch.skipped
     kept |= {where[row]: maps[row] for row in todo[valid[todo]]}
-    return Bank(maps, valid, labels(spec), augment, tuple(skipped))
+    return Bank(maps, valid, labels(spec), confidence(spec), augment, tuple(skipped))
 
 
 _KEPT: dict[str, dict[data.Source, np.ndarray]] = {}
@@ -195,23 +204,24 @@ def _kept(key: str) -> dict[data.Source, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------- positions
 
 
-def _rows(batch: Batch, known: np.ndarray) -> Rows:
+def _rows(batch: Batch, known: np.ndarray, sure: np.ndarray | None) -> Rows:
     labelled = np.where(batch.index >= 0, known[batch.index], -1).astype(np.int32)
-    return Rows(Examples(batch.images, labelled, batch.valid), batch.index)  # type: ignore[arg-type]
+    sure = None if sure is None else sure[batch.index]
+    return Rows(Examples(batch.images, labelled, batch.valid, sure), batch.index)  # type: ignore[arg-type]
 
 
 class _Labelled(Feed):
     """A stream of pictures with their labels; `skipped` are those that could not be read so far."""
 
-    def __init__(self, stream: loader.Stream, known: np.ndarray):
+    def __init__(self, stream: loader.Stream, known: np.ndarray, sure: np.ndarray | None):
         super().__init__()
-        self._stream, self._known = stream, known
+        self._stream, self._known, self._sure = stream, known, sure
         self.skipped: dict[Skipped, None] = {}
 
     def _next(self) -> Rows:
         batch = next(self._stream)
         self.skipped |= dict.fromkeys(batch.skipped)
-        return _rows(batch, self._known)
+        return _rows(batch, self._known, self._sure)
 
     def state(self) -> dict[str, Any]:
         return self._stream.state()

@@ -44,6 +44,7 @@ class Recipe:
       layer_decay: further factor for each stage away from the head.
       optimizer, schedule: words of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
       weight_decay, clip, smoothing, ema: as in `optim` and `train`; 0 leaves each out.
+      soft_labels: a label of a set that tells how sure it is (`Example.confidence`) counts as that much; probes take it whole.
       microbatches: parts of a batch whose gradients are summed.
       patience: epochs without a better validation loss after which a phase ends; 0 never ends it.
       augment: words for `augment.make_augment`.
@@ -67,6 +68,7 @@ class Recipe:
     weight_decay: float = 1e-2
     clip: float = 1.0
     smoothing: float = 0.0
+    soft_labels: bool = False
     ema: float = 0.0
     microbatches: int = 1
     patience: int = 0
@@ -210,10 +212,11 @@ def fit(
       Fitted.
 
     Raises:
-      ValueError: rules that do not fit; a loss that is not finite (names step and pictures; the last good state is kept in
-        `folder`); a batch that does not fit into memory (says one that does).
+      ValueError: rules that do not fit; soft labels of a set whose labels are all certain; a loss that is not finite (names
+        step and pictures; the last good state is kept in `folder`); a batch that does not fit into memory (says one that
+        does).
     """
-    job = Job(clf, learn, validation, recipe, seed, folder, log, say)
+    job = Job(clf, as_sure(learn, recipe), validation, recipe, seed, folder, log, say)
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     opt_state, best, closed, done, fed, groups = None, None, None, [], "bank of features", []
@@ -256,6 +259,19 @@ def fit(
         skipped=tuple(dict.fromkeys(skip for each in done for skip in each.skipped)),
         closed_form=closed,
     )
+
+
+def as_sure(learn: DataSpec, recipe: Recipe) -> DataSpec:
+    """The set with its labels as sure as the recipe takes them."""
+    if not recipe.soft_labels:
+        certain = tuple(dataclasses.replace(example, confidence=1.0) for example in learn.examples)
+        return dataclasses.replace(learn, examples=certain)
+    if feeds.confidence(learn) is None:
+        raise ValueError(
+            f"--soft_labels wants labels that say how sure they are; those of {learn.name} are all certain: take elpv, or a "
+            "CSV with a column confidence"
+        )
+    return learn
 
 
 def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Skipped, ...]]:
@@ -381,7 +397,8 @@ def compiled_to_fit(
     inputs = feed.blank()
 
     def compiled(size: int) -> Any:
-        blank = train.Examples(np.repeat(inputs, size, 0), np.zeros(size, np.int32), np.zeros(size, bool))
+        sure = None if feeds.confidence(job.learn) is None else np.ones(size, np.float32)
+        blank = train.Examples(np.repeat(inputs, size, 0), np.zeros(size, np.int32), np.zeros(size, bool), sure)
         return step.lower(state, devices.shard(blank, mesh)).compile()  # type: ignore[attr-defined]
 
     program, room = compiled(b), devices.limit()
@@ -551,7 +568,7 @@ def find_rate(
     per_epoch = -(-len(learn.examples) // recipe.batch_size)
     tried = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
     none = dataclasses.replace(learn, examples=(), skipped=())
-    job = Job(clf, learn, none, tried, seed, None, lambda row: None, lambda line: None)
+    job = Job(clf, as_sure(learn, recipe), none, tried, seed, None, lambda row: None, lambda line: None)
     last = tried.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
     stats = variables.get("batch_stats", {})
     phase = prepare(job, 0, last, variables["params"], stats, None, schedules=optim.rate_range)

@@ -24,13 +24,19 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.
     return soft_cross_entropy(logits, smoothed(labels, logits.shape[1], smoothing))
 
 
-def smoothed(labels: jax.Array, k: int, smoothing: float = 0.0) -> jax.Array:
+def smoothed(labels: jax.Array, k: int, smoothing: float = 0.0, confidence: jax.Array | None = None) -> jax.Array:
     """Targets f32[b k] of labels i32[b]: one, less the share that is spread evenly over all k classes; rows sum to one.
+
+    With `confidence` f32[b] a label has that in place of one, and the other k - 1 classes share the rest evenly.
 
     Reference: Szegedy et al. 2016, arXiv:1512.00567, section 7 (u = 1/k, the label included). A label outside [0, k), as
     padding has it, gives a row without the one.
     """
-    return (1.0 - smoothing) * jax.nn.one_hot(labels, k, dtype=jnp.float32) + smoothing / k
+    targets = jax.nn.one_hot(labels, k, dtype=jnp.float32)
+    if confidence is not None and k > 1:
+        rest = (1.0 - confidence)[:, None]
+        targets = targets * (1.0 - rest) + (1.0 - targets) * rest / (k - 1)
+    return (1.0 - smoothing) * targets + smoothing / k
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

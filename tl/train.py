@@ -51,11 +51,15 @@ class TrainState(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """One batch of fixed shape: `inputs` [b ...], `labels` i32[b], `valid` bool[b] (False: padding, no weight)."""
+    """One batch of fixed shape: `inputs` [b ...], `labels` i32[b], `valid` bool[b] (False: padding, no weight).
+
+    `confidence` f32[b] is how sure each label is, for soft targets; None takes labels for certain.
+    """
 
     inputs: Array
     labels: Array
     valid: Array
+    confidence: Array | None = None
 
 
 Forward = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
@@ -130,10 +134,10 @@ def make_train_step(
         return jnp.sum(weights * losses.soft_cross_entropy(logits, targets)), (right, moved)
 
     def step(train_state: TrainState, examples: Examples) -> tuple[TrainState, dict[str, jax.Array]]:
-        inputs, labels, valid = map(jnp.asarray, examples)
+        inputs, labels, valid, confidence = jax.tree.map(jnp.asarray, examples)
         key = jax.random.fold_in(train_state.key, train_state.step)
         k = jax.eval_shape(forward, train_state.params, train_state.stats, inputs)[0].shape[1]
-        targets = losses.smoothed(labels, k, smoothing)
+        targets = losses.smoothed(labels, k, smoothing, confidence)
         if augment is not None:
             inputs, targets = augment(key, inputs, targets, valid)
         counted = valid.astype(jnp.float32)

@@ -25,7 +25,8 @@ class Photograph(NamedTuple):
 def elpv() -> DataSpec:
     """Electroluminescence pictures of solar cells, functional or defective: 2,624 of them, grey, 300 x 300.
 
-    The strata are label x cell type (mono- or polycrystalline), as the paper's 75/25 split keeps them.
+    The strata are label x cell type (mono- or polycrystalline), as the paper's 75/25 split keeps them. An expert gave each cell
+    a probability of being defective, one of four; a label's confidence is what that gives it.
 
     Raises:
       ValueError: the package `elpv-dataset` is not installed, or its table is not as expected.
@@ -38,10 +39,12 @@ def elpv() -> DataSpec:
     for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             name, probability, cell = line.split()
-            label = int(float(probability) >= DEFECTIVE_FROM)
+            defective = float(probability)
+            label = int(defective >= DEFECTIVE_FROM)
         except ValueError:
             raise ValueError(f"line {number} of {table} is {line!r}, wanted 'picture probability cell-type'") from None
-        examples.append(Example(table.parent / name, label, f"{classes[label]} {cell}"))
+        sure = defective if label else 1.0 - defective
+        examples.append(Example(table.parent / name, label, f"{classes[label]} {cell}", confidence=sure))
     return DataSpec(
         name="elpv",
         examples=tuple(examples),

@@ -85,12 +85,14 @@ class Example:
       label: index into `DataSpec.classes`.
       stratum: what a stratified split keeps in proportion beside the label; "" is the label alone.
       part: "train", "validation" or "test" where the set's makers put it there; "" where they left that to its user.
+      confidence: how sure its labeller was, a probability in (0, 1].
     """
 
     path: Source
     label: int
     stratum: str = ""
     part: str = ""
+    confidence: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from tl.data.spec import PARTS, DataSpec, Example
 from tl.paths import nearest
 
 DELIMITERS = ",;\t"
-COLUMNS = ("path", "label", "split", "stratum")  # the first two are needed
+COLUMNS = ("path", "label", "split", "stratum", "confidence")  # the first two are needed
 _SHOWN = 3  # lines that an error names
 
 
@@ -22,15 +23,17 @@ def table(file: Path | str) -> DataSpec:
     Args:
       file: its first line names the columns, separated by commas, semicolons or tabs; those of `COLUMNS` are read, in any
         order and beside others. A `path` is relative to the file's folder. `split` is train, validation (val) or test,
-        in every line or not there. `stratum` is what a stratified split keeps in proportion beside the label.
+        in every line or not there. `stratum` is what a stratified split keeps in proportion beside the label, `confidence` how
+        sure the label is, above 0 and up to 1.
 
     Returns:
       A `DataSpec` in the order of the lines, whose classes are the labels, sorted (as numbers where all are whole
       numbers), and whose licence is unknown.
 
     Raises:
-      ValueError: the file is not there or no UTF-8 text, a column is missing, a line without a label, a split that is none,
-        a picture that is not there, or fewer than two labels; with the first such lines and their number.
+      ValueError: the file is not there or no UTF-8 text, a column is missing, a line without a label, a split or a
+        confidence that is none, a picture that is not there, or fewer than two labels; with the first such lines and their
+        number.
     """
     path = Path(os.path.expanduser(file))
     if not path.is_file():
@@ -50,6 +53,10 @@ def table(file: Path | str) -> DataSpec:
         said = f"the split {wrong[0][1]!r}"
         close = f"train, validation or test; nearest: {nearest(wrong[0][1], PARTS, 1)}"
         _refuse(path, said, close, [n for n, _ in wrong])
+    sure = {n: _probability(row["confidence"]) if "confidence" in row else 1.0 for n, row in rows}
+    _refuse(
+        path, "no confidence above 0 and up to 1", "one in each", [n for n, p in sure.items() if not 0.0 < p <= 1.0]
+    )
     pictures = {n: path.parent / os.path.expanduser(row["path"]) for n, row in rows}
     absent = [n for n, row in rows if not row["path"] or not pictures[n].is_file()]
     if absent:
@@ -68,6 +75,7 @@ def table(file: Path | str) -> DataSpec:
                 number[row["label"]],
                 row.get("stratum", ""),
                 PARTS[row["split"].lower()] if "split" in row else "",
+                sure[n],
             )
             for n, row in rows
         ),
@@ -94,6 +102,14 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise ValueError(f"{path} cannot be read as a CSV in UTF-8: {error}") from error
     return rows, columns
+
+
+def _probability(word: str) -> float:
+    """The number that a cell holds; NaN where it holds none."""
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
 
 
 def _refuse(path: Path, found: str, wanted: str, lines: Sequence[int]) -> None:
