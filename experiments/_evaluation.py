@@ -64,10 +64,11 @@ def predictions(
     batches = data.load(feeds.sources(spec), clf.prepare, batch_size=batch_size)
     for batch in runlog.progress(batches, -(-len(spec.examples) // batch_size), "asking, batches"):
         images01 = pixels.to_images01(batch.images)
-        said = common.forward(clf)(variables, images01)
         if views:
             each = [common.forward(clf)(variables, view(jnp.asarray(images01))) for view in views]
             said = np.mean([metrics.log_softmax(np.asarray(one)) for one in each], axis=0).astype(np.float32)
+        else:
+            said = common.forward(clf)(variables, images01)
         logits.append(np.asarray(said)[batch.valid])
         kept += [spec.examples[i] for i in batch.index[batch.valid]]
         skipped += batch.skipped

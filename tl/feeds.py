@@ -79,9 +79,9 @@ class Pictures(NamedTuple):
 
     def evaluation(self, batch_size: int) -> Iterator[Rows]:
         """`Rows` with inputs uint8[b s s c], in order."""
-        known = labels(self.spec), confidence(self.spec)
+        known = labels(self.spec)
         for batch in data.load(sources(self.spec), self.clf.prepare, batch_size=batch_size):
-            yield _rows(batch, *known)
+            yield _rows(batch, known)
 
 
 class Bank(NamedTuple):
@@ -204,7 +204,7 @@ def _kept(key: str) -> dict[data.Source, np.ndarray]:
 # ---------------------------------------------------------------------------------------------------------- positions
 
 
-def _rows(batch: Batch, known: np.ndarray, sure: np.ndarray | None) -> Rows:
+def _rows(batch: Batch, known: np.ndarray, sure: np.ndarray | None = None) -> Rows:
     labelled = np.where(batch.index >= 0, known[batch.index], -1).astype(np.int32)
     sure = None if sure is None else sure[batch.index]
     return Rows(Examples(batch.images, labelled, batch.valid, sure), batch.index)  # type: ignore[arg-type]

@@ -263,15 +263,16 @@ def fit(
 
 def as_sure(learn: DataSpec, recipe: Recipe) -> DataSpec:
     """The set with its labels as sure as the recipe takes them."""
-    if not recipe.soft_labels:
-        certain = tuple(dataclasses.replace(example, confidence=1.0) for example in learn.examples)
-        return dataclasses.replace(learn, examples=certain)
-    if feeds.confidence(learn) is None:
+    certain = feeds.confidence(learn) is None
+    if recipe.soft_labels and certain:
         raise ValueError(
             f"--soft_labels wants labels that say how sure they are; those of {learn.name} are all certain: take elpv, or a "
             "CSV with a column confidence"
         )
-    return learn
+    if recipe.soft_labels or certain:
+        return learn
+    examples = tuple(dataclasses.replace(example, confidence=1.0) for example in learn.examples)
+    return dataclasses.replace(learn, examples=examples)
 
 
 def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Skipped, ...]]:

@@ -34,8 +34,8 @@ def smoothed(labels: jax.Array, k: int, smoothing: float = 0.0, confidence: jax.
     """
     targets = jax.nn.one_hot(labels, k, dtype=jnp.float32)
     if confidence is not None and k > 1:
-        rest = (1.0 - confidence)[:, None]
-        targets = targets * (1.0 - rest) + (1.0 - targets) * rest / (k - 1)
+        sure = confidence[:, None]
+        targets = targets * sure + (1.0 - targets) * (1.0 - sure) / (k - 1)
     return (1.0 - smoothing) * targets + smoothing / k
 
 
