@@ -35,7 +35,10 @@ def read(path: str) -> np.ndarray:
 def main(paths: list[str]) -> None:
     if not paths:
         sys.exit("usage: python run.py PICTURE...")
-    program = jax.export.deserialize(bytearray((HERE / "model.stablehlo").read_bytes()))
+    try:
+        program = jax.export.deserialize(bytearray((HERE / "model.stablehlo").read_bytes()))
+    except ImportError as error:  # jax reads its own files with a package that it does not bring
+        sys.exit(f"{error}: pip install flatbuffers")
     classes = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
     for path in paths:
         probabilities = np.asarray(program.call(read(path)[None])["probabilities"])[0]

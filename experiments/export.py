@@ -4,7 +4,7 @@
   python FOLDER/run.py photograph.jpg
 
 The folder holds `model.stablehlo` (uint8[b h w 3] of any size -> logits and probabilities, for a CPU, CUDA and TPU),
-`classes.json` (the class of each logit) and `run.py`, which imports jax and numpy only.
+`classes.json` (the class of each logit) and `run.py`, which imports jax and numpy only (jax wants flatbuffers for it).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(run: runlog.Run) -> None:
     run.finish(
         result, report.page("An exported classifier", lead, sections, facts=run.facts() | common.weights_facts(clf))
     )
-    print(f"{size / 1e6:.1f} MB in {folder}; to run it: {how}")
+    print(f"{size / 1e6:.1f} MB in {folder}; to run it where there are jax, numpy and flatbuffers: {how}")
 
 
 if __name__ == "__main__":

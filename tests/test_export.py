@@ -86,6 +86,19 @@ runpy.run_path({str(folder / "run.py")!r}, run_name="__main__")
     assert json.loads((folder / "classes.json").read_text()) == ["cat", "dog"]
 
 
+def test_the_script_says_what_jax_lacks(folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import runpy, sys
+sys.modules["flatbuffers"] = None
+sys.argv = ["run.py", "picture.npy"]
+runpy.run_path({str(folder / "run.py")!r}, run_name="__main__")
+"""
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert ran.stderr.strip().endswith("pip install flatbuffers")
+
+
 def test_a_network_without_a_head_has_nothing_to_export() -> None:
     clf, variables = network()
     with pytest.raises(ValueError, match="hold mobilenetv1_025_keras's features and no classifier"):
