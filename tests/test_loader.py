@@ -179,9 +179,15 @@ def test_a_transform_without_one_shape_is_refused(pictures: list[Path]) -> None:
         list(batches)
 
 
-def test_processes_give_the_same_batches_and_their_death_is_told(pictures: list[Path]) -> None:
-    plan = Plan(len(pictures), 4, 40, 5)
-    with stream(pictures, SQUARE, plan) as threaded, stream(pictures, SQUARE, plan, start=3, workers=2) as spawned:
+@pytest.mark.parametrize(
+    "size", [4, 200]
+)  # a batch of the second is more than a pipe holds: it is killed in the middle of one
+def test_processes_give_the_same_batches_and_their_death_is_told(pictures: list[Path], size: int) -> None:
+    plan, square = (
+        Plan(len(pictures), 4, 40, 5),
+        functools.partial(pixels.prepare, pixels.PixelSpec(size=size, resize="squash")),
+    )
+    with stream(pictures, square, plan) as threaded, stream(pictures, square, plan, start=3, workers=2) as spawned:
         assert spawned.state()["step"] == 3
         threaded.restore(spawned.state())
         for _ in range(5):
@@ -191,6 +197,18 @@ def test_processes_give_the_same_batches_and_their_death_is_told(pictures: list[
             os.kill(worker.pid or 0, signal.SIGKILL)
         with pytest.raises(ValueError, match="was killed at step .*fewer than 2 workers"):
             list(spawned)
+        with pytest.raises(ValueError, match="closed"):
+            next(spawned)
+    assert not multiprocessing.active_children()
+
+
+def test_what_fails_in_a_process_is_raised_here(pictures: list[Path]) -> None:
+    with (
+        stream(pictures, np.negative, Plan(len(pictures), 4, 1, 0), workers=1) as batches,
+        pytest.raises(ValueError, match="wanted one shape for all") as found,
+    ):
+        list(batches)
+    assert "at step 0" in found.value.__notes__[0]
     assert not multiprocessing.active_children()
 
 

@@ -1,4 +1,4 @@
-"""Pictures from disk as fixed-shape batches, decoded by Grain; a broken picture never stops the run.
+"""Pictures from disk as fixed-shape batches, decoded in threads (Grain) or processes; a broken picture never stops the run.
 
 Two ways through a set: `load` reads a list once, in its order; `stream` reads it for training, epoch after epoch, in the
 order of a `Plan`. A plan is a pure function of (seed, epoch), so the position of a stream is one number, the step: the
@@ -19,9 +19,9 @@ import multiprocessing
 import os
 import queue
 import signal
-import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -295,14 +295,10 @@ class Stream(Feed):
             raise ValueError("the stream of pictures is closed, wanted an open one")
         try:
             batch = next(self._batches)
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):  # Grain's sentence for it
-                raise
-            self.close()
-            raise ValueError(
-                f"a process that decodes pictures was killed at step {self._step}, often because memory ran out; "
-                f"take fewer than {self._workers} workers, or none"
-            ) from error
+        except Exception as error:
+            if not isinstance(error, StopIteration):
+                self.close()  # or a second `next` would find the end
+            raise
         self._step += 1
         return batch
 
@@ -367,23 +363,13 @@ def stream(
 
 
 def _decoded(reader: _Reader, plan: Plan, start: int, workers: int, threads: int) -> Any:
-    """Grain's iterator over the steps from `start` on; nothing is started before its first `next`."""
+    """An iterator over the steps from `start` on, to be closed; nothing is started before its first `next`."""
+    if workers:
+        return _in_processes(reader, plan, start, workers)
     import grain
-    from absl import flags
 
-    # Grain asks this flag, and outside of an absl script nobody has parsed it; a flag that is `present` may be read.
-    flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
     steps = grain.MapDataset.source(range(start, len(plan))).map(functools.partial(_read_step, reader, plan))
-    if not workers:
-        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
-    one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    # By pipe and not in shared memory: that is 64 MB in a container, and a full one kills the process without a word.
-    pipe = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-    batches = grain.experimental.WithOptionsIterDataset(steps.to_iter_dataset(one), pipe)
-    options = grain.MultiprocessingOptions(
-        num_workers=min(workers, max(len(plan) - start, 1)), per_worker_buffer_size=2
-    )
-    return iter(batches.mp_prefetch(options, worker_init_fn=_become_worker))
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 
 def _read_step(reader: _Reader, plan: Plan, step: int) -> Batch:
@@ -391,17 +377,56 @@ def _read_step(reader: _Reader, plan: Plan, step: int) -> Batch:
     return reader.collate((reader.read(int(row)) for row in rows if row >= 0), plan.batch_size)
 
 
-def _become_worker(_worker: int, _workers: int) -> None:
-    """In a new process: end with the parent, even if it was killed, and leave Ctrl-C to it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def _in_processes(reader: _Reader, plan: Plan, start: int, workers: int) -> Iterator[Batch]:
+    """Worker k reads the steps start + k, start + k + workers, ...; each has a pipe of its own, and they share no lock.
 
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
+    So a process that is killed, in the middle of a batch too, is the end of its pipe and nothing else: Grain's workers share
+    queues and events with their parent, and one that dies with a lock or half a batch leaves the parent waiting for ever.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    try:
+        for k in range(min(workers, len(plan) - start)):
+            ours, theirs = spawn.Pipe(duplex=False)
+            steps = range(start + k, len(plan), workers)
+            process = spawn.Process(target=_send_steps, args=(theirs, reader, plan, steps), daemon=True)
+            process.start()
+            theirs.close()  # the only writer left is the process, so its death ends the pipe
+            pipes.append(ours)
+            processes.append(process)
+        for step in range(start, len(plan)):
+            try:
+                batch = pipes[(step - start) % workers].recv()
+            except (EOFError, OSError) as error:  # the latter in the middle of a batch
+                raise ValueError(
+                    f"a process that decodes pictures was killed at step {step}, often because memory ran out; "
+                    f"take fewer than {workers} workers, or none"
+                ) from error
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
 
-    threading.Thread(target=follow, daemon=True).start()
+
+def _send_steps(pipe: Any, reader: _Reader, plan: Plan, steps: range) -> None:
+    """In a new process. It ends with its parent, however that ends: a pipe that nobody reads breaks. Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for step in steps:
+        try:
+            item = _read_step(reader, plan, step)
+        except Exception as error:
+            error.add_note(f"in a process that decodes pictures, at step {step}: {traceback.format_exc()}")
+            item = error
+        try:
+            pipe.send(item)
+        except ConnectionError:
+            return
 
 
 def cores() -> int:
