@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,15 @@ def test_wrong_input_is_one_sentence(words: tuple[str, ...], said: str, tmp_path
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+@pytest.fixture()
+def hears_ctrl_c() -> Iterator[None]:
+    """Children hear SIGINT: a shell starts what runs in its background without it, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_is_heard_in_compiled_code_and_leaves_no_result(tmp_path: Path) -> None:
     words = (
         "experiments.ideal",
