@@ -159,6 +159,8 @@ def imported(source: str) -> Iterator[Any]:
                 library = import_torchvision()
                 if source == "timm":
                     import timm as library
+                elif source == "lucent":
+                    import lucent as library
         except ImportError as error:
             raise ValueError(f"{source} is not installed ({error}); bring it with: {INSTALL}") from None
         yield library

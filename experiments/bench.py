@@ -7,6 +7,7 @@
   ./launch.sh bench --what=bfloat16 --arch=efficientnet_lite0
   ./launch.sh bench --what=loader --data=folder:pictures --batch_size=32
   ./launch.sh bench --what=step --arch=resnet50
+  ./launch.sh bench --what=ideal --arch=efficientnet_lite0 --peers=lucent --steps=512 --rounds=1
   ./launch.sh bench --what=frozen_fit --arch=mobilenetv2_100 --peers=keras --data=folder:pictures --batch_size=32
 
   forward         logits; BatchNorm folded away, as for every frozen network
@@ -20,6 +21,9 @@
                   all parameters, --tune=last:1 beside --tune=all, from pictures and from the bank of the frozen prefix
   frozen_fit      the first and the second epoch of --tune=head on pictures of --data, beside Keras' `fit` with a frozen
                   backbone; the first compiles and fills the feature bank, and Keras gets its pictures decoded
+  ideal           steps a second of --batch_size ideal images (Fourier form, views, variation, all that `ideal` does by
+                  default), --steps each, beside as many bare gradients on the picture; and with lucid's views beside lucent's
+                  render_vis on the same network in torch (pip install --no-deps torch-lucent kornia==0.4.1)
   probe           seconds of a probe of 1,000 pictures, 1,280 features, 37 classes and 20 strengths, chosen on 250 more
 
 Weights are random except in `bfloat16`: speed does not depend on them. The libraries take turns, and each figure is the
@@ -38,6 +42,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +54,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from experiments import _common as common
+from experiments import _objectives as wishes_of
 from experiments import _sources as sources
+from experiments import ideal
 from tl import (
     backbones,
     classifier,
@@ -71,8 +78,8 @@ from tl.data.loader import Plan, cores, stream
 
 FLAGS = flags.FLAGS
 SPEED = ("forward", "input_gradient", "param_gradient")
-WHAT = (*SPEED, "start", "bfloat16", "loader", "step", "frozen_fit", "probe")
-PEERS = ("torch", "keras")
+WHAT = (*SPEED, "start", "bfloat16", "loader", "step", "frozen_fit", "ideal", "probe")
+PEERS = ("torch", "keras", "lucent")
 ARCHS = "resnet50,vgg16,mobilenetv2_100,efficientnet_lite0"
 
 
@@ -91,6 +98,7 @@ def define_flags() -> None:
         "peers", "torch", f"Libraries to compare with, where installed: {', '.join(PEERS)}; empty for none."
     )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which all of them compute.")
+    flags.DEFINE_integer("steps", 32, "Of ideal images.", lower_bound=1)
 
 
 # --- the same work, by each library ------------------------------------------------------------------------------------
@@ -189,6 +197,8 @@ def installed(peer: str) -> str:
         os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
     try:
         with sources.imported("torchvision" if peer == "torch" else peer) as library:
+            if peer == "lucent":
+                return f"lucent {metadata.version('torch-lucent')}"
             if peer == "torch":
                 import torch as library
             elif library.backend.backend() != "jax":
@@ -218,6 +228,7 @@ def speed(arch: str, what: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     n = FLAGS.batch_size
     images01 = np.random.default_rng(FLAGS.seed).random((n, FLAGS.size, FLAGS.size, 3), np.float32)
     makers = {"torch": with_torch, "keras": with_keras}
+    peers = {peer: version for peer, version in peers.items() if peer in makers}
     theirs = {peer: makers[peer](arch, what, images01) for peer in peers}
     owners = ["tl", *(peer for peer, calls in theirs.items() for _ in calls)]
     spent = seconds([ours(arch, what, images01), *(call for calls in theirs.values() for call in calls)], FLAGS.rounds)
@@ -234,6 +245,74 @@ def speed(arch: str, what: str, peers: dict[str, str]) -> list[dict[str, Any]]:
             value = n / min(medians)
             rows.append({**row, "peer": version, "peer_value": value, "ratio": row["ours"] / value})
     return rows or [{**row, "peer": None, "peer_value": None, "ratio": None}]
+
+
+# --- ideal images ------------------------------------------------------------------------------------------------------
+
+
+def ideal_images(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
+    """Steps a second of whole climbs, beside bare gradients on the picture, and beside lucent's with lucid's views."""
+    n, steps = FLAGS.batch_size, FLAGS.steps
+    clf, variables = classifier.load(arch, weights="random")
+    network = ideal.network(clf.with_dtype(FLAGS.dtype), variables)
+    wishes = wishes_of.classes_of(clf, ",".join(str(i) for i in range(n)))
+    how = ideal.Settings(steps=steps, size=FLAGS.size, frames=0, seed=FLAGS.seed)
+
+    def climb(how: ideal.Settings) -> Callable[[], Any]:
+        call = ideal.climber([network], ideal.grid(wishes, how), how)
+        return lambda: jax.block_until_ready(call())
+
+    members = jnp.arange(n)[:, None] == jnp.arange(len(common.class_table(clf)))[None]
+
+    def logit(x: jax.Array, variables: Any, members: jax.Array) -> jax.Array:
+        return jnp.sum(network.clf.logits(variables, x), where=members)
+
+    def bare(size: int) -> Callable[[], Any]:
+        """As many gradients as a climb takes, `size` images at once."""
+        x, gradient = jnp.full((size, FLAGS.size, FLAGS.size, 3), 0.5), jax.jit(jax.grad(logit))
+
+        def work() -> None:
+            for _ in range(steps * n // size):
+                jax.block_until_ready(gradient(x, network.variables, members[:size]))
+
+        return work
+
+    sizes = [size for size in (1, 8) if n % size == 0]
+    calls = [climb(how), *map(bare, sizes)]
+    torch_calls = with_lucent(arch, n, steps) if "lucent" in peers else None
+    if torch_calls:
+        calls += [climb(how._replace(names=("lucid",))), torch_calls]
+    spent = [n * steps / np.array(times) for times in seconds(calls, FLAGS.rounds)]
+    medians = [float(np.median(rates)) for rates in spent]
+
+    def row(what: str, mine: int, peer: str, value: float) -> dict[str, Any]:
+        spread = [float(spent[mine].min()), float(spent[mine].max())]
+        rate = {"ours": medians[mine], "spread": spread, "unit": "steps/s"}
+        return {"what": what, "arch": arch, **rate, "peer": peer, "peer_value": value, "ratio": medians[mine] / value}
+
+    rows = [row("ideal", 0, "the bare gradient", max(medians[1 : 1 + len(sizes)]))]
+    if torch_calls:
+        rows.append(row("ideal, lucid's views", len(calls) - 2, peers["lucent"], medians[-1]))
+    return rows
+
+
+def with_lucent(arch: str, n: int, steps: int) -> Callable[[], Any] | None:
+    """The same number of images by lucent's defaults: Fourier form, decorrelated, its standard views, Adam."""
+    library, call = call_of(arch, "torchvision", "timm")
+    if not call:
+        return None
+    model = sources.make(library, call).model.eval()
+    with sources.imported("lucent"):
+        from lucent.optvis import objectives as theirs
+        from lucent.optvis import param, render
+
+    wanted = sum(
+        (theirs.channel("labels", i, batch=i) for i in range(1, n)), start=theirs.channel("labels", 0, batch=0)
+    )
+    quiet = {"progress": False, "show_image": False}
+    return lambda: render.render_vis(
+        model, wanted, lambda: param.image(FLAGS.size, batch=n), thresholds=(steps,), **quiet
+    )
 
 
 # --- starting, and bfloat16 --------------------------------------------------------------------------------------------
@@ -609,6 +688,7 @@ def main(run: runlog.Run) -> None:
             "bfloat16": bfloat16,
             "step": step,
             "frozen_fit": functools.partial(frozen_fit, peers=peers),
+            "ideal": functools.partial(ideal_images, peers=peers),
         }
         jobs += [functools.partial(one[what], arch) for what in works if what in one]
         jobs += [functools.partial(speed, arch, what, peers) for what in works if what in SPEED]

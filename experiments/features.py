@@ -1,7 +1,13 @@
-"""Fills or reuses a feature bank, and shows what an endpoint makes of one photograph.
+"""Shows what a network makes of a photograph, stage by stage, and fills or reuses a feature bank.
 
+./launch.sh features --show=IMAGE --arch=vgg16
 ./launch.sh features --data=folder:DIR
-./launch.sh features --data=folder:DIR --endpoint=stage4 --show=IMAGE
+./launch.sh features --data=folder:DIR --endpoint=stage3,stage4 --show=IMAGE
+
+With `--show` alone no set is read: the page has, for each endpoint, the strongest channels of the picture's map and the map
+as a whole (VGG-16's last stage: (7, 7, 512)). With `--data` too, it has beside a channel the pictures of the set that drive
+it most; that takes a pass over the set for each endpoint the first time. `result.json` gives n, dim, bank and reused of the
+last endpoint, and of each under "banks".
 """
 
 from __future__ import annotations
@@ -13,80 +19,117 @@ import numpy as np
 from absl import flags
 
 from experiments import _common as common
+from experiments import _seen as seen
 from tl import data, features, feeds, pixels, report, runlog
 from tl.classifier import Classifier
-from tl.paths import nearest
 from tl.types import Variables
+from tl.visualize import exemplars, maps
 
 FLAGS = flags.FLAGS
-SHOWN = 64  # channels on the page, the most active first
+MOST = 16  # pictures a page, to which each adds 2 to 3 MB with every stage of VGG-16 (chosen, not tuned)
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("data", None, "folder:DIR, csv:FILE, tfds:NAME or elpv.", required=True)
-    flags.DEFINE_string(
-        "endpoint", "features", "features (pooled, what heads see) or an endpoint, averaged over its map."
+    flags.DEFINE_string("data", "", "folder:DIR, csv:FILE, tfds:NAME or elpv: the set whose bank is filled.")
+    flags.DEFINE_list(
+        "endpoint",
+        [],
+        "features (pooled, what heads see) or endpoints, in a bank averaged over their maps. Default: features; with --show "
+        "every stage.",
     )
-    flags.DEFINE_string("show", "", "A picture whose map at the endpoint is shown channel by channel.")
+    flags.DEFINE_string("show", "", "Pictures whose maps are shown channel by channel: files, separated by commas.")
+    flags.DEFINE_integer("topk", 48, "Channels shown of each map, the most active first.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 16, "Pictures a forward pass.", lower_bound=1)
 
 
-def channels(
-    clf: Classifier, variables: Variables, endpoint: str, image: np.ndarray
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """The strongest channels of one picture's map as one grey sheet, each stretched to its own range; and the map's shape."""
-    if endpoint == "features":
-        endpoint = clf.spec.endpoints[-1]
-    ends = jax.eval_shape(clf.apply, variables, pixels.to_images01(image[None])).endpoints
-    if endpoint not in ends:
-        raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, ends)}")
-    maps = np.asarray(
-        jax.jit(lambda v, x: clf.apply(v, x).endpoints[endpoint][0])(variables, pixels.to_images01(image[None]))
-    )
-    strongest = np.argsort(-maps.mean(axis=(0, 1)), kind="stable")[:SHOWN]
-    scale = max(1, round(96 / maps.shape[0]))
-    tiles = []
-    for channel in strongest:
-        tile = maps[..., channel] - maps[..., channel].min()
-        tiles.append(
-            np.kron(tile / max(float(tile.max()), 1e-12), np.ones((scale, scale), np.float32)).astype(np.float32)
+def progress(batches: Any, total: int) -> Any:
+    return runlog.progress(batches, total, "batches")
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def banked(
+    clf: Classifier, variables: Variables, spec: data.DataSpec, names: list[str]
+) -> tuple[dict[str, Any], list[report.Html]]:
+    """Fills the bank of every endpoint; what result.json and the page say of it."""
+    rows, skips = [], [skip._asdict() for skip in spec.skipped]
+    for name in names:
+        bank = features.extract(
+            clf, variables, feeds.sources(spec), endpoint=name, batch_size=FLAGS.batch_size, progress=progress
         )
-    return report.contact_sheet(tiles, columns=8), maps.shape
+        n, dim = int(bank.valid.sum()), bank.values.shape[1]
+        rows.append({"endpoint": name, "n": n, "dim": dim, "bank": str(bank.bank), "reused": bank.reused})
+        print(
+            f"{name}: {n} x {dim} features, {bank.reused} reused, {len(bank.skipped)} skipped: {bank.bank}", flush=True
+        )
+        if name == names[-1]:  # each bank skips the same
+            skips += [skip._asdict() for skip in bank.skipped]
+    last = {key: rows[-1][key] for key in ("n", "dim", "bank", "reused")}
+    cells = [[r["endpoint"], r["n"], r["dim"], r["reused"]] for r in rows]
+    table = report.table(cells, ["endpoint", "pictures", "features each", "already known"])
+    return {**last, "banks": rows, "skipped": skips}, [
+        report.section("The bank" + "s" * (len(rows) > 1), table, *(report.note(r["bank"]) for r in rows))
+    ]
+
+
+def looked_at(
+    run: runlog.Run,
+    clf: Classifier,
+    variables: Variables,
+    pictures: common.Pictures,
+    names: list[str],
+    spec: data.DataSpec | None,
+) -> tuple[dict[str, Any], list[report.Html]]:
+    """The maps of each picture at each endpoint; what result.json and the page say of them."""
+    rows, sections, on_device = [], [], jax.device_put(variables)
+    for path, image in zip(pictures.paths, pictures.images, strict=True):
+        found = seen.forward(clf, tuple(names))(on_device, pixels.to_images01(image[None]))
+        sections += [report.chapter(path.name)] * (len(pictures.paths) > 1)
+        sections.append(report.section("The picture", report.card(image, caption=f"As {clf.arch} sees {path}")))
+        for name in names:
+            here, beside, more = np.asarray(found[name]), [], {}
+            if spec:
+                order, size = maps.strongest(here, seen.DRIVEN).tolist(), FLAGS.batch_size
+                tops = exemplars.top_pictures(clf, variables, feeds.sources(spec), name, order, batch_size=size)
+                beside, driven = seen.driven(run, clf, name, here, tops, name=path.stem)
+                more = {"driven": driven}
+            section, row = seen.shown(run, clf, name, here, name=path.stem, topk=FLAGS.topk, beside=beside)
+            sections.append(section)
+            rows.append({**row, "picture": str(path), **more})
+            print(f"{path.name}: {name} is {tuple(row['shape'])}; strongest channel {row['strongest'][0]['channel']}")
+    about: dict[str, Any] = {}
+    if any(name.partition("/")[0] == clf.spec.endpoints[0] for name in names):
+        part, about = seen.first_layer(run, clf, variables)
+        sections += part
+    return {"shown": rows, **about}, sections
 
 
 def main(run: runlog.Run) -> None:
-    clf, variables = common.load_model()
-    spec = data.get(FLAGS.data)
-    progress = lambda batches, total: runlog.progress(batches, total, "batches")  # noqa: E731
-    bank = features.extract(
-        clf, variables, feeds.sources(spec), endpoint=FLAGS.endpoint, batch_size=FLAGS.batch_size, progress=progress
-    )
-    skips = [skip._asdict() for skip in (*spec.skipped, *bank.skipped)]
-    values = bank.values[bank.valid]
-    result: dict[str, Any] = {
-        "n": len(values),
-        "dim": values.shape[1],
-        "bank": str(bank.bank),
-        "reused": bank.reused,
-        "skipped": skips,
-    }
-    figures = {"pictures": len(values), "features each": values.shape[1], "already known": bank.reused}
-    sections = [report.section("The bank", report.numbers(figures), report.note(str(bank.bank)))]
-    if FLAGS.show:
-        picture = common.read_pictures(clf, FLAGS.show)
-        sheet, shape = channels(clf, variables, FLAGS.endpoint, picture.images[0])
-        run.figure("channels", sheet)
-        result["map"] = list(shape)
-        text = (
-            f"The {min(SHOWN, shape[2])} most active of {shape[2]} channels of a {shape[0]} x {shape[1]} map, "
-            "each stretched to its own range."
+    if not (FLAGS.data or FLAGS.show):
+        raise ValueError(
+            "give --show=IMAGE to see what a network makes of it, --data=folder:DIR to fill a bank, or both"
         )
-        cards = [report.card(picture.images[0], title=picture.paths[0].name), report.card(sheet, title=FLAGS.endpoint)]
-        sections.append(report.section("What the network makes of it", report.gallery(cards), text=text))
-    sections.append(report.skipped(skips))
-    lead = f"{len(values)} pictures of {spec.name} through {clf.arch}, {bank.reused} of them already known."
-    run.finish(result, report.page("Feature bank", lead, sections, facts=run.facts() | common.weights_facts(clf)))
-    print(f"{len(values)} x {values.shape[1]} features, {bank.reused} reused, {len(skips)} skipped: {bank.bank}")
+    clf, variables = common.load_model()
+    names = seen.endpoints(clf, variables, FLAGS.endpoint or ([] if FLAGS.show else ["features"]))
+    if FLAGS.show and (asked := len(data.find_images(FLAGS.show)[0])) > MOST:
+        raise ValueError(f"--show names {asked} pictures, wanted {MOST} at most, so that the page can be read")
+    pictures = common.read_pictures(clf, FLAGS.show) if FLAGS.show else None
+    spec = data.get(FLAGS.data) if FLAGS.data else None
+    result, sections, lead = {"skipped": []}, [], []
+    if spec:
+        result, sections = banked(clf, variables, spec, names)
+        known = f"{result['reused']} of them already known"
+        lead.append(f"{result['n']} pictures of {spec.name} through {clf.arch}, {known}.")
+    if pictures:
+        about, parts = looked_at(run, clf, variables, pictures, names, spec)
+        result, sections = {**result, **about, "skipped": result["skipped"] + pictures.skipped}, sections + parts
+        lead.insert(0, f"What {clf.arch} makes of {_and([p.name for p in pictures.paths])} at {_and(names)}.")
+    sections.append(report.skipped(result["skipped"]))
+    title = "What a network sees" if pictures else "Feature bank"
+    facts = run.facts() | common.weights_facts(clf)
+    run.finish(result, report.page(title, " ".join(lead), sections, facts=facts))
     print(f"{run.workdir / 'report.html'}")
 
 

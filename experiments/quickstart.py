@@ -15,6 +15,7 @@ import numpy as np
 from absl import flags
 
 from experiments import _common as common
+from experiments import _objectives as wishes_of
 from experiments import attack, ideal, predict, transfer
 from tl import data, report, runlog
 
@@ -46,21 +47,20 @@ def main(run: runlog.Run) -> None:
     )
 
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
-    targets = common.class_table(clf).targets("tabby,zebra")
-    climbed, climbed_sections = ideal.ideal(
-        run, clf, variables, targets, seed=FLAGS.seed, steps=64 if FLAGS.quick else ideal.STEPS
-    )
+    wishes = wishes_of.classes_of(clf, "tabby,zebra")
+    how = ideal.Settings(tv=(200.0, 0.0), steps=64 if FLAGS.quick else ideal.STEPS, seed=FLAGS.seed)
+    climbed, climbed_sections = ideal.ideal(run, [ideal.network(clf, variables)], wishes, how)
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)
     dog = common.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
-    how = attack.Settings(eps=(4 / 255,), seed=FLAGS.seed)
+    strength = attack.Settings(eps=(4 / 255,), seed=FLAGS.seed)
     truth = np.full(len(dogs), DALMATIAN)
-    attacked, attacked_sections = attack.attack(run, clf, variables, dog, target="any cat", truth=truth, how=how)
+    attacked, attacked_sections = attack.attack(run, clf, variables, dog, target="any cat", truth=truth, how=strength)
 
     result: dict[str, Any] = {"predict": named, "transfer": learned, "ideal": climbed, "attack": attacked}
     low, high = learned["test"]["top1_ci95"]
-    shares = [row["probability"] for row in climbed["images"]]
+    shares = [row["probability"] for row in climbed["images"] if row["tv_weight"]]
     percent, fooled = report.percent, attacked["images"][0]
     lines = [
         f"predict:  {percent(named['top1'])} of {named['labelled']} labelled photographs named rightly",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tl.metrics import (
     TEMPERATURES,
+    cka,
     confusion,
     ece,
     log_softmax,
@@ -281,3 +282,62 @@ def test_summarise_large_logits_and_no_example() -> None:
     assert found["ece"] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="no example"):
         summarise(np.zeros((0, 3), np.float32), np.zeros(0, int))
+
+
+# ----------------------------------------------------------------------------------------------------------------- cka
+
+
+def by_definition(x: np.ndarray, y: np.ndarray) -> float:
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with H = I - 1/n, as the paper writes it."""
+    n = len(x)
+    h = np.eye(n) - 1 / n
+    hsic = lambda k, m: np.trace(k @ h @ m @ h) / (n - 1) ** 2  # noqa: E731
+    k, m = x @ x.T, y @ y.T
+    return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
+
+
+@pytest.mark.parametrize("n, d1, d2", [(40, 5, 7), (6, 30, 4), (6, 4, 30), (9, 9, 9), (2, 3, 1)])
+def test_cka_is_the_papers_in_both_forms(n: int, d1: int, d2: int) -> None:
+    rng = np.random.default_rng(n)
+    x, noise = rng.normal(size=(n, d1)) + 3.0, rng.normal(size=(n, d2))
+    y = np.tanh(x @ rng.normal(size=(d1, d2))) + noise
+    assert cka(x, y) == pytest.approx(by_definition(x, y), abs=1e-12) == cka(y, x)
+    assert 0.0 <= cka(x.astype(np.float32), noise) <= 1.0
+
+
+@pytest.mark.parametrize("n, d", [(50, 8), (8, 50)])
+@pytest.mark.parametrize("scale", [1e-30, -2.0, 1e30])
+def test_cka_does_not_see_a_rotation_a_scale_or_a_shift(n: int, d: int, scale: float) -> None:
+    rng = np.random.default_rng(d)
+    x, y = rng.normal(size=(n, d)), rng.normal(size=(n, d)) ** 3
+    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    assert [cka(x, x), cka(x, scale * x @ turn)] == pytest.approx([1.0, 1.0], abs=1e-12)
+    assert cka(x @ turn * scale + 0.1 * scale, y) == pytest.approx(cka(x, y), abs=1e-12)
+    stretched = x * np.linspace(0.1, 10.0, d)  # a general linear map is seen
+    assert cka(x, stretched) < 0.98
+
+
+def test_cka_of_unrelated_features_is_small_with_many_pictures_only() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5000, 4)), rng.normal(size=(5000, 4))
+    assert cka(x, y) < 0.01
+    assert cka(rng.normal(size=(10, 500)), rng.normal(size=(10, 500))) > 0.9
+    apart = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert cka(apart[:, :1], apart[:, 1:]) == 0.0
+
+
+@pytest.mark.parametrize(
+    "x, y, words",
+    [
+        (np.ones((3, 2)), np.eye(3), "the first features are the same for all 3 pictures"),
+        (np.eye(3), np.full((3, 1), 0.1, np.float32), "the second features are the same for all 3"),
+        (np.eye(1), np.eye(1), "at least 2 pictures; got 1"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "at least 2 pictures; got 0"),
+        (np.eye(3), np.eye(4), r"of the same n; got \[3, 3\], \[4, 4\]"),
+        (np.arange(3.0), np.eye(3), r"f\[n d1\] with f\[n d2\] .*; got \[3\]"),
+        (np.eye(3), np.array([[0.0], [np.nan], [1.0]]), "the second features hold a number that is not finite"),
+    ],
+)
+def test_cka_of_nothing_to_compare_is_told(x: np.ndarray, y: np.ndarray, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        cka(x, y)

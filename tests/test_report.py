@@ -307,3 +307,59 @@ def test_table_and_facts():
 def test_nothing_skipped_says_nothing():
     assert report.skipped([]) == ""
     assert "1 file skipped" in report.skipped([{"path": "a", "why": "b"}])
+
+
+# --------------------------------------------------------------------------------------------------------------- films
+
+
+def grown(n: int) -> list[np.ndarray]:
+    """Frames f32[20 30 3], each brighter than the last by more than lossy storage takes away."""
+    return [np.full([20, 30, 3], (i + 0.5) / n, np.float32) for i in range(n)]
+
+
+def frames_of(file) -> tuple[list[np.ndarray], list[int], int]:
+    """Frames, milliseconds each, and how often (0: for ever), as Pillow reads them."""
+    with Image.open(file) as film:
+        shown, held = [], []
+        for i in range(film.n_frames):  # type: ignore[attr-defined]
+            film.seek(i)
+            film.load()
+            held.append(film.info["duration"])
+            shown.append(np.asarray(film.convert("RGB")))
+        return shown, held, film.info["loop"]
+
+
+def test_a_film_is_read_back_frame_by_frame_and_rests_on_the_last(tmp_path):
+    frames = grown(7)
+    report.save_film(tmp_path / "a.webp", frames, seconds=2)
+    shown, held, loop = frames_of(tmp_path / "a.webp")
+    assert len(shown) == 7 and loop == 0
+    assert sum(held[:-1]) + held[-1] - 1000 * report.LAST_FRAME == 2000 and max(held[:-1]) - min(held[:-1]) <= 1
+    for frame, back in zip(frames, shown, strict=True):
+        assert np.abs(back.astype(int) - report.as_uint8(frame)).max() <= 4
+
+
+def test_a_film_stands_where_a_picture_may():
+    (image,) = Parsed(report.card(report.film(grown(3), seconds=1, alt="<grown>"))).all("img")
+    source = str(image["src"])
+    assert source.startswith("data:image/webp;base64,") and image["alt"] == "<grown>"
+    assert (image["width"], image["height"]) == ("30", "20")
+    assert len(frames_of(io.BytesIO(base64.b64decode(source.partition(",")[2])))[0]) == 3
+    assert "film of 1 frames, 30 by 20 pixels" in report.film(grown(1), seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("frames", "seconds", "says"),
+    [
+        ([], 1, "got none"),
+        ([*grown(2), np.zeros([20, 31, 3], np.uint8)], 1, r"\(20, 30\), \(20, 31\)"),
+        (grown(10), 0.1, "10 frames wants 0.2 seconds"),
+        (grown(2), float("nan"), "got nan"),
+        ([np.zeros([2, 2, 4], np.uint8)], 1, r"\[2, 2, 4\]"),
+    ],
+)
+def test_what_is_no_film_is_refused(frames, seconds, says, tmp_path):
+    for use in (report.film, lambda f, seconds: report.save_film(tmp_path / "a.webp", f, seconds=seconds)):
+        with pytest.raises(ValueError, match=says):
+            use(frames, seconds=seconds)
+    assert not list(tmp_path.iterdir())

@@ -134,6 +134,19 @@ def test_figures_do_not_overwrite_each_other(tmp_path):
     assert [np.asarray(Image.open(path))[0, 0, 0] for path in paths] == list(range(len(names)))
 
 
+def test_films_are_numbered_as_figures_are_and_apart_from_them(tmp_path):
+    run = runlog.start("x", tmp_path, {})
+    frames = [np.full([4, 4, 3], level, np.uint8) for level in (0, 120, 255)]
+    paths = [run.film(name, frames, seconds=1) for name in ("tabby cat", "Tabby cat", "")]
+    assert [path.name for path in paths] == ["tabby_cat.webp", "Tabby_cat-2.webp", "figure.webp"]
+    assert run.figure("tabby cat", frames[0]).name == "tabby_cat.png"
+    with Image.open(paths[0]) as film:
+        assert film.format == "WEBP" and film.n_frames == 3 and film.info["loop"] == 0  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="got none"):
+        run.film("lynx", [], seconds=1)
+    assert run.film("lynx", frames, seconds=1).name == "lynx.webp"  # a film that was not written takes no name
+
+
 class Norm(enum.Enum):
     LINF = "linf"
 

@@ -6,6 +6,7 @@ is traced, so a sweep compiles once. Only this module turns a gradient into a st
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import optax
 from tl import optim
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(theta, key) -> f32[b]`: one value an image, larger is better; the key is for random transforms."""
+"""`(theta, key) -> f32[b]`: one value an image, larger is better; the key, or a key an image, is for random transforms."""
 
 
 class Ascent(NamedTuple):
@@ -26,11 +27,13 @@ class Ascent(NamedTuple):
       last: theta [b ...] after the last step.
       best: theta [b ...], of each image the one with its highest score on the way; for scores without randomness.
       scores: f32[steps + 1 b], the score before each step and after the last.
+      frames: theta [frames b ...], at even distances on the way; the last of them is `last`.
     """
 
     last: jax.Array
     best: jax.Array
     scores: jax.Array
+    frames: jax.Array
 
 
 def direction(rule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
@@ -38,11 +41,30 @@ def direction(rule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransform
     return optax.stateless(lambda updates, params: jax.tree.map(rule, updates))
 
 
+def lbfgs() -> optax.GradientTransformation:
+    """L-BFGS with a memory of ten steps, of each image on its own, so that no image's curvature bends another's path.
+
+    Directions only: the step is `step_size` times them, without a line search. Where the curvature that was seen would
+    lead downhill, the plain gradient, at most of length one, takes its place. Meant for scores without randomness.
+
+    Reference: Nocedal & Wright 2006, "Numerical Optimization", algorithm 7.4; optax's, turned uphill.
+    """
+    inner = optax.scale_by_lbfgs(memory_size=10)  # optax's default
+
+    def one(uphill: jax.Array, opt_state: optax.OptState, theta: jax.Array) -> tuple[jax.Array, optax.OptState]:
+        direction, opt_state = inner.update(-uphill, opt_state, theta)
+        down, plain = jnp.asarray(direction), uphill / jnp.maximum(jnp.linalg.norm(uphill), 1.0)
+        return jnp.where(jnp.vdot(down, uphill) < 0.0, -down, plain), opt_state
+
+    return optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(one))  # pyright: ignore[reportArgumentType]
+
+
 OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
     "sgd": optax.identity,
     "momentum": lambda: optax.trace(decay=0.9),  # chosen, not tuned
     "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999),  # Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
     "sign": lambda: direction(jnp.sign),
+    "lbfgs": lbfgs,
 }
 """What `--optimizer` names: gradient -> direction, without a step size and without a sign."""
 
@@ -56,17 +78,22 @@ def ascend(
     optimizer: optax.GradientTransformation,
     step_size: jax.Array | float | Callable[[jax.Array], jax.Array],
     project: Callable[[jax.Array], jax.Array] = lambda theta: theta,
+    first: tuple[int, Score] | None = None,
+    frames: int = 0,
 ) -> Ascent:
     """Climbs `score` from `theta`; call it inside `jit`.
 
     Args:
-      score: `(theta, key) -> f32[b]`. Images must not influence each other's scores: their gradients are taken together.
+      score: `(theta, key) -> f32[b]`. Gradients are of the sum over images: where an image's score depends on another image
+        (diversity), both climb it.
       theta: f32[b ...], the start.
-      key: `jax.random.key`; each step's score gets its own.
+      key: `jax.random.key`, or one for each image; each step's score gets its own.
       steps: static, at least 0.
       optimizer: gradient -> direction, a row of `OPTIMIZERS` or any optax transformation that keeps the sign.
       step_size: traced; a number, or a function of the share of the climb that is done, f32 in [0, 1).
       project: brings theta back to where it may be, after each step.
+      first: a number of steps, static, and the score that is climbed in them instead: the same with other gradients.
+      frames: static, at most `steps`, how many thetas on the way to keep.
 
     Returns:
       Ascent.
@@ -77,25 +104,36 @@ def ascend(
       >>> float(path.last[0].round(2))
       3.0
     """
+    own = lambda i: (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(key, i)  # noqa: E731
     rate = step_size if callable(step_size) else lambda _: jnp.asarray(step_size, jnp.float32)
-
-    def total(theta: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = score(theta, key)
-        return jnp.sum(scores), scores
 
     def better(best: tuple[jax.Array, jax.Array], scores: jax.Array, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
         wins = scores > best[0]
         return jnp.where(wins, scores, best[0]), jnp.where(wins.reshape(-1, *(1,) * (theta.ndim - 1)), theta, best[1])
 
-    def step(carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-        theta, best, opt_state = carry
-        (_, scores), gradient = jax.value_and_grad(total, has_aux=True)(theta, jax.random.fold_in(key, i))
+    def step(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
+        theta, best, opt_state, kept = carry
+
+        def total(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+            scores = score(theta, own(i))
+            return jnp.sum(scores), scores
+
+        (_, scores), gradient = jax.value_and_grad(total, has_aux=True)(theta)
         best = better(best, scores, theta)
         uphill, opt_state = optim.update(optimizer, gradient, opt_state, theta)
         theta = project(theta + rate(i.astype(jnp.float32) / max(steps, 1)) * uphill)
-        return (theta, best, opt_state), scores
+        if frames:  # each place is written until its time is over
+            kept = jax.lax.dynamic_update_index_in_dim(kept, theta, i * frames // max(steps, 1), 0)
+        return (theta, best, opt_state, kept), scores
 
     start = (jnp.full(theta.shape[:1], -jnp.inf, theta.dtype), theta)
-    (last, best, _), scores = jax.lax.scan(step, (theta, start, optimizer.init(theta)), jnp.arange(steps))
-    final = score(last, jax.random.fold_in(key, steps))
-    return Ascent(last, better(best, final, last)[1], jnp.concatenate([scores, final[None]]))
+    carry = (theta, start, optimizer.init(theta), jnp.broadcast_to(theta, (frames, *theta.shape)))
+    cut = min(first[0], steps) if first else 0
+    parts = []
+    for part, begin, end in ((first[1] if first else score, 0, cut), (score, cut, steps)):
+        if begin < end:
+            carry, scores = jax.lax.scan(functools.partial(step, part), carry, jnp.arange(begin, end))
+            parts.append(scores)
+    last, best, _, kept = carry
+    final = score(last, own(jnp.int32(steps)))
+    return Ascent(last, better(best, final, last)[1], jnp.concatenate([*parts, final[None]]), kept)

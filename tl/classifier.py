@@ -29,6 +29,7 @@ from tl.weights import hub, port, readers, store, tables
 
 ARTEFACT, VARIABLES = "classifier.json", "variables.safetensors"
 IMAGENET_CLASSES = 1000
+_HUB = "hub repository "  # how an origin begins that is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +326,7 @@ def _fetched(spec: BackboneSpec, tag: str, repo: str) -> _Found:
     names = files.config.get("label_names")
     classes = labels.from_names(list(names), name=repo) if names and len(names) != IMAGENET_CLASSES else None
     known_as = Provenance(
-        repo.removeprefix("timm/"), store.sha256(files.weights), f"hub repository {repo}", hub.licence_of(files.config)
+        repo.removeprefix("timm/"), store.sha256(files.weights), f"{_HUB}{repo}", hub.licence_of(files.config)
     )
     return _Found(files.weights, known_as, held, "timm", hub.pixels_of(files.config), classes)
 
@@ -485,6 +486,31 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
         )
     )
     return folder
+
+
+def learned_from(clf: Classifier) -> tuple[str, str]:
+    """What brings back the pretrained weights that a saved classifier began from: `load(name, weights=weights)`.
+
+    A classifier that `transfer` learned from a folder of another began where that one did.
+
+    Returns:
+      `(name, weights)`: `("tf_efficientnet_lite0.lukemelas_in1k", "package")`, `("resnet50", "hub:timm/resnet50.a1_in1k")`.
+
+    Raises:
+      ValueError: they came from a file whose place is not kept, or were random numbers.
+    """
+    name, repo = clf.weights.name, clf.weights.origin.removeprefix(_HUB)
+    arch, _, tag = name.partition(".")
+    if repo != clf.weights.origin:
+        return clf.arch, f"hub:{repo}"
+    if (row := store.packaged_row([arch], tag)) is not None and tag == row.tag:
+        return name, "package"
+    drawn = clf.weights.origin == "random numbers"
+    what = "random numbers" if drawn else f"a file that is known by its name alone, {name!r}"
+    raise ValueError(
+        f"the weights that this {clf.arch} began from cannot be found again, for they were {what}; say where they are: "
+        "--before=FILE, FOLDER or NAME"
+    )
 
 
 def record(folder: str | Path) -> dict[str, Any]:

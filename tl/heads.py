@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tl.backbones.layers import Dense, dense_params
+from tl.backbones.layers import Dense, dense_params, relu
 from tl.backbones.spec import BackboneSpec
 from tl.paths import nearest
 
@@ -52,7 +52,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, endpoints: Mapping[str, jax.Array]) -> jax.Array:
-        hidden = jax.nn.relu(Dense(self.width, name="hidden")(features))
+        hidden = relu(Dense(self.width, name="hidden")(features))
         return Linear(self.classes, name="logits")(hidden, endpoints)
 
 

@@ -1,4 +1,4 @@
-"""How good a classifier is, in numpy: accuracies with their interval, confusion, likelihood, calibration."""
+"""How good a classifier is, in numpy: accuracies with their interval, confusion, likelihood, calibration; how alike two are."""
 
 from __future__ import annotations
 
@@ -192,6 +192,61 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         raise ValueError("there is no value to take the mean of")
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
+
+
+def cka(x: np.ndarray, y: np.ndarray) -> float:
+    """How alike two representations of the same n pictures are, by the linear kernel: centred kernel alignment.
+
+    1 where one is the other turned (an orthogonal map), scaled and shifted; a general linear map changes it. It is the plain
+    estimate: with few pictures for many features even two unrelated representations look alike, so compare values of one n.
+
+    Args:
+      x, y: f[n d1], f[n d2], a row a picture, in the same order; centred here, computed in float64.
+
+    Returns:
+      In [0, 1].
+
+    Raises:
+      ValueError: not two tables of the same n, fewer than 2 pictures, a number that is not finite, or features that are the
+        same for every picture.
+
+    Reference: Kornblith et al. 2019, arXiv:1905.00414, section 3 (HSIC and CKA) with the linear kernel; the equality of its two
+      forms is their equation 1.
+
+    Example:
+      >>> x = np.array([[0.0, 1.0], [1.0, 0.0], [2.0, 5.0]])
+      >>> round(cka(x, 3.0 * x[:, ::-1] + 7.0), 6)
+      1.0
+    """
+    if np.ndim(x) != 2 or np.ndim(y) != 2 or len(x) != len(y):
+        raise ValueError(
+            f"cka compares f[n d1] with f[n d2] of the same n; got {list(np.shape(x))}, {list(np.shape(y))}"
+        )
+    n = len(x)
+    if n < 2:
+        raise ValueError(f"cka wants at least 2 pictures; got {n}")
+    a, b = (_centred(np.asarray(table, np.float64), which) for table, which in ((x, "first"), (y, "second")))
+    if n < max(
+        a.shape[1], b.shape[1]
+    ):  # the same three sums over n x n kernels: less work where there are few pictures
+        kernel_a, kernel_b = a @ a.T, b @ b.T
+        together = float((kernel_a * kernel_b).sum())
+    else:
+        kernel_a, kernel_b = a.T @ a, b.T @ b
+        together = float(np.square(b.T @ a).sum())
+    return min(1.0, max(0.0, together / float(np.linalg.norm(kernel_a) * np.linalg.norm(kernel_b))))
+
+
+def _centred(table: np.ndarray, which: str) -> np.ndarray:
+    """Features f64[n d] about their mean, scaled so that their fourth powers stay finite."""
+    if not np.isfinite(table).all():
+        raise ValueError(f"the {which} features hold a number that is not finite")
+    if (table == table[0]).all():
+        raise ValueError(
+            f"the {which} features are the same for all {len(table)} pictures, so nothing can vary with them"
+        )
+    centred = table - table.mean(axis=0)
+    return centred / np.abs(centred).max()
 
 
 def summarise(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

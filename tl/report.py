@@ -1,10 +1,10 @@
 """One self-contained HTML page a run, composed from plain functions that return fragments of it.
 
 A fragment is an `Html` string. A plain `str` is text, and is escaped wherever it meets a fragment, so that a file
-called `<script>` stays a name. Pictures are embedded at their true pixels as PNG; nothing is fetched and nothing is
-executed: the page opens from a mail, works on a phone, in the dark and on paper. A leaf: NumPy, Pillow and the
-standard library. It computes nothing (`tl.metrics` does), resizes nothing (`tl.pixels` does) and, pictures by
-`save_png` apart, writes nothing (`tl.runlog` does).
+called `<script>` stays a name. Pictures are embedded at their true pixels as PNG, films as WebP; nothing is fetched and
+nothing is executed: the page opens from a mail, works on a phone, in the dark and on paper. A leaf: NumPy, Pillow and
+the standard library. It computes nothing (`tl.metrics` does), resizes nothing (`tl.pixels` does) and, pictures by
+`save_png` and films by `save_film` apart, writes nothing (`tl.runlog` does).
 
 Example:
   >>> fluffy = card(np.zeros([224, 224, 3], np.uint8), title="a <cat>", bars=[("tabby", 0.93, True), ("lynx", 0.05)])
@@ -26,6 +26,10 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+WEBP_QUALITY = 80  # of 100 (chosen, not tuned)
+LAST_FRAME = 1.5  # seconds that a film rests on its last frame, the one that matters (chosen, not tuned)
+SHORTEST_FRAME = 0.02  # seconds; browsers slow a film down whose frames are shorter
 
 
 class Html(str):
@@ -83,6 +87,37 @@ def as_uint8(image: Any) -> np.ndarray:
 def save_png(path: str | os.PathLike[str] | IO[bytes], image: Any) -> None:
     """Writes a picture at its true pixels, to a path or an open file: read back, it is exactly `as_uint8(image)`."""
     Image.fromarray(as_uint8(image)).save(path, format="PNG")
+
+
+def save_film(path: str | os.PathLike[str] | IO[bytes], frames: Iterable[Any], *, seconds: float) -> None:
+    """Writes pictures as one animated WebP that loops for ever, to a path or an open file.
+
+    Lossy, unlike `save_png`: it shows how something came about, and the pixels that count are saved as PNG. Equal frames
+    that follow each other are stored as one that is held longer.
+
+    Args:
+      frames: pictures as `as_uint8` takes them, all of one size.
+      seconds: from the first frame to the last, spread evenly; the last is held `LAST_FRAME` longer.
+
+    Raises:
+      ValueError: no frame, frames of several sizes, or less than `SHORTEST_FRAME` for each.
+    """
+    images = [as_uint8(frame) for frame in frames]
+    sizes = sorted({image.shape[:2] for image in images})
+    if len(sizes) != 1:
+        found = "none" if not sizes else "frames of (h w) " + ", ".join(map(str, sizes))
+        raise ValueError(f"a film wants frames, all of one size; got {found}")
+    if not SHORTEST_FRAME * len(images) <= seconds < math.inf:
+        raise ValueError(
+            f"a film of {len(images)} frames wants {SHORTEST_FRAME * len(images):g} seconds or more, {SHORTEST_FRAME:g} a "
+            f"frame; got {seconds:g}: take fewer frames"
+        )
+    starts = np.rint(np.linspace(0, 1000 * seconds, len(images) + 1)).astype(int)
+    held = np.diff(starts).tolist()  # milliseconds
+    held[-1] += round(1000 * LAST_FRAME)
+    first, *rest = map(Image.fromarray, images)
+    how = {"quality": WEBP_QUALITY, "method": 4, "loop": 0}
+    first.save(path, format="WEBP", save_all=True, append_images=rest, duration=held, **how)
 
 
 def contact_sheet(images: Iterable[Any], *, columns: int, gap: int = 4, background: int = 255) -> np.ndarray:
@@ -177,7 +212,7 @@ def picture(image: Any, *, alt: str = "", scale: int = 1) -> Html:
     """A picture at its true pixels, or with each pixel drawn as a sharp square of `scale` by `scale`.
 
     Args:
-      image: as `as_uint8` takes it. What `picture` returned already passes as it is.
+      image: as `as_uint8` takes it. What `picture` or `film` returned already passes as it is.
       alt: what a reader who cannot see it should know; by default its size.
       scale: integer enlargement, done by the browser; the embedded PNG keeps the true pixels.
     """
@@ -189,9 +224,27 @@ def picture(image: Any, *, alt: str = "", scale: int = 1) -> Html:
     file = io.BytesIO()
     save_png(file, pixels)
     height, width = pixels.shape[:2]
-    source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     alt = alt or f"picture, {width} by {height} pixels"
-    return tag("img", "" if scale == 1 else "sharp", src=source, width=width * scale, height=height * scale, alt=alt)
+    size = {"width": width * scale, "height": height * scale}
+    return tag("img", "" if scale == 1 else "sharp", src=_embedded("png", file), **size, alt=alt)
+
+
+def film(frames: Sequence[Any], *, seconds: float = 4.0, alt: str = "") -> Html:
+    """Pictures one after another, for ever, in the place of one: `card(film(frames))`.
+
+    Args:
+      frames, seconds: as for `save_film`.
+      alt: what a reader who cannot see it should know; by default its size.
+    """
+    file = io.BytesIO()
+    save_film(file, frames, seconds=seconds)
+    height, width = as_uint8(frames[0]).shape[:2]
+    alt = alt or f"film of {len(frames)} frames, {width} by {height} pixels"
+    return tag("img", "", src=_embedded("webp", file), width=width, height=height, alt=alt)
+
+
+def _embedded(kind: str, file: io.BytesIO) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def bars(rows: Iterable[tuple[Any, ...]]) -> Html:

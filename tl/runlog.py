@@ -2,7 +2,7 @@
 
     config.json     at the start: flags, versions, git commit, device, seed
     metrics.jsonl   one line a step or epoch, flushed at once, so that a run that dies still tells how far it came
-    figures/*.png   true pixels
+    figures/*.png   true pixels; *.webp are films
     report.html     one self-contained page
     result.json     last, in one piece, or not at all: its presence says that the run finished
 
@@ -82,14 +82,30 @@ class Run:
             used before gets `-2`, `-3`, ...: two photographs called `1.jpg` do not overwrite each other.
           image: as `tl.report.as_uint8` takes it.
         """
-        stem = re.sub(r"[^\w.-]+", "_", name)[:60].strip("._") or "figure"
-        free = (s for s in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))))
-        stem = next(s for s in free if s.casefold() not in self._figures)  # some disks do not tell A from a
-        path = self.workdir / "figures" / f"{stem}.png"
-        path.parent.mkdir(exist_ok=True)
+        path = self._free(name, ".png")
         report.save_png(path, image)
-        self._figures.add(stem.casefold())
+        self._figures.add(path.name.casefold())
         return path
+
+    def film(self, name: str, frames: Sequence[Any], *, seconds: float) -> pathlib.Path:
+        """Writes pictures as a film that loops for ever and returns where: `workdir/figures/NAME.webp`.
+
+        Args:
+          name: as for `figure`.
+          frames, seconds: as for `tl.report.save_film`.
+        """
+        path = self._free(name, ".webp")
+        report.save_film(path, frames, seconds=seconds)
+        self._figures.add(path.name.casefold())
+        return path
+
+    def _free(self, name: str, suffix: str) -> pathlib.Path:
+        """A path in `figures/`, which is made where missing, that this run has not written yet."""
+        stem = re.sub(r"[^\w.-]+", "_", name)[:60].strip("._") or "figure"
+        names = (f"{s}{suffix}" for s in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))))
+        folder = self.workdir / "figures"
+        folder.mkdir(exist_ok=True)
+        return folder / next(n for n in names if n.casefold() not in self._figures)  # some disks do not tell A from a
 
     def facts(self) -> dict[str, str]:
         """The small print of the report: command line, device, versions, commit, date, seconds."""

@@ -10,13 +10,17 @@ is written once, and gradients with respect to image, kernel, scale and bias sta
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from tl import ops
 from tl.types import Mode
@@ -73,19 +77,69 @@ def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     return (jax.random.normal(key, (math.prod(shape),)) * math.sqrt(2.0 / (h * w * o))).reshape(shape)
 
 
-@jax.custom_jvp
+_redirecting = contextvars.ContextVar("redirecting", default=False)
+
+
+@contextlib.contextmanager
+def redirected_gradients() -> Iterator[None]:
+    """While a network is traced in here, its relus pass a gradient on where plain ones would pass none at all.
+
+    A unit that is off for every pixel gives the image no gradient, and its picture stays grey. In here an image whose
+    gradient through a relu would be zero everywhere gets the incoming one, less what pushes an inactive unit further
+    down (or, at 6, further up): an ascent then wakes the unit. Values do not change. Meant for the first steps of a climb.
+
+    Reference: lucid, `lucid/misc/redirected_relu_grad.py` (Apache-2.0), with the sign of an ascent; lucid minimises.
+    """
+    token = _redirecting.set(True)
+    try:
+        with set_xla_metadata(tl_gradients="redirected"):  # part of jit's key: a jitted network is traced anew in here
+            yield
+    finally:
+        _redirecting.reset(token)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), with gradient 0 at the corner."""
+    return _redirected(x, math.inf) if _redirecting.get() else jax.nn.relu(x)
+
+
 def relu6(x: jax.Array) -> jax.Array:
     """min(max(x, 0), 6), with gradient 0 at both corners, as torch has it (`jnp.clip` gives a half there, and is slower).
 
     Reference: Sandler et al. 2018, arXiv:1801.04381, section 3.
     """
+    return _redirected(x, 6.0) if _redirecting.get() else _relu6(x)
+
+
+@jax.custom_jvp
+def _relu6(x: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.maximum(x, 0.0), 6.0)
 
 
-@relu6.defjvp
+@_relu6.defjvp
 def _relu6_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
     (x,), (t,) = primals, tangents
-    return relu6(x), jnp.where((x > 0.0) & (x < 6.0), t, jnp.zeros_like(t))
+    return _relu6(x), jnp.where((x > 0.0) & (x < 6.0), t, jnp.zeros_like(t))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _redirected(x: jax.Array, top: float) -> jax.Array:
+    return jnp.minimum(jnp.maximum(x, 0.0), top)
+
+
+def _redirected_fwd(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array]:
+    return _redirected(x, top), x
+
+
+def _redirected_bwd(top: float, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    none = jnp.zeros_like(g)
+    plain = jnp.where((x > 0.0) & (x < top), g, none)
+    useful = jnp.where(((x < 0.0) & (g < 0.0)) | ((x > top) & (g > 0.0)), none, g)
+    silent = jnp.all(plain == 0.0, axis=tuple(range(1, x.ndim)), keepdims=True)  # of each image apart
+    return (jnp.where(silent, useful, plain),)
+
+
+_redirected.defvjp(_redirected_fwd, _redirected_bwd)
 
 
 @jax.custom_vjp

@@ -26,12 +26,12 @@ from tl.backbones.layers import (
     hard_sigmoid,
     hard_swish,
     pooled,
+    relu,
     relu6,
 )
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
-relu = jax.nn.relu
 TF = NormSpec(eps=1e-3)  # TensorFlow's eps as timm's `tf_` networks have it, with torch's momentum
 KERAS = NormSpec(eps=1e-3, momentum=0.001, unbiased=False)  # keras.applications.mobilenet_v2 and _v3: momentum 0.999
 KERAS_V1 = NormSpec(eps=1e-3, momentum=0.01, unbiased=False)  # keras.applications.mobilenet: Keras' defaults

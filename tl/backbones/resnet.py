@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import Conv, ConvNorm, Norm, NormSpec, Stage, chain
+from tl.backbones.layers import Conv, ConvNorm, Norm, NormSpec, Stage, chain, relu
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
-relu = jax.nn.relu
 KERAS = NormSpec(eps=1.001e-5, momentum=0.01, unbiased=False)  # keras.applications.resnet; momentum is Keras' default
 
 

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import Conv, Dense, Stage, chain, pooled
+from tl.backbones.layers import Conv, Dense, Stage, chain, pooled, relu
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
-relu = jax.nn.relu
 # Iandola et al. 2016, arXiv:1602.07360, table 1, as version 1.1 has it (github.com/forresti/SqueezeNet): squeeze, expand
 FIRES = (((16, 64), (16, 64)), ((32, 128), (32, 128)), ((48, 192), (48, 192), (64, 256), (64, 256)))
 

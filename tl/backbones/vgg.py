@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import Conv, ConvNorm, Dense, Stage, chain
+from tl.backbones.layers import Conv, ConvNorm, Dense, Stage, chain, relu
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
@@ -27,7 +27,7 @@ class VGG(nn.Module):
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             width = self.widths[s - 1]
             conv = partial(ConvNorm, width, bias=True) if self.norm else partial(Conv, width)
-            blocks = [partial(conv, activation=jax.nn.relu)] * self.depths[s - 1]
+            blocks = [partial(conv, activation=relu)] * self.depths[s - 1]
             x, ends = Stage(blocks, prefix="conv", name=f"stage{s}")(x, mode)
             return ops.max_pool(x, window=2, stride=2), ends
 
@@ -49,8 +49,8 @@ class VGGTop(nn.Module):
         del features
         x = adaptive_mean(endpoints["stage5"].astype(jnp.float32), 7)
         x = x.reshape(x.shape[0], -1)
-        x = jax.nn.relu(Dense(self.width, name="fc6")(x))
-        x = jax.nn.relu(Dense(self.width, name="fc7")(x))
+        x = relu(Dense(self.width, name="fc6")(x))
+        x = relu(Dense(self.width, name="fc7")(x))
         return Dense(self.classes, name="fc8")(x)
 
 

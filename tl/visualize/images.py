@@ -1,9 +1,12 @@
-"""Parameterisations: what is optimised in place of the pixels, and how it becomes a picture."""
+"""Parameterisations: what is optimised in place of the pixels, and how it becomes a picture.
+
+To add one: a function `(count, size) -> Image` and a row in `PARAMETERISATIONS`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -15,43 +18,75 @@ class Image(NamedTuple):
     """A family of pictures.
 
     Attributes:
-      init: key -> theta, the start.
+      init: key -> theta f32[b ...], the start; a picture of its own for each of `b` keys.
       decode: theta -> images01 f32[b h w 3], always within [0, 1].
+      encode: images01 f32[b h w 3] -> theta whose picture is as near to them as the family has one, to start there.
+      project: theta -> theta, back to where it may be after a step.
     """
 
     init: Callable[[jax.Array], jax.Array]
     decode: Callable[[jax.Array], jax.Array]
+    encode: Callable[[jax.Array], jax.Array]
+    project: Callable[[jax.Array], jax.Array] = lambda theta: theta
 
 
-def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Normal numbers, drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4."""
     return jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
 
 
-def pixel(count: int, size: int, *, spread: float = 0.1) -> Image:
-    """The pixels themselves, kept in [0, 1] by a sigmoid, so that no gradient dies at the border of the box.
+def _each(draw: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The draw for keys [b]: an image's start depends on its own key alone."""
+    return jax.vmap(draw)
 
-    Args:
-      count: images, b.
-      size: side, in pixels.
-      spread: standard deviation of the start in logits; 0.1 is grey noise of 0.025 (chosen, not tuned).
-    """
-    return Image(lambda key: spread * _normal(key, (count, size, size, 3)), jax.nn.sigmoid)
+
+def _logit(images01: jax.Array) -> jax.Array:
+    """The inverse of the sigmoid; 0 and 1 become the levels 1/512 away, since theirs are infinite."""
+    inside = jnp.clip(images01, 1 / 512, 511 / 512)
+    return jnp.log(inside) - jnp.log1p(-inside)
 
 
 # Square root of the covariance of RGB in ImageNet photographs, over its largest column norm: independent colours on the
 # right become natural ones. Lucid, `lucid/optvis/param/color.py` (Apache-2.0).
 COLOUR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
 COLOUR = COLOUR / np.linalg.norm(COLOUR, axis=0).max()
+PLAIN = np.linalg.inv(COLOUR)
 
 
-def fourier(count: int, size: int, *, spread: float = 0.01, decay: float = 1.0) -> Image:
+def _mixed(x: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """x @ matrix.T over the colours, plane by plane: a product with a 3 x 3 matrix is ten times slower on a CPU."""
+    r, g, b = x[..., 0], x[..., 1], x[..., 2]
+    return jnp.stack([float(row[0]) * r + float(row[1]) * g + float(row[2]) * b for row in matrix], axis=-1)
+
+
+def pixel(size: int, *, spread: float = 0.1) -> Image:
+    """The pixels themselves, kept in [0, 1] by a sigmoid, so that no gradient dies at the border of the box.
+
+    Args:
+      size: side, in pixels.
+      spread: standard deviation of the start in logits; 0.1 is grey noise of 0.025 (chosen, not tuned).
+    """
+    return Image(_each(lambda key: spread * _normal(key, (size, size, 3))), jax.nn.sigmoid, _logit)
+
+
+def box(size: int, *, spread: float = 0.025) -> Image:
+    """The pixels themselves, cut off at 0 and 1 after each step; the start is grey noise, as that of `pixel`."""
+    cut = lambda theta: jnp.clip(theta, 0.0, 1.0)  # noqa: E731
+    return Image(_each(lambda key: 0.5 + spread * _normal(key, (size, size, 3))), cut, cut, cut)
+
+
+def _frequencies(size: int) -> np.ndarray:
+    """Cycles a pixel f32[size, size // 2 + 1] of a real two-dimensional transform; 1/size in place of zero."""
+    f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    return np.maximum(f, 1.0 / size).astype(np.float32)
+
+
+def fourier(size: int, *, spread: float = 0.01, decay: float = 1.0) -> Image:
     """Coefficients of a real 2-D Fourier series, weighted 1/f^decay, in decorrelated colours, through a sigmoid.
 
     A step of the same length changes all scales with the energy that photographs have there, so large shapes come first.
 
     Args:
-      count: images, b.
       size: side, in pixels.
       spread: standard deviation of the starting coefficients (lucid's 0.01).
       decay: photographs have about 1 (Field 1987).
@@ -59,18 +94,84 @@ def fourier(count: int, size: int, *, spread: float = 0.01, decay: float = 1.0) 
     Reference: Olah, Mordvintsev & Schubert 2017, Distill, "Feature visualization", section "Preconditioning and
       parameterization"; lucid's constants.
     """
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
-    weight = (size / 4.0 / np.maximum(frequency, 1.0 / size) ** decay).astype(np.float32)  # lucid: sqrt(w h) / 4
-
-    def init(key: jax.Array) -> jax.Array:
-        return spread * _normal(key, (count, 2, *weight.shape, 3))
+    weight = (size / 4.0 / _frequencies(size) ** decay)[:, :, None]  # lucid: sqrt(w h) / 4
 
     def decode(theta: jax.Array) -> jax.Array:
-        weighted = theta * weight[None, None, :, :, None]
+        weighted = theta * weight[None, None]
         plain = jnp.fft.irfft2(jax.lax.complex(weighted[:, 0], weighted[:, 1]), (size, size), axes=(1, 2))
-        return jax.nn.sigmoid(plain @ COLOUR.T)
+        return jax.nn.sigmoid(_mixed(plain, COLOUR))
 
-    return Image(init, decode)
+    def encode(images01: jax.Array) -> jax.Array:
+        waves = jnp.fft.rfft2(_mixed(_logit(images01), PLAIN), axes=(1, 2))
+        return jnp.stack([waves.real, waves.imag], axis=1) / weight[None, None]
+
+    return Image(_each(lambda key: spread * _normal(key, (2, *weight.shape[:2], 3))), decode, encode)
 
 
-PARAMETERISATIONS: dict[str, Callable[..., Image]] = {"pixel": pixel, "fourier": fourier}
+def pyramid(size: int, *, spread: float = 0.1, levels: int = 5) -> Image:
+    """A sum of pictures of halved sides, each enlarged bilinearly: coarse levels move large shapes in one step.
+
+    Args:
+      size: side, in pixels.
+      spread: standard deviation of each level's start (chosen, not tuned).
+      levels: at most so many; none is smaller than two pixels.
+
+    Reference: lucid, `lucid/optvis/param/lowres.py`, in decorrelated colours.
+    """
+    sides = [side for side in (-(-size // 2**i) for i in range(levels)) if side >= min(2, size)]
+    ends = np.cumsum([0, *(3 * side * side for side in sides)]).tolist()
+
+    def decode(theta: jax.Array) -> jax.Array:
+        total = jnp.zeros((theta.shape[0], size, size, 3), jnp.float32)
+        for side, begin, end in zip(sides, ends, ends[1:], strict=False):
+            level = theta[:, begin:end].reshape(-1, side, side, 3)
+            total += jax.image.resize(level, total.shape, "linear")
+        return jax.nn.sigmoid(_mixed(total, COLOUR))
+
+    def encode(images01: jax.Array) -> jax.Array:
+        full = _mixed(_logit(images01), PLAIN).reshape(images01.shape[0], -1)
+        return jnp.pad(full, ((0, 0), (0, ends[-1] - ends[1])))
+
+    return Image(_each(lambda key: spread * _normal(key, (ends[-1],))), decode, encode)
+
+
+def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
+    """Phases alone: the magnitude of each frequency stays that of photographs, so no energy can go into fine noise.
+
+    Args:
+      size: side, in pixels.
+      decay: magnitude is 1/f^decay in each decorrelated colour (Field 1987). The paper takes the mean magnitude over
+        ImageNet in its place; that of photographs in general needs no data set.
+      contrast: standard deviation of the colours before the sigmoid (the paper's 1).
+
+    Reference: Fel et al. 2023, arXiv:2306.06805, section 3 (MAgnitude Constrained Optimization).
+    """
+    magnitude = (1.0 / _frequencies(size) ** decay)[:, :, None]
+    rows, columns = np.arange(size)[:, None, None], np.arange(size // 2 + 1)[:, None]
+    twin = (rows > size - rows) & (2 * columns % size == 0)  # in two columns a wave stands twice: once must do
+
+    def decode(theta: jax.Array) -> jax.Array:
+        theta = jnp.where(twin[None], -jnp.roll(theta[:, ::-1], 1, axis=1), theta)
+        waves = jax.lax.complex(magnitude[None] * jnp.cos(theta), magnitude[None] * jnp.sin(theta))
+        plain = jnp.fft.irfft2(waves, (size, size), axes=(1, 2))
+        plain = plain - jnp.mean(plain, axis=(1, 2, 3), keepdims=True)
+        scale = contrast * jax.lax.rsqrt(jnp.mean(jnp.square(plain), axis=(1, 2, 3), keepdims=True) + 1e-12)
+        return jax.nn.sigmoid(_mixed(plain * scale, COLOUR))
+
+    def encode(images01: jax.Array) -> jax.Array:
+        return jnp.angle(jnp.fft.rfft2(_mixed(_logit(images01), PLAIN), axes=(1, 2)))
+
+    def draw(key: jax.Array) -> jax.Array:
+        shape = (*magnitude.shape[:2], 3)
+        return jax.random.uniform(key, (math.prod(shape),), jnp.float32, -math.pi, math.pi).reshape(shape)
+
+    return Image(_each(draw), decode, encode)
+
+
+PARAMETERISATIONS: dict[str, Callable[..., Image]] = {
+    "pixel": pixel,
+    "box": box,
+    "fourier": fourier,
+    "pyramid": pyramid,
+    "maco": maco,
+}
