@@ -39,8 +39,8 @@ class Kind(NamedTuple):
 
 
 KINDS: dict[str, Kind] = {
-    "logit": Kind("logit:CLASS", lambda _, t: objectives.class_logit(t["members"]), 200.0, 30.0),
-    "probability": Kind("probability:CLASS", lambda _, t: objectives.class_log_probability(t["members"]), 100.0, 15.0),
+    "logit": Kind("logit:CLASS", lambda _, t: objectives.class_logit(t["members"]), 300.0, 5.0),
+    "probability": Kind("probability:CLASS", lambda _, t: objectives.class_log_probability(t["members"]), 150.0, 2.5),
     "channel": Kind("channel:ENDPOINT:INDEX", lambda e, t: objectives.channel(e, t["index"]), 10.0, 2.0),
     "neuron": Kind(
         "neuron:ENDPOINT:INDEX[:ROW:COLUMN]", lambda e, t: objectives.neuron(e, t["index"], t["place"]), 10.0, 2.0

@@ -287,7 +287,7 @@ def ideals(
                 lambda variables, images01, clf=weights.clf: (clf.apply(variables, images01),),
                 images.PARAMETERISATIONS["fourier"](size),
                 objective,
-                transform=ideal.views(("roll", "zoom"), size),
+                transform=ideal.views(ideal.Settings().names, size),
                 steps=steps,
                 redirect=min(REDIRECT, steps),
                 together=1 if jax.default_backend() == "cpu" else 0,

@@ -45,7 +45,7 @@ JUDGES = (
 
 TRANSFORMS: dict[str, Callable[[int], transforms.Transform]] = {  # size -> transform; lengths are shares of the image
     "roll": lambda size: transforms.roll(size // 14),  # 16 of 224 pixels, the scale of lucid's jitter
-    "zoom": lambda size: transforms.zoom(0.5, 1.1),
+    "zoom": lambda size: transforms.zoom(0.4, 1.3),
     "lucid": lambda size: transforms.lucid(),
     "pad": lambda size: transforms.pad(size // 18),  # lucid's 12 of 224 pixels
     "jitter": lambda size: transforms.jitter(size // 28),  # 8
@@ -53,7 +53,7 @@ TRANSFORMS: dict[str, Callable[[int], transforms.Transform]] = {  # size -> tran
     "rotate": lambda size: transforms.rotate((-10.0, -5.0, 0.0, 5.0, 10.0)),
     "flip": lambda size: transforms.flip(),
     "crop": lambda size: transforms.crop(0.5, 1.0),
-    "noise": lambda size: transforms.noise(0.05),
+    "noise": lambda size: transforms.noise(0.0, 0.12),
 }
 
 
@@ -75,7 +75,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("redirect", 0, "First steps in which gradients pass dead units (lucid: 16).", lower_bound=0)
     flags.DEFINE_integer("size", 0, "Side, in pixels. Default: the weights' own.", lower_bound=0)
     flags.DEFINE_integer("count", 1, "Images a target, from different noise.", lower_bound=1)
-    flags.DEFINE_list("transforms", ["roll", "zoom"], f"Random views, any of {', '.join(TRANSFORMS)}; empty for none.")
+    flags.DEFINE_list("transforms", ["zoom", "noise"], f"Random views, any of {', '.join(TRANSFORMS)}; empty for none.")
     flags.DEFINE_integer("frames", FRAMES, "Pictures in the animation of the climb; 0 for none.", lower_bound=0)
     flags.DEFINE_string("photograph", "", "Where the climb begins, and what inversion and caricature are about.")
     flags.DEFINE_list("also", [], "Networks that a class is climbed under as well.")
@@ -99,7 +99,7 @@ class Settings(NamedTuple):
     redirect: int = 0
     size: int = 0
     count: int = 1
-    names: tuple[str, ...] = ("roll", "zoom")
+    names: tuple[str, ...] = ("zoom", "noise")
     frames: int = FRAMES
     seed: int = 0
 
@@ -174,6 +174,7 @@ def climber(
         redirect=how.redirect,
         frames=how.frames,
         together=together,
+        progress=lambda groups: runlog.progress(groups, label="images") if len(groups) > 1 else groups,
     )
     noise = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(how.seed), jnp.arange(how.count))
     keys = noise[jnp.array([cell.replicate for cell in cells])]

@@ -48,7 +48,7 @@ def main(run: runlog.Run) -> None:
 
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
     wishes = wishes_of.classes_of(clf, "tabby,zebra")
-    how = ideal.Settings(tv=(200.0, 0.0), steps=64 if FLAGS.quick else ideal.STEPS, seed=FLAGS.seed)
+    how = ideal.Settings(tv=(300.0, 0.0), steps=64 if FLAGS.quick else ideal.STEPS, seed=FLAGS.seed)
     climbed, climbed_sections = ideal.ideal(run, [ideal.network(clf, variables)], wishes, how)
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)

@@ -21,7 +21,7 @@ VIEWS: dict[str, tuple[Transform, Callable[[Shape], Shape]]] = {
     "jitter": (transforms.jitter(2), WIDER(-2)),
     "roll": (transforms.roll(2), SAME),
     "flip": (transforms.flip(), SAME),
-    "noise": (transforms.noise(0.3), SAME),
+    "noise": (transforms.noise(0.0, 0.3), SAME),
     "zoom": (transforms.zoom(0.5, 2.0), SAME),
     "scale": (transforms.scale((0.5, 0.9, 1.3)), SAME),
     "crop": (transforms.crop(0.2, 0.6), SAME),
@@ -114,11 +114,17 @@ def test_flip_is_every_other_time() -> None:
 
 
 def test_noise_has_its_spread_and_is_cut_off() -> None:
-    grain = views(transforms.noise(0.05), jnp.full((16, 16, 3), 0.5), 8) - 0.5
+    grain = views(transforms.noise(0.05, 0.05), jnp.full((16, 16, 3), 0.5), 8) - 0.5
     assert grain.mean() == pytest.approx(0.0, abs=0.003)
     assert grain.std() == pytest.approx(0.05, rel=0.05)
-    cut = views(transforms.noise(0.05), jnp.ones((16, 16, 3)), 1)
+    cut = views(transforms.noise(0.05, 0.05), jnp.ones((16, 16, 3)), 1)
     assert cut.max() == 1.0 and (cut == 1.0).mean() == pytest.approx(0.5, abs=0.1)
+    spreads = views(transforms.noise(0.02, 0.1), jnp.full((16, 16, 3), 0.5), 200).std(axis=(1, 2, 3))
+    assert spreads.min() < 0.025 and spreads.max() > 0.095
+    assert spreads.mean() == pytest.approx(0.06, abs=0.006)  # even from end to end
+    for low, high in ((-0.1, 0.1), (0.2, 0.1), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="noise wants 0 <= low <= high; got"):
+            transforms.noise(low, high)
 
 
 def test_resize() -> None:

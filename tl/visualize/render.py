@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -82,6 +82,7 @@ def make(
     redirect: int = 0,
     frames: int = 0,
     together: int = 0,
+    progress: Callable[[Sequence[int]], Iterable[int]] = lambda groups: groups,
 ) -> Render:
     """A jitted function from targets to their ideal images; all but the arguments below is traced, so a sweep compiles once.
 
@@ -101,6 +102,7 @@ def make(
       together: how many images climb side by side, 0 for all. Groups climb one after another, by the same program. At 1 a grid
         of any size compiles once, and an image is the same to the last bit alone and in any grid; on a CPU it is also the
         fastest.
+      progress: wraps the groups, to show how far the climb is.
 
     Raises:
       ValueError: unknown optimizer or variation; gives the nearest.
@@ -165,12 +167,13 @@ def make(
         begin = None if start is None else jnp.asarray(start)
         mine = (keys, jax.tree.map(jnp.asarray, targets), weights, begin)
         cut = lambda i: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, size), mine)  # noqa: E731
-        found = [group(variables, jnp.float32(step_size), cut(i)) for i in range(0, b, size)]
+        found = []
+        for i in progress(range(0, b, size)):
+            found.append(jax.block_until_ready(group(variables, jnp.float32(step_size), cut(i))))
+            if not isinstance(found[-1].scores, Tracer):
+                _finite(np.asarray(found[-1].scores), i, step_size)
         images, begun, scores, film = zip(*found, strict=True)
-        joined = Ideal(*map(jnp.concatenate, (images, begun)), *(jnp.concatenate(x, axis=1) for x in (scores, film)))
-        if not isinstance(joined.scores, Tracer):
-            _finite(np.asarray(joined.scores), step_size)
-        return joined
+        return Ideal(*map(jnp.concatenate, (images, begun)), *(jnp.concatenate(x, axis=1) for x in (scores, film)))
 
     return ideal
 
@@ -183,12 +186,12 @@ def _weight(name: str, value: Any, b: int) -> jax.Array:
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (b,))
 
 
-def _finite(scores: np.ndarray, step_size: float) -> None:
-    """Raises where a climb broke: the first step whose score is not a finite number."""
+def _finite(scores: np.ndarray, before: int, step_size: float) -> None:
+    """Raises where a climb broke: the first step whose score is not a finite number; `before` images came before these."""
     broken = ~np.isfinite(scores)
     if broken.any():
         step, image = np.argwhere(broken)[0].tolist()
         raise ValueError(
-            f"the objective of image {image} became {scores[step, image]} at step {step}; take a smaller step size than "
-            f"{step_size:g}, or another objective"
+            f"the objective of image {before + image} became {scores[step, image]} at step {step}; take a smaller step size "
+            f"than {step_size:g}, or another objective"
         )
