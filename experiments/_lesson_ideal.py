@@ -1,8 +1,8 @@
 """The ideal cat as the course lesson made it: noise, plain gradient descent, no bounds; then with its variation loss.
 
-The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") feeds Keras' VGG-16 a tensor x of N(0, 1)
-that nothing normalises: levels of 0 to 255 less the mean, so a barely visible noise about mean grey. It shows x stretched from
-its minimum to its maximum, which is another picture than the one that was judged.
+The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") feeds the network a tensor x of N(0, 1) as it
+is: nothing normalises it, and nothing keeps it among pictures. It shows x stretched from its minimum to its maximum, which is
+another picture than the one that was judged.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def as_written(
     if not all(wish.classes for wish in wishes):
         raise ValueError("--as_in_lesson is for classes, with --target")
     print(f"the lesson's way: {2 * steps} steps of plain gradient descent", flush=True)
-    side, mean = clf.pixels.size, jnp.asarray(clf.pixels.mean, jnp.float32)[None, None, None]
+    side = clf.pixels.size
     members = goals.members([wish.classes for wish in wishes], len(common.class_table(clf)))
-    images01 = lambda x: mean + x / 255.0  # noqa: E731  # as Keras' weights see x; nothing keeps it in [0, 1]
+    images01 = lambda x: pixels.denormalise(clf.pixels, x)  # noqa: E731  # so that x is what the network takes
 
     def log_probability(variables: Variables, x: jax.Array, members: jax.Array) -> jax.Array:
         logits = clf.apply(variables, images01(x)).logits
@@ -108,7 +108,7 @@ def as_written(
             cards.append(report.card(saved[1], title="the same, as it is", caption=f"saved: {report.percent(as_is)}"))
         strips.append(report.strip(cards, title=wish.word))
     text = (
-        f"The lesson's way, under {clf.arch}: x of N(0, 1) is levels of 0 to 255 less the mean, plain gradient descent with a "
-        f"rate of 1, {steps} steps; then {steps} more with its variation loss. It shows x stretched between its extremes."
+        f"The lesson's way, under {clf.arch}: x of N(0, 1) goes in as it is, plain gradient descent with a rate of 1, "
+        f"{steps} steps; then {steps} more with its variation loss. It shows x stretched between its extremes."
     )
     return rows, report.section("As in the lesson", *strips, text=text)
