@@ -30,12 +30,14 @@ class Kind(NamedTuple):
       form: how a user writes it.
       make: `(endpoint, targets) -> Objective`.
       tv, l2: default weights of variation and energy, in the objective's own units: chosen by eye.
+      views: default transforms, names of `ideal.TRANSFORMS`.
     """
 
     form: str
     make: Callable[[str, Targets], Objective]
     tv: float
     l2: float
+    views: tuple[str, ...] = ("zoom", "noise")
 
 
 KINDS: dict[str, Kind] = {
@@ -50,10 +52,25 @@ KINDS: dict[str, Kind] = {
     ),
     "cosine": Kind("cosine:ENDPOINT:INDEX=WEIGHT;...", lambda e, t: objectives.cosine(e, t[f"vector {e}"]), 5.0, 1.0),
     "layer": Kind("layer:ENDPOINT", lambda e, t: objectives.layer(e), 10.0, 2.0),
-    "inversion": Kind("inversion:ENDPOINT", lambda e, t: objectives.likeness(e, t[f"wanted {e}"]), 0.5, 0.0),
-    "caricature": Kind("caricature:ENDPOINT", lambda e, t: objectives.caricature(e, t[f"wanted {e}"]), 5.0, 1.0),
+    "inversion": Kind("inversion:ENDPOINT", lambda e, t: objectives.likeness(e, t[f"wanted {e}"]), 0.5, 0.0, ()),
+    "caricature": Kind("caricature:ENDPOINT", lambda e, t: objectives.caricature(e, t[f"wanted {e}"]), 5.0, 1.0, ()),
 }
 CLASSES, OF_A_PHOTOGRAPH = ("logit", "probability"), ("inversion", "caricature")
+
+
+def default_views(wishes: Sequence[Wish]) -> tuple[str, ...]:
+    """The transforms that all of these want.
+
+    Raises:
+      ValueError: some want others; a place in a photograph is not kept where a view moves it.
+    """
+    wanted = {KINDS[wish.kind].views for wish in wishes}
+    if len(wanted) > 1:
+        raise ValueError(
+            "inversion and caricature keep places and want no transforms, the other objectives do; say --transforms=, or climb "
+            "them apart"
+        )
+    return wanted.pop()
 
 
 class Wish(NamedTuple):

@@ -23,7 +23,7 @@
                   backbone; the first compiles and fills the feature bank, and Keras gets its pictures decoded
   ideal           steps a second of --batch_size ideal images (Fourier form, views, variation, all that `ideal` does by
                   default), --steps each, beside as many bare gradients on the picture; and with lucid's views beside lucent's
-                  render_vis on the same network in torch (pip install --no-deps torch-lucent kornia==0.4.1)
+                  render_vis on the same network in torch (pip install --no-deps torch-lucent kornia==0.4.1; ipython)
   probe           seconds of a probe of 1,000 pictures, 1,280 features, 37 classes and 20 strengths, chosen on 250 more
 
 Weights are random except in `bfloat16`: speed does not depend on them. The libraries take turns, and each figure is the

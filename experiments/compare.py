@@ -287,7 +287,7 @@ def ideals(
                 lambda variables, images01, clf=weights.clf: (clf.apply(variables, images01),),
                 images.PARAMETERISATIONS["fourier"](size),
                 objective,
-                transform=ideal.views(ideal.Settings().names, size),
+                transform=ideal.views(KINDS["channel"].views, size),
                 steps=steps,
                 redirect=min(REDIRECT, steps),
                 together=1 if jax.default_backend() == "cpu" else 0,

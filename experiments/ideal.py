@@ -75,7 +75,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("redirect", 0, "First steps in which gradients pass dead units (lucid: 16).", lower_bound=0)
     flags.DEFINE_integer("size", 0, "Side, in pixels. Default: the weights' own.", lower_bound=0)
     flags.DEFINE_integer("count", 1, "Images a target, from different noise.", lower_bound=1)
-    flags.DEFINE_list("transforms", ["zoom", "noise"], f"Random views, any of {', '.join(TRANSFORMS)}; empty for none.")
+    flags.DEFINE_list(
+        "transforms",
+        ["auto"],
+        f"Random views, any of {', '.join(TRANSFORMS)}; empty for none; auto: the objective's own.",
+    )
     flags.DEFINE_integer("frames", FRAMES, "Pictures in the animation of the climb; 0 for none.", lower_bound=0)
     flags.DEFINE_string("photograph", "", "Where the climb begins, and what inversion and caricature are about.")
     flags.DEFINE_list("also", [], "Networks that a class is climbed under as well.")
@@ -85,7 +89,7 @@ def define_flags() -> None:
 
 
 class Settings(NamedTuple):
-    """How images are climbed; `tv` () and `l2` None are the objective's own defaults."""
+    """How images are climbed; `tv` (), `l2` None and `names` auto are the objective's own defaults."""
 
     parameterisation: str = "fourier"
     tv: tuple[float, ...] = ()
@@ -99,7 +103,7 @@ class Settings(NamedTuple):
     redirect: int = 0
     size: int = 0
     count: int = 1
-    names: tuple[str, ...] = ("zoom", "noise")
+    names: tuple[str, ...] = ("auto",)
     frames: int = FRAMES
     seed: int = 0
 
@@ -130,8 +134,13 @@ def grid(wishes: Sequence[Wish], how: Settings) -> list[Cell]:
     return [Cell(wish, tv, i) for wish in wishes for tv in weights(wish) for i in range(how.count)]
 
 
+def names_of(how: Settings, wishes: Sequence[Wish]) -> tuple[str, ...]:
+    """The transforms that --transforms names, or those of the objectives."""
+    return wishes_of.default_views(wishes) if how.names == ("auto",) else how.names
+
+
 def views(names: Sequence[str], size: int) -> transforms.Transform:
-    """The transforms that --transforms names, one after another, and back to the network's size where they change it."""
+    """The transforms of these names, one after another, and back to the network's size where they change it."""
     for name in names:
         if name not in TRANSFORMS:
             raise ValueError(f"unknown transform {name!r}; nearest: {nearest(name, TRANSFORMS)}")
@@ -167,7 +176,7 @@ def climber(
         ),
         images.PARAMETERISATIONS[how.parameterisation](size),
         objective,
-        transform=views(how.names, size),
+        transform=views(names_of(how, chosen), size),
         steps=how.steps,
         optimizer=how.optimizer,
         variation=how.variation,
@@ -423,7 +432,8 @@ def page(
             cards.append(report.card(real, title="nine photographs", caption="that activate the same unit most"))
         title = cell.wish.word + (f", variation {cell.tv:g}" if len(how.tv) > 1 else "")
         strips.append(report.strip(cards, title=title + (f", noise {cell.replicate}" if how.count > 1 else "")))
-    seen = " and ".join(how.names) or "no transform"
+    names = names_of(how, [cell.wish for cell in cells])
+    seen = " and ".join(names) or "no transform"
     lead = (
         f"{clf.arch} climbed its own objective for {how.steps} steps in {how.parameterisation} form with {how.optimizer}, seen "
         f"through {seen}. Nothing but the network knows what it looks like. Probabilities are of the saved PNG."
@@ -449,9 +459,19 @@ def page(
         parts.append(report.table(rows, ["target", "weight of variation", "diversity over noises"], caption=caption))
     sections.append(report.section("In numbers", *parts))
     command = re.sub(r"^.*-m experiments\.", "./launch.sh ", str(run.config["command"]))
-    again = report.tag("pre", "", report.tag("code", "", command))
-    sections.append(report.section("Make it again", again, text="The same key gives the same image, to the last bit."))
+    again = report.tag("p", "", report.tag("code", "", command))
+    weights = {"tv": sorted({cell.tv for cell in cells}), "size": saved.shape[1], "names": names}
+    chosen = [(name, _told(value)) for name, value in {**how._asdict(), **weights}.items()]
+    text = "The same seed gives the same image, to the last bit."
+    sections.append(report.section("Make it again", again, report.table(chosen, ["setting", "value"]), text=text))
     return sections
+
+
+def _told(value: Any) -> str:
+    """A setting as a reader takes it."""
+    if value is None:
+        return "the objective's own"
+    return ", ".join(map(_told, value)) or "none" if isinstance(value, list | tuple) else f"{value}"
 
 
 def _small(clf: Classifier, path: data.Source) -> np.ndarray:
@@ -519,7 +539,7 @@ def main(run: runlog.Run) -> None:
                 raise ValueError(f"--also is for classes; {wish.word} is a unit of {clf.arch} alone")
             common.class_table(other).find(wish.word)
         networks.append(network(other.with_dtype(clf.dtype), theirs))
-    views(how.names, size)
+    views(names_of(how, wishes), size)
     photograph = None
     if FLAGS.photograph:
         shown = clf.with_pixels(size=size)

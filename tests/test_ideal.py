@@ -136,6 +136,15 @@ def test_a_program_gives_each_image_its_own_objective() -> None:
     np.testing.assert_allclose(found, np.asarray(expected, np.float32), rtol=1e-4, atol=1e-6)
 
 
+def test_views_are_the_objectives_own_unless_named() -> None:
+    zebra, unit, again = wish("logit:zebra"), wish("channel:stage1:7"), wish("inversion:stage1")
+    assert ideal.names_of(ideal.Settings(), [zebra, unit]) == ("zoom", "noise")
+    assert ideal.names_of(ideal.Settings(), [again, wish("caricature:stage2")]) == ()
+    assert ideal.names_of(QUICK, [zebra, again]) == ("roll",)
+    with pytest.raises(ValueError, match="want no transforms, the other objectives do; say --transforms="):
+        ideal.names_of(ideal.Settings(), [zebra, again])
+
+
 def test_several_networks_at_once_are_the_mean_of_their_logits() -> None:
     clf, variables, _ = network()
     image = np.random.default_rng(0).random((1, SIZE, SIZE, 3)).astype(np.float32)
