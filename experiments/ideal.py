@@ -348,7 +348,7 @@ def ideal(
     if how.count > 1:
         result["diversity"] = diversities(networks[0], judges, cells, saved)
     run.figure("sheet", report.contact_sheet(saved, columns=min(4, len(cells)) if how.count == 1 else how.count))
-    return result, page(run, clf, cells, how, found, saved, result, pictures)
+    return result, page(run, clf, cells, how, found, saved, result, pictures, photograph)
 
 
 def _name(cell: Cell, how: Settings) -> str:
@@ -399,6 +399,7 @@ def page(
     saved: np.ndarray,
     result: dict[str, Any],
     pictures: dict[Wish, exemplars.Top],
+    photograph: np.ndarray | None,
 ) -> list[Html]:
     """The sections: each image large, how it came to be, what is said of it, and the way to make it again."""
     strips = []
@@ -421,6 +422,9 @@ def page(
             cards.append(
                 report.card(film, title="the climb", caption=f"{how.steps} steps, {len(found.frames)} of them shown")
             )
+        if photograph is not None:
+            about = "whose activations are wanted" if cell.wish.kind in OF_A_PHOTOGRAPH else "where the climb began"
+            cards.append(report.card(photograph, title="the photograph", caption=about))
         if row["judges"]:
             opinion = [report.Bar(arch, p) for arch, p in row["judges"].items()]
             text = report.note(f"How probable {cell.wish.word} is to networks that took no part")
@@ -436,7 +440,7 @@ def page(
     seen = " and ".join(names) or "no transform"
     lead = (
         f"{clf.arch} climbed its own objective for {how.steps} steps in {how.parameterisation} form with {how.optimizer}, seen "
-        f"through {seen}. Nothing but the network knows what it looks like. Probabilities are of the saved PNG."
+        f"through {seen}. What it looks like comes from the network alone. Probabilities are of the saved PNG."
     )
     sections = [report.section("Ideal images", *strips, text=lead)]
     mean, photos = result["judged_by"]["mean"], result["photographs"]
