@@ -187,12 +187,17 @@ def test_a_grid_of_classes_weights_and_noises(run: runlog.Run) -> None:
     assert "image/webp" in html and "Make it again" in html and "any dog" in html
 
 
-def test_alone_or_in_a_grid_it_is_the_same_file(run: runlog.Run) -> None:
+def test_alone_or_in_a_grid_it_is_the_same_image_to_the_bit() -> None:
     wishes = wishes_of.classes_of(network().clf, "tabby,zebra")
-    grid, _ = ideal.ideal(run, [network()], wishes, QUICK._replace(count=2, tv=(0.0, 3.0)))
-    alone, _ = ideal.ideal(run, [network()], wishes[1:], QUICK._replace(tv=(3.0,)))
-    wanted = next(r for r in grid["images"] if (r["target"], r["tv_weight"], r["replicate"]) == ("zebra", 3.0, 0))
-    assert (data.decode(wanted["png"]) == data.decode(alone["images"][0]["png"])).all()
+    how, lone = QUICK._replace(count=2, tv=(0.0, 3.0)), QUICK._replace(tv=(3.0,))
+    cells = ideal.grid(wishes, how)
+    grid, alone = (
+        ideal.climber([network()], cells, how)(),
+        ideal.climber([network()], ideal.grid(wishes[1:], lone), lone)(),
+    )
+    where = cells.index(ideal.Cell(wishes[1], 3.0, 0))
+    np.testing.assert_array_equal(grid.images[where], alone.images[0])
+    np.testing.assert_array_equal(grid.frames[:, where], alone.frames[:, 0])
 
 
 def test_no_step_shows_the_start_and_what_it_is_called(run: runlog.Run) -> None:
@@ -263,7 +268,7 @@ def test_nan_stops_and_names_the_step(run: runlog.Run) -> None:
 def test_views_come_back_to_the_networks_size_and_unknown_ones_are_told() -> None:
     key = jax.random.key(0)
     for name in ideal.TRANSFORMS:
-        assert ideal.views((name,), 64)(key, jnp.full((64, 64, 3), 0.5)).shape == (64, 64, 3)
+        assert jax.eval_shape(ideal.views((name,), 64), key, jnp.zeros((64, 64, 3))).shape == (64, 64, 3)
     with pytest.raises(ValueError, match="unknown transform 'rol'; nearest: 'roll'"):
         ideal.views(("rol",), 64)
 
@@ -305,9 +310,7 @@ def test_the_lessons_way(run: runlog.Run) -> None:
     ("words", "said"),
     [
         (("--target=zebra", "--tv=-1"), "negative weight"),
-        (("--target=zebra", "--tv=much"), "not a list of numbers"),
         ((), "one of --target=CLASS and --objective="),
-        (("--target=zebra", "--size=3"), "got --size=3"),
     ],
 )
 def test_wrong_flags_are_one_sentence(words: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -74,7 +74,13 @@ def test_every_view_is_a_picture_of_fixed_shape_with_a_gradient(name: str, shape
     assert np.isfinite(slope).all() and (np.abs(slope).max(axis=(1, 2, 3)) > 0.1).all()
     np.testing.assert_array_equal(seen, many(keys, image)[0])
     assert (len({view.tobytes() for view in seen}) == 1) == (name in FIXED)
-    if name not in ("pad", "compose", "lucid", "noise", "zoom"):  # invents no colour: beyond the edge is a mirror, never black
+    if name not in (
+        "pad",
+        "compose",
+        "lucid",
+        "noise",
+        "zoom",
+    ):  # invents no colour: beyond the edge is a mirror, never black
         np.testing.assert_allclose(many(keys, jnp.ones_like(image))[0], 1.0, atol=1e-5)
 
 
