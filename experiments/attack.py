@@ -17,8 +17,8 @@ from absl import flags
 
 from experiments import _common as common
 from experiments.predict import folder_labels
-from tl import data, metrics, pixels, report, runlog
-from tl.attacks import goals, gradient, norms
+from tl import attacks, data, metrics, pixels, report, runlog
+from tl.attacks import goals, norms
 from tl.classifier import Classifier
 from tl.report import Html
 from tl.types import Variables
@@ -35,7 +35,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("only", "", "Attack only pictures that the network calls this class or group.")
     flags.DEFINE_integer("limit", 0, "At most so many pictures. Default: all.", lower_bound=0)
-    flags.DEFINE_enum("attack", "pgd", list(gradient.ATTACKS), "How.")
+    flags.DEFINE_enum("attack", "pgd", list(attacks.ATTACKS), "How.")
     flags.DEFINE_enum("norm", "linf", list(norms.NORMS), "How far is measured.")
     flags.DEFINE_string("eps", "8/255", "Radius in [0, 1] pixel units; a list sweeps.")
     flags.DEFINE_integer("steps", 40, "Of the climb.", lower_bound=1)
@@ -68,7 +68,7 @@ class Judged(NamedTuple):
 
 
 def climb_all(
-    climb: gradient.Attack,
+    climb: attacks.Attack,
     variables: Variables,
     originals: np.ndarray,
     members: np.ndarray,
@@ -157,7 +157,7 @@ def attack(
 
     goal = goals.TARGETED if aims else goals.UNTARGETED
     members = goals.members([aims or (int(label),) for label in right], len(table))
-    climb = gradient.get(how.method)(
+    climb = attacks.get(how.method)(
         clf.logits, norm=norms.get(how.norm), goal=goal, steps=how.steps, restarts=how.restarts
     )
     success_rate, robust, images, checks, sections = {}, {}, [], {}, []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ Score = Callable[[jax.Array, jax.Array], jax.Array]
 """`(theta, key) -> f32[b]`: one value an image, larger is better; the key, or a key an image, is for random transforms."""
 
 
+Optimizer = optax.GradientTransformation
+
+
 class Ascent(NamedTuple):
     """Where a climb went.
 
@@ -28,17 +31,28 @@ class Ascent(NamedTuple):
       best: theta [b ...], of each image the one with its highest score on the way; for scores without randomness.
       scores: f32[steps + 1 b], the score before each step and after the last.
       frames: theta [frames b ...], at even distances on the way; the last of them is `last`.
+      top: f32[b], the score of `best`.
+      solved: bool[b], whether `best` solves the image; all False for a climb that was not asked to stop.
     """
 
     last: jax.Array
     best: jax.Array
     scores: jax.Array
     frames: jax.Array
+    top: jax.Array
+    solved: jax.Array
 
 
 def direction(rule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
     """A stateless optimizer from a rule gradient -> direction, such as `jnp.sign`."""
     return optax.stateless(lambda updates, params: jax.tree.map(rule, updates))
+
+
+def gathered(
+    scale: Callable[[jax.Array], jax.Array], decay: float, rule: Callable[[jax.Array], jax.Array]
+) -> Optimizer:
+    """The rule on a decaying sum of gradients, each brought to one size by `scale` before it is added."""
+    return optax.chain(direction(scale), optax.trace(decay), direction(rule))
 
 
 def lbfgs() -> optax.GradientTransformation:
@@ -70,7 +84,7 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 
 
 def ascend(
-    score: Score,
+    score: Callable[[jax.Array, jax.Array], Any],
     theta: jax.Array,
     key: jax.Array,
     *,
@@ -80,6 +94,7 @@ def ascend(
     project: Callable[[jax.Array], jax.Array] = lambda theta: theta,
     first: tuple[int, Score] | None = None,
     frames: int = 0,
+    solved: jax.Array | None = None,
 ) -> Ascent:
     """Climbs `score` from `theta`; call it inside `jit`.
 
@@ -94,6 +109,9 @@ def ascend(
       project: brings theta back to where it may be, after each step.
       first: a number of steps, static, and the score that is climbed in them instead: the same with other gradients.
       frames: static, at most `steps`, how many thetas on the way to keep.
+      solved: bool[b], which images need no climb. With it a score is `(theta, key) -> (f32[b], bool[b])`, scores and whether
+        that solves the image: the first theta that does is its best, there it stays, and once all are solved the steps
+        that are left cost nothing.
 
     Returns:
       Ascent.
@@ -106,34 +124,59 @@ def ascend(
     """
     own = lambda i: (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(key, i)  # noqa: E731
     rate = step_size if callable(step_size) else lambda _: jnp.asarray(step_size, jnp.float32)
+    begin = jnp.zeros(theta.shape[:1], bool) if solved is None else solved
 
-    def better(best: tuple[jax.Array, jax.Array], scores: jax.Array, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-        wins = scores > best[0]
-        return jnp.where(wins, scores, best[0]), jnp.where(wins.reshape(-1, *(1,) * (theta.ndim - 1)), theta, best[1])
+    def judged(score: Callable[[jax.Array, jax.Array], Any], theta: jax.Array, i: jax.Array) -> tuple:
+        return (score(theta, own(i)), begin) if solved is None else score(theta, own(i))
+
+    def rows(mask: jax.Array) -> jax.Array:
+        return mask.reshape(-1, *(1,) * (theta.ndim - 1))
+
+    def better(best: tuple, scores: jax.Array, theta: jax.Array, now: jax.Array) -> tuple:
+        top, x, done = best
+        wins = ~done & (now | (scores > top))
+        return jnp.where(wins, scores, top), jnp.where(rows(wins), theta, x), done | now
 
     def step(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-        theta, best, opt_state, kept = carry
+        theta, best, opt_state = carry
 
-        def total(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
-            scores = score(theta, own(i))
-            return jnp.sum(scores), scores
+        def total(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            scores, now = judged(score, theta, i)
+            return jnp.sum(scores), (scores, now)
 
-        (_, scores), gradient = jax.value_and_grad(total, has_aux=True)(theta)
-        best = better(best, scores, theta)
+        (_, (scores, now)), gradient = jax.value_and_grad(total, has_aux=True)(theta)
+        best = better(best, scores, theta, now)
         uphill, opt_state = optim.update(optimizer, gradient, opt_state, theta)
-        theta = project(theta + rate(i.astype(jnp.float32) / max(steps, 1)) * uphill)
-        if frames:  # each place is written until its time is over
-            kept = jax.lax.dynamic_update_index_in_dim(kept, theta, i * frames // max(steps, 1), 0)
-        return (theta, best, opt_state, kept), scores
+        moved = project(theta + rate(i.astype(jnp.float32) / max(steps, 1)) * uphill)
+        theta = moved if solved is None else jnp.where(rows(best[2]), theta, moved)
+        return (theta, best, opt_state), scores
 
-    start = (jnp.full(theta.shape[:1], -jnp.inf, theta.dtype), theta)
-    carry = (theta, start, optimizer.init(theta), jnp.broadcast_to(theta, (frames, *theta.shape)))
+    def unless_all_solved(move: Callable[[tuple], tuple[tuple, jax.Array]], carry: tuple) -> tuple[tuple, jax.Array]:
+        if solved is None:
+            return move(carry)
+        return jax.lax.cond(jnp.all(carry[1][2]), lambda carry: (carry, carry[1][0]), move, carry)
+
+    def turn(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
+        kept, carry = carry
+        carry, scores = unless_all_solved(lambda carry: step(score, carry, i), carry)
+        if frames:  # each place is written until its time is over
+            kept = jax.lax.dynamic_update_index_in_dim(kept, carry[0], i * frames // max(steps, 1), 0)
+        return (kept, carry), scores
+
+    def finish(carry: tuple) -> tuple[tuple, jax.Array]:
+        theta, best, opt_state = carry
+        scores, now = judged(score, theta, jnp.int32(steps))
+        return (theta, better(best, scores, theta, now), opt_state), scores
+
+    start = (jnp.full(theta.shape[:1], -jnp.inf, theta.dtype), theta, begin)
+    carry = (jnp.broadcast_to(theta, (frames, *theta.shape)), (theta, start, optimizer.init(theta)))
     cut = min(first[0], steps) if first else 0
     parts = []
-    for part, begin, end in ((first[1] if first else score, 0, cut), (score, cut, steps)):
-        if begin < end:
-            carry, scores = jax.lax.scan(functools.partial(step, part), carry, jnp.arange(begin, end))
+    for part, low, high in ((first[1] if first else score, 0, cut), (score, cut, steps)):
+        if low < high:
+            carry, scores = jax.lax.scan(functools.partial(turn, part), carry, jnp.arange(low, high))
             parts.append(scores)
-    last, best, _, kept = carry
-    final = score(last, own(jnp.int32(steps)))
-    return Ascent(last, better(best, final, last)[1], jnp.concatenate([*parts, final[None]]), kept)
+    kept, carry = carry
+    (last, best, _), final = unless_all_solved(finish, carry)
+    top, x, done = best
+    return Ascent(last, x, jnp.concatenate([*parts, final[None]]), kept, top, done)

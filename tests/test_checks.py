@@ -1,0 +1,152 @@
+"""The honesty panel: each line by hand, and whole panels on networks that are plain, masked, constant or softmaxed."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tl import pixels
+from tl.attacks import blackbox, checks, goals, gradient, norms
+from tl.attacks.checks import Check
+
+SIZE, CLASSES, COUNT = 6, 4, 8
+N = 3 * SIZE * SIZE
+KEY = jax.random.key(0)
+IMAGES01 = pixels.to_images01(np.random.default_rng(0).integers(64, 192, (COUNT, SIZE, SIZE, 3)).astype(np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------------------ by hand
+
+FLAT = np.zeros((2, 2, 2, 3), np.float32)
+STEEP = FLAT + 1e-30
+SURE = np.float32([[0.9, 0.1], [0.2, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("check", "passed", "found"),
+    [
+        (checks.gradients_flow(STEEP), True, 0),
+        (checks.gradients_flow(np.stack([FLAT[0], STEEP[0]])), False, 0.5),
+        (checks.gradients_flow(np.stack([FLAT[0] * np.nan, STEEP[0]])), False, 0.5),
+        (checks.logits_not_probabilities(np.log(SURE)), True, 0),
+        (checks.logits_not_probabilities(SURE * 2), True, 0),
+        (checks.logits_not_probabilities(SURE), False, 1),
+        (checks.logits_vary(SURE), True, np.float32(0.7)),
+        (checks.logits_vary(SURE[[0, 0]]), False, 0),
+        (checks.calls_agree(SURE, SURE.copy()), True, 0),
+        (checks.calls_agree(SURE, SURE + np.float32([0, 0.5])), False, 0.5),
+        (checks.calls_agree(SURE, SURE * np.nan), False, np.nan),
+        (checks.whole_box_breaks(np.ones(4, bool)), True, 1),
+        (checks.whole_box_breaks(np.arange(4) > 0), False, 0.75),
+        (checks.curve_rises([0.1, 0.5, 0.5, 1.0], 20), True, 0),
+        (checks.curve_rises([0.1, 0.5, 0.45, 1.0], 20), True, 0.05),
+        (checks.curve_rises([0.1, 0.5, 0.3, 1.0], 20), False, 0.2),
+        (checks.curve_rises([0.1], 20), True, 0),
+        (checks.noise_is_weaker(0.1, 0.9), True, 0.1),
+        (checks.noise_is_weaker(0.9, 0.9), False, 0.9),
+        (checks.noise_is_weaker(0.0, 0.0), False, 0),
+        (checks.black_box_no_better(0.5, 0.5), True, 0.5),
+        (checks.black_box_no_better(0.6, 0.5), False, 0.6),
+        (checks.steps_suffice(0.5, 0.51, 200), True, 0.01),
+        (checks.steps_suffice(0.5, 0.6, 10), True, 0.1),
+        (checks.steps_suffice(0.5, 0.6, 200), False, 0.1),
+    ],
+    ids=lambda value: value.name if isinstance(value, Check) else "",
+)
+def test_a_line_by_hand(check: Check, passed: bool, found: float) -> None:
+    assert check.passed is passed
+    np.testing.assert_allclose(check.found, found, rtol=1e-5, atol=1e-7)
+    assert str(check).startswith("pass  " if passed else "FAIL  ") and check.wanted in str(check)
+    assert isinstance(check.found, float)  # for result.json
+
+
+@pytest.mark.parametrize("norm", sorted(norms.NORMS))
+def test_noise_has_the_length_of_the_ball(norm: str) -> None:
+    draw = jax.jit(functools.partial(checks.noisy, norms.get(norm)))
+    for eps in (0.0, 0.05):
+        x = draw(KEY, IMAGES01, eps)
+        np.testing.assert_allclose(norms.get(norm).distance(x, IMAGES01), eps, atol=1e-5)
+    assert (np.asarray(x) != np.asarray(draw(jax.random.key(1), IMAGES01, 0.05))).any()
+
+
+# -------------------------------------------------------------------------------------------------------------- panels
+
+
+KINDS = ["plain", "quantised", "saturated", "softmaxed", "constant"]
+
+
+def network(variables: Any, images01: jax.Array) -> jax.Array:
+    """Five networks, so that they compile as one.
+
+    quantised: masked, as levels hide the gradient and nothing else is changed; saturated: masked, by sigmoids so steep that
+    float32 has no slope left.
+    """
+    kind = variables["kind"]
+    x = jnp.where(kind == KINDS.index("quantised"), jnp.round(images01 * 32) / 32, images01)
+    z = jnp.tanh((x.reshape(images01.shape[0], -1) - 0.5) @ variables["in"]) @ variables["out"]
+    constant = 0 * z + jnp.arange(CLASSES, 0.0, -1.0)[None]
+    return jnp.stack([z, z, jax.nn.sigmoid(300 * z), jax.nn.softmax(z, axis=1), constant])[kind]
+
+
+RNG = np.random.default_rng(1)
+NET = {k: jnp.asarray(RNG.normal(size=s) / 4, jnp.float32) for k, s in (("in", (N, 16)), ("out", (16, CLASSES)))}
+MAKERS = {"white": functools.cache(gradient.make_pgd), "black": functools.cache(blackbox.make_square)}
+PLAIN = NET | {"kind": jnp.int32(0)}
+TOP = np.asarray(network(PLAIN, jnp.asarray(IMAGES01))).argmax(axis=1)
+RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
+
+
+def panel(kind: str) -> dict[str, Check]:
+    variables = NET | {"kind": jnp.int32(KINDS.index(kind))}
+    top = np.asarray(network(variables, jnp.asarray(IMAGES01))).argmax(axis=1)
+    members = goals.members(top[:, None].tolist(), CLASSES)
+    how: dict[str, Any] = {"norm": norms.LINF, "goal": goals.UNTARGETED, "eps": 8 / 255, "steps": 20, "queries": 100}
+    lines = checks.panel(network, variables, KEY, IMAGES01, members, **how, **MAKERS)
+    print("\n".join(map(str, lines)))
+    return {line.name: line for line in lines}
+
+
+def failed(lines: dict[str, Check]) -> set[str]:
+    return {name for name, line in lines.items() if not line.passed}
+
+
+ZERO, SOFTMAX, VARY = "share of zero gradients", "logits, not softmax", "logits depend on the picture"
+BLACK, BOX = "black-box no better than white-box", "any change at all (Linf, eps = 1) reaches all"
+
+
+def test_a_plain_network_passes_every_line() -> None:
+    lines = panel("plain")
+    assert len(lines) == 9 and not failed(lines)
+
+
+def test_a_quantised_network_fails_where_its_gradient_is_asked_for() -> None:
+    wrong = failed(panel("quantised"))
+    assert {ZERO, BLACK} <= wrong
+    assert not wrong & {SOFTMAX, VARY, "two calls give equal logits"}
+
+
+def test_a_saturated_network_fails_where_its_gradient_is_asked_for() -> None:
+    wrong = failed(panel("saturated"))
+    assert ZERO in wrong
+    assert VARY not in wrong
+
+
+def test_softmax_in_place_of_logits_is_told() -> None:
+    assert SOFTMAX in failed(panel("softmaxed"))
+
+
+def test_a_constant_network_is_told() -> None:
+    assert {ZERO, VARY, BOX} <= failed(panel("constant"))
+
+
+def test_pictures_that_meet_the_goal_already_are_left_out() -> None:
+    kwargs: dict[str, Any] = {"norm": norms.LINF, "goal": goals.UNTARGETED, "eps": 0.03}
+    with pytest.raises(ValueError, match="all 8 pictures meet the goal as they are"):
+        checks.panel(network, PLAIN, KEY, IMAGES01, ~RIGHT, **kwargs)
+    with pytest.raises(ValueError, match="curve must rise and hold 1.0"):
+        checks.panel(network, PLAIN, KEY, IMAGES01, RIGHT, curve=(1.0, 0.5), **kwargs)

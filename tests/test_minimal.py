@@ -1,0 +1,253 @@
+"""DeepFool, Carlini-Wagner and FAB: as near as can be where the nearest is known, and attacks like any other."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tl import pixels
+from tl.attacks import boundary, fab, goals, minimal, norms
+
+SIZE, CLASSES, COUNT = 4, 4, 6
+N = 3 * SIZE * SIZE
+KEY = jax.random.key(3)
+GOALS = {"targeted": goals.TARGETED, "untargeted": goals.UNTARGETED}
+FINDS: dict[str, Any] = {"deepfool": minimal.find_deepfool, "cw": minimal.find_cw, "fab": fab.find_fab}
+MAKERS: dict[str, Any] = {"deepfool": minimal.make_deepfool, "cw": minimal.make_cw, "fab": fab.make_fab}
+STEPS = {"deepfool": {"steps": 20}, "cw": {"steps": 300}, "fab": {"steps": 20}}
+CASES = [("deepfool", "linf"), ("deepfool", "l2"), ("cw", "l2"), ("fab", "linf"), ("fab", "l2")]
+IMAGES8 = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3)).astype(np.uint8)
+IMAGES8[:, 0] = [[0], [255], [0], [255]]
+IMAGES01 = pixels.to_images01(IMAGES8)
+
+
+TRACED: list[tuple[int, ...]] = []
+
+
+def network(variables: Any, images01: jax.Array) -> jax.Array:
+    """Two dense layers, and a linear one beside them: without `out` the nearest pictures are known."""
+    TRACED.append(images01.shape)
+    x = images01.reshape(images01.shape[0], -1)
+    return jnp.tanh((x - 0.5) @ variables["in"]) @ variables["out"] + x @ variables["line"] + variables["shift"][None]
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+NONE = {"out": jnp.zeros((16, CLASSES)), "line": jnp.zeros((N, CLASSES)), "shift": jnp.zeros(CLASSES)}
+CURVED = NONE | {"in": normal(1, N, 16), "out": normal(2, 16, CLASSES)}
+CONSTANT = NONE | {"in": CURVED["in"]}  # class 0 for ever
+TOP = np.asarray(network(CURVED, jnp.asarray(IMAGES01))).argmax(axis=1)
+RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
+ASIDE = goals.members(((TOP + 1) % CLASSES)[:, None].tolist(), CLASSES)
+
+
+def members(goal: str) -> np.ndarray:
+    return RIGHT if goal == "untargeted" else ASIDE
+
+
+@functools.cache
+def find(name: str, norm: str, goal: str = "untargeted", restarts: int = 1) -> Any:
+    return FINDS[name](network, norm=norms.get(norm), goal=GOALS[goal], restarts=restarts, **STEPS[name])
+
+
+@functools.cache
+def attack(name: str, norm: str, *, on_grid: bool) -> Any:
+    return MAKERS[name](network, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=on_grid, **STEPS[name])
+
+
+# ------------------------------------------------------------------------------------------------- the nearest is known
+
+
+DUAL = {"linf": lambda w: np.abs(w).sum(axis=0), "l2": lambda w: np.sqrt(np.square(w).sum(axis=0))}
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_on_a_linear_network_the_nearest_is_found(name: str, norm: str) -> None:
+    """The distance to a hyperplane is its gap over the dual norm of its normal; the pictures are far from the box."""
+    x = np.random.default_rng(4).uniform(0.45, 0.55, (COUNT, SIZE, SIZE, 3)).astype(np.float32)
+    w = normal(5, N, CLASSES)
+    variables = CONSTANT | {"line": w, "shift": -jnp.sum(w, axis=0) * 0.5}
+    z = np.asarray(network(variables, jnp.asarray(x)), np.float64)
+    top = z.argmax(axis=1)
+    away = [w - np.asarray(w)[:, [t]] for t in top]
+    with np.errstate(invalid="ignore"):
+        known = [np.nanmin((row[t] - row) / DUAL[norm](v)) for row, t, v in zip(z, top, away, strict=True)]
+    found = find(name, norm)(variables, KEY, x, goals.members(top[:, None].tolist(), CLASSES))
+    print(found.distance / np.asarray(known))
+    assert found.success.all()
+    assert (np.asarray(found.distance) >= np.asarray(known) * (1 - 1e-3)).all()
+    np.testing.assert_allclose(found.distance, known, rtol=0.02)
+
+
+def reference(norm: str, x: np.ndarray, w: np.ndarray, gap: float) -> np.ndarray:
+    """Nearest point of a hyperplane in the box, in float64, by halving its multiplier: (n,), (n,) -> (n,)."""
+    room = np.where(w > 0, 1 - x, x)
+    speed = np.abs(w) if norm == "l2" else np.ones_like(w)
+    if gap >= np.abs(w) @ room:  # out of reach: the corner
+        return np.sign(w) * room
+    low, high = 0.0, 1e9
+    for _ in range(200):
+        time = (low + high) / 2
+        low, high = (time, high) if np.abs(w) @ np.minimum(time * speed, room) < gap else (low, time)
+    return np.sign(w) * np.minimum(high * speed, room)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fab_finds_the_nearest_at_the_border_of_the_box(norm: str) -> None:
+    """Most pixels are black or white, where half of the directions are closed."""
+    rng = np.random.default_rng(6)
+    x = np.where(rng.random((COUNT, SIZE, SIZE, 3)) < 0.8, rng.integers(0, 2, (COUNT, SIZE, SIZE, 3)), 0.4)
+    x = x.astype(np.float32)
+    w = np.asarray(normal(7, N), np.float64)
+    flat = x.reshape(COUNT, -1).astype(np.float64)
+    run, value = find("fab", norm, "targeted"), flat @ w
+    for share in (0.05, 0.3, 0.6):
+        level = value.max() + share * (np.maximum(w, 0).sum() - value.max())  # of the plane <w, x> = level
+        line = jnp.zeros((N, CLASSES)).at[:, 1].set(jnp.asarray(w, jnp.float32))
+        shift = jnp.asarray([level, 0, -1e4, -1e4], jnp.float32)
+        found = run(CONSTANT | {"line": line, "shift": shift}, KEY, x, goals.members([[1]] * COUNT, CLASSES))
+        order = {"linf": np.inf, "l2": 2}[norm]
+        known = [np.linalg.norm(reference(norm, row, w, level - v), order) for row, v in zip(flat, value, strict=True)]
+        assert (np.asarray(found.distance) >= np.asarray(known) * (1 - 1e-3)).all()
+        np.testing.assert_allclose(found.distance, known, rtol=0.02)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@settings(max_examples=30)
+@given(seed=st.integers(0, 999), share=st.sampled_from([0.0, 1e-3, 0.3, 0.95, 1.5]), sign=st.sampled_from([-1, 1]))
+def test_the_projection_onto_plane_and_box_is_exact(norm: str, seed: int, share: float, sign: int) -> None:
+    rng = np.random.default_rng(seed)
+    x = np.clip(rng.uniform(-0.5, 1.5, (2, 3, 3, 3)), 0, 1).astype(np.float32)
+    w = (10.0 ** rng.uniform(-6, 3) * rng.normal(size=x.shape) * (rng.random(x.shape) < 0.8)).astype(np.float32)
+    flat, normals = x.reshape(2, -1).astype(np.float64), sign * w.reshape(2, -1).astype(np.float64)
+    reach = np.sum(np.where(normals > 0, normals * (1 - flat), -normals * flat), axis=1)
+    gap = share * reach
+    d = np.asarray(jax.jit(boundary.onto_plane, static_argnums=0)(norm, x, w, jnp.asarray(sign * gap, jnp.float32)))
+    assert np.isfinite(d).all()
+    assert (x + d).min() >= -1e-6 and (x + d).max() <= 1 + 1e-6
+    for i in range(2):
+        known = reference(norm, flat[i], normals[i], gap[i])
+        np.testing.assert_allclose(d[i].ravel(), known, atol=3e-4)
+        np.testing.assert_allclose(normals[i] @ d[i].ravel(), min(gap[i], reach[i]), rtol=1e-4, atol=1e-4 * reach[i])
+
+
+# ----------------------------------------------------------------------------------------------------- every search, table
+
+
+@pytest.mark.parametrize(("name", "norm", "goal"), [(*c, g) for c in CASES for g in GOALS if c != ("deepfool", "linf")])
+def test_what_is_found_is_adversarial_and_as_far_as_it_says(name: str, norm: str, goal: str) -> None:
+    found = find(name, norm, goal)(CURVED, KEY, IMAGES01, members(goal))
+    images = np.asarray(found.images)
+    assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
+    assert found.success.all()
+    np.testing.assert_array_equal(found.success, GOALS[goal].success(network(CURVED, found.images), members(goal)))
+    np.testing.assert_allclose(found.distance, norms.get(norm).distance(images, IMAGES01), rtol=1e-5)
+    assert (np.asarray(found.distance) > 0).all()
+    solved = find(name, norm, goal)(CURVED, KEY, IMAGES01, ~members(goal))  # the goal is met already
+    np.testing.assert_array_equal(solved.images, IMAGES01)
+    assert not np.asarray(solved.distance).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "goal"), [("deepfool", "l2", "targeted"), ("cw", "l2", "targeted"), ("fab", "linf", "untargeted")]
+)
+def test_nothing_found_is_infinitely_far(name: str, norm: str, goal: str) -> None:
+    aims = goals.members([[2 if goal == "targeted" else 0]] * COUNT, CLASSES)
+    found = find(name, norm, goal)(CONSTANT, KEY, IMAGES01, aims)
+    assert not found.success.any() and np.isinf(found.distance).all()
+    np.testing.assert_array_equal(found.images, IMAGES01)
+
+
+@pytest.mark.parametrize(("name", "norm"), [("deepfool", "linf"), ("cw", "l2"), ("fab", "l2")])
+def test_images_are_searched_apart(name: str, norm: str) -> None:
+    run = find(name, norm, restarts=2)
+    together = run(CURVED, KEY, IMAGES01, RIGHT)
+    np.testing.assert_array_equal(together.images, run(CURVED, KEY, IMAGES01, RIGHT).images)
+    neighbours = IMAGES01.copy()
+    neighbours[1:] = 1 - neighbours[1:]
+    np.testing.assert_array_equal(run(CURVED, KEY, neighbours, RIGHT).images[0], together.images[0])
+    alone = run(CURVED, norms.own_keys(KEY, COUNT)[2:3], IMAGES01[2:3], RIGHT[2:3])
+    np.testing.assert_allclose(alone.distance[0], together.distance[2], rtol=0.01)  # other sums, other rounding
+    once = find(name, norm)(CURVED, KEY, IMAGES01, RIGHT)
+    np.testing.assert_array_equal(once.images, find(name, norm)(CURVED, jax.random.key(9), IMAGES01, RIGHT).images)
+    assert (together.distance <= once.distance * (1 + 1e-2)).all()  # another start is no loss
+
+
+def test_enough_ends_the_search() -> None:
+    """A search that may stop early does: it looks no further than asked."""
+    run = find("fab", "l2")
+    best, quick = (run(CURVED, KEY, IMAGES01, RIGHT, enough=e) for e in (0.0, 10.0))
+    assert (quick.distance >= best.distance * 0.99).all()
+    assert (quick.distance > best.distance * 1.001).any()
+
+
+def test_fab_and_cw_are_no_further_than_deepfool() -> None:
+    medians = {name: float(np.median(find(name, "l2")(CURVED, KEY, IMAGES01, RIGHT).distance)) for name in FINDS}
+    print(medians)
+    assert medians["fab"] <= 1.01 * medians["deepfool"]
+    assert medians["cw"] <= 1.01 * medians["deepfool"]
+
+
+# ---------------------------------------------------------------------------------------------------------- as attacks
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "on_grid"), [*((*c, True) for c in CASES), ("deepfool", "l2", False), ("fab", "linf", False)]
+)
+def test_as_an_attack_it_is_the_found_picture_within_eps_or_the_clean_one(name: str, norm: str, on_grid: bool) -> None:
+    distance = np.asarray(find(name, norm)(CURVED, KEY, IMAGES01, RIGHT).distance)
+    run = attack(name, norm, on_grid=on_grid)
+    traced = 0
+    for eps in (2.5 * float(distance.max()), float(np.median(distance)), 0.0):
+        TRACED.clear()
+        result = run(CURVED, KEY, IMAGES01, RIGHT, eps=eps, step_size=None)
+        assert bool(TRACED) == (traced == 0)  # a sweep compiles once
+        traced += 1
+        images = np.asarray(result.images)
+        assert (norms.get(norm).distance(images, IMAGES01) <= eps * (1 + 1e-5) + 1e-6).all()
+        assert images.min() >= 0 and images.max() <= 1
+        logits = network(CURVED, result.images)
+        np.testing.assert_array_equal(result.success, goals.UNTARGETED.success(logits, RIGHT))
+        np.testing.assert_allclose(result.score, goals.UNTARGETED.score(logits, RIGHT), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(images[~np.asarray(result.success)], IMAGES01[~np.asarray(result.success)])
+        if on_grid:
+            np.testing.assert_array_equal(pixels.to_images01(pixels.to_uint8(images)), images)
+        if traced == 1:
+            assert result.success.all()  # on the grid too: there is room beyond the boundary
+        if eps == 0:
+            np.testing.assert_array_equal(images, IMAGES01)
+        if not on_grid:
+            assert np.asarray(result.success)[distance < eps * 0.98].all()
+            assert not np.asarray(result.success)[distance > eps * 1.02].any()
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("name", sorted(FINDS))
+def test_bad_input_is_told(name: str) -> None:
+    for table in (FINDS, MAKERS):
+        with pytest.raises(ValueError, match="must be at least 1; got 0"):
+            table[name](network, norm=norms.L2, goal=goals.UNTARGETED, steps=0)
+        with pytest.raises(ValueError, match="restarts must be at least 1; got 0"):
+            table[name](network, norm=norms.L2, goal=goals.UNTARGETED, restarts=0)
+        with pytest.raises(ValueError, match="works in the norms .*l2; got 'l1'"):
+            table[name](network, norm=norms.L1, goal=goals.UNTARGETED)
+    with pytest.raises(ValueError, match="must be float32"):
+        find(name, "l2")(CURVED, KEY, IMAGES8, RIGHT)
+    with pytest.raises(ValueError, match="eps is a"):
+        attack(name, "l2", on_grid=True)(CURVED, KEY, IMAGES01, RIGHT, eps=-1.0)
+
+
+def test_carlini_wagner_is_for_l2() -> None:
+    with pytest.raises(ValueError, match="works in the norms l2; got 'linf'"):
+        minimal.make_cw(network, norm=norms.LINF, goal=goals.UNTARGETED)
