@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYOUT: Sequence[str] = """
 types paths pixels ops report
 backbones weights labels heads classifier summary export
-losses metrics optim train data features probe
+losses metrics optim train data features probe devices
 ascend attacks visualize explain
-devices runlog checkpoints feeds fit
+runlog checkpoints feeds fit
 """.split()
 
 HOMES: dict[str, set[str]] = {  # library -> the modules of tl that may import it; what is not listed, all may

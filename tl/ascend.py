@@ -21,6 +21,7 @@ Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 Optimizer = optax.GradientTransformation
+"""Gradient -> direction uphill."""
 
 
 class Ascent(NamedTuple):
@@ -31,19 +32,15 @@ class Ascent(NamedTuple):
       best: theta [b ...], of each image the one with its highest score on the way; for scores without randomness.
       scores: f32[steps + 1 b], the score before each step and after the last.
       frames: theta [frames b ...], at even distances on the way; the last of them is `last`.
-      top: f32[b], the score of `best`.
-      solved: bool[b], whether `best` solves the image; all False for a climb that was not asked to stop.
     """
 
     last: jax.Array
     best: jax.Array
     scores: jax.Array
     frames: jax.Array
-    top: jax.Array
-    solved: jax.Array
 
 
-def direction(rule: Callable[[jax.Array], jax.Array]) -> optax.GradientTransformation:
+def direction(rule: Callable[[jax.Array], jax.Array]) -> Optimizer:
     """A stateless optimizer from a rule gradient -> direction, such as `jnp.sign`."""
     return optax.stateless(lambda updates, params: jax.tree.map(rule, updates))
 
@@ -55,7 +52,12 @@ def gathered(
     return optax.chain(direction(scale), optax.trace(decay), direction(rule))
 
 
-def lbfgs() -> optax.GradientTransformation:
+def each(optimizer: Optimizer) -> Optimizer:
+    """The optimizer for each image on its own: every leaf of its state has a row an image, a count of steps too."""
+    return optax.GradientTransformation(jax.vmap(optimizer.init), jax.vmap(optimizer.update))  # pyright: ignore
+
+
+def lbfgs() -> Optimizer:
     """L-BFGS with a memory of ten steps, of each image on its own, so that no image's curvature bends another's path.
 
     Directions only: the step is `step_size` times them, without a line search. Where the curvature that was seen would
@@ -73,7 +75,7 @@ def lbfgs() -> optax.GradientTransformation:
     return optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(one))  # pyright: ignore[reportArgumentType]
 
 
-OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
     "sgd": optax.identity,
     "momentum": lambda: optax.trace(decay=0.9),  # chosen, not tuned
     "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999),  # Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
@@ -83,18 +85,48 @@ OPTIMIZERS: dict[str, Callable[[], optax.GradientTransformation]] = {
 """What `--optimizer` names: gradient -> direction, without a step size and without a sign."""
 
 
+def step(
+    score: Callable[[jax.Array], tuple[jax.Array, Any]],
+    theta: jax.Array,
+    opt_state: optax.OptState,
+    *,
+    optimizer: Optimizer,
+    step_size: jax.Array,
+    project: Callable[[jax.Array], jax.Array] = lambda theta: theta,
+) -> tuple[jax.Array, optax.OptState, jax.Array, Any]:
+    """One look at the score and one step uphill.
+
+    Args:
+      score: `theta -> (f32[b], anything)`.
+      theta: f32[b ...].
+      opt_state: of `optimizer`.
+      step_size: f32, of a shape that goes with theta.
+      project: brings theta back to where it may be.
+
+    Returns:
+      theta after the step, the optimizer's state, and what the score said before it.
+    """
+
+    def total(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        scores, told = score(theta)
+        return jnp.sum(scores), (scores, told)
+
+    (_, (scores, told)), gradient = jax.value_and_grad(total, has_aux=True)(theta)
+    uphill, opt_state = optim.update(optimizer, gradient, opt_state, theta)
+    return project(theta + step_size * uphill), opt_state, scores, told
+
+
 def ascend(
-    score: Callable[[jax.Array, jax.Array], Any],
+    score: Score,
     theta: jax.Array,
     key: jax.Array,
     *,
     steps: int,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     step_size: jax.Array | float | Callable[[jax.Array], jax.Array],
     project: Callable[[jax.Array], jax.Array] = lambda theta: theta,
     first: tuple[int, Score] | None = None,
     frames: int = 0,
-    solved: jax.Array | None = None,
 ) -> Ascent:
     """Climbs `score` from `theta`; call it inside `jit`.
 
@@ -109,9 +141,6 @@ def ascend(
       project: brings theta back to where it may be, after each step.
       first: a number of steps, static, and the score that is climbed in them instead: the same with other gradients.
       frames: static, at most `steps`, how many thetas on the way to keep.
-      solved: bool[b], which images need no climb. With it a score is `(theta, key) -> (f32[b], bool[b])`, scores and whether
-        that solves the image: the first theta that does is its best, there it stays, and once all are solved the steps
-        that are left cost nothing.
 
     Returns:
       Ascent.
@@ -124,59 +153,33 @@ def ascend(
     """
     own = lambda i: (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(key, i)  # noqa: E731
     rate = step_size if callable(step_size) else lambda _: jnp.asarray(step_size, jnp.float32)
-    begin = jnp.zeros(theta.shape[:1], bool) if solved is None else solved
 
-    def judged(score: Callable[[jax.Array, jax.Array], Any], theta: jax.Array, i: jax.Array) -> tuple:
-        return (score(theta, own(i)), begin) if solved is None else score(theta, own(i))
-
-    def rows(mask: jax.Array) -> jax.Array:
-        return mask.reshape(-1, *(1,) * (theta.ndim - 1))
-
-    def better(best: tuple, scores: jax.Array, theta: jax.Array, now: jax.Array) -> tuple:
-        top, x, done = best
-        wins = ~done & (now | (scores > top))
-        return jnp.where(wins, scores, top), jnp.where(rows(wins), theta, x), done | now
-
-    def step(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-        theta, best, opt_state = carry
-
-        def total(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            scores, now = judged(score, theta, i)
-            return jnp.sum(scores), (scores, now)
-
-        (_, (scores, now)), gradient = jax.value_and_grad(total, has_aux=True)(theta)
-        best = better(best, scores, theta, now)
-        uphill, opt_state = optim.update(optimizer, gradient, opt_state, theta)
-        moved = project(theta + rate(i.astype(jnp.float32) / max(steps, 1)) * uphill)
-        theta = moved if solved is None else jnp.where(rows(best[2]), theta, moved)
-        return (theta, best, opt_state), scores
-
-    def unless_all_solved(move: Callable[[tuple], tuple[tuple, jax.Array]], carry: tuple) -> tuple[tuple, jax.Array]:
-        if solved is None:
-            return move(carry)
-        return jax.lax.cond(jnp.all(carry[1][2]), lambda carry: (carry, carry[1][0]), move, carry)
+    def better(best: tuple[jax.Array, jax.Array], scores: jax.Array, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+        wins = scores > best[0]
+        return jnp.where(wins, scores, best[0]), jnp.where(wins.reshape(-1, *(1,) * (theta.ndim - 1)), theta, best[1])
 
     def turn(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-        kept, carry = carry
-        carry, scores = unless_all_solved(lambda carry: step(score, carry, i), carry)
+        theta, best, opt_state, kept = carry
+        moved, opt_state, scores, _ = step(
+            lambda theta: (score(theta, own(i)), None),
+            theta,
+            opt_state,
+            optimizer=optimizer,
+            step_size=rate(i.astype(jnp.float32) / max(steps, 1)),
+            project=project,
+        )
         if frames:  # each place is written until its time is over
-            kept = jax.lax.dynamic_update_index_in_dim(kept, carry[0], i * frames // max(steps, 1), 0)
-        return (kept, carry), scores
+            kept = jax.lax.dynamic_update_index_in_dim(kept, moved, i * frames // max(steps, 1), 0)
+        return (moved, better(best, scores, theta), opt_state, kept), scores
 
-    def finish(carry: tuple) -> tuple[tuple, jax.Array]:
-        theta, best, opt_state = carry
-        scores, now = judged(score, theta, jnp.int32(steps))
-        return (theta, better(best, scores, theta, now), opt_state), scores
-
-    start = (jnp.full(theta.shape[:1], -jnp.inf, theta.dtype), theta, begin)
-    carry = (jnp.broadcast_to(theta, (frames, *theta.shape)), (theta, start, optimizer.init(theta)))
+    start = (jnp.full(theta.shape[:1], -jnp.inf, theta.dtype), theta)
+    carry = (theta, start, optimizer.init(theta), jnp.broadcast_to(theta, (frames, *theta.shape)))
     cut = min(first[0], steps) if first else 0
     parts = []
-    for part, low, high in ((first[1] if first else score, 0, cut), (score, cut, steps)):
-        if low < high:
-            carry, scores = jax.lax.scan(functools.partial(turn, part), carry, jnp.arange(low, high))
+    for part, begin, end in ((first[1] if first else score, 0, cut), (score, cut, steps)):
+        if begin < end:
+            carry, scores = jax.lax.scan(functools.partial(turn, part), carry, jnp.arange(begin, end))
             parts.append(scores)
-    kept, carry = carry
-    (last, best, _), final = unless_all_solved(finish, carry)
-    top, x, done = best
-    return Ascent(last, x, jnp.concatenate([*parts, final[None]]), kept, top, done)
+    last, best, _, kept = carry
+    final = score(last, own(jnp.int32(steps)))
+    return Ascent(last, better(best, final, last)[1], jnp.concatenate([*parts, final[None]]), kept)

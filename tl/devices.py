@@ -16,7 +16,7 @@ Example:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXIS = "batch"
 
 
-def mesh() -> Mesh:
-    """All devices, those of other hosts included, along one axis, "batch"."""
-    devices = jax.devices()
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+def mesh(among: Sequence[Any] | None = None) -> Mesh:
+    """These devices, or all, those of other hosts included, along one axis, "batch"."""
+    among = jax.devices() if among is None else among
+    return jax.make_mesh((len(among),), (AXIS,), axis_types=(AxisType.Auto,), devices=among)
 
 
 def shard(batch: Any, mesh: Mesh) -> Any:
@@ -63,6 +63,15 @@ def shard(batch: Any, mesh: Mesh) -> Any:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The tree whole on every device of the mesh. On one device that may be the same buffers: copy before you donate."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def side_by_side() -> int:
+    """How many images a device computes gradients of at once with no loss of speed: 4 on a CPU, 64 on a GPU or TPU.
+
+    Fewer are slower (EfficientNet-Lite0 on two cores: 34 images/s one by one, 44 at 4 and at 32); more wait for each other.
+    The 64 is chosen, not measured.
+    """
+    return 4 if jax.default_backend() == "cpu" else 64
 
 
 def default_dtype() -> str:

@@ -1,36 +1,46 @@
-"""Adversarial pictures: `norms` (where one may go) x `goals` (what for) x the attacks of `ATTACKS` (how).
+"""Adversarial pictures: `norms` (where one may go) x `goals` (what for) x the searches of `ATTACKS` (how).
 
-`gradient` and `apgd` climb the score within a ball; `baselines` are what they have to beat.
+  run = attacks.make(attacks.get("pgd")(steps=40), clf.logits, norm=norms.LINF, goal=goals.UNTARGETED)
+  found = run(variables, jax.random.key(0), images01, goals.members(labels, k), eps=4 / 255)
+
+To add one: a function that returns a `frame.Search`, how an image begins and what one step does, and a row in `ATTACKS`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from tl.attacks import apgd, baselines, gradient
-from tl.attacks.frame import Attack, AttackResult
+from tl.attacks import apgd, baselines, blackbox, ensemble, fab, gradient, minimal
+from tl.attacks.frame import Attack, AttackResult, Find, Minimal, Search
+from tl.attacks.run import make_attack as make
+from tl.attacks.run import make_find as find
 from tl.paths import nearest
 
-__all__ = ["ATTACKS", "Attack", "AttackResult", "get"]
+__all__ = ["ATTACKS", "Attack", "AttackResult", "Find", "Minimal", "Search", "find", "get", "make"]
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
-    "fgsm": gradient.make_fgsm,
-    "bim": gradient.make_bim,
-    "pgd": gradient.make_pgd,
-    "mi_fgsm": gradient.make_mi_fgsm,
-    "di_fgsm": gradient.make_di_fgsm,
-    "apgd_ce": functools.partial(apgd.make_apgd, loss="ce"),
-    "apgd_dlr": functools.partial(apgd.make_apgd, loss="dlr"),
-    "apgd_t": apgd.make_apgd_t,
-    "noise": baselines.make_noise,
-    "blur": baselines.make_blur,
+ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
+    "fgsm": gradient.fgsm,
+    "bim": gradient.bim,
+    "pgd": gradient.pgd,
+    "mi_fgsm": gradient.mi_fgsm,
+    "di_fgsm": gradient.di_fgsm,
+    "apgd_ce": functools.partial(apgd.apgd, loss="ce"),
+    "apgd_dlr": functools.partial(apgd.apgd, loss="dlr"),
+    "apgd_t": apgd.apgd_t,
+    "deepfool": minimal.deepfool,
+    "cw": minimal.cw,
+    "fab": fab.fab,
+    "square": blackbox.square,
+    "autoattack": ensemble.autoattack,
+    "noise": baselines.noise,
+    "blur": baselines.blur,
 }
-"""name -> maker `(logits, *, norm, goal, steps, restarts=1, on_grid=True, ...) -> Attack`."""
+"""name -> `(*, steps, restarts=1, ...) -> Search`, or several of them in a row."""
 
 
-def get(name: str) -> Callable[..., Attack]:
-    """The maker of the attack called `name`; ValueError with the nearest names where there is none."""
+def get(name: str) -> Callable[..., Search | Sequence[Search]]:
+    """What makes the search called `name`; ValueError with the nearest names where there is none."""
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; nearest: {nearest(name, ATTACKS)}")
     return ATTACKS[name]

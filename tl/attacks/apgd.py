@@ -11,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks import goals
-from tl.attacks.frame import Attack, Best, Logits, Task, check_counts, keep, make_attack, rows, try_until_solved
-from tl.attacks.goals import Goal
-from tl.attacks.norms import Norm
+from tl.attacks.frame import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.queue import choose, rows
 
 MOMENTUM = 0.75  # alpha, Croce & Hein 2020, section 3.1: the share of the new step; the rest goes on as before
 RISES = 0.75  # rho, section 3.2: the share of steps uphill below which a step size is too large
 TARGETS = 9  # section 5, of APGD-T
 
-Judge = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-"""`x -> (loss f32[b] to be maximised, solved bool[b])`"""
+Loss = Callable[[jax.Array], jax.Array]
+"""`logits f32[b k] -> f32[b]`, to be maximised."""
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -39,172 +38,149 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({min(math.ceil(round(share * steps, 6)), steps) for share in shares if share <= 1})
 
 
-class _Climb(NamedTuple):
-    """Where each image's climb is: `best` is algorithm 1's x_max until it is solved, and then what solved it."""
+class _Peak(NamedTuple):
+    """Algorithm 1's x_max: the highest point of this climb."""
 
-    k: jax.Array
     x: jax.Array
-    previous: jax.Array
     loss: jax.Array
     gradient: jax.Array
-    best: Best
-    best_gradient: jax.Array
+
+
+class _Climb(NamedTuple):
+    """Where each image's climb is: x is to be looked at after k steps of the climb of that number.
+
+    `before` is the point that the last step left, `loss` was there; `rises` counts steps uphill since the last checkpoint, at
+    which `halved` the step was halved or not, and the peak's loss was `top`.
+    """
+
+    x: jax.Array
+    k: jax.Array
+    number: jax.Array
+    before: jax.Array
+    loss: jax.Array
+    peak: _Peak
     size: jax.Array
     rises: jax.Array
     halved: jax.Array
     top: jax.Array
+    best: Best
+    done: jax.Array
 
 
-def _climb(judge: Judge, start: jax.Array, solved: jax.Array, task: Task, norm: Norm, steps: int) -> Best:
-    """Algorithm 1 from `start`, of the images that are not solved; the others stay there."""
+def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Callable[[int], int] | int) -> Search:
+    """Algorithm 1, `tries` times, or as often as it says for k classes, on `loss(task, number i32[b])`.
+
+    An image stops where it is solved.
+    """
     places = checkpoints(steps)
     width = np.zeros(steps + 1, np.float32)  # of the interval that ends here, 0 where none does
     width[places[1:]] = np.diff(places)
 
-    def uphill(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def begin(task: Task, number: jax.Array, best: Best) -> _Climb:
+        x = task.norm.start(keys_at(task.keys, number), task.center, task.eps)
+        low = jnp.full_like(task.eps, -jnp.inf)
+        flat, no = jnp.zeros_like(task.eps), jnp.zeros_like(best.solved)
+        peak = _Peak(x, low, jnp.zeros_like(x))
+        return _Climb(x, jnp.zeros_like(number), number, x, low, peak, task.step_size, flat, no, low, best, no)
+
+    def init(task: Task, best: Best) -> _Climb:
+        return begin(task, jnp.zeros_like(best.solved, jnp.int32), best)
+
+    def step(task: Task, at: _Climb) -> _Climb:
+        climbed = loss(task, at.number)
+        often = tries if isinstance(tries, int) else tries(task.clean.shape[1])
+
         def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            loss, now = judge(x)
-            return jnp.sum(loss), (loss, now)
+            answer = task.ask(task.saved(x))
+            value = climbed(answer)
+            return jnp.sum(value), (value, answer)
 
-        (_, (loss, now)), gradient = jax.value_and_grad(total, has_aux=True)(x)
-        return loss, now, gradient
+        (_, (value, answer)), gradient = jax.value_and_grad(total, has_aux=True)(at.x)
+        best = keep(at.best, at.x, *task.judge(answer))
+        peak = choose(value > at.peak.loss, _Peak(at.x, value, gradient), at.peak)
+        first = at.k == 0
+        top = jnp.where(first, value, at.top)
 
-    def turn(c: _Climb) -> _Climb:
-        ahead = task.project(c.x + rows(c.size, c.x) * norm.direction(c.gradient))
-        share = jnp.where(c.k == 0, 1.0, MOMENTUM)
-        moved = task.project(c.x + share * (ahead - c.x) + (1.0 - share) * (c.x - c.previous))
-        x = jnp.where(rows(c.best.solved, c.x), c.x, moved)
-        loss, now, gradient = uphill(x)
-        rises = c.rises + jnp.where(loss > c.loss, 1.0, 0.0)
-        wins = ~c.best.solved & (now | (loss > c.best.score))
-        best = Best(
-            jnp.where(rows(wins, x), x, c.best.x), jnp.where(wins, loss, c.best.score), c.best.solved | (wins & now)
-        )
-        best_gradient = jnp.where(rows(wins, x), gradient, c.best_gradient)
-
-        due = jnp.asarray(width)[c.k + 1]
+        due = jnp.asarray(width)[at.k]
+        rises = at.rises + (~first & (value > at.loss)).astype(jnp.float32)
         slow = rises < RISES * due  # condition 1
-        stuck = ~c.halved & (best.score == c.top)  # condition 2
+        stuck = ~at.halved & (peak.loss == top)  # condition 2
         halve = (due > 0) & (slow | stuck)
-        return _Climb(
-            c.k + 1,
-            jnp.where(rows(halve, x), best.x, x),
-            c.x,
-            jnp.where(halve, best.score, loss),
-            jnp.where(rows(halve, x), best_gradient, gradient),
-            best,
-            best_gradient,
-            jnp.where(halve, 0.5 * c.size, c.size),
+        here = choose(halve, peak, _Peak(at.x, value, gradient))
+        size = jnp.where(halve, 0.5 * at.size, at.size)
+
+        ahead = task.project(here.x + rows(size, at.x) * task.norm.direction(here.gradient))
+        share = rows(jnp.where(first, 1.0, MOMENTUM), at.x)
+        moved = task.project(here.x + share * (ahead - here.x) + (1.0 - share) * (here.x - at.before))
+        last = at.k == steps
+        climb = _Climb(
+            moved,
+            at.k + 1,
+            at.number,
+            here.x,
+            here.loss,
+            peak,
+            size,
             jnp.where(due > 0, 0.0, rises),
-            jnp.where(due > 0, halve, c.halved),
-            jnp.where(due > 0, best.score, c.top),
+            jnp.where(due > 0, halve, at.halved),
+            jnp.where(due > 0, peak.loss, top),
+            best,
+            best.solved | (last & (at.number + 1 == often)),
         )
+        if often == 1:
+            return climb
+        again = lambda climb: choose(last & ~climb.done, begin(task, at.number + 1, climb.best), climb)  # noqa: E731
+        return jax.lax.cond(jnp.any(last), again, lambda climb: climb, climb)
 
-    loss, now, gradient = uphill(start)
-    flat = jnp.zeros_like(loss)
-    best = Best(start, loss, solved | now)
-    size = jnp.broadcast_to(task.step_size, loss.shape)
-    first = _Climb(jnp.int32(0), start, start, loss, gradient, best, gradient, size, flat, jnp.zeros_like(solved), loss)
-    going = lambda c: (c.k < steps) & ~jnp.all(c.best.solved)  # noqa: E731
-    return jax.lax.while_loop(going, turn, first).best
+    return Search(init, step, lambda eps: 2.0 * eps)
 
 
-def _make_tries(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int,
-    tries: int,
-    on_grid: bool,
-    loss: Callable[[jax.Array, Task, jax.Array], Callable[[jax.Array], jax.Array]],
-) -> Attack:
-    """`loss`: `(i, task, clean logits) -> (logits -> f32[b])`, what the i-th try climbs."""
-
-    def search(task: Task, clean: Best) -> jax.Array:
-        before = task.logits(task.center)
-
-        def attempt(i: jax.Array, best: Best) -> Best:
-            score = loss(i, task, before)
-
-            def judge(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-                answer = task.logits(x)
-                return score(answer), goal.success(answer, task.members)
-
-            start = norm.start(jax.vmap(jax.random.fold_in, (0, None))(task.keys, i), task.center, task.eps)
-            found = _climb(judge, start, best.solved, task, norm, steps)
-            return keep(best, found.x, *task.judge(found.x))
-
-        return try_until_solved(attempt, clean, tries).x
-
-    return make_attack(search, logits, norm=norm, goal=goal, on_grid=on_grid, default_step=lambda eps: 2.0 * eps)
-
-
-def make_apgd(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int,
-    restarts: int = 1,
-    on_grid: bool = True,
-    loss: str = "ce",
-) -> Attack:
+def apgd(*, steps: int, restarts: int = 1, loss: str = "ce") -> Search:
     """Auto-PGD: momentum, and a step that starts at 2 eps and is halved, back at the best point, where the climb stalls.
 
-    An image stops where it is solved, before the steps are over; later starts are for those that are not.
+    An image stops where it is solved, before the steps are over; later starts are for those that are not. In L1 the step is
+    SLIDE's, not that of Croce & Hein 2021 (arXiv:2103.01208), whose share of coordinates adapts.
 
     Args:
-      logits: `(variables, images01) -> f32[b k]`, in evaluation mode.
-      norm: in L1 the step is SLIDE's, not that of Croce & Hein 2021 (arXiv:2103.01208), whose share of coordinates adapts.
-      goal: its success is what is looked for; its score ranks what failed, and is given back.
       steps: static; 100 is the paper's.
       restarts: static; random starts, one after another.
-      on_grid: whether pictures lie on the k / 255 grid, or anywhere in the ball.
-      loss: what is climbed, a row of `goals.LOSSES`: "ce" is APGD-CE, "dlr" APGD-DLR.
-
-    Returns:
-      An `Attack`; a `step_size` takes the place of 2 eps.
+      loss: what is climbed, a row of `goals.LOSSES`: "ce" is APGD-CE, "dlr" APGD-DLR. What failed is ranked, and given back,
+        by the goal's own score.
 
     Raises:
-      ValueError: steps or restarts below 1, an unknown loss; and, when called, `images01` or `eps` out of range, or too
-        few classes for the loss.
+      ValueError: steps or restarts below 1, an unknown loss; and, when called, too few classes for the loss.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, algorithm 1.
     """
     check_counts(steps=steps, restarts=restarts)
-    climbed = goals.get("untargeted" if goal.away else "targeted", loss).score
-    losses = lambda i, task, before: lambda answer: climbed(answer, task.members)  # noqa: E731
-    return _make_tries(logits, norm=norm, goal=goal, steps=steps, tries=restarts, on_grid=on_grid, loss=losses)
+    goals.get("untargeted", loss)
+
+    def climbed(task: Task, number: jax.Array) -> Loss:
+        score = goals.get("untargeted" if task.goal.away else "targeted", loss).score
+        return lambda answer: score(answer, task.members)
+
+    return _climbs(climbed, steps=steps, tries=restarts)
 
 
-def make_apgd_t(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int,
-    restarts: int = 1,
-    on_grid: bool = True,
-    targets: int = TARGETS,
-) -> Attack:
+def apgd_t(*, steps: int, restarts: int = 1, targets: int = TARGETS) -> Search:
     """Targeted Auto-PGD: towards the likeliest class that is a success, then the next, with the targeted DLR loss.
 
-    Arguments as in `make_apgd`. Any class that fulfils the goal ends an image's search, whichever was aimed at. With a
-    targeted goal the classes are those of its group, over again where the group is smaller.
+    Arguments as in `apgd`. Any class that fulfils the goal ends an image's search, whichever was aimed at. With a targeted
+    goal the classes are those of its group, over again where the group is smaller. With fewer than four classes, for which
+    that loss is not defined, it is the margin that is climbed.
 
     Args:
       restarts: random starts for each class.
-      targets: static; classes, one after another, by the clean picture's logits.
+      targets: static; classes, one after another, by the clean picture's logits; all but one where there are fewer.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 4.2 and equation 7.
     """
     check_counts(steps=steps, restarts=restarts, targets=targets)
 
-    def losses(i: jax.Array, task: Task, before: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        target = goals.likeliest(before, goals.wanted(goal, task.members), jnp.mod(i, targets))
-        return lambda answer: goals.targeted_dlr(answer, target, task.members if goal.away else None)
+    def climbed(task: Task, number: jax.Array) -> Loss:
+        if task.clean.shape[1] < 4:
+            return lambda answer: goals.margin(answer, task.wanted)
+        target = goals.likeliest(task.clean, task.wanted, jnp.mod(number, targets))
+        return lambda answer: goals.targeted_dlr(answer, target, task.members if task.goal.away else None)
 
-    return _make_tries(
-        logits, norm=norm, goal=goal, steps=steps, tries=restarts * targets, on_grid=on_grid, loss=losses
-    )
+    return _climbs(climbed, steps=steps, tries=lambda k: restarts * min(targets, k - 1))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl.attacks.boundary import check_call, name_of, tiny
-from tl.attacks.frame import Attack, AttackResult, Best, Logits, check_counts, keep, rows
-from tl.attacks.goals import Goal, margin, wanted
-from tl.attacks.norms import Norm, own_keys
-from tl.types import Array, Variables
+from tl.attacks import norms
+from tl.attacks.boundary import tiny
+from tl.attacks.frame import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.goals import margin
+from tl.attacks.queue import rows
 
 SHARE = 0.8  # p, the part of the picture that the first squares cover; Croce & Hein 2020, arXiv:2003.01690, section 5
 HALVED = (
@@ -29,28 +29,6 @@ HALVED = (
 )  # queries of 10,000 after which p is halved; the authors' code
 TILES = 5  # along the shorter side, of the start in L2; Andriushchenko et al. 2020, section 3.4
 SMALLEST = {"linf": 1, "l2": 3}  # side of a square, in pixels; the authors' code
-
-
-class Queried(NamedTuple):
-    """What a black-box attack found, and what it cost.
-
-    Attributes:
-      images, success, score: as in `AttackResult`.
-      queries: i32[b], pictures that the network was shown; 0 where the clean one meets the goal.
-    """
-
-    images: jax.Array
-    success: jax.Array
-    score: jax.Array
-    queries: jax.Array
-
-
-class Query(Protocol):
-    """A jitted black-box attack; arguments as in `Attack`."""
-
-    def __call__(
-        self, variables: Variables, key: jax.Array, images01: Array, members: Array, *, eps: float
-    ) -> Queried: ...
 
 
 # --------------------------------------------------------------- one picture f32[h w c]; the batch is made of it by vmap
@@ -150,109 +128,64 @@ MOVES: dict[str, tuple[Callable[..., jax.Array], Callable[..., jax.Array]]] = {
 # -------------------------------------------------------------------------------------------------------------- attack
 
 
-def find_square(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int = 5000,
-    restarts: int = 1,
-    on_grid: bool = True,
-    share: float = SHARE,
-) -> Query:
+class _Asked(NamedTuple):
+    """After k queries of the start of that number: at x, by the margin `above`."""
+
+    x: jax.Array
+    above: jax.Array
+    k: jax.Array
+    number: jax.Array
+    best: Best
+    done: jax.Array
+
+
+def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Search:
     """Square: changes one random square at a time to a corner of the ball, and keeps it where the margin grows.
 
     The margin is the largest logit of the classes that meet the goal, less the largest of the others. An image stops once
-    the goal is met. One program: squares of all sizes are drawn as masks of one shape, and each image draws by its own key.
+    the goal is met. No gradient is asked for, and a step is a query. Squares of all sizes are drawn as masks of one shape, and
+    each image draws by its own key.
 
     Args:
-      logits: `(variables, images01) -> f32[b k]`, in evaluation mode; no gradient is asked of it.
-      norm: L2 or Linf.
       steps: static, queries an image, the start included; the schedule of the squares is scaled to it. 5000 is AutoAttack's.
       restarts: static; each with as many queries.
-      on_grid: every picture that is asked for lies on the k / 255 grid.
       share: p of the paper, of the first squares, in (0, 1].
 
-    Returns:
-      A `Query`.
-
     Raises:
-      ValueError: another norm, a count below 1, a share outside (0, 1].
+      ValueError: a count below 1, a share outside (0, 1]; another norm than L2 and Linf.
 
     Reference: Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 to 3.
     """
-    name = name_of(norm, list(MOVES))
     check_counts(steps=steps, restarts=restarts)
     if not 0 < share <= 1:
         raise ValueError(f"share is a part of the picture, in (0, 1]; got {share}")
-    begin, move = MOVES[name]
 
-    @jax.jit
-    def run(variables, key, center, members, eps):
-        aims = wanted(goal, members)
-        place = norm.lattice if on_grid else norm.project
+    def init(task: Task, best: Best) -> _Asked:
+        zero = jnp.zeros_like(best.solved, jnp.int32)
+        low = jnp.full_like(best.score, -jnp.inf)
+        return _Asked(task.center, low, zero, zero, best, jnp.zeros_like(best.solved))
 
-        def ask(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            found = logits(variables, place(x, center, eps))
-            return margin(found, aims), goal.success(found, members)
+    def step(task: Task, at: _Asked) -> _Asked:
+        name, keys = norms.name(task.norm), keys_at(task.keys, at.number, at.k)
+        begin, move = MOVES[name]
+        shape = task.center.shape[1:]
+        side = jax.vmap(lambda k: side_at(k, steps, share, shape, SMALLEST[name]))(at.k)
+        moved = jax.vmap(move)(keys, at.x, task.center, task.eps, side)
+        first = at.k == 0
+        fresh = lambda: jax.vmap(begin)(keys, task.center, task.eps)  # noqa: E731
+        new = jax.lax.cond(jnp.any(first), lambda: jnp.where(rows(first, moved), fresh(), moved), lambda: moved)
+        found = task.ask(task.saved(new))
+        score, met = task.judge(found)
+        above = margin(found, task.wanted)
+        better = first | (above > at.above)
+        last = at.k + 1 == steps
+        return _Asked(
+            jnp.where(rows(better, new), new, at.x),
+            jnp.where(better, above, at.above),
+            jnp.where(last, 0, at.k + 1),
+            jnp.where(last, at.number + 1, at.number),
+            keep(at.best, new, score, met),
+            met | (last & (at.number + 1 == restarts)),
+        )
 
-        def search(restart: jax.Array, best: tuple) -> tuple:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(own_keys(key, center.shape[0]), restart)
-            own = lambda i: jax.vmap(jax.random.fold_in, (0, None))(keys, i)  # noqa: E731
-            images, above, met, queries = best
-            x = jax.vmap(begin, (0, 0, None))(own(0), center, eps)
-
-            def open_(carry: tuple) -> jax.Array:
-                return (carry[0] < steps) & ~jnp.all(carry[3])
-
-            def step(carry: tuple) -> tuple:
-                i, x, above, met, queries = carry
-                side = side_at(i, steps, share, center.shape[1:], SMALLEST[name])
-                new = jax.vmap(move, (0, 0, 0, None, None))(own(i), x, center, eps, side)
-                new_above, new_met = ask(new)
-                better = ~met & ((new_above > above) | new_met)
-                queries = queries + (~met).astype(jnp.int32)
-                above, met = jnp.where(better, new_above, above), met | (better & new_met)
-                return i + 1, jnp.where(rows(better, x), new, x), above, met, queries
-
-            here, there = ask(x)
-            begun = (jnp.int32(1), x, here, met | there, queries + (~met).astype(jnp.int32))
-            _, x, here, there, queries = jax.lax.while_loop(open_, step, begun)
-            better = ~met & ((here > above) | there)
-            return jnp.where(rows(better, x), x, images), jnp.where(better, here, above), met | there, queries
-
-        above, met = ask(center)
-        best = (center, above, met, jnp.zeros_like(met, jnp.int32))
-        x, _, _, queries = jax.lax.fori_loop(0, restarts, search, best)
-        images = place(x, center, eps)
-        begun, ended = (logits(variables, x) for x in (center, images))
-        clean = Best(center, goal.score(begun, members), goal.success(begun, members))
-        final = keep(clean, images, goal.score(ended, members), goal.success(ended, members))  # by the goal's own score
-        return Queried(final.x, final.solved, final.score, queries)
-
-    def query(variables, key, images01, members, *, eps):
-        check_call(norm, images01, eps)
-        return run(variables, key, images01, members, jnp.float32(eps))
-
-    return query
-
-
-def make_square(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int = 5000,
-    restarts: int = 1,
-    on_grid: bool = True,
-    share: float = SHARE,
-) -> Attack:
-    """`find_square` as an `Attack`: without the count of its queries. `step_size` is not used."""
-    query = find_square(logits, norm=norm, goal=goal, steps=steps, restarts=restarts, on_grid=on_grid, share=share)
-
-    def attack(variables, key, images01, members, *, eps, step_size=None):
-        del step_size  # a step is a square on the surface of the ball
-        found = query(variables, key, images01, members, eps=eps)
-        return AttackResult(found.images, found.success, found.score)
-
-    return attack
+    return Search(init, step, norms=tuple(MOVES))

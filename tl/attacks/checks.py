@@ -9,6 +9,7 @@ Reference: Carlini et al. 2019, arXiv:1902.06705, sections 5 and 6; Athalye et a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks import norms
-from tl.attacks.blackbox import make_square
-from tl.attacks.frame import Attack, Logits
+from tl.attacks.blackbox import square
+from tl.attacks.frame import Attack, Logits, Search
 from tl.attacks.goals import Goal
-from tl.attacks.gradient import make_pgd
+from tl.attacks.gradient import pgd
 from tl.attacks.norms import Norm
+from tl.attacks.run import make_attack
 from tl.types import Array, Variables
 
 GAIN = 0.02  # of success, that doubled steps may bring: the two points of spread that a hundred pictures have; chosen
@@ -125,8 +127,8 @@ def panel(
     steps: int = 40,
     queries: int = 1000,
     curve: Sequence[float] = (0.25, 0.5, 1.0, 2.0),
-    white: Callable[..., Attack] = make_pgd,
-    black: Callable[..., Attack] = make_square,
+    white: Callable[..., Search | Sequence[Search]] = pgd,
+    black: Callable[..., Search | Sequence[Search]] = square,
 ) -> list[Check]:
     """All checks, on pictures that do not meet the goal yet; about 6 attacks of `steps` and one of `queries`.
 
@@ -137,7 +139,7 @@ def panel(
       steps: its steps.
       queries: of the black-box attack.
       curve: shares of `eps`, rising, with 1 among them.
-      white, black: makers of attacks, called with `logits`, `norm`, `goal` and `steps`.
+      white, black: makers of searches, called with `steps`.
 
     Returns:
       A `Check` for each line.
@@ -161,11 +163,12 @@ def panel(
     def rate(attack: Attack, eps: float) -> float:
         return float(np.asarray(attack(variables, key, images01, members, eps=eps).success)[open_].mean())
 
-    attack = white(logits, norm=norm, goal=goal, steps=steps)
+    make = functools.partial(make_attack, logits=logits, norm=norm, goal=goal)
+    attack = make(white(steps=steps))
     rates = {share: rate(attack, share * eps) for share in curve}
-    doubled = rate(white(logits, norm=norm, goal=goal, steps=2 * steps), eps)
-    asked = rate(black(logits, norm=norm, goal=goal, steps=queries), eps)
-    whole = attack if norm == norms.LINF else white(logits, norm=norms.LINF, goal=goal, steps=steps)
+    doubled = rate(make(white(steps=2 * steps)), eps)
+    asked = rate(make(black(steps=queries)), eps)
+    whole = attack if norm == norms.LINF else make(white(steps=steps), norm=norms.LINF)
     box = whole(variables, key, images01, members, eps=1.0)
     noise, draw = 0.0, jax.jit(lambda own: noisy(norm, own, images01, eps))
     for own in jax.random.split(key, DRAWS):

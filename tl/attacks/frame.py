@@ -1,18 +1,18 @@
-"""What every attack is, gives back and checks. The attacks themselves are in the modules beside this one."""
+"""What an attack is and gives back. The attacks themselves are in the modules beside this one; `run` runs them.
+
+An attack is a `Search`: how an image begins, and what one step with one look at the network does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
-from tl import pixels
+from tl.attacks import queue
 from tl.attacks.goals import Goal
-from tl.attacks.norms import Norm, own_keys
+from tl.attacks.norms import Norm
 from tl.types import Array, Variables
 
 Logits = Callable[[Variables, jax.Array], jax.Array]
@@ -27,11 +27,15 @@ class AttackResult(NamedTuple):
         holds exactly these pictures. Where nothing better was found, and with eps = 0, the clean picture.
       success: bool[b], by the network, on `images`. What counts is the file: read it back.
       score: f32[b], the goal's score on `images`.
+      steps: i32[b], how many steps were taken with each image; 0 where the clean picture meets the goal.
+      solved_by: i32[b], of several searches the place of the one that met the goal; -1 where none had to, or could.
     """
 
     images: jax.Array
     success: jax.Array
     score: jax.Array
+    steps: jax.Array
+    solved_by: jax.Array
 
 
 class Attack(Protocol):
@@ -44,8 +48,9 @@ class Attack(Protocol):
         images01: Array,
         members: Array,
         *,
-        eps: float,
-        step_size: float | None = None,
+        eps: Array | float,
+        step_size: Array | float | None = None,
+        skip: Array | None = None,
     ) -> AttackResult:
         """Adversarial pictures.
 
@@ -53,8 +58,9 @@ class Attack(Protocol):
           key: `jax.random.key`, from which each row takes its own, whatever the batch; or one an image (`norms.own_keys`).
           images01: f32[b h w 3] in [0, 1], read from 8-bit pictures.
           members: bool[b k], the classes that the goal is about.
-          eps: radius of the ball, in [0, 1] pixel units: 4/255, not 4.
-          step_size: length of one step, in the same units; None is the attack's own.
+          eps: radius of the ball, in [0, 1] pixel units: 4/255, not 4; a number, or f32[b].
+          step_size: length of one step, in the same units, likewise; None is the attack's own.
+          skip: bool[b], images that are not to be searched; they come back as they are.
 
         Raises:
           ValueError: `images01` or `eps` out of range.
@@ -62,25 +68,33 @@ class Attack(Protocol):
         ...
 
 
-class Task(NamedTuple):
-    """One call, inside of `jit`: what an attack works on.
+class Minimal(NamedTuple):
+    """The nearest adversarial pictures that were found.
 
     Attributes:
-      judge: `x -> (score f32[b], success bool[b])` of the pictures that would be saved for x: rounded first, on the grid.
-        Gradients pass the rounding unchanged (straight through), so what is climbed is what will be saved.
-      logits: `x -> f32[b k]`, of the same pictures.
-      project: x -> the nearest point in the ball and in the box.
-      keys: one an image. center: the clean pictures. members, eps, step_size: as called.
+      images: f32[b h w c] in [0, 1], anywhere in it (not on the 8-bit grid); the clean picture where nothing was found.
+      distance: f32[b] in the norm and [0, 1] pixel units; 0 where the clean picture meets the goal already, infinity where
+        nothing was found. Medians over all pictures so count the failures.
+      success: bool[b], by the network, on `images`.
     """
 
-    judge: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    logits: Callable[[jax.Array], jax.Array]
-    project: Callable[[jax.Array], jax.Array]
-    keys: jax.Array
-    center: jax.Array
-    members: jax.Array
-    eps: jax.Array
-    step_size: jax.Array
+    images: jax.Array
+    distance: jax.Array
+    success: jax.Array
+
+
+class Find(Protocol):
+    """A jitted search for the nearest."""
+
+    def __call__(
+        self, variables: Variables, key: jax.Array, images01: Array, members: Array, *, enough: float = 0.0
+    ) -> Minimal:
+        """Nearest adversarial pictures; arguments as in `Attack`.
+
+        Args:
+          enough: traced; an image whose distance is no larger is not looked at again.
+        """
+        ...
 
 
 class Best(NamedTuple):
@@ -91,86 +105,70 @@ class Best(NamedTuple):
     solved: jax.Array
 
 
-def rows(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """[b], shaped to go with x [b ...]."""
-    return mask.reshape(-1, *(1,) * (x.ndim - 1))
+class Task(NamedTuple):
+    """What a search works on, inside of `jit`; axis 0 of each array is the image.
+
+    Attributes:
+      ask: `x -> f32[b k]`, the logits of x as it is.
+      saved: x -> the picture that would be saved for it: rounded, on the grid; else x. Gradients pass it unchanged (straight
+        through), so what is climbed is what will be saved.
+      judge: `logits -> (score f32[b], success bool[b])`.
+      project: x -> the nearest point in the ball and in the box.
+      norm: the geometry.
+      goal: as it was made.
+      keys, center, members, eps, step_size: as called, a row an image.
+      clean: f32[b k], logits of the clean pictures.
+      wanted: bool[b k], the classes that meet the goal where they are on top.
+    """
+
+    ask: Callable[[jax.Array], jax.Array]
+    saved: Callable[[jax.Array], jax.Array]
+    judge: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    project: Callable[[jax.Array], jax.Array]
+    norm: Norm
+    goal: Goal
+    keys: jax.Array
+    center: jax.Array
+    members: jax.Array
+    eps: jax.Array
+    step_size: jax.Array
+    clean: jax.Array
+    wanted: jax.Array
+
+
+class Search(NamedTuple):
+    """An attack's own part; a state is a `queue.State` whose `best` is a `Best`.
+
+    Attributes:
+      init: `(task, best) -> state`, without a look at the network; `best` is the clean picture and how it does.
+      step: `(task, state) -> state`; it need not care for rows that are done.
+      default_step: eps -> the step size that None stands for.
+      norms: names of those it works in; empty for all.
+      nearest: whether it looks for the NEAREST adversarial picture: a `Best.score` is then minus the distance, infinite where
+        there is none, eps the distance that is near enough, and `find` gives what it found, however far.
+    """
+
+    init: Callable[[Task, Best], Any]
+    step: Callable[[Task, Any], Any]
+    default_step: Callable[[jax.Array], jax.Array] = lambda eps: eps
+    norms: tuple[str, ...] = ()
+    nearest: bool = False
 
 
 def keep(best: Best, x: jax.Array, score: jax.Array, solved: jax.Array) -> Best:
     """The better of the two, image by image; the first where they are equal."""
     wins = (solved & ~best.solved) | ((solved == best.solved) & (score > best.score))
-    return Best(
-        jnp.where(rows(wins, x), x, best.x), jnp.where(wins, score, best.score), jnp.where(wins, solved, best.solved)
-    )
+    return queue.choose(wins, Best(x, score, solved), best)
 
 
-def try_until_solved(
-    attempt: Callable[[jax.Array, Best], Best], best: Best, n: int, *, early_stop: bool = True
-) -> Best:
-    """`(i, best) -> best` for i = 0 .. n - 1, the rest left out as soon as all images are solved."""
-
-    def turn(carry: tuple[jax.Array, Best]) -> tuple[jax.Array, Best]:
-        i, best = carry
-        return i + 1, attempt(i, best)
-
-    going = lambda carry: (carry[0] < n) & ~(early_stop & jnp.all(carry[1].solved))  # noqa: E731
-    return jax.lax.while_loop(going, turn, (jnp.int32(0), best))[1]
+def keys_at(keys: jax.Array, *places: jax.Array) -> jax.Array:
+    """Each image's key, folded in with counts of its own: key[b], i32[b] ... -> key[b]."""
+    for place in places:
+        keys = jax.vmap(jax.random.fold_in)(keys, place)
+    return keys
 
 
 def check_counts(**counts: int) -> None:
     """ValueError where one of the counts, all of them named, is below one."""
     if any(n < 1 for n in counts.values()):
         raise ValueError(f"{' and '.join(counts)} must be at least 1; got {' and '.join(map(str, counts.values()))}")
-
-
-def make_attack(
-    search: Callable[[Task, Best], jax.Array],
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    on_grid: bool,
-    default_step: Callable[[jax.Array], jax.Array] = lambda eps: eps,
-) -> Attack:
-    """An `Attack` around a search: checks, keys, jit, and the test of what comes out.
-
-    Args:
-      search: `(task, clean) -> x`, traced; `clean` is where to begin, the clean pictures and how they do.
-      on_grid: whether pictures are scored, and given back, on the k / 255 grid; else anywhere in the ball.
-      default_step: eps -> the step that None stands for.
-    """
-    settle = norm.lattice if on_grid else norm.project
-
-    @jax.jit
-    def run(variables, key, center, members, eps, step_size):
-        def found(x: jax.Array) -> jax.Array:
-            if on_grid:
-                fixed = jax.lax.stop_gradient(x)
-                x = settle(fixed, center, eps) + (x - fixed)  # exactly on it
-            return logits(variables, x)
-
-        def judge(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            answer = found(x)
-            return goal.score(answer, members), goal.success(answer, members)
-
-        project = lambda x: norm.project(x, center, eps)  # noqa: E731
-        keys = own_keys(key, len(center))
-        clean = Best(center, *judge(center))
-        x = search(Task(judge, found, project, keys, center, members, eps, step_size), clean)
-        images = settle(project(x), center, eps)
-        best = keep(clean, images, *judge(images))
-        return AttackResult(best.x, best.solved, best.score)
-
-    def attack(variables, key, images01, members, *, eps, step_size=None):
-        pixels.check(images01, ndim=4)
-        with jax.ensure_compile_time_eval():
-            largest = float(norm.distance(np.ones((1, *images01.shape[1:]), np.float32), np.float32(0))[0])
-        if not isinstance(eps, Tracer) and not 0 <= float(eps) <= largest * (1 + 1e-6):
-            units = (
-                "share of the pixel range [0, 1]" if largest == 1 else f"distance in [0, {largest:.4g}], black to white"
-            )
-            raise ValueError(f"eps is a {units}, such as 4/255; got {float(eps):.4g}")
-        step = default_step(jnp.float32(eps)) if step_size is None else jnp.float32(step_size)
-        return run(variables, key, images01, members, jnp.float32(eps), step)
-
-    return attack

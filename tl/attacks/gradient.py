@@ -1,68 +1,105 @@
 """Attacks that follow the gradient: FGSM, BIM, PGD, MI-FGSM and DI-FGSM are one climb with other starts and directions.
 
-To add one: a function that returns an `Attack`, and a row in `tl.attacks.ATTACKS`. APGD, whose steps depend on how the
-climb goes, is in `tl.attacks.apgd`.
+APGD, whose steps depend on how the climb goes, is in `tl.attacks.apgd`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from tl import ascend
-from tl.attacks.frame import Attack, AttackResult, Best, Logits, Task, check_counts, keep, make_attack, try_until_solved
-from tl.attacks.goals import Goal
+from tl.attacks.frame import Best, Search, Task, check_counts, keep, keys_at
 from tl.attacks.norms import Norm
-
-__all__ = ["Attack", "AttackResult", "Logits", "make_bim", "make_di_fgsm", "make_fgsm", "make_mi_fgsm", "make_pgd"]
+from tl.attacks.queue import choose, rows
 
 View = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(keys[b], images01) -> images01`, what the network sees while gradients are taken."""
+"""`(key, image f32[h w 3]) -> f32[h w 3]`, a random view of one image; rows of `tl.transforms` are."""
 
 
-def _make_climb(
-    logits: Logits,
+class _Walk(NamedTuple):
+    """Where each image's climb is: at x, after k steps from the start of that number."""
+
+    x: jax.Array
+    k: jax.Array
+    start: jax.Array
+    opt_state: Any
+    best: Best
+    done: jax.Array
+
+
+def _climb(
     *,
-    norm: Norm,
-    goal: Goal,
     steps: int,
     restarts: int,
-    on_grid: bool,
     early_stop: bool,
     random_start: bool,
-    optimizer: ascend.Optimizer,
+    optimizer: Callable[[Norm], ascend.Optimizer],
     default_step: Callable[[jax.Array], jax.Array],
-    view: View | None = None,
-) -> Attack:
+    judge: Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+) -> Search:
+    """`judge`: `(task, keys, x) -> (score, solved)`."""
     check_counts(steps=steps, restarts=restarts)
 
-    def search(task: Task, clean: Best) -> jax.Array:
-        def judge(x: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-            score, solved = task.judge(x)
-            if view is not None:  # its value is the picture's own, its gradient that of the view
-                seen = task.judge(view(keys, x))[0]
-                score = jax.lax.stop_gradient(score) + (seen - jax.lax.stop_gradient(seen))
-            return score, solved
+    def begin(task: Task, start: jax.Array) -> jax.Array:
+        return task.norm.start(keys_at(task.keys, start), task.center, task.eps) if random_start else task.center
 
-        def attempt(i: jax.Array, best: Best) -> Best:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(task.keys, i)
-            path = ascend.ascend(
-                judge if early_stop else lambda x, keys: judge(x, keys)[0],
-                norm.start(keys, task.center, task.eps) if random_start else task.center,
-                keys,
-                steps=steps,
-                optimizer=optimizer,
-                step_size=task.step_size,
-                project=task.project,
-                solved=best.solved if early_stop else None,
+    def init(task: Task, best: Best) -> _Walk:
+        zero = jnp.zeros_like(best.solved, jnp.int32)
+        x = begin(task, zero)
+        return _Walk(x, zero, zero, optimizer(task.norm).init(x), best, jnp.zeros_like(best.solved))
+
+    def step(task: Task, at: _Walk) -> _Walk:
+        keys = keys_at(task.keys, at.start, at.k)
+        moved, opt_state, score, solved = ascend.step(
+            lambda x: judge(task, keys, x),
+            at.x,
+            at.opt_state,
+            optimizer=optimizer(task.norm),
+            step_size=rows(task.step_size, at.x),
+            project=task.project,
+        )
+        best = keep(at.best, at.x, score, solved)
+        last = at.k == steps  # this was the look at where the last step led
+        done = last & (at.start + 1 == restarts)
+        walk = _Walk(moved, at.k + 1, at.start, opt_state, best, done | solved if early_stop else done)
+        if restarts == 1:
+            return walk
+
+        def again(walk: _Walk) -> _Walk:
+            x = begin(task, at.start + 1)
+            fresh = walk._replace(
+                x=x, k=jnp.zeros_like(at.k), start=at.start + 1, opt_state=optimizer(task.norm).init(x)
             )
-            return keep(best, path.best, path.top, path.solved if early_stop else task.judge(path.best)[1])
+            return choose(last, fresh, walk)
 
-        return try_until_solved(attempt, clean, restarts, early_stop=early_stop).x
+        return jax.lax.cond(jnp.any(last), again, lambda walk: walk, walk)
 
-    return make_attack(search, logits, norm=norm, goal=goal, on_grid=on_grid, default_step=default_step)
+    return Search(init, step, default_step)
+
+
+def _seen_as_saved(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    del keys
+    return task.judge(task.ask(task.saved(x)))
+
+
+def _expected(view: View, draws: int) -> Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The mean score over random views of the saved picture, and whether all of them succeed."""
+
+    def judge(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        saved = task.saved(x)
+
+        def one(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            return task.judge(task.ask(jax.vmap(view)(own, saved)))
+
+        scores, solved = jax.lax.map(one, jnp.arange(draws))
+        return jnp.mean(scores, axis=0), jnp.all(solved, axis=0)
+
+    return judge
 
 
 def _check_alone(name: str, restarts: int) -> None:
@@ -70,111 +107,74 @@ def _check_alone(name: str, restarts: int) -> None:
         raise ValueError(f"{name} has no random start: restarts must be 1, not {restarts}, which would all be the same")
 
 
-def make_pgd(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int,
-    restarts: int = 1,
-    on_grid: bool = True,
-    early_stop: bool = True,
-) -> Attack:
+def pgd(*, steps: int, restarts: int = 1, early_stop: bool = True, view: View | None = None, draws: int = 4) -> Search:
     """Projected gradient ascent from a random start, on the lattice of 8-bit pictures.
 
     Every score is that of the rounded picture, and the gradient passes the rounding unchanged (straight through), so what
     is climbed is what will be saved. The best point on the way is kept, of all restarts.
 
     Args:
-      logits: `(variables, images01) -> f32[b k]`, in evaluation mode.
       steps: static. Their size, where it is not given, is 2.5 eps / steps: past the ball's edge and back.
       restarts: static; independent starts, one after another, of the images that are not solved yet.
-      on_grid: whether pictures lie on the k / 255 grid, or anywhere in the ball: for eps below a level.
-      early_stop: an image that is solved is left as it is, and the climb ends when all are. False climbs on, towards pictures
-        that other networks, or this one after JPEG, are wrong about too.
-
-    Returns:
-      An `Attack`.
+      early_stop: an image that is solved is left as it is. False climbs on, towards pictures that other networks, or this one
+        after JPEG, are wrong about too.
+      view: expectation over transformation (EOT): what is climbed is the mean score over random views of the picture, and
+        solved is one whose views all are; `draws` of them a step, each as dear as a step without.
 
     Raises:
-      ValueError: steps or restarts below 1; and, when called, `images01` or `eps` out of range.
+      ValueError: steps, restarts or draws below 1.
 
     Reference: Madry et al. 2018, arXiv:1706.06083, section 2.1 and, for the step, 5; straight-through rounding:
-      Bengio et al. 2013, arXiv:1308.3432; why on the lattice: Carlini & Wagner 2017, arXiv:1608.04644, on discretization.
+      Bengio et al. 2013, arXiv:1308.3432; why on the lattice: Carlini & Wagner 2017, arXiv:1608.04644, on discretization;
+      EOT: Athalye et al. 2018, arXiv:1707.07397, section 2.1.
     """
-    return _make_climb(
-        logits,
-        norm=norm,
-        goal=goal,
+    check_counts(draws=draws)
+    return _climb(
         steps=steps,
         restarts=restarts,
-        on_grid=on_grid,
         early_stop=early_stop,
         random_start=True,
-        optimizer=ascend.direction(norm.direction),
+        optimizer=lambda norm: ascend.direction(norm.direction),
         default_step=lambda eps: 2.5 * eps / steps,
+        judge=_seen_as_saved if view is None else _expected(view, draws),
     )
 
 
-def make_bim(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int,
-    restarts: int = 1,
-    on_grid: bool = True,
-    early_stop: bool = True,
-) -> Attack:
+def bim(*, steps: int, restarts: int = 1, early_stop: bool = True) -> Search:
     """Iterative FGSM (basic iterative method): PGD from the picture itself, with steps of eps / steps.
 
-    Differs from the paper, which steps by one level, 1 / 255. Arguments as in `make_pgd`; `restarts` other than 1 is an error.
+    Differs from the paper, which steps by one level, 1 / 255. Arguments as in `pgd`; `restarts` other than 1 is an error.
 
     Reference: Kurakin et al. 2017, arXiv:1607.02533, section 2.2.
     """
     _check_alone("bim", restarts)
-    return _make_climb(
-        logits,
-        norm=norm,
-        goal=goal,
+    return _climb(
         steps=steps,
         restarts=restarts,
-        on_grid=on_grid,
         early_stop=early_stop,
         random_start=False,
-        optimizer=ascend.direction(norm.direction),
+        optimizer=lambda norm: ascend.direction(norm.direction),
         default_step=lambda eps: eps / steps,
+        judge=_seen_as_saved,
     )
 
 
-def make_fgsm(
-    logits: Logits, *, norm: Norm, goal: Goal, steps: int = 1, restarts: int = 1, on_grid: bool = True
-) -> Attack:
+def fgsm(*, steps: int = 1, restarts: int = 1) -> Search:
     """One step of eps from the picture itself, along the gradient's sign (Linf) or the gradient (L2), or SLIDE's (L1).
 
-    Arguments as in `make_pgd`; `steps` or `restarts` other than 1 is an error.
+    `steps` or `restarts` other than 1 is an error.
 
     Reference: Goodfellow et al. 2015, arXiv:1412.6572, section 4.
     """
     if steps != 1:
         raise ValueError(f"fgsm is one step; got steps={steps}; take 'bim' for more")
-    return make_bim(logits, norm=norm, goal=goal, steps=1, restarts=restarts, on_grid=on_grid)
+    return bim(steps=1, restarts=restarts)
 
 
-def make_mi_fgsm(
-    logits: Logits,
-    *,
-    norm: Norm,
-    goal: Goal,
-    steps: int,
-    restarts: int = 1,
-    on_grid: bool = True,
-    early_stop: bool = True,
-    decay: float = 1.0,
-) -> Attack:
+def mi_fgsm(*, steps: int, restarts: int = 1, early_stop: bool = True, decay: float = 1.0) -> Search:
     """BIM along a sum of the gradients so far, each at L1 length one: pictures that fool other networks more often.
 
-    Arguments as in `make_bim`; for transfer take `early_stop=False`.
+    Arguments as in `bim`; for transfer take `early_stop=False`.
 
     Args:
       decay: of the sum, from step to step; 1 is the paper's.
@@ -182,37 +182,30 @@ def make_mi_fgsm(
     Reference: Dong et al. 2018, arXiv:1710.06081, algorithm 1.
     """
     _check_alone("mi_fgsm", restarts)
-    return _make_climb(
-        logits,
-        norm=norm,
-        goal=goal,
+    return _climb(
         steps=steps,
         restarts=restarts,
-        on_grid=on_grid,
         early_stop=early_stop,
         random_start=False,
-        optimizer=ascend.gathered(_at_l1_length_one, decay, norm.direction),
+        optimizer=lambda norm: _gathered(decay, norm),
         default_step=lambda eps: eps / steps,
+        judge=_seen_as_saved,
     )
 
 
-def make_di_fgsm(
-    logits: Logits,
+def di_fgsm(
     *,
-    norm: Norm,
-    goal: Goal,
     steps: int,
     restarts: int = 1,
-    on_grid: bool = True,
     early_stop: bool = True,
     decay: float = 1.0,
     probability: float = 0.5,
     smallest: float = 0.9,
-) -> Attack:
+) -> Search:
     """MI-FGSM whose gradients are, with some probability, those of the picture made smaller, on black, at a random place.
 
     What is kept is judged by the picture itself. Differs from the paper, where pictures of 299 grow to at most 330 pixels,
-    zeros around them: here the network's size is fixed, so they shrink (299 of 330 is 0.9). Arguments as in `make_mi_fgsm`;
+    zeros around them: here the network's size is fixed, so they shrink (299 of 330 is 0.9). Arguments as in `mi_fgsm`;
     restarts differ in their views.
 
     Args:
@@ -227,19 +220,27 @@ def make_di_fgsm(
     """
     if not (0 <= probability <= 1 and 0 < smallest <= 1):
         raise ValueError(f"probability lies in [0, 1], smallest in (0, 1]; got {probability} and {smallest}")
-    return _make_climb(
-        logits,
-        norm=norm,
-        goal=goal,
+    view = jax.vmap(_smaller_views(probability, smallest))
+
+    def judge(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        score, solved = jax.lax.stop_gradient(task.judge(task.ask(task.saved(x))))
+        seen, _ = task.judge(task.ask(view(keys, task.saved(x))))
+        return score + (seen - jax.lax.stop_gradient(seen)), solved  # the picture's own value, the view's gradient
+
+    return _climb(
         steps=steps,
         restarts=restarts,
-        on_grid=on_grid,
         early_stop=early_stop,
         random_start=False,
-        optimizer=ascend.gathered(_at_l1_length_one, decay, norm.direction),
+        optimizer=lambda norm: _gathered(decay, norm),
         default_step=lambda eps: eps / steps,
-        view=jax.vmap(_smaller_views(probability, smallest)),
+        judge=judge,
     )
+
+
+def _gathered(decay: float, norm: Norm) -> ascend.Optimizer:
+    """The norm's direction of a decaying sum of gradients, each brought to L1 length one before it is added."""
+    return ascend.gathered(_at_l1_length_one, decay, norm.direction)
 
 
 def _at_l1_length_one(gradient: jax.Array) -> jax.Array:

@@ -262,3 +262,8 @@ def get(name: str) -> Norm:
     if name not in NORMS:
         raise ValueError(f"unknown norm {name!r}; nearest: {nearest(name, NORMS)}")
     return NORMS[name]
+
+
+def name(norm: Norm) -> str:
+    """Under which name the norm stands in `NORMS`; "" for one that does not."""
+    return next((word for word, row in NORMS.items() if row == norm), "")

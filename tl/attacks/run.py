@@ -1,0 +1,267 @@
+"""How a search runs: the checks before it, the queue and the devices, and the test of what comes out.
+
+Images that meet the goal are left alone, the rest are searched through `queue.work` on all local devices, and what comes
+out is put into the ball and on the grid, and shown to the network once more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from tl import devices, pixels
+from tl.attacks import queue
+from tl.attacks.frame import Attack, AttackResult, Best, Find, Logits, Minimal, Search, Task, keep
+from tl.attacks.goals import Goal, wanted
+from tl.attacks.norms import Norm, name, own_keys
+from tl.attacks.queue import rows
+from tl.types import Array, Variables
+
+HALVINGS = 8  # of the way between the clean picture and the nearest one found; chosen, not tuned: to 1/256 of it
+BEYOND = (0.0, 1 / 32, 1 / 8, 1 / 2, 1.0)  # how far past such a picture rounding may look, of what eps leaves; chosen
+
+
+def check_call(norm: Norm, images01: Array, eps: Any) -> None:
+    """ValueError where `images01` are not float32 in [0, 1], or a known `eps` is not between 0 and white's from black."""
+    pixels.check(images01, ndim=4)
+    with jax.ensure_compile_time_eval():
+        white = jnp.ones((1, *images01.shape[1:]), jnp.float32)
+        largest = float(norm.distance(white, jnp.zeros_like(white))[0])
+    if not isinstance(eps, Tracer):
+        given = np.asarray(eps, np.float32)
+        if given.shape not in ((), images01.shape[:1]):
+            raise ValueError(f"eps is one number, or one for each of {len(images01)} images; got {list(given.shape)}")
+        if not ((given >= 0) & (given <= largest * (1 + 1e-6))).all():
+            units = (
+                "share of the pixel range [0, 1]" if largest == 1 else f"distance in [0, {largest:.4g}], black to white"
+            )
+            raise ValueError(f"eps is a {units}, such as 4/255; got {given.ravel()[0]:.4g}")
+
+
+def spread(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`(variables, rows [b ...]) -> rows [b ...]`, jitted, each local device with its part of the rows.
+
+    Rows that are missing to a whole number for each device are repeats of the first, and taken off again. Several hosts
+    work on their own rows each.
+    """
+    whole = jax.jit(run)
+
+    @functools.cache
+    def parts(count: int) -> Callable[..., Any]:
+        mesh = devices.mesh(jax.local_devices()[:count])
+        each = jax.sharding.PartitionSpec(devices.AXIS)
+        here = jax.sharding.PartitionSpec()
+        return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(here, each), out_specs=each, check_vma=False))
+
+    def call(variables: Variables, tasks: Any) -> Any:
+        count, n = jax.local_device_count(), len(jax.tree.leaves(tasks)[0])
+        if count == 1 or n == 1 or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, tasks))):
+            return whole(variables, tasks)
+        missing = -n % count
+        padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]), tasks)
+        return jax.tree.map(lambda leaf: leaf[:n], parts(count)(variables, padded))
+
+    return call
+
+
+@functools.lru_cache(maxsize=64)
+def looker(logits: Logits, slots: int) -> Callable[[Variables, jax.Array], jax.Array]:
+    """`(variables, images01 [n h w c]) -> f32[n k]`, jitted, `slots` images at a time; one for all attacks on a network."""
+
+    def run(variables: Variables, images: jax.Array) -> jax.Array:
+        n = len(images)
+        if n <= slots:
+            return logits(variables, images)
+        padded = jnp.concatenate([images, jnp.repeat(images[:1], -n % slots, axis=0)])
+        groups = padded.reshape(-1, slots, *images.shape[1:])
+        return jax.lax.map(lambda group: logits(variables, group), groups).reshape(len(padded), -1)[:n]
+
+    return spread(run)
+
+
+def check_norm(search: Search, norm: Norm) -> None:
+    """ValueError where the search does not work in that norm."""
+    if search.norms and name(norm) not in search.norms:
+        raise ValueError(f"this attack works in the norms {', '.join(search.norms)}; got {name(norm) or 'another'!r}")
+
+
+def make_attack(
+    search: Search | Sequence[Search],
+    logits: Logits,
+    *,
+    norm: Norm,
+    goal: Goal,
+    on_grid: bool = True,
+    slots: int | None = None,
+) -> Attack:
+    """An `Attack` of one search, or of several, one after another, each on what those before it left unsolved.
+
+    Args:
+      search: how.
+      logits: `(variables, images01) -> f32[b k]`, in evaluation mode.
+      norm: where it may go.
+      goal: what for. Its success is what is looked for, its score ranks what failed.
+      on_grid: whether pictures are seen, and given back, on the k / 255 grid, as an 8-bit file holds them; else anywhere in
+        the ball, for eps below a level.
+      slots: images that a device steps side by side; None leaves it to `devices.side_by_side`. With 1 an image's bits are its
+        own on any network; with more they may differ in the last from those of the image alone, as XLA's sums do.
+
+    Raises:
+      ValueError: no search, or a norm that one of them does not work in.
+
+    Example:
+      >>> from tl.attacks import gradient, goals, norms
+      >>> mean = lambda variables, x: jnp.stack([jnp.mean(x, (1, 2, 3)), jnp.full(len(x), 0.5)], axis=1)
+      >>> run = make_attack(gradient.pgd(steps=5), mean, norm=norms.LINF, goal=goals.UNTARGETED)
+      >>> grey = jnp.full((1, 8, 8, 3), norms.GRID[125])
+      >>> bool(run(None, jax.random.key(0), grey, jnp.array([[False, True]]), eps=4 / 255).success[0])
+      True
+    """
+    chain = (search,) if isinstance(search, Search) else tuple(search)
+    if not chain:
+        raise ValueError("an attack wants at least one search; got none")
+    for one in chain:
+        check_norm(one, norm)
+    side_by_side = slots or devices.side_by_side()
+    look = looker(logits, side_by_side)
+    searched = [_searched(one, logits, norm, goal, on_grid, side_by_side) for one in chain]
+
+    def attack(variables, key, images01, members, *, eps, step_size=None, skip=None):
+        check_call(norm, images01, eps)
+        center, members, b = jnp.asarray(images01), jnp.asarray(members), len(images01)
+        eps = jnp.broadcast_to(jnp.asarray(eps, jnp.float32), (b,))
+        clean = look(variables, center)
+        best = before = Best(center, *_judged(clean, members, goal))
+        apart = jnp.zeros(b, bool) if skip is None else jnp.asarray(skip)
+        steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
+        for place, (one, run) in enumerate(zip(chain, searched, strict=True)):
+            size = one.default_step(eps) if step_size is None else jnp.asarray(step_size, jnp.float32)
+            own = own_keys(key if len(chain) == 1 else _at_place(key, place), b)
+            tasks = Rows(own, center, members, eps, jnp.broadcast_to(size, (b,)), clean)
+            found, taken = run(variables, (tasks, before, ~(best.solved | apart)))
+            solved, steps = best.solved, steps + taken
+            for share in BEYOND if on_grid and one.nearest else (0.0,):
+                images = _settled(found.x, center, eps, jnp.float32(share), norm, on_grid)
+                best = _kept(best, images, *_judged(look(variables, images), members, goal))
+            solved_by = jnp.where(best.solved & ~solved, place, solved_by)
+        return AttackResult(best.x, best.solved, best.score, steps, solved_by)
+
+    return attack
+
+
+def make_find(search: Search, logits: Logits, *, norm: Norm, goal: Goal, slots: int | None = None) -> Find:
+    """A search for the nearest adversarial picture as a function that gives it, however far it is, anywhere in the box.
+
+    Arguments as in `make_attack`; at the end the way from the clean picture to the found one is halved `HALVINGS` times.
+
+    Raises:
+      ValueError: the search is not for the nearest, or does not work in that norm.
+    """
+    if not search.nearest:
+        raise ValueError("this attack does not look for the nearest picture; take deepfool, cw or fab")
+    check_norm(search, norm)
+    side_by_side = slots or devices.side_by_side()
+    look = looker(logits, side_by_side)
+    run = _searched(search, logits, norm, goal, False, side_by_side)
+
+    def find(variables, key, images01, members, *, enough=0.0):
+        check_call(norm, images01, enough)
+        center, members, b = jnp.asarray(images01), jnp.asarray(members), len(images01)
+        near = jnp.full(b, enough, jnp.float32)
+        clean = look(variables, center)
+        before = Best(center, *_judged(clean, members, goal))
+        tasks = Rows(own_keys(key, b), center, members, near, near, clean)
+        found, _ = run(variables, (tasks, before, ~before.solved))
+        low, high = jnp.zeros(b), jnp.ones(b)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            _, met = _judged(look(variables, _between(center, found.x, middle)), members, goal)
+            low, high = jnp.where(met, low, middle), jnp.where(met, middle, high)
+        images = _between(center, found.x, high)
+        _, success = _judged(look(variables, images), members, goal)
+        images = jnp.where(rows(success, center), images, center)
+        return Minimal(images, jnp.where(success, norm.distance(images, center), jnp.inf), success)
+
+    return find
+
+
+@jax.jit
+def _between(here: jax.Array, there: jax.Array, share: jax.Array) -> jax.Array:
+    """`there` itself, bit for bit, at a share of 1."""
+    return jnp.where(rows(share < 1, here), here + rows(share, here) * (there - here), there)
+
+
+def _at_place(key: jax.Array, place: int) -> jax.Array:
+    """The key, or those one an image, for the search at that place of several."""
+    return (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(key, place)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "on_grid"))
+def _settled(x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, on_grid: bool) -> jax.Array:
+    """x, moved outwards by a share of what eps leaves, in the ball and in the box; and on the grid."""
+    length = norm.distance(x, center)
+    longer = 1.0 + share * jnp.maximum(eps - length, 0.0) / jnp.maximum(length, 1e-12)
+    x = norm.project(jnp.where(share > 0, center + rows(longer, x) * (x - center), x), center, eps)
+    return norm.lattice(x, center, eps) if on_grid else x
+
+
+@functools.partial(jax.jit, static_argnames=("goal",))
+def _judged(found: jax.Array, members: jax.Array, goal: Goal) -> tuple[jax.Array, jax.Array]:
+    return goal.score(found, members), goal.success(found, members)
+
+
+_kept = jax.jit(keep)
+
+
+class Rows(NamedTuple):
+    """The arrays of a `Task`."""
+
+    keys: jax.Array
+    center: jax.Array
+    members: jax.Array
+    eps: jax.Array
+    step_size: jax.Array
+    clean: jax.Array
+
+
+def _searched(
+    search: Search, logits: Logits, norm: Norm, goal: Goal, on_grid: bool, slots: int
+) -> Callable[[Variables, tuple[Rows, Best, jax.Array]], tuple[Best, jax.Array]]:
+    """`(variables, (tasks, best, todo)) -> (best, steps)`, jitted and over all local devices."""
+
+    def run(variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
+        def task(own: Rows) -> Task:
+            def saved(x: jax.Array) -> jax.Array:
+                if not on_grid:
+                    return x
+                fixed = jax.lax.stop_gradient(x)
+                return norm.lattice(fixed, own.center, own.eps) + (x - fixed)  # exactly on it
+
+            return Task(
+                ask=lambda x: logits(variables, x),
+                saved=saved,
+                judge=lambda found: (goal.score(found, own.members), goal.success(found, own.members)),
+                project=lambda x: norm.project(x, own.center, own.eps),
+                norm=norm,
+                goal=goal,
+                wanted=jnp.asarray(wanted(goal, own.members)),
+                **own._asdict(),
+            )
+
+        tasks, best, todo = all_rows
+        return queue.work(
+            lambda own, best: search.init(task(own), best),
+            lambda own, state: search.step(task(own), state),
+            tasks,
+            best,
+            todo,
+            slots=slots,
+        )
+
+    return spread(run)
