@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYOUT: Sequence[str] = """
 types paths pixels ops report
 backbones weights labels heads classifier summary export
-losses metrics optim train data features probe
+losses metrics optim train data features probe perceptual
+jpeg transforms
 ascend attacks visualize explain
 devices runlog checkpoints feeds fit
 """.split()

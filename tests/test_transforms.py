@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl.visualize import transforms
-from tl.visualize.transforms import Transform
+from tl import transforms
+from tl.transforms import Transform
 
 Shape = tuple[int, int]
 KEY = jax.random.key(7)
