@@ -25,12 +25,12 @@ from experiments import _common as common
 from experiments import _lesson_ideal as lesson
 from experiments import _objectives as wishes_of
 from experiments._objectives import CLASSES, KINDS, OF_A_PHOTOGRAPH, Wish
-from tl import ascend, classifier, data, heads, pixels, report, runlog
+from tl import ascend, classifier, data, heads, pixels, report, runlog, transforms
 from tl.classifier import Classifier
 from tl.paths import nearest
 from tl.report import Html
 from tl.types import Variables
-from tl.visualize import exemplars, images, judge, objectives, render, transforms
+from tl.visualize import exemplars, images, judge, objectives, render
 
 FLAGS = flags.FLAGS
 STEPS = 320  # chosen by eye

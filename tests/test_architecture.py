@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYOUT: Sequence[str] = """
 types paths pixels ops report
 backbones weights labels heads classifier summary export
-losses metrics optim train data features probe devices
+losses metrics optim train data features probe perceptual devices
+jpeg transforms
 ascend attacks visualize explain
 runlog checkpoints feeds fit
 """.split()

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tl import transforms
 from tl.backbones.layers import relu, relu6
 from tl.types import Output, Variables
-from tl.visualize import images, objectives, render, transforms
+from tl.visualize import images, objectives, render
 from tl.visualize.objectives import Objective
 
 SIZE = 12

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl.visualize import transforms
-from tl.visualize.transforms import Transform
+from tl import transforms
+from tl.attacks.treatments import resized
+from tl.jpeg import decoded
+from tl.transforms import Transform
 
 Shape = tuple[int, int]
 KEY = jax.random.key(7)
@@ -27,6 +29,8 @@ VIEWS: dict[str, tuple[Transform, Callable[[Shape], Shape]]] = {
     "crop": (transforms.crop(0.2, 0.6), SAME),
     "rotate": (transforms.rotate((-45.0, 10.0, 45.0)), SAME),
     "resize": (transforms.resize(5), lambda _: (5, 5)),
+    "resized": (transforms.resized(0.4, 0.9), SAME),
+    "jpeg": (transforms.jpeg(30, 95), SAME),
     "compose": (transforms.compose(transforms.roll(1), transforms.pad(1)), WIDER(2)),
     "lucid": (transforms.lucid(), WIDER(12)),
 }
@@ -80,6 +84,7 @@ def test_every_view_is_a_picture_of_fixed_shape_with_a_gradient(name: str, shape
         "lucid",
         "noise",
         "zoom",
+        "jpeg",
     ):  # invents no colour: beyond the edge is a mirror, never black
         np.testing.assert_allclose(many(keys, jnp.ones_like(image))[0], 1.0, atol=1e-5)
 
@@ -257,7 +262,46 @@ def test_rotate_takes_each_angle() -> None:
     assert (near.sum(axis=1) == 1).all() and near.any(axis=0).all()
 
 
+# --------------------------------------------------------------------------------------------- what files do to pictures
+
+
+def test_resized_is_pillows_bicubic_down_and_up() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (24, 31, 3)).astype(np.uint8)
+    levels = jnp.asarray(image, jnp.float32) / 255.0
+    *found, same = jax.jit(lambda x: [transforms.resized(share, share)(KEY, x) for share in (0.5, 0.8, 1.0)])(levels)
+    for share, view in zip((0.5, 0.8), found, strict=True):
+        wanted = resized(image[None], share)[0].astype(int)
+        assert np.abs(np.asarray(view) * 255 - wanted).max() < 2.5  # Pillow rounds four times, this not once
+        assert np.abs(image.astype(int) - wanted).mean() > 10
+    np.testing.assert_allclose(same, levels, atol=1e-6)
+
+
+def test_resized_takes_each_size() -> None:
+    image = pictures(4, 4, 3)
+    each = jax.jit(lambda x: [transforms.resized(n / 4, n / 4)(KEY, x) for n in (1, 2, 3, 4)])(image)
+    seen = views(transforms.resized(0.25, 1.0), image, 60)
+    near = np.array([[np.abs(view - one).max() < 1e-5 for one in map(np.asarray, each)] for view in seen])
+    assert (near.sum(axis=1) == 1).all() and near.any(axis=0).all()
+
+
+def test_jpeg_takes_each_quality() -> None:
+    image = pictures(16, 16, 3)
+    each = np.asarray(jax.jit(jax.vmap(decoded, (None, 0)))(image, jnp.arange(70, 73)))
+    seen = views(transforms.jpeg(70, 72), image, 40)
+    near = np.array([[np.abs(view - one).max() < 1e-5 for one in each] for view in seen])
+    assert (near.sum(axis=1) == 1).all() and near.any(axis=0).all()
+
+
 # -------------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_resized_and_jpeg_refuse() -> None:
+    for low, high in ((0.0, 1.0), (0.6, 0.5), (0.5, 1.1), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="resized wants 0 < low <= high <= 1; got"):
+            transforms.resized(low, high)
+    for low, high in ((0, 50), (60, 50), (50, 101)):
+        with pytest.raises(ValueError, match="jpeg wants qualities with 1 <= low <= high <= 100; got"):
+            transforms.jpeg(low, high)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.2, 1.1), (float("nan"), 1.0)])

@@ -185,7 +185,7 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
     for side, (whole, part, scale) in zip(images.shape[1:3], positions, strict=True):
         index = jax.lax.iota(jnp.int32, side)
         away = (index[None, :] - whole[:, None]).astype(jnp.float32) + (0.5 - part)[:, None]
-        weights = _KERNELS[spec.interpolation](away / scale)
+        weights = KERNELS[spec.interpolation](away / scale)
         matrices.append(weights / jnp.sum(weights, axis=1, keepdims=True))
 
     def down(x: jax.Array) -> jax.Array:
@@ -226,7 +226,7 @@ def _lanczos(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < 3.0, jnp.sinc(x) * jnp.sinc(x / 3.0), 0.0)
 
 
-_KERNELS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}  # Pillow's, in source pixels at scale 1
+KERNELS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}  # Pillow's, of source pixels at scale 1
 
 
 def _check_photograph_channels(spec: PixelSpec) -> None:

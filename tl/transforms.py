@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl.jpeg import decoded
+from tl.pixels import KERNELS
+
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -159,6 +162,38 @@ def resize(size: int) -> Transform:
     return lambda key, image: jax.image.resize(image, (size, size, 3), "linear")
 
 
+def resized(low: float, high: float) -> Transform:
+    """Made smaller by a random share of the side in [low, high], and as large as before again: what is finest is lost.
+
+    Both times with Pillow's bicubic filter, columns first and cut off at 0 and 1 as there, but not rounded to 8 bit in between.
+    The share is even.
+    """
+    if not 0.0 < low <= high <= 1.0:
+        raise ValueError(f"resized wants 0 < low <= high <= 1; got {low} and {high}")
+
+    def apply(key: jax.Array, image: jax.Array) -> jax.Array:
+        share = jax.random.uniform(key, minval=low, maxval=high)
+        full = [jnp.float32(side) for side in image.shape[:2]]
+        few = [jnp.maximum(jnp.rint(share * side), 1.0) for side in full]
+        for of, to in ((full, few), (few, full)):
+            rows, columns = (_cubic(side, *pair) for side, *pair in zip(image.shape[:2], of, to, strict=True))
+            image = jnp.clip(jnp.einsum("xw,hwc->hxc", columns, image), 0.0, 1.0)
+            image = jnp.clip(jnp.einsum("yh,hxc->yxc", rows, image), 0.0, 1.0)
+        return image
+
+    return apply
+
+
+def jpeg(low: int, high: int) -> Transform:
+    """Saved as a JPEG file of a random quality in low, ..., high, and read back, to the level as Pillow does.
+
+    The gradient passes the roundings unchanged; see `tl.jpeg.decoded`, whose references hold here.
+    """
+    if not 1 <= low <= high <= 100:
+        raise ValueError(f"jpeg wants qualities with 1 <= low <= high <= 100; got {low} and {high}")
+    return lambda key, image: decoded(image, jax.random.randint(key, (), low, high + 1))
+
+
 def compose(*transforms: Transform) -> Transform:
     """The transforms one after another, each with a key of its own."""
 
@@ -212,6 +247,17 @@ def _weights(side: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
     places = np.arange(-reach, side + reach)
     mirror = np.minimum(places % (2 * side), (-1 - places) % (2 * side))  # -1 is the mirror image of 0, -2 of 1
     return _triangles(side, scale, shift, reach) @ jnp.asarray(np.eye(side, dtype=np.float32)[mirror])
+
+
+def _cubic(side: int, of: jax.Array, to: jax.Array) -> jax.Array:
+    """f32[side side], a row an output pixel: `of` pixels as `to`, both traced and at most `side`; the rest is zero."""
+    index = jnp.arange(side, dtype=jnp.float32)
+    centres = (index + 0.5) * (of / to)
+    away = (index[None, :] + 0.5 - centres[:, None]) / jnp.maximum(of / to, 1.0)
+    weights = jnp.where((index < of)[None, :] & (index < to)[:, None], KERNELS["bicubic"](away), 0.0)
+    return weights / jnp.maximum(
+        jnp.sum(weights, axis=1, keepdims=True), 0.5
+    )  # 0.5 is below every row's but the empty ones'
 
 
 def _resampled(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
