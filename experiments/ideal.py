@@ -54,6 +54,8 @@ TRANSFORMS: dict[str, Callable[[int], transforms.Transform]] = {  # size -> tran
     "flip": lambda size: transforms.flip(),
     "crop": lambda size: transforms.crop(0.5, 1.0),
     "noise": lambda size: transforms.noise(0.0, 0.12),
+    "resized": lambda size: transforms.resized(0.5, 1.0),
+    "jpeg": lambda size: transforms.jpeg(50, 95),
 }
 
 
