@@ -1,70 +1,113 @@
 """Adversarial pictures: a dog that the network calls a cat, within eps of the photograph, counted on the saved PNG.
 
-  ./launch.sh attack --images=DOGS --target="any cat" --only="any dog" --limit=100 --eps=4/255 --steps=40
+  ./launch.sh attack --images=DOGS --target="any cat" --only="any dog" --limit=100 --eps=2/255 --steps=40
+  ./launch.sh attack --images=DIR --labels=folder --attack=autoattack --eps=1/255        accuracy under attack
+  ./launch.sh attack --images=DIR --labels=folder --eps=0.25/255,0.5/255,1/255,2/255 --nogrid     a curve, one compiled program
+  ./launch.sh attack --images=DOGS --target="any cat" --eps=4/255 --views=jpeg,resized,crop       still so after JPEG
 
-Untargeted without --target. A list of eps sweeps, in one compiled program.
+Untargeted without --target. A picture that the network names wrongly from the start is no success: it is told apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
+from experiments import _attacked as attacked
 from experiments import _common as common
 from experiments.predict import folder_labels
-from tl import attacks, data, metrics, pixels, report, runlog
-from tl.attacks import goals, norms
+from tl import attacks, pixels, report, runlog, transforms
+from tl.attacks import baselines, checks, goals, gradient, norms
 from tl.classifier import Classifier
+from tl.paths import nearest
 from tl.report import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
-BATCH = 10  # pictures a compiled call
-SHOWN = 12  # on the page; all are in result.json
+BATCH = 64  # pictures a call; of them a device has a few in work side by side
+PANEL = 8  # pictures that the honesty panel looks at
+QUERIES = 500  # of its black-box attack
+LEAST = "least likely"
+VIEWS = {  # what --views names: a random one of each for every gradient
+    "jpeg": transforms.jpeg(60, 95),
+    "resized": transforms.resized(0.5, 1.0),
+    "crop": transforms.crop(0.8, 1.0),
+    "noise": transforms.noise(0.0, 0.05),
+    "flip": transforms.flip(),
+}
+PLAIN = {"pgd", "bim", "mi_fgsm", "di_fgsm"}  # attacks that may go on after success
 
 
 def define_flags() -> None:
     flags.DEFINE_string("images", None, "Files, folders and globs, separated by commas.", required=True)
     flags.DEFINE_string(
-        "target", "", "What they shall be called: a class or group. Default: anything else (untargeted)."
+        "target",
+        "",
+        f"What they shall be called: a class, a group, or {LEAST!r}. Default: anything but what is right (untargeted).",
     )
     flags.DEFINE_string("only", "", "Attack only pictures that the network calls this class or group.")
     flags.DEFINE_integer("limit", 0, "At most so many pictures. Default: all.", lower_bound=0)
-    flags.DEFINE_enum("attack", "pgd", list(attacks.ATTACKS), "How.")
-    flags.DEFINE_enum("norm", "linf", list(norms.NORMS), "How far is measured.")
+    flags.DEFINE_string("attack", "pgd", f"How: {', '.join(attacks.ATTACKS)}.")
+    flags.DEFINE_string("norm", "linf", f"How far is measured: {', '.join(norms.NORMS)}.")
     flags.DEFINE_string("eps", "8/255", "Radius in [0, 1] pixel units; a list sweeps.")
-    flags.DEFINE_integer("steps", 40, "Of the climb.", lower_bound=1)
-    flags.DEFINE_string("step_size", "", "In pixel units. Default: 2.5 eps / steps.")
+    flags.DEFINE_integer("steps", None, "Of the search. Default: the attack's own (40 for pgd).", lower_bound=1)
+    flags.DEFINE_string("step_size", "", "In pixel units. Default: the attack's own (2.5 eps / steps for pgd).")
     flags.DEFINE_integer("restarts", 1, "Random starts.", lower_bound=1)
+    flags.DEFINE_bool("grid", True, "Only pictures that an 8-bit file can hold. --nogrid for eps below a level.")
+    flags.DEFINE_bool("early_stop", True, "Leave a picture as soon as the goal is met. --noearly_stop climbs on.")
+    flags.DEFINE_list("views", [], f"Climb the mean over random views (EOT, with pgd), all of: {', '.join(VIEWS)}.")
+    flags.DEFINE_integer("draws", 8, "Views for each gradient.", lower_bound=1)
+    flags.DEFINE_bool("panel", True, f"Look whether the attack is honest, on {PANEL} pictures.")
+    flags.DEFINE_bool("lpips", True, "Perceptual distance too, where its weights are installed.")
+    flags.DEFINE_bool("as_in_lesson", False, "The lesson's attack beside this one, on the first picture.")
     flags.DEFINE_enum(
         "labels", "none", ["none", "folder"], "folder: a picture's folder is its class. none: what it is called."
     )
 
 
 class Settings(NamedTuple):
-    """How an attack goes; `step_size` None is 2.5 eps / steps, past the ball's edge and back (Madry et al. 2018)."""
+    """How an attack goes; None is the attack's own. `panel` and `lpips` say what is looked at beside."""
 
     method: str = "pgd"
     norm: str = "linf"
     eps: Sequence[float] = (8 / 255,)
-    steps: int = 40
+    steps: int | None = None
     step_size: float | None = None
     restarts: int = 1
+    grid: bool = True
+    early_stop: bool = True
+    views: Sequence[str] = ()
+    draws: int = 8
+    panel: bool = False
+    lpips: bool = False
     seed: int = 0
 
 
-class Judged(NamedTuple):
-    """Pictures as read back from their files: uint8[n s s 3], logits f32[n k], and what the goal says of them, bool[n]."""
-
-    files: list[Path]
-    images: np.ndarray
-    logits: np.ndarray
-    success: np.ndarray
+def search(how: Settings, *, doubled: bool = False) -> Any:
+    """The attack that the settings mean; or one with twice its steps."""
+    own: dict[str, Any] = {"restarts": how.restarts}
+    if how.steps is not None:
+        own["steps"] = how.steps
+    if how.views:
+        for word in how.views:
+            if word not in VIEWS:
+                raise ValueError(f"unknown view {word!r}; nearest: {nearest(word, VIEWS)}")
+        if how.method != "pgd":
+            raise ValueError(f"--views are for pgd, whose gradient is a mean over them; got --attack={how.method}")
+        own |= {"view": transforms.compose(*(VIEWS[word] for word in how.views)), "draws": how.draws}
+    if not how.early_stop or how.views:
+        if how.method not in PLAIN:
+            raise ValueError(f"--noearly_stop is for {', '.join(sorted(PLAIN))}; got --attack={how.method}")
+        own["early_stop"] = False
+    if doubled:
+        if how.method == "fgsm":
+            return gradient.bim(steps=2)
+        own["steps"] = 2 * (how.steps or attacks.steps(how.method))
+    return attacks.get(how.method)(**own)
 
 
 def climb_all(
@@ -74,55 +117,52 @@ def climb_all(
     members: np.ndarray,
     radius: float,
     how: Settings,
-) -> np.ndarray:
-    """Adversarial pictures uint8[n s s 3], in batches of one shape."""
-    n, found = len(originals), np.zeros_like(originals)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adversarial pictures f32[n s s 3] and the steps that each took, i32[n], in batches of one shape."""
+    n, found, steps = len(originals), np.zeros(originals.shape, np.float32), np.zeros(len(originals), np.int32)
     size, starts = min(BATCH, n), range(0, n, BATCH)
-    step_size = 2.5 * radius / how.steps if how.step_size is None else how.step_size
-    for start in runlog.progress(starts, len(starts), f"eps {radius * 255:g}/255, batches of {size}"):
+    keys = norms.own_keys(jax.random.key(how.seed), n)  # a picture's own, whatever the batches
+    for start in runlog.progress(starts, len(starts), f"{how.method}, eps {word_of(radius, how.norm)}"):
         rows = np.resize(np.arange(start, min(start + size, n)), size)
-        key = jax.random.fold_in(jax.random.key(how.seed), start)
+        again = np.arange(size) >= n - start  # repeats that fill the batch up
         images01 = pixels.to_images01(originals[rows])
-        made = climb(variables, key, images01, members[rows], eps=radius, step_size=step_size)
-        found[rows] = pixels.to_uint8(np.asarray(made.images))
-    return found
+        made = climb(variables, keys[rows], images01, members[rows], eps=radius, step_size=how.step_size, skip=again)
+        found[rows[~again]] = np.asarray(made.images)[~again]
+        steps[rows[~again]] = np.asarray(made.steps)[~again]
+    return found, steps
 
 
-def judge(
-    run: runlog.Run,
-    clf: Classifier,
-    variables: Variables,
-    goal: goals.Goal,
-    members: np.ndarray,
-    names: list[str],
-    found: np.ndarray,
-) -> Judged:
-    """Saves the pictures and reads them back; from here on only the files count."""
-    files = [run.figure(name, image) for name, image in zip(names, found, strict=True)]
-    saved = np.stack([data.decode(file) for file in files])
-    logits = common.all_logits(clf, variables, saved)
-    return Judged(files, saved, logits, np.asarray(goal.success(logits, members)))
+def word_of(radius: float, norm: str) -> str:
+    """A radius as result.json names it: in levels in Linf, else as it is."""
+    return f"{radius * 255:g}/255" if norm == "linf" else f"{radius:g}"
 
 
-def strip(
-    clf: Classifier, path: Path, original: np.ndarray, saved: np.ndarray, before: np.ndarray, after: np.ndarray
-) -> Html:
-    """Photograph, adversarial picture and amplified difference side by side; probabilities f64[k] before and after."""
-    table = common.class_table(clf)
-    was, now = int(before.argmax()), int(after.argmax())
-    change = pixels.to_images01(saved) - pixels.to_images01(original)
-    levels = float(np.abs(change).max()) * 255
-    factor = max(1, int(127 / max(levels, 1.0)))
-    shown = dict.fromkeys([was, now, *np.argsort(-after)[:2].tolist()])
-    moves = report.before_after([(table.display(j), float(before[j]), float(after[j])) for j in shown])
-    named = lambda j, p: f"{table.display(j)}, {report.percent(float(p[j]))}"  # noqa: E731
-    difference = f"amplified {factor} times; largest change {levels:.0f} of 255 levels"
-    cards = [
-        report.card(original, title="photograph", caption=named(was, before)),
-        report.card(saved, title="adversarial", caption=named(now, after), below=moves),
-        report.card(report.amplify(change, factor), title="difference", caption=difference),
-    ]
-    return report.strip(cards, title=path.name)
+def look_honestly(
+    clf: Classifier, variables: Variables, originals: np.ndarray, members: np.ndarray, goal: goals.Goal, how: Settings
+) -> list[checks.Check]:
+    """The honesty panel's lines, on the first pictures, at the largest eps."""
+    print(f"the honesty panel, on {min(PANEL, len(originals))} pictures", flush=True)
+
+    def make(search: Any, norm: str = how.norm) -> attacks.Attack:
+        return attacks.make(search, clf.logits, norm=norms.get(norm), goal=goal, on_grid=how.grid)
+
+    tried = search(how)
+    only_elsewhere = isinstance(tried, attacks.Search) and tried.norms and "linf" not in tried.norms
+    return checks.panel(
+        clf.logits,
+        variables,
+        jax.random.key(how.seed),
+        pixels.to_images01(originals[:PANEL]),
+        members[:PANEL],
+        norm=norms.get(how.norm),
+        goal=goal,
+        eps=max(how.eps),
+        attack=make(tried),
+        doubled=make(search(how, doubled=True)),
+        black=make(attacks.get("noise" if how.norm == "l1" else "square")(steps=QUERIES)),
+        noise=make(baselines.noise(steps=checks.DRAWS)),
+        whole=make(gradient.pgd() if only_elsewhere else tried, "linf"),
+    )
 
 
 def attack(
@@ -140,107 +180,123 @@ def attack(
     """The result and the page's sections; `truth` i[n] are the right classes, or None for what the network calls them."""
     variables = jax.device_put(clf.fold_batch_norm(variables))
     table = common.class_table(clf)
-    aims = table.find(target) if target else ()
+    aims = table.find(target) if target and target != LEAST else ()
     clean = common.all_logits(clf, variables, pictures.images)
     called = clean.argmax(axis=1)
     answers = called if truth is None else truth
     skips = list(pictures.skipped)
-    eligible = np.isin(called, table.find(only)) if only else np.ones(len(called), bool)
-    for i in np.flatnonzero(eligible & np.isin(called, aims)):
-        skips.append({"path": str(pictures.paths[i]), "why": f"it is called {table.display(called[i])} already"})
-    rows = np.flatnonzero(eligible & ~np.isin(called, aims))[: limit or None]
-    n = len(rows)
+    asked = np.flatnonzero(np.isin(called, table.find(only)) if only else np.ones(len(called), bool))
+    for i in asked:
+        if answers[i] in aims or called[i] in aims:
+            which = answers[i] if answers[i] in aims else called[i]
+            skips.append({"path": str(pictures.paths[i]), "why": f"it is called {table.display(which)} already"})
+    asked = np.array([i for i in asked if answers[i] not in aims and called[i] not in aims], int)[: limit or None]
+    n = len(asked)
     if not n:
         raise ValueError(f"none of the {len(called)} pictures is left to attack (only={only!r}, target={target!r})")
+    rows = asked[called[asked] == answers[asked]]  # the others are wrong already: no attack's success
+    wrong = [str(pictures.paths[i]) for i in asked if called[i] != answers[i]]
+    if not len(rows):
+        raise ValueError(f"the network names none of the {n} pictures rightly: there is nothing to attack")
     paths, originals, right = [pictures.paths[i] for i in rows], pictures.images[rows], answers[rows]
-    before, clean_right = common.softmax(clean[rows]), called[rows] == right
 
-    goal = goals.TARGETED if aims else goals.UNTARGETED
-    members = goals.members([aims or (int(label),) for label in right], len(table))
-    climb = attacks.get(how.method)(
-        clf.logits, norm=norms.get(how.norm), goal=goal, steps=how.steps, restarts=how.restarts
-    )
-    success_rate, robust, images, checks, sections = {}, {}, [], {}, []
-    strips: list[Html] = []
+    goal = goals.TARGETED if target else goals.UNTARGETED
+    if target == LEAST:
+        members = goals.least_likely(clean[rows])
+    else:
+        members = goals.members([aims or (int(label),) for label in right], len(table))
+    climb = attacks.make(search(how), clf.logits, norm=norms.get(how.norm), goal=goal, on_grid=how.grid)
+    job = attacked.Job(run, clf, variables, goal, members, paths, originals, clean[rows], right, n)
+    lines, curve, sections = {}, [], []
+    lpips = attacked.lpips() if how.lpips else None
     for radius in how.eps:
-        word = f"{radius * 255:g}/255"
-        found = climb_all(climb, variables, originals, members, radius, how)
-        names = [f"eps{radius * 255:g}-{i:03d}-{path.stem}" for i, path in enumerate(paths)]
-        judged = judge(run, clf, variables, goal, members, names, found)
-        after = common.softmax(judged.logits)
-        change = pixels.to_images01(judged.images) - pixels.to_images01(originals)
-        linf = np.asarray(norms.linf_distance(change, np.zeros_like(change)))
-        l2 = np.asarray(norms.l2_distance(change, np.zeros_like(change)))
-        success_rate[word] = float(judged.success.mean())
-        robust[word] = float((clean_right & (judged.logits.argmax(axis=1) == right)).mean())
-        again = common.all_logits(clf, variables, judged.images[:BATCH])
-        checks[word] = {
-            "largest_linf_levels": float(np.rint(linf.max() * 255)),
-            "within_eps": bool((linf <= radius + 1e-6).all()) if how.norm == "linf" else None,
-            "png_equals_computed": bool((judged.images == found).all()),
-            "two_calls_equal": bool((again == judged.logits[: len(again)]).all()),
-        }
-        run.log({"eps": word, "success_rate": success_rate[word], **checks[word]})
-        for i, path in enumerate(paths):
-            now = int(after[i].argmax())
-            images.append(
-                {
-                    "path": str(path),
-                    "png": str(judged.files[i]),
-                    "eps": word,
-                    "from": table.display(called[rows[i]]),
-                    "to": table.display(now),
-                    "linf": float(linf[i]),
-                    "l2": float(l2[i]),
-                    "probability": float(after[i, now]),
-                    "survives_png": bool(judged.success[i]),
-                }
-            )
-        if radius == max(how.eps):
-            shown = zip(paths[:SHOWN], originals, judged.images, before, after, strict=False)
-            strips = [strip(clf, *row) for row in shown]
-        wins = int(judged.success.sum())
-        low, high = metrics.wilson(wins, n)
-        summary = {"pictures": n, "steps": how.steps, "rightly named before": int(clean_right.sum())}
-        bar = report.interval(success_rate[word], low, high, label=f"success at eps {word}")
-        text = f"{wins} of {n} pictures are called {target or 'something else'}, counted on the PNG as read back."
-        sections.append(report.section(f"Success at eps = {word}", report.numbers(summary), bar, text=text))
-    text = f"At true pixels; no channel of any pixel is further than {max(how.eps) * 255:g}/255 from the photograph."
-    sections += [report.section("The pictures", *strips, text=text), report.skipped(skips)]
+        found, steps = climb_all(climb, variables, originals, members, radius, how)
+        judged = attacked.judge(job, word_of(radius, how.norm), found, steps, grid=how.grid, lpips=lpips)
+        lines[radius] = judged
+        curve.append((radius, judged))
+        run.log({"eps": judged.word, "success_rate": judged.success_rate, "robust_accuracy": judged.robust_accuracy})
+    largest = lines[max(how.eps)]
+    panel = []
+    if how.panel and max(how.eps) > 0:
+        panel = look_honestly(clf, variables, originals, members, goal, how)
+    panel += attacked.own_checks(
+        job, [lines[radius] for radius in how.eps], norms.get(how.norm), how.eps, grid=how.grid
+    )
+
+    sections += attacked.sections(job, curve, how.norm, target or "something else")
+    sections += [attacked.panel_section(panel), attacked.treatments_section(curve)]
+    reach = f"No picture is further than eps = {largest.word} ({how.norm}) from its photograph. At true pixels."
+    sections += [report.section("The pictures", *attacked.strips(job, largest), text=reach)]
+    sections += [
+        report.skipped([*skips, *({"path": path, "why": "the network names it wrongly as it is"} for path in wrong)])
+    ]
     result = {
         "n": n,
-        "clean_correct": int(clean_right.sum()),
-        "success_rate": success_rate,
-        "robust_accuracy": robust,
-        "images": images,
-        "checks": checks,
+        "clean_correct": len(rows),
+        "wrong_before": wrong,
+        "attack": how.method,
+        "norm": how.norm,
+        "success_rate": {j.word: j.success_rate for j in lines.values()},
+        "success_ci95": {j.word: j.success_ci95 for j in lines.values()},
+        "robust_accuracy": {j.word: j.robust_accuracy for j in lines.values()},
+        "robust_ci95": {j.word: j.robust_ci95 for j in lines.values()},
+        "after": {j.word: j.after for j in lines.values()},
+        "steps": {j.word: int(j.steps.sum()) for j in lines.values()},
+        "images": [row for j in lines.values() for row in attacked.image_rows(job, j)],
+        "checks": {line.name: {"passed": line.passed, "found": line.found, "wanted": line.wanted} for line in panel},
         "skipped": skips,
     }
     return result, sections
 
 
+def radii(words: str, norm: str) -> list[float]:
+    """The flag --eps as numbers; in Linf a share of the pixel range."""
+    eps = [common.fraction(word, "eps") for word in words.split(",")]
+    for radius, word in zip(eps, words.split(","), strict=True):
+        if radius < 0 or (norm == "linf" and radius > 1):
+            raise ValueError(f"--eps={word} is outside [0, 1]; pixel units are shares of the range, such as 4/255")
+    return eps
+
+
 def main(run: runlog.Run) -> None:
     clf, variables = common.load_model()
-    common.class_table(clf).find(FLAGS.target or "0")  # an unknown class is told before any picture is read
-    eps = [common.fraction(word, "eps") for word in FLAGS.eps.split(",")]
-    for radius, word in zip(eps, FLAGS.eps.split(","), strict=True):
-        if not 0 <= radius <= 1:
-            raise ValueError(f"--eps={word} is outside [0, 1]; pixel units are shares of the range, such as 4/255")
-    step_size = common.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None
+    table = common.class_table(clf)
+    table.find(FLAGS.target if FLAGS.target not in ("", LEAST) else "0")  # told before any picture is read
+    norms.get(FLAGS.norm)
+    how = Settings(
+        method=FLAGS.attack,
+        norm=FLAGS.norm,
+        eps=radii(FLAGS.eps, FLAGS.norm),
+        steps=FLAGS.steps,
+        step_size=common.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None,
+        restarts=FLAGS.restarts,
+        grid=FLAGS.grid,
+        early_stop=FLAGS.early_stop,
+        views=FLAGS.views,
+        draws=FLAGS.draws,
+        panel=FLAGS.panel,
+        lpips=FLAGS.lpips,
+        seed=FLAGS.seed,
+    )
+    search(how)
     pictures = common.read_pictures(clf, FLAGS.images)
     truth = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
-    how = Settings(FLAGS.attack, FLAGS.norm, eps, FLAGS.steps, step_size, FLAGS.restarts, FLAGS.seed)
     result, sections = attack(
         run, clf, variables, pictures, target=FLAGS.target, truth=truth, only=FLAGS.only, limit=FLAGS.limit, how=how
     )
-    lead = f"{result['n']} photographs, changed by less than the eye sees until {clf.arch} is wrong."
+    lead = f"{result['clean_correct']} photographs, changed by less than the eye sees until {clf.arch} is wrong."
     run.finish(
         result, report.page("Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf))
     )
     for word, rate in result["success_rate"].items():
-        check = result["checks"][word]
-        levels = f"largest change {check['largest_linf_levels']:g} levels"
-        print(f"eps {word}: {report.percent(rate)} of {result['n']} succeed on the PNG read back; {levels}")
+        low, high = result["success_ci95"][word]
+        robust = report.percent(result["robust_accuracy"][word])
+        print(
+            f"eps {word}: {report.percent(rate)} of {result['clean_correct']} succeed ({report.percent(low)} to "
+            f"{report.percent(high)}), robust accuracy {robust}"
+        )
+    for name, line in result["checks"].items():
+        print(checks.Check(name, **line))
     print(f"{run.workdir / 'report.html'}")
 
 

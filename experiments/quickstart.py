@@ -54,7 +54,7 @@ def main(run: runlog.Run) -> None:
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)
     dog = common.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
-    strength = attack.Settings(eps=(4 / 255,), seed=FLAGS.seed)
+    strength = attack.Settings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
     truth = np.full(len(dogs), DALMATIAN)
     attacked, attacked_sections = attack.attack(run, clf, variables, dog, target="any cat", truth=truth, how=strength)
 

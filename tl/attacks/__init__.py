@@ -9,6 +9,7 @@ To add one: a function that returns a `frame.Search`, how an image begins and wh
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 
 from tl.attacks import apgd, baselines, blackbox, ensemble, fab, gradient, minimal
@@ -17,7 +18,7 @@ from tl.attacks.run import make_attack as make
 from tl.attacks.run import make_find as find
 from tl.paths import nearest
 
-__all__ = ["ATTACKS", "Attack", "AttackResult", "Find", "Minimal", "Search", "find", "get", "make"]
+__all__ = ["ATTACKS", "Attack", "AttackResult", "Find", "Minimal", "Search", "find", "get", "make", "steps"]
 
 ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
     "fgsm": gradient.fgsm,
@@ -44,3 +45,8 @@ def get(name: str) -> Callable[..., Search | Sequence[Search]]:
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; nearest: {nearest(name, ATTACKS)}")
     return ATTACKS[name]
+
+
+def steps(name: str) -> int:
+    """How many steps that attack takes unless told otherwise."""
+    return inspect.signature(get(name)).parameters["steps"].default

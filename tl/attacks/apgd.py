@@ -135,7 +135,7 @@ def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Calla
     return Search(init, step, lambda eps: 2.0 * eps)
 
 
-def apgd(*, steps: int, restarts: int = 1, loss: str = "ce") -> Search:
+def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
     """Auto-PGD: momentum, and a step that starts at 2 eps and is halved, back at the best point, where the climb stalls.
 
     An image stops where it is solved, before the steps are over; later starts are for those that are not. In L1 the step is
@@ -162,7 +162,7 @@ def apgd(*, steps: int, restarts: int = 1, loss: str = "ce") -> Search:
     return _climbs(climbed, steps=steps, tries=restarts)
 
 
-def apgd_t(*, steps: int, restarts: int = 1, targets: int = TARGETS) -> Search:
+def apgd_t(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Search:
     """Targeted Auto-PGD: towards the likeliest class that is a success, then the next, with the targeted DLR loss.
 
     Arguments as in `apgd`. Any class that fulfils the goal ends an image's search, whichever was aimed at. With a targeted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ class _Try(NamedTuple):
     done: jax.Array
 
 
-def _tries(propose, n: int) -> Search:
+def _tries(propose: Callable[[Task, jax.Array], jax.Array], n: int) -> Search:
     """`propose`: `(task, i) -> x`, the i-th try of each image; until an image is solved."""
 
     def init(task: Task, best: Best) -> _Try:
@@ -33,7 +34,7 @@ def _tries(propose, n: int) -> Search:
     return Search(init, step)
 
 
-def noise(*, steps: int, restarts: int = 1) -> Search:
+def noise(*, steps: int = 40, restarts: int = 1) -> Search:
     """Random noise as large as the ball allows, drawn again and again; the best draw is kept.
 
     Each draw is a point of the ball pushed out to length eps by the norm's own direction, where noise does most: plus or minus
@@ -55,7 +56,7 @@ def noise(*, steps: int, restarts: int = 1) -> Search:
     return _tries(propose, steps * restarts)
 
 
-def blur(*, steps: int, restarts: int = 1, widest: float = 0.25) -> Search:
+def blur(*, steps: int = 40, restarts: int = 1, widest: float = 0.25) -> Search:
     """Gaussian blur, wider from step to step; the first that solves an image is kept, else the best.
 
     In a ball that does not reach as far as the blurred picture, what is tried is the ball's point that is nearest to it: a

@@ -9,21 +9,16 @@ Reference: Carlini et al. 2019, arXiv:1902.06705, sections 5 and 6; Athalye et a
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks import norms
-from tl.attacks.blackbox import square
-from tl.attacks.frame import Attack, Logits, Search
+from tl.attacks.frame import Attack, Logits
 from tl.attacks.goals import Goal
-from tl.attacks.gradient import pgd
 from tl.attacks.norms import Norm
-from tl.attacks.run import make_attack
 from tl.types import Array, Variables
 
 GAIN = 0.02  # of success, that doubled steps may bring: the two points of spread that a hundred pictures have; chosen
@@ -84,7 +79,7 @@ def whole_box_breaks(success: Array) -> Check:
 def curve_rises(rates: Sequence[float], n: int) -> Check:
     """Largest fall of the success rate from one eps to the next larger, of n pictures: a larger ball holds the smaller."""
     falls = -np.diff(np.asarray(rates, np.float64))
-    worst = float(max(falls.max(initial=0.0), 0.0))
+    worst = float(falls.max(initial=0.0)) + 0.0
     return Check("success rises with eps", worst <= 1 / n + 1e-9, worst, f"a fall of at most one picture, {1 / n:.3g}")
 
 
@@ -106,14 +101,6 @@ def steps_suffice(rate: float, doubled: float, n: int) -> Check:
     return Check("doubled steps change little", doubled - rate <= allowed, doubled - rate, f"at most {allowed:.3g}")
 
 
-def noisy(norm: Norm, key: jax.Array, images01: Array, eps: Array | float) -> jax.Array:
-    """Random pictures f32[b h w c] on the surface of the ball, in the box: a normal draw, turned into a step of length eps."""
-    center = jnp.asarray(images01)
-    draws = jax.vmap(lambda own: jax.random.normal(own, (center[0].size,)))(norms.own_keys(key, len(center)))
-    radius = jnp.float32(eps)
-    return norm.project(center + radius * norm.direction(draws.reshape(center.shape)), center, radius)
-
-
 def panel(
     logits: Logits,
     variables: Variables,
@@ -124,22 +111,22 @@ def panel(
     norm: Norm,
     goal: Goal,
     eps: float,
-    steps: int = 40,
-    queries: int = 1000,
+    attack: Attack,
+    doubled: Attack,
+    black: Attack,
+    noise: Attack,
+    whole: Attack,
     curve: Sequence[float] = (0.25, 0.5, 1.0, 2.0),
-    white: Callable[..., Search | Sequence[Search]] = pgd,
-    black: Callable[..., Search | Sequence[Search]] = square,
 ) -> list[Check]:
-    """All checks, on pictures that do not meet the goal yet; about 6 attacks of `steps` and one of `queries`.
+    """All checks, on pictures that do not meet the goal yet: four calls of `attack`, one of each other.
 
     Args:
       logits: `(variables, images01) -> f32[b k]`, in evaluation mode.
-      images01: f32[b h w c] in [0, 1]; one batch. Those that meet the goal already count for no attack.
+      images01: f32[b h w c] in [0, 1]. Those that meet the goal already count for no attack.
       norm, goal, eps: of the attack whose result is to be believed.
-      steps: its steps.
-      queries: of the black-box attack.
+      attack: that one. doubled: with twice its steps. whole: in Linf, to be called with eps = 1.
+      black: without the gradient, such as Square. noise: random pictures of the same norm, `baselines.noise`.
       curve: shares of `eps`, rising, with 1 among them.
-      white, black: makers of searches, called with `steps`.
 
     Returns:
       A `Check` for each line.
@@ -149,39 +136,34 @@ def panel(
     """
     if list(curve) != sorted(set(curve)) or 1.0 not in curve:
         raise ValueError(f"curve must rise and hold 1.0, the attack's own eps; got {list(curve)}")
-    ask = jax.jit(logits)
     images01, members = np.asarray(images01), np.asarray(members)
+    ask = jax.jit(logits)
     clean = np.asarray(ask(variables, images01))
     open_ = ~np.asarray(goal.success(clean, members))
-    n = int(open_.sum())
+    n, largest = int(open_.sum()), norms.largest(norm, images01.shape[1:])
     if not n:
         raise ValueError(f"all {len(images01)} pictures meet the goal as they are: there is nothing to attack")
 
-    def score(x: jax.Array) -> jax.Array:
-        return jnp.sum(goal.score(logits(variables, x), members))
+    @jax.jit
+    def slope(variables: Variables, images01: jax.Array, members: jax.Array) -> jax.Array:
+        def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+            score = lambda x: goal.score(logits(variables, x[None]), pair[1][None])[0]  # noqa: E731
+            return jax.grad(score)(pair[0])
+
+        return jax.lax.map(one, (images01, members))
 
     def rate(attack: Attack, eps: float) -> float:
         return float(np.asarray(attack(variables, key, images01, members, eps=eps).success)[open_].mean())
 
-    make = functools.partial(make_attack, logits=logits, norm=norm, goal=goal)
-    attack = make(white(steps=steps))
-    rates = {share: rate(attack, share * eps) for share in curve}
-    doubled = rate(make(white(steps=2 * steps)), eps)
-    asked = rate(make(black(steps=queries)), eps)
-    whole = attack if norm == norms.LINF else make(white(steps=steps), norm=norms.LINF)
-    box = whole(variables, key, images01, members, eps=1.0)
-    noise, draw = 0.0, jax.jit(lambda own: noisy(norm, own, images01, eps))
-    for own in jax.random.split(key, DRAWS):
-        met = goal.success(ask(variables, draw(own)), members)
-        noise += float(np.asarray(met)[open_].mean()) / DRAWS
+    rates = {share: rate(attack, min(share * eps, largest)) for share in curve}
     return [
-        gradients_flow(jax.jit(jax.grad(score))(images01)[open_]),
+        gradients_flow(slope(variables, images01, members)[open_]),
         logits_not_probabilities(clean),
         logits_vary(np.concatenate([clean, ask(variables, 1 - images01)])),  # so that one picture is enough
         calls_agree(clean, ask(variables, images01)),
-        whole_box_breaks(np.asarray(box.success)[open_]),
+        whole_box_breaks(np.asarray(whole(variables, key, images01, members, eps=1.0).success)[open_]),
         curve_rises(list(rates.values()), n),
-        noise_is_weaker(noise, rates[1.0]),
-        black_box_no_better(asked, rates[1.0]),
-        steps_suffice(rates[1.0], doubled, n),
+        noise_is_weaker(rate(noise, eps), rates[1.0]),
+        black_box_no_better(rate(black, eps), rates[1.0]),
+        steps_suffice(rates[1.0], rate(doubled, eps), n),
     ]

@@ -107,7 +107,9 @@ def _check_alone(name: str, restarts: int) -> None:
         raise ValueError(f"{name} has no random start: restarts must be 1, not {restarts}, which would all be the same")
 
 
-def pgd(*, steps: int, restarts: int = 1, early_stop: bool = True, view: View | None = None, draws: int = 4) -> Search:
+def pgd(
+    *, steps: int = 40, restarts: int = 1, early_stop: bool = True, view: View | None = None, draws: int = 4
+) -> Search:
     """Projected gradient ascent from a random start, on the lattice of 8-bit pictures.
 
     Every score is that of the rounded picture, and the gradient passes the rounding unchanged (straight through), so what
@@ -140,7 +142,7 @@ def pgd(*, steps: int, restarts: int = 1, early_stop: bool = True, view: View | 
     )
 
 
-def bim(*, steps: int, restarts: int = 1, early_stop: bool = True) -> Search:
+def bim(*, steps: int = 40, restarts: int = 1, early_stop: bool = True) -> Search:
     """Iterative FGSM (basic iterative method): PGD from the picture itself, with steps of eps / steps.
 
     Differs from the paper, which steps by one level, 1 / 255. Arguments as in `pgd`; `restarts` other than 1 is an error.
@@ -171,7 +173,7 @@ def fgsm(*, steps: int = 1, restarts: int = 1) -> Search:
     return bim(steps=1, restarts=restarts)
 
 
-def mi_fgsm(*, steps: int, restarts: int = 1, early_stop: bool = True, decay: float = 1.0) -> Search:
+def mi_fgsm(*, steps: int = 10, restarts: int = 1, early_stop: bool = True, decay: float = 1.0) -> Search:
     """BIM along a sum of the gradients so far, each at L1 length one: pictures that fool other networks more often.
 
     Arguments as in `bim`; for transfer take `early_stop=False`.
@@ -195,7 +197,7 @@ def mi_fgsm(*, steps: int, restarts: int = 1, early_stop: bool = True, decay: fl
 
 def di_fgsm(
     *,
-    steps: int,
+    steps: int = 10,
     restarts: int = 1,
     early_stop: bool = True,
     decay: float = 1.0,

@@ -267,3 +267,10 @@ def get(name: str) -> Norm:
 def name(norm: Norm) -> str:
     """Under which name the norm stands in `NORMS`; "" for one that does not."""
     return next((word for word, row in NORMS.items() if row == norm), "")
+
+
+def largest(norm: Norm, shape: tuple[int, ...]) -> float:
+    """How far white is from black, in pictures of that shape [h w c]: the eps beyond which nothing is left to reach."""
+    with jax.ensure_compile_time_eval():
+        white = jnp.ones((1, *shape), jnp.float32)
+        return float(norm.distance(white, jnp.zeros_like(white))[0])

@@ -16,10 +16,10 @@ import numpy as np
 from jax.core import Tracer
 
 from tl import devices, pixels
-from tl.attacks import queue
+from tl.attacks import norms, queue
 from tl.attacks.frame import Attack, AttackResult, Best, Find, Logits, Minimal, Search, Task, keep
 from tl.attacks.goals import Goal, wanted
-from tl.attacks.norms import Norm, name, own_keys
+from tl.attacks.norms import Norm, own_keys
 from tl.attacks.queue import rows
 from tl.types import Array, Variables
 
@@ -30,9 +30,7 @@ BEYOND = (0.0, 1 / 32, 1 / 8, 1 / 2, 1.0)  # how far past such a picture roundin
 def check_call(norm: Norm, images01: Array, eps: Any) -> None:
     """ValueError where `images01` are not float32 in [0, 1], or a known `eps` is not between 0 and white's from black."""
     pixels.check(images01, ndim=4)
-    with jax.ensure_compile_time_eval():
-        white = jnp.ones((1, *images01.shape[1:]), jnp.float32)
-        largest = float(norm.distance(white, jnp.zeros_like(white))[0])
+    largest = norms.largest(norm, images01.shape[1:])
     if not isinstance(eps, Tracer):
         given = np.asarray(eps, np.float32)
         if given.shape not in ((), images01.shape[:1]):
@@ -87,8 +85,10 @@ def looker(logits: Logits, slots: int) -> Callable[[Variables, jax.Array], jax.A
 
 def check_norm(search: Search, norm: Norm) -> None:
     """ValueError where the search does not work in that norm."""
-    if search.norms and name(norm) not in search.norms:
-        raise ValueError(f"this attack works in the norms {', '.join(search.norms)}; got {name(norm) or 'another'!r}")
+    if search.norms and norms.name(norm) not in search.norms:
+        raise ValueError(
+            f"this attack works in the norms {', '.join(search.norms)}; got {norms.name(norm) or 'another'!r}"
+        )
 
 
 def make_attack(
