@@ -58,7 +58,11 @@ def define_flags() -> None:
     flags.DEFINE_string("step_size", "", "In pixel units. Default: the attack's own (2.5 eps / steps for pgd).")
     flags.DEFINE_integer("restarts", 1, "Random starts.", lower_bound=1)
     flags.DEFINE_bool("grid", True, "Only pictures that an 8-bit file can hold. --nogrid for eps below a level.")
-    flags.DEFINE_bool("early_stop", True, "Leave a picture as soon as the goal is met. --noearly_stop climbs on.")
+    flags.DEFINE_bool(
+        "early_stop",
+        None,
+        "Leave a picture as soon as the goal is met. Default: yes, but with a target, or with views, climb on, as it can.",
+    )
     flags.DEFINE_list("views", [], f"Climb the mean over random views (EOT, with pgd), all of: {', '.join(VIEWS)}.")
     flags.DEFINE_integer("draws", 8, "Views for each gradient.", lower_bound=1)
     flags.DEFINE_bool("panel", True, f"Look whether the attack is honest, on {PANEL} pictures.")
@@ -70,7 +74,11 @@ def define_flags() -> None:
 
 
 class Settings(NamedTuple):
-    """How an attack goes; None is the attack's own. `panel` and `lpips` say what is looked at beside."""
+    """How an attack goes; None is the attack's own. `panel` and `lpips` say what is looked at beside.
+
+    `early_stop` None: pictures towards a target are climbed to the last step, for they are made to be kept; without a target
+    it is accuracy that is asked for, and an image that is wrong is done.
+    """
 
     method: str = "pgd"
     norm: str = "linf"
@@ -79,7 +87,7 @@ class Settings(NamedTuple):
     step_size: float | None = None
     restarts: int = 1
     grid: bool = True
-    early_stop: bool = True
+    early_stop: bool | None = None
     views: Sequence[str] = ()
     draws: int = 8
     panel: bool = False
@@ -87,7 +95,7 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
-def search(how: Settings, *, doubled: bool = False) -> Any:
+def search(how: Settings, target: str, *, doubled: bool = False) -> Any:
     """The attack that the settings mean; or one with twice its steps."""
     own: dict[str, Any] = {"restarts": how.restarts}
     if how.steps is not None:
@@ -99,10 +107,10 @@ def search(how: Settings, *, doubled: bool = False) -> Any:
         if how.method != "pgd":
             raise ValueError(f"--views are for pgd, whose gradient is a mean over them; got --attack={how.method}")
         own |= {"view": transforms.compose(*(VIEWS[word] for word in how.views)), "draws": how.draws}
-    if not how.early_stop or how.views:
-        if how.method not in PLAIN:
-            raise ValueError(f"--noearly_stop is for {', '.join(sorted(PLAIN))}; got --attack={how.method}")
-        own["early_stop"] = False
+    if how.method in PLAIN:
+        own["early_stop"] = how.early_stop if how.early_stop is not None else not (target or how.views)
+    elif how.early_stop is False:
+        raise ValueError(f"--noearly_stop is for {', '.join(sorted(PLAIN))}; got --attack={how.method}")
     if doubled:
         if how.method == "fgsm":
             return gradient.bim(steps=2)
@@ -138,7 +146,13 @@ def word_of(radius: float, norm: str) -> str:
 
 
 def look_honestly(
-    clf: Classifier, variables: Variables, originals: np.ndarray, members: np.ndarray, goal: goals.Goal, how: Settings
+    clf: Classifier,
+    variables: Variables,
+    originals: np.ndarray,
+    members: np.ndarray,
+    goal: goals.Goal,
+    how: Settings,
+    target: str,
 ) -> list[checks.Check]:
     """The honesty panel's lines, on the first pictures, at the largest eps."""
     print(f"the honesty panel, on {min(PANEL, len(originals))} pictures", flush=True)
@@ -146,7 +160,7 @@ def look_honestly(
     def make(search: Any, norm: str = how.norm) -> attacks.Attack:
         return attacks.make(search, clf.logits, norm=norms.get(norm), goal=goal, on_grid=how.grid)
 
-    tried = search(how)
+    tried = search(how, target)
     only_elsewhere = isinstance(tried, attacks.Search) and tried.norms and "linf" not in tried.norms
     return checks.panel(
         clf.logits,
@@ -158,7 +172,7 @@ def look_honestly(
         goal=goal,
         eps=max(how.eps),
         attack=make(tried),
-        doubled=make(search(how, doubled=True)),
+        doubled=make(search(how, target, doubled=True)),
         black=make(attacks.get("noise" if how.norm == "l1" else "square")(steps=QUERIES)),
         noise=make(baselines.noise(steps=checks.DRAWS)),
         whole=make(gradient.pgd() if only_elsewhere else tried, "linf"),
@@ -205,7 +219,7 @@ def attack(
         members = goals.least_likely(clean[rows])
     else:
         members = goals.members([aims or (int(label),) for label in right], len(table))
-    climb = attacks.make(search(how), clf.logits, norm=norms.get(how.norm), goal=goal, on_grid=how.grid)
+    climb = attacks.make(search(how, target), clf.logits, norm=norms.get(how.norm), goal=goal, on_grid=how.grid)
     job = attacked.Job(run, clf, variables, goal, members, paths, originals, clean[rows], right, n)
     lines, curve, sections = {}, [], []
     lpips = attacked.lpips() if how.lpips else None
@@ -218,7 +232,7 @@ def attack(
     largest = lines[max(how.eps)]
     panel = []
     if how.panel and max(how.eps) > 0:
-        panel = look_honestly(clf, variables, originals, members, goal, how)
+        panel = look_honestly(clf, variables, originals, members, goal, how, target)
     panel += attacked.own_checks(
         job, [lines[radius] for radius in how.eps], norms.get(how.norm), how.eps, grid=how.grid
     )
@@ -278,7 +292,7 @@ def main(run: runlog.Run) -> None:
         lpips=FLAGS.lpips,
         seed=FLAGS.seed,
     )
-    search(how)
+    search(how, FLAGS.target)
     pictures = common.read_pictures(clf, FLAGS.images)
     truth = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
     result, sections = attack(
