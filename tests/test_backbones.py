@@ -104,7 +104,6 @@ PARAMETERS = {
     "squeezenet1_1": 1_235_496,
 }
 """Trainable numbers under 1000 classes: torchvision's published `num_params`, else counted in the source's own network."""
-FAST_COMPILE = {"xla_backend_optimization_level": 0}  # the same program, translated with less care
 
 
 class Network(NamedTuple):
@@ -137,7 +136,7 @@ def network(name: str) -> Network:
 
 
 def compiled(clf: Classifier, mode: Mode = Mode.EVAL) -> Callable:
-    return jax.jit(lambda variables, images: clf.apply(variables, images, mode), compiler_options=FAST_COMPILE)
+    return jax.jit(lambda variables, images: clf.apply(variables, images, mode))
 
 
 @functools.lru_cache(maxsize=4)

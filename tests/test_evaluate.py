@@ -82,6 +82,7 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     assert all(word in page for word in ("Class by class", "at temperature 2.50", "Its worst mistakes"))
 
 
+@pytest.mark.optimised
 def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pets: Path) -> None:
     """In `evaluate`, in `predict`, and by a user who calls what `load` returned on a batch of the same size."""
     clf, variables = classifier.load(str(saved))

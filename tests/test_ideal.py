@@ -187,6 +187,7 @@ def test_a_grid_of_classes_weights_and_noises(run: runlog.Run) -> None:
     assert "image/webp" in html and "Make it again" in html and "any dog" in html
 
 
+@pytest.mark.optimised
 def test_alone_or_in_a_grid_it_is_the_same_image_to_the_bit() -> None:
     wishes = wishes_of.classes_of(network().clf, "tabby,zebra")
     how, lone = QUICK._replace(count=2, tv=(0.0, 3.0)), QUICK._replace(tv=(3.0,))

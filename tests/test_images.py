@@ -51,6 +51,7 @@ def test_every_parameterisation_is_a_picture_of_its_key(name: str, size: int) ->
         assert (0 <= each).all() and (each <= 1).all()
 
 
+@pytest.mark.optimised
 def test_a_start_alone_is_that_in_a_batch() -> None:
     init = jax.jit(images.fourier(6).init)
     np.testing.assert_array_equal(init(keys(3))[1:2], init(keys(3)[1:2]))

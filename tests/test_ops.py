@@ -8,7 +8,7 @@ a wrong tap or a shifted border is off by order one.
 from __future__ import annotations
 
 import re
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jax import lax
 from tl import ops
 
 TOLERANCE = 1e-5
+
+pytestmark = pytest.mark.optimised  # the forms were chosen for what XLA makes of them
 
 
 def reference(x, kernel, *, stride=1, padding=((0, 0), (0, 0)), groups=1):
@@ -130,7 +132,21 @@ def test_gradient_of_gradient_vmap_and_checkpoint(name):
 def test_winograd_in_blocks_of_pictures(name, monkeypatch):
     monkeypatch.setattr(ops.winograd, "_BLOCK", 1)
     x_shape, k_shape, options = FORMS[name]
+    ops.forms.cache_clear()  # those made under the other number
     check_conv((4, *x_shape[1:]), k_shape, **options)
+    ops.forms.cache_clear()
+
+
+def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
+    traced = []
+    correlate = ops.winograd.correlate
+    monkeypatch.setattr(ops.winograd, "correlate", lambda *args: traced.append(1) or correlate(*args))
+    ops.forms.cache_clear()
+    kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
+    layer = partial(ops.conv2d, padding=SAME3)
+    jax.eval_shape(lambda x, *kernels: reduce(layer, kernels, x), jax.ShapeDtypeStruct((1, 16, 16, 128), jnp.float32), kernel, kernel, kernel)
+    ops.forms.cache_clear()
+    assert len(traced) == 1
 
 
 def test_winograd_errs_like_a_direct_sum():

@@ -316,6 +316,7 @@ def test_the_device_resizes_as_pillow_does(h: int, w: int, size: int, crop: floa
 
 @pytest.mark.parametrize("resize", ["shorter", "squash"])
 @pytest.mark.parametrize("h, w", [(37, 53), (40, 31)])
+@pytest.mark.optimised
 def test_nearest_on_the_device(h: int, w: int, resize: str):
     """Sizes at which no pixel's centre falls on a border."""
     spec = PixelSpec(size=16, crop=1.0, resize=resize, interpolation="nearest")

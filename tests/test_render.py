@@ -88,6 +88,7 @@ def test_what_is_wanted_rises(name: str, optimizer: str, step_size: float) -> No
     assert found.images.min() >= 0 and found.images.max() <= 1
 
 
+@pytest.mark.optimised
 def test_the_same_key_is_the_same_image_to_the_bit(one_by_one: render.Render) -> None:
     again = [one_by_one(TOY, keys, TARGETS, tv=1.0, step_size=1.0) for keys in (KEYS, KEYS, KEYS[::-1])]
     for a, b, c in zip(*again, strict=True):
@@ -95,6 +96,7 @@ def test_the_same_key_is_the_same_image_to_the_bit(one_by_one: render.Render) ->
         assert (np.asarray(a) != np.asarray(c)).any()
 
 
+@pytest.mark.optimised
 def test_an_image_alone_is_the_same_to_the_bit_in_any_grid(one_by_one: render.Render) -> None:
     tv = np.array([0.0, 3.0, 10.0, 30.0], np.float32)
     grid = one_by_one(TOY, KEYS, TARGETS, tv=tv, step_size=1.0)

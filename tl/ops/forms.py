@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -23,6 +23,7 @@ class Form(NamedTuple):
     kernel_grad: Callable[[Array, Array], Array]  # x, g -> dkernel
 
 
+@lru_cache(maxsize=1024)  # the same functions for the same shapes: JAX then traces a branch once, not once a layer
 def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple[Form, Form]:
     """The plain form (all platforms) and the one for CPUs."""
     args = (x_shape, k_shape, stride, padding)
