@@ -144,7 +144,13 @@ def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
     ops.forms.cache_clear()
     kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
     layer = partial(ops.conv2d, padding=SAME3)
-    jax.eval_shape(lambda x, *kernels: reduce(layer, kernels, x), jax.ShapeDtypeStruct((1, 16, 16, 128), jnp.float32), kernel, kernel, kernel)
+    jax.eval_shape(
+        lambda x, *kernels: reduce(layer, kernels, x),
+        jax.ShapeDtypeStruct((1, 16, 16, 128), jnp.float32),
+        kernel,
+        kernel,
+        kernel,
+    )
     ops.forms.cache_clear()
     assert len(traced) == 1
 
