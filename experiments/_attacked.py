@@ -121,7 +121,7 @@ def judge(job: Job, word: str, found: np.ndarray, steps: np.ndarray, *, grid: bo
     for name, treat in TREATMENTS.items():
         said = _logits(job, pixels.to_images01(treat(saved)))
         after[name] = {
-            "success": float(np.mean(job.goal.success(said, job.members))),
+            "success": float(np.mean(np.asarray(job.goal.success(said, job.members)))),
             "accuracy": float(np.mean(said.argmax(axis=1) == job.right)),
         }
     wins, kept, m = int(success.sum()), int(right.sum()), len(success)

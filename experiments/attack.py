@@ -64,7 +64,7 @@ def define_flags() -> None:
         "Leave a picture as soon as the goal is met. Default: yes, but with a target, or with views, climb on, as it can.",
     )
     flags.DEFINE_list("views", [], f"Climb the mean over random views (EOT, with pgd), all of: {', '.join(VIEWS)}.")
-    flags.DEFINE_integer("draws", 8, "Views for each gradient.", lower_bound=1)
+    flags.DEFINE_integer("draws", 4, "Views for each gradient.", lower_bound=1)
     flags.DEFINE_bool("panel", True, f"Look whether the attack is honest, on {PANEL} pictures.")
     flags.DEFINE_bool("lpips", True, "Perceptual distance too, where its weights are installed.")
     flags.DEFINE_bool("as_in_lesson", False, "The lesson's attack beside this one, on the first picture.")
@@ -89,7 +89,7 @@ class Settings(NamedTuple):
     grid: bool = True
     early_stop: bool | None = None
     views: Sequence[str] = ()
-    draws: int = 8
+    draws: int = 4
     panel: bool = False
     lpips: bool = False
     seed: int = 0
