@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ INSTALL = {"foolbox": "pip install foolbox", "torchattacks": "pip install --no-d
 LIBRARIES = tuple(INSTALL)
 NORMS = {"linf": "Linf", "l2": "L2"}  # torchattacks' names of the norms
 TARGETS = 9  # classes that APGD-T and FAB-T go for: AutoAttack's own number (arXiv:2003.01690, section 6), and tl's
+IN_ORDER = "lukemelas"  # the packaged files with a head whose tensors stand in the order of timm's
 AGREE = 1e-4  # of the largest logit, by which the two networks may differ: float32 through fifty layers
 
 
@@ -95,35 +96,36 @@ def imported(library: str) -> Iterator[Any]:
 # --- the network, twice ------------------------------------------------------------------------------------------------
 
 
-def twin(arch: str, *, size: int | None = None) -> Twin:
-    """The network in both libraries: packaged weights where an installed package has them, else seeded ones.
+def twin(arch: str, *, weights: Literal["package", "random"] = "package", size: int | None = None) -> Twin:
+    """The network in both libraries.
 
     Args:
       arch: by timm's name; torchvision or timm must have it too.
+      weights: "package" is an installed package's torch file, or seeded ones where there is none; "random" always seeded.
       size: of the pictures; default: the weights' own.
 
     Raises:
       ValueError: unknown name, torch's libraries are not there, or neither has the network.
     """
     row = store.packaged_row([form.name for form in backbones.forms(arch)], "")
-    held = classifier.load(row.arch, weights="package") if row is not None and store.installed(row) else None
-    packaged = held is not None and held[0].classes is not None  # some packages have the feature layers alone
-    name = row.arch if row is not None and packaged else backbones.get(arch).name
+    if row is not None and not (weights == "package" and row.source == IN_ORDER and store.installed(row)):
+        row = None
+    name = row.arch if row else backbones.get(arch).name
     calls = backbones.get(name).sources
     library = next((library for library in ("torchvision", "timm") if calls.get(library)), "")
     if not library:
         raise ValueError(f"neither torchvision nor timm has {name}, so there is no torch network to attack beside it")
     network = sources.make(library, calls[library])
-    if row is not None and held is not None and packaged:
+    if row:
         sources.fill_in_order(network, readers.read(store.verified(row)))
+        clf, variables = classifier.load(name, weights="package")
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = sources.save(sources.fill(network), Path(folder) / f"{name}.pth", "zip")
-            held = classifier.load(name, weights=path)
-    clf, variables = held
+            clf, variables = classifier.load(name, weights=path)
     clf = clf if size is None else clf.with_pixels(size=size)
     module = as_module(network.model, clf.pixels)
-    return Twin(clf, jax.device_put(clf.fold_batch_norm(variables)), module, "packaged" if packaged else "random")
+    return Twin(clf, jax.device_put(clf.fold_batch_norm(variables)), module, "packaged" if row else "random")
 
 
 def torch_device() -> str:
@@ -145,6 +147,7 @@ def as_module(model: Any, spec: PixelSpec) -> Any:
                 self.register_buffer(name, torch.tensor(getattr(spec, name), dtype=torch.float32).view(1, -1, 1, 1))
 
         def forward(self, x: Any) -> Any:
+            x = contiguous_gradient(x)
             x = x.flip(1) if spec.channels == "bgr" else x
             return self.model(((x - self.mean) / self.std).contiguous(memory_format=self.memory_format))
 
@@ -162,6 +165,22 @@ def as_module(model: Any, spec: PixelSpec) -> Any:
     formats = (torch.contiguous_format, torch.channels_last)
     spent = [min(gradient(module) for _ in range(3)) for module in map(placed, formats)]
     return placed(formats[int(np.argmin(spent))])
+
+
+def contiguous_gradient(x: Any) -> Any:
+    """x, whose gradient lies in memory as x does: torchattacks takes `view`s of it."""
+    import torch
+
+    class Same(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.view_as(x)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return gradient.contiguous()
+
+    return Same.apply(x)
 
 
 def to_torch(images01: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:

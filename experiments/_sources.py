@@ -255,7 +255,9 @@ def fill_in_order(network: Network, arrays: Mapping[str, np.ndarray], prefix: st
     own = [name for name in variables(network) if name.startswith(prefix)]
     given = [array for name, array in arrays.items() if not name.endswith("num_batches_tracked")]
     if len(own) != len(given):
-        raise ValueError(f"{network.source}'s {network.call} has {len(own)} tensors {prefix}*; the file has {len(given)}")
+        raise ValueError(
+            f"{network.source}'s {network.call} has {len(own)} tensors {prefix}*; the file has {len(given)}"
+        )
     state = {name: torch.from_numpy(np.array(array)) for name, array in zip(own, given, strict=True)}
     network.model.load_state_dict(state, strict=False)  # without the counters
     return network

@@ -179,7 +179,11 @@ def attack_strength(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
             mine = judged(made[name, norm](eps), ours=True)
             row = {"what": f"robust accuracy, {where}, {name}", "arch": net.clf.arch, "unit": "%"}
             row |= {"ours": percent(mine.right), "interval": interval(mine.right), "n": len(mine.right)}
-            row |= {"ours_elsewhere": percent(mine.elsewhere), "seconds": mine.seconds, "logit_error": pictures.error}
+            row |= {
+                "ours_elsewhere": percent(mine.elsewhere),
+                "ours_seconds": mine.seconds,
+                "logit_error": pictures.error,
+            }
             rows = []
             for library, version in libraries.items():
                 run = peers_of.theirs(library, name, net, norm, eps, budget())
@@ -227,7 +231,7 @@ def attack_distance(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
             net, peers_of.our_search(name, net, norm, steps, seed=FLAGS.seed), pictures, norm, ours=True
         )
         row = {"what": f"median distance, {name}, {norm}", "arch": net.clf.arch, "unit": norm, "n": len(mine)}
-        row |= {"ours": median(mine), "not_found": int(np.isinf(mine).sum()), "seconds": spent}
+        row |= {"ours": median(mine), "not_found": int(np.isinf(mine).sum()), "ours_seconds": spent}
         if "foolbox" in libraries:
             run = peers_of.their_search(name, net, norm, steps)
             other, spent = reach(net, run, pictures, norm, ours=False)
