@@ -239,6 +239,30 @@ def fill(network: Network, seed: int = 0) -> Network:
     return network
 
 
+def fill_in_order(network: Network, arrays: Mapping[str, np.ndarray], prefix: str = "") -> Network:
+    """Puts a torch file's tensors into a torch network, in place, by their order alone: no table of ours takes part.
+
+    Args:
+      arrays: as `tl.weights.readers` reads them; torch's counters are left out.
+      prefix: of the names of the network's tensors that are meant.
+
+    Raises:
+      ValueError: another number of tensors.
+      RuntimeError: torch's, which names those whose shapes differ.
+    """
+    import torch
+
+    own = [name for name in variables(network) if name.startswith(prefix)]
+    given = [array for name, array in arrays.items() if not name.endswith("num_batches_tracked")]
+    if len(own) != len(given):
+        raise ValueError(
+            f"{network.source}'s {network.call} has {len(own)} tensors {prefix}*; the file has {len(given)}"
+        )
+    state = {name: torch.from_numpy(np.array(array)) for name, array in zip(own, given, strict=True)}
+    network.model.load_state_dict(state, strict=False)  # without the counters
+    return network
+
+
 def save(network: Network, path: Path, form: str) -> Path:
     """Writes a network's weights in one of its library's FORMS; `path` bears no promise of the format."""
     import torch

@@ -63,14 +63,6 @@ def some_photographs(count: int = 4) -> tuple:
         pytest.skip(str(error))
 
 
-def by_order(torch: Any, network: sources.Network, arrays: dict[str, np.ndarray], prefix: str) -> None:
-    """Puts a file's tensors into a network by their order alone: no table of ours takes part."""
-    own = [name for name in sources.variables(network) if name.startswith(prefix)]
-    given = [array for name, array in arrays.items() if not name.endswith("num_batches_tracked")]
-    state = {name: torch.from_numpy(np.array(array)) for name, array in zip(own, given, strict=True)}
-    assert not network.model.load_state_dict(state, strict=False).unexpected_keys
-
-
 @pytest.mark.parametrize(
     "arch, source, call",
     [
@@ -90,7 +82,7 @@ def test_packaged_weights_on_photographs(torch: Any, arch: str, source: str, cal
             name: arrays[name].transpose(3, 2, 0, 1) if arrays[name].ndim == 4 else arrays[name] for name in names
         }
     network = sources.make(source, call)
-    by_order(torch, network, arrays, "" if clf.head else "features.")
+    sources.fill_in_order(network, arrays, "" if clf.head else "features.")
     images = pixels.to_images01(np.stack([clf.prepare(decode(photo.path)) for photo in some_photographs()]))
     case = parity.case(network, clf, images)
     if not clf.head:
