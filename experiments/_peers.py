@@ -244,8 +244,8 @@ def ours(name: str, net: Twin, norm: str, budget: Budget, **options: Any) -> Cal
         options |= {"steps": budget.apgd_steps, "queries": budget.queries}
     else:
         options["steps"] = {"pgd": budget.steps, "square": budget.queries}.get(name, budget.apgd_steps)
-    make = attacks.get(name)
-    attack = make(net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=False, **options)
+    search = attacks.get(name)(**options)
+    attack = attacks.make(search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=False)
     k = len(common.class_table(net.clf))
 
     def at(eps: float) -> Run:
@@ -354,9 +354,9 @@ SEARCHES |= {("cw", "l2"): "L2CarliniWagnerAttack"}
 
 
 def our_search(name: str, net: Twin, norm: str, steps: int, *, seed: int = 0) -> Run:
-    """`find_deepfool` or `find_cw`; the clean picture where nothing was found."""
-    make = {"deepfool": minimal.find_deepfool, "cw": minimal.find_cw}[name]
-    find = make(net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, steps=steps)
+    """The nearest picture by DeepFool or Carlini-Wagner; the clean picture where nothing was found."""
+    search = {"deepfool": minimal.deepfool, "cw": minimal.cw}[name](steps=steps)
+    find = attacks.find(search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED)
     k = len(common.class_table(net.clf))
 
     def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
