@@ -172,6 +172,24 @@ def test_two_classes_are_enough_for_autoattack() -> None:
     assert found.success.tolist() == (DARK > 0.21).tolist()
 
 
+def test_apgd_t_aims_at_every_class_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five classes: four to aim at, fewer than its nine, three times each."""
+    ranks: list[int] = []
+    likeliest = goals.likeliest
+
+    def spied(logits: jax.Array, among: jax.Array, rank: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda rank: ranks.extend(rank.tolist()), rank)
+        return likeliest(logits, among, rank)
+
+    monkeypatch.setattr(goals, "likeliest", spied)
+    constant = lambda variables, x: jnp.mean(x, (1, 2, 3))[:, None] - jnp.arange(5.0)[None]  # noqa: E731
+    run = attacks.make(apgd.apgd_t(steps=1, restarts=3), constant, norm=norms.LINF, goal=goals.UNTARGETED)
+    found = run(None, KEY, GREY[:1], goals.members([[0]], 5), eps=0.1)
+    jax.effects_barrier()
+    assert found.steps.tolist() == [24] and not found.success[0]
+    assert [ranks.count(rank) for rank in range(5)] == [6, 6, 6, 6, 0]
+
+
 # ------------------------------------------------------------------------------------------------- networks as one
 
 

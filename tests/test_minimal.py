@@ -65,9 +65,11 @@ def find(name: str, norm: str, goal: str = "untargeted", restarts: int = 1) -> a
 DUAL = {"linf": lambda w: np.abs(w).sum(axis=0), "l2": lambda w: np.sqrt(np.square(w).sum(axis=0))}
 
 
-@pytest.mark.parametrize(("name", "norm"), CASES)
-def test_on_a_linear_network_the_nearest_is_found(name: str, norm: str) -> None:
-    """The distance to a hyperplane is its gap over the dual norm of its normal; the pictures are far from the box."""
+def linear(norm: str) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """Variables, pictures, members and distances: to a hyperplane it is the gap over the dual norm of its normal.
+
+    The pictures are far from the box.
+    """
     x = np.random.default_rng(4).uniform(0.45, 0.55, (COUNT, SIZE, SIZE, 3)).astype(np.float32)
     w = normal(5, N, CLASSES)
     variables = CONSTANT | {"line": w, "shift": -jnp.sum(w, axis=0) * 0.5}
@@ -76,11 +78,27 @@ def test_on_a_linear_network_the_nearest_is_found(name: str, norm: str) -> None:
     away = [w - np.asarray(w)[:, [t]] for t in top]
     with np.errstate(invalid="ignore"):
         known = [np.nanmin((row[t] - row) / DUAL[norm](v)) for row, t, v in zip(z, top, away, strict=True)]
-    found = find(name, norm)(variables, KEY, x, goals.members(top[:, None].tolist(), CLASSES))
-    print(found.distance / np.asarray(known))
+    return variables, x, goals.members(top[:, None].tolist(), CLASSES), np.asarray(known)
+
+
+@pytest.mark.parametrize(("name", "norm"), CASES)
+def test_on_a_linear_network_the_nearest_is_found(name: str, norm: str) -> None:
+    variables, x, members, known = linear(norm)
+    found = find(name, norm)(variables, KEY, x, members)
+    print(found.distance / known)
     assert found.success.all()
-    assert (np.asarray(found.distance) >= np.asarray(known) * (1 - 1e-3)).all()
+    assert (np.asarray(found.distance) >= known * (1 - 1e-3)).all()
     np.testing.assert_allclose(found.distance, known, rtol=0.02)
+
+
+def test_a_single_step_of_deepfool_is_looked_at() -> None:
+    variables, x, members, known = linear("linf")
+    search = minimal.deepfool(steps=1)
+    run = attacks.make(search, network, norm=norms.LINF, goal=goals.UNTARGETED, on_grid=False, slots=4)
+    for share in (0.98, 1.05):
+        found = run(variables, KEY, x, members, eps=(share * known).astype(np.float32))
+        assert found.success.all() if share > 1 else not found.success.any()
+        assert (found.steps == 2).all() or share > 1
 
 
 def reference(norm: str, x: np.ndarray, w: np.ndarray, gap: float) -> np.ndarray:
