@@ -121,7 +121,9 @@ def test_nothing_left_and_nothing_at_all() -> None:
     assert none.images.shape == (0, 2, 2, 3) and none.steps.shape == none.solved_by.shape == (0,)
 
 
-def test_no_search_is_no_attack_and_each_wants_its_norm() -> None:
+def test_no_search_is_no_attack_and_each_wants_its_norm_and_every_eps_is_looked_at() -> None:
+    with pytest.raises(ValueError, match="eps is a share of the pixel range .*; got 8"):
+        chain(0.1, 0.25, 0.05)(None, KEY, GREY[:2], AIM[:2], eps=np.float32([0.1, 8]))
     make = functools.partial(attacks.make, logits=brightness, goal=goals.TARGETED)
     with pytest.raises(ValueError, match="at least one search; got none"):
         make([], norm=norms.LINF)

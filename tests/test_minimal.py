@@ -91,14 +91,29 @@ def test_on_a_linear_network_the_nearest_is_found(name: str, norm: str) -> None:
     np.testing.assert_allclose(found.distance, known, rtol=0.02)
 
 
-def test_a_single_step_of_deepfool_is_looked_at() -> None:
+def test_one_step_of_deepfool_is_looked_at_and_asks_for_each_class_that_counts() -> None:
+    """A look at the start and one at the end, at each as many gradients as classes other than the right one."""
+    asked: list[int] = []
+
+    @jax.custom_vjp
+    def spied(x: jax.Array) -> jax.Array:
+        return x
+
+    def back(_: None, slope: jax.Array) -> tuple[jax.Array]:
+        jax.debug.callback(lambda: asked.append(1))
+        return (slope,)
+
+    spied.defvjp(lambda x: (x, None), back)
     variables, x, members, known = linear("linf")
+    spy = lambda variables, x: network(variables, spied(x))  # noqa: E731
     search = minimal.deepfool(steps=1)
-    run = attacks.make(search, network, norm=norms.LINF, goal=goals.UNTARGETED, on_grid=False, slots=4)
+    run = attacks.make(search, spy, norm=norms.LINF, goal=goals.UNTARGETED, on_grid=False, slots=COUNT)
     for share in (0.98, 1.05):
+        asked.clear()
         found = run(variables, KEY, x, members, eps=(share * known).astype(np.float32))
+        jax.effects_barrier()
         assert found.success.all() if share > 1 else not found.success.any()
-        assert (found.steps == 2).all() or share > 1
+        assert (found.steps == 2).all() and len(asked) == 2 * (CLASSES - 1)
 
 
 def reference(norm: str, x: np.ndarray, w: np.ndarray, gap: float) -> np.ndarray:

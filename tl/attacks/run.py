@@ -37,11 +37,12 @@ def check_call(norm: Norm, images01: Array, eps: Any) -> None:
         given = np.asarray(eps, np.float32)
         if given.shape not in ((), images01.shape[:1]):
             raise ValueError(f"eps is one number, or one for each of {len(images01)} images; got {list(given.shape)}")
-        if not ((given >= 0) & (given <= largest * (1 + 1e-6))).all():
+        fits = (given >= 0) & (given <= largest * (1 + 1e-6))
+        if not fits.all():
             units = (
                 "share of the pixel range [0, 1]" if largest == 1 else f"distance in [0, {largest:.4g}], black to white"
             )
-            raise ValueError(f"eps is a {units}, such as 4/255; got {given.ravel()[0]:.4g}")
+            raise ValueError(f"eps is a {units}, such as 4/255; got {given[~fits].ravel()[0]:.4g}")
 
 
 def spread(run: Callable[..., Any]) -> Callable[..., Any]:
