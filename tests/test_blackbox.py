@@ -45,7 +45,6 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 NET = {"in": normal(1, N, 16) / 6, "out": normal(2, 16, CLASSES)}
-LADDER = np.linspace(6, 26, COUNT).astype(np.float32) / 255
 TOP = np.asarray(network(NET, jnp.asarray(IMAGES01))).argmax(axis=1)
 RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
 
@@ -54,28 +53,27 @@ MARGINS: list[np.ndarray] = []
 
 
 @functools.cache
-def attack(norm: str = "linf", **counts: int) -> attacks.Attack:
-    """One jitted attack for all tests that want it; all pictures side by side. That in L2 notes its margins down."""
-    search = blackbox.square(**{"steps": 200, **counts})
+def attack(norm: str) -> attacks.Attack:
+    """One jitted attack for all tests that want it; all pictures side by side. It notes its margins down."""
+    search = blackbox.square(steps=200) if norm == "l2" else blackbox.square(steps=20, restarts=2)
 
     def spied(task: Any, at: Any) -> Any:
         jax.debug.callback(lambda above: MARGINS.append(np.asarray(above)), at.above, ordered=True)
         return search.step(task, at)
 
-    seen = search._replace(step=spied) if norm == "l2" else search
-    return attacks.make(seen, network, norm=norms.get(norm), goal=goals.UNTARGETED, slots=COUNT)
+    spy = search._replace(step=spied)
+    return attacks.make(spy, network, norm=norms.get(norm), goal=goals.UNTARGETED, slots=COUNT)
 
 
 # --------------------------------------------------------------------------------------------------------- the attack
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_a_step_is_a_query_and_none_is_asked_after_success(norm: str) -> None:
+def test_a_step_is_a_query_and_none_is_asked_after_success() -> None:
     members = RIGHT.copy()
     members[0] = ~members[0]  # met as it is
     steps, success = [], []
-    for share in (1.0, 0.25):
-        found = attack(norm)(NET, KEY, IMAGES01, members, eps=share * EPS[norm])
+    for eps in (1.0, 0.25):
+        found = attack("l2")(NET, KEY, IMAGES01, members, eps=eps)
         steps, success = steps + found.steps.tolist()[1:], success + found.success.tolist()[1:]
         assert found.success[0] and found.steps[0] == 0
     print(steps, success)
@@ -85,14 +83,11 @@ def test_a_step_is_a_query_and_none_is_asked_after_success(norm: str) -> None:
 
 
 def test_another_start_is_for_those_that_are_left() -> None:
-    one, two = (attack(steps=20, restarts=r)(NET, KEY, IMAGES01, RIGHT, eps=LADDER) for r in (1, 2))
-    first, steps = np.asarray(one.success), np.asarray(two.steps)
-    print(one.success, two.success, steps)
-    assert first.any() and not first.all()
-    np.testing.assert_array_equal(two.images[first], one.images[first])
-    np.testing.assert_array_equal(steps[first], one.steps[first])
-    assert (steps[~first] > 20).all() and (steps[~np.asarray(two.success)] == 40).all()
-    assert (two.score[~first] >= one.score[~first]).all() and (two.score[~first] > one.score[~first]).any()
+    found = attack("linf")(NET, KEY, IMAGES01, RIGHT, eps=np.float32([6, 9, 14, 18, 22, 26]) / 255)
+    steps, success = np.asarray(found.steps), np.asarray(found.success)
+    print(steps, success)
+    assert (steps <= 20).any() and ((steps > 20) & success).any()  # some by the first start, some by the second
+    assert (steps[~success] == 40).all() and (steps[success] < 40).all() and not success.all()
 
 
 def test_the_margin_only_grows() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tl import pixels
-from tl.attacks import baselines, blackbox, checks, goals, gradient, norms, run
+from tl.attacks import baselines, blackbox, checks, goals, gradient, norms
 from tl.attacks.checks import Check
 
 SIZE, CLASSES, COUNT = 6, 4, 8
@@ -101,7 +101,7 @@ def network(variables: Any, images01: jax.Array) -> jax.Array:
 RNG = np.random.default_rng(1)
 NET = {k: jnp.asarray(RNG.normal(size=s) / 4, jnp.float32) for k, s in (("in", (N, 16)), ("out", (16, CLASSES)))}
 MAKERS = {"white": functools.cache(gradient.pgd), "black": functools.cache(blackbox.square)}
-MADE, NOISE = functools.cache(run.make_attack), functools.cache(baselines.noise)
+NOISE = functools.cache(baselines.noise)
 PLAIN = NET | {"kind": jnp.int32(0)}
 TOP = np.asarray(network(PLAIN, jnp.asarray(IMAGES01))).argmax(axis=1)
 RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
@@ -109,8 +109,7 @@ RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
 
 @pytest.fixture(autouse=True)
 def _compile_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All panels share their attacks: the same search on the same network is the same function."""
-    monkeypatch.setattr(checks, "make_attack", MADE)
+    """All panels share their searches, and so what is compiled of them."""
     monkeypatch.setattr(checks.baselines, "noise", NOISE)
 
 

@@ -233,10 +233,11 @@ class Rows(NamedTuple):
     clean: jax.Array
 
 
+@functools.lru_cache(maxsize=64)
 def _searched(
     search: Search, logits: Logits, norm: Norm, goal: Goal, on_grid: bool, slots: int
 ) -> Callable[[Variables, tuple[Rows, Best, jax.Array]], tuple[Best, jax.Array]]:
-    """`(variables, (tasks, best, todo)) -> (best, steps)`, jitted and over all local devices."""
+    """`(variables, (tasks, best, todo)) -> (best, steps)`, jitted and over all local devices; one for the same search."""
 
     def run(variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
         def task(own: Rows) -> Task:
