@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import pixels
-from tl.attacks import blackbox, checks, goals, gradient, norms
+from tl import attacks, pixels
+from tl.attacks import baselines, blackbox, checks, goals, gradient, norms
 from tl.attacks.checks import Check
 
 SIZE, CLASSES, COUNT = 6, 4, 8
@@ -65,13 +64,18 @@ def test_a_line_by_hand(check: Check, passed: bool, found: float) -> None:
     assert isinstance(check.found, float)  # for result.json
 
 
-@pytest.mark.parametrize("norm", sorted(norms.NORMS))
-def test_noise_has_the_length_of_the_ball(norm: str) -> None:
-    draw = jax.jit(functools.partial(checks.noisy, norms.get(norm)))
-    for eps in (0.0, 0.05):
-        x = draw(KEY, IMAGES01, eps)
-        np.testing.assert_allclose(norms.get(norm).distance(x, IMAGES01), eps, atol=1e-5)
-    assert (np.asarray(x) != np.asarray(draw(jax.random.key(1), IMAGES01, 0.05))).any()
+def test_gradients_are_each_picture_s_own_a_few_at_a_time() -> None:
+    """Slots of 3 for 8 pictures: the last group is filled up, and every member of the goal stays with its picture."""
+    seen: list[int] = []
+
+    def spied(variables: Any, images01: jax.Array) -> jax.Array:
+        seen.append(len(images01))
+        return network(variables, images01)
+
+    found = checks._slopes(spied, goals.UNTARGETED, 3)(PLAIN, (IMAGES01, RIGHT))
+    assert set(seen) == {3}
+    plain = jax.jit(jax.grad(lambda x: jnp.sum(goals.UNTARGETED.score(network(PLAIN, x), RIGHT))))(IMAGES01)
+    np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-7)
 
 
 # -------------------------------------------------------------------------------------------------------------- panels
@@ -95,18 +99,33 @@ def network(variables: Any, images01: jax.Array) -> jax.Array:
 
 RNG = np.random.default_rng(1)
 NET = {k: jnp.asarray(RNG.normal(size=s) / 4, jnp.float32) for k, s in (("in", (N, 16)), ("out", (16, CLASSES)))}
-MAKERS = {"white": functools.cache(gradient.make_pgd), "black": functools.cache(blackbox.make_square)}
 PLAIN = NET | {"kind": jnp.int32(0)}
 TOP = np.asarray(network(PLAIN, jnp.asarray(IMAGES01))).argmax(axis=1)
 RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
+
+
+def make(search: Any) -> attacks.Attack:
+    return attacks.make(search, network, norm=norms.LINF, goal=goals.UNTARGETED)
+
+
+WHITE = make(gradient.pgd(steps=20))
+MADE: dict[str, Any] = {
+    "norm": norms.LINF,
+    "goal": goals.UNTARGETED,
+    "eps": 8 / 255,
+    "attack": WHITE,
+    "whole": WHITE,
+    "doubled": make(gradient.pgd(steps=40)),
+    "black": make(blackbox.square(steps=100)),
+    "noise": make(baselines.noise(steps=checks.DRAWS)),
+}
 
 
 def panel(kind: str) -> dict[str, Check]:
     variables = NET | {"kind": jnp.int32(KINDS.index(kind))}
     top = np.asarray(network(variables, jnp.asarray(IMAGES01))).argmax(axis=1)
     members = goals.members(top[:, None].tolist(), CLASSES)
-    how: dict[str, Any] = {"norm": norms.LINF, "goal": goals.UNTARGETED, "eps": 8 / 255, "steps": 20, "queries": 100}
-    lines = checks.panel(network, variables, KEY, IMAGES01, members, **how, **MAKERS)
+    lines = checks.panel(network, variables, KEY, IMAGES01, members, **MADE)
     print("\n".join(map(str, lines)))
     return {line.name: line for line in lines}
 
@@ -145,8 +164,7 @@ def test_a_constant_network_is_told() -> None:
 
 
 def test_pictures_that_meet_the_goal_already_are_left_out() -> None:
-    kwargs: dict[str, Any] = {"norm": norms.LINF, "goal": goals.UNTARGETED, "eps": 0.03}
     with pytest.raises(ValueError, match="all 8 pictures meet the goal as they are"):
-        checks.panel(network, PLAIN, KEY, IMAGES01, ~RIGHT, **kwargs)
+        checks.panel(network, PLAIN, KEY, IMAGES01, ~RIGHT, **MADE)
     with pytest.raises(ValueError, match="curve must rise and hold 1.0"):
-        checks.panel(network, PLAIN, KEY, IMAGES01, RIGHT, curve=(1.0, 0.5), **kwargs)
+        checks.panel(network, PLAIN, KEY, IMAGES01, RIGHT, curve=(1.0, 0.5), **MADE)

@@ -1,20 +1,21 @@
-"""The chain: what is solved leaves, what is left closes up, each picture alone; and networks that answer together."""
+"""Searches in a row: each on what is left, the worst case kept, each picture with keys of its own; and networks as one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import pixels
-from tl.attacks import ensemble, goals, norms
-from tl.attacks.frame import Attack, AttackResult
+from tl import attacks, pixels
+from tl.attacks import apgd, baselines, ensemble, fab, goals, gradient, norms
+from tl.attacks.frame import Best, Search, Task, keep
+from tl.attacks.queue import rows
 
-SIZE, CLASSES, COUNT = 4, 5, 7
+SIZE, CLASSES, COUNT = 4, 5, 12
 N = 3 * SIZE * SIZE
 KEY = jax.random.key(3)
 IMAGES01 = pixels.to_images01(np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3)).astype(np.uint8))
@@ -36,7 +37,7 @@ TOP = np.asarray(network(NET, jnp.asarray(IMAGES01))).argmax(axis=1)
 RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
 
 
-# ----------------------------------------------------------------------------------------------------------- the chain
+# ----------------------------------------------------------------------------------------------------- stand-ins, by hand
 
 
 def brightness(variables: Any, images01: jax.Array) -> jax.Array:
@@ -45,16 +46,25 @@ def brightness(variables: Any, images01: jax.Array) -> jax.Array:
     return jnp.stack([0.5 - mean, mean - 0.5], axis=1)
 
 
-def brighter_by(amount: float, calls: list[tuple[Any, ...]]) -> Attack:
-    """A stand-in that adds `amount` everywhere and writes down what it was given."""
+class Step(NamedTuple):
+    k: jax.Array
+    best: Best
+    done: jax.Array
 
-    def attack(variables, key, images01, members, *, eps, step_size=None):
-        calls.append((np.asarray(jax.random.key_data(key)), np.asarray(images01)))
-        images = jnp.clip(jnp.asarray(images01) + min(amount, eps), 0, 1)
-        none = jnp.zeros(len(images), bool)
-        return AttackResult(images, none, none.astype(jnp.float32))  # says nothing: the chain judges by itself
 
-    return attack
+def brighter(amount: float | None, *, steps: int = 1) -> Search:
+    """Adds `amount` everywhere, None draws it by the image's key; takes so many steps with each image."""
+
+    def init(task: Task, best: Best) -> Step:
+        return Step(jnp.zeros_like(best.solved, jnp.int32), best, jnp.zeros_like(best.solved))
+
+    def step(task: Task, at: Step) -> Step:
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=0.2))(task.keys)
+        own = drawn if amount is None else jnp.full_like(drawn, amount)
+        x = task.project(task.center + rows(own, task.center))
+        return Step(at.k + 1, keep(at.best, x, *task.judge(task.ask(x))), at.k + 1 == steps)
+
+    return Search(init, step)
 
 
 DARK = np.float32([0.6, 0.45, 0.1, 0.35, 0.3, 0.48, 0.2])  # one is bright as it is
@@ -62,125 +72,126 @@ GREY = np.broadcast_to(DARK[:, None, None, None], (7, 2, 2, 3)).copy()
 AIM = goals.members([[1]] * 7, 2)
 
 
-def chain(*amounts: float, batch: int = 2) -> tuple[Callable[..., ensemble.Chained], list[list[tuple[Any, ...]]]]:
-    calls: list[list[tuple[Any, ...]]] = [[] for _ in amounts]
-    attacks = [brighter_by(amount, own) for amount, own in zip(amounts, calls, strict=True)]
-    return ensemble.make_chain(attacks, brightness, norm=norms.LINF, goal=goals.TARGETED, batch=batch), calls
+stand_in = functools.cache(brighter)  # the same search compiles once, wherever it stands
 
 
-def test_each_attack_gets_what_is_left_in_batches_of_one_shape() -> None:
-    run, calls = chain(0.1, 0.25, 0.05)
-    found = run(None, KEY, GREY, AIM, eps=0.5)
-    assert found.solved_by.tolist() == [-1, 0, 3, 1, 1, 0, 3]
+def chain(*amounts: float | None, steps: tuple[int, ...] = (1, 10, 100)) -> attacks.Attack:
+    """The steps that an image takes, 1 in the first search, 10 in the second, tell which searches it was given to."""
+    searches = [stand_in(amount, steps=own) for amount, own in zip(amounts, steps, strict=False)]
+    return attacks.make(searches, brightness, norm=norms.LINF, goal=goals.TARGETED, on_grid=False, slots=2)
+
+
+def added(found: attacks.AttackResult) -> list[float]:
+    return (np.asarray(found.images) - GREY)[:, 0, 0, 0].round(4).tolist()
+
+
+def test_each_search_gets_what_is_left_and_the_worst_case_is_kept() -> None:
+    found = chain(0.1, 0.25, 0.05)(None, KEY, GREY, AIM, eps=0.5)
+    assert found.solved_by.tolist() == [-1, 0, -1, 1, 1, 0, -1]
     assert found.success.tolist() == [True, True, False, True, True, True, False]
-    assert found.tried.tolist() == [6, 4, 2]
-    assert [[images.shape for _, images in own] for own in calls] == [[(2, 2, 2, 3)] * n for n in (3, 2, 1)]
-    assert [images[:, 0, 0, 0].tolist() for _, images in calls[1]] == [DARK[[2, 3]].tolist(), DARK[[4, 6]].tolist()]
-    np.testing.assert_allclose(found.images[[0, 1, 3], 0, 0, 0], [0.6, 0.55, 0.6], rtol=1e-6)
-    np.testing.assert_allclose(found.images[[2, 6], 0, 0, 0], [0.35, 0.45], rtol=1e-6)  # the worst case of the three
-    np.testing.assert_allclose(found.score, goals.TARGETED.score(brightness(None, jnp.asarray(found.images)), AIM))
+    assert found.steps.tolist() == [0, 1, 111, 11, 11, 1, 111]
+    np.testing.assert_allclose(added(found), [0, 0.1, 0.25, 0.25, 0.25, 0.1, 0.25], atol=1e-4)
+    np.testing.assert_allclose(found.score, goals.TARGETED.score(brightness(None, found.images), AIM), rtol=1e-5)
+
+    less = chain(0.1, 0.25, 0.05)(None, KEY, GREY, AIM, eps=np.float32([0.5, 0.04, 0, 0.5, 0.5, 0.5, 0.2]))
+    assert less.solved_by.tolist() == [-1, -1, -1, 1, 1, 0, -1]
+    np.testing.assert_allclose(added(less), [0, 0.04, 0, 0.25, 0.25, 0.1, 0.2], atol=1e-4)
+    apart = np.arange(7) == 3
+    left = chain(0.1, 0.25, 0.05)(None, KEY, GREY, AIM, eps=0.5, skip=apart)
+    assert left.steps.tolist() == [0, 1, 111, 0, 11, 1, 111] and not left.success[3]
+    np.testing.assert_allclose(added(left), [0, 0.1, 0.25, 0, 0.25, 0.1, 0.25], atol=1e-4)
 
 
-def test_a_ragged_batch_is_filled_up_and_the_filling_is_left_out() -> None:
-    run, calls = chain(0.1, batch=4)
-    found = run(None, KEY, GREY, AIM, eps=0.5)
-    assert [len(images) for _, images in calls[0]] == [4, 4]
-    assert calls[0][1][1][:, 0, 0, 0].tolist() == DARK[[5, 6, 5, 6]].tolist()
-    assert found.tried.tolist() == [6] and found.success.sum() == 3
-
-
-def test_keys_belong_to_pictures_not_to_places() -> None:
-    """Other company, another batch size or an earlier success of others: the same key, which differs between attacks."""
-    (one, first), (two, second) = chain(0.1, 0.2, batch=2), chain(0.1, 0.2, batch=5)
-    one(None, KEY, GREY, AIM, eps=0.5), two(None, KEY, np.where(GREY > 0.4, 0.9, GREY).astype(np.float32), AIM, eps=0.5)
-
-    def by_picture(calls: list[tuple[Any, ...]]) -> dict[float, list[int]]:
-        return {float(x[0, 0, 0]): k.tolist() for keys, images in calls for k, x in zip(keys, images, strict=True)}
-
-    for own, other in zip(first, second, strict=True):
-        own, other = by_picture(own), by_picture(other)
-        assert len(own.keys() & other.keys()) >= 3
-        assert all(own[x] == other[x] for x in own.keys() & other.keys())
-    dark = float(DARK[2])
-    assert by_picture(first[0])[dark] != by_picture(first[1])[dark]
-    assert len({tuple(k) for k in by_picture(first[0]).values()}) == 6
+def test_keys_belong_to_pictures_and_differ_between_the_searches() -> None:
+    """Whoever else is there, wherever the picture stands, and whatever was solved before: the same draw."""
+    run, other = chain(None, -0.1, steps=(2, 1)), chain(-0.1, None, steps=(1, 2))
+    first, second = (added(search(None, KEY, GREY, AIM, eps=0.5)) for search in (run, other))
+    assert len({*first[1:], *second[1:]}) == 12 and min(first[1:] + second[1:]) > 0
+    company = np.where(np.arange(7)[:, None, None, None] == 2, GREY, np.float32(0.9))
+    moved = other(None, KEY, company, AIM, eps=0.5)
+    assert added(moved)[2] == second[2] and moved.steps.tolist() == [0, 0, 3, 0, 0, 0, 0]
+    order = np.array([3, 2, 6, 5, 1, 0, 4])  # and by the keys that are the pictures' own
+    places = run(None, norms.own_keys(KEY, 7)[order], GREY[order], AIM, eps=0.5)
+    np.testing.assert_allclose((places.images - GREY[order])[:, 0, 0, 0], np.asarray(first)[order], atol=1e-4)
 
 
 def test_nothing_left_and_nothing_at_all() -> None:
-    run, calls = chain(0.1)
-    assert run(None, KEY, GREY[:1], AIM[:1], eps=0.5).success.all() and not calls[0]
-    assert run(None, KEY, GREY[:0], AIM[:0], eps=0.5).images.shape == (0, 2, 2, 3)
-    same = run(None, KEY, GREY, AIM, eps=0.0)
-    np.testing.assert_array_equal(same.images, GREY)
+    run = chain(0.1, 0.25, 0.05)
+    solved = run(None, KEY, GREY, ~AIM, eps=0.5)
+    assert solved.success.tolist() == [False, *[True] * 6] and solved.steps.tolist() == [111, *[0] * 6]
+    none = run(None, KEY, GREY[:0], AIM[:0], eps=0.5)
+    assert none.images.shape == (0, 2, 2, 3) and none.steps.shape == none.solved_by.shape == (0,)
 
 
-def test_chunks_go_where_they_are_put() -> None:
-    put: list[int] = []
-    run = ensemble.make_chain(
-        [brighter_by(0.1, [])],
-        brightness,
-        norm=norms.LINF,
-        goal=goals.TARGETED,
-        batch=3,
-        put=lambda tree: put.append(len(tree)) or jax.tree.map(jax.device_put, tree),
-    )
-    assert run(None, KEY, GREY, AIM, eps=0.5).success.sum() == 3
-    assert put == [2, 2, 2, 3, 3]  # pictures and members to be judged, then keys too
-
-
-@pytest.mark.parametrize(
-    ("attacks", "batch", "says"), [([], 4, "at least one attack .* got 0 and 4"), ([1], 0, "got 1 and 0")]
-)
-def test_no_attack_or_no_batch_is_no_chain(attacks: list[Any], batch: int, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        ensemble.make_chain(attacks, brightness, norm=norms.LINF, goal=goals.TARGETED, batch=batch)
+def test_no_search_is_no_attack_and_each_wants_its_norm_and_every_eps_is_looked_at() -> None:
+    with pytest.raises(ValueError, match="eps is a share of the pixel range .*; got 8"):
+        chain(0.1, 0.25, 0.05)(None, KEY, GREY[:2], AIM[:2], eps=np.float32([0.1, 8]))
+    make = functools.partial(attacks.make, logits=brightness, goal=goals.TARGETED)
+    with pytest.raises(ValueError, match="at least one search; got none"):
+        make([], norm=norms.LINF)
+    with pytest.raises(ValueError, match="works in the norms l2; got 'linf'"):
+        make([gradient.fgsm(), attacks.get("cw")()], norm=norms.LINF)  # pyright: ignore
 
 
 # ---------------------------------------------------------------------------------------------------------- AutoAttack
 
 
-def test_autoattack_is_no_weaker_than_its_four_and_their_results_hold() -> None:
-    eps, counts = 12 / 255, {"steps": 10, "queries": 50}
-    four = ensemble.standard(network, norm=norms.LINF, goal=goals.UNTARGETED, **counts)
-    assert list(four) == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    run = ensemble.make_chain(list(four.values()), network, norm=norms.LINF, goal=goals.UNTARGETED, batch=4)
-    found = run(NET, KEY, IMAGES01, RIGHT, eps=eps)
-    print(found.solved_by, found.tried)
-    apart = []
-    for attack in four.values():  # compiled already, for 4
-        own = attack(NET, KEY, IMAGES01[:4], RIGHT[:4], eps=eps)
-        np.testing.assert_array_equal(own.success, goals.UNTARGETED.success(network(NET, own.images), RIGHT[:4]))
-        apart.append(np.asarray(own.success))
-    assert (found.success[:4] >= np.any(apart, axis=0)).all()
-    assert np.abs(found.images - IMAGES01).max() <= eps + 1e-6
-    np.testing.assert_array_equal(pixels.to_images01(pixels.to_uint8(found.images)), found.images)
-    np.testing.assert_array_equal(
-        found.success, goals.UNTARGETED.success(network(NET, jnp.asarray(found.images)), RIGHT)
-    )
-    assert 0 < found.success.sum()
-
-    again = ensemble.make_chain(list(four.values()), network, norm=norms.LINF, goal=goals.UNTARGETED, batch=4)
-    alone = again(NET, KEY, IMAGES01[:4], RIGHT[:4], eps=eps)
-    np.testing.assert_array_equal(alone.success, found.success[:4])
-    np.testing.assert_array_equal(alone.images, found.images[:4])
+EPS = 8 / 255
 
 
-def test_autoattack_is_an_attack() -> None:
-    run = ensemble.make_autoattack(network, norm=norms.LINF, goal=goals.UNTARGETED, steps=2, queries=5)
-    result = run(NET, KEY, IMAGES01, ~RIGHT, eps=8 / 255)  # met as it is: nothing is compiled
-    assert result.success.all() and isinstance(result, AttackResult)
-    np.testing.assert_array_equal(result.images, IMAGES01)
-    with pytest.raises(ValueError, match="eps is a share"):
-        run(NET, KEY, IMAGES01, ~RIGHT, eps=8)
-    with pytest.raises(ValueError, match="works in the norms"):
-        ensemble.make_autoattack(network, norm=norms.L1, goal=goals.UNTARGETED)
+def test_in_a_row_they_solve_what_each_solves_alone() -> None:
+    """With the keys that the row gives them: the first that solves a picture alone gives the very same in the row."""
+    searches = [baselines.noise(steps=4), fab.fab(steps=1, targets=1), gradient.bim(steps=10)]
+    make = functools.partial(attacks.make, logits=network, norm=norms.LINF, goal=goals.UNTARGETED, slots=3)
+    found = make(searches)(NET, KEY, IMAGES01, RIGHT, eps=EPS)
+    solved, best = np.zeros(COUNT, bool), np.full(COUNT, -np.inf, np.float32)
+    for place, search in enumerate(searches):
+        keys = jax.vmap(jax.random.fold_in, (0, None))(norms.own_keys(KEY, COUNT), place)
+        alone = make(search)(NET, keys, IMAGES01, RIGHT, eps=EPS)
+        first = np.asarray(alone.success) & ~solved
+        np.testing.assert_array_equal(np.asarray(found.solved_by) == place, first)
+        np.testing.assert_array_equal(found.images[first], alone.images[first])
+        solved, best = solved | first, np.maximum(best, alone.score)
+        print(place, first.sum())
+        assert first.any()
+    np.testing.assert_array_equal(found.success, solved)
+    assert not solved.all()
+    np.testing.assert_allclose(found.score[~solved], best[~solved], rtol=1e-5)
+
+
+def test_autoattack_is_the_standard_four() -> None:
+    four = ensemble.autoattack(steps=2, queries=5)
+    assert len(four) == len(ensemble.STANDARD)
+    assert [search.nearest for search in four] == [False, False, True, False]
+    assert [set(search.norms) for search in four] == [set(), set(), {"linf", "l2"}, {"linf", "l2"}]
+    assert [float(search.default_step(jnp.float32(3))) for search in four[:2]] == [6, 6]  # APGD's 2 eps
+    with pytest.raises(ValueError, match="works in the norms linf, l2; got 'l1'"):
+        attacks.make(four, network, norm=norms.L1, goal=goals.UNTARGETED)
 
 
 def test_two_classes_are_enough_for_autoattack() -> None:
     """The targeted DLR wants four."""
-    four = ensemble.standard(brightness, norm=norms.LINF, goal=goals.TARGETED, steps=4)
-    images01 = pixels.to_images01(pixels.to_uint8(GREY))
-    assert four["apgd-t"](None, KEY, images01, AIM, eps=0.3).success.tolist() == (DARK > 0.21).tolist()
+    run = attacks.make(apgd.apgd_t(steps=4), brightness, norm=norms.LINF, goal=goals.TARGETED)
+    found = run(None, KEY, pixels.to_images01(pixels.to_uint8(GREY)), AIM, eps=0.3)
+    assert found.success.tolist() == (DARK > 0.21).tolist()
+
+
+def test_apgd_t_aims_at_every_class_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five classes: four to aim at, fewer than its nine, three times each."""
+    ranks: list[int] = []
+    likeliest = goals.likeliest
+
+    def spied(logits: jax.Array, among: jax.Array, rank: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda rank: ranks.extend(rank.tolist()), rank)
+        return likeliest(logits, among, rank)
+
+    monkeypatch.setattr(goals, "likeliest", spied)
+    constant = lambda variables, x: jnp.mean(x, (1, 2, 3))[:, None] - jnp.arange(5.0)[None]  # noqa: E731
+    run = attacks.make(apgd.apgd_t(steps=1, restarts=3), constant, norm=norms.LINF, goal=goals.UNTARGETED)
+    found = run(None, KEY, GREY[:1], goals.members([[0]], 5), eps=0.1)
+    jax.effects_barrier()
+    assert found.steps.tolist() == [24] and not found.success[0]
+    assert [ranks.count(rank) for rank in range(5)] == [6, 6, 6, 6, 0]
 
 
 # ------------------------------------------------------------------------------------------------- networks as one

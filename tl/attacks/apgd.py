@@ -176,11 +176,12 @@ def apgd_t(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Se
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 4.2 and equation 7.
     """
     check_counts(steps=steps, restarts=restarts, targets=targets)
+    aims = lambda k: min(targets, max(k - 1, 1))  # noqa: E731
 
     def climbed(task: Task, number: jax.Array) -> Loss:
         if task.clean.shape[1] < 4:
             return lambda answer: goals.margin(answer, task.wanted)
-        target = goals.likeliest(task.clean, task.wanted, jnp.mod(number, targets))
+        target = goals.likeliest(task.clean, task.wanted, jnp.mod(number, aims(task.clean.shape[1])))
         return lambda answer: goals.targeted_dlr(answer, target, task.members if task.goal.away else None)
 
-    return _climbs(climbed, steps=steps, tries=lambda k: restarts * min(targets, k - 1))
+    return _climbs(climbed, steps=steps, tries=lambda k: restarts * aims(k))

@@ -9,20 +9,24 @@ Reference: Carlini et al. 2019, arXiv:1902.06705, sections 5 and 6; Athalye et a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from tl import devices
 from tl.attacks import norms
 from tl.attacks.frame import Attack, Logits
 from tl.attacks.goals import Goal
 from tl.attacks.norms import Norm
+from tl.attacks.run import grouped, looker, spread
 from tl.types import Array, Variables
 
 GAIN = 0.02  # of success, that doubled steps may bring: the two points of spread that a hundred pictures have; chosen
-DRAWS = 4  # noisy pictures of each, for the control; chosen, not tuned
+DRAWS = 4  # noisy pictures of each, for the control, of which the best counts; chosen, not tuned
 
 
 class Check(NamedTuple):
@@ -101,6 +105,17 @@ def steps_suffice(rate: float, doubled: float, n: int) -> Check:
     return Check("doubled steps change little", doubled - rate <= allowed, doubled - rate, f"at most {allowed:.3g}")
 
 
+@functools.lru_cache(maxsize=8)
+def _slopes(logits: Logits, goal: Goal, slots: int) -> Callable[..., jax.Array]:
+    """`(variables, (images01, members)) -> f32[b h w c]`, the score's gradient, `slots` pictures at a time."""
+
+    def run(variables: Variables, rows: tuple[jax.Array, jax.Array]) -> jax.Array:
+        images01, members = rows
+        return jax.grad(lambda x: jnp.sum(goal.score(logits(variables, x), members)))(images01)
+
+    return spread(grouped(run, slots))
+
+
 def panel(
     logits: Logits,
     variables: Variables,
@@ -136,28 +151,22 @@ def panel(
     """
     if list(curve) != sorted(set(curve)) or 1.0 not in curve:
         raise ValueError(f"curve must rise and hold 1.0, the attack's own eps; got {list(curve)}")
-    images01, members = np.asarray(images01), np.asarray(members)
-    ask = jax.jit(logits)
+    slots = devices.side_by_side()
+    ask = looker(logits, slots)
+    images01, members = jnp.asarray(images01), jnp.asarray(members)
     clean = np.asarray(ask(variables, images01))
     open_ = ~np.asarray(goal.success(clean, members))
     n, largest = int(open_.sum()), norms.largest(norm, images01.shape[1:])
     if not n:
         raise ValueError(f"all {len(images01)} pictures meet the goal as they are: there is nothing to attack")
 
-    @jax.jit
-    def slope(variables: Variables, images01: jax.Array, members: jax.Array) -> jax.Array:
-        def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-            score = lambda x: goal.score(logits(variables, x[None]), pair[1][None])[0]  # noqa: E731
-            return jax.grad(score)(pair[0])
-
-        return jax.lax.map(one, (images01, members))
-
     def rate(attack: Attack, eps: float) -> float:
         return float(np.asarray(attack(variables, key, images01, members, eps=eps).success)[open_].mean())
 
     rates = {share: rate(attack, min(share * eps, largest)) for share in curve}
+    slopes = _slopes(logits, goal, slots)(variables, (images01, members))
     return [
-        gradients_flow(slope(variables, images01, members)[open_]),
+        gradients_flow(np.asarray(slopes)[open_]),
         logits_not_probabilities(clean),
         logits_vary(np.concatenate([clean, ask(variables, 1 - images01)])),  # so that one picture is enough
         calls_agree(clean, ask(variables, images01)),

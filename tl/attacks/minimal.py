@@ -79,14 +79,15 @@ def deepfool(*, steps: int = 50, restarts: int = 1, candidates: int = 10, oversh
             return jnp.minimum(new, length), jnp.where(rows(closer, w), w, way), jnp.where(closer, new_gap, gap)
 
         flat = jnp.zeros_like(at.best.score)
-        _, w, gap = jax.lax.fori_loop(0, classes.shape[1], nearer, (flat + jnp.inf, jnp.zeros_like(at.x), flat))
+        count = jnp.max(jnp.sum(standing, axis=1, dtype=jnp.int32))  # a targeted goal may have one class only
+        _, w, gap = jax.lax.fori_loop(0, count, nearer, (flat + jnp.inf, jnp.zeros_like(at.x), flat))
         plain = rows(gap / dual.size(w), at.x) * dual.unit(w)
-        late = at.k >= half
+        late = at.k > half
         boxed = lambda: jnp.where(rows(late, w), onto_plane(name, at.x, w, gap), plain)  # noqa: E731
         walked = at.walked + jax.lax.cond(jnp.any(late), boxed, lambda: plain)
         moved = jnp.clip(at.start + (1 + overshoot) * walked, 0.0, 1.0)
 
-        anew = at.k + 1 == half  # the plain way was no way out
+        anew = at.k == half  # the plain way, whose last point this was, was no way out
         walked = jnp.where(rows(anew, walked), 0.0, walked)
         moved = jnp.where(rows(anew, moved), at.start, moved)
         over = met | (at.k == steps)

@@ -17,7 +17,7 @@ from jax.core import Tracer
 
 from tl import devices, pixels
 from tl.attacks import norms, queue
-from tl.attacks.frame import Attack, AttackResult, Best, Find, Logits, Minimal, Search, Task, keep
+from tl.attacks.frame import Attack, AttackResult, Best, Find, Logits, Minimal, Search, Task, keep, keys_at
 from tl.attacks.goals import Goal, wanted
 from tl.attacks.norms import Norm, own_keys
 from tl.attacks.queue import rows
@@ -35,11 +35,12 @@ def check_call(norm: Norm, images01: Array, eps: Any) -> None:
         given = np.asarray(eps, np.float32)
         if given.shape not in ((), images01.shape[:1]):
             raise ValueError(f"eps is one number, or one for each of {len(images01)} images; got {list(given.shape)}")
-        if not ((given >= 0) & (given <= largest * (1 + 1e-6))).all():
+        fits = (given >= 0) & (given <= largest * (1 + 1e-6))
+        if not fits.all():
             units = (
                 "share of the pixel range [0, 1]" if largest == 1 else f"distance in [0, {largest:.4g}], black to white"
             )
-            raise ValueError(f"eps is a {units}, such as 4/255; got {given.ravel()[0]:.4g}")
+            raise ValueError(f"eps is a {units}, such as 4/255; got {given[~fits].ravel()[0]:.4g}")
 
 
 def spread(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,19 +69,25 @@ def spread(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def grouped(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
+    """`(variables, rows [n ...]) -> rows [n ...]`, `slots` rows at a time: no more than that many in memory."""
+
+    def call(variables: Variables, tasks: Any) -> Any:
+        n = len(jax.tree.leaves(tasks)[0])
+        if n <= slots:
+            return run(variables, tasks)
+        padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], -n % slots, axis=0)]), tasks)
+        groups = jax.tree.map(lambda leaf: leaf.reshape(-1, slots, *leaf.shape[1:]), padded)
+        found = jax.lax.map(lambda group: run(variables, group), groups)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], found)
+
+    return call
+
+
 @functools.lru_cache(maxsize=64)
 def looker(logits: Logits, slots: int) -> Callable[[Variables, jax.Array], jax.Array]:
     """`(variables, images01 [n h w c]) -> f32[n k]`, jitted, `slots` images at a time; one for all attacks on a network."""
-
-    def run(variables: Variables, images: jax.Array) -> jax.Array:
-        n = len(images)
-        if n <= slots:
-            return logits(variables, images)
-        padded = jnp.concatenate([images, jnp.repeat(images[:1], -n % slots, axis=0)])
-        groups = padded.reshape(-1, slots, *images.shape[1:])
-        return jax.lax.map(lambda group: logits(variables, group), groups).reshape(len(padded), -1)[:n]
-
-    return spread(run)
+    return spread(grouped(logits, slots))
 
 
 def check_norm(search: Search, norm: Norm) -> None:
@@ -139,10 +146,11 @@ def make_attack(
         clean = look(variables, center)
         best = before = Best(center, *_judged(clean, members, goal))
         apart = jnp.zeros(b, bool) if skip is None else jnp.asarray(skip)
+        keys = own_keys(key, b)  # first the row's, then the place's: a row alone has the same
         steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
         for place, (one, run) in enumerate(zip(chain, searched, strict=True)):
             size = one.default_step(eps) if step_size is None else jnp.asarray(step_size, jnp.float32)
-            own = own_keys(key if len(chain) == 1 else _at_place(key, place), b)
+            own = keys if len(chain) == 1 else keys_at(keys, jnp.full(b, place, jnp.int32))
             tasks = Rows(own, center, members, eps, jnp.broadcast_to(size, (b,)), clean)
             found, taken = run(variables, (tasks, before, ~(best.solved | apart)))
             solved, steps = best.solved, steps + taken
@@ -197,11 +205,6 @@ def _between(here: jax.Array, there: jax.Array, share: jax.Array) -> jax.Array:
     return jnp.where(rows(share < 1, here), here + rows(share, here) * (there - here), there)
 
 
-def _at_place(key: jax.Array, place: int) -> jax.Array:
-    """The key, or those one an image, for the search at that place of several."""
-    return (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(key, place)
-
-
 @functools.partial(jax.jit, static_argnames=("norm", "on_grid"))
 def _settled(x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, on_grid: bool) -> jax.Array:
     """x, moved outwards by a share of what eps leaves, in the ball and in the box; and on the grid."""
@@ -230,10 +233,11 @@ class Rows(NamedTuple):
     clean: jax.Array
 
 
+@functools.lru_cache(maxsize=64)
 def _searched(
     search: Search, logits: Logits, norm: Norm, goal: Goal, on_grid: bool, slots: int
 ) -> Callable[[Variables, tuple[Rows, Best, jax.Array]], tuple[Best, jax.Array]]:
-    """`(variables, (tasks, best, todo)) -> (best, steps)`, jitted and over all local devices."""
+    """`(variables, (tasks, best, todo)) -> (best, steps)`, jitted and over all local devices; one for the same search."""
 
     def run(variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
         def task(own: Rows) -> Task:
