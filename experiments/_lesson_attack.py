@@ -1,16 +1,16 @@
-"""The adversarial dog as the course lesson made it: no bounds, at another scale; and beside it, within eps, counted on the file.
+"""The adversarial dog as the course lesson made it, without bounds and at another scale; beside it, within eps and on the file.
 
 The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") shows Keras' VGG-16 the pixels 0-255 of a
-photograph as they are, and it says Italian greyhound. Those weights were trained on blue-green-red less its mean, so that is the
-right contrast with the mean left in and red and blue exchanged. Then it takes `x = img / 255.0` and follows the gradient for 100
-steps: to the same weights that is the photograph at 1/255 of its contrast, less than one level, nearly the same number
-everywhere. Whether that is still called a dog is not looked at; what becomes a cat is all but an empty picture.
+photograph as they are, and it says Italian greyhound. Those weights were trained on blue-green-red less its mean: so that has
+the right contrast, with the mean left in and red and blue exchanged. Then it takes `x = img / 255.0` and follows the gradient
+for 100 steps. To the same weights that is the photograph at 1/255 of its contrast, less than one level: nearly the same number
+everywhere. Whether it is still called a dog is not looked at; what becomes a cat is all but an empty picture.
 
-What a network takes is in `tl` a matter of its `PixelSpec`, so the mistakes are translated, not copied. `fed` is the lesson's
-preprocessing in the units of any weights: their scale, no mean taken off, the channels exchanged. x begins as 1/255 of that, goes
-into the first layer as it is, and the rate of 1 is in the first layer's units. (Copied, a division by 255 would be nearly right
-for weights that want numbers from -1 to 1, and 0-255 would be what is wrong.) The picture that x is of is `fed` turned back,
-255 x in the units in which the photograph was classified: at the start exactly the photograph. In the lesson that is x itself.
+What a network takes is a matter of its `PixelSpec` here, so the mistakes are translated, not copied. `fed` is the lesson's
+preprocessing in the units of any weights: their scale, no mean taken off, the channels exchanged. x begins as 1/255 of that and
+goes into the first layer as it is, in whose units the rate is 1. (Copied, a division by 255 would be nearly right for weights
+that want numbers from -1 to 1, and 0-255 would be what is wrong.) The picture that x is of is `fed` turned back, of 255 x: at
+the start exactly the photograph. With Keras' weights that is x itself.
 """
 
 from __future__ import annotations
@@ -136,15 +136,15 @@ def as_written(
         }
         rows.append(row)
         strips.append(_strip(row, originals[i], {way: images[i] for way, images in saved.items()}))
-    first = rows[0]
+    same = sum(row["start_is_called_the_same"] for row in rows)
     text = (
         f"The lesson's way, under {clf.arch}: {steps} steps of plain gradient descent with a rate of {ETA:g} on the "
         "cross-entropy, from the photograph at 1/255 of the contrast at which it was classified; no bounds, no 8 bit. There "
         f"VGG-16 said {report.percent(REPORTED['classified'])} Italian greyhound before and "
         f"{report.percent(REPORTED['tensor'])} Siamese cat after. What it shows is x stretched from its least to its largest "
-        f"value.\n\nOf {len(rows)} starts {sum(row['start_is_called_the_same'] for row in rows)} are called, at the scale that is "
-        f"attacked, what the photograph shows; this one is {first['start']['called']}. The right way, below, is PGD with as "
-        f"many steps within {eps * 255:g}/255 of the photograph, on the 8-bit grid."
+        f"value.\n\nAt the scale that is attacked, {same} of {len(rows)} starts are called what the photograph shows; "
+        f"{paths[0].name} is called {rows[0]['start']['called']}. The right way, below, is PGD with as many steps within "
+        f"{eps * 255:g}/255 of the photograph, on the 8-bit grid."
     )
     return rows, report.section("As in the lesson", *strips, text=text)
 
