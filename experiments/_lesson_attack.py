@@ -143,7 +143,8 @@ def as_written(
         f"VGG-16 said {report.percent(REPORTED['classified'])} Italian greyhound before and "
         f"{report.percent(REPORTED['tensor'])} Siamese cat after. What it shows is x stretched from its least to its largest "
         f"value.\n\nAt the scale that is attacked, {same} of {len(rows)} starts are called what the photograph shows; "
-        f"{paths[0].name} is called {rows[0]['start']['called']}. The right way, below, is PGD with as many steps within "
+        f"{paths[0].name} is called {rows[0]['start']['called']}, with {report.percent(rows[0]['start']['probability'])}. The "
+        "right way, below, is PGD with as many steps within "
         f"{eps * 255:g}/255 of the photograph, on the 8-bit grid."
     )
     return rows, report.section("As in the lesson", *strips, text=text)
@@ -179,7 +180,7 @@ def _change(image01: Array, photograph: Array) -> dict[str, float]:
 
 def _strip(row: dict[str, Any], photograph: np.ndarray, saved: dict[str, np.ndarray]) -> Html:
     said = lambda way: f"{row[way]['called']}, {report.percent(row[way]['probability'])}"  # noqa: E731
-    far = lambda name: f"largest change {255 * row[name]['linf']:.3g} levels, L2 {row[name]['l2']:.3g}"  # noqa: E731
+    far = lambda name: f"largest change {255 * row[name]['linf']:.0f} levels, L2 {row[name]['l2']:.3g} of [0, 1]"  # noqa: E731
     cards = [
         report.card(photograph, title="photograph", caption=said("photograph")),
         report.card(saved["shown"], title="the lesson's, as it is shown", caption=f"this file: {said('shown')}"),
