@@ -28,6 +28,7 @@ from tl.pixels import (
     normalise,
     prepare,
     prepare_on_device,
+    resize_on_device,
     to_images01,
     to_uint8,
 )
@@ -48,6 +49,30 @@ def test_every_size_becomes_the_square(h: int, w: int, size: int, crop: float):
     for resize in ("shorter", "squash"):
         square = prepare(PixelSpec(size=size, crop=crop, resize=resize), photograph(h, w))
         assert square.shape == (size, size, 3) and square.dtype == np.uint8
+
+
+def test_a_resize_with_a_gradient_is_pillows_to_a_level():
+    image = photograph(24, 24)
+    images01 = to_images01(image)[None]
+    for interpolation, size in (("bicubic", 30), ("bilinear", 30), ("bicubic", 17)):
+        spec = PixelSpec(size=size, crop=1.0, interpolation=interpolation)
+        weights = np.random.default_rng(0).normal(size=(size, size, 3)).astype(np.float32)
+
+        def total(x: jax.Array, spec: PixelSpec = spec, weights: np.ndarray = weights) -> tuple[jax.Array, jax.Array]:
+            seen = resize_on_device(spec, x)
+            return jnp.sum(seen * weights[None]), seen
+
+        (_, seen), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(images01)
+        levels = np.asarray(seen[0]) * 255
+        wanted = prepare(spec, image).astype(np.float32)
+        np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)  # on the grid
+        assert np.abs(levels - wanted).max() < 1.5 and np.mean(np.abs(levels - wanted) > 0.5) < 0.2
+        # what it would do to a change is what it does to a picture: the resize is linear where nothing is cut off
+        calm = np.float32(0.5) + np.float32(0.2) * (images01 - np.float32(0.5))
+        moved = calm + np.float32(0.1) * np.sign(np.asarray(gradient))
+        told = [float(np.sum(prepare(spec, to_uint8(x[0])).astype(np.float32) / 255 * weights)) for x in (calm, moved)]
+        assert told[1] - told[0] > 0.05 * float(np.abs(gradient).sum())
+    assert resize_on_device(PixelSpec(size=24), images01) is images01
 
 
 @given(h=SIDES, w=SIDES, size=st.integers(1, 40))

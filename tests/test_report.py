@@ -71,6 +71,7 @@ def whole_page(name: str = "tabby") -> str:
         report.curves({name: [(0, 1.0), (1, float("nan")), (2, 0.5)]}, x_label=name, y_label=name, title=name),
         report.table([[name, 1, 0.5, True]], [name, "n", "x", "yes"], caption=name),
         report.confusion(np.array([[3, 1], [0, 4]]), [name, name]),
+        report.heat_map([[0.5]], [name], [name], corner=name, hover=[[name]]),
         report.skipped([{"path": name, "why": name}]),
         report.note(name),
     ]
@@ -283,6 +284,19 @@ def test_confusion_shades_by_row_and_tells_the_counts():
         report.confusion(np.zeros([2, 2], int), ["a", "b", "c"])
     with pytest.raises(ValueError, match="float"):
         report.confusion(np.zeros([2, 2]), ["a", "b"])
+
+
+def test_a_heat_map_shades_shares_and_leaves_what_is_not_known_empty():
+    shares = [[0.9, 0.25], [float("nan"), 0.0]]
+    own = np.eye(2, dtype=bool)
+    cells = Parsed(report.heat_map(shares, ["on a", "on b"], ["a", "b"], marked=own)).all("td")[1:]
+    assert [cell.get("title") for cell in cells] == ["on a, a: 90.0 %", "on a, b: 25.0 %", None, "on b, b: 0 %"]
+    assert [cell.get("style") for cell in cells] == ["--share:90%", "--share:25%", None, "--share:0%"]
+    assert [cell.get("class") for cell in cells] == ["hot right", None, None, "right"]
+    with pytest.raises(ValueError, match="2 rows and 1 columns"):
+        report.heat_map(shares, ["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="divide percentages by 100"):
+        report.heat_map([[90.0]], ["a"], ["a"])
 
 
 def test_confusion_of_many_classes():

@@ -2,7 +2,7 @@
 
 Two steps, at the border between host and device:
   `prepare`    on the host:   uint8[h w 3] of any size -> uint8[s s c]      (Pillow: resize, centre crop)
-               (`prepare_on_device` does the same inside a program that is exported)
+               (`prepare_on_device` does the same inside a program that is exported; `resize_on_device` has a gradient)
   `normalise`  on the device: images01 f32[b s s c] in [0, 1] -> inputs     (range, mean, std, channel order)
 Everything a user, an attack or an ideal image touches is `images01`: RGB in [0, 1]; c is 3 unless a network was given another
 number of input channels. Reading files is `tl.data.decode`. The specs that many weights share stand below the class.
@@ -200,6 +200,29 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
     # Pillow 13 takes the height first where it shrinks by more than twice as many pixels as the width.
     height_first = (lost[0] > 0) & (lost[0] > 2 * lost[1])
     return _levels01(jax.lax.cond(height_first, lambda x: across(down(x)), lambda x: down(across(x)), x))
+
+
+def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
+    """What `prepare` makes of pictures that shall be seen to their edges, as a function with a gradient.
+
+    With Pillow's kernels, and rounded to 8 bit as Pillow's result is; the gradient passes the rounding unchanged (straight
+    through). Pillow rounds after each of its two passes: here and there a value differs by a level.
+
+    Args:
+      spec: of which size and interpolation are used: `prepare` with `crop` 1, on squares.
+      images01: f32[b h w c] in [0, 1].
+
+    Returns:
+      f32[b size size c] in [0, 1], multiples of 1 / 255; `images01` itself where it has that size already.
+    """
+    b, h, w, c = images01.shape
+    if h == w == spec.size:
+        return images01
+    method = {"bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos3"}.get(
+        spec.interpolation, spec.interpolation
+    )
+    x = jnp.clip(jax.image.resize(images01, (b, spec.size, spec.size, c), method), 0.0, 1.0)
+    return x + jax.lax.stop_gradient(jnp.rint(x * 255.0) / 255.0 - x)
 
 
 def _levels01(levels: jax.Array) -> jax.Array:

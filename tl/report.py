@@ -395,6 +395,44 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Html:
     return tag("div", "scroll", tag("table", "confusion dense" if k > 12 else "confusion", *rows))
 
 
+def heat_map(
+    shares: Any, rows: Sequence[str], columns: Sequence[str], *, corner: str = "", hover: Any = None, marked: Any = None
+) -> Html:
+    """A table of shares, each cell shaded by its own and with its percentage in figures; `confusion` is for counts.
+
+    Args:
+      shares: f[r c] in [0, 1]; NaN leaves a cell empty.
+      rows, columns: r and c names.
+      corner: what rows and columns are.
+      hover: [r c] texts that a cell shows when it is pointed at, such as its interval; by default its names.
+      marked: bool[r c], cells to be shaded in the second colour.
+
+    Example:
+      >>> "62" in heat_map([[0.62, float("nan")]], ["made on a"], ["seen by a", "seen by b"])
+      True
+    """
+    values = np.asarray(shares, np.float64)
+    if values.shape != (len(rows), len(columns)):
+        raise ValueError(f"a map of {len(rows)} rows and {len(columns)} columns; got shares of {list(values.shape)}")
+    body = []
+    for i, row in enumerate(rows):
+        cells = [tag("th", "", row, scope="row")]
+        for j, column in enumerate(columns):
+            share = float(values[i, j])
+            if math.isnan(share):
+                cells.append(tag("td", ""))
+                continue
+            words = hover[i][j] if hover is not None else f"{row}, {column}: {percent(share)}"
+            mark = " ".join(["hot"] * (share > 0.7) + ["right"] * (marked is not None and bool(marked[i][j])))
+            cells.append(
+                tag("td", mark, f"{100 * _share(share):.0f}", title=words, style=f"--share:{100 * share:.0f}%")
+            )
+        body.append(tag("tr", "", *cells))
+    heads = (tag("th", "", tag("span", "", name), scope="col") for name in columns)
+    top = tag("thead", "", tag("tr", "", tag("td", "corner", corner), *heads))
+    return tag("div", "scroll", tag("table", "confusion", top, tag("tbody", "", *body)))
+
+
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # a constant, up to what a label can tell
