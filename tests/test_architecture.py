@@ -17,7 +17,7 @@ LAYOUT: Sequence[str] = """
 types paths pixels ops report
 backbones weights labels heads classifier summary export
 losses metrics optim train data features probe
-ascend attacks visualize explain
+ascend attacks robust visualize explain
 devices runlog checkpoints feeds fit
 """.split()
 
