@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -87,8 +88,7 @@ def robust(
 
     The attack climbs the margin, from one random start, on pictures of 8 bits; what it does not find may be there still.
     """
-    goal, k = goals.get("untargeted", "margin"), len(common.class_table(clf).entries)
-    attack = attacks.get("pgd")(clf.logits, norm=norms.LINF, goal=goal, steps=CHECK_STEPS)
+    attack, k = _checking(clf), len(common.class_table(clf).entries)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     n = clean = stood = 0
     batches = data.load(feeds.sources(spec), clf.prepare, batch_size=batch_size)
@@ -108,6 +108,12 @@ def robust(
         "top1": stood / n,
         "top1_ci95": list(metrics.wilson(stood, n)),
     }
+
+
+@functools.cache
+def _checking(clf: Classifier) -> attacks.Attack:
+    """The attack of `robust`, the same function each time, so that it compiles once a run."""
+    return attacks.get("pgd")(clf.logits, norm=norms.LINF, goal=goals.get("untargeted", "margin"), steps=CHECK_STEPS)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

@@ -14,9 +14,11 @@ import optax
 import pytest
 
 from experiments import transfer
-from tests.test_fit import colours, network
-from tl import data, fit, losses, robust, runlog, train
+from tests.test_fit import colours
+from tl import backbones, classifier, data, fit, heads, labels, losses, robust, runlog, train
 from tl.attacks import norms
+from tl.backbones.spec import BackboneSpec
+from tl.backbones.vgg import VGG
 from tl.fit import Recipe
 from tl.paths import TRAINABLE, digest
 from tl.robust import Adversary
@@ -25,6 +27,15 @@ SIDE, B = 4, 32
 N = SIDE * SIDE * 3
 EPS = 0.05
 SGD = optax.sgd(0.5)
+TINY = BackboneSpec(
+    name="tiny",
+    module=VGG((1, 1), widths=(8, 8)),
+    features=8,
+    endpoints=("stage1", "stage2"),
+    sources={},
+    reference="of this test",
+    min_size=8,
+)
 
 
 def forward(params: Any, stats: Any, images01: jax.Array) -> tuple[jax.Array, Any]:
@@ -184,14 +195,25 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
     return colours(tmp_path_factory.mktemp("robust"))
 
 
-def test_transfer_trains_chooses_and_tests_under_attack(
-    pictures: data.DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture()
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[classifier.Classifier, Any]:
+    """Two layers of convolutions under a head for two classes."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(backbones._SPECS, "tiny", TINY)
+    clf, variables = classifier.load("tiny", weights="random")
+    clf = clf.with_pixels(size=16, resize="squash")
+    clf = clf.with_head(heads.Linear(2), labels.from_names(["red", "blue"], name="colours"))
+    head = jax.tree.map(np.asarray, clf.init_head(jax.random.key(0)))
+    return clf, {**variables, "params": {**variables["params"], "head": head}}
+
+
+def test_transfer_trains_chooses_and_tests_under_attack(
+    pictures: data.DataSpec, network: tuple[classifier.Classifier, Any], tmp_path: Path
+) -> None:
     how = Recipe(tune="lp_ft", epochs=2, batch_size=8, lr=1e-3, workers=0, adversarial="free", adversarial_eps=8 / 255)
     run = runlog.start("test", tmp_path / "run", {"seed": 0})
     settings = transfer.Settings(dataclasses.replace(how, adversarial_replays=2), robust_eps=4 / 255)
-    result, sections = transfer.transfer(run, *network(), pictures, None, settings)
+    result, sections = transfer.transfer(run, *network, pictures, None, settings)
     for row in result["history"]:
         assert row["val_robust_nll"] > row["val_nll"] and row["val_robust_top1"] <= row["val_top1"]
     assert result["history"][-1]["lr"] == pytest.approx(0.0, abs=2e-4)  # the schedule ends with the last replay
@@ -208,7 +230,7 @@ def test_transfer_trains_chooses_and_tests_under_attack(
 # ----------------------------------------------------------------------------------------------------------- wrong input
 
 
-def test_wrong_input_is_one_sentence(pictures: data.DataSpec) -> None:
+def test_wrong_input_is_one_sentence(pictures: data.DataSpec, network: tuple[classifier.Classifier, Any]) -> None:
     for wrong, said in (
         ({"method": "pdg"}, "unknown adversarial training 'pdg'; nearest: .*'pgd'"),
         ({"eps": 2.0}, r"eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"),
@@ -224,11 +246,11 @@ def test_wrong_input_is_one_sentence(pictures: data.DataSpec) -> None:
             Recipe(tune="head"),
             "moves pixels, and head learns from a bank of what the frozen features made .* --bank_gib=0",
         ),
-        (Recipe(tune="last:1"), "moves pixels, and last:1 learns from a bank of what the frozen stage4"),
+        (Recipe(tune="last:1"), "moves pixels, and last:1 learns from a bank of what the frozen stage1"),
         (
             Recipe(tune="all", adversarial_warmup=2.0),
             r"--adversarial_warmup is a share of the steps in \[0, 1\]; got 2",
         ),
     ):
         with pytest.raises(ValueError, match=said):
-            fit.fit(*network(), parts.train, parts.validation, dataclasses.replace(how, adversarial="pgd"), seed=0)
+            fit.fit(*network, parts.train, parts.validation, dataclasses.replace(how, adversarial="pgd"), seed=0)
