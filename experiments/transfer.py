@@ -4,6 +4,7 @@
   ./launch.sh transfer --data=folder:DIR --tune=last:1           head and last stage, by gradient steps
   ./launch.sh transfer --data=elpv --tune=all --augment=dihedral --seeds=5
   ./launch.sh transfer --data=folder:DIR --tune=all --workdir=W --resume     goes on where a killed run stopped
+  ./launch.sh transfer --data=folder:DIR --tune=lp_ft --adversarial=pgd --adversarial_eps=2/255     robust to small changes
 
 What trains is told before the first step, and after the last one every frozen leaf is compared bit by bit in the saved file.
 """
@@ -22,7 +23,22 @@ from absl import flags
 
 from experiments import _common as common
 from experiments import _evaluation as evaluation
-from tl import classifier, data, features, feeds, fit, heads, labels, metrics, optim, paths, probe, report, runlog
+from tl import (
+    classifier,
+    data,
+    features,
+    feeds,
+    fit,
+    heads,
+    labels,
+    metrics,
+    optim,
+    paths,
+    probe,
+    report,
+    robust,
+    runlog,
+)
 from tl.classifier import Classifier
 from tl.data import DataSpec, augment
 from tl.fit import Recipe
@@ -84,6 +100,28 @@ def define_flags() -> None:
     number("workers", DEFAULT.workers, "Processes that decode; 0: threads, -1: by the machine.", lower_bound=-1)
     real("bank_gib", DEFAULT.bank_gib, "Memory for what a frozen prefix makes of the pictures.", lower_bound=0.0)
     number("save_every", DEFAULT.save_every, "Steps between checkpoints; 0: at each epoch's end.", lower_bound=0)
+    one_of(
+        "adversarial",
+        DEFAULT.adversarial,
+        ["none", *robust.METHODS],
+        "Trains on pictures that are moved, within a ball in Linf, to where the network does worst.",
+    )
+    text("adversarial_eps", "2/255", "Radius of the ball in [0, 1] pixel units.")
+    number("adversarial_steps", DEFAULT.adversarial_steps, "Of the inner climb (pgd, trades).", lower_bound=1)
+    real("adversarial_beta", DEFAULT.adversarial_beta, "Weight of the divergence (trades).", lower_bound=0.0)
+    number("adversarial_replays", DEFAULT.adversarial_replays, "Steps that a batch makes (free).", lower_bound=1)
+    real(
+        "adversarial_warmup",
+        DEFAULT.adversarial_warmup,
+        "Share of the steps over which the radius grows from 0.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
+    text(
+        "robust_eps",
+        "",
+        "Tests under attack at this radius too, before and after; 0: not. Default: --adversarial_eps where there is one.",
+    )
     flags.DEFINE_bool("tta", False, "Test on the mean over all views of --augment (flip, dihedral) too.")
     flags.DEFINE_bool("resume", False, "Go on with the run that --workdir holds.")
 
@@ -101,6 +139,7 @@ class Settings:
     validation_fraction: float = -1.0
     find_lr: bool = False
     tta: bool = False
+    robust_eps: float = 0.0
 
 
 class Round(NamedTuple):
@@ -117,10 +156,17 @@ def settings_of_flags() -> Settings:
         field.name: FLAGS[field.name].value for field in dataclasses.fields(Recipe) if field.name in FLAGS
     }
     rate = 0.0 if FLAGS.lr == "find" else common.fraction(FLAGS.lr, "lr")
-    recipe = Recipe(**{**same, "lr": rate, "rules": optim.parse_rules(FLAGS.rules)})
+    eps = common.fraction(FLAGS.adversarial_eps, "adversarial_eps")
+    recipe = Recipe(**{**same, "lr": rate, "rules": optim.parse_rules(FLAGS.rules), "adversarial_eps": eps})
+    radius = common.fraction(FLAGS.robust_eps, "robust_eps") if FLAGS.robust_eps else 0.0
+    if recipe.adversary() and not FLAGS.robust_eps:
+        radius = eps
+    if not 0 <= radius <= 1:
+        raise ValueError(f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {radius:.4g}")
     other: dict[str, Any] = {
         field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings) if field.name in FLAGS
     }
+    other["robust_eps"] = radius
     return Settings(recipe, **other, first_seed=FLAGS.seed, find_lr=FLAGS.lr == "find")
 
 
@@ -195,6 +241,35 @@ def still(variables: Variables, fitted: fit.Fitted) -> str:
     stats = paths.flatten(variables.get("batch_stats", {}))
     kept = {name: leaf for name, leaf in stats.items() if optim.layer_of(name) not in fitted.moved}
     return paths.digest({"params": params, "stats": kept})
+
+
+def robustness(
+    clf: Classifier, variables: Variables, each: Round, fitted: fit.Fitted, settings: Settings
+) -> dict[str, dict[str, Any]]:
+    """Accuracy under attack of what was learned ("after") and of a probe on the pretrained features ("before")."""
+    eps, seed = settings.robust_eps, each.seed
+    found = {"after": evaluation.robust(clf, fitted.variables, each.parts.test, eps=eps, seed=seed)}
+    if settings.head == "linear":
+        plain = fit.fit(clf, variables, each.parts.train, each.parts.validation, Recipe(tune="probe"), seed=seed)
+        found["before"] = evaluation.robust(clf, plain.variables, each.parts.test, eps=eps, seed=seed)
+    return found
+
+
+def robust_section(found: dict[str, dict[str, Any]]) -> Html:
+    """Accuracy under attack, before and after."""
+    words = {"after": "this classifier", "before": "a probe on the pretrained network"}
+    bars = [
+        report.interval(
+            row["top1"], *row["top1_ci95"], label=f"{words[when]}, {report.percent(row['clean'])} unattacked"
+        )
+        for when, row in found.items()
+    ]
+    row = found["after"]
+    text = (
+        f"Share of the {row['n']} test pictures named rightly whatever the attack does within {255 * row['eps']:g}/255 of each "
+        f"value: {row['attack']}. A stronger attack finds more."
+    )
+    return report.section("Under attack", *bars, text=text)
 
 
 def accuracy(said: evaluation.Predictions) -> float:
@@ -334,6 +409,10 @@ def transfer(
             [metrics.summarise(d.by_views.logits, d.by_views.labels) for d in done if d.by_views]
         )
         result["test_tta"]["top1_seeds"] = [accuracy(d.by_views) for d in done if d.by_views]
+    robust_sections = []
+    if settings.robust_eps:
+        result["robust"] = robustness(clf, first.variables, first.round, fitted, settings)
+        robust_sections = [robust_section(result["robust"])]
     if len(done) > 1:
         tops = [accuracy(d.tested) for d in done]
         result["seeds"] = {"top1": tops, **metrics.spread(tops)}
@@ -352,6 +431,7 @@ def transfer(
     return result, [
         *rate_section(first.rates),
         *training_sections(fitted, result),
+        *robust_sections,
         *sections,
         report.skipped(result["skipped"]),
     ]
@@ -387,8 +467,8 @@ def training_sections(fitted: fit.Fitted, result: dict[str, Any]) -> list[Html]:
         return report.curves(lines, x_label="epoch", y_label=y_label)
 
     parts = [
-        drawn("loss, nats", training="loss", validation="val_nll"),
-        drawn("accuracy", training="accuracy", validation="val_top1"),
+        drawn("loss, nats", training="loss", validation="val_nll", validation_attacked="val_robust_nll"),
+        drawn("accuracy", training="accuracy", validation="val_top1", validation_attacked="val_robust_top1"),
         drawn("learning rate of the head", rate="lr"),
     ]
     figures = {"trained parameters": f"{result['trainable_params']:,}", "steps": fitted.steps, "read from": fitted.feed}
@@ -424,6 +504,12 @@ def main(run: runlog.Run) -> None:
     print(
         f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; model in {result['model']}"
     )
+    for when, row in result.get("robust", {}).items():
+        low, high = (report.percent(p) for p in row["top1_ci95"])
+        print(
+            f"{when}: {report.percent(row['top1'])} (95 % interval {low} to {high}) within {255 * row['eps']:g}/255 under "
+            f"{row['attack']}; {report.percent(row['clean'])} unattacked"
+        )
     if "test_tta" in result:
         spread = metrics.spread(result["test_tta"]["top1_seeds"])
         print(f"over the views of --augment {100 * spread['mean']:.1f} +- {100 * spread['std']:.1f} %")

@@ -18,7 +18,7 @@ types paths pixels ops report
 backbones weights labels heads classifier summary export
 losses metrics optim train data features probe perceptual devices
 jpeg transforms
-ascend attacks visualize explain
+ascend attacks robust visualize explain
 runlog checkpoints feeds fit
 """.split()
 

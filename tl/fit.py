@@ -21,7 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import checkpoints, devices, features, feeds, heads, metrics, optim, paths, pixels, probe, runlog, train
+from tl import (
+    checkpoints,
+    devices,
+    features,
+    feeds,
+    heads,
+    losses,
+    metrics,
+    optim,
+    paths,
+    pixels,
+    probe,
+    robust,
+    runlog,
+    train,
+)
 from tl.backbones.fold import norms
 from tl.classifier import Classifier
 from tl.data import DataSpec, Skipped, augment, loader
@@ -52,6 +67,9 @@ class Recipe:
       workers: processes that decode; -1 lets `loader.auto_workers` decide.
       bank_gib: memory that the maps of a frozen prefix may take, in GiB; 0 always reads pictures.
       save_every: steps between two checkpoints, beside those at each epoch's end; 0 for those alone.
+      adversarial: "none", or a row of `robust.METHODS`; the best epoch is then that of the least loss under attack.
+      adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: as in `robust.Adversary`.
+      adversarial_warmup: share of a phase over which the radius grows from 0, in [0, 1].
     """
 
     tune: str = "head"
@@ -77,10 +95,32 @@ class Recipe:
     workers: int = -1
     bank_gib: float = 3.0
     save_every: int = 0
+    adversarial: str = "none"
+    adversarial_eps: float = 2 / 255
+    adversarial_steps: int = 3
+    adversarial_beta: float = 6.0
+    adversarial_replays: int = 4
+    adversarial_warmup: float = 0.0
 
     def phases(self, stages: Sequence[str]) -> tuple[optim.Phase, ...]:
         """The phases of this recipe on a network with these stages."""
         return (optim.Phase("rules", self.rules),) if self.rules else optim.phases(self.tune, stages, bn=self.bn)
+
+    def adversary(self, steps: int = 0) -> robust.Adversary | None:
+        """Against whom a phase of so many batches trains; None where that is nobody. Raises the errors of its fields."""
+        if self.adversarial == "none":
+            return None
+        return robust.Adversary(
+            self.adversarial,
+            self.adversarial_eps,
+            self.adversarial_steps,
+            self.adversarial_beta,
+            self.adversarial_replays,
+            round(self.adversarial_warmup * steps),
+        )
+
+
+VALIDATION_STEPS = 5  # of the attack after each epoch; chosen, not tuned
 
 
 class Fitted(NamedTuple):
@@ -88,7 +128,8 @@ class Fitted(NamedTuple):
 
     Attributes:
       variables: the whole network, on the host: of the best epoch by validation loss, of the last one without validation.
-      history: a row an epoch: `phase`, `epoch`, `lr`, `loss`, `accuracy`, `grad_norm`, `val_nll`, `val_top1`.
+      history: a row an epoch: `phase`, `epoch`, `lr`, `loss`, `accuracy`, `grad_norm`, `val_nll`, `val_top1`; with an
+        adversary `val_robust_nll` and `val_robust_top1`.
       best: the row of `variables`; None where there was no gradient step.
       trained: names of the leaves that trained in some phase.
       moved: layers whose statistics were allowed to move.
@@ -146,6 +187,7 @@ class Phase(NamedTuple):
       step: the compiled training step.
       schedule: step -> learning rate.
       logits: `(params, stats, inputs) -> f32[b k]`, in the evaluation mode.
+      attacked: `(params, stats, inputs, labels) -> f32[b k]`, of the inputs moved by the adversary; None without one.
       host: state -> `(params, stats)` on the host, the head in the units of raw features.
     """
 
@@ -160,6 +202,7 @@ class Phase(NamedTuple):
     step: Callable[[train.TrainState, train.Examples], tuple[train.TrainState, dict[str, jax.Array]]]
     schedule: Callable[[int], Any]
     logits: Callable[[Any, Any, Any], jax.Array]
+    attacked: Callable[[Any, Any, Any, Any], jax.Array] | None
     host: Callable[[train.TrainState], tuple[Any, Any]]
 
 
@@ -212,10 +255,12 @@ def fit(
       Fitted.
 
     Raises:
-      ValueError: rules that do not fit; soft labels of a set whose labels are all certain; a loss that is not finite (names
+      ValueError: rules that do not fit; soft labels of a set whose labels are all certain; adversarial training of what is
+        computed once, or without gradient steps; a loss that is not finite (names
         step and pictures; the last good state is kept in `folder`); a batch that does not fit into memory (says one that
         does).
     """
+    check_adversary(recipe, clf.spec.endpoints)
     job = Job(clf, as_sure(learn, recipe), validation, recipe, seed, folder, log, say)
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
@@ -238,7 +283,7 @@ def fit(
         live = optim.live_norms(labels, stats)
         if recipe.bn in ("update", "reestimate"):
             moved |= live
-        best = min(filter(None, (best, ended.best)), key=lambda found: found.row["val_nll"], default=None)
+        best = min(filter(None, (best, ended.best)), key=lambda found: chosen_by(found.row), default=None)
     if best is not None:
         params, stats = best.params, best.stats
     if recipe.bn == "reestimate" and moved:
@@ -273,6 +318,17 @@ def as_sure(learn: DataSpec, recipe: Recipe) -> DataSpec:
         return learn
     examples = tuple(dataclasses.replace(example, confidence=1.0) for example in learn.examples)
     return dataclasses.replace(learn, examples=examples)
+
+
+def check_adversary(recipe: Recipe, stages: Sequence[str]) -> None:
+    """ValueError where the adversary of a recipe is none that can be trained against."""
+    if recipe.adversary() is None:
+        return
+    what = f"--adversarial={recipe.adversarial}"
+    if not 0 <= recipe.adversarial_warmup <= 1:
+        raise ValueError(f"--adversarial_warmup is a share of the steps in [0, 1]; got {recipe.adversarial_warmup:g}")
+    if all(phase.name == "probe" for phase in recipe.phases(stages)):
+        raise ValueError(f"{what} wants gradient steps, and --tune={recipe.tune} has none; take --tune=lp_ft or all")
 
 
 def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Skipped, ...]]:
@@ -321,6 +377,11 @@ def prepare(
     live, cut = optim.live_norms(labels, stats), optim.cut(labels, stages)
     if cut == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
         cut = stages[-1]
+    if recipe.adversary() and cut and recipe.bank_gib:
+        raise ValueError(
+            f"--adversarial={recipe.adversarial} moves pixels, and {phase.name} learns from a bank of what the frozen {cut} "
+            "made of them once; take --tune=all or lp_ft, or --bank_gib=0"
+        )
     feed, validation, scale = _feeds(job, cut, {"params": params, "batch_stats": stats})
     banked = isinstance(feed, feeds.Bank)
     plan = loader.Plan(
@@ -331,10 +392,12 @@ def prepare(
         weights=loader.balanced(feeds.labels(job.learn)) if recipe.balance == "sampler" else None,
     )
     lr = recipe.lr or (1e-3 if cut == "features" else 5e-3)
-    schedule = (schedules or optim.SCHEDULES[recipe.schedule])(lr, len(plan))
+    adversary = recipe.adversary(len(plan))
+    replays = adversary.replays if adversary and adversary.method == "free" else 1  # each is a step of the optimizer
+    by_update = (schedules or optim.SCHEDULES[recipe.schedule])(lr, replays * len(plan))
     factors = optim.rate_factors(phase.rules, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay)
     rule = optim.OPTIMIZERS[recipe.optimizer](recipe.weight_decay)
-    optimizer = optim.partitioned(params, phase.rules, rule, schedule, factors=factors, clip=recipe.clip)
+    optimizer = optim.partitioned(params, phase.rules, rule, by_update, factors=factors, clip=recipe.clip)
 
     def forward(params: Any, stats: Any, inputs: jax.Array, mode: Mode) -> tuple[Any, Any]:
         variables = {"params": params, "batch_stats": stats}
@@ -347,11 +410,15 @@ def prepare(
 
     mode = Mode.TRAIN if recipe.bn == "update" and live else Mode.EVAL
     k = len(job.learn.classes)
+    live_forward = lambda params, stats, inputs: forward(params, stats, inputs, mode)  # noqa: E731
+    hooks = robust.hooks(adversary, live_forward) if adversary else robust.Hooks()
     step = train.make_train_step(
-        lambda params, stats, inputs: forward(params, stats, inputs, mode),
+        live_forward,
         optimizer,
+        loss=hooks.loss,
+        replay=hooks.replay,
         smoothing=recipe.smoothing,
-        augment=None if banked else _augmenting(job.augment),
+        augment=None if banked else _augmenting(job.augment, always=adversary is not None),
         class_weights=loader.class_weights(feeds.labels(job.learn), k) if recipe.balance == "weights" else None,
         microbatches=recipe.microbatches,
         ema_decay=recipe.ema,
@@ -386,8 +453,13 @@ def prepare(
         params, stats = jax.tree.map(np.asarray, (state.averaged, state.stats))
         return {**params, "head": _from_standard(params["head"], scale)}, stats
 
-    logits = jax.jit(lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)[0])
-    return Phase(phase.name, table, reads, feed, validation, plan, state, keys[1], compiled, schedule, logits, host)
+    settled = lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)  # noqa: E731
+    logits = jax.jit(lambda params, stats, inputs: settled(params, stats, inputs)[0])
+    attacked = _attacked(adversary, settled, k, job.seed) if adversary else None
+    schedule = lambda step: by_update(step * replays)  # noqa: E731
+    return Phase(
+        phase.name, table, reads, feed, validation, plan, state, keys[1], compiled, schedule, logits, attacked, host
+    )
 
 
 def compiled_to_fit(
@@ -419,6 +491,7 @@ def _feeds(job: Job, cut: str, variables: Variables) -> tuple[Any, Any, tuple[np
     A head sees standardised features, so that one learning rate suits every backbone; `Phase.host` undoes it.
     """
     recipe, clf = job.recipe, job.clf
+    cut = "" if recipe.adversary() else cut
     once = augment.make_augment("none", size=clf.pixels.size)
     share = len(job.learn.examples) / max(len(job.learn.examples) + len(job.validation.examples), 1)
     made = {"gib": recipe.bank_gib * share, "batch_size": recipe.batch_size}
@@ -453,8 +526,23 @@ def _from_standard(head: Any, scale: tuple[np.ndarray, np.ndarray] | None) -> An
     return {"kernel": kernel, "bias": head["bias"] - mean @ kernel}
 
 
-def _augmenting(how: augment.Augment) -> train.Augment | None:
-    if not how.words:
+def _attacked(adversary: robust.Adversary, forward: train.Forward, k: int, seed: int) -> Callable[..., jax.Array]:
+    """`Phase.attacked`: projected gradient ascent on the cross-entropy at the full radius, the same start in every epoch."""
+    perturb = robust.make_perturb(forward, steps=VALIDATION_STEPS)
+
+    @jax.jit
+    def attacked(params: Any, stats: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.key(seed), len(inputs))
+        targets, eps = losses.smoothed(labels, k), jnp.float32(adversary.eps)
+        moved = perturb(params, stats, keys, pixels.to_images01(inputs), targets, eps)
+        return forward(params, stats, moved)[0]
+
+    return attacked
+
+
+def _augmenting(how: augment.Augment, *, always: bool = False) -> train.Augment | None:
+    """`always`: pictures become numbers in [0, 1] even where nothing else is done to them."""
+    if not how.words and not always:
         return None
     return lambda key, inputs, targets, valid: how.apply(key, pixels.to_images01(inputs), targets, valid)
 
@@ -477,7 +565,7 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             newest, best_step = kept.latest(), kept.best()
             if best_step is not None:
                 found, position, _ = kept.restore(best_step, like=_moving(state))
-                if best is None or position["history"][-1]["val_nll"] < best.row["val_nll"]:
+                if best is None or chosen_by(position["history"][-1]) < chosen_by(best.row):
                     best = Best(position["history"][-1], *phase.host(found._replace(frozen=state.frozen)))
             if newest is not None:
                 found, position, _ = kept.restore(newest, like=_moving(state))
@@ -537,7 +625,7 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             scored = validated(phase, state)
             history = [*history, {**row, **scored}]
             stale += 1
-            if scored and (best is None or scored["val_nll"] < best.row["val_nll"]):
+            if scored and (best is None or chosen_by(scored) < chosen_by(best.row)):
                 best, stale = Best(history[-1], *phase.host(state)), 0
             job.log(history[-1])
             stop = bool(job.recipe.patience and scored and stale >= job.recipe.patience)
@@ -590,25 +678,43 @@ def _moving(state: train.TrainState) -> train.TrainState:
     return state._replace(frozen={})
 
 
+def chosen_by(row: Mapping[str, float]) -> float:
+    """The loss by which epochs are compared: under attack, where one is trained against.
+
+    Reference: Rice et al. 2020, arXiv:2002.11569, section 3.2: robust loss rises again long before clean loss does.
+    """
+    return row.get("val_robust_nll", row["val_nll"])
+
+
 def validated(phase: Phase, state: train.TrainState) -> dict[str, float]:
-    """`val_nll` and `val_top1` of the pictures of validation that can be read; {} where there are none."""
-    logits, known = logits_of(phase, state)
-    if not len(known):
-        return {}
-    if not np.isfinite(logits).all():
-        raise ValueError(
-            f"{phase.name}: logits of validation pictures are not finite; lower --lr, or the rate of a group"
-        )
-    whole = metrics.summarise(logits, known)
-    return {"val_nll": whole["nll"], "val_top1": whole["top1"]}
+    """`val_nll` and `val_top1` of the pictures of validation that can be read; {} where there are none.
+
+    Before them, where there is an adversary, `val_robust_nll` and `val_robust_top1`: the first decides for `checkpoints` too.
+    """
+    found: dict[str, float] = {}
+    ways = {"val_": lambda params, stats, examples: phase.logits(params, stats, examples.inputs)}
+    if attacked := phase.attacked:
+        ways = {"val_robust_": lambda p, s, examples: attacked(p, s, examples.inputs, examples.labels), **ways}
+    for prefix, ask in ways.items():
+        logits, known = logits_of(phase, state, ask)
+        if not len(known):
+            return {}
+        if not np.isfinite(logits).all():
+            raise ValueError(
+                f"{phase.name}: logits of validation pictures are not finite; lower --lr, or the rate of a group"
+            )
+        whole = metrics.summarise(logits, known)
+        found |= {f"{prefix}nll": whole["nll"], f"{prefix}top1": whole["top1"]}
+    return found
 
 
-def logits_of(phase: Phase, state: train.TrainState) -> tuple[np.ndarray, np.ndarray]:
-    """Logits f32[n k] and labels i32[n] of the validation pictures."""
+def logits_of(
+    phase: Phase, state: train.TrainState, ask: Callable[[Any, Any, train.Examples], jax.Array]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits f32[n k], as `ask` gives them, and labels i32[n] of the validation pictures."""
     mesh, rows, known = devices.mesh(), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]
     for examples, _ in phase.validation.evaluation(phase.plan.batch_size):
-        inputs = devices.shard(examples.inputs, mesh)
-        logits = np.asarray(phase.logits(state.averaged, state.stats, inputs))
+        logits = np.asarray(ask(state.averaged, state.stats, devices.shard(examples, mesh)))
         rows.append(logits[examples.valid])
         known.append(np.asarray(examples.labels)[examples.valid])
     return np.concatenate(rows[1:] or rows), np.concatenate(known)
