@@ -153,7 +153,7 @@ def as_module(model: Any, spec: PixelSpec) -> Any:
 
     def placed(memory_format: Any) -> Any:
         module = Normalised(memory_format).eval().requires_grad_(False)
-        return module.to(device=torch_device()).to(memory_format=memory_format)
+        return module.to(device=torch_device()).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
     def gradient(module: Any) -> float:
         """Seconds of one."""

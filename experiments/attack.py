@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments import _attacked as attacked
 from experiments import _common as common
+from experiments import _lesson_attack as lesson
 from experiments.predict import folder_labels
 from tl import attacks, pixels, report, runlog, transforms
 from tl.attacks import baselines, checks, goals, gradient, norms
@@ -67,7 +68,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("draws", 4, "Views for each gradient.", lower_bound=1)
     flags.DEFINE_bool("panel", True, f"Look whether the attack is honest, on {PANEL} pictures.")
     flags.DEFINE_bool("lpips", True, "Perceptual distance too, where its weights are installed.")
-    flags.DEFINE_bool("as_in_lesson", False, "The lesson's attack beside this one, on the first picture.")
+    flags.DEFINE_bool("as_in_lesson", False, "The lesson's attack beside this one, on the first pictures.")
     flags.DEFINE_enum(
         "labels", "none", ["none", "folder"], "folder: a picture's folder is its class. none: what it is called."
     )
@@ -298,6 +299,17 @@ def main(run: runlog.Run) -> None:
     result, sections = attack(
         run, clf, variables, pictures, target=FLAGS.target, truth=truth, only=FLAGS.only, limit=FLAGS.limit, how=how
     )
+    if FLAGS.as_in_lesson:
+        aim = table.find(FLAGS.target) if FLAGS.target not in ("", LEAST) else (lesson.TARGET,)
+        only = table.find(FLAGS.only) if FLAGS.only else ()
+        kept = pictures
+        if only:  # the lesson's photograph is a dog
+            rows = np.isin(common.all_logits(clf, variables, pictures.images).argmax(axis=1), only)
+            kept = common.Pictures(
+                [p for p, row in zip(pictures.paths, rows, strict=True) if row], pictures.images[rows], []
+            )
+        result["as_in_lesson"], section = lesson.as_written(run, clf, variables, kept, aim, only=only, seed=FLAGS.seed)
+        sections.append(section)
     lead = f"{result['clean_correct']} photographs, changed by less than the eye sees until {clf.arch} is wrong."
     run.finish(
         result, report.page("Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf))
