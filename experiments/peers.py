@@ -227,17 +227,17 @@ def attack_distance(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
             rows = slice(FLAGS.cw_pictures)
             pictures = everything._replace(images01=everything.images01[rows], labels=everything.labels[rows])
             steps = FLAGS.cw_steps
-        mine, spent = reach(
+        mine, seconds = reach(
             net, peers_of.our_search(name, net, norm, steps, seed=FLAGS.seed), pictures, norm, ours=True
         )
         row: Row = {"what": f"median distance, {name}, {norm}", "arch": net.clf.arch, "unit": norm, "n": len(mine)}
-        row |= {"ours": median(mine), "not_found": int(np.isinf(mine).sum()), "ours_seconds": spent}
+        row |= {"ours": median(mine), "not_found": int(np.isinf(mine).sum()), "ours_seconds": seconds}
         if "foolbox" in libraries:
             run = peers_of.their_search(name, net, norm, steps)
-            other, spent = reach(net, run, pictures, norm, ours=False)
+            other, seconds = reach(net, run, pictures, norm, ours=False)
             ratio = median(mine) / median(other)  # not a number where neither has a median
             row |= {"peer": libraries["foolbox"], "peer_value": median(other), "ratio": ratio}
-            row |= {"peer_not_found": int(np.isinf(other).sum()), "peer_seconds": spent}
+            row |= {"peer_not_found": int(np.isinf(other).sum()), "peer_seconds": seconds}
             row |= {"nearer": percent(mine < other)} | goal("at most 1.02 times", ratio <= 1.02)
         yield row
 
