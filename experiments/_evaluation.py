@@ -96,7 +96,8 @@ def robust(
         labels = np.array([spec.examples[i].label for i in batch.index], np.int64)  # an empty slot has any
         members, images01 = goals.members(labels[:, None].tolist(), k), pixels.to_images01(batch.images)
         right = np.asarray(common.forward(clf)(variables, images01)).argmax(axis=1) == labels
-        found = attack(variables, jax.random.fold_in(jax.random.key(seed), n), images01, members, eps=eps)
+        key = jax.random.fold_in(jax.random.key(seed), n)
+        found = attack(variables, key, images01, members, eps=eps, skip=~(right & batch.valid))
         n, clean = n + int(batch.valid.sum()), clean + int((right & batch.valid).sum())
         stood += int((right & ~np.asarray(found.success) & batch.valid).sum())
     return {
@@ -113,7 +114,8 @@ def robust(
 @functools.cache
 def _checking(clf: Classifier) -> attacks.Attack:
     """The attack of `robust`, the same function each time, so that it compiles once a run."""
-    return attacks.get("pgd")(clf.logits, norm=norms.LINF, goal=goals.get("untargeted", "margin"), steps=CHECK_STEPS)
+    search = attacks.get("pgd")(steps=CHECK_STEPS)
+    return attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.get("untargeted", "margin"))
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
