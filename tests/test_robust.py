@@ -217,7 +217,13 @@ def test_transfer_trains_chooses_and_tests_under_attack(
     for row in result["history"]:
         assert row["val_robust_nll"] > row["val_nll"] and row["val_robust_top1"] <= row["val_top1"]
     assert result["history"][-1]["lr"] == pytest.approx(0.0, abs=2e-4)  # the schedule ends with the last replay
-    assert result["best_epoch"]["val_robust_nll"] == min(row["val_robust_nll"] for row in result["history"])
+    best = max(result["history"], key=lambda row: (row["val_robust_top1"], -row["val_robust_nll"]))
+    assert result["best_epoch"] == best
+    rows = [
+        {"val_robust_top1": share, "val_robust_nll": nll, "val_nll": 0.0}
+        for share, nll in ((0.6, 9), (0.5, 1), (0.6, 8))
+    ]
+    assert min(rows, key=fit.chosen_by) is rows[2] and fit.chosen_by({"val_nll": 0.3}) == 0.3
     assert set(result["robust"]) == {"before", "after"}
     for row in result["robust"].values():
         low, high = row["top1_ci95"]
@@ -231,12 +237,13 @@ def test_transfer_trains_chooses_and_tests_under_attack(
 
 
 def test_wrong_input_is_one_sentence(pictures: data.DataSpec, network: tuple[classifier.Classifier, Any]) -> None:
-    for wrong, said in (
+    wrongs: list[tuple[dict[str, Any], str]] = [
         ({"method": "pdg"}, "unknown adversarial training 'pdg'; nearest: .*'pgd'"),
         ({"eps": 2.0}, r"eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"),
         ({"steps": 0}, "steps and replays must be at least 1"),
         ({"beta": -1.0}, "beta and warmup at least 0"),
-    ):
+    ]
+    for wrong, said in wrongs:
         with pytest.raises(ValueError, match=said):
             Adversary(**wrong)
     parts = data.divide(pictures, validation_fraction=0.25, seed=0)

@@ -67,7 +67,7 @@ class Recipe:
       workers: processes that decode; -1 lets `loader.auto_workers` decide.
       bank_gib: memory that the maps of a frozen prefix may take, in GiB; 0 always reads pictures.
       save_every: steps between two checkpoints, beside those at each epoch's end; 0 for those alone.
-      adversarial: "none", or a row of `robust.METHODS`; the best epoch is then that of the least loss under attack.
+      adversarial: "none", or a row of `robust.METHODS`; the best epoch is then that of the least error under attack.
       adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: as in `robust.Adversary`.
       adversarial_warmup: share of a phase over which the radius grows from 0, in [0, 1].
     """
@@ -127,7 +127,7 @@ class Fitted(NamedTuple):
     """What came of a run.
 
     Attributes:
-      variables: the whole network, on the host: of the best epoch by validation loss, of the last one without validation.
+      variables: the whole network, on the host: of the best epoch by `chosen_by`, of the last one without validation.
       history: a row an epoch: `phase`, `epoch`, `lr`, `loss`, `accuracy`, `grad_norm`, `val_nll`, `val_top1`; with an
         adversary `val_robust_nll` and `val_robust_top1`.
       best: the row of `variables`; None where there was no gradient step.
@@ -629,7 +629,8 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
                 best, stale = Best(history[-1], *phase.host(state)), 0
             job.log(history[-1])
             stop = bool(job.recipe.patience and scored and stale >= job.recipe.patience)
-            save(done_steps, done=stop or done_steps == len(plan), scored=scored or None)
+            decides = {"chosen_by": chosen_by(scored), **scored} if scored else None  # the first is `checkpoints`' best
+            save(done_steps, done=stop or done_steps == len(plan), scored=decides)
             if stop:
                 job.say(f"{phase.name}: no better validation loss for {stale} epochs; stopped after {row['epoch']}")
                 break
@@ -679,22 +680,26 @@ def _moving(state: train.TrainState) -> train.TrainState:
 
 
 def chosen_by(row: Mapping[str, float]) -> float:
-    """The loss by which epochs are compared: under attack, where one is trained against.
+    """The figure by which epochs are compared, smaller is better: the loss, or the error under attack where one is trained on.
 
-    Reference: Rice et al. 2020, arXiv:2002.11569, section 3.2: robust loss rises again long before clean loss does.
+    Between equal errors the loss under attack decides, at a millionth: alone it would prefer a network that is sure of nothing.
+
+    Reference: Rice et al. 2020, arXiv:2002.11569, section 3 (robust error has its minimum early in training).
     """
-    return row.get("val_robust_nll", row["val_nll"])
+    if "val_robust_top1" in row:
+        return 1.0 - row["val_robust_top1"] + 1e-6 * row["val_robust_nll"]
+    return row["val_nll"]
 
 
 def validated(phase: Phase, state: train.TrainState) -> dict[str, float]:
     """`val_nll` and `val_top1` of the pictures of validation that can be read; {} where there are none.
 
-    Before them, where there is an adversary, `val_robust_nll` and `val_robust_top1`: the first decides for `checkpoints` too.
+    Where there is an adversary, `val_robust_nll` and `val_robust_top1` too.
     """
     found: dict[str, float] = {}
     ways = {"val_": lambda params, stats, examples: phase.logits(params, stats, examples.inputs)}
     if attacked := phase.attacked:
-        ways = {"val_robust_": lambda p, s, examples: attacked(p, s, examples.inputs, examples.labels), **ways}
+        ways = {**ways, "val_robust_": lambda p, s, examples: attacked(p, s, examples.inputs, examples.labels)}
     for prefix, ask in ways.items():
         logits, known = logits_of(phase, state, ask)
         if not len(known):
