@@ -85,7 +85,7 @@ def grouped(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def looker(logits: Logits, slots: int) -> Callable[[Variables, jax.Array], jax.Array]:
+def looker(logits: Logits, slots: int) -> Callable[[Variables, Array], jax.Array]:
     """`(variables, images01 [n h w c]) -> f32[n k]`, jitted, `slots` images at a time; one for all attacks on a network."""
     return spread(grouped(logits, slots))
 
