@@ -156,7 +156,7 @@ case $name in
     shift
     install_alone offline test
     cd "$root"
-    exec "$venv/bin/python" -m pytest -n 2 "$@"
+    exec "$venv/bin/python" -m pytest -n 2 --dist=worksteal "$@" # halves, so that tests of one file share programs
     ;;
   *)
     if ! experiments | grep -xF -- "$name" >/dev/null; then # -q would stop reading, and fail the pipe
