@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,11 +190,15 @@ def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> l
 
 
 def fraction(word: str, flag: str) -> float:
-    """A number as users write radii: `4/255`, `0.01`."""
+    """A number as users write radii: `4/255`, `0.25/255`, `0.01`."""
     try:
-        return float(Fraction(word.strip()))
+        above, _, below = word.partition("/")
+        value = float(above) / float(below or 1)
+        if math.isfinite(value):
+            return value
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"--{flag}={word!r} is not a number; write it as 4/255 or 0.0157") from None
+        pass
+    raise ValueError(f"--{flag}={word!r} is not a number; write it as 4/255 or 0.0157")
 
 
 def weights_facts(clf: Classifier) -> dict[str, str]:

@@ -155,7 +155,8 @@ def test_wrong_settings_are_one_sentence(
         attacked(run, pictures, attack.Settings(**changes))
 
 
-@pytest.mark.parametrize("words", ["300/255", "-1/255", "8/255,2", "eight"])
+@pytest.mark.parametrize("words", ["300/255", "-1/255", "8/255,2", "eight", "1/0", "nan", "8/", "0.25/255/2"])
 def test_radii_out_of_range_are_one_sentence(words: str) -> None:
     with pytest.raises(ValueError, match="outside .0, 1.|is not a number; write it as 4/255"):
         attack.radii(words, "linf")
+    assert attack.radii("0.25/255, 4/255,0.5", "linf") == [0.25 / 255, 4 / 255, 0.5]

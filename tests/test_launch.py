@@ -141,7 +141,10 @@ def test_the_second_call_installs_nothing_and_an_interrupted_one_is_taken_up_aga
     assert first[1] == f"run {project.parent} -P -m experiments.ideal --target=any cat"
     assert calls("attack") == [f"run {project.parent} -P -m experiments.attack"]
     tests = calls("test", "-q")
-    assert tests[0].endswith("[offline,hub,keras,test]") and tests[1] == f"run {project} -m pytest -n 2 --dist=worksteal -q"
+    assert (
+        tests[0].endswith("[offline,hub,keras,test]")
+        and tests[1] == f"run {project} -m pytest -n 2 --dist=worksteal -q"
+    )
     assert len(calls("test")) == 1 and len(calls("attack")) == 1
     with (project / "pyproject.toml").open("a") as file:
         file.write("\n")
