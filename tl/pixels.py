@@ -206,7 +206,7 @@ def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
     """What `prepare` makes of pictures that shall be seen to their edges, as a function with a gradient.
 
     With Pillow's kernels and, as there, cut to [0, 1] and rounded to 8 bit after each of two passes; the gradient passes the
-    rounding unchanged (straight through). Here and there a value differs from Pillow's by a level.
+    rounding unchanged (straight through). Values may differ from Pillow's by a level or two, as in `prepare_on_device`.
 
     Args:
       spec: of which size and interpolation are used: `prepare` with `crop` 1, on squares.
@@ -224,7 +224,7 @@ def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
 
     def one_way(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         x = jnp.clip(jax.image.resize(x, shape, method, precision=jax.lax.Precision.HIGHEST), 0.0, 1.0)
-        return x + jax.lax.stop_gradient(jnp.rint(x * 255.0) / 255.0 - x)
+        return x + jax.lax.stop_gradient(_rounded(x * 255.0) / 255.0 - x)
 
     return one_way(one_way(images01, (b, h, spec.size, c)), (b, spec.size, spec.size, c))
 
