@@ -39,8 +39,9 @@ PACKAGED = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "s
 GOING_ON = [name for name, make in attacks.ATTACKS.items() if "early_stop" in inspect.signature(make).parameters]
 LOSS = "margin"  # ce is flat in float32 where the source is surely wrong, which is where a transfer begins
 TOGETHER, OTHERS = "all together", "all the others together"
+WHOLE = f"{TOGETHER}, attacked as what they are"
 READ = 16  # pictures at once, until there are enough
-GROUP = 20  # pictures a compiled call
+GROUP = 20  # pictures a compiled call, or as many as a device steps side by side
 SHOWN = 2  # photographs on the page
 
 
@@ -184,7 +185,8 @@ def made(logits: Logits, variables: Any, chosen: Chosen, k: int, how: Settings, 
     run = attacks.make(search, logits, norm=norms.get(how.norm), goal=goal, on_grid=True)
     n, found = len(chosen.images), np.zeros_like(chosen.images)
     members, keys = goals.members(chosen.truth[:, None].tolist(), k), norms.own_keys(jax.random.key(how.seed), n)
-    size, starts = min(GROUP, n), range(0, n, GROUP)
+    group = max(GROUP, devices.side_by_side())
+    size, starts = min(group, n), range(0, n, group)
     for start in runlog.progress(starts, len(starts), f"on {label}, groups of {size}"):
         rows = np.resize(np.arange(start, min(start + size, n)), size)
         images01 = pixels.to_images01(chosen.images[rows])
@@ -368,10 +370,10 @@ def _claim(result: dict[str, Any]) -> Html:
     rows = [
         ("the best member alone, attacked itself", best),
         *((f"all together, pictures made on {name}", cell) for name, cell in defence["one_member"].items()),
-        ("all together, attacked as what they are", defence["adaptive"]),
+        (WHOLE, defence["adaptive"]),
         ("all together, noise", defence["noise"]),
     ]
-    bars = [report.interval(cell["accuracy"], *cell["ci95"], label=label) for label, cell in rows]
+    bars = report.bars([(label, cell["accuracy"], label == WHOLE) for label, cell in rows])
     weak, strong = (verdict[defence["protects"][which]] for which in ("one_member", "adaptive"))
     text = (
         "The lesson's claim: use an ensemble as protection. Here the logits of all networks are averaged. Against an attacker "
@@ -379,7 +381,7 @@ def _claim(result: dict[str, Any]) -> Html:
         "where the ensemble's accuracy is above that of its best member, attacked itself, and the intervals do not touch."
     )
     table = report.table([(label, _words(cell, "accuracy")) for label, cell in rows], ["", "right"])
-    return report.section("Is an ensemble a protection?", *bars, table, text=text)
+    return report.section("Is an ensemble a protection?", bars, table, text=text)
 
 
 def _strip(networks: Sequence[Network], chosen: Chosen, pictures: Sequence[np.ndarray], i: int) -> Html:
@@ -394,7 +396,7 @@ def _strip(networks: Sequence[Network], chosen: Chosen, pictures: Sequence[np.nd
         cards.append(report.card(image, title=title, below=report.table(lines, ["network", "calls it"])))
     change = pixels.to_images01(shown[1]) - pixels.to_images01(photograph)
     factor = max(1, int(0.5 / max(float(np.abs(change).max()), 1 / 255)))
-    caption = f"of the second, amplified {factor} times"
+    caption = f"of what was made on {networks[0].name}, amplified {factor} times"
     cards.insert(1, report.card(report.amplify(change, factor), title="difference", caption=caption))
     return report.strip(cards, title=f"{table.display(chosen.truth[i])}, {chosen.paths[i].name}")
 
@@ -407,6 +409,12 @@ def main(run: runlog.Run) -> None:
     names = [name for name in FLAGS.networks if name]
     networks, photograph = load(names)
     side = FLAGS.size or min(each.clf.pixels.size for each in networks)
+    white = jnp.ones((1, side, side, 3))
+    largest = float(norms.get(FLAGS.norm).distance(white, jnp.zeros_like(white))[0])
+    if not 0 < eps <= largest:
+        raise ValueError(
+            f"--eps={FLAGS.eps} is outside (0, {largest:.4g}], from black to white in {FLAGS.norm}; try 8/255"
+        )
     labelled = FLAGS.labels == "folder"
     how = Settings(FLAGS.attack, FLAGS.norm, eps, FLAGS.steps, FLAGS.seed)
     chosen = choose(

@@ -151,7 +151,7 @@ def test_the_lessons_attack_beside_the_right_one(run: runlog.Run) -> None:
     assert row["start"]["target"] == pytest.approx(sigmoid(begin), abs=1e-5)
     assert row["start_is_called_the_same"] is False and row["start"]["called"] == "bright"
     step = (1 - sigmoid(begin)) * weights / SIDE**2  # of each pixel, in the first layer's units: levels
-    assert row["tensor"]["target"] == pytest.approx(sigmoid(begin + float(step @ weights) * SIDE**2), abs=1e-5)
+    assert row["tensor"]["target"] == pytest.approx(sigmoid(begin + float(step @ weights)), abs=1e-5)
     assert row["change"]["linf"] == pytest.approx(step.max(), rel=1e-3)  # 255 of these levels are the lesson's 1
     assert row["change"]["l2"] == pytest.approx(SIDE * np.linalg.norm(step), rel=1e-3)
     assert row["change"]["outside"] == 0.0 and row["change_clipped"]["linf"] == pytest.approx(1 / 255, abs=1e-6)

@@ -205,8 +205,8 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
 def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
     """What `prepare` makes of pictures that shall be seen to their edges, as a function with a gradient.
 
-    With Pillow's kernels, and rounded to 8 bit as Pillow's result is; the gradient passes the rounding unchanged (straight
-    through). Pillow rounds after each of its two passes: here and there a value differs by a level.
+    With Pillow's kernels and, as there, cut to [0, 1] and rounded to 8 bit after each of two passes; the gradient passes the
+    rounding unchanged (straight through). Values may differ from Pillow's by a level or two, as in `prepare_on_device`.
 
     Args:
       spec: of which size and interpolation are used: `prepare` with `crop` 1, on squares.
@@ -221,8 +221,12 @@ def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
     method = {"bilinear": "linear", "bicubic": "cubic", "lanczos": "lanczos3"}.get(
         spec.interpolation, spec.interpolation
     )
-    x = jnp.clip(jax.image.resize(images01, (b, spec.size, spec.size, c), method), 0.0, 1.0)
-    return x + jax.lax.stop_gradient(jnp.rint(x * 255.0) / 255.0 - x)
+
+    def one_way(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        x = jnp.clip(jax.image.resize(x, shape, method, precision=jax.lax.Precision.HIGHEST), 0.0, 1.0)
+        return x + jax.lax.stop_gradient(_rounded(x * 255.0) / 255.0 - x)
+
+    return one_way(one_way(images01, (b, h, spec.size, c)), (b, spec.size, spec.size, c))
 
 
 def _levels01(levels: jax.Array) -> jax.Array:
