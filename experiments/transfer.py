@@ -24,6 +24,7 @@ from absl import flags
 from experiments import _common as common
 from experiments import _evaluation as evaluation
 from tl import (
+    attacks,
     classifier,
     data,
     features,
@@ -122,6 +123,7 @@ def define_flags() -> None:
         "",
         "Tests under attack at this radius too, before and after; 0: not. Default: --adversarial_eps where there is one.",
     )
+    one_of("robust_attack", "pgd", list(attacks.ATTACKS), "The attack of that test; pgd is a quick one of 20 steps.")
     flags.DEFINE_bool("tta", False, "Test on the mean over all views of --augment (flip, dihedral) too.")
     flags.DEFINE_bool("resume", False, "Go on with the run that --workdir holds.")
 
@@ -140,6 +142,7 @@ class Settings:
     find_lr: bool = False
     tta: bool = False
     robust_eps: float = 0.0
+    robust_attack: str = "pgd"
 
 
 class Round(NamedTuple):
@@ -247,11 +250,11 @@ def robustness(
     clf: Classifier, variables: Variables, each: Round, fitted: fit.Fitted, settings: Settings
 ) -> dict[str, dict[str, Any]]:
     """Accuracy under attack of what was learned ("after") and of a probe on the pretrained features ("before")."""
-    eps, seed = settings.robust_eps, each.seed
-    found = {"after": evaluation.robust(clf, fitted.variables, each.parts.test, eps=eps, seed=seed)}
+    how = {"eps": settings.robust_eps, "method": settings.robust_attack, "seed": each.seed}
+    found = {"after": evaluation.robust(clf, fitted.variables, each.parts.test, **how)}
     if settings.head == "linear":
-        plain = fit.fit(clf, variables, each.parts.train, each.parts.validation, Recipe(tune="probe"), seed=seed)
-        found["before"] = evaluation.robust(clf, plain.variables, each.parts.test, eps=eps, seed=seed)
+        plain = fit.fit(clf, variables, each.parts.train, each.parts.validation, Recipe(tune="probe"), seed=each.seed)
+        found["before"] = evaluation.robust(clf, plain.variables, each.parts.test, **how)
     return found
 
 
