@@ -255,6 +255,7 @@ def dead(variables: Any, images01: jax.Array) -> Output:
     return Output(None, jnp.mean(off, axis=(1, 2)), {"off": off, "full": full}, {})
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize(("endpoint", "sign"), [("off", 1.0), ("full", -1.0)])
 def test_a_redirect_wakes_a_unit(endpoint: str, sign: float) -> None:
     """Without it the picture stays as it was to the bit; with it the unit wakes, and the plain climb takes over."""
