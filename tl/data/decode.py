@@ -207,8 +207,9 @@ def _orientation(image: Image.Image) -> int:
 def _silence_pillow() -> None:
     """Keep Pillow's warnings from the user, for each is decided above: an error where it matters, nothing elsewhere.
 
-    One filter for the process, re-added when a test or a caller replaced the filters: `warnings.catch_warnings` is not
-    safe in threads before Python 3.14.
+    One filter for the process, put first again when a test or a caller replaced the filters or put one before it:
+    `warnings.catch_warnings` is not safe in threads before Python 3.14.
     """
-    if not any(f[0] == "ignore" and getattr(f[3], "pattern", None) == r"PIL\." for f in warnings.filters):
+    action, _, _, module, _ = warnings.filters[0] if warnings.filters else ("", None, None, None, 0)
+    if action != "ignore" or getattr(module, "pattern", None) != r"PIL\.":
         warnings.filterwarnings("ignore", module=r"PIL\.")
