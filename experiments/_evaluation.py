@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import _common as common
-from tl import attacks, data, feeds, metrics, pixels, report, runlog
+from tl import attacks, data, devices, feeds, metrics, pixels, report, runlog
 from tl.attacks import goals, norms
 from tl.classifier import Classifier
 from tl.data import DataSpec, Skipped
@@ -89,7 +89,6 @@ def robust(
     eps: float,
     method: str = "pgd",
     seed: int = 0,
-    batch_size: int = 32,
 ) -> dict[str, Any]:
     """How many pictures are named rightly whatever an attack does within eps of them in Linf: JSON-ready figures.
 
@@ -98,6 +97,7 @@ def robust(
     """
     attack, k = _checking(clf, method), len(common.class_table(clf).entries)
     variables = jax.device_put(clf.fold_batch_norm(variables))
+    batch_size = 8 * devices.side_by_side()  # the last few of a batch wait for no next ones
     n = clean = stood = 0
     batches = data.load(feeds.sources(spec), clf.prepare, batch_size=batch_size)
     for batch in runlog.progress(batches, -(-len(spec.examples) // batch_size), "attacking, batches"):

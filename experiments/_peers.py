@@ -135,6 +135,27 @@ def torch_device() -> str:
     return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
 
 
+@contextlib.contextmanager
+def precision(word: Literal["float32", "tf32"]) -> Iterator[None]:
+    """Both libraries' products and convolutions on a GPU in float32, or with TF32's 10 bits of fraction; a CPU knows no TF32.
+
+    Left alone, either takes TF32 for convolutions, and torch float32 for products.
+    """
+    with sources.imported("torchvision"):
+        import torch
+    switches: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    name = {"float32": "float32", "tf32": "tensorfloat32"}[word] if jax.default_backend() == "gpu" else None
+    try:
+        for switch in switches:
+            switch.allow_tf32 = word == "tf32"
+        with jax.default_matmul_precision(name):
+            yield
+    finally:
+        for switch, allowed in zip(switches, before, strict=True):
+            switch.allow_tf32 = allowed
+
+
 def as_module(model: Any, spec: PixelSpec) -> Any:
     """A torch network that takes [0, 1] pictures, frozen, in the faster of torch's two memory formats."""
     import torch
@@ -223,12 +244,13 @@ def batches(n: int, size: int) -> list[np.ndarray]:
 
 
 def disagreement(net: Twin, images01: np.ndarray) -> float:
-    """Largest difference of the two networks' logits, as a share of the largest logit.
+    """Largest difference of the two networks' logits in float32, as a share of the largest logit.
 
     Raises:
       ValueError: it is above `AGREE`: two networks were attacked, not one.
     """
-    ours, theirs = our_logits(net, images01), torch_logits(net, images01)
+    with precision("float32"):
+        ours, theirs = our_logits(net, images01), torch_logits(net, images01)
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if not error <= AGREE:
         raise ValueError(f"the logits of torch and tl differ by {error:.1e} of the largest; wanted at most {AGREE:.0e}")

@@ -17,7 +17,8 @@
 
 torch, torchvision and timm make the networks (the `parity` extra); foolbox comes with it, and torchattacks without its
 dependencies, which want an old requests: `pip install --no-deps torchattacks`. A library that is missing is left out. Without
---data the pictures are the twenty labelled ones of the `offline` extra. On a GPU torch computes there too, if it can.
+--data the pictures are the twenty labelled ones of the `offline` extra. On a GPU torch computes there too, if it can, both in
+float32 or both, as either does when left alone, with --precision=tf32.
 
 Times are from the call to pictures on the host; the libraries take turns. Compiling is told apart: the first call less the
 second. Where no package has a network's weights they are random, and what it calls a picture counts as right.
@@ -75,6 +76,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("queries", 1000, "Of Square, alone and in AutoAttack.", lower_bound=1)
     flags.DEFINE_integer("deepfool_steps", 50, "Of DeepFool.", lower_bound=1)
     flags.DEFINE_integer("cw_steps", 200, "Of each of Carlini-Wagner's nine searches.", lower_bound=1)
+    flags.DEFINE_enum(
+        "precision", "float32", ["float32", "tf32"], "Of both libraries' convolutions and products, on a GPU."
+    )
     flags.DEFINE_integer("rounds", 3, "Timed rounds; the median counts.", lower_bound=1)
     flags.DEFINE_integer("size", 0, "Side of the pictures. Default: the weights' own.", lower_bound=0)
 
@@ -433,7 +437,8 @@ def main(run: runlog.Run) -> None:
     rows: list[Row] = []
     for what in dict.fromkeys(FLAGS.what):
         for arch in archs:
-            with tempfile.TemporaryDirectory() as folder, bench.nothing_known(Path(folder)):
+            folder = tempfile.TemporaryDirectory()
+            with folder as path, bench.nothing_known(Path(path)), peers_of.precision(FLAGS.precision):
                 for row in WORKS[what](arch, libraries):
                     run.log(row)
                     print(line(row), flush=True)

@@ -412,10 +412,6 @@ def transfer(
             [metrics.summarise(d.by_views.logits, d.by_views.labels) for d in done if d.by_views]
         )
         result["test_tta"]["top1_seeds"] = [accuracy(d.by_views) for d in done if d.by_views]
-    robust_sections = []
-    if settings.robust_eps:
-        result["robust"] = robustness(clf, first.variables, first.round, fitted, settings)
-        robust_sections = [robust_section(result["robust"])]
     if len(done) > 1:
         tops = [accuracy(d.tested) for d in done]
         result["seeds"] = {"top1": tops, **metrics.spread(tops)}
@@ -430,6 +426,10 @@ def transfer(
     classifier.save(run.workdir / "model", clf, fitted.variables, record=record)
     _, saved = classifier.load(result["model"])  # what counts is the file
     result["frozen_unchanged"] = still(saved, fitted) == still(first.variables, fitted)
+    robust_sections = []
+    if settings.robust_eps:  # an hour, perhaps, in which the saved model is safe
+        result["robust"] = robustness(clf, first.variables, first.round, fitted, settings)
+        robust_sections = [robust_section(result["robust"])]
     sections = evaluation.sections(run, clf, tested, test, spec.references)
     return result, [
         *rate_section(first.rates),

@@ -116,8 +116,9 @@ def make_attack(
       goal: what for. Its success is what is looked for, its score ranks what failed.
       on_grid: whether pictures are seen, and given back, on the k / 255 grid, as an 8-bit file holds them; else anywhere in
         the ball, for eps below a level.
-      slots: images that a device steps side by side; None leaves it to `devices.side_by_side`. With 1 an image's bits are its
-        own on any network; with more they may differ in the last from those of the image alone, as XLA's sums do.
+      slots: images that a device steps side by side; None leaves it to `devices.side_by_side` and how many are left, fewer
+        of which may mean another program. With 1 an image's bits are its own on any network; with more they may differ in
+        the last from those of the image alone, as XLA's sums do.
 
     Raises:
       ValueError: no search, or a norm that one of them does not work in.
@@ -135,9 +136,14 @@ def make_attack(
         raise ValueError("an attack wants at least one search; got none")
     for one in chain:
         check_norm(one, norm)
-    side_by_side = slots or devices.side_by_side()
-    look = looker(logits, side_by_side)
-    searched = [_searched(one, logits, norm, goal, on_grid, side_by_side) for one in chain]
+    look = looker(logits, slots or devices.side_by_side())
+
+    def searched(one: Search, variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
+        _, before, todo = all_rows
+        left = None if isinstance(todo, Tracer) else -(-int(todo.sum()) // jax.local_device_count())
+        if left == 0:  # and nothing is compiled
+            return before, jnp.zeros(len(todo), jnp.int32)
+        return _searched(one, logits, norm, goal, on_grid, slots or devices.side_by_side(left))(variables, all_rows)
 
     def attack(variables, key, images01, members, *, eps, step_size=None, skip=None):
         check_call(norm, images01, eps)
@@ -148,11 +154,11 @@ def make_attack(
         apart = jnp.zeros(b, bool) if skip is None else jnp.asarray(skip)
         keys = own_keys(key, b)  # first the row's, then the place's: a row alone has the same
         steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
-        for place, (one, run) in enumerate(zip(chain, searched, strict=True)):
+        for place, one in enumerate(chain):
             size = one.default_step(eps) if step_size is None else jnp.asarray(step_size, jnp.float32)
             own = keys if len(chain) == 1 else keys_at(keys, jnp.full(b, place, jnp.int32))
             tasks = Rows(own, center, members, eps, jnp.broadcast_to(size, (b,)), clean)
-            found, taken = run(variables, (tasks, before, ~(best.solved | apart)))
+            found, taken = searched(one, variables, (tasks, before, ~(best.solved | apart)))
             solved, steps = best.solved, steps + taken
             for share in BEYOND if on_grid and one.nearest else (0.0,):
                 images = _settled(found.x, center, eps, jnp.float32(share), norm, on_grid)
