@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -88,14 +88,20 @@ def robust(
     *,
     eps: float,
     method: str = "pgd",
+    queries: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
     """How many pictures are named rightly whatever an attack does within eps of them in Linf: JSON-ready figures.
 
     Pictures are of 8 bits; what the attack does not find may be there still. "pgd" is a quick one, of `CHECK_STEPS`, on the
-    margin; every other row of `attacks.ATTACKS` is as it comes, "autoattack" with 100 steps and 5,000 queries.
+    margin; every other row of `attacks.ATTACKS` is as it comes, "autoattack" with 100 steps and 5,000 queries, or `queries`.
+
+    Raises:
+      ValueError: an eps that is no share, or queries of an attack that has none.
     """
-    attack, k = _checking(clf, method), len(common.class_table(clf).entries)
+    if not 0 <= eps <= 1:
+        raise ValueError(f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {eps:.4g}")
+    attack, k = _checking(clf, method, queries), len(common.class_table(clf).entries)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     batch_size = 8 * devices.side_by_side()  # the last few of a batch wait for no next ones
     n = clean = stood = 0
@@ -110,6 +116,7 @@ def robust(
         stood += int((right & ~np.asarray(found.success) & batch.valid).sum())
     return {
         "attack": f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit pictures" if method == "pgd" else method,
+        **({"queries": queries} if queries else {}),
         "norm": "linf",
         "eps": eps,
         "n": n,
@@ -120,10 +127,43 @@ def robust(
 
 
 @functools.cache
-def _checking(clf: Classifier, method: str) -> attacks.Attack:
+def _checking(clf: Classifier, method: str, queries: int) -> attacks.Attack:
     """The attack of `robust`, the same function each time, so that it compiles once a run."""
-    search = attacks.get(method)(**({"steps": CHECK_STEPS} if method == "pgd" else {}))
+    if queries and method != "autoattack":
+        raise ValueError(f"--robust_queries are of --robust_attack=autoattack; {method} has none")
+    search = attacks.get(method)(
+        **({"steps": CHECK_STEPS} if method == "pgd" else {"queries": queries} if queries else {})
+    )
     return attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.get("untargeted", "margin"))
+
+
+WHOSE = {"now": "this classifier", "after": "this classifier", "before": "a probe on the pretrained network"}
+
+
+def robust_section(found: dict[str, dict[str, Any]]) -> Html:
+    """Accuracy under attack: "now", or "before" and "after" training."""
+    bars = [
+        report.interval(
+            row["top1"], *row["top1_ci95"], label=f"{WHOSE[when]}, {report.percent(row['clean'])} unattacked"
+        )
+        for when, row in found.items()
+    ]
+    row = next(iter(found.values()))
+    text = (
+        f"Share of the {row['n']} test pictures named rightly whatever the attack does within {255 * row['eps']:g}/255 of each "
+        f"value: {row['attack']}. A stronger attack finds more."
+    )
+    return report.section("Under attack", *bars, text=text)
+
+
+def robust_lines(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The same, a line each, as the terminal shows it."""
+    for when, row in found.items():
+        low, high = (report.percent(p) for p in row["top1_ci95"])
+        yield (
+            f"{when}: {report.percent(row['top1'])} (95 % interval {low} to {high}) within {255 * row['eps']:g}/255 under "
+            f"{row['attack']}; {report.percent(row['clean'])} unattacked"
+        )
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

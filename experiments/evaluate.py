@@ -1,6 +1,7 @@
 """Asks a saved classifier about other pictures: how good it is, class by class, and where it is wrong.
 
   ./launch.sh evaluate --model=DIR --data=folder:PICTURES
+  ./launch.sh evaluate --model=DIR --data=folder:PICTURES --robust_eps=2/255 --robust_attack=autoattack     under attack too
 
 Classes are matched by name. Logits are `predict`'s, bit by bit; NLL and ECE stand there as trained and at the temperature
 that `transfer` fitted on pictures it had held out.
@@ -15,7 +16,7 @@ from absl import flags
 
 from experiments import _common as common
 from experiments import _evaluation as evaluation
-from tl import classifier, data, report, runlog
+from tl import attacks, classifier, data, report, runlog
 from tl.classifier import Classifier
 from tl.data import DataSpec
 from tl.report import Html
@@ -30,6 +31,13 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "part", "", ["", "all", *PARTS], "Of --data. Default: its own test part, or all where it has none."
     )
+    flags.DEFINE_string(
+        "robust_eps", "0", "Tests under attack at this radius too, in Linf in [0, 1] pixel units; 0: not."
+    )
+    flags.DEFINE_enum(
+        "robust_attack", "pgd", list(attacks.ATTACKS), "The attack of that test; pgd is a quick one of 20 steps."
+    )
+    flags.DEFINE_integer("robust_queries", 0, "Of Square within AutoAttack; 0: its own 5,000.", lower_bound=0)
 
 
 def chosen(spec: DataSpec, part: str) -> DataSpec:
@@ -65,7 +73,13 @@ def main(run: runlog.Run) -> None:
     common.class_table(clf)  # a network without classes is told before any picture is read
     spec = chosen(data.get(FLAGS.data), FLAGS.part)
     temperature = classifier.record(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
+    eps = common.fraction(FLAGS.robust_eps, "robust_eps")
     result, sections = evaluate(run, clf, variables, spec, temperature)
+    if eps:
+        how = {"method": FLAGS.robust_attack, "queries": FLAGS.robust_queries, "seed": FLAGS.seed}
+        same = evaluation.as_the_network(spec, common.class_table(clf))
+        result["robust"] = {"now": evaluation.robust(clf, variables, same, eps=eps, **how)}
+        sections.insert(0, evaluation.robust_section(result["robust"]))
     lead = f"{clf.arch} is right on {report.percent(result['top1'])} of {result['n']} pictures of {spec.name}."
     facts = run.facts() | common.weights_facts(clf) | {"pictures": spec.source, "licence of the pictures": spec.licence}
     run.finish(result, report.page("A classifier examined", lead, sections, facts=facts))
@@ -79,6 +93,8 @@ def main(run: runlog.Run) -> None:
         f"NLL {result['nll']:.3f}, ECE {result['ece']:.3f}; at temperature {temperature:.2f} NLL "
         f"{result['nll_calibrated']:.3f}, ECE {result['ece_calibrated']:.3f}"
     )
+    for said in evaluation.robust_lines(result.get("robust", {})):
+        print(said)
     print(f"{run.workdir / 'report.html'}")
 
 

@@ -258,23 +258,6 @@ def robustness(
     return found
 
 
-def robust_section(found: dict[str, dict[str, Any]]) -> Html:
-    """Accuracy under attack, before and after."""
-    words = {"after": "this classifier", "before": "a probe on the pretrained network"}
-    bars = [
-        report.interval(
-            row["top1"], *row["top1_ci95"], label=f"{words[when]}, {report.percent(row['clean'])} unattacked"
-        )
-        for when, row in found.items()
-    ]
-    row = found["after"]
-    text = (
-        f"Share of the {row['n']} test pictures named rightly whatever the attack does within {255 * row['eps']:g}/255 of each "
-        f"value: {row['attack']}. A stronger attack finds more."
-    )
-    return report.section("Under attack", *bars, text=text)
-
-
 def accuracy(said: evaluation.Predictions) -> float:
     """Share of pictures named rightly."""
     return float((said.logits.argmax(axis=1) == said.labels).mean())
@@ -429,7 +412,7 @@ def transfer(
     robust_sections = []
     if settings.robust_eps:  # an hour, perhaps, in which the saved model is safe
         result["robust"] = robustness(clf, first.variables, first.round, fitted, settings)
-        robust_sections = [robust_section(result["robust"])]
+        robust_sections = [evaluation.robust_section(result["robust"])]
     sections = evaluation.sections(run, clf, tested, test, spec.references)
     return result, [
         *rate_section(first.rates),
@@ -507,12 +490,8 @@ def main(run: runlog.Run) -> None:
     print(
         f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; model in {result['model']}"
     )
-    for when, row in result.get("robust", {}).items():
-        low, high = (report.percent(p) for p in row["top1_ci95"])
-        print(
-            f"{when}: {report.percent(row['top1'])} (95 % interval {low} to {high}) within {255 * row['eps']:g}/255 under "
-            f"{row['attack']}; {report.percent(row['clean'])} unattacked"
-        )
+    for said in evaluation.robust_lines(result.get("robust", {})):
+        print(said)
     if "test_tta" in result:
         spread = metrics.spread(result["test_tta"]["top1_seeds"])
         print(f"over the views of --augment {100 * spread['mean']:.1f} +- {100 * spread['std']:.1f} %")

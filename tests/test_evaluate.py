@@ -130,3 +130,19 @@ def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
     run = runlog.start("evaluate", tmp_path / "run", {"seed": 0})
     with pytest.raises(ValueError, match="none of the 2 pictures of folder:.* can be read; look with doctor"):
         evaluate.evaluate(run, clf, variables, data.get(f"folder:{tmp_path / 'set'}"), 1.0)
+
+
+def test_accuracy_under_attack(pets: Path) -> None:
+    """Fewer stand an attack than are named rightly, and more queries are asked only of who has any."""
+    clf, variables = network()
+    spec = evaluation.as_the_network(data.get(f"folder:{pets}"), common.class_table(clf))
+    row = evaluation.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
+    said = evaluation.predictions(clf, variables, spec)
+    assert row["n"] == 18 and row["clean"] == (said.logits.argmax(axis=1) == said.labels).mean()
+    assert 0 <= row["top1"] < row["clean"] and row["top1_ci95"] == list(metrics.wilson(round(18 * row["top1"]), 18))
+    (line,) = evaluation.robust_lines({"now": row})
+    assert line.startswith(f"now: {report.percent(row['top1'])} ") and "within 8/255 under fgsm" in line
+    with pytest.raises(ValueError, match=r"robust_eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"):
+        evaluation.robust(clf, variables, spec, eps=2.0)
+    with pytest.raises(ValueError, match="robust_queries are of --robust_attack=autoattack; fgsm has none"):
+        evaluation.robust(clf, variables, spec, eps=0.01, method="fgsm", queries=9)
