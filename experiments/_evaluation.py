@@ -81,6 +81,14 @@ def predictions(
 CHECK_STEPS = 20  # of the attack of `robust`; what it finds is a bound from above, AutoAttack's is lower
 
 
+def check_robust(eps: float, method: str, queries: int = 0) -> None:
+    """ValueError where `robust` cannot be asked so: a radius that is no share, or queries of an attack that has none."""
+    if not 0 <= eps <= 1:
+        raise ValueError(f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {eps:.4g}")
+    if queries and method != "autoattack":
+        raise ValueError(f"--robust_queries are of --robust_attack=autoattack; {method} has none")
+
+
 def robust(
     clf: Classifier,
     variables: Variables,
@@ -97,10 +105,9 @@ def robust(
     margin; every other row of `attacks.ATTACKS` is as it comes, "autoattack" with 100 steps and 5,000 queries, or `queries`.
 
     Raises:
-      ValueError: an eps that is no share, or queries of an attack that has none.
+      ValueError: as `check_robust`.
     """
-    if not 0 <= eps <= 1:
-        raise ValueError(f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {eps:.4g}")
+    check_robust(eps, method, queries)
     attack, k = _checking(clf, method, queries), len(common.class_table(clf).entries)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     batch_size = 8 * devices.side_by_side()  # the last few of a batch wait for no next ones
@@ -115,8 +122,8 @@ def robust(
         n, clean = n + int(batch.valid.sum()), clean + int((right & batch.valid).sum())
         stood += int((right & ~np.asarray(found.success) & batch.valid).sum())
     return {
-        "attack": f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit pictures" if method == "pgd" else method,
-        **({"queries": queries} if queries else {}),
+        "attack": (f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit pictures" if method == "pgd" else method)
+        + (f" with {queries:,} queries" if queries else ""),
         "norm": "linf",
         "eps": eps,
         "n": n,
@@ -129,8 +136,6 @@ def robust(
 @functools.cache
 def _checking(clf: Classifier, method: str, queries: int) -> attacks.Attack:
     """The attack of `robust`, the same function each time, so that it compiles once a run."""
-    if queries and method != "autoattack":
-        raise ValueError(f"--robust_queries are of --robust_attack=autoattack; {method} has none")
     search = attacks.get(method)(
         **({"steps": CHECK_STEPS} if method == "pgd" else {"queries": queries} if queries else {})
     )

@@ -69,11 +69,12 @@ def evaluate(
 
 
 def main(run: runlog.Run) -> None:
+    eps = common.fraction(FLAGS.robust_eps, "robust_eps")
+    evaluation.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries)
     clf, variables = common.load_model()
     common.class_table(clf)  # a network without classes is told before any picture is read
     spec = chosen(data.get(FLAGS.data), FLAGS.part)
     temperature = classifier.record(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
-    eps = common.fraction(FLAGS.robust_eps, "robust_eps")
     result, sections = evaluate(run, clf, variables, spec, temperature)
     if eps:
         how = {"method": FLAGS.robust_attack, "queries": FLAGS.robust_queries, "seed": FLAGS.seed}

@@ -164,8 +164,7 @@ def settings_of_flags() -> Settings:
     radius = common.fraction(FLAGS.robust_eps, "robust_eps") if FLAGS.robust_eps else 0.0
     if recipe.adversary() and not FLAGS.robust_eps:
         radius = eps
-    if not 0 <= radius <= 1:
-        raise ValueError(f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {radius:.4g}")
+    evaluation.check_robust(radius, FLAGS.robust_attack)
     other: dict[str, Any] = {
         field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings) if field.name in FLAGS
     }

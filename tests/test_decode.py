@@ -208,9 +208,8 @@ def test_pillow_says_nothing_of_its_own() -> None:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter(action)
             decode(data)
-            warnings.simplefilter(
-                "default"
-            )  # another filter, and the first once more, before the one that decoding put
+            # another filter, and the first once more, before the one that decoding put
+            warnings.simplefilter("default")
             warnings.simplefilter(action)
             with pytest.raises(ImageError, match="more than the"):
                 decode(bomb_png(int(MAX_PIXELS**0.5) + 100))
