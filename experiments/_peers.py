@@ -260,14 +260,16 @@ def disagreement(net: Twin, images01: np.ndarray) -> float:
 # --- attacks within a ball ---------------------------------------------------------------------------------------------
 
 
-def ours(name: str, net: Twin, norm: str, budget: Budget, **options: Any) -> Callable[[float], Run]:
+def ours(name: str, net: Twin, norm: str, budget: Budget, *, slots: int = 0, **options: Any) -> Callable[[float], Run]:
     """Our attack for any eps, anywhere in the ball and not on the 8-bit grid; one compile for all radii."""
     if name == "autoattack":
         options |= {"steps": budget.apgd_steps, "queries": budget.queries}
     else:
         options["steps"] = {"pgd": budget.steps, "square": budget.queries}.get(name, budget.apgd_steps)
     search = attacks.get(name)(**options)
-    attack = attacks.make(search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=False)
+    attack = attacks.make(
+        search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=False, slots=slots or None
+    )
     k = len(common.class_table(net.clf))
 
     def at(eps: float) -> Run:

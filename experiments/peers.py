@@ -80,6 +80,9 @@ def define_flags() -> None:
         "precision", "float32", ["float32", "tf32"], "Of both libraries' convolutions and products, on a GPU."
     )
     flags.DEFINE_integer("rounds", 3, "Timed rounds; the median counts.", lower_bound=1)
+    flags.DEFINE_integer(
+        "slots", 0, "For attack: pictures that ours steps side by side; 0: tl's own choice.", lower_bound=0
+    )
     flags.DEFINE_integer("size", 0, "Side of the pictures. Default: the weights' own.", lower_bound=0)
 
 
@@ -285,7 +288,7 @@ def speed_rows(row: Row, own: str, peers: dict[str, str], n: int, times: dict[st
 
     def rate(name: str) -> tuple[float, list[float], float]:
         first, *rest = times[name]
-        return n / float(np.median(rest)), [n / max(rest), n / min(rest)], first - rest[0]
+        return n / float(np.median(rest)), [n / max(rest), n / min(rest)], max(first - rest[0], 0.0)
 
     row = row | dict(zip(("ours", "spread", "compile_seconds"), rate(own), strict=True)) | {"unit": "images/s", "n": n}
     rows = []
@@ -306,7 +309,7 @@ def attack(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
     net = peers_of.twin(arch, size=FLAGS.size or None)
     eps, pictures = common.fraction(FLAGS.eps, "eps"), a_batch(net)
     runs = {
-        kind: peers_of.ours("pgd", net, "linf", budget(), early_stop=kind == "early stopping")(eps)
+        kind: peers_of.ours("pgd", net, "linf", budget(), slots=FLAGS.slots, early_stop=kind == "early stopping")(eps)
         for kind in ("early stopping", "all steps")
     }
     peers = {}

@@ -248,10 +248,14 @@ def still(variables: Variables, fitted: fit.Fitted) -> str:
 def robustness(
     clf: Classifier, variables: Variables, each: Round, fitted: fit.Fitted, settings: Settings
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy under attack of what was learned ("after") and of a probe on the pretrained features ("before")."""
+    """Accuracy under attack of what was learned ("after") and of a probe on the pretrained features ("before").
+
+    A probe itself is attacked once ("now").
+    """
     how = {"eps": settings.robust_eps, "method": settings.robust_attack, "seed": each.seed}
-    found = {"after": evaluation.robust(clf, fitted.variables, each.parts.test, **how)}
-    if settings.head == "linear":
+    probe = settings.recipe.tune == "probe"
+    found = {"now" if probe else "after": evaluation.robust(clf, fitted.variables, each.parts.test, **how)}
+    if settings.head == "linear" and not probe:
         plain = fit.fit(clf, variables, each.parts.train, each.parts.validation, Recipe(tune="probe"), seed=each.seed)
         found["before"] = evaluation.robust(clf, plain.variables, each.parts.test, **how)
     return found

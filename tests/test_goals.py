@@ -25,6 +25,14 @@ def test_goals_by_hand() -> None:
     np.testing.assert_array_equal(goals.wanted(goals.UNTARGETED, members), ~members)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_that_are_no_numbers_are_no_success(kind: str) -> None:
+    """`argmax` takes a NaN for the largest: a network that breaks would be fooled by its own breaking."""
+    logits = jnp.asarray([[0.0, jnp.nan, 1.0], [jnp.nan] * 3, [0.0, -jnp.inf, 1.0]])
+    members = jnp.asarray(goals.members([[1] if kind == "targeted" else [0]] * 2 + [[2]], 3))
+    assert goals.get(kind).success(logits, members).tolist() == [False, False, kind == "targeted"]
+
+
 LOGITS = jnp.asarray([[6.0, 5.0, 4.0, 1.0, 0.0]])
 
 

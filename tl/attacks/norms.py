@@ -26,7 +26,8 @@ class Norm(NamedTuple):
     distance from black to white: 1 in Linf, the root of h w c in L2, h w c in L1.
 
     Attributes:
-      start: `(key, center, eps) -> x`, a random point, even over the ball, then projected; `key` is one, or one an image.
+      start: `(key, center, eps) -> x`, a random point of the ball, then projected; `key` is one, or one an image. Even over
+        the ball in Linf and L1; in L2 of an even direction and an even length.
       direction: gradient -> step of unit size, uphill; zero where the gradient is.
       project: `(x, center, eps) -> x`, the nearest point that is in the ball and in [0, 1].
       lattice: `(x, center, eps) -> x` on the k / 255 grid of 8-bit pictures, still in the ball; `center` is on the grid.
@@ -157,12 +158,18 @@ def _l2_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def _l2_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    def even(own: jax.Array, n: int) -> jax.Array:
+    """Of any length alike. A point even over a ball of many dimensions lies on its sphere, and a climb spends eps undoing it.
+
+    Of 100 photographs PGD-100 left 20 right from there, with each of three keys, and 18, 18 and 19 from here (the README's
+    first table of attacks, L2 0.25). torchattacks draws so too; foolbox's L2 start is even over the ball.
+    """
+
+    def draw(own: jax.Array, n: int) -> jax.Array:
         way, length = jax.random.split(own)
         normal = jax.random.normal(way, (n,))
-        return normal / jnp.linalg.norm(normal) * jax.random.uniform(length) ** (1.0 / n)
+        return normal / jnp.linalg.norm(normal) * jax.random.uniform(length)
 
-    return _l2_project(center + _per_image(eps, center) * _drawn(even, key, center), center, eps)
+    return _l2_project(center + _per_image(eps, center) * _drawn(draw, key, center), center, eps)
 
 
 def _l2_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
