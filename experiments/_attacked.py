@@ -216,7 +216,8 @@ def sections(job: Job, curve: Sequence[tuple[float, Judged]], norm: str, target:
     parts.append(report.table(rows, ["eps", "accuracy under attack", *measures, "steps a picture"]))
     text = (
         f"Of {job.of} photographs the network names {len(job.paths)} rightly; success is to have one of those called "
-        f"{target}. Accuracy counts all {job.of}. Distances in {norm.capitalize()} and others from the photograph, in [0, 1] pixels."
+        f"{target}. Accuracy counts all {job.of}. Distances in {norm.capitalize()} and others from the photograph, in [0, 1] "
+        "pixels."
     )
     found = [report.section("Success and accuracy under attack", *parts, text=text)]
     if len(curve) > 1:
