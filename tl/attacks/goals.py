@@ -36,16 +36,8 @@ class Goal(NamedTuple):
 
 
 def _inside(logits: Array, members: Array) -> jax.Array:
-    top = jnp.argmax(logits, axis=1)[:, None]
-    return jnp.take_along_axis(members, top, axis=1)[:, 0] & _numbers(logits)
-
-
-def _outside(logits: Array, members: Array) -> jax.Array:
-    return ~_inside(logits, members) & _numbers(logits)
-
-
-def _numbers(logits: Array) -> jax.Array:
-    return ~jnp.any(jnp.isnan(logits), axis=1)  # argmax takes a NaN for the largest
+    numbers = ~jnp.any(jnp.isnan(logits), axis=1)  # argmax takes a NaN for the largest
+    return jnp.take_along_axis(members, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0] & numbers
 
 
 def _best(logits: Array, members: Array) -> jax.Array:
@@ -115,7 +107,7 @@ LOSSES = {
 """ce: the log of the probability to be in the group, or out of it. Untargeted, it climbs in the direction of the usual
 cross-entropy and in the same order, and unlike it is not flat in float32 where the network is sure."""
 
-SUCCESSES = {"targeted": _inside, "untargeted": _outside}
+SUCCESSES = {"targeted": _inside, "untargeted": lambda logits, members: _inside(logits, ~members)}
 
 
 def get(kind: Literal["targeted", "untargeted"] | str, loss: str = "ce") -> Goal:
