@@ -4,7 +4,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-venv=$root/.venv
+venv=${TL_VENV:-$root/.venv}
 stamp=$venv/.installed # written last: what pyproject.toml was, and the extras that are in
 oldest=3.11
 
@@ -21,7 +21,8 @@ experiments() {
 usage() {
   printf '%s\n' "usage: ./launch.sh NAME [--flag=value ...]   run experiments/NAME.py; NAME --help lists its flags" \
     "       ./launch.sh test [pytest arguments]   run the whole test suite" "" \
-    "PYTHON=python3.12 chooses the interpreter, JAX_PLATFORMS=cpu leaves an accelerator alone. Experiments:"
+    "PYTHON=python3.12 chooses the interpreter, TL_VENV=DIR another virtual environment, JAX_PLATFORMS=cpu leaves an accelerator" \
+    "alone. Experiments:"
   local name
   for name in $(experiments); do # the first line of the module's docstring
     printf '  %-12s %s\n' "$name" "$(sed -n 's/^r\{0,1\}"""\([^"]*\).*/\1/p' "$root/experiments/$name.py" | head -n 1)"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # pytest-xdist's workers share one GPU
 
 import hypothesis
 import jax
 import pytest
-from jax._src import compiler
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -34,29 +33,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # --- cheap programs ----------------------------------------------------------------------------------------------------
 
-# XLA compiles for longer than most tests run. The graph that it is given and its own passes stay as they are; only the
-# translation to machine code is done with less care, in a quarter of the time or less. Where a promise is about equal
-# bits of different programs, or of a rounding, the translation may decide it: such tests are marked `optimised`.
-CHEAP = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-_compile_options = compiler.get_compile_options  # private: JAX has options for one `jit`, and none for all of them
+# Compiling takes longer than running in most tests. With JAX's own switch the graph and XLA's passes over it stay as they
+# are, and LLVM optimizes less. Tests that compare the bits of two programs, or a rounding, are marked `optimised`.
+CHEAP = "jax_disable_most_optimizations"
 _cheap = False
-
-
-def _cheap_options(*args: Any, env_options_overrides: dict[str, Any] | None = None, **kwargs: Any) -> Any:
-    cheap = CHEAP if _cheap and jax.default_backend() == "cpu" else {}
-    return _compile_options(*args, env_options_overrides={**cheap, **(env_options_overrides or {})}, **kwargs)
-
-
-compiler.get_compile_options = _cheap_options
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Chooses the translation before the test's fixtures run; programs of the other kind are forgotten."""
+    """Sets the switch before the test's fixtures run, and forgets the programs that were compiled with the other value."""
     global _cheap
     cheap = not (item.config.getoption("--optimised") or item.get_closest_marker("optimised"))
     if cheap != _cheap:
         jax.clear_caches()
+        with contextlib.suppress(AttributeError):  # a JAX without the switch runs every test, only more slowly
+            jax.config.update(CHEAP, cheap)
         _cheap = cheap
 
 

@@ -59,7 +59,7 @@ def stops(run: subprocess.CompletedProcess[str], *says: str) -> None:
     assert not (Path(run.args[1]).parent / ".venv").exists()
 
 
-@pytest.mark.parametrize("script", ["launch.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["launch.sh", ".ci/run", ".ci/newest"])
 def test_the_scripts_parse(script: str):
     assert BASH
     subprocess.run([BASH, "-n", str(ROOT / script)], check=True)
