@@ -11,11 +11,20 @@ oldest=3.11
 say() { printf 'launch: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
+scripts() { # the files that can be run: experiments/NAME.py, and those of the rooms experiments/benchmarks and experiments/lesson
+  grep -lE '^if __name__ == "__main__":' "$root"/experiments/*.py "$root"/experiments/*/*.py 2>/dev/null || true
+}
+
 experiments() {
   local file
-  for file in "$root"/experiments/[!_]*.py; do
-    if [ -e "$file" ]; then basename "$file" .py; fi
-  done
+  scripts | while read -r file; do basename "$file" .py; done
+}
+
+script() { # the file of the experiment $1
+  local file
+  scripts | while read -r file; do
+    if [ "$(basename "$file" .py)" = "$1" ]; then echo "$file"; fi
+  done | head -n 1
 }
 
 usage() {
@@ -25,7 +34,7 @@ usage() {
     "alone. Experiments:"
   local name
   for name in $(experiments); do # the first line of the module's docstring
-    printf '  %-12s %s\n' "$name" "$(sed -n 's/^r\{0,1\}"""\([^"]*\).*/\1/p' "$root/experiments/$name.py" | head -n 1)"
+    printf '  %-15s %s\n' "$name" "$(sed -n 's/^r\{0,1\}"""\([^"]*\).*/\1/p' "$(script "$name")" | head -n 1)"
   done
 }
 
@@ -173,6 +182,7 @@ case $name in
     # NumPy's threads wait for each other actively: beside other work (XLA's, a loader's) a probe takes up to 20 times as long.
     export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
     # -P: the user's own folder, from where relative paths in the flags count, must not hide the project's modules.
-    exec "$venv/bin/python" -P -m "experiments.$name" "$@"
+    module=$(script "$name") && module=${module#"$root"/} && module=${module%.py}
+    exec "$venv/bin/python" -P -m "${module//\//.}" "$@"
     ;;
 esac

@@ -10,37 +10,27 @@ Untargeted without --target. A picture that the network names wrongly from the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments import _attacked as attacked
-from experiments import _common as common
-from experiments import _lesson_attack as lesson
-from experiments.predict import folder_labels
-from tl import attacks, pixels, report, runlog, transforms
-from tl.attacks import baselines, checks, goals, gradient, norms
-from tl.classifier import Classifier
-from tl.paths import nearest
-from tl.report import Html
+from experiments.lesson.attack import TARGET, as_written
+from tl import attacks, cli, inference, reporting
+from tl.attacks import goals, norms, sanity_checks
+from tl.cli import radii
+from tl.evaluation import attacked
+from tl.evaluation.attacked import PANEL, VIEWS, Settings, climb_all, look_honestly, search, word_of
+from tl.inference import folder_labels
+from tl.models import Classifier
+from tl.pages import attack as attack_page
+from tl.pages import common
+from tl.reporting import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
-BATCH = 64  # pictures a call; of them a device has a few in work side by side
-PANEL = 8  # pictures that the honesty panel looks at
-QUERIES = 500  # of its black-box attack
 LEAST = "least likely"
-VIEWS = {  # what --views names: a random one of each for every gradient
-    "jpeg": transforms.jpeg(60, 95),
-    "resized": transforms.resized(0.5, 1.0),
-    "crop": transforms.crop(0.8, 1.0),
-    "noise": transforms.noise(0.0, 0.05),
-    "flip": transforms.flip(),
-}
-PLAIN = {"pgd", "bim", "mi_fgsm", "di_fgsm"}  # attacks that may go on after success
 
 
 def define_flags() -> None:
@@ -74,117 +64,11 @@ def define_flags() -> None:
     )
 
 
-class Settings(NamedTuple):
-    """How an attack goes; None is the attack's own. `panel` and `lpips` say what is looked at beside.
-
-    `early_stop` None: pictures towards a target are climbed to the last step, for they are made to be kept; without a target
-    it is accuracy that is asked for, and an image that is wrong is done.
-    """
-
-    method: str = "pgd"
-    norm: str = "linf"
-    eps: Sequence[float] = (8 / 255,)
-    steps: int | None = None
-    step_size: float | None = None
-    restarts: int = 1
-    grid: bool = True
-    early_stop: bool | None = None
-    views: Sequence[str] = ()
-    draws: int = 4
-    panel: bool = False
-    lpips: bool = False
-    seed: int = 0
-
-
-def search(how: Settings, target: str, *, doubled: bool = False) -> Any:
-    """The attack that the settings mean; or one with twice its steps."""
-    own: dict[str, Any] = {"restarts": how.restarts}
-    if how.steps is not None:
-        own["steps"] = how.steps
-    if how.views:
-        for word in how.views:
-            if word not in VIEWS:
-                raise ValueError(f"unknown view {word!r}; nearest: {nearest(word, VIEWS)}")
-        if how.method != "pgd":
-            raise ValueError(f"--views are for pgd, whose gradient is a mean over them; got --attack={how.method}")
-        own |= {"view": transforms.compose(*(VIEWS[word] for word in how.views)), "draws": how.draws}
-    if how.method in PLAIN:
-        own["early_stop"] = how.early_stop if how.early_stop is not None else not (target or how.views)
-    elif how.early_stop is False:
-        raise ValueError(f"--noearly_stop is for {', '.join(sorted(PLAIN))}; got --attack={how.method}")
-    if doubled:
-        if how.method == "fgsm":
-            return gradient.bim(steps=2)
-        own["steps"] = 2 * (how.steps or attacks.steps(how.method))
-    return attacks.get(how.method)(**own)
-
-
-def climb_all(
-    climb: attacks.Attack,
-    variables: Variables,
-    originals: np.ndarray,
-    members: np.ndarray,
-    radius: float,
-    how: Settings,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Adversarial pictures f32[n s s 3] and the steps that each took, i32[n], in batches of one shape."""
-    n, found, steps = len(originals), np.zeros(originals.shape, np.float32), np.zeros(len(originals), np.int32)
-    size, starts = min(BATCH, n), range(0, n, BATCH)
-    keys = norms.own_keys(jax.random.key(how.seed), n)  # a picture's own, whatever the batches
-    for start in runlog.progress(starts, len(starts), f"{how.method}, eps {word_of(radius, how.norm)}"):
-        rows = np.resize(np.arange(start, min(start + size, n)), size)
-        again = np.arange(size) >= n - start  # repeats that fill the batch up
-        images01 = pixels.to_images01(originals[rows])
-        made = climb(variables, keys[rows], images01, members[rows], eps=radius, step_size=how.step_size, skip=again)
-        found[rows[~again]] = np.asarray(made.images)[~again]
-        steps[rows[~again]] = np.asarray(made.steps)[~again]
-    return found, steps
-
-
-def word_of(radius: float, norm: str) -> str:
-    """A radius as result.json names it: in levels in Linf, else as it is."""
-    return f"{radius * 255:g}/255" if norm == "linf" else f"{radius:g}"
-
-
-def look_honestly(
-    clf: Classifier,
-    variables: Variables,
-    originals: np.ndarray,
-    members: np.ndarray,
-    goal: goals.Goal,
-    how: Settings,
-    target: str,
-) -> list[checks.Check]:
-    """The honesty panel's lines, on the first pictures, at the largest eps."""
-    print(f"the honesty panel, on {min(PANEL, len(originals))} pictures", flush=True)
-
-    def make(search: Any, norm: str = how.norm) -> attacks.Attack:
-        return attacks.make(search, clf.logits, norm=norms.get(norm), goal=goal, on_grid=how.grid)
-
-    tried = search(how, target)
-    only_elsewhere = isinstance(tried, attacks.Search) and tried.norms and "linf" not in tried.norms
-    return checks.panel(
-        clf.logits,
-        variables,
-        jax.random.key(how.seed),
-        pixels.to_images01(originals[:PANEL]),
-        members[:PANEL],
-        norm=norms.get(how.norm),
-        goal=goal,
-        eps=max(how.eps),
-        attack=make(tried),
-        doubled=make(search(how, target, doubled=True)),
-        black=make(attacks.get("noise" if how.norm == "l1" else "square")(steps=QUERIES)),
-        noise=make(baselines.noise(steps=checks.DRAWS)),
-        whole=make(gradient.pgd() if only_elsewhere else tried, "linf"),
-    )
-
-
 def attack(
-    run: runlog.Run,
+    run: reporting.Run,
     clf: Classifier,
     variables: Variables,
-    pictures: common.Pictures,
+    pictures: inference.Pictures,
     *,
     target: str,
     truth: np.ndarray | None = None,
@@ -194,9 +78,9 @@ def attack(
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections; `truth` i[n] are the right classes, or None for what the network calls them."""
     variables = jax.device_put(clf.fold_batch_norm(variables))
-    table = common.class_table(clf)
+    table = inference.class_table(clf)
     aims = table.find(target) if target and target != LEAST else ()
-    clean = common.all_logits(clf, variables, pictures.images)
+    clean = inference.all_logits(clf, variables, pictures.images)
     called = clean.argmax(axis=1)
     answers = called if truth is None else truth
     skips = list(pictures.skipped)
@@ -238,12 +122,12 @@ def attack(
         job, [lines[radius] for radius in how.eps], norms.get(how.norm), how.eps, grid=how.grid
     )
 
-    sections += attacked.sections(job, curve, how.norm, target or "something else")
-    sections += [attacked.panel_section(panel), attacked.treatments_section(curve)]
+    sections += attack_page.sections(job, curve, how.norm, target or "something else")
+    sections += [attack_page.panel_section(panel), attack_page.treatments_section(curve)]
     reach = f"No picture is further than eps = {largest.word} ({how.norm}) from its photograph. At true pixels."
-    sections += [report.section("The pictures", *attacked.strips(job, largest), text=reach)]
+    sections += [reporting.section("The pictures", *attack_page.strips(job, largest), text=reach)]
     sections += [
-        report.skipped([*skips, *({"path": path, "why": "the network names it wrongly as it is"} for path in wrong)])
+        reporting.skipped([*skips, *({"path": path, "why": "the network names it wrongly as it is"} for path in wrong)])
     ]
     result = {
         "n": n,
@@ -264,18 +148,9 @@ def attack(
     return result, sections
 
 
-def radii(words: str, norm: str) -> list[float]:
-    """The flag --eps as numbers; in Linf a share of the pixel range."""
-    eps = [common.fraction(word, "eps") for word in words.split(",")]
-    for radius, word in zip(eps, words.split(","), strict=True):
-        if radius < 0 or (norm == "linf" and radius > 1):
-            raise ValueError(f"--eps={word} is outside [0, 1]; pixel units are shares of the range, such as 4/255")
-    return eps
-
-
-def main(run: runlog.Run) -> None:
-    clf, variables = common.load_model()
-    table = common.class_table(clf)
+def main(run: reporting.Run) -> None:
+    clf, variables = cli.load_model()
+    table = inference.class_table(clf)
     table.find(FLAGS.target if FLAGS.target not in ("", LEAST) else "0")  # told before any picture is read
     norms.get(FLAGS.norm)
     how = Settings(
@@ -283,7 +158,7 @@ def main(run: runlog.Run) -> None:
         norm=FLAGS.norm,
         eps=radii(FLAGS.eps, FLAGS.norm),
         steps=FLAGS.steps,
-        step_size=common.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None,
+        step_size=cli.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None,
         restarts=FLAGS.restarts,
         grid=FLAGS.grid,
         early_stop=FLAGS.early_stop,
@@ -294,37 +169,37 @@ def main(run: runlog.Run) -> None:
         seed=FLAGS.seed,
     )
     search(how, FLAGS.target)
-    pictures = common.read_pictures(clf, FLAGS.images)
+    pictures = inference.read_pictures(clf, FLAGS.images)
     truth = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
     result, sections = attack(
         run, clf, variables, pictures, target=FLAGS.target, truth=truth, only=FLAGS.only, limit=FLAGS.limit, how=how
     )
     if FLAGS.as_in_lesson:
-        aim = table.find(FLAGS.target) if FLAGS.target not in ("", LEAST) else (lesson.TARGET,)
+        aim = table.find(FLAGS.target) if FLAGS.target not in ("", LEAST) else (TARGET,)
         only = table.find(FLAGS.only) if FLAGS.only else ()
         kept = pictures
         if only:  # the lesson's photograph is a dog
-            rows = np.isin(common.all_logits(clf, variables, pictures.images).argmax(axis=1), only)
-            kept = common.Pictures(
+            rows = np.isin(inference.all_logits(clf, variables, pictures.images).argmax(axis=1), only)
+            kept = inference.Pictures(
                 [p for p, row in zip(pictures.paths, rows, strict=True) if row], pictures.images[rows], []
             )
-        result["as_in_lesson"], section = lesson.as_written(run, clf, variables, kept, aim, only=only, seed=FLAGS.seed)
+        result["as_in_lesson"], section = as_written(run, clf, variables, kept, aim, only=only, seed=FLAGS.seed)
         sections.append(section)
     lead = f"{result['clean_correct']} photographs, changed by less than the eye sees until {clf.arch} is wrong."
     run.finish(
-        result, report.page("Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf))
+        result, reporting.page("Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf))
     )
     for word, rate in result["success_rate"].items():
         low, high = result["success_ci95"][word]
-        robust = report.percent(result["robust_accuracy"][word])
+        robust = reporting.percent(result["robust_accuracy"][word])
         print(
-            f"eps {word}: {report.percent(rate)} of {result['clean_correct']} succeed ({report.percent(low)} to "
-            f"{report.percent(high)}), robust accuracy {robust}"
+            f"eps {word}: {reporting.percent(rate)} of {result['clean_correct']} succeed ({reporting.percent(low)} to "
+            f"{reporting.percent(high)}), robust accuracy {robust}"
         )
     for name, line in result["checks"].items():
-        print(checks.Check(name, **line))
+        print(sanity_checks.Check(name, **line))
     print(f"{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("attack", main, common.define_model_flags, define_flags)
+    cli.launch("attack", main, cli.define_model_flags, define_flags)

@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import _common as common
-from experiments.predict import folder_labels
-from tl import attacks, classifier, data, devices, metrics, pixels, report, runlog
+from tl import attacks, cli, data, devices, inference, metrics, models, pixels, reporting
 from tl.attacks import ensemble, goals, norms
-from tl.attacks.frame import Logits
-from tl.classifier import Classifier
-from tl.report import Html
+from tl.attacks.base import Logits
+from tl.inference import folder_labels
+from tl.models import Classifier
+from tl.pages import common
+from tl.reporting import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -103,9 +103,9 @@ def load(names: Sequence[str]) -> tuple[list[Network], pixels.PixelSpec]:
     """
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"--networks={','.join(names)}: wanted at least two networks, all different")
-    loaded = [classifier.load(name) for name in names]
+    loaded = [models.load(name) for name in names]
     for name, (clf, _) in zip(names, loaded, strict=True):
-        if common.class_table(clf).display_names != common.class_table(loaded[0][0]).display_names:
+        if inference.class_table(clf).display_names != inference.class_table(loaded[0][0]).display_names:
             raise ValueError(
                 f"{name} has other classes than {names[0]}; a picture can only be carried to the same ones"
             )
@@ -124,7 +124,7 @@ def say(networks: Sequence[Network], images: np.ndarray) -> np.ndarray:
     """Logits f32[m n k] of each network about pictures uint8[n s s 3], resized by its own `prepare`."""
     return np.stack(
         [
-            common.all_logits(each.clf, each.variables, np.stack([each.clf.prepare(image) for image in images]))
+            inference.all_logits(each.clf, each.variables, np.stack([each.clf.prepare(image) for image in images]))
             for each in networks
         ]
     )
@@ -135,7 +135,7 @@ def read_back(images: np.ndarray) -> np.ndarray:
     found = []
     for image in images:
         file = io.BytesIO()
-        report.save_png(file, image)
+        reporting.save_png(file, image)
         found.append(data.decode(file.getvalue()))
     return np.stack(found)
 
@@ -187,7 +187,7 @@ def made(logits: Logits, variables: Any, chosen: Chosen, k: int, how: Settings, 
     members, keys = goals.members(chosen.truth[:, None].tolist(), k), norms.own_keys(jax.random.key(how.seed), n)
     group = max(GROUP, devices.side_by_side())
     size, starts = min(group, n), range(0, n, group)
-    for start in runlog.progress(starts, len(starts), f"on {label}, groups of {size}"):
+    for start in reporting.progress(starts, len(starts), f"on {label}, groups of {size}"):
         rows = np.resize(np.arange(start, min(start + size, n)), size)
         images01 = pixels.to_images01(chosen.images[rows])
         found[rows] = pixels.to_uint8(run(variables, keys[rows], images01, members[rows], eps=how.eps).images)
@@ -220,11 +220,11 @@ def protects(defended: dict[str, Any], alone: dict[str, Any]) -> bool:
 
 
 def transfer(
-    run: runlog.Run, networks: Sequence[Network], chosen: Chosen, how: Settings, *, labelled: bool = True
+    run: reporting.Run, networks: Sequence[Network], chosen: Chosen, how: Settings, *, labelled: bool = True
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections."""
     names, truth = [each.name for each in networks], chosen.truth
-    k = len(common.class_table(networks[0].clf))
+    k = len(inference.class_table(networks[0].clf))
     logits, variables = [sees(each) for each in networks], tuple(each.variables for each in networks)
     everyone = range(len(networks))
 
@@ -340,27 +340,29 @@ def page(
         f"{50 * max(c['ci95'][1] - c['ci95'][0] for _, cells in lines for c in cells if c):.0f} points. Marked: a network "
         f"judges what was made on itself. In the row of {OTHERS} a network judges what was made on the rest."
     )
-    maps = report.heat_map(shares, [line for line, _ in lines], columns, corner="% wrong", hover=hover, marked=own)
-    table = report.table(
+    maps = reporting.heat_map(shares, [line for line, _ in lines], columns, corner="% wrong", hover=hover, marked=own)
+    table = reporting.table(
         [(line, *("" if cell is None else _words(cell) for cell in cells)) for line, cells in lines], ["", *columns]
     )
-    sections = [report.section("Who is fooled by whose pictures", report.numbers(figures), maps, table, text=text)]
+    sections = [
+        reporting.section("Who is fooled by whose pictures", reporting.numbers(figures), maps, table, text=text)
+    ]
     sections.append(_claim(result))
     if result["clean_of_all_looked_at"]:
         rows = [(name, _words(cell)) for name, cell in result["clean_of_all_looked_at"].items()]
         text = f"Errors on all {result['looked_at']} photographs that were looked at, at {result['size']} pixels, untouched."
-        sections.append(report.section("Before the choice", report.table(rows, ["network", "wrong"]), text=text))
+        sections.append(reporting.section("Before the choice", reporting.table(rows, ["network", "wrong"]), text=text))
     text = (
         "At true pixels. Below each stands what every network calls it; the difference is to the photograph on the left, "
         "amplified."
     )
     strips = [_strip(networks, chosen, pictures, i) for i in range(min(SHOWN, n))]
-    return [*sections, report.section("The pictures", *strips, text=text), report.skipped(chosen.skipped)]
+    return [*sections, reporting.section("The pictures", *strips, text=text), reporting.skipped(chosen.skipped)]
 
 
 def _words(cell: dict[str, Any], name: str = "error") -> str:
     low, high = (100 * bound for bound in cell["ci95"])
-    return f"{report.percent(cell[name])} ({low:.0f} to {high:.0f})".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{reporting.percent(cell[name])} ({low:.0f} to {high:.0f})".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _claim(result: dict[str, Any]) -> Html:
@@ -373,19 +375,19 @@ def _claim(result: dict[str, Any]) -> Html:
         (WHOLE, defence["adaptive"]),
         ("all together, noise", defence["noise"]),
     ]
-    bars = report.bars([(label, cell["accuracy"], label == WHOLE) for label, cell in rows])
+    bars = reporting.bars([(label, cell["accuracy"], label == WHOLE) for label, cell in rows])
     weak, strong = (verdict[defence["protects"][which]] for which in ("one_member", "adaptive"))
     text = (
         "The lesson's claim: use an ensemble as protection. Here the logits of all networks are averaged. Against an attacker "
         f"who knows one member only it {weak}; against one who knows them all and attacks their mean it {strong}. It stands "
         "where the ensemble's accuracy is above that of its best member, attacked itself, and the intervals do not touch."
     )
-    table = report.table([(label, _words(cell, "accuracy")) for label, cell in rows], ["", "right"])
-    return report.section("Is an ensemble a protection?", bars, table, text=text)
+    table = reporting.table([(label, _words(cell, "accuracy")) for label, cell in rows], ["", "right"])
+    return reporting.section("Is an ensemble a protection?", bars, table, text=text)
 
 
 def _strip(networks: Sequence[Network], chosen: Chosen, pictures: Sequence[np.ndarray], i: int) -> Html:
-    table, photograph = common.class_table(networks[0].clf), chosen.images[i]
+    table, photograph = inference.class_table(networks[0].clf), chosen.images[i]
     shown = np.stack([photograph, *(images[i] for images in pictures)])
     called = say(networks, shown).argmax(axis=2).T
     cards = []
@@ -393,19 +395,19 @@ def _strip(networks: Sequence[Network], chosen: Chosen, pictures: Sequence[np.nd
         shown, called, ["photograph", *(f"made on {each.name}" for each in networks)], strict=True
     ):
         lines = [(each.name, table.display(answer)) for each, answer in zip(networks, answers, strict=True)]
-        cards.append(report.card(image, title=title, below=report.table(lines, ["network", "calls it"])))
+        cards.append(reporting.card(image, title=title, below=reporting.table(lines, ["network", "calls it"])))
     change = pixels.to_images01(shown[1]) - pixels.to_images01(photograph)
     factor = max(1, int(0.5 / max(float(np.abs(change).max()), 1 / 255)))
     caption = f"of what was made on {networks[0].name}, amplified {factor} times"
-    cards.insert(1, report.card(report.amplify(change, factor), title="difference", caption=caption))
-    return report.strip(cards, title=f"{table.display(chosen.truth[i])}, {chosen.paths[i].name}")
+    cards.insert(1, reporting.card(reporting.amplify(change, factor), title="difference", caption=caption))
+    return reporting.strip(cards, title=f"{table.display(chosen.truth[i])}, {chosen.paths[i].name}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def main(run: runlog.Run) -> None:
-    eps = common.fraction(FLAGS.eps, "eps")
+def main(run: reporting.Run) -> None:
+    eps = cli.fraction(FLAGS.eps, "eps")
     names = [name for name in FLAGS.networks if name]
     networks, photograph = load(names)
     side = FLAGS.size or min(each.clf.pixels.size for each in networks)
@@ -423,23 +425,25 @@ def main(run: runlog.Run) -> None:
     result, sections = transfer(run, networks, chosen, how, labelled=labelled)
     lead = f"{result['n']} photographs, changed until one of {len(names)} networks is wrong, and shown to the others."
     weights = {f"weights of {each.name}": common.weights_facts(each.clf)["weights"] for each in networks}
-    run.finish(result, report.page("Adversarial pictures, carried over", lead, sections, facts=run.facts() | weights))
+    run.finish(
+        result, reporting.page("Adversarial pictures, carried over", lead, sections, facts=run.facts() | weights)
+    )
     head, cell = ["made on", *names], lambda c: f"{100 * c['error']:.0f} %"
     rows = [[name, *map(cell, cells.values())] for name, cells in result["matrix"].items()]
     rows += [
         [line, *map(cell, cells.values())]
         for line, cells in ((OTHERS, result["ensemble"]["error"]), ("random noise", result["noise"]))
     ]
-    print(runlog.columns(head, rows))
+    print(reporting.columns(head, rows))
     defence = result["defence"]
     worst = min(cell["accuracy"] for cell in defence["one_member"].values())
     print(
-        f"all together: right on {report.percent(worst)} of the pictures made on one member (the worst), on "
-        f"{report.percent(defence['adaptive']['accuracy'])} of those made on all; the best member attacked itself: "
-        f"{report.percent(defence['best_member_attacked_itself']['accuracy'])}"
+        f"all together: right on {reporting.percent(worst)} of the pictures made on one member (the worst), on "
+        f"{reporting.percent(defence['adaptive']['accuracy'])} of those made on all; the best member attacked itself: "
+        f"{reporting.percent(defence['best_member_attacked_itself']['accuracy'])}"
     )
     print(f"{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("attack_transfer", main, define_flags)
+    cli.launch("attack_transfer", main, define_flags)

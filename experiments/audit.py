@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import _common as common
-from experiments.describe import in_words
-from experiments.predict import folder_labels
-from tl import data, metrics, pixels, report, runlog
-from tl.classifier import Classifier
+from tl import cli, data, inference, metrics, pixels, reporting
+from tl.inference import folder_labels
+from tl.models import Classifier
+from tl.pages import common
+from tl.pages.common import in_words
 from tl.pixels import CAFFE, IMAGENET_MEAN, IMAGENET_STD, INCEPTION, LITE, TORCHVISION, PixelSpec
-from tl.report import Html
+from tl.reporting import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -70,7 +70,7 @@ def conventions(own: PixelSpec) -> dict[str, PixelSpec]:
 
 def logits_under(clf: Classifier, variables: Variables, spec: PixelSpec, images: np.ndarray) -> np.ndarray:
     """Logits f32[n k] of pictures uint8[n s s 3] normalised by `spec`, through one compiled network for all conventions."""
-    network = common.forward(clf)  # its own normalisation is the identity
+    network = inference.forward(clf)  # its own normalisation is the identity
     rows = []
     for start in range(0, len(images), 16):
         batch = np.resize(images[start : start + 16], (16, *images.shape[1:]))
@@ -81,7 +81,7 @@ def logits_under(clf: Classifier, variables: Variables, spec: PixelSpec, images:
 
 def measured(logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
     """How well pictures are named, and how sure the network is: entropies in nats."""
-    p = common.softmax(logits)
+    p = metrics.softmax(logits)
     entropy = lambda p: -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1)  # noqa: E731
     row: dict[str, Any] = {
         "n": len(p),
@@ -96,7 +96,7 @@ def measured(logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
 
 
 def compare(
-    clf: Classifier, variables: Variables, pictures: Mapping[str, common.Pictures], labels: np.ndarray | None
+    clf: Classifier, variables: Variables, pictures: Mapping[str, inference.Pictures], labels: np.ndarray | None
 ) -> dict[str, Any]:
     """Every convention's figures, and the one that the weights want.
 
@@ -331,11 +331,14 @@ def tables(result: Mapping[str, Any]) -> tuple[list[Html], list[str]]:
             name = row["name"] + (" (their own)" if row["own"] and row["name"] != OWN else "")
             numbers = (*(round(100 * share, 1) for share in shares), round(row["information"], 2))
             cells.append((name, *numbers, in_words(PixelSpec.from_dict(row["pixels"]))))
-            bars.append(report.Bar(name, shares[0], row["name"] == result["best"]))
-        lines += [runlog.columns(header, cells), "", verdict(result)]
+            bars.append(reporting.Bar(name, shares[0], row["name"] == result["best"]))
+        lines += [reporting.columns(header, cells), "", verdict(result)]
         sections.append(
-            report.section(
-                "Conventions", report.bars(bars if labelled else []), report.table(cells, header), text=verdict(result)
+            reporting.section(
+                "Conventions",
+                reporting.bars(bars if labelled else []),
+                reporting.table(cells, header),
+                text=verdict(result),
             )
         )
     if array := result.get("array"):
@@ -350,21 +353,21 @@ def tables(result: Mapping[str, Any]) -> tuple[list[Html], list[str]]:
         rounded = lambda cell: round(cell, 3) if isinstance(cell, float) else cell  # noqa: E731
         cells = [[row["name"], *(rounded(row[key]) for key in keys)] for row in array["candidates"][:8]]
         header = ("convention, undone", *(COLUMNS[key] for key in keys))
-        lines += ["", runlog.columns(header, cells), "", words]
-        sections.append(report.section("The array", report.table(cells, header), text=words))
+        lines += ["", reporting.columns(header, cells), "", words]
+        sections.append(reporting.section("The array", reporting.table(cells, header), text=words))
     return sections, lines
 
 
-def main(run: runlog.Run) -> None:
+def main(run: reporting.Run) -> None:
     if not (FLAGS.images or FLAGS.array):
         raise ValueError("nothing to audit; give --images=PATHS, --array=FILE.npy, or both")
     array = read_array(Path(FLAGS.array).expanduser()) if FLAGS.array else None
-    clf, variables = common.load_model()
+    clf, variables = cli.load_model()
     result: dict[str, Any] = {"own": clf.pixels.as_dict()}
     photographs: list[np.ndarray] | None = None
     if FLAGS.images:
-        common.class_table(clf)
-        pictures = {r: common.read_pictures(clf.with_pixels(resize=r), FLAGS.images) for r in ("shorter", "squash")}
+        inference.class_table(clf)
+        pictures = {r: inference.read_pictures(clf.with_pixels(resize=r), FLAGS.images) for r in ("shorter", "squash")}
         paths, skipped = pictures["shorter"].paths, pictures["shorter"].skipped
         labels = folder_labels(clf, paths) if FLAGS.labels == "folder" else None
         result |= {"n": len(paths), **compare(clf, variables, pictures, labels), "skipped": skipped}
@@ -373,12 +376,12 @@ def main(run: runlog.Run) -> None:
         result["array"] = {"path": FLAGS.array, **follows(*array, clf.pixels, photographs)}
     sections, lines = tables(result)
     print("\n".join(lines))
-    sections.append(report.skipped(result.get("skipped", [])))
+    sections.append(reporting.skipped(result.get("skipped", [])))
     lead = f"{clf.arch} with the weights {clf.weights.name}."
     facts = run.facts() | common.weights_facts(clf)
-    run.finish(result, report.page("Which preprocessing", lead, sections, facts=facts))
+    run.finish(result, reporting.page("Which preprocessing", lead, sections, facts=facts))
     print(f"\n{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("audit", main, common.define_model_flags, define_flags)
+    cli.launch("audit", main, cli.define_model_flags, define_flags)

@@ -21,17 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import _common as common
-from experiments import _objectives as wishes_of
-from experiments import ideal
-from experiments._objectives import KINDS, Wish
-from tl import classifier, data, features, feeds, metrics, paths, pixels, report, runlog
-from tl.classifier import Classifier
+from tl import cli, data, inference, metrics, models, paths, pixels, reporting
 from tl.data import DataSpec, Source
-from tl.report import Html, tag
+from tl.inference import features
+from tl.models import Classifier
+from tl.pages import common
+from tl.reporting import Html, tag
+from tl.training import inputs
 from tl.types import Variables
-from tl.visualize import filters, images, objectives, render
+from tl.visualize import filters, grid, images, objectives, render, specs
 from tl.visualize.filters import Moved
+from tl.visualize.specs import KINDS, Wish
 
 FLAGS = flags.FLAGS
 SHOWN, KEPT = 20, 1000  # of the filters that moved most, in the table and in result.json
@@ -57,7 +57,7 @@ Ends = Mapping[str, tuple[int, ...]]
 
 def ends_of(weights: Weights) -> Ends:
     """The endpoints' shapes, without computing anything."""
-    return wishes_of.shapes(weights.clf, weights.variables, weights.clf.pixels.size)
+    return specs.shapes(weights.clf, weights.variables, weights.clf.pixels.size)
 
 
 def define_flags() -> None:
@@ -69,7 +69,7 @@ def define_flags() -> None:
     flags.DEFINE_list("endpoints", [], "Whose pooled maps are compared. Default: every stage.")
     flags.DEFINE_integer("channels", 4, "Channels shown under both weights; 0 for none.", lower_bound=0)
     flags.DEFINE_list("channel", [], "ENDPOINT:INDEX of channels to show. Default: those whose filters moved most.")
-    flags.DEFINE_integer("steps", ideal.STEPS, "Of the climb to a channel's ideal image.", lower_bound=0)
+    flags.DEFINE_integer("steps", grid.STEPS, "Of the climb to a channel's ideal image.", lower_bound=0)
     flags.DEFINE_integer("limit", 500, "Pictures of --data at most, drawn at random.", lower_bound=2)
 
 
@@ -78,13 +78,13 @@ def define_flags() -> None:
 
 def load_pair(model: str, before: str) -> tuple[Classifier, Classifier, Weights, Weights]:
     """The fine-tuned and the pretrained classifier, and the two sets of weights on the same pictures: before, after."""
-    if not (Path(model) / classifier.ARTEFACT).is_file():
+    if not (Path(model) / models.ARTEFACT).is_file():
         raise ValueError(f"--model={model}: no saved classifier there; give a folder that `transfer` wrote")
-    clf, variables = classifier.load(model)
-    name, weights = (before, "") if before else classifier.learned_from(clf)
+    clf, variables = models.load(model)
+    name, weights = (before, "") if before else models.learned_from(clf)
     if Path(name).is_file():
         name, weights = clf.arch, name
-    old, old_variables = classifier.load(name, weights=weights or None, in_channels=len(clf.pixels.mean))
+    old, old_variables = models.load(name, weights=weights or None, in_channels=len(clf.pixels.mean))
     if old.arch != clf.arch:
         raise ValueError(f"--model={model} is {clf.arch}, and --before={before} is {old.arch}; wanted the same network")
     return clf, old, *pair(clf, variables, old, old_variables)
@@ -106,7 +106,7 @@ def pair(clf: Classifier, variables: Variables, old: Classifier, old_variables: 
 
 def sample(spec: DataSpec, limit: int, seed: int) -> list[Source]:
     """At most `limit` pictures of a set, drawn at random, in their order."""
-    sources = feeds.sources(spec)
+    sources = inputs.sources(spec)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(sources))[:limit])
     if len(drawn) < 2:
         raise ValueError(f"{spec.name} holds {len(drawn)} pictures; wanted at least 2 to compare what is made of them")
@@ -160,7 +160,7 @@ def alike(
     """
     values: dict[str, float | None] = {}
     valid, skips = np.zeros(0, bool), ()
-    for endpoint in runlog.progress(endpoints, len(endpoints), "stages"):
+    for endpoint in reporting.progress(endpoints, len(endpoints), "stages"):
         old = features.extract(*before, sources, endpoint=endpoint)
         new = old if endpoint in same else features.extract(*after, sources, endpoint=endpoint)
         valid, skips = old.valid & new.valid, new.skipped
@@ -197,8 +197,8 @@ def stages_section(values: dict[str, float | None], same: Collection[str], ends:
     )
     wide = [name for name in values if ends[name][-1] >= n]
     warning = f"With fewer pictures than channels CKA is too high; here: {', '.join(wide)}." if wide else ""
-    return report.section(
-        "How alike the stages are", lines(rows), report.note(warning) if wide else Html(""), text=text
+    return reporting.section(
+        "How alike the stages are", lines(rows), reporting.note(warning) if wide else Html(""), text=text
     )
 
 
@@ -229,7 +229,7 @@ def mean_by_layer(rows: Iterable[Moved], stages: Sequence[str]) -> dict[str, flo
     return {layer: float(np.mean(by_layer[layer])) for layer in in_order}
 
 
-def first_layer(run: runlog.Run, before: Weights, after: Weights) -> list[Html]:
+def first_layer(run: reporting.Run, before: Weights, after: Weights) -> list[Html]:
     """The first layer's filters under both weights as colour tiles, if they moved."""
     new = filters.kernels(after.params)
     first = next((name for name, kernel in new.items() if kernel.shape[2] == 3), None)  # what sees the colours
@@ -239,15 +239,15 @@ def first_layer(run: runlog.Run, before: Weights, after: Weights) -> list[Html]:
     for when, weights in zip(WHEN, (before, after), strict=True):
         kernel = filters.kernels(weights.params)[first]
         rgb = kernel[:, :, ::-1] if weights.clf.pixels.channels == "bgr" else kernel
-        sheet = report.contact_sheet(filters.tiles(rgb), columns=8, gap=1)
+        sheet = reporting.contact_sheet(filters.tiles(rgb), columns=8, gap=1)
         run.figure(f"first-layer-{when}", sheet)
-        cards.append(report.card(sheet, title=when, scale=max(1, 28 // kernel.shape[0])))
+        cards.append(reporting.card(sheet, title=when, scale=max(1, 28 // kernel.shape[0])))
     caption = f"{first}: each filter stretched by its own largest weight; mid-grey is no weight."
-    return [report.strip(cards, title="The first layer's filters", caption=caption)]
+    return [reporting.strip(cards, title="The first layer's filters", caption=caption)]
 
 
 def filters_section(
-    run: runlog.Run, before: Weights, after: Weights, rows: Sequence[Moved], still: Sequence[str]
+    run: reporting.Run, before: Weights, after: Weights, rows: Sequence[Moved], still: Sequence[str]
 ) -> Html:
     """The page's part on the filters."""
     far = {layer: mean for layer, mean in mean_by_layer(rows, after.clf.spec.endpoints).items() if mean > 0}
@@ -259,7 +259,7 @@ def filters_section(
         top = [row for row in rows[:SHOWN] if row.relative > 0]
         table = [(row.name.removesuffix("/kernel"), row.index, f"{100 * row.relative:.2f} %") for row in top]
         parts += [tag("h3", "", title), bars, tag("h3", "", "The filters that moved most")]
-        parts += [report.table(table, ["layer", "filter", "moved by"]), *first_layer(run, before, after)]
+        parts += [reporting.table(table, ["layer", "filter", "moved by"]), *first_layer(run, before, after)]
     if still:
         summary = tag("summary", "", f"{len(still)} layers are unmoved, every bit")
         parts.append(tag("details", "", summary, tag("p", "note", ", ".join(still))))
@@ -267,7 +267,7 @@ def filters_section(
         "How far a filter went, ||after - before|| / ||before||. Filters that were nearly dead before "
         f"(below {100 * filters.DEAD:.0f} % of their layer's median) are left out; biases and BatchNorm are not filters."
     )
-    return report.section("Which filters moved", *parts, text=text if far else "No filter moved.")
+    return reporting.section("Which filters moved", *parts, text=text if far else "No filter moved.")
 
 
 # --- c: channels -------------------------------------------------------------------------------------------------------
@@ -281,20 +281,20 @@ def ideals(
     key = jax.random.fold_in(jax.random.key(seed), 0)
     made, climbs = [], {}
     for weights in (before, after):
-        objective, targets = wishes_of.program([weights.clf], wishes, ends_of(weights), {})
+        objective, targets = specs.program([weights.clf], wishes, ends_of(weights), {})
         if weights.clf not in climbs:
             climbs[weights.clf] = render.make(
                 lambda variables, images01, clf=weights.clf: (clf.apply(variables, images01),),
                 images.PARAMETERISATIONS["fourier"](size),
                 objective,
-                transform=ideal.views(KINDS["channel"].views, size),
+                transform=grid.views(KINDS["channel"].views, size),
                 steps=steps,
                 redirect=min(REDIRECT, steps),
                 together=1 if jax.default_backend() == "cpu" else 0,
             )
         variables = jax.device_put(weights.clf.fold_batch_norm(weights.variables))
         keys = jnp.broadcast_to(key, (len(wishes),))
-        found = climbs[weights.clf](variables, keys, targets, tv=kind.tv, l2=kind.l2, step_size=ideal.STEP)
+        found = climbs[weights.clf](variables, keys, targets, tv=kind.tv, l2=kind.l2, step_size=grid.STEP)
         made.append(np.asarray(found.images))
     return made[0], made[1]
 
@@ -318,7 +318,7 @@ def seen(clf: Classifier, ends: tuple[str, ...]) -> Any:
 
 
 def channels_section(
-    run: runlog.Run,
+    run: reporting.Run,
     before: Weights,
     after: Weights,
     wishes: Sequence[Wish],
@@ -349,7 +349,7 @@ def channels_section(
         for drawn, under in (WHEN, WHEN[::-1]):
             row[f"{drawn}_png_{under}"] = answers[drawn, under][i]
         cards = [
-            report.card(
+            reporting.card(
                 saved[drawn][i],
                 title=f"ideal {drawn}",
                 caption=f"answered {answers[drawn, 'before'][i]:.3g} before, {answers[drawn, 'after'][i]:.3g} after",
@@ -357,20 +357,20 @@ def channels_section(
             for drawn in WHEN
         ]
         how = "" if row["relative"] is None else f"Its filter moved by {100 * row['relative']:.2f} %."
-        strips.append(report.strip(cards, title=f"{row['endpoint']}, channel {row['channel']}", caption=how))
+        strips.append(reporting.strip(cards, title=f"{row['endpoint']}, channel {row['channel']}", caption=how))
     text = (
         "The picture that a channel answers most, climbed from the same noise under the weights before and after. Below each "
         "saved picture: the channel's mean activation on it, under both weights. A climb is sensitive: two pictures may look "
         "unlike where the channel hardly changed, and then the activations tell."
     )
-    return rows, [report.section("The same channels, before and after", *strips, text=text)]
+    return rows, [reporting.section("The same channels, before and after", *strips, text=text)]
 
 
 # --- all of it ---------------------------------------------------------------------------------------------------------
 
 
 def compare(
-    run: runlog.Run,
+    run: reporting.Run,
     before: Weights,
     after: Weights,
     spec: DataSpec,
@@ -378,7 +378,7 @@ def compare(
     endpoints: Sequence[str] = (),
     channel: Sequence[str] = (),
     channels: int = 4,
-    steps: int = ideal.STEPS,
+    steps: int = grid.STEPS,
     limit: int = 500,
     seed: int = 0,
 ) -> tuple[dict[str, Any], list[Html]]:
@@ -386,7 +386,7 @@ def compare(
     clf = after.clf
     ends = ends_of(after)
     stages = [known(clf, name.strip(), ends) for name in endpoints] or list(clf.spec.endpoints)
-    asked = [wishes_of.wish(clf, ends, f"channel:{word.strip()}") for word in channel]
+    asked = [specs.wish(clf, ends, f"channel:{word.strip()}") for word in channel]
     sources = sample(spec, limit, seed)
     rows = filters.moved(before.params, after.params)
     still = unmoved(before, after)
@@ -416,12 +416,12 @@ def compare(
         stages_section(values, same, ends, n),
         filters_section(run, before, after, rows, still),
         *parts,
-        report.skipped(skips),
+        reporting.skipped(skips),
     ]
     return result, sections
 
 
-def main(run: runlog.Run) -> None:
+def main(run: reporting.Run) -> None:
     clf, old, before, after = load_pair(FLAGS.model, FLAGS.before)
     spec = data.get(FLAGS.data)
     result, sections = compare(
@@ -438,13 +438,13 @@ def main(run: runlog.Run) -> None:
     )
     moved, still = [layer for layer, mean in result["layers"].items() if mean > 0], result["unmoved_layers"]
     lead = (
-        f"{clf.arch} as it was and as it learned {len(common.class_table(clf))} classes: {len(moved)} layers of filters moved, "
-        f"{len(still)} layers are the same bits."
+        f"{clf.arch} as it was and as it learned {len(inference.class_table(clf))} classes: {len(moved)} layers of filters "
+        f"moved, {len(still)} layers are the same bits."
     )
     facts = run.facts() | common.weights_facts(clf)
     facts |= {"weights before": f"{old.weights.name} (sha256 {old.weights.sha256[:12]})"}
     facts |= {"pictures": spec.source, "licence of the pictures": spec.licence}
-    run.finish(result, report.page("Before and after fine-tuning", lead, sections, facts=facts))
+    run.finish(result, reporting.page("Before and after fine-tuning", lead, sections, facts=facts))
     for stage, value in result["cka"].items():
         print(f"{stage}: CKA {in_words(value, stage in result['same_bits'])}")
     for row in result["moved"][:3]:
@@ -454,4 +454,4 @@ def main(run: runlog.Run) -> None:
 
 
 if __name__ == "__main__":
-    common.launch("compare", main, define_flags)
+    cli.launch("compare", main, define_flags)

@@ -15,12 +15,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import _common as common
-from tl import backbones, classifier, heads, optim, paths, report, runlog, summary
+from tl import backbones, cli, models, paths, reporting
 from tl.backbones.spec import BackboneSpec
-from tl.classifier import Classifier, Provenance
+from tl.models import Classifier, Provenance, heads, summary
+from tl.pages.common import in_words
 from tl.pixels import PixelSpec
-from tl.report import Html
+from tl.reporting import Html
+from tl.training import rules
 from tl.weights import store
 from tl.weights.spec import WeightsSpec
 
@@ -46,8 +47,8 @@ def parse_rules(words: Sequence[str], stages: Sequence[str]) -> paths.Rules | No
     """`REGEX=LABEL` each, or the short form of a --tune (its last phase), as rules."""
     lines = [line.strip() for word in words for line in word.splitlines() if line.strip()]
     if len(lines) == 1 and "=" not in lines[0] and "/" not in lines[0]:
-        return optim.phases(lines[0], stages)[-1].rules
-    return optim.parse_rules(lines) or None
+        return rules.phases(lines[0], stages)[-1].rules
+    return rules.parse_rules(lines) or None
 
 
 def published(name: str) -> list[WeightsSpec]:
@@ -60,18 +61,6 @@ def blank(spec: BackboneSpec, pixels: PixelSpec, head: str, classes: int) -> Cla
     """A network without weights."""
     module = None if head == "none" else heads.maker(head, spec)(classes)
     return Classifier(spec.name, spec, module, pixels, None, Provenance("none", ""))
-
-
-def in_words(spec: PixelSpec) -> str:
-    """A PixelSpec in a line."""
-    how = f"of {int(spec.size / spec.crop)}" if spec.resize == "shorter" else "squashed"
-    levels = set(spec.std) == {1 / 255}
-    short = lambda values, unit: " ".join(f"{unit * v:.6g}" if unit > 1 else f"{v:.4g}" for v in dict.fromkeys(values))  # noqa: E731
-    if levels:
-        scale = "0 to 255" + (f" minus {short(spec.mean, 255)}" if any(spec.mean) else "")
-    else:
-        scale = f"mean {short(spec.mean, 1)}, std {short(spec.std, 1)}"
-    return f"{spec.size} {how}, {spec.interpolation}, {spec.channels.upper()}, {scale}"
 
 
 def how_to_load(row: WeightsSpec) -> str:
@@ -136,7 +125,7 @@ def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any]
         f"({whole.flops / 1e9:.4g} GFLOP)"
     )
     trained = f"; the rules train {whole.trainable:,}" if rules else ""
-    print(runlog.columns(HEADER, stage_rows(rows)))
+    print(reporting.columns(HEADER, stage_rows(rows)))
     print(f"\n{costs}{trained}\n")
     print("\n".join(f"{key:15} {value}" for key, value in facts.items()))
     print(f"\n{len(weights)} published weights" if weights else "\nno published weights")
@@ -163,10 +152,10 @@ def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any]
     note = (
         "A multiply-add is two FLOPs; torchvision, timm and papers publish multiply-adds as FLOPs. Bytes are float32's."
     )
-    table = report.table(stage_rows(rows), HEADER)
+    table = reporting.table(stage_rows(rows), HEADER)
     sections = [
-        report.section("What it costs", report.numbers(figures), table, report.note(note)),
-        report.section("What it is", report.table(list(facts.items()), ("", ""))),
+        reporting.section("What it costs", reporting.numbers(figures), table, reporting.note(note)),
+        reporting.section("What it is", reporting.table(list(facts.items()), ("", ""))),
     ]
     if weights:
         cells = [
@@ -176,12 +165,12 @@ def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any]
                 row.licence,
                 row.origin,
                 in_words(row.pixels),
-                report.tag("code", "", how_to_load(row)),
+                reporting.tag("code", "", how_to_load(row)),
             )
             for row in weights
         ]
         header = ("weights", "ImageNet top-1", "licence", "source", "pixels", "how to load")
-        sections.append(report.section("Published weights", report.table(cells, header)))
+        sections.append(reporting.section("Published weights", reporting.table(cells, header)))
     return result, sections
 
 
@@ -189,7 +178,7 @@ def describe_all(image_size: int) -> tuple[dict[str, Any], list[Html]]:
     """One line an architecture, under its own head."""
     header = ("architecture", "parameters", "G multiply-adds", "pixels", "top-1, %", "weights", "licence", "source")
     lines, result = [], []
-    for name in runlog.progress(backbones.names(), label="architectures"):
+    for name in reporting.progress(backbones.names(), label="architectures"):
         rows = published(name)
         best = next((row for row in rows if row.top1 is not None), None)
         pixels = (best.pixels if best else PixelSpec()).replace(**({"size": image_size} if image_size else {}))
@@ -198,19 +187,19 @@ def describe_all(image_size: int) -> tuple[dict[str, Any], list[Html]]:
         lines.append((name, whole.params, round(whole.multiply_adds / 1e9, 3), pixels.size, *about))
         fields = {"name": name, "params": whole.params, "flops": whole.flops, "size": pixels.size}
         result.append({**fields, "weights": [weights_json(row) for row in rows]})
-    print(runlog.columns(header, lines))
-    whole_line = lambda cell: report.tag("span", "", cell, style="white-space:nowrap")  # noqa: E731
+    print(reporting.columns(header, lines))
+    whole_line = lambda cell: reporting.tag("span", "", cell, style="white-space:nowrap")  # noqa: E731
     cells = [(*line[:5], *map(whole_line, line[5:])) for line in lines]
-    return {"architectures": result}, [report.section("Architectures", report.table(cells, header))]
+    return {"architectures": result}, [reporting.section("Architectures", reporting.table(cells, header))]
 
 
-def main(run: runlog.Run) -> None:
+def main(run: reporting.Run) -> None:
     if FLAGS.arch == "all" and not FLAGS.model:
         result, sections = describe_all(FLAGS.image_size)
         title, lead = "The zoo", f"{len(result['architectures'])} architectures."
     else:
         if FLAGS.model:
-            clf, _ = classifier.load(FLAGS.model)
+            clf, _ = models.load(FLAGS.model)
         else:
             arch, _, tag = FLAGS.arch.partition(".")
             spec = backbones.get(arch)
@@ -225,9 +214,9 @@ def main(run: runlog.Run) -> None:
             raise ValueError(f"{clf.arch} wants --image_size of at least {clf.spec.min_size}; got {clf.pixels.size}")
         result, sections = describe(clf, parse_rules(FLAGS.rules, clf.spec.endpoints))
         title, lead = clf.arch, clf.spec.reference
-    run.finish(result, report.page(title, lead, sections, facts=run.facts()))
+    run.finish(result, reporting.page(title, lead, sections, facts=run.facts()))
     print(f"\n{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("describe", main, define_flags)
+    cli.launch("describe", main, define_flags)

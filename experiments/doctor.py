@@ -14,10 +14,9 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import _common as common
-from tl import data, report, runlog
+from tl import cli, data, reporting
 from tl.data.doctor import Remark, Report, examine
-from tl.report import Html
+from tl.reporting import Html
 
 FLAGS = flags.FLAGS
 SHOWN = 12  # groups of pictures on the page
@@ -74,43 +73,43 @@ def remarks(title: str, found: Sequence[Remark]) -> Html:
     said = Counter(why for _, why in found).most_common()
     by_why = {why: [str(source) for source, other in found if other == why] for why, _ in said[:SHOWN]}
     rows = [(why, len(paths), ", ".join(paths[:3]) + (", ..." if paths[3:] else "")) for why, paths in by_why.items()]
-    return report.section(title, report.table(rows, ("what", "pictures", "files")))
+    return reporting.section(title, reporting.table(rows, ("what", "pictures", "files")))
 
 
 def pictures(title: str, text: str, groups: Sequence[Sequence[data.Source]], labels: dict[data.Source, str]) -> Html:
     """The first groups, a strip each."""
     strips: Iterable[Html] = (
-        report.strip([report.card(thumbnail(s), title=labels[s], caption=str(s)) for s in group[:6]])
+        reporting.strip([reporting.card(thumbnail(s), title=labels[s], caption=str(s)) for s in group[:6]])
         for group in groups[:SHOWN]
     )
-    more = [report.note(f"and {len(groups) - SHOWN} more groups, in result.json")] if groups[SHOWN:] else []
-    return report.section(title, *strips, *more, text=text)
+    more = [reporting.note(f"and {len(groups) - SHOWN} more groups, in result.json")] if groups[SHOWN:] else []
+    return reporting.section(title, *strips, *more, text=text)
 
 
-def main(run: runlog.Run) -> None:
+def main(run: reporting.Run) -> None:
     spec = data.get(FLAGS.data)
-    found = examine(spec, progress=lambda items, total: runlog.progress(items, total, "pictures"))
+    found = examine(spec, progress=lambda items, total: reporting.progress(items, total, "pictures"))
     result = as_result(found, spec.skipped)
     groups = {kind: getattr(found, kind) or () for kind in GROUPS}
     counts = {"pictures": found.n, **{title: len(getattr(found, kind)) for kind, title in KINDS.items()}}
     counts |= {title: len(groups[kind]) for kind, (title, _) in GROUPS.items()}
-    sections = [report.section("What was found", report.numbers(counts))]
+    sections = [reporting.section("What was found", reporting.numbers(counts))]
     sections += [remarks(title, getattr(found, kind)) for kind, title in KINDS.items() if getattr(found, kind)]
     labels = {e.path: f"{spec.classes[e.label]}{e.part and ', ' + e.part}" for e in spec.examples}
     sections += [pictures(*words, groups[kind], labels) for kind, words in GROUPS.items() if groups[kind]]
     if found.near_duplicates is None:
         text = "All pictures of this set are alike, so that likeness does not tell a copy from another picture."
-        sections.append(report.section("Near-duplicates were not looked for", text=text))
-    sections.append(report.section("Classes", report.table(list(found.classes.items()), ("class", "pictures"))))
-    sections.append(report.skipped(result["skipped"]))
+        sections.append(reporting.section("Near-duplicates were not looked for", text=text))
+    sections.append(reporting.section("Classes", reporting.table(list(found.classes.items()), ("class", "pictures"))))
+    sections.append(reporting.skipped(result["skipped"]))
     lead = f"{found.n} pictures of {spec.name} decoded: {len(found.broken)} broken. Nothing was deleted or changed."
     facts = run.facts() | {"pictures": spec.source, "licence of the pictures": spec.licence}
-    run.finish(result, report.page("What is wrong with these pictures", lead, sections, facts=facts))
-    print(runlog.columns(("what", "count"), list(counts.items())))
+    run.finish(result, reporting.page("What is wrong with these pictures", lead, sections, facts=facts))
+    print(reporting.columns(("what", "count"), list(counts.items())))
     for source, why in found.broken[:SHOWN]:
         print(f"broken: {source}: {why}")
     print(f"{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("doctor", main, define_flags)
+    cli.launch("doctor", main, define_flags)

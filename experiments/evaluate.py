@@ -14,12 +14,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments import _common as common
-from experiments import _evaluation as evaluation
-from tl import attacks, classifier, data, report, runlog
-from tl.classifier import Classifier
+from tl import attacks, cli, data, inference, models, reporting
 from tl.data import DataSpec
-from tl.report import Html
+from tl.evaluation import robust, sets
+from tl.models import Classifier
+from tl.pages import common, evaluation
+from tl.reporting import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -53,42 +53,42 @@ def chosen(spec: DataSpec, part: str) -> DataSpec:
 
 
 def evaluate(
-    run: runlog.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
+    run: reporting.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections."""
-    spec = evaluation.as_the_network(spec, common.class_table(clf))
-    said = evaluation.predictions(clf, variables, spec)
+    spec = sets.as_the_network(spec, inference.class_table(clf))
+    said = sets.predictions(clf, variables, spec)
     if not len(said.labels):
         raise ValueError(f"none of the {len(spec.examples)} pictures of {spec.name} can be read; look with doctor")
-    result = evaluation.summary(said.logits, said.labels, spec.classes, temperature)
+    result = sets.summary(said.logits, said.labels, spec.classes, temperature)
     result["classes"] = list(spec.classes)
-    result["mistakes"] = evaluation.mistakes(clf, said)
+    result["mistakes"] = sets.mistakes(clf, said)
     result["skipped"] = [skip._asdict() for skip in (*spec.skipped, *said.skipped)]
     sections = evaluation.sections(run, clf, said, result, spec.references)
-    return result, [*sections, report.skipped(result["skipped"])]
+    return result, [*sections, reporting.skipped(result["skipped"])]
 
 
-def main(run: runlog.Run) -> None:
-    eps = common.fraction(FLAGS.robust_eps, "robust_eps")
-    evaluation.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries)
-    clf, variables = common.load_model()
-    common.class_table(clf)  # a network without classes is told before any picture is read
+def main(run: reporting.Run) -> None:
+    eps = cli.fraction(FLAGS.robust_eps, "robust_eps")
+    robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries)
+    clf, variables = cli.load_model()
+    inference.class_table(clf)  # a network without classes is told before any picture is read
     spec = chosen(data.get(FLAGS.data), FLAGS.part)
-    temperature = classifier.record(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
+    temperature = models.record(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
     result, sections = evaluate(run, clf, variables, spec, temperature)
     if eps:
         how = {"method": FLAGS.robust_attack, "queries": FLAGS.robust_queries, "seed": FLAGS.seed}
-        same = evaluation.as_the_network(spec, common.class_table(clf))
-        result["robust"] = {"now": evaluation.robust(clf, variables, same, eps=eps, **how)}
+        same = sets.as_the_network(spec, inference.class_table(clf))
+        result["robust"] = {"now": robust.robust(clf, variables, same, eps=eps, **how)}
         sections.insert(0, evaluation.robust_section(result["robust"]))
-    lead = f"{clf.arch} is right on {report.percent(result['top1'])} of {result['n']} pictures of {spec.name}."
+    lead = f"{clf.arch} is right on {reporting.percent(result['top1'])} of {result['n']} pictures of {spec.name}."
     facts = run.facts() | common.weights_facts(clf) | {"pictures": spec.source, "licence of the pictures": spec.licence}
-    run.finish(result, report.page("A classifier examined", lead, sections, facts=facts))
-    low, high = (report.percent(p) for p in result["top1_ci95"])
+    run.finish(result, reporting.page("A classifier examined", lead, sections, facts=facts))
+    low, high = (reporting.percent(p) for p in result["top1_ci95"])
     print(
-        f"top-1 {report.percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), top-3 "
-        f"{report.percent(result['top3'])}, balanced {report.percent(result['balanced'])}, always the commonest class "
-        f"{report.percent(result['majority'])}; skipped {len(result['skipped'])}"
+        f"top-1 {reporting.percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), top-3 "
+        f"{reporting.percent(result['top3'])}, balanced {reporting.percent(result['balanced'])}, always the commonest class "
+        f"{reporting.percent(result['majority'])}; skipped {len(result['skipped'])}"
     )
     print(
         f"NLL {result['nll']:.3f}, ECE {result['ece']:.3f}; at temperature {temperature:.2f} NLL "
@@ -100,4 +100,4 @@ def main(run: runlog.Run) -> None:
 
 
 if __name__ == "__main__":
-    common.launch("evaluate", main, common.define_model_flags, define_flags)
+    cli.launch("evaluate", main, cli.define_model_flags, define_flags)

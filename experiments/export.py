@@ -16,9 +16,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments import _common as common
-from tl import export, report, runlog
-from tl.classifier import Classifier
+from tl import cli, inference, reporting
+from tl.models import Classifier, export, run_exported
+from tl.pages import common
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -31,33 +31,33 @@ def define_flags() -> None:
 
 def write(folder: Path, clf: Classifier, variables: Variables) -> int:
     """Writes the three files; the program's size in bytes."""
-    table = common.class_table(clf)
+    table = inference.class_table(clf)
     program = export.program(clf, variables).serialize()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PROGRAM).write_bytes(program)
         names = [table.display(i) for i in range(len(table.entries))]
         (folder / CLASSES).write_text(json.dumps(names, indent=1, ensure_ascii=False), encoding="utf-8")
-        shutil.copyfile(Path(__file__).with_name("_run_exported.py"), folder / SCRIPT)
+        shutil.copyfile(run_exported.__file__, folder / SCRIPT)
     except OSError as error:
         raise ValueError(f"cannot write into {str(folder)!r} ({error.strerror}); give another --out") from error
     return len(program)
 
 
-def main(run: runlog.Run) -> None:
-    clf, variables = common.load_model()
+def main(run: reporting.Run) -> None:
+    clf, variables = cli.load_model()
     folder = Path(FLAGS.out).expanduser() if FLAGS.out else run.workdir / "exported"
     size = write(folder, clf, variables)
     result: dict[str, Any] = {"out": str(folder), "bytes": size, "platforms": list(export.PLATFORMS)}
-    figures = {"megabytes": f"{size / 1e6:.1f}", "classes": len(common.class_table(clf).entries)}
+    figures = {"megabytes": f"{size / 1e6:.1f}", "classes": len(inference.class_table(clf).entries)}
     how = f"python {folder / SCRIPT} PICTURE"
-    sections = [report.section("The program", report.numbers(figures), text=f"To run it: {how}")]
+    sections = [reporting.section("The program", reporting.numbers(figures), text=f"To run it: {how}")]
     lead = f"{clf.arch} with its preprocessing, for {', '.join(export.PLATFORMS)}."
     run.finish(
-        result, report.page("An exported classifier", lead, sections, facts=run.facts() | common.weights_facts(clf))
+        result, reporting.page("An exported classifier", lead, sections, facts=run.facts() | common.weights_facts(clf))
     )
     print(f"{size / 1e6:.1f} MB in {folder}; to run it where there are jax, numpy and flatbuffers: {how}")
 
 
 if __name__ == "__main__":
-    common.launch("export", main, common.define_model_flags, define_flags)
+    cli.launch("export", main, cli.define_model_flags, define_flags)

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import _common as common
-from experiments import _seen as seen
-from tl import data, features, feeds, pixels, report, runlog
-from tl.classifier import Classifier
+from tl import cli, data, inference, pixels, reporting
+from tl.inference import features
+from tl.models import Classifier
+from tl.pages import activations, common
+from tl.training import inputs
 from tl.types import Variables
 from tl.visualize import exemplars, maps
 
@@ -43,7 +44,7 @@ def define_flags() -> None:
 
 
 def progress(batches: Any, total: int) -> Any:
-    return runlog.progress(batches, total, "batches")
+    return reporting.progress(batches, total, "batches")
 
 
 def _and(words: list[str]) -> str:
@@ -52,12 +53,12 @@ def _and(words: list[str]) -> str:
 
 def banked(
     clf: Classifier, variables: Variables, spec: data.DataSpec, names: list[str]
-) -> tuple[dict[str, Any], list[report.Html]]:
+) -> tuple[dict[str, Any], list[reporting.Html]]:
     """Fills the bank of every endpoint; what result.json and the page say of it."""
     rows, skips = [], [skip._asdict() for skip in spec.skipped]
     for name in names:
         bank = features.extract(
-            clf, variables, feeds.sources(spec), endpoint=name, batch_size=FLAGS.batch_size, progress=progress
+            clf, variables, inputs.sources(spec), endpoint=name, batch_size=FLAGS.batch_size, progress=progress
         )
         n, dim = int(bank.valid.sum()), bank.values.shape[1]
         rows.append({"endpoint": name, "n": n, "dim": dim, "bank": str(bank.bank), "reused": bank.reused})
@@ -68,54 +69,54 @@ def banked(
             skips += [skip._asdict() for skip in bank.skipped]
     last = {key: rows[-1][key] for key in ("n", "dim", "bank", "reused")}
     cells = [[r["endpoint"], r["n"], r["dim"], r["reused"]] for r in rows]
-    table = report.table(cells, ["endpoint", "pictures", "features each", "already known"])
+    table = reporting.table(cells, ["endpoint", "pictures", "features each", "already known"])
     return {**last, "banks": rows, "skipped": skips}, [
-        report.section("The bank" + "s" * (len(rows) > 1), table, *(report.note(r["bank"]) for r in rows))
+        reporting.section("The bank" + "s" * (len(rows) > 1), table, *(reporting.note(r["bank"]) for r in rows))
     ]
 
 
 def looked_at(
-    run: runlog.Run,
+    run: reporting.Run,
     clf: Classifier,
     variables: Variables,
-    pictures: common.Pictures,
+    pictures: inference.Pictures,
     names: list[str],
     spec: data.DataSpec | None,
-) -> tuple[dict[str, Any], list[report.Html]]:
+) -> tuple[dict[str, Any], list[reporting.Html]]:
     """The maps of each picture at each endpoint; what result.json and the page say of them."""
     rows, sections, on_device = [], [], jax.device_put(variables)
     for path, image in zip(pictures.paths, pictures.images, strict=True):
-        found = seen.forward(clf, tuple(names))(on_device, pixels.to_images01(image[None]))
-        sections += [report.chapter(path.name)] * (len(pictures.paths) > 1)
-        sections.append(report.section("The picture", report.card(image, caption=f"As {clf.arch} sees {path}")))
+        found = activations.forward(clf, tuple(names))(on_device, pixels.to_images01(image[None]))
+        sections += [reporting.chapter(path.name)] * (len(pictures.paths) > 1)
+        sections.append(reporting.section("The picture", reporting.card(image, caption=f"As {clf.arch} sees {path}")))
         for name in names:
             here, beside, more = np.asarray(found[name]), [], {}
             if spec:
-                order, size = maps.strongest(here, seen.DRIVEN).tolist(), FLAGS.batch_size
-                tops = exemplars.top_pictures(clf, variables, feeds.sources(spec), name, order, batch_size=size)
-                beside, driven = seen.driven(run, clf, name, here, tops, name=path.stem)
+                order, size = maps.strongest(here, activations.DRIVEN).tolist(), FLAGS.batch_size
+                tops = exemplars.top_pictures(clf, variables, inputs.sources(spec), name, order, batch_size=size)
+                beside, driven = activations.driven(run, clf, name, here, tops, name=path.stem)
                 more = {"driven": driven}
-            section, row = seen.shown(run, clf, name, here, name=path.stem, topk=FLAGS.topk, beside=beside)
+            section, row = activations.shown(run, clf, name, here, name=path.stem, topk=FLAGS.topk, beside=beside)
             sections.append(section)
             rows.append({**row, "picture": str(path), **more})
             print(f"{path.name}: {name} is {tuple(row['shape'])}; strongest channel {row['strongest'][0]['channel']}")
     about: dict[str, Any] = {}
     if any(name.partition("/")[0] == clf.spec.endpoints[0] for name in names):
-        part, about = seen.first_layer(run, clf, variables)
+        part, about = activations.first_layer(run, clf, variables)
         sections += part
     return {"shown": rows, **about}, sections
 
 
-def main(run: runlog.Run) -> None:
+def main(run: reporting.Run) -> None:
     if not (FLAGS.data or FLAGS.show):
         raise ValueError(
             "give --show=IMAGE to see what a network makes of it, --data=folder:DIR to fill a bank, or both"
         )
-    clf, variables = common.load_model()
-    names = seen.endpoints(clf, variables, FLAGS.endpoint or ([] if FLAGS.show else ["features"]))
+    clf, variables = cli.load_model()
+    names = activations.endpoints(clf, variables, FLAGS.endpoint or ([] if FLAGS.show else ["features"]))
     if FLAGS.show and (asked := len(data.find_images(FLAGS.show)[0])) > MOST:
         raise ValueError(f"--show names {asked} pictures, wanted {MOST} at most, so that the page can be read")
-    pictures = common.read_pictures(clf, FLAGS.show) if FLAGS.show else None
+    pictures = inference.read_pictures(clf, FLAGS.show) if FLAGS.show else None
     spec = data.get(FLAGS.data) if FLAGS.data else None
     result, sections, lead = {"skipped": []}, [], []
     if spec:
@@ -126,12 +127,12 @@ def main(run: runlog.Run) -> None:
         about, parts = looked_at(run, clf, variables, pictures, names, spec)
         result, sections = {**result, **about, "skipped": result["skipped"] + pictures.skipped}, sections + parts
         lead.insert(0, f"What {clf.arch} makes of {_and([p.name for p in pictures.paths])} at {_and(names)}.")
-    sections.append(report.skipped(result["skipped"]))
+    sections.append(reporting.skipped(result["skipped"]))
     title = "What a network sees" if pictures else "Feature bank"
     facts = run.facts() | common.weights_facts(clf)
-    run.finish(result, report.page(title, " ".join(lead), sections, facts=facts))
+    run.finish(result, reporting.page(title, " ".join(lead), sections, facts=facts))
     print(f"{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("features", main, common.define_model_flags, define_flags)
+    cli.launch("features", main, cli.define_model_flags, define_flags)

@@ -7,17 +7,17 @@ On 500 ImageNet photographs EfficientNet-Lite0 names 88.0 % rightly (README, "Nu
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments import _common as common
-from tl import metrics, report, runlog
-from tl.classifier import Classifier
-from tl.report import Html
+from tl import cli, inference, metrics, reporting
+from tl.inference import folder_labels
+from tl.models import Classifier
+from tl.pages import common
+from tl.reporting import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -32,28 +32,20 @@ def define_flags() -> None:
     )
 
 
-def folder_labels(clf: Classifier, paths: list[Path]) -> np.ndarray:
-    """The class that each picture's folder names, i[n]."""
-    found = {}
-    for folder in {path.parent.name for path in paths}:
-        indices = common.class_table(clf).find(folder)
-        if len(indices) != 1:
-            raise ValueError(
-                f"the folder {folder!r} names {len(indices)} classes; --labels=folder wants one class a folder"
-            )
-        found[folder] = indices[0]
-    return np.array([found[path.parent.name] for path in paths])
-
-
 def predict(
-    run: runlog.Run, clf: Classifier, variables: Variables, pictures: common.Pictures, labels: np.ndarray | None, k: int
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    pictures: inference.Pictures,
+    labels: np.ndarray | None,
+    k: int,
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections; `labels` i[n] are -1 where unknown, or None where all are."""
     # Not folded: a saved classifier's logits are the same bits here, in `evaluate` and of what `load` returns.
     variables = jax.device_put(variables)
-    logits = common.all_logits(clf, variables, pictures.images)
-    probabilities = common.softmax(logits)
-    tops = [common.topk(clf, p, k) for p in probabilities]
+    logits = inference.all_logits(clf, variables, pictures.images)
+    probabilities = metrics.softmax(logits)
+    tops = [inference.topk(clf, p, k) for p in probabilities]
     result: dict[str, Any] = {"n": len(tops), "skipped": pictures.skipped}
     sections = []
     labels = np.full(len(tops), -1) if labels is None else labels
@@ -68,45 +60,47 @@ def predict(
         order, title = np.argsort(own, kind="stable"), "Photographs, the least expected first"
         summary = {
             "labelled": len(known),
-            "top-1": report.percent(result["top1"]),
-            "top-5": report.percent(result["top5"]),
+            "top-1": reporting.percent(result["top1"]),
+            "top-5": reporting.percent(result["top5"]),
         }
-        accuracy = report.interval(result["top1"], low, high, label="top-1 accuracy")
-        sections.append(report.section("Accuracy", report.numbers(summary), accuracy))
+        accuracy = reporting.interval(result["top1"], low, high, label="top-1 accuracy")
+        sections.append(reporting.section("Accuracy", reporting.numbers(summary), accuracy))
     result["predictions"] = [{"path": str(p), "topk": top} for p, top in zip(pictures.paths, tops, strict=True)]
     cards = []
     for i in order[:SHOWN]:
         truth = [int(labels[i])] if labels[i] >= 0 else []
-        caption = f"labelled {common.class_table(clf).display(truth[0])}" if truth else ""
+        caption = f"labelled {inference.class_table(clf).display(truth[0])}" if truth else ""
         cards.append(
-            report.card(
+            reporting.card(
                 pictures.images[i], title=pictures.paths[i].name, caption=caption, bars=common.bars(tops[i], truth)
             )
         )
     rest = f"The first {SHOWN} of {len(tops)}." if len(tops) > SHOWN else ""
     text = f"As the network sees them: {clf.pixels.size} pixels square, cropped by the rule of its weights. {rest}"
-    sections += [report.section(title, report.gallery(cards), text=text), report.skipped(pictures.skipped)]
-    run.figure("photographs", report.contact_sheet(pictures.images[order[:24]], columns=6))
+    sections += [reporting.section(title, reporting.gallery(cards), text=text), reporting.skipped(pictures.skipped)]
+    run.figure("photographs", reporting.contact_sheet(pictures.images[order[:24]], columns=6))
     return result, sections
 
 
-def main(run: runlog.Run) -> None:
-    clf, variables = common.load_model()
-    common.class_table(clf)  # a network without classes is told before any picture is read
-    pictures = common.read_pictures(clf, FLAGS.images)
+def main(run: reporting.Run) -> None:
+    clf, variables = cli.load_model()
+    inference.class_table(clf)  # a network without classes is told before any picture is read
+    pictures = inference.read_pictures(clf, FLAGS.images)
     labels = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
     result, sections = predict(run, clf, variables, pictures, labels, FLAGS.topk)
     lead = f"{result['n']} photographs, named by {clf.arch}."
     run.finish(
         result,
-        report.page("What is in these photographs", lead, sections, facts=run.facts() | common.weights_facts(clf)),
+        reporting.page("What is in these photographs", lead, sections, facts=run.facts() | common.weights_facts(clf)),
     )
     accuracy = (
-        f"; top-1 {report.percent(result['top1'])}, top-5 {report.percent(result['top5'])}" if "top1" in result else ""
+        f"; top-1 {reporting.percent(result['top1'])}, top-5 {reporting.percent(result['top5'])}"
+        if "top1" in result
+        else ""
     )
     print(f"named {result['n']} pictures, skipped {len(result['skipped'])}{accuracy}")
     print(f"{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("predict", main, common.define_model_flags, define_flags)
+    cli.launch("predict", main, cli.define_model_flags, define_flags)

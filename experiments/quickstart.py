@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import _common as common
-from experiments import _objectives as wishes_of
 from experiments import attack, ideal, predict, transfer
-from tl import data, report, runlog
+from tl import cli, data, inference, reporting
+from tl.evaluation.attacked import Settings
+from tl.pages import common
+from tl.visualize import grid, specs
 
 FLAGS = flags.FLAGS
 DALMATIAN = 251  # its ImageNet class; one of foolbox's photographs
@@ -27,14 +28,14 @@ def define_flags() -> None:
     flags.DEFINE_bool("quick", False, "Fewer pictures and steps: shows that everything works, not how well.")
 
 
-def main(run: runlog.Run) -> None:
-    clf, variables = common.load_model()
-    common.class_table(clf)
+def main(run: reporting.Run) -> None:
+    clf, variables = cli.load_model()
+    inference.class_table(clf)
     began = time.monotonic()
 
     print("1 of 4: naming the packaged photographs", flush=True)
     photographs = data.photographs()
-    pictures = common.read_pictures(clf, [str(photo.path) for photo in photographs])
+    pictures = inference.read_pictures(clf, [str(photo.path) for photo in photographs])
     labels = np.array([-1 if photo.index is None else photo.index for photo in photographs])
     named, named_sections = predict.predict(run, clf, variables, pictures, labels, 5)
 
@@ -47,21 +48,21 @@ def main(run: runlog.Run) -> None:
     )
 
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
-    wishes = wishes_of.classes_of(clf, "tabby,zebra")
-    how = ideal.Settings(tv=(300.0, 0.0), steps=64 if FLAGS.quick else ideal.STEPS, seed=FLAGS.seed)
-    climbed, climbed_sections = ideal.ideal(run, [ideal.network(clf, variables)], wishes, how)
+    wishes = specs.classes_of(clf, "tabby,zebra")
+    how = grid.Settings(tv=(300.0, 0.0), steps=64 if FLAGS.quick else grid.STEPS, seed=FLAGS.seed)
+    climbed, climbed_sections = ideal.ideal(run, [grid.network(clf, variables)], wishes, how)
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)
-    dog = common.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
-    strength = attack.Settings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
+    dog = inference.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
+    strength = Settings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
     truth = np.full(len(dogs), DALMATIAN)
     attacked, attacked_sections = attack.attack(run, clf, variables, dog, target="any cat", truth=truth, how=strength)
 
     result: dict[str, Any] = {"predict": named, "transfer": learned, "ideal": climbed, "attack": attacked}
     low, high = learned["test"]["top1_ci95"]
     shares = [row["probability"] for row in climbed["images"] if row["tv_weight"]]
-    percent, fooled = report.percent, attacked["images"][0]
+    percent, fooled = reporting.percent, attacked["images"][0]
     lines = [
         f"predict:  {percent(named['top1'])} of {named['labelled']} labelled photographs named rightly",
         f"transfer: solar cells {percent(learned['test']['top1'])} ({percent(low)} to {percent(high)}),"
@@ -75,16 +76,16 @@ def main(run: runlog.Run) -> None:
         ("What it thinks is ideal", climbed_sections),
         ("A dog that it calls a cat", attacked_sections),
     )
-    sections = [part for heading, parts in headings for part in (report.chapter(heading), *parts)]
+    sections = [part for heading, parts in headings for part in (reporting.chapter(heading), *parts)]
     lead = (
         f"One pretrained network, {clf.arch}: it names photographs, learns to find broken solar cells, "
         "shows what it thinks a tabby and a zebra are, and is talked into calling a dalmatian a cat."
     )
     facts = run.facts() | common.weights_facts(clf) | {"solar cells": f"{cells.source}; {cells.licence}"}
-    run.finish(result, report.page("Four things a pretrained network can do", lead, sections, facts=facts))
+    run.finish(result, reporting.page("Four things a pretrained network can do", lead, sections, facts=facts))
     print("\n".join(lines))
     print(f"{time.monotonic() - began:.0f} s; open {run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":
-    common.launch("quickstart", main, common.define_model_flags, define_flags)
+    cli.launch("quickstart", main, cli.define_model_flags, define_flags)

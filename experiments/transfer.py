@@ -17,33 +17,21 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import _common as common
-from experiments import _evaluation as evaluation
-from tl import (
-    attacks,
-    classifier,
-    data,
-    features,
-    feeds,
-    fit,
-    heads,
-    labels,
-    metrics,
-    optim,
-    paths,
-    probe,
-    report,
-    robust,
-    runlog,
-)
-from tl.classifier import Classifier
+from tl import attacks, cli, data, labels, metrics, models, optim, paths, reporting
 from tl.data import DataSpec, augment
-from tl.fit import Recipe
-from tl.report import Html
+from tl.data.split import as_named, held_out
+from tl.evaluation import robust, sets
+from tl.evaluation.sets import accuracy, mean_of, said_of
+from tl.models import Classifier, heads
+from tl.pages import common, evaluation
+from tl.pages.training import rate_section, training_sections
+from tl.reporting import Html
+from tl.training import adversarial, fit, probe, rate_finder, rules
+from tl.training.fit import still
+from tl.training.recipe import Recipe, pixels_for
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -58,11 +46,11 @@ def define_flags() -> None:
     real("validation_fraction", -1.0, "Of the rest, to choose on. Default: 0.15; 0 for a probe, which cross-validates.")
     number("folds", 0, "Test on each of so many parts in turn, in place of --test_fraction; 0 for none.", lower_bound=0)
     number("seeds", 1, "Runs with other splits (elpv) and starts; mean and spread are reported.", lower_bound=1)
-    text("tune", "probe", f"What trains: {', '.join(optim.TUNE)}.")
+    text("tune", "probe", f"What trains: {', '.join(rules.TUNE)}.")
     flags.DEFINE_multi_string(
         "rules", [], "In place of --tune: REGEX=LABEL, once a rule; the first that fits a name wins."
     )
-    one_of("bn", DEFAULT.bn, optim.BN, "BatchNorm in the blocks that train.")
+    one_of("bn", DEFAULT.bn, rules.BN, "BatchNorm in the blocks that train.")
     one_of("head", "linear", list(heads.KINDS), "What turns features into logits.")
     one_of("method", DEFAULT.method, list(probe.METHODS), "Of a probe.")
     number("image_size", 0, "Side of the input, in pixels. Default: the weights' own.", lower_bound=0)
@@ -104,7 +92,7 @@ def define_flags() -> None:
     one_of(
         "adversarial",
         DEFAULT.adversarial,
-        ["none", *robust.METHODS],
+        ["none", *adversarial.METHODS],
         "Trains on pictures that are moved, within a ball in Linf, to where the network does worst.",
     )
     text("adversarial_eps", "2/255", "Radius of the ball in [0, 1] pixel units.")
@@ -158,13 +146,13 @@ def settings_of_flags() -> Settings:
     same: dict[str, Any] = {
         field.name: FLAGS[field.name].value for field in dataclasses.fields(Recipe) if field.name in FLAGS
     }
-    rate = 0.0 if FLAGS.lr == "find" else common.fraction(FLAGS.lr, "lr")
-    eps = common.fraction(FLAGS.adversarial_eps, "adversarial_eps")
-    recipe = Recipe(**{**same, "lr": rate, "rules": optim.parse_rules(FLAGS.rules), "adversarial_eps": eps})
-    radius = common.fraction(FLAGS.robust_eps, "robust_eps") if FLAGS.robust_eps else 0.0
+    rate = 0.0 if FLAGS.lr == "find" else cli.fraction(FLAGS.lr, "lr")
+    eps = cli.fraction(FLAGS.adversarial_eps, "adversarial_eps")
+    recipe = Recipe(**{**same, "lr": rate, "rules": rules.parse_rules(FLAGS.rules), "adversarial_eps": eps})
+    radius = cli.fraction(FLAGS.robust_eps, "robust_eps") if FLAGS.robust_eps else 0.0
     if recipe.adversary() and not FLAGS.robust_eps:
         radius = eps
-    evaluation.check_robust(radius, FLAGS.robust_attack)
+    robust.check_robust(radius, FLAGS.robust_attack)
     other: dict[str, Any] = {
         field.name: FLAGS[field.name].value for field in dataclasses.fields(Settings) if field.name in FLAGS
     }
@@ -191,60 +179,6 @@ def rounds(spec: DataSpec, test_spec: DataSpec | None, settings: Settings) -> It
             yield Round(f"seed{seed}", seed, parts)
 
 
-def held_out(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpec]:
-    """(train, validation) of a set that is all for learning."""
-    if not share:
-        return spec, dataclasses.replace(spec, examples=(), skipped=())
-    return data.split(spec, test_fraction=share, seed=seed)
-
-
-def as_named(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
-    """The test set with its labels counted as `spec` counts them; what it shares with `spec` is an error."""
-    if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
-        raise ValueError(
-            f"{test_spec.name} has classes that were not learned: {unknown[:5]}; nearest to {unknown[0]!r}: "
-            f"{paths.nearest(unknown[0], spec.classes)}"
-        )
-    if shared := data.leaks(spec, test_spec):
-        (ours, theirs), more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
-        raise ValueError(
-            f"{theirs} of the test set is also in --data, as {ours}{more}; take it out of one of them, for it would be "
-            "tested on what was learned"
-        )
-    to_ours = [spec.classes.index(name) for name in test_spec.classes]
-    examples = tuple(dataclasses.replace(e, label=to_ours[e.label]) for e in test_spec.examples)
-    return dataclasses.replace(test_spec, examples=examples, classes=spec.classes)
-
-
-def pixels_for(clf: Classifier, spec: DataSpec, crop: str, image_size: int) -> Classifier:
-    """The network's preprocessing for this data set: its own rule, unless the set or the user wants whole pictures."""
-    changes: dict[str, Any] = {"size": image_size} if image_size else {}
-    if crop == "none" or (not crop and spec.whole):
-        changes["resize"] = "squash"
-    return clf.with_pixels(**changes)
-
-
-# --- learning and testing ----------------------------------------------------------------------------------------------
-
-
-def said_of(clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bool) -> evaluation.Predictions:
-    """What a classifier says of a set; a frozen backbone's features come from their bank."""
-    if not (frozen and heads.pooled(clf.head)):  # type: ignore[arg-type]
-        return evaluation.predictions(clf, variables, spec)
-    found = features.extract(clf, variables, feeds.sources(spec))
-    logits = np.asarray(clf.apply_head(variables, jnp.asarray(found.values[found.valid])))
-    kept = [example for example, there in zip(spec.examples, found.valid, strict=True) if there]
-    return evaluation.Predictions(logits, feeds.labels(spec)[found.valid], kept, found.skipped)
-
-
-def still(variables: Variables, fitted: fit.Fitted) -> str:
-    """A hash of all that was frozen: parameters that trained in no phase, and statistics that were not allowed to move."""
-    params = {name: leaf for name, leaf in paths.flatten(variables["params"]).items() if name not in fitted.trained}
-    stats = paths.flatten(variables.get("batch_stats", {}))
-    kept = {name: leaf for name, leaf in stats.items() if optim.layer_of(name) not in fitted.moved}
-    return paths.digest({"params": params, "stats": kept})
-
-
 def robustness(
     clf: Classifier, variables: Variables, each: Round, fitted: fit.Fitted, settings: Settings
 ) -> dict[str, dict[str, Any]]:
@@ -254,23 +188,11 @@ def robustness(
     """
     how = {"eps": settings.robust_eps, "method": settings.robust_attack, "seed": each.seed}
     probe = settings.recipe.tune == "probe"
-    found = {"now" if probe else "after": evaluation.robust(clf, fitted.variables, each.parts.test, **how)}
+    found = {"now" if probe else "after": robust.robust(clf, fitted.variables, each.parts.test, **how)}
     if settings.head == "linear" and not probe:
         plain = fit.fit(clf, variables, each.parts.train, each.parts.validation, Recipe(tune="probe"), seed=each.seed)
-        found["before"] = evaluation.robust(clf, plain.variables, each.parts.test, **how)
+        found["before"] = robust.robust(clf, plain.variables, each.parts.test, **how)
     return found
-
-
-def accuracy(said: evaluation.Predictions) -> float:
-    """Share of pictures named rightly."""
-    return float((said.logits.argmax(axis=1) == said.labels).mean())
-
-
-def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures averaged over rounds; the interval is Wilson's at the mean, for one test set."""
-    mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0] if isinstance(rows[0][k], float)}
-    n = rows[0]["n"]
-    return {"n": n, "top1": mean["top1"], "top1_ci95": list(metrics.wilson(round(mean["top1"] * n), n)), **mean}
 
 
 class Learned(NamedTuple):
@@ -279,15 +201,15 @@ class Learned(NamedTuple):
     round: Round
     variables: Variables
     fitted: fit.Fitted
-    tested: evaluation.Predictions
+    tested: sets.Predictions
     learned: dict[str, Any]
-    by_views: evaluation.Predictions | None
-    rates: fit.Rates | None
+    by_views: sets.Predictions | None
+    rates: rate_finder.Rates | None
     temperature: float
 
 
 def learn(
-    run: runlog.Run, clf: Classifier, variables: Variables, each: Round, settings: Settings, *, told: bool
+    run: reporting.Run, clf: Classifier, variables: Variables, each: Round, settings: Settings, *, told: bool
 ) -> Learned:
     """Fits a fresh head, and what else trains, to one round's pictures, and asks it about the others."""
     parts, recipe = each.parts, settings.recipe
@@ -298,7 +220,7 @@ def learn(
     fresh = {**variables, "params": {"backbone": variables["params"]["backbone"], "head": head}}
     found = None
     if settings.find_lr:
-        found = fit.find_rate(clf, fresh, parts.train, recipe, seed=each.seed)
+        found = rate_finder.find_rate(clf, fresh, parts.train, recipe, seed=each.seed)
         recipe = dataclasses.replace(recipe, lr=found.rate)
         print(f"learning rate {found.rate:.3g}: a tenth of where the loss is least", flush=True)
         for rate, loss in found.curve:
@@ -332,12 +254,12 @@ def learn(
     by_views = None
     if settings.tta:
         views = augment.make_augment(recipe.augment, size=clf.pixels.size).views
-        by_views = evaluation.predictions(clf, fitted.variables, parts.test, views=views or ())
+        by_views = sets.predictions(clf, fitted.variables, parts.test, views=views or ())
     return Learned(each, fresh, fitted, tested, learned, by_views, found, temperature)
 
 
 def transfer(
-    run: runlog.Run,
+    run: reporting.Run,
     clf: Classifier,
     variables: Variables,
     spec: DataSpec,
@@ -360,22 +282,22 @@ def transfer(
         top1 = accuracy(done[-1].tested)
         run.log({"round": each.name, "top1": top1, "n": len(done[-1].tested.labels)})
         if settings.folds or settings.seeds > 1:
-            print(f"{each.name}: {report.percent(top1)} of {len(done[-1].tested.labels)}", flush=True)
+            print(f"{each.name}: {reporting.percent(top1)} of {len(done[-1].tested.labels)}", flush=True)
     seconds, first = time.monotonic() - began, done[0]
 
     if settings.folds:  # every picture was tested on once a seed: one list
-        tested = evaluation.joined([each.tested for each in done])
-        test = evaluation.summary(tested.logits, tested.labels, classes, first.temperature)
+        tested = sets.joined([each.tested for each in done])
+        test = sets.summary(tested.logits, tested.labels, classes, first.temperature)
     else:
         tested = first.tested
-        rows = [evaluation.summary(d.tested.logits, d.tested.labels, classes, d.temperature) for d in done]
+        rows = [sets.summary(d.tested.logits, d.tested.labels, classes, d.temperature) for d in done]
         test = {**rows[0], **mean_of(rows)}
     fitted = first.fitted
     leaves = paths.flatten(first.variables["params"])
     result: dict[str, Any] = {
-        "test": {name: value for name, value in test.items() if name not in evaluation.DETAILS},
+        "test": {name: value for name, value in test.items() if name not in sets.DETAILS},
         "train": mean_of([d.learned for d in done]) if "ece" in first.learned else first.learned,
-        **{name: test[name] for name in evaluation.DETAILS if name in test},
+        **{name: test[name] for name in sets.DETAILS if name in test},
         "classes": list(classes),
         "trainable_params": sum(leaves[name].size for name in fitted.trained),
         "temperature": first.temperature,
@@ -409,8 +331,8 @@ def transfer(
         "test": result["test"],
         "temperature": first.temperature,
     }
-    classifier.save(run.workdir / "model", clf, fitted.variables, record=record)
-    _, saved = classifier.load(result["model"])  # what counts is the file
+    models.save(run.workdir / "model", clf, fitted.variables, record=record)
+    _, saved = models.load(result["model"])  # what counts is the file
     result["frozen_unchanged"] = still(saved, fitted) == still(first.variables, fitted)
     robust_sections = []
     if settings.robust_eps:  # an hour, perhaps, in which the saved model is safe
@@ -422,7 +344,7 @@ def transfer(
         *training_sections(fitted, result),
         *robust_sections,
         *sections,
-        report.skipped(result["skipped"]),
+        reporting.skipped(result["skipped"]),
     ]
 
 
@@ -431,46 +353,9 @@ def skipped_of(spec: DataSpec, each: Learned) -> list[data.Skipped]:
     return [*spec.skipped, *each.fitted.skipped, *each.tested.skipped]
 
 
-def rate_section(rates: fit.Rates | None) -> list[Html]:
-    """The learning-rate finder's plot."""
-    if rates is None:
-        return []
-    points = {"smoothed": [(float(np.log10(rate)), loss) for rate, loss in rates.curve]}
-    drawn = report.curves(points, x_label="log10 of the learning rate", y_label="loss, nats")
-    text = f"Taken: {rates.rate:.2g}, a tenth of the rate at which the loss is least."
-    return [report.section("Finding a learning rate", drawn, text=text)]
-
-
-def training_sections(fitted: fit.Fitted, result: dict[str, Any]) -> list[Html]:
-    """Curves of loss, accuracy and rate, over the epochs of all phases."""
-    if not fitted.history:
-        return []
-    at = [float(number) for number in range(1, len(fitted.history) + 1)]
-
-    def drawn(y_label: str, **named: str) -> Html:
-        lines = {
-            name.replace("_", " "): [(x, row[key]) for x, row in zip(at, fitted.history, strict=True)]
-            for name, key in named.items()
-            if key in fitted.history[0]
-        }
-        return report.curves(lines, x_label="epoch", y_label=y_label)
-
-    parts = [
-        drawn("loss, nats", training="loss", validation="val_nll", validation_attacked="val_robust_nll"),
-        drawn("accuracy", training="accuracy", validation="val_top1", validation_attacked="val_robust_top1"),
-        drawn("learning rate of the head", rate="lr"),
-    ]
-    figures = {"trained parameters": f"{result['trainable_params']:,}", "steps": fitted.steps, "read from": fitted.feed}
-    if fitted.seconds:
-        figures["pictures a second"] = f"{result['images_per_second']:.1f}"
-        figures["time spent waiting for pictures"] = report.percent(min(result["waiting_share"], 1.0))
-    groups = report.table([list(row.values()) for row in fitted.groups], list(fitted.groups[0]))
-    return [report.section("Training", report.numbers(figures), groups, *parts)]
-
-
-def main(run: runlog.Run) -> None:
+def main(run: reporting.Run) -> None:
     settings = settings_of_flags()
-    clf, variables = common.load_model()
+    clf, variables = cli.load_model()
     spec = data.get(FLAGS.data)
     test_spec = data.get(FLAGS.test_data) if FLAGS.test_data else None
     clf = pixels_for(clf, spec, FLAGS.crop, FLAGS.image_size)
@@ -478,14 +363,14 @@ def main(run: runlog.Run) -> None:
     test, what = result["test"], FLAGS.tune if not FLAGS.rules else "rules"
     lead = (
         f"{len(spec.classes)} classes of {spec.name}, learned from {clf.arch} ({what}): "
-        f"{report.percent(test['top1'])} of {test['n']} test pictures."
+        f"{reporting.percent(test['top1'])} of {test['n']} test pictures."
     )
     facts = run.facts() | common.weights_facts(clf) | {"pictures": spec.source, "licence of the pictures": spec.licence}
-    run.finish(result, report.page("A classifier for these pictures", lead, sections, facts=facts))
-    low, high = (report.percent(p) for p in test["top1_ci95"])
+    run.finish(result, reporting.page("A classifier for these pictures", lead, sections, facts=facts))
+    low, high = (reporting.percent(p) for p in test["top1_ci95"])
     print(
-        f"test top-1 {report.percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']}), "
-        f"top-3 {report.percent(test['top3'])}, always the commonest class {report.percent(result['majority'])}"
+        f"test top-1 {reporting.percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']}), "
+        f"top-3 {reporting.percent(test['top3'])}, always the commonest class {reporting.percent(result['majority'])}"
     )
     if "seeds" in result:
         over = result["seeds"]
@@ -502,4 +387,4 @@ def main(run: runlog.Run) -> None:
 
 
 if __name__ == "__main__":
-    common.launch("transfer", main, common.define_model_flags, define_flags)
+    cli.launch("transfer", main, cli.define_model_flags, define_flags)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tl import optim
-from tl.ascend import OPTIMIZERS, Ascent, ascend, direction
+from tl.ascent.ascend import OPTIMIZERS, Ascent, ascend, direction
 
 KEY = jax.random.key(0)
 TOPS = jnp.asarray([[1.0, -2.0, 0.5], [0.3, 0.1, -1.0]])

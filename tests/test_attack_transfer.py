@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _common as common
-from experiments import _lesson_attack as lesson
 from experiments import attack_transfer
-from tl import data, labels, pixels, report, runlog
+from experiments.lesson import attack
+from tl import data, inference, labels, models, pixels, reporting
 
 SIDE = 8
 EPS = 8 / 255
@@ -48,12 +47,12 @@ NETWORKS = [RED, LARGE, BLUE]
 
 
 @pytest.fixture()
-def run(tmp_path: Path) -> runlog.Run:
-    return runlog.start("test", tmp_path / "run", {"seed": 0})
+def run(tmp_path: Path) -> reporting.Run:
+    return reporting.start("test", tmp_path / "run", {"seed": 0})
 
 
-def finish(run: runlog.Run, result: Any, sections: list) -> dict[str, Any]:
-    run.finish(result, report.page("title", "lead", sections, facts=run.facts()))
+def finish(run: reporting.Run, result: Any, sections: list) -> dict[str, Any]:
+    run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
     return json.loads((run.workdir / "result.json").read_text())
 
 
@@ -61,7 +60,7 @@ def flat(red: int, green: int, blue: int) -> np.ndarray:
     return np.full((SIDE, SIDE, 3), (red, green, blue), np.uint8)
 
 
-def test_the_matrix_the_control_and_the_claim(run: runlog.Run) -> None:
+def test_the_matrix_the_control_and_the_claim(run: reporting.Run) -> None:
     """Red and large look at one thing, blue at another: what is made on red fools large at its own size, and never blue."""
     rng = np.random.default_rng(0)
     bright = np.stack([flat(131, 9, 131) for _ in range(3)]) + rng.integers(0, 2, (3, SIDE, SIDE, 3)).astype(np.uint8)
@@ -106,7 +105,7 @@ def test_only_what_all_name_rightly_is_used(tmp_path: Path) -> None:
         "dark/d": flat(140, 0, 140),  # all are wrong, and agree
     }
     for name, image in pictures.items():
-        report.save_png(tmp_path / f"{name}.png", image)
+        reporting.save_png(tmp_path / f"{name}.png", image)
     (tmp_path / "bright" / "broken.png").write_bytes(b"no picture")
     spec = RED.clf.pixels
     choose = lambda **how: attack_transfer.choose(NETWORKS, spec, str(tmp_path), seed=0, **how)  # noqa: E731
@@ -123,7 +122,7 @@ def test_networks_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match="at least two networks, all different"):
         attack_transfer.load(["a", "a"])
     others = dataclasses.replace(RED.clf, classes=labels.from_names(["a", "b"], name="others"))
-    monkeypatch.setattr(attack_transfer.classifier, "load", lambda name: (others if name == "b" else RED.clf, None))
+    monkeypatch.setattr(models, "load", lambda name: (others if name == "b" else RED.clf, None))
     with pytest.raises(ValueError, match="b has other classes than a"):
         attack_transfer.load(["a", "b"])
 
@@ -133,16 +132,16 @@ def test_networks_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_lessons_preprocessing_in_other_units() -> None:
     x = jnp.asarray(np.random.default_rng(0).random((1, 2, 2, 3), np.float32))
-    np.testing.assert_allclose(pixels.normalise(lesson.fed(pixels.CAFFE), x), 255 * x, rtol=1e-6)  # raw pixels, RGB
-    np.testing.assert_allclose(pixels.normalise(lesson.fed(pixels.LITE), x), 255 / 128 * x[..., ::-1], rtol=1e-6)
+    np.testing.assert_allclose(pixels.normalise(attack.fed(pixels.CAFFE), x), 255 * x, rtol=1e-6)  # raw pixels, RGB
+    np.testing.assert_allclose(pixels.normalise(attack.fed(pixels.LITE), x), 255 / 128 * x[..., ::-1], rtol=1e-6)
 
 
-def test_the_lessons_attack_beside_the_right_one(run: runlog.Run) -> None:
+def test_the_lessons_attack_beside_the_right_one(run: reporting.Run) -> None:
     clf = Colour(pixels.PixelSpec(size=SIDE, crop=1.0, mean=(128 / 255,) * 3, std=(1 / 255,) * 3))
     weights = np.float32([0.5, 0.0, 0.25])
     photograph = flat(124, 7, 130)  # prepared rightly 0.5 * -4 + 0.25 * 2 = -1.5: dark; fed as in the lesson, bright
-    pictures = common.Pictures([Path("a.png")], photograph[None], [])
-    rows, section = lesson.as_written(run, clf, jnp.asarray(weights), pictures, (1,), steps=1, eps=4 / 255)  # type: ignore[arg-type]
+    pictures = inference.Pictures([Path("a.png")], photograph[None], [])
+    rows, section = attack.as_written(run, clf, jnp.asarray(weights), pictures, (1,), steps=1, eps=4 / 255)  # type: ignore[arg-type]
     (row,) = finish(run, {"rows": rows}, [section])["rows"]
     sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
     assert (row["photograph"]["called"], row["classified"]["called"]) == ("dark", "bright")
@@ -159,4 +158,4 @@ def test_the_lessons_attack_beside_the_right_one(run: runlog.Run) -> None:
     saved = data.decode(row["png"]["right"]).astype(int)
     assert np.abs(saved - photograph).max() == 4
     with pytest.raises(ValueError, match="wants a photograph"):
-        lesson.as_written(run, clf, jnp.asarray(weights), common.Pictures([], photograph[:0], []))  # type: ignore[arg-type]
+        attack.as_written(run, clf, jnp.asarray(weights), inference.Pictures([], photograph[:0], []))  # type: ignore[arg-type]

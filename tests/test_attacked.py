@@ -11,52 +11,56 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _common as common
 from experiments import attack
-from tl import classifier, data, report, runlog
+from tl import cli, data, inference, models, reporting
+from tl.evaluation import attacked as attacked_module
+from tl.evaluation.attacked import Settings
+from tl.evaluation.attacked import climb_all as climb
 
 SIZE, COUNT = 32, 5
-SHORT = functools.partial(attack.Settings, steps=6)
+SHORT = functools.partial(Settings, steps=6)
 
 
 @functools.cache
-def network() -> tuple[classifier.Classifier, Any]:
-    clf, variables = classifier.load("squeezenet1_1", weights="random")
+def network() -> tuple[models.Classifier, Any]:
+    clf, variables = models.load("squeezenet1_1", weights="random")
     return clf.with_pixels(size=SIZE), variables
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> common.Pictures:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> inference.Pictures:
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for i in range(COUNT):
-        report.save_png(folder / f"{i}.png", rng.random((40, 40, 3)).astype(np.float32))
-    return common.read_pictures(network()[0], str(folder))
+        reporting.save_png(folder / f"{i}.png", rng.random((40, 40, 3)).astype(np.float32))
+    return inference.read_pictures(network()[0], str(folder))
 
 
 @functools.cache
 def called(images: bytes) -> np.ndarray:
     clf, variables = network()
-    return common.all_logits(clf, variables, np.frombuffer(images, np.uint8).reshape(-1, SIZE, SIZE, 3)).argmax(axis=1)
+    return inference.all_logits(clf, variables, np.frombuffer(images, np.uint8).reshape(-1, SIZE, SIZE, 3)).argmax(
+        axis=1
+    )
 
 
 @pytest.fixture()
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runlog.Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    return runlog.start("test", tmp_path / "run", {"seed": 0})
+    return reporting.start("test", tmp_path / "run", {"seed": 0})
 
 
 def attacked(
-    run: runlog.Run, pictures: common.Pictures, how: attack.Settings, variables: Any = None, **asked: Any
+    run: reporting.Run, pictures: inference.Pictures, how: Settings, variables: Any = None, **asked: Any
 ) -> dict:
     clf, own = network()
     result, sections = attack.attack(
         run, clf, own if variables is None else variables, pictures, **{"target": "", "how": how} | asked
     )
-    run.finish(result, report.page("title", "lead", sections, facts=run.facts()))
+    run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
     return json.loads((run.workdir / "result.json").read_text())
 
 
-def test_what_counts_is_the_file(run: runlog.Run, pictures: common.Pictures) -> None:
+def test_what_counts_is_the_file(run: reporting.Run, pictures: inference.Pictures) -> None:
     result = attacked(run, pictures, SHORT(eps=(0.0, 16 / 255, 1.0)), limit=3)
     clf, variables = network()
     variables = jax.device_put(clf.fold_batch_norm(variables))
@@ -69,8 +73,8 @@ def test_what_counts_is_the_file(run: runlog.Run, pictures: common.Pictures) -> 
         original = pictures.images[[str(p) for p in pictures.paths].index(row["path"])].astype(int)
         assert np.abs(saved - original).max() <= levels
         assert row["linf"] * 255 == pytest.approx(np.abs(saved - original).max(), abs=1e-3)
-        name = common.class_table(clf).display(
-            int(common.all_logits(clf, variables, saved.astype(np.uint8)[None]).argmax())
+        name = inference.class_table(clf).display(
+            int(inference.all_logits(clf, variables, saved.astype(np.uint8)[None]).argmax())
         )
         assert row["to"] == name and row["survives_png"] == (name != row["from"])
         assert row["ssim"] == pytest.approx(1.0) if levels == 0 else row["ssim"] < 1
@@ -79,7 +83,7 @@ def test_what_counts_is_the_file(run: runlog.Run, pictures: common.Pictures) -> 
     assert result["after"]["16/255"]["as they are"]["success"] == result["success_rate"]["16/255"]
 
 
-def test_wrong_from_the_start_is_no_success(run: runlog.Run, pictures: common.Pictures) -> None:
+def test_wrong_from_the_start_is_no_success(run: reporting.Run, pictures: inference.Pictures) -> None:
     truth = called(pictures.images.tobytes()).copy()
     truth[[1, 3]] = (truth[[1, 3]] + 1) % 1000
     result = attacked(run, pictures, SHORT(eps=(0.0,)), truth=truth)
@@ -90,22 +94,24 @@ def test_wrong_from_the_start_is_no_success(run: runlog.Run, pictures: common.Pi
         attacked(run, pictures, SHORT(), truth=(called(pictures.images.tobytes()) + 1) % 1000)
 
 
-def test_batches_do_not_matter(run: runlog.Run, pictures: common.Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_do_not_matter(
+    run: reporting.Run, pictures: inference.Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three in batches of two: the last is filled up, the filling is left out."""
     how, read = (
         SHORT(eps=(2 / 255,), early_stop=False),
         lambda rows: [data.decode(row["png"]) for row in rows["images"]],
     )
-    three = common.Pictures(pictures.paths[:3], pictures.images[:3], [])
+    three = inference.Pictures(pictures.paths[:3], pictures.images[:3], [])
     whole = read(attacked(run, three, how))
-    monkeypatch.setattr(attack, "BATCH", 2)
-    again = runlog.start("test", run.workdir.parent / "again", {"seed": 0})
+    monkeypatch.setattr(attacked_module, "BATCH", 2)
+    again = reporting.start("test", run.workdir.parent / "again", {"seed": 0})
     ragged = read(attacked(again, three, how))
     assert len(ragged) == 3 and np.abs(np.asarray(ragged, int) - np.asarray(whole, int)).max() <= 4
     assert np.mean(np.asarray(ragged) == np.asarray(whole)) > 0.9  # sums of another batch may round otherwise
 
 
-def test_a_network_with_constant_logits_is_told_by_the_panel(run: runlog.Run, pictures: common.Pictures) -> None:
+def test_a_network_with_constant_logits_is_told_by_the_panel(run: reporting.Run, pictures: inference.Pictures) -> None:
     variables = jax.tree.map(np.zeros_like, network()[1])
     panel = attacked(run, pictures, SHORT(steps=2, eps=(8 / 255,), panel=True), variables, limit=2)["checks"]
     failed = {name for name, line in panel.items() if not line["passed"]}
@@ -117,21 +123,21 @@ def test_a_network_with_constant_logits_is_told_by_the_panel(run: runlog.Run, pi
     } <= failed
 
 
-def test_targets(run: runlog.Run, pictures: common.Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets(run: reporting.Run, pictures: inference.Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     clf, variables = network()
     top = int(called(pictures.images.tobytes())[0])
-    name = common.class_table(clf).entries[top].wnid
+    name = inference.class_table(clf).entries[top].wnid
     with pytest.raises(ValueError, match="none of the 1 pictures is left to attack"):  # the target is the label
-        attacked(run, common.Pictures(pictures.paths[:1], pictures.images[:1], []), SHORT(), target=name)
-    aims, climb_all = [], attack.climb_all
+        attacked(run, inference.Pictures(pictures.paths[:1], pictures.images[:1], []), SHORT(), target=name)
+    aims = []
 
-    def spied(climb: Any, variables: Any, originals: np.ndarray, members: np.ndarray, *rest: Any) -> Any:
+    def spied(attack: Any, variables: Any, originals: np.ndarray, members: np.ndarray, *rest: Any) -> Any:
         aims.append(np.argwhere(members).tolist())
-        return climb_all(climb, variables, originals, members, *rest)
+        return climb(attack, variables, originals, members, *rest)
 
     monkeypatch.setattr(attack, "climb_all", spied)
     attacked(run, pictures, SHORT(eps=(0.0,)), target=attack.LEAST, limit=2)
-    clean = common.all_logits(clf, jax.device_put(clf.fold_batch_norm(variables)), pictures.images[:2])
+    clean = inference.all_logits(clf, jax.device_put(clf.fold_batch_norm(variables)), pictures.images[:2])
     assert aims == [[[i, int(row.argmin())] for i, row in enumerate(clean)]]
 
 
@@ -149,14 +155,14 @@ def test_targets(run: runlog.Run, pictures: common.Pictures, monkeypatch: pytest
     ],
 )
 def test_wrong_settings_are_one_sentence(
-    run: runlog.Run, pictures: common.Pictures, changes: dict[str, Any], says: str
+    run: reporting.Run, pictures: inference.Pictures, changes: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        attacked(run, pictures, attack.Settings(**changes))
+        attacked(run, pictures, Settings(**changes))
 
 
 @pytest.mark.parametrize("words", ["300/255", "-1/255", "8/255,2", "eight", "1/0", "nan", "8/", "0.25/255/2"])
 def test_radii_out_of_range_are_one_sentence(words: str) -> None:
     with pytest.raises(ValueError, match="outside .0, 1.|is not a number; write it as 4/255"):
-        attack.radii(words, "linf")
-    assert attack.radii("0.25/255, 4/255,0.5", "linf") == [0.25 / 255, 4 / 255, 0.5]
+        cli.radii(words, "linf")
+    assert cli.radii("0.25/255, 4/255,0.5", "linf") == [0.25 / 255, 4 / 255, 0.5]

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import attacks, classifier, data, pixels, report
-from tl.attacks import apgd, goals, gradient, norms, queue
+from tl import attacks, data, models, pixels, reporting
+from tl.attacks import apgd, goals, gradient, norms
+from tl.attacks.slots import work
 
 SIZE, CLASSES, COUNT = 6, 5, 4
 GOALS = {"targeted": goals.TARGETED, "untargeted": goals.UNTARGETED}
@@ -149,7 +150,7 @@ def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_pa
     assert found[3].success.all() or name in WEAK or norm == "l1"  # 12 levels are plenty here
 
     for i, image in enumerate(found[2].images):  # and it is what the saved file is called
-        report.save_png(tmp_path / f"{i}.png", np.asarray(image))
+        reporting.save_png(tmp_path / f"{i}.png", np.asarray(image))
     read = np.stack([data.decode(tmp_path / f"{i}.png") for i in range(COUNT)])
     np.testing.assert_array_equal(read, pixels.to_uint8(found[2].images))
 
@@ -215,7 +216,7 @@ def test_each_row_takes_the_steps_that_it_needs_and_no_row_waits_for_another(slo
     def init(need: jax.Array, best: jax.Array) -> Count:
         return Count(best, best == need)
 
-    best, steps = jax.jit(lambda: queue.work(init, step, need, jnp.zeros(7, jnp.int32), todo, slots=slots))()
+    best, steps = jax.jit(lambda: work(init, step, need, jnp.zeros(7, jnp.int32), todo, slots=slots))()
     jax.effects_barrier()
     wanted = jnp.where(todo, need, 0)
     np.testing.assert_array_equal(best, wanted)
@@ -496,7 +497,7 @@ def test_unknown_names_come_with_the_nearest() -> None:
 def test_a_dalmatian_becomes_any_cat(tmp_path: Path) -> None:
     """EfficientNet-Lite0, 8/255: judged as anybody would who was sent the file; as much noise does nothing."""
     try:
-        clf, variables = classifier.load("efficientnet_lite0")
+        clf, variables = models.load("efficientnet_lite0")
         photograph = next(p for p in data.photographs() if p.index == 251)
     except ValueError as error:
         pytest.skip(str(error))
@@ -505,7 +506,7 @@ def test_a_dalmatian_becomes_any_cat(tmp_path: Path) -> None:
     members = goals.members([clf.classes.find("any cat")], 1000)  # pyright: ignore
     run = attacks.make(gradient.pgd(steps=15), clf.logits, norm=norms.LINF, goal=goals.TARGETED)
     found = run(variables, KEY, pixels.to_images01(image8)[None], members, eps=8 / 255, step_size=2 / 255)
-    report.save_png(tmp_path / "cat.png", np.asarray(found.images[0]))
+    reporting.save_png(tmp_path / "cat.png", np.asarray(found.images[0]))
     read = data.decode(tmp_path / "cat.png")
     assert np.abs(read.astype(int) - image8).max() <= 8
     noisy = np.clip(image8 + np.random.default_rng(0).choice([-8, 8], image8.shape), 0, 255).astype(np.uint8)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import _common as common
 from experiments import audit, describe
-from tl import backbones, heads, labels, pixels, report
+from tl import backbones, inference, labels, pixels, reporting
 from tl.backbones.spec import BackboneSpec
-from tl.classifier import Classifier, Provenance
+from tl.models import Classifier, Provenance, heads
+from tl.pages import common
 from tl.pixels import CAFFE, IMAGENET_MEAN, IMAGENET_STD, INCEPTION, LITE, TORCHVISION, PixelSpec, prepare
 from tl.weights import store
 
@@ -59,14 +59,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         for i in range(3):
             noisy = np.array(colour) + 0.03 * rng.standard_normal((20, 24, 3))
-            report.save_png(folder / name / f"{i}.png", np.clip(noisy, 0, 1).astype(np.float32))
+            reporting.save_png(folder / name / f"{i}.png", np.clip(noisy, 0, 1).astype(np.float32))
     return folder
 
 
 def compared(own: PixelSpec, folder: Path, labelled: bool = True):
     clf, variables = network(own)
-    pictures = {r: common.read_pictures(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
-    truth = audit.folder_labels(clf, pictures["shorter"].paths) if labelled else None
+    pictures = {r: inference.read_pictures(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
+    truth = inference.folder_labels(clf, pictures["shorter"].paths) if labelled else None
     return audit.compare(clf, variables, pictures, truth)
 
 
@@ -95,8 +95,8 @@ def test_wrong_weights_files_are_told(folder: Path):
     """The specification that came with these weights is not the one they were trained with."""
     clf, variables = network(CAFFE)
     clf = clf.with_pixels(**audit.values(TORCHVISION))
-    pictures = {r: common.read_pictures(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
-    result = audit.compare(clf, variables, pictures, audit.folder_labels(clf, pictures["shorter"].paths))
+    pictures = {r: inference.read_pictures(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
+    result = audit.compare(clf, variables, pictures, inference.folder_labels(clf, pictures["shorter"].paths))
     assert result["best"] == "caffe" and "not what they came with" in audit.verdict(result)
 
 
@@ -290,7 +290,7 @@ def test_every_architecture_has_weights_with_licence_source_and_top1():
     ],
 )
 def test_a_spec_in_words(spec: PixelSpec, words: str):
-    assert describe.in_words(spec) == words
+    assert common.in_words(spec) == words
 
 
 def test_rules_as_users_write_them():

@@ -23,8 +23,9 @@ import numpy as np
 import optax
 import pytest
 
-from tl import checkpoints, optim, runlog, train
+from tl import optim, reporting
 from tl.paths import FROZEN, TRAINABLE
+from tl.training import checkpoints, step
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_training_state_comes_back_bit_for_bit_with_its_types(kept):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(lambda _: 1e-3))
     rules = (("head/.*", TRAINABLE), (".*", FROZEN))
     state = {
-        "train": train.init(params, rules, optimizer),  # NamedTuples, empty states, None where a leaf is frozen
+        "train": step.init(params, rules, optimizer),  # NamedTuples, empty states, None where a leaf is frozen
         "key": jax.random.key(7),
         "keys": jax.random.split(jax.random.key(3, impl="rbg"), 4),
         "half": jnp.array([1.0, jnp.inf, jnp.nan, 1e-40], jnp.bfloat16),
@@ -73,7 +74,7 @@ def test_a_training_state_comes_back_bit_for_bit_with_its_types(kept):
     kept.save(5, state, position=position, metrics={"loss": 0.25, "top1": np.float32(0.5)})
     tree, found, metrics = kept.restore(5, like=state)
     assert_same(tree, state)
-    assert isinstance(tree["train"], train.TrainState) and not tree["key"].committed
+    assert isinstance(tree["train"], step.TrainState) and not tree["key"].committed
     assert found == position and metrics == {"loss": 0.25, "top1": 0.5}
     assert jax.random.bits(tree["key"]) == jax.random.bits(state["key"])
 
@@ -298,7 +299,7 @@ def test_a_process_that_forgets_to_close_exits_and_its_save_is_whole(tmp_path):
 def test_resuming_with_other_flags_names_each_that_differs(tmp_path):
     flags = {"lr": 0.001, "data": "elpv", "images": ("a", "b"), "seed": 3, "resume": False, "workdir": "", "old": None}
     checkpoints.same_flags(tmp_path, flags)  # nothing was started here
-    runlog.start("transfer", tmp_path, flags)
+    reporting.start("transfer", tmp_path, flags)
     checkpoints.same_flags(tmp_path, flags | {"resume": True, "workdir": str(tmp_path)})
     del flags["old"]
     now = flags | {"lr": 0.01, "data": "folder:x", "seed": 4, "mixup": 0.2, "epochs": None}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tl import attacks, pixels
-from tl.attacks import baselines, blackbox, checks, goals, gradient, norms
-from tl.attacks.checks import Check
+from tl.attacks import baselines, blackbox, goals, gradient, norms, sanity_checks
+from tl.attacks.sanity_checks import Check
 
 SIZE, CLASSES, COUNT = 6, 4, 8
 N = 3 * SIZE * SIZE
@@ -29,31 +29,31 @@ SURE = np.float32([[0.9, 0.1], [0.2, 0.8]])
 @pytest.mark.parametrize(
     ("check", "passed", "found"),
     [
-        (checks.gradients_flow(STEEP), True, 0),
-        (checks.gradients_flow(np.stack([FLAT[0], STEEP[0]])), False, 0.5),
-        (checks.gradients_flow(np.stack([FLAT[0] * np.nan, STEEP[0]])), False, 0.5),
-        (checks.logits_not_probabilities(np.log(SURE)), True, 0),
-        (checks.logits_not_probabilities(SURE * 2), True, 0),
-        (checks.logits_not_probabilities(SURE), False, 1),
-        (checks.logits_vary(SURE), True, np.float32(0.7)),
-        (checks.logits_vary(SURE[[0, 0]]), False, 0),
-        (checks.calls_agree(SURE, SURE.copy()), True, 0),
-        (checks.calls_agree(SURE, SURE + np.float32([0, 0.5])), False, 0.5),
-        (checks.calls_agree(SURE, SURE * np.nan), False, np.nan),
-        (checks.whole_box_breaks(np.ones(4, bool)), True, 1),
-        (checks.whole_box_breaks(np.arange(4) > 0), False, 0.75),
-        (checks.curve_rises([0.1, 0.5, 0.5, 1.0], 20), True, 0),
-        (checks.curve_rises([0.1, 0.5, 0.45, 1.0], 20), True, 0.05),
-        (checks.curve_rises([0.1, 0.5, 0.3, 1.0], 20), False, 0.2),
-        (checks.curve_rises([0.1], 20), True, 0),
-        (checks.noise_is_weaker(0.1, 0.9), True, 0.1),
-        (checks.noise_is_weaker(0.9, 0.9), False, 0.9),
-        (checks.noise_is_weaker(0.0, 0.0), False, 0),
-        (checks.black_box_no_better(0.5, 0.5), True, 0.5),
-        (checks.black_box_no_better(0.6, 0.5), False, 0.6),
-        (checks.steps_suffice(0.5, 0.51, 200), True, 0.01),
-        (checks.steps_suffice(0.5, 0.6, 10), True, 0.1),
-        (checks.steps_suffice(0.5, 0.6, 200), False, 0.1),
+        (sanity_checks.gradients_flow(STEEP), True, 0),
+        (sanity_checks.gradients_flow(np.stack([FLAT[0], STEEP[0]])), False, 0.5),
+        (sanity_checks.gradients_flow(np.stack([FLAT[0] * np.nan, STEEP[0]])), False, 0.5),
+        (sanity_checks.logits_not_probabilities(np.log(SURE)), True, 0),
+        (sanity_checks.logits_not_probabilities(SURE * 2), True, 0),
+        (sanity_checks.logits_not_probabilities(SURE), False, 1),
+        (sanity_checks.logits_vary(SURE), True, np.float32(0.7)),
+        (sanity_checks.logits_vary(SURE[[0, 0]]), False, 0),
+        (sanity_checks.calls_agree(SURE, SURE.copy()), True, 0),
+        (sanity_checks.calls_agree(SURE, SURE + np.float32([0, 0.5])), False, 0.5),
+        (sanity_checks.calls_agree(SURE, SURE * np.nan), False, np.nan),
+        (sanity_checks.whole_box_breaks(np.ones(4, bool)), True, 1),
+        (sanity_checks.whole_box_breaks(np.arange(4) > 0), False, 0.75),
+        (sanity_checks.curve_rises([0.1, 0.5, 0.5, 1.0], 20), True, 0),
+        (sanity_checks.curve_rises([0.1, 0.5, 0.45, 1.0], 20), True, 0.05),
+        (sanity_checks.curve_rises([0.1, 0.5, 0.3, 1.0], 20), False, 0.2),
+        (sanity_checks.curve_rises([0.1], 20), True, 0),
+        (sanity_checks.noise_is_weaker(0.1, 0.9), True, 0.1),
+        (sanity_checks.noise_is_weaker(0.9, 0.9), False, 0.9),
+        (sanity_checks.noise_is_weaker(0.0, 0.0), False, 0),
+        (sanity_checks.black_box_no_better(0.5, 0.5), True, 0.5),
+        (sanity_checks.black_box_no_better(0.6, 0.5), False, 0.6),
+        (sanity_checks.steps_suffice(0.5, 0.51, 200), True, 0.01),
+        (sanity_checks.steps_suffice(0.5, 0.6, 10), True, 0.1),
+        (sanity_checks.steps_suffice(0.5, 0.6, 200), False, 0.1),
     ],
     ids=lambda value: value.name if isinstance(value, Check) else "",
 )
@@ -72,7 +72,7 @@ def test_gradients_are_each_picture_s_own_a_few_at_a_time() -> None:
         seen.append(len(images01))
         return network(variables, images01)
 
-    found = checks._slopes(spied, goals.UNTARGETED, 3)(PLAIN, (IMAGES01, RIGHT))
+    found = sanity_checks._slopes(spied, goals.UNTARGETED, 3)(PLAIN, (IMAGES01, RIGHT))
     assert set(seen) == {3}
     plain = jax.jit(jax.grad(lambda x: jnp.sum(goals.UNTARGETED.score(network(PLAIN, x), RIGHT))))(IMAGES01)
     np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-7)
@@ -117,7 +117,7 @@ MADE: dict[str, Any] = {
     "whole": WHITE,
     "doubled": make(gradient.pgd(steps=40)),
     "black": make(blackbox.square(steps=100)),
-    "noise": make(baselines.noise(steps=checks.DRAWS)),
+    "noise": make(baselines.noise(steps=sanity_checks.DRAWS)),
 }
 
 
@@ -125,7 +125,7 @@ def panel(kind: str) -> dict[str, Check]:
     variables = NET | {"kind": jnp.int32(KINDS.index(kind))}
     top = np.asarray(network(variables, jnp.asarray(IMAGES01))).argmax(axis=1)
     members = goals.members(top[:, None].tolist(), CLASSES)
-    lines = checks.panel(network, variables, KEY, IMAGES01, members, **MADE)
+    lines = sanity_checks.panel(network, variables, KEY, IMAGES01, members, **MADE)
     print("\n".join(map(str, lines)))
     return {line.name: line for line in lines}
 
@@ -165,6 +165,6 @@ def test_a_constant_network_is_told() -> None:
 
 def test_pictures_that_meet_the_goal_already_are_left_out() -> None:
     with pytest.raises(ValueError, match="all 8 pictures meet the goal as they are"):
-        checks.panel(network, PLAIN, KEY, IMAGES01, ~RIGHT, **MADE)
+        sanity_checks.panel(network, PLAIN, KEY, IMAGES01, ~RIGHT, **MADE)
     with pytest.raises(ValueError, match="curve must rise and hold 1.0"):
-        checks.panel(network, PLAIN, KEY, IMAGES01, RIGHT, curve=(1.0, 0.5), **MADE)
+        sanity_checks.panel(network, PLAIN, KEY, IMAGES01, RIGHT, curve=(1.0, 0.5), **MADE)

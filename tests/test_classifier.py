@@ -1,4 +1,4 @@
-"""`tl.classifier`: what goes in is checked, what `load` brings, what `save` keeps, and real photographs by their names."""
+"""`tl.models`: what goes in is checked, what `load` brings, what `save` keeps, and real photographs by their names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tl import backbones, heads, labels, pixels
+from tl import backbones, labels, pixels
 from tl.backbones.layers import NormSpec
 from tl.backbones.mobilenet import InvertedResidualNet, Row
 from tl.backbones.spec import BackboneSpec
 from tl.backbones.vgg import VGG, VGGTop
-from tl.classifier import Classifier, Provenance, adapt_channels, load, save
 from tl.data.decode import decode
 from tl.data.packaged import photographs
+from tl.models import Classifier, Provenance, adapt_channels, heads, load, save
 from tl.paths import digest, flatten
 from tl.pixels import PixelSpec
 from tl.types import Mode, Variables

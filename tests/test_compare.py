@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from experiments import compare
-from experiments._objectives import Wish
-from tl import classifier, data, report, runlog
-from tl.classifier import Provenance
+from tl import data, models, reporting
+from tl.models import Provenance
+from tl.visualize.specs import Wish
 
 SIZE = 64
 
 
 @functools.cache
-def network() -> tuple[classifier.Classifier, Any]:
-    clf, _ = classifier.load("squeezenet1_1", weights="random")
+def network() -> tuple[models.Classifier, Any]:
+    clf, _ = models.load("squeezenet1_1", weights="random")
     clf = clf.with_pixels(size=SIZE)
     return clf, jax.tree.map(np.asarray, jax.jit(clf.init)(jax.random.key(0)))
 
@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The two classifiers as they were saved: before, after."""
     clf, variables = network()
     return tuple(
-        classifier.save(tmp_path_factory.mktemp(name), clf, v)
+        models.save(tmp_path_factory.mktemp(name), clf, v)
         for name, v in (("before", variables), ("after", perturbed()))
     )  # type: ignore[return-value]
 
@@ -55,7 +55,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
         (folder / name).mkdir()
         for i in range(n):
             coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-            report.save_png(folder / name / f"{i}.png", np.kron(coarse, np.ones((18, 18, 1), np.uint8)))
+            reporting.save_png(folder / name / f"{i}.png", np.kron(coarse, np.ones((18, 18, 1), np.uint8)))
     (folder / "dog" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     return data.get(f"folder:{folder}")
 
@@ -65,8 +65,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def run_of(folder: Path) -> runlog.Run:
-    return runlog.start("compare", folder, {"seed": 0})
+def run_of(folder: Path) -> reporting.Run:
+    return reporting.start("compare", folder, {"seed": 0})
 
 
 def test_what_moved_is_found_and_shown(folders: tuple[Path, Path], pictures: data.DataSpec, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_moved_is_found_and_shown(folders: tuple[Path, Path], pictures: dat
     assert before.clf is after.clf  # so that it compiles once
     run = run_of(tmp_path)
     result, sections = compare.compare(run, before, after, pictures, channels=2, steps=2)
-    run.finish(result, report.page("title", "lead", sections, facts={}))
+    run.finish(result, reporting.page("title", "lead", sections, facts={}))
     result = json.loads((tmp_path / "result.json").read_text())
 
     assert list(result["cka"]) == ["stem", "stage1", "stage2", "stage3"] and result["n"] == 6
@@ -171,15 +171,15 @@ def test_what_is_wrong_is_told_before_anything_is_computed(
 
 
 def test_another_architecture_is_told(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    real, (clf, variables) = classifier.load, network()
+    real, (clf, variables) = models.load, network()
     other = dataclasses.replace(clf, arch="resnet18")
-    monkeypatch.setattr(classifier, "load", lambda name, **how: (other, variables) if "/" not in name else real(name))
+    monkeypatch.setattr(models, "load", lambda name, **how: (other, variables) if "/" not in name else real(name))
     with pytest.raises(ValueError, match=f"--model={folders[1]} is squeezenet1_1, and --before=resnet18 is resnet18"):
         compare.load_pair(str(folders[1]), "resnet18")
 
 
 def test_a_file_of_weights_may_be_before(folders: tuple[Path, Path]) -> None:
-    _, _, before, after = compare.load_pair(str(folders[1]), str(folders[0] / classifier.VARIABLES))
+    _, _, before, after = compare.load_pair(str(folders[1]), str(folders[0] / models.VARIABLES))
     assert compare.unmoved(before, after) != [] and before.clf.pixels.size == after.clf.pixels.size == SIZE
 
 
@@ -201,7 +201,7 @@ def test_a_file_of_weights_may_be_before(folders: tuple[Path, Path]) -> None:
 def test_what_a_classifier_was_learned_from(name: str, origin: str, found: Any) -> None:
     clf = dataclasses.replace(network()[0], weights=Provenance(name, "0" * 64, origin))
     if isinstance(found, tuple):
-        assert classifier.learned_from(clf) == found
+        assert models.learned_from(clf) == found
         return
     with pytest.raises(ValueError, match=found):
-        classifier.learned_from(clf)
+        models.learned_from(clf)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments import doctor as command
-from tl import runlog
+from tl import reporting
 from tl.data import DataSpec, Example, Source, folder
 from tl.data.doctor import examine
 
@@ -160,7 +160,7 @@ def test_the_command_tells_all_and_changes_nothing(
 ) -> None:
     before = state(tmp_path / "sick")
     monkeypatch.setattr(command, "FLAGS", type("Flags", (), {"data": f"folder:{tmp_path / 'sick'}"}))
-    run = runlog.start("doctor", tmp_path / "run", {"seed": 0})
+    run = reporting.start("doctor", tmp_path / "run", {"seed": 0})
     command.main(run)
     assert state(tmp_path / "sick") == before
     result = json.loads((run.workdir / "result.json").read_text())

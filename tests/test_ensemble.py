@@ -12,8 +12,8 @@ import pytest
 
 from tl import attacks, pixels
 from tl.attacks import apgd, baselines, ensemble, fab, goals, gradient, norms
-from tl.attacks.frame import Best, Search, Task, keep
-from tl.attacks.queue import rows
+from tl.attacks.base import Best, Search, Task, keep
+from tl.attacks.slots import rows
 
 SIZE, CLASSES, COUNT = 4, 5, 12
 N = 3 * SIZE * SIZE

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _common as common
-from experiments import _evaluation as evaluation
 from experiments import evaluate
-from tl import classifier, data, heads, labels, metrics, pixels, report, runlog
+from tl import data, inference, labels, metrics, models, pixels, reporting
+from tl.evaluation import robust, sets
+from tl.models import heads
+from tl.pages import evaluation
 
 SIZE = 32
 TEMPERATURE = 2.5
@@ -22,7 +23,7 @@ TEMPERATURE = 2.5
 
 @functools.cache
 def network():
-    clf, _ = classifier.load("mobilenetv1_025_keras", weights="random")
+    clf, _ = models.load("mobilenetv1_025_keras", weights="random")
     clf = clf.with_pixels(size=SIZE, resize="squash")
     clf = clf.with_head(heads.Linear(3), labels.from_names(["pug", "bengal", "siamese"], name="pets"))
     variables = jax.tree.map(np.asarray, jax.jit(clf.init)(jax.random.key(0)))
@@ -32,7 +33,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return classifier.save(tmp_path_factory.mktemp("model"), *network(), record={"temperature": TEMPERATURE})
+    return models.save(tmp_path_factory.mktemp("model"), *network(), record={"temperature": TEMPERATURE})
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +44,22 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, n in (("Bengal", 11), ("pug", 7)):
         (folder / name).mkdir()
         for i in range(n):
-            report.save_png(folder / name / f"{i}.png", rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+            reporting.save_png(folder / name / f"{i}.png", rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
     (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     return folder
 
 
 def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path) -> None:
-    clf, variables = classifier.load(str(saved))
+    clf, variables = models.load(str(saved))
     spec = data.get(f"folder:{pets}")
-    run = runlog.start("evaluate", tmp_path, {"seed": 0})
-    temperature = classifier.record(saved)["temperature"]
+    run = reporting.start("evaluate", tmp_path, {"seed": 0})
+    temperature = models.record(saved)["temperature"]
     result, sections = evaluate.evaluate(run, clf, variables, spec, temperature)
-    run.finish(result, report.page("title", "lead", sections, facts={}))
+    run.finish(result, reporting.page("title", "lead", sections, facts={}))
     result = json.loads((tmp_path / "result.json").read_text())
 
     pictures = [clf.prepare(data.decode(e.path)) for e in spec.examples if "broken" not in str(e.path)]
-    logits = common.all_logits(clf, variables, np.stack(pictures))
+    logits = inference.all_logits(clf, variables, np.stack(pictures))
     truth = np.array([1] * 11 + [0] * 7)
     for name, value in metrics.summarise(logits, truth).items():
         assert result[name] == value, name
@@ -85,12 +86,12 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
 @pytest.mark.optimised
 def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pets: Path) -> None:
     """In `evaluate`, in `predict`, and by a user who calls what `load` returned on a batch of the same size."""
-    clf, variables = classifier.load(str(saved))
-    spec = evaluation.as_the_network(data.get(f"folder:{pets}"), common.class_table(clf))
-    said = evaluation.predictions(clf, jax.device_put(variables), spec)
-    pictures = common.read_pictures(clf, str(pets))
+    clf, variables = models.load(str(saved))
+    spec = sets.as_the_network(data.get(f"folder:{pets}"), inference.class_table(clf))
+    said = sets.predictions(clf, jax.device_put(variables), spec)
+    pictures = inference.read_pictures(clf, str(pets))
     assert [str(path) for path in pictures.paths] == [str(e.path) for e in said.examples]
-    np.testing.assert_array_equal(said.logits, common.all_logits(clf, variables, pictures.images))
+    np.testing.assert_array_equal(said.logits, inference.all_logits(clf, variables, pictures.images))
     by_hand = jax.jit(lambda v, x: clf.apply(v, x).logits)(variables, pixels.to_images01(pictures.images[:16]))
     np.testing.assert_array_equal(said.logits[:16], by_hand)
     original = jax.jit(network()[0].logits)(network()[1], pixels.to_images01(pictures.images[:16]))
@@ -101,13 +102,13 @@ def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
     clf, _ = network()
     spec = dataclasses.replace(data.get(f"folder:{pets}"), classes=("bengal", "pugg"))
     with pytest.raises(ValueError, match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'"):
-        evaluation.as_the_network(spec, common.class_table(clf))
+        sets.as_the_network(spec, inference.class_table(clf))
     imagenet = labels.imagenet()
     spec = dataclasses.replace(spec, classes=("tabby", "any cat"))
     with pytest.raises(
         ValueError, match="the class 'any cat' of folder:.* names 5 learned classes; wanted one of them"
     ):
-        evaluation.as_the_network(spec, imagenet)
+        sets.as_the_network(spec, imagenet)
 
 
 def test_the_part_of_a_set_that_is_asked(pets: Path) -> None:
@@ -123,11 +124,11 @@ def test_the_part_of_a_set_that_is_asked(pets: Path) -> None:
 
 
 def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
-    clf, variables = classifier.load(str(saved))
+    clf, variables = models.load(str(saved))
     for name in ("pug", "bengal"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
-    run = runlog.start("evaluate", tmp_path / "run", {"seed": 0})
+    run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
     with pytest.raises(ValueError, match="none of the 2 pictures of folder:.* can be read; look with doctor"):
         evaluate.evaluate(run, clf, variables, data.get(f"folder:{tmp_path / 'set'}"), 1.0)
 
@@ -135,14 +136,14 @@ def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
 def test_accuracy_under_attack(pets: Path) -> None:
     """Fewer stand an attack than are named rightly, and more queries are asked only of who has any."""
     clf, variables = network()
-    spec = evaluation.as_the_network(data.get(f"folder:{pets}"), common.class_table(clf))
-    row = evaluation.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
-    said = evaluation.predictions(clf, variables, spec)
+    spec = sets.as_the_network(data.get(f"folder:{pets}"), inference.class_table(clf))
+    row = robust.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
+    said = sets.predictions(clf, variables, spec)
     assert row["n"] == 18 and row["clean"] == (said.logits.argmax(axis=1) == said.labels).mean()
     assert 0 <= row["top1"] < row["clean"] and row["top1_ci95"] == list(metrics.wilson(round(18 * row["top1"]), 18))
     (line,) = evaluation.robust_lines({"now": row})
-    assert line.startswith(f"now: {report.percent(row['top1'])} ") and "within 8/255 under fgsm" in line
+    assert line.startswith(f"now: {reporting.percent(row['top1'])} ") and "within 8/255 under fgsm" in line
     with pytest.raises(ValueError, match=r"robust_eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"):
-        evaluation.robust(clf, variables, spec, eps=2.0)
+        robust.robust(clf, variables, spec, eps=2.0)
     with pytest.raises(ValueError, match="robust_queries are of --robust_attack=autoattack; fgsm has none"):
-        evaluation.robust(clf, variables, spec, eps=0.01, method="fgsm", queries=9)
+        robust.robust(clf, variables, spec, eps=0.01, method="fgsm", queries=9)

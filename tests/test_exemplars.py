@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from tl import classifier, data, heads, labels, pixels, report
-from tl.classifier import Classifier
+from tl import data, labels, models, pixels, reporting
+from tl.models import Classifier, classifier, heads
 from tl.types import Variables
 from tl.visualize import exemplars
 
@@ -18,7 +18,7 @@ COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "grey": (0.5
 
 @pytest.fixture(scope="module")
 def net() -> tuple[Classifier, Variables]:
-    clf, variables = classifier.load("squeezenet1_1", weights="random")
+    clf, variables = models.load("squeezenet1_1", weights="random")
     return clf.with_pixels(size=64), variables
 
 
@@ -28,7 +28,7 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, rng = tmp_path_factory.mktemp("album"), np.random.default_rng(0)
     for name, colour in COLOURS.items():
         noisy = np.array(colour) + 0.1 * rng.standard_normal((70, 80, 3))
-        report.save_png(folder / f"{name}.png", np.clip(noisy, 0, 1).astype(np.float32))
+        reporting.save_png(folder / f"{name}.png", np.clip(noisy, 0, 1).astype(np.float32))
     (folder / "broken.png").write_bytes(b"not a picture")
     return [folder / "broken.png", *(folder / f"{name}.png" for name in COLOURS)]
 

@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import _common as common
 from experiments import predict, transfer
-from tl import classifier, data, report, runlog
-from tl.fit import Recipe
+from tl import data, inference, models, reporting
+from tl.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32
@@ -26,7 +25,7 @@ SIZE = 32
 
 @functools.cache
 def network():
-    clf, variables = classifier.load("resnet18", weights="random")
+    clf, variables = models.load("resnet18", weights="random")
     return clf.with_pixels(size=SIZE), variables
 
 
@@ -39,25 +38,25 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / label).mkdir()
         for i in range(12):
             noise = 0.1 * rng.standard_normal((40, 40, 3))
-            report.save_png(folder / label / f"{i}.png", np.clip(np.array(colour) + noise, 0, 1).astype(np.float32))
+            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(colour) + noise, 0, 1).astype(np.float32))
     (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     return folder
 
 
 @pytest.fixture()
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runlog.Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    return runlog.start("test", tmp_path / "run", {"seed": 0})
+    return reporting.start("test", tmp_path / "run", {"seed": 0})
 
 
-def finish(run: runlog.Run, result: dict, sections: list) -> dict:
-    run.finish(result, report.page("title", "lead", sections, facts=run.facts()))
+def finish(run: reporting.Run, result: dict, sections: list) -> dict:
+    run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
     return json.loads((run.workdir / "result.json").read_text())
 
 
-def test_predict(run: runlog.Run, pets: Path) -> None:
+def test_predict(run: reporting.Run, pets: Path) -> None:
     clf, variables = network()
-    pictures = common.read_pictures(clf, str(pets))
+    pictures = inference.read_pictures(clf, str(pets))
     labels = np.full(len(pictures.paths), -1)
     labels[0] = 7
     result = finish(run, *predict.predict(run, clf, variables, pictures, labels, 5))
@@ -71,7 +70,7 @@ def test_predict(run: runlog.Run, pets: Path) -> None:
 
 
 @pytest.mark.parametrize("tune", ["probe", "head"])
-def test_transfer_learns_saves_and_reuses(run: runlog.Run, pets: Path, tune: str) -> None:
+def test_transfer_learns_saves_and_reuses(run: reporting.Run, pets: Path, tune: str) -> None:
     clf, variables = network()
     spec = data.get(f"folder:{pets}")
     settings = transfer.Settings(Recipe(tune=tune, epochs=40, batch_size=8, lr=0.05))
@@ -82,21 +81,21 @@ def test_transfer_learns_saves_and_reuses(run: runlog.Run, pets: Path, tune: str
     assert [skip["path"].rsplit("/", 1)[-1] for skip in result["skipped"]] == ["broken.jpg"]
     assert sum(map(sum, result["confusion"])) == 6
 
-    again = runlog.start("test", run.workdir.parent / "again", {"seed": 0})
+    again = reporting.start("test", run.workdir.parent / "again", {"seed": 0})
     assert transfer.transfer(again, clf, variables, spec, None, settings)[0]["test"] == result["test"]
 
-    saved, saved_variables = classifier.load(result["model"])
+    saved, saved_variables = models.load(result["model"])
     assert saved.classes is not None and saved.classes.find("any cat") == (0,)
     _, test_side = data.split(spec, seed=0)
-    pictures = common.read_pictures(saved, [str(example.path) for example in test_side.examples])
-    logits = common.all_logits(saved, saved_variables, pictures.images)
+    pictures = inference.read_pictures(saved, [str(example.path) for example in test_side.examples])
+    logits = inference.all_logits(saved, saved_variables, pictures.images)
     by_name = {example.path.name: example.label for example in test_side.examples if example.path in pictures.paths}
     assert by_name and [int(i) for i in logits.argmax(axis=1)] == [
         next(e.label for e in test_side.examples if e.path == path) for path in pictures.paths
     ]
 
 
-def test_transfer_refuses_other_classes(run: runlog.Run, pets: Path, tmp_path: Path) -> None:
+def test_transfer_refuses_other_classes(run: reporting.Run, pets: Path, tmp_path: Path) -> None:
     clf, variables = network()
     (tmp_path / "other").mkdir()
     for label in ("bengal", "poodle"):

@@ -10,19 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.export
 import numpy as np
 import pytest
 
 from experiments import export as experiment
-from tl import classifier, export, heads, labels, ops, pixels
+from tl import labels, models, ops, pixels
+from tl.models import export, heads
 
 
 @functools.cache
 def network():
     """A small network with random statistics and two classes."""
-    clf, variables = classifier.load("mobilenetv1_025_keras", weights="random")
+    clf, variables = models.load("mobilenetv1_025_keras", weights="random")
     clf = clf.with_pixels(size=48, interpolation="bilinear")
     clf = clf.with_head(heads.Linear(2), labels.from_names(["cat", "dog"], name="pets"))
     rng = np.random.default_rng(0)

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from tl import backbones, data, features, pixels
-from tl.classifier import Classifier, Provenance
+from tl import backbones, data, paths, pixels
 from tl.data import Batch, shards
+from tl.inference import features
+from tl.models import Classifier, Provenance
 from tl.paths import flatten, unflatten
 from tl.types import Variables
 
@@ -197,12 +198,12 @@ def test_the_head_decides_nothing_and_the_key_repeats(net: Net) -> None:
 
 def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE", "/a")
-    assert features.cache_dir() == Path("/a")
+    assert paths.cache_dir() == Path("/a")
     monkeypatch.setenv("TL_CACHE", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "/b")
-    assert features.cache_dir() == Path("/b/tl")
+    assert paths.cache_dir() == Path("/b/tl")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert features.cache_dir() == Path.home() / ".cache" / "tl"
+    assert paths.cache_dir() == Path.home() / ".cache" / "tl"
 
 
 # ------------------------------------------------------------------------------------------------------ broken pictures

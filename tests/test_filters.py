@@ -10,14 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from tl import classifier
+from tl import models
 from tl.visualize.filters import DEAD, in_order, kernels, moved, tiles, writers
 
 
 @functools.cache
 def params() -> dict[str, Any]:
     """A backbone's parameters, drawn by numpy."""
-    clf, _ = classifier.load("squeezenet1_1", weights="random")
+    clf, _ = models.load("squeezenet1_1", weights="random")
     clf = clf.with_pixels(size=64)
     shapes = jax.eval_shape(clf.init, jax.random.key(0))["params"]["backbone"]
     rng = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_only_a_first_layer_is_shown_in_colour(shape: tuple[int, ...]) -> None:
 
 def test_a_filter_writes_the_channel_that_it_is_said_to_write() -> None:
     """Fire modules put two convolutions side by side: changing one filter changes its channel and no other."""
-    clf, _ = classifier.load("squeezenet1_1", weights="random")
+    clf, _ = models.load("squeezenet1_1", weights="random")
     clf = dataclasses.replace(clf.with_pixels(size=64), head=None)
     images01 = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
     answer = jax.jit(lambda p: clf.apply({"params": {"backbone": p}, "batch_stats": {}}, images01).endpoints["stage3"])

@@ -17,10 +17,14 @@ import jax
 import numpy as np
 import pytest
 
-from tl import checkpoints, classifier, data, devices, feeds, fit, heads, labels, metrics, optim, paths, report
+from tl import data, devices, labels, metrics, models, paths, reporting
 from tl.data import augment
-from tl.fit import Recipe
+from tl.models import heads
 from tl.paths import FROZEN, flatten
+from tl.training import checkpoints, fit, inputs, rate_finder, rules
+from tl.training import recipe as recipe_module
+from tl.training.phase import Job, Phase, prepare
+from tl.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32
@@ -28,8 +32,8 @@ SMALL = Recipe(epochs=1, batch_size=8, workers=0)
 
 
 @functools.cache
-def network(arch: str = "vgg11_bn") -> tuple[classifier.Classifier, Any]:
-    clf, variables = classifier.load(arch, weights="random")
+def network(arch: str = "vgg11_bn") -> tuple[models.Classifier, Any]:
+    clf, variables = models.load(arch, weights="random")
     clf = clf.with_pixels(size=SIZE, resize="squash").with_head(
         heads.Linear(2), labels.from_names(["red", "blue"], name="colours")
     )
@@ -44,7 +48,7 @@ def colours(folder: Path, n: int = 12) -> data.DataSpec:
         (folder / label).mkdir(parents=True)
         for i in range(n):
             noise = 0.2 * rng.standard_normal((40, 40, 3))
-            report.save_png(folder / label / f"{i}.png", np.clip(np.array(colour) + noise, 0, 1).astype(np.float32))
+            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(colour) + noise, 0, 1).astype(np.float32))
     return data.folder(folder)
 
 
@@ -82,7 +86,7 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(parts: data.Parts, re
     _, before = network()
     after = run(parts, recipe).variables
     labels_of = paths.label(before["params"], recipe.phases(network()[0].spec.endpoints)[-1].rules)
-    live = optim.live_norms(labels_of, before["batch_stats"])
+    live = rules.live_norms(labels_of, before["batch_stats"])
     assert any(what == FROZEN for what in labels_of.values())
     for name, leaf in flatten(before["params"]).items():
         same = np.array_equal(leaf, flatten(after["params"])[name])
@@ -93,11 +97,11 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(parts: data.Parts, re
         assert np.array_equal(leaf, flatten(after["batch_stats"])[name]) != moves, name
 
 
-def prepared(parts: data.Parts, recipe: Recipe) -> fit.Phase:
+def prepared(parts: data.Parts, recipe: Recipe) -> Phase:
     clf, variables = network()
-    job = fit.Job(clf, parts.train, parts.validation, recipe, 0, None, lambda row: None, lambda line: None)
+    job = Job(clf, parts.train, parts.validation, recipe, 0, None, lambda row: None, lambda line: None)
     phase = recipe.phases(clf.spec.endpoints)[0]
-    return fit.prepare(job, 0, phase, variables["params"], variables["batch_stats"], None)
+    return prepare(job, 0, phase, variables["params"], variables["batch_stats"], None)
 
 
 def test_the_backward_pass_stops_at_the_lowest_stage_that_trains_and_the_optimizer_knows_no_other(
@@ -130,8 +134,8 @@ def test_a_bank_of_the_prefix_gives_what_the_pictures_give(parts: data.Parts) ->
 def test_gradual_unfreezes_from_the_top_and_lp_ft_begins_with_a_probe(
     parts: data.Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = optim.phases
-    monkeypatch.setattr(optim, "phases", lambda *args, **kwargs: whole(*args, **kwargs)[:2])  # time
+    whole = rules.phases
+    monkeypatch.setattr(recipe_module, "phases", lambda *args, **kwargs: whole(*args, **kwargs)[:2])  # time
     fitted = run(parts, Recipe(tune="gradual", epochs=12, batch_size=8))
     assert [(row["phase"], row["epoch"]) for row in fitted.history] == [
         ("head", 1), ("head", 2), ("last:1", 1), ("last:1", 2)
@@ -150,7 +154,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from tests.test_fit import network
-from tl import data, fit, paths
+from tl import data, paths
+from tl.training import fit
 folder, spec = Path(sys.argv[1]), data.folder(sys.argv[2])
 parts = data.divide(spec, validation_fraction=0.25, seed=0)
 recipe = fit.Recipe(tune="last:1", bn="update", augment="colour,flip", epochs=4, batch_size=4, save_every=2, ema=0.9)
@@ -268,7 +273,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(parts: data.Parts) -> Non
     assert "no better validation loss for 2 epochs" in lines[-1]
     once = augment.make_augment("none", size=SIZE)
     clf, _ = network()
-    bank = feeds.bank(clf, fitted.variables, parts.validation, "features", once, gib=1.0)
+    bank = inputs.bank(clf, fitted.variables, parts.validation, "features", once, gib=1.0)
     assert bank is not None
     logits = np.asarray(clf.apply_head(fitted.variables, bank.maps[:, 0]))
     assert metrics.summarise(logits, bank.labels)["nll"] == pytest.approx(
@@ -287,7 +292,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(parts: data.Part
 def test_the_rate_finder_finds_a_rate_that_learns(parts: data.Parts) -> None:
     clf, variables = network()
     recipe = dataclasses.replace(SMALL, tune="head")
-    found = fit.find_rate(clf, variables, parts.train, recipe, seed=0, steps=60)
+    found = rate_finder.find_rate(clf, variables, parts.train, recipe, seed=0, steps=60)
     rates = [rate for rate, _ in found.curve]
     assert rates == sorted(rates) and rates[0] == pytest.approx(1e-6, rel=1e-3)
     assert 1e-6 < found.rate <= 0.1

@@ -1,4 +1,4 @@
-"""`tl.heads` and the classifiers of the architectures: zero at first, shapes by name, torch's adaptive pooling by its rule."""
+"""`heads` and the classifiers of the architectures: zero at first, shapes by name, torch's adaptive pooling by its rule."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl import backbones, classifier, heads, labels
+from tl import backbones, labels, models
 from tl.backbones.layers import Dense
 from tl.backbones.mobilenet import MobileNetV3Top
 from tl.backbones.vgg import VGGTop, adaptive_mean
-from tl.heads import Flat, Linear, maker, own
+from tl.models import heads
+from tl.models.heads import Flat, Linear, maker, own
 from tl.paths import flatten
 
 
@@ -103,7 +104,7 @@ def test_heads_by_name():
 @pytest.mark.parametrize("kind", ["linear", "mlp", "concat", "cosine", "flat"])
 def test_a_fresh_head_fits_what_the_network_gives_it(kind: str) -> None:
     """Endpoints keep the order of the forward pass, on which `Flat` and `ConcatPool` count."""
-    clf, variables = classifier.load("vgg11", weights="random")
+    clf, variables = models.load("vgg11", weights="random")
     clf = clf.with_pixels(size=64).with_head(heads.maker(kind, clf.spec)(3), labels.from_names("abc", name="letters"))
     params = {**variables["params"], "head": clf.init_head(jax.random.key(0))}
     output = clf.apply({**variables, "params": params}, jnp.full((2, 64, 64, 3), 0.5))

@@ -17,40 +17,40 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import _common as common
-from experiments import _lesson_ideal, ideal
-from experiments import _objectives as wishes_of
-from tl import classifier, data, heads, labels, report, runlog
-from tl.visualize import objectives
+from experiments import ideal
+from tl import data, inference, labels, metrics, models, reporting
+from tl.models import heads
+from tl.visualize import grid, objectives, specs
+from tl.visualize.grid import Cell, climber
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32
-QUICK = ideal.Settings(steps=3, size=SIZE, frames=2, names=("roll",))
+QUICK = grid.Settings(steps=3, size=SIZE, frames=2, names=("roll",))
 
 
 @functools.cache
-def network() -> ideal.Network:
-    clf, variables = classifier.load("squeezenet1_1", weights="random")
-    return ideal.network(clf.with_pixels(size=SIZE), variables)
+def network() -> grid.Network:
+    clf, variables = models.load("squeezenet1_1", weights="random")
+    return grid.network(clf.with_pixels(size=SIZE), variables)
 
 
 @functools.cache
 def ends() -> dict[str, tuple[int, ...]]:
-    return wishes_of.shapes(network().clf, network().variables, SIZE)
+    return specs.shapes(network().clf, network().variables, SIZE)
 
 
-def wish(word: str) -> wishes_of.Wish:
-    return wishes_of.wish(network().clf, ends(), word)
+def wish(word: str) -> specs.Wish:
+    return specs.wish(network().clf, ends(), word)
 
 
 @pytest.fixture()
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runlog.Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    return runlog.start("test", tmp_path / "run", {"seed": 0})
+    return reporting.start("test", tmp_path / "run", {"seed": 0})
 
 
-def finish(run: runlog.Run, result: dict, sections: list) -> dict[str, Any]:
-    run.finish(result, report.page("title", "lead", sections, facts=run.facts()))
+def finish(run: reporting.Run, result: dict, sections: list) -> dict[str, Any]:
+    run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
     return json.loads((run.workdir / "result.json").read_text())
 
 
@@ -69,7 +69,7 @@ def test_every_kind_is_read_as_it_is_told_to_be_written() -> None:
         "inversion": "inversion:stage1",
         "caricature": "caricature:stage1",
     }
-    assert set(words) == set(wishes_of.KINDS)
+    assert set(words) == set(specs.KINDS)
     found = {kind: wish(word) for kind, word in words.items()}
     assert found["logit"].classes == (281, 282, 283, 284, 285) and found["logit"].word == "any cat"
     assert (found["channel"].endpoint, found["channel"].index) == ("stage1", 7)
@@ -113,7 +113,7 @@ def test_a_program_gives_each_image_its_own_objective() -> None:
     wanted = {"stage1": np.asarray(other[0])}
     words = ["logit:zebra", "channel:stage1:7", "neuron:stage1:7", "direction:stage1:7=1;2=-0.5", "cosine:stage1:3=2"]
     wishes = [wish(word) for word in [*words, "layer:stage2", "inversion:stage1", "caricature:stage1"]]
-    make, targets = wishes_of.program([clf], wishes, ends(), wanted)
+    make, targets = specs.program([clf], wishes, ends(), wanted)
     many = output._replace(
         logits=jnp.repeat(output.logits, len(wishes), 0),
         endpoints={name: jnp.repeat(end, len(wishes), 0) for name, end in output.endpoints.items()},
@@ -138,11 +138,11 @@ def test_a_program_gives_each_image_its_own_objective() -> None:
 
 def test_views_are_the_objectives_own_unless_named() -> None:
     zebra, unit, again = wish("logit:zebra"), wish("channel:stage1:7"), wish("inversion:stage1")
-    assert ideal.names_of(ideal.Settings(), [zebra, unit]) == ("zoom", "noise")
-    assert ideal.names_of(ideal.Settings(), [again, wish("caricature:stage2")]) == ()
-    assert ideal.names_of(QUICK, [zebra, again]) == ("roll",)
+    assert grid.names_of(grid.Settings(), [zebra, unit]) == ("zoom", "noise")
+    assert grid.names_of(grid.Settings(), [again, wish("caricature:stage2")]) == ()
+    assert grid.names_of(QUICK, [zebra, again]) == ("roll",)
     with pytest.raises(ValueError, match="want no transforms, the other objectives do; say --transforms="):
-        ideal.names_of(ideal.Settings(), [zebra, again])
+        grid.names_of(grid.Settings(), [zebra, again])
 
 
 def test_several_networks_at_once_are_the_mean_of_their_logits() -> None:
@@ -150,7 +150,7 @@ def test_several_networks_at_once_are_the_mean_of_their_logits() -> None:
     image = np.random.default_rng(0).random((1, SIZE, SIZE, 3)).astype(np.float32)
     one = clf.apply(variables, image)
     two = one._replace(logits=None if one.logits is None else 3.0 * one.logits)
-    make, targets = wishes_of.program([clf, clf], [wish("logit:zebra")], ends(), {})
+    make, targets = specs.program([clf, clf], [wish("logit:zebra")], ends(), {})
     found = make(targets)((one, two), image)  # pyright: ignore[reportArgumentType]
     assert one.logits is not None
     np.testing.assert_allclose(found, 2.0 * one.logits[:, 340], rtol=1e-5)
@@ -159,10 +159,10 @@ def test_several_networks_at_once_are_the_mean_of_their_logits() -> None:
 # ----------------------------------------------------------------------------------------------------------- end to end
 
 
-def test_a_grid_of_classes_weights_and_noises(run: runlog.Run) -> None:
+def test_a_grid_of_classes_weights_and_noises(run: reporting.Run) -> None:
     how = QUICK._replace(tv=(0.0, 1e5), count=2)
-    judges = [ideal.Network(dataclasses.replace(network().clf, arch="another"), *network()[1:])]
-    wishes = wishes_of.classes_of(network().clf, "tabby,any dog")
+    judges = [grid.Network(dataclasses.replace(network().clf, arch="another"), *network()[1:])]
+    wishes = specs.classes_of(network().clf, "tabby,any dog")
     result = finish(run, *ideal.ideal(run, [network()], wishes, how, judges=judges))
     rows = result["images"]
     order = [(row["target"], row["tv_weight"], row["replicate"]) for row in rows]
@@ -176,8 +176,8 @@ def test_a_grid_of_classes_weights_and_noises(run: runlog.Run) -> None:
             assert getattr(film, "n_frames", 1) <= 3  # the start and two frames; Pillow joins equal ones
     for i in (0, 1, 4, 5):
         assert rows[i + 2]["tv"] < rows[i]["tv"]
-    logits = common.all_logits(network().clf, network().variables, data.decode(rows[0]["png"])[None])
-    p = common.softmax(logits)[0]
+    logits = inference.all_logits(network().clf, network().variables, data.decode(rows[0]["png"])[None])
+    p = metrics.softmax(logits)[0]
     assert rows[0]["probability"] == pytest.approx(p[281], rel=1e-5)
     assert rows[0]["value"] == pytest.approx(logits[0, 281], rel=1e-4)
     assert rows[0]["judges"]["another"] == pytest.approx(p[281], rel=1e-4)  # the same network, at the same size
@@ -189,20 +189,20 @@ def test_a_grid_of_classes_weights_and_noises(run: runlog.Run) -> None:
 
 @pytest.mark.optimised
 def test_alone_or_in_a_grid_it_is_the_same_image_to_the_bit() -> None:
-    wishes = wishes_of.classes_of(network().clf, "tabby,zebra")
+    wishes = specs.classes_of(network().clf, "tabby,zebra")
     how, lone = QUICK._replace(count=2, tv=(0.0, 3.0)), QUICK._replace(tv=(3.0,))
-    cells = ideal.grid(wishes, how)
-    grid, alone = (
-        ideal.climber([network()], cells, how)(),
-        ideal.climber([network()], ideal.grid(wishes[1:], lone), lone)(),
+    cells = grid.grid(wishes, how)
+    together, alone = (
+        climber([network()], cells, how)(),
+        climber([network()], grid.grid(wishes[1:], lone), lone)(),
     )
-    where = cells.index(ideal.Cell(wishes[1], 3.0, 0))
-    np.testing.assert_array_equal(grid.images[where], alone.images[0])
+    where = cells.index(Cell(wishes[1], 3.0, 0))
+    np.testing.assert_array_equal(together.images[where], alone.images[0])
     np.testing.assert_array_equal(grid.frames[:, where], alone.frames[:, 0])
 
 
-def test_no_step_shows_the_start_and_what_it_is_called(run: runlog.Run) -> None:
-    wishes = wishes_of.classes_of(network().clf, "zebra")
+def test_no_step_shows_the_start_and_what_it_is_called(run: reporting.Run) -> None:
+    wishes = specs.classes_of(network().clf, "zebra")
     result, sections = ideal.ideal(run, [network()], wishes, QUICK._replace(steps=0))
     (row,) = result["images"]
     assert len(row["called"]) == 3 and row["film"] is None and not row["dead"]
@@ -210,13 +210,13 @@ def test_no_step_shows_the_start_and_what_it_is_called(run: runlog.Run) -> None:
     assert "where a climb would begin" in "".join(sections)
 
 
-def test_units_with_their_photographs_and_a_photograph_as_the_start(run: runlog.Run, tmp_path: Path) -> None:
+def test_units_with_their_photographs_and_a_photograph_as_the_start(run: reporting.Run, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for label, level in (("dark", 40), ("light", 215)):
         (folder / label).mkdir(parents=True)
         for i in range(6):
             grain = np.random.default_rng(i).integers(-30, 30, (40, 40, 3))
-            report.save_png(folder / label / f"{i}.png", (level + grain).astype(np.uint8))
+            reporting.save_png(folder / label / f"{i}.png", (level + grain).astype(np.uint8))
     photograph = np.full((SIZE, SIZE, 3), 0.25, np.float32)
     wishes = [wish("channel:stage1:7"), wish("layer:stage1")]
     spec = data.get(f"folder:{folder}")
@@ -228,7 +228,7 @@ def test_units_with_their_photographs_and_a_photograph_as_the_start(run: runlog.
     assert "nine photographs" in "".join(sections)
 
 
-def test_a_photograph_is_found_again_from_its_activations(run: runlog.Run) -> None:
+def test_a_photograph_is_found_again_from_its_activations(run: reporting.Run) -> None:
     photograph = np.broadcast_to(np.linspace(0.2, 0.8, SIZE, dtype=np.float32)[:, None, None], (SIZE, SIZE, 3))
     wishes = [wish("inversion:stem"), wish("caricature:stem")]
     how = QUICK._replace(steps=40, names=(), tv=(0.0,))
@@ -239,15 +239,15 @@ def test_a_photograph_is_found_again_from_its_activations(run: runlog.Run) -> No
         ideal.ideal(run, [network()], wishes, how)
 
 
-def dead() -> ideal.Network:
+def dead() -> grid.Network:
     """The network with one unit of stage1's last expansion pushed far below zero."""
-    clf, loaded = classifier.load("squeezenet1_1", weights="random")
+    clf, loaded = models.load("squeezenet1_1", weights="random")
     last = loaded["params"]["backbone"]["stage1"]["block1"]["expand3x3"]
     last["bias"] = np.where(np.arange(last["bias"].size) == 5, np.float32(-50.0), last["bias"])
-    return ideal.network(clf.with_pixels(size=SIZE), loaded)
+    return grid.network(clf.with_pixels(size=SIZE), loaded)
 
 
-def test_a_dead_unit_is_told_and_woken(run: runlog.Run) -> None:
+def test_a_dead_unit_is_told_and_woken(run: reporting.Run) -> None:
     index = ends()["stage1"][-1] // 2 + 5  # expand3x3 comes after expand1x1
     wishes = [wish(f"channel:stage1:{index}")]
     how = QUICK._replace(steps=4, names=(), tv=(0.0,), l2=0.0, frames=0)
@@ -255,12 +255,12 @@ def test_a_dead_unit_is_told_and_woken(run: runlog.Run) -> None:
         ideal.ideal(run, [dead()], wishes, how)
     mixed, _ = ideal.ideal(run, [dead()], [*wishes, wish("channel:stage1:1")], how)
     assert [row["dead"] for row in mixed["images"]] == [True, False]  # the others are not lost
-    moved = ideal.climber([dead()], ideal.grid(wishes, how), how._replace(redirect=4))()
+    moved = grid.climber([dead()], grid.grid(wishes, how), how._replace(redirect=4))()
     assert np.abs(np.asarray(moved.images) - np.asarray(moved.start)).max() > 1e-3
 
 
-def test_nan_stops_and_names_the_step(run: runlog.Run) -> None:
-    wishes = wishes_of.classes_of(network().clf, "zebra")
+def test_nan_stops_and_names_the_step(run: reporting.Run) -> None:
+    wishes = specs.classes_of(network().clf, "zebra")
     how = QUICK._replace(optimizer="sgd", step_size=float("inf"))
     with pytest.raises(ValueError, match="the objective of image 0 became nan at step 1; take a smaller step size"):
         ideal.ideal(run, [network()], wishes, how)
@@ -268,43 +268,43 @@ def test_nan_stops_and_names_the_step(run: runlog.Run) -> None:
 
 def test_views_come_back_to_the_networks_size_and_unknown_ones_are_told() -> None:
     key = jax.random.key(0)
-    for name in ideal.TRANSFORMS:
-        assert jax.eval_shape(ideal.views((name,), 64), key, jnp.zeros((64, 64, 3))).shape == (64, 64, 3)
+    for name in grid.TRANSFORMS:
+        assert jax.eval_shape(grid.views((name,), 64), key, jnp.zeros((64, 64, 3))).shape == (64, 64, 3)
     with pytest.raises(ValueError, match="unknown transform 'rol'; nearest: 'roll'"):
-        ideal.views(("rol",), 64)
+        grid.views(("rol",), 64)
 
 
 def test_sizes_that_a_network_does_not_take() -> None:
     clf = network().clf
-    ideal.check_size(clf, 0)
-    ideal.check_size(clf, clf.spec.min_size)
+    grid.check_size(clf, 0)
+    grid.check_size(clf, clf.spec.min_size)
     with pytest.raises(ValueError, match=f"got --size={clf.spec.min_size - 1}"):
-        ideal.check_size(clf, clf.spec.min_size - 1)
+        grid.check_size(clf, clf.spec.min_size - 1)
     flat = clf.with_head(heads.Flat(2), labels.from_names(["cat", "dog"]))
-    ideal.check_size(flat, SIZE)
+    grid.check_size(flat, SIZE)
     with pytest.raises(ValueError, match="reads maps of 32 pixels only; leave --size=64 out"):
-        ideal.check_size(flat, 64)
+        grid.check_size(flat, 64)
 
 
 def test_judges_take_no_part() -> None:
     with pytest.raises(ValueError, match="squeezenet1_1 takes part in the climb"):
-        ideal.judges_of([network()], ["squeezenet1_1"])
+        grid.judges_of([network()], ["squeezenet1_1"])
     with pytest.raises(ValueError, match="unknown architecture 'squeezenet9'"):
-        ideal.judges_of([network()], ["squeezenet9"])
+        grid.judges_of([network()], ["squeezenet9"])
 
 
-def test_the_lessons_way(run: runlog.Run) -> None:
+def test_the_lessons_way(run: reporting.Run) -> None:
     clf, variables, _ = network()
-    wishes = wishes_of.classes_of(clf, "Siamese cat")
-    rows, section = _lesson_ideal.as_written(run, clf, variables, wishes, 0, steps=2)
+    wishes = specs.classes_of(clf, "Siamese cat")
+    rows, section = ideal.as_written(run, clf, variables, wishes, 0, steps=2)
     assert [(row["way"], row["lesson"]) for row in rows] == [
-        (_lesson_ideal.FIRST, 0.645),
-        (_lesson_ideal.SECOND, 0.920),
+        (ideal.FIRST, 0.645),
+        (ideal.SECOND, 0.920),
     ]
     assert all(0 <= row["probability"] <= 1 for row in rows)
     assert "As in the lesson" in section
     with pytest.raises(ValueError, match="--as_in_lesson is for classes"):
-        _lesson_ideal.as_written(run, clf, variables, [wish("layer:stage1")], 0)
+        ideal.as_written(run, clf, variables, [wish("layer:stage1")], 0)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from tl import data, jpeg, pixels
-from tl.attacks.treatments import compressed
+from tl import data, pixels
+from tl.ascent import jpeg
+from tl.evaluation.postprocessing import compressed
 
 
 def by_file(image: np.ndarray, quality: int) -> np.ndarray:

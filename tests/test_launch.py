@@ -25,7 +25,9 @@ def project(tmp_path: Path) -> Path:
     for file in ("launch.sh", "pyproject.toml"):
         shutil.copy(ROOT / file, root / file)
     for name in ("quickstart", "attack", "ideal"):
-        (root / f"experiments/{name}.py").write_text(f'"""What {name} does.\n\nMore of it.\n"""\n"""Not this."""\n')
+        (root / f"experiments/{name}.py").write_text(
+            f'"""What {name} does.\n\nMore of it.\n"""\n"""Not this."""\nif __name__ == "__main__":\n    pass\n'
+        )
     (root / "experiments/_shared.py").write_text('"""Not an experiment."""\n')
     (root / "bin").mkdir()
     for tool in TOOLS.split():

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import lesson
+from experiments.lesson import lesson
 from tests.test_fit import colours
-from tl import classifier, pixels, report, runlog
+from tl import models, pixels, reporting
 
-loaded = functools.cache(classifier.load)  # random weights take seconds
+loaded = functools.cache(models.load)  # random weights take seconds
 
 
 @pytest.fixture()
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lesson.Lesson:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(classifier, "load", loaded)
-    run = runlog.start("lesson", tmp_path / "run", {"seed": 0})
+    monkeypatch.setattr(models, "load", loaded)
+    run = reporting.start("lesson", tmp_path / "run", {"seed": 0})
     spec, arch = colours(tmp_path / "colours"), "squeezenet1_1"
     return lesson.Lesson(run, spec, spec, arch, arch, classifiers=arch, weights="random", size=32, epochs=1)
 
@@ -48,7 +48,7 @@ def test_both_ways_stand_beside_each_other(small: lesson.Lesson) -> None:
     assert "bit by bit" in rows["save", lesson.RIGHT]["found"]
     assert "0 of 6" in rows["division", lesson.RIGHT]["found"]
     assert all(len(lesson.cells(row)) == len(lesson.HEADER) for row in made)
-    page = report.page("t", "l", lesson.pictures(small), facts={})
+    page = reporting.page("t", "l", lesson.pictures(small), facts={})
     assert "squeezenet1_1: shape" in page and (small.run.workdir / "figures" / "features.png").is_file()
 
 
@@ -71,7 +71,7 @@ def test_the_shift_is_what_raw_pixels_are_to_keras_weights(
     small: lesson.Lesson, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clf, variables = small.network("squeezenet1_1")
-    monkeypatch.setattr(lesson.classifier, "load", lambda *_, **__: (clf.with_pixels(**keras), variables))
+    monkeypatch.setattr(models, "load", lambda *_, **__: (clf.with_pixels(**keras), variables))
     keras = dataclasses.asdict(pixels.CAFFE)
     shifted, _ = small.network("vgg16", **small.shifted("vgg16"))
     raw, _ = small.network("vgg16", **lesson.RAW, channels="rgb")

@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tl import pixels
-from tl.data.loader import Batch, Plan, auto_workers, balanced, class_weights, cores, prefetch, stream
+from tl.data.feed import auto_workers, cores, prefetch
+from tl.data.loader import Batch, stream
+from tl.data.plan import Plan, balanced, class_weights
 
 SQUARE = functools.partial(pixels.prepare, pixels.PixelSpec(size=4, resize="squash"))  # picklable
 
@@ -216,7 +218,8 @@ SCRIPT = """
 import functools, multiprocessing, pathlib, sys, threading
 from absl import app
 from tl import pixels
-from tl.data.loader import Plan, stream
+from tl.data.loader import stream
+from tl.data.plan import Plan
 
 def work(paths):
     square = functools.partial(pixels.prepare, pixels.PixelSpec(size=4))
@@ -259,7 +262,7 @@ def test_processes_end_with_a_killed_parent(pictures: list[Path], tmp_path: Path
 def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cores() >= 1
     for here, wanted in [(1, 0), (3, 0), (4, 3), (9, 8), (200, 8)]:
-        monkeypatch.setattr("tl.data.loader.cores", lambda here=here: here)
+        monkeypatch.setattr("tl.data.feed.cores", lambda here=here: here)
         assert auto_workers() == wanted
 
 
@@ -330,7 +333,7 @@ def test_waiting_is_what_the_consumer_waits(monkeypatch: pytest.MonkeyPatch) -> 
                 now[0] += 5.0
             yield i
 
-    monkeypatch.setattr("tl.data.loader.time.perf_counter", clock)
+    monkeypatch.setattr("tl.data.feed.time.perf_counter", clock)
     with prefetch(slow(), lambda i: i) as ahead:
         assert next(ahead) == 0
         until(lambda: len(ahead._ready.queue) == 2)  # the rest is there: nothing more is waited for

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments._sources import import_torchvision
+from experiments.benchmarks.sources import import_torchvision
 from tl import backbones
 from tl.pixels import PixelSpec, normalise
 from tl.weights.manifest import PUBLISHED

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import report
+from tl import reporting
 from tl.visualize import maps
 
 
@@ -31,7 +31,7 @@ def test_each_channel_is_stretched_to_its_own_range(drawn):
     assert [(t.min(), t.max()) for t in tiles[:2]] == [(0, 1), (0, 1)] and not tiles[2].any()
     low, high = drawn[..., 0].min(), drawn[..., 0].max()
     np.testing.assert_allclose(tiles[1], (drawn[..., 0] - low) / (high - low), rtol=1e-6)
-    report.contact_sheet(tiles, columns=2)
+    reporting.contact_sheet(tiles, columns=2)
 
 
 def test_flat_has_positions_down_channels_across_and_one_scale(drawn):

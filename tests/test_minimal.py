@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tl import attacks, pixels
-from tl.attacks import boundary, goals, minimal, norms
+from tl.attacks import goals, linearized, minimum_norm, norms
 
 SIZE, CLASSES, COUNT = 4, 4, 6
 N = 3 * SIZE * SIZE
@@ -110,7 +110,7 @@ def test_one_step_of_deepfool_is_looked_at_and_asks_for_each_class_that_counts()
     spied.defvjp(lambda x: (x, None), back)
     variables, x, members, known = linear("linf")
     spy = lambda variables, x: network(variables, spied(x))  # noqa: E731
-    search = minimal.deepfool(steps=1)
+    search = minimum_norm.deepfool(steps=1)
     run = attacks.make(search, spy, norm=norms.LINF, goal=goals.UNTARGETED, on_grid=False, slots=COUNT)
     for share in (0.98, 1.05):
         asked.clear()
@@ -163,7 +163,7 @@ def test_the_projection_onto_plane_and_box_is_exact(norm: str, seed: int, share:
     flat, normals = x.reshape(2, -1).astype(np.float64), sign * w.reshape(2, -1).astype(np.float64)
     reach = np.sum(np.where(normals > 0, normals * (1 - flat), -normals * flat), axis=1)
     gap = share * reach
-    d = np.asarray(jax.jit(boundary.onto_plane, static_argnums=0)(norm, x, w, jnp.asarray(sign * gap, jnp.float32)))
+    d = np.asarray(jax.jit(linearized.onto_plane, static_argnums=0)(norm, x, w, jnp.asarray(sign * gap, jnp.float32)))
     assert np.isfinite(d).all()
     assert (x + d).min() >= -1e-6 and (x + d).max() <= 1 + 1e-6
     for i in range(2):
@@ -269,10 +269,10 @@ def test_bad_input_is_told() -> None:
                 build(attacks.get(name)(), norm=norms.L1, **make)  # pyright: ignore
     for build in (attacks.make, attacks.find):
         with pytest.raises(ValueError, match="works in the norms l2; got 'linf'"):
-            build(minimal.cw(), norm=norms.LINF, **make)
+            build(minimum_norm.cw(), norm=norms.LINF, **make)
     for counts in ({"candidates": 0}, {"steps": 0}, {"restarts": 0}):
         with pytest.raises(ValueError, match="must be at least 1; got "):
-            minimal.deepfool(**counts)
+            minimum_norm.deepfool(**counts)
     with pytest.raises(ValueError, match="does not look for the nearest picture; take deepfool, cw or fab"):
         attacks.find(attacks.get("pgd")(steps=1), norm=norms.L2, **make)  # pyright: ignore
     with pytest.raises(ValueError, match="must be float32"):

@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from tl import backbones, classifier, optim
+from tl import backbones, models, optim
 from tl.paths import FROZEN, TRAINABLE, flatten, label, split
+from tl.training import rules
+from tl.training.rules import cut, parse_rules, phases, rate_factors
 
 Tree = dict[str, Any]
 HEAD = (("head/.*", TRAINABLE), (".*", FROZEN))
@@ -46,12 +48,12 @@ def at_rate(maker: str, rate: float, decay: float = 1e-4) -> optax.GradientTrans
 @pytest.mark.parametrize("arch", ["vgg11_bn", "resnet18", "mobilenetv2_035", "resnetv2_50_keras", "squeezenet1_1"])
 def test_short_forms_train_what_they_say(arch: str) -> None:
     """In every family the stages from the top, what comes after the last stage with it, and nothing else."""
-    clf, variables = classifier.load(arch, weights="random")
+    clf, variables = models.load(arch, weights="random")
     params, stages = variables["params"], clf.spec.endpoints
     count = len([s for s in stages if s != "top"])
 
     def trained(tune: str) -> set[str]:
-        labels = label(params, optim.phases(tune, stages)[-1].rules)
+        labels = label(params, rules.phases(tune, stages)[-1].rules)
         return {"/".join(name.split("/")[:2]) for name, what in labels.items() if what != FROZEN}
 
     top = {f"backbone/{s}" for s in ("top", stages[-1] if stages[-1] != "top" else stages[-2]) if s in stages}
@@ -60,17 +62,17 @@ def test_short_forms_train_what_they_say(arch: str) -> None:
     assert trained("last:1") == trained("lp_ft:1") == heads | top
     assert trained(f"last:{count}") == trained("all") == trained("lp_ft") == trained("gradual")
     assert len(trained("all")) == len(heads) + len(stages)
-    phases = optim.phases("gradual", stages)
+    phases = rules.phases("gradual", stages)
     sizes = [sum(what != FROZEN for what in label(params, phase.rules).values()) for phase in phases]
     assert sizes == sorted(set(sizes)) and len(phases) == count + 1 and sum(p.share for p in phases) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("arch", ["vgg11_bn", "resnet18", "mobilenetv2_035", "resnetv2_50_keras"])
 def test_affine_trains_scales_and_biases_of_batch_norm_alone(arch: str) -> None:
-    clf, variables = classifier.load(arch, weights="random")
+    clf, variables = models.load(arch, weights="random")
     params, stats = variables["params"], variables["batch_stats"]
     for tune, low in (("last:1", False), ("all", True)):
-        (phase,) = optim.phases(tune, clf.spec.endpoints, bn="affine")
+        (phase,) = rules.phases(tune, clf.spec.endpoints, bn="affine")
         labels = label(params, phase.rules)
         chosen = {name for name, what in labels.items() if what == "norms"}
         norms = {name.rpartition("/")[0] for name in flatten(stats)}
@@ -81,8 +83,8 @@ def test_affine_trains_scales_and_biases_of_batch_norm_alone(arch: str) -> None:
         else:
             assert 0 < len(chosen) < 2 * len(norms)
     with pytest.raises(ValueError, match="decides no leaf"):
-        vgg = classifier.load("vgg11", weights="random")[1]["params"]
-        label(vgg, optim.phases("all", backbones.get("vgg11").endpoints, bn="affine")[0].rules)
+        vgg = models.load("vgg11", weights="random")[1]["params"]
+        label(vgg, rules.phases("all", backbones.get("vgg11").endpoints, bn="affine")[0].rules)
 
 
 @pytest.mark.parametrize(
@@ -96,40 +98,40 @@ def test_affine_trains_scales_and_biases_of_batch_norm_alone(arch: str) -> None:
 )
 def test_an_unknown_short_form_says_what_there_is(tune: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        optim.phases(tune, STAGES)
+        rules.phases(tune, STAGES)
 
 
 def test_rules_as_users_write_them_and_their_rates() -> None:
-    rules = optim.parse_rules(["head/.*=head", "backbone/stage2/.*=slow*0.1", "backbone/stem/.*=stem", ".*=frozen"])
-    assert optim.rate_factors(rules, STAGES, backbone=0.5, layer_decay=0.5) == {
+    rules = parse_rules(["head/.*=head", "backbone/stage2/.*=slow*0.1", "backbone/stem/.*=stem", ".*=frozen"])
+    assert rate_factors(rules, STAGES, backbone=0.5, layer_decay=0.5) == {
         "head": 1.0,
         "slow*0.1": 0.1,
         "stem": 0.5 * 0.5**4,
     }
     for wrong in ("head", "=frozen", "a=", "a=b*", "a=b*fast"):
         with pytest.raises(ValueError, match="is no rule; write REGEX=LABEL"):
-            optim.parse_rules([wrong])
+            parse_rules([wrong])
 
 
 def test_the_cut_is_the_last_stage_before_anything_trains() -> None:
     names = ["backbone/stem/kernel", "backbone/stage1/a", "backbone/stage2/a", "backbone/top/a", "head/kernel"]
     found = {}
     for tune in ("head", "last:1", "last:2", "all"):
-        rules = optim.phases(tune, STAGES)[0].rules
-        found[tune] = optim.cut(label(dict.fromkeys(names, 0), rules), STAGES)
+        rules = phases(tune, STAGES)[0].rules
+        found[tune] = cut(label(dict.fromkeys(names, 0), rules), STAGES)
     assert found == {"head": "features", "last:1": "stage1", "last:2": "stem", "all": ""}
 
 
 def test_live_norms_are_those_of_layers_that_train() -> None:
     stats = {"backbone": {"stem": {"norm": {"mean": 0}}, "stage1": {"pre": {"mean": 0}, "conv": {"norm": {"mean": 0}}}}}
     labels = {"backbone/stem/kernel": FROZEN, "backbone/stage1/pre/scale": "a", "backbone/stage1/conv/kernel": FROZEN}
-    assert optim.live_norms(labels, stats) == {"stage1/pre"}
-    assert optim.live_norms({**labels, "backbone/stage1/conv/kernel": "a"}, stats) == {"stage1/pre", "stage1/conv"}
-    assert optim.live_norms(labels, {}) == frozenset()
+    assert rules.live_norms(labels, stats) == {"stage1/pre"}
+    assert rules.live_norms({**labels, "backbone/stage1/conv/kernel": "a"}, stats) == {"stage1/pre", "stage1/conv"}
+    assert rules.live_norms(labels, {}) == frozenset()
 
 
 def test_table_counts_parameters_rates_and_bytes() -> None:
-    rows = optim.table(tree(0), RULES, lr=0.1, factors={"slow": 0.5}, weight_decay=0.01, bn="update", moments=2)
+    rows = rules.table(tree(0), RULES, lr=0.1, factors={"slow": 0.5}, weight_decay=0.01, bn="update", moments=2)
     assert [tuple(row.values()) for row in rows] == [
         ("fast", 2, 8, 0.1, 0.01, "-", 4 * 32),
         ("slow", 1, 15, 0.05, 0.01, "-", 4 * 60),

@@ -1,4 +1,4 @@
-"""What `python -m experiments.parity --all` leaves out, with torch at hand: `pytest -m parity`.
+"""What `python -m experiments.benchmarks.parity --all` leaves out, with torch at hand: `pytest -m parity`.
 
 The tool compares every network with every source on seeded weights. Here: the packaged weights on photographs, torch's files
 in every number type, and the tool itself: that it finds a damaged port, says where, and names the damage.
@@ -20,14 +20,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import _sources as sources
-from experiments import parity
-from tl import backbones, heads, pixels
+from experiments.benchmarks import parity, sources
+from tl import backbones, pixels
 from tl.backbones.resnet import Bottleneck
 from tl.backbones.vgg import VGGTop
-from tl.classifier import Classifier, Provenance, load
 from tl.data.decode import decode
 from tl.data.packaged import photographs
+from tl.models import Classifier, Provenance, heads, load
 from tl.paths import flatten, unflatten
 from tl.types import Variables
 from tl.weights import port, readers, store, tables
@@ -230,7 +229,13 @@ def test_plain_efficientnet_lite0_of_timm_is_another_network_than_tensorflows():
 
 def test_the_command_on_keras_and_what_it_writes(tmp_path: Path):
     """In a process of its own: Keras has one backend a process."""
-    command = [sys.executable, "-m", "experiments.parity", "--arch=mobilenetv1_025_keras,resnet18", "--size=66x50"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.benchmarks.parity",
+        "--arch=mobilenetv1_025_keras,resnet18",
+        "--size=66x50",
+    ]
     environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
     run = subprocess.run(
         [*command, "--source=keras,torchvision", f"--workdir={tmp_path}"],

@@ -1,4 +1,4 @@
-"""Beside other people's attacks: foolbox takes our networks as they are, and `experiments.peers` counts fairly."""
+"""Beside other people's attacks: foolbox takes our networks as they are, and `experiments.benchmarks.peers` counts fairly."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _peers as peers_of
-from experiments import peers
-from tl import classifier, pixels
+from experiments.benchmarks import attack_libraries, peers
+from tl import models, pixels
 
 pytestmark = pytest.mark.parity
 
 SIZE, COUNT, CLASSES = 6, 8, 10
-BUDGET = peers_of.Budget(steps=5, apgd_steps=5, queries=20)
+BUDGET = attack_libraries.Budget(steps=5, apgd_steps=5, queries=20)
 
 
 def noise(size: int, count: int = COUNT) -> np.ndarray:
@@ -37,7 +36,7 @@ class Dense(NamedTuple):
 
 
 @functools.cache
-def net() -> peers_of.Twin:
+def net() -> attack_libraries.Twin:
     """Two dense layers, in both libraries."""
     import torch
 
@@ -52,25 +51,25 @@ def net() -> peers_of.Twin:
                 self.register_parameter(name, torch.nn.Parameter(torch.tensor(value), requires_grad=False))
 
         def forward(self, x: Any) -> Any:
-            x = peers_of.contiguous_gradient(x).permute(0, 2, 3, 1).flatten(1) - 0.5
+            x = attack_libraries.contiguous_gradient(x).permute(0, 2, 3, 1).flatten(1) - 0.5
             return torch.tanh(x @ self.get_parameter("in")) @ self.get_parameter("out")
 
     clf: Any = Dense()
-    return peers_of.Twin(clf, variables, Module().eval(), "random")
+    return attack_libraries.Twin(clf, variables, Module().eval(), "random")
 
 
 @functools.cache
 def pictures() -> peers.Pictures:
-    return peers.Pictures(noise(SIZE), peers_of.our_logits(net(), noise(SIZE)).argmax(axis=1), 0.0)
+    return peers.Pictures(noise(SIZE), attack_libraries.our_logits(net(), noise(SIZE)).argmax(axis=1), 0.0)
 
 
 def test_foolbox_takes_a_classifier_as_it_is() -> None:
     """LinfPGD, DeepFool and Carlini-Wagner find pictures on a JAXModel around `apply`, and tl confirms them."""
-    clf, variables = classifier.load("squeezenet1_1", weights="random")
+    clf, variables = models.load("squeezenet1_1", weights="random")
     images01 = noise(32, 2)
     logits = jax.jit(lambda variables, x: clf.apply(variables, x).logits)
     label = np.asarray(logits(variables, images01)).argmax(axis=1)
-    with peers_of.imported("foolbox") as foolbox:
+    with attack_libraries.imported("foolbox") as foolbox:
         model = foolbox.JAXModel(lambda x: logits(variables, x), bounds=(0, 1))
         for attack, eps, norm in (
             (foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=5), 8 / 255, "linf"),
@@ -86,17 +85,17 @@ def test_foolbox_takes_a_classifier_as_it_is() -> None:
 
 
 def test_a_twin_is_one_network_in_two_libraries_or_refused() -> None:
-    both = peers_of.twin("squeezenet1_1", weights="random", size=32)
-    assert peers_of.disagreement(both, noise(32, 2)) < peers_of.AGREE
+    both = attack_libraries.twin("squeezenet1_1", weights="random", size=32)
+    assert attack_libraries.disagreement(both, noise(32, 2)) < attack_libraries.AGREE
     next(p for p in reversed(list(both.module.parameters()))).add_(1.0)
     with pytest.raises(ValueError, match="logits of torch and tl differ by"):
-        peers_of.disagreement(both, noise(32, 2))
+        attack_libraries.disagreement(both, noise(32, 2))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_every_attack_is_judged_by_its_own_network_in_the_ball(norm: str) -> None:
     """Within a radius all are fooled, by each attack of each library; outside of the one that is claimed, nobody."""
-    if not peers_of.installed("torchattacks"):
+    if not attack_libraries.installed("torchattacks"):
         pytest.skip("torchattacks is not installed")
     cases = [("tl", "pgd"), ("foolbox", "pgd"), *([("foolbox on JAX", "pgd")] if norm == "linf" else [])]
     cases += [
@@ -105,9 +104,9 @@ def test_every_attack_is_judged_by_its_own_network_in_the_ball(norm: str) -> Non
     eps = {"linf": 0.2, "l2": 2.0}[norm]
     for library, name in cases:
         if library == "tl":
-            run = peers_of.ours(name, net(), norm, BUDGET)(eps)
+            run = attack_libraries.ours(name, net(), norm, BUDGET)(eps)
         else:
-            run = peers_of.theirs(library, name, net(), norm, eps, BUDGET)
+            run = attack_libraries.theirs(library, name, net(), norm, eps, BUDGET)
         assert run is not None
         attempt = functools.partial(run, *pictures()[:2])
         own = library in ("tl", "foolbox on JAX")
@@ -117,9 +116,9 @@ def test_every_attack_is_judged_by_its_own_network_in_the_ball(norm: str) -> Non
 
 
 def test_an_attack_or_library_that_is_not_there() -> None:
-    assert peers_of.theirs("foolbox", "apgd_t", net(), "linf", 0.1, BUDGET) is None
+    assert attack_libraries.theirs("foolbox", "apgd_t", net(), "linf", 0.1, BUDGET) is None
     with pytest.raises(ValueError, match="wanted some of foolbox, torchattacks"):
-        peers_of.installed("foolbax")
+        attack_libraries.installed("foolbax")
 
 
 def test_medians_and_intervals_count_failures() -> None:

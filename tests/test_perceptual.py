@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import data, perceptual, pixels
+from tl import data, pixels
+from tl.evaluation import perceptual
 
 SIDE = 48
 # scikit-image 0.26.0: structural_similarity(x, y, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1,

@@ -6,7 +6,6 @@ import importlib
 import json
 from pathlib import Path
 
-import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
@@ -411,7 +410,7 @@ def ours(spec: PixelSpec, path: Path) -> np.ndarray:
 )
 def test_torchvisions_presets(preset: dict, spec: PixelSpec | None, photographs: list[Path]):
     """Pixels are equal; the float32 rounding of two ways to normalise is all that differs."""
-    from experiments._sources import import_torchvision
+    from experiments.benchmarks.sources import import_torchvision
 
     import_torchvision()
     from torchvision.transforms._presets import ImageClassification

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl import backbones, heads
-from tl.classifier import Classifier, Provenance
+from tl import backbones
+from tl.models import Classifier, Provenance, heads
 from tl.paths import flatten
 from tl.pixels import PixelSpec
 from tl.weights import tables

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import transforms
+from tl.ascent import transforms
 from tl.backbones.layers import relu, relu6
 from tl.types import Output, Variables
 from tl.visualize import images, objectives, render

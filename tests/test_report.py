@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl import report
+from tl import reporting
+from tl.reporting import charts
 
 HOSTILE = "<script>alert(1)</script>\"' onerror='x' & \udcff"  # the last: a byte of a file name that is not UTF-8
 VOID = {"meta", "img"}
@@ -61,21 +62,21 @@ def pixels_of(source: str | None) -> np.ndarray:
 def whole_page(name: str = "tabby") -> str:
     """A page with one of everything, every text of which is `name`."""
     image = np.full([5, 7, 3], 9, np.uint8)
-    card = report.card(image, title=name, caption=name, bars=[(name, 0.9, True), (name, 0.1)])
-    moved = report.card(image, below=report.before_after([(name, 0.9, 0.1)]), alt=name)
+    card = reporting.card(image, title=name, caption=name, bars=[(name, 0.9, True), (name, 0.1)])
+    moved = reporting.card(image, below=reporting.before_after([(name, 0.9, 0.1)]), alt=name)
     parts = [
-        report.gallery([card]),
-        report.strip([card, moved], title=name, caption=name),
-        report.numbers({name: name, "photographs": 12345}),
-        report.interval(0.8, 0.7, 0.9, label=name, references=[(name, 0.6)]),
-        report.curves({name: [(0, 1.0), (1, float("nan")), (2, 0.5)]}, x_label=name, y_label=name, title=name),
-        report.table([[name, 1, 0.5, True]], [name, "n", "x", "yes"], caption=name),
-        report.confusion(np.array([[3, 1], [0, 4]]), [name, name]),
-        report.heat_map([[0.5]], [name], [name], corner=name, hover=[[name]]),
-        report.skipped([{"path": name, "why": name}]),
-        report.note(name),
+        reporting.gallery([card]),
+        reporting.strip([card, moved], title=name, caption=name),
+        reporting.numbers({name: name, "photographs": 12345}),
+        reporting.interval(0.8, 0.7, 0.9, label=name, references=[(name, 0.6)]),
+        reporting.curves({name: [(0, 1.0), (1, float("nan")), (2, 0.5)]}, x_label=name, y_label=name, title=name),
+        reporting.table([[name, 1, 0.5, True]], [name, "n", "x", "yes"], caption=name),
+        reporting.confusion(np.array([[3, 1], [0, 4]]), [name, name]),
+        reporting.heat_map([[0.5]], [name], [name], corner=name, hover=[[name]]),
+        reporting.skipped([{"path": name, "why": name}]),
+        reporting.note(name),
     ]
-    return report.page(name, name, [report.section(name, *parts, text=name)], facts={name: name})
+    return reporting.page(name, name, [reporting.section(name, *parts, text=name)], facts={name: name})
 
 
 def test_the_page_is_balanced_and_fetches_and_runs_nothing():
@@ -99,15 +100,15 @@ def test_hostile_names_stay_names():
 
 
 def test_html_is_not_escaped_twice_and_attributes_always():
-    inner = report.tag("b", "", "a < b")
-    assert inner == "<b>a &lt; b</b>" and report.tag("p", "", inner) == "<p><b>a &lt; b</b></p>"
-    assert Parsed(report.tag("p", "", title=report.Html('"><script>'))).all("p") == [{"title": '"><script>'}]
+    inner = reporting.tag("b", "", "a < b")
+    assert inner == "<b>a &lt; b</b>" and reporting.tag("p", "", inner) == "<p><b>a &lt; b</b></p>"
+    assert Parsed(reporting.tag("p", "", title=reporting.Html('"><script>'))).all("p") == [{"title": '"><script>'}]
 
 
 @hypothesis.given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))), st.integers(1, 4))
 def test_pictures_are_embedded_at_their_true_pixels(image, scale):
     for given_image in (image, Image.fromarray(image), jnp.asarray(image), image.astype(np.float32) / np.float32(255)):
-        (shown,) = Parsed(report.picture(given_image, scale=scale)).all("img")
+        (shown,) = Parsed(reporting.picture(given_image, scale=scale)).all("img")
         np.testing.assert_array_equal(pixels_of(shown["src"]), image)
         assert (int(shown["width"] or 0), int(shown["height"] or 0)) == (image.shape[1] * scale, image.shape[0] * scale)
         assert (shown.get("class") == "sharp") == (scale > 1) and shown["alt"]
@@ -116,8 +117,8 @@ def test_pictures_are_embedded_at_their_true_pixels(image, scale):
 def test_floats_round_to_the_nearest_level():
     levels = np.linspace(0, 1, 1001, dtype=np.float32).reshape(1, -1)
     wanted = np.floor(levels.astype(np.float64) * 255 + 0.5)
-    assert np.abs(report.as_uint8(levels)[..., 0] - levels * np.float32(255)).max() <= 0.5 + 1e-4
-    assert np.mean(report.as_uint8(levels)[..., 0] == wanted) > 0.99  # halves go to the even level
+    assert np.abs(reporting.as_uint8(levels)[..., 0] - levels * np.float32(255)).max() <= 0.5 + 1e-4
+    assert np.mean(reporting.as_uint8(levels)[..., 0] == wanted) > 0.99  # halves go to the even level
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_floats_round_to_the_nearest_level():
     ],
 )
 def test_what_is_no_picture_is_refused(image, says, tmp_path):
-    for use in (report.picture, report.card, lambda x: report.save_png(tmp_path / "x.png", x)):
+    for use in (reporting.picture, reporting.card, lambda x: reporting.save_png(tmp_path / "x.png", x)):
         with pytest.raises(ValueError, match=says):
             use(image)
     assert not list(tmp_path.iterdir())
@@ -146,13 +147,13 @@ def test_what_is_no_picture_is_refused(image, says, tmp_path):
 def test_grey_and_paletted_pictures_become_rgb():
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for image in (grey, grey[..., None], Image.fromarray(grey), Image.fromarray(grey).convert("RGBA")):
-        np.testing.assert_array_equal(report.as_uint8(image), np.repeat(grey[..., None], 3, axis=-1))
+        np.testing.assert_array_equal(reporting.as_uint8(image), np.repeat(grey[..., None], 3, axis=-1))
 
 
 def test_a_png_is_read_back_bit_for_bit(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, [33, 17, 3], np.uint8)
-    report.save_png(tmp_path / "a.png", image)
-    report.save_png(tmp_path / "b.png", (image / np.float32(255)).astype(np.float32))
+    reporting.save_png(tmp_path / "a.png", image)
+    reporting.save_png(tmp_path / "b.png", (image / np.float32(255)).astype(np.float32))
     for name in ("a.png", "b.png"):
         with Image.open(tmp_path / name) as read:
             assert read.format == "PNG" and read.mode == "RGB"
@@ -161,40 +162,40 @@ def test_a_png_is_read_back_bit_for_bit(tmp_path):
 
 def test_a_contact_sheet_resizes_nothing():
     small, large = np.full([2, 2, 3], 10, np.uint8), np.full([4, 6, 3], 20, np.uint8)
-    sheet = report.contact_sheet([large, small, large], columns=2, gap=1, background=0)
+    sheet = reporting.contact_sheet([large, small, large], columns=2, gap=1, background=0)
     assert sheet.shape == (4 + 1 + 4, 6 + 1 + 6, 3) and sheet.dtype == np.uint8
     np.testing.assert_array_equal(sheet[:4, :6], large)
     np.testing.assert_array_equal(sheet[1:3, 9:11], small)
     np.testing.assert_array_equal(sheet[5:, :6], large)
     assert sheet.sum() == small.sum() + 2 * large.sum()
     with pytest.raises(ValueError, match="pictures"):
-        report.contact_sheet([], columns=2)
+        reporting.contact_sheet([], columns=2)
 
 
 def test_an_amplified_difference_is_grey_where_nothing_changed():
     difference = np.array([[[-1.0, -1 / 255, 0.0, 1 / 255, 1.0]]], np.float32)
-    shown = report.amplify(difference, 16)
+    shown = reporting.amplify(difference, 16)
     assert shown.dtype == np.float32
     np.testing.assert_allclose(shown[0, 0], [0, 0.5 - 16 / 255, 0.5, 0.5 + 16 / 255, 1], atol=1e-6)
     for wrong in (np.array([[[255]]], np.uint8), np.array([[[1.5]]], np.float32), np.array([[[np.nan]]], np.float32)):
         with pytest.raises(ValueError, match="difference"):
-            report.amplify(wrong, 2)
+            reporting.amplify(wrong, 2)
 
 
 def test_bars_have_their_values_in_words():
-    page = report.bars([("tabby", 0.5, True), report.Bar("lynx", 0.25)])
+    page = reporting.bars([("tabby", 0.5, True), reporting.Bar("lynx", 0.25)])
     parsed = Parsed(page)
     assert parsed.text == "tabby 50.0 % lynx 25.0 %"
     assert [fill["style"] for fill in parsed.all("i")] == ["width:50.00%", "width:25.00%"]
     assert [line.get("class") for line in parsed.all("li")] == ["on", None]
-    assert report.bars([]) == ""
+    assert reporting.bars([]) == ""
     for wrong in (1.1, -0.1, float("nan"), 83.1):
         with pytest.raises(ValueError, match=r"\[0, 1\]"):
-            report.bars([("tabby", wrong)])
+            reporting.bars([("tabby", wrong)])
 
 
 def test_before_and_after():
-    parsed = Parsed(report.before_after([("tabby", 0.75, 0.25)]))
+    parsed = Parsed(reporting.before_after([("tabby", 0.75, 0.25)]))
     assert parsed.text == "tabby 75.0 % → 25.0 %"
     assert [dot["style"] for dot in parsed.all("u")] == ["left:75.00%", "left:25.00%"]
     assert parsed.all("i")[0]["style"] == "left:25.00%;width:50.00%"
@@ -203,13 +204,13 @@ def test_before_and_after():
 @hypothesis.given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.lists(st.floats(0, 1), max_size=3))
 def test_an_interval_stands_where_its_axis_says(shares, marks):
     low, value, high = sorted(shares)
-    parsed = Parsed(report.interval(value, low, high, references=[(f"r{i}", m) for i, m in enumerate(marks)]))
+    parsed = Parsed(reporting.interval(value, low, high, references=[(f"r{i}", m) for i, m in enumerate(marks)]))
     axis = [(float(style[5:-1]), float(word)) for style, word in _axis(parsed)]
     (left, first), (right, last) = axis[0], axis[-1]
     assert (left, right) == (0.0, 100.0) and 0 <= first < last <= 100
     dots = [first + float(str(dot["style"])[5:-1]) / 100 * (last - first) for dot in parsed.all("u")]
     np.testing.assert_allclose(dots, [100 * share for share in (value, *marks)], atol=0.01)
-    assert report.percent(value) in parsed.text and all(report.percent(mark) in parsed.text for mark in marks)
+    assert reporting.percent(value) in parsed.text and all(reporting.percent(mark) in parsed.text for mark in marks)
 
 
 def _axis(parsed: Parsed) -> list[tuple[str, str]]:
@@ -220,21 +221,21 @@ def _axis(parsed: Parsed) -> list[tuple[str, str]]:
 def test_an_interval_is_refused_outside_its_axis():
     for value, low, high in ((0.5, 0.6, 0.7), (83.1, 80.0, 85.0), (0.5, float("nan"), 0.6)):
         with pytest.raises(ValueError, match=r"interval|\[0, 1\]"):
-            report.interval(value, low, high)
+            reporting.interval(value, low, high)
 
 
 @hypothesis.given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
 def test_ticks_are_few_round_and_enclose(a, b):
-    ticks = report._ticks(min(a, b), max(a, b))
+    ticks = charts._ticks(min(a, b), max(a, b))
     assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
     slack = 1e-6 * max(abs(a), abs(b))
     assert ticks[0] <= min(a, b) + slack and max(a, b) - slack <= ticks[-1]
-    assert len({report._number(t) for t in ticks}) == len(ticks)
+    assert len({charts._number(t) for t in ticks}) == len(ticks)
 
 
 def test_curves_draw_each_point_and_leave_gaps():
     series = {"a": [(0.0, 0.0), (1.0, 1.0), (2.0, float("nan")), (3.0, 0.5), (4.0, 0.25)], "b": [(2.0, 0.5)]}
-    parsed = Parsed(report.curves(series, x_label="epoch", y_label="loss"))
+    parsed = Parsed(reporting.curves(series, x_label="epoch", y_label="loss"))
     lines = [
         str(path["d"])
         for path in parsed.all("path")
@@ -244,7 +245,7 @@ def test_curves_draw_each_point_and_leave_gaps():
     assert len({path["class"] for path in parsed.all("path")} & {"line c0", "line c1"}) == 2
     assert "a 0.25 b 0.5" in parsed.text and "epoch" in parsed.text and "loss" in parsed.text
     for nothing in ({}, {"a": []}, {"a": [(0.0, float("inf"))]}):
-        assert "No finite points" in report.curves(nothing, x_label="step", y_label="loss")
+        assert "No finite points" in reporting.curves(nothing, x_label="step", y_label="loss")
 
 
 def test_reliability_draws_bins_where_they_are():
@@ -252,7 +253,7 @@ def test_reliability_draws_bins_where_they_are():
         {"low": 0.5, "high": 0.75, "confidence": 0.6, "accuracy": 0.25, "n": 1},
         {"low": 0.75, "high": 1.0, "confidence": 0.9, "accuracy": 1.0, "n": 3},
     ]
-    parsed = Parsed(report.reliability({"as trained": rows[:1], "at temperature 2": rows}))
+    parsed = Parsed(reporting.reliability({"as trained": rows[:1], "at temperature 2": rows}))
     drawn = [path for path in parsed.all("path") if path["d"] != "M0 5H28"]
     dots = [(path["class"], path["d"]) for path in drawn if "h0" in str(path["d"]) and path["d"] != "M14 5h0"]
     first, second = ("dots c1", "M60.000 75.000h0"), ("dots c1", "M90.000 0.000h0")
@@ -261,17 +262,17 @@ def test_reliability_draws_bins_where_they_are():
     assert shares == ["M50.000 100v-25.000h25.000V100Z", "M75.000 100v-75.000h25.000V100Z"]
     assert "50.0 % to 75.0 % sure: 1 pictures, 25.0 % right" in parsed.text
     for nothing in ({}, {"as trained": []}):
-        assert "No pictures" in report.reliability(nothing)
+        assert "No pictures" in reporting.reliability(nothing)
 
 
 def test_per_class_says_what_is_not_known():
     row = {"class": "<ape>", "n": 4, "recall": 0.5, "recall_ci95": [0.15, 0.85], "called": 0, "precision": None}
-    parsed = Parsed(report.per_class([{**row, "precision_ci95": [0.0, 1.0]}]))
+    parsed = Parsed(reporting.per_class([{**row, "precision_ci95": [0.0, 1.0]}]))
     assert parsed.text.endswith("<ape> 4 50.0 % (15 to 85) 0 \N{EN DASH}")
 
 
 def test_confusion_shades_by_row_and_tells_the_counts():
-    cells = Parsed(report.confusion(np.array([[8, 0], [1, 1]]), ["cat", "dog"])).all("td")[1:]
+    cells = Parsed(reporting.confusion(np.array([[8, 0], [1, 1]]), ["cat", "dog"])).all("td")[1:]
     assert [cell["title"] for cell in cells] == [
         "cat taken for cat: 8 of 8, 100 %",
         "cat taken for dog: 0 of 8, 0 %",
@@ -281,46 +282,46 @@ def test_confusion_shades_by_row_and_tells_the_counts():
     assert [cell.get("style") for cell in cells] == ["--share:100%", None, "--share:54%", "--share:54%"]
     assert [cell.get("class") for cell in cells] == ["hot right", None, None, "right"]
     with pytest.raises(ValueError, match=r"int\[3 3\]"):
-        report.confusion(np.zeros([2, 2], int), ["a", "b", "c"])
+        reporting.confusion(np.zeros([2, 2], int), ["a", "b", "c"])
     with pytest.raises(ValueError, match="float"):
-        report.confusion(np.zeros([2, 2]), ["a", "b"])
+        reporting.confusion(np.zeros([2, 2]), ["a", "b"])
 
 
 def test_a_heat_map_shades_shares_and_leaves_what_is_not_known_empty():
     shares = [[0.9, 0.25], [float("nan"), 0.0]]
     own = np.eye(2, dtype=bool)
-    cells = Parsed(report.heat_map(shares, ["on a", "on b"], ["a", "b"], marked=own)).all("td")[1:]
+    cells = Parsed(reporting.heat_map(shares, ["on a", "on b"], ["a", "b"], marked=own)).all("td")[1:]
     assert [cell.get("title") for cell in cells] == ["on a, a: 90.0 %", "on a, b: 25.0 %", None, "on b, b: 0 %"]
     assert [cell.get("style") for cell in cells] == ["--share:90%", "--share:25%", None, "--share:0%"]
     assert [cell.get("class") for cell in cells] == ["hot right", None, None, "right"]
     with pytest.raises(ValueError, match="2 rows and 1 columns"):
-        report.heat_map(shares, ["a", "b"], ["a"])
+        reporting.heat_map(shares, ["a", "b"], ["a"])
     with pytest.raises(ValueError, match="divide percentages by 100"):
-        report.heat_map([[90.0]], ["a"], ["a"])
+        reporting.heat_map([[90.0]], ["a"], ["a"])
 
 
 def test_confusion_of_many_classes():
     names = [f"class {i}" for i in range(100)]
-    breeds = Parsed(report.confusion(np.eye(37, dtype=np.int64), names[:37]))
+    breeds = Parsed(reporting.confusion(np.eye(37, dtype=np.int64), names[:37]))
     assert len(breeds.all("td")) == 37 * 37 + 1 and breeds.all("table")[0]["class"] == "confusion dense"
     counts = 5 * np.eye(100, dtype=np.int64)
     counts[3, 7], counts[9, 2] = 4, 2
-    listed = Parsed(report.confusion(counts, names))
+    listed = Parsed(reporting.confusion(counts, names))
     assert listed.text.endswith("class 3 class 7 4 9 class 9 class 2 2 7")
 
 
 def test_table_and_facts():
-    parsed = Parsed(report.table([["head", 75813, np.float32(0.5), True]], ["tune", "n", "top-1", "frozen"]))
+    parsed = Parsed(reporting.table([["head", 75813, np.float32(0.5), True]], ["tune", "n", "top-1", "frozen"]))
     assert parsed.text.split()[-5:] == ["head", "75", "813", "0.5", "yes"]  # a narrow space between the thousands
     assert [cell.get("class") for cell in parsed.all("td")] == [None, "n", "n", None]
     with pytest.raises(ValueError, match="2"):
-        report.table([[1, 2, 3]], ["a", "b"])
-    assert "20261121" in Parsed(report.page("t", "l", [], facts={"seed": 20261121})).text
+        reporting.table([[1, 2, 3]], ["a", "b"])
+    assert "20261121" in Parsed(reporting.page("t", "l", [], facts={"seed": 20261121})).text
 
 
 def test_nothing_skipped_says_nothing():
-    assert report.skipped([]) == ""
-    assert "1 file skipped" in report.skipped([{"path": "a", "why": "b"}])
+    assert reporting.skipped([]) == ""
+    assert "1 file skipped" in reporting.skipped([{"path": "a", "why": "b"}])
 
 
 # --------------------------------------------------------------------------------------------------------------- films
@@ -345,21 +346,21 @@ def frames_of(file) -> tuple[list[np.ndarray], list[int], int]:
 
 def test_a_film_is_read_back_frame_by_frame_and_rests_on_the_last(tmp_path):
     frames = grown(7)
-    report.save_film(tmp_path / "a.webp", frames, seconds=2)
+    reporting.save_film(tmp_path / "a.webp", frames, seconds=2)
     shown, held, loop = frames_of(tmp_path / "a.webp")
     assert len(shown) == 7 and loop == 0
-    assert sum(held[:-1]) + held[-1] - 1000 * report.LAST_FRAME == 2000 and max(held[:-1]) - min(held[:-1]) <= 1
+    assert sum(held[:-1]) + held[-1] - 1000 * reporting.LAST_FRAME == 2000 and max(held[:-1]) - min(held[:-1]) <= 1
     for frame, back in zip(frames, shown, strict=True):
-        assert np.abs(back.astype(int) - report.as_uint8(frame)).max() <= 4
+        assert np.abs(back.astype(int) - reporting.as_uint8(frame)).max() <= 4
 
 
 def test_a_film_stands_where_a_picture_may():
-    (image,) = Parsed(report.card(report.film(grown(3), seconds=1, alt="<grown>"))).all("img")
+    (image,) = Parsed(reporting.card(reporting.film(grown(3), seconds=1, alt="<grown>"))).all("img")
     source = str(image["src"])
     assert source.startswith("data:image/webp;base64,") and image["alt"] == "<grown>"
     assert (image["width"], image["height"]) == ("30", "20")
     assert len(frames_of(io.BytesIO(base64.b64decode(source.partition(",")[2])))[0]) == 3
-    assert "film of 1 frames, 30 by 20 pixels" in report.film(grown(1), seconds=1)
+    assert "film of 1 frames, 30 by 20 pixels" in reporting.film(grown(1), seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +374,7 @@ def test_a_film_stands_where_a_picture_may():
     ],
 )
 def test_what_is_no_film_is_refused(frames, seconds, says, tmp_path):
-    for use in (report.film, lambda f, seconds: report.save_film(tmp_path / "a.webp", f, seconds=seconds)):
+    for use in (reporting.film, lambda f, seconds: reporting.save_film(tmp_path / "a.webp", f, seconds=seconds)):
         with pytest.raises(ValueError, match=says):
             use(frames, seconds=seconds)
     assert not list(tmp_path.iterdir())

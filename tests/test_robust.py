@@ -15,13 +15,16 @@ import pytest
 
 from experiments import transfer
 from tests.test_fit import colours
-from tl import backbones, classifier, data, fit, heads, labels, losses, robust, runlog, train
+from tl import backbones, data, labels, losses, models, reporting
 from tl.attacks import norms
 from tl.backbones.spec import BackboneSpec
 from tl.backbones.vgg import VGG
-from tl.fit import Recipe
+from tl.models import heads
 from tl.paths import TRAINABLE, digest
-from tl.robust import Adversary
+from tl.training import adversarial, fit, loop, step
+from tl.training.adversarial import Adversary
+from tl.training.recipe import Recipe
+from tl.training.step import Examples, Step, TrainState
 
 SIDE, B = 4, 32
 N = SIDE * SIDE * 3
@@ -44,16 +47,16 @@ def forward(params: Any, stats: Any, images01: jax.Array) -> tuple[jax.Array, An
     return x @ params["head"], {"seen": stats["seen"] + len(images01)}
 
 
-def begin(optimizer: Any = SGD) -> train.TrainState:
+def begin(optimizer: Any = SGD) -> step.TrainState:
     rng = np.random.default_rng(0)
     params = {
         "body": jnp.asarray(rng.normal(size=(N, 8)) / 4, jnp.float32),
         "head": jnp.asarray(rng.normal(size=(8, 2)) / 4, jnp.float32),
     }
-    return train.init(params, ((".*", TRAINABLE),), optimizer, stats={"seen": jnp.zeros(())}, key=jax.random.key(5))
+    return step.init(params, ((".*", TRAINABLE),), optimizer, stats={"seen": jnp.zeros(())}, key=jax.random.key(5))
 
 
-def batch(seed: int, n: int = B, valid: int | None = None) -> train.Examples:
+def batch(seed: int, n: int = B, valid: int | None = None) -> step.Examples:
     """One value in the middle says the class nine times out of ten, the others by a hair's breadth always.
 
     Reference: Tsipras et al. 2019, arXiv:1805.12152, section 2.1.
@@ -65,16 +68,16 @@ def batch(seed: int, n: int = B, valid: int | None = None) -> train.Examples:
     x[:, :1] = 0.5 + 0.4 * sign * np.where(rng.random((n, 1)) < 0.9, 1.0, -1.0)
     images01 = np.clip(x, 0, 1).astype(np.float32).reshape(n, SIDE, SIDE, 3)
     there = np.arange(n) < (n if valid is None else valid)
-    return train.Examples(images01, labels.astype(np.int32), there)
+    return step.Examples(images01, labels.astype(np.int32), there)
 
 
 @functools.cache
-def make_step(method: str = "none", microbatches: int = 1, **how: Any) -> train.Step:
-    hooks = robust.Hooks() if method == "none" else robust.hooks(Adversary(method, **how), forward)
-    return train.make_train_step(forward, SGD, loss=hooks.loss, replay=hooks.replay, microbatches=microbatches)
+def make_step(method: str = "none", microbatches: int = 1, **how: Any) -> step.Step:
+    hooks = adversarial.Hooks() if method == "none" else adversarial.hooks(Adversary(method, **how), forward)
+    return step.make_train_step(forward, SGD, loss=hooks.loss, replay=hooks.replay, microbatches=microbatches)
 
 
-def after(step: train.Step, examples: train.Examples, steps: int = 3) -> tuple[train.TrainState, dict[str, Any]]:
+def after(step: Step, examples: Examples, steps: int = 3) -> tuple[TrainState, dict[str, Any]]:
     state, measured = begin(), {}
     for _ in range(steps):
         state, measured = step(state, examples)
@@ -89,7 +92,7 @@ def test_moved_pictures_stay_in_the_ball_and_the_box_and_are_worse() -> None:
     images01 = jnp.asarray(examples.inputs).at[:, 0].set(0.01).at[:, 1].set(0.99)  # the box is near
     targets, keys = losses.smoothed(jnp.asarray(examples.labels), 2), norms.own_keys(jax.random.key(1), B)
     for steps, reach in ((4, 2.5), (1, 1.25)):
-        perturb = jax.jit(robust.make_perturb(forward, steps=steps, reach=reach))
+        perturb = jax.jit(adversarial.make_perturb(forward, steps=steps, reach=reach))
         moved = perturb(state.params, state.stats, keys, images01, targets, jnp.float32(EPS))
         far = np.abs(moved - images01).max(axis=(1, 2, 3))
         assert far.max() <= EPS + 1e-6 and far.min() > 0.9 * EPS
@@ -101,7 +104,7 @@ def test_moved_pictures_stay_in_the_ball_and_the_box_and_are_worse() -> None:
 
 
 def test_a_replay_climbs_within_the_ball() -> None:
-    replay = robust.hooks(Adversary("free", EPS), forward).replay
+    replay = adversarial.hooks(Adversary("free", EPS), forward).replay
     assert replay is not None and replay.times == 4
     center, step = jnp.asarray(batch(0).inputs), jnp.int32(0)
     x = replay.start(norms.own_keys(jax.random.key(0), B), step, center)
@@ -123,8 +126,8 @@ def test_the_radius_grows() -> None:
 
 def test_steps_that_are_plain_steps() -> None:
     plain, measured = after(make_step(), batch(0))
-    for step in (make_step("pgd", eps=0.0), make_step("fast", eps=0.0), make_step("free", eps=0.0, replays=1)):
-        state, found = after(step, batch(0))
+    for make in (make_step("pgd", eps=0.0), make_step("fast", eps=0.0), make_step("free", eps=0.0, replays=1)):
+        state, found = after(make, batch(0))
         assert digest(state.params) == digest(plain.params) and digest(state.stats) == digest(plain.stats)
         assert all(found[name] == measured[name] for name in measured)
     state, found = after(make_step("trades", eps=EPS, beta=0.0), batch(0))  # whose accuracy is that of moved pictures
@@ -146,18 +149,18 @@ def test_parts_of_a_batch_and_padding_change_nothing(method: str) -> None:
     whole, measured = after(make_step(method, eps=EPS), batch(0, valid=24))
     nonsense = batch(0, valid=24)
     nonsense.inputs[24:], nonsense.labels[24:] = 0.7, -1
-    for step, examples in (
+    for adversarial_step, examples in (
         (make_step(method, eps=EPS, microbatches=4), batch(0, valid=24)),
         (make_step(method, eps=EPS), nonsense),
     ):
-        state, found = after(step, examples)
+        state, found = after(adversarial_step, examples)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, whole.params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, measured)
 
 
 def test_trades_is_its_formula() -> None:
     state, examples = begin(), batch(0)
-    hooks = robust.hooks(Adversary("trades", 0.0, beta=3.0), forward)
+    hooks = adversarial.hooks(Adversary("trades", 0.0, beta=3.0), forward)
     keys, targets = norms.own_keys(jax.random.key(0), B), losses.smoothed(jnp.asarray(examples.labels), 2)
     assert hooks.loss is not None
     values, logits, _ = hooks.loss(state.params, state.stats, keys, jnp.int32(0), examples.inputs, targets)
@@ -176,7 +179,7 @@ def test_trades_is_its_formula() -> None:
 def test_plain_training_is_not_robust_and_adversarial_training_is() -> None:
     """Within 0.05 all small hints can be turned round, the large one not."""
     test = batch(99, n=256)
-    perturb = jax.jit(robust.make_perturb(forward, steps=10))
+    perturb = jax.jit(adversarial.make_perturb(forward, steps=10))
     targets, keys = losses.smoothed(jnp.asarray(test.labels), 2), norms.own_keys(jax.random.key(1), 256)
     clean, stood = {}, {}
     for method, steps in {"none": 300, "pgd": 300, "trades": 300, "fast": 300, "free": 75}.items():
@@ -196,11 +199,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
 
 
 @pytest.fixture()
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[classifier.Classifier, Any]:
+def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[models.Classifier, Any]:
     """Two layers of convolutions under a head for two classes."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(backbones._SPECS, "tiny", TINY)
-    clf, variables = classifier.load("tiny", weights="random")
+    clf, variables = models.load("tiny", weights="random")
     clf = clf.with_pixels(size=16, resize="squash")
     clf = clf.with_head(heads.Linear(2), labels.from_names(["red", "blue"], name="colours"))
     head = jax.tree.map(np.asarray, clf.init_head(jax.random.key(0)))
@@ -208,10 +211,10 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[classifier
 
 
 def test_transfer_trains_chooses_and_tests_under_attack(
-    pictures: data.DataSpec, network: tuple[classifier.Classifier, Any], tmp_path: Path
+    pictures: data.DataSpec, network: tuple[models.Classifier, Any], tmp_path: Path
 ) -> None:
     how = Recipe(tune="lp_ft", epochs=2, batch_size=8, lr=1e-3, workers=0, adversarial="free", adversarial_eps=8 / 255)
-    run = runlog.start("test", tmp_path / "run", {"seed": 0})
+    run = reporting.start("test", tmp_path / "run", {"seed": 0})
     settings = transfer.Settings(dataclasses.replace(how, adversarial_replays=2), robust_eps=4 / 255)
     result, sections = transfer.transfer(run, *network, pictures, None, settings)
     for row in result["history"]:
@@ -223,7 +226,7 @@ def test_transfer_trains_chooses_and_tests_under_attack(
         {"val_robust_top1": share, "val_robust_nll": nll, "val_nll": 0.0}
         for share, nll in ((0.6, 9), (0.5, 1), (0.6, 8))
     ]
-    assert min(rows, key=fit.chosen_by) is rows[2] and fit.chosen_by({"val_nll": 0.3}) == 0.3
+    assert min(rows, key=loop.chosen_by) is rows[2] and loop.chosen_by({"val_nll": 0.3}) == 0.3
     assert set(result["robust"]) == {"before", "after"}
     for row in result["robust"].values():
         low, high = row["top1_ci95"]
@@ -232,7 +235,7 @@ def test_transfer_trains_chooses_and_tests_under_attack(
     assert result["robust"]["after"]["clean"] == pytest.approx(result["test"]["top1"])
     assert any("Under attack" in str(section) for section in sections)
     probe = dataclasses.replace(settings, recipe=Recipe(tune="probe"))
-    run = runlog.start("test", tmp_path / "probe", {"seed": 0})
+    run = reporting.start("test", tmp_path / "probe", {"seed": 0})
     result, _ = transfer.transfer(run, *network, pictures, None, probe)
     assert set(result["robust"]) == {"now"}  # there is no other to compare it with
 
@@ -240,7 +243,7 @@ def test_transfer_trains_chooses_and_tests_under_attack(
 # ----------------------------------------------------------------------------------------------------------- wrong input
 
 
-def test_wrong_input_is_one_sentence(pictures: data.DataSpec, network: tuple[classifier.Classifier, Any]) -> None:
+def test_wrong_input_is_one_sentence(pictures: data.DataSpec, network: tuple[models.Classifier, Any]) -> None:
     wrongs: list[tuple[dict[str, Any], str]] = [
         ({"method": "pdg"}, "unknown adversarial training 'pdg'; nearest: .*'pgd'"),
         ({"eps": 2.0}, r"eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"),

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl import runlog
+from tl import reporting
+from tl.reporting import run as runlog
 
 
 def read(path: pathlib.Path):
@@ -32,7 +33,7 @@ def read(path: pathlib.Path):
 
 
 def test_a_run_leaves_its_files(tmp_path):
-    run = runlog.start("predict", tmp_path / "a" / "b", {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255})
+    run = reporting.start("predict", tmp_path / "a" / "b", {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255})
     config = read(run.workdir / "config.json")
     assert config["flags"] == {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255} and config["seed"] == 3
     assert {"python", "tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow"} == set(config["versions"])
@@ -64,7 +65,7 @@ def test_a_run_leaves_its_files(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_an_interrupted_finish_leaves_no_result(tmp_path, monkeypatch, error, step):
-    run = runlog.start("x", tmp_path, {})
+    run = reporting.start("x", tmp_path, {})
     real = getattr(os, step)
     calls = []
 
@@ -82,7 +83,7 @@ def test_an_interrupted_finish_leaves_no_result(tmp_path, monkeypatch, error, st
 
 
 def test_the_result_comes_last(tmp_path, monkeypatch):
-    run = runlog.start("x", tmp_path, {})
+    run = reporting.start("x", tmp_path, {})
     order = []
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(pathlib.Path(b).name), real(a, b))[1])
@@ -91,27 +92,27 @@ def test_the_result_comes_last(tmp_path, monkeypatch):
 
 
 def test_a_result_that_json_cannot_hold_writes_neither_file(tmp_path):
-    run = runlog.start("x", tmp_path, {})
+    run = reporting.start("x", tmp_path, {})
     with pytest.raises(ValueError, match="test/model: .*object"):
         run.finish({"test": {"model": object()}}, "<p></p>")
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_reused_folder_keeps_no_stale_result(tmp_path):
-    first = runlog.start("x", tmp_path, {})
+    first = reporting.start("x", tmp_path, {})
     first.log({"step": 1})
     first.finish({"top1": 1.0}, "<p></p>")
-    second = runlog.start("x", tmp_path, {}, resume=True)
+    second = reporting.start("x", tmp_path, {}, resume=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
     second.log({"step": 2})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
-    runlog.start("x", tmp_path, {})
+    reporting.start("x", tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_the_default_folder_is_new(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {runlog.start("predict", given, {}).workdir for given in (None, "", None)}
+    folders = {reporting.start("predict", given, {}).workdir for given in (None, "", None)}
     assert len(folders) == 3 and {folder.parent for folder in folders} == {pathlib.Path("runs/predict")}
 
 
@@ -119,11 +120,11 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match="give another --workdir"):
-            runlog.start("x", folder, {})
+            reporting.start("x", folder, {})
 
 
 def test_figures_do_not_overwrite_each_other(tmp_path):
-    run = runlog.start("x", tmp_path, {})
+    run = reporting.start("x", tmp_path, {})
     names = ["1", "1", "../../etc/passwd", "tabby, tabby cat", "Tabby, tabby cat", "", "..", "虎斑猫", "x" * 300]
     paths = [run.figure(name, np.full([1, 1, 3], i, np.uint8)) for i, name in enumerate(names)]
     assert {path.parent for path in paths} == {tmp_path / "figures"}
@@ -135,7 +136,7 @@ def test_figures_do_not_overwrite_each_other(tmp_path):
 
 
 def test_films_are_numbered_as_figures_are_and_apart_from_them(tmp_path):
-    run = runlog.start("x", tmp_path, {})
+    run = reporting.start("x", tmp_path, {})
     frames = [np.full([4, 4, 3], level, np.uint8) for level in (0, 120, 255)]
     paths = [run.film(name, frames, seconds=1) for name in ("tabby cat", "Tabby cat", "")]
     assert [path.name for path in paths] == ["tabby_cat.webp", "Tabby_cat-2.webp", "figure.webp"]
@@ -171,7 +172,7 @@ def test_json_types():
         0.25: {Norm.LINF: 1, np.int32(7): 2},
     }
     holes: list[str] = []
-    assert runlog.jsonable(value, holes=holes) == {
+    assert reporting.jsonable(value, holes=holes) == {
         "scalars": [0.25, 3, True, 4, 2.5, True, None, "é"],
         "arrays": [[[0.0], [0.0]], [0, 1], [1.0], ["a"]],
         "holes": [None, None, [1.0, None]],
@@ -181,11 +182,11 @@ def test_json_types():
     assert holes == ["holes/0", "holes/1", "holes/2/1"]
     for wrong in ({1, 2}, object(), Spec, b"bytes", 1j):
         with pytest.raises(ValueError, match="JSON cannot hold"):
-            runlog.jsonable({"x": wrong})
+            reporting.jsonable({"x": wrong})
 
 
 def test_holes_of_a_result_are_named(tmp_path, capsys):
-    runlog.start("x", tmp_path, {}).finish({"test": {"nll": float("nan"), "top1": 1.0}}, "")
+    reporting.start("x", tmp_path, {}).finish({"test": {"nll": float("nan"), "top1": 1.0}}, "")
     assert read(tmp_path / "result.json") == {"test": {"nll": None, "top1": 1.0}}
     assert "test/nll" in capsys.readouterr().err
 
@@ -219,8 +220,8 @@ def test_git_names_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypatc
 
 
 def test_import_starts_no_accelerator():
-    code = "import sys, tl.runlog, tl.report; from jax._src import xla_bridge; sys.exit(bool(xla_bridge._backends))"
-    root = pathlib.Path(runlog.__file__).resolve().parents[1]
+    code = "import sys, tl.reporting; from jax._src import xla_bridge; sys.exit(bool(xla_bridge._backends))"
+    root = pathlib.Path(runlog.__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 
 
@@ -228,7 +229,7 @@ def test_import_starts_no_accelerator():
 def test_progress_in_a_log_is_few_lines_and_passes_everything(n, sized):
     log = io.StringIO()
     items = list(range(n))
-    assert list(runlog.progress(items if sized else iter(items), label="predict", stream=log)) == items
+    assert list(reporting.progress(items if sized else iter(items), label="predict", stream=log)) == items
     lines = log.getvalue().splitlines()
     assert len(lines) <= 11 and "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
     assert bool(lines) == (n > 0) and all(line.startswith("predict") for line in lines)
@@ -244,12 +245,12 @@ class Terminal(io.StringIO):
 def test_progress_on_a_terminal_is_one_line_that_ends(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     screen = Terminal()
-    assert list(runlog.progress(range(50), label="x" * 100, stream=screen)) == list(range(50))
+    assert list(reporting.progress(range(50), label="x" * 100, stream=screen)) == list(range(50))
     assert screen.getvalue().endswith("\n") and screen.getvalue().count("\n") == 1
     assert max(len(part) for part in screen.getvalue().replace("\x1b[K", "").split("\r")) <= 60
     screen = Terminal()
     with pytest.raises(KeyboardInterrupt):
-        for i in runlog.progress(range(50), label="x", stream=screen):
+        for i in reporting.progress(range(50), label="x", stream=screen):
             if i == 20:
                 raise KeyboardInterrupt
     # The generator is closed here; what it had drawn stays, and the prompt starts on a line of its own.
@@ -259,5 +260,5 @@ def test_progress_on_a_terminal_is_one_line_that_ends(monkeypatch):
 def test_progress_survives_a_wrong_total():
     for total in (0, 3, 1000):
         log = io.StringIO()
-        assert len(list(runlog.progress(iter(range(40)), total, "x", stream=log))) == 40
+        assert len(list(reporting.progress(iter(range(40)), total, "x", stream=log))) == 40
         assert len(log.getvalue().splitlines()) <= 12

@@ -1,4 +1,4 @@
-"""`tl.summary` against what torchvision publishes, the lesson's counts, and a network counted by hand."""
+"""`tl.models.summary` against what torchvision publishes, the lesson's counts, and a network counted by hand."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tl import backbones, heads
-from tl.classifier import Classifier, Provenance
+from tl import backbones
+from tl.models import Classifier, Provenance, heads
+from tl.models.summary import stages, total
 from tl.pixels import PixelSpec
-from tl.summary import stages, total
 
 # `num_params` and `_ops` (multiply-adds in units of 1e9, at 224 pixels) of torchvision 0.28's weight enums
 PUBLISHED = {

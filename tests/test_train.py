@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from tl import classifier, optim, train
+from tl import models, optim
 from tl.paths import FROZEN, TRAINABLE, digest, flatten, label, split
+from tl.training import step
+from tl.training.step import Examples, init, make_train_step
 
 HEAD = (("head/.*", TRAINABLE), (".*", FROZEN))
 ALL = ((".*", TRAINABLE),)
@@ -37,16 +39,16 @@ def step_forward(params: Any, stats: Any, inputs: jax.Array) -> tuple[jax.Array,
     return x @ params["head"]["kernel"] + params["head"]["bias"][None], stats
 
 
-def examples(seed: int, n: int = 16, padded: int = 0) -> train.Examples:
+def examples(seed: int, n: int = 16, padded: int = 0) -> step.Examples:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, n)
     inputs = rng.normal(size=(n, WIDTH)) + 2 * np.eye(CLASSES, WIDTH)[labels]
     valid = np.arange(n) < n - padded
-    return train.Examples(jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
+    return step.Examples(jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
 
 
 ADAMW = optax.chain(optim.adamw(), optax.scale(-1e-2))
-STEP = train.make_train_step(step_forward, ADAMW)
+STEP = step.make_train_step(step_forward, ADAMW)
 
 
 # -------------------------------------------------------------------------------------------------------------- frozen
@@ -54,7 +56,7 @@ STEP = train.make_train_step(step_forward, ADAMW)
 
 def test_frozen_leaves_keep_every_bit_and_the_others_move() -> None:
     params = network()
-    state = train.init(params, HEAD, ADAMW)
+    state = step.init(params, HEAD, ADAMW)
     before = digest(state.frozen)
     losses = []
     for _ in range(30):
@@ -71,7 +73,7 @@ def test_frozen_leaves_keep_every_bit_and_the_others_move() -> None:
 
 def test_training_everything_moves_every_leaf() -> None:
     params = network()
-    state, _ = STEP(train.init(params, ALL, ADAMW), examples(0))
+    state, _ = STEP(step.init(params, ALL, ADAMW), examples(0))
     assert jax.tree.leaves(state.frozen) == []
     after = flatten(state.params)
     assert all((after[name] != leaf).any() for name, leaf in flatten(params).items())
@@ -83,17 +85,17 @@ def test_optimizer_state_has_no_leaf_for_what_is_frozen() -> None:
     def size(tree: Any) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
-    state = train.init(params, HEAD, ADAMW)
+    state = step.init(params, HEAD, ADAMW)
     counter = 4 * sum(leaf.ndim == 0 for leaf in jax.tree.leaves(state.opt_state))
     assert size(state.opt_state) - counter == 2 * size(params["head"]) == 2 * size(state.trainable)
-    assert size(train.init(params, ALL, ADAMW).opt_state) - counter == 2 * size(params)
+    assert size(step.init(params, ALL, ADAMW).opt_state) - counter == 2 * size(params)
 
 
 def test_weight_decay_reaches_the_trainable_leaves_alone() -> None:
     params = network()
     heavy = optax.chain(optax.add_decayed_weights(10.0), optax.scale(-0.01))
-    step = train.make_train_step(lambda p, s, x: (0.0 * forward(p, x), s), heavy)  # no gradient but the decay's
-    state, metrics = step(train.init(params, HEAD, heavy), examples(0))
+    step = make_train_step(lambda p, s, x: (0.0 * forward(p, x), s), heavy)  # no gradient but the decay's
+    state, metrics = step(init(params, HEAD, heavy), examples(0))
     assert metrics["grad_norm"] == 0
     np.testing.assert_allclose(state.params["head"]["kernel"], 0.9 * params["head"]["kernel"], rtol=1e-6)
     assert digest({"body": state.params["body"]}) == digest({"body": params["body"]})
@@ -107,17 +109,17 @@ def flops(function: Any, *args: Any) -> float:
 def test_a_frozen_body_costs_its_forward_pass_and_no_more() -> None:
     """XLA's count: a head's training is a forward pass, training everything three (so is `optax.freeze`)."""
     params, batch = network(), examples(0, n=256)
-    head = flops(STEP, train.init(params, HEAD, ADAMW), batch)
-    everything = flops(STEP, train.init(params, ALL, ADAMW), batch)
+    head = flops(STEP, step.init(params, HEAD, ADAMW), batch)
+    everything = flops(STEP, step.init(params, ALL, ADAMW), batch)
     alone = flops(forward, params, batch.inputs)
     assert head < 1.25 * alone
     assert everything > 2.4 * alone
 
 
 def test_resnet18_with_a_frozen_backbone() -> None:
-    clf, variables = classifier.load("resnet18", weights="random")
+    clf, variables = models.load("resnet18", weights="random")
     images = jnp.asarray(np.random.default_rng(0).random((4, 32, 32, 3)), jnp.float32)
-    batch = train.Examples(images, jnp.arange(4, dtype=jnp.int32), jnp.ones(4, bool))
+    batch = Examples(images, jnp.arange(4, dtype=jnp.int32), jnp.ones(4, bool))
     stats = variables["batch_stats"]
 
     def net(params: Any, stats: Any, images01: jax.Array) -> tuple[jax.Array, Any]:
@@ -125,8 +127,8 @@ def test_resnet18_with_a_frozen_backbone() -> None:
         return output.logits, output.stats
 
     sgd = optax.chain(optim.sgd(), optax.scale(-1e-3))
-    step = train.make_train_step(net, sgd)
-    state = train.init(variables["params"], HEAD, sgd, stats=stats)
+    step = make_train_step(net, sgd)
+    state = init(variables["params"], HEAD, sgd, stats=stats)
     compiled = step.lower(state, batch).compile()
     forward_alone = 4 * 2 * 1.814e9 / 7**2  # timm's 1.814 GMAC at 224 x 224, on 4 images of 32 x 32
     assert 0.5 * forward_alone < compiled.cost_analysis()["flops"] < forward_alone  # XLA leaves out padding's products
@@ -148,7 +150,7 @@ def test_resnet18_with_a_frozen_backbone() -> None:
 def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
     params, batch = network(), examples(0)
     plain = optax.sgd(1.0)
-    state, metrics = train.make_train_step(step_forward, plain)(train.init(params, ALL, plain), batch)
+    state, metrics = step.make_train_step(step_forward, plain)(step.init(params, ALL, plain), batch)
 
     def mean(params: Any) -> jax.Array:
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(forward(params, batch.inputs), batch.labels))
@@ -164,8 +166,8 @@ def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
 
 def test_smoothing_reaches_the_loss() -> None:
     plain = optax.sgd(0.0)
-    step = train.make_train_step(step_forward, plain, smoothing=0.3)
-    _, metrics = step(train.init(network(), HEAD, plain), examples(0))
+    step = make_train_step(step_forward, plain, smoothing=0.3)
+    _, metrics = step(init(network(), HEAD, plain), examples(0))
     logits = forward(network(), examples(0).inputs)
     targets = 0.7 * jax.nn.one_hot(examples(0).labels, CLASSES) + 0.1
     np.testing.assert_allclose(metrics["loss"], jnp.mean(optax.softmax_cross_entropy(logits, targets)), rtol=1e-6)
@@ -173,10 +175,10 @@ def test_smoothing_reaches_the_loss() -> None:
 
 def test_padding_has_no_influence() -> None:
     batch, plain = examples(0, padded=6), optax.sgd(1.0)
-    step = train.make_train_step(step_forward, plain)
-    nonsense = train.Examples(batch.inputs.at[10:].set(77.0), batch.labels.at[10:].set(-1), batch.valid)
-    only = train.Examples(batch.inputs[:10], batch.labels[:10], batch.valid[:10])
-    (one, m1), (other, m2), (short, m3) = (step(train.init(network(), ALL, plain), b) for b in (batch, nonsense, only))
+    step = make_train_step(step_forward, plain)
+    nonsense = Examples(batch.inputs.at[10:].set(77.0), batch.labels.at[10:].set(-1), batch.valid)
+    only = Examples(batch.inputs[:10], batch.labels[:10], batch.valid[:10])
+    (one, m1), (other, m2), (short, m3) = (step(init(network(), ALL, plain), b) for b in (batch, nonsense, only))
     assert digest(one.params) == digest(other.params)
     assert all(m1[name] == m2[name] for name in m1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, short.params)
@@ -185,9 +187,7 @@ def test_padding_has_no_influence() -> None:
 
 def test_a_batch_of_padding_alone_changes_nothing() -> None:
     plain = optax.sgd(1.0)
-    state, metrics = train.make_train_step(step_forward, plain)(
-        train.init(network(), ALL, plain), examples(0, padded=16)
-    )
+    state, metrics = step.make_train_step(step_forward, plain)(step.init(network(), ALL, plain), examples(0, padded=16))
     assert digest(state.params) == digest(network())
     assert metrics["loss"] == 0
 
@@ -198,7 +198,7 @@ def test_a_batch_of_padding_alone_changes_nothing() -> None:
 def test_the_old_state_is_donated_and_the_callers_parameters_survive() -> None:
     params = network()
     before = digest(params)
-    state = train.init(params, HEAD, ADAMW)
+    state = step.init(params, HEAD, ADAMW)
     new, _ = STEP(state, examples(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.trainable, state.opt_state)))
     assert digest(params) == before  # reading a donated buffer would raise
@@ -207,6 +207,6 @@ def test_the_old_state_is_donated_and_the_callers_parameters_survive() -> None:
 
 def test_init_raises_the_errors_of_the_rules() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
-        train.init(network(), ((".*", FROZEN),), ADAMW)
+        step.init(network(), ((".*", FROZEN),), ADAMW)
     with pytest.raises(ValueError, match="rule 'haed/.*' decides no leaf; nearest names: 'head/bias'"):
-        train.init(network(), (("haed/.*", TRAINABLE), (".*", FROZEN)), ADAMW)
+        step.init(network(), (("haed/.*", TRAINABLE), (".*", FROZEN)), ADAMW)

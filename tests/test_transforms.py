@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import transforms
-from tl.attacks.treatments import resized
-from tl.jpeg import decoded
-from tl.transforms import Transform
+from tl.ascent import transforms
+from tl.ascent.jpeg import decoded
+from tl.ascent.transforms import Transform
+from tl.evaluation.postprocessing import resized
 
 Shape = tuple[int, int]
 KEY = jax.random.key(7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl.attacks.treatments import TREATMENTS, compressed, cropped, flipped, resized
+from tl.evaluation.postprocessing import TREATMENTS, compressed, cropped, flipped, resized
 
 
 def pictures(n: int = 3, h: int = 37, w: int = 50) -> np.ndarray:

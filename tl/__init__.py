@@ -4,27 +4,28 @@ Importing `tl` touches no network, starts no accelerator and draws no plot.
 """
 
 from tl import (
-    ascend,
+    ascent,
     attacks,
     backbones,
     data,
+    inference,
     labels,
+    losses,
     metrics,
+    models,
     optim,
     paths,
-    perceptual,
     pixels,
-    summary,
-    train,
-    transforms,
+    reporting,
     visualize,
     weights,
 )
 from tl.backbones import names
-from tl.classifier import Classifier, load, save
-from tl.features import extract
+from tl.evaluation import perceptual
+from tl.inference.features import extract
+from tl.models import Classifier, load, save, summary
 from tl.pixels import PixelSpec
-from tl.probe import logistic
+from tl.training.probe import logistic
 from tl.types import Mode, Output, Variables
 
 __version__ = "0.1.0"
@@ -35,24 +36,26 @@ __all__ = [
     "Output",
     "PixelSpec",
     "Variables",
-    "ascend",
+    "ascent",
     "attacks",
     "backbones",
     "data",
     "extract",
+    "inference",
     "labels",
     "load",
     "logistic",
+    "losses",
     "metrics",
+    "models",
     "names",
     "optim",
     "paths",
     "perceptual",
     "pixels",
+    "reporting",
     "save",
     "summary",
-    "train",
-    "transforms",
     "visualize",
     "weights",
 ]

@@ -275,3 +275,9 @@ def summarise(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
         "nll": float(-log_p[np.arange(n), labels].mean()),
         "ece": ece(np.exp(log_p), labels),
     }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities f64[n k] of logits."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)

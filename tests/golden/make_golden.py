@@ -5,7 +5,7 @@ By hand, in an environment with the `parity` extra, for some architectures or fo
     python -m tests.golden.make_golden [ARCH ...]
 
 The network is the first library's among the architecture's `sources`, under a head of CLASSES. The weights are not in the
-files: both sides draw them from the name of each source tensor (`experiments._sources.seeded`), so a golden file is a few
+files: both sides draw them from the name of each source tensor (`sources.seeded`), so a golden file is a few
 kilobytes of results, computed in float64 and sampled.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import _sources as sources
+from experiments.benchmarks import sources
 from tl import backbones
 from tl.pixels import PixelSpec
 from tl.weights import tables

@@ -12,8 +12,8 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 
-from tl.attacks import apgd, baselines, blackbox, ensemble, fab, gradient, minimal
-from tl.attacks.frame import Attack, AttackResult, Find, Minimal, Search
+from tl.attacks import apgd, baselines, blackbox, ensemble, fab, gradient, minimum_norm
+from tl.attacks.base import Attack, AttackResult, Find, Minimal, Search
 from tl.attacks.run import make_attack as make
 from tl.attacks.run import make_find as find
 from tl.paths import nearest
@@ -29,8 +29,8 @@ ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
     "apgd_ce": functools.partial(apgd.apgd, loss="ce"),
     "apgd_dlr": functools.partial(apgd.apgd, loss="dlr"),
     "apgd_t": apgd.apgd_t,
-    "deepfool": minimal.deepfool,
-    "cw": minimal.cw,
+    "deepfool": minimum_norm.deepfool,
+    "cw": minimum_norm.cw,
     "fab": fab.fab,
     "square": blackbox.square,
     "autoattack": ensemble.autoattack,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks import goals
-from tl.attacks.frame import Best, Search, Task, check_counts, keep, keys_at
-from tl.attacks.queue import choose, rows
+from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.slots import choose, rows
 
 MOMENTUM = 0.75  # alpha, Croce & Hein 2020, section 3.1: the share of the new step; the rest goes on as before
 RISES = 0.75  # rho, section 3.2: the share of steps uphill below which a step size is too large

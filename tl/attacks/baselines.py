@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl.attacks.frame import Best, Search, Task, check_counts, keep, keys_at
-from tl.attacks.queue import rows
+from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.slots import rows
 
 
 class _Try(NamedTuple):

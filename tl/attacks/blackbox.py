@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks import norms
-from tl.attacks.boundary import tiny
-from tl.attacks.frame import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
 from tl.attacks.goals import margin
-from tl.attacks.queue import rows
+from tl.attacks.linearized import tiny
+from tl.attacks.slots import rows
 
 SHARE = 0.8  # p, the part of the picture that the first squares cover; Croce & Hein 2020, arXiv:2003.01690, section 5
 HALVED = (

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from tl.attacks.apgd import apgd, apgd_t
+from tl.attacks.base import Logits, Search
 from tl.attacks.blackbox import square
 from tl.attacks.fab import fab
-from tl.attacks.frame import Logits, Search
 from tl.paths import nearest
 
 STANDARD = ("APGD-CE", "APGD-T", "FAB-T", "Square")

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from tl.attacks import norms
-from tl.attacks.boundary import gap_to, keep_nearer, likely, near_enough, onto_plane, restart, tiny, total, unknown
-from tl.attacks.frame import Best, Search, Task, check_counts
-from tl.attacks.queue import choose, rows
+from tl.attacks.base import Best, Search, Task, check_counts
+from tl.attacks.linearized import gap_to, keep_nearer, likely, near_enough, onto_plane, restart, tiny, total, unknown
+from tl.attacks.slots import choose, rows
 
 TARGETS = 9  # classes; Croce & Hein 2020, arXiv:2003.01690, section 5 (FAB-T)
 ALPHA_MAX, BETA, ETA = 0.1, 0.9, 1.05  # Croce & Hein 2020, arXiv:1907.02044, section 4 (experiments)

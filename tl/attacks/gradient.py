@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl import ascend
-from tl.attacks.frame import Best, Search, Task, check_counts, keep, keys_at
+from tl.ascent import ascend
+from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
 from tl.attacks.norms import Norm
-from tl.attacks.queue import choose, rows
+from tl.attacks.slots import choose, rows
 
 View = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(key, image f32[h w 3]) -> f32[h w 3]`, a random view of one image; rows of `tl.transforms` are."""
+"""`(key, image f32[h w 3]) -> f32[h w 3]`, a random view of one image; rows of `tl.ascent.transforms` are."""
 
 
 class _Walk(NamedTuple):

@@ -16,11 +16,11 @@ import numpy as np
 from jax.core import Tracer
 
 from tl import devices, pixels
-from tl.attacks import norms, queue
-from tl.attacks.frame import Attack, AttackResult, Best, Find, Logits, Minimal, Search, Task, keep, keys_at
+from tl.attacks import norms
+from tl.attacks.base import Attack, AttackResult, Best, Find, Logits, Minimal, Search, Task, keep, keys_at
 from tl.attacks.goals import Goal, wanted
 from tl.attacks.norms import Norm, own_keys
-from tl.attacks.queue import rows
+from tl.attacks.slots import rows, work
 from tl.types import Array, Variables
 
 HALVINGS = 8  # of the way between the clean picture and the nearest one found; chosen, not tuned: to 1/256 of it
@@ -265,7 +265,7 @@ def _searched(
             )
 
         tasks, best, todo = all_rows
-        return queue.work(
+        return work(
             lambda own, best: search.init(task(own), best),
             lambda own, state: search.step(task(own), state),
             tasks,

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl.ops.settled import settled
+from tl.ops.materialize import settled
 from tl.paths import nearest
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]

@@ -6,21 +6,14 @@ same batches come whatever the number of threads or processes that decode them, 
 what the uninterrupted one saw. `prefetch` keeps batches on the device ahead of the training loop.
 
 Nothing is augmented here (`tl.data.augment` does that on the device) and nothing is cached: features are kept by
-`tl.features`.
+`tl.inference.features`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
-import hashlib
 import multiprocessing
-import os
-import queue
 import signal
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,10 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl.data.decode import ImageError, decode
+from tl.data.feed import Feed, cores
+from tl.data.plan import Plan
 from tl.data.spec import Skipped, Source
 
 MAX_THREADS = 16  # chosen, not tuned: decoding leaves the interpreter's lock, the rest of Python does not
-MAX_WORKERS = 8  # chosen, not tuned: each holds its own interpreter and jax, some 300 MB
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """uint8[h w 3] of any size -> an array of one fixed shape and dtype, e.g. uint8[s s 3]."""
@@ -127,149 +121,6 @@ class _Reader:
 
 def _sources(paths: Sequence[Source | str]) -> list[Source]:
     return [Path(path) if isinstance(path, str) else path for path in paths]
-
-
-# --- which picture stands where ----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
-    """Which of `n` examples stand in which step, for all epochs: a pure function of the seed.
-
-    An epoch is every example once, shuffled anew; with `weights` it is n draws with replacement (a sampler that balances
-    classes). Its last batch is padded, so that all batches have one shape and no example is left out.
-
-    Attributes:
-      n: examples.
-      batch_size: slots in a batch.
-      epochs: passes over the examples.
-      seed: of the NumPy generator (PCG64), together with the epoch's number.
-      weights: f64[n], how often each example is drawn, in any unit; see `balanced`.
-
-    Raises:
-      ValueError: a number below 1 (`seed`: below 0), or weights that are not n numbers of which one is above 0.
-
-    Example:
-      >>> plan = Plan(n=3, batch_size=2, epochs=2, seed=1)
-      >>> [plan.rows(step).tolist() for step in range(len(plan))]
-      [[0, 1], [2, -1], [2, 0], [1, -1]]
-    """
-
-    n: int
-    batch_size: int
-    epochs: int
-    seed: int
-    weights: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        for field, least in (("n", 1), ("batch_size", 1), ("epochs", 1), ("seed", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(f"a plan's {field} is {getattr(self, field)}, wanted at least {least}")
-        if self.weights is not None:
-            found = np.asarray(self.weights)
-            if found.shape != (self.n,) or not (np.isfinite(found).all() and found.min() >= 0 and found.max() > 0):
-                raise ValueError(
-                    f"a plan's weights are {found.dtype}{list(found.shape)}, wanted {self.n} finite numbers, one an "
-                    "example, none below 0 and one above"
-                )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the padded one included."""
-        return -(-self.n // self.batch_size)
-
-    def __len__(self) -> int:
-        """Steps in all."""
-        return self.epochs * self.steps_per_epoch
-
-    def rows(self, step: int) -> np.ndarray:
-        """int32[b], the examples of a step in [0, len(self)); -1 is padding."""
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of a plan of {len(self)} steps")
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        rows = np.full(self.batch_size, -1, np.int32)
-        part = _order(self, epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
-        rows[: len(part)] = part
-        return rows
-
-    def identity(self) -> dict[str, int | str]:
-        """What decides the order of the batches, JSON-ready; more epochs go on in the same order and do not count."""
-        weights = None if self.weights is None else np.asarray(self.weights, np.float64)
-        drawn = "" if weights is None else hashlib.sha256(weights.tobytes()).hexdigest()[:16]
-        return {"n": self.n, "batch_size": self.batch_size, "seed": self.seed, "weights": drawn}
-
-
-@functools.lru_cache(maxsize=4)  # threads ahead of an epoch's end ask for two by turns
-def _order(plan: Plan, epoch: int) -> np.ndarray:
-    rng = np.random.default_rng([plan.seed, epoch])
-    if plan.weights is None:
-        return rng.permutation(plan.n)
-    weights = np.asarray(plan.weights, np.float64)
-    return rng.choice(plan.n, plan.n, p=weights / weights.sum())
-
-
-def class_weights(labels: np.ndarray, k: int) -> np.ndarray:
-    """Weights of classes in a loss that make each class that is there count alike.
-
-    Args:
-      labels: int[n] in [0, k).
-      k: number of classes.
-
-    Returns:
-      f32[k], inversely proportional to the class's share; the mean over the n examples is 1, so the loss keeps its
-      scale and the learning rate its meaning. A class without an example has 0: nothing asks for its weight.
-
-    Example:
-      >>> class_weights(np.array([0, 0, 0, 1]), 3).tolist()
-      [0.6666666865348816, 2.0, 0.0]
-    """
-    counts = np.bincount(labels, minlength=k)
-    present = counts > 0
-    return np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0).astype(np.float32)
-
-
-def balanced(labels: np.ndarray) -> np.ndarray:
-    """`Plan.weights` that draw each class equally often: f64[n], in sum 1, of labels int[n] that are at least 0."""
-    counts = np.bincount(labels)
-    return 1.0 / (np.count_nonzero(counts) * counts[labels])
-
-
-# --- the batches of a plan ---------------------------------------------------------------------------------------------
-
-
-class Feed(Iterator[Any]):
-    """An iterator of batches that knows its position, and how long its consumer had to wait.
-
-    Attributes:
-      seconds_waiting: spent inside `next()` so far. The last feed before the training loop tells what the loop lost.
-    """
-
-    def __init__(self) -> None:
-        self.seconds_waiting = 0.0
-
-    def __next__(self) -> Any:
-        began = time.perf_counter()
-        try:
-            return self._next()
-        finally:
-            self.seconds_waiting += time.perf_counter() - began
-
-    def _next(self) -> Any:
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        """The position, JSON-ready: the batch after the last that `next()` returned."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Ends threads and processes; a second call does nothing."""
-        raise NotImplementedError
-
-    def __enter__(self) -> Feed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Stream(Feed):
@@ -427,84 +278,3 @@ def _send_steps(pipe: Any, reader: _Reader, plan: Plan, steps: range) -> None:
             pipe.send(item)
         except ConnectionError:
             return
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def auto_workers() -> int:
-    """Decoding processes that suit this machine.
-
-    None below 4 cores: XLA computes on all of them, a process would only add an interpreter and 300 MB to what threads
-    do at the same speed. Else one core less than there are, at most `MAX_WORKERS`: beyond a few threads the
-    interpreter's lock, which Pillow leaves and the rest of Python does not, would hold them up.
-    """
-    return 0 if cores() < 4 else min(cores() - 1, MAX_WORKERS)
-
-
-# --- ahead of the training loop ----------------------------------------------------------------------------------------
-
-
-class Prefetched(Feed):
-    """Batches that a thread takes from a feed and puts on the device; made by `prefetch`."""
-
-    def __init__(self, feed: Iterator[Any], put: Callable[[Any], Any], depth: int):
-        super().__init__()
-        self._feed, self._put, self._closed = feed, put, False
-        self._position = feed.state() if isinstance(feed, Feed) else {}
-        self._ready: queue.Queue[tuple[Any, dict[str, Any], BaseException | None]] = queue.Queue(depth)
-        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        failure: BaseException | None = None
-        while failure is None and not self._closed:
-            item, position = None, {}
-            try:
-                item = self._put(next(self._feed))
-                position = self._feed.state() if isinstance(self._feed, Feed) else {}
-            except BaseException as error:  # StopIteration among them: handed to the consumer, after what came before
-                failure = error
-            self._ready.put((item, position, failure))
-
-    def _next(self) -> Any:
-        if self._closed:
-            raise ValueError("the prefetched batches are closed, wanted open ones")
-        item, position, failure = self._ready.get()
-        if failure is not None:
-            self._ready.put((None, position, failure))  # for whoever asks again
-            raise failure
-        self._position = position
-        return item
-
-    def state(self) -> dict[str, Any]:
-        """The feed's position after the last batch that was handed out, however far ahead the feed is; {} without one."""
-        return self._position
-
-    def close(self) -> None:
-        """Ends the thread, then closes what it read from."""
-        self._closed = True
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._ready.get(timeout=0.05)  # it may wait for room
-        if isinstance(self._feed, Feed):
-            self._feed.close()
-
-
-def prefetch(feed: Iterator[Any], put: Callable[[Any], Any], depth: int = 2) -> Prefetched:
-    """Keeps `depth` batches ahead of the consumer, in order, in a thread that starts at once.
-
-    Args:
-      feed: a `Stream`, or any iterator.
-      put: batch -> what the consumer gets; `lambda batch: jax.device_put(batch.images, sharding)`.
-      depth: batches waiting on the device, at least 1.
-
-    Returns:
-      A `Prefetched`: its `seconds_waiting` is what the training loop lost, its `state()` the position to save. What `feed`
-      or `put` raises is raised after the batches before it.
-    """
-    if depth < 1:
-        raise ValueError(f"prefetch's depth is {depth}, wanted at least 1")
-    return Prefetched(feed, put, depth)

@@ -6,6 +6,7 @@ named (`Example.part`) are kept as they are, even where they leak; `leaks` and `
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl.data.duplicates import clusters
+from tl import paths
+from tl.data.duplicates import clusters, leaks
 from tl.data.spec import DataSpec, Split
 
 TO_DIVIDE = "to divide it; add pictures, or give a test set of its own"
@@ -270,3 +272,28 @@ def _enough(sizes: Mapping[str, int], purpose: str) -> None:
     few = [f"{name!r} has {n}" for name, n in sizes.items() if n < 2]
     if few:
         raise ValueError(f"{', '.join(few)} different pictures, wanted at least 2 in each class and stratum {purpose}")
+
+
+def held_out(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpec]:
+    """(train, validation) of a set that is all for learning."""
+    if not share:
+        return spec, dataclasses.replace(spec, examples=(), skipped=())
+    return split(spec, test_fraction=share, seed=seed)
+
+
+def as_named(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
+    """The test set with its labels counted as `spec` counts them; what it shares with `spec` is an error."""
+    if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
+        raise ValueError(
+            f"{test_spec.name} has classes that were not learned: {unknown[:5]}; nearest to {unknown[0]!r}: "
+            f"{paths.nearest(unknown[0], spec.classes)}"
+        )
+    if shared := leaks(spec, test_spec):
+        (ours, theirs), more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
+        raise ValueError(
+            f"{theirs} of the test set is also in --data, as {ours}{more}; take it out of one of them, for it would be "
+            "tested on what was learned"
+        )
+    to_ours = [spec.classes.index(name) for name in test_spec.classes]
+    examples = tuple(dataclasses.replace(e, label=to_ours[e.label]) for e in test_spec.examples)
+    return dataclasses.replace(test_spec, examples=examples, classes=spec.classes)

@@ -1,1 +1,1 @@
-"""Ideal images: `objectives` (what to maximise) x `images` (parameterisation) x `tl.transforms`, put together by `render`."""
+"""Ideal images: `objectives` (what to maximise) x `images` (parameterisation) x `transforms`, put together by `render`."""

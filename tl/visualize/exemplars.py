@@ -1,6 +1,6 @@
 """The real pictures that a unit, or a class, answers most: what a channel is for, told by examples.
 
-Activations come from the feature bank (`tl.features`), so a second channel costs no second pass. Which channels one picture
+Activations come from the feature bank (`features`), so a second channel costs no second pass. Which channels one picture
 drives is `tl.visualize.maps`; pictures that are made for a unit are `tl.visualize.render`'s.
 
 Reference: Zeiler & Fergus 2014, arXiv:1311.2901, section 4 (the nine strongest pictures of a feature map).
@@ -15,9 +15,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tl import data, features, heads, pixels
-from tl.classifier import Classifier
+from tl import data, pixels
 from tl.data import Batch, Source
+from tl.inference import features
+from tl.models import Classifier, heads
 from tl.paths import nearest
 from tl.types import Array, Variables
 
@@ -58,7 +59,7 @@ def top_pictures(
       endpoint: an endpoint's name, or "features".
       channels: which of its channels, each in [0, c).
       k: pictures a channel.
-      cache, batch_size, progress: as for `tl.features.extract`.
+      cache, batch_size, progress: as for `tl.inference.features.extract`.
 
     Returns:
       For each channel at most k pairs (picture, activation), the strongest first.
@@ -97,7 +98,7 @@ def top_classes(
       paths: as for `top_pictures`.
       members: bool[m k], the classes of each row, at least one.
       k: pictures a row.
-      cache, batch_size, progress: as for `tl.features.extract`.
+      cache, batch_size, progress: as for `tl.inference.features.extract`.
 
     Returns:
       For each row at most k pairs (picture, mean logit), the highest first.

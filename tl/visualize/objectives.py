@@ -1,6 +1,6 @@
 """What an image should be ideal for. An objective is a function to be MAXIMISED; objectives add, subtract and scale.
 
-To add one: a function that returns an `Objective`, and a row in `KINDS` of `experiments/_objectives.py`. Where an argument is
+To add one: a function that returns an `Objective`, and a row in `KINDS` of `tl/visualize/specs.py`. Where an argument is
 an array with a row an image, `render` traces it: a grid of targets is one compile.
 """
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from tl import ascend
+from tl.ascent import ascend
+from tl.ascent.transforms import Transform
 from tl.backbones.layers import redirected_gradients
 from tl.paths import nearest
-from tl.transforms import Transform
 from tl.types import Array, Variables
 from tl.visualize import objectives
 from tl.visualize.images import Image
@@ -92,7 +92,7 @@ def make(
       apply: `(variables, images01) -> Output`, in evaluation mode; or a tuple of Outputs, for an objective that takes one.
       image: parameterisation.
       objective: targets -> objective, such as `lambda t: channel("stage3", t)`.
-      transform: random views, of one image; see `tl.transforms`.
+      transform: random views, of one image; see `tl.ascent.transforms`.
       steps: static.
       optimizer: a row of `ascend.OPTIMIZERS`.
       variation: a row of `objectives.VARIATIONS`.

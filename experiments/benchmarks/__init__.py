@@ -1,0 +1,1 @@
+"""Comparisons with other libraries: speed, layer by layer, attacks."""

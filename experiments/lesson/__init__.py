@@ -1,0 +1,1 @@
+"""The course lesson that `tl` grew from, step by step."""

@@ -1,0 +1,1 @@
+"""Sections of report pages: one function per kind of result."""

@@ -1,0 +1,1 @@
+"""Training: rules and phases, the step, the recipe, the loop, probes, adversarial training, checkpoints."""
