@@ -21,7 +21,7 @@ from tl import attacks, cli, inference, reporting
 from tl.attacks import goals, norms, sanity_checks
 from tl.cli import radii
 from tl.evaluation import attacked
-from tl.evaluation.attacked import PANEL, VIEWS, Settings, climb_all, look_honestly, search, word_of
+from tl.evaluation.attacked import PANEL, VIEWS, Settings, attack_batches, format_eps, run_sanity_checks, search
 from tl.inference import folder_labels
 from tl.models import Classifier
 from tl.pages import attack as attack_page
@@ -80,7 +80,7 @@ def attack(
     variables = jax.device_put(clf.fold_batch_norm(variables))
     table = inference.class_table(clf)
     aims = table.find(target) if target and target != LEAST else ()
-    clean = inference.all_logits(clf, variables, pictures.images)
+    clean = inference.predict_logits(clf, variables, pictures.images)
     called = clean.argmax(axis=1)
     answers = called if truth is None else truth
     skips = list(pictures.skipped)
@@ -101,23 +101,23 @@ def attack(
 
     goal = goals.TARGETED if target else goals.UNTARGETED
     if target == LEAST:
-        members = goals.least_likely(clean[rows])
+        class_mask = goals.least_likely(clean[rows])
     else:
-        members = goals.members([aims or (int(label),) for label in right], len(table))
-    climb = attacks.make(search(how, target), clf.logits, norm=norms.get(how.norm), goal=goal, on_grid=how.grid)
-    job = attacked.Job(run, clf, variables, goal, members, paths, originals, clean[rows], right, n)
+        class_mask = goals.class_mask([aims or (int(label),) for label in right], len(table))
+    climb = attacks.make(search(how, target), clf.logits, norm=norms.get(how.norm), goal=goal, eight_bit=how.grid)
+    job = attacked.AttackContext(run, clf, variables, goal, class_mask, paths, originals, clean[rows], right, n)
     lines, curve, sections = {}, [], []
     lpips = attacked.lpips() if how.lpips else None
     for radius in how.eps:
-        found, steps = climb_all(climb, variables, originals, members, radius, how)
-        judged = attacked.judge(job, word_of(radius, how.norm), found, steps, grid=how.grid, lpips=lpips)
+        found, steps = attack_batches(climb, variables, originals, class_mask, radius, how)
+        judged = attacked.judge(job, format_eps(radius, how.norm), found, steps, grid=how.grid, lpips=lpips)
         lines[radius] = judged
         curve.append((radius, judged))
         run.log({"eps": judged.word, "success_rate": judged.success_rate, "robust_accuracy": judged.robust_accuracy})
     largest = lines[max(how.eps)]
     panel = []
     if how.panel and max(how.eps) > 0:
-        panel = look_honestly(clf, variables, originals, members, goal, how, target)
+        panel = run_sanity_checks(clf, variables, originals, class_mask, goal, how, target)
     panel += attacked.own_checks(
         job, [lines[radius] for radius in how.eps], norms.get(how.norm), how.eps, grid=how.grid
     )
@@ -169,7 +169,7 @@ def main(run: reporting.Run) -> None:
         seed=FLAGS.seed,
     )
     search(how, FLAGS.target)
-    pictures = inference.read_pictures(clf, FLAGS.images)
+    pictures = inference.read_images(clf, FLAGS.images)
     truth = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
     result, sections = attack(
         run, clf, variables, pictures, target=FLAGS.target, truth=truth, only=FLAGS.only, limit=FLAGS.limit, how=how
@@ -179,7 +179,7 @@ def main(run: reporting.Run) -> None:
         only = table.find(FLAGS.only) if FLAGS.only else ()
         kept = pictures
         if only:  # the lesson's photograph is a dog
-            rows = np.isin(inference.all_logits(clf, variables, pictures.images).argmax(axis=1), only)
+            rows = np.isin(inference.predict_logits(clf, variables, pictures.images).argmax(axis=1), only)
             kept = inference.Pictures(
                 [p for p, row in zip(pictures.paths, rows, strict=True) if row], pictures.images[rows], []
             )

@@ -124,7 +124,7 @@ def say(networks: Sequence[Network], images: np.ndarray) -> np.ndarray:
     """Logits f32[m n k] of each network about pictures uint8[n s s 3], resized by its own `prepare`."""
     return np.stack(
         [
-            inference.all_logits(each.clf, each.variables, np.stack([each.clf.prepare(image) for image in images]))
+            inference.predict_logits(each.clf, each.variables, np.stack([each.clf.prepare(image) for image in images]))
             for each in networks
         ]
     )
@@ -182,15 +182,18 @@ def made(logits: Logits, variables: Any, chosen: Chosen, k: int, how: Settings, 
     """Adversarial pictures uint8[n s s 3] of one network, or of several as one, as read back; k classes."""
     search = attacks.get(how.attack)(steps=how.steps, early_stop=False)
     goal = goals.get("untargeted", LOSS)
-    run = attacks.make(search, logits, norm=norms.get(how.norm), goal=goal, on_grid=True)
+    run = attacks.make(search, logits, norm=norms.get(how.norm), goal=goal, eight_bit=True)
     n, found = len(chosen.images), np.zeros_like(chosen.images)
-    members, keys = goals.members(chosen.truth[:, None].tolist(), k), norms.own_keys(jax.random.key(how.seed), n)
+    class_mask, keys = (
+        goals.class_mask(chosen.truth[:, None].tolist(), k),
+        norms.per_image_keys(jax.random.key(how.seed), n),
+    )
     group = max(GROUP, devices.side_by_side())
     size, starts = min(group, n), range(0, n, group)
     for start in reporting.progress(starts, len(starts), f"on {label}, groups of {size}"):
         rows = np.resize(np.arange(start, min(start + size, n)), size)
         images01 = pixels.to_images01(chosen.images[rows])
-        found[rows] = pixels.to_uint8(run(variables, keys[rows], images01, members[rows], eps=how.eps).images)
+        found[rows] = pixels.to_uint8(run(variables, keys[rows], images01, class_mask[rows], eps=how.eps).images)
     return read_back(found)
 
 
@@ -202,7 +205,7 @@ def noisy(images: np.ndarray, how: Settings) -> np.ndarray:
     norm, center = norms.get(how.norm), jnp.asarray(pixels.to_images01(images))
     draw = jax.random.normal(jax.random.key(how.seed), (center.size,)).reshape(center.shape)
     x = norm.project(center + how.eps * norm.direction(draw), center, jnp.float32(how.eps))
-    return read_back(pixels.to_uint8(norm.lattice(x, center, jnp.float32(how.eps))))
+    return read_back(pixels.to_uint8(norm.quantize(x, center, jnp.float32(how.eps))))
 
 
 def share(hits: np.ndarray, name: str = "error") -> dict[str, Any]:
@@ -301,12 +304,12 @@ def _defence(
       adaptive: error of the ensemble on the pictures made on it.
     """
     best = max((_accuracy(cell) for cell in alone), key=lambda cell: cell["accuracy"])
-    members = [_accuracy(cell) for cell in one]
-    worst, whole = min(members, key=lambda cell: cell["accuracy"]), _accuracy(adaptive)
+    class_mask = [_accuracy(cell) for cell in one]
+    worst, whole = min(class_mask, key=lambda cell: cell["accuracy"]), _accuracy(adaptive)
     return {
         "mean": "logits",
         "best_member_attacked_itself": best,
-        "one_member": dict(zip(names, members, strict=True)),
+        "one_member": dict(zip(names, class_mask, strict=True)),
         "adaptive": whole,
         "protects": {"one_member": protects(worst, best), "adaptive": protects(whole, best)},
     }

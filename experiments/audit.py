@@ -74,7 +74,7 @@ def logits_under(clf: Classifier, variables: Variables, spec: PixelSpec, images:
     rows = []
     for start in range(0, len(images), 16):
         batch = np.resize(images[start : start + 16], (16, *images.shape[1:]))
-        inputs = pixels.normalise(spec, jnp.asarray(pixels.to_images01(batch)))
+        inputs = pixels.normalize(spec, jnp.asarray(pixels.to_images01(batch)))
         rows.append(np.asarray(network(variables, inputs)))
     return np.concatenate(rows)[: len(images)]
 
@@ -217,7 +217,7 @@ def by_pictures(array: np.ndarray, own: PixelSpec, photographs: list[np.ndarray]
     prepared = [jnp.asarray(np.stack([pixels.prepare(rule, p) for p in photographs]), jnp.float32) for rule in rules]
     rows = []
     for name, spec in candidates(own).items():
-        undone = 255 * pixels.denormalise(spec, inputs)
+        undone = 255 * pixels.denormalize(spec, inputs)
         mean, largest, rule = min(
             (float(jnp.abs(undone - p).mean()), float(jnp.abs(undone - p).max()), i) for i, p in enumerate(prepared)
         )
@@ -236,7 +236,7 @@ def by_numbers(array: np.ndarray, own: PixelSpec) -> list[dict[str, Any]]:
     for name, spec in candidates(own).items():
         if name.endswith("swapped"):
             continue
-        levels = 255 * np.asarray(pixels.denormalise(spec, jnp.asarray(array)))
+        levels = 255 * np.asarray(pixels.denormalize(spec, jnp.asarray(array)))
         levels = levels[np.isfinite(levels)]
         outside = float(np.mean((levels < -1) | (levels > 256)))
         whole = float(np.mean(np.abs(levels - np.rint(levels)) < 0.06))
@@ -281,7 +281,7 @@ def follows(
         best = rows[0]
         sure = best["outside"] < 0.02 and best["unlike"] < 3
         red, _, blue = np.nanmean(
-            np.asarray(pixels.denormalise(known[best["name"]], jnp.asarray(array))), axis=(0, 1, 2)
+            np.asarray(pixels.denormalize(known[best["name"]], jnp.asarray(array))), axis=(0, 1, 2)
         )
         suits = blue <= red + 0.02
         if not suits:
@@ -367,7 +367,7 @@ def main(run: reporting.Run) -> None:
     photographs: list[np.ndarray] | None = None
     if FLAGS.images:
         inference.class_table(clf)
-        pictures = {r: inference.read_pictures(clf.with_pixels(resize=r), FLAGS.images) for r in ("shorter", "squash")}
+        pictures = {r: inference.read_images(clf.with_pixels(resize=r), FLAGS.images) for r in ("shorter", "squash")}
         paths, skipped = pictures["shorter"].paths, pictures["shorter"].skipped
         labels = folder_labels(clf, paths) if FLAGS.labels == "folder" else None
         result |= {"n": len(paths), **compare(clf, variables, pictures, labels), "skipped": skipped}

@@ -31,7 +31,7 @@ from tl.training import inputs
 from tl.types import Variables
 from tl.visualize import filters, grid, images, objectives, render, specs
 from tl.visualize.filters import Moved
-from tl.visualize.specs import KINDS, Wish
+from tl.visualize.specs import KINDS, ObjectiveSpec
 
 FLAGS = flags.FLAGS
 SHOWN, KEPT = 20, 1000  # of the filters that moved most, in the table and in result.json
@@ -78,10 +78,10 @@ def define_flags() -> None:
 
 def load_pair(model: str, before: str) -> tuple[Classifier, Classifier, Weights, Weights]:
     """The fine-tuned and the pretrained classifier, and the two sets of weights on the same pictures: before, after."""
-    if not (Path(model) / models.ARTEFACT).is_file():
+    if not (Path(model) / models.ARTIFACT).is_file():
         raise ValueError(f"--model={model}: no saved classifier there; give a folder that `transfer` wrote")
     clf, variables = models.load(model)
-    name, weights = (before, "") if before else models.learned_from(clf)
+    name, weights = (before, "") if before else models.pretrained_source(clf)
     if Path(name).is_file():
         name, weights = clf.arch, name
     old, old_variables = models.load(name, weights=weights or None, in_channels=len(clf.pixels.mean))
@@ -120,12 +120,12 @@ def known(clf: Classifier, endpoint: str, ends: Ends) -> str:
     return endpoint
 
 
-def farthest(rows: Sequence[Moved], params: Any, stages: Sequence[str], ends: Ends, n: int) -> list[Wish]:
+def farthest(rows: Sequence[Moved], params: Any, stages: Sequence[str], ends: Ends, n: int) -> list[ObjectiveSpec]:
     """Of the last stages whose channels' filters moved, the `n` channels whose filters moved most, the last stage first."""
     groups = [ranked for stage in reversed(stages) if (ranked := by_move(rows, params, stage, ends))][:STAGES]
     shares = [n - n // 2, n // 2] if len(groups) == STAGES else [n]
     return [
-        Wish("channel", f"{stage}:{index}", stage, index=index)
+        ObjectiveSpec("channel", f"{stage}:{index}", stage, index=index)
         for group, share in zip(groups, shares, strict=False)
         for (stage, index) in list(group)[:share]
     ]
@@ -274,18 +274,18 @@ def filters_section(
 
 
 def ideals(
-    before: Weights, after: Weights, wishes: Sequence[Wish], *, steps: int, seed: int
+    before: Weights, after: Weights, objective_specs: Sequence[ObjectiveSpec], *, steps: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ideal images f32[b h w 3] under both weights, all from the same key, that of `ideal --seed`."""
     size, kind = after.clf.pixels.size, KINDS["channel"]
     key = jax.random.fold_in(jax.random.key(seed), 0)
     made, climbs = [], {}
     for weights in (before, after):
-        objective, targets = specs.program([weights.clf], wishes, ends_of(weights), {})
+        objective, targets = specs.program([weights.clf], objective_specs, ends_of(weights), {})
         if weights.clf not in climbs:
             climbs[weights.clf] = render.make(
                 lambda variables, images01, clf=weights.clf: (clf.apply(variables, images01),),
-                images.PARAMETERISATIONS["fourier"](size),
+                images.PARAMETERIZATIONS["fourier"](size),
                 objective,
                 transform=grid.views(KINDS["channel"].views, size),
                 steps=steps,
@@ -293,17 +293,20 @@ def ideals(
                 together=1 if jax.default_backend() == "cpu" else 0,
             )
         variables = jax.device_put(weights.clf.fold_batch_norm(weights.variables))
-        keys = jnp.broadcast_to(key, (len(wishes),))
+        keys = jnp.broadcast_to(key, (len(objective_specs),))
         found = climbs[weights.clf](variables, keys, targets, tv=kind.tv, l2=kind.l2, step_size=grid.STEP)
         made.append(np.asarray(found.images))
     return made[0], made[1]
 
 
-def activations(weights: Weights, wishes: Sequence[Wish], saved: np.ndarray) -> list[float]:
+def activations(weights: Weights, objective_specs: Sequence[ObjectiveSpec], saved: np.ndarray) -> list[float]:
     """The mean activation of the channel that each picture, uint8[b h w 3], is for."""
-    ends = list(dict.fromkeys(wish.endpoint for wish in wishes))
+    ends = list(dict.fromkeys(objective_spec.endpoint for objective_spec in objective_specs))
     maps = seen(weights.clf, tuple(ends))(weights.variables, pixels.to_images01(saved))
-    return [float(maps[wish.endpoint][i, wish.index]) for i, wish in enumerate(wishes)]
+    return [
+        float(maps[objective_spec.endpoint][i, objective_spec.index])
+        for i, objective_spec in enumerate(objective_specs)
+    ]
 
 
 @functools.cache
@@ -321,26 +324,30 @@ def channels_section(
     run: reporting.Run,
     before: Weights,
     after: Weights,
-    wishes: Sequence[Wish],
+    objective_specs: Sequence[ObjectiveSpec],
     far: Mapping[tuple[str, int], float],
     *,
     steps: int,
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[Html]]:
     """The channels' rows of the result, and the page's part on them."""
-    if not wishes:
+    if not objective_specs:
         return [], []
-    print(f"climbing {len(wishes)} channels for {steps} steps under both weights", flush=True)
-    made = dict(zip(WHEN, ideals(before, after, wishes, steps=steps, seed=seed), strict=True))
-    rows = [{"endpoint": w.endpoint, "channel": w.index, "relative": far.get((w.endpoint, w.index))} for w in wishes]
+    print(f"climbing {len(objective_specs)} channels for {steps} steps under both weights", flush=True)
+    made = dict(zip(WHEN, ideals(before, after, objective_specs, steps=steps, seed=seed), strict=True))
+    rows = [
+        {"endpoint": w.endpoint, "channel": w.index, "relative": far.get((w.endpoint, w.index))}
+        for w in objective_specs
+    ]
     saved, answers = {}, {}
     for drawn in WHEN:
         files = [
-            run.figure(f"{w.endpoint}-{w.index}-{drawn}", image) for w, image in zip(wishes, made[drawn], strict=True)
+            run.figure(f"{w.endpoint}-{w.index}-{drawn}", image)
+            for w, image in zip(objective_specs, made[drawn], strict=True)
         ]
         saved[drawn] = np.stack([data.decode(file) for file in files])  # judged as saved, not as computed
         for under, weights in zip(WHEN, (before, after), strict=True):
-            answers[drawn, under] = activations(weights, wishes, saved[drawn])
+            answers[drawn, under] = activations(weights, objective_specs, saved[drawn])
         for i, row in enumerate(rows):
             row[f"{drawn}_png"] = str(files[i])
             row[f"activation_{drawn}"] = answers[drawn, drawn][i]
@@ -386,17 +393,19 @@ def compare(
     clf = after.clf
     ends = ends_of(after)
     stages = [known(clf, name.strip(), ends) for name in endpoints] or list(clf.spec.endpoints)
-    asked = [specs.wish(clf, ends, f"channel:{word.strip()}") for word in channel]
+    asked = [specs.parse_objective(clf, ends, f"channel:{word.strip()}") for word in channel]
     sources = sample(spec, limit, seed)
     rows = filters.moved(before.params, after.params)
     still = unmoved(before, after)
     same = [name for name in stages if same_bits(before, after, still, name)]
     values, n, skips = alike(before, after, sources, stages, same)
-    wishes = asked or farthest(rows, after.params, clf.spec.endpoints, ends, channels)
+    objective_specs = asked or farthest(rows, after.params, clf.spec.endpoints, ends, channels)
     far = {
-        k: v for end in {wish.endpoint for wish in wishes} for k, v in by_move(rows, after.params, end, ends).items()
+        k: v
+        for end in {objective_spec.endpoint for objective_spec in objective_specs}
+        for k, v in by_move(rows, after.params, end, ends).items()
     }
-    shown, parts = channels_section(run, before, after, wishes, far, steps=steps, seed=seed)
+    shown, parts = channels_section(run, before, after, objective_specs, far, steps=steps, seed=seed)
     skips = [*(skip._asdict() for skip in spec.skipped), *skips]
     result = {
         "cka": values,

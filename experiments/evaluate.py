@@ -56,7 +56,7 @@ def evaluate(
     run: reporting.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections."""
-    spec = sets.as_the_network(spec, inference.class_table(clf))
+    spec = sets.remap_labels(spec, inference.class_table(clf))
     said = sets.predictions(clf, variables, spec)
     if not len(said.labels):
         raise ValueError(f"none of the {len(spec.examples)} pictures of {spec.name} can be read; look with doctor")
@@ -78,7 +78,7 @@ def main(run: reporting.Run) -> None:
     result, sections = evaluate(run, clf, variables, spec, temperature)
     if eps:
         how = {"method": FLAGS.robust_attack, "queries": FLAGS.robust_queries, "seed": FLAGS.seed}
-        same = sets.as_the_network(spec, inference.class_table(clf))
+        same = sets.remap_labels(spec, inference.class_table(clf))
         result["robust"] = {"now": robust.robust(clf, variables, same, eps=eps, **how)}
         sections.insert(0, evaluation.robust_section(result["robust"]))
     lead = f"{clf.arch} is right on {reporting.percent(result['top1'])} of {result['n']} pictures of {spec.name}."

@@ -116,7 +116,7 @@ def main(run: reporting.Run) -> None:
     names = activations.endpoints(clf, variables, FLAGS.endpoint or ([] if FLAGS.show else ["features"]))
     if FLAGS.show and (asked := len(data.find_images(FLAGS.show)[0])) > MOST:
         raise ValueError(f"--show names {asked} pictures, wanted {MOST} at most, so that the page can be read")
-    pictures = inference.read_pictures(clf, FLAGS.show) if FLAGS.show else None
+    pictures = inference.read_images(clf, FLAGS.show) if FLAGS.show else None
     spec = data.get(FLAGS.data) if FLAGS.data else None
     result, sections, lead = {"skipped": []}, [], []
     if spec:

@@ -34,21 +34,21 @@ from tl.visualize.grid import (
     Cell,
     Network,
     Settings,
-    beside,
     check_size,
     climber,
     diversities,
     grid,
+    held_out_networks,
+    held_out_probabilities,
     judged_by,
-    judges_of,
     names_of,
-    natural,
     network,
+    photo_statistics,
+    top_activating,
     values,
-    verdicts,
     views,
 )
-from tl.visualize.specs import CLASSES, KINDS, Wish
+from tl.visualize.specs import CLASSES, KINDS, ObjectiveSpec
 
 FLAGS = flags.FLAGS
 
@@ -57,7 +57,8 @@ def define_flags() -> None:
     forms = ", ".join(kind.form for kind in KINDS.values())
     flags.DEFINE_string("target", "", "Classes, separated by commas: index, WordNet id, name or group.")
     flags.DEFINE_string("objective", "", f"In place of --target, separated by commas, any of {forms}.")
-    flags.DEFINE_enum("parameterisation", "fourier", list(images.PARAMETERISATIONS), "What is optimised.")
+    flags.DEFINE_enum("parameterization", "fourier", list(images.PARAMETERIZATIONS), "What is optimized.")
+    flags.DEFINE_alias("parameterisation", "parameterization")
     flags.DEFINE_list(
         "tv", [], "Weights of the variation, a grid of them, in the objective's units per unit of total variation."
     )
@@ -87,7 +88,7 @@ def define_flags() -> None:
 def ideal(
     run: reporting.Run,
     networks: Sequence[Network],
-    wishes: Sequence[Wish],
+    objective_specs: Sequence[ObjectiveSpec],
     how: Settings,
     *,
     judges: Sequence[Network] = (),
@@ -97,7 +98,7 @@ def ideal(
     """The result and the page's sections: the whole grid climbed in one call, and judged as saved."""
     clf, variables, _ = networks[0]
     size = how.size or clf.pixels.size
-    cells = grid(wishes, how)
+    cells = grid(objective_specs, how)
     print(f"climbing {len(cells)} images of {size} x {size} for {how.steps} steps under {clf.arch}", flush=True)
     found = jax.tree.map(np.asarray, climber(networks, cells, how, photograph)())
     for i in range(0, how.steps + 1, max(how.steps // 20, 1)):
@@ -107,11 +108,11 @@ def ideal(
     files = [run.figure(name, image) for name, image in zip(names, found.images, strict=True)]
     saved = np.stack([data.decode(file) for file in files])  # judged as saved, not as computed
     worth = values(networks, cells, saved, photograph)
-    said = metrics.softmax(inference.all_logits(clf, variables, saved)) if clf.classes else None
-    opinions = verdicts(judges, cells, saved)
+    said = metrics.softmax(inference.predict_logits(clf, variables, saved)) if clf.classes else None
+    opinions = held_out_probabilities(judges, cells, saved)
     restless = np.asarray(jax.jit(objectives.total_variation)(pixels.to_images01(saved)))
     slopes = judge.spectral_slope(pixels.to_images01(saved)) if size >= 32 else np.full(len(cells), np.nan)
-    pictures = beside(networks[0], list(dict.fromkeys(wishes)), spec) if spec else {}
+    pictures = top_activating(networks[0], list(dict.fromkeys(objective_specs)), spec) if spec else {}
 
     rows: list[dict[str, Any]] = []
     for i, cell in enumerate(cells):
@@ -119,10 +120,10 @@ def ideal(
         row = {
             "png": str(files[i]),
             "film": str(film) if film else None,
-            "target": cell.wish.word,
-            "objective": cell.wish.kind,
-            "probability": float(said[i, list(cell.wish.classes)].sum())
-            if said is not None and cell.wish.classes
+            "target": cell.objective_spec.word,
+            "objective": cell.objective_spec.kind,
+            "probability": float(said[i, list(cell.objective_spec.classes)].sum())
+            if said is not None and cell.objective_spec.classes
             else None,
             "value": float(worth[i]),
             "loss": -float(found.scores[-1, i]),
@@ -131,7 +132,7 @@ def ideal(
             "replicate": cell.replicate,
             "spectral_slope": float(slopes[i]),
             "judges": opinions[i],
-            "dead": cell.wish.kind in ("channel", "neuron") and how.steps > 0 and float(worth[i]) == 0.0,
+            "dead": cell.objective_spec.kind in ("channel", "neuron") and how.steps > 0 and float(worth[i]) == 0.0,
             "called": inference.topk(clf, said[i], 3) if said is not None else [],
         }
         rows.append(row)
@@ -145,7 +146,11 @@ def ideal(
             raise ValueError(words)
         print(f"ideal: {words}", flush=True)
 
-    result: dict[str, Any] = {"images": rows, "judged_by": judged_by(rows, networks), "photographs": natural(clf, size)}
+    result: dict[str, Any] = {
+        "images": rows,
+        "judged_by": judged_by(rows, networks),
+        "photographs": photo_statistics(clf, size),
+    }
     if how.count > 1:
         result["diversity"] = diversities(networks[0], judges, cells, saved)
     run.figure("sheet", reporting.contact_sheet(saved, columns=min(4, len(cells)) if how.count == 1 else how.count))
@@ -153,7 +158,7 @@ def ideal(
 
 
 def _name(cell: Cell, how: Settings) -> str:
-    parts = [cell.wish.word.replace(":", "-")]
+    parts = [cell.objective_spec.word.replace(":", "-")]
     parts += [f"tv{cell.tv:g}"] if len(how.tv) > 1 else []
     return "-".join([*parts, f"{cell.replicate}"] if how.count > 1 else parts)
 
@@ -171,7 +176,7 @@ def settings() -> Settings:
             f"--tv={','.join(FLAGS.tv)} has a negative weight; the variation is a cost, its weight at least 0"
         )
     return Settings(
-        parameterisation=FLAGS.parameterisation,
+        parameterization=FLAGS.parameterization,
         tv=tv,
         variation=FLAGS.variation,
         l2=FLAGS.l2,
@@ -197,31 +202,33 @@ def main(run: reporting.Run) -> None:
     check_size(clf, how.size)
     size = how.size or clf.pixels.size
     if FLAGS.target:
-        wishes = specs.classes_of(clf, FLAGS.target)
+        objective_specs = specs.class_objectives(clf, FLAGS.target)
     else:
         ends = specs.shapes(clf, variables, size)
-        wishes = [specs.wish(clf, ends, word.strip()) for word in FLAGS.objective.split(",")]
+        objective_specs = [specs.parse_objective(clf, ends, word.strip()) for word in FLAGS.objective.split(",")]
     networks = [network(clf, variables)]
     for name in FLAGS.also:
         other, theirs = models.load(name)
-        for wish in wishes:
-            if wish.kind not in CLASSES:
-                raise ValueError(f"--also is for classes; {wish.word} is a unit of {clf.arch} alone")
-            inference.class_table(other).find(wish.word)
+        for objective_spec in objective_specs:
+            if objective_spec.kind not in CLASSES:
+                raise ValueError(f"--also is for classes; {objective_spec.word} is a unit of {clf.arch} alone")
+            inference.class_table(other).find(objective_spec.word)
         networks.append(network(other.with_dtype(clf.dtype), theirs))
-    views(names_of(how, wishes), size)
+    views(names_of(how, objective_specs), size)
     photograph = None
     if FLAGS.photograph:
         shown = clf.with_pixels(size=size)
-        photograph = pixels.to_images01(inference.read_pictures(shown, FLAGS.photograph).images)[0]
+        photograph = pixels.to_images01(inference.read_images(shown, FLAGS.photograph).images)[0]
     spec = data.get(FLAGS.data) if FLAGS.data else None
     wanted = [name for name in FLAGS.judges if name]
-    judges = judges_of(networks, wanted) if any(wish.classes for wish in wishes) else []
-    result, sections = ideal(run, networks, wishes, how, judges=judges, photograph=photograph, spec=spec)
+    judges = (
+        held_out_networks(networks, wanted) if any(objective_spec.classes for objective_spec in objective_specs) else []
+    )
+    result, sections = ideal(run, networks, objective_specs, how, judges=judges, photograph=photograph, spec=spec)
     if FLAGS.as_in_lesson:
-        result["as_in_lesson"], more = as_written(run, clf, networks[0].variables, wishes, how.seed)
+        result["as_in_lesson"], more = as_written(run, clf, networks[0].variables, objective_specs, how.seed)
         sections.insert(1, more)
-    lead = f"What {clf.arch} thinks is an ideal {' or '.join(dict.fromkeys(wish.word for wish in wishes))}."
+    lead = f"What {clf.arch} thinks is an ideal {' or '.join(dict.fromkeys(each.word for each in objective_specs))}."
     run.finish(result, reporting.page("Ideal images", lead, sections, facts=run.facts() | common.weights_facts(clf)))
     for row in result["images"]:
         said = f"value {row['value']:.4g}" if row["probability"] is None else f"probability {row['probability']:.3f}"

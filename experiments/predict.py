@@ -43,7 +43,7 @@ def predict(
     """The result and the page's sections; `labels` i[n] are -1 where unknown, or None where all are."""
     # Not folded: a saved classifier's logits are the same bits here, in `evaluate` and of what `load` returns.
     variables = jax.device_put(variables)
-    logits = inference.all_logits(clf, variables, pictures.images)
+    logits = inference.predict_logits(clf, variables, pictures.images)
     probabilities = metrics.softmax(logits)
     tops = [inference.topk(clf, p, k) for p in probabilities]
     result: dict[str, Any] = {"n": len(tops), "skipped": pictures.skipped}
@@ -85,7 +85,7 @@ def predict(
 def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model()
     inference.class_table(clf)  # a network without classes is told before any picture is read
-    pictures = inference.read_pictures(clf, FLAGS.images)
+    pictures = inference.read_images(clf, FLAGS.images)
     labels = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
     result, sections = predict(run, clf, variables, pictures, labels, FLAGS.topk)
     lead = f"{result['n']} photographs, named by {clf.arch}."

@@ -35,7 +35,7 @@ def main(run: reporting.Run) -> None:
 
     print("1 of 4: naming the packaged photographs", flush=True)
     photographs = data.photographs()
-    pictures = inference.read_pictures(clf, [str(photo.path) for photo in photographs])
+    pictures = inference.read_images(clf, [str(photo.path) for photo in photographs])
     labels = np.array([-1 if photo.index is None else photo.index for photo in photographs])
     named, named_sections = predict.predict(run, clf, variables, pictures, labels, 5)
 
@@ -48,9 +48,9 @@ def main(run: reporting.Run) -> None:
     )
 
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
-    wishes = specs.classes_of(clf, "tabby,zebra")
+    objective_specs = specs.class_objectives(clf, "tabby,zebra")
     how = grid.Settings(tv=(300.0, 0.0), steps=64 if FLAGS.quick else grid.STEPS, seed=FLAGS.seed)
-    climbed, climbed_sections = ideal.ideal(run, [grid.network(clf, variables)], wishes, how)
+    climbed, climbed_sections = ideal.ideal(run, [grid.network(clf, variables)], objective_specs, how)
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)

@@ -22,15 +22,15 @@ from absl import flags
 
 from tl import attacks, cli, data, labels, metrics, models, optim, paths, reporting
 from tl.data import DataSpec, augment
-from tl.data.split import as_named, held_out
+from tl.data.split import remap_test_labels, split_validation
 from tl.evaluation import robust, sets
-from tl.evaluation.sets import accuracy, mean_of, said_of
+from tl.evaluation.sets import accuracy, mean_of, predict_set
 from tl.models import Classifier, heads
 from tl.pages import common, evaluation
 from tl.pages.training import rate_section, training_sections
 from tl.reporting import Html
 from tl.training import adversarial, fit, probe, rate_finder, rules
-from tl.training.fit import still
+from tl.training.fit import frozen_digest
 from tl.training.recipe import Recipe, pixels_for
 from tl.types import Variables
 
@@ -170,17 +170,21 @@ def rounds(spec: DataSpec, test_spec: DataSpec | None, settings: Settings) -> It
         share = 0.0 if settings.recipe.tune == "probe" and not settings.recipe.rules else 0.15
     for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
         if test_spec is not None:
-            yield Round(f"seed{seed}", seed, data.Parts(*held_out(spec, share, seed), as_named(test_spec, spec)))
+            yield Round(
+                f"seed{seed}",
+                seed,
+                data.Parts(*split_validation(spec, share, seed), remap_test_labels(test_spec, spec)),
+            )
         elif settings.folds:
             for number, (train, test) in enumerate(data.folds(spec, settings.folds, seed=seed)):
-                yield Round(f"seed{seed}-fold{number}", seed, data.Parts(*held_out(train, share, seed), test))
+                yield Round(f"seed{seed}-fold{number}", seed, data.Parts(*split_validation(train, share, seed), test))
         else:
             parts = data.divide(spec, test_fraction=settings.test_fraction, validation_fraction=share, seed=seed)
             yield Round(f"seed{seed}", seed, parts)
 
 
 def robustness(
-    clf: Classifier, variables: Variables, each: Round, fitted: fit.Fitted, settings: Settings
+    clf: Classifier, variables: Variables, each: Round, fitted: fit.FitResult, settings: Settings
 ) -> dict[str, dict[str, Any]]:
     """Accuracy under attack of what was learned ("after") and of a probe on the pretrained features ("before").
 
@@ -195,12 +199,12 @@ def robustness(
     return found
 
 
-class Learned(NamedTuple):
+class RoundResult(NamedTuple):
     """One round, done."""
 
     round: Round
     variables: Variables
-    fitted: fit.Fitted
+    fitted: fit.FitResult
     tested: sets.Predictions
     learned: dict[str, Any]
     by_views: sets.Predictions | None
@@ -208,9 +212,9 @@ class Learned(NamedTuple):
     temperature: float
 
 
-def learn(
+def run_round(
     run: reporting.Run, clf: Classifier, variables: Variables, each: Round, settings: Settings, *, told: bool
-) -> Learned:
+) -> RoundResult:
     """Fits a fresh head, and what else trains, to one round's pictures, and asks it about the others."""
     parts, recipe = each.parts, settings.recipe
     if len(parts.train.examples) < 2 or not parts.test.examples:
@@ -237,10 +241,12 @@ def learn(
         say=(lambda line: print(line, flush=True)) if told else (lambda line: None),
     )
     frozen = all(name.startswith("head/") for name in fitted.trained)
-    tested, chosen = (said_of(clf, fitted.variables, part, frozen=frozen) for part in (parts.test, parts.validation))
+    tested, chosen = (
+        predict_set(clf, fitted.variables, part, frozen=frozen) for part in (parts.test, parts.validation)
+    )
     if frozen:
-        known = said_of(clf, fitted.variables, parts.train, frozen=True)
-        learned = metrics.summarise(known.logits, known.labels)
+        known = predict_set(clf, fitted.variables, parts.train, frozen=True)
+        learned = metrics.summarize(known.logits, known.labels)
     else:  # what the best epoch measured as it learned: asking again would cost a whole pass
         row = fitted.best or {}
         learned = {"n": len(parts.train.examples), "top1": row.get("accuracy"), "nll": row.get("loss")}
@@ -255,7 +261,7 @@ def learn(
     if settings.tta:
         views = augment.make_augment(recipe.augment, size=clf.pixels.size).views
         by_views = sets.predictions(clf, fitted.variables, parts.test, views=views or ())
-    return Learned(each, fresh, fitted, tested, learned, by_views, found, temperature)
+    return RoundResult(each, fresh, fitted, tested, learned, by_views, found, temperature)
 
 
 def transfer(
@@ -276,9 +282,9 @@ def transfer(
         raise ValueError(f"--tta wants an augmentation whose views can be counted; got --augment={recipe.augment}")
     table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
-    done: list[Learned] = []
+    done: list[RoundResult] = []
     for each in rounds(spec, test_spec, settings):
-        done.append(learn(run, clf, variables, each, settings, told=not done))
+        done.append(run_round(run, clf, variables, each, settings, told=not done))
         top1 = accuracy(done[-1].tested)
         run.log({"round": each.name, "top1": top1, "n": len(done[-1].tested.labels)})
         if settings.folds or settings.seeds > 1:
@@ -317,7 +323,7 @@ def transfer(
         result["strength"] = fitted.closed_form.strength
     if settings.tta:
         result["test_tta"] = mean_of(
-            [metrics.summarise(d.by_views.logits, d.by_views.labels) for d in done if d.by_views]
+            [metrics.summarize(d.by_views.logits, d.by_views.labels) for d in done if d.by_views]
         )
         result["test_tta"]["top1_seeds"] = [accuracy(d.by_views) for d in done if d.by_views]
     if len(done) > 1:
@@ -333,7 +339,7 @@ def transfer(
     }
     models.save(run.workdir / "model", clf, fitted.variables, record=record)
     _, saved = models.load(result["model"])  # what counts is the file
-    result["frozen_unchanged"] = still(saved, fitted) == still(first.variables, fitted)
+    result["frozen_unchanged"] = frozen_digest(saved, fitted) == frozen_digest(first.variables, fitted)
     robust_sections = []
     if settings.robust_eps:  # an hour, perhaps, in which the saved model is safe
         result["robust"] = robustness(clf, first.variables, first.round, fitted, settings)
@@ -348,7 +354,7 @@ def transfer(
     ]
 
 
-def skipped_of(spec: DataSpec, each: Learned) -> list[data.Skipped]:
+def skipped_of(spec: DataSpec, each: RoundResult) -> list[data.Skipped]:
     """The files that a round could not use."""
     return [*spec.skipped, *each.fitted.skipped, *each.tested.skipped]
 

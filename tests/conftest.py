@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("tl")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--optimised", action="store_true", help="compile every test's programs as users' are: slow")
+    parser.addoption("--optimized", action="store_true", help="compile every test's programs as users' are: slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # --- cheap programs ----------------------------------------------------------------------------------------------------
 
 # Compiling takes longer than running in most tests. With JAX's own switch the graph and XLA's passes over it stay as they
-# are, and LLVM optimizes less. Tests that compare the bits of two programs, or a rounding, are marked `optimised`.
+# are, and LLVM optimizes less. Tests that compare the bits of two programs, or a rounding, are marked `optimized`.
 CHEAP = "jax_disable_most_optimizations"
 _cheap = False
 
@@ -43,7 +43,7 @@ _cheap = False
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Sets the switch before the test's fixtures run, and forgets the programs that were compiled with the other value."""
     global _cheap
-    cheap = not (item.config.getoption("--optimised") or item.get_closest_marker("optimised"))
+    cheap = not (item.config.getoption("--optimized") or item.get_closest_marker("optimized"))
     if cheap != _cheap:
         jax.clear_caches()
         with contextlib.suppress(AttributeError):  # a JAX without the switch runs every test, only more slowly

@@ -30,7 +30,7 @@ class Colour:
 
     def logits(self, variables: Any, images01: jax.Array) -> jax.Array:
         assert images01.shape[1:3] == (self.pixels.size, self.pixels.size)
-        seen = jnp.mean(pixels.normalise(self.pixels, images01), axis=(1, 2)) @ variables
+        seen = jnp.mean(pixels.normalize(self.pixels, images01), axis=(1, 2)) @ variables
         return jnp.stack([jnp.zeros_like(seen), seen], axis=1)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
@@ -132,8 +132,8 @@ def test_networks_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_lessons_preprocessing_in_other_units() -> None:
     x = jnp.asarray(np.random.default_rng(0).random((1, 2, 2, 3), np.float32))
-    np.testing.assert_allclose(pixels.normalise(attack.fed(pixels.CAFFE), x), 255 * x, rtol=1e-6)  # raw pixels, RGB
-    np.testing.assert_allclose(pixels.normalise(attack.fed(pixels.LITE), x), 255 / 128 * x[..., ::-1], rtol=1e-6)
+    np.testing.assert_allclose(pixels.normalize(attack.fed(pixels.CAFFE), x), 255 * x, rtol=1e-6)  # raw pixels, RGB
+    np.testing.assert_allclose(pixels.normalize(attack.fed(pixels.LITE), x), 255 / 128 * x[..., ::-1], rtol=1e-6)
 
 
 def test_the_lessons_attack_beside_the_right_one(run: reporting.Run) -> None:

@@ -15,7 +15,7 @@ from experiments import attack
 from tl import cli, data, inference, models, reporting
 from tl.evaluation import attacked as attacked_module
 from tl.evaluation.attacked import Settings
-from tl.evaluation.attacked import climb_all as climb
+from tl.evaluation.attacked import attack_batches as climb
 
 SIZE, COUNT = 32, 5
 SHORT = functools.partial(Settings, steps=6)
@@ -32,13 +32,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> inference.Pictures:
     folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for i in range(COUNT):
         reporting.save_png(folder / f"{i}.png", rng.random((40, 40, 3)).astype(np.float32))
-    return inference.read_pictures(network()[0], str(folder))
+    return inference.read_images(network()[0], str(folder))
 
 
 @functools.cache
 def called(images: bytes) -> np.ndarray:
     clf, variables = network()
-    return inference.all_logits(clf, variables, np.frombuffer(images, np.uint8).reshape(-1, SIZE, SIZE, 3)).argmax(
+    return inference.predict_logits(clf, variables, np.frombuffer(images, np.uint8).reshape(-1, SIZE, SIZE, 3)).argmax(
         axis=1
     )
 
@@ -74,7 +74,7 @@ def test_what_counts_is_the_file(run: reporting.Run, pictures: inference.Picture
         assert np.abs(saved - original).max() <= levels
         assert row["linf"] * 255 == pytest.approx(np.abs(saved - original).max(), abs=1e-3)
         name = inference.class_table(clf).display(
-            int(inference.all_logits(clf, variables, saved.astype(np.uint8)[None]).argmax())
+            int(inference.predict_logits(clf, variables, saved.astype(np.uint8)[None]).argmax())
         )
         assert row["to"] == name and row["survives_png"] == (name != row["from"])
         assert row["ssim"] == pytest.approx(1.0) if levels == 0 else row["ssim"] < 1
@@ -131,13 +131,13 @@ def test_targets(run: reporting.Run, pictures: inference.Pictures, monkeypatch: 
         attacked(run, inference.Pictures(pictures.paths[:1], pictures.images[:1], []), SHORT(), target=name)
     aims = []
 
-    def spied(attack: Any, variables: Any, originals: np.ndarray, members: np.ndarray, *rest: Any) -> Any:
-        aims.append(np.argwhere(members).tolist())
-        return climb(attack, variables, originals, members, *rest)
+    def spied(attack: Any, variables: Any, originals: np.ndarray, class_mask: np.ndarray, *rest: Any) -> Any:
+        aims.append(np.argwhere(class_mask).tolist())
+        return climb(attack, variables, originals, class_mask, *rest)
 
-    monkeypatch.setattr(attack, "climb_all", spied)
+    monkeypatch.setattr(attack, "attack_batches", spied)
     attacked(run, pictures, SHORT(eps=(0.0,)), target=attack.LEAST, limit=2)
-    clean = inference.all_logits(clf, jax.device_put(clf.fold_batch_norm(variables)), pictures.images[:2])
+    clean = inference.predict_logits(clf, jax.device_put(clf.fold_batch_norm(variables)), pictures.images[:2])
     assert aims == [[[i, int(row.argmin())] for i, row in enumerate(clean)]]
 
 

@@ -60,7 +60,7 @@ HOW: dict[str, dict[str, int]] = {
 ALONE = {"fgsm", "bim", "mi_fgsm", "blur"}  # nothing random, so no restarts
 WEAK = {"noise", "blur", "fgsm"}
 KEY = jax.random.key(3)
-WANTED = goals.members([[1], [2, 3], [0, 4], [3]], CLASSES)
+WANTED = goals.class_mask([[1], [2, 3], [0, 4], [3]], CLASSES)
 N = 3 * SIZE * SIZE
 LEVEL = {"linf": 1 / 255, "l2": N**0.5 / 255, "l1": N / 255}  # eps at which every channel may move by one level
 
@@ -91,9 +91,13 @@ NET = weights()
 TRACED: collections.Counter[tuple] = collections.Counter()
 
 
-def make(name: str, norm: str, goal: str, network: Any = network, *, on_grid: bool = True, slots: int = 0, **how: Any):
+def make(
+    name: str, norm: str, goal: str, network: Any = network, *, eight_bit: bool = True, slots: int = 0, **how: Any
+):
     search = attacks.get(name)(**({"steps": 4, "restarts": 2} if name not in HOW else HOW[name]) | how)
-    return attacks.make(search, network, norm=norms.get(norm), goal=GOALS[goal], on_grid=on_grid, slots=slots or None)
+    return attacks.make(
+        search, network, norm=norms.get(norm), goal=GOALS[goal], eight_bit=eight_bit, slots=slots or None
+    )
 
 
 @functools.cache
@@ -175,7 +179,7 @@ def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_pa
         aims = (top + 1) % CLASSES if goal == "targeted" else top
         here = {
             "images01": pixels.to_images01(pictures(seed)),
-            "members": goals.members(aims[:, None].tolist(), CLASSES),
+            "members": goals.class_mask(aims[:, None].tolist(), CLASSES),
         }
         hits += int(run(NET, KEY, **here, eps=6 * LEVEL[norm]).success.sum())
         control += int(attack("noise", norm, goal)(NET, KEY, **here, eps=6 * LEVEL[norm]).success.sum())
@@ -188,7 +192,7 @@ def test_a_picture_alone_is_that_picture_in_a_batch(name: str, norm: str, goal: 
     run = functools.partial(make(name, norm, goal, slots=1), eps=4 * LEVEL[norm])
     together = run(NET, KEY, IMAGES01, WANTED)
     for i in (0, 2):
-        own = norms.own_keys(KEY, COUNT)[i : i + 1]
+        own = norms.per_image_keys(KEY, COUNT)[i : i + 1]
         alone = run(NET, own, IMAGES01[i : i + 1], WANTED[i : i + 1])
         np.testing.assert_array_equal(alone.images[0], together.images[i])
         assert (alone.success[0], alone.steps[0]) == (together.success[i], together.steps[i])
@@ -240,8 +244,8 @@ print(*np.asarray(jax.numpy.rint(found.images * 255), int).ravel())
     root = Path(__file__).resolve().parents[1]
     said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr
-    images01, members = IMAGES01[[0, 1, 2, 3, 1, 2]], WANTED[[0, 1, 2, 3, 1, 2]]
-    here = make("pgd", "linf", "untargeted", slots=1)(NET, KEY, images01, members, eps=4 / 255)
+    images01, class_mask = IMAGES01[[0, 1, 2, 3, 1, 2]], WANTED[[0, 1, 2, 3, 1, 2]]
+    here = make("pgd", "linf", "untargeted", slots=1)(NET, KEY, images01, class_mask, eps=4 / 255)
     there = np.array(said.stdout.split(), int).reshape(images01.shape)
     np.testing.assert_array_equal(there, pixels.to_uint8(here.images))
 
@@ -266,7 +270,7 @@ def test_more_steps_and_more_starts_are_never_worse(norm: str, goal: str) -> Non
 
 @pytest.mark.parametrize(("name", "norm"), [("bim", "linf"), ("apgd_ce", "l2")])
 def test_off_the_grid_eps_below_a_level_moves(name: str, norm: str) -> None:
-    run = attack(name, norm, "targeted", on_grid=False)
+    run = attack(name, norm, "targeted", eight_bit=False)
     eps = 0.3 / 255
     found = run(NET, KEY, IMAGES01, WANTED, eps=eps)
     distance = np.asarray(norms.get(norm).distance(np.asarray(found.images), IMAGES01))
@@ -303,7 +307,7 @@ def test_every_point_that_is_scored_is_on_the_grid(name: str, norm: str) -> None
 def test_one_step_of_each_by_hand() -> None:
     """From the picture itself, on a linear network, whose gradient is the same everywhere; off the grid."""
     middle = np.full((1, SIZE, SIZE, 3), norms.GRID[128])
-    members, eps = goals.members([[0]], 2), 3 / 255
+    class_mask, eps = goals.class_mask([[0]], 2), 3 / 255
     way = (LINE[:, 1] - LINE[:, 0]).reshape(middle.shape)
     signs = np.sign(way)
     top = np.abs(way) >= np.sort(np.abs(way).ravel())[-1]  # a hundredth of 108 is one
@@ -319,8 +323,8 @@ def test_one_step_of_each_by_hand() -> None:
     }
     for norm, several in searches.items():
         for search in several:
-            run = attacks.make(search, line, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=False)
-            found = run(jnp.asarray(LINE), KEY, middle, members, eps=eps)
+            run = attacks.make(search, line, norm=norms.get(norm), goal=goals.UNTARGETED, eight_bit=False)
+            found = run(jnp.asarray(LINE), KEY, middle, class_mask, eps=eps)
             np.testing.assert_allclose(found.images, middle + eps * steps[norm], atol=1e-6)
 
 
@@ -339,8 +343,8 @@ def test_one_long_step_on_a_linear_network_is_fgsm(goal: str, index: int) -> Non
     """A step of 2 eps from anywhere in the ball ends at x + eps sign(gradient), Goodfellow et al. 2015, section 4."""
     images8 = np.clip(pictures(1), 6, 249)
     run = make("pgd", "linf", goal, line, steps=1, restarts=1, early_stop=False)
-    members = goals.members([[index]] * COUNT, 2)
-    found = run(jnp.asarray(LINE), KEY, pixels.to_images01(images8), members, eps=6 / 255, step_size=12 / 255)
+    class_mask = goals.class_mask([[index]] * COUNT, 2)
+    found = run(jnp.asarray(LINE), KEY, pixels.to_images01(images8), class_mask, eps=6 / 255, step_size=12 / 255)
     uphill = np.sign(LINE[:, 1] - LINE[:, 0]).reshape(SIZE, SIZE, 3).astype(int)
     np.testing.assert_array_equal(pixels.to_uint8(found.images), images8 + 6 * uphill)
 
@@ -350,7 +354,7 @@ def test_pgd_on_a_linear_network_ends_where_foolbox_ends() -> None:
     foolbox = pytest.importorskip("foolbox")
     images01, eps = pixels.to_images01(np.clip(pictures(1), 6, 249)), 6 / 255
     ours = make("pgd", "linf", "untargeted", line, steps=20, restarts=1, early_stop=False)(
-        jnp.asarray(LINE), KEY, images01, goals.members([[0]] * COUNT, 2), eps=eps, step_size=1.5 / 255
+        jnp.asarray(LINE), KEY, images01, goals.class_mask([[0]] * COUNT, 2), eps=eps, step_size=1.5 / 255
     )
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = foolbox.JAXModel(lambda x: line(jnp.asarray(LINE), x), bounds=(0, 1))
@@ -368,12 +372,12 @@ def test_apgd_is_at_least_as_strong_as_pgd(norm: str) -> None:
     """128 pictures, as many looks for each, and for the sum of APGD-CE and APGD-T, as an evaluation has it, more."""
     images01 = np.concatenate([pixels.to_images01(pictures(seed)) for seed in range(32)])
     top = np.argmax(network(NET, jnp.asarray(images01)), axis=1)
-    members = goals.members(top[:, None].tolist(), CLASSES)
+    class_mask = goals.class_mask(top[:, None].tolist(), CLASSES)
     for levels in (0.5, 1.0):
         rate = {}
         for name in ("pgd", "apgd_ce", "apgd_t"):
-            run = attack(name, norm, "untargeted", steps=20, restarts=1, on_grid=False)
-            rate[name] = np.asarray(run(NET, KEY, images01, members, eps=levels * LEVEL[norm]).success)
+            run = attack(name, norm, "untargeted", steps=20, restarts=1, eight_bit=False)
+            rate[name] = np.asarray(run(NET, KEY, images01, class_mask, eps=levels * LEVEL[norm]).success)
         print(norm, levels, {name: won.mean() for name, won in rate.items()})
         assert 0.05 < rate["pgd"].mean() < 0.95  # else nothing is told apart
         assert rate["apgd_ce"].sum() >= rate["pgd"].sum() - 1
@@ -389,8 +393,10 @@ def test_apgd_halves_its_step_and_goes_back() -> None:
         return jnp.stack([jnp.zeros_like(rise), rise, rise - 1, rise - 2], axis=1)  # class 0 wins for ever
 
     middle, eps = np.full((1, SIZE, SIZE, 3), norms.GRID[128]), 0.2
-    run = attacks.make(apgd.apgd(steps=30, loss="margin"), ridge, norm=norms.LINF, goal=goals.UNTARGETED, on_grid=False)
-    found = run(jnp.float32(0.2), KEY, middle, goals.members([[0]], 4), eps=eps)
+    run = attacks.make(
+        apgd.apgd(steps=30, loss="margin"), ridge, norm=norms.LINF, goal=goals.UNTARGETED, eight_bit=False
+    )
+    found = run(jnp.float32(0.2), KEY, middle, goals.class_mask([[0]], 4), eps=eps)
     assert abs(float(np.mean(found.images)) - 0.56) < 0.005
 
 
@@ -417,15 +423,15 @@ def test_the_expected_score_is_climbed_not_the_picture_s_own() -> None:
         most = jax.nn.logsumexp(200 * jnp.stack(halves), axis=0) / 200
         return jnp.stack([jnp.full_like(most, 0.52), most], axis=1)
 
-    grey = np.full((1, SIZE, SIZE, 3), norms.GRID[127])
-    members = goals.members([[1]], 2)
+    gray = np.full((1, SIZE, SIZE, 3), norms.GRID[127])
+    class_mask = goals.class_mask([[1]], 2)
     for view, sure in ((None, False), (half, True)):
         search = gradient.pgd(steps=12, early_stop=True, view=view, draws=6)
         run = attacks.make(search, brightness, norm=norms.LINF, goal=goals.TARGETED)
-        found = run(None, KEY, grey, members, eps=8 / 255, step_size=1 / 255)
+        found = run(None, KEY, gray, class_mask, eps=8 / 255, step_size=1 / 255)
         assert found.success[0]
         halves = jax.vmap(half, (0, None))(jax.random.split(KEY, 20), found.images[0])
-        assert bool(goals.TARGETED.success(brightness(None, halves), np.repeat(members, 20, axis=0)).all()) == sure
+        assert bool(goals.TARGETED.success(brightness(None, halves), np.repeat(class_mask, 20, axis=0)).all()) == sure
 
 
 # --------------------------------------------------------------------------------------------------------------- goals
@@ -436,8 +442,8 @@ def test_a_group_is_reached_by_any_of_its_classes() -> None:
     top = called(pictures())
     others = [[c for c in range(CLASSES) if c != t] for t in top]
     small = functools.partial(attack(), NET, KEY, IMAGES01, eps=6 / 255, step_size=3 / 255)
-    together = np.asarray(small(goals.members(others, CLASSES)).success)
-    alone = np.stack([small(goals.members([[o[j]] for o in others], CLASSES)).success for j in range(CLASSES - 1)])
+    together = np.asarray(small(goals.class_mask(others, CLASSES)).success)
+    alone = np.stack([small(goals.class_mask([[o[j]] for o in others], CLASSES)).success for j in range(CLASSES - 1)])
     assert (together >= alone.any(axis=0)).all()
     print(together, alone)
     assert together.any()
@@ -503,14 +509,14 @@ def test_a_dalmatian_becomes_any_cat(tmp_path: Path) -> None:
         pytest.skip(str(error))
     image8 = clf.prepare(data.decode(photograph.path))
     logits = jax.jit(clf.logits)
-    members = goals.members([clf.classes.find("any cat")], 1000)  # pyright: ignore
+    class_mask = goals.class_mask([clf.classes.find("any cat")], 1000)  # pyright: ignore
     run = attacks.make(gradient.pgd(steps=15), clf.logits, norm=norms.LINF, goal=goals.TARGETED)
-    found = run(variables, KEY, pixels.to_images01(image8)[None], members, eps=8 / 255, step_size=2 / 255)
+    found = run(variables, KEY, pixels.to_images01(image8)[None], class_mask, eps=8 / 255, step_size=2 / 255)
     reporting.save_png(tmp_path / "cat.png", np.asarray(found.images[0]))
     read = data.decode(tmp_path / "cat.png")
     assert np.abs(read.astype(int) - image8).max() <= 8
     noisy = np.clip(image8 + np.random.default_rng(0).choice([-8, 8], image8.shape), 0, 255).astype(np.uint8)
     tops = [int(np.argmax(logits(variables, pixels.to_images01(x[None])))) for x in (image8, noisy, read)]
     assert tops[:2] == [251, 251]
-    assert members[0, tops[2]]
+    assert class_mask[0, tops[2]]
     assert found.success[0]

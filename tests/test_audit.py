@@ -44,8 +44,8 @@ SPEC = BackboneSpec("mean", Mean(), 3, ("stem",), {}, "of this test", min_size=1
 def network(own: PixelSpec):
     """A classifier that names the nearest colour, and is right under its own convention."""
     own = own.replace(size=SIZE)
-    colours = jnp.asarray(list(COLOURS.values()), jnp.float32)
-    seen = np.asarray(pixels.normalise(own, colours[:, None, None])[:, 0, 0])
+    colors = jnp.asarray(list(COLOURS.values()), jnp.float32)
+    seen = np.asarray(pixels.normalize(own, colors[:, None, None])[:, 0, 0])
     head = {"kernel": 2 * seen.T, "bias": -np.sum(seen**2, axis=1)}
     clf = Classifier("mean", SPEC, heads.Linear(len(COLOURS)), own, labels.from_names(COLOURS), Provenance("m", ""))
     return clf, {"params": {"backbone": {}, "head": head}, "batch_stats": {}}
@@ -55,17 +55,17 @@ def network(own: PixelSpec):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three noisy pictures of each colour, 20 x 24, under its name."""
     folder, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
+    for name, color in COLOURS.items():
         (folder / name).mkdir()
         for i in range(3):
-            noisy = np.array(colour) + 0.03 * rng.standard_normal((20, 24, 3))
+            noisy = np.array(color) + 0.03 * rng.standard_normal((20, 24, 3))
             reporting.save_png(folder / name / f"{i}.png", np.clip(noisy, 0, 1).astype(np.float32))
     return folder
 
 
 def compared(own: PixelSpec, folder: Path, labelled: bool = True):
     clf, variables = network(own)
-    pictures = {r: inference.read_pictures(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
+    pictures = {r: inference.read_images(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
     truth = inference.folder_labels(clf, pictures["shorter"].paths) if labelled else None
     return audit.compare(clf, variables, pictures, truth)
 
@@ -95,7 +95,7 @@ def test_wrong_weights_files_are_told(folder: Path):
     """The specification that came with these weights is not the one they were trained with."""
     clf, variables = network(CAFFE)
     clf = clf.with_pixels(**audit.values(TORCHVISION))
-    pictures = {r: inference.read_pictures(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
+    pictures = {r: inference.read_images(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
     result = audit.compare(clf, variables, pictures, inference.folder_labels(clf, pictures["shorter"].paths))
     assert result["best"] == "caffe" and "not what they came with" in audit.verdict(result)
 

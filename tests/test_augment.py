@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl.data.augment import AUGMENTATIONS, GREY, PRESETS, Augment, colour, make_augment, random_resized_crop, shift
+from tl.data.augment import AUGMENTATIONS, GREY, PRESETS, Augment, color, make_augment, random_resized_crop, shift
 
 SIZE, B, K = 14, 6, 3
 TARGETS = jax.nn.one_hot(jnp.arange(B) % K, K)
@@ -178,11 +178,11 @@ def test_a_shift_moves_whole_pixels_over_the_mirrored_image(pixels: int, seed: i
 def test_colour_does_what_torchvision_does() -> None:
     """One factor at a time, solved for from the result, is in its range and explains every pixel."""
     x = 0.25 + 0.3 * images(SIZE)  # far enough from 0 and 1 that nothing is clipped
-    grey = np.sum(np.asarray(x) * GREY, axis=-1, keepdims=True)
-    anchors = {"brightness": 0.0 * grey, "contrast": grey.mean(axis=(1, 2), keepdims=True), "saturation": grey}
+    gray = np.sum(np.asarray(x) * GREY, axis=-1, keepdims=True)
+    anchors = {"brightness": 0.0 * gray, "contrast": gray.mean(axis=(1, 2), keepdims=True), "saturation": gray}
     for name, anchor in anchors.items():
         strengths = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, name: 0.3}
-        out = np.asarray(jax.jit(colour(**strengths))(jax.random.key(0), x))
+        out = np.asarray(jax.jit(color(**strengths))(jax.random.key(0), x))
         factor = ((out - anchor) * (x - anchor)).sum(axis=(1, 2, 3)) / ((x - anchor) ** 2).sum(axis=(1, 2, 3))
         np.testing.assert_allclose(out, anchor + factor[:, None, None, None] * (x - anchor), atol=2e-4)
         assert factor.min() >= 0.699 and factor.max() <= 1.301 and factor.std() > 0.02

@@ -220,11 +220,11 @@ def test_other_numbers_of_channels(name: str, tmp_path: Path):
     """A grey picture gives what its three equal channels give, and four channels keep the kernel's sum."""
     net = network(name)
     save_file({source: np.ascontiguousarray(array) for source, array in net.arrays.items()}, tmp_path / "w")
-    grey, variables = load(name, weights=tmp_path / "w", in_channels=1)
+    gray, variables = load(name, weights=tmp_path / "w", in_channels=1)
     images = golden_images()[..., :1]
-    same = dataclasses.replace(net.clf, pixels=PixelSpec(mean=grey.pixels.mean * 3, std=grey.pixels.std * 3))
+    same = dataclasses.replace(net.clf, pixels=PixelSpec(mean=gray.pixels.mean * 3, std=gray.pixels.std * 3))
     want = compiled(same)(net.variables, np.repeat(images, 3, axis=3))
-    assert error(compiled(grey)(variables, images).logits, np.asarray(want.logits)) <= 1e-5
+    assert error(compiled(gray)(variables, images).logits, np.asarray(want.logits)) <= 1e-5
 
     _, variables = load(name, weights=tmp_path / "w", in_channels=4)
     kernel, three = (np.asarray(v["params"]["backbone"]["stem"]["kernel"]) for v in (variables, net.variables))

@@ -46,7 +46,7 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 NET = {"in": normal(1, N, 16) / 6, "out": normal(2, 16, CLASSES)}
 TOP = np.asarray(network(NET, jnp.asarray(IMAGES01))).argmax(axis=1)
-RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
+RIGHT = goals.class_mask(TOP[:, None].tolist(), CLASSES)
 
 
 MARGINS: list[np.ndarray] = []
@@ -69,11 +69,11 @@ def attack(norm: str) -> attacks.Attack:
 
 
 def test_a_step_is_a_query_and_none_is_asked_after_success() -> None:
-    members = RIGHT.copy()
-    members[0] = ~members[0]  # met as it is
+    class_mask = RIGHT.copy()
+    class_mask[0] = ~class_mask[0]  # met as it is
     steps, success = [], []
     for eps in (1.0, 0.25):
-        found = attack("l2")(NET, KEY, IMAGES01, members, eps=eps)
+        found = attack("l2")(NET, KEY, IMAGES01, class_mask, eps=eps)
         steps, success = steps + found.steps.tolist()[1:], success + found.success.tolist()[1:]
         assert found.success[0] and found.steps[0] == 0
     print(steps, success)

@@ -101,7 +101,7 @@ RNG = np.random.default_rng(1)
 NET = {k: jnp.asarray(RNG.normal(size=s) / 4, jnp.float32) for k, s in (("in", (N, 16)), ("out", (16, CLASSES)))}
 PLAIN = NET | {"kind": jnp.int32(0)}
 TOP = np.asarray(network(PLAIN, jnp.asarray(IMAGES01))).argmax(axis=1)
-RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
+RIGHT = goals.class_mask(TOP[:, None].tolist(), CLASSES)
 
 
 def make(search: Any) -> attacks.Attack:
@@ -124,8 +124,8 @@ MADE: dict[str, Any] = {
 def panel(kind: str) -> dict[str, Check]:
     variables = NET | {"kind": jnp.int32(KINDS.index(kind))}
     top = np.asarray(network(variables, jnp.asarray(IMAGES01))).argmax(axis=1)
-    members = goals.members(top[:, None].tolist(), CLASSES)
-    lines = sanity_checks.panel(network, variables, KEY, IMAGES01, members, **MADE)
+    class_mask = goals.class_mask(top[:, None].tolist(), CLASSES)
+    lines = sanity_checks.panel(network, variables, KEY, IMAGES01, class_mask, **MADE)
     print("\n".join(map(str, lines)))
     return {line.name: line for line in lines}
 

@@ -15,7 +15,7 @@ import pytest
 from experiments import compare
 from tl import data, models, reporting
 from tl.models import Provenance
-from tl.visualize.specs import Wish
+from tl.visualize.specs import ObjectiveSpec
 
 SIZE = 64
 
@@ -101,11 +101,11 @@ def test_what_moved_is_found_and_shown(folders: tuple[Path, Path], pictures: dat
         "channels"
     ]  # the one filter of the endpoint that moved; of 512 channels the right-hand 256 are its
     assert (shown["endpoint"], shown["channel"]) == ("stage3", 256 + 44)
-    wish = Wish("channel", "", "stage3", index=300)
+    objective_spec = ObjectiveSpec("channel", "", "stage3", index=300)
     images = [data.decode(shown[f"{when}_png"]) for when in ("before", "after")]
     assert images[0].shape == (SIZE, SIZE, 3)
     for at, (when, own, other) in enumerate([("before", before, after), ("after", after, before)]):
-        answers = [compare.activations(weights, [wish], images[at][None])[0] for weights in (own, other)]
+        answers = [compare.activations(weights, [objective_spec], images[at][None])[0] for weights in (own, other)]
         assert [shown[f"activation_{when}"], shown[f"{when}_png_{'before' if at else 'after'}"]] == pytest.approx(
             answers
         )
@@ -201,7 +201,7 @@ def test_a_file_of_weights_may_be_before(folders: tuple[Path, Path]) -> None:
 def test_what_a_classifier_was_learned_from(name: str, origin: str, found: Any) -> None:
     clf = dataclasses.replace(network()[0], weights=Provenance(name, "0" * 64, origin))
     if isinstance(found, tuple):
-        assert models.learned_from(clf) == found
+        assert models.pretrained_source(clf) == found
         return
     with pytest.raises(ValueError, match=found):
-        models.learned_from(clf)
+        models.pretrained_source(clf)

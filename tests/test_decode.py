@@ -69,10 +69,10 @@ def test_broken_exif_leaves_the_picture_as_stored() -> None:
 
 
 def test_grey_is_repeated() -> None:
-    grey = ramp()[..., 0]
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey), "PNG")), np.repeat(grey[..., None], 3, -1))
-    one_bit = Image.fromarray(grey > 100)
-    np.testing.assert_array_equal(decode(encoded(one_bit, "PNG"))[..., 2], np.where(grey > 100, 255, 0))
+    gray = ramp()[..., 0]
+    np.testing.assert_array_equal(decode(encoded(Image.fromarray(gray), "PNG")), np.repeat(gray[..., None], 3, -1))
+    one_bit = Image.fromarray(gray > 100)
+    np.testing.assert_array_equal(decode(encoded(one_bit, "PNG"))[..., 2], np.where(gray > 100, 255, 0))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
@@ -133,7 +133,7 @@ def test_a_wrong_extension_is_read_by_content(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
 def test_the_first_frame_of_a_moving_picture(kind: str) -> None:
-    frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, GREEN, BLUE)]
+    frames = [Image.new("RGB", (6, 4), color) for color in (RED, GREEN, BLUE)]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
     np.testing.assert_array_equal(decode(data), np.broadcast_to(np.array(RED, np.uint8), (4, 6, 3)))

@@ -34,7 +34,7 @@ def weights(seed: int) -> dict[str, jax.Array]:
 
 NET = weights(0)
 TOP = np.asarray(network(NET, jnp.asarray(IMAGES01))).argmax(axis=1)
-RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
+RIGHT = goals.class_mask(TOP[:, None].tolist(), CLASSES)
 
 
 # ----------------------------------------------------------------------------------------------------- stand-ins, by hand
@@ -62,14 +62,14 @@ def brighter(amount: float | None, *, steps: int = 1) -> Search:
         drawn = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=0.2))(task.keys)
         own = drawn if amount is None else jnp.full_like(drawn, amount)
         x = task.project(task.center + rows(own, task.center))
-        return Step(at.k + 1, keep(at.best, x, *task.judge(task.ask(x))), at.k + 1 == steps)
+        return Step(at.k + 1, keep(at.best, x, *task.judge(task.logits(x))), at.k + 1 == steps)
 
     return Search(init, step)
 
 
 DARK = np.float32([0.6, 0.45, 0.1, 0.35, 0.3, 0.48, 0.2])  # one is bright as it is
 GREY = np.broadcast_to(DARK[:, None, None, None], (7, 2, 2, 3)).copy()
-AIM = goals.members([[1]] * 7, 2)
+AIM = goals.class_mask([[1]] * 7, 2)
 
 
 stand_in = functools.cache(brighter)  # the same search compiles once, wherever it stands
@@ -78,7 +78,7 @@ stand_in = functools.cache(brighter)  # the same search compiles once, wherever 
 def chain(*amounts: float | None, steps: tuple[int, ...] = (1, 10, 100)) -> attacks.Attack:
     """The steps that an image takes, 1 in the first search, 10 in the second, tell which searches it was given to."""
     searches = [stand_in(amount, steps=own) for amount, own in zip(amounts, steps, strict=False)]
-    return attacks.make(searches, brightness, norm=norms.LINF, goal=goals.TARGETED, on_grid=False, slots=2)
+    return attacks.make(searches, brightness, norm=norms.LINF, goal=goals.TARGETED, eight_bit=False, slots=2)
 
 
 def added(found: attacks.AttackResult) -> list[float]:
@@ -111,7 +111,7 @@ def test_keys_belong_to_pictures_and_differ_between_the_searches() -> None:
     moved = other(None, KEY, company, AIM, eps=0.5)
     assert added(moved)[2] == second[2] and moved.steps.tolist() == [0, 0, 3, 0, 0, 0, 0]
     order = np.array([3, 2, 6, 5, 1, 0, 4])  # and by the keys that are the pictures' own
-    places = run(None, norms.own_keys(KEY, 7)[order], GREY[order], AIM, eps=0.5)
+    places = run(None, norms.per_image_keys(KEY, 7)[order], GREY[order], AIM, eps=0.5)
     np.testing.assert_allclose((places.images - GREY[order])[:, 0, 0, 0], np.asarray(first)[order], atol=1e-4)
 
 
@@ -146,7 +146,7 @@ def test_in_a_row_they_solve_what_each_solves_alone() -> None:
     found = make(searches)(NET, KEY, IMAGES01, RIGHT, eps=EPS)
     solved, best = np.zeros(COUNT, bool), np.full(COUNT, -np.inf, np.float32)
     for place, search in enumerate(searches):
-        keys = jax.vmap(jax.random.fold_in, (0, None))(norms.own_keys(KEY, COUNT), place)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(norms.per_image_keys(KEY, COUNT), place)
         alone = make(search)(NET, keys, IMAGES01, RIGHT, eps=EPS)
         first = np.asarray(alone.success) & ~solved
         np.testing.assert_array_equal(np.asarray(found.solved_by) == place, first)
@@ -188,7 +188,7 @@ def test_apgd_t_aims_at_every_class_as_often(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(goals, "likeliest", spied)
     constant = lambda variables, x: jnp.mean(x, (1, 2, 3))[:, None] - jnp.arange(5.0)[None]  # noqa: E731
     run = attacks.make(apgd.apgd_t(steps=1, restarts=3), constant, norm=norms.LINF, goal=goals.UNTARGETED)
-    found = run(None, KEY, GREY[:1], goals.members([[0]], 5), eps=0.1)
+    found = run(None, KEY, GREY[:1], goals.class_mask([[0]], 5), eps=0.1)
     jax.effects_barrier()
     assert found.steps.tolist() == [24] and not found.success[0]
     assert [ranks.count(rank) for rank in range(5)] == [6, 6, 6, 6, 0]

@@ -59,11 +59,11 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     result = json.loads((tmp_path / "result.json").read_text())
 
     pictures = [clf.prepare(data.decode(e.path)) for e in spec.examples if "broken" not in str(e.path)]
-    logits = inference.all_logits(clf, variables, np.stack(pictures))
+    logits = inference.predict_logits(clf, variables, np.stack(pictures))
     truth = np.array([1] * 11 + [0] * 7)
-    for name, value in metrics.summarise(logits, truth).items():
+    for name, value in metrics.summarize(logits, truth).items():
         assert result[name] == value, name
-    calm = metrics.summarise(logits / np.float32(TEMPERATURE), truth)
+    calm = metrics.summarize(logits / np.float32(TEMPERATURE), truth)
     assert (result["nll_calibrated"], result["ece_calibrated"]) == (calm["nll"], calm["ece"]) != (result["nll"],)
     assert result["temperature"] == TEMPERATURE and result["top1"] == calm["top1"]
     assert result["classes"] == ["pug", "bengal", "siamese"]
@@ -83,15 +83,15 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     assert all(word in page for word in ("Class by class", "at temperature 2.50", "Its worst mistakes"))
 
 
-@pytest.mark.optimised
+@pytest.mark.optimized
 def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pets: Path) -> None:
     """In `evaluate`, in `predict`, and by a user who calls what `load` returned on a batch of the same size."""
     clf, variables = models.load(str(saved))
-    spec = sets.as_the_network(data.get(f"folder:{pets}"), inference.class_table(clf))
+    spec = sets.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
     said = sets.predictions(clf, jax.device_put(variables), spec)
-    pictures = inference.read_pictures(clf, str(pets))
+    pictures = inference.read_images(clf, str(pets))
     assert [str(path) for path in pictures.paths] == [str(e.path) for e in said.examples]
-    np.testing.assert_array_equal(said.logits, inference.all_logits(clf, variables, pictures.images))
+    np.testing.assert_array_equal(said.logits, inference.predict_logits(clf, variables, pictures.images))
     by_hand = jax.jit(lambda v, x: clf.apply(v, x).logits)(variables, pixels.to_images01(pictures.images[:16]))
     np.testing.assert_array_equal(said.logits[:16], by_hand)
     original = jax.jit(network()[0].logits)(network()[1], pixels.to_images01(pictures.images[:16]))
@@ -102,13 +102,13 @@ def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
     clf, _ = network()
     spec = dataclasses.replace(data.get(f"folder:{pets}"), classes=("bengal", "pugg"))
     with pytest.raises(ValueError, match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'"):
-        sets.as_the_network(spec, inference.class_table(clf))
+        sets.remap_labels(spec, inference.class_table(clf))
     imagenet = labels.imagenet()
     spec = dataclasses.replace(spec, classes=("tabby", "any cat"))
     with pytest.raises(
         ValueError, match="the class 'any cat' of folder:.* names 5 learned classes; wanted one of them"
     ):
-        sets.as_the_network(spec, imagenet)
+        sets.remap_labels(spec, imagenet)
 
 
 def test_the_part_of_a_set_that_is_asked(pets: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
 def test_accuracy_under_attack(pets: Path) -> None:
     """Fewer stand an attack than are named rightly, and more queries are asked only of who has any."""
     clf, variables = network()
-    spec = sets.as_the_network(data.get(f"folder:{pets}"), inference.class_table(clf))
+    spec = sets.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
     row = robust.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
     said = sets.predictions(clf, variables, spec)
     assert row["n"] == 18 and row["clean"] == (said.logits.argmax(axis=1) == said.labels).mean()

@@ -26,8 +26,8 @@ def net() -> tuple[Classifier, Variables]:
 def album(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A picture a colour, with some noise, and one that is broken."""
     folder, rng = tmp_path_factory.mktemp("album"), np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        noisy = np.array(colour) + 0.1 * rng.standard_normal((70, 80, 3))
+    for name, color in COLOURS.items():
+        noisy = np.array(color) + 0.1 * rng.standard_normal((70, 80, 3))
         reporting.save_png(folder / f"{name}.png", np.clip(noisy, 0, 1).astype(np.float32))
     (folder / "broken.png").write_bytes(b"not a picture")
     return [folder / "broken.png", *(folder / f"{name}.png" for name in COLOURS)]

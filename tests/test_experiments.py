@@ -34,11 +34,11 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes that colour tells apart, twelve pictures each, one of them broken."""
     folder = tmp_path_factory.mktemp("pets")
     rng = np.random.default_rng(0)
-    for label, colour in (("bengal", (0.9, 0.5, 0.1)), ("pug", (0.1, 0.4, 0.9))):
+    for label, color in (("bengal", (0.9, 0.5, 0.1)), ("pug", (0.1, 0.4, 0.9))):
         (folder / label).mkdir()
         for i in range(12):
             noise = 0.1 * rng.standard_normal((40, 40, 3))
-            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(colour) + noise, 0, 1).astype(np.float32))
+            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(color) + noise, 0, 1).astype(np.float32))
     (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     return folder
 
@@ -56,7 +56,7 @@ def finish(run: reporting.Run, result: dict, sections: list) -> dict:
 
 def test_predict(run: reporting.Run, pets: Path) -> None:
     clf, variables = network()
-    pictures = inference.read_pictures(clf, str(pets))
+    pictures = inference.read_images(clf, str(pets))
     labels = np.full(len(pictures.paths), -1)
     labels[0] = 7
     result = finish(run, *predict.predict(run, clf, variables, pictures, labels, 5))
@@ -87,8 +87,8 @@ def test_transfer_learns_saves_and_reuses(run: reporting.Run, pets: Path, tune: 
     saved, saved_variables = models.load(result["model"])
     assert saved.classes is not None and saved.classes.find("any cat") == (0,)
     _, test_side = data.split(spec, seed=0)
-    pictures = inference.read_pictures(saved, [str(example.path) for example in test_side.examples])
-    logits = inference.all_logits(saved, saved_variables, pictures.images)
+    pictures = inference.read_images(saved, [str(example.path) for example in test_side.examples])
+    logits = inference.predict_logits(saved, saved_variables, pictures.images)
     by_name = {example.path.name: example.label for example in test_side.examples if example.path in pictures.paths}
     assert by_name and [int(i) for i in logits.argmax(axis=1)] == [
         next(e.label for e in test_side.examples if e.path == path) for path in pictures.paths

@@ -301,7 +301,7 @@ def test_a_corrupt_shard_is_computed_again(damage: str, album: Any, extract: Ext
     assert extract(album[:3]).reused == 3
 
 
-@pytest.mark.optimised
+@pytest.mark.optimized
 def test_two_at_once_fill_one_bank(album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "SHARD", 1)  # as many writes as there can be
     with ThreadPoolExecutor(3) as pool:

@@ -23,7 +23,7 @@ from tl.models import heads
 from tl.paths import FROZEN, flatten
 from tl.training import checkpoints, fit, inputs, rate_finder, rules
 from tl.training import recipe as recipe_module
-from tl.training.phase import Job, Phase, prepare
+from tl.training.phase import FitContext, Phase, prepare
 from tl.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,20 +41,20 @@ def network(arch: str = "vgg11_bn") -> tuple[models.Classifier, Any]:
     return clf, {**variables, "params": {**variables["params"], "head": head}}
 
 
-def colours(folder: Path, n: int = 12) -> data.DataSpec:
+def colors(folder: Path, n: int = 12) -> data.DataSpec:
     """Two classes that colour tells apart."""
     rng = np.random.default_rng(0)
-    for label, colour in (("red", (0.9, 0.3, 0.1)), ("blue", (0.1, 0.4, 0.9))):
+    for label, color in (("red", (0.9, 0.3, 0.1)), ("blue", (0.1, 0.4, 0.9))):
         (folder / label).mkdir(parents=True)
         for i in range(n):
             noise = 0.2 * rng.standard_normal((40, 40, 3))
-            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(colour) + noise, 0, 1).astype(np.float32))
+            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(color) + noise, 0, 1).astype(np.float32))
     return data.folder(folder)
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> data.Parts:
-    return data.divide(colours(tmp_path_factory.mktemp("colours")), validation_fraction=0.25, seed=0)
+    return data.divide(colors(tmp_path_factory.mktemp("colours")), validation_fraction=0.25, seed=0)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def run(parts: data.Parts, recipe: Recipe, **more: Any) -> fit.Fitted:
+def run(parts: data.Parts, recipe: Recipe, **more: Any) -> fit.FitResult:
     return fit.fit(*network(), parts.train, parts.validation, recipe, seed=0, **more)
 
 
@@ -86,20 +86,20 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(parts: data.Parts, re
     _, before = network()
     after = run(parts, recipe).variables
     labels_of = paths.label(before["params"], recipe.phases(network()[0].spec.endpoints)[-1].rules)
-    live = rules.live_norms(labels_of, before["batch_stats"])
+    train_norms = rules.trainable_norm_layers(labels_of, before["batch_stats"])
     assert any(what == FROZEN for what in labels_of.values())
     for name, leaf in flatten(before["params"]).items():
         same = np.array_equal(leaf, flatten(after["params"])[name])
         assert same == (labels_of[name] == FROZEN), (name, labels_of[name])
     for name, leaf in flatten(before["batch_stats"]).items():
         layer = name.removeprefix("backbone/").rpartition("/")[0].removesuffix("/norm")
-        moves = recipe.bn in ("update", "reestimate") and layer in live
+        moves = recipe.bn in ("update", "reestimate") and layer in train_norms
         assert np.array_equal(leaf, flatten(after["batch_stats"])[name]) != moves, name
 
 
 def prepared(parts: data.Parts, recipe: Recipe) -> Phase:
     clf, variables = network()
-    job = Job(clf, parts.train, parts.validation, recipe, 0, None, lambda row: None, lambda line: None)
+    job = FitContext(clf, parts.train, parts.validation, recipe, 0, None, lambda row: None, lambda line: None)
     phase = recipe.phases(clf.spec.endpoints)[0]
     return prepare(job, 0, phase, variables["params"], variables["batch_stats"], None)
 
@@ -276,7 +276,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(parts: data.Parts) -> Non
     bank = inputs.bank(clf, fitted.variables, parts.validation, "features", once, gib=1.0)
     assert bank is not None
     logits = np.asarray(clf.apply_head(fitted.variables, bank.maps[:, 0]))
-    assert metrics.summarise(logits, bank.labels)["nll"] == pytest.approx(
+    assert metrics.summarize(logits, bank.labels)["nll"] == pytest.approx(
         min(losses), abs=1e-4
     )  # the variables are that epoch's
 

@@ -39,8 +39,8 @@ def ends() -> dict[str, tuple[int, ...]]:
     return specs.shapes(network().clf, network().variables, SIZE)
 
 
-def wish(word: str) -> specs.Wish:
-    return specs.wish(network().clf, ends(), word)
+def objective_spec(word: str) -> specs.ObjectiveSpec:
+    return specs.parse_objective(network().clf, ends(), word)
 
 
 @pytest.fixture()
@@ -70,14 +70,14 @@ def test_every_kind_is_read_as_it_is_told_to_be_written() -> None:
         "caricature": "caricature:stage1",
     }
     assert set(words) == set(specs.KINDS)
-    found = {kind: wish(word) for kind, word in words.items()}
+    found = {kind: objective_spec(word) for kind, word in words.items()}
     assert found["logit"].classes == (281, 282, 283, 284, 285) and found["logit"].word == "any cat"
     assert (found["channel"].endpoint, found["channel"].index) == ("stage1", 7)
     assert found["neuron"].place == (0, 1)
     h, w, _ = ends()["stage1"]
-    assert wish("neuron:stage1:7").place == (h // 2, w // 2)
+    assert objective_spec("neuron:stage1:7").place == (h // 2, w // 2)
     assert found["direction"].mixture == ((7, 1.0), (2, -0.5))
-    assert wish("channel:features:511").index == 511 and wish("channel:logits:999").index == 999
+    assert objective_spec("channel:features:511").index == 511 and objective_spec("channel:logits:999").index == 999
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_every_kind_is_read_as_it_is_told_to_be_written() -> None:
 )
 def test_a_word_that_means_nothing(word: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        wish(word)
+        objective_spec(word)
 
 
 def test_a_program_gives_each_image_its_own_objective() -> None:
@@ -112,13 +112,15 @@ def test_a_program_gives_each_image_its_own_objective() -> None:
     other = clf.apply(variables, 1 - image).endpoints["stage1"]
     wanted = {"stage1": np.asarray(other[0])}
     words = ["logit:zebra", "channel:stage1:7", "neuron:stage1:7", "direction:stage1:7=1;2=-0.5", "cosine:stage1:3=2"]
-    wishes = [wish(word) for word in [*words, "layer:stage2", "inversion:stage1", "caricature:stage1"]]
-    make, targets = specs.program([clf], wishes, ends(), wanted)
+    objective_specs = [
+        objective_spec(word) for word in [*words, "layer:stage2", "inversion:stage1", "caricature:stage1"]
+    ]
+    make, targets = specs.program([clf], objective_specs, ends(), wanted)
     many = output._replace(
-        logits=jnp.repeat(output.logits, len(wishes), 0),
-        endpoints={name: jnp.repeat(end, len(wishes), 0) for name, end in output.endpoints.items()},
+        logits=jnp.repeat(output.logits, len(objective_specs), 0),
+        endpoints={name: jnp.repeat(end, len(objective_specs), 0) for name, end in output.endpoints.items()},
     )
-    found = make(targets)((many,), jnp.repeat(image, len(wishes), 0))  # pyright: ignore[reportArgumentType]
+    found = make(targets)((many,), jnp.repeat(image, len(objective_specs), 0))  # pyright: ignore[reportArgumentType]
     maps = np.asarray(output.endpoints["stage1"][0])
     h, w, _ = maps.shape
     mean = maps.mean(axis=(0, 1))
@@ -137,9 +139,13 @@ def test_a_program_gives_each_image_its_own_objective() -> None:
 
 
 def test_views_are_the_objectives_own_unless_named() -> None:
-    zebra, unit, again = wish("logit:zebra"), wish("channel:stage1:7"), wish("inversion:stage1")
+    zebra, unit, again = (
+        objective_spec("logit:zebra"),
+        objective_spec("channel:stage1:7"),
+        objective_spec("inversion:stage1"),
+    )
     assert grid.names_of(grid.Settings(), [zebra, unit]) == ("zoom", "noise")
-    assert grid.names_of(grid.Settings(), [again, wish("caricature:stage2")]) == ()
+    assert grid.names_of(grid.Settings(), [again, objective_spec("caricature:stage2")]) == ()
     assert grid.names_of(QUICK, [zebra, again]) == ("roll",)
     with pytest.raises(ValueError, match="want no transforms, the other objectives do; say --transforms="):
         grid.names_of(grid.Settings(), [zebra, again])
@@ -150,7 +156,7 @@ def test_several_networks_at_once_are_the_mean_of_their_logits() -> None:
     image = np.random.default_rng(0).random((1, SIZE, SIZE, 3)).astype(np.float32)
     one = clf.apply(variables, image)
     two = one._replace(logits=None if one.logits is None else 3.0 * one.logits)
-    make, targets = specs.program([clf, clf], [wish("logit:zebra")], ends(), {})
+    make, targets = specs.program([clf, clf], [objective_spec("logit:zebra")], ends(), {})
     found = make(targets)((one, two), image)  # pyright: ignore[reportArgumentType]
     assert one.logits is not None
     np.testing.assert_allclose(found, 2.0 * one.logits[:, 340], rtol=1e-5)
@@ -162,8 +168,8 @@ def test_several_networks_at_once_are_the_mean_of_their_logits() -> None:
 def test_a_grid_of_classes_weights_and_noises(run: reporting.Run) -> None:
     how = QUICK._replace(tv=(0.0, 1e5), count=2)
     judges = [grid.Network(dataclasses.replace(network().clf, arch="another"), *network()[1:])]
-    wishes = specs.classes_of(network().clf, "tabby,any dog")
-    result = finish(run, *ideal.ideal(run, [network()], wishes, how, judges=judges))
+    objective_specs = specs.class_objectives(network().clf, "tabby,any dog")
+    result = finish(run, *ideal.ideal(run, [network()], objective_specs, how, judges=judges))
     rows = result["images"]
     order = [(row["target"], row["tv_weight"], row["replicate"]) for row in rows]
     assert order == [(word, tv, i) for word in ("tabby", "any dog") for tv in (0, 1e5) for i in (0, 1)]
@@ -176,7 +182,7 @@ def test_a_grid_of_classes_weights_and_noises(run: reporting.Run) -> None:
             assert getattr(film, "n_frames", 1) <= 3  # the start and two frames; Pillow joins equal ones
     for i in (0, 1, 4, 5):
         assert rows[i + 2]["tv"] < rows[i]["tv"]
-    logits = inference.all_logits(network().clf, network().variables, data.decode(rows[0]["png"])[None])
+    logits = inference.predict_logits(network().clf, network().variables, data.decode(rows[0]["png"])[None])
     p = metrics.softmax(logits)[0]
     assert rows[0]["probability"] == pytest.approx(p[281], rel=1e-5)
     assert rows[0]["value"] == pytest.approx(logits[0, 281], rel=1e-4)
@@ -187,23 +193,23 @@ def test_a_grid_of_classes_weights_and_noises(run: reporting.Run) -> None:
     assert "image/webp" in html and "Make it again" in html and "any dog" in html
 
 
-@pytest.mark.optimised
+@pytest.mark.optimized
 def test_alone_or_in_a_grid_it_is_the_same_image_to_the_bit() -> None:
-    wishes = specs.classes_of(network().clf, "tabby,zebra")
+    objective_specs = specs.class_objectives(network().clf, "tabby,zebra")
     how, lone = QUICK._replace(count=2, tv=(0.0, 3.0)), QUICK._replace(tv=(3.0,))
-    cells = grid.grid(wishes, how)
+    cells = grid.grid(objective_specs, how)
     together, alone = (
         climber([network()], cells, how)(),
-        climber([network()], grid.grid(wishes[1:], lone), lone)(),
+        climber([network()], grid.grid(objective_specs[1:], lone), lone)(),
     )
-    where = cells.index(Cell(wishes[1], 3.0, 0))
+    where = cells.index(Cell(objective_specs[1], 3.0, 0))
     np.testing.assert_array_equal(together.images[where], alone.images[0])
     np.testing.assert_array_equal(grid.frames[:, where], alone.frames[:, 0])
 
 
 def test_no_step_shows_the_start_and_what_it_is_called(run: reporting.Run) -> None:
-    wishes = specs.classes_of(network().clf, "zebra")
-    result, sections = ideal.ideal(run, [network()], wishes, QUICK._replace(steps=0))
+    objective_specs = specs.class_objectives(network().clf, "zebra")
+    result, sections = ideal.ideal(run, [network()], objective_specs, QUICK._replace(steps=0))
     (row,) = result["images"]
     assert len(row["called"]) == 3 and row["film"] is None and not row["dead"]
     assert data.decode(row["png"]).std() < 20  # grey noise
@@ -218,10 +224,10 @@ def test_units_with_their_photographs_and_a_photograph_as_the_start(run: reporti
             grain = np.random.default_rng(i).integers(-30, 30, (40, 40, 3))
             reporting.save_png(folder / label / f"{i}.png", (level + grain).astype(np.uint8))
     photograph = np.full((SIZE, SIZE, 3), 0.25, np.float32)
-    wishes = [wish("channel:stage1:7"), wish("layer:stage1")]
+    objective_specs = [objective_spec("channel:stage1:7"), objective_spec("layer:stage1")]
     spec = data.get(f"folder:{folder}")
     how = QUICK._replace(steps=1, step_size=0.0)
-    result, sections = ideal.ideal(run, [network()], wishes, how, photograph=photograph, spec=spec)
+    result, sections = ideal.ideal(run, [network()], objective_specs, how, photograph=photograph, spec=spec)
     for row in result["images"]:
         assert row["probability"] is None and row["value"] > 0
         np.testing.assert_allclose(data.decode(row["png"]), 64, atol=1)  # no step was taken
@@ -230,13 +236,13 @@ def test_units_with_their_photographs_and_a_photograph_as_the_start(run: reporti
 
 def test_a_photograph_is_found_again_from_its_activations(run: reporting.Run) -> None:
     photograph = np.broadcast_to(np.linspace(0.2, 0.8, SIZE, dtype=np.float32)[:, None, None], (SIZE, SIZE, 3))
-    wishes = [wish("inversion:stem"), wish("caricature:stem")]
+    objective_specs = [objective_spec("inversion:stem"), objective_spec("caricature:stem")]
     how = QUICK._replace(steps=40, names=(), tv=(0.0,))
-    result, _ = ideal.ideal(run, [network()], wishes, how, photograph=np.ascontiguousarray(photograph))
+    result, _ = ideal.ideal(run, [network()], objective_specs, how, photograph=np.ascontiguousarray(photograph))
     assert -0.6 < result["images"][0]["value"] <= 0  # -1 is no activation at all
     assert result["images"][1]["value"] > 0.5
     with pytest.raises(ValueError, match="about a photograph; name one with --photograph"):
-        ideal.ideal(run, [network()], wishes, how)
+        ideal.ideal(run, [network()], objective_specs, how)
 
 
 def dead() -> grid.Network:
@@ -249,21 +255,21 @@ def dead() -> grid.Network:
 
 def test_a_dead_unit_is_told_and_woken(run: reporting.Run) -> None:
     index = ends()["stage1"][-1] // 2 + 5  # expand3x3 comes after expand1x1
-    wishes = [wish(f"channel:stage1:{index}")]
+    objective_specs = [objective_spec(f"channel:stage1:{index}")]
     how = QUICK._replace(steps=4, names=(), tv=(0.0,), l2=0.0, frames=0)
     with pytest.raises(ValueError, match="stayed at 0 for all 4 steps.*--redirect=16"):
-        ideal.ideal(run, [dead()], wishes, how)
-    mixed, _ = ideal.ideal(run, [dead()], [*wishes, wish("channel:stage1:1")], how)
+        ideal.ideal(run, [dead()], objective_specs, how)
+    mixed, _ = ideal.ideal(run, [dead()], [*objective_specs, objective_spec("channel:stage1:1")], how)
     assert [row["dead"] for row in mixed["images"]] == [True, False]  # the others are not lost
-    moved = grid.climber([dead()], grid.grid(wishes, how), how._replace(redirect=4))()
+    moved = grid.climber([dead()], grid.grid(objective_specs, how), how._replace(redirect=4))()
     assert np.abs(np.asarray(moved.images) - np.asarray(moved.start)).max() > 1e-3
 
 
 def test_nan_stops_and_names_the_step(run: reporting.Run) -> None:
-    wishes = specs.classes_of(network().clf, "zebra")
+    objective_specs = specs.class_objectives(network().clf, "zebra")
     how = QUICK._replace(optimizer="sgd", step_size=float("inf"))
     with pytest.raises(ValueError, match="the objective of image 0 became nan at step 1; take a smaller step size"):
-        ideal.ideal(run, [network()], wishes, how)
+        ideal.ideal(run, [network()], objective_specs, how)
 
 
 def test_views_come_back_to_the_networks_size_and_unknown_ones_are_told() -> None:
@@ -288,15 +294,15 @@ def test_sizes_that_a_network_does_not_take() -> None:
 
 def test_judges_take_no_part() -> None:
     with pytest.raises(ValueError, match="squeezenet1_1 takes part in the climb"):
-        grid.judges_of([network()], ["squeezenet1_1"])
+        grid.held_out_networks([network()], ["squeezenet1_1"])
     with pytest.raises(ValueError, match="unknown architecture 'squeezenet9'"):
-        grid.judges_of([network()], ["squeezenet9"])
+        grid.held_out_networks([network()], ["squeezenet9"])
 
 
 def test_the_lessons_way(run: reporting.Run) -> None:
     clf, variables, _ = network()
-    wishes = specs.classes_of(clf, "Siamese cat")
-    rows, section = ideal.as_written(run, clf, variables, wishes, 0, steps=2)
+    objective_specs = specs.class_objectives(clf, "Siamese cat")
+    rows, section = ideal.as_written(run, clf, variables, objective_specs, 0, steps=2)
     assert [(row["way"], row["lesson"]) for row in rows] == [
         (ideal.FIRST, 0.645),
         (ideal.SECOND, 0.920),
@@ -304,7 +310,7 @@ def test_the_lessons_way(run: reporting.Run) -> None:
     assert all(0 <= row["probability"] <= 1 for row in rows)
     assert "As in the lesson" in section
     with pytest.raises(ValueError, match="--as_in_lesson is for classes"):
-        ideal.as_written(run, clf, variables, [wish("layer:stage1")], 0)
+        ideal.as_written(run, clf, variables, [objective_spec("layer:stage1")], 0)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from tl.visualize import images
 
-NAMES = sorted(images.PARAMETERISATIONS)
+NAMES = sorted(images.PARAMETERIZATIONS)
 
 
 def keys(n: int, seed: int = 7) -> jax.Array:
@@ -23,14 +23,14 @@ def photographs(*shape: int, low: float = 1 / 256, high: float = 255 / 256) -> j
 def plain(picture: jax.Array) -> np.ndarray:
     """The decorrelated colours before the sigmoid, in NumPy and float64."""
     x = np.asarray(picture, np.float64)
-    return np.log(x / (1 - x)) @ np.linalg.inv(images.COLOUR.T.astype(np.float64))
+    return np.log(x / (1 - x)) @ np.linalg.inv(images.COLOR.T.astype(np.float64))
 
 
 @pytest.mark.parametrize("size", [2, 7, 8])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameterisation_is_a_picture_of_its_key(name: str, size: int) -> None:
     """In range however far theta goes; each from its own key alone; and what moves one moves no other."""
-    image = images.PARAMETERISATIONS[name](size)
+    image = images.PARAMETERIZATIONS[name](size)
 
     @jax.jit
     def pictures(keys: jax.Array, shift: jax.Array, factor: jax.Array) -> jax.Array:
@@ -54,7 +54,7 @@ def test_every_parameterisation_is_a_picture_of_its_key(name: str, size: int) ->
         assert (0 <= each).all() and (each <= 1).all()
 
 
-@pytest.mark.optimised
+@pytest.mark.optimized
 def test_a_start_alone_is_that_in_a_batch() -> None:
     init = jax.jit(images.fourier(6).init)
     np.testing.assert_array_equal(init(keys(3))[1:2], init(keys(3)[1:2]))
@@ -62,7 +62,7 @@ def test_a_start_alone_is_that_in_a_batch() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_number_of_theta_has_a_finite_gradient(name: str) -> None:
-    image = images.PARAMETERISATIONS[name](7)
+    image = images.PARAMETERIZATIONS[name](7)
     weights = photographs(1, 7, 7, 3)
 
     @jax.jit
@@ -80,7 +80,7 @@ def test_every_number_of_theta_has_a_finite_gradient(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["pixel", "box"])
 def test_pixels_start_as_grey_noise(name: str) -> None:
-    image = images.PARAMETERISATIONS[name](32)
+    image = images.PARAMETERIZATIONS[name](32)
     picture = jax.jit(lambda keys: image.decode(image.init(keys)))(keys(4))
     assert picture.mean() == pytest.approx(0.5, abs=2e-3)
     assert picture.std() == pytest.approx(0.025, rel=0.05)
@@ -94,7 +94,7 @@ def test_the_box_is_cut_off_after_each_step() -> None:
 @pytest.mark.parametrize("size", [7, 8])
 @pytest.mark.parametrize("name", ["pixel", "box", "fourier", "pyramid"])
 def test_a_photograph_comes_back(name: str, size: int) -> None:
-    image = images.PARAMETERISATIONS[name](size)
+    image = images.PARAMETERIZATIONS[name](size)
     round_trip = jax.jit(lambda x: image.decode(image.encode(x)))
     there = photographs(2, size, size, 3)
     back = round_trip(there)
@@ -110,11 +110,11 @@ def test_a_photograph_comes_back(name: str, size: int) -> None:
 
 def test_colours_are_lucids_largest_column_of_length_one() -> None:
     table = np.array([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
-    np.testing.assert_allclose(images.COLOUR, table / np.sqrt(0.26**2 + 2 * 0.27**2), rtol=1e-5)
-    np.testing.assert_allclose(images.PLAIN @ images.COLOUR, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(images.COLOR, table / np.sqrt(0.26**2 + 2 * 0.27**2), rtol=1e-5)
+    np.testing.assert_allclose(images.PLAIN @ images.COLOR, np.eye(3), atol=1e-5)
 
 
-@pytest.mark.parametrize("matrix", [images.COLOUR, images.PLAIN, np.arange(9.0).reshape(3, 3)])
+@pytest.mark.parametrize("matrix", [images.COLOR, images.PLAIN, np.arange(9.0).reshape(3, 3)])
 def test_mixing_is_a_product_with_the_matrix(matrix: np.ndarray) -> None:
     x = photographs(2, 3, 4, 3)
     np.testing.assert_allclose(images._mixed(x, matrix), np.asarray(x) @ matrix.T, rtol=1e-4, atol=1e-5)
@@ -173,11 +173,11 @@ def free(size: int) -> np.ndarray:
 def test_macos_magnitudes_stay_whatever_theta(size: int, factor: float) -> None:
     """Of each image all are 1/f times one number, which gives the whole a deviation of `contrast`."""
     image = images.maco(size, contrast=0.7)
-    colours = plain(jax.jit(lambda keys: image.decode(factor * image.init(keys)))(keys(3)))
-    np.testing.assert_allclose(colours.mean(axis=(1, 2, 3)), 0.0, atol=1e-5)
-    np.testing.assert_allclose(colours.std(axis=(1, 2, 3)), 0.7, rtol=1e-4)
+    colors = plain(jax.jit(lambda keys: image.decode(factor * image.init(keys)))(keys(3)))
+    np.testing.assert_allclose(colors.mean(axis=(1, 2, 3)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(colors.std(axis=(1, 2, 3)), 0.7, rtol=1e-4)
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
-    times = (np.abs(np.fft.rfft2(colours, axes=(1, 2))) * f[..., None])[:, free(size)]
+    times = (np.abs(np.fft.rfft2(colors, axes=(1, 2))) * f[..., None])[:, free(size)]
     np.testing.assert_allclose(times, np.broadcast_to(times[:, :1, :1], times.shape), rtol=1e-3)
 
 

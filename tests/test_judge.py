@@ -16,9 +16,9 @@ def noise(slope: float, size: int = 128, n: int = 4) -> np.ndarray:
     f[0, 0] = 1.0
     rng = np.random.default_rng(0)
     white = np.fft.rfft2(rng.standard_normal((n, size, size)))
-    grey = np.fft.irfft2(white * f**slope, (size, size))
-    grey = 0.5 + 0.1 * grey / grey.std()
-    return np.broadcast_to(grey[..., None], (n, size, size, 3)).astype(np.float32)
+    gray = np.fft.irfft2(white * f**slope, (size, size))
+    gray = 0.5 + 0.1 * gray / gray.std()
+    return np.broadcast_to(gray[..., None], (n, size, size, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize("slope", [0.0, -0.5, -1.0, -1.5])

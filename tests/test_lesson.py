@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.lesson import lesson
-from tests.test_fit import colours
+from tests.test_fit import colors
 from tl import models, pixels, reporting
 
 loaded = functools.cache(models.load)  # random weights take seconds
@@ -22,7 +22,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lesson.Lesson:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "load", loaded)
     run = reporting.start("lesson", tmp_path / "run", {"seed": 0})
-    spec, arch = colours(tmp_path / "colours"), "squeezenet1_1"
+    spec, arch = colors(tmp_path / "colours"), "squeezenet1_1"
     return lesson.Lesson(run, spec, spec, arch, arch, classifiers=arch, weights="random", size=32, epochs=1)
 
 
@@ -64,7 +64,7 @@ def test_the_lessons_pixels_are_raw(small: lesson.Lesson) -> None:
     clf, _ = small.network("squeezenet1_1", **lesson.RAW)
     images01 = jnp.array([0.0, 0.5, 1.0], jnp.float32).reshape(1, 1, 1, 3)
 
-    np.testing.assert_allclose(pixels.normalise(clf.pixels, images01)[0, 0, 0], [0.0, 127.5, 255.0], rtol=1e-6)
+    np.testing.assert_allclose(pixels.normalize(clf.pixels, images01)[0, 0, 0], [0.0, 127.5, 255.0], rtol=1e-6)
 
 
 def test_the_shift_is_what_raw_pixels_are_to_keras_weights(
@@ -78,7 +78,7 @@ def test_the_shift_is_what_raw_pixels_are_to_keras_weights(
     images01 = jnp.asarray(np.random.default_rng(0).random((1, 2, 2, 3), np.float32))
 
     np.testing.assert_allclose(
-        *(pixels.normalise(c.pixels, images01) for c in (shifted, raw)),
+        *(pixels.normalize(c.pixels, images01) for c in (shifted, raw)),
         rtol=1e-6,
     )
 

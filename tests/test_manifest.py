@@ -13,7 +13,7 @@ import pytest
 
 from experiments.benchmarks.sources import import_torchvision
 from tl import backbones
-from tl.pixels import PixelSpec, normalise
+from tl.pixels import PixelSpec, normalize
 from tl.weights.manifest import PUBLISHED
 from tl.weights.spec import WeightsSpec
 
@@ -169,5 +169,5 @@ def test_keras_normalises_the_same(row: WeightsSpec, keras: Any):
         theirs = keras.layers.Rescaling(scale=1.0 / 127.5, offset=-1.0)(images)
     else:
         theirs = getattr(keras.applications, module).preprocess_input(images.copy())
-    ours = normalise(row.pixels, images / np.float32(255))
+    ours = normalize(row.pixels, images / np.float32(255))
     assert np.abs(np.asarray(ours) - np.asarray(theirs)).max() < 1e-6 * np.abs(images).max()

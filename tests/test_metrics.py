@@ -19,7 +19,7 @@ from tl.metrics import (
     per_class,
     reliability,
     spread,
-    summarise,
+    summarize,
     temperature,
     topk_correct,
     wilson,
@@ -255,7 +255,7 @@ def test_spread() -> None:
 def test_summarise_by_hand() -> None:
     p = np.array([[0.7, 0.2, 0.06, 0.04], [0.6, 0.3, 0.06, 0.04], [0.1, 0.5, 0.3, 0.1], [0.4, 0.3, 0.2, 0.1]])
     labels = np.array([0, 1, 1, 3])
-    found = summarise(np.log(p).astype(np.float32) + 5.0, labels)  # logits have no zero point
+    found = summarize(np.log(p).astype(np.float32) + 5.0, labels)  # logits have no zero point
     assert found["n"] == 4
     assert found["top1"] == 0.5
     assert found["top1_ci95"] == pytest.approx(wilson(2, 4))
@@ -269,19 +269,19 @@ def test_summarise_by_hand() -> None:
 @pytest.mark.parametrize("n", [1, 7])
 def test_summarise_perfect_and_impossible(n: int) -> None:
     sure = np.tile(np.array([40.0, -np.inf, -np.inf, 0.0], np.float32), (n, 1))
-    perfect = summarise(sure, np.zeros(n, int))
+    perfect = summarize(sure, np.zeros(n, int))
     assert (perfect["top1"], perfect["balanced"], perfect["ece"]) == (1.0, 1.0, pytest.approx(0.0, abs=1e-9))
     assert perfect["nll"] == pytest.approx(0.0, abs=1e-9)
-    assert summarise(sure, np.ones(n, int))["nll"] == np.inf
+    assert summarize(sure, np.ones(n, int))["nll"] == np.inf
 
 
 def test_summarise_large_logits_and_no_example() -> None:
-    found = summarise(np.array([[1e30, -1e30], [500.0, -500.0]], np.float32), np.array([0, 1]))
+    found = summarize(np.array([[1e30, -1e30], [500.0, -500.0]], np.float32), np.array([0, 1]))
     assert found["top1"] == 0.5
     assert found["nll"] == pytest.approx(500.0)
     assert found["ece"] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="no example"):
-        summarise(np.zeros((0, 3), np.float32), np.zeros(0, int))
+        summarize(np.zeros((0, 3), np.float32), np.zeros(0, int))
 
 
 # ----------------------------------------------------------------------------------------------------------------- cka

@@ -40,11 +40,11 @@ NONE = {"out": jnp.zeros((16, CLASSES)), "line": jnp.zeros((N, CLASSES)), "shift
 CURVED = NONE | {"in": normal(1, N, 16), "out": normal(2, 16, CLASSES)}
 CONSTANT = NONE | {"in": CURVED["in"]}  # class 0 for ever
 TOP = np.asarray(network(CURVED, jnp.asarray(IMAGES01))).argmax(axis=1)
-RIGHT = goals.members(TOP[:, None].tolist(), CLASSES)
-ASIDE = goals.members(((TOP + 1) % CLASSES)[:, None].tolist(), CLASSES)
+RIGHT = goals.class_mask(TOP[:, None].tolist(), CLASSES)
+ASIDE = goals.class_mask(((TOP + 1) % CLASSES)[:, None].tolist(), CLASSES)
 
 
-def members(goal: str) -> np.ndarray:
+def class_mask(goal: str) -> np.ndarray:
     return RIGHT if goal == "untargeted" else ASIDE
 
 
@@ -82,13 +82,13 @@ def linear(norm: str) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
     away = [w - np.asarray(w)[:, [t]] for t in top]
     with np.errstate(invalid="ignore"):
         known = [np.nanmin((row[t] - row) / DUAL[norm](v)) for row, t, v in zip(z, top, away, strict=True)]
-    return variables, x, goals.members(top[:, None].tolist(), CLASSES), np.asarray(known)
+    return variables, x, goals.class_mask(top[:, None].tolist(), CLASSES), np.asarray(known)
 
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_on_a_linear_network_the_nearest_is_found(name: str, norm: str) -> None:
-    variables, x, members, known = linear(norm)
-    found = find(name, norm)(variables, KEY, x, members)
+    variables, x, class_mask, known = linear(norm)
+    found = find(name, norm)(variables, KEY, x, class_mask)
     print(found.distance / known)
     assert found.success.all()
     assert (np.asarray(found.distance) >= known * (1 - 1e-3)).all()
@@ -108,13 +108,13 @@ def test_one_step_of_deepfool_is_looked_at_and_asks_for_each_class_that_counts()
         return (slope,)
 
     spied.defvjp(lambda x: (x, None), back)
-    variables, x, members, known = linear("linf")
+    variables, x, class_mask, known = linear("linf")
     spy = lambda variables, x: network(variables, spied(x))  # noqa: E731
     search = minimum_norm.deepfool(steps=1)
-    run = attacks.make(search, spy, norm=norms.LINF, goal=goals.UNTARGETED, on_grid=False, slots=COUNT)
+    run = attacks.make(search, spy, norm=norms.LINF, goal=goals.UNTARGETED, eight_bit=False, slots=COUNT)
     for share in (0.98, 1.05):
         asked.clear()
-        found = run(variables, KEY, x, members, eps=(share * known).astype(np.float32))
+        found = run(variables, KEY, x, class_mask, eps=(share * known).astype(np.float32))
         jax.effects_barrier()
         assert found.success.all() if share > 1 else not found.success.any()
         assert (found.steps == 2).all() and len(asked) == 2 * (CLASSES - 1)
@@ -122,15 +122,15 @@ def test_one_step_of_deepfool_is_looked_at_and_asks_for_each_class_that_counts()
 
 def reference(norm: str, x: np.ndarray, w: np.ndarray, gap: float) -> np.ndarray:
     """Nearest point of a hyperplane in the box, in float64, by halving its multiplier: (n,), (n,) -> (n,)."""
-    room = np.where(w > 0, 1 - x, x)
+    headroom = np.where(w > 0, 1 - x, x)
     speed = np.abs(w) if norm == "l2" else np.ones_like(w)
-    if gap >= np.abs(w) @ room:  # out of reach: the corner
-        return np.sign(w) * room
+    if gap >= np.abs(w) @ headroom:  # out of reach: the corner
+        return np.sign(w) * headroom
     low, high = 0.0, 1e9
     for _ in range(200):
         time = (low + high) / 2
-        low, high = (time, high) if np.abs(w) @ np.minimum(time * speed, room) < gap else (low, time)
-    return np.sign(w) * np.minimum(high * speed, room)
+        low, high = (time, high) if np.abs(w) @ np.minimum(time * speed, headroom) < gap else (low, time)
+    return np.sign(w) * np.minimum(high * speed, headroom)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -146,7 +146,7 @@ def test_fab_finds_the_nearest_at_the_border_of_the_box(norm: str) -> None:
         level = value.max() + share * (np.maximum(w, 0).sum() - value.max())  # of the plane <w, x> = level
         line = jnp.zeros((N, CLASSES)).at[:, 1].set(jnp.asarray(w, jnp.float32))
         shift = jnp.asarray([level, 0, -1e4, -1e4], jnp.float32)
-        found = run(CONSTANT | {"line": line, "shift": shift}, KEY, x, goals.members([[1]] * COUNT, CLASSES))
+        found = run(CONSTANT | {"line": line, "shift": shift}, KEY, x, goals.class_mask([[1]] * COUNT, CLASSES))
         order = {"linf": np.inf, "l2": 2}[norm]
         known = [np.linalg.norm(reference(norm, row, w, level - v), order) for row, v in zip(flat, value, strict=True)]
         assert (np.asarray(found.distance) >= np.asarray(known) * (1 - 1e-3)).all()
@@ -180,14 +180,14 @@ def test_the_projection_onto_plane_and_box_is_exact(norm: str, seed: int, share:
     [*((*c, "untargeted") for c in CASES), ("cw", "l2", "targeted"), ("fab", "linf", "targeted")],
 )
 def test_what_is_found_is_adversarial_and_as_far_as_it_says(name: str, norm: str, goal: str) -> None:
-    found = find(name, norm, goal)(CURVED, KEY, IMAGES01, members(goal))
+    found = find(name, norm, goal)(CURVED, KEY, IMAGES01, class_mask(goal))
     images = np.asarray(found.images)
     assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
     assert found.success.all()
-    np.testing.assert_array_equal(found.success, GOALS[goal].success(network(CURVED, found.images), members(goal)))
+    np.testing.assert_array_equal(found.success, GOALS[goal].success(network(CURVED, found.images), class_mask(goal)))
     np.testing.assert_allclose(found.distance, norms.get(norm).distance(images, IMAGES01), rtol=1e-5)
     assert (np.asarray(found.distance) > 0).all()
-    solved = find(name, norm, goal)(CURVED, KEY, IMAGES01, ~members(goal))  # the goal is met already
+    solved = find(name, norm, goal)(CURVED, KEY, IMAGES01, ~class_mask(goal))  # the goal is met already
     np.testing.assert_array_equal(solved.images, IMAGES01)
     assert not np.asarray(solved.distance).any()
 
@@ -197,7 +197,7 @@ def test_what_is_found_is_adversarial_and_as_far_as_it_says(name: str, norm: str
     [("deepfool", "l2", "untargeted"), ("cw", "l2", "targeted"), ("fab", "linf", "untargeted")],
 )
 def test_nothing_found_is_infinitely_far(name: str, norm: str, goal: str) -> None:
-    aims = goals.members([[2 if goal == "targeted" else 0]] * COUNT, CLASSES)
+    aims = goals.class_mask([[2 if goal == "targeted" else 0]] * COUNT, CLASSES)
     found = find(name, norm, goal)(CONSTANT, KEY, IMAGES01, aims)
     assert not found.success.any() and np.isinf(found.distance).all()
     np.testing.assert_array_equal(found.images, IMAGES01)
@@ -206,13 +206,13 @@ def test_nothing_found_is_infinitely_far(name: str, norm: str, goal: str) -> Non
 @pytest.mark.parametrize(("name", "norm", "goal"), RESTARTS)
 def test_images_are_searched_apart_and_by_their_keys(name: str, norm: str, goal: str) -> None:
     run = find(name, norm, goal)
-    together = run(CURVED, KEY, IMAGES01, members(goal))
-    np.testing.assert_array_equal(together.images, run(CURVED, KEY, IMAGES01, members(goal)).images)
-    others = [run(CURVED, jax.random.key(seed), IMAGES01, members(goal)) for seed in range(3)]
+    together = run(CURVED, KEY, IMAGES01, class_mask(goal))
+    np.testing.assert_array_equal(together.images, run(CURVED, KEY, IMAGES01, class_mask(goal)).images)
+    others = [run(CURVED, jax.random.key(seed), IMAGES01, class_mask(goal)) for seed in range(3)]
     assert name == "deepfool" or any((other.images != together.images).any() for other in others)  # a random start
     neighbours = IMAGES01.copy()
     neighbours[1:] = 1 - neighbours[1:]
-    np.testing.assert_array_equal(run(CURVED, KEY, neighbours, members(goal)).images[0], together.images[0])
+    np.testing.assert_array_equal(run(CURVED, KEY, neighbours, class_mask(goal)).images[0], together.images[0])
 
 
 @pytest.mark.parametrize(("name", "norm"), [("deepfool", "l2"), ("fab", "l2")])
@@ -225,8 +225,8 @@ def test_a_single_start_is_the_clean_picture(name: str, norm: str) -> None:
 def test_deepfool_begins_again_where_it_found_nothing() -> None:
     """In each of two starts all of its 20 steps, and a look at where the last one led."""
     search = made("deepfool", "linf", "untargeted")
-    run = attacks.make(search, network, norm=norms.LINF, goal=goals.UNTARGETED, on_grid=False, slots=4)
-    found = run(CONSTANT, KEY, IMAGES01, goals.members([[0]] * COUNT, CLASSES), eps=0.1)
+    run = attacks.make(search, network, norm=norms.LINF, goal=goals.UNTARGETED, eight_bit=False, slots=4)
+    found = run(CONSTANT, KEY, IMAGES01, goals.class_mask([[0]] * COUNT, CLASSES), eps=0.1)
     assert found.steps.tolist() == [42] * COUNT and not found.success.any()
 
 
@@ -252,7 +252,7 @@ def test_fab_and_cw_are_no_further_than_deepfool() -> None:
 def test_off_the_grid_an_attack_succeeds_within_the_distance_that_is_found(name: str, norm: str) -> None:
     distance = np.asarray(find(name, norm)(CURVED, KEY, IMAGES01, RIGHT).distance)
     search = made(name, norm, "untargeted")
-    run = attacks.make(search, network, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=False, slots=4)
+    run = attacks.make(search, network, norm=norms.get(norm), goal=goals.UNTARGETED, eight_bit=False, slots=4)
     for share in (1.02, 0.98):
         success = np.asarray(run(CURVED, KEY, IMAGES01, RIGHT, eps=share * distance).success)
         assert success.all() if share > 1 else not success.any()

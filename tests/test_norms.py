@@ -183,12 +183,12 @@ def test_rounding_takes_back_what_costs_least() -> None:
 @given(share=shares, seed=seeds)
 def test_starts_are_in_the_ball_and_no_row_depends_on_the_others(name: str, share: float, seed: int) -> None:
     eps = share * LARGEST[name]
-    c, keys = center(seed), norms.own_keys(jax.random.key(seed), COUNT)
+    c, keys = center(seed), norms.per_image_keys(jax.random.key(seed), COUNT)
     x = jitted(name, "start")(keys, c, jnp.float32(eps))
     within(name, x, seed, eps)
     turned = jitted(name, "start")(keys[::-1], c[::-1], jnp.float32(eps))  # a picture's place and company are nothing
     np.testing.assert_allclose(turned[::-1], x, atol=1e-6)
-    other = jitted(name, "start")(norms.own_keys(jax.random.key(1000), COUNT), c, jnp.float32(eps))
+    other = jitted(name, "start")(norms.per_image_keys(jax.random.key(1000), COUNT), c, jnp.float32(eps))
     assert eps < 1e-3 or (np.asarray(x) != np.asarray(other)).any()
 
 

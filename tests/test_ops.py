@@ -22,7 +22,7 @@ from tl import ops
 
 TOLERANCE = 1e-5
 
-pytestmark = pytest.mark.optimised  # the forms were chosen for what XLA makes of them
+pytestmark = pytest.mark.optimized  # the forms were chosen for what XLA makes of them
 
 
 def reference(x, kernel, *, stride=1, padding=((0, 0), (0, 0)), groups=1):

@@ -125,9 +125,12 @@ def test_the_cut_is_the_last_stage_before_anything_trains() -> None:
 def test_live_norms_are_those_of_layers_that_train() -> None:
     stats = {"backbone": {"stem": {"norm": {"mean": 0}}, "stage1": {"pre": {"mean": 0}, "conv": {"norm": {"mean": 0}}}}}
     labels = {"backbone/stem/kernel": FROZEN, "backbone/stage1/pre/scale": "a", "backbone/stage1/conv/kernel": FROZEN}
-    assert rules.live_norms(labels, stats) == {"stage1/pre"}
-    assert rules.live_norms({**labels, "backbone/stage1/conv/kernel": "a"}, stats) == {"stage1/pre", "stage1/conv"}
-    assert rules.live_norms(labels, {}) == frozenset()
+    assert rules.trainable_norm_layers(labels, stats) == {"stage1/pre"}
+    assert rules.trainable_norm_layers({**labels, "backbone/stage1/conv/kernel": "a"}, stats) == {
+        "stage1/pre",
+        "stage1/conv",
+    }
+    assert rules.trainable_norm_layers(labels, {}) == frozenset()
 
 
 def test_table_counts_parameters_rates_and_bytes() -> None:

@@ -24,7 +24,7 @@ from tl.pixels import (
     TORCHVISION,
     PixelSpec,
     check,
-    normalise,
+    normalize,
     prepare,
     prepare_on_device,
     resize_on_device,
@@ -77,9 +77,9 @@ def test_a_resize_with_a_gradient_is_pillows_to_a_level_or_two():
 
 @given(h=SIDES, w=SIDES, size=st.integers(1, 40))
 def test_one_colour_stays_one_colour_up_to_the_border(h: int, w: int, size: int):
-    grey = np.full((h, w, 3), (10, 128, 251), np.uint8)
+    gray = np.full((h, w, 3), (10, 128, 251), np.uint8)
     np.testing.assert_array_equal(
-        prepare(PixelSpec(size=size), grey), np.full((size, size, 3), (10, 128, 251), np.uint8)
+        prepare(PixelSpec(size=size), gray), np.full((size, size, 3), (10, 128, 251), np.uint8)
     )
 
 
@@ -215,7 +215,7 @@ def test_normalise_subtracts_the_mean_and_divides_in_the_networks_order(channels
     pixel = np.array([[[[0.9, 0.4, 0.7]]]], np.float32)  # r, g, b
     ordered = [0.9, 0.4, 0.7] if channels == "rgb" else [0.7, 0.4, 0.9]
     want = [(value - m) / s for value, m, s in zip(ordered, spec.mean, spec.std, strict=True)]
-    got = normalise(spec, jnp.asarray(pixel))
+    got = normalize(spec, jnp.asarray(pixel))
     assert got.shape == pixel.shape and got.dtype == jnp.float32
     np.testing.assert_allclose(np.asarray(got)[0, 0, 0], want, rtol=2e-6)
 
@@ -224,14 +224,14 @@ def test_caffes_means_and_scale_fit_the_spec():
     """Keras' VGG and ResNet: BGR, 0 to 255, minus (103.939, 116.779, 123.68): a mean and std of PixelSpec."""
     rgb = photograph(5, 4)
     want = rgb[None, ..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
-    np.testing.assert_allclose(normalise(CAFFE, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5)
+    np.testing.assert_allclose(normalize(CAFFE, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5)
 
 
 def test_efficientnet_lites_scale_fits_the_spec():
     """`(x - 127) / 128` on 0 to 255."""
     levels = np.broadcast_to(ALL_BYTES[None, None, :, None], (1, 1, 256, 3))
     want = (levels.astype(np.float64) - 127) / 128
-    np.testing.assert_allclose(normalise(LITE, jnp.asarray(to_images01(levels))), want, atol=2e-7)
+    np.testing.assert_allclose(normalize(LITE, jnp.asarray(to_images01(levels))), want, atol=2e-7)
 
 
 GREY = PixelSpec(size=8, mean=(0.45,), std=(0.25,))
@@ -264,11 +264,11 @@ def test_any_number_of_channels_is_checked_and_normalised(spec: PixelSpec):
     images01 = images(0.7, shape=(2, 8, 8, c))
     check(images01, ndim=4, channels=c)
     want = (0.7 - np.array(spec.mean)) / np.array(spec.std)
-    np.testing.assert_allclose(np.asarray(normalise(spec, jnp.asarray(images01)))[1, 3, 5], want, rtol=2e-6)
+    np.testing.assert_allclose(np.asarray(normalize(spec, jnp.asarray(images01)))[1, 3, 5], want, rtol=2e-6)
     with pytest.raises(ValueError, match=rf"must be f32\[b h w {c}\]; got float32\[1, 8, 8, 3\]"):
         check(images(), ndim=4, channels=c)
     with pytest.raises(ValueError, match=rf"must have {c} channels, one a mean; got \[1, 8, 8, 3\]"):
-        normalise(spec, jnp.asarray(images()))  # which would broadcast silently
+        normalize(spec, jnp.asarray(images()))  # which would broadcast silently
     assert PixelSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
 
@@ -341,7 +341,7 @@ def test_the_device_resizes_as_pillow_does(h: int, w: int, size: int, crop: floa
 
 @pytest.mark.parametrize("resize", ["shorter", "squash"])
 @pytest.mark.parametrize("h, w", [(37, 53), (40, 31)])
-@pytest.mark.optimised
+@pytest.mark.optimized
 def test_nearest_on_the_device(h: int, w: int, resize: str):
     """Sizes at which no pixel's centre falls on a border."""
     spec = PixelSpec(size=16, crop=1.0, resize=resize, interpolation="nearest")
@@ -351,8 +351,8 @@ def test_nearest_on_the_device(h: int, w: int, resize: str):
 def test_slivers_and_grey_on_the_device():
     sliver = photograph(2, 400)
     assert np.abs(on_device(PixelSpec(size=8), sliver).astype(int) - prepare(PixelSpec(size=8), sliver)).max() <= 1
-    grey = PixelSpec(size=8, mean=(0.5,), std=(0.5,))
-    assert np.abs(on_device(grey, photograph(20, 30)).astype(int) - prepare(grey, photograph(20, 30))).max() <= 1
+    gray = PixelSpec(size=8, mean=(0.5,), std=(0.5,))
+    assert np.abs(on_device(gray, photograph(20, 30)).astype(int) - prepare(gray, photograph(20, 30))).max() <= 1
 
 
 def test_one_exported_program_takes_every_size():
@@ -395,7 +395,7 @@ def photographs(shared_data: Path) -> list[Path]:
 
 def ours(spec: PixelSpec, path: Path) -> np.ndarray:
     """f32[h w c]: what `tl` gives the network of a file."""
-    return np.asarray(normalise(spec, jnp.asarray(to_images01(prepare(spec, data.decode(path))[None]))))[0]
+    return np.asarray(normalize(spec, jnp.asarray(to_images01(prepare(spec, data.decode(path))[None]))))[0]
 
 
 @pytest.mark.parity

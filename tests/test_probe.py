@@ -255,7 +255,7 @@ def test_what_the_ridge_says_of_a_fold_is_what_a_refit_without_it_says(
     features, labels = clusters(n, d, classes, seed=seed)
     fold, weights = probe.folds(labels, count, seed), np.array([weight, 1.0, 1.0])[labels]
     weights = weights / weights.mean()
-    bank = probe._factorise(features, weights)
+    bank = probe._factorize(features, weights)
     x = (features - bank.mean) * bank.scale
     strengths = (1e-3, 1.0)
     for c, scores in zip(

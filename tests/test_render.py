@@ -25,7 +25,7 @@ WAVES = jnp.arange(SIZE * SIZE * 3, dtype=jnp.float32).reshape(1, SIZE, SIZE, 3)
 PLAIN: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, image: image  # noqa: E731
 
 
-def colours(variables: Variables, images01: jax.Array) -> Output:
+def colors(variables: Variables, images01: jax.Array) -> Output:
     """Three classes, red, green and blue: how much of the channel stands beside the mean of all."""
     maps = images01 - jnp.mean(images01, axis=3, keepdims=True)
     features = jnp.mean(maps, axis=(1, 2))
@@ -52,12 +52,12 @@ RAW = images.Image(
 """A box of pixels whose start is quick to compile; a key each, as all."""
 
 
-def colour(index: jax.Array) -> Objective:
+def color(index: jax.Array) -> Objective:
     return objectives.channel("logits", index)
 
 
 def make(
-    image: images.Image = RAW, *, apply: Callable = colours, objective: Callable = colour, **kwargs: Any
+    image: images.Image = RAW, *, apply: Callable = colors, objective: Callable = color, **kwargs: Any
 ) -> render.Render:
     return render.make(apply, image, objective, **{"transform": turned, "steps": 8, "optimizer": "sgd", **kwargs})
 
@@ -69,7 +69,7 @@ def one_by_one() -> render.Render:
 
 
 def wanted(images01: jax.Array, targets: np.ndarray = TARGETS) -> np.ndarray:
-    return np.asarray(colours(TOY, images01).logits)[np.arange(len(targets)), targets]
+    return np.asarray(colors(TOY, images01).logits)[np.arange(len(targets)), targets]
 
 
 # ------------------------------------------------------------------------------------------------------------ the climb
@@ -77,7 +77,7 @@ def wanted(images01: jax.Array, targets: np.ndarray = TARGETS) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "optimizer", "step_size"), [("pyramid", "sign", 0.05), ("maco", "adam", 0.1)])
 def test_what_is_wanted_rises(name: str, optimizer: str, step_size: float) -> None:
-    image = images.PARAMETERISATIONS[name](SIZE)
+    image = images.PARAMETERIZATIONS[name](SIZE)
     found = make(image, optimizer=optimizer, transform=transforms.roll(2))(TOY, KEYS, TARGETS, step_size=step_size)
     before, after = wanted(found.start), wanted(found.images)
     assert (after > before + 0.1).all()
@@ -88,7 +88,7 @@ def test_what_is_wanted_rises(name: str, optimizer: str, step_size: float) -> No
     assert found.images.min() >= 0 and found.images.max() <= 1
 
 
-@pytest.mark.optimised
+@pytest.mark.optimized
 def test_the_same_key_is_the_same_image_to_the_bit(one_by_one: render.Render) -> None:
     again = [one_by_one(TOY, keys, TARGETS, tv=1.0, step_size=1.0) for keys in (KEYS, KEYS, KEYS[::-1])]
     for a, b, c in zip(*again, strict=True):
@@ -96,7 +96,7 @@ def test_the_same_key_is_the_same_image_to_the_bit(one_by_one: render.Render) ->
         assert (np.asarray(a) != np.asarray(c)).any()
 
 
-@pytest.mark.optimised
+@pytest.mark.optimized
 def test_an_image_alone_is_the_same_to_the_bit_in_any_grid(one_by_one: render.Render) -> None:
     tv = np.array([0.0, 3.0, 10.0, 30.0], np.float32)
     grid = one_by_one(TOY, KEYS, TARGETS, tv=tv, step_size=1.0)
@@ -171,7 +171,7 @@ def test_costs_do_what_they_say_and_one_trace_serves_a_sweep() -> None:
 
     def spy(variables: Variables, images01: jax.Array) -> Output:
         traced.append(images01.shape)
-        return colours(variables, images01)
+        return colors(variables, images01)
 
     climb = make(apply=spy)
     free = climb(TOY, KEYS, TARGETS, step_size=1.0).images
@@ -198,7 +198,7 @@ def test_a_grid_of_weights_targets_and_keys_is_one_trace() -> None:
 
     def spy(variables: Variables, images01: jax.Array) -> Output:
         traced.append(images01.shape)
-        return colours(variables, images01)
+        return colors(variables, images01)
 
     climb = make(apply=spy, together=1, steps=2)
     tv, target, key = (x.ravel() for x in np.meshgrid([0.0, 1.0, 10.0, 100.0], TARGETS, np.arange(4), indexing="ij"))
@@ -219,7 +219,7 @@ def test_several_networks_at_once() -> None:
     """What both want: the first red, the second, with half the gain, green."""
 
     def both(variables: Any, images01: jax.Array) -> tuple[Output, Output]:
-        return colours(variables[0], images01), colours(variables[1], images01)
+        return colors(variables[0], images01), colors(variables[1], images01)
 
     def sum_of(index: jax.Array) -> Objective:
         one, two = objectives.channel("logits", index), objectives.channel("logits", index + 1)
@@ -228,7 +228,7 @@ def test_several_networks_at_once() -> None:
     half = {"params": {"gain": TOY["params"]["gain"] / 2}}
     climb = make(apply=both, objective=sum_of, optimizer="lbfgs")
     found = climb((TOY, half), KEYS[:2], np.array([RED, GREEN], np.int32), step_size=0.5)
-    logits = np.asarray(colours(TOY, found.images).logits)
+    logits = np.asarray(colors(TOY, found.images).logits)
     scores = logits[[0, 1], [RED, GREEN]] + logits[[0, 1], [GREEN, BLUE]] / 2
     np.testing.assert_allclose(found.scores[-1], scores, atol=1e-4)
     assert (found.scores[-1] > found.scores[0] + 0.1).all()
@@ -239,7 +239,7 @@ def test_diversity_makes_the_images_of_a_grid_less_alike() -> None:
         return objectives.layer("maps") * 100.0 + objectives.diversity("maps") * weight
 
     climb = make(objective=varied, optimizer="adam", transform=PLAIN)
-    diversity = lambda x: np.asarray(objectives.diversity("maps")(colours(TOY, x), x))  # noqa: E731
+    diversity = lambda x: np.asarray(objectives.diversity("maps")(colors(TOY, x), x))  # noqa: E731
     without, with_it = (
         climb(TOY, KEYS, np.full(4, weight, np.float32), step_size=0.1).images for weight in (0.0, 30.0)
     )
@@ -255,7 +255,7 @@ def dead(variables: Any, images01: jax.Array) -> Output:
     return Output(None, jnp.mean(off, axis=(1, 2)), {"off": off, "full": full}, {})
 
 
-@pytest.mark.optimised
+@pytest.mark.optimized
 @pytest.mark.parametrize(("endpoint", "sign"), [("off", 1.0), ("full", -1.0)])
 def test_a_redirect_wakes_a_unit(endpoint: str, sign: float) -> None:
     """Without it the picture stays as it was to the bit; with it the unit wakes, and the plain climb takes over."""
@@ -299,7 +299,7 @@ def test_a_climb_that_breaks_names_image_and_step() -> None:
     """Of two images only the second, whose colour is red, goes over the edge; three steps of 0.1 are too far."""
 
     def cliff(index: jax.Array) -> Objective:
-        value = colour(index)
+        value = color(index)
         edge = lambda x: jnp.where((index == RED) & (jnp.mean(x, axis=(1, 2))[:, RED] > 0.75), jnp.nan, 0.0)  # noqa: E731
         return Objective(lambda output, x: value(output, x) + edge(x))
 

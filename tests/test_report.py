@@ -145,9 +145,9 @@ def test_what_is_no_picture_is_refused(image, says, tmp_path):
 
 
 def test_grey_and_paletted_pictures_become_rgb():
-    grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    for image in (grey, grey[..., None], Image.fromarray(grey), Image.fromarray(grey).convert("RGBA")):
-        np.testing.assert_array_equal(reporting.as_uint8(image), np.repeat(grey[..., None], 3, axis=-1))
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for image in (gray, gray[..., None], Image.fromarray(gray), Image.fromarray(gray).convert("RGBA")):
+        np.testing.assert_array_equal(reporting.as_uint8(image), np.repeat(gray[..., None], 3, axis=-1))
 
 
 def test_a_png_is_read_back_bit_for_bit(tmp_path):

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from experiments import transfer
-from tests.test_fit import colours
+from tests.test_fit import colors
 from tl import backbones, data, labels, losses, models, reporting
 from tl.attacks import norms
 from tl.backbones.spec import BackboneSpec
@@ -90,7 +90,7 @@ def after(step: Step, examples: Examples, steps: int = 3) -> tuple[TrainState, d
 def test_moved_pictures_stay_in_the_ball_and_the_box_and_are_worse() -> None:
     state, examples = begin(), batch(0)
     images01 = jnp.asarray(examples.inputs).at[:, 0].set(0.01).at[:, 1].set(0.99)  # the box is near
-    targets, keys = losses.smoothed(jnp.asarray(examples.labels), 2), norms.own_keys(jax.random.key(1), B)
+    targets, keys = losses.smoothed(jnp.asarray(examples.labels), 2), norms.per_image_keys(jax.random.key(1), B)
     for steps, reach in ((4, 2.5), (1, 1.25)):
         perturb = jax.jit(adversarial.make_perturb(forward, steps=steps, reach=reach))
         moved = perturb(state.params, state.stats, keys, images01, targets, jnp.float32(EPS))
@@ -107,7 +107,7 @@ def test_a_replay_climbs_within_the_ball() -> None:
     replay = adversarial.hooks(Adversary("free", EPS), forward).replay
     assert replay is not None and replay.times == 4
     center, step = jnp.asarray(batch(0).inputs), jnp.int32(0)
-    x = replay.start(norms.own_keys(jax.random.key(0), B), step, center)
+    x = replay.start(norms.per_image_keys(jax.random.key(0), B), step, center)
     assert 0 < jnp.abs(x - center).max() <= EPS + 1e-6
     up = jax.random.normal(jax.random.key(1), x.shape)
     moved = replay.move(up, step, x, center)
@@ -161,7 +161,7 @@ def test_parts_of_a_batch_and_padding_change_nothing(method: str) -> None:
 def test_trades_is_its_formula() -> None:
     state, examples = begin(), batch(0)
     hooks = adversarial.hooks(Adversary("trades", 0.0, beta=3.0), forward)
-    keys, targets = norms.own_keys(jax.random.key(0), B), losses.smoothed(jnp.asarray(examples.labels), 2)
+    keys, targets = norms.per_image_keys(jax.random.key(0), B), losses.smoothed(jnp.asarray(examples.labels), 2)
     assert hooks.loss is not None
     values, logits, _ = hooks.loss(state.params, state.stats, keys, jnp.int32(0), examples.inputs, targets)
     np.testing.assert_allclose(values, losses.soft_cross_entropy(logits, targets), rtol=1e-5)  # nothing moves
@@ -180,7 +180,7 @@ def test_plain_training_is_not_robust_and_adversarial_training_is() -> None:
     """Within 0.05 all small hints can be turned round, the large one not."""
     test = batch(99, n=256)
     perturb = jax.jit(adversarial.make_perturb(forward, steps=10))
-    targets, keys = losses.smoothed(jnp.asarray(test.labels), 2), norms.own_keys(jax.random.key(1), 256)
+    targets, keys = losses.smoothed(jnp.asarray(test.labels), 2), norms.per_image_keys(jax.random.key(1), 256)
     clean, stood = {}, {}
     for method, steps in {"none": 300, "pgd": 300, "trades": 300, "fast": 300, "free": 75}.items():
         state = begin()
@@ -195,7 +195,7 @@ def test_plain_training_is_not_robust_and_adversarial_training_is() -> None:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
-    return colours(tmp_path_factory.mktemp("robust"))
+    return colors(tmp_path_factory.mktemp("robust"))
 
 
 @pytest.fixture()
@@ -226,7 +226,7 @@ def test_transfer_trains_chooses_and_tests_under_attack(
         {"val_robust_top1": share, "val_robust_nll": nll, "val_nll": 0.0}
         for share, nll in ((0.6, 9), (0.5, 1), (0.6, 8))
     ]
-    assert min(rows, key=loop.chosen_by) is rows[2] and loop.chosen_by({"val_nll": 0.3}) == 0.3
+    assert min(rows, key=loop.selection_metric) is rows[2] and loop.selection_metric({"val_nll": 0.3}) == 0.3
     assert set(result["robust"]) == {"before", "after"}
     for row in result["robust"].values():
         low, high = row["top1_ci95"]

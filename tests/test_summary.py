@@ -86,8 +86,8 @@ def test_a_larger_picture_costs_more_in_the_convolutions_only():
 
 
 def test_other_input_channels():
-    grey = network("resnet18", mean=(0.5,), std=(0.5,))
-    assert stages(grey)[0].params == 49 * 64 + 2 * 64
+    gray = network("resnet18", mean=(0.5,), std=(0.5,))
+    assert stages(gray)[0].params == 49 * 64 + 2 * 64
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnetv2_50_keras"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tl.evaluation.postprocessing import TREATMENTS, compressed, cropped, flipped, resized
+from tl.evaluation.postprocessing import POSTPROCESSING, compressed, cropped, flipped, resized
 
 
 def pictures(n: int = 3, h: int = 37, w: int = 50) -> np.ndarray:
@@ -17,9 +17,9 @@ def pictures(n: int = 3, h: int = 37, w: int = 50) -> np.ndarray:
     return np.clip(128 + 90 * waves + rng.normal(0, 6, (n, h, w, 3)), 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", TREATMENTS)
+@pytest.mark.parametrize("name", POSTPROCESSING)
 def test_every_treatment_gives_such_pictures_as_it_takes(name: str) -> None:
-    treat, images = TREATMENTS[name], pictures()
+    treat, images = POSTPROCESSING[name], pictures()
     kept = images.copy()
     treated = treat(images)
     assert treated.dtype == np.uint8 and treated.shape == images.shape

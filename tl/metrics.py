@@ -30,9 +30,9 @@ def wilson(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
     if n == 0:
         return 0.0, 1.0
     p, z2 = correct / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, min(p, float(centre - half))), min(1.0, max(p, float(centre + half)))  # p is inside, rounded or not
+    return max(0.0, min(p, float(center - half))), min(1.0, max(p, float(center + half)))  # p is inside, rounded or not
 
 
 def topk_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -225,7 +225,7 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     n = len(x)
     if n < 2:
         raise ValueError(f"cka wants at least 2 pictures; got {n}")
-    a, b = (_centred(np.asarray(table, np.float64), which) for table, which in ((x, "first"), (y, "second")))
+    a, b = (_centered(np.asarray(table, np.float64), which) for table, which in ((x, "first"), (y, "second")))
     if n < max(
         a.shape[1], b.shape[1]
     ):  # the same three sums over n x n kernels: less work where there are few pictures
@@ -237,7 +237,7 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     return min(1.0, max(0.0, together / float(np.linalg.norm(kernel_a) * np.linalg.norm(kernel_b))))
 
 
-def _centred(table: np.ndarray, which: str) -> np.ndarray:
+def _centered(table: np.ndarray, which: str) -> np.ndarray:
     """Features f64[n d] about their mean, scaled so that their fourth powers stay finite."""
     if not np.isfinite(table).all():
         raise ValueError(f"the {which} features hold a number that is not finite")
@@ -249,7 +249,7 @@ def _centred(table: np.ndarray, which: str) -> np.ndarray:
     return centred / np.abs(centred).max()
 
 
-def summarise(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def summarize(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """All the figures of one evaluation, JSON-ready.
 
     Args:

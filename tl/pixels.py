@@ -3,7 +3,7 @@
 Two steps, at the border between host and device:
   `prepare`    on the host:   uint8[h w 3] of any size -> uint8[s s c]      (Pillow: resize, centre crop)
                (`prepare_on_device` does the same inside a program that is exported; `resize_on_device` has a gradient)
-  `normalise`  on the device: images01 f32[b s s c] in [0, 1] -> inputs     (range, mean, std, channel order)
+  `normalize`  on the device: images01 f32[b s s c] in [0, 1] -> inputs     (range, mean, std, channel order)
 Everything a user, an attack or an ideal image touches is `images01`: RGB in [0, 1]; c is 3 unless a network was given another
 number of input channels. Reading files is `tl.data.decode`. The specs that many weights share stand below the class.
 """
@@ -311,7 +311,7 @@ def check(images01: Any, *, ndim: int | None = None, channels: int = 3) -> None:
         raise ValueError(f"images01 must lie in [0, 1] and hold no NaN; got {seen} in [{low:.4g}, {high:.4g}]")
 
 
-def normalise(spec: PixelSpec, images01: jax.Array) -> jax.Array:
+def normalize(spec: PixelSpec, images01: jax.Array) -> jax.Array:
     """What the network's first layer sees: `(images01 - mean) / std`, in its channel order.
 
     Args:
@@ -330,8 +330,8 @@ def normalise(spec: PixelSpec, images01: jax.Array) -> jax.Array:
     return (ordered - mean) * scale
 
 
-def denormalise(spec: PixelSpec, inputs: jax.Array) -> jax.Array:
-    """The picture of a network's inputs, `inputs * std + mean` in RGB: the inverse of `normalise`, in [0, 1] where `spec` fits.
+def denormalize(spec: PixelSpec, inputs: jax.Array) -> jax.Array:
+    """The picture of a network's inputs, `inputs * std + mean` in RGB: the inverse of `normalize`, in [0, 1] where `spec` fits.
 
     Args:
       inputs: f32[b h w c].

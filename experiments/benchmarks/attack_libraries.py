@@ -267,14 +267,14 @@ def ours(name: str, net: Twin, norm: str, budget: Budget, *, slots: int = 0, **o
         options["steps"] = {"pgd": budget.steps, "square": budget.queries}.get(name, budget.apgd_steps)
     search = attacks.get(name)(**options)
     attack = attacks.make(
-        search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, on_grid=False, slots=slots or None
+        search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, eight_bit=False, slots=slots or None
     )
     k = len(inference.class_table(net.clf))
 
     def at(eps: float) -> Run:
         def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            members = goals.members([(int(label),) for label in labels], k)
-            return np.asarray(attack(net.variables, jax.random.key(budget.seed), images01, members, eps=eps).images)
+            class_mask = goals.class_mask([(int(label),) for label in labels], k)
+            return np.asarray(attack(net.variables, jax.random.key(budget.seed), images01, class_mask, eps=eps).images)
 
         return run
 
@@ -383,8 +383,8 @@ def our_search(name: str, net: Twin, norm: str, steps: int, *, seed: int = 0) ->
     k = len(inference.class_table(net.clf))
 
     def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        members = goals.members([(int(label),) for label in labels], k)
-        return np.asarray(find(net.variables, jax.random.key(seed), images01, members).images)
+        class_mask = goals.class_mask([(int(label),) for label in labels], k)
+        return np.asarray(find(net.variables, jax.random.key(seed), images01, class_mask).images)
 
     return run
 

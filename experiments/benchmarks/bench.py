@@ -61,7 +61,7 @@ from tl.data.plan import Plan
 from tl.models import heads
 from tl.training import fit, inputs, probe
 from tl.training.recipe import Recipe
-from tl.training.rules import cut, phases
+from tl.training.rules import frozen_prefix, phases
 from tl.training.step import Examples, Forward, init, make_train_step
 from tl.visualize import grid, specs
 
@@ -244,11 +244,11 @@ def ideal_images(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     n, steps = FLAGS.batch_size, FLAGS.steps
     clf, variables = models.load(arch, weights="random")
     network = grid.network(clf.with_dtype(FLAGS.dtype), variables)
-    wishes = specs.classes_of(clf, ",".join(str(i) for i in range(n)))
+    objective_specs = specs.class_objectives(clf, ",".join(str(i) for i in range(n)))
     how = grid.Settings(steps=steps, size=FLAGS.size, frames=0, seed=FLAGS.seed)
 
     def climb(how: grid.Settings) -> Callable[[], Any]:
-        call = grid.climber([network], grid.grid(wishes, how), how)
+        call = grid.climber([network], grid.grid(objective_specs, how), how)
         return lambda: jax.block_until_ready(call())
 
     members = jnp.arange(n)[:, None] == jnp.arange(len(inference.class_table(clf)))[None]
@@ -351,7 +351,7 @@ def bfloat16(arch: str) -> list[dict[str, Any]]:
     half, variables = clf.with_dtype("bfloat16"), jax.device_put(clf.fold_batch_norm(variables))
     paths = [photo.path for photo in data.photographs()]
     images = np.concatenate([b.images[b.valid] for b in data.load(paths, clf.prepare, batch_size=16)])
-    full, rounded = (inference.all_logits(net, variables, images) for net in (clf, half))
+    full, rounded = (inference.predict_logits(net, variables, images) for net in (clf, half))
     x = jnp.asarray(np.resize(pixels.to_images01(images), (FLAGS.batch_size, *images.shape[1:])))
     nets = [inference.forward(half), inference.forward(clf)]
     spent = seconds([lambda net=net: jax.block_until_ready(net(variables, x)) for net in nets], FLAGS.rounds)
@@ -498,20 +498,18 @@ def step(arch: str) -> list[dict[str, Any]]:
 
     bare = jax.jit(jax.value_and_grad(loss)).lower(params, stats, of(images)).compile()
     on_device = jax.device_put((params, stats, of(images)))
-    frozen_prefix = cut(paths.label(params, phases("last:1", stages)[-1].rules), stages)
+    prefix = frozen_prefix(paths.label(params, phases("last:1", stages)[-1].rules), stages)
     ends = jax.eval_shape(lambda x: clf.apply(variables, pixels.to_images01(x)).endpoints, images)
 
     def from_bank(params: Any, stats: Any, maps: jax.Array) -> tuple[Any, Any]:
-        output = clf.apply_from({"params": params, "batch_stats": stats}, maps, frozen_prefix)
+        output = clf.apply_from({"params": params, "batch_stats": stats}, maps, prefix)
         return output.logits, output.stats
 
     calls = {
         "the bare gradient": lambda: jax.block_until_ready(bare(*on_device)),
         "step, all": stepping("all", pictures, of(images)),
         "step, last:1": stepping("last:1", pictures, of(images)),
-        "step, last:1, bank": stepping(
-            "last:1", from_bank, of(jnp.zeros(ends[frozen_prefix].shape, ends[frozen_prefix].dtype))
-        ),
+        "step, last:1, bank": stepping("last:1", from_bank, of(jnp.zeros(ends[prefix].shape, ends[prefix].dtype))),
     }
     spent = dict(zip(calls, seconds(list(calls.values()), FLAGS.rounds), strict=True))
     rate = {name: n / float(np.median(times)) for name, times in spent.items()}

@@ -84,11 +84,11 @@ def case(network: sources.Network, clf: Classifier, images01: np.ndarray) -> Cas
         ) if block else np.inf  # a stage is its last block
 
     ends = {end: ends[end] for end in sorted(ends, key=place)}
-    result = sources.run(network, sources.normalised(images01, clf.pixels), ends, source.pooled)
+    result = sources.run(network, sources.normalized(images01, clf.pixels), ends, source.pooled)
     want = dict(result.endpoints) | {"features": result.features}
     if result.logits is not None:
         want["logits"] = result.logits
-    return Case(np.asarray(pixels.normalise(clf.pixels, jax.numpy.asarray(images01))), want)
+    return Case(np.asarray(pixels.normalize(clf.pixels, jax.numpy.asarray(images01))), want)
 
 
 def apply(clf: Classifier, mode: Mode, variables: Variables, inputs: Any) -> dict[str, jax.Array]:

@@ -88,8 +88,8 @@ def fan_in(leaf: str, shape: tuple[int, ...]) -> int:
     return int(np.prod(shape[:2] if len(shape) == 4 and shape[3] == 1 else shape[:-1]))
 
 
-def normalised(images01: np.ndarray, pixels: PixelSpec) -> np.ndarray:
-    """f64[b h w 3] of RGB in [0, 1], in `pixels`' channel order, range and scale: `tl.pixels.normalise` in float64."""
+def normalized(images01: np.ndarray, pixels: PixelSpec) -> np.ndarray:
+    """f64[b h w 3] of RGB in [0, 1], in `pixels`' channel order, range and scale: `tl.pixels.normalize` in float64."""
     wide = images01.astype(np.float64)
     return ((wide[..., ::-1] if pixels.channels == "bgr" else wide) - pixels.mean) / pixels.std
 

@@ -64,7 +64,7 @@ def as_written(
     """The result's rows, one a picture of the first `SHOWN`, and the page's section.
 
     Args:
-      pictures: uint8[n s s 3] as `common.read_pictures` returns them.
+      pictures: uint8[n s s 3] as `common.read_images` returns them.
       target: the classes to get to, as one.
       only: the classes that a start should still be among ("any dog"); () is the one that its photograph is called.
       seed: of the right way's random start.
@@ -79,18 +79,18 @@ def as_written(
     paths, originals = pictures.paths[:SHOWN], pictures.images[:SHOWN]
     print(f"the lesson's way: {steps} steps of plain gradient descent on {len(paths)} pictures", flush=True)
     table, lesson = inference.class_table(clf), fed(clf.pixels)
-    members = goals.members([target] * len(paths), len(table))
+    class_mask = goals.class_mask([target] * len(paths), len(table))
     photographs = pixels.to_images01(originals)
-    classified = pixels.normalise(lesson, jnp.asarray(photographs))
+    classified = pixels.normalize(lesson, jnp.asarray(photographs))
 
-    ask = jax.jit(functools.partial(_logits, clf))  # of what the first layer takes
-    x = _climb(clf, variables, jnp.asarray(members), classified / SCALE, steps)
-    as_picture = np.asarray(pixels.denormalise(lesson, x * SCALE))
+    logits = jax.jit(functools.partial(_logits, clf))  # of what the first layer takes
+    x = _climb(clf, variables, jnp.asarray(class_mask), classified / SCALE, steps)
+    as_picture = np.asarray(pixels.denormalize(lesson, x * SCALE))
     low, high = (op(as_picture, axis=(1, 2, 3), keepdims=True) for op in (np.min, np.max))
     stretched = (as_picture - low) / np.maximum(high - low, 1e-6)
     search = attacks.get("pgd")(steps=steps, early_stop=False)
-    attack = attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.TARGETED, on_grid=True)
-    right = attack(variables, jax.random.key(seed), photographs, members, eps=eps)
+    attack = attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.TARGETED, eight_bit=True)
+    right = attack(variables, jax.random.key(seed), photographs, class_mask, eps=eps)
 
     files, saved = {}, {}
     for way, images in (
@@ -101,11 +101,11 @@ def as_written(
         files[way] = [run.figure(f"lesson-{path.stem}-{way}", image) for path, image in zip(paths, images, strict=True)]
         saved[way] = np.stack([data.decode(file) for file in files[way]])
     said = {
-        "photograph": metrics.softmax(inference.all_logits(clf, variables, originals)),
-        "classified": metrics.softmax(np.asarray(ask(variables, classified))),
-        "start": metrics.softmax(np.asarray(ask(variables, classified / SCALE))),
-        "tensor": metrics.softmax(np.asarray(ask(variables, x))),
-        **{way: metrics.softmax(inference.all_logits(clf, variables, images)) for way, images in saved.items()},
+        "photograph": metrics.softmax(inference.predict_logits(clf, variables, originals)),
+        "classified": metrics.softmax(np.asarray(logits(variables, classified))),
+        "start": metrics.softmax(np.asarray(logits(variables, classified / SCALE))),
+        "tensor": metrics.softmax(np.asarray(logits(variables, x))),
+        **{way: metrics.softmax(inference.predict_logits(clf, variables, images)) for way, images in saved.items()},
     }
 
     rows, strips = [], []
@@ -151,14 +151,14 @@ def as_written(
 
 
 def _logits(clf: Classifier, variables: Variables, inputs: jax.Array) -> jax.Array:
-    return clf.logits(variables, pixels.denormalise(clf.pixels, inputs))
+    return clf.logits(variables, pixels.denormalize(clf.pixels, inputs))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _climb(clf: Classifier, variables: Variables, members: jax.Array, x: jax.Array, steps: int) -> jax.Array:
+def _climb(clf: Classifier, variables: Variables, class_mask: jax.Array, x: jax.Array, steps: int) -> jax.Array:
     """x after that many steps, f32[b s s 3] in the units of the first layer."""
     path = ascend.ascend(
-        lambda x, _: group_log_probability(_logits(clf, variables, x), members),
+        lambda x, _: group_log_probability(_logits(clf, variables, x), class_mask),
         x,
         jax.random.key(0),  # no score here is random
         steps=steps,

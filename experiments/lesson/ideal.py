@@ -23,7 +23,7 @@ from tl.models import Classifier
 from tl.reporting import Html
 from tl.types import Variables
 from tl.visualize import objectives
-from tl.visualize.specs import Wish
+from tl.visualize.specs import ObjectiveSpec
 
 STEPS, ETA = 1000, 1.0  # the lesson's
 FIRST, SECOND = "cross-entropy", "10 x cross-entropy + 0.005 x variation, from there on"
@@ -32,19 +32,26 @@ RESNET_ZEBRA = 0.888  # the lesson's ResNet-50, 500 steps
 
 
 def as_written(
-    run: reporting.Run, clf: Classifier, variables: Variables, wishes: Sequence[Wish], seed: int, steps: int = STEPS
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    objective_specs: Sequence[ObjectiveSpec],
+    seed: int,
+    steps: int = STEPS,
 ) -> tuple[list[dict[str, Any]], Html]:
     """The result's rows, and the page's section.
 
     Raises:
       ValueError: an objective that is no class.
     """
-    if not all(wish.classes for wish in wishes):
+    if not all(objective_spec.classes for objective_spec in objective_specs):
         raise ValueError("--as_in_lesson is for classes, with --target")
     print(f"the lesson's way: {2 * steps} steps of plain gradient descent", flush=True)
     side = clf.pixels.size
-    members = goals.members([wish.classes for wish in wishes], len(inference.class_table(clf)))
-    images01 = lambda x: pixels.denormalise(clf.pixels, x)  # noqa: E731  # so that x is what the network takes
+    members = goals.class_mask(
+        [objective_spec.classes for objective_spec in objective_specs], len(inference.class_table(clf))
+    )
+    images01 = lambda x: pixels.denormalize(clf.pixels, x)  # noqa: E731  # so that x is what the network takes
 
     def log_probability(variables: Variables, x: jax.Array, members: jax.Array) -> jax.Array:
         logits = clf.apply(variables, images01(x)).logits
@@ -71,7 +78,7 @@ def as_written(
 
     judged = jax.jit(log_probability)
     rows, strips = [], []
-    for wish, mine in zip(wishes, members, strict=True):
+    for objective_spec, mine in zip(objective_specs, members, strict=True):
         flat = jax.random.normal(jax.random.key(seed), (side * side * 3,))
         x, cards = flat.reshape(1, side, side, 3), []
         for way, score in ((FIRST, first), (SECOND, second)):
@@ -81,16 +88,16 @@ def as_written(
             real = np.asarray(images01(x))[0]
             shown = (real - real.min()) / max(float(real.max() - real.min()), 1e-6)
             files = [
-                run.figure(f"lesson-{wish.word}-{name}", image)
+                run.figure(f"lesson-{objective_spec.word}-{name}", image)
                 for name, image in (("shown", shown), ("as-it-is", np.clip(real, 0, 1)))
             ]
             saved = np.stack([data.decode(file) for file in files])
-            probabilities = metrics.softmax(inference.all_logits(clf, variables, saved))
+            probabilities = metrics.softmax(inference.predict_logits(clf, variables, saved))
             tv = np.asarray(objectives.total_variation(jnp.asarray(pixels.to_images01(saved))))
             as_shown, as_is = (float(q[mine].sum()) for q in probabilities)
             rows.append(
                 {
-                    "target": wish.word,
+                    "target": objective_spec.word,
                     "way": way,
                     "steps": steps,
                     "loss": -float(path.scores[-1, 0]),
@@ -110,7 +117,7 @@ def as_written(
             cards.append(
                 reporting.card(saved[1], title="the same, as it is", caption=f"saved: {reporting.percent(as_is)}")
             )
-        strips.append(reporting.strip(cards, title=wish.word))
+        strips.append(reporting.strip(cards, title=objective_spec.word))
     text = (
         f"The lesson's way, under {clf.arch}: x of N(0, 1) goes in as it is, plain gradient descent with a rate of 1, "
         f"{steps} steps; then {steps} more with its variation loss. It shows x stretched between its extremes."

@@ -117,7 +117,7 @@ def row_of(
     step: str, way: str, setting: str, said: sets.Predictions, seconds: float, lesson: str = "", learned: int = 0
 ) -> Row:
     """The figures of one test."""
-    found = metrics.summarise(said.logits, said.labels)
+    found = metrics.summarize(said.logits, said.labels)
     top3 = found["top3"] if said.logits.shape[1] > 3 else None
     low, high = found["top1_ci95"]
     return Row(
@@ -143,7 +143,7 @@ def taught(
     parts: data.Parts,
     recipe: Recipe,
     head: str = "linear",
-) -> tuple[Classifier, transfer.Learned, float]:
+) -> tuple[Classifier, transfer.RoundResult, float]:
     """A classifier learned as `transfer` learns it, and the seconds it took to learn and to be tested."""
     (clf, variables), classes = network, parts.train.classes
     clf = clf.with_head(heads.maker(head, clf.spec)(len(classes)), labels.from_names(classes, name=name))
@@ -152,7 +152,7 @@ def taught(
     run = dataclasses.replace(lesson.run, workdir=lesson.run.workdir / name)
     run.workdir.mkdir(exist_ok=True)
     each = transfer.Round(name, lesson.seed, parts)
-    done = transfer.learn(run, clf, variables, each, transfer.Settings(recipe, head=head), told=False)
+    done = transfer.run_round(run, clf, variables, each, transfer.Settings(recipe, head=head), told=False)
     return clf, done, time.monotonic() - began
 
 
@@ -228,7 +228,7 @@ KERAS_HEAD = Recipe(tune="head", batch_size=64, lr=1e-3, **ADAM)
 
 
 @functools.cache
-def keras_frozen(lesson: Lesson, *, mended: bool = False) -> tuple[Classifier, transfer.Learned, float]:
+def keras_frozen(lesson: Lesson, *, mended: bool = False) -> tuple[Classifier, transfer.RoundResult, float]:
     """The Keras notebook's frozen network, on which its next step goes on; `mended`: with the right preprocessing."""
     parts = divided(lesson)
     recipe = dataclasses.replace(KERAS_HEAD, epochs=as_long(parts))

@@ -105,7 +105,7 @@ def make(arch: str) -> Path:
     source, call = next((source, call) for source, call in spec.sources.items() if call)
     form = tables.sources(spec)[source]
     network = sources.fill(sources.make(source, call, CLASSES, width=CLASSES))
-    inputs, ends = sources.normalised(golden_images(), PixelSpec()), form.endpoints(spec.module)
+    inputs, ends = sources.normalized(golden_images(), PixelSpec()), form.endpoints(spec.module)
     result = sources.run(network, inputs, ends, form.pooled)
     assert result.logits is not None
     found = {"logits": result.logits, "features": result.features, **result.endpoints}

@@ -95,10 +95,10 @@ def decoded(image01: jax.Array, quality: jax.Array | int) -> jax.Array:
     h, w, _ = image01.shape
     quality = jnp.asarray(quality, jnp.int32)
     ycc = _ycc(_through(jnp.rint, _through(_cut, image01.transpose(2, 0, 1) * 255.0)))
-    luma = _quantised(_padded(ycc[:1], SIDE, SIDE), steps(LUMA, quality))[0, :h, :w]
-    chroma = _quantised(_halved(ycc[1:]), steps(CHROMA, quality))[:, : -(-h // 2), : -(-w // 2)]
-    colours = _through(_half_up, _mixed(RGB, _doubled(chroma, h, w) - 128.0))
-    return _through(_cut, luma[:, :, None] + colours.transpose(1, 2, 0)) / 255.0
+    luma = _quantized(_padded(ycc[:1], SIDE, SIDE), steps(LUMA, quality))[0, :h, :w]
+    chroma = _quantized(_halved(ycc[1:]), steps(CHROMA, quality))[:, : -(-h // 2), : -(-w // 2)]
+    colors = _through(_half_up, _mixed(RGB, _doubled(chroma, h, w) - 128.0))
+    return _through(_cut, luma[:, :, None] + colors.transpose(1, 2, 0)) / 255.0
 
 
 def _through(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
@@ -160,7 +160,7 @@ def _doubled(x: jax.Array, h: int, w: int) -> jax.Array:
     return _through(lambda wide: jnp.floor(wide + bias), wide)
 
 
-def _quantised(x: jax.Array, step: jax.Array) -> jax.Array:
+def _quantized(x: jax.Array, step: jax.Array) -> jax.Array:
     """What is left of levels f32[p h w], whole blocks, once their coefficients are whole multiples of the steps f32[8 8]."""
     p, h, w = x.shape
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # shorter floats would move the ties

@@ -97,8 +97,8 @@ def zoom(low: float, high: float) -> Transform:
             for i, side in enumerate(image.shape[:2])
         )
         covered = jnp.sum(rows, axis=1)[:, None] * jnp.sum(columns, axis=1)[None]
-        colour = jax.random.uniform(key_colour, (1, 1, 3))
-        return _resampled(image, rows, columns) + (1.0 - covered)[:, :, None] * colour
+        color = jax.random.uniform(key_colour, (1, 1, 3))
+        return _resampled(image, rows, columns) + (1.0 - covered)[:, :, None] * color
 
     return apply
 

@@ -13,12 +13,12 @@ import inspect
 from collections.abc import Callable, Sequence
 
 from tl.attacks import apgd, baselines, blackbox, ensemble, fab, gradient, minimum_norm
-from tl.attacks.base import Attack, AttackResult, Find, Minimal, Search
+from tl.attacks.base import Attack, AttackResult, Find, NearestResult, Search
 from tl.attacks.run import make_attack as make
 from tl.attacks.run import make_find as find
 from tl.paths import nearest
 
-__all__ = ["ATTACKS", "Attack", "AttackResult", "Find", "Minimal", "Search", "find", "get", "make", "steps"]
+__all__ = ["ATTACKS", "Attack", "AttackResult", "Find", "NearestResult", "Search", "find", "get", "make", "steps"]
 
 ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
     "fgsm": gradient.fgsm,

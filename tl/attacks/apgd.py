@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks import goals
-from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
 from tl.attacks.slots import choose, rows
 
 MOMENTUM = 0.75  # alpha, Croce & Hein 2020, section 3.1: the share of the new step; the rest goes on as before
@@ -77,7 +77,7 @@ def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Calla
     width[places[1:]] = np.diff(places)
 
     def begin(task: Task, number: jax.Array, best: Best) -> _Climb:
-        x = task.norm.start(keys_at(task.keys, number), task.center, task.eps)
+        x = task.norm.start(fold_in_each(task.keys, number), task.center, task.eps)
         low = jnp.full_like(task.eps, -jnp.inf)
         flat, no = jnp.zeros_like(task.eps), jnp.zeros_like(best.solved)
         peak = _Peak(x, low, jnp.zeros_like(x))
@@ -91,12 +91,12 @@ def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Calla
         often = tries if isinstance(tries, int) else tries(task.clean.shape[1])
 
         def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            answer = task.ask(task.saved(x))
+            answer = task.logits(task.saved(x))
             value = climbed(answer)
             return jnp.sum(value), (value, answer)
 
         (_, (value, answer)), gradient = jax.value_and_grad(total, has_aux=True)(at.x)
-        best = keep(at.best, at.x, *task.judge(answer))
+        best = update_best(at.best, at.x, *task.judge(answer))
         peak = choose(value > at.peak.loss, _Peak(at.x, value, gradient), at.peak)
         first = at.k == 0
         top = jnp.where(first, value, at.top)
@@ -157,7 +157,7 @@ def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
 
     def climbed(task: Task, number: jax.Array) -> Loss:
         score = goals.get("untargeted" if task.goal.away else "targeted", loss).score
-        return lambda answer: score(answer, task.members)
+        return lambda answer: score(answer, task.class_mask)
 
     return _climbs(climbed, steps=steps, tries=restarts)
 
@@ -180,8 +180,8 @@ def apgd_t(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Se
 
     def climbed(task: Task, number: jax.Array) -> Loss:
         if task.clean.shape[1] < 4:
-            return lambda answer: goals.margin(answer, task.wanted)
-        target = goals.likeliest(task.clean, task.wanted, jnp.mod(number, aims(task.clean.shape[1])))
-        return lambda answer: goals.targeted_dlr(answer, target, task.members if task.goal.away else None)
+            return lambda answer: goals.margin(answer, task.success_mask)
+        target = goals.likeliest(task.clean, task.success_mask, jnp.mod(number, aims(task.clean.shape[1])))
+        return lambda answer: goals.targeted_dlr(answer, target, task.class_mask if task.goal.away else None)
 
     return _climbs(climbed, steps=steps, tries=lambda k: restarts * aims(k))

@@ -23,7 +23,7 @@ class AttackResult(NamedTuple):
     """What an attack found.
 
     Attributes:
-      images: f32[b h w 3] in the ball and in [0, 1]. With `on_grid` they lie on the k / 255 grid, so that an 8-bit file
+      images: f32[b h w 3] in the ball and in [0, 1]. With `eight_bit` they lie on the k / 255 grid, so that an 8-bit file
         holds exactly these pictures. Where nothing better was found, and with eps = 0, the clean picture.
       success: bool[b], by the network, on `images`. What counts is the file: read it back.
       score: f32[b], the goal's score on `images`.
@@ -46,7 +46,7 @@ class Attack(Protocol):
         variables: Variables,
         key: jax.Array,
         images01: Array,
-        members: Array,
+        class_mask: Array,
         *,
         eps: Array | float,
         step_size: Array | float | None = None,
@@ -55,9 +55,9 @@ class Attack(Protocol):
         """Adversarial pictures.
 
         Args:
-          key: `jax.random.key`, from which each row takes its own, whatever the batch; or one an image (`norms.own_keys`).
+          key: `jax.random.key`, from which each row takes its own, whatever the batch; or one an image (`norms.per_image_keys`).
           images01: f32[b h w 3] in [0, 1], read from 8-bit pictures.
-          members: bool[b k], the classes that the goal is about.
+          class_mask: bool[b k], the classes that the goal is about.
           eps: radius of the ball, in [0, 1] pixel units: 4/255, not 4; a number, or f32[b].
           step_size: length of one step, in the same units, likewise; None is the attack's own.
           skip: bool[b], images that are not to be searched; they come back as they are.
@@ -68,7 +68,7 @@ class Attack(Protocol):
         ...
 
 
-class Minimal(NamedTuple):
+class NearestResult(NamedTuple):
     """The nearest adversarial pictures that were found.
 
     Attributes:
@@ -87,12 +87,12 @@ class Find(Protocol):
     """A jitted search for the nearest."""
 
     def __call__(
-        self, variables: Variables, key: jax.Array, images01: Array, members: Array, *, enough: float = 0.0
-    ) -> Minimal:
+        self, variables: Variables, key: jax.Array, images01: Array, class_mask: Array, *, stop_distance: float = 0.0
+    ) -> NearestResult:
         """Nearest adversarial pictures; arguments as in `Attack`.
 
         Args:
-          enough: traced; an image whose distance is no larger is not looked at again.
+          stop_distance: traced; an image whose distance is no larger is not looked at again.
         """
         ...
 
@@ -109,19 +109,19 @@ class Task(NamedTuple):
     """What a search works on, inside of `jit`; axis 0 of each array is the image.
 
     Attributes:
-      ask: `x -> f32[b k]`, the logits of x as it is.
+      logits: `x -> f32[b k]`, the logits of x as it is.
       saved: x -> the picture that would be saved for it: rounded, on the grid; else x. Gradients pass it unchanged (straight
         through), so what is climbed is what will be saved.
       judge: `logits -> (score f32[b], success bool[b])`.
       project: x -> the nearest point in the ball and in the box.
       norm: the geometry.
       goal: as it was made.
-      keys, center, members, eps, step_size: as called, a row an image.
+      keys, center, class_mask, eps, step_size: as called, a row an image.
       clean: f32[b k], logits of the clean pictures.
-      wanted: bool[b k], the classes that meet the goal where they are on top.
+      success_mask: bool[b k], the classes that meet the goal where they are on top.
     """
 
-    ask: Callable[[jax.Array], jax.Array]
+    logits: Callable[[jax.Array], jax.Array]
     saved: Callable[[jax.Array], jax.Array]
     judge: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
     project: Callable[[jax.Array], jax.Array]
@@ -129,11 +129,11 @@ class Task(NamedTuple):
     goal: Goal
     keys: jax.Array
     center: jax.Array
-    members: jax.Array
+    class_mask: jax.Array
     eps: jax.Array
     step_size: jax.Array
     clean: jax.Array
-    wanted: jax.Array
+    success_mask: jax.Array
 
 
 class Search(NamedTuple):
@@ -155,13 +155,13 @@ class Search(NamedTuple):
     nearest: bool = False
 
 
-def keep(best: Best, x: jax.Array, score: jax.Array, solved: jax.Array) -> Best:
+def update_best(best: Best, x: jax.Array, score: jax.Array, solved: jax.Array) -> Best:
     """The better of the two, image by image; the first where they are equal."""
     wins = (solved & ~best.solved) | ((solved == best.solved) & (score > best.score))
     return slots.choose(wins, Best(x, score, solved), best)
 
 
-def keys_at(keys: jax.Array, *places: jax.Array) -> jax.Array:
+def fold_in_each(keys: jax.Array, *places: jax.Array) -> jax.Array:
     """Each image's key, folded in with counts of its own: key[b], i32[b] ... -> key[b]."""
     for place in places:
         keys = jax.vmap(jax.random.fold_in)(keys, place)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
 from tl.attacks.slots import rows
 
 
@@ -28,7 +28,7 @@ def _tries(propose: Callable[[Task, jax.Array], jax.Array], n: int) -> Search:
 
     def step(task: Task, at: _Try) -> _Try:
         x = task.project(propose(task, at.i))
-        best = keep(at.best, x, *task.judge(task.ask(task.saved(x))))
+        best = update_best(at.best, x, *task.judge(task.logits(task.saved(x))))
         return _Try(at.i + 1, best, best.solved | (at.i + 1 == n))
 
     return Search(init, step)
@@ -50,7 +50,7 @@ def noise(*, steps: int = 40, restarts: int = 1) -> Search:
 
     def propose(task: Task, i: jax.Array) -> jax.Array:
         half = jnp.full_like(task.center, 0.5)
-        draw = task.norm.start(keys_at(task.keys, i), half, jnp.float32(0.5)) - 0.5
+        draw = task.norm.start(fold_in_each(task.keys, i), half, jnp.float32(0.5)) - 0.5
         return task.center + rows(task.eps, half) * task.norm.direction(draw)
 
     return _tries(propose, steps * restarts)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks import norms
-from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
 from tl.attacks.goals import margin
 from tl.attacks.linearized import tiny
 from tl.attacks.slots import rows
@@ -51,8 +51,8 @@ def _signs(key: jax.Array, *shape: int) -> jax.Array:
 
 def _corner(key: jax.Array, side: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """i32[2]: where a square of that side may begin, evenly."""
-    room = jnp.asarray(shape[:2]) - side + 1
-    return jnp.minimum((jax.random.uniform(key, (2,)) * room.astype(jnp.float32)).astype(jnp.int32), room - 1)
+    headroom = jnp.asarray(shape[:2]) - side + 1
+    return jnp.minimum((jax.random.uniform(key, (2,)) * headroom.astype(jnp.float32)).astype(jnp.int32), headroom - 1)
 
 
 def _window(corner: jax.Array, side: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -166,7 +166,7 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
         return _Asked(task.center, low, zero, zero, best, jnp.zeros_like(best.solved))
 
     def step(task: Task, at: _Asked) -> _Asked:
-        name, keys = norms.name(task.norm), keys_at(task.keys, at.number, at.k)
+        name, keys = norms.name(task.norm), fold_in_each(task.keys, at.number, at.k)
         begin, move = MOVES[name]
         shape = task.center.shape[1:]
         side = jax.vmap(lambda k: side_at(k, steps, share, shape, SMALLEST[name]))(at.k)
@@ -174,9 +174,9 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
         first = at.k == 0
         fresh = lambda: jax.vmap(begin)(keys, task.center, task.eps)  # noqa: E731
         new = jax.lax.cond(jnp.any(first), lambda: jnp.where(rows(first, moved), fresh(), moved), lambda: moved)
-        found = task.ask(task.saved(new))
+        found = task.logits(task.saved(new))
         score, met = task.judge(found)
-        above = margin(found, task.wanted)
+        above = margin(found, task.success_mask)
         better = first | (above > at.above)
         last = at.k + 1 == steps
         return _Asked(
@@ -184,7 +184,7 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
             jnp.where(better, above, at.above),
             jnp.where(last, 0, at.k + 1),
             jnp.where(last, at.number + 1, at.number),
-            keep(at.best, new, score, met),
+            update_best(at.best, new, score, met),
             met | (last & (at.number + 1 == restarts)),
         )
 

@@ -58,7 +58,7 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
         turn = jnp.mod(at.number, count)[:, None]
         aim, real = (jnp.take_along_axis(table, turn, axis=1)[:, 0] for table in (classes, standing))
 
-        logits, pull = jax.vjp(task.ask, at.x)
+        logits, pull = jax.vjp(task.logits, at.x)
         w, gap = gap_to(task, logits, pull, aim)
         there = gap + total(w * (at.x - task.center))  # <w, center + d - x> = gap
         both = (jnp.concatenate(pair) for pair in ((at.x, task.center), (w, w), (gap, there)))
@@ -67,7 +67,7 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
         near, far = task.norm.distance(here, zeros), task.norm.distance(there, zeros)
         alpha = rows(jnp.minimum(near / jnp.maximum(near + far, tiny), ALPHA_MAX), at.x)
         x = jnp.clip((1 - alpha) * (at.x + ETA * here) + alpha * (task.center + ETA * there), 0.0, 1.0)
-        _, met = task.judge(task.ask(x))
+        _, met = task.judge(task.logits(x))
         best = keep_nearer(task, at.best, x, met & real)
         x = jnp.where(rows(met, x), (1 - BETA) * task.center + BETA * x, x)
 

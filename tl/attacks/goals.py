@@ -18,16 +18,16 @@ from tl.paths import nearest
 from tl.types import Array
 
 Score = Callable[[Array, Array], jax.Array]
-"""`(logits f32[b k], members bool[b k]) -> f32[b]`, to be maximised."""
+"""`(logits f32[b k], class_mask bool[b k]) -> f32[b]`, to be maximised."""
 
 
 class Goal(NamedTuple):
-    """An attack's aim, with respect to `members` bool[b k], the classes that it is about.
+    """An attack's aim, with respect to `class_mask` bool[b k], the classes that it is about.
 
     Attributes:
-      score: `(logits f32[b k], members) -> f32[b]`, to be maximised.
-      success: `(logits, members) -> bool[b]`; logits with a NaN are none.
-      away: whether `members` are the classes to get away from (untargeted), not those to get to (targeted).
+      score: `(logits f32[b k], class_mask) -> f32[b]`, to be maximised.
+      success: `(logits, class_mask) -> bool[b]`; logits with a NaN are none.
+      away: whether `class_mask` are the classes to get away from (untargeted), not those to get to (targeted).
     """
 
     score: Score
@@ -35,19 +35,19 @@ class Goal(NamedTuple):
     away: bool
 
 
-def _inside(logits: Array, members: Array) -> jax.Array:
+def _inside(logits: Array, class_mask: Array) -> jax.Array:
     numbers = ~jnp.any(jnp.isnan(logits), axis=1)  # argmax takes a NaN for the largest
-    return jnp.take_along_axis(members, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0] & numbers
+    return jnp.take_along_axis(class_mask, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0] & numbers
 
 
-def _best(logits: Array, members: Array) -> jax.Array:
-    return jnp.max(jnp.where(members, logits, -jnp.inf), axis=1)
+def _best(logits: Array, class_mask: Array) -> jax.Array:
+    return jnp.max(jnp.where(class_mask, logits, -jnp.inf), axis=1)
 
 
-def _as_one(logits: Array, members: Array) -> jax.Array:
+def _as_one(logits: Array, class_mask: Array) -> jax.Array:
     """Logits in which only the likeliest of the members is left; the others are minus infinity."""
-    first = jnp.argmax(jnp.where(members, logits, -jnp.inf), axis=1)
-    return jnp.where(members & (jnp.arange(logits.shape[1])[None] != first[:, None]), -jnp.inf, logits)
+    first = jnp.argmax(jnp.where(class_mask, logits, -jnp.inf), axis=1)
+    return jnp.where(class_mask & (jnp.arange(logits.shape[1])[None] != first[:, None]), -jnp.inf, logits)
 
 
 def _ranks(logits: Array, counted: Array, n: int) -> jax.Array:
@@ -58,16 +58,16 @@ def _ranks(logits: Array, counted: Array, n: int) -> jax.Array:
     return jnp.where(jnp.isfinite(top), top, jnp.min(logits, axis=1, keepdims=True))
 
 
-def _ratio(gap: jax.Array, spread: jax.Array) -> jax.Array:
-    return gap / jnp.maximum(spread, 1e-12)  # equal logits, as a broken network has them, score zero
+def _ratio(gap: jax.Array, shard_rows: jax.Array) -> jax.Array:
+    return gap / jnp.maximum(shard_rows, 1e-12)  # equal logits, as a broken network has them, score zero
 
 
-def margin(logits: Array, members: Array) -> jax.Array:
+def margin(logits: Array, class_mask: Array) -> jax.Array:
     """By how much the group's best logit is above the best of all others: f32[b k], bool[b k] -> f32[b]."""
-    return _best(logits, members) - _best(logits, ~members)
+    return _best(logits, class_mask) - _best(logits, ~class_mask)
 
 
-def dlr(logits: Array, members: Array) -> jax.Array:
+def dlr(logits: Array, class_mask: Array) -> jax.Array:
     """Difference of logits ratio, f32[b]: how far the best other class is above the group, over the first three's spread.
 
     Neither adding to all logits nor scaling them changes it. Where the network is right it lies in [-1, 0]. The three are
@@ -75,19 +75,19 @@ def dlr(logits: Array, members: Array) -> jax.Array:
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, equation 6; groups are ours.
     """
-    top = _ranks(logits, _as_one(logits, members), 3)
-    return _ratio(-margin(logits, members), top[:, 0] - top[:, 2])
+    top = _ranks(logits, _as_one(logits, class_mask), 3)
+    return _ratio(-margin(logits, class_mask), top[:, 0] - top[:, 2])
 
 
-def targeted_dlr(logits: Array, members: Array, left: Array | None = None) -> jax.Array:
-    """How far the group `members` is above `left`, or above the best of all others: f32[b], of any scale and shift.
+def targeted_dlr(logits: Array, class_mask: Array, left: Array | None = None) -> jax.Array:
+    """How far the group `class_mask` is above `left`, or above the best of all others: f32[b], of any scale and shift.
 
     The divisor is the first logit less the mean of the third and the fourth, each group as one class.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, equation 7, where both are single classes.
     """
-    gap = _best(logits, members) - _best(logits, ~members if left is None else left)
-    counted = _as_one(logits, members)
+    gap = _best(logits, class_mask) - _best(logits, ~class_mask if left is None else left)
+    counted = _as_one(logits, class_mask)
     top = _ranks(logits, counted if left is None else _as_one(counted, left), 4)
     return _ratio(gap, top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]))
 
@@ -100,14 +100,14 @@ class Loss(NamedTuple):
 
 
 LOSSES = {
-    "ce": Loss(group_log_probability, lambda logits, members: group_log_probability(logits, ~members)),
-    "margin": Loss(margin, lambda logits, members: -margin(logits, members)),
+    "ce": Loss(group_log_probability, lambda logits, class_mask: group_log_probability(logits, ~class_mask)),
+    "margin": Loss(margin, lambda logits, class_mask: -margin(logits, class_mask)),
     "dlr": Loss(targeted_dlr, dlr),
 }
 """ce: the log of the probability to be in the group, or out of it. Untargeted, it climbs in the direction of the usual
 cross-entropy and in the same order, and unlike it is not flat in float32 where the network is sure."""
 
-SUCCESSES = {"targeted": _inside, "untargeted": lambda logits, members: _inside(logits, ~members)}
+SUCCESSES = {"targeted": _inside, "untargeted": lambda logits, class_mask: _inside(logits, ~class_mask)}
 
 
 def get(kind: Literal["targeted", "untargeted"] | str, loss: str = "ce") -> Goal:
@@ -125,22 +125,22 @@ def get(kind: Literal["targeted", "untargeted"] | str, loss: str = "ce") -> Goal
 
 
 TARGETED = get("targeted")
-"""To be called one of `members`: the log of their joint probability."""
+"""To be called one of `class_mask`: the log of their joint probability."""
 
 UNTARGETED = get("untargeted")
-"""Not to be called any of `members`, the classes that are right: the log of the probability of all others."""
+"""Not to be called any of `class_mask`, the classes that are right: the log of the probability of all others."""
 
 
-def wanted(goal: Goal, members: Array) -> Array:
+def success_mask(goal: Goal, class_mask: Array) -> Array:
     """bool[b k], the classes of which any, as the top one, is success."""
-    return ~members if goal.away else members
+    return ~class_mask if goal.away else class_mask
 
 
-def members(groups: Sequence[Sequence[int]], k: int) -> np.ndarray:
+def class_mask(groups: Sequence[Sequence[int]], k: int) -> np.ndarray:
     """bool[b k] from each picture's class indices.
 
     Example:
-      >>> members([[0], [1, 2]], 3).astype(int).tolist()
+      >>> class_mask([[0], [1, 2]], 3).astype(int).tolist()
       [[1, 0, 0], [0, 1, 1]]
     """
     mask = np.zeros((len(groups), k), bool)
@@ -158,7 +158,7 @@ def least_likely(logits: Array) -> np.ndarray:
       >>> least_likely(np.float32([[3.0, 1.0, 2.0]])).astype(int).tolist()
       [[0, 1, 0]]
     """
-    return members(np.argmin(np.asarray(logits), axis=1)[:, None].tolist(), logits.shape[1])
+    return class_mask(np.argmin(np.asarray(logits), axis=1)[:, None].tolist(), logits.shape[1])
 
 
 def likeliest(logits: Array, among: Array, rank: int | jax.Array) -> jax.Array:

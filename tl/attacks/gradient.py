@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tl.ascent import ascend
-from tl.attacks.base import Best, Search, Task, check_counts, keep, keys_at
+from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
 from tl.attacks.norms import Norm
 from tl.attacks.slots import choose, rows
 
@@ -45,7 +45,7 @@ def _climb(
     check_counts(steps=steps, restarts=restarts)
 
     def begin(task: Task, start: jax.Array) -> jax.Array:
-        return task.norm.start(keys_at(task.keys, start), task.center, task.eps) if random_start else task.center
+        return task.norm.start(fold_in_each(task.keys, start), task.center, task.eps) if random_start else task.center
 
     def init(task: Task, best: Best) -> _Walk:
         zero = jnp.zeros_like(best.solved, jnp.int32)
@@ -53,7 +53,7 @@ def _climb(
         return _Walk(x, zero, zero, optimizer(task.norm).init(x), best, jnp.zeros_like(best.solved))
 
     def step(task: Task, at: _Walk) -> _Walk:
-        keys = keys_at(task.keys, at.start, at.k)
+        keys = fold_in_each(task.keys, at.start, at.k)
         moved, opt_state, score, solved = ascend.step(
             lambda x: judge(task, keys, x),
             at.x,
@@ -62,7 +62,7 @@ def _climb(
             step_size=rows(task.step_size, at.x),
             project=task.project,
         )
-        best = keep(at.best, at.x, score, solved)
+        best = update_best(at.best, at.x, score, solved)
         last = at.k == steps  # this was the look at where the last step led
         done = last & (at.start + 1 == restarts)
         walk = _Walk(moved, at.k + 1, at.start, opt_state, best, done | solved if early_stop else done)
@@ -83,7 +83,7 @@ def _climb(
 
 def _seen_as_saved(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     del keys
-    return task.judge(task.ask(task.saved(x)))
+    return task.judge(task.logits(task.saved(x)))
 
 
 def _expected(view: View, draws: int) -> Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
@@ -94,7 +94,7 @@ def _expected(view: View, draws: int) -> Callable[[Task, jax.Array, jax.Array], 
 
         def one(i: jax.Array) -> tuple[jax.Array, jax.Array]:
             own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            return task.judge(task.ask(jax.vmap(view)(own, saved)))
+            return task.judge(task.logits(jax.vmap(view)(own, saved)))
 
         scores, solved = jax.lax.map(one, jnp.arange(draws))
         return jnp.mean(scores, axis=0), jnp.all(solved, axis=0)
@@ -225,8 +225,8 @@ def di_fgsm(
     view = jax.vmap(_smaller_views(probability, smallest))
 
     def judge(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        score, solved = jax.lax.stop_gradient(task.judge(task.ask(task.saved(x))))
-        seen, _ = task.judge(task.ask(view(keys, task.saved(x))))
+        score, solved = jax.lax.stop_gradient(task.judge(task.logits(task.saved(x))))
+        seen, _ = task.judge(task.logits(view(keys, task.saved(x))))
         return score + (seen - jax.lax.stop_gradient(seen)), solved  # the picture's own value, the view's gradient
 
     return _climb(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tl.attacks import norms
-from tl.attacks.base import Best, Task, keep, keys_at
+from tl.attacks.base import Best, Task, fold_in_each, update_best
 from tl.attacks.slots import rows
 
 PIECES = 50  # at most so many Newton steps; each passes a kink for good, and few are ever passed: chosen, not tuned
@@ -26,7 +26,7 @@ def unknown(best: Best) -> Best:
 
 def keep_nearer(task: Task, best: Best, x: jax.Array, met: jax.Array) -> Best:
     """`best`, replaced where x meets the goal from less far."""
-    return keep(best, x, jnp.where(met, -task.norm.distance(x, task.center), -jnp.inf), met)
+    return update_best(best, x, jnp.where(met, -task.norm.distance(x, task.center), -jnp.inf), met)
 
 
 def near_enough(task: Task, best: Best) -> jax.Array:
@@ -38,7 +38,7 @@ def restart(task: Task, best: Best, number: jax.Array) -> jax.Array:
     """Where the search of that number i32[b] begins: at the clean picture, then at random, within half of the best distance."""
     far = 0.1 * task.norm.distance(jnp.ones_like(task.center), jnp.zeros_like(task.center))  # chosen, not tuned
     radius = jnp.where(jnp.isfinite(best.score), -best.score, far) / 2  # FAB's, of the best so far
-    near = task.norm.start(keys_at(task.keys, number), task.center, radius)
+    near = task.norm.start(fold_in_each(task.keys, number), task.center, radius)
     return jnp.where(rows(number == 0, near), task.center, near)
 
 
@@ -85,14 +85,14 @@ def onto_plane(norm: str, x: jax.Array, w: jax.Array, gap: jax.Array) -> jax.Arr
     """
     w = w * rows(jnp.where(gap < 0, -1.0, 1.0), w)
     gap, size = jnp.abs(gap), jnp.abs(w)
-    room = jnp.where(w > 0, 1.0 - x, jnp.where(w < 0, x, 0.0))
+    headroom = jnp.where(w > 0, 1.0 - x, jnp.where(w < 0, x, 0.0))
     scale = jnp.max(size, axis=tuple(range(1, w.ndim))) + tiny
     size, gap = size / rows(scale, w), gap / scale
     speed = size if norm == "l2" else jnp.sign(size)
 
     def reached(time: jax.Array) -> tuple[jax.Array, jax.Array]:
         far = rows(time, w) * speed
-        return total(size * jnp.minimum(far, room)), total(jnp.where(far < room, size * speed, 0.0))
+        return total(size * jnp.minimum(far, headroom)), total(jnp.where(far < headroom, size * speed, 0.0))
 
     def open_(carry: tuple[jax.Array, ...]) -> jax.Array:
         return (carry[0] < PIECES) & jnp.any(carry[3])
@@ -105,19 +105,19 @@ def onto_plane(norm: str, x: jax.Array, w: jax.Array, gap: jax.Array) -> jax.Arr
 
     begun = (jnp.int32(0), jnp.zeros_like(gap), jnp.full_like(gap, jnp.inf), gap > 0)
     _, time, _, _ = jax.lax.while_loop(open_, newton, begun)
-    corner = total(size * room) <= gap
-    return jnp.sign(w) * jnp.where(rows(corner, w), room, jnp.minimum(rows(time, w) * speed, room))
+    corner = total(size * headroom) <= gap
+    return jnp.sign(w) * jnp.where(rows(corner, w), headroom, jnp.minimum(rows(time, w) * speed, headroom))
 
 
 def rival(task: Task, logits: jax.Array) -> jax.Array:
     """The class i32[b] that stands in the way: the largest of those that do not meet the goal."""
-    return jnp.argmax(jnp.where(task.wanted, -jnp.inf, logits), axis=1)
+    return jnp.argmax(jnp.where(task.success_mask, -jnp.inf, logits), axis=1)
 
 
 def likely(task: Task, count: int) -> tuple[jax.Array, jax.Array]:
     """The `count` likeliest of the wanted classes, by the clean picture: i32[b count], and bool[b count], which there are."""
-    _, classes = jax.lax.top_k(jnp.where(task.wanted, task.clean, -jnp.inf), min(count, task.clean.shape[1]))
-    return classes, jnp.take_along_axis(task.wanted, classes, axis=1)
+    _, classes = jax.lax.top_k(jnp.where(task.success_mask, task.clean, -jnp.inf), min(count, task.clean.shape[1]))
+    return classes, jnp.take_along_axis(task.success_mask, classes, axis=1)
 
 
 def gap_to(

@@ -68,7 +68,7 @@ def deepfool(*, steps: int = 50, restarts: int = 1, candidates: int = 10, oversh
         name = norms.name(task.norm)
         dual = DUALS[name]
         classes, standing = likely(task, candidates)
-        logits, pull = jax.vjp(task.ask, at.x)
+        logits, pull = jax.vjp(task.logits, at.x)
         _, met = task.judge(logits)
         best = keep_nearer(task, at.best, at.x, met)
 
@@ -168,8 +168,8 @@ def cw(*, steps: int = 1000, restarts: int = 1, searches: int = 9, rate: float =
     def step(task: Task, at: _Weighing) -> _Weighing:
         def lost(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             x = (jnp.tanh(theta) + 1) / 2
-            logits = task.ask(x)
-            short = jnp.maximum(-margin(logits, task.wanted), 0.0)
+            logits = task.logits(x)
+            short = jnp.maximum(-margin(logits, task.success_mask), 0.0)
             losses = total(jnp.square(x - task.center)) + at.c * short
             return jnp.sum(losses), (losses, x, task.judge(logits)[1])
 

@@ -30,21 +30,21 @@ class Norm(NamedTuple):
         the ball in Linf and L1; in L2 of an even direction and an even length.
       direction: gradient -> step of unit size, uphill; zero where the gradient is.
       project: `(x, center, eps) -> x`, the nearest point that is in the ball and in [0, 1].
-      lattice: `(x, center, eps) -> x` on the k / 255 grid of 8-bit pictures, still in the ball; `center` is on the grid.
+      quantize: `(x, center, eps) -> x` on the k / 255 grid of 8-bit pictures, still in the ball; `center` is on the grid.
       distance: `(x, center) -> f32[b]`.
     """
 
     start: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     direction: Callable[[jax.Array], jax.Array]
     project: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-    lattice: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    quantize: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     distance: Callable[[jax.Array, jax.Array], jax.Array]
 
 
-def own_keys(key: jax.Array, b: int) -> jax.Array:
+def per_image_keys(key: jax.Array, b: int) -> jax.Array:
     """A key for each of b images: that row's own, whatever the batch; keys that are one an image already stay.
 
-    `attack(variables, own_keys(key, b)[i : i + 1], images01[i : i + 1], ...)` is row i of the batch, alone.
+    `attack(variables, per_image_keys(key, b)[i : i + 1], images01[i : i + 1], ...)` is row i of the batch, alone.
     """
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(b))
 
@@ -65,10 +65,10 @@ def _most(x: jax.Array) -> jax.Array:
 def _drawn(draw: Callable[[jax.Array, int], jax.Array], key: jax.Array, center: jax.Array) -> jax.Array:
     """A draw `(key, n) -> f32[n]` for each image. Drawn flat: XLA on a CPU takes seconds to compile one of rank 4."""
     n = center[0].size
-    return jax.vmap(lambda own: draw(own, n))(own_keys(key, len(center))).reshape(center.shape)
+    return jax.vmap(lambda own: draw(own, n))(per_image_keys(key, len(center))).reshape(center.shape)
 
 
-def _room(d: jax.Array, center: jax.Array) -> jax.Array:
+def _headroom(d: jax.Array, center: jax.Array) -> jax.Array:
     """How far from the center the box reaches, on the side that d points to."""
     return jnp.where(d > 0, 1.0 - center, center)
 
@@ -93,7 +93,7 @@ def _levels(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(jnp.abs(level - whole) < 1e-3, whole, level) - middle, middle
 
 
-def _on_grid(levels: jax.Array) -> jax.Array:
+def _eight_bit(levels: jax.Array) -> jax.Array:
     return jnp.asarray(GRID).at[levels.astype(jnp.int32)].get(mode="clip")
 
 
@@ -115,10 +115,10 @@ def _linf_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     return _linf_project(center + _per_image(eps, center) * noise, center, eps)
 
 
-def _linf_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
+def _linf_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     reach = _per_image(jnp.floor(eps * LEVELS + 1e-3), x)  # whole levels; 1e-3 forgives k / 255's rounding in float32
     middle = jnp.rint(center * LEVELS)
-    return _on_grid(jnp.clip(jnp.clip(jnp.rint(x * LEVELS), middle - reach, middle + reach), 0.0, LEVELS))
+    return _eight_bit(jnp.clip(jnp.clip(jnp.rint(x * LEVELS), middle - reach, middle + reach), 0.0, LEVELS))
 
 
 def linf_distance(x: Array, center: Array) -> jax.Array:
@@ -141,13 +141,13 @@ def _l2_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     What the box cuts off leaves length to the others: s grows until no more coordinates are cut, in a few turns.
     """
     d, eps = x - center, _per_image(eps, x)
-    size, room = jnp.abs(d), _room(d, center)
+    size, headroom = jnp.abs(d), _headroom(d, center)
 
     def grow(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         s, _, turn = carry
-        cut = s * size > room
+        cut = s * size > headroom
         free = _total(jnp.where(cut, 0.0, jnp.square(size)))
-        left = jnp.square(eps) - _total(jnp.where(cut, jnp.square(room), 0.0))
+        left = jnp.square(eps) - _total(jnp.where(cut, jnp.square(headroom), 0.0))
         longer = jnp.sqrt(jnp.maximum(left, 0.0) / jnp.maximum(free, jnp.finfo(jnp.float32).tiny))
         longer = jnp.clip(longer, s, 1.0)
         return longer, longer > s * (1.0 + 1e-6), turn + 1
@@ -172,7 +172,7 @@ def _l2_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     return _l2_project(center + _per_image(eps, center) * _drawn(draw, key, center), center, eps)
 
 
-def _l2_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
+def _l2_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     """Rounds the change times the largest s that leaves the result no longer than the change was, nor than eps.
 
     Rounding to nearest would leave the ball, or, where less than half a level is what each pixel gets, erase everything. A
@@ -185,7 +185,7 @@ def _l2_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     budget = jnp.minimum(_per_image(jnp.square(eps * LEVELS) * (1.0 + 1e-5), x), _total(jnp.square(t)))
     beyond = (jnp.sqrt(budget) + 1.0) / jnp.maximum(most, 1e-3)  # there, one coordinate alone is too long
     inside = lambda s: _total(jnp.square(_within(s * t, middle))) <= budget * (1.0 + 1e-6)  # noqa: E731
-    return _on_grid(middle + _within(_last_inside(inside, jnp.zeros_like(most), beyond) * t, middle))
+    return _eight_bit(middle + _within(_last_inside(inside, jnp.zeros_like(most), beyond) * t, middle))
 
 
 def l2_distance(x: Array, center: Array) -> jax.Array:
@@ -218,8 +218,8 @@ def _l1_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     Reference: Croce & Hein 2021, arXiv:2103.01208, proposition 2.1 (there by sorting).
     """
     d, eps = x - center, _per_image(eps, x)
-    size, room = jnp.abs(d), _room(d, center)
-    short = lambda amount: jnp.clip(size - amount, 0.0, room)  # noqa: E731
+    size, headroom = jnp.abs(d), _headroom(d, center)
+    short = lambda amount: jnp.clip(size - amount, 0.0, headroom)  # noqa: E731
     inside = lambda amount: _total(short(amount)) <= eps  # noqa: E731
     amount = _last_inside(inside, _most(d), jnp.zeros_like(_most(d)))
     return jnp.where(inside(jnp.zeros_like(amount)), jnp.clip(x, 0.0, 1.0), center + jnp.sign(d) * short(amount))
@@ -236,7 +236,7 @@ def _l1_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     return _l1_project(center + _per_image(eps, center) * _drawn(even, key, center), center, eps)
 
 
-def _l1_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
+def _l1_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     """Takes the same amount off every change, then rounds: the least that leaves it no longer than it was, nor than eps.
 
     Up to half a level may be added instead, where rounding to nearest would lose length; what was not changed never is.
@@ -247,7 +247,7 @@ def _l1_lattice(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     budget = jnp.minimum(_per_image(eps * LEVELS + 1e-3, x), _total(size))
     whole = lambda amount: _within(jnp.sign(t) * jnp.maximum(size - amount, 0.0), middle)  # noqa: E731
     inside = lambda amount: _total(jnp.abs(whole(amount))) <= budget * (1.0 + 1e-6)  # noqa: E731
-    return _on_grid(middle + whole(_last_inside(inside, most, jnp.full_like(most, -0.499))))
+    return _eight_bit(middle + whole(_last_inside(inside, most, jnp.full_like(most, -0.499))))
 
 
 def l1_distance(x: Array, center: Array) -> jax.Array:
@@ -256,9 +256,9 @@ def l1_distance(x: Array, center: Array) -> jax.Array:
 
 
 NORMS = {
-    "linf": Norm(_linf_start, jnp.sign, _linf_project, _linf_lattice, linf_distance),
-    "l2": Norm(_l2_start, l2_direction, _l2_project, _l2_lattice, l2_distance),
-    "l1": Norm(_l1_start, l1_direction, _l1_project, _l1_lattice, l1_distance),
+    "linf": Norm(_linf_start, jnp.sign, _linf_project, _linf_quantize, linf_distance),
+    "l2": Norm(_l2_start, l2_direction, _l2_project, _l2_quantize, l2_distance),
+    "l1": Norm(_l1_start, l1_direction, _l1_project, _l1_quantize, l1_distance),
 }
 LINF, L2, L1 = NORMS.values()
 """Goodfellow et al. 2015, arXiv:1412.6572; Szegedy et al. 2014, arXiv:1312.6199; Tramer & Boneh 2019, arXiv:1904.13000."""

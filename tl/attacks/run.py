@@ -17,9 +17,20 @@ from jax.core import Tracer
 
 from tl import devices, pixels
 from tl.attacks import norms
-from tl.attacks.base import Attack, AttackResult, Best, Find, Logits, Minimal, Search, Task, keep, keys_at
-from tl.attacks.goals import Goal, wanted
-from tl.attacks.norms import Norm, own_keys
+from tl.attacks.base import (
+    Attack,
+    AttackResult,
+    Best,
+    Find,
+    Logits,
+    NearestResult,
+    Search,
+    Task,
+    fold_in_each,
+    update_best,
+)
+from tl.attacks.goals import Goal, success_mask
+from tl.attacks.norms import Norm, per_image_keys
 from tl.attacks.slots import rows, work
 from tl.types import Array, Variables
 
@@ -43,7 +54,7 @@ def check_call(norm: Norm, images01: Array, eps: Any) -> None:
             raise ValueError(f"eps is a {units}, such as 4/255; got {given[~fits].ravel()[0]:.4g}")
 
 
-def spread(run: Callable[..., Any]) -> Callable[..., Any]:
+def shard_rows(run: Callable[..., Any]) -> Callable[..., Any]:
     """`(variables, rows [b ...]) -> rows [b ...]`, jitted, each local device with its part of the rows.
 
     Rows that are missing to a whole number for each device are repeats of the first, and taken off again. Several hosts
@@ -69,7 +80,7 @@ def spread(run: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def grouped(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
+def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
     """`(variables, rows [n ...]) -> rows [n ...]`, `slots` rows at a time: no more than that many in memory."""
 
     def call(variables: Variables, tasks: Any) -> Any:
@@ -85,9 +96,9 @@ def grouped(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def looker(logits: Logits, slots: int) -> Callable[[Variables, Array], jax.Array]:
+def batched_logits(logits: Logits, slots: int) -> Callable[[Variables, Array], jax.Array]:
     """`(variables, images01 [n h w c]) -> f32[n k]`, jitted, `slots` images at a time; one for all attacks on a network."""
-    return spread(grouped(logits, slots))
+    return shard_rows(map_in_chunks(logits, slots))
 
 
 def check_norm(search: Search, norm: Norm) -> None:
@@ -104,7 +115,7 @@ def make_attack(
     *,
     norm: Norm,
     goal: Goal,
-    on_grid: bool = True,
+    eight_bit: bool = True,
     slots: int | None = None,
 ) -> Attack:
     """An `Attack` of one search, or of several, one after another, each on what those before it left unsolved.
@@ -114,7 +125,7 @@ def make_attack(
       logits: `(variables, images01) -> f32[b k]`, in evaluation mode.
       norm: where it may go.
       goal: what for. Its success is what is looked for, its score ranks what failed.
-      on_grid: whether pictures are seen, and given back, on the k / 255 grid, as an 8-bit file holds them; else anywhere in
+      eight_bit: whether pictures are seen, and given back, on the k / 255 grid, as an 8-bit file holds them; else anywhere in
         the ball, for eps below a level.
       slots: images that a device steps side by side; None leaves it to `devices.side_by_side` and how many are left, fewer
         of which may mean another program. With 1 an image's bits are its own on any network; with more they may differ in
@@ -127,8 +138,8 @@ def make_attack(
       >>> from tl.attacks import gradient, goals, norms
       >>> mean = lambda variables, x: jnp.stack([jnp.mean(x, (1, 2, 3)), jnp.full(len(x), 0.5)], axis=1)
       >>> run = make_attack(gradient.pgd(steps=5), mean, norm=norms.LINF, goal=goals.UNTARGETED)
-      >>> grey = jnp.full((1, 8, 8, 3), norms.GRID[125])
-      >>> bool(run(None, jax.random.key(0), grey, jnp.array([[False, True]]), eps=4 / 255).success[0])
+      >>> gray = jnp.full((1, 8, 8, 3), norms.GRID[125])
+      >>> bool(run(None, jax.random.key(0), gray, jnp.array([[False, True]]), eps=4 / 255).success[0])
       True
     """
     chain = (search,) if isinstance(search, Search) else tuple(search)
@@ -136,33 +147,33 @@ def make_attack(
         raise ValueError("an attack wants at least one search; got none")
     for one in chain:
         check_norm(one, norm)
-    look = looker(logits, slots or devices.side_by_side())
+    look = batched_logits(logits, slots or devices.side_by_side())
 
     def searched(one: Search, variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
         _, before, todo = all_rows
         left = None if isinstance(todo, Tracer) else -(-int(todo.sum()) // jax.local_device_count())
         if left == 0:  # and nothing is compiled
             return before, jnp.zeros(len(todo), jnp.int32)
-        return _searched(one, logits, norm, goal, on_grid, slots or devices.side_by_side(left))(variables, all_rows)
+        return _searched(one, logits, norm, goal, eight_bit, slots or devices.side_by_side(left))(variables, all_rows)
 
-    def attack(variables, key, images01, members, *, eps, step_size=None, skip=None):
+    def attack(variables, key, images01, class_mask, *, eps, step_size=None, skip=None):
         check_call(norm, images01, eps)
-        center, members, b = jnp.asarray(images01), jnp.asarray(members), len(images01)
+        center, class_mask, b = jnp.asarray(images01), jnp.asarray(class_mask), len(images01)
         eps = jnp.broadcast_to(jnp.asarray(eps, jnp.float32), (b,))
         clean = look(variables, center)
-        best = before = Best(center, *_judged(clean, members, goal))
+        best = before = Best(center, *_judged(clean, class_mask, goal))
         apart = jnp.zeros(b, bool) if skip is None else jnp.asarray(skip)
-        keys = own_keys(key, b)  # first the row's, then the place's: a row alone has the same
+        keys = per_image_keys(key, b)  # first the row's, then the place's: a row alone has the same
         steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
         for place, one in enumerate(chain):
             size = one.default_step(eps) if step_size is None else jnp.asarray(step_size, jnp.float32)
-            own = keys if len(chain) == 1 else keys_at(keys, jnp.full(b, place, jnp.int32))
-            tasks = Rows(own, center, members, eps, jnp.broadcast_to(size, (b,)), clean)
+            own = keys if len(chain) == 1 else fold_in_each(keys, jnp.full(b, place, jnp.int32))
+            tasks = Rows(own, center, class_mask, eps, jnp.broadcast_to(size, (b,)), clean)
             found, taken = searched(one, variables, (tasks, before, ~(best.solved | apart)))
             solved, steps = best.solved, steps + taken
-            for share in BEYOND if on_grid and one.nearest else (0.0,):
-                images = _settled(found.x, center, eps, jnp.float32(share), norm, on_grid)
-                best = _kept(best, images, *_judged(look(variables, images), members, goal))
+            for share in BEYOND if eight_bit and one.nearest else (0.0,):
+                images = _finalize(found.x, center, eps, jnp.float32(share), norm, eight_bit)
+                best = _kept(best, images, *_judged(look(variables, images), class_mask, goal))
             solved_by = jnp.where(best.solved & ~solved, place, solved_by)
         return AttackResult(best.x, best.solved, best.score, steps, solved_by)
 
@@ -181,26 +192,26 @@ def make_find(search: Search, logits: Logits, *, norm: Norm, goal: Goal, slots: 
         raise ValueError("this attack does not look for the nearest picture; take deepfool, cw or fab")
     check_norm(search, norm)
     side_by_side = slots or devices.side_by_side()
-    look = looker(logits, side_by_side)
+    look = batched_logits(logits, side_by_side)
     run = _searched(search, logits, norm, goal, False, side_by_side)
 
-    def find(variables, key, images01, members, *, enough=0.0):
-        check_call(norm, images01, enough)
-        center, members, b = jnp.asarray(images01), jnp.asarray(members), len(images01)
-        near = jnp.full(b, enough, jnp.float32)
+    def find(variables, key, images01, class_mask, *, stop_distance=0.0):
+        check_call(norm, images01, stop_distance)
+        center, class_mask, b = jnp.asarray(images01), jnp.asarray(class_mask), len(images01)
+        near = jnp.full(b, stop_distance, jnp.float32)
         clean = look(variables, center)
-        before = Best(center, *_judged(clean, members, goal))
-        tasks = Rows(own_keys(key, b), center, members, near, near, clean)
+        before = Best(center, *_judged(clean, class_mask, goal))
+        tasks = Rows(per_image_keys(key, b), center, class_mask, near, near, clean)
         found, _ = run(variables, (tasks, before, ~before.solved))
         low, high = jnp.zeros(b), jnp.ones(b)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            _, met = _judged(look(variables, _between(center, found.x, middle)), members, goal)
+            _, met = _judged(look(variables, _between(center, found.x, middle)), class_mask, goal)
             low, high = jnp.where(met, low, middle), jnp.where(met, middle, high)
         images = _between(center, found.x, high)
-        _, success = _judged(look(variables, images), members, goal)
+        _, success = _judged(look(variables, images), class_mask, goal)
         images = jnp.where(rows(success, center), images, center)
-        return Minimal(images, jnp.where(success, norm.distance(images, center), jnp.inf), success)
+        return NearestResult(images, jnp.where(success, norm.distance(images, center), jnp.inf), success)
 
     return find
 
@@ -212,20 +223,22 @@ def _between(here: jax.Array, there: jax.Array, share: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "on_grid"))
-def _settled(x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, on_grid: bool) -> jax.Array:
+def _finalize(
+    x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, eight_bit: bool
+) -> jax.Array:
     """x, moved outwards by a share of what eps leaves, in the ball and in the box; and on the grid."""
     length = norm.distance(x, center)
     longer = 1.0 + share * jnp.maximum(eps - length, 0.0) / jnp.maximum(length, 1e-12)
     x = norm.project(jnp.where(share > 0, center + rows(longer, x) * (x - center), x), center, eps)
-    return norm.lattice(x, center, eps) if on_grid else x
+    return norm.quantize(x, center, eps) if eight_bit else x
 
 
 @functools.partial(jax.jit, static_argnames=("goal",))
-def _judged(found: jax.Array, members: jax.Array, goal: Goal) -> tuple[jax.Array, jax.Array]:
-    return goal.score(found, members), goal.success(found, members)
+def _judged(found: jax.Array, class_mask: jax.Array, goal: Goal) -> tuple[jax.Array, jax.Array]:
+    return goal.score(found, class_mask), goal.success(found, class_mask)
 
 
-_kept = jax.jit(keep)
+_kept = jax.jit(update_best)
 
 
 class Rows(NamedTuple):
@@ -233,7 +246,7 @@ class Rows(NamedTuple):
 
     keys: jax.Array
     center: jax.Array
-    members: jax.Array
+    class_mask: jax.Array
     eps: jax.Array
     step_size: jax.Array
     clean: jax.Array
@@ -241,26 +254,26 @@ class Rows(NamedTuple):
 
 @functools.lru_cache(maxsize=64)
 def _searched(
-    search: Search, logits: Logits, norm: Norm, goal: Goal, on_grid: bool, slots: int
+    search: Search, logits: Logits, norm: Norm, goal: Goal, eight_bit: bool, slots: int
 ) -> Callable[[Variables, tuple[Rows, Best, jax.Array]], tuple[Best, jax.Array]]:
     """`(variables, (tasks, best, todo)) -> (best, steps)`, jitted and over all local devices; one for the same search."""
 
     def run(variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
         def task(own: Rows) -> Task:
             def saved(x: jax.Array) -> jax.Array:
-                if not on_grid:
+                if not eight_bit:
                     return x
                 fixed = jax.lax.stop_gradient(x)
-                return norm.lattice(fixed, own.center, own.eps) + (x - fixed)  # exactly on it
+                return norm.quantize(fixed, own.center, own.eps) + (x - fixed)  # exactly on it
 
             return Task(
-                ask=lambda x: logits(variables, x),
+                logits=lambda x: logits(variables, x),
                 saved=saved,
-                judge=lambda found: (goal.score(found, own.members), goal.success(found, own.members)),
+                judge=lambda found: (goal.score(found, own.class_mask), goal.success(found, own.class_mask)),
                 project=lambda x: norm.project(x, own.center, own.eps),
                 norm=norm,
                 goal=goal,
-                wanted=jnp.asarray(wanted(goal, own.members)),
+                success_mask=jnp.asarray(success_mask(goal, own.class_mask)),
                 **own._asdict(),
             )
 
@@ -274,4 +287,4 @@ def _searched(
             slots=slots,
         )
 
-    return spread(run)
+    return shard_rows(run)

@@ -22,7 +22,7 @@ from tl.attacks import norms
 from tl.attacks.base import Attack, Logits
 from tl.attacks.goals import Goal
 from tl.attacks.norms import Norm
-from tl.attacks.run import grouped, looker, spread
+from tl.attacks.run import batched_logits, map_in_chunks, shard_rows
 from tl.types import Array, Variables
 
 GAIN = 0.02  # of success, that doubled steps may bring: the two points of spread that a hundred pictures have; chosen
@@ -64,8 +64,8 @@ def logits_not_probabilities(logits: Array) -> Check:
 
 def logits_vary(logits: Array) -> Check:
     """Largest spread of a class's logit over different pictures: a network with constant logits sees nothing."""
-    spread = float(np.ptp(np.asarray(logits), axis=0).max())
-    return Check("logits depend on the picture", spread > 0, spread, "above 0")
+    shard_rows = float(np.ptp(np.asarray(logits), axis=0).max())
+    return Check("logits depend on the picture", shard_rows > 0, shard_rows, "above 0")
 
 
 def calls_agree(first: Array, second: Array) -> Check:
@@ -107,13 +107,13 @@ def steps_suffice(rate: float, doubled: float, n: int) -> Check:
 
 @functools.lru_cache(maxsize=8)
 def _slopes(logits: Logits, goal: Goal, slots: int) -> Callable[..., jax.Array]:
-    """`(variables, (images01, members)) -> f32[b h w c]`, the score's gradient, `slots` pictures at a time."""
+    """`(variables, (images01, class_mask)) -> f32[b h w c]`, the score's gradient, `slots` pictures at a time."""
 
     def run(variables: Variables, rows: tuple[jax.Array, jax.Array]) -> jax.Array:
-        images01, members = rows
-        return jax.grad(lambda x: jnp.sum(goal.score(logits(variables, x), members)))(images01)
+        images01, class_mask = rows
+        return jax.grad(lambda x: jnp.sum(goal.score(logits(variables, x), class_mask)))(images01)
 
-    return spread(grouped(run, slots))
+    return shard_rows(map_in_chunks(run, slots))
 
 
 def panel(
@@ -121,7 +121,7 @@ def panel(
     variables: Variables,
     key: jax.Array,
     images01: Array,
-    members: Array,
+    class_mask: Array,
     *,
     norm: Norm,
     goal: Goal,
@@ -152,25 +152,25 @@ def panel(
     if list(curve) != sorted(set(curve)) or 1.0 not in curve:
         raise ValueError(f"curve must rise and hold 1.0, the attack's own eps; got {list(curve)}")
     slots = devices.side_by_side()
-    ask = looker(logits, slots)
-    images01, members = jnp.asarray(images01), jnp.asarray(members)
-    clean = np.asarray(ask(variables, images01))
-    open_ = ~np.asarray(goal.success(clean, members))
+    logits = batched_logits(logits, slots)
+    images01, class_mask = jnp.asarray(images01), jnp.asarray(class_mask)
+    clean = np.asarray(logits(variables, images01))
+    open_ = ~np.asarray(goal.success(clean, class_mask))
     n, largest = int(open_.sum()), norms.largest(norm, images01.shape[1:])
     if not n:
         raise ValueError(f"all {len(images01)} pictures meet the goal as they are: there is nothing to attack")
 
     def rate(attack: Attack, eps: float) -> float:
-        return float(np.asarray(attack(variables, key, images01, members, eps=eps).success)[open_].mean())
+        return float(np.asarray(attack(variables, key, images01, class_mask, eps=eps).success)[open_].mean())
 
     rates = {share: rate(attack, min(share * eps, largest)) for share in curve}
-    slopes = _slopes(logits, goal, slots)(variables, (images01, members))
+    slopes = _slopes(logits, goal, slots)(variables, (images01, class_mask))
     return [
         gradients_flow(np.asarray(slopes)[open_]),
         logits_not_probabilities(clean),
-        logits_vary(np.concatenate([clean, ask(variables, 1 - images01)])),  # so that one picture is enough
-        calls_agree(clean, ask(variables, images01)),
-        whole_box_breaks(np.asarray(whole(variables, key, images01, members, eps=1.0).success)[open_]),
+        logits_vary(np.concatenate([clean, logits(variables, 1 - images01)])),  # so that one picture is enough
+        calls_agree(clean, logits(variables, images01)),
+        whole_box_breaks(np.asarray(whole(variables, key, images01, class_mask, eps=1.0).success)[open_]),
         curve_rises(list(rates.values()), n),
         noise_is_weaker(rate(noise, eps), rates[1.0]),
         black_box_no_better(rate(black, eps), rates[1.0]),

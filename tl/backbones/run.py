@@ -13,7 +13,13 @@ from tl.types import Mode, Params
 
 
 def run(
-    module: nn.Module, variables: Any, x: jax.Array, mode: Mode, *, start: str = "", live: Collection[str] | None = None
+    module: nn.Module,
+    variables: Any,
+    x: jax.Array,
+    mode: Mode,
+    *,
+    start: str = "",
+    train_norms: Collection[str] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], Params | None]:
     """`(features, endpoints, moved statistics)` of a backbone; no statistics where none can move.
 
@@ -23,14 +29,14 @@ def run(
       x: the network's inputs [b h w c], or the map of the endpoint `start`.
       mode: of the BatchNorms.
       start: a stage's endpoint; it and what comes before it are left out.
-      live: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`, the others being in `Mode.EVAL`;
+      train_norms: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`, the others being in `Mode.EVAL`;
         default: all.
     """
 
     def as_allowed(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if isinstance(layer, ConvNorm | Norm) and context.method_name == "__call__" and live is not None:
-            if "/".join(layer.path) not in live:
+        if isinstance(layer, ConvNorm | Norm) and context.method_name == "__call__" and train_norms is not None:
+            if "/".join(layer.path) not in train_norms:
                 return call(args[0], Mode.EVAL)
         return call(*args, **kwargs)
 

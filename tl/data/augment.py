@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl.ops.materialize import settled
+from tl.ops.materialize import materialize
 from tl.paths import nearest
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
@@ -141,7 +141,7 @@ def shift(pixels: int) -> Transform:
 # --- changing values ---------------------------------------------------------------------------------------------------
 
 
-def colour(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4) -> Transform:
+def color(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4) -> Transform:
     """Brightness, contrast and saturation, each by a factor in [1 - x, 1 + x], in this order.
 
     torchvision's ColorJitter is the same but for the order, which it draws, and the clipping to [0, 1], which it does after
@@ -160,8 +160,8 @@ def colour(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0
         image = bright * (hard * image + (1.0 - hard) * (jnp.sum(rows) / (height * width)))
         if c != 3:
             return image
-        grey = GREY[0] * image[..., :1] + GREY[1] * image[..., 1:2] + GREY[2] * image[..., 2:]
-        return rich * image + (1.0 - rich) * grey
+        gray = GREY[0] * image[..., :1] + GREY[1] * image[..., 1:2] + GREY[2] * image[..., 2:]
+        return rich * image + (1.0 - rich) * gray
 
     return _clipped(_each(one))
 
@@ -222,9 +222,9 @@ def cutmix(alpha: float = 1.0) -> Mix:
 
     def paste(share: jax.Array, place: jax.Array, image: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
         full = jnp.asarray(image.shape[:2], jnp.float32)
-        centre = place * full
+        center = place * full
         half = 0.5 * jnp.sqrt(1.0 - share) * full
-        box = _box(image, centre - half, centre + half)
+        box = _box(image, center - half, center + half)
         return jnp.where(box, other, image), 1.0 - jnp.mean(box.astype(jnp.float32))
 
     return _mix(alpha, paste)
@@ -317,7 +317,7 @@ AUGMENTATIONS: Mapping[str, Row] = {
     "dihedral": Row(lambda _: dihedral(), views=8),
     "crop": Row(random_resized_crop, margin=8 / 7),  # 256 for 224
     "shift": Row(lambda size: shift(max(size // 16, 1))),  # chosen, not tuned
-    "colour": Row(lambda _: colour()),
+    "colour": Row(lambda _: color()),
     "erasing": Row(lambda _: erasing()),
     "mixup": Row(lambda _: mixup(), mixes=True),
     "cutmix": Row(lambda _: cutmix(), mixes=True),
@@ -390,7 +390,9 @@ class Augment:
             )
         for i, word in enumerate(self.words):
             row, key_word = AUGMENTATIONS[word], jax.random.fold_in(key, i)
-            images01 = settled(images01, key_word) if i else images01  # twice as fast for a crop, a flip and colours
+            images01 = (
+                materialize(images01, key_word) if i else images01
+            )  # twice as fast for a crop, a flip and colours
             if row.mixes:
                 images01, targets = row.make(self.size)(key_word, images01, targets, valid)  # type: ignore[call-arg]
             else:

@@ -155,10 +155,10 @@ def _misnamed(source: Source, head: Header) -> str:
 
 
 def _odd(head: Header) -> str:
-    grey = head.mode.startswith("I;16")
+    gray = head.mode.startswith("I;16")
     says = (
         MODES["I"]
-        if grey
+        if gray
         else MODES.get(head.mode, "" if head.mode in ("RGB", "RGBA") else f"{head.mode}: becomes RGB")
     )
     clear = "transparent: laid on white" if head.clear else ""

@@ -102,9 +102,9 @@ def fingerprint(source: Source | str | bytes) -> np.ndarray:
     Reference: N. Krawetz, "Kind of Like That", 2013 (dHash).
     """
     image = Image.fromarray(glance(source, 4 * _SIDE))
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
+    gray = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
     thumbnail = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))
-    return np.concatenate([np.packbits(grey[:, 1:] > grey[:, :-1]), thumbnail.ravel()])
+    return np.concatenate([np.packbits(gray[:, 1:] > gray[:, :-1]), thumbnail.ravel()])
 
 
 def fingerprints(sources: Mapping[str, Source], *, cache: Path | None = None) -> dict[str, np.ndarray]:

@@ -274,14 +274,14 @@ def _enough(sizes: Mapping[str, int], purpose: str) -> None:
         raise ValueError(f"{', '.join(few)} different pictures, wanted at least 2 in each class and stratum {purpose}")
 
 
-def held_out(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpec]:
+def split_validation(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpec]:
     """(train, validation) of a set that is all for learning."""
     if not share:
         return spec, dataclasses.replace(spec, examples=(), skipped=())
     return split(spec, test_fraction=share, seed=seed)
 
 
-def as_named(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
+def remap_test_labels(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
     """The test set with its labels counted as `spec` counts them; what it shares with `spec` is an error."""
     if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
         raise ValueError(

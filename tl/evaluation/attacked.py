@@ -14,7 +14,7 @@ from tl import attacks, data, inference, metrics, pixels, reporting
 from tl.ascent import transforms
 from tl.attacks import baselines, goals, gradient, norms, sanity_checks
 from tl.evaluation import perceptual
-from tl.evaluation.postprocessing import TREATMENTS
+from tl.evaluation.postprocessing import POSTPROCESSING
 from tl.models import Classifier
 from tl.paths import nearest
 from tl.types import Variables
@@ -25,7 +25,7 @@ Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(images01, images01) f32[b h w 3] -> f32[b]`."""
 
 
-class Job(NamedTuple):
+class AttackContext(NamedTuple):
     """What is attacked: pictures that the network names rightly, uint8[m s s 3], and what it says of them.
 
     `of` is how many there were with those that it names wrongly, which count against its accuracy.
@@ -35,7 +35,7 @@ class Job(NamedTuple):
     clf: Classifier
     variables: Variables
     goal: goals.Goal
-    members: np.ndarray
+    class_mask: np.ndarray
     paths: list[Path]
     originals: np.ndarray
     clean: np.ndarray
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     of: int
 
 
-class Judged(NamedTuple):
+class AttackEvaluation(NamedTuple):
     """Pictures at one eps, by the network on what was read back; with `grid` that are the files.
 
     Attributes:
@@ -91,7 +91,7 @@ def _measured(name: str) -> Distance:
     )
 
 
-def in_parts(distance: Distance, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def batched_distance(distance: Distance, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """f64[m], of pairs a few at a time, in batches of one shape."""
     size, rows = min(AT_ONCE, len(x)), []
     for start in range(0, len(x), size):
@@ -100,7 +100,9 @@ def in_parts(distance: Distance, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def judge(job: Job, word: str, found: np.ndarray, steps: np.ndarray, *, grid: bool, lpips: Distance | None) -> Judged:
+def judge(
+    job: AttackContext, word: str, found: np.ndarray, steps: np.ndarray, *, grid: bool, lpips: Distance | None
+) -> AttackEvaluation:
     """Saves the pictures and reads them back; from here on only the files count.
 
     Without `grid`, where a file cannot hold the picture, the picture itself is judged, and files are for looking only.
@@ -110,22 +112,22 @@ def judge(job: Job, word: str, found: np.ndarray, steps: np.ndarray, *, grid: bo
     saved = np.stack([data.decode(file) for file in files])
     images = pixels.to_images01(saved) if grid else found
     logits = _logits(job, images)
-    success = np.asarray(job.goal.success(logits, job.members))
+    success = np.asarray(job.goal.success(logits, job.class_mask))
     right = logits.argmax(axis=1) == job.right
     originals = pixels.to_images01(job.originals)
     named = ["linf", "l2", "l1", "psnr", *(["ssim"] if min(images.shape[1:3]) >= perceptual.WINDOW else [])]
-    distance = {name: in_parts(_measured(name), originals, images) for name in named}
+    distance = {name: batched_distance(_measured(name), originals, images) for name in named}
     if lpips is not None:
-        distance["lpips"] = in_parts(lpips, originals, images)
+        distance["lpips"] = batched_distance(lpips, originals, images)
     after = {}
-    for name, treat in TREATMENTS.items():
+    for name, treat in POSTPROCESSING.items():
         said = _logits(job, pixels.to_images01(treat(saved)))
         after[name] = {
-            "success": float(np.mean(np.asarray(job.goal.success(said, job.members)))),
+            "success": float(np.mean(np.asarray(job.goal.success(said, job.class_mask)))),
             "accuracy": float(np.mean(said.argmax(axis=1) == job.right)),
         }
     wins, kept, m = int(success.sum()), int(right.sum()), len(success)
-    return Judged(
+    return AttackEvaluation(
         word=word,
         files=files,
         images=images,
@@ -144,7 +146,7 @@ def judge(job: Job, word: str, found: np.ndarray, steps: np.ndarray, *, grid: bo
     )
 
 
-def _logits(job: Job, images01: np.ndarray, *, at_once: int = 16) -> np.ndarray:
+def _logits(job: AttackContext, images01: np.ndarray, *, at_once: int = 16) -> np.ndarray:
     """Logits f32[m k] of pictures f32[m s s 3], in batches of one shape."""
     rows = []
     for start in range(0, len(images01), at_once):
@@ -154,7 +156,7 @@ def _logits(job: Job, images01: np.ndarray, *, at_once: int = 16) -> np.ndarray:
 
 
 def own_checks(
-    job: Job, lines: Sequence[Judged], norm: norms.Norm, eps: Sequence[float], *, grid: bool
+    job: AttackContext, lines: Sequence[AttackEvaluation], norm: norms.Norm, eps: Sequence[float], *, grid: bool
 ) -> list[sanity_checks.Check]:
     """What holds of these pictures, whatever the attack: lines of the panel."""
     over = [float((line.distance[norms.name(norm)] - radius).max()) for line, radius in zip(lines, eps, strict=True)]
@@ -175,7 +177,7 @@ def own_checks(
 # ----------------------------------------------------------------------------------------------------------------- pages
 
 
-def image_rows(job: Job, judged: Judged) -> list[dict[str, Any]]:
+def image_rows(job: AttackContext, judged: AttackEvaluation) -> list[dict[str, Any]]:
     """A row of result.json for each picture."""
     table, after = inference.class_table(job.clf), metrics.softmax(judged.logits)
     rows = []
@@ -255,38 +257,38 @@ def search(how: Settings, target: str, *, doubled: bool = False) -> Any:
     return attacks.get(how.method)(**own)
 
 
-def climb_all(
+def attack_batches(
     climb: attacks.Attack,
     variables: Variables,
     originals: np.ndarray,
-    members: np.ndarray,
+    class_mask: np.ndarray,
     radius: float,
     how: Settings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Adversarial pictures f32[n s s 3] and the steps that each took, i32[n], in batches of one shape."""
     n, found, steps = len(originals), np.zeros(originals.shape, np.float32), np.zeros(len(originals), np.int32)
     size, starts = min(BATCH, n), range(0, n, BATCH)
-    keys = norms.own_keys(jax.random.key(how.seed), n)  # a picture's own, whatever the batches
-    for start in reporting.progress(starts, len(starts), f"{how.method}, eps {word_of(radius, how.norm)}"):
+    keys = norms.per_image_keys(jax.random.key(how.seed), n)  # a picture's own, whatever the batches
+    for start in reporting.progress(starts, len(starts), f"{how.method}, eps {format_eps(radius, how.norm)}"):
         rows = np.resize(np.arange(start, min(start + size, n)), size)
         again = np.arange(size) >= n - start  # repeats that fill the batch up
         images01 = pixels.to_images01(originals[rows])
-        made = climb(variables, keys[rows], images01, members[rows], eps=radius, step_size=how.step_size, skip=again)
+        made = climb(variables, keys[rows], images01, class_mask[rows], eps=radius, step_size=how.step_size, skip=again)
         found[rows[~again]] = np.asarray(made.images)[~again]
         steps[rows[~again]] = np.asarray(made.steps)[~again]
     return found, steps
 
 
-def word_of(radius: float, norm: str) -> str:
+def format_eps(radius: float, norm: str) -> str:
     """A radius as result.json names it: in levels in Linf, else as it is."""
     return f"{radius * 255:g}/255" if norm == "linf" else f"{radius:g}"
 
 
-def look_honestly(
+def run_sanity_checks(
     clf: Classifier,
     variables: Variables,
     originals: np.ndarray,
-    members: np.ndarray,
+    class_mask: np.ndarray,
     goal: goals.Goal,
     how: Settings,
     target: str,
@@ -295,7 +297,7 @@ def look_honestly(
     print(f"the honesty panel, on {min(PANEL, len(originals))} pictures", flush=True)
 
     def make(search: Any, norm: str = how.norm) -> attacks.Attack:
-        return attacks.make(search, clf.logits, norm=norms.get(norm), goal=goal, on_grid=how.grid)
+        return attacks.make(search, clf.logits, norm=norms.get(norm), goal=goal, eight_bit=how.grid)
 
     tried = search(how, target)
     only_elsewhere = isinstance(tried, attacks.Search) and tried.norms and "linf" not in tried.norms
@@ -304,7 +306,7 @@ def look_honestly(
         variables,
         jax.random.key(how.seed),
         pixels.to_images01(originals[:PANEL]),
-        members[:PANEL],
+        class_mask[:PANEL],
         norm=norms.get(how.norm),
         goal=goal,
         eps=max(how.eps),

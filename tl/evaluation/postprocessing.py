@@ -1,7 +1,7 @@
 """What happens to a picture on its way: saved as JPEG, resized, cropped, mirrored. Does it still fool the network then?
 
 On the host, by the codec and the filters that would do it, on 8-bit pictures; `transforms` has such views for the attack
-itself. To add one: a row in `TREATMENTS`.
+itself. To add one: a row in `POSTPROCESSING`.
 
 Reference: Kurakin et al. 2017, arXiv:1607.02533, section 4, "Adversarial examples in the physical world" (JPEG among others);
   Dziugaite et al. 2016, arXiv:1608.00853 (JPEG); Xie et al. 2018, arXiv:1711.01991 (resizing).
@@ -78,7 +78,7 @@ def flipped(images: np.ndarray) -> np.ndarray:
     return _each(ImageOps.mirror, images)
 
 
-TREATMENTS: dict[str, Treatment] = {
+POSTPROCESSING: dict[str, Treatment] = {
     "as they are": lambda images: images,
     **{f"JPEG {quality}": partial(compressed, quality=quality) for quality in (95, 90, 75, 50)},
     "3/4 size": partial(resized, share=3 / 4),

@@ -52,10 +52,10 @@ def robust(
     batches = data.load(inputs.sources(spec), clf.prepare, batch_size=batch_size)
     for batch in reporting.progress(batches, -(-len(spec.examples) // batch_size), "attacking, batches"):
         labels = np.array([spec.examples[i].label for i in batch.index], np.int64)  # an empty slot has any
-        members, images01 = goals.members(labels[:, None].tolist(), k), pixels.to_images01(batch.images)
+        class_mask, images01 = goals.class_mask(labels[:, None].tolist(), k), pixels.to_images01(batch.images)
         right = np.asarray(inference.forward(clf)(variables, images01)).argmax(axis=1) == labels
         key = jax.random.fold_in(jax.random.key(seed), n)
-        found = attack(variables, key, images01, members, eps=eps, skip=~(right & batch.valid))
+        found = attack(variables, key, images01, class_mask, eps=eps, skip=~(right & batch.valid))
         n, clean = n + int(batch.valid.sum()), clean + int((right & batch.valid).sum())
         stood += int((right & ~np.asarray(found.success) & batch.valid).sum())
     return {

@@ -35,7 +35,7 @@ class Predictions(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-def as_the_network(spec: DataSpec, table: ClassTable) -> DataSpec:
+def remap_labels(spec: DataSpec, table: ClassTable) -> DataSpec:
     """The set with its labels counted as a classifier's logits are, matched by name; ValueError where one is not among them."""
     indices = []
     for name in spec.classes:
@@ -87,11 +87,11 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 
 def summary(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temperature: float = 1.0) -> dict[str, Any]:
-    """The figures of `metrics.summarise`, NLL and ECE at the temperature too, and the `DETAILS`; JSON-ready."""
-    calm = metrics.summarise(logits / np.float32(temperature), labels)
+    """The figures of `metrics.summarize`, NLL and ECE at the temperature too, and the `DETAILS`; JSON-ready."""
+    calm = metrics.summarize(logits / np.float32(temperature), labels)
     matrix = metrics.confusion(labels, logits.argmax(axis=1), len(classes))
     return {
-        **metrics.summarise(logits, labels),
+        **metrics.summarize(logits, labels),
         "temperature": float(temperature),
         "nll_calibrated": calm["nll"],
         "ece_calibrated": calm["ece"],
@@ -123,7 +123,7 @@ def mistakes(clf: Classifier, said: Predictions, n: int = 12) -> list[dict[str, 
 # --- learning and testing ----------------------------------------------------------------------------------------------
 
 
-def said_of(clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bool) -> Predictions:
+def predict_set(clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bool) -> Predictions:
     """What a classifier says of a set; a frozen backbone's features come from their bank."""
     if not (frozen and heads.pooled(clf.head)):  # type: ignore[arg-type]
         return predictions(clf, variables, spec)

@@ -24,7 +24,7 @@ class Pictures(NamedTuple):
     skipped: list[dict[str, str]]
 
 
-def read_pictures(clf: Classifier, words: str | Sequence[str]) -> Pictures:
+def read_images(clf: Classifier, words: str | Sequence[str]) -> Pictures:
     """The pictures that files, folders and globs name, each cropped for the network."""
     paths, skips = data.find_images(words)
     batches = list(data.load(paths, clf.prepare, batch_size=16))
@@ -43,7 +43,7 @@ def forward(clf: Classifier) -> Callable[[Variables, Any], jax.Array]:
     return jax.jit(clf.logits)
 
 
-def all_logits(clf: Classifier, variables: Variables, images: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
+def predict_logits(clf: Classifier, variables: Variables, images: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
     """Logits f32[n k] of pictures uint8[n s s 3], in batches of one shape."""
     rows = []
     for start in range(0, len(images), batch_size):
@@ -64,7 +64,7 @@ def topk(clf: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, A
 def class_table(clf: Classifier) -> ClassTable:
     """The names of a network's logits; a network without a classifier is told as `Classifier.logits` tells it."""
     if clf.classes is None:
-        raise ValueError(clf.headless())
+        raise ValueError(clf.no_head_message())
     return clf.classes
 
 

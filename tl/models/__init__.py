@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from tl.models.artifact import ARTEFACT, VARIABLES, record, save
+from tl.models.artifact import ARTIFACT, VARIABLES, record, save
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
-from tl.models.loading import adapt_channels, learned_from, load
+from tl.models.loading import adapt_channels, load, pretrained_source
 
 __all__ = [
-    "ARTEFACT",
+    "ARTIFACT",
     "Classifier",
     "IMAGENET_CLASSES",
     "Provenance",
     "VARIABLES",
     "adapt_channels",
-    "learned_from",
+    "pretrained_source",
     "load",
     "record",
     "save",

@@ -19,7 +19,7 @@ from tl.pixels import PixelSpec
 from tl.types import Variables
 from tl.weights import port, readers, store
 
-ARTEFACT, VARIABLES = "classifier.json", "variables.safetensors"
+ARTIFACT, VARIABLES = "classifier.json", "variables.safetensors"
 
 
 def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: Mapping[str, Any] | None = None) -> Path:
@@ -39,7 +39,7 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: np.ascontiguousarray(a) for name, a in flatten(variables).items()}, folder / VARIABLES)
-    (folder / ARTEFACT).write_text(
+    (folder / ARTIFACT).write_text(
         json.dumps(
             {
                 "format": 2,
@@ -59,15 +59,15 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
 
 def record(folder: str | Path) -> dict[str, Any]:
     """The facts that `save` was given to keep beside a classifier; `load` says what is wrong with a folder that has none."""
-    return json.loads((Path(folder) / ARTEFACT).read_text()).get("record", {})
+    return json.loads((Path(folder) / ARTIFACT).read_text()).get("record", {})
 
 
 _FORMAT_1 = {"efficientnet_lite0": "tf_efficientnet_lite0"}  # format 1 had one form of it, and called it so
 
 
-def _load_artefact(folder: Path) -> tuple[Classifier, Variables]:
+def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
     try:
-        about = json.loads((folder / ARTEFACT).read_text())
+        about = json.loads((folder / ARTIFACT).read_text())
         classes = labels.from_dict(about["classes"])
         pixel_spec = PixelSpec.from_dict(about["pixels"])
         weights = Provenance(**about["weights"])
@@ -75,11 +75,11 @@ def _load_artefact(folder: Path) -> tuple[Classifier, Variables]:
         spec = backbones.get(str(_FORMAT_1.get(arch, arch) if about["format"] == 1 else arch))
         head = heads.maker("own" if about["head"] == "vgg" else about["head"], spec)(len(classes.entries))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / ARTEFACT} is not a classifier that this version of tl wrote: {error!r}") from error
+        raise ValueError(f"{folder / ARTIFACT} is not a classifier that this version of tl wrote: {error!r}") from error
     file = folder / VARIABLES
     arrays = readers.read(file)
     if store.sha256(file) != wanted:
-        raise ValueError(f"{file} is not the file that {ARTEFACT} names (its sha256 differs); train or copy it again")
+        raise ValueError(f"{file} is not the file that {ARTIFACT} names (its sha256 differs); train or copy it again")
     clf = Classifier(spec.name, spec, head, pixel_spec, classes, dataclasses.replace(weights, sha256=wanted))
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
     same = {name: port.Target(name) for name in shapes}

@@ -79,7 +79,7 @@ class Classifier:
           ValueError: this network has no head.
         """
         if self.head is None:
-            raise ValueError(self.headless())
+            raise ValueError(self.no_head_message())
         side = max(self.pixels.size, self.spec.min_size)
         inputs = jax.ShapeDtypeStruct((1, side, side, len(self.pixels.mean)), jnp.float32)
         order: list[str] = []  # of the forward pass, which a head may count on; JAX's trees sort by name
@@ -98,7 +98,7 @@ class Classifier:
         images01: jax.Array,
         mode: Mode = Mode.EVAL,
         *,
-        live: Collection[str] | None = None,
+        train_norms: Collection[str] | None = None,
     ) -> Output:
         """One forward pass.
 
@@ -107,7 +107,7 @@ class Classifier:
           images01: f32[b h w 3] in [0, 1], RGB, not normalised; any h and w from `spec.min_size` up. (As many channels as
             `pixels.mean` has.)
           mode: whose statistics BatchNorm uses.
-          live: paths of the backbone's layers (`optim.live_norms`) whose BatchNorm follows `mode`, while all others stay in
+          train_norms: paths of the backbone's layers (`optim.trainable_norm_layers`) whose BatchNorm follows `mode`, while all others stay in
             `Mode.EVAL`: a frozen block normalises as it does at test time. Default: all of them.
 
         Returns:
@@ -121,8 +121,8 @@ class Classifier:
             raise ValueError(
                 f"{self.arch} wants images of at least {self.spec.min_size} pixels a side; got {images01.shape}"
             )
-        inputs = pixels.normalise(self.pixels, images01).astype(self.dtype)
-        return self._run(variables, inputs, mode, "", live)
+        inputs = pixels.normalize(self.pixels, images01).astype(self.dtype)
+        return self._run(variables, inputs, mode, "", train_norms)
 
     def apply_from(
         self,
@@ -131,7 +131,7 @@ class Classifier:
         start: str,
         mode: Mode = Mode.EVAL,
         *,
-        live: Collection[str] | None = None,
+        train_norms: Collection[str] | None = None,
     ) -> Output:
         """The rest of a forward pass: from what a frozen prefix has computed once, to the logits.
 
@@ -139,7 +139,7 @@ class Classifier:
           variables: as for `apply`; those of the prefix are not read.
           maps: f32 or bf16[b h w c], the map of the endpoint `start`; f32[b d] where `start` is "features".
           start: a stage of `spec.endpoints`, or "features": then the head alone is left.
-          mode, live: as for `apply`.
+          mode, train_norms: as for `apply`.
 
         Returns:
           Output; its endpoints are those after `start`.
@@ -151,12 +151,14 @@ class Classifier:
             return Output(self.apply_head(variables, maps), maps, {}, variables.get("batch_stats", {}))
         if start not in self.spec.endpoints:
             raise ValueError(f"{self.arch} has no stage {start!r}; nearest: {nearest(start, self.spec.endpoints)}")
-        return self._run(variables, maps, mode, start, live)
+        return self._run(variables, maps, mode, start, train_norms)
 
-    def _run(self, variables: Variables, x: jax.Array, mode: Mode, start: str, live: Collection[str] | None) -> Output:
+    def _run(
+        self, variables: Variables, x: jax.Array, mode: Mode, start: str, train_norms: Collection[str] | None
+    ) -> Output:
         parts = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
         stats = variables.get("batch_stats", {})
-        features, ends, moved = run(self.spec.module, parts, x, mode, start=start, live=live)
+        features, ends, moved = run(self.spec.module, parts, x, mode, start=start, train_norms=train_norms)
         stats = stats if moved is None else {**stats, "backbone": moved}
         return Output(self.apply_head(variables, features, ends), features, ends, stats)
 
@@ -177,10 +179,10 @@ class Classifier:
         """
         logits = self.apply(variables, images01).logits
         if logits is None:
-            raise ValueError(self.headless())
+            raise ValueError(self.no_head_message())
         return logits
 
-    def headless(self) -> str:
+    def no_head_message(self) -> str:
         """The sentence for a user who wants class probabilities of a network without a head."""
         return (
             f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; take --arch=efficientnet_lite0, "

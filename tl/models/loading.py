@@ -13,7 +13,7 @@ from tl import backbones, labels
 from tl.backbones.spec import BackboneSpec
 from tl.labels import ClassTable
 from tl.models import heads
-from tl.models.artifact import ARTEFACT, VARIABLES, _load_artefact
+from tl.models.artifact import ARTIFACT, VARIABLES, load_artifact
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.paths import flatten, unflatten
 from tl.pixels import PixelSpec
@@ -52,10 +52,10 @@ def load(
       ValueError: unknown name, weights that cannot be found (says what brings them), a file that is not the one its hash
         names, or tensors that do not fit.
     """
-    if (Path(name) / ARTEFACT).is_file():
-        return _load_artefact(Path(name))
+    if (Path(name) / ARTIFACT).is_file():
+        return load_artifact(Path(name))
     if "/" in name or Path(name).is_dir():
-        raise ValueError(f"no saved classifier in {name}: it has no {ARTEFACT}; give a folder that `transfer` wrote")
+        raise ValueError(f"no saved classifier in {name}: it has no {ARTIFACT}; give a folder that `transfer` wrote")
     if in_channels < 1:
         raise ValueError(f"in_channels must be at least 1; got {in_channels}")
     arch, _, tag = name.partition(".")
@@ -94,7 +94,7 @@ def _find(spec: BackboneSpec, tag: str, words: str) -> _Found:
     if words in ("", "hub") or words.startswith("hub:"):
         return _fetched(spec, tag, words.partition(":")[2])
     path = Path(words).expanduser()
-    if (path / ARTEFACT).is_file():
+    if (path / ARTIFACT).is_file():
         path = path / VARIABLES
     if not path.is_file():
         raise ValueError(
@@ -247,7 +247,7 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     return repeated * np.float32(kernel.shape[2] / channels)
 
 
-def learned_from(clf: Classifier) -> tuple[str, str]:
+def pretrained_source(clf: Classifier) -> tuple[str, str]:
     """What brings back the pretrained weights that a saved classifier began from: `load(name, weights=weights)`.
 
     A classifier that `transfer` learned from a folder of another began where that one did.

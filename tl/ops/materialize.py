@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 
-def settled(x: Array, key: Array) -> Array:
+def materialize(x: Array, key: Array) -> Array:
     """`x`, computed once, however many read it.
 
     XLA on a CPU fuses what it thinks cheap, gathers among it, into each reader, and drops `lax.optimization_barrier` before

@@ -8,13 +8,13 @@ import numpy as np
 
 from tl import inference, metrics, pixels, reporting
 from tl.attacks import sanity_checks
-from tl.evaluation.attacked import Job, Judged
+from tl.evaluation.attacked import AttackContext, AttackEvaluation
 from tl.reporting import Html
 
 SHOWN = 12  # pictures on the page; all are in result.json
 
 
-def sections(job: Job, curve: Sequence[tuple[float, Judged]], norm: str, target: str) -> list[Html]:
+def sections(job: AttackContext, curve: Sequence[tuple[float, AttackEvaluation]], norm: str, target: str) -> list[Html]:
     """Rates at each eps, with intervals, and the curve where there are several."""
     parts = []
     for _, judged in curve:
@@ -63,7 +63,7 @@ def panel_section(lines: Sequence[sanity_checks.Check]) -> Html:
     )
 
 
-def treatments_section(curve: Sequence[tuple[float, Judged]]) -> Html:
+def treatments_section(curve: Sequence[tuple[float, AttackEvaluation]]) -> Html:
     """What is left of the success once pictures were compressed, resized, cropped."""
     words = [judged.word for _, judged in curve]
     rows = [
@@ -75,7 +75,7 @@ def treatments_section(curve: Sequence[tuple[float, Judged]]) -> Html:
     )
 
 
-def strips(job: Job, judged: Judged) -> list[Html]:
+def strips(job: AttackContext, judged: AttackEvaluation) -> list[Html]:
     """The first pictures: photograph, adversarial picture and amplified difference side by side."""
     table, before, after = inference.class_table(job.clf), metrics.softmax(job.clean), metrics.softmax(judged.logits)
     shown = []

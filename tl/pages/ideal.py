@@ -14,7 +14,7 @@ from tl.pages import common
 from tl.reporting import Html
 from tl.visualize import exemplars, render
 from tl.visualize.grid import Cell, Settings, names_of
-from tl.visualize.specs import OF_A_PHOTOGRAPH, Wish
+from tl.visualize.specs import OF_A_PHOTOGRAPH, ObjectiveSpec
 
 
 def page(
@@ -25,7 +25,7 @@ def page(
     found: render.Ideal,
     saved: np.ndarray,
     result: dict[str, Any],
-    pictures: dict[Wish, exemplars.Top],
+    pictures: dict[ObjectiveSpec, exemplars.Top],
     photograph: np.ndarray | None,
 ) -> list[Html]:
     """The sections: each image large, how it came to be, what is said of it, and the way to make it again."""
@@ -34,14 +34,14 @@ def page(
         words = [f"total variation {row['tv']:.3f} (weight {cell.tv:g})", f"spectral slope {row['spectral_slope']:.2f}"]
         if row["probability"] is None:
             words.insert(0, f"value {row['value']:.4g}" + (", a dead unit" if row["dead"] else ""))
-        classes = cell.wish.classes
+        classes = cell.objective_spec.classes
         cards = [
             reporting.card(
                 saved[i],
                 title="ideal" if how.steps else "where a climb would begin",
                 caption="; ".join(words),
                 bars=common.bars(row["called"], classes),
-                alt=f"the ideal image of {cell.wish.word}",
+                alt=f"the ideal image of {cell.objective_spec.word}",
             )
         ]
         if len(found.frames):
@@ -50,25 +50,29 @@ def page(
                 reporting.card(film, title="the climb", caption=f"{how.steps} steps, {len(found.frames)} of them shown")
             )
         if photograph is not None:
-            about = "whose activations are wanted" if cell.wish.kind in OF_A_PHOTOGRAPH else "where the climb began"
+            about = (
+                "whose activations are wanted"
+                if cell.objective_spec.kind in OF_A_PHOTOGRAPH
+                else "where the climb began"
+            )
             cards.append(reporting.card(photograph, title="the photograph", caption=about))
         if row["judges"]:
             opinion = [reporting.Bar(arch, p) for arch, p in row["judges"].items()]
-            text = reporting.note(f"How probable {cell.wish.word} is to networks that took no part")
+            text = reporting.note(f"How probable {cell.objective_spec.word} is to networks that took no part")
             cards.append(
                 reporting.tag(
                     "figure", "card", reporting.tag("figcaption", "title", "judges"), text, reporting.bars(opinion)
                 )
             )
-        if cell.wish in pictures:
-            real = reporting.contact_sheet([_small(clf, path) for path, _ in pictures[cell.wish]], columns=3)
+        if cell.objective_spec in pictures:
+            real = reporting.contact_sheet([_small(clf, path) for path, _ in pictures[cell.objective_spec]], columns=3)
             cards.append(reporting.card(real, title="nine photographs", caption="that activate the same unit most"))
-        title = cell.wish.word + (f", variation {cell.tv:g}" if len(how.tv) > 1 else "")
+        title = cell.objective_spec.word + (f", variation {cell.tv:g}" if len(how.tv) > 1 else "")
         strips.append(reporting.strip(cards, title=title + (f", noise {cell.replicate}" if how.count > 1 else "")))
-    names = names_of(how, [cell.wish for cell in cells])
+    names = names_of(how, [cell.objective_spec for cell in cells])
     seen = " and ".join(names) or "no transform"
     lead = (
-        f"{clf.arch} climbed its own objective for {how.steps} steps in {how.parameterisation} form with {how.optimizer}, seen "
+        f"{clf.arch} climbed its own objective for {how.steps} steps in {how.parameterization} form with {how.optimizer}, seen "
         f"through {seen}. What it looks like comes from the network alone. Probabilities are of the saved PNG."
     )
     sections = [reporting.section("Ideal images", *strips, text=lead)]

@@ -21,7 +21,7 @@ def rate_section(rates: rate_finder.Rates | None) -> list[Html]:
     return [reporting.section("Finding a learning rate", drawn, text=text)]
 
 
-def training_sections(fitted: fit.Fitted, result: dict[str, Any]) -> list[Html]:
+def training_sections(fitted: fit.FitResult, result: dict[str, Any]) -> list[Html]:
     """Curves of loss, accuracy and rate, over the epochs of all phases."""
     if not fitted.history:
         return []

@@ -251,7 +251,7 @@ def progress(
     """
     out: TextIO = sys.stderr if stream is None else stream
     total = len(iterable) if total is None and isinstance(iterable, Sized) else total
-    live, began, shown, done, due = out.isatty(), time.monotonic(), -1.0, 0, 1
+    train_norms, began, shown, done, due = out.isatty(), time.monotonic(), -1.0, 0, 1
 
     def line() -> str:
         spent = max(time.monotonic() - began, 1e-9)
@@ -260,30 +260,30 @@ def progress(
             return f"{label}  {done}  {rate}"
         left = f"{_clock(spent)}" if done >= total else f"{_clock(spent * (total - done) / done)} left" if done else ""
         full = round(20 * min(1.0, done / total))
-        bar = "\u2588" * full + "\u2591" * (20 - full) + "  " if live else ""
+        bar = "\u2588" * full + "\u2591" * (20 - full) + "  " if train_norms else ""
         return f"{label}  {bar}{done}/{total}  {rate}  {left}"
 
     def show() -> None:
         text = line().strip()
-        if live:
+        if train_norms:
             text = "\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K"
-        out.write(text if live else text + "\n")
+        out.write(text if train_norms else text + "\n")
         out.flush()
 
     try:
-        if live:
+        if train_norms:
             show()
         for item in iterable:
             yield item
             done += 1
-            if live and time.monotonic() - shown > 0.1:  # ten times a second
+            if train_norms and time.monotonic() - shown > 0.1:  # ten times a second
                 shown = time.monotonic()
                 show()
-            elif not live and done >= due:
+            elif not train_norms and done >= due:
                 show()
                 due = math.ceil((done * 10 // total + 1) * total / 10) if total and done < total else done * 4
     finally:
-        if live:
+        if train_norms:
             show()
             out.write("\n")
 

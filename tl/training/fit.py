@@ -23,17 +23,17 @@ from tl.data import DataSpec, Skipped
 from tl.models import Classifier
 from tl.paths import FROZEN
 from tl.training import inputs, probe, rules
-from tl.training.loop import Trained, chosen_by, train_phase
-from tl.training.phase import Job, fit_probe, prepare
-from tl.training.recipe import Recipe, as_sure, check_adversary
+from tl.training.loop import PhaseResult, selection_metric, train_phase
+from tl.training.phase import FitContext, fit_probe, prepare
+from tl.training.recipe import Recipe, apply_label_confidence, check_adversary
 from tl.types import Mode, Variables
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """What came of a run.
 
     Attributes:
-      variables: the whole network, on the host: of the best epoch by `chosen_by`, of the last one without validation.
+      variables: the whole network, on the host: of the best epoch by `selection_metric`, of the last one without validation.
       history: a row an epoch: `phase`, `epoch`, `lr`, `loss`, `accuracy`, `grad_norm`, `val_nll`, `val_top1`; with an
         adversary `val_robust_nll` and `val_robust_top1`.
       best: the row of `variables`; None where there was no gradient step.
@@ -64,7 +64,7 @@ class Fitted(NamedTuple):
 def fit(
     clf: Classifier,
     variables: Variables,
-    learn: DataSpec,
+    train_set: DataSpec,
     validation: DataSpec,
     recipe: Recipe,
     *,
@@ -72,12 +72,12 @@ def fit(
     folder: Path | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda line: None,
-) -> Fitted:
+) -> FitResult:
     """Trains a classifier.
 
     Args:
       clf, variables: the network, its head fresh.
-      learn: the pictures to learn from.
+      train_set: the pictures to learn from.
       validation: those on which the best epoch and a probe's strength are chosen; may be empty.
       recipe: how.
       seed: of everything random.
@@ -95,7 +95,7 @@ def fit(
         does).
     """
     check_adversary(recipe, clf.spec.endpoints)
-    job = Job(clf, as_sure(learn, recipe), validation, recipe, seed, folder, log, say)
+    job = FitContext(clf, apply_label_confidence(train_set, recipe), validation, recipe, seed, folder, log, say)
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     opt_state, best, closed, done, fed, groups = None, None, None, [], "bank of features", []
@@ -107,23 +107,23 @@ def fit(
         if each.name == "probe":
             closed, skipped = fit_probe(job, params, stats)
             params = {**params, "head": closed.params}
-            done.append(Trained(None, [], None, skipped=skipped))  # type: ignore[arg-type]
+            done.append(PhaseResult(None, [], None, skipped=skipped))  # type: ignore[arg-type]
             continue
         phase = prepare(job, number, each, params, stats, opt_state)
         ended, groups = train_phase(job, number, phase), phase.groups
         done.append(ended)
         opt_state, (params, stats) = ended.state.opt_state, phase.host(ended.state)
         fed = phase.reads
-        live = rules.live_norms(labels, stats)
+        train_norms = rules.trainable_norm_layers(labels, stats)
         if recipe.bn in ("update", "reestimate"):
-            moved |= live
-        best = min(filter(None, (best, ended.best)), key=lambda found: chosen_by(found.row), default=None)
+            moved |= train_norms
+        best = min(filter(None, (best, ended.best)), key=lambda found: selection_metric(found.row), default=None)
     if best is not None:
         params, stats = best.params, best.stats
     if recipe.bn == "reestimate" and moved:
         stats = reestimated(job, params, stats, frozenset(moved))
     history = [row for each in done for row in each.history]
-    return Fitted(
+    return FitResult(
         variables={"params": params, "batch_stats": stats},
         history=history,
         best=best.row if best else history[-1] if history else None,
@@ -140,25 +140,25 @@ def fit(
     )
 
 
-def reestimated(job: Job, params: Any, stats: Any, live: frozenset[str]) -> Any:
+def reestimated(job: FitContext, params: Any, stats: Any, train_norms: frozenset[str]) -> Any:
     """Statistics counted anew over the training pictures as they are: the average over batches, without momentum.
 
     Reference: Izmailov et al. 2018, arXiv:1803.05407, section 3.2 (BatchNorm statistics after averaging weights).
     """
-    clf, b = job.clf, min(job.recipe.batch_size, len(job.learn.examples))
+    clf, b = job.clf, min(job.recipe.batch_size, len(job.train_set.examples))
     specs = norms(clf.spec.module, params["backbone"], stats["backbone"], len(clf.pixels.mean))
     old = paths.flatten(stats["backbone"])
-    counted = {name for name in old if rules.layer_of(name) in live}
+    counted = {name for name in old if rules.norm_layer_name(name) in train_norms}
     zero = paths.unflatten({name: np.zeros_like(leaf) if name in counted else leaf for name, leaf in old.items()})
 
     @jax.jit
     def moved(params: Any, stats: Any, images: jax.Array) -> Any:
         """What a batch adds to statistics of zero: `momentum` times its own."""
         variables = {"params": params, "batch_stats": {"backbone": stats}}
-        return clf.apply(variables, pixels.to_images01(images), Mode.TRAIN, live=live).stats["backbone"]
+        return clf.apply(variables, pixels.to_images01(images), Mode.TRAIN, train_norms=train_norms).stats["backbone"]
 
     sums, count, on_device = None, 0, jax.device_put((params, zero))
-    for examples, _ in inputs.Pictures(clf, job.learn, job.augment).evaluation(b):
+    for examples, _ in inputs.Pictures(clf, job.train_set, job.augment).evaluation(b):
         if examples.valid.all():  # a batch with empty slots has other statistics
             found = paths.flatten(moved(*on_device, examples.inputs))
             sums = found if sums is None else {name: sums[name] + leaf for name, leaf in found.items()}
@@ -169,9 +169,9 @@ def reestimated(job: Job, params: Any, stats: Any, live: frozenset[str]) -> Any:
     return {**stats, "backbone": paths.unflatten({**old, **new})}
 
 
-def still(variables: Variables, fitted: Fitted) -> str:
+def frozen_digest(variables: Variables, fitted: FitResult) -> str:
     """A hash of all that was frozen: parameters that trained in no phase, and statistics that were not allowed to move."""
     params = {name: leaf for name, leaf in paths.flatten(variables["params"]).items() if name not in fitted.trained}
     stats = paths.flatten(variables.get("batch_stats", {}))
-    kept = {name: leaf for name, leaf in stats.items() if rules.layer_of(name) not in fitted.moved}
+    kept = {name: leaf for name, leaf in stats.items() if rules.norm_layer_name(name) not in fitted.moved}
     return paths.digest({"params": params, "stats": kept})

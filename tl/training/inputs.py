@@ -126,7 +126,7 @@ class Bank(NamedTuple):
         sure = None if self.confidence is None else self.confidence[rows]
         return Rows(Examples(self.maps[rows, views], self.labels[rows].astype(np.int32), there, sure), rows)
 
-    def standardised(self, mean: np.ndarray, std: np.ndarray) -> Bank:
+    def standardized(self, mean: np.ndarray, std: np.ndarray) -> Bank:
         """The same bank of features f32[n v d] in units of their spread."""
         return self._replace(maps=(self.maps - mean[None, None]) / std[None, None])
 

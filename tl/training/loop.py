@@ -14,7 +14,7 @@ from tl import devices, metrics
 from tl.data import Skipped
 from tl.data.feed import prefetch
 from tl.training import checkpoints, step
-from tl.training.phase import Job, Phase
+from tl.training.phase import FitContext, Phase
 
 
 class Best(NamedTuple):
@@ -25,7 +25,7 @@ class Best(NamedTuple):
     stats: Any
 
 
-class Trained(NamedTuple):
+class PhaseResult(NamedTuple):
     """A phase that is done."""
 
     state: step.TrainState
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
-def train_phase(job: Job, number: int, phase: Phase) -> Trained:
+def train_phase(job: FitContext, number: int, phase: Phase) -> PhaseResult:
     """The steps of a phase, from its newest checkpoint where there is one."""
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
     epoch: dict[str, float] = {}  # sums over the steps of this epoch
@@ -56,14 +56,14 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             newest, best_step = kept.latest(), kept.best()
             if best_step is not None:
                 found, position, _ = kept.restore(best_step, like=_moving(state))
-                if best is None or chosen_by(position["history"][-1]) < chosen_by(best.row):
+                if best is None or selection_metric(position["history"][-1]) < selection_metric(best.row):
                     best = Best(position["history"][-1], *phase.host(found._replace(frozen=state.frozen)))
             if newest is not None:
                 found, position, _ = kept.restore(newest, like=_moving(state))
                 state = found._replace(frozen=state.frozen)
                 history, stale, first, epoch = (position[name] for name in ("history", "stale", "step", "epoch"))
                 if position["done"]:
-                    return Trained(state, history, best)
+                    return PhaseResult(state, history, best)
         saved = first
 
         def save(step: int, *, done: bool, scored: Mapping[str, float] | None = None) -> None:
@@ -116,18 +116,20 @@ def train_phase(job: Job, number: int, phase: Phase) -> Trained:
             scored = validated(phase, state)
             history = [*history, {**row, **scored}]
             stale += 1
-            if scored and (best is None or chosen_by(scored) < chosen_by(best.row)):
+            if scored and (best is None or selection_metric(scored) < selection_metric(best.row)):
                 best, stale = Best(history[-1], *phase.host(state)), 0
             job.log(history[-1])
             stop = bool(job.recipe.patience and scored and stale >= job.recipe.patience)
-            decides = {"chosen_by": chosen_by(scored), **scored} if scored else None  # the first is `checkpoints`' best
+            decides = (
+                {"chosen_by": selection_metric(scored), **scored} if scored else None
+            )  # the first is `checkpoints`' best
             save(done_steps, done=stop or done_steps == len(plan), scored=decides)
             if stop:
                 job.say(f"{phase.name}: no better validation loss for {stale} epochs; stopped after {row['epoch']}")
                 break
         skipped = tuple(source.skipped)
         seconds, waiting = time.monotonic() - began, feed.seconds_waiting
-    return Trained(state, history, best, seconds, waiting, pictures, done_steps - first, skipped)
+    return PhaseResult(state, history, best, seconds, waiting, pictures, done_steps - first, skipped)
 
 
 def _moving(state: step.TrainState) -> step.TrainState:
@@ -135,7 +137,7 @@ def _moving(state: step.TrainState) -> step.TrainState:
     return state._replace(frozen={})
 
 
-def chosen_by(row: Mapping[str, float]) -> float:
+def selection_metric(row: Mapping[str, float]) -> float:
     """The figure by which epochs are compared, smaller is better: the loss, or the error under attack where one is trained on.
 
     Between equal errors the loss under attack decides, at a millionth: alone it would prefer a network that is sure of nothing.
@@ -164,7 +166,7 @@ def validated(phase: Phase, state: step.TrainState) -> dict[str, float]:
             raise ValueError(
                 f"{phase.name}: logits of validation pictures are not finite; lower --lr, or the rate of a group"
             )
-        whole = metrics.summarise(logits, known)
+        whole = metrics.summarize(logits, known)
         found |= {f"{prefix}nll": whole["nll"], f"{prefix}top1": whole["top1"]}
     return found
 
@@ -181,9 +183,9 @@ def logits_of(
     return np.concatenate(rows[1:] or rows), np.concatenate(known)
 
 
-def not_finite(job: Job, phase: Phase, step: int, row: Mapping[str, float], rows: np.ndarray) -> str:
+def not_finite(job: FitContext, phase: Phase, step: int, row: Mapping[str, float], rows: np.ndarray) -> str:
     """The sentence for a step whose loss or gradient is not finite."""
-    names = [str(job.learn.examples[i].path) for i in rows if i >= 0]
+    names = [str(job.train_set.examples[i].path) for i in rows if i >= 0]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     kept = f"; the last good state is kept in {job.folder}" if job.folder is not None else ""
     return (

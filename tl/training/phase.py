@@ -24,11 +24,11 @@ from tl.types import Mode, Variables
 VALIDATION_STEPS = 5  # of the attack after each epoch; chosen, not tuned
 
 
-class Job(NamedTuple):
+class FitContext(NamedTuple):
     """The arguments of `fit` that all phases share."""
 
     clf: Classifier
-    learn: DataSpec
+    train_set: DataSpec
     validation: DataSpec
     recipe: Recipe
     seed: int
@@ -75,15 +75,15 @@ class Phase(NamedTuple):
     host: Callable[[TrainState], tuple[Any, Any]]
 
 
-def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Skipped, ...]]:
+def fit_probe(job: FitContext, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Skipped, ...]]:
     """The head's optimum on the frozen features, and the pictures that have none."""
-    variables, k = {"params": params, "batch_stats": stats}, len(job.learn.classes)
+    variables, k = {"params": params, "batch_stats": stats}, len(job.train_set.classes)
     parts, skipped = [], ()
-    for spec in (job.learn, job.validation):
+    for spec in (job.train_set, job.validation):
         found = features.extract(job.clf, variables, inputs.sources(spec), batch_size=job.recipe.batch_size)
         parts.append((found.values[found.valid], inputs.labels(spec)[found.valid]))
         skipped += found.skipped
-    (values, known), held_out = parts
+    (values, known), validation_set = parts
     weights = None
     if job.recipe.balance != "none":
         weights = np.maximum(plan.class_weights(known, k), 1e-6).astype(np.float64)
@@ -92,7 +92,7 @@ def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Ski
         known,
         k,
         method=job.recipe.method,
-        validation=held_out if len(held_out[1]) else None,
+        validation=validation_set if len(validation_set[1]) else None,
         refit=job.recipe.tune == "probe",  # what follows a probe is compared with it on validation
         seed=job.seed,
         class_weights=weights,
@@ -103,7 +103,7 @@ def fit_probe(job: Job, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Ski
 
 
 def prepare(
-    job: Job,
+    job: FitContext,
     number: int,
     phase: rules.Phase,
     params: Any,
@@ -118,24 +118,24 @@ def prepare(
     """
     clf, recipe, stages = job.clf, job.recipe, job.clf.spec.endpoints
     labels = paths.label(params, phase.rules)
-    live, cut = rules.live_norms(labels, stats), rules.cut(labels, stages)
-    if cut == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
-        cut = stages[-1]
-    if recipe.adversary() and cut and recipe.bank_gib:
+    train_norms, frozen_prefix = rules.trainable_norm_layers(labels, stats), rules.frozen_prefix(labels, stages)
+    if frozen_prefix == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
+        frozen_prefix = stages[-1]
+    if recipe.adversary() and frozen_prefix and recipe.bank_gib:
         raise ValueError(
-            f"--adversarial={recipe.adversarial} moves pixels, and {phase.name} learns from a bank of what the frozen {cut} "
-            "made of them once; take --tune=all or lp_ft, or --bank_gib=0"
+            f"--adversarial={recipe.adversarial} moves pixels, and {phase.name} learns from a bank of what the frozen "
+            f"{frozen_prefix} made of them once; take --tune=all or lp_ft, or --bank_gib=0"
         )
-    feed, validation, scale = _feeds(job, cut, {"params": params, "batch_stats": stats})
+    feed, validation, scale = _feeds(job, frozen_prefix, {"params": params, "batch_stats": stats})
     banked = isinstance(feed, Bank)
     plan = Plan(
-        n=len(job.learn.examples),
+        n=len(job.train_set.examples),
         batch_size=recipe.batch_size,
         epochs=max(round(recipe.epochs * phase.share), 1),
         seed=job.seed,
-        weights=balanced(inputs.labels(job.learn)) if recipe.balance == "sampler" else None,
+        weights=balanced(inputs.labels(job.train_set)) if recipe.balance == "sampler" else None,
     )
-    lr = recipe.lr or (1e-3 if cut == "features" else 5e-3)
+    lr = recipe.lr or (1e-3 if frozen_prefix == "features" else 5e-3)
     adversary = recipe.adversary(len(plan))
     replays = adversary.replays if adversary and adversary.method == "free" else 1  # each is a step of the optimizer
     by_update = (schedules or optim.SCHEDULES[recipe.schedule])(lr, replays * len(plan))
@@ -146,14 +146,14 @@ def prepare(
     def forward(params: Any, stats: Any, inputs: jax.Array, mode: Mode) -> tuple[Any, Any]:
         variables = {"params": params, "batch_stats": stats}
         if banked:
-            output = clf.apply_from(variables, inputs, cut, mode, live=live)
+            output = clf.apply_from(variables, inputs, frozen_prefix, mode, train_norms=train_norms)
         else:
             images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
-            output = clf.apply(variables, images01, mode, live=live)
+            output = clf.apply(variables, images01, mode, train_norms=train_norms)
         return output.logits, output.stats
 
-    mode = Mode.TRAIN if recipe.bn == "update" and live else Mode.EVAL
-    k = len(job.learn.classes)
+    mode = Mode.TRAIN if recipe.bn == "update" and train_norms else Mode.EVAL
+    k = len(job.train_set.classes)
     live_forward = lambda params, stats, inputs: forward(params, stats, inputs, mode)  # noqa: E731
     hooks = adversarial.hooks(adversary, live_forward) if adversary else adversarial.Hooks()
     step = make_train_step(
@@ -163,7 +163,7 @@ def prepare(
         replay=hooks.replay,
         smoothing=recipe.smoothing,
         augment=None if banked else _augmenting(job.augment, always=adversary is not None),
-        class_weights=class_weights(inputs.labels(job.learn), k) if recipe.balance == "weights" else None,
+        class_weights=class_weights(inputs.labels(job.train_set), k) if recipe.balance == "weights" else None,
         microbatches=recipe.microbatches,
         ema_decay=recipe.ema,
     )
@@ -180,10 +180,10 @@ def prepare(
         factors=factors,
         weight_decay=recipe.weight_decay,
         bn=recipe.bn,
-        norms=rules.live_norms(dict.fromkeys(labels, "all"), stats),
+        norms=rules.trainable_norm_layers(dict.fromkeys(labels, "all"), stats),
         moments=2 if recipe.optimizer == "adamw" else 1,
     )
-    reads = f"bank of {cut}" if banked else "pictures"
+    reads = f"bank of {frozen_prefix}" if banked else "pictures"
     job.say(
         f"{phase.name}: {plan.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size}, from "
         f"{'the ' if banked else ''}{reads}"
@@ -206,13 +206,13 @@ def prepare(
     )
 
 
-def compiled_to_fit(job: Job, step: Step, state: TrainState, feed: Pictures | Bank) -> Step:
+def compiled_to_fit(job: FitContext, step: Step, state: TrainState, feed: Pictures | Bank) -> Step:
     """The step, compiled for this feed's batches; ValueError with a size that fits where memory is too small for them."""
     mesh, b = devices.mesh(), job.recipe.batch_size
     inputs = feed.blank()
 
     def compiled(size: int) -> Any:
-        sure = None if confidence(job.learn) is None else np.ones(size, np.float32)
+        sure = None if confidence(job.train_set) is None else np.ones(size, np.float32)
         blank = Examples(np.repeat(inputs, size, 0), np.zeros(size, np.int32), np.zeros(size, bool), sure)
         return step.lower(state, devices.shard(blank, mesh)).compile()  # type: ignore[attr-defined]
 
@@ -227,28 +227,30 @@ def compiled_to_fit(job: Job, step: Step, state: TrainState, feed: Pictures | Ba
     return program
 
 
-def _feeds(job: Job, cut: str, variables: Variables) -> tuple[Any, Any, tuple[np.ndarray, np.ndarray] | None]:
+def _feeds(
+    job: FitContext, frozen_prefix: str, variables: Variables
+) -> tuple[Any, Any, tuple[np.ndarray, np.ndarray] | None]:
     """Feeds of learning and validation, and, for a bank of features, the (mean, std) by which it was standardised.
 
     A head sees standardised features, so that one learning rate suits every backbone; `Phase.host` undoes it.
     """
     recipe, clf = job.recipe, job.clf
-    cut = "" if recipe.adversary() else cut
+    frozen_prefix = "" if recipe.adversary() else frozen_prefix
     once = augment.make_augment("none", size=clf.pixels.size)
-    share = len(job.learn.examples) / max(len(job.learn.examples) + len(job.validation.examples), 1)
+    share = len(job.train_set.examples) / max(len(job.train_set.examples) + len(job.validation.examples), 1)
     made = {"gib": recipe.bank_gib * share, "batch_size": recipe.batch_size}
-    bank = inputs.bank(clf, variables, job.learn, cut, job.augment, **made)
+    bank = inputs.bank(clf, variables, job.train_set, frozen_prefix, job.augment, **made)
     if bank is None:
         workers = feed.auto_workers() if recipe.workers < 0 else recipe.workers
-        read = inputs.Pictures(clf, job.learn, job.augment, workers)
+        read = inputs.Pictures(clf, job.train_set, job.augment, workers)
         return read, read._replace(spec=job.validation), None
-    held_out = inputs.bank(clf, variables, job.validation, cut, once, **{**made, "gib": float("inf")})
-    assert held_out is not None  # whatever its size
-    if cut != "features" or heads.kind(clf.head) != "linear":  # type: ignore[arg-type]
-        return bank, held_out, None
+    validation_set = inputs.bank(clf, variables, job.validation, frozen_prefix, once, **{**made, "gib": float("inf")})
+    assert validation_set is not None  # whatever its size
+    if frozen_prefix != "features" or heads.kind(clf.head) != "linear":  # type: ignore[arg-type]
+        return bank, validation_set, None
     seen = bank.maps[bank.valid].reshape(-1, bank.maps.shape[-1])
     mean, std = seen.mean(axis=0), seen.std(axis=0) + 1e-6
-    return bank.standardised(mean, std), held_out.standardised(mean, std), (mean, std)
+    return bank.standardized(mean, std), validation_set.standardized(mean, std), (mean, std)
 
 
 def _to_standard(head: Any, scale: tuple[np.ndarray, np.ndarray] | None) -> Any:

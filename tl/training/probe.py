@@ -131,12 +131,12 @@ def fit(
     if weights.shape != (classes,) or not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(f"class_weights are {classes} numbers above 0; got {np.asarray(class_weights).tolist()}")
     weights = weights[labels] / weights[labels].mean()
-    bank = _factorise(features, weights)
+    bank = _factorize(features, weights)
 
     held = np.flatnonzero(fold >= 0)
     truth, worth = labels[held], weights[held]
     accuracy, likelihood, temperatures = [], [], []
-    for scores in METHODS[method].held_out(bank, labels, weights, classes, fold, strengths):
+    for scores in METHODS[method].validation_set(bank, labels, weights, classes, fold, strengths):
         temperatures.append(metrics.temperature(scores[held], truth))
         scale = temperatures[-1] if method == "ridge" else 1.0
         accuracy.append(float(np.sum(worth * (scores[held].argmax(axis=1) == truth)) / np.sum(worth)))
@@ -175,7 +175,7 @@ class _Bank(NamedTuple):
     scale: np.ndarray
 
 
-def _factorise(features: np.ndarray, weights: np.ndarray) -> _Bank:
+def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
     """The bank of features f32[n d] with example weights f64[n] of mean 1.
 
     Penalised solutions lie in the span of the examples, so a fit in these coordinates has the same minimum; and in them
@@ -355,9 +355,9 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class _Method(NamedTuple):
-    """`held_out` gives the scores that choose the strength, `solve` the fit at one strength."""
+    """`validation_set` gives the scores that choose the strength, `solve` the fit at one strength."""
 
-    held_out: Callable[..., Iterator[np.ndarray]]
+    validation_set: Callable[..., Iterator[np.ndarray]]
     solve: Callable[..., np.ndarray]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from tl import devices, optim
 from tl.data import DataSpec
 from tl.models import Classifier
-from tl.training.phase import Job, prepare
-from tl.training.recipe import Recipe, as_sure
+from tl.training.phase import FitContext, prepare
+from tl.training.recipe import Recipe, apply_label_confidence
 from tl.types import Variables
 
 
@@ -23,7 +23,7 @@ class Rates(NamedTuple):
 
 
 def find_rate(
-    clf: Classifier, variables: Variables, learn: DataSpec, recipe: Recipe, *, seed: int, steps: int = 100
+    clf: Classifier, variables: Variables, train_set: DataSpec, recipe: Recipe, *, seed: int, steps: int = 100
 ) -> Rates:
     """Raises the rate from 1e-6 to 1 over some steps of the last phase, and takes a tenth of where the smoothed loss is least.
 
@@ -31,10 +31,12 @@ def find_rate(
 
     Reference: Smith 2017, arXiv:1506.01186, section 3.3; smoothing (0.9) and the tenth as in fastai's `lr_find`.
     """
-    per_epoch = -(-len(learn.examples) // recipe.batch_size)
+    per_epoch = -(-len(train_set.examples) // recipe.batch_size)
     tried = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
-    none = dataclasses.replace(learn, examples=(), skipped=())
-    job = Job(clf, as_sure(learn, recipe), none, tried, seed, None, lambda row: None, lambda line: None)
+    none = dataclasses.replace(train_set, examples=(), skipped=())
+    job = FitContext(
+        clf, apply_label_confidence(train_set, recipe), none, tried, seed, None, lambda row: None, lambda line: None
+    )
     last = tried.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
     stats = variables.get("batch_stats", {})
     phase = prepare(job, 0, last, variables["params"], stats, None, schedules=optim.rate_range)

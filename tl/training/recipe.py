@@ -98,18 +98,18 @@ class Recipe:
         )
 
 
-def as_sure(learn: DataSpec, recipe: Recipe) -> DataSpec:
+def apply_label_confidence(train_set: DataSpec, recipe: Recipe) -> DataSpec:
     """The set with its labels as sure as the recipe takes them."""
-    certain = inputs.confidence(learn) is None
+    certain = inputs.confidence(train_set) is None
     if recipe.soft_labels and certain:
         raise ValueError(
-            f"--soft_labels wants labels that say how sure they are; those of {learn.name} are all certain: take elpv, or a "
+            f"--soft_labels wants labels that say how sure they are; those of {train_set.name} are all certain: take elpv, or a "
             "CSV with a column confidence"
         )
     if recipe.soft_labels or certain:
-        return learn
-    examples = tuple(dataclasses.replace(example, confidence=1.0) for example in learn.examples)
-    return dataclasses.replace(learn, examples=examples)
+        return train_set
+    examples = tuple(dataclasses.replace(example, confidence=1.0) for example in train_set.examples)
+    return dataclasses.replace(train_set, examples=examples)
 
 
 def check_adversary(recipe: Recipe, stages: Sequence[str]) -> None:

@@ -131,7 +131,7 @@ def rate_factors(
     return factors
 
 
-def cut(labels: Mapping[str, str], stages: Sequence[str]) -> str:
+def frozen_prefix(labels: Mapping[str, str], stages: Sequence[str]) -> str:
     """The last stage before anything trains: gradients stop there, and its map can be computed once for good.
 
     Args:
@@ -150,20 +150,20 @@ def cut(labels: Mapping[str, str], stages: Sequence[str]) -> str:
     return "features"
 
 
-def layer_of(statistic: str) -> str:
-    """The layer to which a leaf of `batch_stats` belongs, as `Classifier.apply(live=...)` names it.
+def norm_layer_name(statistic: str) -> str:
+    """The layer to which a leaf of `batch_stats` belongs, as `Classifier.apply(train_norms=...)` names it.
 
     Example:
-      >>> layer_of("backbone/stage4/block0/conv1/norm/mean"), layer_of("backbone/top/var")
+      >>> norm_layer_name("backbone/stage4/block0/conv1/norm/mean"), norm_layer_name("backbone/top/var")
       ('stage4/block0/conv1', 'top')
     """
     return statistic.removeprefix("backbone/").rpartition("/")[0].removesuffix("/norm")
 
 
-def live_norms(labels: Mapping[str, str], stats: Mapping[str, Any]) -> frozenset[str]:
-    """The layers whose BatchNorm is not frozen, since a leaf of theirs trains: paths for `Classifier.apply(live=...)`."""
+def trainable_norm_layers(labels: Mapping[str, str], stats: Mapping[str, Any]) -> frozenset[str]:
+    """The layers whose BatchNorm is not frozen, since a leaf of theirs trains: paths for `Classifier.apply(train_norms=...)`."""
     trained = {name for name, what in labels.items() if what != FROZEN}
-    layers = {layer_of(name) for name in flatten(stats)}
+    layers = {norm_layer_name(name) for name in flatten(stats)}
     return frozenset(layer for layer in layers if any(name.startswith(f"backbone/{layer}/") for name in trained))
 
 
@@ -185,7 +185,7 @@ def table(
       tune_rules: `((regex, label), ...)`.
       lr, factors, weight_decay: of the optimizer; a group's rate is `lr` times its factor.
       bn: the policy; a group without BatchNorm has "-", the frozen one "eval".
-      norms: layers that have a BatchNorm (`live_norms` under rules that train everything).
+      norms: layers that have a BatchNorm (`trainable_norm_layers` under rules that train everything).
       moments: floats that the optimizer keeps for a parameter (2 for Adam, 1 for momentum).
 
     Returns:

@@ -107,7 +107,7 @@ def top_classes(
       ValueError: a network without a head, or `members` of another shape or dtype, or with an empty row.
     """
     if clf.head is None or clf.classes is None:
-        raise ValueError(clf.headless())
+        raise ValueError(clf.no_head_message())
     rows, classes = np.asarray(members), len(clf.classes.entries)
     if rows.dtype != bool or rows.ndim != 2 or rows.shape[1] != classes:
         raise ValueError(f"members are bool[m {classes}], a row a wish; got {rows.dtype}{list(rows.shape)}")

@@ -88,8 +88,8 @@ def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int
         names = [name for name in names if name.startswith(f"{last}/")]
     if alone := [name for name in names if sizes[name] == channels]:
         return [(alone[-1], i) for i in range(channels)]
-    beside = [(name, i) for name in names if "/expand" in name for i in range(sizes[name])]
-    return beside if len(beside) == channels else []
+    top_activating = [(name, i) for name in names if "/expand" in name for i in range(sizes[name])]
+    return top_activating if len(top_activating) == channels else []
 
 
 def in_order(name: str) -> list[str | int]:

@@ -15,7 +15,7 @@ from tl.models import Classifier, heads
 from tl.paths import nearest
 from tl.types import Variables
 from tl.visualize import exemplars, images, judge, objectives, render, specs
-from tl.visualize.specs import KINDS, OF_A_PHOTOGRAPH, Wish
+from tl.visualize.specs import KINDS, OF_A_PHOTOGRAPH, ObjectiveSpec
 
 STEPS = 320  # chosen by eye
 STEP = 0.05  # lucid's Adam step
@@ -46,7 +46,7 @@ TRANSFORMS: dict[str, Callable[[int], transforms.Transform]] = {  # size -> tran
 class Settings(NamedTuple):
     """How images are climbed; `tv` (), `l2` None and `names` auto are the objective's own defaults."""
 
-    parameterisation: str = "fourier"
+    parameterization: str = "fourier"
     tv: tuple[float, ...] = ()
     variation: str = "anisotropic"
     l2: float | None = None
@@ -74,7 +74,7 @@ class Network(NamedTuple):
 class Cell(NamedTuple):
     """One image of the grid: what it shall be, with which weight of the variation, from which noise."""
 
-    wish: Wish
+    objective_spec: ObjectiveSpec
     tv: float
     replicate: int
 
@@ -83,15 +83,20 @@ def network(clf: Classifier, variables: Variables) -> Network:
     return Network(clf, jax.device_put(clf.fold_batch_norm(variables)), variables)
 
 
-def grid(wishes: Sequence[Wish], how: Settings) -> list[Cell]:
+def grid(objective_specs: Sequence[ObjectiveSpec], how: Settings) -> list[Cell]:
     """Objective x weight of the variation x noise. Images of one objective and weight stand together."""
-    weights = lambda wish: how.tv or (KINDS[wish.kind].tv,)  # noqa: E731
-    return [Cell(wish, tv, i) for wish in wishes for tv in weights(wish) for i in range(how.count)]
+    weights = lambda objective_spec: how.tv or (KINDS[objective_spec.kind].tv,)  # noqa: E731
+    return [
+        Cell(objective_spec, tv, i)
+        for objective_spec in objective_specs
+        for tv in weights(objective_spec)
+        for i in range(how.count)
+    ]
 
 
-def names_of(how: Settings, wishes: Sequence[Wish]) -> tuple[str, ...]:
+def names_of(how: Settings, objective_specs: Sequence[ObjectiveSpec]) -> tuple[str, ...]:
     """The transforms that --transforms names, or those of the objectives."""
-    return specs.default_views(wishes) if how.names == ("auto",) else how.names
+    return specs.default_views(objective_specs) if how.names == ("auto",) else how.names
 
 
 def views(names: Sequence[str], size: int) -> transforms.Transform:
@@ -115,9 +120,9 @@ def climber(
       photograph: f32[s s 3] to begin with, and what inversions and caricatures are about (these begin with noise).
     """
     first, size = networks[0], how.size or networks[0].clf.pixels.size
-    chosen = [cell.wish for cell in cells]
+    chosen = [cell.objective_spec for cell in cells]
     ends = specs.shapes(first.clf, first.variables, size)
-    about = sorted({wish.endpoint for wish in chosen if wish.kind in OF_A_PHOTOGRAPH})
+    about = sorted({objective_spec.endpoint for objective_spec in chosen if objective_spec.kind in OF_A_PHOTOGRAPH})
     if about and photograph is None:
         raise ValueError("inversion and caricature are about a photograph; name one with --photograph=FILE")
     wanted = specs.wanted_maps(first.clf, first.variables, photograph, about) if photograph is not None else {}
@@ -127,7 +132,7 @@ def climber(
         lambda variables, images01: tuple(
             each.clf.apply(own, images01) for each, own in zip(networks, variables, strict=True)
         ),
-        images.PARAMETERISATIONS[how.parameterisation](size),
+        images.PARAMETERIZATIONS[how.parameterization](size),
         objective,
         transform=views(names_of(how, chosen), size),
         steps=how.steps,
@@ -141,7 +146,9 @@ def climber(
     noise = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(how.seed), jnp.arange(how.count))
     keys = noise[jnp.array([cell.replicate for cell in cells])]
     tv = np.array([cell.tv for cell in cells], np.float32)
-    l2 = np.array([KINDS[wish.kind].l2 if how.l2 is None else how.l2 for wish in chosen], np.float32)
+    l2 = np.array(
+        [KINDS[objective_spec.kind].l2 if how.l2 is None else how.l2 for objective_spec in chosen], np.float32
+    )
     begins = photograph is not None and not about
     start = np.stack([photograph] * len(cells)) if begins and photograph is not None else None
     variables = tuple(each.variables for each in networks)
@@ -150,8 +157,8 @@ def climber(
 
 def values(networks: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray, photograph: Any) -> np.ndarray:
     """f32[b], each objective without costs and views, on pictures uint8[b s s 3] as read back."""
-    chosen, ends = [cell.wish for cell in cells], specs.shapes(*networks[0][:2], saved.shape[1])
-    about = sorted({wish.endpoint for wish in chosen if wish.kind in OF_A_PHOTOGRAPH})
+    chosen, ends = [cell.objective_spec for cell in cells], specs.shapes(*networks[0][:2], saved.shape[1])
+    about = sorted({objective_spec.endpoint for objective_spec in chosen if objective_spec.kind in OF_A_PHOTOGRAPH})
     wanted = specs.wanted_maps(*networks[0][:2], photograph, about)
     objective, targets = specs.program([each.clf for each in networks], chosen, ends, wanted)
 
@@ -168,7 +175,7 @@ def values(networks: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray
     return np.asarray(measure(variables, targets, pixels.to_images01(saved)))
 
 
-def judges_of(networks: Sequence[Network], names: Sequence[str]) -> list[Network]:
+def held_out_networks(networks: Sequence[Network], names: Sequence[str]) -> list[Network]:
     """The networks that took no part; with "auto" those of `JUDGES` whose weights are at hand."""
     auto, found = list(names) == ["auto"], []
     part = {each.clf.arch for each in networks}
@@ -187,7 +194,9 @@ def judges_of(networks: Sequence[Network], names: Sequence[str]) -> list[Network
     return found
 
 
-def verdicts(judges: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray) -> list[dict[str, float]]:
+def held_out_probabilities(
+    judges: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray
+) -> list[dict[str, float]]:
     """Of each picture what each judge gives its class: architecture -> probability; nothing for a class it does not know."""
     rows: list[dict[str, float]] = [{} for _ in cells]
     for each in judges:
@@ -195,35 +204,43 @@ def verdicts(judges: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray
         probabilities = None
         for i, cell in enumerate(cells):
             try:
-                classes = inference.class_table(each.clf).find(cell.wish.word) if cell.wish.classes else ()
+                classes = (
+                    inference.class_table(each.clf).find(cell.objective_spec.word)
+                    if cell.objective_spec.classes
+                    else ()
+                )
             except ValueError:
                 continue
             if classes:
                 if probabilities is None:
                     shown = np.stack([whole.prepare(image) for image in saved])
-                    probabilities = metrics.softmax(inference.all_logits(each.clf, each.variables, shown))
+                    probabilities = metrics.softmax(inference.predict_logits(each.clf, each.variables, shown))
                 rows[i][each.clf.arch] = float(probabilities[i, list(classes)].sum())
     return rows
 
 
-def beside(first: Network, wishes: Sequence[Wish], spec: data.DataSpec) -> dict[Wish, exemplars.Top]:
+def top_activating(
+    first: Network, objective_specs: Sequence[ObjectiveSpec], spec: data.DataSpec
+) -> dict[ObjectiveSpec, exemplars.Top]:
     """Of each objective that has a unit or class, the nine pictures of a data set that activate it most."""
     paths = [example.path for example in spec.examples]
-    found: dict[Wish, exemplars.Top] = {}
+    found: dict[ObjectiveSpec, exemplars.Top] = {}
     table_size = len(first.clf.classes) if first.clf.classes else 0
-    for wish in wishes:
-        if wish.classes:
-            members = np.isin(np.arange(table_size), wish.classes)[None]
-            (found[wish],) = exemplars.top_classes(first.clf, first.loaded, paths, members)
-        elif wish.kind in ("channel", "neuron"):
-            (found[wish],) = exemplars.top_pictures(first.clf, first.loaded, paths, wish.endpoint, [wish.index])
+    for objective_spec in objective_specs:
+        if objective_spec.classes:
+            members = np.isin(np.arange(table_size), objective_spec.classes)[None]
+            (found[objective_spec],) = exemplars.top_classes(first.clf, first.loaded, paths, members)
+        elif objective_spec.kind in ("channel", "neuron"):
+            (found[objective_spec],) = exemplars.top_pictures(
+                first.clf, first.loaded, paths, objective_spec.endpoint, [objective_spec.index]
+            )
     return found
 
 
 # ----------------------------------------------------------------------------------------------------------------- page
 
 
-def natural(clf: Classifier, size: int) -> dict[str, Any]:
+def photo_statistics(clf: Classifier, size: int) -> dict[str, Any]:
     """What photographs have: total variation and slope of the spectrum, mean and spread over the packaged ones."""
     try:
         paths = [photo.path for photo in data.photographs()]
@@ -262,7 +279,7 @@ def diversities(
     seen = np.concatenate([np.asarray(features(each.variables, x[None])) for x in shown])
     groups: dict[tuple[str, float], list[int]] = {}
     for i, cell in enumerate(cells):
-        groups.setdefault((cell.wish.word, cell.tv), []).append(i)
+        groups.setdefault((cell.objective_spec.word, cell.tv), []).append(i)
     return [
         {"target": word, "tv_weight": tv, "diversity": judge.diversity(seen[rows]), "by": each.clf.arch}
         for (word, tv), rows in groups.items()

@@ -1,6 +1,6 @@
 """Parameterisations: what is optimised in place of the pixels, and how it becomes a picture.
 
-To add one: a function `(count, size) -> Image` and a row in `PARAMETERISATIONS`.
+To add one: a function `(count, size) -> Image` and a row in `PARAMETERIZATIONS`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def _logit(images01: jax.Array) -> jax.Array:
 
 # Square root of the covariance of RGB in ImageNet photographs, over its largest column norm: independent colours on the
 # right become natural ones. Lucid, `lucid/optvis/param/color.py` (Apache-2.0).
-COLOUR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
-COLOUR = COLOUR / np.linalg.norm(COLOUR, axis=0).max()
-PLAIN = np.linalg.inv(COLOUR)
+COLOR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
+COLOR = COLOR / np.linalg.norm(COLOR, axis=0).max()
+PLAIN = np.linalg.inv(COLOR)
 
 
 def _mixed(x: jax.Array, matrix: np.ndarray) -> jax.Array:
@@ -99,7 +99,7 @@ def fourier(size: int, *, spread: float = 0.01, decay: float = 1.0) -> Image:
     def decode(theta: jax.Array) -> jax.Array:
         weighted = theta * weight[None, None]
         plain = jnp.fft.irfft2(jax.lax.complex(weighted[:, 0], weighted[:, 1]), (size, size), axes=(1, 2))
-        return jax.nn.sigmoid(_mixed(plain, COLOUR))
+        return jax.nn.sigmoid(_mixed(plain, COLOR))
 
     def encode(images01: jax.Array) -> jax.Array:
         waves = jnp.fft.rfft2(_mixed(_logit(images01), PLAIN), axes=(1, 2))
@@ -126,7 +126,7 @@ def pyramid(size: int, *, spread: float = 0.1, levels: int = 5) -> Image:
         for side, begin, end in zip(sides, ends, ends[1:], strict=False):
             level = theta[:, begin:end].reshape(-1, side, side, 3)
             total += jax.image.resize(level, total.shape, "linear")
-        return jax.nn.sigmoid(_mixed(total, COLOUR))
+        return jax.nn.sigmoid(_mixed(total, COLOR))
 
     def encode(images01: jax.Array) -> jax.Array:
         full = _mixed(_logit(images01), PLAIN).reshape(images01.shape[0], -1)
@@ -156,7 +156,7 @@ def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
         plain = jnp.fft.irfft2(waves, (size, size), axes=(1, 2))
         plain = plain - jnp.mean(plain, axis=(1, 2, 3), keepdims=True)
         scale = contrast * jax.lax.rsqrt(jnp.mean(jnp.square(plain), axis=(1, 2, 3), keepdims=True) + 1e-12)
-        return jax.nn.sigmoid(_mixed(plain * scale, COLOUR))
+        return jax.nn.sigmoid(_mixed(plain * scale, COLOR))
 
     def encode(images01: jax.Array) -> jax.Array:
         return jnp.angle(jnp.fft.rfft2(_mixed(_logit(images01), PLAIN), axes=(1, 2)))
@@ -168,7 +168,7 @@ def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
     return Image(_each(draw), decode, encode)
 
 
-PARAMETERISATIONS: dict[str, Callable[..., Image]] = {
+PARAMETERIZATIONS: dict[str, Callable[..., Image]] = {
     "pixel": pixel,
     "box": box,
     "fourier": fourier,

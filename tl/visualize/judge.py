@@ -28,12 +28,12 @@ def spectral_slope(images01: Array) -> np.ndarray:
     Reference: Field 1987, "Relations between the statistics of natural images and the response properties of cortical
       cells", figure 7.
     """
-    grey = np.asarray(images01, np.float64).mean(axis=3)
-    b, h, w = grey.shape
+    gray = np.asarray(images01, np.float64).mean(axis=3)
+    b, h, w = gray.shape
     if min(h, w) < 32:
         raise ValueError(f"the slope of a spectrum wants pictures of at least 32 pixels a side; got {h} x {w}")
     window = np.hanning(h)[:, None] * np.hanning(w)[None]
-    amplitude = np.abs(np.fft.rfft2((grey - grey.mean(axis=(1, 2), keepdims=True)) * window[None]))
+    amplitude = np.abs(np.fft.rfft2((gray - gray.mean(axis=(1, 2), keepdims=True)) * window[None]))
     f = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None])
     edges = np.geomspace(3 / min(h, w), 0.35, 13)
     ring = np.digitize(f, edges)

@@ -58,13 +58,13 @@ KINDS: dict[str, Kind] = {
 CLASSES, OF_A_PHOTOGRAPH = ("logit", "probability"), ("inversion", "caricature")
 
 
-def default_views(wishes: Sequence[Wish]) -> tuple[str, ...]:
+def default_views(objective_specs: Sequence[ObjectiveSpec]) -> tuple[str, ...]:
     """The transforms that all of these want.
 
     Raises:
       ValueError: some want others; a place in a photograph is not kept where a view moves it.
     """
-    wanted = {KINDS[wish.kind].views for wish in wishes}
+    wanted = {KINDS[objective_spec.kind].views for objective_spec in objective_specs}
     if len(wanted) > 1:
         raise ValueError(
             "inversion and caricature keep places and want no transforms, the other objectives do; say --transforms=, or climb "
@@ -73,7 +73,7 @@ def default_views(wishes: Sequence[Wish]) -> tuple[str, ...]:
     return wanted.pop()
 
 
-class Wish(NamedTuple):
+class ObjectiveSpec(NamedTuple):
     """One objective of a user's list.
 
     Attributes:
@@ -104,12 +104,14 @@ def shapes(clf: Classifier, variables: Variables, size: int) -> dict[str, tuple[
     return {**{name: tuple(end.shape[1:]) for name, end in output.endpoints.items()}, **flat}
 
 
-def classes_of(clf: Classifier, words: str, kind: str = "logit") -> list[Wish]:
+def class_objectives(clf: Classifier, words: str, kind: str = "logit") -> list[ObjectiveSpec]:
     """The wishes of `--target`: a class, or a group, each."""
-    return [Wish(kind, target.word, classes=target.indices) for target in inference.class_table(clf).targets(words)]
+    return [
+        ObjectiveSpec(kind, target.word, classes=target.indices) for target in inference.class_table(clf).targets(words)
+    ]
 
 
-def wish(clf: Classifier, ends: Mapping[str, tuple[int, ...]], word: str) -> Wish:
+def parse_objective(clf: Classifier, ends: Mapping[str, tuple[int, ...]], word: str) -> ObjectiveSpec:
     """What `--objective=WORD` means for a network with the endpoints `ends`.
 
     Raises:
@@ -123,14 +125,14 @@ def wish(clf: Classifier, ends: Mapping[str, tuple[int, ...]], word: str) -> Wis
     if kind in CLASSES:
         if not rest:
             raise malformed
-        return Wish(kind, rest, classes=inference.class_table(clf).find(rest))
+        return ObjectiveSpec(kind, rest, classes=inference.class_table(clf).find(rest))
     endpoint, *parts = (part.strip() for part in rest.split(":"))
     if not endpoint:
         raise malformed
     if endpoint not in ends:
         raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, ends)}")
     h, w, c = ends[endpoint]
-    made = Wish(kind, word, endpoint)
+    made = ObjectiveSpec(kind, word, endpoint)
     try:
         if kind in ("layer", *OF_A_PHOTOGRAPH) and not parts:
             return made
@@ -171,7 +173,7 @@ def wanted_maps(clf: Classifier, variables: Variables, photograph: np.ndarray, e
 
 def program(
     networks: Sequence[Classifier],
-    wishes: Sequence[Wish],
+    objective_specs: Sequence[ObjectiveSpec],
     ends: Mapping[str, tuple[int, ...]],
     wanted: Mapping[str, Any],
     *,
@@ -181,31 +183,33 @@ def program(
 
     Args:
       networks: the first is the one whose units are meant; a class is climbed under all of them.
-      wishes: one for each image.
+      objective_specs: one for each image.
       ends: endpoint -> shape, of the first network.
       wanted: endpoint -> map, of the photograph that inversions and caricatures are about.
       diversity: weight of `objectives.diversity` at the wish's endpoint, for a class at the last stage.
     """
-    rows = list(dict.fromkeys((each.kind, each.endpoint) for each in wishes))
+    rows = list(dict.fromkeys((each.kind, each.endpoint) for each in objective_specs))
     targets: dict[str, np.ndarray] = {
-        "which": np.array([rows.index((each.kind, each.endpoint)) for each in wishes], np.int32),
-        "index": np.array([each.index for each in wishes], np.int32),
-        "place": np.array([each.place for each in wishes], np.int32),
+        "which": np.array([rows.index((each.kind, each.endpoint)) for each in objective_specs], np.int32),
+        "index": np.array([each.index for each in objective_specs], np.int32),
+        "place": np.array([each.place for each in objective_specs], np.int32),
     }
     for i, clf in enumerate(networks):
-        if any(each.classes for each in wishes):
+        if any(each.classes for each in objective_specs):
             table = inference.class_table(clf)
-            groups = [(table.find(each.word) if i else each.classes) if each.classes else (0,) for each in wishes]
-            targets[f"members {i}"] = goals.members(groups, len(table))
+            groups = [
+                (table.find(each.word) if i else each.classes) if each.classes else (0,) for each in objective_specs
+            ]
+            targets[f"members {i}"] = goals.class_mask(groups, len(table))
     for kind, endpoint in rows:
         if kind in ("direction", "cosine"):
-            vectors = np.zeros((len(wishes), ends[endpoint][-1]), np.float32)
-            for row, each in zip(vectors, wishes, strict=True):
+            vectors = np.zeros((len(objective_specs), ends[endpoint][-1]), np.float32)
+            for row, each in zip(vectors, objective_specs, strict=True):
                 for index, weight in each.mixture if each.endpoint == endpoint else ():
                     row[index] = weight
             targets[f"vector {endpoint}"] = vectors
         if kind in OF_A_PHOTOGRAPH:
-            targets[f"wanted {endpoint}"] = np.stack([wanted[endpoint]] * len(wishes))
+            targets[f"wanted {endpoint}"] = np.stack([wanted[endpoint]] * len(objective_specs))
 
     last = networks[0].spec.endpoints[-1]
 
