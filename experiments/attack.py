@@ -21,7 +21,15 @@ from tl import attacks, cli, inference, reporting
 from tl.attacks import goals, norms, sanity_checks
 from tl.cli import radii
 from tl.evaluation import attacked
-from tl.evaluation.attacked import PANEL, VIEWS, Settings, attack_batches, format_eps, run_sanity_checks, search
+from tl.evaluation.attacked import (
+    PANEL,
+    VIEWS,
+    Settings,
+    attack_batches,
+    format_eps,
+    run_sanity_checks,
+    search,
+)
 from tl.inference import folder_labels
 from tl.models import Classifier
 from tl.pages import attack as attack_page
@@ -34,33 +42,52 @@ LEAST = "least likely"
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("images", None, "Files, folders and globs, separated by commas.", required=True)
+    flags.DEFINE_string(
+        "images", None, "Files, folders and globs, separated by commas.", required=True
+    )
     flags.DEFINE_string(
         "target",
         "",
         f"What they shall be called: a class, a group, or {LEAST!r}. Default: anything but what is right (untargeted).",
     )
-    flags.DEFINE_string("only", "", "Attack only pictures that the network calls this class or group.")
+    flags.DEFINE_string(
+        "only", "", "Attack only pictures that the network calls this class or group."
+    )
     flags.DEFINE_integer("limit", 0, "At most so many pictures. Default: all.", lower_bound=0)
     flags.DEFINE_string("attack", "pgd", f"How: {', '.join(attacks.ATTACKS)}.")
     flags.DEFINE_string("norm", "linf", f"How far is measured: {', '.join(norms.NORMS)}.")
     flags.DEFINE_string("eps", "8/255", "Radius in [0, 1] pixel units; a list sweeps.")
-    flags.DEFINE_integer("steps", None, "Of the search. Default: the attack's own (40 for pgd).", lower_bound=1)
-    flags.DEFINE_string("step_size", "", "In pixel units. Default: the attack's own (2.5 eps / steps for pgd).")
+    flags.DEFINE_integer(
+        "steps", None, "Of the search. Default: the attack's own (40 for pgd).", lower_bound=1
+    )
+    flags.DEFINE_string(
+        "step_size", "", "In pixel units. Default: the attack's own (2.5 eps / steps for pgd)."
+    )
     flags.DEFINE_integer("restarts", 1, "Random starts.", lower_bound=1)
-    flags.DEFINE_bool("grid", True, "Only pictures that an 8-bit file can hold. --nogrid for eps below a level.")
+    flags.DEFINE_bool(
+        "grid", True, "Only pictures that an 8-bit file can hold. --nogrid for eps below a level."
+    )
     flags.DEFINE_bool(
         "early_stop",
         None,
         "Leave a picture as soon as the goal is met. Default: yes, but with a target, or with views, climb on, as it can.",
     )
-    flags.DEFINE_list("views", [], f"Climb the mean over random views (EOT, with pgd), all of: {', '.join(VIEWS)}.")
+    flags.DEFINE_list(
+        "views",
+        [],
+        f"Climb the mean over random views (EOT, with pgd), all of: {', '.join(VIEWS)}.",
+    )
     flags.DEFINE_integer("draws", 4, "Views for each gradient.", lower_bound=1)
     flags.DEFINE_bool("panel", True, f"Look whether the attack is honest, on {PANEL} pictures.")
     flags.DEFINE_bool("lpips", True, "Perceptual distance too, where its weights are installed.")
-    flags.DEFINE_bool("as_in_lesson", False, "The lesson's attack beside this one, on the first pictures.")
+    flags.DEFINE_bool(
+        "as_in_lesson", False, "The lesson's attack beside this one, on the first pictures."
+    )
     flags.DEFINE_enum(
-        "labels", "none", ["none", "folder"], "folder: a picture's folder is its class. none: what it is called."
+        "labels",
+        "none",
+        ["none", "folder"],
+        "folder: a picture's folder is its class. none: what it is called.",
     )
 
 
@@ -84,36 +111,67 @@ def attack(
     called = clean.argmax(axis=1)
     answers = called if truth is None else truth
     skips = list(pictures.skipped)
-    asked = np.flatnonzero(np.isin(called, table.find(only)) if only else np.ones(len(called), bool))
+    asked = np.flatnonzero(
+        np.isin(called, table.find(only)) if only else np.ones(len(called), bool)
+    )
     for i in asked:
         if answers[i] in aims or called[i] in aims:
             which = answers[i] if answers[i] in aims else called[i]
-            skips.append({"path": str(pictures.paths[i]), "why": f"it is called {table.display(which)} already"})
-    asked = np.array([i for i in asked if answers[i] not in aims and called[i] not in aims], int)[: limit or None]
+            skips.append(
+                {
+                    "path": str(pictures.paths[i]),
+                    "why": f"it is called {table.display(which)} already",
+                }
+            )
+    asked = np.array([i for i in asked if answers[i] not in aims and called[i] not in aims], int)[
+        : limit or None
+    ]
     n = len(asked)
     if not n:
-        raise ValueError(f"none of the {len(called)} pictures is left to attack (only={only!r}, target={target!r})")
-    rows = asked[called[asked] == answers[asked]]  # the others are wrong already: no attack's success
+        raise ValueError(
+            f"none of the {len(called)} pictures is left to attack (only={only!r}, target={target!r})"
+        )
+    rows = asked[
+        called[asked] == answers[asked]
+    ]  # the others are wrong already: no attack's success
     wrong = [str(pictures.paths[i]) for i in asked if called[i] != answers[i]]
     if not len(rows):
-        raise ValueError(f"the network names none of the {n} pictures rightly: there is nothing to attack")
-    paths, originals, right = [pictures.paths[i] for i in rows], pictures.images[rows], answers[rows]
+        raise ValueError(
+            f"the network names none of the {n} pictures rightly: there is nothing to attack"
+        )
+    paths, originals, right = (
+        [pictures.paths[i] for i in rows],
+        pictures.images[rows],
+        answers[rows],
+    )
 
     goal = goals.TARGETED if target else goals.UNTARGETED
     if target == LEAST:
         class_mask = goals.least_likely(clean[rows])
     else:
         class_mask = goals.class_mask([aims or (int(label),) for label in right], len(table))
-    climb = attacks.make(search(how, target), clf.logits, norm=norms.get(how.norm), goal=goal, eight_bit=how.grid)
-    job = attacked.AttackContext(run, clf, variables, goal, class_mask, paths, originals, clean[rows], right, n)
+    climb = attacks.make(
+        search(how, target), clf.logits, norm=norms.get(how.norm), goal=goal, eight_bit=how.grid
+    )
+    job = attacked.AttackContext(
+        run, clf, variables, goal, class_mask, paths, originals, clean[rows], right, n
+    )
     lines, curve, sections = {}, [], []
     lpips = attacked.lpips() if how.lpips else None
     for radius in how.eps:
         found, steps = attack_batches(climb, variables, originals, class_mask, radius, how)
-        judged = attacked.judge(job, format_eps(radius, how.norm), found, steps, grid=how.grid, lpips=lpips)
+        judged = attacked.judge(
+            job, format_eps(radius, how.norm), found, steps, grid=how.grid, lpips=lpips
+        )
         lines[radius] = judged
         curve.append((radius, judged))
-        run.log({"eps": judged.word, "success_rate": judged.success_rate, "robust_accuracy": judged.robust_accuracy})
+        run.log(
+            {
+                "eps": judged.word,
+                "success_rate": judged.success_rate,
+                "robust_accuracy": judged.robust_accuracy,
+            }
+        )
     largest = lines[max(how.eps)]
     panel = []
     if how.panel and max(how.eps) > 0:
@@ -127,7 +185,12 @@ def attack(
     reach = f"No picture is further than eps = {largest.word} ({how.norm}) from its photograph. At true pixels."
     sections += [reporting.section("The pictures", *attack_page.strips(job, largest), text=reach)]
     sections += [
-        reporting.skipped([*skips, *({"path": path, "why": "the network names it wrongly as it is"} for path in wrong)])
+        reporting.skipped(
+            [
+                *skips,
+                *({"path": path, "why": "the network names it wrongly as it is"} for path in wrong),
+            ]
+        )
     ]
     result = {
         "n": n,
@@ -142,7 +205,10 @@ def attack(
         "after": {j.word: j.after for j in lines.values()},
         "steps": {j.word: int(j.steps.sum()) for j in lines.values()},
         "images": [row for j in lines.values() for row in attacked.image_rows(job, j)],
-        "checks": {line.name: {"passed": line.passed, "found": line.found, "wanted": line.wanted} for line in panel},
+        "checks": {
+            line.name: {"passed": line.passed, "found": line.found, "wanted": line.wanted}
+            for line in panel
+        },
         "skipped": skips,
     }
     return result, sections
@@ -151,7 +217,9 @@ def attack(
 def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model()
     table = inference.class_table(clf)
-    table.find(FLAGS.target if FLAGS.target not in ("", LEAST) else "0")  # told before any picture is read
+    table.find(
+        FLAGS.target if FLAGS.target not in ("", LEAST) else "0"
+    )  # told before any picture is read
     norms.get(FLAGS.norm)
     how = Settings(
         method=FLAGS.attack,
@@ -172,22 +240,39 @@ def main(run: reporting.Run) -> None:
     pictures = inference.read_images(clf, FLAGS.images)
     truth = folder_labels(clf, pictures.paths) if FLAGS.labels == "folder" else None
     result, sections = attack(
-        run, clf, variables, pictures, target=FLAGS.target, truth=truth, only=FLAGS.only, limit=FLAGS.limit, how=how
+        run,
+        clf,
+        variables,
+        pictures,
+        target=FLAGS.target,
+        truth=truth,
+        only=FLAGS.only,
+        limit=FLAGS.limit,
+        how=how,
     )
     if FLAGS.as_in_lesson:
         aim = table.find(FLAGS.target) if FLAGS.target not in ("", LEAST) else (TARGET,)
         only = table.find(FLAGS.only) if FLAGS.only else ()
         kept = pictures
         if only:  # the lesson's photograph is a dog
-            rows = np.isin(inference.predict_logits(clf, variables, pictures.images).argmax(axis=1), only)
-            kept = inference.Pictures(
-                [p for p, row in zip(pictures.paths, rows, strict=True) if row], pictures.images[rows], []
+            rows = np.isin(
+                inference.predict_logits(clf, variables, pictures.images).argmax(axis=1), only
             )
-        result["as_in_lesson"], section = as_written(run, clf, variables, kept, aim, only=only, seed=FLAGS.seed)
+            kept = inference.Pictures(
+                [p for p, row in zip(pictures.paths, rows, strict=True) if row],
+                pictures.images[rows],
+                [],
+            )
+        result["as_in_lesson"], section = as_written(
+            run, clf, variables, kept, aim, only=only, seed=FLAGS.seed
+        )
         sections.append(section)
     lead = f"{result['clean_correct']} photographs, changed by less than the eye sees until {clf.arch} is wrong."
     run.finish(
-        result, reporting.page("Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf))
+        result,
+        reporting.page(
+            "Adversarial pictures", lead, sections, facts=run.facts() | common.weights_facts(clf)
+        ),
     )
     for word, rate in result["success_rate"].items():
         low, high = result["success_ci95"][word]

@@ -35,8 +35,17 @@ from tl.reporting import Html
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
-PACKAGED = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "squeezenet1_1"]  # with 1000 classes
-GOING_ON = [name for name, make in attacks.ATTACKS.items() if "early_stop" in inspect.signature(make).parameters]
+PACKAGED = [
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "squeezenet1_1",
+]  # with 1000 classes
+GOING_ON = [
+    name
+    for name, make in attacks.ATTACKS.items()
+    if "early_stop" in inspect.signature(make).parameters
+]
 LOSS = "margin"  # ce is flat in float32 where the source is surely wrong, which is where a transfer begins
 TOGETHER, OTHERS = "all together", "all the others"
 WHOLE = f"{TOGETHER}, attacked as what they are"
@@ -46,17 +55,38 @@ SHOWN = 2  # photographs on the page
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("images", None, "Files, folders and globs, separated by commas.", required=True)
-    flags.DEFINE_list("networks", PACKAGED, "Names, or folders saved by transfer, with the same classes.")
-    flags.DEFINE_enum(
-        "labels", "none", ["none", "folder"], "folder: a picture's folder is its class. none: what all call it."
+    flags.DEFINE_string(
+        "images", None, "Files, folders and globs, separated by commas.", required=True
     )
-    flags.DEFINE_integer("limit", 100, "At most so many pictures, drawn at random; 0 for all.", lower_bound=0)
-    flags.DEFINE_enum("attack", "mi_fgsm", GOING_ON, "How; each goes on where the source is fooled already.")
+    flags.DEFINE_list(
+        "networks", PACKAGED, "Names, or folders saved by transfer, with the same classes."
+    )
+    flags.DEFINE_enum(
+        "labels",
+        "none",
+        ["none", "folder"],
+        "folder: a picture's folder is its class. none: what all call it.",
+    )
+    flags.DEFINE_integer(
+        "limit", 100, "At most so many pictures, drawn at random; 0 for all.", lower_bound=0
+    )
+    flags.DEFINE_enum(
+        "attack", "mi_fgsm", GOING_ON, "How; each goes on where the source is fooled already."
+    )
     flags.DEFINE_enum("norm", "linf", list(norms.NORMS), "How far is measured.")
     flags.DEFINE_string("eps", "8/255", "Radius in [0, 1] pixel units.")
-    flags.DEFINE_integer("steps", 10, "Of each attack; 10 is MI-FGSM's (arXiv:1710.06081, section 4.1).", lower_bound=1)
-    flags.DEFINE_integer("size", 0, "Side of the picture that all see. Default: the smallest network's.", lower_bound=0)
+    flags.DEFINE_integer(
+        "steps",
+        10,
+        "Of each attack; 10 is MI-FGSM's (arXiv:1710.06081, section 4.1).",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "size",
+        0,
+        "Side of the picture that all see. Default: the smallest network's.",
+        lower_bound=0,
+    )
 
 
 class Settings(NamedTuple):
@@ -102,29 +132,39 @@ def load(names: Sequence[str]) -> tuple[list[Network], pixels.PixelSpec]:
       ValueError: fewer than two, one of them twice, one without classes, or with other classes than the first.
     """
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"--networks={','.join(names)}: wanted at least two networks, all different")
+        raise ValueError(
+            f"--networks={','.join(names)}: wanted at least two networks, all different"
+        )
     loaded = [models.load(name) for name in names]
     for name, (clf, _) in zip(names, loaded, strict=True):
-        if inference.class_table(clf).display_names != inference.class_table(loaded[0][0]).display_names:
+        if (
+            inference.class_table(clf).display_names
+            != inference.class_table(loaded[0][0]).display_names
+        ):
             raise ValueError(
                 f"{name} has other classes than {names[0]}; a picture can only be carried to the same ones"
             )
     found = [
-        network(n, clf.with_dtype(devices.default_dtype()), own) for n, (clf, own) in zip(names, loaded, strict=True)
+        network(n, clf.with_dtype(devices.default_dtype()), own)
+        for n, (clf, own) in zip(names, loaded, strict=True)
     ]
     return found, loaded[0][0].pixels
 
 
 def sees(each: Network) -> Logits:
     """`(variables, images01 f32[b s s 3]) -> f32[b k]` of pictures of any size, with a gradient: the side is the network's."""
-    return lambda variables, images01: each.clf.logits(variables, pixels.resize_on_device(each.clf.pixels, images01))
+    return lambda variables, images01: each.clf.logits(
+        variables, pixels.resize_on_device(each.clf.pixels, images01)
+    )
 
 
 def say(networks: Sequence[Network], images: np.ndarray) -> np.ndarray:
     """Logits f32[m n k] of each network about pictures uint8[n s s 3], resized by its own `prepare`."""
     return np.stack(
         [
-            inference.predict_logits(each.clf, each.variables, np.stack([each.clf.prepare(image) for image in images]))
+            inference.predict_logits(
+                each.clf, each.variables, np.stack([each.clf.prepare(image) for image in images])
+            )
             for each in networks
         ]
     )
@@ -141,7 +181,13 @@ def read_back(images: np.ndarray) -> np.ndarray:
 
 
 def choose(
-    networks: Sequence[Network], photograph: pixels.PixelSpec, images: Any, *, labelled: bool, limit: int, seed: int
+    networks: Sequence[Network],
+    photograph: pixels.PixelSpec,
+    images: Any,
+    *,
+    labelled: bool,
+    limit: int,
+    seed: int,
 ) -> Chosen:
     """Pictures drawn at random until `limit` of them (0: all) are named rightly by all networks.
 
@@ -167,7 +213,10 @@ def choose(
         seen, wrong = seen + len(own), wrong + (called != truth).sum(axis=1)
         kept += [path for path, good in zip(own, right, strict=True) if good]
         squares, truths = [*squares, shown[right]], [*truths, truth[right]]
-        print(f"{len(kept)} of {seen} pictures are named rightly by all {len(networks)} networks", flush=True)
+        print(
+            f"{len(kept)} of {seen} pictures are named rightly by all {len(networks)} networks",
+            flush=True,
+        )
         if limit and len(kept) >= limit:
             break
     if not kept:
@@ -175,10 +224,14 @@ def choose(
             f"none of {seen} pictures is named rightly by all {len(networks)} networks; take others, or fewer --networks"
         )
     n = limit or len(kept)
-    return Chosen(kept[:n], np.concatenate(squares)[:n], np.concatenate(truths)[:n], seen, wrong, skips)
+    return Chosen(
+        kept[:n], np.concatenate(squares)[:n], np.concatenate(truths)[:n], seen, wrong, skips
+    )
 
 
-def made(logits: Logits, variables: Any, chosen: Chosen, k: int, how: Settings, label: str) -> np.ndarray:
+def made(
+    logits: Logits, variables: Any, chosen: Chosen, k: int, how: Settings, label: str
+) -> np.ndarray:
     """Adversarial pictures uint8[n s s 3] of one network, or of several as one, as read back; k classes."""
     search = attacks.get(how.attack)(steps=how.steps, early_stop=False)
     goal = goals.get("untargeted", LOSS)
@@ -193,7 +246,9 @@ def made(logits: Logits, variables: Any, chosen: Chosen, k: int, how: Settings, 
     for start in reporting.progress(starts, len(starts), f"on {label}, groups of {size}"):
         rows = np.resize(np.arange(start, min(start + size, n)), size)
         images01 = pixels.to_images01(chosen.images[rows])
-        found[rows] = pixels.to_uint8(run(variables, keys[rows], images01, class_mask[rows], eps=how.eps).images)
+        found[rows] = pixels.to_uint8(
+            run(variables, keys[rows], images01, class_mask[rows], eps=how.eps).images
+        )
     return read_back(found)
 
 
@@ -223,12 +278,20 @@ def protects(defended: dict[str, Any], alone: dict[str, Any]) -> bool:
 
 
 def transfer(
-    run: reporting.Run, networks: Sequence[Network], chosen: Chosen, how: Settings, *, labelled: bool = True
+    run: reporting.Run,
+    networks: Sequence[Network],
+    chosen: Chosen,
+    how: Settings,
+    *,
+    labelled: bool = True,
 ) -> tuple[dict[str, Any], list[Html]]:
     """The result and the page's sections."""
     names, truth = [each.name for each in networks], chosen.truth
     k = len(inference.class_table(networks[0].clf))
-    logits, variables = [sees(each) for each in networks], tuple(each.variables for each in networks)
+    logits, variables = (
+        [sees(each) for each in networks],
+        tuple(each.variables for each in networks),
+    )
     everyone = range(len(networks))
 
     def told(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -238,7 +301,12 @@ def transfer(
 
     def row(images: np.ndarray, label: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         each, together = told(images)
-        run.log({"made_on": label, **{name: float(e.mean()) for name, e in zip(names, each, strict=True)}})
+        run.log(
+            {
+                "made_on": label,
+                **{name: float(e.mean()) for name, e in zip(names, each, strict=True)},
+            }
+        )
         return [share(e) for e in each], share(together)
 
     def joined(which: Sequence[int], mean: str, label: str) -> np.ndarray:
@@ -256,7 +324,7 @@ def transfer(
         others.append(row(images, f"all but {names[i]}")[0][i])
     adaptive, adaptive_together = row(joined(list(everyone), "logits", TOGETHER), TOGETHER)
 
-    named = lambda cells: dict(zip(names, cells, strict=True))  # noqa: E731
+    named = lambda cells: dict(zip(names, cells, strict=True))
     result = {
         "n": len(truth),
         "networks": names,
@@ -265,16 +333,26 @@ def transfer(
         "attack": how.attack,
         "looked_at": chosen.seen,
         "clean": named(before),
-        "clean_of_all_looked_at": named([_of(int(w), chosen.seen) for w in chosen.wrong]) if labelled else None,
+        "clean_of_all_looked_at": named([_of(int(w), chosen.seen) for w in chosen.wrong])
+        if labelled
+        else None,
         "matrix": {name: named(cells) for name, (cells, _) in zip(names, single, strict=True)},
         "noise": named(noise),
         "ensemble": {"mean": "log_probability", "of": OTHERS, "error": named(others)},
-        "defence": _defence(names, [c[i] for i, (c, _) in enumerate(single)], [t for _, t in single], adaptive_together)
+        "defence": _defence(
+            names,
+            [c[i] for i, (c, _) in enumerate(single)],
+            [t for _, t in single],
+            adaptive_together,
+        )
         | {"noise": _accuracy(noise_together), "members_of_adaptive": named(adaptive)},
         "skipped": chosen.skipped,
     }
     lines = [
-        *((f"made on {name}", [*cells, together]) for name, (cells, together) in zip(names, single, strict=True)),
+        *(
+            (f"made on {name}", [*cells, together])
+            for name, (cells, together) in zip(names, single, strict=True)
+        ),
         (f"made on {OTHERS}", [*others, None]),
         (f"made on {TOGETHER}", [*adaptive, adaptive_together]),
         ("random noise", [*noise, noise_together]),
@@ -293,7 +371,10 @@ def _accuracy(error: dict[str, Any]) -> dict[str, Any]:
 
 
 def _defence(
-    names: Sequence[str], alone: Sequence[dict[str, Any]], one: Sequence[dict[str, Any]], adaptive: dict[str, Any]
+    names: Sequence[str],
+    alone: Sequence[dict[str, Any]],
+    one: Sequence[dict[str, Any]],
+    adaptive: dict[str, Any],
 ) -> dict[str, Any]:
     """The claim that an ensemble protects: its accuracy against the best member's, each network attacked as what it is.
 
@@ -328,7 +409,9 @@ def page(
 ) -> list[Html]:
     names, n = result["networks"], result["n"]
     columns = [*names, TOGETHER]
-    shares = [[float("nan") if cell is None else cell["error"] for cell in cells] for _, cells in lines]
+    shares = [
+        [float("nan") if cell is None else cell["error"] for cell in cells] for _, cells in lines
+    ]
     hover = [["" if cell is None else _words(cell) for cell in cells] for _, cells in lines]
     own = np.eye(len(lines), len(columns), dtype=bool)
     own[len(names), -1], own[len(names) + 1, -1] = False, True
@@ -343,29 +426,47 @@ def page(
         f"{50 * max(c['ci95'][1] - c['ci95'][0] for _, cells in lines for c in cells if c):.0f} points. Marked: a network "
         f"judges what was made on itself. In the row of {OTHERS} a network judges what was made on the rest."
     )
-    maps = reporting.heat_map(shares, [line for line, _ in lines], columns, corner="% wrong", hover=hover, marked=own)
+    maps = reporting.heat_map(
+        shares, [line for line, _ in lines], columns, corner="% wrong", hover=hover, marked=own
+    )
     table = reporting.table(
-        [(line, *("" if cell is None else _words(cell) for cell in cells)) for line, cells in lines], ["", *columns]
+        [
+            (line, *("" if cell is None else _words(cell) for cell in cells))
+            for line, cells in lines
+        ],
+        ["", *columns],
     )
     sections = [
-        reporting.section("Who is fooled by whose pictures", reporting.numbers(figures), maps, table, text=text)
+        reporting.section(
+            "Who is fooled by whose pictures", reporting.numbers(figures), maps, table, text=text
+        )
     ]
     sections.append(_claim(result))
     if result["clean_of_all_looked_at"]:
         rows = [(name, _words(cell)) for name, cell in result["clean_of_all_looked_at"].items()]
         text = f"Errors on all {result['looked_at']} photographs that were looked at, at {result['size']} pixels, untouched."
-        sections.append(reporting.section("Before the choice", reporting.table(rows, ["network", "wrong"]), text=text))
+        sections.append(
+            reporting.section(
+                "Before the choice", reporting.table(rows, ["network", "wrong"]), text=text
+            )
+        )
     text = (
         "At true pixels. Below each stands what every network calls it; the difference is to the photograph on the left, "
         "amplified."
     )
     strips = [_strip(networks, chosen, pictures, i) for i in range(min(SHOWN, n))]
-    return [*sections, reporting.section("The pictures", *strips, text=text), reporting.skipped(chosen.skipped)]
+    return [
+        *sections,
+        reporting.section("The pictures", *strips, text=text),
+        reporting.skipped(chosen.skipped),
+    ]
 
 
 def _words(cell: dict[str, Any], name: str = "error") -> str:
     low, high = (100 * bound for bound in cell["ci95"])
-    return f"{reporting.percent(cell[name])} ({low:.0f} to {high:.0f})".replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{reporting.percent(cell[name])} ({low:.0f} to {high:.0f})".replace(
+        " ", "\N{NO-BREAK SPACE}"
+    )
 
 
 def _claim(result: dict[str, Any]) -> Html:
@@ -374,7 +475,10 @@ def _claim(result: dict[str, Any]) -> Html:
     best = defence["best_member_attacked_itself"]
     rows = [
         ("the best member alone, attacked itself", best),
-        *((f"all together, pictures made on {name}", cell) for name, cell in defence["one_member"].items()),
+        *(
+            (f"all together, pictures made on {name}", cell)
+            for name, cell in defence["one_member"].items()
+        ),
         (WHOLE, defence["adaptive"]),
         ("all together, noise", defence["noise"]),
     ]
@@ -385,11 +489,15 @@ def _claim(result: dict[str, Any]) -> Html:
         f"who knows one member only it {weak}; against one who knows them all and attacks their mean it {strong}. It stands "
         "where the ensemble's accuracy is above that of its best member, attacked itself, and the intervals do not touch."
     )
-    table = reporting.table([(label, _words(cell, "accuracy")) for label, cell in rows], ["", "right"])
+    table = reporting.table(
+        [(label, _words(cell, "accuracy")) for label, cell in rows], ["", "right"]
+    )
     return reporting.section("Is an ensemble a protection?", bars, table, text=text)
 
 
-def _strip(networks: Sequence[Network], chosen: Chosen, pictures: Sequence[np.ndarray], i: int) -> Html:
+def _strip(
+    networks: Sequence[Network], chosen: Chosen, pictures: Sequence[np.ndarray], i: int
+) -> Html:
     table, photograph = inference.class_table(networks[0].clf), chosen.images[i]
     shown = np.stack([photograph, *(images[i] for images in pictures)])
     called = say(networks, shown).argmax(axis=2).T
@@ -397,12 +505,21 @@ def _strip(networks: Sequence[Network], chosen: Chosen, pictures: Sequence[np.nd
     for image, answers, title in zip(
         shown, called, ["photograph", *(f"made on {each.name}" for each in networks)], strict=True
     ):
-        lines = [(each.name, table.display(answer)) for each, answer in zip(networks, answers, strict=True)]
-        cards.append(reporting.card(image, title=title, below=reporting.table(lines, ["network", "calls it"])))
+        lines = [
+            (each.name, table.display(answer))
+            for each, answer in zip(networks, answers, strict=True)
+        ]
+        cards.append(
+            reporting.card(
+                image, title=title, below=reporting.table(lines, ["network", "calls it"])
+            )
+        )
     change = pixels.to_images01(shown[1]) - pixels.to_images01(photograph)
     factor = max(1, int(0.5 / max(float(np.abs(change).max()), 1 / 255)))
     caption = f"of what was made on {networks[0].name}, amplified {factor} times"
-    cards.insert(1, reporting.card(reporting.amplify(change, factor), title="difference", caption=caption))
+    cards.insert(
+        1, reporting.card(reporting.amplify(change, factor), title="difference", caption=caption)
+    )
     return reporting.strip(cards, title=f"{table.display(chosen.truth[i])}, {chosen.paths[i].name}")
 
 
@@ -423,19 +540,32 @@ def main(run: reporting.Run) -> None:
     labelled = FLAGS.labels == "folder"
     how = Settings(FLAGS.attack, FLAGS.norm, eps, FLAGS.steps, FLAGS.seed)
     chosen = choose(
-        networks, photograph.replace(size=side), FLAGS.images, labelled=labelled, limit=FLAGS.limit, seed=FLAGS.seed
+        networks,
+        photograph.replace(size=side),
+        FLAGS.images,
+        labelled=labelled,
+        limit=FLAGS.limit,
+        seed=FLAGS.seed,
     )
     result, sections = transfer(run, networks, chosen, how, labelled=labelled)
     lead = f"{result['n']} photographs, changed until one of {len(names)} networks is wrong, and shown to the others."
-    weights = {f"weights of {each.name}": common.weights_facts(each.clf)["weights"] for each in networks}
+    weights = {
+        f"weights of {each.name}": common.weights_facts(each.clf)["weights"] for each in networks
+    }
     run.finish(
-        result, reporting.page("Adversarial pictures, carried over", lead, sections, facts=run.facts() | weights)
+        result,
+        reporting.page(
+            "Adversarial pictures, carried over", lead, sections, facts=run.facts() | weights
+        ),
     )
     head, cell = ["made on", *names], lambda c: f"{100 * c['error']:.0f} %"
     rows = [[name, *map(cell, cells.values())] for name, cells in result["matrix"].items()]
     rows += [
         [line, *map(cell, cells.values())]
-        for line, cells in ((OTHERS, result["ensemble"]["error"]), ("random noise", result["noise"]))
+        for line, cells in (
+            (OTHERS, result["ensemble"]["error"]),
+            ("random noise", result["noise"]),
+        )
     ]
     print(reporting.columns(head, rows))
     defence = result["defence"]

@@ -39,9 +39,14 @@ EIGHT_BIT = UNIT.replace(std=(1 / 255, 1 / 255, 1 / 255))  # 0 to 255
 def define_flags() -> None:
     flags.DEFINE_string("images", "", "Files, folders and globs, separated by commas.")
     flags.DEFINE_enum(
-        "labels", "none", ["none", "folder"], "folder: a picture's folder is its class (index, id or name)."
+        "labels",
+        "none",
+        ["none", "folder"],
+        "folder: a picture's folder is its class (index, id or name).",
     )
-    flags.DEFINE_string("array", "", "A .npy file of preprocessed pictures: [b h w 3], [h w 3], or channels first.")
+    flags.DEFINE_string(
+        "array", "", "A .npy file of preprocessed pictures: [b h w 3], [h w 3], or channels first."
+    )
 
 
 def values(spec: PixelSpec) -> dict[str, Any]:
@@ -59,7 +64,9 @@ def conventions(own: PixelSpec) -> dict[str, PixelSpec]:
         "0 to 1": crop.replace(**values(UNIT)),
         "0 to 255": crop.replace(**values(EIGHT_BIT)),
         "-1 to 1": crop.replace(**values(INCEPTION)),
-        "-1 to 1, squashed": squash.replace(**values(INCEPTION)),  # Keras' MobileNet behind load_img
+        "-1 to 1, squashed": squash.replace(
+            **values(INCEPTION)
+        ),  # Keras' MobileNet behind load_img
         "caffe": crop.replace(**values(CAFFE)),
     }
     return usual if own in usual.values() else {OWN: own, **usual}
@@ -68,7 +75,9 @@ def conventions(own: PixelSpec) -> dict[str, PixelSpec]:
 # --- the pictures under every convention ------------------------------------------------------------------------------
 
 
-def logits_under(clf: Classifier, variables: Variables, spec: PixelSpec, images: np.ndarray) -> np.ndarray:
+def logits_under(
+    clf: Classifier, variables: Variables, spec: PixelSpec, images: np.ndarray
+) -> np.ndarray:
     """Logits f32[n k] of pictures uint8[n s s 3] normalised by `spec`, through one compiled network for all conventions."""
     network = inference.forward(clf)  # its own normalisation is the identity
     rows = []
@@ -82,7 +91,7 @@ def logits_under(clf: Classifier, variables: Variables, spec: PixelSpec, images:
 def measured(logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
     """How well pictures are named, and how sure the network is: entropies in nats."""
     p = metrics.softmax(logits)
-    entropy = lambda p: -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1)  # noqa: E731
+    entropy = lambda p: -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1)
     row: dict[str, Any] = {
         "n": len(p),
         "confidence": float(p.max(axis=1).mean()),
@@ -91,12 +100,18 @@ def measured(logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
     }
     if labels is not None:
         right = metrics.topk_correct(logits, labels, 1)
-        row |= {"top1": float(right.mean()), "top1_ci95": list(metrics.wilson(int(right.sum()), len(right)))}
+        row |= {
+            "top1": float(right.mean()),
+            "top1_ci95": list(metrics.wilson(int(right.sum()), len(right))),
+        }
     return row
 
 
 def compare(
-    clf: Classifier, variables: Variables, pictures: Mapping[str, inference.Pictures], labels: np.ndarray | None
+    clf: Classifier,
+    variables: Variables,
+    pictures: Mapping[str, inference.Pictures],
+    labels: np.ndarray | None,
 ) -> dict[str, Any]:
     """Every convention's figures, and the one that the weights want.
 
@@ -106,7 +121,10 @@ def compare(
         (the logarithm of the Inception score: Salimans et al. 2016, arXiv:1606.03498, section 4), for a network that is sure of
         one class whatever it sees is confident, too.
     """
-    plain, variables = clf.with_pixels(**values(UNIT)), jax.device_put(clf.fold_batch_norm(variables))
+    plain, variables = (
+        clf.with_pixels(**values(UNIT)),
+        jax.device_put(clf.fold_batch_norm(variables)),
+    )
     rows = []
     for name, spec in conventions(clf.pixels).items():
         logits = logits_under(plain, variables, spec, pictures[spec.resize].images)
@@ -115,19 +133,40 @@ def compare(
     by = "information" if labels is None else "top1"
     rows.sort(key=lambda row: (row[by], row["own"]), reverse=True)
     best, *others = rows
-    close = [row["name"] for row in others if labels is not None and row["top1_ci95"][1] >= best["top1_ci95"][0]]
-    return {"conventions": rows, "ranked_by": by, "best": best["name"], "cannot_be_told_apart": close}
+    close = [
+        row["name"]
+        for row in others
+        if labels is not None and row["top1_ci95"][1] >= best["top1_ci95"][0]
+    ]
+    return {
+        "conventions": rows,
+        "ranked_by": by,
+        "best": best["name"],
+        "cannot_be_told_apart": close,
+    }
 
 
 def verdict(result: Mapping[str, Any]) -> str:
     """What the comparison says, in a sentence."""
     best, *_ = result["conventions"]
-    own = "" if best["name"] == OWN else " (their own)" if best["own"] else ", which is not what they came with"
+    own = (
+        ""
+        if best["name"] == OWN
+        else " (their own)"
+        if best["own"]
+        else ", which is not what they came with"
+    )
     words = f"These weights want {best['name']}{own}"
     if result["ranked_by"] == "information":
-        return f"{words}; judged without labels, by how much the predictions tell the pictures apart."
+        return (
+            f"{words}; judged without labels, by how much the predictions tell the pictures apart."
+        )
     close = result["cannot_be_told_apart"]
-    return words + (f"; not to be told apart, by overlapping intervals, from {' and '.join(close)}." if close else ".")
+    return words + (
+        f"; not to be told apart, by overlapping intervals, from {' and '.join(close)}."
+        if close
+        else "."
+    )
 
 
 # --- an array of the user's -------------------------------------------------------------------------------------------
@@ -136,7 +175,7 @@ def verdict(result: Mapping[str, Any]) -> str:
 def candidates(own: PixelSpec) -> dict[str, PixelSpec]:
     """What an array may have gone through: the usual conventions and the usual mistakes, all of them affine."""
     mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
-    affine = lambda m, s: UNIT.replace(mean=tuple(map(float, m)), std=tuple(map(float, s)))  # noqa: E731
+    affine = lambda m, s: UNIT.replace(mean=tuple(map(float, m)), std=tuple(map(float, s)))
     right = {
         "0 to 255": EIGHT_BIT,
         "0 to 1": UNIT,
@@ -175,9 +214,20 @@ def read_array(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
         raise ValueError(
             f"--array={str(path)!r} is no .npy file of numbers ({error}); write one with numpy.save"
         ) from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "uif" or array.ndim not in (3, 4) or not array.size:
-        found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "several arrays"
-        raise ValueError(f"--array holds {found}; wanted numbers [b h w 3], [h w 3], [b 3 h w] or [3 h w]")
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype.kind not in "uif"
+        or array.ndim not in (3, 4)
+        or not array.size
+    ):
+        found = (
+            f"{array.dtype}{list(array.shape)}"
+            if isinstance(array, np.ndarray)
+            else "several arrays"
+        )
+        raise ValueError(
+            f"--array holds {found}; wanted numbers [b h w 3], [h w 3], [b 3 h w] or [3 h w]"
+        )
     batch = array if array.ndim == 4 else array[None]
     if batch.shape[-1] != 3 and batch.shape[1] != 3:
         raise ValueError(
@@ -201,7 +251,9 @@ def read_array(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     return nhwc, about
 
 
-def by_pictures(array: np.ndarray, own: PixelSpec, photographs: list[np.ndarray]) -> list[dict[str, Any]]:
+def by_pictures(
+    array: np.ndarray, own: PixelSpec, photographs: list[np.ndarray]
+) -> list[dict[str, Any]]:
     """Every candidate with its distance from the array, in levels of 255, under the resize rule that fits best; nearest first.
 
     Args:
@@ -213,13 +265,21 @@ def by_pictures(array: np.ndarray, own: PixelSpec, photographs: list[np.ndarray]
         raise ValueError("every picture of --array holds a NaN or infinity; mend that first")
     inputs, photographs = jnp.asarray(array[kept]), [photographs[i] for i in kept]
     base = PixelSpec(size=inputs.shape[1], crop=own.crop)
-    rules = [base.replace(resize=r, interpolation=i) for r in ("shorter", "squash") for i in pixels.INTERPOLATIONS]
-    prepared = [jnp.asarray(np.stack([pixels.prepare(rule, p) for p in photographs]), jnp.float32) for rule in rules]
+    rules = [
+        base.replace(resize=r, interpolation=i)
+        for r in ("shorter", "squash")
+        for i in pixels.INTERPOLATIONS
+    ]
+    prepared = [
+        jnp.asarray(np.stack([pixels.prepare(rule, p) for p in photographs]), jnp.float32)
+        for rule in rules
+    ]
     rows = []
     for name, spec in candidates(own).items():
         undone = 255 * pixels.denormalize(spec, inputs)
         mean, largest, rule = min(
-            (float(jnp.abs(undone - p).mean()), float(jnp.abs(undone - p).max()), i) for i, p in enumerate(prepared)
+            (float(jnp.abs(undone - p).mean()), float(jnp.abs(undone - p).max()), i)
+            for i, p in enumerate(prepared)
         )
         how = {"resize": rules[rule].resize, "interpolation": rules[rule].interpolation}
         rows.append({"name": name, "largest_difference": largest, "mean_difference": mean, **how})
@@ -240,14 +300,19 @@ def by_numbers(array: np.ndarray, own: PixelSpec) -> list[dict[str, Any]]:
         levels = levels[np.isfinite(levels)]
         outside = float(np.mean((levels < -1) | (levels > 256)))
         whole = float(np.mean(np.abs(levels - np.rint(levels)) < 0.06))
-        unlike = abs(levels.mean() / 255 - 0.45) / 0.2 + abs(np.log2(max(levels.std(), 1e-6) / 255 / 0.26))
+        unlike = abs(levels.mean() / 255 - 0.45) / 0.2 + abs(
+            np.log2(max(levels.std(), 1e-6) / 255 / 0.26)
+        )
         rows.append({"name": name, "outside": outside, "whole": whole, "unlike": float(unlike)})
-    certain = lambda row: row["whole"] > 0.95 and row["outside"] == 0  # noqa: E731
+    certain = lambda row: row["whole"] > 0.95 and row["outside"] == 0
     return sorted(rows, key=lambda row: (not certain(row), 20 * row["outside"] + row["unlike"]))
 
 
 def follows(
-    array: np.ndarray, about: Mapping[str, Any], own: PixelSpec, photographs: list[np.ndarray] | None
+    array: np.ndarray,
+    about: Mapping[str, Any],
+    own: PixelSpec,
+    photographs: list[np.ndarray] | None,
 ) -> dict[str, Any]:
     """Which convention an array follows, and what the weights would make of it."""
     n, h, w, _ = array.shape
@@ -268,12 +333,17 @@ def follows(
         exact, sure = best["largest_difference"] < 0.6, best["mean_difference"] < ANOTHER_RESIZE
         how = f"{best['name']}, {best['resize']} {best['interpolation']}"
         if exact:
-            notes.append(f"made from these pictures by {how}, to {best['largest_difference']:.2f} of 255 levels")
+            notes.append(
+                f"made from these pictures by {how}, to {best['largest_difference']:.2f} of 255 levels"
+            )
         else:
             notes.append(
                 f"nearest to these pictures by {how}, {best['mean_difference']:.1f} of 255 levels apart on average"
             )
-        suits = not exact or (best["resize"], best["interpolation"]) == (own.resize, own.interpolation)
+        suits = not exact or (best["resize"], best["interpolation"]) == (
+            own.resize,
+            own.interpolation,
+        )
         if not suits:
             notes.append(f"the weights want {own.resize} {own.interpolation}")
     else:
@@ -285,7 +355,9 @@ def follows(
         )
         suits = blue <= red + 0.02
         if not suits:
-            notes.append("bluer than photographs are on average, as if the channels were swapped: pictures can tell")
+            notes.append(
+                "bluer than photographs are on average, as if the channels were swapped: pictures can tell"
+            )
     spec = known[best["name"]]
     near = np.allclose([spec.mean, spec.std], [own.mean, own.std], atol=0.01, rtol=0.01)
     return {
@@ -327,7 +399,11 @@ def tables(result: Mapping[str, Any]) -> tuple[list[Html], list[str]]:
         )
         cells, bars = [], []
         for row in rows:
-            shares = (row["top1"], *row["top1_ci95"], row["confidence"]) if labelled else (row["confidence"],)
+            shares = (
+                (row["top1"], *row["top1_ci95"], row["confidence"])
+                if labelled
+                else (row["confidence"],)
+            )
             name = row["name"] + (" (their own)" if row["own"] and row["name"] != OWN else "")
             numbers = (*(round(100 * share, 1) for share in shares), round(row["information"], 2))
             cells.append((name, *numbers, in_words(PixelSpec.from_dict(row["pixels"]))))
@@ -342,7 +418,9 @@ def tables(result: Mapping[str, Any]) -> tuple[list[Html], list[str]]:
             )
         )
     if array := result.get("array"):
-        fits = "as the weights want" if array["as_the_weights_want"] else "not what the weights want"
+        fits = (
+            "as the weights want" if array["as_the_weights_want"] else "not what the weights want"
+        )
         words = (
             f"The array follows {array['follows']}, {fits}."
             if array["follows"]
@@ -350,8 +428,10 @@ def tables(result: Mapping[str, Any]) -> tuple[list[Html], list[str]]:
         )
         words += "".join(f" {note[0].upper()}{note[1:]}." for note in array["notes"])
         keys = [key for key in array["candidates"][0] if key != "name"]
-        rounded = lambda cell: round(cell, 3) if isinstance(cell, float) else cell  # noqa: E731
-        cells = [[row["name"], *(rounded(row[key]) for key in keys)] for row in array["candidates"][:8]]
+        rounded = lambda cell: round(cell, 3) if isinstance(cell, float) else cell
+        cells = [
+            [row["name"], *(rounded(row[key]) for key in keys)] for row in array["candidates"][:8]
+        ]
         header = ("convention, undone", *(COLUMNS[key] for key in keys))
         lines += ["", reporting.columns(header, cells), "", words]
         sections.append(reporting.section("The array", reporting.table(cells, header), text=words))
@@ -367,7 +447,10 @@ def main(run: reporting.Run) -> None:
     photographs: list[np.ndarray] | None = None
     if FLAGS.images:
         inference.class_table(clf)
-        pictures = {r: inference.read_images(clf.with_pixels(resize=r), FLAGS.images) for r in ("shorter", "squash")}
+        pictures = {
+            r: inference.read_images(clf.with_pixels(resize=r), FLAGS.images)
+            for r in ("shorter", "squash")
+        }
         paths, skipped = pictures["shorter"].paths, pictures["shorter"].skipped
         labels = folder_labels(clf, paths) if FLAGS.labels == "folder" else None
         result |= {"n": len(paths), **compare(clf, variables, pictures, labels), "skipped": skipped}

@@ -64,13 +64,25 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Folder of a classifier saved by transfer.", required=True)
     flags.DEFINE_string("data", None, f"{', '.join(data.names())}.", required=True)
     flags.DEFINE_string(
-        "before", "", "NAME, NAME.TAG, FOLDER or FILE of the weights before. Default: what --model was learned from."
+        "before",
+        "",
+        "NAME, NAME.TAG, FOLDER or FILE of the weights before. Default: what --model was learned from.",
     )
     flags.DEFINE_list("endpoints", [], "Whose pooled maps are compared. Default: every stage.")
-    flags.DEFINE_integer("channels", 4, "Channels shown under both weights; 0 for none.", lower_bound=0)
-    flags.DEFINE_list("channel", [], "ENDPOINT:INDEX of channels to show. Default: those whose filters moved most.")
-    flags.DEFINE_integer("steps", grid.STEPS, "Of the climb to a channel's ideal image.", lower_bound=0)
-    flags.DEFINE_integer("limit", 500, "Pictures of --data at most, drawn at random.", lower_bound=2)
+    flags.DEFINE_integer(
+        "channels", 4, "Channels shown under both weights; 0 for none.", lower_bound=0
+    )
+    flags.DEFINE_list(
+        "channel",
+        [],
+        "ENDPOINT:INDEX of channels to show. Default: those whose filters moved most.",
+    )
+    flags.DEFINE_integer(
+        "steps", grid.STEPS, "Of the climb to a channel's ideal image.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "limit", 500, "Pictures of --data at most, drawn at random.", lower_bound=2
+    )
 
 
 # --- what is compared --------------------------------------------------------------------------------------------------
@@ -79,18 +91,26 @@ def define_flags() -> None:
 def load_pair(model: str, before: str) -> tuple[Classifier, Classifier, Weights, Weights]:
     """The fine-tuned and the pretrained classifier, and the two sets of weights on the same pictures: before, after."""
     if not (Path(model) / models.ARTIFACT).is_file():
-        raise ValueError(f"--model={model}: no saved classifier there; give a folder that `transfer` wrote")
+        raise ValueError(
+            f"--model={model}: no saved classifier there; give a folder that `transfer` wrote"
+        )
     clf, variables = models.load(model)
     name, weights = (before, "") if before else models.pretrained_source(clf)
     if Path(name).is_file():
         name, weights = clf.arch, name
-    old, old_variables = models.load(name, weights=weights or None, in_channels=len(clf.pixels.mean))
+    old, old_variables = models.load(
+        name, weights=weights or None, in_channels=len(clf.pixels.mean)
+    )
     if old.arch != clf.arch:
-        raise ValueError(f"--model={model} is {clf.arch}, and --before={before} is {old.arch}; wanted the same network")
+        raise ValueError(
+            f"--model={model} is {clf.arch}, and --before={before} is {old.arch}; wanted the same network"
+        )
     return clf, old, *pair(clf, variables, old, old_variables)
 
 
-def pair(clf: Classifier, variables: Variables, old: Classifier, old_variables: Variables) -> tuple[Weights, Weights]:
+def pair(
+    clf: Classifier, variables: Variables, old: Classifier, old_variables: Variables
+) -> tuple[Weights, Weights]:
     """Before and after without heads, on the same pictures: `clf`'s crop, each in its own weights' normalisation."""
     seen = {name: getattr(clf.pixels, name) for name in ("size", "crop", "resize", "interpolation")}
     bare = dataclasses.replace(clf, head=None, classes=None)
@@ -109,20 +129,28 @@ def sample(spec: DataSpec, limit: int, seed: int) -> list[Source]:
     sources = inputs.sources(spec)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(sources))[:limit])
     if len(drawn) < 2:
-        raise ValueError(f"{spec.name} holds {len(drawn)} pictures; wanted at least 2 to compare what is made of them")
+        raise ValueError(
+            f"{spec.name} holds {len(drawn)} pictures; wanted at least 2 to compare what is made of them"
+        )
     return [sources[i] for i in drawn]
 
 
 def known(clf: Classifier, endpoint: str, ends: Ends) -> str:
     """The endpoint's name, if it is one."""
     if endpoint not in ends:
-        raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {paths.nearest(endpoint, ends)}")
+        raise ValueError(
+            f"{clf.arch} has no endpoint {endpoint!r}; nearest: {paths.nearest(endpoint, ends)}"
+        )
     return endpoint
 
 
-def farthest(rows: Sequence[Moved], params: Any, stages: Sequence[str], ends: Ends, n: int) -> list[ObjectiveSpec]:
+def farthest(
+    rows: Sequence[Moved], params: Any, stages: Sequence[str], ends: Ends, n: int
+) -> list[ObjectiveSpec]:
     """Of the last stages whose channels' filters moved, the `n` channels whose filters moved most, the last stage first."""
-    groups = [ranked for stage in reversed(stages) if (ranked := by_move(rows, params, stage, ends))][:STAGES]
+    groups = [
+        ranked for stage in reversed(stages) if (ranked := by_move(rows, params, stage, ends))
+    ][:STAGES]
     shares = [n - n // 2, n // 2] if len(groups) == STAGES else [n]
     return [
         ObjectiveSpec("channel", f"{stage}:{index}", stage, index=index)
@@ -131,7 +159,9 @@ def farthest(rows: Sequence[Moved], params: Any, stages: Sequence[str], ends: En
     ]
 
 
-def by_move(rows: Sequence[Moved], params: Any, endpoint: str, ends: Ends) -> dict[tuple[str, int], float]:
+def by_move(
+    rows: Sequence[Moved], params: Any, endpoint: str, ends: Ends
+) -> dict[tuple[str, int], float]:
     """How far the filter that writes each channel of an endpoint moved, the farthest first; those that moved alone."""
     far = {(row.name, row.index): row.relative for row in rows if row.relative > 0}
     writers = filters.writers(params, endpoint, ends[endpoint][-1])
@@ -152,7 +182,11 @@ def same_bits(before: Weights, after: Weights, still: Sequence[str], endpoint: s
 
 
 def alike(
-    before: Weights, after: Weights, sources: Sequence[Source], endpoints: Sequence[str], same: Collection[str]
+    before: Weights,
+    after: Weights,
+    sources: Sequence[Source],
+    endpoints: Sequence[str],
+    same: Collection[str],
 ) -> tuple[dict[str, float | None], int, list[dict[str, str]]]:
     """The CKA of each endpoint's pooled map, None where it is the same for all pictures; how many were seen, and what not.
 
@@ -185,10 +219,18 @@ def lines(rows: Iterable[tuple[str, float, str]]) -> Html:
 
 def in_words(value: float | None, same: bool) -> str:
     """A CKA, in which the same bits and nearly the same stay apart."""
-    return "the same for all pictures" if value is None else "1, the same bits" if same else f"{value:.4f}"
+    return (
+        "the same for all pictures"
+        if value is None
+        else "1, the same bits"
+        if same
+        else f"{value:.4f}"
+    )
 
 
-def stages_section(values: dict[str, float | None], same: Collection[str], ends: Ends, n: int) -> Html:
+def stages_section(
+    values: dict[str, float | None], same: Collection[str], ends: Ends, n: int
+) -> Html:
     """The page's part on the stages."""
     rows = [(name, value or 0.0, in_words(value, name in same)) for name, value in values.items()]
     text = (
@@ -196,9 +238,16 @@ def stages_section(values: dict[str, float | None], same: Collection[str], ends:
         "pictures apart in the same way, up to a rotation and a scale of the channels."
     )
     wide = [name for name in values if ends[name][-1] >= n]
-    warning = f"With fewer pictures than channels CKA is too high; here: {', '.join(wide)}." if wide else ""
+    warning = (
+        f"With fewer pictures than channels CKA is too high; here: {', '.join(wide)}."
+        if wide
+        else ""
+    )
     return reporting.section(
-        "How alike the stages are", lines(rows), reporting.note(warning) if wide else Html(""), text=text
+        "How alike the stages are",
+        lines(rows),
+        reporting.note(warning) if wide else Html(""),
+        text=text,
     )
 
 
@@ -225,14 +274,18 @@ def mean_by_layer(rows: Iterable[Moved], stages: Sequence[str]) -> dict[str, flo
     by_layer: dict[str, list[float]] = {}
     for row in rows:
         by_layer.setdefault(row.name.removesuffix("/kernel"), []).append(row.relative)
-    in_order = sorted(by_layer, key=lambda layer: (stages.index(layer.split("/")[0]), filters.in_order(layer)))
+    in_order = sorted(
+        by_layer, key=lambda layer: (stages.index(layer.split("/")[0]), filters.in_order(layer))
+    )
     return {layer: float(np.mean(by_layer[layer])) for layer in in_order}
 
 
 def first_layer(run: reporting.Run, before: Weights, after: Weights) -> list[Html]:
     """The first layer's filters under both weights as colour tiles, if they moved."""
     new = filters.kernels(after.params)
-    first = next((name for name, kernel in new.items() if kernel.shape[2] == 3), None)  # what sees the colours
+    first = next(
+        (name for name, kernel in new.items() if kernel.shape[2] == 3), None
+    )  # what sees the colours
     if first is None or np.array_equal(filters.kernels(before.params)[first], new[first]):
         return []
     cards = []
@@ -250,16 +303,26 @@ def filters_section(
     run: reporting.Run, before: Weights, after: Weights, rows: Sequence[Moved], still: Sequence[str]
 ) -> Html:
     """The page's part on the filters."""
-    far = {layer: mean for layer, mean in mean_by_layer(rows, after.clf.spec.endpoints).items() if mean > 0}
+    far = {
+        layer: mean
+        for layer, mean in mean_by_layer(rows, after.clf.spec.endpoints).items()
+        if mean > 0
+    }
     largest = max(far.values(), default=1.0)
     parts: list[Html] = []
     if far:
         title = "Mean move of a layer's filters"
         bars = lines((layer, mean / largest, f"{100 * mean:.2f} %") for layer, mean in far.items())
         top = [row for row in rows[:SHOWN] if row.relative > 0]
-        table = [(row.name.removesuffix("/kernel"), row.index, f"{100 * row.relative:.2f} %") for row in top]
+        table = [
+            (row.name.removesuffix("/kernel"), row.index, f"{100 * row.relative:.2f} %")
+            for row in top
+        ]
         parts += [tag("h3", "", title), bars, tag("h3", "", "The filters that moved most")]
-        parts += [reporting.table(table, ["layer", "filter", "moved by"]), *first_layer(run, before, after)]
+        parts += [
+            reporting.table(table, ["layer", "filter", "moved by"]),
+            *first_layer(run, before, after),
+        ]
     if still:
         summary = tag("summary", "", f"{len(still)} layers are unmoved, every bit")
         parts.append(tag("details", "", summary, tag("p", "note", ", ".join(still))))
@@ -267,14 +330,21 @@ def filters_section(
         "How far a filter went, ||after - before|| / ||before||. Filters that were nearly dead before "
         f"(below {100 * filters.DEAD:.0f} % of their layer's median) are left out; biases and BatchNorm are not filters."
     )
-    return reporting.section("Which filters moved", *parts, text=text if far else "No filter moved.")
+    return reporting.section(
+        "Which filters moved", *parts, text=text if far else "No filter moved."
+    )
 
 
 # --- c: channels -------------------------------------------------------------------------------------------------------
 
 
 def ideals(
-    before: Weights, after: Weights, objective_specs: Sequence[ObjectiveSpec], *, steps: int, seed: int
+    before: Weights,
+    after: Weights,
+    objective_specs: Sequence[ObjectiveSpec],
+    *,
+    steps: int,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ideal images f32[b h w 3] under both weights, all from the same key, that of `ideal --seed`."""
     size, kind = after.clf.pixels.size, KINDS["channel"]
@@ -294,12 +364,16 @@ def ideals(
             )
         variables = jax.device_put(weights.clf.fold_batch_norm(weights.variables))
         keys = jnp.broadcast_to(key, (len(objective_specs),))
-        found = climbs[weights.clf](variables, keys, targets, tv=kind.tv, l2=kind.l2, step_size=grid.STEP)
+        found = climbs[weights.clf](
+            variables, keys, targets, tv=kind.tv, l2=kind.l2, step_size=grid.STEP
+        )
         made.append(np.asarray(found.images))
     return made[0], made[1]
 
 
-def activations(weights: Weights, objective_specs: Sequence[ObjectiveSpec], saved: np.ndarray) -> list[float]:
+def activations(
+    weights: Weights, objective_specs: Sequence[ObjectiveSpec], saved: np.ndarray
+) -> list[float]:
     """The mean activation of the channel that each picture, uint8[b h w 3], is for."""
     ends = list(dict.fromkeys(objective_spec.endpoint for objective_spec in objective_specs))
     maps = seen(weights.clf, tuple(ends))(weights.variables, pixels.to_images01(saved))
@@ -333,8 +407,12 @@ def channels_section(
     """The channels' rows of the result, and the page's part on them."""
     if not objective_specs:
         return [], []
-    print(f"climbing {len(objective_specs)} channels for {steps} steps under both weights", flush=True)
-    made = dict(zip(WHEN, ideals(before, after, objective_specs, steps=steps, seed=seed), strict=True))
+    print(
+        f"climbing {len(objective_specs)} channels for {steps} steps under both weights", flush=True
+    )
+    made = dict(
+        zip(WHEN, ideals(before, after, objective_specs, steps=steps, seed=seed), strict=True)
+    )
     rows = [
         {"endpoint": w.endpoint, "channel": w.index, "relative": far.get((w.endpoint, w.index))}
         for w in objective_specs
@@ -345,7 +423,9 @@ def channels_section(
             run.figure(f"{w.endpoint}-{w.index}-{drawn}", image)
             for w, image in zip(objective_specs, made[drawn], strict=True)
         ]
-        saved[drawn] = np.stack([data.decode(file) for file in files])  # judged as saved, not as computed
+        saved[drawn] = np.stack(
+            [data.decode(file) for file in files]
+        )  # judged as saved, not as computed
         for under, weights in zip(WHEN, (before, after), strict=True):
             answers[drawn, under] = activations(weights, objective_specs, saved[drawn])
         for i, row in enumerate(rows):
@@ -363,8 +443,14 @@ def channels_section(
             )
             for drawn in WHEN
         ]
-        how = "" if row["relative"] is None else f"Its filter moved by {100 * row['relative']:.2f} %."
-        strips.append(reporting.strip(cards, title=f"{row['endpoint']}, channel {row['channel']}", caption=how))
+        how = (
+            "" if row["relative"] is None else f"Its filter moved by {100 * row['relative']:.2f} %."
+        )
+        strips.append(
+            reporting.strip(
+                cards, title=f"{row['endpoint']}, channel {row['channel']}", caption=how
+            )
+        )
     text = (
         "The picture that a channel answers most, climbed from the same noise under the weights before and after. Below each "
         "saved picture: the channel's mean activation on it, under both weights. A climb is sensitive: two pictures may look "
@@ -405,14 +491,20 @@ def compare(
         for end in {objective_spec.endpoint for objective_spec in objective_specs}
         for k, v in by_move(rows, after.params, end, ends).items()
     }
-    shown, parts = channels_section(run, before, after, objective_specs, far, steps=steps, seed=seed)
+    shown, parts = channels_section(
+        run, before, after, objective_specs, far, steps=steps, seed=seed
+    )
     skips = [*(skip._asdict() for skip in spec.skipped), *skips]
     result = {
         "cka": values,
         "same_bits": same,
         "n": n,
         "moved": [
-            {"layer": row.name.removesuffix("/kernel"), "filter": row.index, "relative": row.relative}
+            {
+                "layer": row.name.removesuffix("/kernel"),
+                "filter": row.index,
+                "relative": row.relative,
+            }
             for row in rows[:KEPT]
             if row.relative > 0
         ],
@@ -445,7 +537,10 @@ def main(run: reporting.Run) -> None:
         limit=FLAGS.limit,
         seed=FLAGS.seed,
     )
-    moved, still = [layer for layer, mean in result["layers"].items() if mean > 0], result["unmoved_layers"]
+    moved, still = (
+        [layer for layer, mean in result["layers"].items() if mean > 0],
+        result["unmoved_layers"],
+    )
     lead = (
         f"{clf.arch} as it was and as it learned {len(inference.class_table(clf))} classes: {len(moved)} layers of filters "
         f"moved, {len(still)} layers are the same bits."
@@ -458,7 +553,9 @@ def main(run: reporting.Run) -> None:
         print(f"{stage}: CKA {in_words(value, stage in result['same_bits'])}")
     for row in result["moved"][:3]:
         print(f"{row['layer']}, filter {row['filter']}: moved by {100 * row['relative']:.2f} %")
-    print(f"{len(moved)} layers of filters moved, {len(still)} layers unmoved; skipped {len(result['skipped'])}")
+    print(
+        f"{len(moved)} layers of filters moved, {len(still)} layers unmoved; skipped {len(result['skipped'])}"
+    )
     print(f"{run.workdir / 'report.html'}")
 
 

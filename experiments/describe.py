@@ -29,16 +29,25 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("arch", "efficientnet_lite0", "Architecture, by timm's name or NAME.TAG; or all.")
-    flags.DEFINE_string("model", "", "Folder of a classifier saved by transfer; takes the place of --arch.")
+    flags.DEFINE_string(
+        "arch", "efficientnet_lite0", "Architecture, by timm's name or NAME.TAG; or all."
+    )
+    flags.DEFINE_string(
+        "model", "", "Folder of a classifier saved by transfer; takes the place of --arch."
+    )
     flags.DEFINE_multi_string(
         "rules",
         [],
         "REGEX=trainable or REGEX=frozen, once a rule, the first that fits a name wins; or last:1, all, ...",
     )
-    flags.DEFINE_integer("image_size", 0, "Side of the input, in pixels. Default: the weights' own.", lower_bound=0)
+    flags.DEFINE_integer(
+        "image_size", 0, "Side of the input, in pixels. Default: the weights' own.", lower_bound=0
+    )
     flags.DEFINE_enum(
-        "head", "own", ["own", "linear", "flat", "none"], "own: the paper's. flat: on the whole last map."
+        "head",
+        "own",
+        ["own", "linear", "flat", "none"],
+        "own: the paper's. flat: on the whole last map.",
     )
     flags.DEFINE_integer("classes", 1000, "Of the head.", lower_bound=1)
 
@@ -72,7 +81,16 @@ def how_to_load(row: WeightsSpec) -> str:
     return f'tl.load("{row.arch}", weights=FILE)  # {row.url}'
 
 
-HEADER = ("stage", "output", "parameters", "%", "G multiply-adds", "MB parameters", "MB output", "trained")
+HEADER = (
+    "stage",
+    "output",
+    "parameters",
+    "%",
+    "G multiply-adds",
+    "MB parameters",
+    "MB output",
+    "trained",
+)
 
 
 def stage_rows(rows: Sequence[summary.Stage]) -> list[tuple[str | int | float, ...]]:
@@ -102,8 +120,19 @@ def as_json(row: summary.Stage) -> dict[str, Any]:
 def weights_json(row: WeightsSpec) -> dict[str, Any]:
     """A published weights file as result.json has it."""
     where = row.package or row.hub or row.url
-    about = {"name": f"{row.arch}.{row.tag}", "top1": row.top1, "licence": row.licence, "origin": row.origin}
-    return {**about, "source": row.source, "where": where, "load": how_to_load(row), "pixels": row.pixels.as_dict()}
+    about = {
+        "name": f"{row.arch}.{row.tag}",
+        "top1": row.top1,
+        "licence": row.licence,
+        "origin": row.origin,
+    }
+    return {
+        **about,
+        "source": row.source,
+        "where": where,
+        "load": how_to_load(row),
+        "pixels": row.pixels.as_dict(),
+    }
 
 
 def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any], list[Html]]:
@@ -149,9 +178,7 @@ def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any]
     }
     figures = {"parameters": whole.params, "G multiply-adds": f"{whole.multiply_adds / 1e9:.4g}"}
     figures |= {"trained": whole.trainable} if rules else {}
-    note = (
-        "A multiply-add is two FLOPs; torchvision, timm and papers publish multiply-adds as FLOPs. Bytes are float32's."
-    )
+    note = "A multiply-add is two FLOPs; torchvision, timm and papers publish multiply-adds as FLOPs. Bytes are float32's."
     table = reporting.table(stage_rows(rows), HEADER)
     sections = [
         reporting.section("What it costs", reporting.numbers(figures), table, reporting.note(note)),
@@ -176,21 +203,38 @@ def describe(clf: Classifier, rules: paths.Rules | None) -> tuple[dict[str, Any]
 
 def describe_all(image_size: int) -> tuple[dict[str, Any], list[Html]]:
     """One line an architecture, under its own head."""
-    header = ("architecture", "parameters", "G multiply-adds", "pixels", "top-1, %", "weights", "licence", "source")
+    header = (
+        "architecture",
+        "parameters",
+        "G multiply-adds",
+        "pixels",
+        "top-1, %",
+        "weights",
+        "licence",
+        "source",
+    )
     lines, result = [], []
     for name in reporting.progress(backbones.names(), label="architectures"):
         rows = published(name)
         best = next((row for row in rows if row.top1 is not None), None)
-        pixels = (best.pixels if best else PixelSpec()).replace(**({"size": image_size} if image_size else {}))
+        pixels = (best.pixels if best else PixelSpec()).replace(
+            **({"size": image_size} if image_size else {})
+        )
         whole = summary.total(summary.stages(blank(backbones.get(name), pixels, "own", 1000)))
-        about = (best.top1, f"{best.arch}.{best.tag}", best.licence, best.origin) if best else ("-", "none", "-", "-")
+        about = (
+            (best.top1, f"{best.arch}.{best.tag}", best.licence, best.origin)
+            if best
+            else ("-", "none", "-", "-")
+        )
         lines.append((name, whole.params, round(whole.multiply_adds / 1e9, 3), pixels.size, *about))
         fields = {"name": name, "params": whole.params, "flops": whole.flops, "size": pixels.size}
         result.append({**fields, "weights": [weights_json(row) for row in rows]})
     print(reporting.columns(header, lines))
-    whole_line = lambda cell: reporting.tag("span", "", cell, style="white-space:nowrap")  # noqa: E731
+    whole_line = lambda cell: reporting.tag("span", "", cell, style="white-space:nowrap")
     cells = [(*line[:5], *map(whole_line, line[5:])) for line in lines]
-    return {"architectures": result}, [reporting.section("Architectures", reporting.table(cells, header))]
+    return {"architectures": result}, [
+        reporting.section("Architectures", reporting.table(cells, header))
+    ]
 
 
 def main(run: reporting.Run) -> None:
@@ -211,7 +255,9 @@ def main(run: reporting.Run) -> None:
         if FLAGS.image_size:
             clf = clf.with_pixels(size=FLAGS.image_size)
         if clf.pixels.size < clf.spec.min_size:
-            raise ValueError(f"{clf.arch} wants --image_size of at least {clf.spec.min_size}; got {clf.pixels.size}")
+            raise ValueError(
+                f"{clf.arch} wants --image_size of at least {clf.spec.min_size}; got {clf.pixels.size}"
+            )
         result, sections = describe(clf, parse_rules(FLAGS.rules, clf.spec.endpoints))
         title, lead = clf.arch, clf.spec.reference
     run.finish(result, reporting.page(title, lead, sections, facts=run.facts()))

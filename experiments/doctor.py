@@ -30,7 +30,10 @@ KINDS = {  # field of the report -> its title on the page
 }
 GROUPS = {  # field of the report -> title and what it means
     "leaks": ("In more than one official part", "A model that saw the one is tested on the other."),
-    "two_labels": ("The same picture under two labels", "One of the labels is wrong, or the classes overlap."),
+    "two_labels": (
+        "The same picture under two labels",
+        "One of the labels is wrong, or the classes overlap.",
+    ),
     "duplicates": ("Equal files", "A split of ours keeps them on one side."),
     "near_duplicates": (
         "Near-duplicates",
@@ -45,8 +48,10 @@ def define_flags() -> None:
 
 def as_result(found: Report, skipped: Sequence[data.Skipped]) -> dict[str, Any]:
     """The report as result.json has it."""
-    rows = lambda remarks: [{"path": str(source), "why": why} for source, why in remarks]  # noqa: E731
-    groups = lambda sets: None if sets is None else [[str(source) for source in group] for group in sets]  # noqa: E731
+    rows = lambda remarks: [{"path": str(source), "why": why} for source, why in remarks]
+    groups = lambda sets: (
+        None if sets is None else [[str(source) for source in group] for group in sets]
+    )
     return {
         "n": found.n,
         "bad": rows(found.broken),
@@ -71,40 +76,70 @@ def thumbnail(source: data.Source) -> np.ndarray:
 def remarks(title: str, found: Sequence[Remark]) -> Html:
     """What is said about pictures, the commonest first, each with the files it is said of."""
     said = Counter(why for _, why in found).most_common()
-    by_why = {why: [str(source) for source, other in found if other == why] for why, _ in said[:SHOWN]}
-    rows = [(why, len(paths), ", ".join(paths[:3]) + (", ..." if paths[3:] else "")) for why, paths in by_why.items()]
+    by_why = {
+        why: [str(source) for source, other in found if other == why] for why, _ in said[:SHOWN]
+    }
+    rows = [
+        (why, len(paths), ", ".join(paths[:3]) + (", ..." if paths[3:] else ""))
+        for why, paths in by_why.items()
+    ]
     return reporting.section(title, reporting.table(rows, ("what", "pictures", "files")))
 
 
-def pictures(title: str, text: str, groups: Sequence[Sequence[data.Source]], labels: dict[data.Source, str]) -> Html:
+def pictures(
+    title: str, text: str, groups: Sequence[Sequence[data.Source]], labels: dict[data.Source, str]
+) -> Html:
     """The first groups, a strip each."""
     strips: Iterable[Html] = (
-        reporting.strip([reporting.card(thumbnail(s), title=labels[s], caption=str(s)) for s in group[:6]])
+        reporting.strip(
+            [reporting.card(thumbnail(s), title=labels[s], caption=str(s)) for s in group[:6]]
+        )
         for group in groups[:SHOWN]
     )
-    more = [reporting.note(f"and {len(groups) - SHOWN} more groups, in result.json")] if groups[SHOWN:] else []
+    more = (
+        [reporting.note(f"and {len(groups) - SHOWN} more groups, in result.json")]
+        if groups[SHOWN:]
+        else []
+    )
     return reporting.section(title, *strips, *more, text=text)
 
 
 def main(run: reporting.Run) -> None:
     spec = data.get(FLAGS.data)
-    found = examine(spec, progress=lambda items, total: reporting.progress(items, total, "pictures"))
+    found = examine(
+        spec, progress=lambda items, total: reporting.progress(items, total, "pictures")
+    )
     result = as_result(found, spec.skipped)
     groups = {kind: getattr(found, kind) or () for kind in GROUPS}
-    counts = {"pictures": found.n, **{title: len(getattr(found, kind)) for kind, title in KINDS.items()}}
+    counts = {
+        "pictures": found.n,
+        **{title: len(getattr(found, kind)) for kind, title in KINDS.items()},
+    }
     counts |= {title: len(groups[kind]) for kind, (title, _) in GROUPS.items()}
     sections = [reporting.section("What was found", reporting.numbers(counts))]
-    sections += [remarks(title, getattr(found, kind)) for kind, title in KINDS.items() if getattr(found, kind)]
+    sections += [
+        remarks(title, getattr(found, kind))
+        for kind, title in KINDS.items()
+        if getattr(found, kind)
+    ]
     labels = {e.path: f"{spec.classes[e.label]}{e.part and ', ' + e.part}" for e in spec.examples}
-    sections += [pictures(*words, groups[kind], labels) for kind, words in GROUPS.items() if groups[kind]]
+    sections += [
+        pictures(*words, groups[kind], labels) for kind, words in GROUPS.items() if groups[kind]
+    ]
     if found.near_duplicates is None:
         text = "All pictures of this set are alike, so that likeness does not tell a copy from another picture."
         sections.append(reporting.section("Near-duplicates were not looked for", text=text))
-    sections.append(reporting.section("Classes", reporting.table(list(found.classes.items()), ("class", "pictures"))))
+    sections.append(
+        reporting.section(
+            "Classes", reporting.table(list(found.classes.items()), ("class", "pictures"))
+        )
+    )
     sections.append(reporting.skipped(result["skipped"]))
     lead = f"{found.n} pictures of {spec.name} decoded: {len(found.broken)} broken. Nothing was deleted or changed."
     facts = run.facts() | {"pictures": spec.source, "licence of the pictures": spec.licence}
-    run.finish(result, reporting.page("What is wrong with these pictures", lead, sections, facts=facts))
+    run.finish(
+        result, reporting.page("What is wrong with these pictures", lead, sections, facts=facts)
+    )
     print(reporting.columns(("what", "count"), list(counts.items())))
     for source, why in found.broken[:SHOWN]:
         print(f"broken: {source}: {why}")

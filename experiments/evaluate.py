@@ -29,15 +29,25 @@ PARTS = ("train", "validation", "test")
 def define_flags() -> None:
     flags.DEFINE_string("data", None, f"{', '.join(data.names())}.", required=True)
     flags.DEFINE_enum(
-        "part", "", ["", "all", *PARTS], "Of --data. Default: its own test part, or all where it has none."
+        "part",
+        "",
+        ["", "all", *PARTS],
+        "Of --data. Default: its own test part, or all where it has none.",
     )
     flags.DEFINE_string(
-        "robust_eps", "0", "Tests under attack at this radius too, in Linf in [0, 1] pixel units; 0: not."
+        "robust_eps",
+        "0",
+        "Tests under attack at this radius too, in Linf in [0, 1] pixel units; 0: not.",
     )
     flags.DEFINE_enum(
-        "robust_attack", "pgd", list(attacks.ATTACKS), "The attack of that test; pgd is a quick one of 20 steps."
+        "robust_attack",
+        "pgd",
+        list(attacks.ATTACKS),
+        "The attack of that test; pgd is a quick one of 20 steps.",
     )
-    flags.DEFINE_integer("robust_queries", 0, "Of Square within AutoAttack; 0: its own 5,000.", lower_bound=0)
+    flags.DEFINE_integer(
+        "robust_queries", 0, "Of Square within AutoAttack; 0: its own 5,000.", lower_bound=0
+    )
 
 
 def chosen(spec: DataSpec, part: str) -> DataSpec:
@@ -48,7 +58,9 @@ def chosen(spec: DataSpec, part: str) -> DataSpec:
         return spec
     if not kept:
         has = sorted({example.part for example in spec.examples} - {""})
-        raise ValueError(f"{spec.name} has no part {part!r}; it has {', '.join(has) or 'none'}: take --part=all")
+        raise ValueError(
+            f"{spec.name} has no part {part!r}; it has {', '.join(has) or 'none'}: take --part=all"
+        )
     return dataclasses.replace(spec, examples=kept)
 
 
@@ -59,7 +71,9 @@ def evaluate(
     spec = sets.remap_labels(spec, inference.class_table(clf))
     said = sets.predictions(clf, variables, spec)
     if not len(said.labels):
-        raise ValueError(f"none of the {len(spec.examples)} pictures of {spec.name} can be read; look with doctor")
+        raise ValueError(
+            f"none of the {len(spec.examples)} pictures of {spec.name} can be read; look with doctor"
+        )
     result = sets.summary(said.logits, said.labels, spec.classes, temperature)
     result["classes"] = list(spec.classes)
     result["mistakes"] = sets.mistakes(clf, said)
@@ -82,7 +96,11 @@ def main(run: reporting.Run) -> None:
         result["robust"] = {"now": robust.robust(clf, variables, same, eps=eps, **how)}
         sections.insert(0, evaluation.robust_section(result["robust"]))
     lead = f"{clf.arch} is right on {reporting.percent(result['top1'])} of {result['n']} pictures of {spec.name}."
-    facts = run.facts() | common.weights_facts(clf) | {"pictures": spec.source, "licence of the pictures": spec.licence}
+    facts = (
+        run.facts()
+        | common.weights_facts(clf)
+        | {"pictures": spec.source, "licence of the pictures": spec.licence}
+    )
     run.finish(result, reporting.page("A classifier examined", lead, sections, facts=facts))
     low, high = (reporting.percent(p) for p in result["top1_ci95"])
     print(

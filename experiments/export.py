@@ -37,10 +37,14 @@ def write(folder: Path, clf: Classifier, variables: Variables) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PROGRAM).write_bytes(program)
         names = [table.display(i) for i in range(len(table.entries))]
-        (folder / CLASSES).write_text(json.dumps(names, indent=1, ensure_ascii=False), encoding="utf-8")
+        (folder / CLASSES).write_text(
+            json.dumps(names, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
         shutil.copyfile(run_exported.__file__, folder / SCRIPT)
     except OSError as error:
-        raise ValueError(f"cannot write into {str(folder)!r} ({error.strerror}); give another --out") from error
+        raise ValueError(
+            f"cannot write into {str(folder)!r} ({error.strerror}); give another --out"
+        ) from error
     return len(program)
 
 
@@ -48,15 +52,26 @@ def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model()
     folder = Path(FLAGS.out).expanduser() if FLAGS.out else run.workdir / "exported"
     size = write(folder, clf, variables)
-    result: dict[str, Any] = {"out": str(folder), "bytes": size, "platforms": list(export.PLATFORMS)}
+    result: dict[str, Any] = {
+        "out": str(folder),
+        "bytes": size,
+        "platforms": list(export.PLATFORMS),
+    }
     figures = {"megabytes": f"{size / 1e6:.1f}", "classes": len(inference.class_table(clf).entries)}
     how = f"python {folder / SCRIPT} PICTURE"
-    sections = [reporting.section("The program", reporting.numbers(figures), text=f"To run it: {how}")]
+    sections = [
+        reporting.section("The program", reporting.numbers(figures), text=f"To run it: {how}")
+    ]
     lead = f"{clf.arch} with its preprocessing, for {', '.join(export.PLATFORMS)}."
     run.finish(
-        result, reporting.page("An exported classifier", lead, sections, facts=run.facts() | common.weights_facts(clf))
+        result,
+        reporting.page(
+            "An exported classifier", lead, sections, facts=run.facts() | common.weights_facts(clf)
+        ),
     )
-    print(f"{size / 1e6:.1f} MB in {folder}; to run it where there are jax, numpy and flatbuffers: {how}")
+    print(
+        f"{size / 1e6:.1f} MB in {folder}; to run it where there are jax, numpy and flatbuffers: {how}"
+    )
 
 
 if __name__ == "__main__":

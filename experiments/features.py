@@ -31,15 +31,21 @@ MOST = 16  # pictures a page, to which each adds 2 to 3 MB with every stage of V
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("data", "", "folder:DIR, csv:FILE, tfds:NAME or elpv: the set whose bank is filled.")
+    flags.DEFINE_string(
+        "data", "", "folder:DIR, csv:FILE, tfds:NAME or elpv: the set whose bank is filled."
+    )
     flags.DEFINE_list(
         "endpoint",
         [],
         "features (pooled, what heads see) or endpoints, in a bank averaged over their maps. Default: features; with --show "
         "every stage.",
     )
-    flags.DEFINE_string("show", "", "Pictures whose maps are shown channel by channel: files, separated by commas.")
-    flags.DEFINE_integer("topk", 48, "Channels shown of each map, the most active first.", lower_bound=1)
+    flags.DEFINE_string(
+        "show", "", "Pictures whose maps are shown channel by channel: files, separated by commas."
+    )
+    flags.DEFINE_integer(
+        "topk", 48, "Channels shown of each map, the most active first.", lower_bound=1
+    )
     flags.DEFINE_integer("batch_size", 16, "Pictures a forward pass.", lower_bound=1)
 
 
@@ -58,12 +64,20 @@ def banked(
     rows, skips = [], [skip._asdict() for skip in spec.skipped]
     for name in names:
         bank = features.extract(
-            clf, variables, inputs.sources(spec), endpoint=name, batch_size=FLAGS.batch_size, progress=progress
+            clf,
+            variables,
+            inputs.sources(spec),
+            endpoint=name,
+            batch_size=FLAGS.batch_size,
+            progress=progress,
         )
         n, dim = int(bank.valid.sum()), bank.values.shape[1]
-        rows.append({"endpoint": name, "n": n, "dim": dim, "bank": str(bank.bank), "reused": bank.reused})
+        rows.append(
+            {"endpoint": name, "n": n, "dim": dim, "bank": str(bank.bank), "reused": bank.reused}
+        )
         print(
-            f"{name}: {n} x {dim} features, {bank.reused} reused, {len(bank.skipped)} skipped: {bank.bank}", flush=True
+            f"{name}: {n} x {dim} features, {bank.reused} reused, {len(bank.skipped)} skipped: {bank.bank}",
+            flush=True,
         )
         if name == names[-1]:  # each bank skips the same
             skips += [skip._asdict() for skip in bank.skipped]
@@ -71,7 +85,9 @@ def banked(
     cells = [[r["endpoint"], r["n"], r["dim"], r["reused"]] for r in rows]
     table = reporting.table(cells, ["endpoint", "pictures", "features each", "already known"])
     return {**last, "banks": rows, "skipped": skips}, [
-        reporting.section("The bank" + "s" * (len(rows) > 1), table, *(reporting.note(r["bank"]) for r in rows))
+        reporting.section(
+            "The bank" + "s" * (len(rows) > 1), table, *(reporting.note(r["bank"]) for r in rows)
+        )
     ]
 
 
@@ -88,18 +104,28 @@ def looked_at(
     for path, image in zip(pictures.paths, pictures.images, strict=True):
         found = activations.forward(clf, tuple(names))(on_device, pixels.to_images01(image[None]))
         sections += [reporting.chapter(path.name)] * (len(pictures.paths) > 1)
-        sections.append(reporting.section("The picture", reporting.card(image, caption=f"As {clf.arch} sees {path}")))
+        sections.append(
+            reporting.section(
+                "The picture", reporting.card(image, caption=f"As {clf.arch} sees {path}")
+            )
+        )
         for name in names:
             here, beside, more = np.asarray(found[name]), [], {}
             if spec:
                 order, size = maps.strongest(here, activations.DRIVEN).tolist(), FLAGS.batch_size
-                tops = exemplars.top_pictures(clf, variables, inputs.sources(spec), name, order, batch_size=size)
+                tops = exemplars.top_pictures(
+                    clf, variables, inputs.sources(spec), name, order, batch_size=size
+                )
                 beside, driven = activations.driven(run, clf, name, here, tops, name=path.stem)
                 more = {"driven": driven}
-            section, row = activations.shown(run, clf, name, here, name=path.stem, topk=FLAGS.topk, beside=beside)
+            section, row = activations.shown(
+                run, clf, name, here, name=path.stem, topk=FLAGS.topk, beside=beside
+            )
             sections.append(section)
             rows.append({**row, "picture": str(path), **more})
-            print(f"{path.name}: {name} is {tuple(row['shape'])}; strongest channel {row['strongest'][0]['channel']}")
+            print(
+                f"{path.name}: {name} is {tuple(row['shape'])}; strongest channel {row['strongest'][0]['channel']}"
+            )
     about: dict[str, Any] = {}
     if any(name.partition("/")[0] == clf.spec.endpoints[0] for name in names):
         part, about = activations.first_layer(run, clf, variables)
@@ -113,9 +139,13 @@ def main(run: reporting.Run) -> None:
             "give --show=IMAGE to see what a network makes of it, --data=folder:DIR to fill a bank, or both"
         )
     clf, variables = cli.load_model()
-    names = activations.endpoints(clf, variables, FLAGS.endpoint or ([] if FLAGS.show else ["features"]))
+    names = activations.endpoints(
+        clf, variables, FLAGS.endpoint or ([] if FLAGS.show else ["features"])
+    )
     if FLAGS.show and (asked := len(data.find_images(FLAGS.show)[0])) > MOST:
-        raise ValueError(f"--show names {asked} pictures, wanted {MOST} at most, so that the page can be read")
+        raise ValueError(
+            f"--show names {asked} pictures, wanted {MOST} at most, so that the page can be read"
+        )
     pictures = inference.read_images(clf, FLAGS.show) if FLAGS.show else None
     spec = data.get(FLAGS.data) if FLAGS.data else None
     result, sections, lead = {"skipped": []}, [], []
@@ -125,8 +155,14 @@ def main(run: reporting.Run) -> None:
         lead.append(f"{result['n']} pictures of {spec.name} through {clf.arch}, {known}.")
     if pictures:
         about, parts = looked_at(run, clf, variables, pictures, names, spec)
-        result, sections = {**result, **about, "skipped": result["skipped"] + pictures.skipped}, sections + parts
-        lead.insert(0, f"What {clf.arch} makes of {_and([p.name for p in pictures.paths])} at {_and(names)}.")
+        result, sections = (
+            {**result, **about, "skipped": result["skipped"] + pictures.skipped},
+            sections + parts,
+        )
+        lead.insert(
+            0,
+            f"What {clf.arch} makes of {_and([p.name for p in pictures.paths])} at {_and(names)}.",
+        )
     sections.append(reporting.skipped(result["skipped"]))
     title = "What a network sees" if pictures else "Feature bank"
     facts = run.facts() | common.weights_facts(clf)

@@ -25,10 +25,15 @@ SHOWN = 48  # pictures on the page; all are in result.json
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("images", None, "Files, folders and globs, separated by commas.", required=True)
+    flags.DEFINE_string(
+        "images", None, "Files, folders and globs, separated by commas.", required=True
+    )
     flags.DEFINE_integer("topk", 5, "Classes a picture.", lower_bound=1)
     flags.DEFINE_enum(
-        "labels", "none", ["none", "folder"], "folder: a picture's folder is its class (index, id or name)."
+        "labels",
+        "none",
+        ["none", "folder"],
+        "folder: a picture's folder is its class (index, id or name).",
     )
 
 
@@ -65,19 +70,27 @@ def predict(
         }
         accuracy = reporting.interval(result["top1"], low, high, label="top-1 accuracy")
         sections.append(reporting.section("Accuracy", reporting.numbers(summary), accuracy))
-    result["predictions"] = [{"path": str(p), "topk": top} for p, top in zip(pictures.paths, tops, strict=True)]
+    result["predictions"] = [
+        {"path": str(p), "topk": top} for p, top in zip(pictures.paths, tops, strict=True)
+    ]
     cards = []
     for i in order[:SHOWN]:
         truth = [int(labels[i])] if labels[i] >= 0 else []
         caption = f"labelled {inference.class_table(clf).display(truth[0])}" if truth else ""
         cards.append(
             reporting.card(
-                pictures.images[i], title=pictures.paths[i].name, caption=caption, bars=common.bars(tops[i], truth)
+                pictures.images[i],
+                title=pictures.paths[i].name,
+                caption=caption,
+                bars=common.bars(tops[i], truth),
             )
         )
     rest = f"The first {SHOWN} of {len(tops)}." if len(tops) > SHOWN else ""
     text = f"As the network sees them: {clf.pixels.size} pixels square, cropped by the rule of its weights. {rest}"
-    sections += [reporting.section(title, reporting.gallery(cards), text=text), reporting.skipped(pictures.skipped)]
+    sections += [
+        reporting.section(title, reporting.gallery(cards), text=text),
+        reporting.skipped(pictures.skipped),
+    ]
     run.figure("photographs", reporting.contact_sheet(pictures.images[order[:24]], columns=6))
     return result, sections
 
@@ -91,7 +104,12 @@ def main(run: reporting.Run) -> None:
     lead = f"{result['n']} photographs, named by {clf.arch}."
     run.finish(
         result,
-        reporting.page("What is in these photographs", lead, sections, facts=run.facts() | common.weights_facts(clf)),
+        reporting.page(
+            "What is in these photographs",
+            lead,
+            sections,
+            facts=run.facts() | common.weights_facts(clf),
+        ),
     )
     accuracy = (
         f"; top-1 {reporting.percent(result['top1'])}, top-5 {reporting.percent(result['top5'])}"

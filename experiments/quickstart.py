@@ -25,7 +25,9 @@ DALMATIAN = 251  # its ImageNet class; one of foolbox's photographs
 
 
 def define_flags() -> None:
-    flags.DEFINE_bool("quick", False, "Fewer pictures and steps: shows that everything works, not how well.")
+    flags.DEFINE_bool(
+        "quick", False, "Fewer pictures and steps: shows that everything works, not how well."
+    )
 
 
 def main(run: reporting.Run) -> None:
@@ -42,7 +44,9 @@ def main(run: reporting.Run) -> None:
     print("2 of 4: learning a classifier for solar cells", flush=True)
     cells = data.get("elpv")
     if FLAGS.quick:
-        cells = data.split_stratified(cells, test_fraction=0.15, seed=FLAGS.seed, near_duplicates=False)[1]
+        cells = data.split_stratified(
+            cells, test_fraction=0.15, seed=FLAGS.seed, near_duplicates=False
+        )[1]
     learned, learned_sections = transfer.transfer(
         run, clf, variables, cells, None, transfer.Settings(first_seed=FLAGS.seed)
     )
@@ -50,16 +54,25 @@ def main(run: reporting.Run) -> None:
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
     objective_specs = specs.class_objectives(clf, "tabby,zebra")
     how = grid.Settings(tv=(300.0, 0.0), steps=64 if FLAGS.quick else grid.STEPS, seed=FLAGS.seed)
-    climbed, climbed_sections = ideal.ideal(run, [grid.network(clf, variables)], objective_specs, how)
+    climbed, climbed_sections = ideal.ideal(
+        run, [grid.network(clf, variables)], objective_specs, how
+    )
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)
     dog = inference.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
     strength = Settings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
     truth = np.full(len(dogs), DALMATIAN)
-    attacked, attacked_sections = attack.attack(run, clf, variables, dog, target="any cat", truth=truth, how=strength)
+    attacked, attacked_sections = attack.attack(
+        run, clf, variables, dog, target="any cat", truth=truth, how=strength
+    )
 
-    result: dict[str, Any] = {"predict": named, "transfer": learned, "ideal": climbed, "attack": attacked}
+    result: dict[str, Any] = {
+        "predict": named,
+        "transfer": learned,
+        "ideal": climbed,
+        "attack": attacked,
+    }
     low, high = learned["test"]["top1_ci95"]
     shares = [row["probability"] for row in climbed["images"] if row["tv_weight"]]
     percent, fooled = reporting.percent, attacked["images"][0]
@@ -76,13 +89,22 @@ def main(run: reporting.Run) -> None:
         ("What it thinks is ideal", climbed_sections),
         ("A dog that it calls a cat", attacked_sections),
     )
-    sections = [part for heading, parts in headings for part in (reporting.chapter(heading), *parts)]
+    sections = [
+        part for heading, parts in headings for part in (reporting.chapter(heading), *parts)
+    ]
     lead = (
         f"One pretrained network, {clf.arch}: it names photographs, learns to find broken solar cells, "
         "shows what it thinks a tabby and a zebra are, and is talked into calling a dalmatian a cat."
     )
-    facts = run.facts() | common.weights_facts(clf) | {"solar cells": f"{cells.source}; {cells.licence}"}
-    run.finish(result, reporting.page("Four things a pretrained network can do", lead, sections, facts=facts))
+    facts = (
+        run.facts()
+        | common.weights_facts(clf)
+        | {"solar cells": f"{cells.source}; {cells.licence}"}
+    )
+    run.finish(
+        result,
+        reporting.page("Four things a pretrained network can do", lead, sections, facts=facts),
+    )
     print("\n".join(lines))
     print(f"{time.monotonic() - began:.0f} s; open {run.workdir / 'report.html'}")
 

@@ -7,7 +7,9 @@ import importlib.util
 import os
 from pathlib import Path
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # pytest-xdist's workers share one GPU
+os.environ.setdefault(
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # pytest-xdist's workers share one GPU
 
 import hypothesis
 import jax
@@ -16,18 +18,24 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-hypothesis.settings.register_profile("tl", deadline=None, derandomize=True, max_examples=20, database=None)
+hypothesis.settings.register_profile(
+    "tl", deadline=None, derandomize=True, max_examples=20, database=None
+)
 hypothesis.settings.load_profile("tl")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--optimized", action="store_true", help="compile every test's programs as users' are: slow")
+    parser.addoption(
+        "--optimized", action="store_true", help="compile every test's programs as users' are: slow"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without torch (the `parity` extra), tests marked `parity` are left out rather than skipped one by one."""
     if importlib.util.find_spec("torch") is None:
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("parity")])
+        config.hook.pytest_deselected(
+            items=[item for item in items if item.get_closest_marker("parity")]
+        )
         items[:] = [item for item in items if not item.get_closest_marker("parity")]
 
 
@@ -46,7 +54,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     cheap = not (item.config.getoption("--optimized") or item.get_closest_marker("optimized"))
     if cheap != _cheap:
         jax.clear_caches()
-        with contextlib.suppress(AttributeError):  # a JAX without the switch runs every test, only more slowly
+        with contextlib.suppress(
+            AttributeError
+        ):  # a JAX without the switch runs every test, only more slowly
             jax.config.update(CHEAP, cheap)
         _cheap = cheap
 
@@ -57,5 +67,7 @@ def shared_data() -> Path:
     given = os.environ.get("TL_SHARED_DATA")
     folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no photographs at {folder}: set TL_SHARED_DATA to the folder that holds imagenet_samples/")
+        pytest.skip(
+            f"no photographs at {folder}: set TL_SHARED_DATA to the folder that holds imagenet_samples/"
+        )
     return folder

@@ -35,7 +35,10 @@ LAYOUT: Sequence[str] = [
             "spec decode shards find duplicates folder table tfds packaged split plan feed augment loader __init__ doctor",
         ),
         ("inference", "predict features __init__"),
-        ("training", "rules step adversarial probe inputs recipe phase checkpoints loop rate_finder fit __init__"),
+        (
+            "training",
+            "rules step adversarial probe inputs recipe phase checkpoints loop rate_finder fit __init__",
+        ),
         ("visualize", "objectives images specs render filters maps exemplars judge grid __init__"),
         ("evaluation", "sets robust postprocessing perceptual attacked __init__"),
         ("pages", "common activations training evaluation attack ideal __init__"),
@@ -44,7 +47,9 @@ LAYOUT: Sequence[str] = [
     for file in files.split()
 ]
 
-HOMES: dict[str, set[str]] = {  # library -> the modules of tl that may import it; what is not listed, all may
+HOMES: dict[
+    str, set[str]
+] = {  # library -> the modules of tl that may import it; what is not listed, all may
     "flax": {"backbones", "models"},
     "optax": {"optim", "training", "ascent"},
     "orbax": {"training"},
@@ -149,5 +154,7 @@ assert not loaded, f"import tl loads {{loaded}}"
 import jax
 assert not jax._src.xla_bridge._backends, "import tl starts a JAX backend"
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr

@@ -28,13 +28,16 @@ def hill(theta: jax.Array, key: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize(
-    ("name", "step_size"), [("sgd", 0.1), ("momentum", 0.02), ("adam", 0.1), ("sign", 0.05), ("lbfgs", 1.0)]
+    ("name", "step_size"),
+    [("sgd", 0.1), ("momentum", 0.02), ("adam", 0.1), ("sign", 0.05), ("lbfgs", 1.0)],
 )
 def test_every_optimizer_climbs_a_hill(name: str, step_size: float) -> None:
-    fall = lambda done: step_size * (1.0 - 0.9 * done)  # noqa: E731
+    fall = lambda done: step_size * (1.0 - 0.9 * done)
     theta = jnp.zeros((2, 3))
     path = ascend(hill, theta, KEY, steps=100, optimizer=OPTIMIZERS[name](), step_size=fall)
-    assert (path.scores[-1] > 0.01 * path.scores[0]).all()  # scores are negative: within a hundredth of the way
+    assert (
+        path.scores[-1] > 0.01 * path.scores[0]
+    ).all()  # scores are negative: within a hundredth of the way
     np.testing.assert_allclose(path.last, TOPS, atol=0.06)
     np.testing.assert_allclose(path.scores[0], hill(theta, KEY))
     np.testing.assert_allclose(path.scores[-1], hill(path.last, KEY), rtol=1e-5)
@@ -55,12 +58,16 @@ def test_one_step_of_each_by_hand() -> None:
         "lbfgs": unit,
     }
     for name, uphill in wanted.items():
-        path = ascend(hill, jnp.zeros((2, 3)), KEY, steps=1, optimizer=OPTIMIZERS[name](), step_size=0.25)
+        path = ascend(
+            hill, jnp.zeros((2, 3)), KEY, steps=1, optimizer=OPTIMIZERS[name](), step_size=0.25
+        )
         np.testing.assert_allclose(path.last, 0.25 * uphill, rtol=1e-5, err_msg=name)
 
 
 def test_momentum_is_the_heavy_ball() -> None:
-    path = ascend(slope, jnp.zeros((1, 1)), KEY, steps=3, optimizer=OPTIMIZERS["momentum"](), step_size=1.0)
+    path = ascend(
+        slope, jnp.zeros((1, 1)), KEY, steps=3, optimizer=OPTIMIZERS["momentum"](), step_size=1.0
+    )
     np.testing.assert_allclose(path.scores[:, 0], [0, 1, 1 + 1.9, 1 + 1.9 + 2.71], rtol=1e-6)
 
 
@@ -76,7 +83,9 @@ def test_best_is_where_the_highest_score_was(step_size: float, steps: int) -> No
 
 def climb(steps: int) -> Any:
     def run(theta: jax.Array, step_size: jax.Array) -> Ascent:
-        return ascend(hill, theta, KEY, steps=steps, optimizer=OPTIMIZERS["sgd"](), step_size=step_size)
+        return ascend(
+            hill, theta, KEY, steps=steps, optimizer=OPTIMIZERS["sgd"](), step_size=step_size
+        )
 
     return jax.jit(run)
 
@@ -99,7 +108,7 @@ def test_images_do_not_see_each_other(name: str) -> None:
 
     @jax.jit
     def run(theta: jax.Array, tops: jax.Array) -> Ascent:
-        score = lambda x, key: -jnp.sum(jnp.square(x - tops), axis=1)  # noqa: E731
+        score = lambda x, key: -jnp.sum(jnp.square(x - tops), axis=1)
         return ascend(score, theta, KEY, steps=5, optimizer=OPTIMIZERS[name](), step_size=0.07)
 
     tops = TOPS * jnp.asarray([[1.0], [100.0]])
@@ -118,11 +127,16 @@ def test_a_sweep_over_step_sizes_compiles_once() -> None:
 
 
 def test_each_step_has_its_own_key_and_the_same_key_the_same_climb() -> None:
-    noise = lambda theta, key: theta[:, 0] * 0 + jax.random.normal(key, theta.shape[:1])  # noqa: E731
+    noise = lambda theta, key: theta[:, 0] * 0 + jax.random.normal(key, theta.shape[:1])
 
     def run(seed: int) -> Ascent:
         return ascend(
-            noise, jnp.zeros((2, 1)), jax.random.key(seed), steps=6, optimizer=OPTIMIZERS["sgd"](), step_size=1.0
+            noise,
+            jnp.zeros((2, 1)),
+            jax.random.key(seed),
+            steps=6,
+            optimizer=OPTIMIZERS["sgd"](),
+            step_size=1.0,
         )
 
     once, again, other = run(0), run(0), run(1)
@@ -146,13 +160,17 @@ def test_projection_after_every_step() -> None:
 
 
 def test_the_rate_sees_the_share_that_is_done() -> None:
-    path = ascend(slope, jnp.zeros((1, 1)), KEY, steps=4, optimizer=optax.identity(), step_size=lambda d: d)
+    path = ascend(
+        slope, jnp.zeros((1, 1)), KEY, steps=4, optimizer=optax.identity(), step_size=lambda d: d
+    )
     np.testing.assert_allclose(np.diff(path.scores[:, 0]), [0, 0.25, 0.5, 0.75], rtol=1e-6)
 
 
 def test_a_score_that_is_nan_is_never_the_best() -> None:
-    cliff = lambda theta, key: jnp.where(theta[:, 0] > 0.25, jnp.nan, theta[:, 0])  # noqa: E731
-    path = ascend(cliff, jnp.zeros((1, 1)), KEY, steps=5, optimizer=OPTIMIZERS["sign"](), step_size=0.1)
+    cliff = lambda theta, key: jnp.where(theta[:, 0] > 0.25, jnp.nan, theta[:, 0])
+    path = ascend(
+        cliff, jnp.zeros((1, 1)), KEY, steps=5, optimizer=OPTIMIZERS["sign"](), step_size=0.1
+    )
     np.testing.assert_allclose(path.best, [[0.2]], rtol=1e-6)
 
 
@@ -162,10 +180,17 @@ def test_a_score_that_is_nan_is_never_the_best() -> None:
 def test_lbfgs_learns_the_scales_of_a_hill() -> None:
     """Curvatures from 1 to 1000: thirty steps reach the top, where the largest step that sgd bears leaves half the way."""
     scales = jnp.asarray([[1.0, 10.0, 100.0, 1000.0]])
-    score = lambda theta, key: -0.5 * jnp.sum(scales * jnp.square(theta - 1.0), axis=1)  # noqa: E731
+    score = lambda theta, key: -0.5 * jnp.sum(scales * jnp.square(theta - 1.0), axis=1)
 
     def gap(name: str, step_size: float) -> np.ndarray:
-        path = ascend(score, jnp.zeros((1, 4)), KEY, steps=30, optimizer=OPTIMIZERS[name](), step_size=step_size)
+        path = ascend(
+            score,
+            jnp.zeros((1, 4)),
+            KEY,
+            steps=30,
+            optimizer=OPTIMIZERS[name](),
+            step_size=step_size,
+        )
         return np.abs(path.last[0] - 1.0)
 
     assert gap("lbfgs", 1.0).max() < 1e-2
@@ -178,7 +203,9 @@ def test_lbfgs_never_turns_downhill() -> None:
     waves = jnp.asarray([0.0, 0.0, 1.0])
 
     def score(theta: jax.Array) -> jax.Array:
-        return jnp.sum(0.5 * bends * theta**2, axis=1) + waves * jnp.sum(jnp.sin(3.0 * theta), axis=1)
+        return jnp.sum(0.5 * bends * theta**2, axis=1) + waves * jnp.sum(
+            jnp.sin(3.0 * theta), axis=1
+        )
 
     uphill = jax.jit(jax.grad(lambda theta: jnp.sum(score(theta))))
     raw = optax.scale_by_lbfgs(memory_size=10)
@@ -188,7 +215,9 @@ def test_lbfgs_never_turns_downhill() -> None:
     slopes: dict[str, list[np.ndarray]] = {"ours": [], "optax's": []}
     for name, update in steps.items():
         jitted = jax.jit(
-            lambda g, s, x, update=update: optim.update(optax.GradientTransformation(ours.init, update), g, s, x)
+            lambda g, s, x, update=update: optim.update(
+                optax.GradientTransformation(ours.init, update), g, s, x
+            )
         )
         theta = jnp.asarray([[0.1, -0.2, 0.3], [0.4, 0.1, -0.2], [0.3, -0.7, 1.1]])
         opt_state = states[name](theta)
@@ -197,13 +226,17 @@ def test_lbfgs_never_turns_downhill() -> None:
             step, opt_state = jitted(gradient if name == "ours" else -gradient, opt_state, theta)
             step = step if name == "ours" else -step
             slopes[name].append(np.sum(np.asarray(step) * np.asarray(gradient), axis=1))
-            theta = theta + 0.1 * step / jnp.maximum(1.0, jnp.linalg.norm(step, axis=1, keepdims=True))
+            theta = theta + 0.1 * step / jnp.maximum(
+                1.0, jnp.linalg.norm(step, axis=1, keepdims=True)
+            )
     assert (np.array(slopes["ours"]) > 0).all()
-    assert (np.array(slopes["optax's"])[:, :2] < 0).any(axis=0).all()  # else this test could not fail
+    assert (
+        (np.array(slopes["optax's"])[:, :2] < 0).any(axis=0).all()
+    )  # else this test could not fail
 
 
 def test_lbfgs_stays_where_there_is_no_slope() -> None:
-    flat = lambda theta, key: jnp.sum(0.0 * theta, axis=1)  # noqa: E731
+    flat = lambda theta, key: jnp.sum(0.0 * theta, axis=1)
     path = ascend(flat, TOPS, KEY, steps=12, optimizer=OPTIMIZERS["lbfgs"](), step_size=1.0)
     np.testing.assert_array_equal(path.last, TOPS)
 
@@ -234,16 +267,26 @@ def test_with_a_key_each_an_image_climbs_as_it_would_alone(name: str) -> None:
         alone = run(keys[i : i + 1])
         np.testing.assert_allclose(together.scores[:, i], alone.scores[:, 0], rtol=1e-5)
         np.testing.assert_allclose(together.last[i], alone.last[0], rtol=1e-5)
-    assert len(np.unique(together.scores)) == together.scores.size  # each step and each image has noise of its own
+    assert (
+        len(np.unique(together.scores)) == together.scores.size
+    )  # each step and each image has noise of its own
 
 
 def test_the_first_steps_may_climb_another_score() -> None:
     """Slope 1 for two steps, then 10, at rates 0, 1/4, 2/4, 3/4: by hand."""
-    steeper = lambda theta, key: 10.0 * slope(theta, key)  # noqa: E731
+    steeper = lambda theta, key: 10.0 * slope(theta, key)
 
     def run(first: tuple | None) -> Ascent:
         start = jnp.zeros((1, 1))
-        return ascend(steeper, start, KEY, steps=4, optimizer=optax.identity(), step_size=lambda d: d, first=first)
+        return ascend(
+            steeper,
+            start,
+            KEY,
+            steps=4,
+            optimizer=optax.identity(),
+            step_size=lambda d: d,
+            first=first,
+        )
 
     path = run((2, slope))
     np.testing.assert_allclose(path.scores[:, 0], [0.0, 0.0, 2.5, 52.5, 127.5], rtol=1e-6)
@@ -258,12 +301,21 @@ def test_the_first_steps_may_climb_another_score() -> None:
 @pytest.mark.parametrize("name", ["adam", "lbfgs"])  # those with a count and a memory
 def test_the_change_from_the_first_score_is_no_break(name: str) -> None:
     """Twice the same score, keys included: state, rate and keys go on as if there were one loop."""
-    shaken = lambda theta, key: hill(theta + 0.1 * draw(key), key)  # noqa: E731
+    shaken = lambda theta, key: hill(theta + 0.1 * draw(key), key)
 
     def run(first: tuple | None) -> Ascent:
-        rate = lambda d: 0.1 * (1.0 - 0.9 * d)  # noqa: E731
+        rate = lambda d: 0.1 * (1.0 - 0.9 * d)
         start = jnp.zeros((2, 3))
-        return ascend(shaken, start, KEY, steps=7, optimizer=OPTIMIZERS[name](), step_size=rate, first=first, frames=3)
+        return ascend(
+            shaken,
+            start,
+            KEY,
+            steps=7,
+            optimizer=OPTIMIZERS[name](),
+            step_size=rate,
+            first=first,
+            frames=3,
+        )
 
     for a, b in zip(run((3, shaken)), run(None), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -271,11 +323,22 @@ def test_the_change_from_the_first_score_is_no_break(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("steps", "frames", "places"),
-    [(6, 3, [2, 4, 6]), (7, 3, [3, 5, 7]), (4, 4, [1, 2, 3, 4]), (5, 1, [5]), (3, 0, []), (0, 0, [])],
+    [
+        (6, 3, [2, 4, 6]),
+        (7, 3, [3, 5, 7]),
+        (4, 4, [1, 2, 3, 4]),
+        (5, 1, [5]),
+        (3, 0, []),
+        (0, 0, []),
+    ],
 )
-def test_frames_lie_evenly_and_the_last_is_the_end(steps: int, frames: int, places: list[int]) -> None:
+def test_frames_lie_evenly_and_the_last_is_the_end(
+    steps: int, frames: int, places: list[int]
+) -> None:
     start = jnp.zeros((2, 1))
-    path = ascend(slope, start, KEY, steps=steps, optimizer=OPTIMIZERS["sgd"](), step_size=1.0, frames=frames)
+    path = ascend(
+        slope, start, KEY, steps=steps, optimizer=OPTIMIZERS["sgd"](), step_size=1.0, frames=frames
+    )
     assert path.frames.shape == (frames, 2, 1)
     np.testing.assert_array_equal(path.frames[:, 1, 0], places)
     if frames:

@@ -38,9 +38,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> inference.Pictures:
 @functools.cache
 def called(images: bytes) -> np.ndarray:
     clf, variables = network()
-    return inference.predict_logits(clf, variables, np.frombuffer(images, np.uint8).reshape(-1, SIZE, SIZE, 3)).argmax(
-        axis=1
-    )
+    return inference.predict_logits(
+        clf, variables, np.frombuffer(images, np.uint8).reshape(-1, SIZE, SIZE, 3)
+    ).argmax(axis=1)
 
 
 @pytest.fixture()
@@ -50,11 +50,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
 
 
 def attacked(
-    run: reporting.Run, pictures: inference.Pictures, how: Settings, variables: Any = None, **asked: Any
+    run: reporting.Run,
+    pictures: inference.Pictures,
+    how: Settings,
+    variables: Any = None,
+    **asked: Any,
 ) -> dict:
     clf, own = network()
     result, sections = attack.attack(
-        run, clf, own if variables is None else variables, pictures, **{"target": "", "how": how} | asked
+        run,
+        clf,
+        own if variables is None else variables,
+        pictures,
+        **{"target": "", "how": how} | asked,
     )
     run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
     return json.loads((run.workdir / "result.json").read_text())
@@ -65,7 +73,9 @@ def test_what_counts_is_the_file(run: reporting.Run, pictures: inference.Picture
     clf, variables = network()
     variables = jax.device_put(clf.fold_batch_norm(variables))
     assert result["n"] == 3 and list(result["success_rate"]) == ["0/255", "16/255", "255/255"]
-    assert result["success_rate"]["0/255"] == 0 and result["success_rate"]["255/255"] == 1  # eps 0 and eps 1
+    assert (
+        result["success_rate"]["0/255"] == 0 and result["success_rate"]["255/255"] == 1
+    )  # eps 0 and eps 1
     assert len(result["images"]) == 9
     for row in result["images"]:
         levels = {"0/255": 0, "16/255": 16, "255/255": 255}[row["eps"]]
@@ -78,18 +88,25 @@ def test_what_counts_is_the_file(run: reporting.Run, pictures: inference.Picture
         )
         assert row["to"] == name and row["survives_png"] == (name != row["from"])
         assert row["ssim"] == pytest.approx(1.0) if levels == 0 else row["ssim"] < 1
-    assert len(result["checks"]) == 3 and all(check["passed"] for check in result["checks"].values())
+    assert len(result["checks"]) == 3 and all(
+        check["passed"] for check in result["checks"].values()
+    )
     assert result["wrong_before"] == [] and result["success_ci95"]["0/255"][0] == 0.0
     assert result["after"]["16/255"]["as they are"]["success"] == result["success_rate"]["16/255"]
 
 
-def test_wrong_from_the_start_is_no_success(run: reporting.Run, pictures: inference.Pictures) -> None:
+def test_wrong_from_the_start_is_no_success(
+    run: reporting.Run, pictures: inference.Pictures
+) -> None:
     truth = called(pictures.images.tobytes()).copy()
     truth[[1, 3]] = (truth[[1, 3]] + 1) % 1000
     result = attacked(run, pictures, SHORT(eps=(0.0,)), truth=truth)
     assert (result["n"], result["clean_correct"]) == (COUNT, COUNT - 2)
     assert result["wrong_before"] == [str(pictures.paths[i]) for i in (1, 3)]
-    assert result["success_rate"]["0/255"] == 0 and result["robust_accuracy"]["0/255"] == (COUNT - 2) / COUNT
+    assert (
+        result["success_rate"]["0/255"] == 0
+        and result["robust_accuracy"]["0/255"] == (COUNT - 2) / COUNT
+    )
     with pytest.raises(ValueError, match="names none of the 5 pictures rightly"):
         attacked(run, pictures, SHORT(), truth=(called(pictures.images.tobytes()) + 1) % 1000)
 
@@ -108,12 +125,18 @@ def test_batches_do_not_matter(
     again = reporting.start("test", run.workdir.parent / "again", {"seed": 0})
     ragged = read(attacked(again, three, how))
     assert len(ragged) == 3 and np.abs(np.asarray(ragged, int) - np.asarray(whole, int)).max() <= 4
-    assert np.mean(np.asarray(ragged) == np.asarray(whole)) > 0.9  # sums of another batch may round otherwise
+    assert (
+        np.mean(np.asarray(ragged) == np.asarray(whole)) > 0.9
+    )  # sums of another batch may round otherwise
 
 
-def test_a_network_with_constant_logits_is_told_by_the_panel(run: reporting.Run, pictures: inference.Pictures) -> None:
+def test_a_network_with_constant_logits_is_told_by_the_panel(
+    run: reporting.Run, pictures: inference.Pictures
+) -> None:
     variables = jax.tree.map(np.zeros_like, network()[1])
-    panel = attacked(run, pictures, SHORT(steps=2, eps=(8 / 255,), panel=True), variables, limit=2)["checks"]
+    panel = attacked(run, pictures, SHORT(steps=2, eps=(8 / 255,), panel=True), variables, limit=2)[
+        "checks"
+    ]
     failed = {name for name, line in panel.items() if not line["passed"]}
     assert len(panel) == 12
     assert {
@@ -123,21 +146,34 @@ def test_a_network_with_constant_logits_is_told_by_the_panel(run: reporting.Run,
     } <= failed
 
 
-def test_targets(run: reporting.Run, pictures: inference.Pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets(
+    run: reporting.Run, pictures: inference.Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clf, variables = network()
     top = int(called(pictures.images.tobytes())[0])
     name = inference.class_table(clf).entries[top].wnid
-    with pytest.raises(ValueError, match="none of the 1 pictures is left to attack"):  # the target is the label
-        attacked(run, inference.Pictures(pictures.paths[:1], pictures.images[:1], []), SHORT(), target=name)
+    with pytest.raises(
+        ValueError, match="none of the 1 pictures is left to attack"
+    ):  # the target is the label
+        attacked(
+            run,
+            inference.Pictures(pictures.paths[:1], pictures.images[:1], []),
+            SHORT(),
+            target=name,
+        )
     aims = []
 
-    def spied(attack: Any, variables: Any, originals: np.ndarray, class_mask: np.ndarray, *rest: Any) -> Any:
+    def spied(
+        attack: Any, variables: Any, originals: np.ndarray, class_mask: np.ndarray, *rest: Any
+    ) -> Any:
         aims.append(np.argwhere(class_mask).tolist())
         return climb(attack, variables, originals, class_mask, *rest)
 
     monkeypatch.setattr(attack, "attack_batches", spied)
     attacked(run, pictures, SHORT(eps=(0.0,)), target=attack.LEAST, limit=2)
-    clean = inference.predict_logits(clf, jax.device_put(clf.fold_batch_norm(variables)), pictures.images[:2])
+    clean = inference.predict_logits(
+        clf, jax.device_put(clf.fold_batch_norm(variables)), pictures.images[:2]
+    )
     assert aims == [[[i, int(row.argmin())] for i, row in enumerate(clean)]]
 
 
@@ -150,7 +186,10 @@ def test_targets(run: reporting.Run, pictures: inference.Pictures, monkeypatch: 
         ({"steps": 0}, "must be at least 1; got 0"),
         ({"views": ("jpg",)}, "unknown view 'jpg'; nearest: 'jpeg'"),
         ({"views": ("jpeg",), "method": "apgd_ce"}, "--views are for pgd"),
-        ({"early_stop": False, "method": "square"}, "--noearly_stop is for bim, di_fgsm, mi_fgsm, pgd"),
+        (
+            {"early_stop": False, "method": "square"},
+            "--noearly_stop is for bim, di_fgsm, mi_fgsm, pgd",
+        ),
         ({"method": "fgsm", "steps": 40}, "fgsm is one step; got steps=40"),
     ],
 )
@@ -161,7 +200,9 @@ def test_wrong_settings_are_one_sentence(
         attacked(run, pictures, Settings(**changes))
 
 
-@pytest.mark.parametrize("words", ["300/255", "-1/255", "8/255,2", "eight", "1/0", "nan", "8/", "0.25/255/2"])
+@pytest.mark.parametrize(
+    "words", ["300/255", "-1/255", "8/255,2", "eight", "1/0", "nan", "8/", "0.25/255/2"]
+)
 def test_radii_out_of_range_are_one_sentence(words: str) -> None:
     with pytest.raises(ValueError, match="outside .0, 1.|is not a number; write it as 4/255"):
         cli.radii(words, "linf")

@@ -62,7 +62,11 @@ WEAK = {"noise", "blur", "fgsm"}
 KEY = jax.random.key(3)
 WANTED = goals.class_mask([[1], [2, 3], [0, 4], [3]], CLASSES)
 N = 3 * SIZE * SIZE
-LEVEL = {"linf": 1 / 255, "l2": N**0.5 / 255, "l1": N / 255}  # eps at which every channel may move by one level
+LEVEL = {
+    "linf": 1 / 255,
+    "l2": N**0.5 / 255,
+    "l1": N / 255,
+}  # eps at which every channel may move by one level
 
 
 def pictures(seed: int = 0) -> np.ndarray:
@@ -83,7 +87,7 @@ def network(variables: Any, images01: jax.Array) -> jax.Array:
 
 def weights(seed: int = 0) -> dict[str, jax.Array]:
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     return {"in": draw(3 * SIZE * SIZE, 16), "out": draw(16, CLASSES)}
 
 
@@ -92,16 +96,32 @@ TRACED: collections.Counter[tuple] = collections.Counter()
 
 
 def make(
-    name: str, norm: str, goal: str, network: Any = network, *, eight_bit: bool = True, slots: int = 0, **how: Any
+    name: str,
+    norm: str,
+    goal: str,
+    network: Any = network,
+    *,
+    eight_bit: bool = True,
+    slots: int = 0,
+    **how: Any,
 ):
-    search = attacks.get(name)(**({"steps": 4, "restarts": 2} if name not in HOW else HOW[name]) | how)
+    search = attacks.get(name)(
+        **({"steps": 4, "restarts": 2} if name not in HOW else HOW[name]) | how
+    )
     return attacks.make(
-        search, network, norm=norms.get(norm), goal=GOALS[goal], eight_bit=eight_bit, slots=slots or None
+        search,
+        network,
+        norm=norms.get(norm),
+        goal=GOALS[goal],
+        eight_bit=eight_bit,
+        slots=slots or None,
     )
 
 
 @functools.cache
-def attack(name: str = "pgd", norm: str = "linf", goal: str = "targeted", **changes: Any) -> attacks.Attack:
+def attack(
+    name: str = "pgd", norm: str = "linf", goal: str = "targeted", **changes: Any
+) -> attacks.Attack:
     """One jitted attack on the network for all tests that want it; it counts its traces by case and batch.
 
     Two slots for four pictures: all of them wait in the queue.
@@ -130,7 +150,10 @@ def test_the_table_has_every_attack_and_every_norm() -> None:
 def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_path: Path) -> None:
     run, aim = attack(name, norm, goal), GOALS[goal]
     logits = network(NET, jnp.asarray(IMAGES01))
-    clean, done = aim.score(logits, jnp.asarray(WANTED)), np.asarray(aim.success(logits, jnp.asarray(WANTED)))
+    clean, done = (
+        aim.score(logits, jnp.asarray(WANTED)),
+        np.asarray(aim.success(logits, jnp.asarray(WANTED))),
+    )
     found = {}
     for seed, levels in enumerate((0.0, 0.9, 4.0, 12.0, 255.0, [1.0, 2.0, 30.0, 8.0])):
         eps = np.float32(levels) * LEVEL[norm]
@@ -138,19 +161,29 @@ def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_pa
         images = np.asarray(result.images)
         assert images.shape == IMAGES01.shape and images.dtype == np.float32
         assert images.min() >= 0 and images.max() <= 1
-        np.testing.assert_array_equal(pixels.to_images01(pixels.to_uint8(images)), images)  # on the grid
-        assert (norms.get(norm).distance(images, IMAGES01) <= eps * (1 + 1e-5) + 1e-5).all()  # in the ball
+        np.testing.assert_array_equal(
+            pixels.to_images01(pixels.to_uint8(images)), images
+        )  # on the grid
+        assert (
+            norms.get(norm).distance(images, IMAGES01) <= eps * (1 + 1e-5) + 1e-5
+        ).all()  # in the ball
         if norm == "linf":
             whole = np.abs(pixels.to_uint8(images).astype(int) - pictures()).max(axis=(1, 2, 3))
             assert (whole <= np.floor(np.float64(eps) * 255 + 1e-3)).all()
         assert ((result.score >= clean - 1e-5) | result.success).all()  # never below the clean loss
         unmoved = (images == IMAGES01).all(axis=(1, 2, 3))
-        assert unmoved[done].all() and not np.asarray(result.steps)[done].any()  # what is solved already stays
-        assert (np.asarray(result.solved_by) >= 0).tolist() == (np.asarray(result.success) & ~done).tolist()
+        assert (
+            unmoved[done].all() and not np.asarray(result.steps)[done].any()
+        )  # what is solved already stays
+        assert (np.asarray(result.solved_by) >= 0).tolist() == (
+            np.asarray(result.success) & ~done
+        ).tolist()
         assert np.any(eps > 0) or unmoved.all()  # eps 0 is the identity
         answer = network(NET, result.images)  # success is tested again, and so is the score
         np.testing.assert_array_equal(result.success, aim.success(answer, jnp.asarray(WANTED)))
-        np.testing.assert_allclose(result.score, aim.score(answer, jnp.asarray(WANTED)), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            result.score, aim.score(answer, jnp.asarray(WANTED)), rtol=1e-4, atol=1e-4
+        )
     assert found[3].success.all() or name in WEAK or norm == "l1"  # 12 levels are plenty here
 
     for i, image in enumerate(found[2].images):  # and it is what the saved file is called
@@ -158,7 +191,9 @@ def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_pa
     read = np.stack([data.decode(tmp_path / f"{i}.png") for i in range(COUNT)])
     np.testing.assert_array_equal(read, pixels.to_uint8(found[2].images))
 
-    once = dict(TRACED)  # a sweep over eps, step size, key, pictures, classes and weights compiles once
+    once = dict(
+        TRACED
+    )  # a sweep over eps, step size, key, pictures, classes and weights compiles once
     again = run(NET, jax.random.key(2), IMAGES01, WANTED, eps=4 * LEVEL[norm])
     run(weights(1), KEY, pixels.to_images01(pictures(1)), WANTED[::-1], eps=0.3, step_size=0.01)
     assert dict(TRACED) == once and once[name, norm, goal, 2] > 0
@@ -170,7 +205,9 @@ def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_pa
     np.testing.assert_array_equal(beside.images[0], found[2].images[0])
     skip = np.arange(COUNT) != 1
     only = run(NET, jax.random.key(2), IMAGES01, WANTED, eps=4 * LEVEL[norm], skip=skip)
-    np.testing.assert_array_equal(only.images, np.where(skip[:, None, None, None], IMAGES01, found[2].images))
+    np.testing.assert_array_equal(
+        only.images, np.where(skip[:, None, None, None], IMAGES01, found[2].images)
+    )
     assert not np.asarray(only.steps)[skip].any()
 
     hits, control = 0, 0  # it beats noise: eight random pictures of the same norm for each
@@ -182,12 +219,16 @@ def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_pa
             "members": goals.class_mask(aims[:, None].tolist(), CLASSES),
         }
         hits += int(run(NET, KEY, **here, eps=6 * LEVEL[norm]).success.sum())
-        control += int(attack("noise", norm, goal)(NET, KEY, **here, eps=6 * LEVEL[norm]).success.sum())
+        control += int(
+            attack("noise", norm, goal)(NET, KEY, **here, eps=6 * LEVEL[norm]).success.sum()
+        )
     print(name, norm, goal, hits, control)
     assert name in {"noise", "blur"} or hits >= max(1.5 * control, 5 if name == "fgsm" else 8)
 
 
-@pytest.mark.parametrize(("name", "norm", "goal"), [("pgd", "linf", "untargeted"), ("fab", "l2", "untargeted")])
+@pytest.mark.parametrize(
+    ("name", "norm", "goal"), [("pgd", "linf", "untargeted"), ("fab", "l2", "untargeted")]
+)
 def test_a_picture_alone_is_that_picture_in_a_batch(name: str, norm: str, goal: str) -> None:
     run = functools.partial(make(name, norm, goal, slots=1), eps=4 * LEVEL[norm])
     together = run(NET, KEY, IMAGES01, WANTED)
@@ -197,7 +238,9 @@ def test_a_picture_alone_is_that_picture_in_a_batch(name: str, norm: str, goal: 
         np.testing.assert_array_equal(alone.images[0], together.images[i])
         assert (alone.success[0], alone.steps[0]) == (together.success[i], together.steps[i])
     wide = make(name, norm, goal, slots=4)(NET, KEY, IMAGES01, WANTED, eps=4 * LEVEL[norm])
-    np.testing.assert_allclose(wide.images, together.images, atol=1e-5)  # so small a network rounds alike
+    np.testing.assert_allclose(
+        wide.images, together.images, atol=1e-5
+    )  # so small a network rounds alike
 
 
 # ------------------------------------------------------------------------------------------------------------ the queue
@@ -220,7 +263,9 @@ def test_each_row_takes_the_steps_that_it_needs_and_no_row_waits_for_another(slo
     def init(need: jax.Array, best: jax.Array) -> Count:
         return Count(best, best == need)
 
-    best, steps = jax.jit(lambda: work(init, step, need, jnp.zeros(7, jnp.int32), todo, slots=slots))()
+    best, steps = jax.jit(
+        lambda: work(init, step, need, jnp.zeros(7, jnp.int32), todo, slots=slots)
+    )()
     jax.effects_barrier()
     wanted = jnp.where(todo, need, 0)
     np.testing.assert_array_equal(best, wanted)
@@ -242,7 +287,9 @@ found = t.make("pgd", "linf", "untargeted", slots=1)(t.NET, t.KEY, images01, mem
 print(*np.asarray(jax.numpy.rint(found.images * 255), int).ravel())
 """
     root = Path(__file__).resolve().parents[1]
-    said = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=300
+    )
     assert said.returncode == 0, said.stderr
     images01, class_mask = IMAGES01[[0, 1, 2, 3, 1, 2]], WANTED[[0, 1, 2, 3, 1, 2]]
     here = make("pgd", "linf", "untargeted", slots=1)(NET, KEY, images01, class_mask, eps=4 / 255)
@@ -259,7 +306,9 @@ def test_more_steps_and_more_starts_are_never_worse(norm: str, goal: str) -> Non
 
     def score(**steps: int) -> np.ndarray:
         run = attack("pgd", norm, goal, early_stop=False, **steps)
-        return np.asarray(run(NET, KEY, IMAGES01, WANTED, eps=24 * LEVEL[norm], step_size=24 * LEVEL[norm]).score)
+        return np.asarray(
+            run(NET, KEY, IMAGES01, WANTED, eps=24 * LEVEL[norm], step_size=24 * LEVEL[norm]).score
+        )
 
     chain = [score(steps=s, restarts=r) for s, r in ((1, 1), (4, 1), (4, 2))]
     for fewer, more in itertools.pairwise(chain):
@@ -274,7 +323,9 @@ def test_off_the_grid_eps_below_a_level_moves(name: str, norm: str) -> None:
     eps = 0.3 / 255
     found = run(NET, KEY, IMAGES01, WANTED, eps=eps)
     distance = np.asarray(norms.get(norm).distance(np.asarray(found.images), IMAGES01))
-    assert (distance <= eps * (1 + 1e-4)).all() and found.images.min() >= 0 and found.images.max() <= 1
+    assert (
+        (distance <= eps * (1 + 1e-4)).all() and found.images.min() >= 0 and found.images.max() <= 1
+    )
     logits = network(NET, jnp.asarray(IMAGES01))
     moved = np.asarray(found.score > goals.TARGETED.score(logits, jnp.asarray(WANTED)))
     assert (moved | goals.TARGETED.success(logits, jnp.asarray(WANTED))).all() and moved.any()
@@ -296,12 +347,16 @@ def test_every_point_that_is_scored_is_on_the_grid(name: str, norm: str) -> None
     jax.effects_barrier()
     assert len(seen) >= 6
     for images in seen:
-        np.testing.assert_array_equal(pixels.to_images01(np.rint(images * 255).astype(np.uint8)), images)
+        np.testing.assert_array_equal(
+            pixels.to_images01(np.rint(images * 255).astype(np.uint8)), images
+        )
         for image in images:  # whichever picture it belongs to: the queue has an order of its own
-            assert min(norms.get(norm).distance(image[None], center[None])[0] for center in IMAGES01) <= eps * (
-                1 + 1e-5
-            )
-    assert len({images.tobytes() for images in seen}) >= 3  # and moves, though each step is below half a level
+            assert min(
+                norms.get(norm).distance(image[None], center[None])[0] for center in IMAGES01
+            ) <= eps * (1 + 1e-5)
+    assert (
+        len({images.tobytes() for images in seen}) >= 3
+    )  # and moves, though each step is below half a level
 
 
 def test_one_step_of_each_by_hand() -> None:
@@ -323,7 +378,9 @@ def test_one_step_of_each_by_hand() -> None:
     }
     for norm, several in searches.items():
         for search in several:
-            run = attacks.make(search, line, norm=norms.get(norm), goal=goals.UNTARGETED, eight_bit=False)
+            run = attacks.make(
+                search, line, norm=norms.get(norm), goal=goals.UNTARGETED, eight_bit=False
+            )
             found = run(jnp.asarray(LINE), KEY, middle, class_mask, eps=eps)
             np.testing.assert_allclose(found.images, middle + eps * steps[norm], atol=1e-6)
 
@@ -344,7 +401,14 @@ def test_one_long_step_on_a_linear_network_is_fgsm(goal: str, index: int) -> Non
     images8 = np.clip(pictures(1), 6, 249)
     run = make("pgd", "linf", goal, line, steps=1, restarts=1, early_stop=False)
     class_mask = goals.class_mask([[index]] * COUNT, 2)
-    found = run(jnp.asarray(LINE), KEY, pixels.to_images01(images8), class_mask, eps=6 / 255, step_size=12 / 255)
+    found = run(
+        jnp.asarray(LINE),
+        KEY,
+        pixels.to_images01(images8),
+        class_mask,
+        eps=6 / 255,
+        step_size=12 / 255,
+    )
     uphill = np.sign(LINE[:, 1] - LINE[:, 0]).reshape(SIZE, SIZE, 3).astype(int)
     np.testing.assert_array_equal(pixels.to_uint8(found.images), images8 + 6 * uphill)
 
@@ -354,12 +418,19 @@ def test_pgd_on_a_linear_network_ends_where_foolbox_ends() -> None:
     foolbox = pytest.importorskip("foolbox")
     images01, eps = pixels.to_images01(np.clip(pictures(1), 6, 249)), 6 / 255
     ours = make("pgd", "linf", "untargeted", line, steps=20, restarts=1, early_stop=False)(
-        jnp.asarray(LINE), KEY, images01, goals.class_mask([[0]] * COUNT, 2), eps=eps, step_size=1.5 / 255
+        jnp.asarray(LINE),
+        KEY,
+        images01,
+        goals.class_mask([[0]] * COUNT, 2),
+        eps=eps,
+        step_size=1.5 / 255,
     )
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = foolbox.JAXModel(lambda x: line(jnp.asarray(LINE), x), bounds=(0, 1))
         theirs = foolbox.attacks.LinfPGD(steps=20, abs_stepsize=1.5 / 255)
-        _, clipped, success = theirs(model, jnp.asarray(images01), jnp.zeros(COUNT, jnp.int32), epsilons=eps)
+        _, clipped, success = theirs(
+            model, jnp.asarray(images01), jnp.zeros(COUNT, jnp.int32), epsilons=eps
+        )
     np.testing.assert_allclose(ours.images, clipped, atol=1e-6)
     np.testing.assert_array_equal(ours.success, success)
 
@@ -377,7 +448,9 @@ def test_apgd_is_at_least_as_strong_as_pgd(norm: str) -> None:
         rate = {}
         for name in ("pgd", "apgd_ce", "apgd_t"):
             run = attack(name, norm, "untargeted", steps=20, restarts=1, eight_bit=False)
-            rate[name] = np.asarray(run(NET, KEY, images01, class_mask, eps=levels * LEVEL[norm]).success)
+            rate[name] = np.asarray(
+                run(NET, KEY, images01, class_mask, eps=levels * LEVEL[norm]).success
+            )
         print(norm, levels, {name: won.mean() for name, won in rate.items()})
         assert 0.05 < rate["pgd"].mean() < 0.95  # else nothing is told apart
         assert rate["apgd_ce"].sum() >= rate["pgd"].sum() - 1
@@ -390,11 +463,17 @@ def test_apgd_halves_its_step_and_goes_back() -> None:
 
     def ridge(variables: Any, images01: jax.Array) -> jax.Array:
         rise = -jnp.abs(jnp.mean(images01, axis=(1, 2, 3)) - 0.5 - top * variables)
-        return jnp.stack([jnp.zeros_like(rise), rise, rise - 1, rise - 2], axis=1)  # class 0 wins for ever
+        return jnp.stack(
+            [jnp.zeros_like(rise), rise, rise - 1, rise - 2], axis=1
+        )  # class 0 wins for ever
 
     middle, eps = np.full((1, SIZE, SIZE, 3), norms.GRID[128]), 0.2
     run = attacks.make(
-        apgd.apgd(steps=30, loss="margin"), ridge, norm=norms.LINF, goal=goals.UNTARGETED, eight_bit=False
+        apgd.apgd(steps=30, loss="margin"),
+        ridge,
+        norm=norms.LINF,
+        goal=goals.UNTARGETED,
+        eight_bit=False,
     )
     found = run(jnp.float32(0.2), KEY, middle, goals.class_mask([[0]], 4), eps=eps)
     assert abs(float(np.mean(found.images)) - 0.56) < 0.005
@@ -419,7 +498,9 @@ def test_the_expected_score_is_climbed_not_the_picture_s_own() -> None:
 
     def brightness(variables: Any, images01: jax.Array) -> jax.Array:
         """Whether the brighter half is bright."""
-        halves = [jnp.mean(images01[:, :, part], axis=(1, 2, 3)) for part in (slice(0, 3), slice(3, 6))]
+        halves = [
+            jnp.mean(images01[:, :, part], axis=(1, 2, 3)) for part in (slice(0, 3), slice(3, 6))
+        ]
         most = jax.nn.logsumexp(200 * jnp.stack(halves), axis=0) / 200
         return jnp.stack([jnp.full_like(most, 0.52), most], axis=1)
 
@@ -431,7 +512,14 @@ def test_the_expected_score_is_climbed_not_the_picture_s_own() -> None:
         found = run(None, KEY, gray, class_mask, eps=8 / 255, step_size=1 / 255)
         assert found.success[0]
         halves = jax.vmap(half, (0, None))(jax.random.split(KEY, 20), found.images[0])
-        assert bool(goals.TARGETED.success(brightness(None, halves), np.repeat(class_mask, 20, axis=0)).all()) == sure
+        assert (
+            bool(
+                goals.TARGETED.success(
+                    brightness(None, halves), np.repeat(class_mask, 20, axis=0)
+                ).all()
+            )
+            == sure
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------- goals
@@ -443,7 +531,12 @@ def test_a_group_is_reached_by_any_of_its_classes() -> None:
     others = [[c for c in range(CLASSES) if c != t] for t in top]
     small = functools.partial(attack(), NET, KEY, IMAGES01, eps=6 / 255, step_size=3 / 255)
     together = np.asarray(small(goals.class_mask(others, CLASSES)).success)
-    alone = np.stack([small(goals.class_mask([[o[j]] for o in others], CLASSES)).success for j in range(CLASSES - 1)])
+    alone = np.stack(
+        [
+            small(goals.class_mask([[o[j]] for o in others], CLASSES)).success
+            for j in range(CLASSES - 1)
+        ]
+    )
     assert (together >= alone.any(axis=0)).all()
     print(together, alone)
     assert together.any()
@@ -456,7 +549,11 @@ def test_a_group_is_reached_by_any_of_its_classes() -> None:
 @pytest.mark.parametrize(
     ("images01", "eps", "says"),
     [
-        (pictures(), 4 / 255, "images01 must be float32 in .0, 1.; got uint8.*tl.pixels.to_images01"),
+        (
+            pictures(),
+            4 / 255,
+            "images01 must be float32 in .0, 1.; got uint8.*tl.pixels.to_images01",
+        ),
         (IMAGES01 * 255, 4 / 255, "must lie in .0, 1. .*in .0, 255."),
         (np.where(IMAGES01 > 0.5, np.float32("nan"), IMAGES01), 4 / 255, "hold no NaN"),
         (IMAGES01[0], 4 / 255, r"must be f32\[b h w 3\]"),
@@ -511,12 +608,19 @@ def test_a_dalmatian_becomes_any_cat(tmp_path: Path) -> None:
     logits = jax.jit(clf.logits)
     class_mask = goals.class_mask([clf.classes.find("any cat")], 1000)  # pyright: ignore
     run = attacks.make(gradient.pgd(steps=15), clf.logits, norm=norms.LINF, goal=goals.TARGETED)
-    found = run(variables, KEY, pixels.to_images01(image8)[None], class_mask, eps=8 / 255, step_size=2 / 255)
+    found = run(
+        variables, KEY, pixels.to_images01(image8)[None], class_mask, eps=8 / 255, step_size=2 / 255
+    )
     reporting.save_png(tmp_path / "cat.png", np.asarray(found.images[0]))
     read = data.decode(tmp_path / "cat.png")
     assert np.abs(read.astype(int) - image8).max() <= 8
-    noisy = np.clip(image8 + np.random.default_rng(0).choice([-8, 8], image8.shape), 0, 255).astype(np.uint8)
-    tops = [int(np.argmax(logits(variables, pixels.to_images01(x[None])))) for x in (image8, noisy, read)]
+    noisy = np.clip(image8 + np.random.default_rng(0).choice([-8, 8], image8.shape), 0, 255).astype(
+        np.uint8
+    )
+    tops = [
+        int(np.argmax(logits(variables, pixels.to_images01(x[None]))))
+        for x in (image8, noisy, read)
+    ]
     assert tops[:2] == [251, 251]
     assert class_mask[0, tops[2]]
     assert found.success[0]

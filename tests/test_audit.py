@@ -15,7 +15,16 @@ from tl import backbones, inference, labels, pixels, reporting
 from tl.backbones.spec import BackboneSpec
 from tl.models import Classifier, Provenance, heads
 from tl.pages import common
-from tl.pixels import CAFFE, IMAGENET_MEAN, IMAGENET_STD, INCEPTION, LITE, TORCHVISION, PixelSpec, prepare
+from tl.pixels import (
+    CAFFE,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    INCEPTION,
+    LITE,
+    TORCHVISION,
+    PixelSpec,
+    prepare,
+)
 from tl.weights import store
 
 SIZE = 16
@@ -47,7 +56,14 @@ def network(own: PixelSpec):
     colors = jnp.asarray(list(COLOURS.values()), jnp.float32)
     seen = np.asarray(pixels.normalize(own, colors[:, None, None])[:, 0, 0])
     head = {"kernel": 2 * seen.T, "bias": -np.sum(seen**2, axis=1)}
-    clf = Classifier("mean", SPEC, heads.Linear(len(COLOURS)), own, labels.from_names(COLOURS), Provenance("m", ""))
+    clf = Classifier(
+        "mean",
+        SPEC,
+        heads.Linear(len(COLOURS)),
+        own,
+        labels.from_names(COLOURS),
+        Provenance("m", ""),
+    )
     return clf, {"params": {"backbone": {}, "head": head}, "batch_stats": {}}
 
 
@@ -65,7 +81,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compared(own: PixelSpec, folder: Path, labelled: bool = True):
     clf, variables = network(own)
-    pictures = {r: inference.read_images(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
+    pictures = {
+        r: inference.read_images(clf.with_pixels(resize=r), str(folder))
+        for r in ("shorter", "squash")
+    }
     truth = inference.folder_labels(clf, pictures["shorter"].paths) if labelled else None
     return audit.compare(clf, variables, pictures, truth)
 
@@ -80,7 +99,11 @@ def test_the_convention_that_the_weights_want_is_named(name: str, folder: Path):
     assert rows["0 to 255"]["top1"] < 0.5
     low, high = rows["0 to 255"]["top1_ci95"]
     assert low <= rows["0 to 255"]["top1"] <= high
-    overlapping = [n for n, row in rows.items() if n != name and row["top1_ci95"][1] >= rows[name]["top1_ci95"][0]]
+    overlapping = [
+        n
+        for n, row in rows.items()
+        if n != name and row["top1_ci95"][1] >= rows[name]["top1_ci95"][0]
+    ]
     assert sorted(result["cannot_be_told_apart"]) == sorted(overlapping)
     assert f"want {name} (their own)" in audit.verdict(result)
 
@@ -88,15 +111,22 @@ def test_the_convention_that_the_weights_want_is_named(name: str, folder: Path):
 def test_what_is_none_of_the_eight_is_a_ninth(folder: Path):
     result = compared(LITE, folder)
     assert len(result["conventions"]) == 9 and result["best"] == audit.OWN
-    assert "-1 to 1" in result["cannot_be_told_apart"] and "not to be told apart" in audit.verdict(result)
+    assert "-1 to 1" in result["cannot_be_told_apart"] and "not to be told apart" in audit.verdict(
+        result
+    )
 
 
 def test_wrong_weights_files_are_told(folder: Path):
     """The specification that came with these weights is not the one they were trained with."""
     clf, variables = network(CAFFE)
     clf = clf.with_pixels(**audit.values(TORCHVISION))
-    pictures = {r: inference.read_images(clf.with_pixels(resize=r), str(folder)) for r in ("shorter", "squash")}
-    result = audit.compare(clf, variables, pictures, inference.folder_labels(clf, pictures["shorter"].paths))
+    pictures = {
+        r: inference.read_images(clf.with_pixels(resize=r), str(folder))
+        for r in ("shorter", "squash")
+    }
+    result = audit.compare(
+        clf, variables, pictures, inference.folder_labels(clf, pictures["shorter"].paths)
+    )
     assert result["best"] == "caffe" and "not what they came with" in audit.verdict(result)
 
 
@@ -138,8 +168,12 @@ ARRAYS = {
 }
 
 
-def followed(array: np.ndarray, tmp_path: Path, photographs: list | None = None, own: PixelSpec = TORCHVISION):
-    np.save(tmp_path / "array.npy", array.astype(np.float32) if array.dtype == np.float64 else array)
+def followed(
+    array: np.ndarray, tmp_path: Path, photographs: list | None = None, own: PixelSpec = TORCHVISION
+):
+    np.save(
+        tmp_path / "array.npy", array.astype(np.float32) if array.dtype == np.float64 else array
+    )
     result = audit.follows(*audit.read_array(tmp_path / "array.npy"), own, photographs)
     return json.loads(json.dumps(result))
 
@@ -149,7 +183,10 @@ def test_an_array_is_recognised_by_its_pictures(name: str, tmp_path: Path):
     result = followed(ARRAYS[name], tmp_path, PHOTOGRAPHS)
     assert result["follows"] == name and result["exact"] and result["evidence"] == "pictures"
     first, second, *_ = result["candidates"]
-    assert first["largest_difference"] < 0.02 and (first["resize"], first["interpolation"]) == ("shorter", "bicubic")
+    assert first["largest_difference"] < 0.02 and (first["resize"], first["interpolation"]) == (
+        "shorter",
+        "bicubic",
+    )
     assert second["largest_difference"] > 0.1
 
 
@@ -171,9 +208,17 @@ def test_layout_and_dtype_and_nan_are_noticed(pictures: list | None, tmp_path: P
     first = ARRAYS["torch"].transpose(0, 3, 1, 2).copy()
     first[2, 0, 1, 1] = np.nan
     result = followed(first, tmp_path, pictures)
-    assert result["follows"] == "torch" and result["layout"] == "channels first" and result["not_finite"] == 1
-    assert any("NaN" in note for note in result["notes"]) and any("channels come first" in n for n in result["notes"])
-    assert any("whole numbers (uint8)" in note for note in followed(LEVELS, tmp_path, pictures)["notes"])
+    assert (
+        result["follows"] == "torch"
+        and result["layout"] == "channels first"
+        and result["not_finite"] == 1
+    )
+    assert any("NaN" in note for note in result["notes"]) and any(
+        "channels come first" in n for n in result["notes"]
+    )
+    assert any(
+        "whole numbers (uint8)" in note for note in followed(LEVELS, tmp_path, pictures)["notes"]
+    )
     one = followed(ARRAYS["torch"][0], tmp_path, pictures and pictures[:1])
     assert one["follows"] == "torch" and one["shape"] == [SIZE, SIZE, 3]
     assert followed(ARRAYS["torch"].astype(np.float16), tmp_path, pictures)["follows"] == "torch"
@@ -183,9 +228,13 @@ def test_what_the_weights_want_is_values_and_geometry(tmp_path: Path):
     bicubic = TORCHVISION.replace(interpolation="bicubic")
     assert followed(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, bicubic)["as_the_weights_want"]
     result = followed(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, TORCHVISION)
-    assert not result["as_the_weights_want"] and "the weights want shorter bilinear" in result["notes"]
+    assert (
+        not result["as_the_weights_want"] and "the weights want shorter bilinear" in result["notes"]
+    )
     assert not followed(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, CAFFE)["as_the_weights_want"]
-    assert followed(ARRAYS["EfficientNet-Lite"], tmp_path, None, INCEPTION)["as_the_weights_want"], "within a level"
+    assert followed(ARRAYS["EfficientNet-Lite"], tmp_path, None, INCEPTION)[
+        "as_the_weights_want"
+    ], "within a level"
 
 
 @pytest.mark.parametrize("pictures", [PHOTOGRAPHS, None], ids=["pictures", "numbers"])
@@ -199,8 +248,14 @@ def float_resize(photograph: np.ndarray) -> np.ndarray:
     """f64[16 16 3] in [0, 1]: the squashed picture in floating point, without antialiasing."""
     rows, columns = (np.linspace(0, n - 1, SIZE) for n in photograph.shape[:2])
     i, j = np.floor(rows).astype(int), np.floor(columns).astype(int)
-    wide = photograph[:, j] * (1 - columns + j)[:, None] + photograph[:, np.minimum(j + 1, 36)] * (columns - j)[:, None]
-    return (wide[i] * (1 - rows + i)[:, None, None] + wide[np.minimum(i + 1, 29)] * (rows - i)[:, None, None]) / 255
+    wide = (
+        photograph[:, j] * (1 - columns + j)[:, None]
+        + photograph[:, np.minimum(j + 1, 36)] * (columns - j)[:, None]
+    )
+    return (
+        wide[i] * (1 - rows + i)[:, None, None]
+        + wide[np.minimum(i + 1, 29)] * (rows - i)[:, None, None]
+    ) / 255
 
 
 def test_noise_follows_nothing(tmp_path: Path):
@@ -228,7 +283,9 @@ def test_arrays_that_are_none_are_refused(array: np.ndarray, message: str, tmp_p
 def test_no_file_and_other_counts_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no .npy file of numbers"):
         audit.read_array(tmp_path / "nowhere.npy")
-    with pytest.raises(ValueError, match="holds 4 pictures and --images 3; give the same, in the same order"):
+    with pytest.raises(
+        ValueError, match="holds 4 pictures and --images 3; give the same, in the same order"
+    ):
         followed(LEVELS, tmp_path, PHOTOGRAPHS[:3])
 
 
@@ -251,20 +308,30 @@ def test_describe_tells_costs_rules_and_weights(capsys: pytest.CaptureFixture[st
     result, sections = describe.describe(clf, describe.parse_rules(LAST_BLOCK, clf.spec.endpoints))
     printed = capsys.readouterr().out
     assert (result["params"], result["trainable"]) == (14_739_777, 7_104_513)
-    assert result["flops"] == sum(row["flops"] for row in result["stages"]) == 2 * result["multiply_adds"]
+    assert (
+        result["flops"]
+        == sum(row["flops"] for row in result["stages"])
+        == 2 * result["multiply_adds"]
+    )
     assert [row["name"] for row in result["stages"]][-2:] == ["stage5", "head"]
     for words in ("7,104,513", "14,739,777", "7 x 7 x 512", "arXiv:1409.1556", "vgg_16"):
-        assert words in printed and words in "".join(sections).replace("\N{NARROW NO-BREAK SPACE}", ",")
+        assert words in printed and words in "".join(sections).replace(
+            "\N{NARROW NO-BREAK SPACE}", ","
+        )
     for row in store.MANIFEST:
         if row.arch == "vgg16":
             assert (
-                f"{row.arch}.{row.tag}" in printed and row.licence in printed and describe.how_to_load(row) in printed
+                f"{row.arch}.{row.tag}" in printed
+                and row.licence in printed
+                and describe.how_to_load(row) in printed
             )
     assert len(result["weights"]) == sum(row.arch == "vgg16" for row in store.MANIFEST)
     json.dumps(result)
 
 
-def test_describe_all_is_a_line_an_architecture(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_describe_all_is_a_line_an_architecture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(backbones, "names", lambda: ("resnet18", "mobilenetv2_035"))
     result, _ = describe.describe_all(64)
     printed = capsys.readouterr().out.splitlines()

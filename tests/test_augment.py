@@ -15,7 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl.data.augment import AUGMENTATIONS, GREY, PRESETS, Augment, color, make_augment, random_resized_crop, shift
+from tl.data.augment import (
+    AUGMENTATIONS,
+    GREY,
+    PRESETS,
+    Augment,
+    color,
+    make_augment,
+    random_resized_crop,
+    shift,
+)
 
 SIZE, B, K = 14, 6, 3
 TARGETS = jax.nn.one_hot(jnp.arange(B) % K, K)
@@ -27,7 +36,9 @@ def images(side: int, *, n: int = B, channels: int = 3, seed: int = 0) -> jax.Ar
     return jnp.round(jax.random.uniform(jax.random.key(seed), (n, side, side, channels)) * 4) / 4
 
 
-def run(augment: Augment, seed: int, valid: jax.Array | None = None) -> tuple[np.ndarray, np.ndarray]:
+def run(
+    augment: Augment, seed: int, valid: jax.Array | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     valid = jnp.ones(B, bool) if valid is None else valid
     out = apply(augment, jax.random.key(seed), images(augment.source_size), TARGETS, valid)
     return np.asarray(out[0]), np.asarray(out[1])
@@ -41,7 +52,9 @@ def test_every_row_gives_pictures_and_targets_and_is_a_function_of_the_key(word:
     augment, seen = make_augment(word, size=SIZE), []
     for seed in range(4):
         pictures, targets = run(augment, seed)
-        assert pictures.shape == (B, SIZE, SIZE, 3) and pictures.dtype == targets.dtype == np.float32
+        assert (
+            pictures.shape == (B, SIZE, SIZE, 3) and pictures.dtype == targets.dtype == np.float32
+        )
         assert pictures.min() >= 0 and pictures.max() <= 1  # NaN fails both
         np.testing.assert_allclose(targets.sum(axis=1), 1, rtol=1e-6)
         seen.append(pictures)
@@ -60,7 +73,8 @@ def test_a_slot_knows_nothing_of_the_batch(word: str) -> None:
     np.testing.assert_allclose(whole[:2], part, atol=1e-6)
     alike = jnp.tile(x[:1], (B, 1, 1, 1))
     kinds = [
-        np.unique(apply(augment, jax.random.key(k), alike, TARGETS, jnp.ones(B, bool))[0], axis=0) for k in range(4)
+        np.unique(apply(augment, jax.random.key(k), alike, TARGETS, jnp.ones(B, bool))[0], axis=0)
+        for k in range(4)
     ]
     assert max(map(len, kinds)) > 1  # each slot draws for itself
 
@@ -91,9 +105,17 @@ for a, b in zip(one, eight, strict=True):
 
 
 def test_eight_devices_do_what_one_does() -> None:
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", SHARDED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr
 
@@ -132,13 +154,17 @@ def test_a_crop_of_everything_is_a_resize() -> None:
     x = images(24)
     for size in (10, 40):
         out = jax.jit(random_resized_crop(size, (1.0, 1.0), (1.0, 1.0)))(jax.random.key(0), x)
-        np.testing.assert_allclose(out, jax.image.resize(x, (B, size, size, 3), "linear"), atol=1e-5)
+        np.testing.assert_allclose(
+            out, jax.image.resize(x, (B, size, size, 3), "linear"), atol=1e-5
+        )
 
 
 def test_boxes_have_the_area_and_shape_asked_for() -> None:
     """On a picture of coordinates a crop shows which box it took."""
     n, side, size = 400, 64, 32
-    coordinates = np.stack(np.meshgrid(*[(np.arange(side) + 0.5) / side] * 2, indexing="ij"), axis=-1)
+    coordinates = np.stack(
+        np.meshgrid(*[(np.arange(side) + 0.5) / side] * 2, indexing="ij"), axis=-1
+    )
     coordinates = jnp.asarray(np.broadcast_to(coordinates, (n, side, side, 2)), jnp.float32)
     out = np.asarray(jax.jit(random_resized_crop(size))(jax.random.key(0), coordinates))
     # The slope inside, away from the edges' half pixels, times the number of pixels is the side of the box.
@@ -170,8 +196,12 @@ moved = {pixels: jax.jit(shift(pixels)) for pixels in (1, 3)}
 def test_a_shift_moves_whole_pixels_over_the_mirrored_image(pixels: int, seed: int) -> None:
     x = images(5, n=1, seed=seed)
     (out,) = np.asarray(moved[pixels](jax.random.key(seed), x))
-    padded = np.pad(np.asarray(x[0]), ((pixels, pixels), (pixels, pixels), (0, 0)), mode="symmetric")
-    moves = [padded[i : i + 5, j : j + 5] for i in range(2 * pixels + 1) for j in range(2 * pixels + 1)]
+    padded = np.pad(
+        np.asarray(x[0]), ((pixels, pixels), (pixels, pixels), (0, 0)), mode="symmetric"
+    )
+    moves = [
+        padded[i : i + 5, j : j + 5] for i in range(2 * pixels + 1) for j in range(2 * pixels + 1)
+    ]
     assert any(np.array_equal(out, move) for move in moves)
 
 
@@ -179,12 +209,20 @@ def test_colour_does_what_torchvision_does() -> None:
     """One factor at a time, solved for from the result, is in its range and explains every pixel."""
     x = 0.25 + 0.3 * images(SIZE)  # far enough from 0 and 1 that nothing is clipped
     gray = np.sum(np.asarray(x) * GREY, axis=-1, keepdims=True)
-    anchors = {"brightness": 0.0 * gray, "contrast": gray.mean(axis=(1, 2), keepdims=True), "saturation": gray}
+    anchors = {
+        "brightness": 0.0 * gray,
+        "contrast": gray.mean(axis=(1, 2), keepdims=True),
+        "saturation": gray,
+    }
     for name, anchor in anchors.items():
         strengths = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, name: 0.3}
         out = np.asarray(jax.jit(color(**strengths))(jax.random.key(0), x))
-        factor = ((out - anchor) * (x - anchor)).sum(axis=(1, 2, 3)) / ((x - anchor) ** 2).sum(axis=(1, 2, 3))
-        np.testing.assert_allclose(out, anchor + factor[:, None, None, None] * (x - anchor), atol=2e-4)
+        factor = ((out - anchor) * (x - anchor)).sum(axis=(1, 2, 3)) / ((x - anchor) ** 2).sum(
+            axis=(1, 2, 3)
+        )
+        np.testing.assert_allclose(
+            out, anchor + factor[:, None, None, None] * (x - anchor), atol=2e-4
+        )
         assert factor.min() >= 0.699 and factor.max() <= 1.301 and factor.std() > 0.02
 
 
@@ -209,13 +247,19 @@ def test_erasing_puts_boxes_of_noise() -> None:
 def test_a_mix_takes_only_pictures_and_tells_the_targets(word: str, valid: int) -> None:
     """Slot i is all of level i / 8; the level of a mix is that of its target."""
     there = np.array([valid >> i & 1 == 1 for i in range(B)])
-    flat = jnp.broadcast_to(jnp.arange(B, dtype=jnp.float32)[:, None, None, None] / 8, (B, SIZE, SIZE, 1))
+    flat = jnp.broadcast_to(
+        jnp.arange(B, dtype=jnp.float32)[:, None, None, None] / 8, (B, SIZE, SIZE, 1)
+    )
     own = jnp.eye(B)
     partners = set()
     for seed in range(6):
-        pictures, targets = apply(make_augment(word, size=SIZE), jax.random.key(seed), flat, own, jnp.asarray(there))
+        pictures, targets = apply(
+            make_augment(word, size=SIZE), jax.random.key(seed), flat, own, jnp.asarray(there)
+        )
         targets = np.asarray(targets)
-        np.testing.assert_allclose(targets @ (np.arange(B) / 8), np.mean(pictures, axis=(1, 2, 3)), atol=1e-5)
+        np.testing.assert_allclose(
+            targets @ (np.arange(B) / 8), np.mean(pictures, axis=(1, 2, 3)), atol=1e-5
+        )
         np.testing.assert_array_equal(np.asarray(pictures)[~there], np.asarray(flat)[~there])
         np.testing.assert_array_equal(targets[~there], np.asarray(own)[~there])
         assert not targets[np.ix_(there, ~there)].any()  # no padding in a picture
@@ -251,6 +295,8 @@ def test_unknown_words_are_told(words: str, message: str) -> None:
 
 
 def test_images_of_another_size_are_told() -> None:
-    with pytest.raises(ValueError, match="are 14 x 14 pixels, wanted squares of 16 for crop,flip,colour to 14"):
+    with pytest.raises(
+        ValueError, match="are 14 x 14 pixels, wanted squares of 16 for crop,flip,colour to 14"
+    ):
         run_on = make_augment("standard", size=14)
         run_on.apply(jax.random.key(0), images(14), TARGETS, jnp.ones(B, bool))

@@ -16,7 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden.make_golden import CLASSES, HERE, REPRESENTATIVES, golden_images, joined, read, sampled, samples
+from golden.make_golden import (
+    CLASSES,
+    HERE,
+    REPRESENTATIVES,
+    golden_images,
+    joined,
+    read,
+    sampled,
+    samples,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -157,21 +166,28 @@ def test_a_network_is_its_sources(name: str):
     results = {"logits": out.logits, "features": out.features, **out.endpoints}
     assert {end: array.shape for end, array in results.items()} == golden.shapes
     errors = {
-        end: float(np.abs(sampled(array, samples(end)) - golden.values[end]).max()) / golden.largest[end]
+        end: float(np.abs(sampled(array, samples(end)) - golden.values[end]).max())
+        / golden.largest[end]
         for end, array in results.items()
     }
-    assert all(value <= 1e-5 for value in errors.values()), {k: v for k, v in errors.items() if not v <= 1e-5}
+    assert all(value <= 1e-5 for value in errors.values()), {
+        k: v for k, v in errors.items() if not v <= 1e-5
+    }
 
     spec = clf.spec
     assert set(spec.endpoints) == {end for end in out.endpoints if "/" not in end}
     sides = [out.endpoints[end].shape[1] for end in spec.endpoints]
-    assert sides == sorted(sides, reverse=True), "endpoints are not in the order of the forward pass"
+    assert sides == sorted(sides, reverse=True), (
+        "endpoints are not in the order of the forward pass"
+    )
     assert out.features.shape == (2, spec.features) and out.features.dtype == np.float32
     leaves = flatten(network(name).variables)
     assert all(leaf.dtype == np.float32 for leaf in leaves.values())
     own = heads.own(spec)(1000)
     head = jax.eval_shape(own.init, jax.random.key(0), out.features, out.endpoints)
-    backbone = sum(leaf.size for path, leaf in leaves.items() if path.startswith("params/backbone/"))
+    backbone = sum(
+        leaf.size for path, leaf in leaves.items() if path.startswith("params/backbone/")
+    )
     assert backbone + sum(leaf.size for leaf in flatten(head).values()) == PARAMETERS[name]
     if name == "vgg16":  # the published size of VGG-16 without its top
         assert backbone == 14_714_688
@@ -185,7 +201,11 @@ def test_training_agrees_in_features_and_moved_statistics(name: str):
     assert error(sampled(out.features), golden.features) < 1e-4
     moved = flatten({"batch_stats": out.stats})
     assert set(moved) == {path for path in flatten(variables) if path.startswith("batch_stats/")}
-    stats = {source: moved[target.path] for source, target in table.items() if source.endswith(STATISTICS)}
+    stats = {
+        source: moved[target.path]
+        for source, target in table.items()
+        if source.endswith(STATISTICS)
+    }
     np.testing.assert_allclose(joined(stats), golden.stats, rtol=2e-4, atol=2e-5)
 
 
@@ -219,15 +239,22 @@ def test_bfloat16_stays_near_and_comes_out_in_float32(name: str):
 def test_other_numbers_of_channels(name: str, tmp_path: Path):
     """A grey picture gives what its three equal channels give, and four channels keep the kernel's sum."""
     net = network(name)
-    save_file({source: np.ascontiguousarray(array) for source, array in net.arrays.items()}, tmp_path / "w")
+    save_file(
+        {source: np.ascontiguousarray(array) for source, array in net.arrays.items()},
+        tmp_path / "w",
+    )
     gray, variables = load(name, weights=tmp_path / "w", in_channels=1)
     images = golden_images()[..., :1]
-    same = dataclasses.replace(net.clf, pixels=PixelSpec(mean=gray.pixels.mean * 3, std=gray.pixels.std * 3))
+    same = dataclasses.replace(
+        net.clf, pixels=PixelSpec(mean=gray.pixels.mean * 3, std=gray.pixels.std * 3)
+    )
     want = compiled(same)(net.variables, np.repeat(images, 3, axis=3))
     assert error(compiled(gray)(variables, images).logits, np.asarray(want.logits)) <= 1e-5
 
     _, variables = load(name, weights=tmp_path / "w", in_channels=4)
-    kernel, three = (np.asarray(v["params"]["backbone"]["stem"]["kernel"]) for v in (variables, net.variables))
+    kernel, three = (
+        np.asarray(v["params"]["backbone"]["stem"]["kernel"]) for v in (variables, net.variables)
+    )
     np.testing.assert_allclose(kernel[:, :, 3], kernel[:, :, 0])
     np.testing.assert_allclose(kernel[:, :, :3], three * 0.75, rtol=1e-6)
 
@@ -261,7 +288,9 @@ def test_every_size_from_the_smallest_up(name: str, side: int, across: int):
 def test_smaller_is_refused_with_the_size_it_wants(name: str, cut: tuple[int, int]):
     clf = classifier(name)
     h, w = (clf.spec.min_size - c for c in cut)
-    with pytest.raises(ValueError, match=rf"{name} wants images of at least {clf.spec.min_size} pixels.*{h}, {w}"):
+    with pytest.raises(
+        ValueError, match=rf"{name} wants images of at least {clf.spec.min_size} pixels.*{h}, {w}"
+    ):
         clf.apply({}, np.zeros((1, h, w, 3), np.float32))
 
 
@@ -272,7 +301,9 @@ def test_names_aliases_and_forms():
         assert all(backbones.get(alias).name == name for alias in backbones.get(name).aliases)
         assert backbones.forms(name)[0].name == name
     aliases = [alias for name in NAMES for alias in backbones.get(name).aliases]
-    assert len(set(aliases) | set(NAMES)) == len(aliases) + len(NAMES), "an alias names two architectures"
+    assert len(set(aliases) | set(NAMES)) == len(aliases) + len(NAMES), (
+        "an alias names two architectures"
+    )
     with pytest.raises(ValueError, match="unknown architecture 'resnet5o'; nearest: 'resnet50'"):
         backbones.get("resnet5o")
 
@@ -285,18 +316,24 @@ def test_every_source_names_every_endpoint_and_every_variable_once(name: str):
         assert len({target.path for target in table.values()}) == len(table), source
         assert {path for path in bare if path in table} == set(bare), source
         if spec.sources[source]:
-            assert {end.partition("/")[0] for end in form.endpoints(spec.module)} == set(spec.endpoints), source
+            assert {end.partition("/")[0] for end in form.endpoints(spec.module)} == set(
+                spec.endpoints
+            ), source
 
 
 def test_the_golden_files_stay_small():
     assert sum(file.stat().st_size for file in Path(HERE).glob("*.npz")) < 1_000_000
-    assert {file.stem for file in Path(HERE).glob("*.npz")} == set(NAMES), "a golden file of no architecture"
+    assert {file.stem for file in Path(HERE).glob("*.npz")} == set(NAMES), (
+        "a golden file of no architecture"
+    )
 
 
 # --- BatchNorm, on one layer, against the formula --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps, momentum, unbiased", [(1e-5, 0.1, True), (1e-3, 0.1, True), (1.001e-5, 0.01, False)])
+@pytest.mark.parametrize(
+    "eps, momentum, unbiased", [(1e-5, 0.1, True), (1e-3, 0.1, True), (1.001e-5, 0.01, False)]
+)
 def test_batchnorm_by_hand(eps: float, momentum: float, unbiased: bool):
     rng = np.random.RandomState(1)
     x = rng.standard_normal((3, 5, 4, 2)).astype(np.float32)
@@ -313,15 +350,23 @@ def test_batchnorm_by_hand(eps: float, momentum: float, unbiased: bool):
     wide = x.astype(np.float64)
 
     out = layer.apply(variables, x, Mode.EVAL)
-    np.testing.assert_allclose(out, (wide - old_mean) / np.sqrt(old_var + eps) * scale + bias, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        out, (wide - old_mean) / np.sqrt(old_var + eps) * scale + bias, rtol=1e-5, atol=1e-5
+    )
 
     out, moved = layer.apply(variables, x, Mode.TRAIN, mutable=["batch_stats"])
     mean, var, n = wide.mean((0, 1, 2)), wide.var((0, 1, 2)), 3 * 5 * 4
-    np.testing.assert_allclose(out, (wide - mean) / np.sqrt(var + eps) * scale + bias, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        out, (wide - mean) / np.sqrt(var + eps) * scale + bias, rtol=1e-5, atol=1e-5
+    )
     stats = moved["batch_stats"]["norm"]
-    np.testing.assert_allclose(stats["mean"], (1 - momentum) * old_mean + momentum * mean, rtol=1e-5)
+    np.testing.assert_allclose(
+        stats["mean"], (1 - momentum) * old_mean + momentum * mean, rtol=1e-5
+    )
     running = var * n / (n - 1) if unbiased else var
-    np.testing.assert_allclose(stats["var"], (1 - momentum) * old_var + momentum * running, rtol=1e-5)
+    np.testing.assert_allclose(
+        stats["var"], (1 - momentum) * old_var + momentum * running, rtol=1e-5
+    )
 
 
 def test_batchnorm_with_a_large_mean_keeps_its_digits():
@@ -329,7 +374,10 @@ def test_batchnorm_with_a_large_mean_keeps_its_digits():
     x = (1000.0 + np.random.RandomState(2).standard_normal((2, 8, 8, 1))).astype(np.float32)
     layer = ConvNorm(1, 1)
     variables = layer.init(jax.random.key(0), x, Mode.EVAL)
-    variables = {**variables, "params": {**variables["params"], "kernel": np.ones((1, 1, 1, 1), np.float32)}}
+    variables = {
+        **variables,
+        "params": {**variables["params"], "kernel": np.ones((1, 1, 1, 1), np.float32)},
+    }
     out, _ = layer.apply(variables, x, Mode.TRAIN, mutable=["batch_stats"])
     wide = x.astype(np.float64)
     np.testing.assert_allclose(out, (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5), atol=2e-3)
@@ -353,13 +401,22 @@ def test_gradients_of_the_folded_form_are_those_of_the_unfolded():
 
     def unfolded(params: Any, x: jax.Array) -> jax.Array:
         dims = ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), ((1, 1), (1, 1)), dimension_numbers=dims)
-        y = (y - stats["norm"]["mean"][None, None, None]) / jnp.sqrt(stats["norm"]["var"] + 1e-5)[None, None, None]
+        y = jax.lax.conv_general_dilated(
+            x, params["kernel"], (1, 1), ((1, 1), (1, 1)), dimension_numbers=dims
+        )
+        y = (y - stats["norm"]["mean"][None, None, None]) / jnp.sqrt(stats["norm"]["var"] + 1e-5)[
+            None, None, None
+        ]
         return jnp.sum(
-            jnp.sin(y * params["norm"]["scale"][None, None, None] + params["norm"]["bias"][None, None, None])
+            jnp.sin(
+                y * params["norm"]["scale"][None, None, None]
+                + params["norm"]["bias"][None, None, None]
+            )
         )
 
-    both = jax.jit(lambda params, x: [jax.grad(f, argnums=(0, 1))(params, x) for f in (folded, unfolded)])
+    both = jax.jit(
+        lambda params, x: [jax.grad(f, argnums=(0, 1))(params, x) for f in (folded, unfolded)]
+    )
     got, want = both(variables["params"], x)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4), got, want)
 
@@ -384,7 +441,9 @@ def test_other_variants_run(module: Any, side: int, last: int):
     def forward(key: jax.Array, x: jax.Array) -> Any:
         return module.apply(module.init(key, x, Mode.EVAL), x, Mode.EVAL)
 
-    features, ends = jax.eval_shape(forward, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32))
+    features, ends = jax.eval_shape(
+        forward, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    )
     assert features.shape == (1, last)
     assert ends["stem"].shape[1] == -(-side // 2)  # both paddings give ceil(side / 2)
 
@@ -396,10 +455,16 @@ def test_fresh_kernels_are_jaxs_own_he_normal():
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 2]))
-def test_both_paddings_give_as_many_outputs_but_lay_the_odd_pixel_elsewhere(h: int, w: int, window: int, stride: int):
+@given(
+    st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 2])
+)
+def test_both_paddings_give_as_many_outputs_but_lay_the_odd_pixel_elsewhere(
+    h: int, w: int, window: int, stride: int
+):
     for padding in ("torch", "same"):  # "after" leaves the odd side one short, as Keras does
-        for size, (before, after) in zip((h, w), pads((h, w), window, stride, padding), strict=True):
+        for size, (before, after) in zip(
+            (h, w), pads((h, w), window, stride, padding), strict=True
+        ):
             assert (size + before + after - window) // stride + 1 == -(-size // stride)
             assert padding == "torch" or 0 <= after - before <= 1
             assert padding == "same" or before == after == window // 2
@@ -407,8 +472,13 @@ def test_both_paddings_give_as_many_outputs_but_lay_the_odd_pixel_elsewhere(h: i
 
 def test_a_scaled_kernel_has_the_gradients_of_the_product():
     rng = np.random.RandomState(0)
-    kernel, gain, g = (rng.standard_normal(shape).astype(np.float32) for shape in ((3, 3, 4, 5), (5,), (3, 3, 4, 5)))
+    kernel, gain, g = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in ((3, 3, 4, 5), (5,), (3, 3, 4, 5))
+    )
     value, back = jax.vjp(scaled, kernel, gain)
     np.testing.assert_array_equal(value, kernel * gain)
     np.testing.assert_allclose(back(g)[0], g * gain, rtol=1e-6)
-    np.testing.assert_allclose(back(g)[1], (g.astype(np.float64) * kernel).sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        back(g)[1], (g.astype(np.float64) * kernel).sum((0, 1, 2)), rtol=1e-5, atol=1e-5
+    )

@@ -78,15 +78,22 @@ def test_a_step_is_a_query_and_none_is_asked_after_success() -> None:
         assert found.success[0] and found.steps[0] == 0
     print(steps, success)
     assert 0 < sum(success) < len(success)
-    assert all((1 <= taken < 200) if met else taken == 200 for taken, met in zip(steps, success, strict=True))
-    assert max(taken for taken, met in zip(steps, success, strict=True) if met) > 1  # not all by the start
+    assert all(
+        (1 <= taken < 200) if met else taken == 200
+        for taken, met in zip(steps, success, strict=True)
+    )
+    assert (
+        max(taken for taken, met in zip(steps, success, strict=True) if met) > 1
+    )  # not all by the start
 
 
 def test_another_start_is_for_those_that_are_left() -> None:
     found = attack("linf")(NET, KEY, IMAGES01, RIGHT, eps=np.float32([6, 9, 14, 18, 22, 26]) / 255)
     steps, success = np.asarray(found.steps), np.asarray(found.success)
     print(steps, success)
-    assert (steps <= 20).any() and ((steps > 20) & success).any()  # some by the first start, some by the second
+    assert (steps <= 20).any() and (
+        (steps > 20) & success
+    ).any()  # some by the first start, some by the second
     assert (steps[~success] == 40).all() and (steps[success] < 40).all() and not success.all()
 
 
@@ -105,7 +112,8 @@ def test_the_margin_only_grows() -> None:
 def test_the_schedule_of_sides_by_hand() -> None:
     """Of 10,000 queries on 224 x 224: 0.8 of the picture until query 10, then a half, ...; scaled to fewer."""
     sides = [
-        int(blackbox.side_at(jnp.int32(i), 10_000, 0.8, (224, 224, 3), 1)) for i in (0, 10, 11, 51, 201, 8001, 9999)
+        int(blackbox.side_at(jnp.int32(i), 10_000, 0.8, (224, 224, 3), 1))
+        for i in (0, 10, 11, 51, 201, 8001, 9999)
     ]
     assert sides == [round(224 * (0.8 * 0.5**n) ** 0.5) for n in (0, 0, 1, 2, 3, 9, 9)]
     assert int(blackbox.side_at(jnp.int32(26), 5_000, 0.8, (224, 224, 3), 1)) == sides[3]
@@ -118,7 +126,9 @@ def test_bumps_by_hand() -> None:
     i, j = jnp.meshgrid(jnp.arange(4), jnp.arange(4), indexing="ij")
     look = [1 + 1 / 4 + 1 / 9, 1 / 4 + 1 / 9, 1 / 9]
     half = np.asarray([[look[2], look[1], look[1], look[1]], [look[2], look[1], look[0], look[1]]])
-    np.testing.assert_allclose(jax.jit(blackbox.bumps)(i, j, 4), np.concatenate([half, -half]), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(blackbox.bumps)(i, j, 4), np.concatenate([half, -half]), rtol=1e-6
+    )
 
 
 JITTED = {norm: tuple(jax.jit(move) for move in moves) for norm, moves in blackbox.MOVES.items()}
@@ -144,8 +154,12 @@ def test_a_move_changes_squares_and_stays_in_ball_and_box(norm: str, seed: int, 
 
 
 def test_every_place_of_a_square_is_drawn() -> None:
-    corners = jax.vmap(lambda key: blackbox._corner(key, jnp.int32(6), (8, 7, 3)))(jax.random.split(KEY, 200))
-    assert {tuple(c) for c in np.asarray(corners).tolist()} == {(i, j) for i in range(3) for j in range(2)}
+    corners = jax.vmap(lambda key: blackbox._corner(key, jnp.int32(6), (8, 7, 3)))(
+        jax.random.split(KEY, 200)
+    )
+    assert {tuple(c) for c in np.asarray(corners).tolist()} == {
+        (i, j) for i in range(3) for j in range(2)
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -155,5 +169,7 @@ def test_bad_input_is_told() -> None:
     with pytest.raises(ValueError, match="works in the norms linf, l2; got 'l1'"):
         attacks.make(blackbox.square(), network, norm=norms.L1, goal=goals.UNTARGETED)
     for share in (0.0, 1.5):
-        with pytest.raises(ValueError, match=f"share is a part of the picture, in .0, 1.; got {share}"):
+        with pytest.raises(
+            ValueError, match=f"share is a part of the picture, in .0, 1.; got {share}"
+        ):
             blackbox.square(share=share)

@@ -40,7 +40,10 @@ def assert_same(a: Any, b: Any) -> None:
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert isinstance(x, np.ndarray) == isinstance(y, np.ndarray)
         assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        x, y = (jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in (x, y))
+        x, y = (
+            jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v
+            for v in (x, y)
+        )
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
@@ -56,11 +59,16 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def test_a_training_state_comes_back_bit_for_bit_with_its_types(kept):
-    params = {"head": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3)}, "body": {"kernel": jnp.ones((3, 3))}}
+    params = {
+        "head": {"kernel": jnp.linspace(-1, 1, 6).reshape(2, 3)},
+        "body": {"kernel": jnp.ones((3, 3))},
+    }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(lambda _: 1e-3))
     rules = (("head/.*", TRAINABLE), (".*", FROZEN))
     state = {
-        "train": step.init(params, rules, optimizer),  # NamedTuples, empty states, None where a leaf is frozen
+        "train": step.init(
+            params, rules, optimizer
+        ),  # NamedTuples, empty states, None where a leaf is frozen
         "key": jax.random.key(7),
         "keys": jax.random.split(jax.random.key(3, impl="rbg"), 4),
         "half": jnp.array([1.0, jnp.inf, jnp.nan, 1e-40], jnp.bfloat16),
@@ -78,7 +86,9 @@ def test_a_training_state_comes_back_bit_for_bit_with_its_types(kept):
     assert found == position and metrics == {"loss": 0.25, "top1": 0.5}
     assert jax.random.bits(tree["key"]) == jax.random.bits(state["key"])
 
-    told, _, _ = kept.restore(5, like=abstract(state) | {"host": state["host"], "bits": state["bits"]})
+    told, _, _ = kept.restore(
+        5, like=abstract(state) | {"host": state["host"], "bits": state["bits"]}
+    )
     assert_same(told, state)
 
 
@@ -88,7 +98,9 @@ DTYPES = ["float32", "bfloat16", "float16", "int32", "uint8", "bool"]
 @hypothesis.given(
     shapes=st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), min_size=1, max_size=4),
     dtype=st.sampled_from(DTYPES),
-    names=st.lists(st.text("ab./ [']0é", min_size=1, max_size=5), unique=True, min_size=4, max_size=4),
+    names=st.lists(
+        st.text("ab./ [']0é", min_size=1, max_size=5), unique=True, min_size=4, max_size=4
+    ),
     seed=st.integers(0, 99),
 )
 @hypothesis.settings(max_examples=8)
@@ -121,7 +133,12 @@ def test_the_newest_and_the_best_stay_and_are_found_again(tmp_path):
     with contextlib.closing(checkpoints.open(folder, keep=2, best="max")) as kept:
         assert (kept.latest(), kept.best()) == (None, None)
         for step, top1 in enumerate([0.5, 0.9, 0.9, float("nan"), 0.1, None, 0.2]):
-            kept.save(step, tree, position={}, metrics=None if top1 is None else {"top1": top1, "loss": -step})
+            kept.save(
+                step,
+                tree,
+                position={},
+                metrics=None if top1 is None else {"top1": top1, "loss": -step},
+            )
     assert steps_in(folder) == [2, 5, 6]  # of two equally good ones the newer
     (folder / "notes").mkdir()
     (folder / "99").mkdir()
@@ -130,7 +147,9 @@ def test_the_newest_and_the_best_stay_and_are_found_again(tmp_path):
         assert (kept.latest(), kept.best()) == (6, 2)
         assert kept.restore(5, like=tree)[2] is None
         kept.save(10, tree, position={})
-    assert steps_in(folder) == [2, 6, 10] and {"notes", "99", "README"} <= {path.name for path in folder.iterdir()}
+    assert steps_in(folder) == [2, 6, 10] and {"notes", "99", "README"} <= {
+        path.name for path in folder.iterdir()
+    }
     with contextlib.closing(checkpoints.open(folder, best="min")) as kept:
         assert kept.best() == 6
 
@@ -144,9 +163,19 @@ def test_a_metric_that_is_never_finite_makes_no_best(kept):
 
 
 def test_what_does_not_fit_is_named(kept):
-    tree = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(2, jnp.bfloat16), "kernel": jnp.zeros(1), "key": jax.random.key(0)}
+    tree = {
+        "a": jnp.zeros((2, 3)),
+        "b": jnp.zeros(2, jnp.bfloat16),
+        "kernel": jnp.zeros(1),
+        "key": jax.random.key(0),
+    }
     kept.save(1, tree, position={})
-    like = {"a": jnp.zeros((3, 2)), "b": jnp.zeros(2), "kernels": jnp.zeros(1), "key": jax.random.key(0, impl="rbg")}
+    like = {
+        "a": jnp.zeros((3, 2)),
+        "b": jnp.zeros(2),
+        "kernels": jnp.zeros(1),
+        "key": jax.random.key(0, impl="rbg"),
+    }
     with pytest.raises(ValueError) as error:
         kept.restore(1, like=like)
     for part in (
@@ -203,7 +232,9 @@ def test_a_save_that_fails_in_its_thread_is_heard_by_the_next_call(kept, heard_b
     kept.save(1, tree, position={"epoch": 1})
     kept.wait()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))  # a full disk; Python ignores the signal
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (1 << 16, hard)
+    )  # a full disk; Python ignores the signal
     try:
         kept.save(2, tree, position={"epoch": 2})
         with pytest.raises(ValueError, match="the checkpoint of step 2 could not be written"):
@@ -223,7 +254,9 @@ def test_a_save_that_fails_in_its_thread_is_heard_by_the_next_call(kept, heard_b
 def test_a_save_that_cannot_begin_is_told_in_one_sentence(kept):
     kept.folder.rmdir()
     kept.folder.write_text("in the way")
-    with pytest.raises(ValueError, match="the checkpoint of step 1 could not be written to .*Not a directory"):
+    with pytest.raises(
+        ValueError, match="the checkpoint of step 1 could not be written to .*Not a directory"
+    ):
         kept.save(1, {"w": jnp.ones(1)}, position={})
     kept.folder.unlink()
     kept.save(2, {"w": jnp.ones(1)}, position={})
@@ -232,7 +265,10 @@ def test_a_save_that_cannot_begin_is_told_in_one_sentence(kept):
 
 def test_it_is_quiet_and_leaves_no_thread(tmp_path, caplog, capfd):
     before = set(threading.enumerate())
-    with caplog.at_level(logging.DEBUG, "absl"), contextlib.closing(checkpoints.open(tmp_path)) as kept:
+    with (
+        caplog.at_level(logging.DEBUG, "absl"),
+        contextlib.closing(checkpoints.open(tmp_path)) as kept,
+    ):
         kept.save(1, {"w": jnp.ones(1)}, position={})
         kept.restore(1, like={"w": jnp.ones(1)})
     assert set(threading.enumerate()) <= before
@@ -262,7 +298,10 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(tmp_path):
     # Counted in saves that have begun, for a busy machine is slow, and then in seconds: in one, between two, in a deletion.
     for saves, moment in ((0, 0.0), (1, 0.0), (3, 0.01), (4, 0.02)):
         child = subprocess.Popen(
-            [sys.executable, "-c", VICTIM, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", VICTIM, str(folder)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         assert child.stdout and int(child.stdout.readline()) == reached
         begun = [int(child.stdout.readline()) for _ in range(saves)]
@@ -272,21 +311,32 @@ def test_killed_at_any_moment_the_last_complete_checkpoint_is_found(tmp_path):
         child.stdout.close()
         with contextlib.closing(checkpoints.open(folder)) as kept:
             step = kept.latest()
-            whole = max([reached, *(number - 1 for number in begun)])  # a save begins when the one before is whole
+            whole = max(
+                [reached, *(number - 1 for number in begun)]
+            )  # a save begins when the one before is whole
             assert (step or 0) >= whole
             reached = step or 0
             if step:
                 tree, position, _ = kept.restore(step, like=like)
-                assert (tree["w"] == step).all() and (tree["twice"] == 2 * step).all() and position == {"step": step}
+                assert (
+                    (tree["w"] == step).all()
+                    and (tree["twice"] == 2 * step).all()
+                    and position == {"step": step}
+                )
         left = [path.name for path in folder.iterdir()]
-        assert all(name.removeprefix("step_").isdigit() for name in left), left  # nothing half-written
+        assert all(name.removeprefix("step_").isdigit() for name in left), (
+            left
+        )  # nothing half-written
     assert reached >= 5
 
 
 def test_a_process_that_forgets_to_close_exits_and_its_save_is_whole(tmp_path):
     code = VICTIM.replace("while True:", "if True:")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr) == (0, "")
     with contextlib.closing(checkpoints.open(tmp_path)) as kept:
@@ -297,7 +347,15 @@ def test_a_process_that_forgets_to_close_exits_and_its_save_is_whole(tmp_path):
 
 
 def test_resuming_with_other_flags_names_each_that_differs(tmp_path):
-    flags = {"lr": 0.001, "data": "elpv", "images": ("a", "b"), "seed": 3, "resume": False, "workdir": "", "old": None}
+    flags = {
+        "lr": 0.001,
+        "data": "elpv",
+        "images": ("a", "b"),
+        "seed": 3,
+        "resume": False,
+        "workdir": "",
+        "old": None,
+    }
     checkpoints.same_flags(tmp_path, flags)  # nothing was started here
     reporting.start("transfer", tmp_path, flags)
     checkpoints.same_flags(tmp_path, flags | {"resume": True, "workdir": str(tmp_path)})

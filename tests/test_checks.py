@@ -16,7 +16,9 @@ from tl.attacks.sanity_checks import Check
 SIZE, CLASSES, COUNT = 6, 4, 8
 N = 3 * SIZE * SIZE
 KEY = jax.random.key(0)
-IMAGES01 = pixels.to_images01(np.random.default_rng(0).integers(64, 192, (COUNT, SIZE, SIZE, 3)).astype(np.uint8))
+IMAGES01 = pixels.to_images01(
+    np.random.default_rng(0).integers(64, 192, (COUNT, SIZE, SIZE, 3)).astype(np.uint8)
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ by hand
@@ -74,7 +76,9 @@ def test_gradients_are_each_picture_s_own_a_few_at_a_time() -> None:
 
     found = sanity_checks._slopes(spied, goals.UNTARGETED, 3)(PLAIN, (IMAGES01, RIGHT))
     assert set(seen) == {3}
-    plain = jax.jit(jax.grad(lambda x: jnp.sum(goals.UNTARGETED.score(network(PLAIN, x), RIGHT))))(IMAGES01)
+    plain = jax.jit(jax.grad(lambda x: jnp.sum(goals.UNTARGETED.score(network(PLAIN, x), RIGHT))))(
+        IMAGES01
+    )
     np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-7)
 
 
@@ -98,7 +102,10 @@ def network(variables: Any, images01: jax.Array) -> jax.Array:
 
 
 RNG = np.random.default_rng(1)
-NET = {k: jnp.asarray(RNG.normal(size=s) / 4, jnp.float32) for k, s in (("in", (N, 16)), ("out", (16, CLASSES)))}
+NET = {
+    k: jnp.asarray(RNG.normal(size=s) / 4, jnp.float32)
+    for k, s in (("in", (N, 16)), ("out", (16, CLASSES)))
+}
 PLAIN = NET | {"kind": jnp.int32(0)}
 TOP = np.asarray(network(PLAIN, jnp.asarray(IMAGES01))).argmax(axis=1)
 RIGHT = goals.class_mask(TOP[:, None].tolist(), CLASSES)
@@ -134,7 +141,11 @@ def failed(lines: dict[str, Check]) -> set[str]:
     return {name for name, line in lines.items() if not line.passed}
 
 
-ZERO, SOFTMAX, VARY = "share of zero gradients", "logits, not softmax", "logits depend on the picture"
+ZERO, SOFTMAX, VARY = (
+    "share of zero gradients",
+    "logits, not softmax",
+    "logits depend on the picture",
+)
 BLACK, BOX = "black-box no better than white-box", "any change at all (Linf, eps = 1) reaches all"
 
 

@@ -56,7 +56,11 @@ def test_folders_are_searched_to_the_bottom_in_order(pets: Path) -> None:
     deepen(pets)
     paths, skipped = find_images(str(pets))
     names = [str(p.relative_to(pets)) for p in paths]
-    assert names == [*(f"cat/{i}.png" for i in range(8)), "cat/more/deep.JPG", *(f"dog/{i}.png" for i in range(8))]
+    assert names == [
+        *(f"cat/{i}.png" for i in range(8)),
+        "cat/more/deep.JPG",
+        *(f"dog/{i}.png" for i in range(8)),
+    ]
     assert [Path(s.path).name for s in skipped] == ["README.md", "notes.txt"]
     assert all("wanted .jpg" in s.why for s in skipped)
 
@@ -90,7 +94,9 @@ def test_a_link_that_leads_back_ends(pets: Path) -> None:
     assert len(find_images(str(pets / "cat"))[0]) == 17
 
 
-def test_a_folder_that_cannot_be_listed_is_told(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_told(
+    pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     deepen(pets)
     listing = os.scandir
 
@@ -102,7 +108,9 @@ def test_a_folder_that_cannot_be_listed_is_told(pets: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "scandir", refuse)
     paths, skipped = find_images(str(pets / "cat"))
     assert len(paths) == 8
-    assert skipped[-1] == Skipped(str(pets / "cat/more"), "the folder cannot be listed (Permission denied)")
+    assert skipped[-1] == Skipped(
+        str(pets / "cat/more"), "the folder cannot be listed (Permission denied)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +120,10 @@ def test_a_folder_that_cannot_be_listed_is_told(pets: Path, monkeypatch: pytest.
         ("{pets}/cat/0.jpg", "there is no '0.jpg' in .*nearest there: '0.png'"),
         ("{pets}/cta/deep/1.png", "there is no 'cta' in .*/pets'"),
         ("{pets}/*.webp", r"the glob .* matches 0 names"),
-        ("{pets}/../empty", "no picture in the folder .* .nothing else., wanted files ending in .jpg"),
+        (
+            "{pets}/../empty",
+            "no picture in the folder .* .nothing else., wanted files ending in .jpg",
+        ),
         ("{pets}/../texts", "no picture in the folder .* .1 other files, e.g. 'a.txt'."),
         ("x" * 300, "is not there"),
         ("~nobody/x.jpg", "is not there"),
@@ -143,12 +154,16 @@ def test_folder(pets: Path) -> None:
 
 
 def test_folder_errors_name_everything_at_once(tmp_path: Path, pets: Path) -> None:
-    with pytest.raises(ValueError, match="is not there: there is no 'pest' in .*nearest there: 'pets'"):
+    with pytest.raises(
+        ValueError, match="is not there: there is no 'pest' in .*nearest there: 'pets'"
+    ):
         folder(tmp_path / "pest")
     with pytest.raises(ValueError, match="is a file, wanted a folder"):
         folder(pets / "README.md")
     deepen(tmp_path)
-    with pytest.raises(ValueError, match=r"has one sub-folder .'more'., wanted .* at least two classes"):
+    with pytest.raises(
+        ValueError, match=r"has one sub-folder .'more'., wanted .* at least two classes"
+    ):
         folder(tmp_path / "cat")
     with pytest.raises(ValueError, match="has 8 files and no sub-folder"):
         folder(pets / "dog")
@@ -231,7 +246,9 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def square(image: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.NEAREST)) + 1  # black becomes 1
+    return (
+        np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.NEAREST)) + 1
+    )  # black becomes 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -243,13 +260,30 @@ def test_batches_have_one_shape_and_the_order_of_the_paths(tmp_path: Path, threa
     assert len(batches) == 3
     for batch in batches:
         assert batch.images.shape == (4, 4, 4, 3)
-        assert (batch.images.dtype, batch.valid.dtype, batch.index.dtype) == (np.uint8, np.bool_, np.int32)
+        assert (batch.images.dtype, batch.valid.dtype, batch.index.dtype) == (
+            np.uint8,
+            np.bool_,
+            np.int32,
+        )
     index = np.concatenate([b.index for b in batches])
     valid = np.concatenate([b.valid for b in batches])
     images = np.concatenate([b.images for b in batches])
     assert index.tolist() == [*range(11), -1]
     assert np.flatnonzero(~valid).tolist() == [1, 6, 11]
-    assert images[:, 0, 0, 0].tolist() == [1, 1, 3, 4, 5, 6, 1, 8, 9, 10, 11, 1]  # i + 1; empty slots hold 0 + 1
+    assert images[:, 0, 0, 0].tolist() == [
+        1,
+        1,
+        3,
+        4,
+        5,
+        6,
+        1,
+        8,
+        9,
+        10,
+        11,
+        1,
+    ]  # i + 1; empty slots hold 0 + 1
     assert [[Path(s.path).name for s in b.skipped] for b in batches] == [["1.png"], ["6.png"], []]
     assert "no readable picture" in batches[0].skipped[0].why
     assert str(tmp_path) not in batches[0].skipped[0].why
@@ -260,7 +294,9 @@ def test_a_batch_without_any_picture_keeps_its_shape(tmp_path: Path) -> None:
     (batch,) = load([tmp_path / "a.jpg"], square, batch_size=2)
     assert batch.images.shape == (2, 4, 4, 3)
     assert not batch.valid.any()
-    assert batch.skipped == (Skipped(str(tmp_path / "a.jpg"), "is empty (0 bytes), wanted a picture file"),)
+    assert batch.skipped == (
+        Skipped(str(tmp_path / "a.jpg"), "is empty (0 bytes), wanted a picture file"),
+    )
     assert list(load([], square, batch_size=2)) == []
 
 
@@ -308,7 +344,10 @@ def test_real_photographs(shared_data: Path) -> None:
     spec = folder(shared_data / "cats_vs_dogs")
     assert (spec.classes, len(spec.examples), spec.skipped) == (("cat", "dog"), 1000, ())
     train, test = tl.data.split(spec, seed=0)
-    assert (len(train.examples), len(test.examples)) == (749, 251)  # two of the test part show the same puppies
+    assert (len(train.examples), len(test.examples)) == (
+        749,
+        251,
+    )  # two of the test part show the same puppies
     paths = [e.path for e in test.examples][:60]
     batches = list(load([*paths, shared_data / "README.md"], square, batch_size=32))
     assert sum(int(b.valid.sum()) for b in batches) == 60

@@ -36,7 +36,12 @@ def ramp(height: int = 12, width: int = 16) -> np.ndarray:
     return out
 
 
-@given(st.integers(2, 20), st.integers(2, 20), st.sampled_from(["PNG", "BMP", "TIFF", "PPM"]), st.integers(0, 2**31))
+@given(
+    st.integers(2, 20),
+    st.integers(2, 20),
+    st.sampled_from(["PNG", "BMP", "TIFF", "PPM"]),
+    st.integers(0, 2**31),
+)
 @settings(deadline=None, max_examples=30)
 def test_lossless_rgb_comes_back_exactly(height: int, width: int, kind: str, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
@@ -51,7 +56,13 @@ def test_lossless_rgb_comes_back_exactly(height: int, width: int, kind: str, see
 def test_orientation_is_applied_as_pillow_and_by_the_standard(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"lossless": True} if kind == "WEBP" else {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    options = (
+        {"lossless": True}
+        if kind == "WEBP"
+        else {"quality": 95, "subsampling": 0}
+        if kind == "JPEG"
+        else {}
+    )
     data = encoded(Image.fromarray(ramp()), kind, exif=exif, **options)
     found = decode(data)
     assert found.shape == ((12, 16, 3) if orientation < 5 else (16, 12, 3))
@@ -64,22 +75,30 @@ def test_orientation_is_applied_as_pillow_and_by_the_standard(orientation: int, 
 
 
 def test_broken_exif_leaves_the_picture_as_stored() -> None:
-    data = encoded(Image.fromarray(ramp()), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
+    data = encoded(
+        Image.fromarray(ramp()), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage"
+    )
     np.testing.assert_array_equal(decode(data), ramp())
 
 
 def test_grey_is_repeated() -> None:
     gray = ramp()[..., 0]
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(gray), "PNG")), np.repeat(gray[..., None], 3, -1))
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(gray), "PNG")), np.repeat(gray[..., None], 3, -1)
+    )
     one_bit = Image.fromarray(gray > 100)
-    np.testing.assert_array_equal(decode(encoded(one_bit, "PNG"))[..., 2], np.where(gray > 100, 255, 0))
+    np.testing.assert_array_equal(
+        decode(encoded(one_bit, "PNG"))[..., 2], np.where(gray > 100, 255, 0)
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
     wide = np.array([[0, 128, 129, 257], [1000, 32768, 65406, 65535]], np.uint16)
     found = decode(encoded(Image.fromarray(wide), kind))
-    expected = np.rint(wide / 257.0).astype(np.uint8)  # 129 / 257 > 1/2; no value lies on a half, for 257 is odd
+    expected = np.rint(wide / 257.0).astype(
+        np.uint8
+    )  # 129 / 257 > 1/2; no value lies on a half, for 257 is odd
     np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, -1))
 
 
@@ -88,10 +107,16 @@ def test_transparency_is_composited_on_white() -> None:
     rgba[..., 0], rgba[..., 3] = 255, [255, 0, 128, 51]  # red at four opacities
     found = decode(encoded(Image.fromarray(rgba), "PNG"))
     for column, alpha in enumerate((1.0, 0.0, 128 / 255, 0.2)):
-        np.testing.assert_allclose(found[0, column], [255, 255 * (1 - alpha), 255 * (1 - alpha)], atol=1)
-    grey_alpha = np.stack([np.zeros((2, 2), np.uint8), np.array([[255, 0], [0, 255]], np.uint8)], -1)
+        np.testing.assert_allclose(
+            found[0, column], [255, 255 * (1 - alpha), 255 * (1 - alpha)], atol=1
+        )
+    grey_alpha = np.stack(
+        [np.zeros((2, 2), np.uint8), np.array([[255, 0], [0, 255]], np.uint8)], -1
+    )
     expected = np.array([[0, 255], [255, 0]], np.uint8)
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(grey_alpha), "PNG"))[..., 1], expected)
+    np.testing.assert_array_equal(
+        decode(encoded(Image.fromarray(grey_alpha), "PNG"))[..., 1], expected
+    )
 
 
 def test_palette_and_key_colours() -> None:
@@ -103,12 +128,20 @@ def test_palette_and_key_colours() -> None:
     clear = np.array([[RED, WHITE], [BLUE, WHITE]], np.uint8)
     np.testing.assert_array_equal(decode(encoded(palette, "PNG")), plain)
     np.testing.assert_array_equal(decode(encoded(palette, "PNG", transparency=1)), clear)
-    np.testing.assert_array_equal(decode(encoded(palette, "PNG", transparency=bytes([255, 0, 255]))), clear)
+    np.testing.assert_array_equal(
+        decode(encoded(palette, "PNG", transparency=bytes([255, 0, 255]))), clear
+    )
     np.testing.assert_array_equal(decode(encoded(palette, "GIF", transparency=1)), clear)
-    np.testing.assert_array_equal(decode(encoded(palette.convert("RGB"), "PNG", transparency=GREEN)), clear)
-    np.testing.assert_array_equal(decode(encoded(image, "PNG", transparency=1))[..., 0], [[0, 255], [2, 255]])
+    np.testing.assert_array_equal(
+        decode(encoded(palette.convert("RGB"), "PNG", transparency=GREEN)), clear
+    )
+    np.testing.assert_array_equal(
+        decode(encoded(image, "PNG", transparency=1))[..., 0], [[0, 255], [2, 255]]
+    )
     wide = Image.fromarray(np.array([[0, 25700], [514, 25700]], np.uint16))
-    np.testing.assert_array_equal(decode(encoded(wide, "PNG", transparency=25700))[..., 0], [[0, 255], [2, 255]])
+    np.testing.assert_array_equal(
+        decode(encoded(wide, "PNG", transparency=25700))[..., 0], [[0, 255], [2, 255]]
+    )
 
 
 def test_cmyk_jpeg_has_the_colours_that_were_meant() -> None:
@@ -127,8 +160,14 @@ def test_cmyk_jpeg_has_the_colours_that_were_meant() -> None:
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "BMP"])
 def test_a_wrong_extension_is_read_by_content(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
-    path.write_bytes(encoded(Image.new("RGB", (9, 5), BLUE), kind, **({"lossless": True} if kind == "WEBP" else {})))
-    np.testing.assert_array_equal(decode(path), np.broadcast_to(np.array(BLUE, np.uint8), (5, 9, 3)))
+    path.write_bytes(
+        encoded(
+            Image.new("RGB", (9, 5), BLUE), kind, **({"lossless": True} if kind == "WEBP" else {})
+        )
+    )
+    np.testing.assert_array_equal(
+        decode(path), np.broadcast_to(np.array(BLUE, np.uint8), (5, 9, 3))
+    )
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
@@ -154,10 +193,17 @@ def bomb_png(side: int) -> bytes:
     """A PNG whose header promises `side` x `side` pixels; the right checksum, hardly any data."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"0" * 99)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(b"0" * 99))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +217,10 @@ def bomb_png(side: int) -> bytes:
         (encoded(Image.new("L", (9, 1)), "JPEG"), "is 9 x 1 pixels"),
         (bomb_png(10_000), "is 10000 x 10000 pixels, more than the 89,478,485 allowed"),
         (bomb_png(100_000), "more than twice the"),
-        (encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "whose white is undefined"),
+        (
+            encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+            "whose white is undefined",
+        ),
         (encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"), "whose white is undefined"),
     ],
     ids=["empty", "text", "svg", "eps", "1x1", "9x1", "bomb", "big bomb", "float", "int32"],
@@ -241,7 +290,9 @@ def test_a_glance_is_the_picture_at_a_smaller_size(orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(ramp(480, 640)), "JPEG", exif=exif, quality=95)
     small, whole = glance(data, 64), decode(data)
-    assert small.shape == ((120, 160, 3) if orientation == 1 else (160, 120, 3))  # an eighth would be less than 64 high
+    assert small.shape == (
+        (120, 160, 3) if orientation == 1 else (160, 120, 3)
+    )  # an eighth would be less than 64 high
     means = whole.reshape(small.shape[0], 4, small.shape[1], 4, 3).mean(axis=(1, 3))
     assert np.abs(means - small).mean() < 2
     assert glance(data, 300).shape == whole.shape
@@ -258,8 +309,16 @@ def test_a_glance_is_refused_what_decode_is_refused(tmp_path: Path) -> None:
 def test_header_says_what_the_file_is(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
-    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(ramp()).convert("L"), "JPEG", exif=exif))
+    (tmp_path / "a.png").write_bytes(
+        encoded(Image.fromarray(ramp()).convert("L"), "JPEG", exif=exif)
+    )
     assert header(tmp_path / "a.png") == ("JPEG", "L", False, False, 8)
-    assert header(encoded(Image.fromarray(ramp()).convert("RGBA"), "PNG")) == ("PNG", "RGBA", True, False, 1)
+    assert header(encoded(Image.fromarray(ramp()).convert("RGBA"), "PNG")) == (
+        "PNG",
+        "RGBA",
+        True,
+        False,
+        1,
+    )
     with pytest.raises(ImageError, match="is empty"):
         header(b"")

@@ -115,7 +115,9 @@ def test_gradient_and_statistics_of_eight_devices_are_those_of_one(tmp_path):
     found = answer(run(EIGHT, str(tmp_path), count=8))
     assert found["devices"] == found["divided"] == 8 and found["banner"].startswith("8 x cpu (cpu)")
     assert set(found["errors"]) == {"resnet", "mobilenet"}
-    assert all(error < 1e-5 for errors in found["errors"].values() for error in errors.values()), found["errors"]
+    assert all(error < 1e-5 for errors in found["errors"].values() for error in errors.values()), (
+        found["errors"]
+    )
     assert found["moved"] > 1e-3  # BatchNorm did follow the batch
     assert found["restored"] == [True, True] and found["elsewhere"] == 1
     assert "'all' of float32[3] cannot be divided" in found["refused"]
@@ -165,7 +167,9 @@ def test_the_environment_says_whether_there_are_others(variables, several):
     assert devices.several_hosts(variables) is several
 
 
-@pytest.mark.parametrize("variables", [{"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}])
+@pytest.mark.parametrize(
+    "variables", [{"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}]
+)
 def test_half_an_environment_is_refused(monkeypatch, variables):
     for name, value in {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **variables}.items():
         monkeypatch.setenv(name, value)
@@ -186,12 +190,15 @@ class Eight:
 
 def test_a_batch_that_cannot_be_divided_is_told_what_can():
     with pytest.raises(
-        ValueError, match="a batch of 30 cannot be divided over 8 devices; give a batch size of 24 or 32"
+        ValueError,
+        match="a batch of 30 cannot be divided over 8 devices; give a batch size of 24 or 32",
     ):
         devices.shard({"images": np.zeros((30, 2))}, Eight())
     with pytest.raises(ValueError, match="give a batch size of 8$"):
         devices.shard(np.zeros(3), Eight())
-    with pytest.raises(ValueError, match=r"one size along axis 0 of all its arrays; found \[8, 16\]"):
+    with pytest.raises(
+        ValueError, match=r"one size along axis 0 of all its arrays; found \[8, 16\]"
+    ):
         devices.shard((np.zeros(8), np.zeros(16)), Eight())
     with pytest.raises(ValueError, match=r"found \[0, 8\]"):
         devices.shard((np.zeros(8), np.float32(1)), Eight())
@@ -199,7 +206,11 @@ def test_a_batch_that_cannot_be_divided_is_told_what_can():
 
 def test_a_batch_on_one_device_keeps_its_values_and_types():
     mesh = devices.mesh()
-    batch = (np.arange(6, dtype=np.uint8).reshape(2, 3), jax.random.split(jax.random.key(0), 2), None)
+    batch = (
+        np.arange(6, dtype=np.uint8).reshape(2, 3),
+        jax.random.split(jax.random.key(0), 2),
+        None,
+    )
     if mesh.size == 1:
         images, keys, none = devices.shard(batch, mesh)
         assert images.dtype == np.uint8 and (images == batch[0]).all() and none is None
@@ -220,7 +231,10 @@ def test_a_program_that_is_larger_than_the_machine_is_made_smaller():
     def program(side: int) -> jax.stages.Lowered:
         return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((side, 1 << 20), jnp.float32))
 
-    assert devices.limit() is None or 1 <= devices.largest_batch(lambda b: devices.needs(program(b)), 1 << 22) < 1 << 22
+    assert (
+        devices.limit() is None
+        or 1 <= devices.largest_batch(lambda b: devices.needs(program(b)), 1 << 22) < 1 << 22
+    )
 
 
 @hypothesis.given(batch=st.integers(1, 3000), room=st.integers(1, 3000))
@@ -247,12 +261,20 @@ MEMINFO = "MemTotal: 8000 kB\nMemFree: 1 kB\nMemAvailable: 4000 kB\n"
         ({"proc/meminfo": MEMINFO, "v2/memory.max": "max\n", "v2/memory.current": "5"}, 4_096_000),
         ({"proc/meminfo": MEMINFO, "v2/memory.max": "900", "v2/memory.current": "500"}, 400),
         (
-            {"v2/memory.max": "900", "v2/memory.current": "500", "v2/memory.stat": "anon 7\ninactive_file 50\n"},
+            {
+                "v2/memory.max": "900",
+                "v2/memory.current": "500",
+                "v2/memory.stat": "anon 7\ninactive_file 50\n",
+            },
             450,
         ),
         ({"v1/memory.limit_in_bytes": "900", "v1/memory.usage_in_bytes": "950"}, 0),
         (
-            {"proc/meminfo": MEMINFO, "v1/memory.limit_in_bytes": str(2**63 - 4096), "v1/memory.usage_in_bytes": "5"},
+            {
+                "proc/meminfo": MEMINFO,
+                "v1/memory.limit_in_bytes": str(2**63 - 4096),
+                "v1/memory.usage_in_bytes": "5",
+            },
             4_096_000,
         ),
     ],

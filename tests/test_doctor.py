@@ -45,10 +45,14 @@ def turned() -> Image.Exif:
 
 def wide_colour() -> bytes:
     """A PNG of 2 x 2 pixels with 16 bits a channel, which Pillow cannot write."""
-    chunk = lambda kind, body: struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))  # noqa: E731
+    chunk = lambda kind, body: (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    )
     pixels = zlib.compress(b"".join(b"\0" + bytes(range(12)) for _ in range(2)))
     head = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 def two_frames() -> bytes:
@@ -100,7 +104,11 @@ def test_every_finding(sick: DataSpec) -> None:
     assert (found.n, found.classes, found.parts) == (20, {"cat": 15, "dog": 5}, {})
     broken = said(found.broken)
     assert set(broken) == {"cut.jpg", "empty.jpg", "page.jpg"}
-    assert "truncated" in broken["cut.jpg"] and "0 bytes" in broken["empty.jpg"] and "<html>" in broken["page.jpg"]
+    assert (
+        "truncated" in broken["cut.jpg"]
+        and "0 bytes" in broken["empty.jpg"]
+        and "<html>" in broken["page.jpg"]
+    )
     assert said(found.misnamed) == {
         "gif.jpg": "it is a GIF, its name ends in .jpg",
         "png.JPEG": "it is a PNG, its name ends in .JPEG",
@@ -128,10 +136,15 @@ def test_every_finding(sick: DataSpec) -> None:
 
 def test_leaks_between_official_parts(sick: DataSpec) -> None:
     part = {"saved again.jpg": "test", "also a cat.png": "test"}
-    examples = tuple(dataclasses.replace(e, part=part.get(e.path.name, "train")) for e in sick.examples)
+    examples = tuple(
+        dataclasses.replace(e, part=part.get(e.path.name, "train")) for e in sick.examples
+    )
     found = examine(dataclasses.replace(sick, examples=examples))
     assert found.parts == {"train": 18, "test": 2}
-    assert names(found.leaks) == [{"fine.png", "also a cat.png"}, {"one.png", "same.png", "saved again.jpg"}]
+    assert names(found.leaks) == [
+        {"fine.png", "also a cat.png"},
+        {"one.png", "same.png", "saved again.jpg"},
+    ]
 
 
 def test_a_file_that_is_gone(sick: DataSpec) -> None:
@@ -156,21 +169,36 @@ def state(root: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_the_command_tells_all_and_changes_nothing(
-    sick: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sick: DataSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = state(tmp_path / "sick")
-    monkeypatch.setattr(command, "FLAGS", type("Flags", (), {"data": f"folder:{tmp_path / 'sick'}"}))
+    monkeypatch.setattr(
+        command, "FLAGS", type("Flags", (), {"data": f"folder:{tmp_path / 'sick'}"})
+    )
     run = reporting.start("doctor", tmp_path / "run", {"seed": 0})
     command.main(run)
     assert state(tmp_path / "sick") == before
     result = json.loads((run.workdir / "result.json").read_text())
     assert result["n"] == 20 and result["classes"] == {"cat": 15, "dog": 5}
-    assert {os.path.basename(row["path"]) for row in result["bad"]} == {"cut.jpg", "empty.jpg", "page.jpg"}
+    assert {os.path.basename(row["path"]) for row in result["bad"]} == {
+        "cut.jpg",
+        "empty.jpg",
+        "page.jpg",
+    }
     assert all(row["why"] for row in result["bad"])
     assert [len(group) for group in result["duplicates"]] == [2, 2]
     assert [len(group) for group in result["near_duplicates"]] == [3]
     html = (run.workdir / "report.html").read_text()
-    for title in ("Cannot be decoded", "Equal files", "The same picture under two labels", "also a cat.png", "cut.jpg"):
+    for title in (
+        "Cannot be decoded",
+        "Equal files",
+        "The same picture under two labels",
+        "also a cat.png",
+        "cut.jpg",
+    ):
         assert title in html
     assert len(re.findall(r"<img ", html)) == 2 + 2 + 2 + 3
     assert "broken: " in capsys.readouterr().out

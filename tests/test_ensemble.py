@@ -18,7 +18,9 @@ from tl.attacks.slots import rows
 SIZE, CLASSES, COUNT = 4, 5, 12
 N = 3 * SIZE * SIZE
 KEY = jax.random.key(3)
-IMAGES01 = pixels.to_images01(np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3)).astype(np.uint8))
+IMAGES01 = pixels.to_images01(
+    np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3)).astype(np.uint8)
+)
 
 
 def network(variables: Any, images01: jax.Array) -> jax.Array:
@@ -28,7 +30,7 @@ def network(variables: Any, images01: jax.Array) -> jax.Array:
 
 def weights(seed: int) -> dict[str, jax.Array]:
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     return {"in": draw(N, 8) / 3, "out": draw(8, CLASSES)}
 
 
@@ -78,7 +80,9 @@ stand_in = functools.cache(brighter)  # the same search compiles once, wherever 
 def chain(*amounts: float | None, steps: tuple[int, ...] = (1, 10, 100)) -> attacks.Attack:
     """The steps that an image takes, 1 in the first search, 10 in the second, tell which searches it was given to."""
     searches = [stand_in(amount, steps=own) for amount, own in zip(amounts, steps, strict=False)]
-    return attacks.make(searches, brightness, norm=norms.LINF, goal=goals.TARGETED, eight_bit=False, slots=2)
+    return attacks.make(
+        searches, brightness, norm=norms.LINF, goal=goals.TARGETED, eight_bit=False, slots=2
+    )
 
 
 def added(found: attacks.AttackResult) -> list[float]:
@@ -91,9 +95,13 @@ def test_each_search_gets_what_is_left_and_the_worst_case_is_kept() -> None:
     assert found.success.tolist() == [True, True, False, True, True, True, False]
     assert found.steps.tolist() == [0, 1, 111, 11, 11, 1, 111]
     np.testing.assert_allclose(added(found), [0, 0.1, 0.25, 0.25, 0.25, 0.1, 0.25], atol=1e-4)
-    np.testing.assert_allclose(found.score, goals.TARGETED.score(brightness(None, found.images), AIM), rtol=1e-5)
+    np.testing.assert_allclose(
+        found.score, goals.TARGETED.score(brightness(None, found.images), AIM), rtol=1e-5
+    )
 
-    less = chain(0.1, 0.25, 0.05)(None, KEY, GREY, AIM, eps=np.float32([0.5, 0.04, 0, 0.5, 0.5, 0.5, 0.2]))
+    less = chain(0.1, 0.25, 0.05)(
+        None, KEY, GREY, AIM, eps=np.float32([0.5, 0.04, 0, 0.5, 0.5, 0.5, 0.2])
+    )
     assert less.solved_by.tolist() == [-1, -1, -1, 1, 1, 0, -1]
     np.testing.assert_allclose(added(less), [0, 0.04, 0, 0.25, 0.25, 0.1, 0.2], atol=1e-4)
     apart = np.arange(7) == 3
@@ -112,13 +120,18 @@ def test_keys_belong_to_pictures_and_differ_between_the_searches() -> None:
     assert added(moved)[2] == second[2] and moved.steps.tolist() == [0, 0, 3, 0, 0, 0, 0]
     order = np.array([3, 2, 6, 5, 1, 0, 4])  # and by the keys that are the pictures' own
     places = run(None, norms.per_image_keys(KEY, 7)[order], GREY[order], AIM, eps=0.5)
-    np.testing.assert_allclose((places.images - GREY[order])[:, 0, 0, 0], np.asarray(first)[order], atol=1e-4)
+    np.testing.assert_allclose(
+        (places.images - GREY[order])[:, 0, 0, 0], np.asarray(first)[order], atol=1e-4
+    )
 
 
 def test_nothing_left_and_nothing_at_all() -> None:
     run = chain(0.1, 0.25, 0.05)
     solved = run(None, KEY, GREY, ~AIM, eps=0.5)
-    assert solved.success.tolist() == [False, *[True] * 6] and solved.steps.tolist() == [111, *[0] * 6]
+    assert solved.success.tolist() == [False, *[True] * 6] and solved.steps.tolist() == [
+        111,
+        *[0] * 6,
+    ]
     none = run(None, KEY, GREY[:0], AIM[:0], eps=0.5)
     assert none.images.shape == (0, 2, 2, 3) and none.steps.shape == none.solved_by.shape == (0,)
 
@@ -142,7 +155,9 @@ EPS = 8 / 255
 def test_in_a_row_they_solve_what_each_solves_alone() -> None:
     """With the keys that the row gives them: the first that solves a picture alone gives the very same in the row."""
     searches = [baselines.noise(steps=4), fab.fab(steps=1, targets=1), gradient.bim(steps=10)]
-    make = functools.partial(attacks.make, logits=network, norm=norms.LINF, goal=goals.UNTARGETED, slots=3)
+    make = functools.partial(
+        attacks.make, logits=network, norm=norms.LINF, goal=goals.UNTARGETED, slots=3
+    )
     found = make(searches)(NET, KEY, IMAGES01, RIGHT, eps=EPS)
     solved, best = np.zeros(COUNT, bool), np.full(COUNT, -np.inf, np.float32)
     for place, search in enumerate(searches):
@@ -164,7 +179,10 @@ def test_autoattack_is_the_standard_four() -> None:
     assert len(four) == len(ensemble.STANDARD)
     assert [search.nearest for search in four] == [False, False, True, False]
     assert [set(search.norms) for search in four] == [set(), set(), {"linf", "l2"}, {"linf", "l2"}]
-    assert [float(search.default_step(jnp.float32(3))) for search in four[:2]] == [6, 6]  # APGD's 2 eps
+    assert [float(search.default_step(jnp.float32(3))) for search in four[:2]] == [
+        6,
+        6,
+    ]  # APGD's 2 eps
     with pytest.raises(ValueError, match="works in the norms linf, l2; got 'l1'"):
         attacks.make(four, network, norm=norms.L1, goal=goals.UNTARGETED)
 
@@ -186,8 +204,10 @@ def test_apgd_t_aims_at_every_class_as_often(monkeypatch: pytest.MonkeyPatch) ->
         return likeliest(logits, among, rank)
 
     monkeypatch.setattr(goals, "likeliest", spied)
-    constant = lambda variables, x: jnp.mean(x, (1, 2, 3))[:, None] - jnp.arange(5.0)[None]  # noqa: E731
-    run = attacks.make(apgd.apgd_t(steps=1, restarts=3), constant, norm=norms.LINF, goal=goals.UNTARGETED)
+    constant = lambda variables, x: jnp.mean(x, (1, 2, 3))[:, None] - jnp.arange(5.0)[None]
+    run = attacks.make(
+        apgd.apgd_t(steps=1, restarts=3), constant, norm=norms.LINF, goal=goals.UNTARGETED
+    )
     found = run(None, KEY, GREY[:1], goals.class_mask([[0]], 5), eps=0.1)
     jax.effects_barrier()
     assert found.steps.tolist() == [24] and not found.success[0]
@@ -203,7 +223,9 @@ def test_an_ensemble_answers_with_the_mean() -> None:
     plain = ensemble.ensemble([network] * 3)(nets, jnp.asarray(IMAGES01))
     np.testing.assert_allclose(plain, np.mean(each, axis=0), rtol=1e-5, atol=1e-5)
     fair = ensemble.ensemble([network] * 3, mean="log_probability")(nets, jnp.asarray(IMAGES01))
-    np.testing.assert_allclose(fair, np.mean([jax.nn.log_softmax(z) for z in each], axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        fair, np.mean([jax.nn.log_softmax(z) for z in each], axis=0), rtol=1e-5, atol=1e-5
+    )
     one = ensemble.ensemble([network])((NET,), jnp.asarray(IMAGES01))
     np.testing.assert_allclose(one, each[0], rtol=1e-6)
 

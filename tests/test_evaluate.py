@@ -25,15 +25,21 @@ TEMPERATURE = 2.5
 def network():
     clf, _ = models.load("mobilenetv1_025_keras", weights="random")
     clf = clf.with_pixels(size=SIZE, resize="squash")
-    clf = clf.with_head(heads.Linear(3), labels.from_names(["pug", "bengal", "siamese"], name="pets"))
+    clf = clf.with_head(
+        heads.Linear(3), labels.from_names(["pug", "bengal", "siamese"], name="pets")
+    )
     variables = jax.tree.map(np.asarray, jax.jit(clf.init)(jax.random.key(0)))
-    variables["params"]["head"]["kernel"] = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
+    variables["params"]["head"]["kernel"] = (
+        np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
+    )
     return clf, variables
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.save(tmp_path_factory.mktemp("model"), *network(), record={"temperature": TEMPERATURE})
+    return models.save(
+        tmp_path_factory.mktemp("model"), *network(), record={"temperature": TEMPERATURE}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,9 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, n in (("Bengal", 11), ("pug", 7)):
         (folder / name).mkdir()
         for i in range(n):
-            reporting.save_png(folder / name / f"{i}.png", rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+            reporting.save_png(
+                folder / name / f"{i}.png", rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            )
     (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     return folder
 
@@ -58,13 +66,19 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     run.finish(result, reporting.page("title", "lead", sections, facts={}))
     result = json.loads((tmp_path / "result.json").read_text())
 
-    pictures = [clf.prepare(data.decode(e.path)) for e in spec.examples if "broken" not in str(e.path)]
+    pictures = [
+        clf.prepare(data.decode(e.path)) for e in spec.examples if "broken" not in str(e.path)
+    ]
     logits = inference.predict_logits(clf, variables, np.stack(pictures))
     truth = np.array([1] * 11 + [0] * 7)
     for name, value in metrics.summarize(logits, truth).items():
         assert result[name] == value, name
     calm = metrics.summarize(logits / np.float32(TEMPERATURE), truth)
-    assert (result["nll_calibrated"], result["ece_calibrated"]) == (calm["nll"], calm["ece"]) != (result["nll"],)
+    assert (
+        (result["nll_calibrated"], result["ece_calibrated"])
+        == (calm["nll"], calm["ece"])
+        != (result["nll"],)
+    )
     assert result["temperature"] == TEMPERATURE and result["top1"] == calm["top1"]
     assert result["classes"] == ["pug", "bengal", "siamese"]
     matrix = np.array(result["confusion"])
@@ -77,10 +91,15 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     assert skip["path"].endswith("broken.jpg")
     mistakes = result["mistakes"]
     assert len(mistakes) == min(12, 18 - np.trace(matrix)) > 0
-    assert all(Path(row["path"]).parent.name.lower() == row["true"] != row["topk"][0]["name"] for row in mistakes)
+    assert all(
+        Path(row["path"]).parent.name.lower() == row["true"] != row["topk"][0]["name"]
+        for row in mistakes
+    )
     page = (tmp_path / "report.html").read_text()
     assert (tmp_path / "figures" / "worst_mistakes.png").exists()
-    assert all(word in page for word in ("Class by class", "at temperature 2.50", "Its worst mistakes"))
+    assert all(
+        word in page for word in ("Class by class", "at temperature 2.50", "Its worst mistakes")
+    )
 
 
 @pytest.mark.optimized
@@ -91,8 +110,12 @@ def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pe
     said = sets.predictions(clf, jax.device_put(variables), spec)
     pictures = inference.read_images(clf, str(pets))
     assert [str(path) for path in pictures.paths] == [str(e.path) for e in said.examples]
-    np.testing.assert_array_equal(said.logits, inference.predict_logits(clf, variables, pictures.images))
-    by_hand = jax.jit(lambda v, x: clf.apply(v, x).logits)(variables, pixels.to_images01(pictures.images[:16]))
+    np.testing.assert_array_equal(
+        said.logits, inference.predict_logits(clf, variables, pictures.images)
+    )
+    by_hand = jax.jit(lambda v, x: clf.apply(v, x).logits)(
+        variables, pixels.to_images01(pictures.images[:16])
+    )
     np.testing.assert_array_equal(said.logits[:16], by_hand)
     original = jax.jit(network()[0].logits)(network()[1], pixels.to_images01(pictures.images[:16]))
     np.testing.assert_array_equal(said.logits[:16], original)
@@ -101,12 +124,15 @@ def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pe
 def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
     clf, _ = network()
     spec = dataclasses.replace(data.get(f"folder:{pets}"), classes=("bengal", "pugg"))
-    with pytest.raises(ValueError, match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'"):
+    with pytest.raises(
+        ValueError, match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'"
+    ):
         sets.remap_labels(spec, inference.class_table(clf))
     imagenet = labels.imagenet()
     spec = dataclasses.replace(spec, classes=("tabby", "any cat"))
     with pytest.raises(
-        ValueError, match="the class 'any cat' of folder:.* names 5 learned classes; wanted one of them"
+        ValueError,
+        match="the class 'any cat' of folder:.* names 5 learned classes; wanted one of them",
     ):
         sets.remap_labels(spec, imagenet)
 
@@ -114,12 +140,17 @@ def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
 def test_the_part_of_a_set_that_is_asked(pets: Path) -> None:
     spec = data.get(f"folder:{pets}")
     assert evaluate.chosen(spec, "") is evaluate.chosen(spec, "all") is spec
-    parts = tuple(dataclasses.replace(e, part="train" if i else "test") for i, e in enumerate(spec.examples))
+    parts = tuple(
+        dataclasses.replace(e, part="train" if i else "test") for i, e in enumerate(spec.examples)
+    )
     official = dataclasses.replace(spec, examples=parts)
     assert (
-        evaluate.chosen(official, "").examples == parts[:1] and evaluate.chosen(official, "train").examples == parts[1:]
+        evaluate.chosen(official, "").examples == parts[:1]
+        and evaluate.chosen(official, "train").examples == parts[1:]
     )
-    with pytest.raises(ValueError, match="has no part 'validation'; it has test, train: take --part=all"):
+    with pytest.raises(
+        ValueError, match="has no part 'validation'; it has test, train: take --part=all"
+    ):
         evaluate.chosen(official, "validation")
 
 
@@ -129,7 +160,9 @@ def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
-    with pytest.raises(ValueError, match="none of the 2 pictures of folder:.* can be read; look with doctor"):
+    with pytest.raises(
+        ValueError, match="none of the 2 pictures of folder:.* can be read; look with doctor"
+    ):
         evaluate.evaluate(run, clf, variables, data.get(f"folder:{tmp_path / 'set'}"), 1.0)
 
 
@@ -140,10 +173,19 @@ def test_accuracy_under_attack(pets: Path) -> None:
     row = robust.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
     said = sets.predictions(clf, variables, spec)
     assert row["n"] == 18 and row["clean"] == (said.logits.argmax(axis=1) == said.labels).mean()
-    assert 0 <= row["top1"] < row["clean"] and row["top1_ci95"] == list(metrics.wilson(round(18 * row["top1"]), 18))
+    assert 0 <= row["top1"] < row["clean"] and row["top1_ci95"] == list(
+        metrics.wilson(round(18 * row["top1"]), 18)
+    )
     (line,) = evaluation.robust_lines({"now": row})
-    assert line.startswith(f"now: {reporting.percent(row['top1'])} ") and "within 8/255 under fgsm" in line
-    with pytest.raises(ValueError, match=r"robust_eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"):
+    assert (
+        line.startswith(f"now: {reporting.percent(row['top1'])} ")
+        and "within 8/255 under fgsm" in line
+    )
+    with pytest.raises(
+        ValueError, match=r"robust_eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"
+    ):
         robust.robust(clf, variables, spec, eps=2.0)
-    with pytest.raises(ValueError, match="robust_queries are of --robust_attack=autoattack; fgsm has none"):
+    with pytest.raises(
+        ValueError, match="robust_queries are of --robust_attack=autoattack; fgsm has none"
+    ):
         robust.robust(clf, variables, spec, eps=0.01, method="fgsm", queries=9)

@@ -13,7 +13,13 @@ from tl.models import Classifier, classifier, heads
 from tl.types import Variables
 from tl.visualize import exemplars
 
-COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "grey": (0.5, 0.5, 0.5), "white": (1, 1, 1)}
+COLOURS = {
+    "red": (1, 0, 0),
+    "green": (0, 1, 0),
+    "blue": (0, 0, 1),
+    "grey": (0.5, 0.5, 0.5),
+    "white": (1, 1, 1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +50,24 @@ def direct(net, album) -> dict[str, np.ndarray]:
     clf, variables = net
     images = pixels.to_images01(np.stack([clf.prepare(data.decode(path)) for path in album[1:]]))
     output = jax.jit(clf.apply)(variables, images)
-    means = {name: np.asarray(output.endpoints[name]).mean(axis=(1, 2)) for name in ("stem", "stage2")}
+    means = {
+        name: np.asarray(output.endpoints[name]).mean(axis=(1, 2)) for name in ("stem", "stage2")
+    }
     return {**means, "features": np.asarray(output.features), "logits": np.asarray(output.logits)}
 
 
 def test_top_rows_leave_nan_out_and_keep_the_order_of_equals():
-    assert exemplars.top_rows(np.array([1.0, 2.0, np.nan, 2.0, -np.inf]), 9).tolist() == [1, 3, 0, 4]
-    assert exemplars.top_rows(np.full(3, np.nan), 2).tolist() == [] == exemplars.top_rows(np.zeros(3), 0).tolist()
+    assert exemplars.top_rows(np.array([1.0, 2.0, np.nan, 2.0, -np.inf]), 9).tolist() == [
+        1,
+        3,
+        0,
+        4,
+    ]
+    assert (
+        exemplars.top_rows(np.full(3, np.nan), 2).tolist()
+        == []
+        == exemplars.top_rows(np.zeros(3), 0).tolist()
+    )
 
 
 @pytest.mark.parametrize("endpoint", ["stem", "stage2", "features"])
@@ -59,7 +76,9 @@ def test_top_pictures_are_those_of_a_direct_pass(net, album, cache, direct, endp
     for channel, top in zip([5, 0], found, strict=True):
         wanted = direct[endpoint][:, channel]
         assert len(top) == 3 and album[0] not in [path for path, _ in top]
-        np.testing.assert_allclose([value for _, value in top], np.sort(wanted)[::-1][:3], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            [value for _, value in top], np.sort(wanted)[::-1][:3], rtol=1e-4, atol=1e-6
+        )
         for path, value in top:
             np.testing.assert_allclose(value, wanted[album.index(path) - 1], rtol=1e-4, atol=1e-6)
 
@@ -70,13 +89,22 @@ def test_a_second_channel_costs_no_second_pass(net, album, cache):
     def refuse(batches, total):
         raise AssertionError("computed again")
 
-    assert len(exemplars.top_pictures(*net, album[1:], "stem", [63], 9, cache=cache, progress=refuse)[0]) == 5
+    assert (
+        len(
+            exemplars.top_pictures(*net, album[1:], "stem", [63], 9, cache=cache, progress=refuse)[
+                0
+            ]
+        )
+        == 5
+    )
 
 
 def test_wishes_that_cannot_be_met_are_told_before_a_picture_is_read(net):
     nowhere = [Path("/nowhere.png")]
     for channel in (64, -1):
-        with pytest.raises(ValueError, match=f"stem has 64 channels, 0 to 63; got channel {channel}"):
+        with pytest.raises(
+            ValueError, match=f"stem has 64 channels, 0 to 63; got channel {channel}"
+        ):
             exemplars.top_pictures(*net, nowhere, "stem", [0, channel])
     with pytest.raises(ValueError, match="no endpoint 'stage9'; nearest: 'stage"):
         exemplars.top_pictures(*net, nowhere, "stage9", [0])
@@ -90,7 +118,9 @@ def test_top_classes_of_a_head_that_reads_endpoints(net, album, direct):
     for row, top in zip(members, found, strict=True):
         wanted = direct["logits"][:, row].mean(axis=1)
         assert len(top) == 4
-        np.testing.assert_allclose([value for _, value in top], np.sort(wanted)[::-1][:4], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            [value for _, value in top], np.sort(wanted)[::-1][:4], rtol=1e-4, atol=1e-5
+        )
         assert wanted[album.index(top[0][0]) - 1] == wanted.max()
 
 
@@ -99,10 +129,14 @@ def test_top_classes_of_a_pooled_head_come_from_the_bank(net, album, cache, dire
     clf = clf.with_head(heads.Linear(3), labels.from_names(["a", "b", "c"], name="abc"))
     kernel = np.random.default_rng(0).standard_normal((512, 3)).astype(np.float32)
     params = {**variables["params"], "head": {"kernel": kernel, "bias": np.float32([0, 1, 2])}}
-    found = exemplars.top_classes(clf, {**variables, "params": params}, album, np.eye(3, dtype=bool), 5, cache=cache)
+    found = exemplars.top_classes(
+        clf, {**variables, "params": params}, album, np.eye(3, dtype=bool), 5, cache=cache
+    )
     logits = direct["features"] @ kernel + np.float32([0, 1, 2])
     for k, top in enumerate(found):
-        np.testing.assert_allclose([v for _, v in top], np.sort(logits[:, k])[::-1], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            [v for _, v in top], np.sort(logits[:, k])[::-1], rtol=1e-4, atol=1e-5
+        )
         assert [path for path, _ in top] == [album[1 + i] for i in np.argsort(-logits[:, k])]
 
 

@@ -38,7 +38,10 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / label).mkdir()
         for i in range(12):
             noise = 0.1 * rng.standard_normal((40, 40, 3))
-            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(color) + noise, 0, 1).astype(np.float32))
+            reporting.save_png(
+                folder / label / f"{i}.png",
+                np.clip(np.array(color) + noise, 0, 1).astype(np.float32),
+            )
     (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     return folder
 
@@ -82,14 +85,20 @@ def test_transfer_learns_saves_and_reuses(run: reporting.Run, pets: Path, tune: 
     assert sum(map(sum, result["confusion"])) == 6
 
     again = reporting.start("test", run.workdir.parent / "again", {"seed": 0})
-    assert transfer.transfer(again, clf, variables, spec, None, settings)[0]["test"] == result["test"]
+    assert (
+        transfer.transfer(again, clf, variables, spec, None, settings)[0]["test"] == result["test"]
+    )
 
     saved, saved_variables = models.load(result["model"])
     assert saved.classes is not None and saved.classes.find("any cat") == (0,)
     _, test_side = data.split(spec, seed=0)
     pictures = inference.read_images(saved, [str(example.path) for example in test_side.examples])
     logits = inference.predict_logits(saved, saved_variables, pictures.images)
-    by_name = {example.path.name: example.label for example in test_side.examples if example.path in pictures.paths}
+    by_name = {
+        example.path.name: example.label
+        for example in test_side.examples
+        if example.path in pictures.paths
+    }
     assert by_name and [int(i) for i in logits.argmax(axis=1)] == [
         next(e.label for e in test_side.examples if e.path == path) for path in pictures.paths
     ]
@@ -102,7 +111,9 @@ def test_transfer_refuses_other_classes(run: reporting.Run, pets: Path, tmp_path
         (tmp_path / "other" / label).symlink_to(pets / "bengal")
     with pytest.raises(ValueError, match="poodle"):
         other = data.get(f"folder:{tmp_path / 'other'}")
-        transfer.transfer(run, clf, variables, data.get(f"folder:{pets}"), other, transfer.Settings())
+        transfer.transfer(
+            run, clf, variables, data.get(f"folder:{pets}"), other, transfer.Settings()
+        )
 
 
 def command(*words: str, **env: str) -> subprocess.Popen[str]:
@@ -120,10 +131,19 @@ def command(*words: str, **env: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("experiments.predict", "--images=nowhere", "--arch=resnet18", "--weights=random"), "nowhere"),
+        (
+            ("experiments.predict", "--images=nowhere", "--arch=resnet18", "--weights=random"),
+            "nowhere",
+        ),
         (("experiments.predict", "--images=.", "--arch=resnet5"), "'resnet50'"),
-        (("experiments.ideal", "--target=zebrra", "--arch=squeezenet1_1", "--weights=random"), "'zebra'"),
-        (("experiments.transfer", "--data=foder:x", "--arch=resnet18", "--weights=random"), "'folder'"),
+        (
+            ("experiments.ideal", "--target=zebrra", "--arch=squeezenet1_1", "--weights=random"),
+            "'zebra'",
+        ),
+        (
+            ("experiments.transfer", "--data=foder:x", "--arch=resnet18", "--weights=random"),
+            "'folder'",
+        ),
     ],
 )
 def test_wrong_input_is_one_sentence(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -154,7 +174,11 @@ def test_ctrl_c_is_heard_in_compiled_code_and_leaves_no_result(tmp_path: Path) -
         "--steps=100000000",
     )
     process = command(
-        *words, f"--workdir={tmp_path}", "--transforms=", TL_CACHE=str(tmp_path / "cache"), PYTHONUNBUFFERED="1"
+        *words,
+        f"--workdir={tmp_path}",
+        "--transforms=",
+        TL_CACHE=str(tmp_path / "cache"),
+        PYTHONUNBUFFERED="1",
     )
     try:
         assert process.stdout is not None

@@ -26,7 +26,7 @@ def network():
     clf = clf.with_pixels(size=48, interpolation="bilinear")
     clf = clf.with_head(heads.Linear(2), labels.from_names(["cat", "dog"], name="pets"))
     rng = np.random.default_rng(0)
-    spread = lambda a: np.float32(rng.uniform(0.5, 1.5, a.shape)) * (a + np.float32(0.01))  # noqa: E731
+    spread = lambda a: np.float32(rng.uniform(0.5, 1.5, a.shape)) * (a + np.float32(0.01))
     variables = jax.tree.map(spread, jax.tree.map(np.asarray, jax.jit(clf.init)(jax.random.key(0))))
     variables["params"]["head"]["kernel"] = rng.normal(size=(256, 2)).astype(np.float32)
     return clf, variables
@@ -57,11 +57,14 @@ def test_the_program_says_what_the_network_says(folder: Path) -> None:
 
 def test_winograds_form_takes_an_unknown_number_of_pictures() -> None:
     x, kernel = (
-        np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((3, 14, 15, 128), (3, 3, 128, 128))
+        np.random.default_rng(0).normal(size=s).astype(np.float32)
+        for s in ((3, 14, 15, 128), (3, 3, 128, 128))
     )
     conv = jax.jit(lambda x: ops.conv2d(x, kernel, padding=((1, 1), (1, 1))))
     (b,) = jax.export.symbolic_shape("b")
-    program = jax.export.export(conv, platforms=export.PLATFORMS)(jax.ShapeDtypeStruct((b, *x.shape[1:]), np.float32))
+    program = jax.export.export(conv, platforms=export.PLATFORMS)(
+        jax.ShapeDtypeStruct((b, *x.shape[1:]), np.float32)
+    )
     np.testing.assert_allclose(program.call(x), conv(x), atol=1e-3)
 
 
@@ -76,11 +79,15 @@ sys.argv = ["run.py", "picture.npy"]
 runpy.run_path({str(folder / "run.py")!r}, run_name="__main__")
 """
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stderr
     path, first, second = ran.stdout.strip().split("\t")
     clf, variables = network()
-    p = np.asarray(jax.nn.softmax(jax.jit(clf.logits)(variables, pixels.prepare_on_device(clf.pixels, image))))[0]
+    p = np.asarray(
+        jax.nn.softmax(jax.jit(clf.logits)(variables, pixels.prepare_on_device(clf.pixels, image)))
+    )[0]
     found = {name: float(share) for name, share in (word.split() for word in (first, second))}
     assert path == "picture.npy" and found == pytest.approx({"cat": p[0], "dog": p[1]}, abs=2e-4)
     assert json.loads((folder / "classes.json").read_text()) == ["cat", "dog"]
@@ -94,7 +101,9 @@ sys.argv = ["run.py", "picture.npy"]
 runpy.run_path({str(folder / "run.py")!r}, run_name="__main__")
 """
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     assert ran.stderr.strip().endswith("pip install flatbuffers")
 

@@ -31,11 +31,15 @@ BATCH = 4
 def net() -> Net:
     """A MobileNetV2 without a head, at 32 pixels, its random weights drawn by numpy: compiling `init` takes longer."""
     spec, rng = backbones.get("mobilenetv2_100"), np.random.default_rng(0)
-    clf = Classifier(spec.name, spec, None, pixels.PixelSpec(size=32), None, Provenance("random", "random"))
+    clf = Classifier(
+        spec.name, spec, None, pixels.PixelSpec(size=32), None, Provenance("random", "random")
+    )
 
     def draw(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if name.endswith("kernel"):
-            return (rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(np.float32)
+            return (rng.normal(size=leaf.shape) * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(
+                np.float32
+            )
         return np.full(leaf.shape, name.endswith(("scale", "var")), np.float32)
 
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
@@ -57,7 +61,9 @@ def extract(net: Net, tmp_path: Path) -> Extract:
     """`features.extract` with a bank of its own."""
 
     def run(paths: Iterable[Path], *, of: Net = net, **kwargs: Any) -> features.Features:
-        return features.extract(*of, list(paths), **{"cache": tmp_path / "cache", "batch_size": BATCH, **kwargs})
+        return features.extract(
+            *of, list(paths), **{"cache": tmp_path / "cache", "batch_size": BATCH, **kwargs}
+        )
 
     return run
 
@@ -84,13 +90,18 @@ def wanted(net: Net, album: tuple[Path, ...]) -> dict[str, np.ndarray]:
     @jax.jit
     def forward(variables: Variables, images01: jax.Array) -> dict[str, jax.Array]:
         output = clf.apply(variables, images01)
-        return {"features": output.features, "stage1": jnp.mean(output.endpoints["stage1"], axis=(1, 2))}
+        return {
+            "features": output.features,
+            "stage1": jnp.mean(output.endpoints["stage1"], axis=(1, 2)),
+        }
 
     images = np.stack([clf.prepare(data.decode(path)) for path in album])
     return jax.tree.map(np.asarray, forward(variables, jnp.asarray(pixels.to_images01(images))))
 
 
-def test_features_are_the_networks_own_in_the_order_of_the_paths(wanted: Any, album: Any, extract: Extract) -> None:
+def test_features_are_the_networks_own_in_the_order_of_the_paths(
+    wanted: Any, album: Any, extract: Extract
+) -> None:
     found = extract(album[::-1])
     values = wanted["features"][::-1]
     assert found.values.dtype == np.float32 and found.values.shape == (10, 1280)
@@ -103,8 +114,12 @@ def test_features_are_the_networks_own_in_the_order_of_the_paths(wanted: Any, al
 
 def test_an_endpoint_is_the_mean_of_its_map(wanted: Any, album: Any, extract: Extract) -> None:
     found = extract(album, endpoint="stage1")
-    np.testing.assert_allclose(found.values, wanted["stage1"], atol=1e-4 * np.abs(wanted["stage1"]).max())
-    with pytest.raises(ValueError, match="mobilenetv2_100 has no endpoint 'stage99'; nearest: 'stage"):
+    np.testing.assert_allclose(
+        found.values, wanted["stage1"], atol=1e-4 * np.abs(wanted["stage1"]).max()
+    )
+    with pytest.raises(
+        ValueError, match="mobilenetv2_100 has no endpoint 'stage99'; nearest: 'stage"
+    ):
         extract(album[:1], endpoint="stage99")
 
 
@@ -145,7 +160,9 @@ def test_renamed_is_found_changed_is_not_and_a_new_picture_computes_itself_alone
     assert (found.values[1] != first.values[3]).any()
 
 
-def test_a_file_that_changes_under_its_name_is_computed_again(album: Any, extract: Extract, tmp_path: Path) -> None:
+def test_a_file_that_changes_under_its_name_is_computed_again(
+    album: Any, extract: Extract, tmp_path: Path
+) -> None:
     path = tmp_path / "x.png"
     shutil.copy(album[0], path)
     one = extract([path])
@@ -189,7 +206,10 @@ def test_whatever_decides_the_numbers_has_its_own_bank(net: Net) -> None:
 
 def test_the_head_decides_nothing_and_the_key_repeats(net: Net) -> None:
     clf, variables = net
-    other = {**variables, "params": {**variables["params"], "head": {"kernel": np.ones((1280, 2), np.float32)}}}
+    other = {
+        **variables,
+        "params": {**variables["params"], "head": {"kernel": np.ones((1280, 2), np.float32)}},
+    }
     key = features.bank_key(clf, variables)
     assert features.bank_key(clf, other) == key
     assert features.bank_key(clf, jax.tree.map(jnp.asarray, variables)) == key
@@ -209,7 +229,9 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
 # ------------------------------------------------------------------------------------------------------ broken pictures
 
 
-def test_broken_pictures_are_skipped_with_a_reason_and_zero(album: Any, extract: Extract, tmp_path: Path) -> None:
+def test_broken_pictures_are_skipped_with_a_reason_and_zero(
+    album: Any, extract: Extract, tmp_path: Path
+) -> None:
     empty, text, gone = tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "gone.png"
     empty.write_bytes(b"")
     text.write_text("no picture")
@@ -267,7 +289,9 @@ def test_an_interrupted_run_keeps_its_shards_and_goes_on(
     assert sorted(p.suffix for p in found.bank.iterdir()) == [".safetensors"] * 3
 
 
-def test_a_write_that_fails_leaves_no_shard(album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_no_shard(
+    album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*args: Any) -> None:
         Path(args[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -302,7 +326,9 @@ def test_a_corrupt_shard_is_computed_again(damage: str, album: Any, extract: Ext
 
 
 @pytest.mark.optimized
-def test_two_at_once_fill_one_bank(album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_at_once_fill_one_bank(
+    album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(features, "SHARD", 1)  # as many writes as there can be
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(extract, paths) for paths in (album, album[::-1], album[3:])]

@@ -43,11 +43,17 @@ def test_tiles_are_stretched_about_mid_grey() -> None:
     kernel[0, 0, :, 1] = 0.0
     kernel[..., 3] = 0.0
     found = tiles(kernel)
-    assert len(found) == 4 and all(tile.shape == (3, 5, 3) and tile.dtype == np.float32 for tile in found)
+    assert len(found) == 4 and all(
+        tile.shape == (3, 5, 3) and tile.dtype == np.float32 for tile in found
+    )
     for i in range(3):
         largest = np.abs(kernel[..., i]).max()
         np.testing.assert_allclose(found[i], 0.5 + kernel[..., i] / largest / 2, atol=1e-6)
-        assert 0.0 <= found[i].min() and found[i].max() <= 1.0 and {0.0, 1.0} & {found[i].min(), found[i].max()}
+        assert (
+            0.0 <= found[i].min()
+            and found[i].max() <= 1.0
+            and {0.0, 1.0} & {found[i].min(), found[i].max()}
+        )
     np.testing.assert_array_equal(found[1][0, 0], 0.5)
     np.testing.assert_array_equal(found[3], np.full((3, 5, 3), 0.5, np.float32))
 
@@ -66,7 +72,9 @@ def test_grey_tiles_have_three_equal_channels() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 3, 64, 8), (3, 3, 3), (1, 3, 3, 3, 1)])
 def test_only_a_first_layer_is_shown_in_colour(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"a kernel \[h w 3 o\] .*; got \[.*\]: take the first layer's"):
+    with pytest.raises(
+        ValueError, match=r"a kernel \[h w 3 o\] .*; got \[.*\]: take the first layer's"
+    ):
         tiles(np.zeros(shape, np.float32))
 
 
@@ -78,7 +86,11 @@ def test_a_filter_writes_the_channel_that_it_is_said_to_write() -> None:
     clf, _ = models.load("squeezenet1_1", weights="random")
     clf = dataclasses.replace(clf.with_pixels(size=64), head=None)
     images01 = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
-    answer = jax.jit(lambda p: clf.apply({"params": {"backbone": p}, "batch_stats": {}}, images01).endpoints["stage3"])
+    answer = jax.jit(
+        lambda p: clf.apply({"params": {"backbone": p}, "batch_stats": {}}, images01).endpoints[
+            "stage3"
+        ]
+    )
     before = jax.tree.map(lambda leaf: np.abs(leaf) * np.float32(0.05), params())  # no relu is off
     found = writers(before, "stage3", 512)
     assert found == writers(before, "stage3/block3", 512) and len(found) == 512
@@ -91,9 +103,18 @@ def test_a_filter_writes_the_channel_that_it_is_said_to_write() -> None:
 
 
 def test_the_last_convolution_of_the_last_block_writes() -> None:
-    shape = lambda i, o: {"kernel": np.zeros((1, 1, i, o), np.float32)}  # noqa: E731
-    block = {"conv1": shape(8, 4), "conv2": shape(4, 4), "conv3": shape(4, 8), "shortcut": shape(8, 8)}
-    tree = {"stem": shape(3, 6), "stage1": {f"block{i}": block for i in range(11)}, "stage2": {"conv0": shape(8, 8)}}
+    shape = lambda i, o: {"kernel": np.zeros((1, 1, i, o), np.float32)}
+    block = {
+        "conv1": shape(8, 4),
+        "conv2": shape(4, 4),
+        "conv3": shape(4, 8),
+        "shortcut": shape(8, 8),
+    }
+    tree = {
+        "stem": shape(3, 6),
+        "stage1": {f"block{i}": block for i in range(11)},
+        "stage2": {"conv0": shape(8, 8)},
+    }
     assert writers(tree, "stage1", 8)[5] == ("stage1/block10/conv3/kernel", 5)
     assert writers(tree, "stage1/block1", 8)[0] == ("stage1/block1/conv3/kernel", 0)
     assert writers(tree, "stem", 6)[5] == ("stem/kernel", 5)
@@ -110,7 +131,10 @@ def test_kernels_are_the_convolutions() -> None:
     assert found["stem/kernel"].shape == (3, 3, 3, 64)
     assert found["stage1/block0/expand3x3/kernel"].shape == (3, 3, 16, 64)
     assert len(found) == 25  # the stem, and three a fire module
-    assert list(kernels({"a": {"kernel": np.zeros((4, 2))}, "b": {"scale": np.zeros((1, 1, 1, 2))}})) == []
+    assert (
+        list(kernels({"a": {"kernel": np.zeros((4, 2))}, "b": {"scale": np.zeros((1, 1, 1, 2))}}))
+        == []
+    )
 
 
 def test_equal_weights_have_not_moved() -> None:
@@ -163,10 +187,13 @@ def test_depthwise_filters_count_one_a_channel() -> None:
 
 
 def test_two_networks_are_told() -> None:
-    with pytest.raises(ValueError, match=r"two networks: stem/kernel is \[3, 3, 3, 64\] before and \[3, 3, 3, 32\]"):
+    with pytest.raises(
+        ValueError, match=r"two networks: stem/kernel is \[3, 3, 3, 64\] before and \[3, 3, 3, 32\]"
+    ):
         moved(params(), changed("stem/kernel", lambda kernel: kernel[..., :32]))
     renamed = {("stern" if name == "stem" else name): tree for name, tree in params().items()}
     with pytest.raises(
-        ValueError, match="'stem/kernel' is a kernel of one only; nearest in the other: .*'stern/kernel'"
+        ValueError,
+        match="'stem/kernel' is a kernel of one only; nearest in the other: .*'stern/kernel'",
     ):
         moved(params(), renamed)

@@ -48,7 +48,10 @@ def colors(folder: Path, n: int = 12) -> data.DataSpec:
         (folder / label).mkdir(parents=True)
         for i in range(n):
             noise = 0.2 * rng.standard_normal((40, 40, 3))
-            reporting.save_png(folder / label / f"{i}.png", np.clip(np.array(color) + noise, 0, 1).astype(np.float32))
+            reporting.save_png(
+                folder / label / f"{i}.png",
+                np.clip(np.array(color) + noise, 0, 1).astype(np.float32),
+            )
     return data.folder(folder)
 
 
@@ -77,11 +80,20 @@ def run(parts: data.Parts, recipe: Recipe, **more: Any) -> fit.FitResult:
         Recipe(tune="last:1", augment="colour", bn="update"),
         Recipe(tune="last:2", bn="affine", bank_gib=0.0),
         Recipe(tune="last:1", bn="reestimate"),
-        Recipe(rules=(("head/kernel", "head"), ("backbone/stage5/conv1/.*", "slow*0.5"), (".*", FROZEN)), bn="update"),
+        Recipe(
+            rules=(
+                ("head/kernel", "head"),
+                ("backbone/stage5/conv1/.*", "slow*0.5"),
+                (".*", FROZEN),
+            ),
+            bn="update",
+        ),
     ],
     ids=lambda recipe: f"{recipe.tune if not recipe.rules else 'rules'}-{recipe.bn}",
 )
-def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(parts: data.Parts, recipe: Recipe) -> None:
+def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(
+    parts: data.Parts, recipe: Recipe
+) -> None:
     recipe = dataclasses.replace(recipe, epochs=2, batch_size=8, lr=1e-2)
     _, before = network()
     after = run(parts, recipe).variables
@@ -99,7 +111,9 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(parts: data.Parts, re
 
 def prepared(parts: data.Parts, recipe: Recipe) -> Phase:
     clf, variables = network()
-    job = FitContext(clf, parts.train, parts.validation, recipe, 0, None, lambda row: None, lambda line: None)
+    job = FitContext(
+        clf, parts.train, parts.validation, recipe, 0, None, lambda row: None, lambda line: None
+    )
     phase = recipe.phases(clf.spec.endpoints)[0]
     return prepare(job, 0, phase, variables["params"], variables["batch_stats"], None)
 
@@ -116,7 +130,10 @@ def test_the_backward_pass_stops_at_the_lowest_stage_that_trains_and_the_optimiz
         phase = prepared(parts, recipe)
         flops[name] = phase.step.cost_analysis()["flops"]  # type: ignore[attr-defined]
         moments = [leaf.nbytes for leaf in jax.tree.leaves(phase.state.opt_state) if leaf.ndim]
-        kept[name], sizes[name] = sum(moments), sum(leaf.nbytes for leaf in jax.tree.leaves(phase.state.trainable))
+        kept[name], sizes[name] = (
+            sum(moments),
+            sum(leaf.nbytes for leaf in jax.tree.leaves(phase.state.trainable)),
+        )
     assert all(kept[name] == 2 * sizes[name] for name in kept)
     assert kept["bank"] == kept["pictures"] < 0.8 * kept["all"]  # half of VGG-11 is its last stage
     assert flops["bank"] < 0.75 * flops["pictures"] < 0.75 * 0.65 * flops["all"]
@@ -135,14 +152,18 @@ def test_gradual_unfreezes_from_the_top_and_lp_ft_begins_with_a_probe(
     parts: data.Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = rules.phases
-    monkeypatch.setattr(recipe_module, "phases", lambda *args, **kwargs: whole(*args, **kwargs)[:2])  # time
+    monkeypatch.setattr(
+        recipe_module, "phases", lambda *args, **kwargs: whole(*args, **kwargs)[:2]
+    )  # time
     fitted = run(parts, Recipe(tune="gradual", epochs=12, batch_size=8))
     assert [(row["phase"], row["epoch"]) for row in fitted.history] == [
         ("head", 1), ("head", 2), ("last:1", 1), ("last:1", 2)
     ]  # fmt: skip
     assert fitted.history[2]["loss"] < fitted.history[0]["loss"]
     fitted = run(parts, Recipe(tune="lp_ft", epochs=1, batch_size=8, lr=1e-4))
-    assert fitted.closed_form is not None and fitted.history[0]["loss"] < 0.2  # ln 2 without the probe
+    assert (
+        fitted.closed_form is not None and fitted.history[0]["loss"] < 0.2
+    )  # ln 2 without the probe
     assert {name.split("/")[0] for name in fitted.trained} == {"backbone", "head"}
 
 
@@ -170,12 +191,17 @@ def start(folder: Path, pictures: Path) -> subprocess.Popen:
     folder.mkdir(exist_ok=True)
     words = [sys.executable, "-c", CHILD, str(folder), str(pictures)]
     environment = {**os.environ, "TL_CACHE": str(folder.parent / "cache"), "JAX_PLATFORMS": "cpu"}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder.parent / "xla"), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    environment |= {
+        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "xla"),
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
+    }
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def test_a_run_killed_at_any_moment_ends_in_the_same_bits(parts: data.Parts, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_ends_in_the_same_bits(
+    parts: data.Parts, tmp_path: Path
+) -> None:
     """SIGKILL while compiling, between checkpoints, while one is being written, and again after going on."""
     pictures = Path(str(parts.train.examples[0].path)).parents[1]
     whole = start(tmp_path / "whole", pictures)
@@ -195,7 +221,9 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(parts: data.Parts, tmp
     last = start(killed, pictures)
     last.communicate(timeout=300)
     assert last.returncode == 0
-    one, other = (json.loads((folder / "done.json").read_text()) for folder in (tmp_path / "whole", killed))
+    one, other = (
+        json.loads((folder / "done.json").read_text()) for folder in (tmp_path / "whole", killed)
+    )
     assert one == other
     assert seen[3]["step"] > 0  # the second life went on, and did not begin again
 
@@ -203,21 +231,31 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(parts: data.Parts, tmp
 # ---------------------------------------------------------------------------------------------------------- wrong input
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_step_and_pictures(parts: data.Parts, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(SMALL, tune="head", lr=3e38, clip=0.0, epochs=9, optimizer="sgd", schedule="constant")
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_pictures(
+    parts: data.Parts, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(
+        SMALL, tune="head", lr=3e38, clip=0.0, epochs=9, optimizer="sgd", schedule="constant"
+    )
     with pytest.raises(
         ValueError, match=r"step \d+ of head: loss .* wanted finite.*\.png.*last good state is kept"
     ) as found:
         run(parts, recipe, folder=tmp_path / "checkpoints")
     assert "--lr" in str(found.value)
     kept = checkpoints.open(tmp_path / "checkpoints" / "phase0")
-    state, _, _ = kept.restore(kept.latest() or 0, like=prepared(parts, recipe).state._replace(frozen={}))
+    state, _, _ = kept.restore(
+        kept.latest() or 0, like=prepared(parts, recipe).state._replace(frozen={})
+    )
     kept.close()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
 
 
-def test_a_run_whose_last_step_was_not_finite_goes_on_to_its_end(parts: data.Parts, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(SMALL, tune="last:1", lr=3e38, clip=0.0, optimizer="sgd", schedule="constant")
+def test_a_run_whose_last_step_was_not_finite_goes_on_to_its_end(
+    parts: data.Parts, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(
+        SMALL, tune="last:1", lr=3e38, clip=0.0, optimizer="sgd", schedule="constant"
+    )
     last = len(prepared(parts, recipe).plan) - 1
     with pytest.raises(ValueError, match=f"step {last} of last:1: loss .* wanted finite"):
         run(parts, recipe, folder=tmp_path / "checkpoints")
@@ -232,13 +270,16 @@ def test_rules_that_match_nothing_or_freeze_everything(parts: data.Parts) -> Non
         run(parts, dataclasses.replace(SMALL, rules=((".*", FROZEN),)))
 
 
-def test_a_batch_too_large_for_memory_says_one_that_fits(parts: data.Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_too_large_for_memory_says_one_that_fits(
+    parts: data.Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clf, variables = network()
     phase = prepared(parts, dataclasses.replace(SMALL, tune="head", batch_size=4))
     room = devices.needs(phase.step)
     monkeypatch.setattr(devices, "limit", lambda: room)
     with pytest.raises(
-        ValueError, match=r"--batch_size=64 needs .* GB are free; --batch_size=\d+ fits, or --microbatches="
+        ValueError,
+        match=r"--batch_size=64 needs .* GB are free; --batch_size=\d+ fits, or --microbatches=",
     ):
         run(parts, dataclasses.replace(SMALL, tune="head", batch_size=64))
 
@@ -249,16 +290,22 @@ def test_a_batch_too_large_for_memory_says_one_that_fits(parts: data.Parts, monk
 @pytest.mark.parametrize("augmentation", ["flip", "crop"])  # from the bank, and from pictures
 def test_labels_count_as_much_as_they_are_sure(parts: data.Parts, augmentation: str) -> None:
     """Against targets of a half and a half no loss is below ln 2; the same labels taken as certain are learned."""
-    recipe = dataclasses.replace(SMALL, tune="last:1", epochs=4, augment=augmentation, soft_labels=True)
+    recipe = dataclasses.replace(
+        SMALL, tune="last:1", epochs=4, augment=augmentation, soft_labels=True
+    )
     tossed = tuple(dataclasses.replace(example, confidence=0.5) for example in parts.train.examples)
     soft = parts._replace(train=dataclasses.replace(parts.train, examples=tossed))
-    losses = [run(soft, how).history[-1]["loss"] for how in (recipe, dataclasses.replace(recipe, soft_labels=False))]
+    losses = [
+        run(soft, how).history[-1]["loss"]
+        for how in (recipe, dataclasses.replace(recipe, soft_labels=False))
+    ]
     assert losses[1] < np.log(2) - 1e-6 <= losses[0]
 
 
 def test_soft_labels_want_a_set_that_has_them(parts: data.Parts) -> None:
     with pytest.raises(
-        ValueError, match="--soft_labels wants labels that say how sure they are; those of .* are all certain"
+        ValueError,
+        match="--soft_labels wants labels that say how sure they are; those of .* are all certain",
     ):
         run(parts, dataclasses.replace(SMALL, soft_labels=True))
 
@@ -286,7 +333,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(parts: data.Part
     one, again = run(parts, recipe), run(parts, recipe)
     clf, variables = network()
     other = fit.fit(clf, variables, parts.train, parts.validation, recipe, seed=1)
-    assert paths.digest(one.variables) == paths.digest(again.variables) != paths.digest(other.variables)
+    assert (
+        paths.digest(one.variables)
+        == paths.digest(again.variables)
+        != paths.digest(other.variables)
+    )
 
 
 def test_the_rate_finder_finds_a_rate_that_learns(parts: data.Parts) -> None:
@@ -300,12 +351,16 @@ def test_the_rate_finder_finds_a_rate_that_learns(parts: data.Parts) -> None:
     assert taught.history[-1]["loss"] < found.curve[0][1] / 2
 
 
-def test_bfloat16_computes_in_half_and_keeps_parameters_and_statistics_whole(parts: data.Parts) -> None:
+def test_bfloat16_computes_in_half_and_keeps_parameters_and_statistics_whole(
+    parts: data.Parts,
+) -> None:
     clf, variables = network()
     recipe = Recipe(
         tune="last:1", epochs=1, batch_size=8, lr=1e-5
     )  # two steps that hardly move: the gradient is compared
-    half = fit.fit(clf.with_dtype("bfloat16"), variables, parts.train, parts.validation, recipe, seed=0)
+    half = fit.fit(
+        clf.with_dtype("bfloat16"), variables, parts.train, parts.validation, recipe, seed=0
+    )
     whole = run(parts, recipe)
     assert {leaf.dtype for leaf in jax.tree.leaves(half.variables)} == {np.dtype(np.float32)}
     assert half.history[0]["grad_norm"] == pytest.approx(whole.history[0]["grad_norm"], rel=0.05)

@@ -36,10 +36,22 @@ NORM = {"gamma": (4,), "beta": (4,), "moving_mean": (4,), "moving_variance": (4,
 LAYERS = (
     Layer("InputLayer", "input", "input_layer", {}),
     Layer("Conv2D", "stem", "conv2d", {"kernel": (3, 3, 3, 4)}),
-    Layer("BatchNormalization", "stem_bn", "batch_normalization", NORM, {"center": True, "scale": True}),
+    Layer(
+        "BatchNormalization",
+        "stem_bn",
+        "batch_normalization",
+        NORM,
+        {"center": True, "scale": True},
+    ),
     Layer("ReLU", "relu", "re_lu", {}),
     Layer("DepthwiseConv2D", "dw", "depthwise_conv2d", {"depthwise_kernel": (3, 3, 4, 1)}),
-    Layer("BatchNormalization", "dw_bn", "batch_normalization_1", NORM, {"center": True, "scale": True}),
+    Layer(
+        "BatchNormalization",
+        "dw_bn",
+        "batch_normalization_1",
+        NORM,
+        {"center": True, "scale": True},
+    ),
     Layer("Conv2D", "project", "conv2d_1", {"kernel": (1, 1, 4, 2), "bias": (2,)}),
     Layer("Dropout", "drop", "dropout", {}),
     Layer("Dense", "top", "dense", {"kernel": (2, 5), "bias": (5,)}),
@@ -49,7 +61,9 @@ LAYERS = (
 def values(layer: Layer) -> dict[str, np.ndarray]:
     """Other numbers for every weight of every layer."""
     rng = np.random.RandomState(sum(layer.name.encode()))
-    return {name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in layer.weights.items()}
+    return {
+        name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in layer.weights.items()
+    }
 
 
 def want(layers: tuple[Layer, ...] = LAYERS) -> dict[str, np.ndarray]:
@@ -65,14 +79,19 @@ def legacy_group(root: Any, layers: tuple[Layer, ...], weight: str) -> None:
     root.attrs["layer_names"] = [layer.name.encode() for layer in layers]
     for layer in sorted(layers, key=lambda layer: layer.name):
         group = root.create_group(layer.name)
-        names = {weight.format(layer=layer.name, name=name): array for name, array in values(layer).items()}
+        names = {
+            weight.format(layer=layer.name, name=name): array
+            for name, array in values(layer).items()
+        }
         group.attrs["weight_names"] = [name.encode() for name in names]
         for name, array in names.items():
             group.create_dataset(name, data=array)
     root.create_group("top_level_model_weights").attrs["weight_names"] = []
 
 
-def legacy(path: Path, layers: tuple[Layer, ...] = LAYERS, *, weight: str = "{layer}/{name}:0") -> Path:
+def legacy(
+    path: Path, layers: tuple[Layer, ...] = LAYERS, *, weight: str = "{layer}/{name}:0"
+) -> Path:
     with h5py.File(path, "w") as root:
         legacy_group(root, layers, weight)
     return path
@@ -101,7 +120,11 @@ def numbered_group(root: Any, layers: tuple[Layer, ...], container: str, names: 
 
 
 def numbered(
-    path: Path | io.BytesIO, layers: tuple[Layer, ...] = LAYERS, *, container: str = "layers", names: bool = True
+    path: Path | io.BytesIO,
+    layers: tuple[Layer, ...] = LAYERS,
+    *,
+    container: str = "layers",
+    names: bool = True,
 ) -> Any:
     with h5py.File(path, "w") as root:
         numbered_group(root, layers, container, names)
@@ -116,15 +139,25 @@ def archive(
     file: str = "model.weights.h5",
     **options: Any,
 ) -> Path:
-    config = [{"class_name": layer.kind, "config": {"name": layer.name, **layer.config}} for layer in layers]
+    config = [
+        {"class_name": layer.kind, "config": {"name": layer.name, **layer.config}}
+        for layer in layers
+    ]
     with zipfile.ZipFile(path, "w", compress) as zipped:
         zipped.writestr("metadata.json", "{}")
-        zipped.writestr("config.json", json.dumps({"class_name": "Functional", "config": {"layers": config}}))
+        zipped.writestr(
+            "config.json", json.dumps({"class_name": "Functional", "config": {"layers": config}})
+        )
         zipped.writestr(file, numbered(io.BytesIO(), layers, **options).getvalue())
     return path
 
 
-WRITERS: dict[str, Callable[..., Path]] = {"legacy": legacy, "whole": whole, "numbered": numbered, "archive": archive}
+WRITERS: dict[str, Callable[..., Path]] = {
+    "legacy": legacy,
+    "whole": whole,
+    "numbered": numbered,
+    "archive": archive,
+}
 each_form = pytest.mark.parametrize("form", WRITERS)
 
 
@@ -140,7 +173,11 @@ def refused(path: Path) -> str:
     with pytest.raises(ValueError) as caught:
         read(path)
     message = str(caught.value)
-    assert message.startswith(f"cannot read weights from {path}: ") and "\n" not in message and len(message) < 700
+    assert (
+        message.startswith(f"cannot read weights from {path}: ")
+        and "\n" not in message
+        and len(message) < 700
+    )
     return message.removeprefix(f"cannot read weights from {path}: ")
 
 
@@ -158,10 +195,13 @@ def test_one_naming_in_all_layouts_whatever_the_ending(tmp_path: Path, form: str
 
 def test_a_weights_file_without_a_config_has_each_kinds_layers_in_the_models_order(tmp_path: Path):
     layers = tuple(
-        Layer("Conv2D", f"c{i}", f"conv2d_{i}" if i else "conv2d", {"kernel": (1, 1, 1, 1)}) for i in range(12)
+        Layer("Conv2D", f"c{i}", f"conv2d_{i}" if i else "conv2d", {"kernel": (1, 1, 1, 1)})
+        for i in range(12)
     )
     assert list(read(numbered(tmp_path / "w", (LAYERS[8], *layers)))) == [
-        *(f"c{i}/kernel" for i in range(12)),  # by number, not conv2d_1, conv2d_10, conv2d_11, conv2d_2
+        *(
+            f"c{i}/kernel" for i in range(12)
+        ),  # by number, not conv2d_1, conv2d_10, conv2d_11, conv2d_2
         "top/kernel",
         "top/bias",
     ]
@@ -198,7 +238,12 @@ def test_legacy_layers_with_a_slash_in_their_name(tmp_path: Path):
 @pytest.mark.parametrize("ending", ["_1:0", ":0", ""])
 def test_the_names_of_keras_1(tmp_path: Path, ending: str):
     """As the official VGG and ResNet files of 2016 have them."""
-    older = {"kernel": "W", "bias": "b", "moving_mean": "running_mean", "moving_variance": "running_std"}
+    older = {
+        "kernel": "W",
+        "bias": "b",
+        "moving_mean": "running_mean",
+        "moving_variance": "running_std",
+    }
     layers = (
         Layer("Conv2D", "block1_conv1", "", {"kernel": (3, 3, 3, 4), "bias": (4,)}),
         Layer("BatchNormalization", "bn2a_branch2a", "", NORM),
@@ -207,7 +252,10 @@ def test_the_names_of_keras_1(tmp_path: Path, ending: str):
         root.attrs["layer_names"] = [layer.name.encode() for layer in layers]
         for layer in layers:
             group = root.create_group(layer.name)
-            names = {f"{layer.name}_{older.get(name, name)}{ending}": array for name, array in values(layer).items()}
+            names = {
+                f"{layer.name}_{older.get(name, name)}{ending}": array
+                for name, array in values(layer).items()
+            }
             group.attrs["weight_names"] = [name.encode() for name in names]
             for name, array in names.items():
                 group[name] = array
@@ -227,11 +275,21 @@ def test_names_too_long_for_one_attribute(tmp_path: Path):
     assert list(found) == list(want())
 
 
-@pytest.mark.parametrize("scale, center", [(False, True), (True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(
+    "scale, center", [(False, True), (True, False), (False, False), (True, True)]
+)
 def test_a_batch_norm_without_gamma_or_beta(tmp_path: Path, scale: bool, center: bool):
     left_out = {name for name, kept in (("gamma", scale), ("beta", center)) if not kept}
     weights = {name: shape for name, shape in NORM.items() if name not in left_out}
-    layers = (Layer("BatchNormalization", "bn", "batch_normalization", weights, {"scale": scale, "center": center}),)
+    layers = (
+        Layer(
+            "BatchNormalization",
+            "bn",
+            "batch_normalization",
+            weights,
+            {"scale": scale, "center": center},
+        ),
+    )
     for write in (legacy, whole, archive):
         same(read(write(tmp_path / "w", layers)), want(layers))
     if len(left_out) == 1:
@@ -244,10 +302,14 @@ def test_a_batch_norm_without_gamma_or_beta(tmp_path: Path, scale: bool, center:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 @each_form
-def test_every_number_type_keeps_its_bits(tmp_path: Path, form: str, dtype: Any, monkeypatch: pytest.MonkeyPatch):
+def test_every_number_type_keeps_its_bits(
+    tmp_path: Path, form: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+):
     as_float32 = values
     monkeypatch.setattr(
-        sys.modules[__name__], "values", lambda layer: {name: a.astype(dtype) for name, a in as_float32(layer).items()}
+        sys.modules[__name__],
+        "values",
+        lambda layer: {name: a.astype(dtype) for name, a in as_float32(layer).items()},
     )
     same(read(WRITERS[form](tmp_path / "w")), want())
 
@@ -304,14 +366,20 @@ def test_a_nested_model_is_named(tmp_path: Path, form: str):
     )
 
 
-@pytest.mark.parametrize("at", ["layers", "layers/dense", "layers/dense/vars", "layers/dense/vars/0"])
+@pytest.mark.parametrize(
+    "at", ["layers", "layers/dense", "layers/dense/vars", "layers/dense/vars/0"]
+)
 @pytest.mark.parametrize("link", ["soft", "external"])
 def test_links_are_not_followed(tmp_path: Path, at: str, link: str):
     numbered(tmp_path / "other", (LAYERS[8],))
     numbered(tmp_path / "w", (LAYERS[8],))
     with h5py.File(tmp_path / "w", "r+") as root:
         root.move(at, "elsewhere")
-        root[at] = h5py.SoftLink("/elsewhere") if link == "soft" else h5py.ExternalLink(tmp_path / "other", f"/{at}")
+        root[at] = (
+            h5py.SoftLink("/elsewhere")
+            if link == "soft"
+            else h5py.ExternalLink(tmp_path / "other", f"/{at}")
+        )
         assert at in root, "the link itself does not work"
     assert "is a link to elsewhere, which is not followed" in refused(tmp_path / "w")
 
@@ -332,26 +400,37 @@ def test_data_sets_that_lie_in_another_file(tmp_path: Path, where: str, form: st
             layout[:] = h5py.VirtualSource(tmp_path / "secret", "layers/dense/vars/0", (2, 5))
             root.create_virtual_dataset(at, layout)
         assert root[at][()].any(), "the other file itself does not work"
-    assert refused(tmp_path / "w") == f"/{at} lies in another file, which is not read; save the model again as one file"
+    assert (
+        refused(tmp_path / "w")
+        == f"/{at} lies in another file, which is not read; save the model again as one file"
+    )
 
 
-@pytest.mark.parametrize("data", [np.int32([1, 2]), np.uint8([1]), np.bytes_(b"x"), np.complex64([1])], ids=str)
+@pytest.mark.parametrize(
+    "data", [np.int32([1, 2]), np.uint8([1]), np.bytes_(b"x"), np.complex64([1])], ids=str
+)
 def test_data_sets_that_are_no_floating_point_numbers(tmp_path: Path, data: Any):
     with h5py.File(numbered(tmp_path / "w", (LAYERS[8],)), "r+") as root:
         del root["layers/dense/vars/0"]
         root["layers/dense/vars/0"] = data
-    assert "/layers/dense/vars/0 is " in refused(tmp_path / "w") and "floating-point" in refused(tmp_path / "w")
+    assert "/layers/dense/vars/0 is " in refused(tmp_path / "w") and "floating-point" in refused(
+        tmp_path / "w"
+    )
 
 
 def test_data_sets_larger_than_their_file_take_no_memory(tmp_path: Path):
     with h5py.File(numbered(tmp_path / "w", (LAYERS[8],)), "r+") as root:
         del root["layers/dense/vars/0"]
-        root.create_dataset("layers/dense/vars/0", (2**20, 2**20), np.float32, chunks=(64, 64), compression="gzip")
+        root.create_dataset(
+            "layers/dense/vars/0", (2**20, 2**20), np.float32, chunks=(64, 64), compression="gzip"
+        )
     assert "announces more numbers than it has bytes for" in refused(tmp_path / "w")
 
 
 def test_one_data_set_under_many_names_takes_its_memory_once(tmp_path: Path):
-    with h5py.File(legacy(tmp_path / "w", (Layer("Dense", "top", "dense", {"kernel": (100, 100)}),)), "r+") as root:
+    with h5py.File(
+        legacy(tmp_path / "w", (Layer("Dense", "top", "dense", {"kernel": (100, 100)}),)), "r+"
+    ) as root:
         names = [f"top/k{i}" for i in range(100)]
         for name in names:
             root["top"][name] = root["top/top/kernel:0"]
@@ -369,15 +448,24 @@ DAMAGE: dict[str, tuple[Callable[[Any], None], str]] = {
         lambda r: r.__setitem__("layers/dense/vars/2", np.float32([1])),
         "a dense, has 3 variables",
     ),
-    "a variable by another name": (lambda r: r.move("layers/dense/vars/1", "layers/dense/vars/x"), "has no '1'"),
+    "a variable by another name": (
+        lambda r: r.move("layers/dense/vars/1", "layers/dense/vars/x"),
+        "has no '1'",
+    ),
     "a group for a data set": (
         lambda r: (r.move("layers/dense/vars/1", "y"), r.create_group("layers/dense/vars/1"))[0],
         "no data",
     ),
     "a data set for a group": (lambda r: replace(r, "layers/dense/vars", np.float32([1])), ""),
     "a data set for all layers": (lambda r: replace(r, "layers", np.float32([1])), ""),
-    "no layers": (lambda r: r.__delitem__("layers"), "without the layers of a Sequential or functional Keras model"),
-    "a null data set": (lambda r: replace(r, "layers/dense/vars/1", h5py.Empty("f4")), "no data set with numbers"),
+    "no layers": (
+        lambda r: r.__delitem__("layers"),
+        "without the layers of a Sequential or functional Keras model",
+    ),
+    "a null data set": (
+        lambda r: replace(r, "layers/dense/vars/1", h5py.Empty("f4")),
+        "no data set with numbers",
+    ),
 }
 
 
@@ -410,7 +498,15 @@ def test_archives_that_keras_does_not_write(tmp_path: Path):
 @each_form
 def test_cut_short_anywhere(tmp_path: Path, form: str):
     data = WRITERS[form](tmp_path / "whole").read_bytes()
-    for cut in {8, 9, 100, len(data) // 2, len(data) - 1000, len(data) - 1, *range(16, len(data), len(data) // 40)}:
+    for cut in {
+        8,
+        9,
+        100,
+        len(data) // 2,
+        len(data) - 1000,
+        len(data) - 1,
+        *range(16, len(data), len(data) // 40),
+    }:
         (tmp_path / "cut").write_bytes(data[:cut])
         refused(tmp_path / "cut")
 
@@ -450,10 +546,17 @@ keras_warns = pytest.mark.filterwarnings(
 @keras_warns
 @pytest.mark.parametrize("name", ["MobileNet", "MobileNetV3Small", "VGG16", "ResNet50V2"])
 def test_files_that_keras_wrote(tmp_path: Path, keras: Any, name: str):
-    model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(64, 64, 3))
+    model = getattr(keras.applications, name)(
+        weights=None, include_top=False, input_shape=(64, 64, 3)
+    )
     rng = np.random.RandomState(0)
-    model.set_weights([rng.uniform(0.5, 1.5, array.shape).astype(np.float32) for array in model.get_weights()])
-    wanted = {v.path.replace("depthwise_kernel", "kernel"): keras.ops.convert_to_numpy(v) for v in model.weights}
+    model.set_weights(
+        [rng.uniform(0.5, 1.5, array.shape).astype(np.float32) for array in model.get_weights()]
+    )
+    wanted = {
+        v.path.replace("depthwise_kernel", "kernel"): keras.ops.convert_to_numpy(v)
+        for v in model.weights
+    }
     for path in save_in_every_form(keras, model, tmp_path):
         found = read(path)
         same(found, wanted)
@@ -464,8 +567,12 @@ def test_files_that_keras_wrote(tmp_path: Path, keras: Any, name: str):
 @keras_warns
 def test_a_trained_nested_model_that_keras_wrote(tmp_path: Path, keras: Any):
     layers = keras.layers
-    inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3), layers.BatchNormalization()], name="inner")
-    model = keras.Sequential([keras.Input((8, 8, 3)), inner, layers.Flatten(), layers.Dropout(0.5), layers.Dense(1)])
+    inner = keras.Sequential(
+        [keras.Input((8, 8, 3)), layers.Conv2D(2, 3), layers.BatchNormalization()], name="inner"
+    )
+    model = keras.Sequential(
+        [keras.Input((8, 8, 3)), inner, layers.Flatten(), layers.Dropout(0.5), layers.Dense(1)]
+    )
     model.compile("adam", "mse")
     model.fit(np.zeros((2, 8, 8, 3)), np.zeros((2, 1)), verbose=0)
     for path in save_in_every_form(keras, model, tmp_path):

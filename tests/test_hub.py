@@ -112,7 +112,11 @@ class Handler(BaseHTTPRequestHandler):
         body = self.server.sent.get(file, named)
         large = file != "config.json"  # those have their SHA-256 for a name, the others git's
         git = hashlib.sha1(f"blob {len(named)}\0".encode() + named).hexdigest()
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0  # type: ignore
+        start = (
+            int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+            if self.headers["Range"]
+            else 0
+        )  # type: ignore
         self.send_response(206 if self.headers["Range"] else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{git}"')
@@ -164,7 +168,10 @@ def here(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "ENDPOINT", at)
     for module in (constants, file_download):  # where the client's 0.x copies it
         monkeypatch.setattr(
-            module, "HUGGINGFACE_CO_URL_TEMPLATE", at + "/{repo_id}/resolve/{revision}/{filename}", raising=False
+            module,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            at + "/{repo_id}/resolve/{revision}/{filename}",
+            raising=False,
         )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -175,7 +182,11 @@ def here(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def start(server: Hub, cache: Path, **environ: str) -> subprocess.Popen:
     """A process that fetches, with nothing of this machine's own hub settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    own = {"HF_HOME": str(cache), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "NO_PROXY": "127.0.0.1"}
+    own = {
+        "HF_HOME": str(cache),
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "NO_PROXY": "127.0.0.1",
+    }
     return subprocess.Popen(
         [sys.executable, "-c", FETCH, REPO],
         env={**kept, **own, **environ},
@@ -217,14 +228,18 @@ def entries(cache: Path) -> list[str]:
     """What the cache holds of weights, whole or in part."""
     sha256 = hashlib.sha256(TENSORS).hexdigest()
     return [
-        p.name for p in cache.rglob("*") if p.name.startswith((sha256, "model.", "pytorch")) and p.suffix != ".lock"
+        p.name
+        for p in cache.rglob("*")
+        if p.name.startswith((sha256, "model.", "pytorch")) and p.suffix != ".lock"
     ]
 
 
 # --- the client's environment, in processes of their own -------------------------------------------------------------
 
 
-def test_fetched_once_and_then_found_in_the_cache_even_without_the_server(server: Hub, tmp_path: Path):
+def test_fetched_once_and_then_found_in_the_cache_even_without_the_server(
+    server: Hub, tmp_path: Path
+):
     path = found(start(server, tmp_path))
     assert path.name == "model.safetensors" and path.is_relative_to(tmp_path / "hub")
     assert server.bodies("model.safetensors") == [None] and server.bodies("config.json") == [None]
@@ -240,7 +255,9 @@ def test_no_network_and_nothing_in_the_cache(server: Hub, tmp_path: Path):
     message = refused(start(server, tmp_path, HF_HUB_OFFLINE="1"))
     assert f"{REPO} is not in the cache and HF_HUB_OFFLINE is set; unset it" in message
     assert message.endswith(f"(hf download {REPO}) and copy {tmp_path / 'hub'}") and not server.log
-    message = refused(start(server, tmp_path, HF_ENDPOINT=NOBODY, HF_HUB_CACHE=str(tmp_path / "mine")))
+    message = refused(
+        start(server, tmp_path, HF_ENDPOINT=NOBODY, HF_HUB_CACHE=str(tmp_path / "mine"))
+    )
     assert message.startswith(f"cannot fetch {REPO} from the hub at {NOBODY} (")
     assert message.endswith(f"and copy {tmp_path / 'mine'}")
 
@@ -249,7 +266,10 @@ def test_two_processes_at_once(server: Hub, tmp_path: Path):
     server.together = threading.Barrier(2)
     both = [start(server, tmp_path), start(server, tmp_path)]
     assert found(both[0]) == found(both[1])
-    assert sorted(set(entries(tmp_path))) == [hashlib.sha256(TENSORS).hexdigest(), "model.safetensors"]
+    assert sorted(set(entries(tmp_path))) == [
+        hashlib.sha256(TENSORS).hexdigest(),
+        "model.safetensors",
+    ]
 
 
 # --- what the server does, in this process ---------------------------------------------------------------------------
@@ -267,15 +287,23 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: Hub, here: Pat
     size = constants.DOWNLOAD_CHUNK_SIZE  # of which the client writes whole ones only
     server.files["model.safetensors"] = body = np.random.RandomState(0).bytes(size + 1000)
     server.break_after = [size + 500]
-    with contextlib.suppress(ValueError):  # the client's 0.x goes on with the next call, later ones within the first
+    with contextlib.suppress(
+        ValueError
+    ):  # the client's 0.x goes on with the next call, later ones within the first
         hub.fetch(REPO)
     assert hub.fetch(REPO).weights.read_bytes() == body
     first, second = server.bodies("model.safetensors")
-    assert first is None and second is not None and 0 < int(second.removeprefix("bytes=")[:-1]) <= size + 500
+    assert (
+        first is None
+        and second is not None
+        and 0 < int(second.removeprefix("bytes=")[:-1]) <= size + 500
+    )
 
 
 @pytest.mark.parametrize("wrong", ["one bit", "shorter"])
-def test_a_file_that_is_not_the_one_named_is_refused_and_removed(server: Hub, here: Path, wrong: str):
+def test_a_file_that_is_not_the_one_named_is_refused_and_removed(
+    server: Hub, here: Path, wrong: str
+):
     server.sent["model.safetensors"] = sent = TENSORS[:-1] + (b"\1" if wrong == "one bit" else b"")
     bad, good = hashlib.sha256(sent).hexdigest(), hashlib.sha256(TENSORS).hexdigest()
     assert refused_here() == (
@@ -307,7 +335,9 @@ def test_what_the_hub_does_not_have(server: Hub, here: Path):
     assert message.startswith(
         f"no repository timm/resnet18.a1_in on the hub at {constants.ENDPOINT}; nearest that tl knows: "
     )
-    assert f"{REPO!r}, " in message and message.endswith("; check the name, or set HF_TOKEN if it is private")
+    assert f"{REPO!r}, " in message and message.endswith(
+        "; check the name, or set HF_TOKEN if it is private"
+    )
     assert f"{REPO} on the hub has no revision 'v9'" in refused_here(revision="v9")
     assert "'a/b/c' is no repository's name" in refused_here("a/b/c")
     del server.files["model.safetensors"]
@@ -358,7 +388,9 @@ def changed(**fields: Any) -> dict[str, Any]:
 FLAT = {**CONFIG["pretrained_cfg"], "architecture": "resnet18"}  # as timm wrote them before 0.8
 
 
-@pytest.mark.parametrize("config", [CONFIG, FLAT, without("crop_mode")], ids=["timm's", "flat", "no crop_mode"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, FLAT, without("crop_mode")], ids=["timm's", "flat", "no crop_mode"]
+)
 def test_a_config_gives_the_preprocessing(config: dict[str, Any]):
     assert hub.pixels_of(config) == PixelSpec(size=224, crop=0.95, interpolation="bicubic")
     assert hub.architecture_of(config) == "resnet18" and hub.tag_of(config) == "a1_in1k"
@@ -366,8 +398,12 @@ def test_a_config_gives_the_preprocessing(config: dict[str, Any]):
 
 
 def test_what_a_config_may_say_otherwise():
-    lite = changed(input_size=[3, 240, 240], mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], crop_pct=0.882)
-    assert hub.pixels_of(lite) == PixelSpec(size=240, crop=0.882, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    lite = changed(
+        input_size=[3, 240, 240], mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], crop_pct=0.882
+    )
+    assert hub.pixels_of(lite) == PixelSpec(
+        size=240, crop=0.882, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
     assert hub.pixels_of(changed(interpolation="random")).interpolation == "bilinear"
     squash = hub.pixels_of(changed(crop_mode="squash", crop_pct=1))
     assert squash.resize == "squash" and squash.crop == 1.0
@@ -379,7 +415,10 @@ def test_what_a_config_may_say_otherwise():
 @pytest.mark.parametrize(
     "config, says",
     [
-        *((without(name), f"{name} None") for name in ("input_size", "interpolation", "crop_pct", "mean", "std")),
+        *(
+            (without(name), f"{name} None")
+            for name in ("input_size", "interpolation", "crop_pct", "mean", "std")
+        ),
         (changed(input_size=[1, 28, 28]), "input_size [1, 28, 28]"),
         (changed(input_size=[3, 224, 192]), "input_size [3, 224, 192]"),
         (changed(input_size=224), "input_size 224"),
@@ -401,7 +440,11 @@ def test_fields_that_are_missing_or_of_another_kind(config: dict[str, Any], says
 
 @pytest.mark.parametrize("config", [{}, {"architecture": 18}])
 def test_a_config_without_an_architecture_or_classes(config: dict[str, Any]):
-    with pytest.raises(ValueError, match="config.json has architecture .*; wanted a network's name"):
+    with pytest.raises(
+        ValueError, match="config.json has architecture .*; wanted a network's name"
+    ):
         hub.architecture_of(config)
-    with pytest.raises(ValueError, match="config.json has num_classes None; wanted a number of classes"):
+    with pytest.raises(
+        ValueError, match="config.json has num_classes None; wanted a number of classes"
+    ):
         hub.classes_of(config)

@@ -77,7 +77,10 @@ def test_every_kind_is_read_as_it_is_told_to_be_written() -> None:
     h, w, _ = ends()["stage1"]
     assert objective_spec("neuron:stage1:7").place == (h // 2, w // 2)
     assert found["direction"].mixture == ((7, 1.0), (2, -0.5))
-    assert objective_spec("channel:features:511").index == 511 and objective_spec("channel:logits:999").index == 999
+    assert (
+        objective_spec("channel:features:511").index == 511
+        and objective_spec("channel:logits:999").index == 999
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,14 +114,23 @@ def test_a_program_gives_each_image_its_own_objective() -> None:
     output = clf.apply(variables, image)
     other = clf.apply(variables, 1 - image).endpoints["stage1"]
     wanted = {"stage1": np.asarray(other[0])}
-    words = ["logit:zebra", "channel:stage1:7", "neuron:stage1:7", "direction:stage1:7=1;2=-0.5", "cosine:stage1:3=2"]
+    words = [
+        "logit:zebra",
+        "channel:stage1:7",
+        "neuron:stage1:7",
+        "direction:stage1:7=1;2=-0.5",
+        "cosine:stage1:3=2",
+    ]
     objective_specs = [
-        objective_spec(word) for word in [*words, "layer:stage2", "inversion:stage1", "caricature:stage1"]
+        objective_spec(word)
+        for word in [*words, "layer:stage2", "inversion:stage1", "caricature:stage1"]
     ]
     make, targets = specs.program([clf], objective_specs, ends(), wanted)
     many = output._replace(
         logits=jnp.repeat(output.logits, len(objective_specs), 0),
-        endpoints={name: jnp.repeat(end, len(objective_specs), 0) for name, end in output.endpoints.items()},
+        endpoints={
+            name: jnp.repeat(end, len(objective_specs), 0) for name, end in output.endpoints.items()
+        },
     )
     found = make(targets)((many,), jnp.repeat(image, len(objective_specs), 0))  # pyright: ignore[reportArgumentType]
     maps = np.asarray(output.endpoints["stage1"][0])
@@ -147,7 +159,9 @@ def test_views_are_the_objectives_own_unless_named() -> None:
     assert grid.names_of(grid.Settings(), [zebra, unit]) == ("zoom", "noise")
     assert grid.names_of(grid.Settings(), [again, objective_spec("caricature:stage2")]) == ()
     assert grid.names_of(QUICK, [zebra, again]) == ("roll",)
-    with pytest.raises(ValueError, match="want no transforms, the other objectives do; say --transforms="):
+    with pytest.raises(
+        ValueError, match="want no transforms, the other objectives do; say --transforms="
+    ):
         grid.names_of(grid.Settings(), [zebra, again])
 
 
@@ -172,23 +186,35 @@ def test_a_grid_of_classes_weights_and_noises(run: reporting.Run) -> None:
     result = finish(run, *ideal.ideal(run, [network()], objective_specs, how, judges=judges))
     rows = result["images"]
     order = [(row["target"], row["tv_weight"], row["replicate"]) for row in rows]
-    assert order == [(word, tv, i) for word in ("tabby", "any dog") for tv in (0, 1e5) for i in (0, 1)]
+    assert order == [
+        (word, tv, i) for word in ("tabby", "any dog") for tv in (0, 1e5) for i in (0, 1)
+    ]
     assert len({row["png"] for row in rows}) == 8
     for row in rows:
         picture = data.decode(row["png"])
         assert picture.shape == (SIZE, SIZE, 3)
         assert 0 <= row["probability"] <= 1 and not row["dead"]
         with Image.open(row["film"]) as film:
-            assert getattr(film, "n_frames", 1) <= 3  # the start and two frames; Pillow joins equal ones
+            assert (
+                getattr(film, "n_frames", 1) <= 3
+            )  # the start and two frames; Pillow joins equal ones
     for i in (0, 1, 4, 5):
         assert rows[i + 2]["tv"] < rows[i]["tv"]
-    logits = inference.predict_logits(network().clf, network().variables, data.decode(rows[0]["png"])[None])
+    logits = inference.predict_logits(
+        network().clf, network().variables, data.decode(rows[0]["png"])[None]
+    )
     p = metrics.softmax(logits)[0]
     assert rows[0]["probability"] == pytest.approx(p[281], rel=1e-5)
     assert rows[0]["value"] == pytest.approx(logits[0, 281], rel=1e-4)
-    assert rows[0]["judges"]["another"] == pytest.approx(p[281], rel=1e-4)  # the same network, at the same size
-    assert result["judged_by"]["mean"] == pytest.approx(np.mean([row["judges"]["another"] for row in rows]))
-    assert {(each["target"], each["tv_weight"]) for each in result["diversity"]} == {(a, b) for a, b, _ in order}
+    assert rows[0]["judges"]["another"] == pytest.approx(
+        p[281], rel=1e-4
+    )  # the same network, at the same size
+    assert result["judged_by"]["mean"] == pytest.approx(
+        np.mean([row["judges"]["another"] for row in rows])
+    )
+    assert {(each["target"], each["tv_weight"]) for each in result["diversity"]} == {
+        (a, b) for a, b, _ in order
+    }
     html = (run.workdir / "report.html").read_text()
     assert "image/webp" in html and "Make it again" in html and "any dog" in html
 
@@ -216,7 +242,9 @@ def test_no_step_shows_the_start_and_what_it_is_called(run: reporting.Run) -> No
     assert "where a climb would begin" in "".join(sections)
 
 
-def test_units_with_their_photographs_and_a_photograph_as_the_start(run: reporting.Run, tmp_path: Path) -> None:
+def test_units_with_their_photographs_and_a_photograph_as_the_start(
+    run: reporting.Run, tmp_path: Path
+) -> None:
     folder = tmp_path / "set"
     for label, level in (("dark", 40), ("light", 215)):
         (folder / label).mkdir(parents=True)
@@ -227,7 +255,9 @@ def test_units_with_their_photographs_and_a_photograph_as_the_start(run: reporti
     objective_specs = [objective_spec("channel:stage1:7"), objective_spec("layer:stage1")]
     spec = data.get(f"folder:{folder}")
     how = QUICK._replace(steps=1, step_size=0.0)
-    result, sections = ideal.ideal(run, [network()], objective_specs, how, photograph=photograph, spec=spec)
+    result, sections = ideal.ideal(
+        run, [network()], objective_specs, how, photograph=photograph, spec=spec
+    )
     for row in result["images"]:
         assert row["probability"] is None and row["value"] > 0
         np.testing.assert_allclose(data.decode(row["png"]), 64, atol=1)  # no step was taken
@@ -235,10 +265,14 @@ def test_units_with_their_photographs_and_a_photograph_as_the_start(run: reporti
 
 
 def test_a_photograph_is_found_again_from_its_activations(run: reporting.Run) -> None:
-    photograph = np.broadcast_to(np.linspace(0.2, 0.8, SIZE, dtype=np.float32)[:, None, None], (SIZE, SIZE, 3))
+    photograph = np.broadcast_to(
+        np.linspace(0.2, 0.8, SIZE, dtype=np.float32)[:, None, None], (SIZE, SIZE, 3)
+    )
     objective_specs = [objective_spec("inversion:stem"), objective_spec("caricature:stem")]
     how = QUICK._replace(steps=40, names=(), tv=(0.0,))
-    result, _ = ideal.ideal(run, [network()], objective_specs, how, photograph=np.ascontiguousarray(photograph))
+    result, _ = ideal.ideal(
+        run, [network()], objective_specs, how, photograph=np.ascontiguousarray(photograph)
+    )
     assert -0.6 < result["images"][0]["value"] <= 0  # -1 is no activation at all
     assert result["images"][1]["value"] > 0.5
     with pytest.raises(ValueError, match="about a photograph; name one with --photograph"):
@@ -259,7 +293,9 @@ def test_a_dead_unit_is_told_and_woken(run: reporting.Run) -> None:
     how = QUICK._replace(steps=4, names=(), tv=(0.0,), l2=0.0, frames=0)
     with pytest.raises(ValueError, match="stayed at 0 for all 4 steps.*--redirect=16"):
         ideal.ideal(run, [dead()], objective_specs, how)
-    mixed, _ = ideal.ideal(run, [dead()], [*objective_specs, objective_spec("channel:stage1:1")], how)
+    mixed, _ = ideal.ideal(
+        run, [dead()], [*objective_specs, objective_spec("channel:stage1:1")], how
+    )
     assert [row["dead"] for row in mixed["images"]] == [True, False]  # the others are not lost
     moved = grid.climber([dead()], grid.grid(objective_specs, how), how._replace(redirect=4))()
     assert np.abs(np.asarray(moved.images) - np.asarray(moved.start)).max() > 1e-3
@@ -268,14 +304,20 @@ def test_a_dead_unit_is_told_and_woken(run: reporting.Run) -> None:
 def test_nan_stops_and_names_the_step(run: reporting.Run) -> None:
     objective_specs = specs.class_objectives(network().clf, "zebra")
     how = QUICK._replace(optimizer="sgd", step_size=float("inf"))
-    with pytest.raises(ValueError, match="the objective of image 0 became nan at step 1; take a smaller step size"):
+    with pytest.raises(
+        ValueError, match="the objective of image 0 became nan at step 1; take a smaller step size"
+    ):
         ideal.ideal(run, [network()], objective_specs, how)
 
 
 def test_views_come_back_to_the_networks_size_and_unknown_ones_are_told() -> None:
     key = jax.random.key(0)
     for name in grid.TRANSFORMS:
-        assert jax.eval_shape(grid.views((name,), 64), key, jnp.zeros((64, 64, 3))).shape == (64, 64, 3)
+        assert jax.eval_shape(grid.views((name,), 64), key, jnp.zeros((64, 64, 3))).shape == (
+            64,
+            64,
+            3,
+        )
     with pytest.raises(ValueError, match="unknown transform 'rol'; nearest: 'roll'"):
         grid.views(("rol",), 64)
 
@@ -321,11 +363,27 @@ def test_the_lessons_way(run: reporting.Run) -> None:
     ],
 )
 def test_wrong_flags_are_one_sentence(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "experiments.ideal", "--arch=squeezenet1_1", "--weights=random", *words]
+    line = [
+        sys.executable,
+        "-m",
+        "experiments.ideal",
+        "--arch=squeezenet1_1",
+        "--weights=random",
+        *words,
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TL_CACHE": str(tmp_path / "cache")}
     found = subprocess.run(
-        [*line, f"--workdir={tmp_path / 'run'}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        [*line, f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert found.returncode == 1
-    assert said in found.stderr and "Traceback" not in found.stderr and len(found.stderr.strip().splitlines()) == 1
+    assert (
+        said in found.stderr
+        and "Traceback" not in found.stderr
+        and len(found.stderr.strip().splitlines()) == 1
+    )
     assert not (tmp_path / "run" / "result.json").exists()

@@ -35,7 +35,9 @@ def test_every_parameterisation_is_a_picture_of_its_key(name: str, size: int) ->
     @jax.jit
     def pictures(keys: jax.Array, shift: jax.Array, factor: jax.Array) -> jax.Array:
         theta = image.init(keys)
-        return image.decode(image.project(factor * (theta + shift.reshape(-1, *(1,) * (theta.ndim - 1)))))
+        return image.decode(
+            image.project(factor * (theta + shift.reshape(-1, *(1,) * (theta.ndim - 1))))
+        )
 
     at_rest, one = jnp.zeros(3), jnp.float32(1.0)
     start = np.asarray(pictures(keys(3), at_rest, one))
@@ -88,7 +90,9 @@ def test_pixels_start_as_grey_noise(name: str) -> None:
 
 def test_the_box_is_cut_off_after_each_step() -> None:
     theta = jnp.asarray([-0.5, 0.0, 0.25, 1.0, 3.0])
-    np.testing.assert_array_equal(images.box(2).project(theta), np.float32([0.0, 0.0, 0.25, 1.0, 1.0]))
+    np.testing.assert_array_equal(
+        images.box(2).project(theta), np.float32([0.0, 0.0, 0.25, 1.0, 1.0])
+    )
 
 
 @pytest.mark.parametrize("size", [7, 8])
@@ -117,7 +121,9 @@ def test_colours_are_lucids_largest_column_of_length_one() -> None:
 @pytest.mark.parametrize("matrix", [images.COLOR, images.PLAIN, np.arange(9.0).reshape(3, 3)])
 def test_mixing_is_a_product_with_the_matrix(matrix: np.ndarray) -> None:
     x = photographs(2, 3, 4, 3)
-    np.testing.assert_allclose(images._mixed(x, matrix), np.asarray(x) @ matrix.T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        images._mixed(x, matrix), np.asarray(x) @ matrix.T, rtol=1e-4, atol=1e-5
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- spectra
@@ -154,9 +160,13 @@ def test_the_coarsest_level_of_a_pyramid_is_the_whole_picture() -> None:
     image = images.pyramid(16)
     shape = (1, 3 * (16**2 + 8**2 + 4**2 + 2**2))
     assert jax.eval_shape(image.init, keys(1)).shape == shape
-    coarse = jnp.asarray(np.r_[np.zeros(shape[1] - 12), np.tile([0.5, -1.0, 2.0], 4)][None], jnp.float32)
+    coarse = jnp.asarray(
+        np.r_[np.zeros(shape[1] - 12), np.tile([0.5, -1.0, 2.0], 4)][None], jnp.float32
+    )
     np.testing.assert_allclose(
-        plain(jax.jit(image.decode)(coarse)), np.broadcast_to([0.5, -1.0, 2.0], (1, 16, 16, 3)), atol=1e-5
+        plain(jax.jit(image.decode)(coarse)),
+        np.broadcast_to([0.5, -1.0, 2.0], (1, 16, 16, 3)),
+        atol=1e-5,
     )
 
 
@@ -187,10 +197,14 @@ def test_maco_keeps_the_phases_of_a_picture(size: int) -> None:
     image = images.maco(size)
     theta = jax.jit(image.init)(keys(2))
     decode, encode = jax.jit(image.decode), jax.jit(image.encode)
-    phases = lambda x: np.exp(1j * np.angle(np.fft.rfft2(plain(x), axes=(1, 2))))[:, free(size)]  # noqa: E731
+    phases = lambda x: np.exp(1j * np.angle(np.fft.rfft2(plain(x), axes=(1, 2))))[:, free(size)]
     own = decode(theta)
     np.testing.assert_allclose(phases(decode(encode(own))), phases(own), atol=1e-3)
-    half = (slice(None), slice(None), slice(1, (size + 1) // 2))  # where theta is the phase, with no twin
+    half = (
+        slice(None),
+        slice(None),
+        slice(1, (size + 1) // 2),
+    )  # where theta is the phase, with no twin
     turns = np.asarray(encode(own) - theta)[half] / (2 * np.pi)
     np.testing.assert_allclose(turns, np.round(turns), atol=1e-3)
     there = photographs(2, size, size, 3)

@@ -52,14 +52,18 @@ def test_small_pictures_of_noise_and_plain_colours(shape: tuple[int, int]) -> No
     decoded = jax.jit(jpeg.decoded)
     for image in (noise, plain):
         for quality in (1, 40, 100):
-            found = np.rint(np.asarray(decoded(pixels.to_images01(image), quality)) * 255).astype(int)
+            found = np.rint(np.asarray(decoded(pixels.to_images01(image), quality)) * 255).astype(
+                int
+            )
             away = np.abs(found - by_file(image, quality))
             assert away.max() <= 1 and (away > 0).mean() < 0.01, quality
 
 
 def test_the_steps_are_those_that_a_file_names() -> None:
     file = io.BytesIO()
-    steps = jax.jit(lambda quality: [jpeg.steps(table, quality) for table in (jpeg.LUMA, jpeg.CHROMA)])
+    steps = jax.jit(
+        lambda quality: [jpeg.steps(table, quality) for table in (jpeg.LUMA, jpeg.CHROMA)]
+    )
     for quality in (1, 24, 49, 50, 51, 75, 95, 100):
         file = io.BytesIO()
         Image.new("RGB", (8, 8)).save(file, "JPEG", quality=quality)
@@ -71,12 +75,16 @@ def test_the_steps_are_those_that_a_file_names() -> None:
 
 def test_gradients_pass_straight_through_but_for_the_blur_of_the_chroma() -> None:
     rng = np.random.default_rng(0)
-    image01 = jnp.asarray(rng.random((32, 32, 3)), jnp.float32).at[:8].set(1.0)  # a part of it at the edge of the range
+    image01 = (
+        jnp.asarray(rng.random((32, 32, 3)), jnp.float32).at[:8].set(1.0)
+    )  # a part of it at the edge of the range
     moved = jax.jit(lambda v: jax.jvp(lambda x: jpeg.decoded(x, 5), (image01,), (v,))[1])
     grain = np.repeat(rng.normal(size=(32, 32, 1)), 3, axis=2).astype(np.float32)
     np.testing.assert_allclose(moved(grain), grain, atol=2e-3)  # grey: the luma alone
     tint = np.broadcast_to(np.array([1.0, -0.5, 0.2], np.float32), grain.shape)
     np.testing.assert_allclose(moved(tint), tint, atol=2e-3)  # a colour without detail
     green = -(0.299 + 0.114) / 0.587  # red and blue that leave the luma as it is
-    board = (np.indices((32, 32)).sum(axis=0) % 2 * 2.0 - 1.0)[:, :, None] * np.array([1.0, green, 1.0])
+    board = (np.indices((32, 32)).sum(axis=0) % 2 * 2.0 - 1.0)[:, :, None] * np.array(
+        [1.0, green, 1.0]
+    )
     assert np.abs(np.asarray(moved(board.astype(np.float32)))).max() < 2e-3

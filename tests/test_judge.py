@@ -31,7 +31,9 @@ def test_the_slope_is_the_one_that_was_made(slope: float) -> None:
 @given(st.floats(0.2, 3.0), st.floats(-0.2, 0.2))
 def test_contrast_and_brightness_do_not_matter(gain: float, shift: float) -> None:
     picture = noise(-1.0, 64, 1)
-    np.testing.assert_allclose(judge.spectral_slope(gain * picture + shift), judge.spectral_slope(picture), atol=1e-3)
+    np.testing.assert_allclose(
+        judge.spectral_slope(gain * picture + shift), judge.spectral_slope(picture), atol=1e-3
+    )
 
 
 def test_a_picture_of_one_colour_has_no_slope_and_a_small_one_too_few_rings() -> None:

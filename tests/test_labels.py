@@ -34,14 +34,39 @@ KNOWN = [  # index, WordNet id, name: spot checks against the published list, th
 ]
 
 GROUPS = [  # group, size, members, what it must not hold
-    ("any cat", 5, ["tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"], ["lynx", "lion", "cougar"]),
-    ("any big cat", 6, ["leopard", "snow leopard", "jaguar", "lion", "tiger", "cheetah"], ["tabby", "lynx"]),
-    ("any dog", 118, ["Chihuahua", "Mexican hairless", "dalmatian"], ["timber wolf", "dingo", "African hunting dog"]),
-    ("any bird", 59, ["cock", "great grey owl", "toucan", "crane (bird)", "king penguin"], ["platypus", "grey whale"]),
+    (
+        "any cat",
+        5,
+        ["tabby", "tiger cat", "Persian cat", "Siamese cat", "Egyptian cat"],
+        ["lynx", "lion", "cougar"],
+    ),
+    (
+        "any big cat",
+        6,
+        ["leopard", "snow leopard", "jaguar", "lion", "tiger", "cheetah"],
+        ["tabby", "lynx"],
+    ),
+    (
+        "any dog",
+        118,
+        ["Chihuahua", "Mexican hairless", "dalmatian"],
+        ["timber wolf", "dingo", "African hunting dog"],
+    ),
+    (
+        "any bird",
+        59,
+        ["cock", "great grey owl", "toucan", "crane (bird)", "king penguin"],
+        ["platypus", "grey whale"],
+    ),
     ("any spider", 6, ["tarantula", "black widow"], ["harvestman", "scorpion", "tick"]),
     ("any fish", 16, ["tench", "stingray", "lionfish", "puffer"], ["killer whale", "starfish"]),
     ("any shark", 3, ["hammerhead"], ["stingray"]),
-    ("any mammal", 218, ["platypus", "koala", "killer whale", "tabby"], ["hammerhead", "king penguin"]),
+    (
+        "any mammal",
+        218,
+        ["platypus", "koala", "killer whale", "tabby"],
+        ["hammerhead", "king penguin"],
+    ),
 ]
 
 
@@ -49,7 +74,16 @@ GROUPS = [  # group, size, members, what it must not hold
 def test_a_class_is_found_by_index_wordnet_id_and_name(index: int, wnid: str, name: str):
     table = labels.imagenet()
     assert table.entries[index].wnid == wnid
-    for word in (index, str(index), f" {index:04d} ", wnid, wnid.upper(), name, name.upper(), name.replace(" ", "_")):
+    for word in (
+        index,
+        str(index),
+        f" {index:04d} ",
+        wnid,
+        wnid.upper(),
+        name,
+        name.upper(),
+        name.replace(" ", "_"),
+    ):
         assert table.find(word) == (index,), word
 
 
@@ -78,20 +112,28 @@ def test_every_name_leads_to_its_class_or_to_an_error_that_lists_it():
 
 
 @pytest.mark.parametrize("group, size, members, strangers", GROUPS)
-def test_groups_hold_who_belongs_and_nobody_else(group: str, size: int, members: list[str], strangers: list[str]):
+def test_groups_hold_who_belongs_and_nobody_else(
+    group: str, size: int, members: list[str], strangers: list[str]
+):
     table = labels.imagenet()
     indices = table.find(group)
     assert len(indices) == size and indices == tuple(sorted(set(indices)))
     assert {table.find(name)[0] for name in members} <= set(indices)
     assert not {table.find(name)[0] for name in strangers} & set(indices)
-    assert table.find(group.removeprefix("any ")) == indices == table.find(group.replace(" ", "-").upper())
+    assert (
+        table.find(group.removeprefix("any "))
+        == indices
+        == table.find(group.replace(" ", "-").upper())
+    )
 
 
 def test_a_first_name_beats_a_synonym_and_spelling_decides_the_rest():
     table = labels.imagenet()
     assert table.display(table.find("harp")[0]) == "harp"  # also a name of the harmonica
     assert table.find("partridge") == (86,)  # also a name of the ruffed grouse
-    assert table.find("Cardigan") == (264,) and table.find("cardigan") == (474,)  # the corgi, the jacket
+    assert table.find("Cardigan") == (264,) and table.find("cardigan") == (
+        474,
+    )  # the corgi, the jacket
 
 
 @pytest.mark.parametrize(
@@ -139,12 +181,18 @@ def test_pets_are_37_breeds_of_two_species():
     assert len(table) == 37
     assert len(table.find("any cat")) == 12 and len(table.find("any dog")) == 25
     assert set(table.find("cat")) | set(table.find("dog")) == set(range(37))
-    assert table.find("american_pit_bull_terrier") == (2,) and table.find("sphynx")[0] in table.find("any cat")
+    assert table.find("american_pit_bull_terrier") == (2,) and table.find("sphynx")[
+        0
+    ] in table.find("any cat")
 
 
 def test_pets_agree_with_the_shared_photographs(shared_data: Path):
     breeds = {path.name for path in (shared_data / "oxford_pets").iterdir() if path.is_dir()}
-    assert {labels.pets().find(breed)[0] for breed in breeds} == set(range(len(breeds))) == set(range(37))
+    assert (
+        {labels.pets().find(breed)[0] for breed in breeds}
+        == set(range(len(breeds)))
+        == set(range(37))
+    )
     info = shared_data / "tfds/oxford_iiit_pet/4.0.0/label.labels.txt"
     if info.exists():
         assert [labels.pets().find(n)[0] for n in info.read_text().split()] == list(range(37))
@@ -179,12 +227,16 @@ def test_tables_with_wrong_indices_are_refused():
         labels.from_dict({"name": "t"})
 
 
-@pytest.mark.parametrize("table", [labels.imagenet(), labels.pets(), labels.cats_vs_dogs()], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "table", [labels.imagenet(), labels.pets(), labels.cats_vs_dogs()], ids=lambda t: t.name
+)
 def test_tables_survive_json(table: labels.ClassTable):
     assert labels.from_dict(json.loads(json.dumps(table.as_dict()))) == table
 
 
-NAMES = (st.text(min_size=1) | st.text("aA1 _-", min_size=1, max_size=3)).map(str.strip).filter(bool)
+NAMES = (
+    (st.text(min_size=1) | st.text("aA1 _-", min_size=1, max_size=3)).map(str.strip).filter(bool)
+)
 
 
 @given(st.lists(NAMES, min_size=1, max_size=8, unique=True))

@@ -49,7 +49,9 @@ def launch(project: Path, *arguments: str, **environment: str) -> subprocess.Com
     assert BASH
     env = {"PATH": str(project / "bin"), "HOME": os.environ.get("HOME", "/"), **environment}
     command = [BASH, str(project / "launch.sh"), *arguments]
-    return subprocess.run(command, cwd=project.parent, env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        command, cwd=project.parent, env=env, capture_output=True, text=True, timeout=60
+    )
 
 
 def stops(run: subprocess.CompletedProcess[str], *says: str) -> None:
@@ -73,7 +75,9 @@ def test_help_lists_the_experiments_with_their_first_line(project: Path, argumen
     run = launch(project, *arguments)
     assert run.returncode == 0
     for name in ("quickstart", "attack", "ideal"):
-        assert any(line.split() == [name, "What", name, "does."] for line in run.stdout.splitlines()), run.stdout
+        assert any(
+            line.split() == [name, "What", name, "does."] for line in run.stdout.splitlines()
+        ), run.stdout
     assert "_shared" not in run.stdout and "Not this" not in run.stdout
 
 
@@ -102,12 +106,20 @@ def test_no_python_at_all_is_refused(project: Path):
 
 def test_a_full_disk_is_refused(project: Path):
     tool(project, "python3.12", "case $* in *sys.exit*) exit 0 ;; *) echo 3.12 ;; esac")
-    tool(project, "df", "printf 'Filesystem 1024-blocks Used Available Capacity Mounted\\n/dev/x 9 9 2097152 9%% /\\n'")
+    tool(
+        project,
+        "df",
+        "printf 'Filesystem 1024-blocks Used Available Capacity Mounted\\n/dev/x 9 9 2097152 9%% /\\n'",
+    )
     stops(launch(project, "quickstart"), "disk is too full", "3 GB", "2 GB free")
 
 
 def test_a_python_without_venv_is_refused(project: Path):
-    tool(project, "python3", 'case $* in *sys.exit*) exit 0 ;; *"-m venv"*) exit 1 ;; *) echo 3.12 ;; esac')
+    tool(
+        project,
+        "python3",
+        'case $* in *sys.exit*) exit 0 ;; *"-m venv"*) exit 1 ;; *) echo 3.12 ;; esac',
+    )
     run = launch(project, "quickstart")
     assert run.returncode != 0 and "python3-venv" in run.stderr
     assert not (project / ".venv").exists()
@@ -137,7 +149,9 @@ def test_the_second_call_installs_nothing_and_an_interrupted_one_is_taken_up_aga
         launch(project, *arguments, LOG=str(log), JAX_PLATFORMS="cpu", **environment)
         return log.read_text().splitlines()
 
-    assert [line.split()[0] for line in calls("ideal", PIP_RESULT="1")] == ["pip"]  # fails, so nothing runs
+    assert [line.split()[0] for line in calls("ideal", PIP_RESULT="1")] == [
+        "pip"
+    ]  # fails, so nothing runs
     first = calls("ideal", "--target=any cat")
     assert len(first) == 2 and first[0].endswith("[offline,hub,keras]")
     assert first[1] == f"run {project.parent} -P -m experiments.ideal --target=any cat"

@@ -40,8 +40,12 @@ def test_values_do_not_change(rule: Rule, top: float) -> None:
 
 def test_plain_gradients_by_hand() -> None:
     g = jnp.ones_like(X)
-    np.testing.assert_array_equal(pulled(relu, X, g, False), [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 1]])
-    np.testing.assert_array_equal(pulled(relu6, X, g, False), [[0, 0, 0, 1, 0, 0], [0, 1, 0, 1, 0, 1]])
+    np.testing.assert_array_equal(
+        pulled(relu, X, g, False), [[0, 0, 0, 1, 1, 1], [0, 1, 1, 1, 0, 1]]
+    )
+    np.testing.assert_array_equal(
+        pulled(relu6, X, g, False), [[0, 0, 0, 1, 0, 0], [0, 1, 0, 1, 0, 1]]
+    )
 
 
 def test_a_silent_image_gets_what_would_wake_it() -> None:
@@ -54,8 +58,12 @@ def test_a_silent_image_gets_what_would_wake_it() -> None:
     above = jnp.asarray([[7.0, 8.0, 6.0, 6.0, -1.0, -1.0]])
     g = jnp.asarray([[0.5, -0.7, 0.3, -0.2, 0.1, -0.1]])
     assert not pulled(relu6, above, g, False).any()
-    np.testing.assert_array_equal(pulled(relu6, above, g), np.float32([[0.0, -0.7, 0.3, -0.2, 0.1, 0.0]]))
-    np.testing.assert_array_equal(pulled(relu, above, g), pulled(relu, above, g, False))  # relu knows no 6
+    np.testing.assert_array_equal(
+        pulled(relu6, above, g), np.float32([[0.0, -0.7, 0.3, -0.2, 0.1, 0.0]])
+    )
+    np.testing.assert_array_equal(
+        pulled(relu, above, g), pulled(relu, above, g, False)
+    )  # relu knows no 6
 
 
 @pytest.mark.parametrize("rule", [relu, relu6])
@@ -63,7 +71,9 @@ def test_a_silent_image_gets_what_would_wake_it() -> None:
 def test_of_each_image_apart(rule: Rule, shape: tuple[int, ...]) -> None:
     """One image is dead and one alive: the alive one's gradient is the plain one, dead units and all."""
     x = jnp.stack([-1.0 - jnp.arange(6.0), X[1]]).reshape(shape)
-    g = jnp.asarray([[1.0, -1.0, 2.0, -2.0, 0.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]).reshape(shape)
+    g = jnp.asarray([[1.0, -1.0, 2.0, -2.0, 0.0, 3.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]).reshape(
+        shape
+    )
     found, plain = pulled(rule, x, g).reshape(2, 6), pulled(rule, x, g, False).reshape(2, 6)
     np.testing.assert_array_equal(found[0], [1, 0, 2, 0, 0, 3])
     np.testing.assert_array_equal(found[1], plain[1])

@@ -49,7 +49,10 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one[:3], other[:3], strict=True)) and one.skipped == other.skipped
+    return (
+        all(np.array_equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
+        and one.skipped == other.skipped
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan
@@ -63,7 +66,9 @@ def test_an_epoch_holds_every_example_once(n: int, batch_size: int, epochs: int,
     assert steps.dtype == np.int32 and steps.shape == (len(plan), batch_size)
     for epoch in steps.reshape(epochs, -1):
         assert sorted(epoch[epoch >= 0]) == list(range(n))
-        assert (epoch[n:] == -1).all() and (epoch[:n] >= 0).all()  # padding stands at the end of the last batch
+        assert (epoch[n:] == -1).all() and (
+            epoch[:n] >= 0
+        ).all()  # padding stands at the end of the last batch
     again = Plan(n, batch_size, epochs + 1, seed)
     assert all(np.array_equal(again.rows(step), steps[step]) for step in reversed(range(len(plan))))
 
@@ -94,7 +99,9 @@ def test_class_weights_make_present_classes_count_alike(labels: list[int]) -> No
     assert weights[np.array(labels)].mean() == pytest.approx(1.0, rel=1e-5)
     totals = np.bincount(labels, minlength=6) * weights
     present = np.unique(labels)
-    assert totals[present] == pytest.approx(np.full(len(present), len(labels) / len(present)), rel=1e-5)
+    assert totals[present] == pytest.approx(
+        np.full(len(present), len(labels) / len(present)), rel=1e-5
+    )
     assert not np.delete(weights, present).any()
 
 
@@ -131,7 +138,9 @@ def test_a_stream_follows_its_plan(pictures: list[Path], threads: int) -> None:
         assert np.array_equal(batch.index, rows)
         assert np.array_equal(batch.valid, (rows >= 0) & (rows != 3))
         assert np.array_equal(batch.images[:, 0, 0, 0], np.where(batch.valid, 20 * rows, 0))
-        assert [Path(skip.path).name for skip in batch.skipped] == ["3.png"] * int((rows == 3).sum())
+        assert [Path(skip.path).name for skip in batch.skipped] == ["3.png"] * int(
+            (rows == 3).sum()
+        )
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 6])
@@ -143,7 +152,9 @@ def test_a_restored_stream_goes_on_where_it_was(pictures: list[Path], stop: int)
         for _ in range(stop):
             next(first)
         state = json.loads(json.dumps(first.state()))
-    with stream(pictures, SQUARE, Plan(len(pictures), 4, 3, 5), start=2) as second:  # of more epochs, begun elsewhere
+    with stream(
+        pictures, SQUARE, Plan(len(pictures), 4, 3, 5), start=2
+    ) as second:  # of more epochs, begun elsewhere
         next(second)
         second.restore(state)
         assert second.state() == state
@@ -184,12 +195,17 @@ def test_a_transform_without_one_shape_is_refused(pictures: list[Path]) -> None:
 @pytest.mark.parametrize(
     "size", [4, 200]
 )  # a batch of the second is more than a pipe holds: it is killed in the middle of one
-def test_processes_give_the_same_batches_and_their_death_is_told(pictures: list[Path], size: int) -> None:
+def test_processes_give_the_same_batches_and_their_death_is_told(
+    pictures: list[Path], size: int
+) -> None:
     plan, square = (
         Plan(len(pictures), 4, 40, 5),
         functools.partial(pixels.prepare, pixels.PixelSpec(size=size, resize="squash")),
     )
-    with stream(pictures, square, plan) as threaded, stream(pictures, square, plan, start=3, workers=2) as spawned:
+    with (
+        stream(pictures, square, plan) as threaded,
+        stream(pictures, square, plan, start=3, workers=2) as spawned,
+    ):
         assert spawned.state()["step"] == 3
         threaded.restore(spawned.state())
         for _ in range(5):
@@ -242,7 +258,9 @@ def test_processes_end_with_a_killed_parent(pictures: list[Path], tmp_path: Path
     (tmp_path / "script.py").write_text(SCRIPT)
     words = [sys.executable, str(tmp_path / "script.py"), str(pictures[0].parent)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as parent:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as parent:
         assert parent.stdout is not None and parent.stderr is not None
         said = parent.stdout.readline().split()
         parent.kill()
@@ -252,7 +270,9 @@ def test_processes_end_with_a_killed_parent(pictures: list[Path], tmp_path: Path
 
     def gone() -> bool:
         try:
-            return "\nState:\tZ" in Path(f"/proc/{child}/status").read_text()  # dead and not yet collected
+            return (
+                "\nState:\tZ" in Path(f"/proc/{child}/status").read_text()
+            )  # dead and not yet collected
         except OSError:
             return True
 
@@ -274,7 +294,9 @@ def test_prefetch_keeps_the_order_and_the_consumers_position(pictures: list[Path
     began = threading.active_count()
     with stream(pictures, SQUARE, plan) as batches:
         whole = list(batches)
-    with prefetch(stream(pictures, SQUARE, plan), lambda batch: batch._replace(images=batch.images + 1), 3) as ahead:
+    with prefetch(
+        stream(pictures, SQUARE, plan), lambda batch: batch._replace(images=batch.images + 1), 3
+    ) as ahead:
         for step, batch in enumerate(whole):
             assert ahead.state()["step"] == step
             assert same(next(ahead), batch._replace(images=batch.images + 1))
@@ -298,7 +320,9 @@ def test_prefetch_runs_ahead_by_its_depth_and_passes_errors_on(depth: int) -> No
 
     with prefetch(feed(), lambda i: 10 * i, depth) as ahead:
         assert next(ahead) == 0
-        until(lambda: len(taken) == depth + 2)  # one handed out, `depth` waiting, one in the thread's hand
+        until(
+            lambda: len(taken) == depth + 2
+        )  # one handed out, `depth` waiting, one in the thread's hand
         assert [next(ahead) for _ in range(4)] == [10, 20, 30, 40]
         for _ in range(2):
             with pytest.raises(KeyError, match="the sixth"):

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tl.losses import cross_entropy, group_log_probability, smoothed
 
-LOGITS = np.array([[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [30.0, -40.0, 5.0], [-3.0, 4.0, 4.0]], np.float32)
+LOGITS = np.array(
+    [[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [30.0, -40.0, 5.0], [-3.0, 4.0, 4.0]], np.float32
+)
 LABELS = np.array([0, 2, 1, 2], np.int32)
 
 
@@ -50,7 +52,9 @@ def test_cross_entropy_stays_finite_at_the_end_of_float32() -> None:
     assert np.isfinite(gradient).all()
 
 
-@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3).filter(any), min_size=4, max_size=4))
+@given(
+    st.lists(st.lists(st.booleans(), min_size=3, max_size=3).filter(any), min_size=4, max_size=4)
+)
 def test_group_log_probability(rows: list[list[bool]]) -> None:
     members = np.array(rows)
     found = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(members))
@@ -61,7 +65,9 @@ def test_group_log_probability(rows: list[list[bool]]) -> None:
 
 def test_a_group_of_one_is_cross_entropy_and_of_all_is_certain() -> None:
     one = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(np.eye(3, dtype=bool)[LABELS]))
-    np.testing.assert_allclose(one, -cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        one, -cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS)), rtol=1e-6, atol=1e-6
+    )
     everyone = group_log_probability(jnp.asarray(LOGITS), jnp.ones((4, 3), bool))
     np.testing.assert_array_equal(everyone, np.zeros(4))
 

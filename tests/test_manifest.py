@@ -28,7 +28,9 @@ def name(row: WeightsSpec) -> str:
 
 
 def rows_of(source: str) -> Any:
-    return pytest.mark.parametrize("row", [row for row in PUBLISHED if row.source == source], ids=name)
+    return pytest.mark.parametrize(
+        "row", [row for row in PUBLISHED if row.source == source], ids=name
+    )
 
 
 def test_every_trained_architecture_has_rows_and_no_other():
@@ -51,17 +53,25 @@ def test_a_row_is_well_formed(row: WeightsSpec):
     assert row.top1 is None or 35 < row.top1 < 90
     assert bool(row.hub) != bool(row.url), "one place to fetch it from"
     if row.hub:
-        assert row.hub == f"timm/{row.arch}.{row.tag}" and re.fullmatch(r"timm/[a-z0-9_]+\.[a-z0-9_]+", row.hub)
+        assert row.hub == f"timm/{row.arch}.{row.tag}" and re.fullmatch(
+            r"timm/[a-z0-9_]+\.[a-z0-9_]+", row.hub
+        )
     else:
         assert re.fullmatch(r"https://[\w./-]+\.(pth|h5)", row.url)
-    assert PixelSpec.from_dict(row.pixels.as_dict()) == row.pixels and row.pixels.resize == "shorter"
+    assert (
+        PixelSpec.from_dict(row.pixels.as_dict()) == row.pixels and row.pixels.resize == "shorter"
+    )
 
 
 def test_timm_measured_torchvisions_weights_as_torchvision_did():
     top1 = {(row.arch, row.tag): row.top1 for row in PUBLISHED}
     for tag, theirs in (("tv_in1k", "IMAGENET1K_V1"), ("tv2_in1k", "IMAGENET1K_V2")):
-        pairs = {row.arch: (row.top1, top1[row.arch, theirs]) for row in PUBLISHED if row.tag == tag}
-        assert pairs and not {arch: pair for arch, pair in pairs.items() if abs(pair[0] - pair[1]) > 0.05}
+        pairs = {
+            row.arch: (row.top1, top1[row.arch, theirs]) for row in PUBLISHED if row.tag == tag
+        }
+        assert pairs and not {
+            arch: pair for arch, pair in pairs.items() if abs(pair[0] - pair[1]) > 0.05
+        }
 
 
 # --- against the publishers' packages -----------------------------------------------------------------------------------
@@ -92,10 +102,14 @@ def keras() -> Any:
 @pytest.mark.parity
 @rows_of("torchvision")
 def test_torchvision_says_the_same(row: WeightsSpec, models: Any):
-    weights = models.get_model_weights({"mobilenetv2_100": "mobilenet_v2"}.get(row.arch, row.arch))[row.tag]
+    weights = models.get_model_weights({"mobilenetv2_100": "mobilenet_v2"}.get(row.arch, row.arch))[
+        row.tag
+    ]
     theirs = weights.transforms()
     assert row.url == weights.url and row.top1 == weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    assert [row.pixels.size] == theirs.crop_size and [int(row.pixels.size / row.pixels.crop)] == theirs.resize_size
+    assert [row.pixels.size] == theirs.crop_size and [
+        int(row.pixels.size / row.pixels.crop)
+    ] == theirs.resize_size
     assert row.pixels.interpolation == theirs.interpolation.value
     assert list(row.pixels.mean) == theirs.mean and list(row.pixels.std) == theirs.std
 
@@ -104,8 +118,12 @@ def test_torchvision_says_the_same(row: WeightsSpec, models: Any):
 def test_none_of_torchvisions_imagenet_weights_is_missing(models: Any):
     ours = {(row.arch, row.tag) for row in PUBLISHED if row.source == "torchvision"}
     for arch in {arch for arch, _ in ours}:
-        known = models.get_model_weights({"mobilenetv2_100": "mobilenet_v2"}.get(arch, arch)).__members__
-        assert {tag for tag in known if tag.startswith("IMAGENET1K_V")} == {tag for a, tag in ours if a == arch}
+        known = models.get_model_weights(
+            {"mobilenetv2_100": "mobilenet_v2"}.get(arch, arch)
+        ).__members__
+        assert {tag for tag in known if tag.startswith("IMAGENET1K_V")} == {
+            tag for a, tag in ours if a == arch
+        }
 
 
 @pytest.mark.parity
@@ -113,8 +131,16 @@ def test_none_of_torchvisions_imagenet_weights_is_missing(models: Any):
 def test_timm_says_the_same(row: WeightsSpec, timm: Any):
     theirs = timm.get_pretrained_cfg(f"{row.arch}.{row.tag}")
     tested = row.tag == "tv2_in1k"  # shown as torchvision publishes it, at the test size
-    size, crop = (theirs.test_input_size, theirs.test_crop_pct) if tested else (theirs.input_size, theirs.crop_pct)
-    assert row.hub == theirs.hf_hub_id and row.licence.lower() == theirs.license and theirs.num_classes == 1000
+    size, crop = (
+        (theirs.test_input_size, theirs.test_crop_pct)
+        if tested
+        else (theirs.input_size, theirs.crop_pct)
+    )
+    assert (
+        row.hub == theirs.hf_hub_id
+        and row.licence.lower() == theirs.license
+        and theirs.num_classes == 1000
+    )
     assert (3, row.pixels.size, row.pixels.size) == tuple(size) and row.pixels.crop == crop
     assert row.pixels.interpolation == theirs.interpolation and theirs.crop_mode == "center"
     assert row.pixels.mean == tuple(theirs.mean) and row.pixels.std == tuple(theirs.std)
@@ -124,14 +150,19 @@ def test_timm_says_the_same(row: WeightsSpec, timm: Any):
 def test_timms_default_tag_comes_first_and_only_the_untrained_are_missing(timm: Any):
     first = {row.arch: row.tag for row in reversed(PUBLISHED) if row.source == "timm"}
     assert first == {arch: timm.get_pretrained_cfg(arch).tag for arch in first}
-    assert all(next(row for row in PUBLISHED if row.arch == arch).source == "timm" for arch in first)
+    assert all(
+        next(row for row in PUBLISHED if row.arch == arch).source == "timm" for arch in first
+    )
     assert not any(timm.get_pretrained_cfg(arch).has_weights for arch in UNTRAINED)
 
 
 def keras_call(arch: str) -> tuple[str, dict[str, Any]]:
     """The function of `keras.applications` that makes an architecture, and its arguments."""
     if found := re.fullmatch(r"tf_mobilenetv3_(small|large)_(minimal_)?(\d+)", arch):
-        return f"MobileNetV3{found[1].title()}", {"alpha": int(found[3]) / 100, "minimalistic": bool(found[2])}
+        return f"MobileNetV3{found[1].title()}", {
+            "alpha": int(found[3]) / 100,
+            "minimalistic": bool(found[2]),
+        }
     if found := re.fullmatch(r"mobilenetv([12])_(\d+)_keras", arch):
         return "MobileNet" + {"1": "", "2": "V2"}[found[1]], {"alpha": int(found[2]) / 100}
     if found := re.fullmatch(r"resnet(v2_)?(\d+)_keras", arch):
@@ -152,7 +183,9 @@ def test_keras_fetches_the_same_file(row: WeightsSpec, keras: Any, monkeypatch: 
         return np.zeros(shape, dtype)
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
-    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)  # to draw takes minutes of compilation
+    monkeypatch.setattr(
+        keras.initializers.VarianceScaling, "__call__", zeros
+    )  # to draw takes minutes of compilation
     function, arguments = keras_call(row.arch)
     with warnings.catch_warnings(), pytest.raises(Fetched) as caught:
         warnings.simplefilter("ignore")

@@ -37,9 +37,13 @@ def test_each_channel_is_stretched_to_its_own_range(drawn):
 def test_flat_has_positions_down_channels_across_and_one_scale(drawn):
     flat = maps.flat(drawn)
     assert flat.shape == (15, 7) and flat.dtype == np.float32
-    np.testing.assert_allclose(flat[1 * 5 + 2, 3], drawn[1, 2, 3] / drawn.max(), rtol=1e-6)  # 0 is black
+    np.testing.assert_allclose(
+        flat[1 * 5 + 2, 3], drawn[1, 2, 3] / drawn.max(), rtol=1e-6
+    )  # 0 is black
     signed = maps.flat(drawn - 1)
-    assert (signed.min(), signed.max()) == (0, 1) and not maps.flat(np.zeros((2, 2, 3), np.float32)).any()
+    assert (signed.min(), signed.max()) == (0, 1) and not maps.flat(
+        np.zeros((2, 2, 3), np.float32)
+    ).any()
 
 
 def test_what_is_no_map_is_refused(drawn):

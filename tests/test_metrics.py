@@ -27,7 +27,8 @@ from tl.metrics import (
 
 answers = st.integers(2, 5).flatmap(
     lambda k: st.tuples(
-        st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=40)
+        st.just(k),
+        st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=40),
     )
 )
 
@@ -83,9 +84,14 @@ def test_topk_counts_ties_against_the_label() -> None:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 6))
 def test_topk_is_membership_of_the_k_best(seed: int, classes: int, k: int) -> None:
     rng = np.random.default_rng(seed)
-    scores, labels = rng.permuted(np.tile(np.arange(classes), (9, 1)), axis=1), rng.integers(0, classes, 9)
+    scores, labels = (
+        rng.permuted(np.tile(np.arange(classes), (9, 1)), axis=1),
+        rng.integers(0, classes, 9),
+    )
     best = np.argsort(-scores, axis=1)[:, :k]
-    assert topk_correct(scores, labels, k).tolist() == [label in row for label, row in zip(labels, best, strict=True)]
+    assert topk_correct(scores, labels, k).tolist() == [
+        label in row for label, row in zip(labels, best, strict=True)
+    ]
 
 
 def test_a_network_that_answers_nan_is_not_right() -> None:
@@ -127,7 +133,9 @@ def test_most_confused_lists_the_largest_cells_off_the_diagonal() -> None:
 # ----------------------------------------------------------------------------------------------------------------- ece
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(2, 4), st.sampled_from([1, 5, 15]))
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(2, 4), st.sampled_from([1, 5, 15])
+)
 def test_ece_by_brute_force(seed: int, n: int, k: int, bins: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities, labels = rng.dirichlet(np.full(k, 0.5), n), rng.integers(0, k, n)
@@ -137,7 +145,9 @@ def test_ece_by_brute_force(seed: int, n: int, k: int, bins: int) -> None:
         inside += [i for i in range(n) if m == bins - 1 and probabilities[i].max() == 1]
         if inside:
             accuracy = np.mean([probabilities[i].argmax() == labels[i] for i in inside])
-            wanted += len(inside) / n * abs(accuracy - np.mean([probabilities[i].max() for i in inside]))
+            wanted += (
+                len(inside) / n * abs(accuracy - np.mean([probabilities[i].max() for i in inside]))
+            )
     assert ece(probabilities, labels, bins=bins) == pytest.approx(wanted, abs=1e-12)
 
 
@@ -179,8 +189,15 @@ def test_the_temperature_undoes_what_made_logits_too_sure(seed: int, k: int, fac
     assert temperature(logits * factor, labels) == pytest.approx(factor, rel=0.12)
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(2, 5), st.sampled_from([1e-2, 1.0, 30.0]))
-def test_no_other_temperature_is_better_with_the_picture_of_any_class(seed: int, n: int, k: int, scale: float) -> None:
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.integers(2, 5),
+    st.sampled_from([1e-2, 1.0, 30.0]),
+)
+def test_no_other_temperature_is_better_with_the_picture_of_any_class(
+    seed: int, n: int, k: int, scale: float
+) -> None:
     rng = np.random.default_rng(seed)
     logits, labels = scale * rng.normal(size=(n, k)), rng.integers(0, k, n)
 
@@ -204,7 +221,9 @@ def test_a_set_without_a_mistake_leaves_one_in_twice_as_many(n: int) -> None:
 def test_temperature_at_the_edges() -> None:
     assert temperature(np.zeros((5, 3)), np.zeros(5, int)) == 1.0
     wrong = np.tile([3.0, 0.0], (9, 1))
-    assert temperature(wrong, np.ones(9, int)) == pytest.approx(TEMPERATURES[1])  # as good as not answering
+    assert temperature(wrong, np.ones(9, int)) == pytest.approx(
+        TEMPERATURES[1]
+    )  # as good as not answering
     possible = np.array([[2.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     labels = np.array([0, 1, 0, 1])
     third = np.concatenate([possible, np.full((4, 1), -np.inf)], axis=1)
@@ -228,7 +247,9 @@ def test_per_class_by_hand() -> None:
         ("cow", 1, 0.0, 0, None),
         ("dog", 0, None, 1, 0.0),
     ]
-    assert rows[0]["recall_ci95"] == list(wilson(2, 3)) and rows[1]["precision_ci95"] == list(wilson(1, 2))
+    assert rows[0]["recall_ci95"] == list(wilson(2, 3)) and rows[1]["precision_ci95"] == list(
+        wilson(1, 2)
+    )
     assert rows[3]["recall_ci95"] == [0.0, 1.0]
     json.dumps(rows)
 
@@ -239,7 +260,9 @@ def test_per_class_adds_up(drawn: tuple[int, list[tuple[int, int]]]) -> None:
     labels, predicted = np.array(pairs).T
     rows = per_class(np.eye(k)[predicted], labels, [str(i) for i in range(k)])
     assert sum(r["n"] for r in rows) == sum(r["called"] for r in rows) == len(pairs)
-    assert sum(r["n"] * (r["recall"] or 0.0) for r in rows) == pytest.approx((labels == predicted).sum())
+    assert sum(r["n"] * (r["recall"] or 0.0) for r in rows) == pytest.approx(
+        (labels == predicted).sum()
+    )
 
 
 def test_spread() -> None:
@@ -253,16 +276,22 @@ def test_spread() -> None:
 
 
 def test_summarise_by_hand() -> None:
-    p = np.array([[0.7, 0.2, 0.06, 0.04], [0.6, 0.3, 0.06, 0.04], [0.1, 0.5, 0.3, 0.1], [0.4, 0.3, 0.2, 0.1]])
+    p = np.array(
+        [[0.7, 0.2, 0.06, 0.04], [0.6, 0.3, 0.06, 0.04], [0.1, 0.5, 0.3, 0.1], [0.4, 0.3, 0.2, 0.1]]
+    )
     labels = np.array([0, 1, 1, 3])
     found = summarize(np.log(p).astype(np.float32) + 5.0, labels)  # logits have no zero point
     assert found["n"] == 4
     assert found["top1"] == 0.5
     assert found["top1_ci95"] == pytest.approx(wilson(2, 4))
     assert found["top3"] == 0.75
-    assert found["balanced"] == pytest.approx((1 + 0.5 + 0) / 3)  # class 2 is absent and does not count
+    assert found["balanced"] == pytest.approx(
+        (1 + 0.5 + 0) / 3
+    )  # class 2 is absent and does not count
     assert found["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.5, 0.1]).mean(), rel=1e-6)
-    assert found["ece"] == pytest.approx((abs(1 - 0.7) + abs(0 - 0.6) + abs(1 - 0.5) + abs(0 - 0.4)) / 4, rel=1e-5)
+    assert found["ece"] == pytest.approx(
+        (abs(1 - 0.7) + abs(0 - 0.6) + abs(1 - 0.5) + abs(0 - 0.4)) / 4, rel=1e-5
+    )
     json.dumps(found)
 
 
@@ -270,7 +299,11 @@ def test_summarise_by_hand() -> None:
 def test_summarise_perfect_and_impossible(n: int) -> None:
     sure = np.tile(np.array([40.0, -np.inf, -np.inf, 0.0], np.float32), (n, 1))
     perfect = summarize(sure, np.zeros(n, int))
-    assert (perfect["top1"], perfect["balanced"], perfect["ece"]) == (1.0, 1.0, pytest.approx(0.0, abs=1e-9))
+    assert (perfect["top1"], perfect["balanced"], perfect["ece"]) == (
+        1.0,
+        1.0,
+        pytest.approx(0.0, abs=1e-9),
+    )
     assert perfect["nll"] == pytest.approx(0.0, abs=1e-9)
     assert summarize(sure, np.ones(n, int))["nll"] == np.inf
 
@@ -291,7 +324,7 @@ def by_definition(x: np.ndarray, y: np.ndarray) -> float:
     """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with H = I - 1/n, as the paper writes it."""
     n = len(x)
     h = np.eye(n) - 1 / n
-    hsic = lambda k, m: np.trace(k @ h @ m @ h) / (n - 1) ** 2  # noqa: E731
+    hsic = lambda k, m: np.trace(k @ h @ m @ h) / (n - 1) ** 2
     k, m = x @ x.T, y @ y.T
     return float(hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m)))
 
@@ -335,7 +368,11 @@ def test_cka_of_unrelated_features_is_small_with_many_pictures_only() -> None:
         (np.zeros((0, 2)), np.zeros((0, 2)), "at least 2 pictures; got 0"),
         (np.eye(3), np.eye(4), r"of the same n; got \[3, 3\], \[4, 4\]"),
         (np.arange(3.0), np.eye(3), r"f\[n d1\] with f\[n d2\] .*; got \[3\]"),
-        (np.eye(3), np.array([[0.0], [np.nan], [1.0]]), "the second features hold a number that is not finite"),
+        (
+            np.eye(3),
+            np.array([[0.0], [np.nan], [1.0]]),
+            "the second features hold a number that is not finite",
+        ),
     ],
 )
 def test_cka_of_nothing_to_compare_is_told(x: np.ndarray, y: np.ndarray, words: str) -> None:

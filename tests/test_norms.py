@@ -62,10 +62,13 @@ def project_in_float64(name: str, x: np.ndarray, c: np.ndarray, eps: float) -> n
         return np.clip(x, np.maximum(c - eps, 0), np.minimum(c + eps, 1))
     d = x - c
     if name == "l2":
-        at, size = lambda m: np.clip(c + d / (1 + m), 0, 1), lambda y: np.sqrt(np.square(y - c).sum())
+        at, size = (
+            lambda m: np.clip(c + d / (1 + m), 0, 1),
+            lambda y: np.sqrt(np.square(y - c).sum()),
+        )
     else:
-        at = lambda m: np.clip(c + np.sign(d) * np.maximum(np.abs(d) - m, 0), 0, 1)  # noqa: E731
-        size = lambda y: np.abs(y - c).sum()  # noqa: E731
+        at = lambda m: np.clip(c + np.sign(d) * np.maximum(np.abs(d) - m, 0), 0, 1)
+        size = lambda y: np.abs(y - c).sum()
     if size(at(0)) <= eps:
         return at(0)
     low, high = 0.0, 1e9
@@ -77,19 +80,30 @@ def project_in_float64(name: str, x: np.ndarray, c: np.ndarray, eps: float) -> n
 
 @pytest.mark.parametrize("name", NAMES)
 @given(share=shares, spread=spreads, seed=seeds)
-def test_projection_is_the_nearest_point_of_ball_and_box(name: str, share: float, spread: float, seed: int) -> None:
+def test_projection_is_the_nearest_point_of_ball_and_box(
+    name: str, share: float, spread: float, seed: int
+) -> None:
     eps = share * LARGEST[name]
     x, c = near(seed, spread), center(seed)
     found = jitted(name, "project")(x, c, jnp.float32(eps))
     within(name, found, seed, eps)
-    wanted = np.stack([project_in_float64(name, a, b, eps) for a, b in zip(np.asarray(x), np.asarray(c), strict=True)])
+    wanted = np.stack(
+        [
+            project_in_float64(name, a, b, eps)
+            for a, b in zip(np.asarray(x), np.asarray(c), strict=True)
+        ]
+    )
     np.testing.assert_allclose(found, wanted, atol=2e-6 * max(1.0, spread))
-    np.testing.assert_allclose(jitted(name, "project")(found, c, jnp.float32(eps)), found, atol=2e-6)
+    np.testing.assert_allclose(
+        jitted(name, "project")(found, c, jnp.float32(eps)), found, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(share=shares, spread=spreads, seed=seeds)
-def test_no_point_of_ball_and_box_is_nearer(name: str, share: float, spread: float, seed: int) -> None:
+def test_no_point_of_ball_and_box_is_nearer(
+    name: str, share: float, spread: float, seed: int
+) -> None:
     """Without Lagrange: from the projection, every other point lies away from x (the variational inequality)."""
     eps = share * LARGEST[name]
     x, c = near(seed, spread), center(seed)
@@ -99,9 +113,15 @@ def test_no_point_of_ball_and_box_is_nearer(name: str, share: float, spread: flo
     for _ in range(20):
         other = rng.normal(size=c.shape) * rng.integers(0, 2, c.shape) + rng.choice([0, 1]) * away
         other = np.clip(np.asarray(c) + other, 0, 1) - np.asarray(c)
-        length = np.asarray(norms.get(name).distance(other.astype(np.float32), np.zeros_like(other, np.float32)))
-        other = np.asarray(c) + other * np.minimum(1, eps / np.maximum(length, 1e-9)).reshape(-1, 1, 1, 1)
-        assert (np.sum(away * (other - found), axis=(1, 2, 3)) <= 2e-5 * max(1.0, spread) ** 2 * N).all()
+        length = np.asarray(
+            norms.get(name).distance(other.astype(np.float32), np.zeros_like(other, np.float32))
+        )
+        other = np.asarray(c) + other * np.minimum(1, eps / np.maximum(length, 1e-9)).reshape(
+            -1, 1, 1, 1
+        )
+        assert (
+            np.sum(away * (other - found), axis=(1, 2, 3)) <= 2e-5 * max(1.0, spread) ** 2 * N
+        ).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +141,9 @@ def test_a_radius_for_each_image(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=60)
 @given(share=shares, spread=spreads, seed=seeds)
-def test_rounded_pictures_are_8_bit_and_in_the_ball(name: str, share: float, spread: float, seed: int) -> None:
+def test_rounded_pictures_are_8_bit_and_in_the_ball(
+    name: str, share: float, spread: float, seed: int
+) -> None:
     eps = share * LARGEST[name]
     c, radius = center(seed), jnp.float32(eps)
     inside = jitted(name, "project")(near(seed, spread), c, radius)
@@ -129,7 +151,9 @@ def test_rounded_pictures_are_8_bit_and_in_the_ball(name: str, share: float, spr
         found = jitted(name, "lattice")(x, c, radius)
         within(name, found, seed, eps)
         np.testing.assert_array_equal(pixels.to_images01(pixels.to_uint8(np.asarray(found))), found)
-        np.testing.assert_array_equal(jitted(name, "lattice")(found, c, radius), found)  # idempotent
+        np.testing.assert_array_equal(
+            jitted(name, "lattice")(found, c, radius), found
+        )  # idempotent
     change = (np.asarray(found) - np.asarray(c)) * (np.asarray(x) - np.asarray(c))
     assert (change >= -1e-6).all()  # nowhere the other way
 
@@ -181,14 +205,20 @@ def test_rounding_takes_back_what_costs_least() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(share=shares, seed=seeds)
-def test_starts_are_in_the_ball_and_no_row_depends_on_the_others(name: str, share: float, seed: int) -> None:
+def test_starts_are_in_the_ball_and_no_row_depends_on_the_others(
+    name: str, share: float, seed: int
+) -> None:
     eps = share * LARGEST[name]
     c, keys = center(seed), norms.per_image_keys(jax.random.key(seed), COUNT)
     x = jitted(name, "start")(keys, c, jnp.float32(eps))
     within(name, x, seed, eps)
-    turned = jitted(name, "start")(keys[::-1], c[::-1], jnp.float32(eps))  # a picture's place and company are nothing
+    turned = jitted(name, "start")(
+        keys[::-1], c[::-1], jnp.float32(eps)
+    )  # a picture's place and company are nothing
     np.testing.assert_allclose(turned[::-1], x, atol=1e-6)
-    other = jitted(name, "start")(norms.per_image_keys(jax.random.key(1000), COUNT), c, jnp.float32(eps))
+    other = jitted(name, "start")(
+        norms.per_image_keys(jax.random.key(1000), COUNT), c, jnp.float32(eps)
+    )
     assert eps < 1e-3 or (np.asarray(x) != np.asarray(other)).any()
 
 
@@ -215,8 +245,12 @@ def test_directions_are_of_unit_size_and_uphill(name: str, scale: float, seed: i
 
 def test_directions_by_hand() -> None:
     gradient = jnp.asarray([[3.0, -4.0, 0.0] + [0.0] * 197]).reshape(1, 1, 1, 200)
-    np.testing.assert_allclose(norms.L2.direction(gradient).ravel()[:3], [0.6, -0.8, 0.0], rtol=1e-6)
-    np.testing.assert_allclose(norms.L1.direction(gradient).ravel()[:3], [0.5, -0.5, 0.0])  # 1 % of 200 is two
+    np.testing.assert_allclose(
+        norms.L2.direction(gradient).ravel()[:3], [0.6, -0.8, 0.0], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        norms.L1.direction(gradient).ravel()[:3], [0.5, -0.5, 0.0]
+    )  # 1 % of 200 is two
     np.testing.assert_allclose(norms.LINF.direction(gradient).ravel()[:3], [1.0, -1.0, 0.0])
 
 

@@ -36,7 +36,9 @@ class Row(NamedTuple):
 
     make: Callable[[Any], Objective]
     targets: Any
-    value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # maps [b h w c], logits [b k], images01 -> [b]
+    value: Callable[
+        [np.ndarray, np.ndarray, np.ndarray], np.ndarray
+    ]  # maps [b h w c], logits [b k], images01 -> [b]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -60,7 +62,9 @@ def grams(maps: np.ndarray) -> np.ndarray:
 
 
 def variation(x: np.ndarray) -> np.ndarray:
-    return np.abs(np.diff(x, axis=1)).mean(axis=(1, 2, 3)) + np.abs(np.diff(x, axis=2)).mean(axis=(1, 2, 3))
+    return np.abs(np.diff(x, axis=1)).mean(axis=(1, 2, 3)) + np.abs(np.diff(x, axis=2)).mean(
+        axis=(1, 2, 3)
+    )
 
 
 def isotropic(x: np.ndarray) -> np.ndarray:
@@ -73,7 +77,9 @@ def blurred(x: np.ndarray) -> np.ndarray:
     wide = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     h, w = x.shape[1:3]
     kernel = np.array([1, 2, 1]) / 4
-    return sum(kernel[i] * kernel[j] * wide[:, i : i + h, j : j + w] for i in range(3) for j in range(3))
+    return sum(
+        kernel[i] * kernel[j] * wide[:, i : i + h, j : j + w] for i in range(3) for j in range(3)
+    )
 
 
 MEMBERS = np.array([[False, True, False, True], [True, False, False, False]])
@@ -84,27 +90,55 @@ PHOTO = np.asarray(noise(2, SIZE, SIZE, 3, seed=3)) - 0.5
 TWO = np.arange(2)
 
 ROWS: dict[str, Row] = {
-    "logit": Row(objectives.class_logit, MEMBERS, lambda m, k, x: np.array([(k[0, 1] + k[0, 3]) / 2, k[1, 0]])),
-    "log probability": Row(
-        objectives.class_log_probability, MEMBERS, lambda m, k, x: np.log((softmax(k) * MEMBERS).sum(axis=1))
+    "logit": Row(
+        objectives.class_logit,
+        MEMBERS,
+        lambda m, k, x: np.array([(k[0, 1] + k[0, 3]) / 2, k[1, 0]]),
     ),
-    "channel": Row(lambda t: objectives.channel("maps", t), INDEX, lambda m, k, x: mean(m)[TWO, INDEX]),
-    "channel of features": Row(lambda t: objectives.channel("features", t), INDEX, lambda m, k, x: mean(m)[TWO, INDEX]),
-    "channel of logits": Row(lambda t: objectives.channel("logits", t), INDEX, lambda m, k, x: k[TWO, INDEX]),
-    "neuron": Row(lambda t: objectives.neuron("maps", t), INDEX, lambda m, k, x: m[TWO, SIZE // 2, SIZE // 2, INDEX]),
+    "log probability": Row(
+        objectives.class_log_probability,
+        MEMBERS,
+        lambda m, k, x: np.log((softmax(k) * MEMBERS).sum(axis=1)),
+    ),
+    "channel": Row(
+        lambda t: objectives.channel("maps", t), INDEX, lambda m, k, x: mean(m)[TWO, INDEX]
+    ),
+    "channel of features": Row(
+        lambda t: objectives.channel("features", t), INDEX, lambda m, k, x: mean(m)[TWO, INDEX]
+    ),
+    "channel of logits": Row(
+        lambda t: objectives.channel("logits", t), INDEX, lambda m, k, x: k[TWO, INDEX]
+    ),
+    "neuron": Row(
+        lambda t: objectives.neuron("maps", t),
+        INDEX,
+        lambda m, k, x: m[TWO, SIZE // 2, SIZE // 2, INDEX],
+    ),
     "neuron at": Row(
         lambda t: objectives.neuron("maps", *t),
         (INDEX, PLACE),
         lambda m, k, x: np.array([m[0, 1, 3, 2], m[1, 4, 4, 0]]),
     ),
-    "direction": Row(lambda t: objectives.direction("maps", t), VECTOR, lambda m, k, x: (mean(m) * VECTOR).sum(axis=1)),
+    "direction": Row(
+        lambda t: objectives.direction("maps", t),
+        VECTOR,
+        lambda m, k, x: (mean(m) * VECTOR).sum(axis=1),
+    ),
     "cosine": Row(
         lambda t: objectives.cosine("maps", t, 3.0),
         VECTOR,
-        lambda m, k, x: (mean(m) * VECTOR).sum(axis=1) * np.maximum(cosines(mean(m), VECTOR), 0.1) ** 3,
+        lambda m, k, x: (
+            (mean(m) * VECTOR).sum(axis=1) * np.maximum(cosines(mean(m), VECTOR), 0.1) ** 3
+        ),
     ),
-    "layer": Row(lambda t: objectives.layer("maps"), INDEX, lambda m, k, x: (flat(m) ** 2).mean(axis=1)),
-    "diversity": Row(lambda t: objectives.diversity("maps"), INDEX, lambda m, k, x: -cosines(grams(m), grams(m)[::-1])),
+    "layer": Row(
+        lambda t: objectives.layer("maps"), INDEX, lambda m, k, x: (flat(m) ** 2).mean(axis=1)
+    ),
+    "diversity": Row(
+        lambda t: objectives.diversity("maps"),
+        INDEX,
+        lambda m, k, x: -cosines(grams(m), grams(m)[::-1]),
+    ),
     "likeness": Row(
         lambda t: objectives.likeness("maps", t),
         PHOTO,
@@ -123,10 +157,14 @@ ROWS: dict[str, Row] = {
         lambda t: objectives.costs(objectives.total_variation), INDEX, lambda m, k, x: -variation(x)
     ),
     "isotropic variation": Row(
-        lambda t: objectives.costs(objectives.isotropic_variation), INDEX, lambda m, k, x: -isotropic(x)
+        lambda t: objectives.costs(objectives.isotropic_variation),
+        INDEX,
+        lambda m, k, x: -isotropic(x),
     ),
     "energy": Row(
-        lambda t: objectives.costs(objectives.energy), INDEX, lambda m, k, x: -((2 * flat(x) - 1) ** 2).mean(axis=1)
+        lambda t: objectives.costs(objectives.energy),
+        INDEX,
+        lambda m, k, x: -((2 * flat(x) - 1) ** 2).mean(axis=1),
     ),
     "roughness": Row(
         lambda t: objectives.costs(objectives.roughness),
@@ -134,14 +172,18 @@ ROWS: dict[str, Row] = {
         lambda m, k, x: -((x - blurred(x)) ** 2).mean(axis=(1, 2, 3)),
     ),
     "either": Row(
-        lambda t: objectives.either([objectives.channel("maps", t[0]), objectives.layer("maps")], t[1]),
+        lambda t: objectives.either(
+            [objectives.channel("maps", t[0]), objectives.layer("maps")], t[1]
+        ),
         (INDEX, np.array([1, 0], np.int32)),
         lambda m, k, x: np.array([(m[0] ** 2).mean(), m[1, :, :, 0].mean()]),
     ),
     "a sum": Row(
         lambda t: 2.0 * objectives.direction("maps", t[0]) - objectives.layer("maps") * t[1],
         (VECTOR, np.array([0.5, 3.0], np.float32)),
-        lambda m, k, x: 2 * (mean(m) * VECTOR).sum(axis=1) - np.array([0.5, 3.0]) * (flat(m) ** 2).mean(axis=1),
+        lambda m, k, x: (
+            2 * (mean(m) * VECTOR).sum(axis=1) - np.array([0.5, 3.0]) * (flat(m) ** 2).mean(axis=1)
+        ),
     ),
 }
 
@@ -163,14 +205,16 @@ def answers(targets: dict[str, Any], images01: jax.Array) -> dict[str, tuple[jax
 @pytest.fixture(scope="module")
 def climbed() -> dict[str, np.ndarray]:
     """The scores f32[steps + 1] of a climb of each: a grid of images that want different things, in one program."""
-    names = [name for name in ROWS if name != "diversity"]  # which moves its neighbours too: see test_render
+    names = [
+        name for name in ROWS if name != "diversity"
+    ]  # which moves its neighbours too: see test_render
     n = len(names)
     row_each = jax.tree.map(lambda leaf: np.broadcast_to(leaf[:1], (n, *leaf.shape[1:])), TARGETS)
 
     def wanted(targets: dict[str, Any]) -> Objective:
         return objectives.either([ROWS[name].make(targets[0][name]) for name in names], targets[1])
 
-    plain = lambda key, image: image  # noqa: E731
+    plain = lambda key, image: image
     image = images.box(SIZE, spread=0.1)
     climb = render.make(net, image, wanted, transform=plain, steps=8, optimizer="sign")
     keys = jax.random.split(jax.random.key(0), n)
@@ -179,9 +223,16 @@ def climbed() -> dict[str, np.ndarray]:
 
 
 def test_the_table_is_all_there_is() -> None:
-    made = {name for name, f in vars(objectives).items() if callable(f) and f.__module__ == objectives.__name__}
+    made = {
+        name
+        for name, f in vars(objectives).items()
+        if callable(f) and f.__module__ == objectives.__name__
+    }
     rows = {row.make.__name__ for row in ROWS.values()} | {name.replace(" ", "_") for name in ROWS}
-    assert {name for name in made if name.islower() and not name.startswith("_")} <= rows | {"costs", "activations"}
+    assert {name for name in made if name.islower() and not name.startswith("_")} <= rows | {
+        "costs",
+        "activations",
+    }
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -190,7 +241,9 @@ def test_every_objective_has_its_value(name: str) -> None:
     output = net({}, images01)
     found, slope = answers(TARGETS, images01)[name]
     assert found.shape == (2,) and found.dtype == jnp.float32
-    arrays = (np.asarray(x, np.float64) for x in (output.endpoints["maps"], output.logits, images01))
+    arrays = (
+        np.asarray(x, np.float64) for x in (output.endpoints["maps"], output.logits, images01)
+    )
     np.testing.assert_allclose(found, ROWS[name].value(*arrays), rtol=2e-4, atol=1e-6)
     assert (np.abs(slope).max(axis=(1, 2, 3)) > 1e-4).all()
 
@@ -206,7 +259,9 @@ def test_every_objective_is_what_a_climb_raises(name: str, climbed: dict[str, np
 def test_gradients_are_finite_where_nothing_is_to_be_seen(level: float, nothing: bool) -> None:
     """A flat picture, at grey with no activation at all; and a photograph that had none, a vector of zeros."""
     targets = TARGETS | {
-        name: 0 * TARGETS[name] for name in ("direction", "cosine", "likeness", "caricature") if nothing
+        name: 0 * TARGETS[name]
+        for name in ("direction", "cosine", "likeness", "caricature")
+        if nothing
     }
     for name, (value, slope) in answers(targets, jnp.full((2, SIZE, SIZE, 3), level)).items():
         assert np.isfinite(value).all() and np.isfinite(slope).all(), name
@@ -229,25 +284,39 @@ def test_an_unknown_endpoint_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="no endpoint 'map'; nearest: 'maps'"):
         at(objectives.layer("map"), noise(1, 2, 2, 3))
     for objective in (objectives.class_logit(jnp.ones((1, 3), bool)), objectives.layer("logits")):
-        with pytest.raises(ValueError, match="wants class logits, and the network has no classifier"):
+        with pytest.raises(
+            ValueError, match="wants class logits, and the network has no classifier"
+        ):
             at(objective, noise(1, 2, 2, 3))
 
 
 def test_a_neurons_place_is_clipped_and_the_middle_by_default() -> None:
     maps = noise(4, 5, 6, 3)
     index = jnp.asarray([0, 1, 2, 9])
-    found = at(objectives.neuron("maps", index, jnp.asarray([[0, 5], [9, 9], [-1, 2], [-1, -1]])), maps)
-    np.testing.assert_array_equal(found, [maps[0, 0, 5, 0], maps[1, 4, 5, 1], maps[2, 2, 2, 2], maps[3, 2, 3, 2]])
-    np.testing.assert_array_equal(at(objectives.neuron("maps", index), maps)[:2], [maps[0, 2, 3, 0], maps[1, 2, 3, 1]])
+    found = at(
+        objectives.neuron("maps", index, jnp.asarray([[0, 5], [9, 9], [-1, 2], [-1, -1]])), maps
+    )
+    np.testing.assert_array_equal(
+        found, [maps[0, 0, 5, 0], maps[1, 4, 5, 1], maps[2, 2, 2, 2], maps[3, 2, 3, 2]]
+    )
+    np.testing.assert_array_equal(
+        at(objectives.neuron("maps", index), maps)[:2], [maps[0, 2, 3, 0], maps[1, 2, 3, 1]]
+    )
 
 
 def test_cosine_prefers_the_mixture_and_nothing_else() -> None:
     """Power 0 is the direction. At 2: at an angle of 60 degrees a quarter; turned away, 0.1 of the cosine is left."""
     maps = jnp.asarray([[4.0, 0.0], [2.0, np.sqrt(12.0)], [-3.0, 0.0]])[:, None, None]
     vector = jnp.asarray([[1.0, 0.0]] * 3)
-    np.testing.assert_allclose(at(objectives.cosine("maps", vector, 0.0), maps), [4, 2, -3], rtol=1e-6)
-    np.testing.assert_allclose(at(objectives.direction("maps", vector), maps), [4, 2, -3], rtol=1e-6)
-    np.testing.assert_allclose(at(objectives.cosine("maps", vector), maps), [4, 2 / 4, -3 / 100], rtol=1e-5)
+    np.testing.assert_allclose(
+        at(objectives.cosine("maps", vector, 0.0), maps), [4, 2, -3], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        at(objectives.direction("maps", vector), maps), [4, 2, -3], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        at(objectives.cosine("maps", vector), maps), [4, 2 / 4, -3 / 100], rtol=1e-5
+    )
 
 
 def test_likeness_and_caricature_have_their_units() -> None:
@@ -259,10 +328,14 @@ def test_likeness_and_caricature_have_their_units() -> None:
 
 
 @pytest.mark.parametrize("wants", [objectives.likeness, objectives.caricature])
-def test_a_photographs_map_may_have_another_size_but_not_other_channels(wants: Callable[..., Objective]) -> None:
+def test_a_photographs_map_may_have_another_size_but_not_other_channels(
+    wants: Callable[..., Objective],
+) -> None:
     levels = jnp.arange(1.0, 4.0)[None, None, None]
     large, small = (jnp.broadcast_to(levels, (1, side, side, 3)) for side in (6, 4))
-    assert at(wants("maps", small), large) == pytest.approx(0.0 if wants is objectives.likeness else 1.0, abs=1e-5)
+    assert at(wants("maps", small), large) == pytest.approx(
+        0.0 if wants is objectives.likeness else 1.0, abs=1e-5
+    )
     with pytest.raises(ValueError, match="maps has 3 channels, the wanted map 2"):
         at(wants("maps", small[..., :2]), large)
 
@@ -276,7 +349,9 @@ def test_diversity_is_from_minus_one_to_zero() -> None:
     np.testing.assert_allclose(at(diversity, same), [-1, -1, -1], rtol=1e-5)
     apart = jnp.eye(3)[:, None, None]
     np.testing.assert_allclose(at(diversity, apart), [0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(at(diversity, apart[jnp.asarray([0, 0, 1])]), [-0.5, -0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        at(diversity, apart[jnp.asarray([0, 0, 1])]), [-0.5, -0.5, 0], atol=1e-6
+    )
     some = at(diversity, noise(6, 4, 4, 5) - 0.5)
     assert (-1 <= some).all() and (some <= 0).all()
 
@@ -288,9 +363,15 @@ def test_total_variation_by_hand() -> None:
     image = np.zeros((1, 2, 3, 1), np.float32)
     image[0, :, :, 0] = [[0.0, 0.5, 0.25], [1.0, 0.5, 0.75]]
     across, down = (0.5 + 0.25 + 0.5 + 0.25) / 4, (1.0 + 0.0 + 0.5) / 3
-    np.testing.assert_allclose(objectives.total_variation(jnp.asarray(image)), [across + down], rtol=1e-6)
-    both = np.hypot([0.5, 0.25, 0.0], [1.0, 0.0, 0.5]).sum() + 0.5 + 0.25  # the last row has no neighbour below
-    np.testing.assert_allclose(objectives.isotropic_variation(jnp.asarray(image)), [both / 6], rtol=1e-5)
+    np.testing.assert_allclose(
+        objectives.total_variation(jnp.asarray(image)), [across + down], rtol=1e-6
+    )
+    both = (
+        np.hypot([0.5, 0.25, 0.0], [1.0, 0.0, 0.5]).sum() + 0.5 + 0.25
+    )  # the last row has no neighbour below
+    np.testing.assert_allclose(
+        objectives.isotropic_variation(jnp.asarray(image)), [both / 6], rtol=1e-5
+    )
 
 
 def test_variations_have_their_unit() -> None:
@@ -301,7 +382,9 @@ def test_variations_have_their_unit() -> None:
         white = noise(8, size, size, 3)
         assert anisotropic(white).mean() == pytest.approx(2 / 3, abs=0.01)
         assert (isotropic(white) < anisotropic(white)).all()
-    stripes = jnp.broadcast_to(jnp.arange(64, dtype=jnp.float32)[None, :, None, None] % 2, (1, 64, 64, 3))
+    stripes = jnp.broadcast_to(
+        jnp.arange(64, dtype=jnp.float32)[None, :, None, None] % 2, (1, 64, 64, 3)
+    )
     flat = jnp.full((1, 64, 64, 3), 0.3)
     for variation in (anisotropic, isotropic):
         np.testing.assert_allclose(variation(stripes), [1.0], rtol=0.02)  # isotropic: 63 of 64 rows

@@ -27,7 +27,12 @@ pytestmark = pytest.mark.optimized  # the forms were chosen for what XLA makes o
 
 def reference(x, kernel, *, stride=1, padding=((0, 0), (0, 0)), groups=1):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -51,7 +56,9 @@ def check_conv(x_shape, k_shape, **options):
         y, pull = jax.vjp(partial(conv, **options), x, kernel)
         return y, *pull(jnp.sin(3.0 * y))
 
-    for got, want in zip(all_three(ops.conv2d, x, kernel), all_three(reference, x, kernel), strict=True):
+    for got, want in zip(
+        all_three(ops.conv2d, x, kernel), all_three(reference, x, kernel), strict=True
+    ):
         assert_close(got, want)
 
 
@@ -60,12 +67,28 @@ SAME3 = ((1, 1), (1, 1))
 FORMS = {
     "pointwise": ((2, 6, 5, 4), (1, 1, 4, 7), {}),
     "pointwise stride 2": ((2, 7, 6, 4), (1, 1, 4, 3), {"stride": 2}),
-    "pointwise one channel": ((1, 5, 5, 1), (1, 1, 1, 1), {"stride": 2, "padding": ((1, 0), (0, 2))}),
+    "pointwise one channel": (
+        (1, 5, 5, 1),
+        (1, 1, 1, 1),
+        {"stride": 2, "padding": ((1, 0), (0, 2))},
+    ),
     "depthwise": ((2, 8, 7, 5), (3, 3, 1, 5), {"padding": SAME3, "groups": 5}),
-    "depthwise stride 2": ((2, 8, 7, 5), (3, 3, 1, 5), {"padding": SAME3, "groups": 5, "stride": 2}),
-    "depthwise TF stride 2": ((2, 8, 9, 5), (5, 5, 1, 5), {"padding": ((1, 2), (2, 2)), "groups": 5, "stride": 2}),
+    "depthwise stride 2": (
+        (2, 8, 7, 5),
+        (3, 3, 1, 5),
+        {"padding": SAME3, "groups": 5, "stride": 2},
+    ),
+    "depthwise TF stride 2": (
+        (2, 8, 9, 5),
+        (5, 5, 1, 5),
+        {"padding": ((1, 2), (2, 2)), "groups": 5, "stride": 2},
+    ),
     "depthwise 19 pictures": ((19, 6, 6, 3), (3, 3, 1, 3), {"padding": SAME3, "groups": 3}),
-    "depthwise 20 pictures": ((20, 6, 6, 3), (3, 3, 1, 3), {"padding": SAME3, "groups": 3, "stride": 2}),
+    "depthwise 20 pictures": (
+        (20, 6, 6, 3),
+        (3, 3, 1, 3),
+        {"padding": SAME3, "groups": 3, "stride": 2},
+    ),
     "depthwise 7x7": ((1, 9, 9, 3), (7, 7, 1, 3), {"padding": ((3, 3), (3, 3)), "groups": 3}),
     "stem 7x7": ((2, 17, 14, 3), (7, 7, 3, 6), {"padding": ((3, 3), (3, 3)), "stride": 2}),
     "stem 3x3": ((2, 8, 9, 3), (3, 3, 3, 6), {"padding": ((0, 1), (0, 1)), "stride": 2}),
@@ -100,13 +123,31 @@ def test_any_shape_matches_lax(data):
     pad = st.tuples(st.integers(0, 3), st.integers(0, 3))
     c, out = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     k_shape, groups = ((kh, kw, 1, c), c) if kind == "depthwise" else ((kh, kw, c, out), 1)
-    x_shape = (draw(st.integers(1, 3)), kh + draw(st.integers(0, 6)), kw + draw(st.integers(0, 6)), c)
-    check_conv(x_shape, k_shape, stride=draw(st.integers(1, 3)), padding=(draw(pad), draw(pad)), groups=groups)
+    x_shape = (
+        draw(st.integers(1, 3)),
+        kh + draw(st.integers(0, 6)),
+        kw + draw(st.integers(0, 6)),
+        c,
+    )
+    check_conv(
+        x_shape,
+        k_shape,
+        stride=draw(st.integers(1, 3)),
+        padding=(draw(pad), draw(pad)),
+        groups=groups,
+    )
 
 
 @pytest.mark.parametrize(
     "name",
-    ["pointwise stride 2", "depthwise stride 2", "stem 3x3", "dense stride 2", "grouped", "winograd kernel gradient"],
+    [
+        "pointwise stride 2",
+        "depthwise stride 2",
+        "stem 3x3",
+        "dense stride 2",
+        "grouped",
+        "winograd kernel gradient",
+    ],
 )
 def test_gradient_of_gradient_vmap_and_checkpoint(name):
     x_shape, k_shape, options = FORMS[name]
@@ -140,7 +181,9 @@ def test_winograd_in_blocks_of_pictures(name, monkeypatch):
 def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
     traced = []
     correlate = ops.winograd.correlate
-    monkeypatch.setattr(ops.winograd, "correlate", lambda *args: traced.append(1) or correlate(*args))
+    monkeypatch.setattr(
+        ops.winograd, "correlate", lambda *args: traced.append(1) or correlate(*args)
+    )
     ops.forms.cache_clear()
     kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
     layer = partial(ops.conv2d, padding=SAME3)
@@ -156,14 +199,23 @@ def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
 
 
 def test_winograd_errs_like_a_direct_sum():
-    x, kernel = np.abs(np.asarray(normal(0, (1, 16, 16, 256)))), np.asarray(normal(1, (3, 3, 256, 128)))
+    x, kernel = (
+        np.abs(np.asarray(normal(0, (1, 16, 16, 256)))),
+        np.asarray(normal(1, (3, 3, 256, 128))),
+    )
     wide = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    want = sum(wide[:, i : i + 16, j : j + 16] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3))
+    want = sum(
+        wide[:, i : i + 16, j : j + 16] @ kernel[i, j].astype(np.float64)
+        for i in range(3)
+        for j in range(3)
+    )
     got = ops.conv2d(jnp.asarray(x), jnp.asarray(kernel), padding=SAME3)
     assert np.max(np.abs(got - want)) <= 3e-6 * np.max(np.abs(want))
 
 
-@pytest.mark.parametrize("name", ["pointwise", "depthwise stride 2", "stem 3x3", "dense", "dense stride 2", "grouped"])
+@pytest.mark.parametrize(
+    "name", ["pointwise", "depthwise stride 2", "stem 3x3", "dense", "dense stride 2", "grouped"]
+)
 def test_bfloat16_sums_in_float32(name):
     x_shape, k_shape, options = FORMS[name]
     x, kernel = normal(0, x_shape).astype(jnp.bfloat16), normal(1, k_shape).astype(jnp.bfloat16)
@@ -174,7 +226,9 @@ def test_bfloat16_sums_in_float32(name):
         return y, *pull(jnp.ones_like(y))
 
     halves = all_three(x, kernel)
-    for got, want in zip(halves, all_three(x.astype(jnp.float32), kernel.astype(jnp.float32)), strict=True):
+    for got, want in zip(
+        halves, all_three(x.astype(jnp.float32), kernel.astype(jnp.float32)), strict=True
+    ):
         assert got.dtype == jnp.bfloat16
         # One rounding to 8 bits of what float32 gives: sums in bfloat16 would be off by several.
         np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=2**-8, atol=1e-5)
@@ -224,7 +278,9 @@ def test_other_platforms_get_the_plain_convolution(platforms):
     )
     text = exported.mlir_module()
     assert "feature_group_count = 5" in text
-    assert ("stablehlo.concatenate" in text) == ("cpu" in platforms)  # the CPU form interleaves its phases
+    assert ("stablehlo.concatenate" in text) == (
+        "cpu" in platforms
+    )  # the CPU form interleaves its phases
     if "cpu" in platforms:
         x, kernel = normal(0, x_shape), normal(1, k_shape)
         assert_close(exported.call(x, kernel), dx(x, kernel))
@@ -232,12 +288,20 @@ def test_other_platforms_get_the_plain_convolution(platforms):
 
 # --- pooling ---------------------------------------------------------------------------------------------------------
 
-POOLS = [(2, 2, ((0, 0), (0, 0))), (3, 2, SAME3), (3, 2, ((0, 1), (0, 1))), (3, 1, SAME3), (2, 3, ((0, 0), (1, 0)))]
+POOLS = [
+    (2, 2, ((0, 0), (0, 0))),
+    (3, 2, SAME3),
+    (3, 2, ((0, 1), (0, 1))),
+    (3, 1, SAME3),
+    (2, 3, ((0, 0), (1, 0))),
+]
 
 
 def lax_pool(x, *, window, stride, padding):
     pads = ((0, 0), *padding, (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+    return lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads
+    )
 
 
 @pytest.mark.parametrize("levels", [None, 2], ids=["distinct", "ties"])
@@ -273,7 +337,9 @@ def test_max_pool_second_derivative_and_vmap():
 
 
 def test_max_pool_cpu_gradient_has_no_select_and_scatter():
-    lowered = jax.jit(jax.grad(lambda x: jnp.sum(ops.max_pool(x, window=2, stride=2)))).lower(normal(0, (1, 4, 4, 1)))
+    lowered = jax.jit(jax.grad(lambda x: jnp.sum(ops.max_pool(x, window=2, stride=2)))).lower(
+        normal(0, (1, 4, 4, 1))
+    )
     assert "select-and-scatter" not in str(lowered.compile().as_text())
 
 
@@ -281,10 +347,14 @@ def test_max_pool_cpu_gradient_has_no_select_and_scatter():
 
 
 @settings(deadline=None, max_examples=30)
-@given(h=st.integers(1, 40), w=st.integers(1, 40), window=st.integers(1, 7), stride=st.integers(1, 3))
+@given(
+    h=st.integers(1, 40), w=st.integers(1, 40), window=st.integers(1, 7), stride=st.integers(1, 3)
+)
 def test_same_padding_is_the_rule_of_lax(h, w, window, stride):
     want = lax.padtype_to_pads((h, w), (window, window), (stride, stride), "SAME")
-    assert ops.same_padding((h, w), window=window, stride=stride) == tuple(tuple(int(n) for n in p) for p in want)
+    assert ops.same_padding((h, w), window=window, stride=stride) == tuple(
+        tuple(int(n) for n in p) for p in want
+    )
 
 
 def test_global_mean():

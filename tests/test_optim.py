@@ -23,7 +23,7 @@ STAGES = ("stem", "stage1", "stage2", "top")
 
 def tree(seed: int) -> Tree:
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
     return {
         "body": {"low": {"w": draw(7, 5)}, "high": {"w": draw(5, 3)}},
         "head": {"kernel": draw(3, 2), "bias": draw(2)},
@@ -45,7 +45,9 @@ def at_rate(maker: str, rate: float, decay: float = 1e-4) -> optax.GradientTrans
 # ------------------------------------------------------------------------------------------------------ rules and phases
 
 
-@pytest.mark.parametrize("arch", ["vgg11_bn", "resnet18", "mobilenetv2_035", "resnetv2_50_keras", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "arch", ["vgg11_bn", "resnet18", "mobilenetv2_035", "resnetv2_50_keras", "squeezenet1_1"]
+)
 def test_short_forms_train_what_they_say(arch: str) -> None:
     """In every family the stages from the top, what comes after the last stage with it, and nothing else."""
     clf, variables = models.load(arch, weights="random")
@@ -56,15 +58,25 @@ def test_short_forms_train_what_they_say(arch: str) -> None:
         labels = label(params, rules.phases(tune, stages)[-1].rules)
         return {"/".join(name.split("/")[:2]) for name, what in labels.items() if what != FROZEN}
 
-    top = {f"backbone/{s}" for s in ("top", stages[-1] if stages[-1] != "top" else stages[-2]) if s in stages}
+    top = {
+        f"backbone/{s}"
+        for s in ("top", stages[-1] if stages[-1] != "top" else stages[-2])
+        if s in stages
+    }
     heads = {"/".join(f"head/{name}".split("/")[:2]) for name in flatten(params["head"])}
     assert trained("head") == trained("probe") == heads
     assert trained("last:1") == trained("lp_ft:1") == heads | top
     assert trained(f"last:{count}") == trained("all") == trained("lp_ft") == trained("gradual")
     assert len(trained("all")) == len(heads) + len(stages)
     phases = rules.phases("gradual", stages)
-    sizes = [sum(what != FROZEN for what in label(params, phase.rules).values()) for phase in phases]
-    assert sizes == sorted(set(sizes)) and len(phases) == count + 1 and sum(p.share for p in phases) == pytest.approx(1)
+    sizes = [
+        sum(what != FROZEN for what in label(params, phase.rules).values()) for phase in phases
+    ]
+    assert (
+        sizes == sorted(set(sizes))
+        and len(phases) == count + 1
+        and sum(p.share for p in phases) == pytest.approx(1)
+    )
 
 
 @pytest.mark.parametrize("arch", ["vgg11_bn", "resnet18", "mobilenetv2_035", "resnetv2_50_keras"])
@@ -90,7 +102,10 @@ def test_affine_trains_scales_and_biases_of_batch_norm_alone(arch: str) -> None:
 @pytest.mark.parametrize(
     ("tune", "says"),
     [
-        ("haed", "unknown --tune 'haed'; wanted probe, head, last:N, all, gradual, lp_ft, lp_ft:N; nearest: 'head'"),
+        (
+            "haed",
+            "unknown --tune 'haed'; wanted probe, head, last:N, all, gradual, lp_ft, lp_ft:N; nearest: 'head'",
+        ),
         ("last:0", "--tune=last:0: this network has 3 stages; take last:1 to last:3"),
         ("last:9", "take last:1 to last:3"),
         ("last:x", "unknown --tune"),
@@ -102,7 +117,9 @@ def test_an_unknown_short_form_says_what_there_is(tune: str, says: str) -> None:
 
 
 def test_rules_as_users_write_them_and_their_rates() -> None:
-    rules = parse_rules(["head/.*=head", "backbone/stage2/.*=slow*0.1", "backbone/stem/.*=stem", ".*=frozen"])
+    rules = parse_rules(
+        ["head/.*=head", "backbone/stage2/.*=slow*0.1", "backbone/stem/.*=stem", ".*=frozen"]
+    )
     assert rate_factors(rules, STAGES, backbone=0.5, layer_decay=0.5) == {
         "head": 1.0,
         "slow*0.1": 0.1,
@@ -114,7 +131,13 @@ def test_rules_as_users_write_them_and_their_rates() -> None:
 
 
 def test_the_cut_is_the_last_stage_before_anything_trains() -> None:
-    names = ["backbone/stem/kernel", "backbone/stage1/a", "backbone/stage2/a", "backbone/top/a", "head/kernel"]
+    names = [
+        "backbone/stem/kernel",
+        "backbone/stage1/a",
+        "backbone/stage2/a",
+        "backbone/top/a",
+        "head/kernel",
+    ]
     found = {}
     for tune in ("head", "last:1", "last:2", "all"):
         rules = phases(tune, STAGES)[0].rules
@@ -123,8 +146,17 @@ def test_the_cut_is_the_last_stage_before_anything_trains() -> None:
 
 
 def test_live_norms_are_those_of_layers_that_train() -> None:
-    stats = {"backbone": {"stem": {"norm": {"mean": 0}}, "stage1": {"pre": {"mean": 0}, "conv": {"norm": {"mean": 0}}}}}
-    labels = {"backbone/stem/kernel": FROZEN, "backbone/stage1/pre/scale": "a", "backbone/stage1/conv/kernel": FROZEN}
+    stats = {
+        "backbone": {
+            "stem": {"norm": {"mean": 0}},
+            "stage1": {"pre": {"mean": 0}, "conv": {"norm": {"mean": 0}}},
+        }
+    }
+    labels = {
+        "backbone/stem/kernel": FROZEN,
+        "backbone/stage1/pre/scale": "a",
+        "backbone/stage1/conv/kernel": FROZEN,
+    }
     assert rules.trainable_norm_layers(labels, stats) == {"stage1/pre"}
     assert rules.trainable_norm_layers({**labels, "backbone/stage1/conv/kernel": "a"}, stats) == {
         "stage1/pre",
@@ -134,7 +166,9 @@ def test_live_norms_are_those_of_layers_that_train() -> None:
 
 
 def test_table_counts_parameters_rates_and_bytes() -> None:
-    rows = rules.table(tree(0), RULES, lr=0.1, factors={"slow": 0.5}, weight_decay=0.01, bn="update", moments=2)
+    rows = rules.table(
+        tree(0), RULES, lr=0.1, factors={"slow": 0.5}, weight_decay=0.01, bn="update", moments=2
+    )
     assert [tuple(row.values()) for row in rows] == [
         ("fast", 2, 8, 0.1, 0.01, "-", 4 * 32),
         ("slow", 1, 15, 0.05, 0.01, "-", 4 * 60),
@@ -162,7 +196,9 @@ def test_warmup_cosine_goes_up_in_a_tenth_and_down_to_nothing(steps: int, warm: 
 @pytest.mark.parametrize("steps", [1, 4, 10, 200])
 def test_one_cycle_peaks_at_three_tenths(steps: int) -> None:
     rates = np.array([optim.one_cycle(0.3, steps)(i) for i in range(max(steps, 2) + 1)])
-    assert rates[0] == pytest.approx(0.3 / 25, rel=1e-5) and rates[-1] == pytest.approx(0.3 / 25e4, rel=1e-2)
+    assert rates[0] == pytest.approx(0.3 / 25, rel=1e-5) and rates[-1] == pytest.approx(
+        0.3 / 25e4, rel=1e-2
+    )
     assert rates.max() == pytest.approx(0.3, rel=0.1)
     assert rates.argmax() == pytest.approx(0.3 * steps, abs=1)
 
@@ -177,21 +213,34 @@ def test_two_groups_move_as_optax_alone_would_move_each(maker: str) -> None:
     labels = label(params, RULES)
     halves = [split(t, labels, FROZEN)[1] for t in (params, *gradients)]
     whole = optim.partitioned(
-        params, RULES, optim.OPTIMIZERS[maker](1e-4), lambda _: 0.1, factors={"fast": 1.0, "slow": 0.01}
+        params,
+        RULES,
+        optim.OPTIMIZERS[maker](1e-4),
+        lambda _: 0.1,
+        factors={"fast": 1.0, "slow": 0.01},
     )
     moved = flatten(climb(whole, halves[0], halves[1:]))
     assert moved.pop("body/low/w") is None
     for name, leaf in moved.items():
-        alone = climb(at_rate(maker, rates[labels[name]]), flatten(params)[name], [flatten(g)[name] for g in gradients])
+        alone = climb(
+            at_rate(maker, rates[labels[name]]),
+            flatten(params)[name],
+            [flatten(g)[name] for g in gradients],
+        )
         np.testing.assert_allclose(leaf, alone, rtol=1e-5, err_msg=name)
         assert np.abs(leaf - flatten(params)[name]).max() > 1e-4
     # the two rates differ by a hundred, and so do the ways of leaves under one gradient scale
-    way = {name: np.abs(np.asarray(leaf - flatten(params)[name])).mean() for name, leaf in moved.items()}
+    way = {
+        name: np.abs(np.asarray(leaf - flatten(params)[name])).mean()
+        for name, leaf in moved.items()
+    }
     assert way["head/kernel"] > 20 * way["body/high/w"]
 
 
 @pytest.mark.parametrize("rules", [RULES, HEAD, (("body/low/.*", FROZEN), (".*", "fast"))])
-def test_optimizer_state_holds_two_floats_a_trainable_parameter_and_none_a_frozen(rules: Any) -> None:
+def test_optimizer_state_holds_two_floats_a_trainable_parameter_and_none_a_frozen(
+    rules: Any,
+) -> None:
     params = tree(0)
     kept = split(params, label(params, rules), FROZEN)[1]
     opt_state = optim.partitioned(params, rules, optim.adamw(), lambda _: 0.1).init(kept)
@@ -214,18 +263,24 @@ def test_clipping_measures_the_trainable_leaves_alone() -> None:
 
 def test_rules_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ValueError, match="rule 'haed/"):
-        optim.partitioned(tree(0), (("haed/.*", TRAINABLE), (".*", FROZEN)), optim.sgd(), lambda _: 0.1)
+        optim.partitioned(
+            tree(0), (("haed/.*", TRAINABLE), (".*", FROZEN)), optim.sgd(), lambda _: 0.1
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------ unfreezing
 
 
-def test_unfreezing_carries_the_moments_of_what_trained_before_and_starts_the_rest_at_zero() -> None:
+def test_unfreezing_carries_the_moments_of_what_trained_before_and_starts_the_rest_at_zero() -> (
+    None
+):
     params = tree(0)
     wider = (("head/.*", "fast"), ("body/high/.*", "slow"), ("body/low/.*", "new"))
 
     def optimizer(rules: Any) -> optax.GradientTransformation:
-        return optim.partitioned(params, rules, optim.adamw(), optim.warmup_cosine(0.1, 50), clip=1.0)
+        return optim.partitioned(
+            params, rules, optim.adamw(), optim.warmup_cosine(0.1, 50), clip=1.0
+        )
 
     kept = split(params, label(params, RULES), FROZEN)[1]
     before = optimizer(RULES).init(kept)
@@ -264,8 +319,14 @@ def test_adamw_decays_kernels_apart_from_the_gradient_and_biases_not_at_all() ->
     start = {"kernel": jnp.asarray([[5.0, -3.0]]), "bias": jnp.asarray([5.0])}
     zero = jax.tree.map(jnp.zeros_like, start)
     still = climb(at_rate("adamw", 0.5), start, [zero] * 3)
-    np.testing.assert_allclose(still["kernel"], np.array([[5.0, -3.0]]) * (1 - 0.5e-4) ** 3, rtol=1e-6)
+    np.testing.assert_allclose(
+        still["kernel"], np.array([[5.0, -3.0]]) * (1 - 0.5e-4) ** 3, rtol=1e-6
+    )
     assert still["bias"] == 5.0
-    once = climb(at_rate("adamw", 0.5), start, [{"kernel": jnp.asarray([[1e-3, -7.0]]), "bias": zero["bias"]}])
+    once = climb(
+        at_rate("adamw", 0.5),
+        start,
+        [{"kernel": jnp.asarray([[1e-3, -7.0]]), "bias": zero["bias"]}],
+    )
     wanted = np.array([[5.0, -3.0]]) * (1 - 0.5e-4) - 0.5 * np.array([[1, -1]])
     np.testing.assert_allclose(once["kernel"], wanted, rtol=1e-5)

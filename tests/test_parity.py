@@ -78,11 +78,14 @@ def test_packaged_weights_on_photographs(torch: Any, arch: str, source: str, cal
     if arch == "vgg16":  # HWIO, and the kernel's name after the bias's
         names = [f"VGG16_0/Conv_{n}/{leaf}" for n in range(13) for leaf in ("kernel", "bias")]
         arrays = {
-            name: arrays[name].transpose(3, 2, 0, 1) if arrays[name].ndim == 4 else arrays[name] for name in names
+            name: arrays[name].transpose(3, 2, 0, 1) if arrays[name].ndim == 4 else arrays[name]
+            for name in names
         }
     network = sources.make(source, call)
     sources.fill_in_order(network, arrays, "" if clf.head else "features.")
-    images = pixels.to_images01(np.stack([clf.prepare(decode(photo.path)) for photo in some_photographs()]))
+    images = pixels.to_images01(
+        np.stack([clf.prepare(decode(photo.path)) for photo in some_photographs()])
+    )
     case = parity.case(network, clf, images)
     if not clf.head:
         del case.want["logits"]
@@ -97,11 +100,31 @@ def test_packaged_weights_on_photographs(torch: Any, arch: str, source: str, cal
 @pytest.mark.parametrize("form", ["zip", "stream"])
 def test_torchs_own_files_in_every_number_type(torch: Any, tmp_path: Path, form: str):
     base = torch.arange(24).reshape(4, 6)
-    state = {str(dtype): base.to(dtype) for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)}
-    state |= {str(dtype): base.to(dtype) for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)}
-    state |= {"bool": base > 5, "transposed": base.float().T, "row": base[2], "column": base[:, 1], "tied": base}
-    state |= {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(base.float())}
-    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "w", _use_new_zipfile_serialization=form == "zip")
+    state = {
+        str(dtype): base.to(dtype)
+        for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    }
+    state |= {
+        str(dtype): base.to(dtype)
+        for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    }
+    state |= {
+        "bool": base > 5,
+        "transposed": base.float().T,
+        "row": base[2],
+        "column": base[:, 1],
+        "tied": base,
+    }
+    state |= {
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(base.float()),
+    }
+    torch.save(
+        {"epoch": 3, "state_dict": state},
+        tmp_path / "w",
+        _use_new_zipfile_serialization=form == "zip",
+    )
     found = readers.read(tmp_path / "w")
     assert set(found) == set(state)
     for name, tensor in state.items():
@@ -133,7 +156,9 @@ def compared(
 
 
 def on_module(clf: Classifier, **fields: Any) -> Classifier:
-    return dataclasses.replace(clf, spec=dataclasses.replace(clf.spec, module=clf.spec.module.clone(**fields)))
+    return dataclasses.replace(
+        clf, spec=dataclasses.replace(clf.spec, module=clf.spec.module.clone(**fields))
+    )
 
 
 def on_leaf(variables: Variables, pattern: str, change: Callable) -> Variables:
@@ -154,13 +179,20 @@ def test_a_good_port_agrees(pair: tuple):
     errors = parity.compare(clf, variables, cases)
     assert parity.first_divergence(errors) is None, errors
     stages = [end for end in errors if "/" not in end]
-    assert stages == [*clf.spec.endpoints, "features", "logits"], "not in the order of the forward pass"
+    assert stages == [*clf.spec.endpoints, "features", "logits"], (
+        "not in the order of the forward pass"
+    )
 
 
 @pytest.mark.parametrize(
     "pair, damage, first, words",
     [
-        (LITE, lambda c, v: (on_module(c, padding="same"), v), "stem", ["padding ('torch' there, 'same' here)"]),
+        (
+            LITE,
+            lambda c, v: (on_module(c, padding="same"), v),
+            "stem",
+            ["padding ('torch' there, 'same' here)"],
+        ),
         (
             LITE,
             lambda c, v: (on_module(c, norm=c.spec.module.norm._replace(eps=1e-3)), v),
@@ -200,7 +232,9 @@ def test_a_good_port_agrees(pair: tuple):
     ],
     ids=["padding", "eps", "BGR", "transposed", "stride", "flatten", "unknown"],
 )
-def test_a_damaged_port_is_found_and_the_damage_named(pair: tuple, damage: Callable, first: str, words: list[str]):
+def test_a_damaged_port_is_found_and_the_damage_named(
+    pair: tuple, damage: Callable, first: str, words: list[str]
+):
     clf, variables, cases = compared(*pair)
     clf, variables = damage(clf, variables)
     errors = parity.compare(clf, variables, cases)
@@ -257,7 +291,13 @@ def test_the_command_on_keras_and_what_it_writes(tmp_path: Path):
 def test_a_file_is_compared_on_both_sides(tmp_path: Path, form: str):
     network = sources.fill(sources.make("timm", "mobilenetv2_035", 16), seed=3)
     path = sources.save(network, tmp_path / "weights.pth", form)
-    row, errors = parity.check_file(parity.Pair("mobilenetv2_035", "timm", "mobilenetv2_035"), path, [(64, 50)])
-    assert row["max_rel_error"] <= 1e-5 and list(errors)[-1] == "logits" and row["form"] == "weights.pth"
+    row, errors = parity.check_file(
+        parity.Pair("mobilenetv2_035", "timm", "mobilenetv2_035"), path, [(64, 50)]
+    )
+    assert (
+        row["max_rel_error"] <= 1e-5
+        and list(errors)[-1] == "logits"
+        and row["form"] == "weights.pth"
+    )
     with pytest.raises(ValueError, match="timm's mobilenetv2_050 does not take .*weights.pth"):
         sources.load(sources.make("timm", "mobilenetv2_050", 16), path)

@@ -16,10 +16,15 @@ from tl.paths import FROZEN, TRAINABLE, digest, flatten, label, merge, nearest, 
 
 keys = st.text("abcdw01_.", min_size=1, max_size=4)
 trees = st.dictionaries(
-    keys, st.recursive(st.integers(), lambda node: st.dictionaries(keys, node, min_size=1, max_size=3)), max_size=4
+    keys,
+    st.recursive(st.integers(), lambda node: st.dictionaries(keys, node, min_size=1, max_size=3)),
+    max_size=4,
 )
 NET = {
-    "backbone": {"stem": {"kernel": np.zeros((3, 2), np.float32)}, "stage1": {"scale": np.ones(2, np.float32)}},
+    "backbone": {
+        "stem": {"kernel": np.zeros((3, 2), np.float32)},
+        "stage1": {"scale": np.ones(2, np.float32)},
+    },
     "head": {"kernel": np.zeros((2, 2), np.float32), "bias": np.zeros(2, np.float32)},
 }
 
@@ -28,7 +33,9 @@ def sketch(tree: Any, prefix: str = "") -> set[tuple[str, Any]]:
     """The leaves of a nested dict, by another road than `flatten`."""
     if not isinstance(tree, dict):
         return {(prefix, tree)}
-    return {pair for key, node in tree.items() for pair in sketch(node, f"{prefix}/{key}".lstrip("/"))}
+    return {
+        pair for key, node in tree.items() for pair in sketch(node, f"{prefix}/{key}".lstrip("/"))
+    }
 
 
 # -------------------------------------------------------------------------------------------------- flatten, unflatten
@@ -51,14 +58,20 @@ def test_holes_are_leaves_of_flatten() -> None:
 
 
 @given(trees, st.data())
-def test_merge_undoes_split_and_every_leaf_is_on_one_side(tree: dict[str, Any], data: st.DataObject) -> None:
+def test_merge_undoes_split_and_every_leaf_is_on_one_side(
+    tree: dict[str, Any], data: st.DataObject
+) -> None:
     flat = flatten(tree)
     labels = {name: data.draw(st.sampled_from(["slow", "fast", FROZEN])) for name in flat}
     for keep in ("slow", FROZEN):
         kept, rest = split(tree, labels, keep)
         assert merge(kept, rest) == merge(rest, kept) == tree
-        assert flatten(kept) == {name: leaf if labels[name] == keep else None for name, leaf in flat.items()}
-        assert sorted(jax.tree.leaves(kept)) == sorted(flat[name] for name in flat if labels[name] == keep)  # no holes
+        assert flatten(kept) == {
+            name: leaf if labels[name] == keep else None for name, leaf in flat.items()
+        }
+        assert sorted(jax.tree.leaves(kept)) == sorted(
+            flat[name] for name in flat if labels[name] == keep
+        )  # no holes
         assert len(jax.tree.leaves(kept)) + len(jax.tree.leaves(rest)) == len(flat)
 
 
@@ -81,15 +94,28 @@ REST = (".*", FROZEN)
 @pytest.mark.parametrize(
     ("rules", "says"),
     [
-        ([("head/.*", TRAINABLE)], ["no rule covers 'backbone/stem/kernel'", "no rule covers 'backbone/stage1/scale'"]),
-        ([("head", TRAINABLE), REST], ["rule 'head' decides no leaf; nearest names: 'head/bias', 'head/kernel'"]),
-        ([("haed/kernel", TRAINABLE), REST], ["rule 'haed/kernel' decides no leaf; nearest names: 'head/kernel'"]),
+        (
+            [("head/.*", TRAINABLE)],
+            ["no rule covers 'backbone/stem/kernel'", "no rule covers 'backbone/stage1/scale'"],
+        ),
+        (
+            [("head", TRAINABLE), REST],
+            ["rule 'head' decides no leaf; nearest names: 'head/bias', 'head/kernel'"],
+        ),
+        (
+            [("haed/kernel", TRAINABLE), REST],
+            ["rule 'haed/kernel' decides no leaf; nearest names: 'head/kernel'"],
+        ),
         ([(".*", TRAINABLE), ("head/.*", FROZEN)], ["rule 'head/.*' decides no leaf"]),  # shadowed
         ([REST], ["every leaf is frozen, so there is nothing to train"]),
         ([], ["no rule covers 'head/bias'"]),
         (  # all at once
             [("head/kernel", TRAINABLE), ("stem/.*", FROZEN)],
-            ["no rule covers 'head/bias'", "no rule covers 'backbone/stage1/scale'", "rule 'stem/.*' decides no leaf"],
+            [
+                "no rule covers 'head/bias'",
+                "no rule covers 'backbone/stage1/scale'",
+                "rule 'stem/.*' decides no leaf",
+            ],
         ),
     ],
 )
@@ -154,7 +180,12 @@ def test_digest_passes_over_holes_and_is_sha256() -> None:
         ("resnet5", ["vgg16", "resnet50", "resnet18"], 1, "'resnet50'"),
         ("RESNET50", ["vgg16", "resnet50"], 1, "'resnet50'"),
         ("vgg", ["Vgg16", "a"], 3, "'Vgg16'"),
-        ("cat", ["a long name with a cat in it", "dog"], 3, "'a long name with a cat in it'"),  # contained, not similar
+        (
+            "cat",
+            ["a long name with a cat in it", "dog"],
+            3,
+            "'a long name with a cat in it'",
+        ),  # contained, not similar
         ("zzzz", ["b", "a", "c", "d"], 2, "'a', 'b'"),  # nothing is near: what there is
         ("", ["b", "a"], 3, "'a', 'b'"),
         ("x", [], 3, ""),
@@ -166,7 +197,9 @@ def test_nearest(name: str, names: list[str], n: int, wanted: str) -> None:
 
 
 @given(st.text(max_size=6), st.lists(st.text(max_size=6), max_size=6), st.integers(1, 4))
-def test_nearest_quotes_at_most_n_known_names_once_each(name: str, names: list[str], n: int) -> None:
+def test_nearest_quotes_at_most_n_known_names_once_each(
+    name: str, names: list[str], n: int
+) -> None:
     said = nearest(name, names, n)
     pieces = [repr(k) for k in set(names)]
     assert (said == "") == (not names)

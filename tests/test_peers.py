@@ -20,7 +20,9 @@ BUDGET = attack_libraries.Budget(steps=5, apgd_steps=5, queries=20)
 
 
 def noise(size: int, count: int = COUNT) -> np.ndarray:
-    return pixels.to_images01(np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8))
+    return pixels.to_images01(
+        np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+    )
 
 
 def dense(variables: Any, images01: jax.Array) -> jax.Array:
@@ -48,7 +50,9 @@ def net() -> attack_libraries.Twin:
         def __init__(self) -> None:
             super().__init__()
             for name, value in variables.items():
-                self.register_parameter(name, torch.nn.Parameter(torch.tensor(value), requires_grad=False))
+                self.register_parameter(
+                    name, torch.nn.Parameter(torch.tensor(value), requires_grad=False)
+                )
 
         def forward(self, x: Any) -> Any:
             x = attack_libraries.contiguous_gradient(x).permute(0, 2, 3, 1).flatten(1) - 0.5
@@ -60,7 +64,9 @@ def net() -> attack_libraries.Twin:
 
 @functools.cache
 def pictures() -> peers.Pictures:
-    return peers.Pictures(noise(SIZE), attack_libraries.our_logits(net(), noise(SIZE)).argmax(axis=1), 0.0)
+    return peers.Pictures(
+        noise(SIZE), attack_libraries.our_logits(net(), noise(SIZE)).argmax(axis=1), 0.0
+    )
 
 
 def test_foolbox_takes_a_classifier_as_it_is() -> None:
@@ -74,13 +80,21 @@ def test_foolbox_takes_a_classifier_as_it_is() -> None:
         for attack, eps, norm in (
             (foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=5), 8 / 255, "linf"),
             (foolbox.attacks.L2DeepFoolAttack(steps=5, candidates=3), 1.0, "l2"),
-            (foolbox.attacks.L2CarliniWagnerAttack(2, steps=5, stepsize=0.1, initial_const=10.0), 4.0, "l2"),
+            (
+                foolbox.attacks.L2CarliniWagnerAttack(2, steps=5, stepsize=0.1, initial_const=10.0),
+                4.0,
+                "l2",
+            ),
         ):
-            _, found, success = attack(model, jnp.asarray(images01), jnp.asarray(label), epsilons=eps)
+            _, found, success = attack(
+                model, jnp.asarray(images01), jnp.asarray(label), epsilons=eps
+            )
             found = np.asarray(found)
             assert np.asarray(success).all(), attack
             assert (np.asarray(logits(variables, found)).argmax(axis=1) != label).all(), attack
-            assert (peers.distances(norm, found, images01) <= eps * (1 + peers.INSIDE)).all(), attack
+            assert (peers.distances(norm, found, images01) <= eps * (1 + peers.INSIDE)).all(), (
+                attack
+            )
             assert found.min() >= 0 and found.max() <= 1
 
 
@@ -97,9 +111,14 @@ def test_every_attack_is_judged_by_its_own_network_in_the_ball(norm: str) -> Non
     """Within a radius all are fooled, by each attack of each library; outside of the one that is claimed, nobody."""
     if not attack_libraries.installed("torchattacks"):
         pytest.skip("torchattacks is not installed")
-    cases = [("tl", "pgd"), ("foolbox", "pgd"), *([("foolbox on JAX", "pgd")] if norm == "linf" else [])]
+    cases = [
+        ("tl", "pgd"),
+        ("foolbox", "pgd"),
+        *([("foolbox on JAX", "pgd")] if norm == "linf" else []),
+    ]
     cases += [
-        ("torchattacks", name) for name in ("pgd", "apgd_ce", "apgd_dlr", "apgd_t", "fab", "square", "autoattack")
+        ("torchattacks", name)
+        for name in ("pgd", "apgd_ce", "apgd_dlr", "apgd_t", "fab", "square", "autoattack")
     ]
     eps = {"linf": 0.2, "l2": 2.0}[norm]
     for library, name in cases:

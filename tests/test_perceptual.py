@@ -54,8 +54,12 @@ def test_ssim_by_its_formula() -> None:
     line = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     weights = np.outer(line, line)[:, :, None] / np.outer(line, line).sum()
     a, b = x[0].astype(np.float64), y[0].astype(np.float64)
-    mean = lambda m: (weights * m).sum(axis=(0, 1))  # noqa: E731
-    var_a, var_b, both = mean((a - mean(a)) ** 2), mean((b - mean(b)) ** 2), mean((a - mean(a)) * (b - mean(b)))
+    mean = lambda m: (weights * m).sum(axis=(0, 1))
+    var_a, var_b, both = (
+        mean((a - mean(a)) ** 2),
+        mean((b - mean(b)) ** 2),
+        mean((a - mean(a)) * (b - mean(b))),
+    )
     light = (2 * mean(a) * mean(b) + 1e-4) / (mean(a) ** 2 + mean(b) ** 2 + 1e-4)
     wanted = np.mean(light * (2 * both + 9e-4) / (var_a + var_b + 9e-4))
     np.testing.assert_allclose(jax.jit(perceptual.ssim)(x, y)[0], wanted, atol=1e-5)
@@ -74,7 +78,10 @@ def test_lpips_is_its_authors(pairs: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 def test_lpips_own_scaling_layer_is_torchvisions() -> None:
-    shift, scale = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])  # lpips.ScalingLayer, of [-1, 1]
+    shift, scale = (
+        np.array([-0.030, -0.088, -0.188]),
+        np.array([0.458, 0.448, 0.450]),
+    )  # lpips.ScalingLayer, of [-1, 1]
     np.testing.assert_allclose((1 + shift) / 2, pixels.TORCHVISION.mean)
     np.testing.assert_allclose(scale / 2, pixels.TORCHVISION.std)
 

@@ -41,7 +41,9 @@ def photograph(h: int, w: int) -> np.ndarray:
     return np.random.RandomState(h * 1000 + w).randint(0, 256, (h, w, 3), dtype=np.uint8)
 
 
-@given(h=SIDES, w=SIDES, size=st.integers(1, 40), crop=st.sampled_from([0.05, 0.5, 0.875, 0.9, 1.0]))
+@given(
+    h=SIDES, w=SIDES, size=st.integers(1, 40), crop=st.sampled_from([0.05, 0.5, 0.875, 0.9, 1.0])
+)
 @example(h=1, w=1, size=1, crop=1.0)
 @example(h=1, w=90, size=33, crop=0.875)
 def test_every_size_becomes_the_square(h: int, w: int, size: int, crop: float):
@@ -57,7 +59,9 @@ def test_a_resize_with_a_gradient_is_pillows_to_a_level_or_two():
         spec = PixelSpec(size=size, crop=1.0, interpolation=interpolation)
         weights = np.random.default_rng(0).normal(size=(size, size, 3)).astype(np.float32)
 
-        def total(x: jax.Array, spec: PixelSpec = spec, weights: np.ndarray = weights) -> tuple[jax.Array, jax.Array]:
+        def total(
+            x: jax.Array, spec: PixelSpec = spec, weights: np.ndarray = weights
+        ) -> tuple[jax.Array, jax.Array]:
             seen = resize_on_device(spec, x)
             return jnp.sum(seen * weights[None]), seen
 
@@ -70,7 +74,10 @@ def test_a_resize_with_a_gradient_is_pillows_to_a_level_or_two():
         # what it would do to a change is what it does to a picture: the resize is linear where nothing is cut off
         calm = np.float32(0.5) + np.float32(0.2) * (images01 - np.float32(0.5))
         moved = calm + np.float32(0.1) * np.sign(np.asarray(gradient))
-        told = [float(np.sum(prepare(spec, to_uint8(x[0])).astype(np.float32) / 255 * weights)) for x in (calm, moved)]
+        told = [
+            float(np.sum(prepare(spec, to_uint8(x[0])).astype(np.float32) / 255 * weights))
+            for x in (calm, moved)
+        ]
         assert told[1] - told[0] > 0.05 * float(np.abs(gradient).sum())
     assert resize_on_device(PixelSpec(size=24), images01) is images01
 
@@ -89,31 +96,46 @@ def test_an_image_of_the_right_size_is_only_cropped_and_the_crop_is_central():
     np.testing.assert_array_equal(prepare(PixelSpec(size=256, crop=1.0), image), image)
 
 
-@pytest.mark.parametrize("h, w, corner", [(8, 11, (0, 2)), (8, 13, (0, 2)), (11, 8, (2, 0)), (9, 8, (0, 0))])
+@pytest.mark.parametrize(
+    "h, w, corner", [(8, 11, (0, 2)), (8, 13, (0, 2)), (11, 8, (2, 0)), (9, 8, (0, 0))]
+)
 def test_half_pixels_round_to_even_as_torchvisions_do(h: int, w: int, corner: tuple[int, int]):
     image, (top, left) = photograph(h, w), corner  # 1.5 -> 2, 2.5 -> 2, 0.5 -> 0
-    np.testing.assert_array_equal(prepare(PixelSpec(size=8, crop=1.0), image), image[top : top + 8, left : left + 8])
+    np.testing.assert_array_equal(
+        prepare(PixelSpec(size=8, crop=1.0), image), image[top : top + 8, left : left + 8]
+    )
 
 
 def test_squash_is_pillows_resize_of_both_sides_and_crops_nothing():
     image = photograph(30, 70)
     for name, how in INTERPOLATIONS.items():
         want = np.asarray(Image.fromarray(image).resize((20, 20), how))
-        np.testing.assert_array_equal(prepare(PixelSpec(size=20, resize="squash", interpolation=name), image), want)
+        np.testing.assert_array_equal(
+            prepare(PixelSpec(size=20, resize="squash", interpolation=name), image), want
+        )
 
 
 def test_interpolations_differ():
-    squares = [prepare(PixelSpec(size=20, interpolation=name), photograph(50, 60)).tobytes() for name in INTERPOLATIONS]
+    squares = [
+        prepare(PixelSpec(size=20, interpolation=name), photograph(50, 60)).tobytes()
+        for name in INTERPOLATIONS
+    ]
     assert len(set(squares)) == len(INTERPOLATIONS)
 
 
 @pytest.mark.parametrize("h, w", [(2, 30_000), (30_000, 2), (1, 30_000), (1, 65_000)])
-def test_a_sliver_keeps_its_middle_and_takes_no_gigabytes(h: int, w: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_sliver_keeps_its_middle_and_takes_no_gigabytes(
+    h: int, w: int, monkeypatch: pytest.MonkeyPatch
+):
     sides: list[int] = []
     resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, size, how: sides.extend(size) or resize(self, size, how))
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda self, size, how: sides.extend(size) or resize(self, size, how)
+    )
     image = np.zeros((h, w, 3), np.uint8)
-    image[max(h // 2 - 20, 0) : h // 2 + 20, max(w // 2 - 20, 0) : w // 2 + 20] = 255  # white in the middle only
+    image[max(h // 2 - 20, 0) : h // 2 + 20, max(w // 2 - 20, 0) : w // 2 + 20] = (
+        255  # white in the middle only
+    )
     square = prepare(PixelSpec(size=224), image)
     assert square.shape == (224, 224, 3) and max(sides) <= 256 * MAX_ASPECT
     assert square.min() == 255, "the crop is not the middle"
@@ -158,14 +180,19 @@ def test_to_images01_wants_bytes():
         to_images01(np.zeros(2, np.float32))
 
 
-def images(fill: float = 0.5, dtype: type = np.float32, shape: tuple[int, ...] = (1, 8, 8, 3)) -> np.ndarray:
+def images(
+    fill: float = 0.5, dtype: type = np.float32, shape: tuple[int, ...] = (1, 8, 8, 3)
+) -> np.ndarray:
     return np.full(shape, fill, dtype)
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (images(2, np.uint8), r"must be float32 in \[0, 1\]; got uint8\[1, 8, 8, 3\]; use tl.pixels.to_images01"),
+        (
+            images(2, np.uint8),
+            r"must be float32 in \[0, 1\]; got uint8\[1, 8, 8, 3\]; use tl.pixels.to_images01",
+        ),
         (images(dtype=np.float64), r"must be float32 in \[0, 1\]; got float64\[1, 8, 8, 3\]"),
         (images(1, np.int32), r"must be float32 in \[0, 1\]; got int32"),
         (images(shape=(8, 8, 3)), r"f32\[b h w 3\], RGB; got float32\[8, 8, 3\]"),
@@ -224,7 +251,9 @@ def test_caffes_means_and_scale_fit_the_spec():
     """Keras' VGG and ResNet: BGR, 0 to 255, minus (103.939, 116.779, 123.68): a mean and std of PixelSpec."""
     rgb = photograph(5, 4)
     want = rgb[None, ..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
-    np.testing.assert_allclose(normalize(CAFFE, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5)
+    np.testing.assert_allclose(
+        normalize(CAFFE, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5
+    )
 
 
 def test_efficientnet_lites_scale_fits_the_spec():
@@ -253,7 +282,8 @@ def test_one_input_channel_sees_the_luma(resize: str):
 
 def test_other_channel_counts_take_arrays_only():
     with pytest.raises(
-        ValueError, match=r"makes 3 or 1 input channels, this network wants 4; give it arrays f32\[b h w 4\]"
+        ValueError,
+        match=r"makes 3 or 1 input channels, this network wants 4; give it arrays f32\[b h w 4\]",
     ):
         prepare(FOUR, photograph(9, 9))
 
@@ -264,10 +294,14 @@ def test_any_number_of_channels_is_checked_and_normalised(spec: PixelSpec):
     images01 = images(0.7, shape=(2, 8, 8, c))
     check(images01, ndim=4, channels=c)
     want = (0.7 - np.array(spec.mean)) / np.array(spec.std)
-    np.testing.assert_allclose(np.asarray(normalize(spec, jnp.asarray(images01)))[1, 3, 5], want, rtol=2e-6)
+    np.testing.assert_allclose(
+        np.asarray(normalize(spec, jnp.asarray(images01)))[1, 3, 5], want, rtol=2e-6
+    )
     with pytest.raises(ValueError, match=rf"must be f32\[b h w {c}\]; got float32\[1, 8, 8, 3\]"):
         check(images(), ndim=4, channels=c)
-    with pytest.raises(ValueError, match=rf"must have {c} channels, one a mean; got \[1, 8, 8, 3\]"):
+    with pytest.raises(
+        ValueError, match=rf"must have {c} channels, one a mean; got \[1, 8, 8, 3\]"
+    ):
         normalize(spec, jnp.asarray(images()))  # which would broadcast silently
     assert PixelSpec.from_dict(json.loads(json.dumps(spec.as_dict()))) == spec
 
@@ -285,7 +319,10 @@ def test_any_number_of_channels_is_checked_and_normalised(spec: PixelSpec):
         ({"mean": (0.5,)}, r"mean must be three finite numbers.*got \(0.5,\)"),
         ({"mean": (), "std": ()}, "mean must be 1 finite numbers"),
         ({"mean": (0.5,), "std": (0.0,)}, r"std 1 above 0; got \(0.5,\) and \(0.0,\)"),
-        ({"mean": (0.5,) * 4, "std": (0.5,) * 4, "channels": "bgr"}, "wants three input channels; mean and std have 4"),
+        (
+            {"mean": (0.5,) * 4, "std": (0.5,) * 4, "channels": "bgr"},
+            "wants three input channels; mean and std have 4",
+        ),
         ({"mean": (0.5, 0.5, float("nan"))}, "mean must be three finite numbers"),
         ({"std": (0.5, 0.5, 0.0)}, "std three above 0"),
         ({"std": (0.5, 0.5, -1.0)}, "std three above 0"),
@@ -311,7 +348,11 @@ def test_a_spec_survives_json(size: int, crop: float, interpolation: str, channe
 
 # --- the same on the device -------------------------------------------------------------------------------------------
 
-LEVELS = {"bilinear": 2, "bicubic": 1, "lanczos": 1}  # by which the two may differ (see the docstring)
+LEVELS = {
+    "bilinear": 2,
+    "bicubic": 1,
+    "lanczos": 1,
+}  # by which the two may differ (see the docstring)
 
 
 def on_device(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
@@ -331,9 +372,13 @@ def on_device(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
     resize=st.sampled_from(["shorter", "squash"]),
     interpolation=st.sampled_from(sorted(LEVELS)),
 )
-@example(h=80, w=40, size=33, crop=1.0, resize="squash", interpolation="lanczos")  # Pillow 13: height first
+@example(
+    h=80, w=40, size=33, crop=1.0, resize="squash", interpolation="lanczos"
+)  # Pillow 13: height first
 @example(h=90, w=1, size=33, crop=0.875, resize="shorter", interpolation="bicubic")
-def test_the_device_resizes_as_pillow_does(h: int, w: int, size: int, crop: float, resize: str, interpolation: str):
+def test_the_device_resizes_as_pillow_does(
+    h: int, w: int, size: int, crop: float, resize: str, interpolation: str
+):
     spec = PixelSpec(size=size, crop=crop, resize=resize, interpolation=interpolation)
     want, got = (f(spec, photograph(h, w)).astype(int) for f in (prepare, on_device))
     assert np.abs(want - got).max() <= LEVELS[interpolation]
@@ -345,14 +390,26 @@ def test_the_device_resizes_as_pillow_does(h: int, w: int, size: int, crop: floa
 def test_nearest_on_the_device(h: int, w: int, resize: str):
     """Sizes at which no pixel's centre falls on a border."""
     spec = PixelSpec(size=16, crop=1.0, resize=resize, interpolation="nearest")
-    np.testing.assert_array_equal(on_device(spec, photograph(h, w)), prepare(spec, photograph(h, w)))
+    np.testing.assert_array_equal(
+        on_device(spec, photograph(h, w)), prepare(spec, photograph(h, w))
+    )
 
 
 def test_slivers_and_grey_on_the_device():
     sliver = photograph(2, 400)
-    assert np.abs(on_device(PixelSpec(size=8), sliver).astype(int) - prepare(PixelSpec(size=8), sliver)).max() <= 1
+    assert (
+        np.abs(
+            on_device(PixelSpec(size=8), sliver).astype(int) - prepare(PixelSpec(size=8), sliver)
+        ).max()
+        <= 1
+    )
     gray = PixelSpec(size=8, mean=(0.5,), std=(0.5,))
-    assert np.abs(on_device(gray, photograph(20, 30)).astype(int) - prepare(gray, photograph(20, 30))).max() <= 1
+    assert (
+        np.abs(
+            on_device(gray, photograph(20, 30)).astype(int) - prepare(gray, photograph(20, 30))
+        ).max()
+        <= 1
+    )
 
 
 def test_one_exported_program_takes_every_size():
@@ -375,7 +432,11 @@ def test_real_photographs_on_the_device(photographs: list[Path]):
 
 
 def test_what_the_device_refuses():
-    for wrong in (np.zeros((8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((1, 8, 8, 1), np.uint8)):
+    for wrong in (
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((1, 8, 8, 3), np.float32),
+        np.zeros((1, 8, 8, 1), np.uint8),
+    ):
         with pytest.raises(ValueError, match=r"prepare_on_device wants uint8\[b h w 3\]; got"):
             prepare_on_device(PixelSpec(), wrong)
     with pytest.raises(ValueError, match="this network wants 4"):
@@ -390,12 +451,18 @@ PHOTOGRAPHS = 24  # of many sizes and both orientations
 @pytest.fixture(scope="module")
 def photographs(shared_data: Path) -> list[Path]:
     folders = (shared_data / "cats_vs_dogs" / "cat", shared_data / "imagenet_samples")
-    return [path for folder in folders for path in sorted(folder.rglob("*.[jJ][pP]*"))[: PHOTOGRAPHS // 2]]
+    return [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*.[jJ][pP]*"))[: PHOTOGRAPHS // 2]
+    ]
 
 
 def ours(spec: PixelSpec, path: Path) -> np.ndarray:
     """f32[h w c]: what `tl` gives the network of a file."""
-    return np.asarray(normalize(spec, jnp.asarray(to_images01(prepare(spec, data.decode(path))[None]))))[0]
+    return np.asarray(
+        normalize(spec, jnp.asarray(to_images01(prepare(spec, data.decode(path))[None])))
+    )[0]
 
 
 @pytest.mark.parity
@@ -435,7 +502,11 @@ def test_torchvisions_presets(preset: dict, spec: PixelSpec | None, photographs:
 )
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_keras_load_img_and_preprocess_input(
-    module: str, spec: PixelSpec, interpolation: str, photographs: list[Path], monkeypatch: pytest.MonkeyPatch
+    module: str,
+    spec: PixelSpec,
+    interpolation: str,
+    photographs: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """`load_img(target_size=...)` squashes, by default with nearest neighbours; then the application's own function."""
     monkeypatch.setenv("KERAS_BACKEND", "torch")

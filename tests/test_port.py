@@ -27,23 +27,34 @@ TABLE = {
     "bn.running_var": Target("batch_stats/bn/var"),
 }
 SHAPES = {
-    "params": {"conv": {"kernel": np.empty((3, 5, 2, 4))}, "fc": {"kernel": np.empty((4, 6)), "bias": np.empty(6)}},
+    "params": {
+        "conv": {"kernel": np.empty((3, 5, 2, 4))},
+        "fc": {"kernel": np.empty((4, 6)), "bias": np.empty(6)},
+    },
     "batch_stats": {"bn": {"var": np.empty(4)}},
 }
 
 
 def arrays(**changes: Any) -> dict[str, np.ndarray]:
     """Tensors that fit TABLE and SHAPES, with changes; None takes one out, and "_" stands for "."."""
-    shapes = {"conv.weight": (4, 2, 3, 5), "fc.weight": (6, 4), "fc.bias": (6,), "bn.running_var": (4,)}
+    shapes = {
+        "conv.weight": (4, 2, 3, 5),
+        "fc.weight": (6, 4),
+        "fc.bias": (6,),
+        "bn.running_var": (4,),
+    }
     fitting = {
-        name: np.random.RandomState(0).standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+        name: np.random.RandomState(0).standard_normal(shape).astype(np.float32)
+        for name, shape in shapes.items()
     }
     fitting |= {name.replace("_", ".", 1): array for name, array in changes.items()}
     return {name: array for name, array in fitting.items() if array is not None}
 
 
 def problems(*args: Any, **kwargs: Any) -> set[str]:
-    with pytest.raises(ValueError, match=r"these weights do not fit \(\d+ mismatches\): ") as caught:
+    with pytest.raises(
+        ValueError, match=r"these weights do not fit \(\d+ mismatches\): "
+    ) as caught:
         port(*args, **kwargs)
     head, _, tail = str(caught.value).partition(": ")
     joined: list[str] = []
@@ -96,19 +107,36 @@ def test_each_tensor_is_needed(name: str):
 
 @pytest.mark.parametrize(
     "name, shape, transpose",
-    [("fc.weight", (4, 6), True), ("conv.weight", (2, 4, 3, 5), True), ("conv.weight", (5, 3, 2, 4), True)]
-    + [("fc.weight", (6, 4, 1, 1), False), ("conv.weight", (4, 30), False), ("conv.weight", (4, 2, 5, 3), False)],
+    [
+        ("fc.weight", (4, 6), True),
+        ("conv.weight", (2, 4, 3, 5), True),
+        ("conv.weight", (5, 3, 2, 4), True),
+    ]
+    + [
+        ("fc.weight", (6, 4, 1, 1), False),
+        ("conv.weight", (4, 30), False),
+        ("conv.weight", (4, 2, 5, 3), False),
+    ],
 )
-def test_a_kernel_of_another_shape_or_rank_does_not_slip_through(name: str, shape: tuple, transpose: bool):
-    (found,) = problems(arrays(**{name.replace(".", "_"): np.zeros(shape, np.float32)}), TABLE, SHAPES)
-    assert found.startswith(f"shape of {name} is {shape}") and ("which is its transpose" in found) == transpose
+def test_a_kernel_of_another_shape_or_rank_does_not_slip_through(
+    name: str, shape: tuple, transpose: bool
+):
+    (found,) = problems(
+        arrays(**{name.replace(".", "_"): np.zeros(shape, np.float32)}), TABLE, SHAPES
+    )
+    assert (
+        found.startswith(f"shape of {name} is {shape}")
+        and ("which is its transpose" in found) == transpose
+    )
 
 
 def test_the_table_must_fill_the_network_and_no_more():
     more = {**SHAPES, "params": {**SHAPES["params"], "head": {"bias": np.empty(3)}}}
     assert problems(arrays(), TABLE, more) == {"no row of the table fills params/head/bias"}
     less = {"params": SHAPES["params"]}
-    assert problems(arrays(), TABLE, less) == {"the table fills batch_stats/bn/var, which this network does not have"}
+    assert problems(arrays(), TABLE, less) == {
+        "the table fills batch_stats/bn/var, which this network does not have"
+    }
 
 
 def test_two_rows_for_one_leaf_are_an_error():
@@ -124,16 +152,16 @@ def test_ignored_endings():
     ported = port(extra, TABLE, SHAPES, ignore=("num_batches_tracked",))
     assert set(flatten(ported)) == set(flatten(SHAPES))
     extra["num_batches_tracked.weight"] = np.zeros(1, np.float32)  # an ending, not a part
-    assert problems(extra, TABLE, SHAPES, ignore=("num_batches_tracked",)) == {"extra num_batches_tracked.weight (1,)"}
+    assert problems(extra, TABLE, SHAPES, ignore=("num_batches_tracked",)) == {
+        "extra num_batches_tracked.weight (1,)"
+    }
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, np.int8])
 def test_another_type_of_number_is_refused_unless_a_conversion_is_meant(dtype: Any):
     other = arrays(fc_bias=np.arange(6).astype(dtype))
     name = np.dtype(dtype).name
-    message = (
-        f"these weights hold 1 tensors in {name} (fc.bias is {name}, wanted float32); wanted float32, as they were"
-    )
+    message = f"these weights hold 1 tensors in {name} (fc.bias is {name}, wanted float32); wanted float32, as they were"
     with pytest.raises(ValueError, match=re.escape(message)):
         port(other, TABLE, SHAPES)
     bias = flatten(port(other, TABLE, SHAPES, cast=True))["params/fc/bias"]
@@ -157,7 +185,9 @@ BACK = {  # each layout undone, written another way
     "oi11": lambda a: np.einsum("io->oi", a)[:, :, None, None],
     "11io": lambda a: a[None, None],
     "hwcm": lambda a: np.einsum("hwmc->hwcm", a),
-    "chw_7x7": lambda a: np.einsum("hwco->ochw", a.reshape(7, 7, -1, a.shape[-1])).reshape(a.shape[-1], -1),
+    "chw_7x7": lambda a: np.einsum("hwco->ochw", a.reshape(7, 7, -1, a.shape[-1])).reshape(
+        a.shape[-1], -1
+    ),
     "oi77": lambda a: np.einsum("hwco->ochw", a.reshape(7, 7, -1, a.shape[-1])),
 }
 
@@ -165,9 +195,18 @@ BACK = {  # each layout undone, written another way
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(o=st.integers(1, 5), i=st.integers(1, 5), h=st.integers(1, 4), w=st.integers(1, 4))
 def test_layouts_lose_nothing(layout: str, o: int, i: int, h: int, w: int):
-    ours = {"same": (o, i, h), "oihw": (h, w, i, o), "oi": (i, o), "oi11": (i, o), "11io": (i, o), "hwcm": (h, w, 1, i)}
+    ours = {
+        "same": (o, i, h),
+        "oihw": (h, w, i, o),
+        "oi": (i, o),
+        "oi11": (i, o),
+        "11io": (i, o),
+        "hwcm": (h, w, 1, i),
+    }
     ours |= dict.fromkeys(("chw_7x7", "oi77"), (i * 49, o))
-    array = np.arange(np.prod(ours[layout]), dtype=np.float32).reshape(LAYOUTS[layout].theirs(ours[layout]))
+    array = np.arange(np.prod(ours[layout]), dtype=np.float32).reshape(
+        LAYOUTS[layout].theirs(ours[layout])
+    )
     turned = LAYOUTS[layout].ours(array)
     assert turned.shape == ours[layout]
     np.testing.assert_array_equal(BACK[layout](turned), array)
@@ -178,9 +217,13 @@ def test_vggs_first_dense_layer_reads_the_same_map_in_either_order():
     rng = np.random.RandomState(0)
     maps, matrix = rng.standard_normal((2, 7, 7, 3)), rng.standard_normal((5, 3 * 7 * 7))
     torchs = maps.transpose(0, 3, 1, 2).reshape(2, -1) @ matrix.T
-    np.testing.assert_allclose(maps.reshape(2, -1) @ LAYOUTS["chw_7x7"].ours(matrix), torchs, rtol=1e-10)
+    np.testing.assert_allclose(
+        maps.reshape(2, -1) @ LAYOUTS["chw_7x7"].ours(matrix), torchs, rtol=1e-10
+    )
     convolution = matrix.reshape(5, 3, 7, 7)
-    np.testing.assert_array_equal(LAYOUTS["oi77"].ours(convolution), LAYOUTS["chw_7x7"].ours(matrix))
+    np.testing.assert_array_equal(
+        LAYOUTS["oi77"].ours(convolution), LAYOUTS["chw_7x7"].ours(matrix)
+    )
 
 
 @functools.cache
@@ -203,8 +246,19 @@ TABLES = [
         "resnet50_keras",
         "resnetv2_50_keras",
     )
-    + ("mobilenetv1_100", "mobilenetv1_025_keras", "mobilenetv2_100", "mobilenetv2_035_keras", "mobilenetv3_small_050")
-    + ("mobilenet_v3_large", "tf_mobilenetv3_small_minimal_100", "tf_mobilenetv3_large_100", "tf_efficientnet_lite1")
+    + (
+        "mobilenetv1_100",
+        "mobilenetv1_025_keras",
+        "mobilenetv2_100",
+        "mobilenetv2_035_keras",
+        "mobilenetv3_small_050",
+    )
+    + (
+        "mobilenet_v3_large",
+        "tf_mobilenetv3_small_minimal_100",
+        "tf_mobilenetv3_large_100",
+        "tf_efficientnet_lite1",
+    )
     for source in backbones.get(name).sources
 ]
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from tl.training import probe
 
 
-def clusters(n: int, d: int, classes: int, *, apart: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def clusters(
+    n: int, d: int, classes: int, *, apart: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Gaussian classes whose centres are `apart` standard deviations from the origin; f32[n d], i[n]."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % classes
@@ -43,7 +45,9 @@ def newton(x: np.ndarray, labels: np.ndarray, classes: int, c: float) -> np.ndar
         inner = np.einsum("nk,kl->nkl", p, np.eye(classes)) - np.einsum("nk,nl->nkl", p, p)
         hessian = c * np.einsum("nd,nkl,ne->dkel", ones, inner, ones)
         hessian += np.einsum("de,kl->dkel", np.diag(free), np.eye(classes))
-        flat = hessian.reshape(w.size, w.size) + 1e-12 * np.eye(w.size)  # a shift of all biases is free
+        flat = hessian.reshape(w.size, w.size) + 1e-12 * np.eye(
+            w.size
+        )  # a shift of all biases is free
         w = w - np.linalg.lstsq(flat, gradient.ravel(), rcond=1e-10)[0].reshape(w.shape)
     return w
 
@@ -53,26 +57,35 @@ def newton(x: np.ndarray, labels: np.ndarray, classes: int, c: float) -> np.ndar
 
 @pytest.mark.parametrize("c", [1e-3, 1e-2, 0.1, 1.0])
 @pytest.mark.parametrize(("n", "d", "classes"), [(60, 4, 2), (45, 5, 3), (20, 30, 2), (50, 3, 5)])
-def test_the_fit_is_where_scikit_learns_objective_has_no_slope(n: int, d: int, classes: int, c: float) -> None:
+def test_the_fit_is_where_scikit_learns_objective_has_no_slope(
+    n: int, d: int, classes: int, c: float
+) -> None:
     features, labels = clusters(n, d, classes)
     fitted = probe.logistic(features, labels, classes, strengths=(c,))
     mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     w = fitted.params["kernel"] * std[:, None]
     x = (features - mean) / std
     rest = (
-        softmax(features.astype(np.float64) @ fitted.params["kernel"] + fitted.params["bias"]) - np.eye(classes)[labels]
+        softmax(features.astype(np.float64) @ fitted.params["kernel"] + fitted.params["bias"])
+        - np.eye(classes)[labels]
     )
     slope = (c * x.T @ rest + w) / (c * n)  # in units of the mean loss
     assert np.abs(slope).max() < 1e-4
-    assert np.abs(rest.mean(axis=0)).max() < 1e-4  # the bias is free: predictions are right on average
+    assert (
+        np.abs(rest.mean(axis=0)).max() < 1e-4
+    )  # the bias is free: predictions are right on average
     assert fitted.strength == c
 
 
-@pytest.mark.parametrize(("n", "d", "classes", "c"), [(40, 3, 2, 0.1), (40, 3, 3, 0.01), (30, 2, 5, 1.0)])
+@pytest.mark.parametrize(
+    ("n", "d", "classes", "c"), [(40, 3, 2, 0.1), (40, 3, 3, 0.01), (30, 2, 5, 1.0)]
+)
 def test_the_fit_is_newtons(n: int, d: int, classes: int, c: float) -> None:
     features, labels = clusters(n, d, classes)
     features = features * np.float32([3.0, 0.1, 50.0][:d]) + np.float32([100.0, -2.0, 7.0][:d])
-    x = (features - features.mean(axis=0, dtype=np.float64)) / features.std(axis=0, dtype=np.float64)
+    x = (features - features.mean(axis=0, dtype=np.float64)) / features.std(
+        axis=0, dtype=np.float64
+    )
     wanted = np.concatenate([x, np.ones((n, 1))], axis=1) @ newton(x, labels, classes, c)
     found = logits(probe.logistic(features, labels, classes, strengths=(c,)), features)
     np.testing.assert_allclose(found, wanted - wanted.mean(axis=1, keepdims=True), atol=2e-3)
@@ -90,7 +103,9 @@ def test_cross_validation_counts_what_newton_gets_right() -> None:
         for f in range(4):
             w = newton(x[fold != f], labels[fold != f], 3, c)
             right[fold == f] = (ones @ w).argmax(axis=1)[fold == f] == labels[fold == f]
-        assert accuracy == pytest.approx(right.mean(), abs=1.1 / 60)  # one example may lie on the border
+        assert accuracy == pytest.approx(
+            right.mean(), abs=1.1 / 60
+        )  # one example may lie on the border
 
 
 # ---------------------------------------------------------------------------------------------- what must not matter
@@ -122,15 +137,21 @@ def test_constant_features_do_no_harm(value: float) -> None:
 def test_features_that_are_all_constant_give_the_shares_of_the_classes() -> None:
     labels = np.array([0] * 12 + [1] * 4)
     fitted = fit(np.full((16, 3), 2.5, np.float32), labels, 2)
-    np.testing.assert_allclose(softmax(logits(fitted, np.full((1, 3), 2.5)))[0], [0.75, 0.25], atol=1e-3)
+    np.testing.assert_allclose(
+        softmax(logits(fitted, np.full((1, 3), 2.5)))[0], [0.75, 0.25], atol=1e-3
+    )
 
 
 @settings(max_examples=6)
-@given(st.lists(st.sampled_from([1e-4, 0.02, 1.0, 30.0]), min_size=4, max_size=4), st.floats(-50, 50))
+@given(
+    st.lists(st.sampled_from([1e-4, 0.02, 1.0, 30.0]), min_size=4, max_size=4), st.floats(-50, 50)
+)
 def test_the_unit_and_the_zero_of_a_feature_do_not_matter(units: list[float], shift: float) -> None:
     features, labels = clusters(40, 4, 3)
     other = ((features.astype(np.float64) + shift) * units).astype(np.float32)
-    np.testing.assert_allclose(logits(fit(other, labels, 3), other), logits(PLAIN(), features), atol=5e-3)
+    np.testing.assert_allclose(
+        logits(fit(other, labels, 3), other), logits(PLAIN(), features), atol=5e-3
+    )
 
 
 @functools.cache
@@ -199,9 +220,13 @@ def test_noise_wants_a_strong_penalty_and_signal_a_weak_one() -> None:
     noise = probe.logistic(rng.normal(size=(120, 60)).astype(np.float32), np.arange(120) % 2, 2)
     weak = probe.logistic(*clusters(120, 60, 2, apart=1.5), 2)
     clear = probe.logistic(*clusters(120, 60, 2, apart=6.0), 2)
-    assert max(noise.scores.values()) < 0.65  # cross-validation sees through 60 dimensions of chance
+    assert (
+        max(noise.scores.values()) < 0.65
+    )  # cross-validation sees through 60 dimensions of chance
     assert weak.strength <= 0.01 and 0.65 < weak.scores[weak.strength] < 0.85
-    assert clear.strength >= 0.1 and clear.scores[clear.strength] > 0.97  # all are right: the likelihood decides
+    assert (
+        clear.strength >= 0.1 and clear.scores[clear.strength] > 0.97
+    )  # all are right: the likelihood decides
     assert tuple(noise.scores) == probe.STRENGTHS and weak.strength in probe.STRENGTHS
 
 
@@ -215,7 +240,9 @@ def test_of_equally_right_strengths_the_likelier_is_taken() -> None:
 # --------------------------------------------------------------------------------------- ridge, validation, class weights
 
 
-def least_squares(x: np.ndarray, labels: np.ndarray, classes: int, c: float, weights: np.ndarray) -> np.ndarray:
+def least_squares(
+    x: np.ndarray, labels: np.ndarray, classes: int, c: float, weights: np.ndarray
+) -> np.ndarray:
     """argmin C / 2 * sum of weighted squares + |W|^2 / 2 with a free bias, f64[d + 1, k], from the normal equations."""
     ones = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     penalty = np.diag([1.0 / c] * x.shape[1] + [0.0])
@@ -231,7 +258,9 @@ def standard(features: np.ndarray) -> np.ndarray:
 def same_up_to_scale(found: np.ndarray, wanted: np.ndarray) -> None:
     """The ridge's scores are divided by a temperature."""
     found, wanted = (a - a.mean(axis=1, keepdims=True) for a in (found, wanted))
-    np.testing.assert_allclose(found * (np.vdot(found, wanted) / np.vdot(found, found)), wanted, atol=2e-5)
+    np.testing.assert_allclose(
+        found * (np.vdot(found, wanted) / np.vdot(found, found)), wanted, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0])
@@ -246,7 +275,12 @@ def test_the_ridge_is_least_squares(n: int, d: int, classes: int, c: float) -> N
 
 
 @settings(max_examples=12)
-@given(st.integers(0, 99), st.sampled_from([(24, 3), (24, 40)]), st.sampled_from([2, 5]), st.floats(0.5, 3.0))
+@given(
+    st.integers(0, 99),
+    st.sampled_from([(24, 3), (24, 40)]),
+    st.sampled_from([2, 5]),
+    st.floats(0.5, 3.0),
+)
 def test_what_the_ridge_says_of_a_fold_is_what_a_refit_without_it_says(
     seed: int, shape: tuple[int, int], count: int, weight: float
 ) -> None:
@@ -259,7 +293,9 @@ def test_what_the_ridge_says_of_a_fold_is_what_a_refit_without_it_says(
     x = (features - bank.mean) * bank.scale
     strengths = (1e-3, 1.0)
     for c, scores in zip(
-        strengths, probe._ridge_held_out(bank, labels, weights, classes, fold, strengths), strict=True
+        strengths,
+        probe._ridge_held_out(bank, labels, weights, classes, fold, strengths),
+        strict=True,
     ):
         for f in range(count):
             w = least_squares(x[fold != f], labels[fold != f], classes, c, weights[fold != f])
@@ -267,12 +303,17 @@ def test_what_the_ridge_says_of_a_fold_is_what_a_refit_without_it_says(
 
 
 @pytest.mark.parametrize("method", list(probe.METHODS))
-def test_the_strength_is_chosen_on_validation_and_its_answers_are_used_only_if_asked(method: str) -> None:
+def test_the_strength_is_chosen_on_validation_and_its_answers_are_used_only_if_asked(
+    method: str,
+) -> None:
     features, labels = clusters(120, 40, 3, apart=2.0)
     train, held = (features[:80], labels[:80]), (features[80:], labels[80:])
     wrong = (held[0], (held[1] + 1) % 3)
     call = functools.partial(probe.fit, *train, 3, method=method)
-    right, fooled = call(validation=held, refit=False), call(validation=wrong, refit=False, strengths=(0.01,))
+    right, fooled = (
+        call(validation=held, refit=False),
+        call(validation=wrong, refit=False, strengths=(0.01,)),
+    )
     assert max(right.scores.values()) > 0.6 > 0.4 > fooled.scores[0.01]
     plain = call(validation=held, refit=False, strengths=(0.01,))
     kernels = [p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (plain, fooled)]
@@ -281,23 +322,42 @@ def test_the_strength_is_chosen_on_validation_and_its_answers_are_used_only_if_a
     whole = probe.fit(features, labels, 3, method=method, strengths=(0.01,))
     kernels = [p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (again, whole)]
     np.testing.assert_allclose(*kernels, atol=1e-4)  # and with them
-    assert np.abs(kernels[0] - plain.params["kernel"] / np.linalg.norm(plain.params["kernel"])).max() > 1e-3
+    assert (
+        np.abs(kernels[0] - plain.params["kernel"] / np.linalg.norm(plain.params["kernel"])).max()
+        > 1e-3
+    )
 
 
 def test_without_refit_the_fit_is_of_the_training_examples_alone() -> None:
     features, labels = clusters(60, 20, 3)
     fitted = probe.fit(
-        features[:40], labels[:40], 3, validation=(features[40:], labels[40:]), refit=False, strengths=(0.02,)
+        features[:40],
+        labels[:40],
+        3,
+        validation=(features[40:], labels[40:]),
+        refit=False,
+        strengths=(0.02,),
     )
     x = standard(features)
     wanted = np.concatenate([x, np.ones((60, 1))], axis=1) @ newton(x[:40], labels[:40], 3, 0.02)
-    np.testing.assert_allclose(logits(fitted, features), wanted - wanted.mean(axis=1, keepdims=True), atol=2e-3)
+    np.testing.assert_allclose(
+        logits(fitted, features), wanted - wanted.mean(axis=1, keepdims=True), atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("method", list(probe.METHODS))
-def test_a_class_of_weight_two_counts_as_if_each_of_its_pictures_were_there_twice(method: str) -> None:
+def test_a_class_of_weight_two_counts_as_if_each_of_its_pictures_were_there_twice(
+    method: str,
+) -> None:
     features, labels = clusters(30, 6, 3)
-    weighted = probe.fit(features, labels, 3, method=method, strengths=(0.1,), class_weights=np.array([2.0, 1.0, 1.0]))
+    weighted = probe.fit(
+        features,
+        labels,
+        3,
+        method=method,
+        strengths=(0.1,),
+        class_weights=np.array([2.0, 1.0, 1.0]),
+    )
     twice = np.concatenate([np.arange(30), np.flatnonzero(labels == 0)])
     fitted = probe.fit(features[twice], labels[twice], 3, method=method, strengths=(0.1 * 30 / 40,))
     a, b = (p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (weighted, fitted))
@@ -317,11 +377,14 @@ def test_the_probabilities_of_a_probe_say_how_often_it_is_right(method: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("labels", "classes"), [([0], 2), ([], 2), ([0, 1, 2], 2), ([0, -1, 1], 2)], ids=["one", "none", "high", "low"]
+    ("labels", "classes"),
+    [([0], 2), ([], 2), ([0, 1, 2], 2), ([0, -1, 1], 2)],
+    ids=["one", "none", "high", "low"],
 )
 def test_refusals(labels: list[int], classes: int) -> None:
     with pytest.raises(
-        ValueError, match=rf"at least 2 examples with labels in \[0, {classes}\); got {len(labels)} examples"
+        ValueError,
+        match=rf"at least 2 examples with labels in \[0, {classes}\); got {len(labels)} examples",
     ):
         probe.logistic(np.zeros((len(labels), 3), np.float32), np.array(labels, int), classes)
 
@@ -330,9 +393,15 @@ def test_refusals(labels: list[int], classes: int) -> None:
     ("change", "message"),
     [
         ({"method": "logistics"}, "unknown probe 'logistics'; nearest: 'logistic'"),
-        ({"validation": (np.zeros((0, 3)), np.zeros(0, int))}, "validation wants at least 1 example.*got 0"),
+        (
+            {"validation": (np.zeros((0, 3)), np.zeros(0, int))},
+            "validation wants at least 1 example.*got 0",
+        ),
         ({"validation": (np.zeros((1, 3)), np.array([2]))}, r"with a label in \[0, 2\); got 1"),
-        ({"class_weights": np.array([1.0, 0.0])}, r"class_weights are 2 numbers above 0; got \[1.0, 0.0\]"),
+        (
+            {"class_weights": np.array([1.0, 0.0])},
+            r"class_weights are 2 numbers above 0; got \[1.0, 0.0\]",
+        ),
         ({"class_weights": np.ones(3)}, "class_weights are 2 numbers"),
     ],
 )

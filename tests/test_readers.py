@@ -85,11 +85,18 @@ def storage(kind: str, key: str, count: Any, *view: Any) -> Persistent:
 
 def tensor(stored: Any, shape: Any, strides: Any, offset: Any = 0) -> Call:
     hooks = Call(Name("collections", "OrderedDict"), ())
-    return Call(Name("torch._utils", "_rebuild_tensor_v2"), (stored, offset, shape, strides, False, hooks))
+    return Call(
+        Name("torch._utils", "_rebuild_tensor_v2"), (stored, offset, shape, strides, False, hooks)
+    )
 
 
 def torch_zip(
-    path: Path, tree: Any, storages: dict[str, bytes], *, compress: int = zipfile.ZIP_STORED, **more: bytes
+    path: Path,
+    tree: Any,
+    storages: dict[str, bytes],
+    *,
+    compress: int = zipfile.ZIP_STORED,
+    **more: bytes,
 ) -> Path:
     with zipfile.ZipFile(path, "w", compress) as archive:
         archive.writestr("archive/data.pkl", pickled(tree))
@@ -101,9 +108,16 @@ def torch_zip(
 
 
 def torch_stream(path: Path, tree: Any, storages: dict[str, tuple[int, bytes]]) -> Path:
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    system = {
+        "protocol_version": 1001,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
     parts = [pickled(part) for part in (TORCH_MAGIC, 1001, system, tree, list(storages))]
-    path.write_bytes(b"".join(parts) + b"".join(struct.pack("<q", count) + raw for count, raw in storages.values()))
+    path.write_bytes(
+        b"".join(parts)
+        + b"".join(struct.pack("<q", count) + raw for count, raw in storages.values())
+    )
     return path
 
 
@@ -130,14 +144,20 @@ def write_safetensors(path: Path, array: np.ndarray) -> Path:
 def write_zip(path: Path, array: np.ndarray) -> Path:
     kind = next(kind for kind, dtype in NUMBERS.items() if dtype == array.dtype)
     strides = tuple(s // array.itemsize for s in np.empty(array.shape, array.dtype).strides)
-    return torch_zip(path, {"w": tensor(storage(kind, "0", array.size), array.shape, strides)}, {"0": array.tobytes()})
+    return torch_zip(
+        path,
+        {"w": tensor(storage(kind, "0", array.size), array.shape, strides)},
+        {"0": array.tobytes()},
+    )
 
 
 def write_stream(path: Path, array: np.ndarray) -> Path:
     kind = next(kind for kind, dtype in NUMBERS.items() if dtype == array.dtype)
     strides = tuple(s // array.itemsize for s in np.empty(array.shape, array.dtype).strides)
     stored = storage(kind, "94", array.size, None)
-    return torch_stream(path, {"w": tensor(stored, array.shape, strides)}, {"94": (array.size, array.tobytes())})
+    return torch_stream(
+        path, {"w": tensor(stored, array.shape, strides)}, {"94": (array.size, array.tobytes())}
+    )
 
 
 def write_pickle(protocol: int) -> Callable[[Path, np.ndarray], Path]:
@@ -162,7 +182,11 @@ def refused(path: Path) -> str:
     with pytest.raises(ValueError) as caught:
         read(path)
     message = str(caught.value)
-    assert message.startswith(f"cannot read weights from {path}: ") and "\n" not in message and len(message) < 700
+    assert (
+        message.startswith(f"cannot read weights from {path}: ")
+        and "\n" not in message
+        and len(message) < 700
+    )
     return message.removeprefix(f"cannot read weights from {path}: ")
 
 
@@ -208,10 +232,16 @@ def test_tensors_are_views_transposed_cut_and_shared(tmp_path: Path, write: str)
         "transposed": tensor(stored, (4, 3), (1, 4)),
         "second row": tensor(stored, (4,), (1,), 4),
         "every other column": tensor(stored, (3, 2), (4, 2), 1),
-        "parameter": Call(Name("torch._utils", "_rebuild_parameter"), (tensor(stored, (2,), (1,)), True, {})),
+        "parameter": Call(
+            Name("torch._utils", "_rebuild_parameter"), (tensor(stored, (2,), (1,)), True, {})
+        ),
     }
     if write == "zip":
-        found = read(torch_zip(tmp_path / "w.pth", tree, {"0": raw.tobytes()}, version=b"3\n", byteorder=b"little"))
+        found = read(
+            torch_zip(
+                tmp_path / "w.pth", tree, {"0": raw.tobytes()}, version=b"3\n", byteorder=b"little"
+            )
+        )
     else:
         found = read(torch_stream(tmp_path / "w.pth", tree, {"0": (12, raw.tobytes())}))
     whole = raw.reshape(3, 4)
@@ -279,22 +309,31 @@ def hostile(canary: Path) -> dict[str, Any]:
         "pathlib.Path": Run(Path, str(canary)),
         "subprocess": Run(__import__("subprocess").check_call, ["touch", str(canary)]),
         "importlib": Run(__import__("importlib").import_module, "antigravity"),
-        "inside an object array": {"w": np.array([Run(os.system, f"touch {canary}")], dtype=object)},
-        "beside good tensors": {"w": MATRIX, "v": {"deep": [MATRIX, {"x": Run(os.system, f"touch {canary}")}]}},
+        "inside an object array": {
+            "w": np.array([Run(os.system, f"touch {canary}")], dtype=object)
+        },
+        "beside good tensors": {
+            "w": MATRIX,
+            "v": {"deep": [MATRIX, {"x": Run(os.system, f"touch {canary}")}]},
+        },
         "as a key": {("a", Run(os.system, f"touch {canary}")): MATRIX},
     }
 
 
 @pytest.mark.parametrize("name", hostile(Path("x")))
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path: Path, name: str, protocol: int):
+def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
+    tmp_path: Path, name: str, protocol: int
+):
     canary, file = tmp_path / "canary", tmp_path / "weights.pkl"
     file.write_bytes(pickle.dumps(hostile(canary)[name], protocol=protocol))
     message = refused(file)
     assert not canary.exists()
     assert "which tensors do not need; nothing was run" in message or "not a number type" in message
     pickle.loads(file.read_bytes()) if name in ("os.system", "builtins.exec") else None
-    assert canary.exists() == (name in ("os.system", "builtins.exec")), "the canary itself does not work"
+    assert canary.exists() == (name in ("os.system", "builtins.exec")), (
+        "the canary itself does not work"
+    )
 
 
 @pytest.mark.parametrize("where", ["zip", "stream", "stream header", "storage id"])
@@ -304,11 +343,17 @@ def test_a_torch_file_that_would_run_something_is_refused(tmp_path: Path, where:
     if where == "zip":
         torch_zip(file, {"w": evil}, {})
     elif where == "storage id":
-        torch_zip(file, {"w": tensor(Persistent(("storage", evil, "0", "cpu", 1)), (1,), (1,))}, {"0": b"\0" * 4})
+        torch_zip(
+            file,
+            {"w": tensor(Persistent(("storage", evil, "0", "cpu", 1)), (1,), (1,))},
+            {"0": b"\0" * 4},
+        )
     elif where == "stream":
         torch_stream(file, {"w": evil}, {})
     else:
-        file.write_bytes(pickled(TORCH_MAGIC) + pickled(evil) + pickled({}) + pickled({}) + pickled([]))
+        file.write_bytes(
+            pickled(TORCH_MAGIC) + pickled(evil) + pickled({}) + pickled({}) + pickled([])
+        )
     assert "posix.system" in refused(file) and not canary.exists()
 
 
@@ -357,7 +402,9 @@ LIES = {
     "a count beyond the data": four((2,), (1,), 0, 10**15),
     "a count that is none": four((2,), (1,), 0, "many"),
     "an unknown storage": {"w": tensor(Persistent(("module", "x")), (1,), (1,))},
-    "a storage of text": {"w": tensor(Persistent(("storage", "FloatStorage", "0", "cpu", 4, None)), (1,), (1,))},
+    "a storage of text": {
+        "w": tensor(Persistent(("storage", "FloatStorage", "0", "cpu", 4, None)), (1,), (1,))
+    },
     "a tensor on no storage": {"w": tensor(MATRIX.tolist(), (1,), (1,))},
     "an integer for a tensor": {"w": 3},
     "a list of tensors": [1, 2],
@@ -382,20 +429,30 @@ def test_lies_about_sizes_are_told_and_take_no_memory(tmp_path: Path, name: str,
         tracemalloc.stop()
 
 
-def numpy_pickle(shape: Any, code: str, data: Any, state: Any = ("<", None, None, None, -1, -1, 0)) -> bytes:
+def numpy_pickle(
+    shape: Any, code: str, data: Any, state: Any = ("<", None, None, None, -1, -1, 0)
+) -> bytes:
     dtype = Call(Name("numpy", "dtype"), (code, 0, 1), (3, *state))
     rebuild = Name("numpy._core.multiarray", "_reconstruct")
-    return pickled({"w": Call(rebuild, (Name("numpy", "ndarray"), (0,), b"b"), (1, shape, dtype, False, data))})
+    return pickled(
+        {"w": Call(rebuild, (Name("numpy", "ndarray"), (0,), b"b"), (1, shape, dtype, False, data))}
+    )
 
 
 def frombuffer_pickle(data: Any, shape: Any) -> bytes:
     dtype = Call(Name("numpy", "dtype"), ("f4", 0, 1))
-    return pickled({"w": Call(Name("numpy._core.numeric", "_frombuffer"), (data, dtype, shape, "C"))})
+    return pickled(
+        {"w": Call(Name("numpy._core.numeric", "_frombuffer"), (data, dtype, shape, "C"))}
+    )
 
 
 def test_the_handmade_numpy_pickle_is_one(tmp_path: Path):
     (tmp_path / "w").write_bytes(numpy_pickle((2,), "f4", np.float32([1, 2]).tobytes()))
-    assert read(tmp_path / "w")["w"].tolist() == [1, 2] == pickle.loads((tmp_path / "w").read_bytes())["w"].tolist()
+    assert (
+        read(tmp_path / "w")["w"].tolist()
+        == [1, 2]
+        == pickle.loads((tmp_path / "w").read_bytes())["w"].tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -457,7 +514,9 @@ def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
     for _ in range(60):
         lists = [lists, lists]
     raw = [pickle.dumps(loop), pickle.dumps(laughs), pickle.dumps(lists)]
-    raw.append(b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b".")  # 100,000 dicts deep
+    raw.append(
+        b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b"."
+    )  # 100,000 dicts deep
     for each in raw:
         (tmp_path / "w").write_bytes(each)
         refused(tmp_path / "w")
@@ -477,7 +536,11 @@ def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
         (b"PK\x03\x04" + b"\0" * 100, "zip"),
         (struct.pack("<Q", 10**15) + b"{}", "begin no format"),
         (struct.pack("<Q", 2) + b"{]", ""),
-        (struct.pack("<Q", 60) + b'{"w":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,4]}}'[:60].ljust(60), ""),
+        (
+            struct.pack("<Q", 60)
+            + b'{"w":{"dtype":"F32","shape":[9999999999],"data_offsets":[0,4]}}'[:60].ljust(60),
+            "",
+        ),
     ],
 )
 def test_what_is_no_weights_file(tmp_path: Path, content: bytes, message: str):
@@ -501,7 +564,12 @@ def test_zips_that_are_not_torchs(tmp_path: Path):
     assert "a zip with 2 data.pkl" in refused(tmp_path / "two")
     torch_zip(tmp_path / "missing", four((4,), (1,)), {})
     assert "archive/data/0" in refused(tmp_path / "missing")
-    torch_zip(tmp_path / "bomb", four((4,), (1,)), {"0": b"\0" * 50_000_000}, compress=zipfile.ZIP_DEFLATED)
+    torch_zip(
+        tmp_path / "bomb",
+        four((4,), (1,)),
+        {"0": b"\0" * 50_000_000},
+        compress=zipfile.ZIP_DEFLATED,
+    )
     assert "compressed" in refused(tmp_path / "bomb")
     torch_zip(tmp_path / "big", four((4,), (1,)), {"0": b"\0" * 16}, byteorder=b"big")
     assert "big-endian" in refused(tmp_path / "big")
@@ -514,7 +582,9 @@ def test_views_of_storages_as_torch_before_0_4_wrote_them(tmp_path: Path):
 
 @each_format
 def test_cut_short_anywhere(tmp_path: Path, form: str):
-    whole = WRITERS[form](tmp_path / "whole", np.arange(64, dtype=np.float32).reshape(8, 8)).read_bytes()
+    whole = WRITERS[form](
+        tmp_path / "whole", np.arange(64, dtype=np.float32).reshape(8, 8)
+    ).read_bytes()
     rng = random.Random(0)
     for cut in {
         0,
@@ -549,8 +619,12 @@ def test_damaged_bytes_raise_nothing_but_valueerror(
 
 
 @settings(max_examples=200)
-@given(st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda raw: b"\x80\x02" + raw)))
-def test_random_bytes_raise_nothing_but_valueerror(tmp_path_factory: pytest.TempPathFactory, raw: bytes):
+@given(
+    st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda raw: b"\x80\x02" + raw))
+)
+def test_random_bytes_raise_nothing_but_valueerror(
+    tmp_path_factory: pytest.TempPathFactory, raw: bytes
+):
     file = tmp_path_factory.getbasetemp() / "random"
     file.write_bytes(raw)
     try:

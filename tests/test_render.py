@@ -22,7 +22,7 @@ RED, GREEN, BLUE = 0, 1, 2
 TARGETS = np.array([RED, BLUE, RED, GREEN], np.int32)
 TOY: Variables = {"params": {"gain": jnp.full((1, 3), 30.0, jnp.float32)}}
 WAVES = jnp.arange(SIZE * SIZE * 3, dtype=jnp.float32).reshape(1, SIZE, SIZE, 3)
-PLAIN: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, image: image  # noqa: E731
+PLAIN: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, image: image
 
 
 def colors(variables: Variables, images01: jax.Array) -> Output:
@@ -47,7 +47,10 @@ def clipped(theta: jax.Array) -> jax.Array:
 
 
 RAW = images.Image(
-    lambda keys: 0.5 + 0.1 * jnp.sin(1e3 * share(keys)[:, None, None, None] * WAVES), clipped, clipped, clipped
+    lambda keys: 0.5 + 0.1 * jnp.sin(1e3 * share(keys)[:, None, None, None] * WAVES),
+    clipped,
+    clipped,
+    clipped,
 )
 """A box of pixels whose start is quick to compile; a key each, as all."""
 
@@ -57,9 +60,15 @@ def color(index: jax.Array) -> Objective:
 
 
 def make(
-    image: images.Image = RAW, *, apply: Callable = colors, objective: Callable = color, **kwargs: Any
+    image: images.Image = RAW,
+    *,
+    apply: Callable = colors,
+    objective: Callable = color,
+    **kwargs: Any,
 ) -> render.Render:
-    return render.make(apply, image, objective, **{"transform": turned, "steps": 8, "optimizer": "sgd", **kwargs})
+    return render.make(
+        apply, image, objective, **{"transform": turned, "steps": 8, "optimizer": "sgd", **kwargs}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +84,14 @@ def wanted(images01: jax.Array, targets: np.ndarray = TARGETS) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------------ the climb
 
 
-@pytest.mark.parametrize(("name", "optimizer", "step_size"), [("pyramid", "sign", 0.05), ("maco", "adam", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "optimizer", "step_size"), [("pyramid", "sign", 0.05), ("maco", "adam", 0.1)]
+)
 def test_what_is_wanted_rises(name: str, optimizer: str, step_size: float) -> None:
     image = images.PARAMETERIZATIONS[name](SIZE)
-    found = make(image, optimizer=optimizer, transform=transforms.roll(2))(TOY, KEYS, TARGETS, step_size=step_size)
+    found = make(image, optimizer=optimizer, transform=transforms.roll(2))(
+        TOY, KEYS, TARGETS, step_size=step_size
+    )
     before, after = wanted(found.start), wanted(found.images)
     assert (after > before + 0.1).all()
     assert found.scores.shape == (9, 4)
@@ -90,7 +103,9 @@ def test_what_is_wanted_rises(name: str, optimizer: str, step_size: float) -> No
 
 @pytest.mark.optimized
 def test_the_same_key_is_the_same_image_to_the_bit(one_by_one: render.Render) -> None:
-    again = [one_by_one(TOY, keys, TARGETS, tv=1.0, step_size=1.0) for keys in (KEYS, KEYS, KEYS[::-1])]
+    again = [
+        one_by_one(TOY, keys, TARGETS, tv=1.0, step_size=1.0) for keys in (KEYS, KEYS, KEYS[::-1])
+    ]
     for a, b, c in zip(*again, strict=True):
         np.testing.assert_array_equal(a, b)
         assert (np.asarray(a) != np.asarray(c)).any()
@@ -101,7 +116,9 @@ def test_an_image_alone_is_the_same_to_the_bit_in_any_grid(one_by_one: render.Re
     tv = np.array([0.0, 3.0, 10.0, 30.0], np.float32)
     grid = one_by_one(TOY, KEYS, TARGETS, tv=tv, step_size=1.0)
     for i in range(4):
-        alone = one_by_one(TOY, KEYS[i : i + 1], TARGETS[i : i + 1], tv=tv[i : i + 1], step_size=1.0)
+        alone = one_by_one(
+            TOY, KEYS[i : i + 1], TARGETS[i : i + 1], tv=tv[i : i + 1], step_size=1.0
+        )
         for name in ("images", "start"):
             np.testing.assert_array_equal(getattr(alone, name)[0], getattr(grid, name)[i])
         for name in ("scores", "frames"):
@@ -132,17 +149,29 @@ def test_frames_are_the_way_and_the_last_is_the_image(one_by_one: render.Render)
 def test_no_step_shows_the_start_and_its_score(variation: str) -> None:
     """The objective less the weighted costs, of whichever variation."""
     climb = make(steps=0, frames=5, redirect=3, variation=variation)
-    found = climb(TOY, KEYS, TARGETS, tv=np.array([2.0, 5.0, 0.0, 1.0]), l2=3.0, blur=7.0, step_size=1.0)
+    found = climb(
+        TOY, KEYS, TARGETS, tv=np.array([2.0, 5.0, 0.0, 1.0]), l2=3.0, blur=7.0, step_size=1.0
+    )
     np.testing.assert_array_equal(found.images, found.start)
     assert found.frames.shape == (0, 4, SIZE, SIZE, 3)
-    score = wanted(found.start) - 3.0 * objectives.energy(found.start) - 7.0 * objectives.roughness(found.start)
-    score -= np.array([2.0, 5.0, 0.0, 1.0], np.float32) * objectives.VARIATIONS[variation](found.start)
+    score = (
+        wanted(found.start)
+        - 3.0 * objectives.energy(found.start)
+        - 7.0 * objectives.roughness(found.start)
+    )
+    score -= np.array([2.0, 5.0, 0.0, 1.0], np.float32) * objectives.VARIATIONS[variation](
+        found.start
+    )
     np.testing.assert_allclose(found.scores, score[None], rtol=1e-4, atol=1e-5)
 
 
 def test_a_photograph_may_be_the_start() -> None:
-    photographs = jnp.asarray(np.random.default_rng(0).uniform(0.1, 0.9, (4, SIZE, SIZE, 3)), jnp.float32)
-    found = make(images.fourier(SIZE), optimizer="adam")(TOY, KEYS, TARGETS, step_size=0.01, start=photographs)
+    photographs = jnp.asarray(
+        np.random.default_rng(0).uniform(0.1, 0.9, (4, SIZE, SIZE, 3)), jnp.float32
+    )
+    found = make(images.fourier(SIZE), optimizer="adam")(
+        TOY, KEYS, TARGETS, step_size=0.01, start=photographs
+    )
     np.testing.assert_allclose(found.start, photographs, atol=1e-4)
     assert (wanted(found.images) > wanted(photographs)).all()
     assert np.abs(found.images - photographs).mean() < 0.2
@@ -160,7 +189,9 @@ def test_views_are_judged_and_costs_are_of_the_image_itself() -> None:
     """The view is black: the network sees nothing of the picture, its cost is the picture's own."""
     climb = make(steps=1, transform=lambda key, image: 0.0 * image)
     found = climb(TOY, KEYS, TARGETS, tv=2.0, step_size=1.0)
-    np.testing.assert_allclose(found.scores[0], -2.0 * objectives.total_variation(found.start), rtol=1e-5)
+    np.testing.assert_allclose(
+        found.scores[0], -2.0 * objectives.total_variation(found.start), rtol=1e-5
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ costs and sweeps
@@ -177,11 +208,18 @@ def test_costs_do_what_they_say_and_one_trace_serves_a_sweep() -> None:
     free = climb(TOY, KEYS, TARGETS, step_size=1.0).images
     once = len(traced)
     smooth, smoother, mixed = (
-        climb(TOY, KEYS, TARGETS, tv=tv, step_size=1.0).images for tv in (2.0, 20.0, np.array([0.0, 20.0, 2.0, 0.0]))
+        climb(TOY, KEYS, TARGETS, tv=tv, step_size=1.0).images
+        for tv in (2.0, 20.0, np.array([0.0, 20.0, 2.0, 0.0]))
     )
     calm = climb(TOY, KEYS, TARGETS, l2=30.0, step_size=1.0).images
     blurred = climb(TOY, KEYS, TARGETS, blur=100.0, step_size=1.0).images
-    climb({"params": {"gain": jnp.ones((1, 3), jnp.float32)}}, KEYS[::-1], TARGETS[::-1], tv=3.0, step_size=0.3)
+    climb(
+        {"params": {"gain": jnp.ones((1, 3), jnp.float32)}},
+        KEYS[::-1],
+        TARGETS[::-1],
+        tv=3.0,
+        step_size=0.3,
+    )
     assert len(traced) == once > 0
 
     rest, more, most = (np.asarray(objectives.total_variation(x)) for x in (free, smooth, smoother))
@@ -201,13 +239,18 @@ def test_a_grid_of_weights_targets_and_keys_is_one_trace() -> None:
         return colors(variables, images01)
 
     climb = make(apply=spy, together=1, steps=2)
-    tv, target, key = (x.ravel() for x in np.meshgrid([0.0, 1.0, 10.0, 100.0], TARGETS, np.arange(4), indexing="ij"))
+    tv, target, key = (
+        x.ravel()
+        for x in np.meshgrid([0.0, 1.0, 10.0, 100.0], TARGETS, np.arange(4), indexing="ij")
+    )
     found = climb(TOY, KEYS[key], target, tv=tv, step_size=1.0)
     once = len(traced)
     other = climb(TOY, KEYS[key[::-1]], target[::-1], tv=2.0 * tv, step_size=0.5)
     assert len(traced) == once > 0 and set(traced) == {(1, SIZE, SIZE, 3)}
     assert found.images.shape == other.images.shape == (64, SIZE, SIZE, 3)
-    np.testing.assert_array_equal(found.start[:16], found.start[16:32])  # the key alone, whatever the weight
+    np.testing.assert_array_equal(
+        found.start[:16], found.start[16:32]
+    )  # the key alone, whatever the weight
     np.testing.assert_array_equal(found.start, other.start[::-1])
     assert len({x.tobytes() for x in np.asarray(found.images)}) == 4 * 3 * 4  # red is there twice
 
@@ -239,9 +282,10 @@ def test_diversity_makes_the_images_of_a_grid_less_alike() -> None:
         return objectives.layer("maps") * 100.0 + objectives.diversity("maps") * weight
 
     climb = make(objective=varied, optimizer="adam", transform=PLAIN)
-    diversity = lambda x: np.asarray(objectives.diversity("maps")(colors(TOY, x), x))  # noqa: E731
+    diversity = lambda x: np.asarray(objectives.diversity("maps")(colors(TOY, x), x))
     without, with_it = (
-        climb(TOY, KEYS, np.full(4, weight, np.float32), step_size=0.1).images for weight in (0.0, 30.0)
+        climb(TOY, KEYS, np.full(4, weight, np.float32), step_size=0.1).images
+        for weight in (0.0, 30.0)
     )
     assert (diversity(with_it) > diversity(without) + 0.05).all()
 
@@ -259,14 +303,23 @@ def dead(variables: Any, images01: jax.Array) -> Output:
 @pytest.mark.parametrize(("endpoint", "sign"), [("off", 1.0), ("full", -1.0)])
 def test_a_redirect_wakes_a_unit(endpoint: str, sign: float) -> None:
     """Without it the picture stays as it was to the bit; with it the unit wakes, and the plain climb takes over."""
-    wants = lambda t: objectives.channel(endpoint, t) * sign  # noqa: E731
+    wants = lambda t: objectives.channel(endpoint, t) * sign
     plain, woken = (
-        make(apply=dead, objective=wants, optimizer="sign", transform=PLAIN, redirect=redirect, steps=12)
+        make(
+            apply=dead,
+            objective=wants,
+            optimizer="sign",
+            transform=PLAIN,
+            redirect=redirect,
+            steps=12,
+        )
         for redirect in (0, 8)
     )
     asleep, awake = (climb({}, KEYS[:2], TARGETS[:2], step_size=0.06) for climb in (plain, woken))
     np.testing.assert_array_equal(asleep.images, asleep.start)
-    np.testing.assert_array_equal(asleep.scores[0], sign * np.float32([0, 0] if endpoint == "off" else [6, 6]))
+    np.testing.assert_array_equal(
+        asleep.scores[0], sign * np.float32([0, 0] if endpoint == "off" else [6, 6])
+    )
     np.testing.assert_array_equal(awake.scores[0], asleep.scores[0])  # values are the same
     assert (awake.scores[8] > awake.scores[0] + 0.01).all()
     assert (awake.scores[-1] > awake.scores[8] + 0.01).all()
@@ -291,7 +344,9 @@ def test_weights_and_groups_are_checked(one_by_one: render.Render) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             one_by_one(TOY, KEYS, TARGETS, step_size=1.0, **weights)
-    with pytest.raises(ValueError, match="groups of 3; got 4 images, which is no whole number of groups"):
+    with pytest.raises(
+        ValueError, match="groups of 3; got 4 images, which is no whole number of groups"
+    ):
         make(together=3)(TOY, KEYS, TARGETS, step_size=1.0)
 
 
@@ -300,11 +355,15 @@ def test_a_climb_that_breaks_names_image_and_step() -> None:
 
     def cliff(index: jax.Array) -> Objective:
         value = color(index)
-        edge = lambda x: jnp.where((index == RED) & (jnp.mean(x, axis=(1, 2))[:, RED] > 0.75), jnp.nan, 0.0)  # noqa: E731
+        edge = lambda x: jnp.where(
+            (index == RED) & (jnp.mean(x, axis=(1, 2))[:, RED] > 0.75), jnp.nan, 0.0
+        )
         return Objective(lambda output, x: value(output, x) + edge(x))
 
     climb = make(objective=cliff, optimizer="sign", transform=PLAIN, last_step_size=1.0)
-    with pytest.raises(ValueError, match="image 1 became nan at step 3; take a smaller step size than 0.1"):
+    with pytest.raises(
+        ValueError, match="image 1 became nan at step 3; take a smaller step size than 0.1"
+    ):
         climb(TOY, KEYS[:2], np.array([BLUE, RED], np.int32), step_size=0.1)
     climb(TOY, KEYS[:2], np.array([BLUE, RED], np.int32), step_size=0.01)
 

@@ -69,24 +69,34 @@ def whole_page(name: str = "tabby") -> str:
         reporting.strip([card, moved], title=name, caption=name),
         reporting.numbers({name: name, "photographs": 12345}),
         reporting.interval(0.8, 0.7, 0.9, label=name, references=[(name, 0.6)]),
-        reporting.curves({name: [(0, 1.0), (1, float("nan")), (2, 0.5)]}, x_label=name, y_label=name, title=name),
+        reporting.curves(
+            {name: [(0, 1.0), (1, float("nan")), (2, 0.5)]}, x_label=name, y_label=name, title=name
+        ),
         reporting.table([[name, 1, 0.5, True]], [name, "n", "x", "yes"], caption=name),
         reporting.confusion(np.array([[3, 1], [0, 4]]), [name, name]),
         reporting.heat_map([[0.5]], [name], [name], corner=name, hover=[[name]]),
         reporting.skipped([{"path": name, "why": name}]),
         reporting.note(name),
     ]
-    return reporting.page(name, name, [reporting.section(name, *parts, text=name)], facts={name: name})
+    return reporting.page(
+        name, name, [reporting.section(name, *parts, text=name)], facts={name: name}
+    )
 
 
 def test_the_page_is_balanced_and_fetches_and_runs_nothing():
     page = whole_page()
     parsed = Parsed(page)
-    assert "script" not in {tag for tag, _ in parsed.elements} and not re.search(r"https?:|@import|url\(", page)
+    assert "script" not in {tag for tag, _ in parsed.elements} and not re.search(
+        r"https?:|@import|url\(", page
+    )
     for tag, attributes in parsed.elements:
-        assert not {key for key in attributes if key.startswith("on") or key in ("href", "action", "srcset")}, tag
+        assert not {
+            key for key in attributes if key.startswith("on") or key in ("href", "action", "srcset")
+        }, tag
         assert str(attributes.get("src", "data:")).startswith("data:"), tag
-    assert [meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta][0].startswith("default-src 'none'")
+    assert [meta["content"] for meta in parsed.all("meta") if "http-equiv" in meta][0].startswith(
+        "default-src 'none'"
+    )
 
 
 def test_hostile_names_stay_names():
@@ -102,15 +112,28 @@ def test_hostile_names_stay_names():
 def test_html_is_not_escaped_twice_and_attributes_always():
     inner = reporting.tag("b", "", "a < b")
     assert inner == "<b>a &lt; b</b>" and reporting.tag("p", "", inner) == "<p><b>a &lt; b</b></p>"
-    assert Parsed(reporting.tag("p", "", title=reporting.Html('"><script>'))).all("p") == [{"title": '"><script>'}]
+    assert Parsed(reporting.tag("p", "", title=reporting.Html('"><script>'))).all("p") == [
+        {"title": '"><script>'}
+    ]
 
 
-@hypothesis.given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))), st.integers(1, 4))
+@hypothesis.given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
+    st.integers(1, 4),
+)
 def test_pictures_are_embedded_at_their_true_pixels(image, scale):
-    for given_image in (image, Image.fromarray(image), jnp.asarray(image), image.astype(np.float32) / np.float32(255)):
+    for given_image in (
+        image,
+        Image.fromarray(image),
+        jnp.asarray(image),
+        image.astype(np.float32) / np.float32(255),
+    ):
         (shown,) = Parsed(reporting.picture(given_image, scale=scale)).all("img")
         np.testing.assert_array_equal(pixels_of(shown["src"]), image)
-        assert (int(shown["width"] or 0), int(shown["height"] or 0)) == (image.shape[1] * scale, image.shape[0] * scale)
+        assert (int(shown["width"] or 0), int(shown["height"] or 0)) == (
+            image.shape[1] * scale,
+            image.shape[0] * scale,
+        )
         assert (shown.get("class") == "sharp") == (scale > 1) and shown["alt"]
 
 
@@ -118,7 +141,9 @@ def test_floats_round_to_the_nearest_level():
     levels = np.linspace(0, 1, 1001, dtype=np.float32).reshape(1, -1)
     wanted = np.floor(levels.astype(np.float64) * 255 + 0.5)
     assert np.abs(reporting.as_uint8(levels)[..., 0] - levels * np.float32(255)).max() <= 0.5 + 1e-4
-    assert np.mean(reporting.as_uint8(levels)[..., 0] == wanted) > 0.99  # halves go to the even level
+    assert (
+        np.mean(reporting.as_uint8(levels)[..., 0] == wanted) > 0.99
+    )  # halves go to the even level
 
 
 @pytest.mark.parametrize(
@@ -138,7 +163,11 @@ def test_floats_round_to_the_nearest_level():
     ],
 )
 def test_what_is_no_picture_is_refused(image, says, tmp_path):
-    for use in (reporting.picture, reporting.card, lambda x: reporting.save_png(tmp_path / "x.png", x)):
+    for use in (
+        reporting.picture,
+        reporting.card,
+        lambda x: reporting.save_png(tmp_path / "x.png", x),
+    ):
         with pytest.raises(ValueError, match=says):
             use(image)
     assert not list(tmp_path.iterdir())
@@ -146,8 +175,15 @@ def test_what_is_no_picture_is_refused(image, says, tmp_path):
 
 def test_grey_and_paletted_pictures_become_rgb():
     gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    for image in (gray, gray[..., None], Image.fromarray(gray), Image.fromarray(gray).convert("RGBA")):
-        np.testing.assert_array_equal(reporting.as_uint8(image), np.repeat(gray[..., None], 3, axis=-1))
+    for image in (
+        gray,
+        gray[..., None],
+        Image.fromarray(gray),
+        Image.fromarray(gray).convert("RGBA"),
+    ):
+        np.testing.assert_array_equal(
+            reporting.as_uint8(image), np.repeat(gray[..., None], 3, axis=-1)
+        )
 
 
 def test_a_png_is_read_back_bit_for_bit(tmp_path):
@@ -177,7 +213,11 @@ def test_an_amplified_difference_is_grey_where_nothing_changed():
     shown = reporting.amplify(difference, 16)
     assert shown.dtype == np.float32
     np.testing.assert_allclose(shown[0, 0], [0, 0.5 - 16 / 255, 0.5, 0.5 + 16 / 255, 1], atol=1e-6)
-    for wrong in (np.array([[[255]]], np.uint8), np.array([[[1.5]]], np.float32), np.array([[[np.nan]]], np.float32)):
+    for wrong in (
+        np.array([[[255]]], np.uint8),
+        np.array([[[1.5]]], np.float32),
+        np.array([[[np.nan]]], np.float32),
+    ):
         with pytest.raises(ValueError, match="difference"):
             reporting.amplify(wrong, 2)
 
@@ -201,16 +241,24 @@ def test_before_and_after():
     assert parsed.all("i")[0]["style"] == "left:25.00%;width:50.00%"
 
 
-@hypothesis.given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.lists(st.floats(0, 1), max_size=3))
+@hypothesis.given(
+    st.lists(st.floats(0, 1), min_size=3, max_size=3), st.lists(st.floats(0, 1), max_size=3)
+)
 def test_an_interval_stands_where_its_axis_says(shares, marks):
     low, value, high = sorted(shares)
-    parsed = Parsed(reporting.interval(value, low, high, references=[(f"r{i}", m) for i, m in enumerate(marks)]))
+    parsed = Parsed(
+        reporting.interval(value, low, high, references=[(f"r{i}", m) for i, m in enumerate(marks)])
+    )
     axis = [(float(style[5:-1]), float(word)) for style, word in _axis(parsed)]
     (left, first), (right, last) = axis[0], axis[-1]
     assert (left, right) == (0.0, 100.0) and 0 <= first < last <= 100
-    dots = [first + float(str(dot["style"])[5:-1]) / 100 * (last - first) for dot in parsed.all("u")]
+    dots = [
+        first + float(str(dot["style"])[5:-1]) / 100 * (last - first) for dot in parsed.all("u")
+    ]
     np.testing.assert_allclose(dots, [100 * share for share in (value, *marks)], atol=0.01)
-    assert reporting.percent(value) in parsed.text and all(reporting.percent(mark) in parsed.text for mark in marks)
+    assert reporting.percent(value) in parsed.text and all(
+        reporting.percent(mark) in parsed.text for mark in marks
+    )
 
 
 def _axis(parsed: Parsed) -> list[tuple[str, str]]:
@@ -234,7 +282,10 @@ def test_ticks_are_few_round_and_enclose(a, b):
 
 
 def test_curves_draw_each_point_and_leave_gaps():
-    series = {"a": [(0.0, 0.0), (1.0, 1.0), (2.0, float("nan")), (3.0, 0.5), (4.0, 0.25)], "b": [(2.0, 0.5)]}
+    series = {
+        "a": [(0.0, 0.0), (1.0, 1.0), (2.0, float("nan")), (3.0, 0.5), (4.0, 0.25)],
+        "b": [(2.0, 0.5)],
+    }
     parsed = Parsed(reporting.curves(series, x_label="epoch", y_label="loss"))
     lines = [
         str(path["d"])
@@ -255,7 +306,11 @@ def test_reliability_draws_bins_where_they_are():
     ]
     parsed = Parsed(reporting.reliability({"as trained": rows[:1], "at temperature 2": rows}))
     drawn = [path for path in parsed.all("path") if path["d"] != "M0 5H28"]
-    dots = [(path["class"], path["d"]) for path in drawn if "h0" in str(path["d"]) and path["d"] != "M14 5h0"]
+    dots = [
+        (path["class"], path["d"])
+        for path in drawn
+        if "h0" in str(path["d"]) and path["d"] != "M14 5h0"
+    ]
     first, second = ("dots c1", "M60.000 75.000h0"), ("dots c1", "M90.000 0.000h0")
     assert dots == [("dots c0", "M60.000 75.000h0"), first, second]
     shares = [str(path["d"]) for path in drawn if path["class"] == "share"][:2]
@@ -266,7 +321,14 @@ def test_reliability_draws_bins_where_they_are():
 
 
 def test_per_class_says_what_is_not_known():
-    row = {"class": "<ape>", "n": 4, "recall": 0.5, "recall_ci95": [0.15, 0.85], "called": 0, "precision": None}
+    row = {
+        "class": "<ape>",
+        "n": 4,
+        "recall": 0.5,
+        "recall_ci95": [0.15, 0.85],
+        "called": 0,
+        "precision": None,
+    }
     parsed = Parsed(reporting.per_class([{**row, "precision_ci95": [0.0, 1.0]}]))
     assert parsed.text.endswith("<ape> 4 50.0 % (15 to 85) 0 \N{EN DASH}")
 
@@ -279,7 +341,12 @@ def test_confusion_shades_by_row_and_tells_the_counts():
         "dog taken for cat: 1 of 2, 50.0 %",
         "dog taken for dog: 1 of 2, 50.0 %",
     ]
-    assert [cell.get("style") for cell in cells] == ["--share:100%", None, "--share:54%", "--share:54%"]
+    assert [cell.get("style") for cell in cells] == [
+        "--share:100%",
+        None,
+        "--share:54%",
+        "--share:54%",
+    ]
     assert [cell.get("class") for cell in cells] == ["hot right", None, None, "right"]
     with pytest.raises(ValueError, match=r"int\[3 3\]"):
         reporting.confusion(np.zeros([2, 2], int), ["a", "b", "c"])
@@ -290,9 +357,21 @@ def test_confusion_shades_by_row_and_tells_the_counts():
 def test_a_heat_map_shades_shares_and_leaves_what_is_not_known_empty():
     shares = [[0.9, 0.25], [float("nan"), 0.0]]
     own = np.eye(2, dtype=bool)
-    cells = Parsed(reporting.heat_map(shares, ["on a", "on b"], ["a", "b"], marked=own)).all("td")[1:]
-    assert [cell.get("title") for cell in cells] == ["on a, a: 90.0 %", "on a, b: 25.0 %", None, "on b, b: 0 %"]
-    assert [cell.get("style") for cell in cells] == ["--share:90%", "--share:25%", None, "--share:0%"]
+    cells = Parsed(reporting.heat_map(shares, ["on a", "on b"], ["a", "b"], marked=own)).all("td")[
+        1:
+    ]
+    assert [cell.get("title") for cell in cells] == [
+        "on a, a: 90.0 %",
+        "on a, b: 25.0 %",
+        None,
+        "on b, b: 0 %",
+    ]
+    assert [cell.get("style") for cell in cells] == [
+        "--share:90%",
+        "--share:25%",
+        None,
+        "--share:0%",
+    ]
     assert [cell.get("class") for cell in cells] == ["hot right", None, None, "right"]
     with pytest.raises(ValueError, match="2 rows and 1 columns"):
         reporting.heat_map(shares, ["a", "b"], ["a"])
@@ -303,7 +382,10 @@ def test_a_heat_map_shades_shares_and_leaves_what_is_not_known_empty():
 def test_confusion_of_many_classes():
     names = [f"class {i}" for i in range(100)]
     breeds = Parsed(reporting.confusion(np.eye(37, dtype=np.int64), names[:37]))
-    assert len(breeds.all("td")) == 37 * 37 + 1 and breeds.all("table")[0]["class"] == "confusion dense"
+    assert (
+        len(breeds.all("td")) == 37 * 37 + 1
+        and breeds.all("table")[0]["class"] == "confusion dense"
+    )
     counts = 5 * np.eye(100, dtype=np.int64)
     counts[3, 7], counts[9, 2] = 4, 2
     listed = Parsed(reporting.confusion(counts, names))
@@ -311,8 +393,16 @@ def test_confusion_of_many_classes():
 
 
 def test_table_and_facts():
-    parsed = Parsed(reporting.table([["head", 75813, np.float32(0.5), True]], ["tune", "n", "top-1", "frozen"]))
-    assert parsed.text.split()[-5:] == ["head", "75", "813", "0.5", "yes"]  # a narrow space between the thousands
+    parsed = Parsed(
+        reporting.table([["head", 75813, np.float32(0.5), True]], ["tune", "n", "top-1", "frozen"])
+    )
+    assert parsed.text.split()[-5:] == [
+        "head",
+        "75",
+        "813",
+        "0.5",
+        "yes",
+    ]  # a narrow space between the thousands
     assert [cell.get("class") for cell in parsed.all("td")] == [None, "n", "n", None]
     with pytest.raises(ValueError, match="2"):
         reporting.table([[1, 2, 3]], ["a", "b"])
@@ -349,7 +439,10 @@ def test_a_film_is_read_back_frame_by_frame_and_rests_on_the_last(tmp_path):
     reporting.save_film(tmp_path / "a.webp", frames, seconds=2)
     shown, held, loop = frames_of(tmp_path / "a.webp")
     assert len(shown) == 7 and loop == 0
-    assert sum(held[:-1]) + held[-1] - 1000 * reporting.LAST_FRAME == 2000 and max(held[:-1]) - min(held[:-1]) <= 1
+    assert (
+        sum(held[:-1]) + held[-1] - 1000 * reporting.LAST_FRAME == 2000
+        and max(held[:-1]) - min(held[:-1]) <= 1
+    )
     for frame, back in zip(frames, shown, strict=True):
         assert np.abs(back.astype(int) - reporting.as_uint8(frame)).max() <= 4
 
@@ -374,7 +467,10 @@ def test_a_film_stands_where_a_picture_may():
     ],
 )
 def test_what_is_no_film_is_refused(frames, seconds, says, tmp_path):
-    for use in (reporting.film, lambda f, seconds: reporting.save_film(tmp_path / "a.webp", f, seconds=seconds)):
+    for use in (
+        reporting.film,
+        lambda f, seconds: reporting.save_film(tmp_path / "a.webp", f, seconds=seconds),
+    ):
         with pytest.raises(ValueError, match=says):
             use(frames, seconds=seconds)
     assert not list(tmp_path.iterdir())

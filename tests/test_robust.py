@@ -53,7 +53,13 @@ def begin(optimizer: Any = SGD) -> step.TrainState:
         "body": jnp.asarray(rng.normal(size=(N, 8)) / 4, jnp.float32),
         "head": jnp.asarray(rng.normal(size=(8, 2)) / 4, jnp.float32),
     }
-    return step.init(params, ((".*", TRAINABLE),), optimizer, stats={"seen": jnp.zeros(())}, key=jax.random.key(5))
+    return step.init(
+        params,
+        ((".*", TRAINABLE),),
+        optimizer,
+        stats={"seen": jnp.zeros(())},
+        key=jax.random.key(5),
+    )
 
 
 def batch(seed: int, n: int = B, valid: int | None = None) -> step.Examples:
@@ -73,8 +79,14 @@ def batch(seed: int, n: int = B, valid: int | None = None) -> step.Examples:
 
 @functools.cache
 def make_step(method: str = "none", microbatches: int = 1, **how: Any) -> step.Step:
-    hooks = adversarial.Hooks() if method == "none" else adversarial.hooks(Adversary(method, **how), forward)
-    return step.make_train_step(forward, SGD, loss=hooks.loss, replay=hooks.replay, microbatches=microbatches)
+    hooks = (
+        adversarial.Hooks()
+        if method == "none"
+        else adversarial.hooks(Adversary(method, **how), forward)
+    )
+    return step.make_train_step(
+        forward, SGD, loss=hooks.loss, replay=hooks.replay, microbatches=microbatches
+    )
 
 
 def after(step: Step, examples: Examples, steps: int = 3) -> tuple[TrainState, dict[str, Any]]:
@@ -90,16 +102,23 @@ def after(step: Step, examples: Examples, steps: int = 3) -> tuple[TrainState, d
 def test_moved_pictures_stay_in_the_ball_and_the_box_and_are_worse() -> None:
     state, examples = begin(), batch(0)
     images01 = jnp.asarray(examples.inputs).at[:, 0].set(0.01).at[:, 1].set(0.99)  # the box is near
-    targets, keys = losses.smoothed(jnp.asarray(examples.labels), 2), norms.per_image_keys(jax.random.key(1), B)
+    targets, keys = (
+        losses.smoothed(jnp.asarray(examples.labels), 2),
+        norms.per_image_keys(jax.random.key(1), B),
+    )
     for steps, reach in ((4, 2.5), (1, 1.25)):
         perturb = jax.jit(adversarial.make_perturb(forward, steps=steps, reach=reach))
         moved = perturb(state.params, state.stats, keys, images01, targets, jnp.float32(EPS))
         far = np.abs(moved - images01).max(axis=(1, 2, 3))
         assert far.max() <= EPS + 1e-6 and far.min() > 0.9 * EPS
         assert moved.min() >= 0 and moved.max() <= 1
-        loss = lambda x: losses.soft_cross_entropy(forward(state.params, state.stats, x)[0], targets)  # noqa: E731
+        loss = lambda x: losses.soft_cross_entropy(
+            forward(state.params, state.stats, x)[0], targets
+        )
         assert (loss(moved) > loss(images01)).mean() > 0.95
-        alone = perturb(state.params, state.stats, keys[3:4], images01[3:4], targets[3:4], jnp.float32(EPS))
+        alone = perturb(
+            state.params, state.stats, keys[3:4], images01[3:4], targets[3:4], jnp.float32(EPS)
+        )
         np.testing.assert_allclose(alone[0], moved[3], atol=1e-6)
 
 
@@ -117,7 +136,9 @@ def test_a_replay_climbs_within_the_ball() -> None:
 
 def test_the_radius_grows() -> None:
     warm = Adversary("pgd", 0.1, warmup=4)
-    np.testing.assert_allclose([warm.radius(jnp.int32(i)) for i in (0, 1, 3, 9)], [0.025, 0.05, 0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(
+        [warm.radius(jnp.int32(i)) for i in (0, 1, 3, 9)], [0.025, 0.05, 0.1, 0.1], rtol=1e-6
+    )
     assert Adversary("pgd", 0.1).radius(jnp.int32(0)) == jnp.float32(0.1)
 
 
@@ -126,12 +147,24 @@ def test_the_radius_grows() -> None:
 
 def test_steps_that_are_plain_steps() -> None:
     plain, measured = after(make_step(), batch(0))
-    for make in (make_step("pgd", eps=0.0), make_step("fast", eps=0.0), make_step("free", eps=0.0, replays=1)):
+    for make in (
+        make_step("pgd", eps=0.0),
+        make_step("fast", eps=0.0),
+        make_step("free", eps=0.0, replays=1),
+    ):
         state, found = after(make, batch(0))
-        assert digest(state.params) == digest(plain.params) and digest(state.stats) == digest(plain.stats)
+        assert digest(state.params) == digest(plain.params) and digest(state.stats) == digest(
+            plain.stats
+        )
         assert all(found[name] == measured[name] for name in measured)
-    state, found = after(make_step("trades", eps=EPS, beta=0.0), batch(0))  # whose accuracy is that of moved pictures
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.params, plain.params)
+    state, found = after(
+        make_step("trades", eps=EPS, beta=0.0), batch(0)
+    )  # whose accuracy is that of moved pictures
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        state.params,
+        plain.params,
+    )
     np.testing.assert_allclose(found["loss"], measured["loss"], rtol=1e-6)
     state, found = after(make_step("pgd", eps=EPS), batch(0))
     assert digest(state.params) != digest(plain.params) and found["loss"] > measured["loss"]
@@ -140,7 +173,11 @@ def test_steps_that_are_plain_steps() -> None:
 def test_replays_are_as_many_steps_of_the_optimizer_as_told() -> None:
     thrice, _ = after(make_step("free", eps=0.0, replays=3), batch(0), steps=1)
     plain, _ = after(make_step(), batch(0), steps=3)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), thrice.params, plain.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        thrice.params,
+        plain.params,
+    )
     assert thrice.step == 1 and plain.step == 3
 
 
@@ -154,20 +191,33 @@ def test_parts_of_a_batch_and_padding_change_nothing(method: str) -> None:
         (make_step(method, eps=EPS), nonsense),
     ):
         state, found = after(adversarial_step, examples)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, whole.params)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            state.params,
+            whole.params,
+        )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, measured)
 
 
 def test_trades_is_its_formula() -> None:
     state, examples = begin(), batch(0)
     hooks = adversarial.hooks(Adversary("trades", 0.0, beta=3.0), forward)
-    keys, targets = norms.per_image_keys(jax.random.key(0), B), losses.smoothed(jnp.asarray(examples.labels), 2)
+    keys, targets = (
+        norms.per_image_keys(jax.random.key(0), B),
+        losses.smoothed(jnp.asarray(examples.labels), 2),
+    )
     assert hooks.loss is not None
-    values, logits, _ = hooks.loss(state.params, state.stats, keys, jnp.int32(0), examples.inputs, targets)
-    np.testing.assert_allclose(values, losses.soft_cross_entropy(logits, targets), rtol=1e-5)  # nothing moves
+    values, logits, _ = hooks.loss(
+        state.params, state.stats, keys, jnp.int32(0), examples.inputs, targets
+    )
+    np.testing.assert_allclose(
+        values, losses.soft_cross_entropy(logits, targets), rtol=1e-5
+    )  # nothing moves
     one, other = jnp.float32([[2.0, 0.0], [90.0, -90.0]]), jnp.float32([[0.0, 1.0], [-90.0, 90.0]])
     p, q = jax.nn.softmax(other[:1]), jax.nn.softmax(one[:1])
-    np.testing.assert_allclose(losses.divergence(one, other)[0], jnp.sum(p * jnp.log(p / q)), rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.divergence(one, other)[0], jnp.sum(p * jnp.log(p / q)), rtol=1e-6
+    )
     assert losses.divergence(one, other)[1] == 180.0 and (losses.divergence(one, one) == 0).all()
     slopes = jax.grad(lambda a, b: jnp.sum(losses.divergence(a, b)), argnums=(0, 1))(one, other)
     assert all(np.isfinite(slope).all() for slope in slopes)
@@ -180,17 +230,27 @@ def test_plain_training_is_not_robust_and_adversarial_training_is() -> None:
     """Within 0.05 all small hints can be turned round, the large one not."""
     test = batch(99, n=256)
     perturb = jax.jit(adversarial.make_perturb(forward, steps=10))
-    targets, keys = losses.smoothed(jnp.asarray(test.labels), 2), norms.per_image_keys(jax.random.key(1), 256)
+    targets, keys = (
+        losses.smoothed(jnp.asarray(test.labels), 2),
+        norms.per_image_keys(jax.random.key(1), 256),
+    )
     clean, stood = {}, {}
     for method, steps in {"none": 300, "pgd": 300, "trades": 300, "fast": 300, "free": 75}.items():
         state = begin()
         for i in range(steps):
-            state, _ = (make_step() if method == "none" else make_step(method, eps=EPS))(state, batch(i % 40))
+            state, _ = (make_step() if method == "none" else make_step(method, eps=EPS))(
+                state, batch(i % 40)
+            )
         moved = perturb(state.params, state.stats, keys, test.inputs, targets, jnp.float32(EPS))
-        said = [forward(state.params, state.stats, x)[0].argmax(axis=1) == test.labels for x in (test.inputs, moved)]
+        said = [
+            forward(state.params, state.stats, x)[0].argmax(axis=1) == test.labels
+            for x in (test.inputs, moved)
+        ]
         clean[method], stood[method] = (float(right.mean()) for right in said)
     assert clean["none"] > 0.98 and stood["none"] < 0.1
-    assert all(stood[method] > 0.75 and clean[method] > 0.85 for method in stood if method != "none"), (clean, stood)
+    assert all(
+        stood[method] > 0.75 and clean[method] > 0.85 for method in stood if method != "none"
+    ), (clean, stood)
 
 
 @pytest.fixture(scope="module")
@@ -213,24 +273,43 @@ def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[models.Cla
 def test_transfer_trains_chooses_and_tests_under_attack(
     pictures: data.DataSpec, network: tuple[models.Classifier, Any], tmp_path: Path
 ) -> None:
-    how = Recipe(tune="lp_ft", epochs=2, batch_size=8, lr=1e-3, workers=0, adversarial="free", adversarial_eps=8 / 255)
+    how = Recipe(
+        tune="lp_ft",
+        epochs=2,
+        batch_size=8,
+        lr=1e-3,
+        workers=0,
+        adversarial="free",
+        adversarial_eps=8 / 255,
+    )
     run = reporting.start("test", tmp_path / "run", {"seed": 0})
-    settings = transfer.Settings(dataclasses.replace(how, adversarial_replays=2), robust_eps=4 / 255)
+    settings = transfer.Settings(
+        dataclasses.replace(how, adversarial_replays=2), robust_eps=4 / 255
+    )
     result, sections = transfer.transfer(run, *network, pictures, None, settings)
     for row in result["history"]:
         assert row["val_robust_nll"] > row["val_nll"] and row["val_robust_top1"] <= row["val_top1"]
-    assert result["history"][-1]["lr"] == pytest.approx(0.0, abs=2e-4)  # the schedule ends with the last replay
+    assert result["history"][-1]["lr"] == pytest.approx(
+        0.0, abs=2e-4
+    )  # the schedule ends with the last replay
     best = max(result["history"], key=lambda row: (row["val_robust_top1"], -row["val_robust_nll"]))
     assert result["best_epoch"] == best
     rows = [
         {"val_robust_top1": share, "val_robust_nll": nll, "val_nll": 0.0}
         for share, nll in ((0.6, 9), (0.5, 1), (0.6, 8))
     ]
-    assert min(rows, key=loop.selection_metric) is rows[2] and loop.selection_metric({"val_nll": 0.3}) == 0.3
+    assert (
+        min(rows, key=loop.selection_metric) is rows[2]
+        and loop.selection_metric({"val_nll": 0.3}) == 0.3
+    )
     assert set(result["robust"]) == {"before", "after"}
     for row in result["robust"].values():
         low, high = row["top1_ci95"]
-        assert row["n"] == result["test"]["n"] == 6 and row["eps"] == 4 / 255 and low <= row["top1"] <= high
+        assert (
+            row["n"] == result["test"]["n"] == 6
+            and row["eps"] == 4 / 255
+            and low <= row["top1"] <= high
+        )
         assert row["top1"] <= row["clean"] and "PGD-20" in row["attack"]
     assert result["robust"]["after"]["clean"] == pytest.approx(result["test"]["top1"])
     assert any("Under attack" in str(section) for section in sections)
@@ -243,7 +322,9 @@ def test_transfer_trains_chooses_and_tests_under_attack(
 # ----------------------------------------------------------------------------------------------------------- wrong input
 
 
-def test_wrong_input_is_one_sentence(pictures: data.DataSpec, network: tuple[models.Classifier, Any]) -> None:
+def test_wrong_input_is_one_sentence(
+    pictures: data.DataSpec, network: tuple[models.Classifier, Any]
+) -> None:
     wrongs: list[tuple[dict[str, Any], str]] = [
         ({"method": "pdg"}, "unknown adversarial training 'pdg'; nearest: .*'pgd'"),
         ({"eps": 2.0}, r"eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"),
@@ -260,11 +341,20 @@ def test_wrong_input_is_one_sentence(pictures: data.DataSpec, network: tuple[mod
             Recipe(tune="head"),
             "moves pixels, and head learns from a bank of what the frozen features made .* --bank_gib=0",
         ),
-        (Recipe(tune="last:1"), "moves pixels, and last:1 learns from a bank of what the frozen stage1"),
+        (
+            Recipe(tune="last:1"),
+            "moves pixels, and last:1 learns from a bank of what the frozen stage1",
+        ),
         (
             Recipe(tune="all", adversarial_warmup=2.0),
             r"--adversarial_warmup is a share of the steps in \[0, 1\]; got 2",
         ),
     ):
         with pytest.raises(ValueError, match=said):
-            fit.fit(*network, parts.train, parts.validation, dataclasses.replace(how, adversarial="pgd"), seed=0)
+            fit.fit(
+                *network,
+                parts.train,
+                parts.validation,
+                dataclasses.replace(how, adversarial="pgd"),
+                seed=0,
+            )

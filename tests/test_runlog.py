@@ -33,10 +33,16 @@ def read(path: pathlib.Path):
 
 
 def test_a_run_leaves_its_files(tmp_path):
-    run = reporting.start("predict", tmp_path / "a" / "b", {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255})
+    run = reporting.start(
+        "predict", tmp_path / "a" / "b", {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255}
+    )
     config = read(run.workdir / "config.json")
-    assert config["flags"] == {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255} and config["seed"] == 3
-    assert {"python", "tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow"} == set(config["versions"])
+    assert (
+        config["flags"] == {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255} and config["seed"] == 3
+    )
+    assert {"python", "tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow"} == set(
+        config["versions"]
+    )
     assert config["versions"]["numpy"] == np.__version__
     assert config["device"]["platform"] in ("cpu", "gpu", "tpu") and config["device"]["count"] >= 1
     assert set(config) >= {"command", "git_commit", "git_changed", "started"}
@@ -51,7 +57,9 @@ def test_a_run_leaves_its_files(tmp_path):
     image = np.random.default_rng(0).random([5, 7, 3], dtype=np.float32)
     path = run.figure("tabby", image)
     assert path == run.workdir / "figures" / "tabby.png"
-    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.rint(image * 255).astype(np.uint8))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(path)), np.rint(image * 255).astype(np.uint8)
+    )
 
     assert run.finish({"top1": np.float64(0.5)}, "<p>é</p>") == run.workdir / "report.html"
     assert read(run.workdir / "result.json") == {"top1": 0.5}
@@ -86,7 +94,9 @@ def test_the_result_comes_last(tmp_path, monkeypatch):
     run = reporting.start("x", tmp_path, {})
     order = []
     real = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(pathlib.Path(b).name), real(a, b))[1])
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (order.append(pathlib.Path(b).name), real(a, b))[1]
+    )
     run.finish({}, "")
     assert order == ["report.html", "result.json"]
 
@@ -113,7 +123,9 @@ def test_a_reused_folder_keeps_no_stale_result(tmp_path):
 def test_the_default_folder_is_new(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = {reporting.start("predict", given, {}).workdir for given in (None, "", None)}
-    assert len(folders) == 3 and {folder.parent for folder in folders} == {pathlib.Path("runs/predict")}
+    assert len(folders) == 3 and {folder.parent for folder in folders} == {
+        pathlib.Path("runs/predict")
+    }
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
@@ -125,13 +137,25 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
 
 def test_figures_do_not_overwrite_each_other(tmp_path):
     run = reporting.start("x", tmp_path, {})
-    names = ["1", "1", "../../etc/passwd", "tabby, tabby cat", "Tabby, tabby cat", "", "..", "虎斑猫", "x" * 300]
+    names = [
+        "1",
+        "1",
+        "../../etc/passwd",
+        "tabby, tabby cat",
+        "Tabby, tabby cat",
+        "",
+        "..",
+        "虎斑猫",
+        "x" * 300,
+    ]
     paths = [run.figure(name, np.full([1, 1, 3], i, np.uint8)) for i, name in enumerate(names)]
     assert {path.parent for path in paths} == {tmp_path / "figures"}
     assert [path.name for path in paths[:5]] == [
         "1.png", "1-2.png", "etc_passwd.png", "tabby_tabby_cat.png", "Tabby_tabby_cat-2.png"
     ]  # fmt: skip
-    assert paths[7].name == "虎斑猫.png" and len({path.name.casefold() for path in paths}) == len(paths)
+    assert paths[7].name == "虎斑猫.png" and len({path.name.casefold() for path in paths}) == len(
+        paths
+    )
     assert [np.asarray(Image.open(path))[0, 0, 0] for path in paths] == list(range(len(names)))
 
 
@@ -145,7 +169,9 @@ def test_films_are_numbered_as_figures_are_and_apart_from_them(tmp_path):
         assert film.format == "WEBP" and film.n_frames == 3 and film.info["loop"] == 0  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="got none"):
         run.film("lynx", [], seconds=1)
-    assert run.film("lynx", frames, seconds=1).name == "lynx.webp"  # a film that was not written takes no name
+    assert (
+        run.film("lynx", frames, seconds=1).name == "lynx.webp"
+    )  # a film that was not written takes no name
 
 
 class Norm(enum.Enum):
@@ -165,8 +191,22 @@ class Spec:
 
 def test_json_types():
     value = {
-        "scalars": [np.float32(0.25), np.int64(3), np.bool_(True), jnp.int32(4), np.array(2.5), True, None, "é"],
-        "arrays": [np.zeros([2, 1], np.float32), jnp.arange(2), jnp.ones([1], jnp.bfloat16), np.array(["a"])],
+        "scalars": [
+            np.float32(0.25),
+            np.int64(3),
+            np.bool_(True),
+            jnp.int32(4),
+            np.array(2.5),
+            True,
+            None,
+            "é",
+        ],
+        "arrays": [
+            np.zeros([2, 1], np.float32),
+            jnp.arange(2),
+            jnp.ones([1], jnp.bfloat16),
+            np.array(["a"]),
+        ],
         "holes": [float("nan"), np.float32("inf"), np.array([1.0, -np.inf])],
         "structures": [Row(pathlib.Path("a/b"), np.int64(1)), Spec(2, (0.5,)), Norm.LINF, ()],
         0.25: {Norm.LINF: 1, np.int32(7): 2},
@@ -192,12 +232,23 @@ def test_holes_of_a_result_are_named(tmp_path, capsys):
 
 
 def test_git_names_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("GIT_")]:  # set where a git hook runs the tests
+    for name in [
+        name for name in os.environ if name.startswith("GIT_")
+    ]:  # set where a git hook runs the tests
         monkeypatch.delenv(name)
 
     def git(*words):
-        identity = ["-c", "user.name=x", "-c", "user.email=x@example.com", "-c", "init.defaultBranch=main"]
-        subprocess.run(["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True)
+        identity = [
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x@example.com",
+            "-c",
+            "init.defaultBranch=main",
+        ]
+        subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True
+        )
 
     nothing = {"git_commit": None, "git_changed": None}
     assert runlog._git(tmp_path) == nothing
@@ -229,7 +280,10 @@ def test_import_starts_no_accelerator():
 def test_progress_in_a_log_is_few_lines_and_passes_everything(n, sized):
     log = io.StringIO()
     items = list(range(n))
-    assert list(reporting.progress(items if sized else iter(items), label="predict", stream=log)) == items
+    assert (
+        list(reporting.progress(items if sized else iter(items), label="predict", stream=log))
+        == items
+    )
     lines = log.getvalue().splitlines()
     assert len(lines) <= 11 and "\r" not in log.getvalue() and "\x1b" not in log.getvalue()
     assert bool(lines) == (n > 0) and all(line.startswith("predict") for line in lines)

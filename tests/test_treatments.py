@@ -34,7 +34,10 @@ def test_every_treatment_gives_such_pictures_as_it_takes(name: str) -> None:
 
 def test_compressed_loses_more_at_lower_quality() -> None:
     images = pictures()
-    lost = [np.abs(compressed(images, quality).astype(int) - images).mean() for quality in (95, 75, 30, 5)]
+    lost = [
+        np.abs(compressed(images, quality).astype(int) - images).mean()
+        for quality in (95, 75, 30, 5)
+    ]
     assert 0 < lost[0] < lost[1] < lost[2] < lost[3]
 
 
@@ -46,7 +49,9 @@ def test_resized_loses_what_is_finest() -> None:
 
 
 def test_cropped_enlarges_the_middle() -> None:
-    columns = np.broadcast_to(np.arange(100, dtype=np.uint8)[None, None, :, None] * 2, (1, 40, 100, 3))
+    columns = np.broadcast_to(
+        np.arange(100, dtype=np.uint8)[None, None, :, None] * 2, (1, 40, 100, 3)
+    )
     wanted = 2 * ((np.arange(100) + 0.5) * 0.5 + 25 - 0.5)  # twice the place that each column shows
     np.testing.assert_allclose(cropped(columns, 0.5)[0, 7, 2:-2, 1], wanted[2:-2], atol=1)
     np.testing.assert_array_equal(cropped(columns, 1.0), columns)

@@ -22,7 +22,9 @@ FLAGS = flags.FLAGS
 
 def define_model_flags() -> None:
     flags.DEFINE_string("arch", "efficientnet_lite0", "Architecture, by timm's name or NAME.TAG.")
-    flags.DEFINE_string("model", "", "Folder of a classifier saved by transfer; takes the place of --arch.")
+    flags.DEFINE_string(
+        "model", "", "Folder of a classifier saved by transfer; takes the place of --arch."
+    )
     flags.DEFINE_string(
         "weights",
         "",
@@ -30,7 +32,9 @@ def define_model_flags() -> None:
         "else the hub.",
     )
     flags.DEFINE_bool(
-        "cast", False, "Convert weights that are in another number type than float32, instead of refusing."
+        "cast",
+        False,
+        "Convert weights that are in another number type than float32, instead of refusing.",
     )
     flags.DEFINE_enum(
         "dtype",
@@ -58,7 +62,9 @@ def launch(name: str, main: Callable[[reporting.Run], None], *define: Callable[[
         logging.set_verbosity(logging.WARNING)
         try:
             if len(argv) > 1:
-                raise ValueError(f"unexpected argument {argv[1]!r}; every argument is a flag, such as --seed=1")
+                raise ValueError(
+                    f"unexpected argument {argv[1]!r}; every argument is a flag, such as --seed=1"
+                )
             use_compile_cache()
             values = {flag: FLAGS[flag].value for flag in own}
             resume = bool(values.get("resume"))
@@ -66,7 +72,11 @@ def launch(name: str, main: Callable[[reporting.Run], None], *define: Callable[[
                 if not FLAGS.workdir:
                     raise ValueError("--resume wants the --workdir of the run that is to go on")
                 checkpoints.same_flags(FLAGS.workdir, values)
-            elif "resume" in values and FLAGS.workdir and (Path(FLAGS.workdir) / "checkpoints").is_dir():
+            elif (
+                "resume" in values
+                and FLAGS.workdir
+                and (Path(FLAGS.workdir) / "checkpoints").is_dir()
+            ):
                 raise ValueError(
                     f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to go on with it, or give another "
                     "--workdir"
@@ -76,7 +86,9 @@ def launch(name: str, main: Callable[[reporting.Run], None], *define: Callable[[
             sys.exit(f"{name}: {error}")
         except KeyboardInterrupt:
             print(
-                f"\n{name}: interrupted before it was done; no half-written result is left", file=sys.stderr, flush=True
+                f"\n{name}: interrupted before it was done; no half-written result is left",
+                file=sys.stderr,
+                flush=True,
             )
             os._exit(130)  # the worker may be minutes deep in compiled code
 
@@ -114,7 +126,9 @@ def load_model() -> tuple[Classifier, Variables]:
     clf, variables = models.load(name, weights=FLAGS.weights or None, key=key, cast=FLAGS.cast)
     asked = name.partition(".")[0]
     if not FLAGS.model and clf.arch != backbones.get(asked).name:
-        print(f"these weights are of {clf.arch}, the form of {asked} that they belong to", flush=True)
+        print(
+            f"these weights are of {clf.arch}, the form of {asked} that they belong to", flush=True
+        )
     return clf.with_dtype(compute_dtype()), variables
 
 
@@ -140,5 +154,7 @@ def radii(words: str, norm: str) -> list[float]:
     eps = [fraction(word, "eps") for word in words.split(",")]
     for radius, word in zip(eps, words.split(","), strict=True):
         if radius < 0 or (norm == "linf" and radius > 1):
-            raise ValueError(f"--eps={word} is outside [0, 1]; pixel units are shares of the range, such as 4/255")
+            raise ValueError(
+                f"--eps={word} is outside [0, 1]; pixel units are shares of the range, such as 4/255"
+            )
     return eps

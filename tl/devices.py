@@ -49,16 +49,22 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     """
     sizes = sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(batch)})
     if len(sizes) > 1 or 0 in sizes:
-        raise ValueError(f"a batch has one size along axis 0 of all its arrays; found {sizes} (0: no axis, or empty)")
+        raise ValueError(
+            f"a batch has one size along axis 0 of all its arrays; found {sizes} (0: no axis, or empty)"
+        )
     ours = len(mesh.local_devices)
     if sizes and sizes[0] % ours:
         below, above = sizes[0] // ours * ours, -(-sizes[0] // ours) * ours
         near = f"{below} or {above}" if below else str(above)
-        raise ValueError(f"a batch of {sizes[0]} cannot be divided over {ours} devices; give a batch size of {near}")
+        raise ValueError(
+            f"a batch of {sizes[0]} cannot be divided over {ours} devices; give a batch size of {near}"
+        )
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
+    )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -136,8 +142,14 @@ def init_distributed() -> bool:
     if asked == "0" or not (asked or several_hosts(os.environ)):
         return False
     if not jax.distributed.is_initialized():
-        given = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
-        wrong = [f"JAX_{name.upper()}={value!r}" for name, value in given.items() if value and not value.isdigit()]
+        given = {
+            name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
+        }
+        wrong = [
+            f"JAX_{name.upper()}={value!r}"
+            for name, value in given.items()
+            if value and not value.isdigit()
+        ]
         if wrong or len({value is None for value in given.values()}) > 1:
             wanted = "wanted JAX_NUM_PROCESSES and JAX_PROCESS_ID, both as numbers, or neither"
             raise ValueError(f"got {', '.join(wrong) or given}; {wanted}")
@@ -163,7 +175,9 @@ def needs(program: Any) -> int:
     compiled = program.compile() if hasattr(program, "compile") else program
     sizes = compiled.memory_analysis()
     both = sizes.alias_size_in_bytes  # donated: argument and result in one place
-    return sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes - both
+    return (
+        sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes - both
+    )
 
 
 def limit() -> int | None:
@@ -179,7 +193,9 @@ def limit() -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def largest_batch(bytes_of: Callable[[int], int], batch_size: int, *, room: int | None = None) -> int:
+def largest_batch(
+    bytes_of: Callable[[int], int], batch_size: int, *, room: int | None = None
+) -> int:
     """The largest of `batch_size`, half of it, a quarter, ... for which there is room.
 
     Args:
@@ -202,7 +218,9 @@ def largest_batch(bytes_of: Callable[[int], int], batch_size: int, *, room: int 
     size, need = batch_size, 0
     while room is not None and (need := bytes_of(size)) > room:
         if size == 1:
-            raise ValueError(f"one picture alone needs {_gb(need)} and there are {_gb(room)}; give a smaller --size")
+            raise ValueError(
+                f"one picture alone needs {_gb(need)} and there are {_gb(room)}; give a smaller --size"
+            )
         size //= 2
     return size
 

@@ -24,7 +24,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.
     return soft_cross_entropy(logits, smoothed(labels, logits.shape[1], smoothing))
 
 
-def smoothed(labels: jax.Array, k: int, smoothing: float = 0.0, confidence: jax.Array | None = None) -> jax.Array:
+def smoothed(
+    labels: jax.Array, k: int, smoothing: float = 0.0, confidence: jax.Array | None = None
+) -> jax.Array:
     """Targets f32[b k] of labels i32[b]: one, less the share that is spread evenly over all k classes; rows sum to one.
 
     With `confidence` f32[b] a label has that in place of one, and the other k - 1 classes share the rest evenly.

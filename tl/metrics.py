@@ -32,7 +32,9 @@ def wilson(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
     p, z2 = correct / n, z * z
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, min(p, float(center - half))), min(1.0, max(p, float(center + half)))  # p is inside, rounded or not
+    return max(0.0, min(p, float(center - half))), min(
+        1.0, max(p, float(center + half))
+    )  # p is inside, rounded or not
 
 
 def topk_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -52,13 +54,20 @@ def most_confused(matrix: np.ndarray, classes: Sequence[str], n: int = 10) -> li
     order = np.argsort(-off, axis=None, kind="stable")[:n]
     rows = [divmod(int(i), len(matrix)) for i in order]
     return [
-        {"true": classes[i], "predicted": classes[j], "count": int(off[i, j]), "of": int(matrix[i].sum())}
+        {
+            "true": classes[i],
+            "predicted": classes[j],
+            "count": int(off[i, j]),
+            "of": int(matrix[i].sum()),
+        }
         for i, j in rows
         if off[i, j]
     ]
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> list[dict[str, float]]:
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15
+) -> list[dict[str, float]]:
     """How often the network is right when it says so sure: a row for each bin of confidence that holds a picture.
 
     Args:
@@ -94,7 +103,10 @@ def ece(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 15) -> flo
     Reference: Guo et al. 2017, arXiv:1706.04599, equation 3, with its M = 15.
     """
     rows = reliability(probabilities, labels, bins=bins)
-    return float(sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / max(len(labels), 1))
+    return float(
+        sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows)
+        / max(len(labels), 1)
+    )
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -124,7 +136,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         raise ValueError("there is no example to fit a temperature to")
     n = len(logits)
     possible = np.isfinite(logits)
-    counted = possible[np.arange(n), labels]  # an impossible label costs the same at every temperature
+    counted = possible[
+        np.arange(n), labels
+    ]  # an impossible label costs the same at every temperature
     z = np.where(possible, logits.astype(np.float64) - logits.max(axis=1, keepdims=True), 0.0)
     own = z[np.arange(n), labels] * counted + z.sum(axis=1) / possible.sum(axis=1) / n
     weight = counted + 1.0 / n
@@ -137,10 +151,14 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         p = np.exp(beta * z) * possible
         p /= p.sum(axis=1, keepdims=True)
         mean = (p * z).sum(axis=1)
-        return float((weight * mean - own).sum()), float((weight * ((p * z * z).sum(axis=1) - mean * mean)).sum())
+        return float((weight * mean - own).sum()), float(
+            (weight * ((p * z * z).sum(axis=1) - mean * mean)).sum()
+        )
 
     beta = 1.0
-    for _ in range(60):  # Newton's steps, and the middle of the bracket (on a logarithmic scale) where they leave it
+    for _ in range(
+        60
+    ):  # Newton's steps, and the middle of the bracket (on a logarithmic scale) where they leave it
         slope, bend = slopes(beta)
         low, high = (beta, high) if slope < 0 else (low, beta)
         newton = beta - slope / bend if bend > 0 else math.inf
@@ -150,7 +168,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return 1.0 / beta
 
 
-def per_class(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+def per_class(
+    logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> list[dict[str, Any]]:
     """How well each class is known, one row a class in their order, JSON-ready.
 
     Args:
@@ -225,7 +245,10 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     n = len(x)
     if n < 2:
         raise ValueError(f"cka wants at least 2 pictures; got {n}")
-    a, b = (_centered(np.asarray(table, np.float64), which) for table, which in ((x, "first"), (y, "second")))
+    a, b = (
+        _centered(np.asarray(table, np.float64), which)
+        for table, which in ((x, "first"), (y, "second"))
+    )
     if n < max(
         a.shape[1], b.shape[1]
     ):  # the same three sums over n x n kernels: less work where there are few pictures

@@ -25,21 +25,30 @@ def matrices(tree: Any) -> Any:
 
 def sgd(weight_decay: float = 0.0) -> optax.GradientTransformation:
     """Momentum 0.9, Nesterov, the decay inside the momentum as in torch. Reference: Sutskever et al. 2013, ICML, section 2."""
-    return optax.chain(optax.add_decayed_weights(weight_decay, mask=matrices), optax.trace(0.9, nesterov=True))
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=matrices), optax.trace(0.9, nesterov=True)
+    )
 
 
 def adamw(weight_decay: float = 1e-4) -> optax.GradientTransformation:
     """Adam, and the decay beside it. Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2."""
-    return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=matrices))
+    return optax.chain(
+        optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=matrices)
+    )
 
 
-OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {"adamw": adamw, "sgd": sgd}
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "adamw": adamw,
+    "sgd": sgd,
+}
 """Weight decay -> an optimizer for a learning rate of 1; `partitioned` brings the rate."""
 
 
 def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
     """Up to `lr` over the first tenth of the steps, then down to 0 along a cosine. Reference: arXiv:1608.03983, section 3."""
-    return optax.warmup_cosine_decay_schedule(0.0, lr, warmup_steps=max(steps // 10, 1), decay_steps=max(steps, 2))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, lr, warmup_steps=max(steps // 10, 1), decay_steps=max(steps, 2)
+    )
 
 
 def one_cycle(lr: float, steps: int) -> optax.Schedule:
@@ -67,7 +76,9 @@ def constant(lr: float, steps: int) -> optax.Schedule:
 
 def rate_range(lr: float, steps: int) -> optax.Schedule:
     """From lr / 1,000,000 up to `lr` by the same factor at each step: for finding a rate (`fit.find_rate`)."""
-    return lambda step: lr * 10.0 ** (-6.0 * (1.0 - jnp.asarray(step, jnp.float32) / max(steps - 1, 1)))
+    return lambda step: (
+        lr * 10.0 ** (-6.0 * (1.0 - jnp.asarray(step, jnp.float32) / max(steps - 1, 1)))
+    )
 
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
@@ -77,7 +88,9 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 }
 
 
-def update(optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
+def update(
+    optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any
+) -> tuple[Any, Any]:
     """`optimizer.update`, also where the user's JAX is strict: optax multiplies floats by its int32 count of steps."""
     with jax.numpy_dtype_promotion("standard"):
         return optimizer.update(gradient, opt_state, params)
@@ -112,11 +125,14 @@ def partitioned(
     labels = label(params, tune_rules)
     factors = factors or {}
     groups: dict[Any, optax.GradientTransformation] = {
-        what: optax.chain(optimizer, optax.scale(factors.get(what, 1.0))) for what in set(labels.values()) - {FROZEN}
+        what: optax.chain(optimizer, optax.scale(factors.get(what, 1.0)))
+        for what in set(labels.values()) - {FROZEN}
     }
     tree = unflatten({name: what if what != FROZEN else None for name, what in labels.items()})
     clipped = optax.clip_by_global_norm(clip) if clip else optax.identity()
-    return optax.chain(clipped, optax.partition(groups, tree), optax.scale_by_learning_rate(schedule))
+    return optax.chain(
+        clipped, optax.partition(groups, tree), optax.scale_by_learning_rate(schedule)
+    )
 
 
 def carry_state(old: Any, new: Any) -> Any:
@@ -126,7 +142,10 @@ def carry_state(old: Any, new: Any) -> Any:
       old: state of `partitioned` under the rules before.
       new: its fresh state under the rules now. Labels that stay keep their count of steps too; the schedule starts anew.
     """
-    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old[:-1])}
+    known = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(old[:-1])
+    }
 
     def carried(path: Any, leaf: jax.Array) -> jax.Array:
         before = known.get(jax.tree_util.keystr(path))

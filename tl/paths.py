@@ -111,7 +111,9 @@ def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
     problems = [f"no rule covers {name!r}" for name in names if name not in labels]
     for i, (pattern, _) in enumerate(rules):
         if i not in used:
-            problems.append(f"rule {pattern!r} decides no leaf; nearest names: {nearest(pattern, names)}")
+            problems.append(
+                f"rule {pattern!r} decides no leaf; nearest names: {nearest(pattern, names)}"
+            )
     if not problems and all(what == FROZEN for what in labels.values()):
         problems.append("every leaf is frozen, so there is nothing to train")
     if problems:
@@ -119,7 +121,9 @@ def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
     return labels
 
 
-def split(tree: Mapping[str, Any], labels: Mapping[str, str], keep: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def split(
+    tree: Mapping[str, Any], labels: Mapping[str, str], keep: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The leaves labelled `keep`, and the rest: two trees of the same shape with `None` holes.
 
     Returns:

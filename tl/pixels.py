@@ -66,12 +66,16 @@ class PixelSpec:
             if found not in known:
                 raise ValueError(f"unknown {field} {found!r}; nearest: {nearest(found, known)}")
         if not (self.size >= 1 and 0 < self.crop <= 1):
-            raise ValueError(f"size must be at least 1 and crop in (0, 1]; got size={self.size}, crop={self.crop}")
+            raise ValueError(
+                f"size must be at least 1 and crop in (0, 1]; got size={self.size}, crop={self.crop}"
+            )
         c = max(len(self.mean), len(self.std))
         finite = np.isfinite([*self.mean, *self.std]).all()
         if not (len(self.mean) == len(self.std) >= 1 and finite and min(self.std) > 0):
             n = "three" if c == 3 else max(c, 1)
-            raise ValueError(f"mean must be {n} finite numbers and std {n} above 0; got {self.mean} and {self.std}")
+            raise ValueError(
+                f"mean must be {n} finite numbers and std {n} above 0; got {self.mean} and {self.std}"
+            )
         if self.channels == "bgr" and c != 3:
             raise ValueError(
                 f"channels='bgr' wants three input channels; mean and std have {c}; take 'rgb', their own order"
@@ -88,16 +92,24 @@ class PixelSpec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PixelSpec:
         """The spec that `as_dict` described."""
-        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        changes: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
         return cls(**changes)
 
 
-TORCHVISION = PixelSpec(interpolation="bilinear")  # torchvision's reference: resize 256, crop 224, bilinear
+TORCHVISION = PixelSpec(
+    interpolation="bilinear"
+)  # torchvision's reference: resize 256, crop 224, bilinear
 CAFFE = PixelSpec(  # Keras' VGG and ResNet ("caffe"): 0-255, BGR, minus ImageNet's mean
-    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255), std=(1 / 255, 1 / 255, 1 / 255), channels="bgr"
+    mean=(103.939 / 255, 116.779 / 255, 123.68 / 255),
+    std=(1 / 255, 1 / 255, 1 / 255),
+    channels="bgr",
 )
 INCEPTION = PixelSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # -1 to 1 (Keras' "tf")
-LITE = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)  # EfficientNet-Lite: (x - 127) / 128 on 0-255
+LITE = PixelSpec(
+    mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+)  # EfficientNet-Lite: (x - 127) / 128 on 0-255
 
 
 def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
@@ -121,7 +133,12 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"prepare wants uint8[h w 3]; got {image.dtype}{list(image.shape)}")
     _check_photograph_channels(spec)
-    pil, size, how, c = Image.fromarray(image), spec.size, INTERPOLATIONS[spec.interpolation], len(spec.mean)
+    pil, size, how, c = (
+        Image.fromarray(image),
+        spec.size,
+        INTERPOLATIONS[spec.interpolation],
+        len(spec.mean),
+    )
     pil = pil if c == 3 else pil.convert("L")
     if spec.resize == "squash":
         return np.asarray(pil.resize((size, size), how)).reshape(size, size, c)
@@ -130,7 +147,9 @@ def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
         (w, h), (cw, ch) = pil.size, (min(side, slimmest) for side in pil.size)
         pil = pil.crop(((w - cw) // 2, (h - ch) // 2, (w - cw) // 2 + cw, (h - ch) // 2 + ch))
     short = int(size / spec.crop)
-    width, height = (short if side == min(pil.size) else int(short * side / min(pil.size)) for side in pil.size)
+    width, height = (
+        short if side == min(pil.size) else int(short * side / min(pil.size)) for side in pil.size
+    )
     pil = pil.resize((width, height), how)
     left, top = (int(round((side - size) / 2.0)) for side in pil.size)
     return np.asarray(pil.crop((left, top, left + size, top + size))).reshape(size, size, c)
@@ -157,7 +176,9 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
       ValueError: as `prepare`.
     """
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"prepare_on_device wants uint8[b h w 3]; got {images.dtype}{list(images.shape)}")
+        raise ValueError(
+            f"prepare_on_device wants uint8[b h w 3]; got {images.dtype}{list(images.shape)}"
+        )
     _check_photograph_channels(spec)
     sides = [jnp.asarray(side, jnp.int32) for side in images.shape[1:3]]
     levels = images.astype(jnp.int32)
@@ -172,7 +193,9 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
             seen = jnp.minimum(side, MAX_ASPECT * least)
             resized = short * seen // least
         corner = jnp.rint((resized - spec.size).astype(jnp.float32) / 2).astype(jnp.int32)
-        doubled = (2 * (corner + jnp.arange(spec.size, dtype=jnp.int32)) + 1) * seen  # over 2 * resized: exact integers
+        doubled = (
+            2 * (corner + jnp.arange(spec.size, dtype=jnp.int32)) + 1
+        ) * seen  # over 2 * resized: exact integers
         whole, rest = doubled // (2 * resized), doubled % (2 * resized)
         part = rest.astype(jnp.float32) / (2 * resized).astype(jnp.float32)
         scale = jnp.maximum(seen.astype(jnp.float32) / resized.astype(jnp.float32), 1.0)
@@ -189,17 +212,23 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
         matrices.append(weights / jnp.sum(weights, axis=1, keepdims=True))
 
     def down(x: jax.Array) -> jax.Array:
-        return _rounded(jnp.einsum("bhwc,sh->bswc", x, matrices[0], precision=jax.lax.Precision.HIGHEST))
+        return _rounded(
+            jnp.einsum("bhwc,sh->bswc", x, matrices[0], precision=jax.lax.Precision.HIGHEST)
+        )
 
     def across(x: jax.Array) -> jax.Array:
-        return _rounded(jnp.einsum("bhwc,sw->bhsc", x, matrices[1], precision=jax.lax.Precision.HIGHEST))
+        return _rounded(
+            jnp.einsum("bhwc,sw->bhsc", x, matrices[1], precision=jax.lax.Precision.HIGHEST)
+        )
 
     x = levels.astype(jnp.float32)
     if _PILLOW < 13:
         return _levels01(down(across(x)))
     # Pillow 13 takes the height first where it shrinks by more than twice as many pixels as the width.
     height_first = (lost[0] > 0) & (lost[0] > 2 * lost[1])
-    return _levels01(jax.lax.cond(height_first, lambda x: across(down(x)), lambda x: down(across(x)), x))
+    return _levels01(
+        jax.lax.cond(height_first, lambda x: across(down(x)), lambda x: down(across(x)), x)
+    )
 
 
 def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
@@ -223,7 +252,9 @@ def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
     )
 
     def one_way(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        x = jnp.clip(jax.image.resize(x, shape, method, precision=jax.lax.Precision.HIGHEST), 0.0, 1.0)
+        x = jnp.clip(
+            jax.image.resize(x, shape, method, precision=jax.lax.Precision.HIGHEST), 0.0, 1.0
+        )
         return x + jax.lax.stop_gradient(_rounded(x * 255.0) / 255.0 - x)
 
     return one_way(one_way(images01, (b, h, spec.size, c)), (b, spec.size, spec.size, c))
@@ -253,7 +284,11 @@ def _lanczos(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.abs(x) < 3.0, jnp.sinc(x) * jnp.sinc(x / 3.0), 0.0)
 
 
-KERNELS = {"bilinear": _triangle, "bicubic": _cubic, "lanczos": _lanczos}  # Pillow's, of source pixels at scale 1
+KERNELS = {
+    "bilinear": _triangle,
+    "bicubic": _cubic,
+    "lanczos": _lanczos,
+}  # Pillow's, of source pixels at scale 1
 
 
 def _check_photograph_channels(spec: PixelSpec) -> None:
@@ -273,7 +308,9 @@ def to_images01(images: Array) -> Array:
     On the host, that is: under `jit` XLA multiplies by 1 / 255, which may be one unit in the last place beside it.
     """
     if images.dtype != np.uint8:
-        raise ValueError(f"to_images01 wants uint8 pictures; got {images.dtype}{list(images.shape)}")
+        raise ValueError(
+            f"to_images01 wants uint8 pictures; got {images.dtype}{list(images.shape)}"
+        )
     return images.astype(np.float32) / np.float32(255)
 
 
@@ -297,18 +334,24 @@ def check(images01: Any, *, ndim: int | None = None, channels: int = 3) -> None:
     """
     dtype, shape = getattr(images01, "dtype", None), getattr(images01, "shape", None)
     if shape is None or dtype is None:
-        raise ValueError(f"images01 must be an array f32[b h w c] in [0, 1]; got {type(images01).__name__}")
+        raise ValueError(
+            f"images01 must be an array f32[b h w c] in [0, 1]; got {type(images01).__name__}"
+        )
     seen = f"{dtype}{list(shape)}"
     if dtype != np.float32:
         hint = "; use tl.pixels.to_images01 for 8-bit pictures" if dtype == np.uint8 else ""
         raise ValueError(f"images01 must be float32 in [0, 1]; got {seen}{hint}")
     if ndim is not None and (len(shape) != ndim or shape[-1] != channels):
-        raise ValueError(f"images01 must be f32[b h w {channels}]{', RGB' if channels == 3 else ''}; got {seen}")
+        raise ValueError(
+            f"images01 must be f32[b h w {channels}]{', RGB' if channels == 3 else ''}; got {seen}"
+        )
     if isinstance(images01, Tracer) or 0 in shape:
         return
     low, high = float(np.min(images01)), float(np.max(images01))
     if not (low >= 0.0 and high <= 1.0):  # NaN fails both comparisons
-        raise ValueError(f"images01 must lie in [0, 1] and hold no NaN; got {seen} in [{low:.4g}, {high:.4g}]")
+        raise ValueError(
+            f"images01 must lie in [0, 1] and hold no NaN; got {seen} in [{low:.4g}, {high:.4g}]"
+        )
 
 
 def normalize(spec: PixelSpec, images01: jax.Array) -> jax.Array:
@@ -324,9 +367,14 @@ def normalize(spec: PixelSpec, images01: jax.Array) -> jax.Array:
       ValueError: c is not the number of the spec's means.
     """
     if images01.shape[-1] != len(spec.mean):
-        raise ValueError(f"images01 must have {len(spec.mean)} channels, one a mean; got {list(images01.shape)}")
+        raise ValueError(
+            f"images01 must have {len(spec.mean)} channels, one a mean; got {list(images01.shape)}"
+        )
     ordered = images01[..., ::-1] if spec.channels == "bgr" else images01
-    mean, scale = _by_channel(spec.mean, images01.ndim), _by_channel([1.0 / s for s in spec.std], images01.ndim)
+    mean, scale = (
+        _by_channel(spec.mean, images01.ndim),
+        _by_channel([1.0 / s for s in spec.std], images01.ndim),
+    )
     return (ordered - mean) * scale
 
 

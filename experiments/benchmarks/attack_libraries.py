@@ -30,7 +30,9 @@ LIBRARIES = tuple(INSTALL)
 NORMS = {"linf": "Linf", "l2": "L2"}  # torchattacks' names of the norms
 TARGETS = 9  # classes that APGD-T and FAB-T go for: AutoAttack's own number (arXiv:2003.01690, section 6), and tl's
 IN_ORDER = "lukemelas"  # the packaged files with a head whose tensors stand in the order of timm's
-AGREE = 1e-4  # of the largest logit, by which the two networks may differ: float32 through fifty layers
+AGREE = (
+    1e-4  # of the largest logit, by which the two networks may differ: float32 through fifty layers
+)
 
 
 class Twin(NamedTuple):
@@ -79,7 +81,11 @@ def installed(library: str) -> str:
 @contextlib.contextmanager
 def imported(library: str) -> Iterator[Any]:
     """foolbox or torchattacks, their own warnings silenced, and JAX as permissive as it is out of the box, while they run."""
-    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         warnings.simplefilter("ignore")
         try:
             if library == "foolbox":
@@ -88,14 +94,18 @@ def imported(library: str) -> Iterator[Any]:
                 sources.import_torchvision()
                 import torchattacks as found
         except ImportError as error:
-            raise ValueError(f"{library} is not installed ({error}); bring it with: {INSTALL[library]}") from None
+            raise ValueError(
+                f"{library} is not installed ({error}); bring it with: {INSTALL[library]}"
+            ) from None
         yield found
 
 
 # --- the network, twice ------------------------------------------------------------------------------------------------
 
 
-def twin(arch: str, *, weights: Literal["package", "random"] = "package", size: int | None = None) -> Twin:
+def twin(
+    arch: str, *, weights: Literal["package", "random"] = "package", size: int | None = None
+) -> Twin:
     """The network in both libraries.
 
     Args:
@@ -107,13 +117,17 @@ def twin(arch: str, *, weights: Literal["package", "random"] = "package", size: 
       ValueError: unknown name, torch's libraries are not there, or neither has the network.
     """
     row = store.packaged_row([form.name for form in backbones.forms(arch)], "")
-    if row is not None and not (weights == "package" and row.source == IN_ORDER and store.installed(row)):
+    if row is not None and not (
+        weights == "package" and row.source == IN_ORDER and store.installed(row)
+    ):
         row = None
     name = row.arch if row else backbones.get(arch).name
     calls = backbones.get(name).sources
     library = next((library for library in ("torchvision", "timm") if calls.get(library)), "")
     if not library:
-        raise ValueError(f"neither torchvision nor timm has {name}, so there is no torch network to attack beside it")
+        raise ValueError(
+            f"neither torchvision nor timm has {name}, so there is no torch network to attack beside it"
+        )
     network = sources.make(library, calls[library])
     if row:
         sources.fill_in_order(network, readers.read(store.verified(row)))
@@ -124,7 +138,9 @@ def twin(arch: str, *, weights: Literal["package", "random"] = "package", size: 
             clf, variables = models.load(name, weights=path)
     clf = clf if size is None else clf.with_pixels(size=size)
     module = as_module(network.model, clf.pixels)
-    return Twin(clf, jax.device_put(clf.fold_batch_norm(variables)), module, "packaged" if row else "random")
+    return Twin(
+        clf, jax.device_put(clf.fold_batch_norm(variables)), module, "packaged" if row else "random"
+    )
 
 
 def torch_device() -> str:
@@ -144,7 +160,11 @@ def precision(word: Literal["float32", "tf32"]) -> Iterator[None]:
         import torch
     switches: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
-    name = {"float32": "float32", "tf32": "tensorfloat32"}[word] if jax.default_backend() == "gpu" else None
+    name = (
+        {"float32": "float32", "tf32": "tensorfloat32"}[word]
+        if jax.default_backend() == "gpu"
+        else None
+    )
     try:
         for switch in switches:
             switch.allow_tf32 = word == "tf32"
@@ -164,12 +184,16 @@ def as_module(model: Any, spec: PixelSpec) -> Any:
             super().__init__()
             self.model, self.memory_format = model, memory_format
             for name in ("mean", "std"):
-                self.register_buffer(name, torch.tensor(getattr(spec, name), dtype=torch.float32).view(1, -1, 1, 1))
+                self.register_buffer(
+                    name, torch.tensor(getattr(spec, name), dtype=torch.float32).view(1, -1, 1, 1)
+                )
 
         def forward(self, x: Any) -> Any:
             x = contiguous_gradient(x)
             x = x.flip(1) if spec.channels == "bgr" else x
-            return self.model(((x - self.mean) / self.std).contiguous(memory_format=self.memory_format))
+            return self.model(
+                ((x - self.mean) / self.std).contiguous(memory_format=self.memory_format)
+            )
 
     def placed(memory_format: Any) -> Any:
         module = Normalised(memory_format).eval().requires_grad_(False)
@@ -231,7 +255,10 @@ def our_logits(net: Twin, images01: np.ndarray, *, batch_size: int = 32) -> np.n
     """Logits f32[n k] of our network, from a program of its own: what an attack says of its pictures plays no part."""
     n = len(images01)
     found = np.concatenate(
-        [np.asarray(inference.forward(net.clf)(net.variables, images01[rows])) for rows in batches(n, batch_size)]
+        [
+            np.asarray(inference.forward(net.clf)(net.variables, images01[rows]))
+            for rows in batches(n, batch_size)
+        ]
     )
     return found[:n]
 
@@ -252,29 +279,44 @@ def disagreement(net: Twin, images01: np.ndarray) -> float:
         ours, theirs = our_logits(net, images01), torch_logits(net, images01)
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if not error <= AGREE:
-        raise ValueError(f"the logits of torch and tl differ by {error:.1e} of the largest; wanted at most {AGREE:.0e}")
+        raise ValueError(
+            f"the logits of torch and tl differ by {error:.1e} of the largest; wanted at most {AGREE:.0e}"
+        )
     return error
 
 
 # --- attacks within a ball ---------------------------------------------------------------------------------------------
 
 
-def ours(name: str, net: Twin, norm: str, budget: Budget, *, slots: int = 0, **options: Any) -> Callable[[float], Run]:
+def ours(
+    name: str, net: Twin, norm: str, budget: Budget, *, slots: int = 0, **options: Any
+) -> Callable[[float], Run]:
     """Our attack for any eps, anywhere in the ball and not on the 8-bit grid; one compile for all radii."""
     if name == "autoattack":
         options |= {"steps": budget.apgd_steps, "queries": budget.queries}
     else:
-        options["steps"] = {"pgd": budget.steps, "square": budget.queries}.get(name, budget.apgd_steps)
+        options["steps"] = {"pgd": budget.steps, "square": budget.queries}.get(
+            name, budget.apgd_steps
+        )
     search = attacks.get(name)(**options)
     attack = attacks.make(
-        search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED, eight_bit=False, slots=slots or None
+        search,
+        net.clf.logits,
+        norm=norms.get(norm),
+        goal=goals.UNTARGETED,
+        eight_bit=False,
+        slots=slots or None,
     )
     k = len(inference.class_table(net.clf))
 
     def at(eps: float) -> Run:
         def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
             class_mask = goals.class_mask([(int(label),) for label in labels], k)
-            return np.asarray(attack(net.variables, jax.random.key(budget.seed), images01, class_mask, eps=eps).images)
+            return np.asarray(
+                attack(
+                    net.variables, jax.random.key(budget.seed), images01, class_mask, eps=eps
+                ).images
+            )
 
         return run
 
@@ -287,7 +329,9 @@ def theirs(library: str, name: str, net: Twin, norm: str, eps: float, budget: Bu
     PGD's step is ours, 2.5 eps / steps; torchattacks' AutoAttack gets our steps and queries in place of its own (10 steps,
     where the paper has 100).
     """
-    make = {"foolbox": _foolbox, "foolbox on JAX": _foolbox_on_jax, "torchattacks": _torchattacks}[library]
+    make = {"foolbox": _foolbox, "foolbox on JAX": _foolbox_on_jax, "torchattacks": _torchattacks}[
+        library
+    ]
     return make(name, net, norm, eps, budget)
 
 
@@ -324,7 +368,9 @@ def _foolbox_on_jax(name: str, net: Twin, norm: str, eps: float, budget: Budget)
 
     def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
         with imported("foolbox"):
-            return np.asarray(attack(model, jnp.asarray(images01), jnp.asarray(labels), epsilons=eps)[1])
+            return np.asarray(
+                attack(model, jnp.asarray(images01), jnp.asarray(labels), epsilons=eps)[1]
+            )
 
     return run if attack else None
 
@@ -333,7 +379,10 @@ def _torchattacks(name: str, net: Twin, norm: str, eps: float, budget: Budget) -
     import torch
 
     shared = {"norm": NORMS[norm], "eps": eps, "seed": budget.seed}
-    steps, classes = budget.apgd_steps, TARGETS + 1  # its n_classes is only the number of targets and one
+    steps, classes = (
+        budget.apgd_steps,
+        TARGETS + 1,
+    )  # its n_classes is only the number of targets and one
 
     def pgd(found: Any) -> Any:
         kind = found.PGD if norm == "linf" else found.PGDL2
@@ -353,7 +402,9 @@ def _torchattacks(name: str, net: Twin, norm: str, eps: float, budget: Budget) -
         "apgd_ce": lambda found: found.APGD(net.module, steps=steps, loss="ce", **shared),
         "apgd_dlr": lambda found: found.APGD(net.module, steps=steps, loss="dlr", **shared),
         "apgd_t": lambda found: found.APGDT(net.module, steps=steps, n_classes=classes, **shared),
-        "fab": lambda found: found.FAB(net.module, steps=steps, multi_targeted=True, n_classes=classes, **shared),
+        "fab": lambda found: found.FAB(
+            net.module, steps=steps, multi_targeted=True, n_classes=classes, **shared
+        ),
         "square": lambda found: found.Square(net.module, n_queries=budget.queries, **shared),
         "autoattack": autoattack,
     }
@@ -394,4 +445,6 @@ def their_search(name: str, net: Twin, norm: str, steps: int) -> Run:
     with imported("foolbox") as found:
         attack = getattr(found.attacks, SEARCHES[name, norm])(steps=steps)
         model = found.PyTorchModel(net.module, bounds=(0, 1), device=torch_device())
-    return lambda images01, labels: from_torch(attack(model, *to_torch(images01, labels), epsilons=None)[0])
+    return lambda images01, labels: from_torch(
+        attack(model, *to_torch(images01, labels), epsilons=None)[0]
+    )

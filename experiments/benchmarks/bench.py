@@ -54,7 +54,19 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from experiments.benchmarks import sources
-from tl import backbones, cli, data, inference, labels, losses, models, optim, paths, pixels, reporting
+from tl import (
+    backbones,
+    cli,
+    data,
+    inference,
+    labels,
+    losses,
+    models,
+    optim,
+    paths,
+    pixels,
+    reporting,
+)
 from tl.data.feed import cores
 from tl.data.loader import stream
 from tl.data.plan import Plan
@@ -84,7 +96,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("size", 224, "Side, in pixels.", lower_bound=32)
     flags.DEFINE_integer("rounds", 5, "Timed rounds; the median counts.", lower_bound=1)
     flags.DEFINE_list(
-        "peers", "torch", f"Libraries to compare with, where installed: {', '.join(PEERS)}; empty for none."
+        "peers",
+        "torch",
+        f"Libraries to compare with, where installed: {', '.join(PEERS)}; empty for none.",
     )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "In which all of them compute.")
     flags.DEFINE_integer("steps", 32, "Of ideal images.", lower_bound=1)
@@ -110,7 +124,10 @@ def ours(arch: str, what: str, images01: np.ndarray) -> Callable[[], Any]:
 
         program, arguments = jax.jit(work), (variables["params"], x)
     else:
-        program, arguments = jax.jit(clf.logits if what == "forward" else jax.grad(loss, argnums=1)), (frozen, x)
+        program, arguments = (
+            jax.jit(clf.logits if what == "forward" else jax.grad(loss, argnums=1)),
+            (frozen, x),
+        )
     compiled = program.lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
 
@@ -137,12 +154,18 @@ def with_torch(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], 
     spec = pixels.PixelSpec()
     mean, std = (torch.tensor(v, dtype=dtype).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        model = network if memory_format is torch.contiguous_format else sources.make(library, call).model.eval()
+        model = (
+            network
+            if memory_format is torch.contiguous_format
+            else sources.make(library, call).model.eval()
+        )
         model = model.to(memory_format=memory_format, dtype=dtype)
         parameters = list(model.parameters())
         for parameter in parameters:
             parameter.requires_grad_(what == "param_gradient")
-        x = torch.tensor(images01.transpose(0, 3, 1, 2).copy(), dtype=dtype).contiguous(memory_format=memory_format)
+        x = torch.tensor(images01.transpose(0, 3, 1, 2).copy(), dtype=dtype).contiguous(
+            memory_format=memory_format
+        )
 
         def work(model: Any = model, parameters: list = parameters, x: Any = x) -> Any:
             if what == "forward":
@@ -151,7 +174,9 @@ def with_torch(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], 
             if what == "input_gradient":
                 x = x.detach().requires_grad_(True)
             reduction = "sum" if what == "input_gradient" else "mean"
-            loss = torch.nn.functional.cross_entropy(model((x - mean) / std).float(), labels, reduction=reduction)
+            loss = torch.nn.functional.cross_entropy(
+                model((x - mean) / std).float(), labels, reduction=reduction
+            )
             return torch.autograd.grad(loss, [x] if what == "input_gradient" else parameters)
 
         calls.append(work)
@@ -164,7 +189,10 @@ def with_keras(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], 
     if not call or FLAGS.dtype != "float32":
         return []
     model = sources.make("keras", call).model
-    train, rest = ([v.value for v in group] for group in (model.trainable_variables, model.non_trainable_variables))
+    train, rest = (
+        [v.value for v in group]
+        for group in (model.trainable_variables, model.non_trainable_variables)
+    )
     x, labels = jnp.asarray(images01), jnp.zeros(len(images01), jnp.int32)
 
     def logits(train: Any, x: jax.Array) -> jax.Array:
@@ -173,7 +201,11 @@ def with_keras(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], 
     def loss(train: Any, x: jax.Array) -> jax.Array:
         return jnp.sum(losses.cross_entropy(logits(train, x), labels))
 
-    work = {"forward": logits, "input_gradient": jax.grad(loss, argnums=1), "param_gradient": jax.grad(loss)}[what]
+    work = {
+        "forward": logits,
+        "input_gradient": jax.grad(loss, argnums=1),
+        "param_gradient": jax.grad(loss),
+    }[what]
     compiled = jax.jit(work)
     return [lambda: jax.block_until_ready(compiled(train, x))]
 
@@ -191,7 +223,9 @@ def installed(peer: str) -> str:
             if peer == "torch":
                 import torch as library
             elif library.backend.backend() != "jax":
-                raise ValueError(f"Keras runs on {library.backend.backend()} here; wanted jax: set KERAS_BACKEND=jax")
+                raise ValueError(
+                    f"Keras runs on {library.backend.backend()} here; wanted jax: set KERAS_BACKEND=jax"
+                )
             return f"{peer} {library.__version__}" + (" on JAX" if peer == "keras" else "")
     except ValueError as error:
         print(f"without {peer}: {error}", flush=True)
@@ -220,7 +254,10 @@ def speed(arch: str, what: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     peers = {peer: version for peer, version in peers.items() if peer in makers}
     theirs = {peer: makers[peer](arch, what, images01) for peer in peers}
     owners = ["tl", *(peer for peer, calls in theirs.items() for _ in calls)]
-    spent = seconds([ours(arch, what, images01), *(call for calls in theirs.values() for call in calls)], FLAGS.rounds)
+    spent = seconds(
+        [ours(arch, what, images01), *(call for calls in theirs.values() for call in calls)],
+        FLAGS.rounds,
+    )
     row = {
         "what": what,
         "arch": arch,
@@ -229,7 +266,11 @@ def speed(arch: str, what: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     }
     rows = []
     for peer, version in peers.items():
-        medians = [float(np.median(times)) for owner, times in zip(owners, spent, strict=True) if owner == peer]
+        medians = [
+            float(np.median(times))
+            for owner, times in zip(owners, spent, strict=True)
+            if owner == peer
+        ]
         if medians:
             value = n / min(medians)
             rows.append({**row, "peer": version, "peer_value": value, "ratio": row["ours"] / value})
@@ -277,7 +318,14 @@ def ideal_images(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     def row(what: str, mine: int, peer: str, value: float) -> dict[str, Any]:
         spread = [float(spent[mine].min()), float(spent[mine].max())]
         rate = {"ours": medians[mine], "spread": spread, "unit": "steps/s"}
-        return {"what": what, "arch": arch, **rate, "peer": peer, "peer_value": value, "ratio": medians[mine] / value}
+        return {
+            "what": what,
+            "arch": arch,
+            **rate,
+            "peer": peer,
+            "peer_value": value,
+            "ratio": medians[mine] / value,
+        }
 
     rows = [row("ideal", 0, "the bare gradient", max(medians[1 : 1 + len(sizes)]))]
     if torch_calls:
@@ -296,7 +344,8 @@ def with_lucent(arch: str, n: int, steps: int) -> Callable[[], Any] | None:
         from lucent.optvis import param, render
 
     wanted = sum(
-        (theirs.channel("labels", i, batch=i) for i in range(1, n)), start=theirs.channel("labels", 0, batch=0)
+        (theirs.channel("labels", i, batch=i) for i in range(1, n)),
+        start=theirs.channel("labels", 0, batch=0),
     )
     quiet = {"progress": False, "show_image": False}
     return lambda: render.render_vis(
@@ -334,14 +383,31 @@ def start(arch: str) -> list[dict[str, Any]]:
         saved = models.save(Path(folder) / "saved", clf, variables)
         rows = []
         for which in ("first", "second"):
-            words = [str(saved), str(Path(folder) / "cache"), str(FLAGS.batch_size), str(FLAGS.size)]
+            words = [
+                str(saved),
+                str(Path(folder) / "cache"),
+                str(FLAGS.batch_size),
+                str(FLAGS.size),
+            ]
             began = time.perf_counter()
-            child = subprocess.run([sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False)
+            child = subprocess.run(
+                [sys.executable, "-c", CHILD, *words], capture_output=True, text=True, check=False
+            )
             total = time.perf_counter() - began
             if child.returncode:
-                raise ValueError(f"the process that was to be timed failed: {child.stderr.strip()[-300:]}")
+                raise ValueError(
+                    f"the process that was to be timed failed: {child.stderr.strip()[-300:]}"
+                )
             parts = json.loads(child.stdout.strip().splitlines()[-1])
-            rows.append({"what": f"start, {which} process", "arch": arch, "ours": total, "unit": "s", "parts": parts})
+            rows.append(
+                {
+                    "what": f"start, {which} process",
+                    "arch": arch,
+                    "ours": total,
+                    "unit": "s",
+                    "parts": parts,
+                }
+            )
         return rows
 
 
@@ -350,11 +416,15 @@ def bfloat16(arch: str) -> list[dict[str, Any]]:
     clf, variables = models.load(arch)
     half, variables = clf.with_dtype("bfloat16"), jax.device_put(clf.fold_batch_norm(variables))
     paths = [photo.path for photo in data.photographs()]
-    images = np.concatenate([b.images[b.valid] for b in data.load(paths, clf.prepare, batch_size=16)])
+    images = np.concatenate(
+        [b.images[b.valid] for b in data.load(paths, clf.prepare, batch_size=16)]
+    )
     full, rounded = (inference.predict_logits(net, variables, images) for net in (clf, half))
     x = jnp.asarray(np.resize(pixels.to_images01(images), (FLAGS.batch_size, *images.shape[1:])))
     nets = [inference.forward(half), inference.forward(clf)]
-    spent = seconds([lambda net=net: jax.block_until_ready(net(variables, x)) for net in nets], FLAGS.rounds)
+    spent = seconds(
+        [lambda net=net: jax.block_until_ready(net(variables, x)) for net in nets], FLAGS.rounds
+    )
     rate, plain = (len(x) / float(np.median(times)) for times in spent)
     row = {
         "what": "bfloat16",
@@ -405,7 +475,11 @@ for _ in sys.stdin:
 def loader(peers: dict[str, str]) -> list[dict[str, Any]]:
     """Pictures a second once the first batch is there, from threads and from processes; passes take turns."""
     if FLAGS.data:
-        files = [example.path for example in data.get(FLAGS.data).examples if isinstance(example.path, Path)]
+        files = [
+            example.path
+            for example in data.get(FLAGS.data).examples
+            if isinstance(example.path, Path)
+        ]
     else:
         files = [photo.path for photo in data.photographs()] * 16
     b, workers = FLAGS.batch_size, cores()
@@ -431,12 +505,27 @@ def loader(peers: dict[str, str]) -> list[dict[str, Any]]:
             listed = Path(folder) / "files.txt"
             order = np.concatenate([plan.rows(step) for step in range(len(plan))])
             listed.write_text("\n".join(str(files[row].absolute()) for row in order[order >= 0]))
-            words = [sys.executable, "-W", "ignore", "-c", PASSES, str(listed), str(b), str(workers)]
+            words = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                PASSES,
+                str(listed),
+                str(b),
+                str(workers),
+            ]
             pipe = subprocess.PIPE
-            child = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[2])
+            child = subprocess.Popen(
+                words, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[2]
+            )
             stack.enter_context(child)
-        for i in range(FLAGS.rounds + 1):  # the first fills the system's cache of files and does not count
-            passes = [(rates[name], ours_with(n)) for name, n in zip(rates, (0, workers), strict=True)]
+        for i in range(
+            FLAGS.rounds + 1
+        ):  # the first fills the system's cache of files and does not count
+            passes = [
+                (rates[name], ours_with(n)) for name, n in zip(rates, (0, workers), strict=True)
+            ]
             if child is not None:
                 assert child.stdin is not None and child.stdout is not None
                 child.stdin.write("\n")
@@ -469,9 +558,15 @@ def step(arch: str) -> list[dict[str, Any]]:
     """Images a second of whole training steps, beside what they are made of."""
     clf, variables = models.load(arch, weights="random")
     clf, n = clf.with_dtype(FLAGS.dtype), FLAGS.batch_size
-    params, stats, stages = variables["params"], variables.get("batch_stats", {}), clf.spec.endpoints
-    images = np.random.default_rng(FLAGS.seed).integers(0, 256, (n, FLAGS.size, FLAGS.size, 3), np.uint8)
-    of = lambda inputs: Examples(jnp.asarray(inputs), jnp.zeros(n, jnp.int32), jnp.ones(n, bool))  # noqa: E731
+    params, stats, stages = (
+        variables["params"],
+        variables.get("batch_stats", {}),
+        clf.spec.endpoints,
+    )
+    images = np.random.default_rng(FLAGS.seed).integers(
+        0, 256, (n, FLAGS.size, FLAGS.size, 3), np.uint8
+    )
+    of = lambda inputs: Examples(jnp.asarray(inputs), jnp.zeros(n, jnp.int32), jnp.ones(n, bool))
 
     def pictures(params: Any, stats: Any, inputs: jax.Array) -> tuple[Any, Any]:
         output = clf.apply({"params": params, "batch_stats": stats}, pixels.to_images01(inputs))
@@ -481,7 +576,9 @@ def step(arch: str) -> list[dict[str, Any]]:
         """A call that does one step, each from the state that the step before left."""
         rules = phases(tune, stages)[-1].rules
         schedule = optim.SCHEDULES["cosine"](1e-3, 1000)
-        optimizer = optim.partitioned(params, rules, optim.OPTIMIZERS["adamw"](1e-2), schedule, clip=1.0)
+        optimizer = optim.partitioned(
+            params, rules, optim.OPTIMIZERS["adamw"](1e-2), schedule, clip=1.0
+        )
         begun = init(params, rules, optimizer, stats=stats)
         program = make_train_step(forward, optimizer).lower(begun, examples).compile()  # type: ignore[attr-defined]
         held = [begun]
@@ -509,7 +606,9 @@ def step(arch: str) -> list[dict[str, Any]]:
         "the bare gradient": lambda: jax.block_until_ready(bare(*on_device)),
         "step, all": stepping("all", pictures, of(images)),
         "step, last:1": stepping("last:1", pictures, of(images)),
-        "step, last:1, bank": stepping("last:1", from_bank, of(jnp.zeros(ends[prefix].shape, ends[prefix].dtype))),
+        "step, last:1, bank": stepping(
+            "last:1", from_bank, of(jnp.zeros(ends[prefix].shape, ends[prefix].dtype))
+        ),
     }
     spent = dict(zip(calls, seconds(list(calls.values()), FLAGS.rounds), strict=True))
     rate = {name: n / float(np.median(times)) for name, times in spent.items()}
@@ -523,7 +622,9 @@ def step(arch: str) -> list[dict[str, Any]]:
             "peer_value": rate[peer],
             "ratio": rate[name] / rate[peer],
         }
-        for name, peer in zip(list(calls)[1:], ("the bare gradient", "step, all", "step, all"), strict=True)
+        for name, peer in zip(
+            list(calls)[1:], ("the bare gradient", "step, all", "step, all"), strict=True
+        )
     ]
 
 
@@ -536,7 +637,13 @@ def probes() -> list[dict[str, Any]]:
     for _ in range(FLAGS.rounds):
         for method, times in spent.items():
             began = time.perf_counter()
-            probe.fit(values[:1000], known[:1000], k, method=method, validation=(values[1000:], known[1000:]))
+            probe.fit(
+                values[:1000],
+                known[:1000],
+                k,
+                method=method,
+                validation=(values[1000:], known[1000:]),
+            )
             times.append(time.perf_counter() - began)
     return [
         {
@@ -556,7 +663,9 @@ def frozen_fit(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         spec = data.get(FLAGS.data or f"folder:{noise(Path(folder) / 'noise', clf.pixels.size)}")
         k, n = len(spec.classes), len(spec.examples)
-        clf = clf.with_dtype(FLAGS.dtype).with_head(heads.maker("linear", clf.spec)(k), labels.from_names(spec.classes))
+        clf = clf.with_dtype(FLAGS.dtype).with_head(
+            heads.maker("linear", clf.spec)(k), labels.from_names(spec.classes)
+        )
         head = clf.init_head(jax.random.key(FLAGS.seed))
         variables = {**variables, "params": {**variables["params"], "head": head}}
         none = dataclasses.replace(spec, examples=())
@@ -564,7 +673,7 @@ def frozen_fit(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
 
         def ours() -> list[float]:
             ends = [time.perf_counter()]
-            log = lambda row: ends.append(time.perf_counter()) if "epoch" in row else None  # noqa: E731
+            log = lambda row: ends.append(time.perf_counter()) if "epoch" in row else None
             fit.fit(clf, variables, spec, none, recipe, seed=FLAGS.seed, log=log)
             return ends
 
@@ -580,7 +689,12 @@ def frozen_fit(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     for epoch, name in enumerate(("first epoch", "second epoch")):
         found = rates["tl"][:, epoch]
         row = {"what": f"frozen fit, {name}", "arch": arch, "ours": float(np.median(found)), "n": n}
-        row |= {"spread": [float(found.min()), float(found.max())], "peer": None, "peer_value": None, "ratio": None}
+        row |= {
+            "spread": [float(found.min()), float(found.max())],
+            "peer": None,
+            "peer_value": None,
+            "ratio": None,
+        }
         if "keras" in rates:
             theirs = float(np.median(rates["keras"][:, epoch]))
             row |= {"peer": peers["keras"], "peer_value": theirs, "ratio": row["ours"] / theirs}
@@ -616,7 +730,9 @@ def nothing_known(folder: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def keras_fit(arch: str, clf: models.Classifier, spec: data.DataSpec) -> Callable[[], list[float]] | None:
+def keras_fit(
+    arch: str, clf: models.Classifier, spec: data.DataSpec
+) -> Callable[[], list[float]] | None:
     """A call that trains a new dense layer on Keras' frozen backbone for two epochs, and says when each ended."""
     _, call = call_of(arch, "keras")
     if not call or FLAGS.dtype != "float32" or clf.pixels.size != 224:
@@ -624,20 +740,30 @@ def keras_fit(arch: str, clf: models.Classifier, spec: data.DataSpec) -> Callabl
     import keras
 
     batches = data.load(inputs.sources(spec), clf.prepare, batch_size=FLAGS.batch_size)
-    x = np.concatenate([batch.images for batch in batches])[: len(spec.examples)].astype(np.float32) / 127.5 - 1.0
+    x = (
+        np.concatenate([batch.images for batch in batches])[: len(spec.examples)].astype(np.float32)
+        / 127.5
+        - 1.0
+    )
     y = inputs.labels(spec)
 
     def work() -> list[float]:
         network = sources.make("keras", call).model
         network.trainable = False
-        pooled = [layer for layer in network.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+        pooled = [
+            layer
+            for layer in network.layers
+            if isinstance(layer, keras.layers.GlobalAveragePooling2D)
+        ]
         features = pooled[-1].output if pooled else network.layers[-2].output  # VGG has none
         top = keras.layers.Dense(len(spec.classes))(keras.layers.Flatten()(features))
         model = keras.Model(network.input, top)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=loss, metrics=["accuracy"])
         ends = [time.perf_counter()]
-        told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
+        told = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter())
+        )
         model.fit(x, y, batch_size=FLAGS.batch_size, epochs=2, verbose=0, callbacks=[told])  # type: ignore[arg-type]
         return ends
 
@@ -669,7 +795,9 @@ def main(run: reporting.Run) -> None:
     peers = {peer: version for peer in FLAGS.peers if (version := installed(peer))}
     rows: list[dict[str, Any]] = []
     works = list(dict.fromkeys(FLAGS.what))
-    jobs: list[Callable[[], list[dict[str, Any]]]] = [lambda: loader(peers)] if "loader" in works else []
+    jobs: list[Callable[[], list[dict[str, Any]]]] = (
+        [lambda: loader(peers)] if "loader" in works else []
+    )
     jobs += [probes] if "probe" in works else []
     for arch in archs:
         one = {
@@ -687,7 +815,15 @@ def main(run: reporting.Run) -> None:
             run.log(row)
             print(line(row), flush=True)
         rows += new
-    header = ("what", "architecture", "tl", "slowest to fastest round", "peer", "the peer's", "ratio")
+    header = (
+        "what",
+        "architecture",
+        "tl",
+        "slowest to fastest round",
+        "peer",
+        "the peer's",
+        "ratio",
+    )
     cells = [
         (
             row["what"],
@@ -706,7 +842,10 @@ def main(run: reporting.Run) -> None:
         "A ratio above 1 means that tl is faster."
     )
     page = reporting.page(
-        "Speed", lead, [reporting.section("Images a second", reporting.table(cells, header))], facts=run.facts()
+        "Speed",
+        lead,
+        [reporting.section("Images a second", reporting.table(cells, header))],
+        facts=run.facts(),
     )
     run.finish({"rows": rows}, page)
     print(f"{run.workdir / 'report.html'}")

@@ -45,9 +45,13 @@ def define_flags() -> None:
     flags.DEFINE_list("arch", "", "Architectures, by timm's name.")
     flags.DEFINE_bool("all", False, "Every architecture.")
     flags.DEFINE_list("source", ",".join(sources.LIBRARIES), "Libraries to compare with.")
-    flags.DEFINE_string("weights", "", "A weights file to compare on, in place of seeded random weights.")
     flags.DEFINE_string(
-        "against", "", "LIBRARY:CALL, the network to compare one architecture with, where it is another's."
+        "weights", "", "A weights file to compare on, in place of seeded random weights."
+    )
+    flags.DEFINE_string(
+        "against",
+        "",
+        "LIBRARY:CALL, the network to compare one architecture with, where it is another's.",
     )
     flags.DEFINE_list("size", "224,193x161", "Sizes of the pictures: side or HEIGHTxWIDTH.")
 
@@ -96,11 +100,19 @@ def apply(clf: Classifier, mode: Mode, variables: Variables, inputs: Any) -> dic
     channels = inputs.shape[-1]
     clf = clf.with_pixels(mean=(0.0,) * channels, std=(1.0,) * channels, channels="rgb")
     out = clf.apply(variables, inputs, mode)
-    return dict(out.endpoints) | {"features": out.features} | ({} if out.logits is None else {"logits": out.logits})
+    return (
+        dict(out.endpoints)
+        | {"features": out.features}
+        | ({} if out.logits is None else {"logits": out.logits})
+    )
 
 
-@functools.lru_cache(maxsize=1)  # an architecture's sources come one after another, and share a compiled program
-def _compiled(arch: str, module: Any, head: Any) -> Callable[[Variables, np.ndarray], dict[str, jax.Array]]:
+@functools.lru_cache(
+    maxsize=1
+)  # an architecture's sources come one after another, and share a compiled program
+def _compiled(
+    arch: str, module: Any, head: Any
+) -> Callable[[Variables, np.ndarray], dict[str, jax.Array]]:
     spec = dataclasses.replace(backbones.get(arch), module=module)
     clf = Classifier(arch, spec, head, pixels.PixelSpec(), None, models.Provenance("", ""))
     return jax.jit(functools.partial(apply, clf, Mode.EVAL))
@@ -125,7 +137,9 @@ def compare(clf: Classifier, variables: Variables, cases: Sequence[Case]) -> dic
     for inputs, want in cases:
         got = _compiled(clf.arch, clf.spec.module, clf.head)(variables, inputs)
         if lone := (set(got) ^ set(want)) - {"logits"}:
-            raise ValueError(f"{', '.join(sorted(lone))}: not an endpoint of both; complete the table of `endpoints`")
+            raise ValueError(
+                f"{', '.join(sorted(lone))}: not an endpoint of both; complete the table of `endpoints`"
+            )
         for end in (end for end in want if end in got):
             errors[end] = max(errors.get(end, 0.0), error(got[end], want[end]))
     return errors
@@ -160,7 +174,11 @@ def suspects(clf: Classifier, variables: Variables) -> list[Suspect]:
     """What can be wrong with this network."""
     module, names = clf.spec.module, set(flatten(variables))
     found = [
-        Suspect("channels", "channel order of the input (RGB, BGR)", lambda s: s._replace(inputs=s.inputs[..., ::-1]))
+        Suspect(
+            "channels",
+            "channel order of the input (RGB, BGR)",
+            lambda s: s._replace(inputs=s.inputs[..., ::-1]),
+        )
     ]
     if hasattr(module, "padding"):
         for padding in (p for p in ("same", "torch", "after") if p != module.padding):
@@ -174,26 +192,50 @@ def suspects(clf: Classifier, variables: Variables) -> list[Suspect]:
     if stats:
         tree = variables["batch_stats"]["backbone"], variables["params"]["backbone"]
         here = next(iter(fold.norms(module, tree[1], tree[0]).values())).eps
-        for eps in (e for e in (1e-5, 1.001e-5, 1e-3) if e != here):  # torch, Keras' ResNet, TensorFlow
+        for eps in (
+            e for e in (1e-5, 1.001e-5, 1e-3) if e != here
+        ):  # torch, Keras' ResNet, TensorFlow
             words = f"eps of BatchNorm ({eps:g} there, {here:g} here)"
             found.append(
-                Suspect("eps", words, _leaves(r"batch_stats/.*/var", lambda a, e=eps: a + np.float32(e - here)))
+                Suspect(
+                    "eps",
+                    words,
+                    _leaves(r"batch_stats/.*/var", lambda a, e=eps: a + np.float32(e - here)),
+                )
             )
-        unset = _leaves(r"batch_stats/.*", lambda a: a * 0), _leaves(r"batch_stats/.*/var", lambda a: a + 1)
+        unset = (
+            _leaves(r"batch_stats/.*", lambda a: a * 0),
+            _leaves(r"batch_stats/.*/var", lambda a: a + 1),
+        )
         found += [
             Suspect(
-                "statistics", "BatchNorm by the batch there (training mode)", lambda s: s._replace(mode=Mode.TRAIN)
+                "statistics",
+                "BatchNorm by the batch there (training mode)",
+                lambda s: s._replace(mode=Mode.TRAIN),
             ),
-            Suspect("statistics", "BatchNorm's statistics (0 and 1 there)", lambda s: unset[1](unset[0](s))),
+            Suspect(
+                "statistics",
+                "BatchNorm's statistics (0 and 1 there)",
+                lambda s: unset[1](unset[0](s)),
+            ),
         ]
     if "params/head/fc6/kernel" in names:
         fc6 = "params/head/fc6/kernel"
-        from_chw, to_chw = _leaves(fc6, lambda a: _reorder(a, (512, 7, 7), (1, 2, 0))), _leaves(fc6, _to_chw)
+        from_chw, to_chw = (
+            _leaves(fc6, lambda a: _reorder(a, (512, 7, 7), (1, 2, 0))),
+            _leaves(fc6, _to_chw),
+        )
         found += [
-            Suspect("flatten", "flatten order of the first dense layer (channels first there)", from_chw),
-            Suspect("flatten", "flatten order of the first dense layer (channels last there)", to_chw),
+            Suspect(
+                "flatten", "flatten order of the first dense layer (channels first there)", from_chw
+            ),
+            Suspect(
+                "flatten", "flatten order of the first dense layer (channels last there)", to_chw
+            ),
         ]
-    swap_hw, swap_io = (_leaves(r"params/.*kernel", f) for f in (_swap_height_and_width, _swap_in_and_out))
+    swap_hw, swap_io = (
+        _leaves(r"params/.*kernel", f) for f in (_swap_height_and_width, _swap_in_and_out)
+    )
     found += [
         Suspect("kernel", "kernels transposed (height and width)", swap_hw),
         Suspect("kernel", "kernels transposed (in and out, where they are as many)", swap_io),
@@ -208,7 +250,8 @@ def _module(**fields: Any) -> Callable[[State], State]:
 def _leaves(pattern: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[State], State]:
     def changed(state: State) -> State:
         leaves = {
-            n: change(np.asarray(a)) if re.fullmatch(pattern, n) else a for n, a in flatten(state.variables).items()
+            n: change(np.asarray(a)) if re.fullmatch(pattern, n) else a
+            for n, a in flatten(state.variables).items()
         }
         return state._replace(variables={"batch_stats": {}, **unflatten(leaves)})
 
@@ -246,7 +289,9 @@ def diagnose(clf: Classifier, variables: Variables, cases: Sequence[Case], end: 
         errors = []
         for inputs, want in cases:
             state = functools.reduce(
-                lambda s, suspect: suspect.change(s), some, State(clf.spec.module, variables, inputs)
+                lambda s, suspect: suspect.change(s),
+                some,
+                State(clf.spec.module, variables, inputs),
             )
             if end in want:
                 try:
@@ -260,7 +305,9 @@ def diagnose(clf: Classifier, variables: Variables, cases: Sequence[Case], end: 
     best: tuple[float, tuple[Suspect, ...]] = (left(), ())
     nothing = best[0]
     for some in (itertools.combinations(usual, 1), itertools.combinations(usual, 2)):
-        best = min([best, *((left(*suspects), suspects) for suspects in some)], key=lambda pair: pair[0])
+        best = min(
+            [best, *((left(*suspects), suspects) for suspects in some)], key=lambda pair: pair[0]
+        )
         if best[0] <= TOLERANCE:
             return " and ".join(suspect.words for suspect in best[1])
     if best[0] < nothing / 10:
@@ -349,8 +396,12 @@ def asked() -> list[Pair]:
         raise ValueError("say which networks to compare: --arch=NAME[,NAME] or --all")
     unknown = [library for library in FLAGS.source if library not in sources.LIBRARIES]
     if unknown:
-        raise ValueError(f"--source={unknown[0]} is no library to compare with; take of {', '.join(sources.LIBRARIES)}")
-    archs = list(backbones.names()) if FLAGS.all else [backbones.get(arch).name for arch in FLAGS.arch]
+        raise ValueError(
+            f"--source={unknown[0]} is no library to compare with; take of {', '.join(sources.LIBRARIES)}"
+        )
+    archs = (
+        list(backbones.names()) if FLAGS.all else [backbones.get(arch).name for arch in FLAGS.arch]
+    )
     if (FLAGS.weights or FLAGS.against) and len(archs) > 1:
         raise ValueError("--weights and --against compare one network: give one --arch")
     if FLAGS.against:
@@ -372,7 +423,9 @@ def main(run: reporting.Run) -> None:
     weights = Path(FLAGS.weights).expanduser()
     if FLAGS.weights and not weights.is_file():
         raise ValueError(f"no weights file at {weights}; give the path of a file of {todo[0].arch}")
-    for library in dict.fromkeys(pair.source for pair in todo):  # what is not installed is told before the work
+    for library in dict.fromkeys(
+        pair.source for pair in todo
+    ):  # what is not installed is told before the work
         with sources.imported(library):
             pass
     rows, layers = [], []
@@ -401,8 +454,13 @@ def main(run: reporting.Run) -> None:
         if len(todo) == 1 or FLAGS.weights:
             print("\n".join(f"  {end:24s} {value:.1e}" for end, value in errors.items()))
         print(f"[{len(rows)}/{len(todo)}] {_line(row)}", flush=True)
-    if FLAGS.weights and any(layers):  # of the libraries that have this network, one may not take the file
-        rows, layers = zip(*((row, errors) for row, errors in zip(rows, layers, strict=True) if errors), strict=True)
+    if FLAGS.weights and any(
+        layers
+    ):  # of the libraries that have this network, one may not take the file
+        rows, layers = zip(
+            *((row, errors) for row, errors in zip(rows, layers, strict=True) if errors),
+            strict=True,
+        )
     compared = [row["max_rel_error"] for row in rows if row["max_rel_error"] is not None]
     wrong = [row for row in rows if row["max_rel_error"] is None or row["first_divergence"]]
     table = summary(rows)
@@ -416,43 +474,68 @@ def main(run: reporting.Run) -> None:
     )
     sections = [reporting.section("Architecture x source", reporting.table(table[1:], table[0]))]
     if wrong:
-        cells = [(row["arch"], row["source"], row["first_divergence"] or "not compared", row["cause"]) for row in wrong]
+        cells = [
+            (row["arch"], row["source"], row["first_divergence"] or "not compared", row["cause"])
+            for row in wrong
+        ]
         header = ("architecture", "source", "first divergence", "likely cause")
         sections.insert(0, reporting.section("Where they part", reporting.table(cells, header)))
     if len(rows) <= LAYERS_SHOWN:
         sections += [_layers(row, errors) for row, errors in zip(rows, layers, strict=True)]
-    run.finish({"rows": list(rows)}, reporting.page("Ports against their sources", lead, sections, facts=run.facts()))
+    run.finish(
+        {"rows": list(rows)},
+        reporting.page("Ports against their sources", lead, sections, facts=run.facts()),
+    )
     print(reporting.columns(table[0], table[1:]))
     print(f"{count}, {largest}, {run.seconds:.0f} s")
     print(f"{run.workdir / 'report.html'}")
     if wrong:
-        raise ValueError(f"{len(wrong)} of {count} diverge or cannot be compared; the first: {_line(wrong[0])}")
+        raise ValueError(
+            f"{len(wrong)} of {count} diverge or cannot be compared; the first: {_line(wrong[0])}"
+        )
 
 
 def _line(row: Mapping[str, Any]) -> str:
     pair = f"{row['arch']} against {row['source']}'s {row['call']}"
     if row["max_rel_error"] is None:
         return f"{pair}, not compared: {row['cause']}"
-    where = f", first at {row['first_divergence']}; likely cause: {row['cause']}" if row["first_divergence"] else ""
+    where = (
+        f", first at {row['first_divergence']}; likely cause: {row['cause']}"
+        if row["first_divergence"]
+        else ""
+    )
     return f"{pair} ({row['form']}): {row['max_rel_error']:.1e}{where}"
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The table of architectures and sources, its header first: the largest error of each pair, "-" where there is none."""
-    libraries = [library for library in sources.LIBRARIES if any(row["source"] == library for row in rows)]
+    libraries = [
+        library for library in sources.LIBRARIES if any(row["source"] == library for row in rows)
+    ]
     found = {(row["arch"], row["source"]): row for row in rows}
 
     def cell(arch: str, library: str) -> str:
         row = found.get((arch, library))
-        return "-" if row is None else "failed" if row["max_rel_error"] is None else f"{row['max_rel_error']:.1e}"
+        return (
+            "-"
+            if row is None
+            else "failed"
+            if row["max_rel_error"] is None
+            else f"{row['max_rel_error']:.1e}"
+        )
 
     archs = dict.fromkeys(row["arch"] for row in rows)
-    return [("architecture", *libraries), *((arch, *(cell(arch, library) for library in libraries)) for arch in archs)]
+    return [
+        ("architecture", *libraries),
+        *((arch, *(cell(arch, library) for library in libraries)) for arch in archs),
+    ]
 
 
 def _layers(row: Mapping[str, Any], errors: Mapping[str, float]) -> Html:
     cells = [(end, f"{value:.1e}") for end, value in errors.items()]
-    return reporting.section(f"{row['arch']} against {row['source']}", reporting.table(cells, ("endpoint", "error")))
+    return reporting.section(
+        f"{row['arch']} against {row['source']}", reporting.table(cells, ("endpoint", "error"))
+    )
 
 
 if __name__ == "__main__":

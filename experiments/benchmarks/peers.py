@@ -43,7 +43,9 @@ from experiments.benchmarks.attack_libraries import Budget, Run, Twin
 from tl import attacks, backbones, cli, data, metrics, pixels, reporting
 from tl.inference import folder_labels
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch wants some of a GPU's memory
+os.environ.setdefault(
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+)  # torch wants some of a GPU's memory
 
 FLAGS = flags.FLAGS
 SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # levels
@@ -55,33 +57,60 @@ Row = dict[str, Any]
 def define_flags() -> None:
     flags.DEFINE_list("what", "attack_strength", f"What is compared: {', '.join(WORKS)}.")
     flags.DEFINE_list("arch", "efficientnet_lite0", "Architectures.")
-    flags.DEFINE_string("data", "", "Folder of pictures, each in one named after its class. Default: packaged ones.")
-    flags.DEFINE_list("peers", ",".join(attack_libraries.LIBRARIES), "Libraries to compare with; empty for none.")
-    flags.DEFINE_list(
-        "attacks", "pgd,apgd_ce,apgd_t,fab,square,autoattack", "For attack_strength: which, by our names."
+    flags.DEFINE_string(
+        "data", "", "Folder of pictures, each in one named after its class. Default: packaged ones."
     )
     flags.DEFINE_list(
-        "linf", "0.25,0.5,1", "For attack_strength: radii in 8-bit levels, of which black to white is 255."
+        "peers", ",".join(attack_libraries.LIBRARIES), "Libraries to compare with; empty for none."
+    )
+    flags.DEFINE_list(
+        "attacks",
+        "pgd,apgd_ce,apgd_t,fab,square,autoattack",
+        "For attack_strength: which, by our names.",
+    )
+    flags.DEFINE_list(
+        "linf",
+        "0.25,0.5,1",
+        "For attack_strength: radii in 8-bit levels, of which black to white is 255.",
     )
     flags.DEFINE_list("l2", "0.25", "For attack_strength: L2 radii, in [0, 1] pixel units.")
     flags.DEFINE_string("eps", "1/255", "For attack: the Linf radius.")
     flags.DEFINE_string("autoattack_eps", "1/510", "For autoattack: the Linf radius; half a level.")
-    flags.DEFINE_integer("limit", 100, "For attack_strength and attack_distance: pictures.", lower_bound=1)
-    flags.DEFINE_integer("cw_pictures", 32, "For attack_distance: how many of them Carlini-Wagner gets.", lower_bound=1)
+    flags.DEFINE_integer(
+        "limit", 100, "For attack_strength and attack_distance: pictures.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "cw_pictures",
+        32,
+        "For attack_distance: how many of them Carlini-Wagner gets.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("batch_size", 32, "Pictures a call.", lower_bound=1)
     flags.DEFINE_integer("steps", 40, "Of PGD.", lower_bound=1)
-    flags.DEFINE_integer("apgd_steps", 50, "Of APGD, APGD-T and FAB, alone and in AutoAttack.", lower_bound=1)
+    flags.DEFINE_integer(
+        "apgd_steps", 50, "Of APGD, APGD-T and FAB, alone and in AutoAttack.", lower_bound=1
+    )
     flags.DEFINE_integer("queries", 1000, "Of Square, alone and in AutoAttack.", lower_bound=1)
     flags.DEFINE_integer("deepfool_steps", 50, "Of DeepFool.", lower_bound=1)
-    flags.DEFINE_integer("cw_steps", 200, "Of each of Carlini-Wagner's nine searches.", lower_bound=1)
+    flags.DEFINE_integer(
+        "cw_steps", 200, "Of each of Carlini-Wagner's nine searches.", lower_bound=1
+    )
     flags.DEFINE_enum(
-        "precision", "float32", ["float32", "tf32"], "Of both libraries' convolutions and products, on a GPU."
+        "precision",
+        "float32",
+        ["float32", "tf32"],
+        "Of both libraries' convolutions and products, on a GPU.",
     )
     flags.DEFINE_integer("rounds", 3, "Timed rounds; the median counts.", lower_bound=1)
     flags.DEFINE_integer(
-        "slots", 0, "For attack: pictures that ours steps side by side; 0: tl's own choice.", lower_bound=0
+        "slots",
+        0,
+        "For attack: pictures that ours steps side by side; 0: tl's own choice.",
+        lower_bound=0,
     )
-    flags.DEFINE_integer("size", 0, "Side of the pictures. Default: the weights' own.", lower_bound=0)
+    flags.DEFINE_integer(
+        "size", 0, "Side of the pictures. Default: the weights' own.", lower_bound=0
+    )
 
 
 def budget() -> Budget:
@@ -110,7 +139,10 @@ def read(net: Twin, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     order = np.random.default_rng(FLAGS.seed).permutation(len(paths))
     for rows in np.split(order, range(limit, len(order), limit)):
         for batch in data.load([paths[i] for i in rows], net.clf.prepare, batch_size=len(rows)):
-            yield pixels.to_images01(batch.images[batch.valid]), classes[rows[batch.index[batch.valid]]]
+            yield (
+                pixels.to_images01(batch.images[batch.valid]),
+                classes[rows[batch.index[batch.valid]]],
+            )
 
 
 def called_right(net: Twin, limit: int) -> Pictures:
@@ -130,14 +162,18 @@ def called_right(net: Twin, limit: int) -> Pictures:
         if sum(map(len, found)) >= limit:
             break
     if not sum(map(len, found)):
-        raise ValueError(f"none of the pictures of {FLAGS.data or 'the packages'} is called by its class")
+        raise ValueError(
+            f"none of the pictures of {FLAGS.data or 'the packages'} is called by its class"
+        )
     return Pictures(np.concatenate(found)[:limit], np.concatenate(labels)[:limit], error)
 
 
 def in_batches(run: Run, pictures: Pictures, *, ours: bool) -> np.ndarray:
     """All of an attack's pictures; ours in batches of one shape, of which there is one program."""
     n, size = len(pictures.labels), FLAGS.batch_size
-    rows = attack_libraries.batches(n, size) if ours else np.split(np.arange(n), range(size, n, size))
+    rows = (
+        attack_libraries.batches(n, size) if ours else np.split(np.arange(n), range(size, n, size))
+    )
     return np.concatenate([run(pictures.images01[i], pictures.labels[i]) for i in rows])[:n]
 
 
@@ -153,14 +189,22 @@ class Robust(NamedTuple):
 
 
 def robust(
-    net: Twin, attempt: Callable[[], np.ndarray], pictures: Pictures, norm: str, eps: float, *, ours: bool
+    net: Twin,
+    attempt: Callable[[], np.ndarray],
+    pictures: Pictures,
+    norm: str,
+    eps: float,
+    *,
+    ours: bool,
 ) -> Robust:
     """Attacks and judges. What lies outside of the ball or the box fools nobody."""
     seconds, found = spent(attempt)
     far = distances(norm, found, pictures.images01) > eps * (1 + INSIDE) + TINY
     outside = far | (found.min(axis=(1, 2, 3)) < 0) | (found.max(axis=(1, 2, 3)) > 1)
     judges = (attack_libraries.our_logits, attack_libraries.torch_logits)[:: 1 if ours else -1]
-    own, other = ((judge(net, found).argmax(axis=1) == pictures.labels) | outside for judge in judges)
+    own, other = (
+        (judge(net, found).argmax(axis=1) == pictures.labels) | outside for judge in judges
+    )
     return Robust(own, other, seconds)
 
 
@@ -174,18 +218,35 @@ def attack_strength(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
     """A row an attack, radius and library: per cent of the pictures that are called right still."""
     net = attack_libraries.twin(arch, size=FLAGS.size or None)
     pictures = called_right(net, FLAGS.limit)
-    radii = [("linf", cli.fraction(word, "linf") / 255, f"linf {word}/255") for word in FLAGS.linf if word]
+    radii = [
+        ("linf", cli.fraction(word, "linf") / 255, f"linf {word}/255")
+        for word in FLAGS.linf
+        if word
+    ]
     radii += [("l2", cli.fraction(word, "l2"), f"l2 {word}") for word in FLAGS.l2 if word]
     for name in FLAGS.attacks:
-        made = {norm: attack_libraries.ours(name, net, norm, budget()) for norm in {norm: 0 for norm, _, _ in radii}}
+        made = {
+            norm: attack_libraries.ours(name, net, norm, budget())
+            for norm in {norm: 0 for norm, _, _ in radii}
+        }
         for norm, eps, where in radii:
             run = made[norm](eps)
             attempt = functools.partial(in_batches, run, pictures, ours=True)
-            if name == "autoattack":  # which makes batches of its own, of the pictures that are left
+            if (
+                name == "autoattack"
+            ):  # which makes batches of its own, of the pictures that are left
                 attempt = functools.partial(run, *pictures[:2])
             mine = robust(net, attempt, pictures, norm, eps, ours=True)
-            row: Row = {"what": f"robust accuracy, {where}, {name}", "arch": net.clf.arch, "unit": "%"}
-            row |= {"ours": percent(mine.right), "interval": interval(mine.right), "n": len(mine.right)}
+            row: Row = {
+                "what": f"robust accuracy, {where}, {name}",
+                "arch": net.clf.arch,
+                "unit": "%",
+            }
+            row |= {
+                "ours": percent(mine.right),
+                "interval": interval(mine.right),
+                "n": len(mine.right),
+            }
             row |= {"ours_elsewhere": percent(mine.elsewhere), "ours_seconds": mine.seconds}
             row["logit_error"] = pictures.error
             beside: list[Row] = [{}]
@@ -193,7 +254,11 @@ def attack_strength(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
                 run = attack_libraries.theirs(library, name, net, norm, eps, budget())
                 if run is not None:
                     attempt = functools.partial(in_batches, run, pictures, ours=False)
-                    beside.append(compared(row, version, robust(net, attempt, pictures, norm, eps, ours=False)))
+                    beside.append(
+                        compared(
+                            row, version, robust(net, attempt, pictures, norm, eps, ours=False)
+                        )
+                    )
             yield from [row | other for other in beside[1:] or beside]
 
 
@@ -230,13 +295,28 @@ def attack_distance(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
         pictures, steps = everything, FLAGS.deepfool_steps
         if name == "cw":
             rows = slice(FLAGS.cw_pictures)
-            pictures = everything._replace(images01=everything.images01[rows], labels=everything.labels[rows])
+            pictures = everything._replace(
+                images01=everything.images01[rows], labels=everything.labels[rows]
+            )
             steps = FLAGS.cw_steps
         mine, seconds = reach(
-            net, attack_libraries.our_search(name, net, norm, steps, seed=FLAGS.seed), pictures, norm, ours=True
+            net,
+            attack_libraries.our_search(name, net, norm, steps, seed=FLAGS.seed),
+            pictures,
+            norm,
+            ours=True,
         )
-        row: Row = {"what": f"median distance, {name}, {norm}", "arch": net.clf.arch, "unit": norm, "n": len(mine)}
-        row |= {"ours": median(mine), "not_found": int(np.isinf(mine).sum()), "ours_seconds": seconds}
+        row: Row = {
+            "what": f"median distance, {name}, {norm}",
+            "arch": net.clf.arch,
+            "unit": norm,
+            "n": len(mine),
+        }
+        row |= {
+            "ours": median(mine),
+            "not_found": int(np.isinf(mine).sum()),
+            "ours_seconds": seconds,
+        }
         if "foolbox" in libraries:
             run = attack_libraries.their_search(name, net, norm, steps)
             other, seconds = reach(net, run, pictures, norm, ours=False)
@@ -247,7 +327,9 @@ def attack_distance(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
         yield row
 
 
-def reach(net: Twin, run: Run, pictures: Pictures, norm: str, *, ours: bool) -> tuple[np.ndarray, float]:
+def reach(
+    net: Twin, run: Run, pictures: Pictures, norm: str, *, ours: bool
+) -> tuple[np.ndarray, float]:
     """Distances f64[n] and seconds."""
     seconds, found = spent(functools.partial(in_batches, run, pictures, ours=ours))
     judge = attack_libraries.our_logits if ours else attack_libraries.torch_logits
@@ -270,7 +352,9 @@ def spent(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def timed(
+    calls: dict[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each one's calls, a first and `rounds` more in which they take turns; and what the last returned."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     results = {}
@@ -281,17 +365,25 @@ def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> tuple[dict[str, l
     return times, results
 
 
-def speed_rows(row: Row, own: str, peers: dict[str, str], n: int, times: dict[str, list[float]]) -> list[Row]:
+def speed_rows(
+    row: Row, own: str, peers: dict[str, str], n: int, times: dict[str, list[float]]
+) -> list[Row]:
     """Pictures a second of ours, called `own`, beside each of `peers`; the first of the times is with compiling."""
 
     def rate(name: str) -> tuple[float, list[float], float]:
         first, *rest = times[name]
         return n / float(np.median(rest)), [n / max(rest), n / min(rest)], max(first - rest[0], 0.0)
 
-    row = row | dict(zip(("ours", "spread", "compile_seconds"), rate(own), strict=True)) | {"unit": "images/s", "n": n}
+    row = (
+        row
+        | dict(zip(("ours", "spread", "compile_seconds"), rate(own), strict=True))
+        | {"unit": "images/s", "n": n}
+    )
     rows = []
     for name, version in peers.items():
-        other = dict(zip(("peer_value", "peer_spread", "peer_compile_seconds"), rate(name), strict=True))
+        other = dict(
+            zip(("peer_value", "peer_spread", "peer_compile_seconds"), rate(name), strict=True)
+        )
         rows.append(row | {"peer": version} | other | {"ratio": row["ours"] / other["peer_value"]})
     return rows or [row]
 
@@ -317,7 +409,9 @@ def attack(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
         made = attack_libraries.theirs(library, "pgd", net, "linf", eps, budget())
         assert made is not None
         runs[library], peers[library] = made, named(library, libraries)
-    times, found = timed({name: functools.partial(run, *pictures[:2]) for name, run in runs.items()}, FLAGS.rounds)
+    times, found = timed(
+        {name: functools.partial(run, *pictures[:2]) for name, run in runs.items()}, FLAGS.rounds
+    )
     for kind in ("early stopping", "all steps"):
         row: Row = {
             "what": f"PGD-{FLAGS.steps}, linf {FLAGS.eps}, {kind}",
@@ -325,9 +419,13 @@ def attack(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
             "weights": net.weights,
         }
         row["solved"] = solved(net, found[kind], pictures, ours=True)
-        for done, library in zip(speed_rows(row, kind, peers, len(pictures.labels), times), peers or [""], strict=True):
+        for done, library in zip(
+            speed_rows(row, kind, peers, len(pictures.labels), times), peers or [""], strict=True
+        ):
             if library:
-                done["peer_solved"] = solved(net, found[library], pictures, ours=library == "foolbox on JAX")
+                done["peer_solved"] = solved(
+                    net, found[library], pictures, ours=library == "foolbox on JAX"
+                )
             yield done
 
 
@@ -349,14 +447,19 @@ def attack_sweep(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
     """Seconds of PGD at eight radii, all steps walked, beside those of one: eps is traced, nothing compiles again."""
     del libraries
     net = attack_libraries.twin(arch, size=FLAGS.size or None)
-    pictures, at = a_batch(net), attack_libraries.ours("pgd", net, "linf", budget(), early_stop=False)
+    pictures, at = (
+        a_batch(net),
+        attack_libraries.ours("pgd", net, "linf", budget(), early_stop=False),
+    )
 
     def over(radii: Sequence[float]) -> None:
         for levels in radii:
             at(levels / 255)(*pictures[:2])
 
     over(SWEEP[:1])  # compiles
-    times, _ = timed({"one": lambda: over([2.5]), "all": lambda: over(SWEEP)}, max(FLAGS.rounds - 1, 0))
+    times, _ = timed(
+        {"one": lambda: over([2.5]), "all": lambda: over(SWEEP)}, max(FLAGS.rounds - 1, 0)
+    )
     one, all_ = (float(np.median(times[name])) for name in ("one", "all"))
     row: Row = {
         "what": f"PGD-{FLAGS.steps}, a sweep of {len(SWEEP)} eps",
@@ -364,7 +467,12 @@ def attack_sweep(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
         "ours": all_,
         "unit": "s",
     }
-    row |= {"spread": [max(times["all"]), min(times["all"])], "peer": "one eps", "peer_value": one, "ratio": all_ / one}
+    row |= {
+        "spread": [max(times["all"]), min(times["all"])],
+        "peer": "one eps",
+        "peer_value": one,
+        "ratio": all_ / one,
+    }
     yield row | goal("at most 8.2 times", all_ / one <= 8.2)
 
 
@@ -377,8 +485,14 @@ def autoattack(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
         made = attack_libraries.theirs("torchattacks", "autoattack", net, "linf", eps, budget())
         assert made is not None
         runs["torchattacks"], peers["torchattacks"] = made, named("torchattacks", libraries)
-    times, found = timed({name: functools.partial(run, *pictures[:2]) for name, run in runs.items()}, 1)
-    row: Row = {"what": f"AutoAttack, linf {FLAGS.autoattack_eps}", "arch": net.clf.arch, "weights": net.weights}
+    times, found = timed(
+        {name: functools.partial(run, *pictures[:2]) for name, run in runs.items()}, 1
+    )
+    row: Row = {
+        "what": f"AutoAttack, linf {FLAGS.autoattack_eps}",
+        "arch": net.clf.arch,
+        "weights": net.weights,
+    }
     row |= {"apgd_steps": FLAGS.apgd_steps, "queries": FLAGS.queries}
     row["solved"] = solved(net, found["tl"], pictures, ours=True)
     for done in speed_rows(row, "tl", peers, len(pictures.labels), times):
@@ -436,12 +550,20 @@ def main(run: reporting.Run) -> None:
             raise ValueError(f"unknown --what={what}; wanted some of {', '.join(WORKS)}")
     for name in FLAGS.attacks if "attack_strength" in FLAGS.what else []:
         attacks.get(name)  # an unknown one is told before an hour is spent
-    libraries = {library: version for library in FLAGS.peers if (version := attack_libraries.installed(library))}
+    libraries = {
+        library: version
+        for library in FLAGS.peers
+        if (version := attack_libraries.installed(library))
+    }
     rows: list[Row] = []
     for what in dict.fromkeys(FLAGS.what):
         for arch in archs:
             folder = tempfile.TemporaryDirectory()
-            with folder as path, bench.nothing_known(Path(path)), attack_libraries.precision(FLAGS.precision):
+            with (
+                folder as path,
+                bench.nothing_known(Path(path)),
+                attack_libraries.precision(FLAGS.precision),
+            ):
                 for row in WORKS[what](arch, libraries):
                     run.log(row)
                     print(line(row), flush=True)
@@ -449,7 +571,10 @@ def main(run: reporting.Run) -> None:
     header = ("what", "architecture", "tl", "peer", "the peer's", "ratio", "goal")
     cells = [
         (row["what"], row["arch"], shown(row, "ours"), row.get("peer") or "-")
-        + (shown(row, "peer_value") if row.get("peer") else "-", f"{row['ratio']:.3f}" if row.get("ratio") else "-")
+        + (
+            shown(row, "peer_value") if row.get("peer") else "-",
+            f"{row['ratio']:.3f}" if row.get("ratio") else "-",
+        )
         + (f"{row['goal']}: {'yes' if row['met'] else 'no'}" if "goal" in row else "-",)
         for row in rows
     ]
@@ -457,9 +582,12 @@ def main(run: reporting.Run) -> None:
     lead = f"The same weights, pictures and budget, on {jax.devices()[0].device_kind}. Intervals are Wilson's, at 95 %."
     table = reporting.section("Beside other libraries", reporting.table(cells, header))
     run.finish(
-        {"rows": rows, "missed": missed}, reporting.page("Attacks beside others'", lead, [table], facts=run.facts())
+        {"rows": rows, "missed": missed},
+        reporting.page("Attacks beside others'", lead, [table], facts=run.facts()),
     )
-    print(f"{sum('met' in row for row in rows)} goals, {len(missed)} missed\n{run.workdir / 'report.html'}")
+    print(
+        f"{sum('met' in row for row in rows)} goals, {len(missed)} missed\n{run.workdir / 'report.html'}"
+    )
 
 
 if __name__ == "__main__":

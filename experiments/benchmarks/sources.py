@@ -28,7 +28,9 @@ FORMS = {  # how each library writes weights
 }
 INSTALL = "pip install torch==2.13.0 keras h5py && pip install --no-deps torchvision==0.28.0 timm"
 QUIET = 8  # every 8th channel of a BatchNorm has a variance as small as eps
-_MISSING_OPERATORS: list[Any] = []  # those declared for torchvision; they live as long as what is in here
+_MISSING_OPERATORS: list[
+    Any
+] = []  # those declared for torchvision; they live as long as what is in here
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 
 
@@ -110,7 +112,9 @@ def make(source: str, call: str, classes: int = 1000, *, width: int = 4096) -> N
       ValueError: the library is not installed, or knows no such network.
     """
     if source not in LIBRARIES:
-        raise ValueError(f"unknown source {source!r}; the libraries to compare with are {', '.join(LIBRARIES)}")
+        raise ValueError(
+            f"unknown source {source!r}; the libraries to compare with are {', '.join(LIBRARIES)}"
+        )
     name, options = parse(call)
     with imported(source) as library:
         if source == "keras":
@@ -118,13 +122,21 @@ def make(source: str, call: str, classes: int = 1000, *, width: int = 4096) -> N
         if source == "timm":
             if not library.is_model(name):
                 raise ValueError(f"timm {library.__version__} knows no {name}")
-            return Network(source, call, classes, library.create_model(name, num_classes=classes, **options))
+            return Network(
+                source, call, classes, library.create_model(name, num_classes=classes, **options)
+            )
         if name not in library.models.list_models():
             raise ValueError(f"torchvision {library.__version__} knows no {name}")
         if not name.startswith("vgg"):
-            return Network(source, call, classes, getattr(library.models, name)(num_classes=classes, **options))
-        model = getattr(library.models, name)(num_classes=classes, init_weights=False, **options)  # which takes seconds
-        return Network(source, call, classes, model if width == 4096 else _narrow(model, width, classes))
+            return Network(
+                source, call, classes, getattr(library.models, name)(num_classes=classes, **options)
+            )
+        model = getattr(library.models, name)(
+            num_classes=classes, init_weights=False, **options
+        )  # which takes seconds
+        return Network(
+            source, call, classes, model if width == 4096 else _narrow(model, width, classes)
+        )
 
 
 def parse(call: str) -> tuple[str, dict[str, Any]]:
@@ -162,7 +174,9 @@ def imported(source: str) -> Iterator[Any]:
                 elif source == "lucent":
                     import lucent as library
         except ImportError as error:
-            raise ValueError(f"{source} is not installed ({error}); bring it with: {INSTALL}") from None
+            raise ValueError(
+                f"{source} is not installed ({error}); bring it with: {INSTALL}"
+            ) from None
         yield library
 
 
@@ -189,12 +203,20 @@ def _narrow(vgg: Any, width: int, classes: int) -> Any:
 
     first, relu, drop, _, _, _, _ = vgg.classifier
     hidden = nn.Linear(first.in_features, width)
-    vgg.classifier = nn.Sequential(hidden, relu, drop, nn.Linear(width, width), relu, drop, nn.Linear(width, classes))
+    vgg.classifier = nn.Sequential(
+        hidden, relu, drop, nn.Linear(width, width), relu, drop, nn.Linear(width, classes)
+    )
     return vgg
 
 
 def _keras(
-    keras: Any, name: str, options: dict, classes: int, *, size: tuple[int, int] = (224, 224), dtype: str = "float32"
+    keras: Any,
+    name: str,
+    options: dict,
+    classes: int,
+    *,
+    size: tuple[int, int] = (224, 224),
+    dtype: str = "float32",
 ) -> Any:
     """Keras fixes an input's size, and pads by it, when a network is made; VGG's dense layers want 224."""
     if name.startswith("MobileNetV3"):
@@ -219,7 +241,9 @@ def variables(network: Network) -> dict[str, Any]:
     """The library's own tensors by the names that its files have for `tl`, without torch's counters."""
     if network.source == "keras":
         return _keras_variables(network.model)
-    return {k: v for k, v in network.model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    return {
+        k: v for k, v in network.model.state_dict().items() if not k.endswith("num_batches_tracked")
+    }
 
 
 def _keras_variables(model: Any) -> dict[str, Any]:
@@ -258,7 +282,9 @@ def fill_in_order(network: Network, arrays: Mapping[str, np.ndarray], prefix: st
         raise ValueError(
             f"{network.source}'s {network.call} has {len(own)} tensors {prefix}*; the file has {len(given)}"
         )
-    state = {name: torch.from_numpy(np.array(array)) for name, array in zip(own, given, strict=True)}
+    state = {
+        name: torch.from_numpy(np.array(array)) for name, array in zip(own, given, strict=True)
+    }
     network.model.load_state_dict(state, strict=False)  # without the counters
     return network
 
@@ -311,7 +337,9 @@ def load(network: Network, path: Path) -> Network:
                 network.model.load_state_dict(state.get("state_dict", state))
         except Exception as error:  # whatever the library raises
             why = " ".join(str(error).split())[:200]
-            raise ValueError(f"{network.source}'s {network.call} does not take {path}: {why}") from error
+            raise ValueError(
+                f"{network.source}'s {network.call} does not take {path}: {why}"
+            ) from error
     return network
 
 
@@ -319,7 +347,12 @@ def load(network: Network, path: Path) -> Network:
 
 
 def run(
-    network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str = "", *, training: bool = False
+    network: Network,
+    inputs: np.ndarray,
+    ends: Mapping[str, str],
+    pooled: str = "",
+    *,
+    training: bool = False,
 ) -> Result:
     """A forward pass in float64.
 
@@ -331,16 +364,22 @@ def run(
     """
     import torch
 
-    torch.set_num_threads(1)  # two threads in a float64 depthwise convolution, beside JAX's own, take 100 times longer
+    torch.set_num_threads(
+        1
+    )  # two threads in a float64 depthwise convolution, beside JAX's own, take 100 times longer
     forward = _run_keras if network.source == "keras" else _run_torch
     with imported(network.source), torch.no_grad():
         logits, features, maps, stats = forward(network, inputs, ends, pooled, training)
     if features is None:
         features = maps[list(ends)[-1]].mean((1, 2))
-    return Result(logits, features.reshape(len(inputs), -1), {name: maps[name] for name in ends}, stats)
+    return Result(
+        logits, features.reshape(len(inputs), -1), {name: maps[name] for name in ends}, stats
+    )
 
 
-def _run_torch(network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str, training: bool) -> tuple:
+def _run_torch(
+    network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str, training: bool
+) -> tuple:
     import torch
 
     maps: dict[str, np.ndarray] = {}
@@ -362,15 +401,23 @@ def _run_torch(network: Network, inputs: np.ndarray, ends: Mapping[str, str], po
     logits = model(torch.from_numpy(inputs.transpose(0, 3, 1, 2).copy())).numpy()
     for hook in hooks:
         hook.remove()
-    stats = {k: v.numpy() for k, v in model.state_dict().items() if k.endswith(STATISTICS)} if training else {}
+    stats = (
+        {k: v.numpy() for k, v in model.state_dict().items() if k.endswith(STATISTICS)}
+        if training
+        else {}
+    )
     return logits, maps.pop("", None), maps, stats
 
 
-def _run_keras(network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str, training: bool) -> tuple:
+def _run_keras(
+    network: Network, inputs: np.ndarray, ends: Mapping[str, str], pooled: str, training: bool
+) -> tuple:
     import keras
 
     if keras.backend.backend() != "torch":
-        raise ValueError(f"Keras computes on {keras.backend.backend()}, not in float64; set KERAS_BACKEND=torch")
+        raise ValueError(
+            f"Keras computes on {keras.backend.backend()}, not in float64; set KERAS_BACKEND=torch"
+        )
     name, options = parse(network.call)
     size = (inputs.shape[1], inputs.shape[2])
     twin = _keras(keras, name, options, network.classes, size=size, dtype="float64")

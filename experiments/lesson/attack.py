@@ -33,7 +33,10 @@ from tl.types import Array, Variables
 
 STEPS, ETA, SCALE = 100, 1.0, 255.0  # the lesson's
 TARGET = 284  # the lesson's, a Siamese cat
-REPORTED = {"classified": 0.928, "tensor": 0.865}  # an Italian greyhound and a Siamese cat, of one photograph
+REPORTED = {
+    "classified": 0.928,
+    "tensor": 0.865,
+}  # an Italian greyhound and a Siamese cat, of one photograph
 EPS = 2 / 255  # of the right way
 SHOWN = 4  # pictures; the lesson has one
 
@@ -77,7 +80,10 @@ def as_written(
     if not pictures.paths:
         raise ValueError("--as_in_lesson wants a photograph to begin with; none is left")
     paths, originals = pictures.paths[:SHOWN], pictures.images[:SHOWN]
-    print(f"the lesson's way: {steps} steps of plain gradient descent on {len(paths)} pictures", flush=True)
+    print(
+        f"the lesson's way: {steps} steps of plain gradient descent on {len(paths)} pictures",
+        flush=True,
+    )
     table, lesson = inference.class_table(clf), fed(clf.pixels)
     class_mask = goals.class_mask([target] * len(paths), len(table))
     photographs = pixels.to_images01(originals)
@@ -98,14 +104,20 @@ def as_written(
         ("clipped", np.clip(as_picture, 0, 1)),
         ("right", np.asarray(right.images)),
     ):
-        files[way] = [run.figure(f"lesson-{path.stem}-{way}", image) for path, image in zip(paths, images, strict=True)]
+        files[way] = [
+            run.figure(f"lesson-{path.stem}-{way}", image)
+            for path, image in zip(paths, images, strict=True)
+        ]
         saved[way] = np.stack([data.decode(file) for file in files[way]])
     said = {
         "photograph": metrics.softmax(inference.predict_logits(clf, variables, originals)),
         "classified": metrics.softmax(np.asarray(logits(variables, classified))),
         "start": metrics.softmax(np.asarray(logits(variables, classified / SCALE))),
         "tensor": metrics.softmax(np.asarray(logits(variables, x))),
-        **{way: metrics.softmax(inference.predict_logits(clf, variables, images)) for way, images in saved.items()},
+        **{
+            way: metrics.softmax(inference.predict_logits(clf, variables, images))
+            for way, images in saved.items()
+        },
     }
 
     rows, strips = [], []
@@ -155,7 +167,9 @@ def _logits(clf: Classifier, variables: Variables, inputs: jax.Array) -> jax.Arr
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _climb(clf: Classifier, variables: Variables, class_mask: jax.Array, x: jax.Array, steps: int) -> jax.Array:
+def _climb(
+    clf: Classifier, variables: Variables, class_mask: jax.Array, x: jax.Array, steps: int
+) -> jax.Array:
     """x after that many steps, f32[b s s 3] in the units of the first layer."""
     path = ascend.ascend(
         lambda x, _: group_log_probability(_logits(clf, variables, x), class_mask),
@@ -179,14 +193,24 @@ def _change(image01: Array, photograph: Array) -> dict[str, float]:
 
 
 def _strip(row: dict[str, Any], photograph: np.ndarray, saved: dict[str, np.ndarray]) -> Html:
-    said = lambda way: f"{row[way]['called']}, {reporting.percent(row[way]['probability'])}"  # noqa: E731
-    far = lambda name: f"largest change {255 * row[name]['linf']:.0f} levels, L2 {row[name]['l2']:.3g} of [0, 1]"  # noqa: E731
+    said = lambda way: f"{row[way]['called']}, {reporting.percent(row[way]['probability'])}"
+    far = lambda name: (
+        f"largest change {255 * row[name]['linf']:.0f} levels, L2 {row[name]['l2']:.3g} of [0, 1]"
+    )
     cards = [
         reporting.card(photograph, title="photograph", caption=said("photograph")),
-        reporting.card(saved["shown"], title="the lesson's, as it is shown", caption=f"this file: {said('shown')}"),
-        reporting.card(saved["clipped"], title="the same, clipped", caption=f"this file: {said('clipped')}"),
         reporting.card(
-            saved["right"], title=f"within {row['right_eps'] * 255:g}/255", caption=f"this file: {said('right')}"
+            saved["shown"],
+            title="the lesson's, as it is shown",
+            caption=f"this file: {said('shown')}",
+        ),
+        reporting.card(
+            saved["clipped"], title="the same, clipped", caption=f"this file: {said('clipped')}"
+        ),
+        reporting.card(
+            saved["right"],
+            title=f"within {row['right_eps'] * 255:g}/255",
+            caption=f"this file: {said('right')}",
         ),
     ]
     outside = f"; {reporting.percent(row['change']['outside'])} of it outside of [0, 1]"
@@ -209,5 +233,13 @@ def _strip(row: dict[str, Any], photograph: np.ndarray, saved: dict[str, np.ndar
         )
         for words, way, more in lines
     ]
-    header = ["what the network sees", "called", "probability", row["target"], "from the photograph"]
-    return reporting.strip([*cards, reporting.table(cells, header)], title=row["path"].rsplit("/", 1)[-1])
+    header = [
+        "what the network sees",
+        "called",
+        "probability",
+        row["target"],
+        "from the photograph",
+    ]
+    return reporting.strip(
+        [*cards, reporting.table(cells, header)], title=row["path"].rsplit("/", 1)[-1]
+    )

@@ -49,9 +49,10 @@ def as_written(
     print(f"the lesson's way: {2 * steps} steps of plain gradient descent", flush=True)
     side = clf.pixels.size
     members = goals.class_mask(
-        [objective_spec.classes for objective_spec in objective_specs], len(inference.class_table(clf))
+        [objective_spec.classes for objective_spec in objective_specs],
+        len(inference.class_table(clf)),
     )
-    images01 = lambda x: pixels.denormalize(clf.pixels, x)  # noqa: E731  # so that x is what the network takes
+    images01 = lambda x: pixels.denormalize(clf.pixels, x)  # so that x is what the network takes
 
     def log_probability(variables: Variables, x: jax.Array, members: jax.Array) -> jax.Array:
         logits = clf.apply(variables, images01(x)).logits
@@ -110,12 +111,16 @@ def as_written(
                     "png": str(files[0]),
                 }
             )
-            told = (
-                f"tensor {reporting.percent(p)}, this file {reporting.percent(as_shown)}; the lesson: {REPORTED[way]}"
-            )
-            cards.append(reporting.card(saved[0], title=way, caption=f"stretched to be seen: {told}"))
+            told = f"tensor {reporting.percent(p)}, this file {reporting.percent(as_shown)}; the lesson: {REPORTED[way]}"
             cards.append(
-                reporting.card(saved[1], title="the same, as it is", caption=f"saved: {reporting.percent(as_is)}")
+                reporting.card(saved[0], title=way, caption=f"stretched to be seen: {told}")
+            )
+            cards.append(
+                reporting.card(
+                    saved[1],
+                    title="the same, as it is",
+                    caption=f"saved: {reporting.percent(as_is)}",
+                )
             )
         strips.append(reporting.strip(cards, title=objective_spec.word))
     text = (

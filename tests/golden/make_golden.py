@@ -23,14 +23,20 @@ from tl.pixels import PixelSpec
 from tl.weights import tables
 
 HERE = Path(__file__).resolve().parent
-CLASSES = 16  # narrow enough to draw quickly; the hidden layers of torch's VGG have the same width here
+CLASSES = (
+    16  # narrow enough to draw quickly; the hidden layers of torch's VGG have the same width here
+)
 SHAPE = (
     2,
     74,
     92,
     3,
 )  # oblong; odd and even in turn as it is halved: 2^n + 1 would not tell "same" from "torch" padding
-SAMPLES, FEW, STATS = 48, 16, 600  # values kept of logits, features and a stage; of a block; of the running statistics
+SAMPLES, FEW, STATS = (
+    48,
+    16,
+    600,
+)  # values kept of logits, features and a stage; of a block; of the running statistics
 REPRESENTATIVES = (  # one network of each form of block, norm and padding
     "vgg11_bn",
     "resnet18",
@@ -85,7 +91,9 @@ def samples(end: str) -> int:
 
 def joined(stats: dict[str, np.ndarray]) -> np.ndarray:
     """Running statistics in the order of their names, sampled."""
-    return sampled(np.concatenate([np.asarray(stats[name]).reshape(-1) for name in sorted(stats)]), STATS)
+    return sampled(
+        np.concatenate([np.asarray(stats[name]).reshape(-1) for name in sorted(stats)]), STATS
+    )
 
 
 def read(arch: str) -> Golden:
@@ -93,10 +101,15 @@ def read(arch: str) -> Golden:
     file = np.load(HERE / f"{arch}.npz")
     names = str(file["names"]).split()
     values = np.split(file["values"], np.cumsum([samples(name) for name in names])[:-1])
-    shapes = {name: tuple(n for n in shape if n) for name, shape in zip(names, file["shapes"].tolist(), strict=True)}
+    shapes = {
+        name: tuple(n for n in shape if n)
+        for name, shape in zip(names, file["shapes"].tolist(), strict=True)
+    }
     values = dict(zip(names, values, strict=True))
     largest = dict(zip(names, file["largest"].tolist(), strict=True))
-    return Golden(str(file["source"]), shapes, values, largest, file["train_features"], file["train_stats"])
+    return Golden(
+        str(file["source"]), shapes, values, largest, file["train_features"], file["train_stats"]
+    )
 
 
 def make(arch: str) -> Path:
@@ -116,8 +129,12 @@ def make(arch: str) -> Path:
     out: dict[str, Any] = {
         "source": source,
         "names": " ".join(found),
-        "shapes": np.array([array.shape + (0,) * (4 - array.ndim) for array in found.values()], np.int16),
-        "values": np.concatenate([sampled(array, samples(name)) for name, array in found.items()]).astype(np.float32),
+        "shapes": np.array(
+            [array.shape + (0,) * (4 - array.ndim) for array in found.values()], np.int16
+        ),
+        "values": np.concatenate(
+            [sampled(array, samples(name)) for name, array in found.items()]
+        ).astype(np.float32),
         "largest": np.array([np.abs(array).max() for array in found.values()], np.float32),
         "train_features": features.astype(np.float32),
         "train_stats": stats.astype(np.float32),

@@ -67,7 +67,9 @@ def lbfgs() -> Optimizer:
     """
     inner = optax.scale_by_lbfgs(memory_size=10)  # optax's default
 
-    def one(uphill: jax.Array, opt_state: optax.OptState, theta: jax.Array) -> tuple[jax.Array, optax.OptState]:
+    def one(
+        uphill: jax.Array, opt_state: optax.OptState, theta: jax.Array
+    ) -> tuple[jax.Array, optax.OptState]:
         direction, opt_state = inner.update(-uphill, opt_state, theta)
         down, plain = jnp.asarray(direction), uphill / jnp.maximum(jnp.linalg.norm(uphill), 1.0)
         return jnp.where(jnp.vdot(down, uphill) < 0.0, -down, plain), opt_state
@@ -78,7 +80,9 @@ def lbfgs() -> Optimizer:
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
     "sgd": optax.identity,
     "momentum": lambda: optax.trace(decay=0.9),  # chosen, not tuned
-    "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999),  # Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
+    "adam": lambda: optax.scale_by_adam(
+        b1=0.9, b2=0.999
+    ),  # Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
     "sign": lambda: direction(jnp.sign),
     "lbfgs": lbfgs,
 }
@@ -151,12 +155,18 @@ def ascend(
       >>> float(path.last[0].round(2))
       3.0
     """
-    own = lambda i: (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(key, i)  # noqa: E731
+    own = lambda i: (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(
+        key, i
+    )
     rate = step_size if callable(step_size) else lambda _: jnp.asarray(step_size, jnp.float32)
 
-    def better(best: tuple[jax.Array, jax.Array], scores: jax.Array, theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def better(
+        best: tuple[jax.Array, jax.Array], scores: jax.Array, theta: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         wins = scores > best[0]
-        return jnp.where(wins, scores, best[0]), jnp.where(wins.reshape(-1, *(1,) * (theta.ndim - 1)), theta, best[1])
+        return jnp.where(wins, scores, best[0]), jnp.where(
+            wins.reshape(-1, *(1,) * (theta.ndim - 1)), theta, best[1]
+        )
 
     def turn(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
         theta, best, opt_state, kept = carry
@@ -178,7 +188,9 @@ def ascend(
     parts = []
     for part, begin, end in ((first[1] if first else score, 0, cut), (score, cut, steps)):
         if begin < end:
-            carry, scores = jax.lax.scan(functools.partial(turn, part), carry, jnp.arange(begin, end))
+            carry, scores = jax.lax.scan(
+                functools.partial(turn, part), carry, jnp.arange(begin, end)
+            )
             parts.append(scores)
     last, best, _, kept = carry
     final = score(last, own(jnp.int32(steps)))

@@ -50,7 +50,9 @@ CHROMA = np.array(
 
 # T.871, section 7, rounded to 16 bits as jccolor.c and jdcolor.c have it; every sum of these is exact in float32.
 YCC = np.array([[19595, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]]) / 2**16
-RGB = np.array([[0, 91881], [-22554, -46802], [116130, 0]]) / 2**16  # from the two differences, beside the luma
+RGB = (
+    np.array([[0, 91881], [-22554, -46802], [116130, 0]]) / 2**16
+)  # from the two differences, beside the luma
 # sqrt(8) x the cosines of T.81, A.3.3, as jfdctint.c and jidctint.c have them: sums of constants that are rounded to 13 bits.
 COSINES = np.array(
     [
@@ -65,7 +67,9 @@ COSINES = np.array(
     ],
     np.float32,
 ) / np.float32(2**13)
-ROWS = np.kron(np.eye(SIDE, dtype=np.float32), COSINES).T  # [64 64], on flattened blocks: the cosines of their rows
+ROWS = np.kron(
+    np.eye(SIDE, dtype=np.float32), COSINES
+).T  # [64 64], on flattened blocks: the cosines of their rows
 COLUMNS = np.kron(COSINES, np.eye(SIDE, dtype=np.float32)).T
 
 
@@ -122,12 +126,17 @@ def _cut(levels: jax.Array) -> jax.Array:
 def _ycc(rgb: jax.Array) -> jax.Array:
     """Luma, blue and red difference of levels f32[3 h w], whole numbers; chroma's ties go down, as in jccolor.c."""
     luma, chroma = _mixed(YCC[:1], rgb), _mixed(YCC[1:], rgb) + 128.0
-    return jnp.concatenate([_through(_half_up, luma), _through(lambda x: jnp.ceil(x - 0.5), chroma)])
+    return jnp.concatenate(
+        [_through(_half_up, luma), _through(lambda x: jnp.ceil(x - 0.5), chroma)]
+    )
 
 
 def _mixed(weights: np.ndarray, planes: jax.Array) -> jax.Array:
     """Weighted sums of planes, `[q p] x f32[p h w] -> f32[q h w]`."""
-    sums = (sum((float(v) * plane for v, plane in zip(row, planes, strict=True)), np.float32(0.0)) for row in weights)
+    sums = (
+        sum((float(v) * plane for v, plane in zip(row, planes, strict=True)), np.float32(0.0))
+        for row in weights
+    )
     return jnp.stack(list(sums))
 
 
@@ -152,7 +161,9 @@ def _doubled(x: jax.Array, h: int, w: int) -> jax.Array:
     def spread(x: jax.Array) -> jax.Array:  # twice as many rows, and their transpose
         p, n, m = x.shape
         around = jnp.pad(x, ((0, 0), (1, 1), (0, 0)), mode="edge")
-        rows = jnp.stack([0.75 * x + 0.25 * around[:, :-2], 0.75 * x + 0.25 * around[:, 2:]], axis=2)
+        rows = jnp.stack(
+            [0.75 * x + 0.25 * around[:, :-2], 0.75 * x + 0.25 * around[:, 2:]], axis=2
+        )
         return rows.reshape(p, 2 * n, m).transpose(0, 2, 1)
 
     wide = spread(spread(x)[:, :, :h])[:, :, :w]
@@ -163,12 +174,25 @@ def _doubled(x: jax.Array, h: int, w: int) -> jax.Array:
 def _quantized(x: jax.Array, step: jax.Array) -> jax.Array:
     """What is left of levels f32[p h w], whole blocks, once their coefficients are whole multiples of the steps f32[8 8]."""
     p, h, w = x.shape
-    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)  # shorter floats would move the ties
-    blocks = x.reshape(p, h // SIDE, SIDE, w // SIDE, SIDE).transpose(0, 1, 3, 2, 4).reshape(-1, SIDE * SIDE) - 128.0
+    product = partial(
+        jnp.matmul, precision=jax.lax.Precision.HIGHEST
+    )  # shorter floats would move the ties
+    blocks = (
+        x.reshape(p, h // SIDE, SIDE, w // SIDE, SIDE)
+        .transpose(0, 1, 3, 2, 4)
+        .reshape(-1, SIDE * SIDE)
+        - 128.0
+    )
     parts = _through(_half_up, product(blocks, ROWS) * 4.0)
-    parts = _through(_half_up, product(parts, COLUMNS) / 4.0)  # eight times the orthonormal coefficients
+    parts = _through(
+        _half_up, product(parts, COLUMNS) / 4.0
+    )  # eight times the orthonormal coefficients
     step = step.reshape(1, -1) * 8.0
     parts = _through(_half_away, parts / step) * step
     lines = _through(_half_up, product(parts, COLUMNS.T) / 2.0)
     levels = _through(lambda x: _cut(_half_up(x)), product(lines, ROWS.T) / 32.0 + 128.0)
-    return levels.reshape(p, h // SIDE, w // SIDE, SIDE, SIDE).transpose(0, 1, 3, 2, 4).reshape(p, h, w)
+    return (
+        levels.reshape(p, h // SIDE, w // SIDE, SIDE, SIDE)
+        .transpose(0, 1, 3, 2, 4)
+        .reshape(p, h, w)
+    )

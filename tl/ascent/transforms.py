@@ -90,7 +90,9 @@ def zoom(low: float, high: float) -> Transform:
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         key_scale, key_place, key_colour = jax.random.split(key, 3)
         scale = jnp.exp(jax.random.uniform(key_scale, minval=math.log(low), maxval=math.log(high)))
-        place = jax.random.uniform(key_place, (2,), minval=-0.5, maxval=0.5) * jnp.abs(1.0 - 1.0 / scale)
+        place = jax.random.uniform(key_place, (2,), minval=-0.5, maxval=0.5) * jnp.abs(
+            1.0 - 1.0 / scale
+        )
         reach = [_reach(side, low) for side in image.shape[:2]]
         rows, columns = (
             _triangles(side, scale, place[i] * side, reach[i])[:, reach[i] : reach[i] + side]
@@ -131,7 +133,9 @@ def crop(low: float, high: float) -> Transform:
         key_share, key_place = jax.random.split(key)
         share = jax.random.uniform(key_share, minval=low, maxval=high)
         place = jax.random.uniform(key_place, (2,), minval=-0.5, maxval=0.5) * (1.0 - share)
-        rows, columns = (_weights(side, 1.0 / share, place[i] * side) for i, side in enumerate(image.shape[:2]))
+        rows, columns = (
+            _weights(side, 1.0 / share, place[i] * side) for i, side in enumerate(image.shape[:2])
+        )
         return _resampled(image, rows, columns)
 
     return apply
@@ -148,7 +152,9 @@ def rotate(degrees: tuple[float, ...]) -> Transform:
         raise ValueError(f"rotate wants angles of at most 45 degrees; got {degrees}")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        angle = jnp.asarray(degrees, jnp.float32)[jax.random.randint(key, (), 0, len(degrees))] * (math.pi / 180)
+        angle = jnp.asarray(degrees, jnp.float32)[jax.random.randint(key, (), 0, len(degrees))] * (
+            math.pi / 180
+        )
         across, down = jnp.tan(angle / 2), -jnp.sin(angle)  # rows count downwards
         image = _sheared(image, across)
         image = _sheared(image.transpose(1, 0, 2), down).transpose(1, 0, 2)
@@ -176,7 +182,9 @@ def resized(low: float, high: float) -> Transform:
         full = [jnp.float32(side) for side in image.shape[:2]]
         few = [jnp.maximum(jnp.rint(share * side), 1.0) for side in full]
         for of, to in ((full, few), (few, full)):
-            rows, columns = (_cubic(side, *pair) for side, *pair in zip(image.shape[:2], of, to, strict=True))
+            rows, columns = (
+                _cubic(side, *pair) for side, *pair in zip(image.shape[:2], of, to, strict=True)
+            )
             image = jnp.clip(jnp.einsum("xw,hwc->hxc", columns, image), 0.0, 1.0)
             image = jnp.clip(jnp.einsum("yh,hxc->yxc", rows, image), 0.0, 1.0)
         return image
@@ -245,8 +253,12 @@ def _weights(side: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
     """f32[side side], `_triangles` of a scale of at least a half about the middle, with the mirror image beyond the edges."""
     reach = side // 2 + 2
     places = np.arange(-reach, side + reach)
-    mirror = np.minimum(places % (2 * side), (-1 - places) % (2 * side))  # -1 is the mirror image of 0, -2 of 1
-    return _triangles(side, scale, shift, reach) @ jnp.asarray(np.eye(side, dtype=np.float32)[mirror])
+    mirror = np.minimum(
+        places % (2 * side), (-1 - places) % (2 * side)
+    )  # -1 is the mirror image of 0, -2 of 1
+    return _triangles(side, scale, shift, reach) @ jnp.asarray(
+        np.eye(side, dtype=np.float32)[mirror]
+    )
 
 
 def _cubic(side: int, of: jax.Array, to: jax.Array) -> jax.Array:
@@ -254,7 +266,9 @@ def _cubic(side: int, of: jax.Array, to: jax.Array) -> jax.Array:
     index = jnp.arange(side, dtype=jnp.float32)
     centres = (index + 0.5) * (of / to)
     away = (index[None, :] + 0.5 - centres[:, None]) / jnp.maximum(of / to, 1.0)
-    weights = jnp.where((index < of)[None, :] & (index < to)[:, None], KERNELS["bicubic"](away), 0.0)
+    weights = jnp.where(
+        (index < of)[None, :] & (index < to)[:, None], KERNELS["bicubic"](away), 0.0
+    )
     return weights / jnp.maximum(
         jnp.sum(weights, axis=1, keepdims=True), 0.5
     )  # 0.5 is below every row's but the empty ones'
@@ -276,5 +290,7 @@ def _sheared(image: jax.Array, slope: jax.Array) -> jax.Array:
     whole = jnp.floor(moves)
     part = (moves - whole)[:, None, None]
     starts = jnp.clip(reach - whole.astype(jnp.int32) - 1, 0, 2 * reach - 1)
-    row = jax.vmap(lambda line, start: jax.lax.dynamic_slice_in_dim(line, start, w + 1, 0))(wide, starts)
+    row = jax.vmap(lambda line, start: jax.lax.dynamic_slice_in_dim(line, start, w + 1, 0))(
+        wide, starts
+    )
     return (1.0 - part) * row[:, 1:] + part * row[:, :-1]

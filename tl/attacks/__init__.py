@@ -18,7 +18,18 @@ from tl.attacks.run import make_attack as make
 from tl.attacks.run import make_find as find
 from tl.paths import nearest
 
-__all__ = ["ATTACKS", "Attack", "AttackResult", "Find", "NearestResult", "Search", "find", "get", "make", "steps"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "AttackResult",
+    "Find",
+    "NearestResult",
+    "Search",
+    "find",
+    "get",
+    "make",
+    "steps",
+]
 
 ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
     "fgsm": gradient.fgsm,

@@ -35,7 +35,9 @@ def checkpoints(steps: int) -> list[int]:
     while shares[-1] <= 1:
         gap = max(gap - 0.03, 0.06)
         shares.append(shares[-1] + gap)
-    return sorted({min(math.ceil(round(share * steps, 6)), steps) for share in shares if share <= 1})
+    return sorted(
+        {min(math.ceil(round(share * steps, 6)), steps) for share in shares if share <= 1}
+    )
 
 
 class _Peak(NamedTuple):
@@ -67,7 +69,9 @@ class _Climb(NamedTuple):
     done: jax.Array
 
 
-def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Callable[[int], int] | int) -> Search:
+def _climbs(
+    loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Callable[[int], int] | int
+) -> Search:
     """Algorithm 1, `tries` times, or as often as it says for k classes, on `loss(task, number i32[b])`.
 
     An image stops where it is solved.
@@ -81,7 +85,9 @@ def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Calla
         low = jnp.full_like(task.eps, -jnp.inf)
         flat, no = jnp.zeros_like(task.eps), jnp.zeros_like(best.solved)
         peak = _Peak(x, low, jnp.zeros_like(x))
-        return _Climb(x, jnp.zeros_like(number), number, x, low, peak, task.step_size, flat, no, low, best, no)
+        return _Climb(
+            x, jnp.zeros_like(number), number, x, low, peak, task.step_size, flat, no, low, best, no
+        )
 
     def init(task: Task, best: Best) -> _Climb:
         return begin(task, jnp.zeros_like(best.solved, jnp.int32), best)
@@ -111,7 +117,9 @@ def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Calla
 
         ahead = task.project(here.x + rows(size, at.x) * task.norm.direction(here.gradient))
         share = rows(jnp.where(first, 1.0, MOMENTUM), at.x)
-        moved = task.project(here.x + share * (ahead - here.x) + (1.0 - share) * (here.x - at.before))
+        moved = task.project(
+            here.x + share * (ahead - here.x) + (1.0 - share) * (here.x - at.before)
+        )
         last = at.k == steps
         climb = _Climb(
             moved,
@@ -129,7 +137,9 @@ def _climbs(loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Calla
         )
         if often == 1:
             return climb
-        again = lambda climb: choose(last & ~climb.done, begin(task, at.number + 1, climb.best), climb)  # noqa: E731
+        again = lambda climb: choose(
+            last & ~climb.done, begin(task, at.number + 1, climb.best), climb
+        )
         return jax.lax.cond(jnp.any(last), again, lambda climb: climb, climb)
 
     return Search(init, step, lambda eps: 2.0 * eps)
@@ -176,12 +186,16 @@ def apgd_t(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Se
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 4.2 and equation 7.
     """
     check_counts(steps=steps, restarts=restarts, targets=targets)
-    aims = lambda k: min(targets, max(k - 1, 1))  # noqa: E731
+    aims = lambda k: min(targets, max(k - 1, 1))
 
     def climbed(task: Task, number: jax.Array) -> Loss:
         if task.clean.shape[1] < 4:
             return lambda answer: goals.margin(answer, task.success_mask)
-        target = goals.likeliest(task.clean, task.success_mask, jnp.mod(number, aims(task.clean.shape[1])))
-        return lambda answer: goals.targeted_dlr(answer, target, task.class_mask if task.goal.away else None)
+        target = goals.likeliest(
+            task.clean, task.success_mask, jnp.mod(number, aims(task.clean.shape[1]))
+        )
+        return lambda answer: goals.targeted_dlr(
+            answer, target, task.class_mask if task.goal.away else None
+        )
 
     return _climbs(climbed, steps=steps, tries=lambda k: restarts * aims(k))

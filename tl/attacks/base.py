@@ -87,7 +87,13 @@ class Find(Protocol):
     """A jitted search for the nearest."""
 
     def __call__(
-        self, variables: Variables, key: jax.Array, images01: Array, class_mask: Array, *, stop_distance: float = 0.0
+        self,
+        variables: Variables,
+        key: jax.Array,
+        images01: Array,
+        class_mask: Array,
+        *,
+        stop_distance: float = 0.0,
     ) -> NearestResult:
         """Nearest adversarial pictures; arguments as in `Attack`.
 
@@ -171,4 +177,6 @@ def fold_in_each(keys: jax.Array, *places: jax.Array) -> jax.Array:
 def check_counts(**counts: int) -> None:
     """ValueError where one of the counts, all of them named, is below one."""
     if any(n < 1 for n in counts.values()):
-        raise ValueError(f"{' and '.join(counts)} must be at least 1; got {' and '.join(map(str, counts.values()))}")
+        raise ValueError(
+            f"{' and '.join(counts)} must be at least 1; got {' and '.join(map(str, counts.values()))}"
+        )

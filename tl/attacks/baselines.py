@@ -72,11 +72,16 @@ def blur(*, steps: int = 40, restarts: int = 1, widest: float = 0.25) -> Search:
     """
     check_counts(steps=steps, restarts=restarts)
     if restarts > 1:
-        raise ValueError(f"blur has nothing random: restarts must be 1, not {restarts}, which would all be the same")
+        raise ValueError(
+            f"blur has nothing random: restarts must be 1, not {restarts}, which would all be the same"
+        )
 
     def propose(task: Task, i: jax.Array) -> jax.Array:
         width = (i.astype(jnp.float32) + 1.0) / steps * widest * max(task.center.shape[1:3])
-        high, wide = (jax.vmap(lambda own, side=side: _gaussian(side, own))(width) for side in task.center.shape[1:3])
+        high, wide = (
+            jax.vmap(lambda own, side=side: _gaussian(side, own))(width)
+            for side in task.center.shape[1:3]
+        )
         return jnp.einsum("bij,bjkc,blk->bilc", high, task.center, wide)
 
     return _tries(propose, steps)

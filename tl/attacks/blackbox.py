@@ -34,7 +34,9 @@ SMALLEST = {"linf": 1, "l2": 3}  # side of a square, in pixels; the authors' cod
 # --------------------------------------------------------------- one picture f32[h w c]; the batch is made of it by vmap
 
 
-def side_at(i: jax.Array, steps: int, share: float, shape: tuple[int, ...], smallest: int) -> jax.Array:
+def side_at(
+    i: jax.Array, steps: int, share: float, shape: tuple[int, ...], smallest: int
+) -> jax.Array:
     """Side of the i-th square, in pixels: the root of what is left of `share` of the picture, whose schedule is scaled.
 
     Reference: Andriushchenko et al. 2020, arXiv:1912.00049, section 3.2.
@@ -52,12 +54,19 @@ def _signs(key: jax.Array, *shape: int) -> jax.Array:
 def _corner(key: jax.Array, side: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """i32[2]: where a square of that side may begin, evenly."""
     headroom = jnp.asarray(shape[:2]) - side + 1
-    return jnp.minimum((jax.random.uniform(key, (2,)) * headroom.astype(jnp.float32)).astype(jnp.int32), headroom - 1)
+    return jnp.minimum(
+        (jax.random.uniform(key, (2,)) * headroom.astype(jnp.float32)).astype(jnp.int32),
+        headroom - 1,
+    )
 
 
-def _window(corner: jax.Array, side: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _window(
+    corner: jax.Array, side: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """bool[h w 1], inside the square or not; and each pixel's row and column in it, i32[h w]: shapes stay static."""
-    i, j = jnp.meshgrid(jnp.arange(shape[0]) - corner[0], jnp.arange(shape[1]) - corner[1], indexing="ij")
+    i, j = jnp.meshgrid(
+        jnp.arange(shape[0]) - corner[0], jnp.arange(shape[1]) - corner[1], indexing="ij"
+    )
     return ((i >= 0) & (i < side) & (j >= 0) & (j < side))[..., None], i, j
 
 
@@ -66,12 +75,14 @@ def bumps(i: jax.Array, j: jax.Array, side: jax.Array) -> jax.Array:
 
     Reference: Andriushchenko et al. 2020, arXiv:1912.00049, equation 2.
     """
-    heights = jnp.cumsum(jnp.concatenate([jnp.zeros(1), 1 / jnp.square(jnp.arange(1.0, 1 + max(i.shape)))]))
+    heights = jnp.cumsum(
+        jnp.concatenate([jnp.zeros(1), 1 / jnp.square(jnp.arange(1.0, 1 + max(i.shape)))])
+    )
     cut = side // 2
     low = i < cut
     wide = jnp.where(low, cut, side - cut)
     ring = jnp.maximum(jnp.abs(jnp.where(low, i, i - cut) - wide // 2), jnp.abs(j - side // 2))
-    look = lambda n: heights.at[n].get(mode="clip")  # noqa: E731
+    look = lambda n: heights.at[n].get(mode="clip")
     return jnp.where(low, 1.0, -1.0) * (look(side // 2 + 1) - look(ring))
 
 
@@ -81,10 +92,14 @@ def _norm(v: jax.Array) -> jax.Array:
 
 
 def _linf_begin(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    return jnp.clip(center + eps * _signs(key, 1, *center.shape[1:]), 0.0, 1.0)  # stripes from top to bottom
+    return jnp.clip(
+        center + eps * _signs(key, 1, *center.shape[1:]), 0.0, 1.0
+    )  # stripes from top to bottom
 
 
-def _linf_try(key: jax.Array, x: jax.Array, center: jax.Array, eps: jax.Array, side: jax.Array) -> jax.Array:
+def _linf_try(
+    key: jax.Array, x: jax.Array, center: jax.Array, eps: jax.Array, side: jax.Array
+) -> jax.Array:
     where, which = jax.random.split(key)
     inside, _, _ = _window(_corner(where, side, x.shape), side, x.shape)
     # A step of 2 eps either way from within the ball, brought back to it, ends on its surface (algorithm 2)
@@ -101,7 +116,9 @@ def _l2_begin(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     return jnp.clip(center + eps * v / jnp.sqrt(jnp.sum(jnp.square(v)) + tiny), 0.0, 1.0)
 
 
-def _l2_try(key: jax.Array, x: jax.Array, center: jax.Array, eps: jax.Array, side: jax.Array) -> jax.Array:
+def _l2_try(
+    key: jax.Array, x: jax.Array, center: jax.Array, eps: jax.Array, side: jax.Array
+) -> jax.Array:
     """Moves the change in one window to another, as a new square, with all that eps leaves: algorithm 3."""
     first, second, which, turn = jax.random.split(key, 4)
     here, i, j = _window(_corner(first, side, x.shape), side, x.shape)
@@ -172,8 +189,10 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
         side = jax.vmap(lambda k: side_at(k, steps, share, shape, SMALLEST[name]))(at.k)
         moved = jax.vmap(move)(keys, at.x, task.center, task.eps, side)
         first = at.k == 0
-        fresh = lambda: jax.vmap(begin)(keys, task.center, task.eps)  # noqa: E731
-        new = jax.lax.cond(jnp.any(first), lambda: jnp.where(rows(first, moved), fresh(), moved), lambda: moved)
+        fresh = lambda: jax.vmap(begin)(keys, task.center, task.eps)
+        new = jax.lax.cond(
+            jnp.any(first), lambda: jnp.where(rows(first, moved), fresh(), moved), lambda: moved
+        )
         found = task.logits(task.saved(new))
         score, met = task.judge(found)
         above = margin(found, task.success_mask)

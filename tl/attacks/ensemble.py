@@ -43,7 +43,9 @@ MEANS: dict[str, Callable[[jax.Array], jax.Array]] = {
 """What is averaged over networks. Logits: the surest network speaks loudest; log-probabilities: each by the same measure."""
 
 
-def ensemble(networks: Sequence[Logits], *, mean: Literal["logits", "log_probability"] | str = "logits") -> Logits:
+def ensemble(
+    networks: Sequence[Logits], *, mean: Literal["logits", "log_probability"] | str = "logits"
+) -> Logits:
     """Networks with the same classes as one, to be attacked as any other.
 
     Args:
@@ -66,10 +68,14 @@ def ensemble(networks: Sequence[Logits], *, mean: Literal["logits", "log_probabi
 
     def logits(variables: Any, images01: jax.Array) -> jax.Array:
         if len(variables) != len(networks):
-            raise ValueError(f"{len(networks)} networks want as many variables, in a tuple; got {len(variables)}")
+            raise ValueError(
+                f"{len(networks)} networks want as many variables, in a tuple; got {len(variables)}"
+            )
         each = [network(own, images01) for network, own in zip(networks, variables, strict=True)]
         if len({found.shape for found in each}) > 1:
-            raise ValueError(f"the networks of an ensemble must share their classes; got {[f.shape[1] for f in each]}")
+            raise ValueError(
+                f"the networks of an ensemble must share their classes; got {[f.shape[1] for f in each]}"
+            )
         return jnp.mean(jnp.stack([MEANS[mean](found) for found in each]), axis=0)
 
     return logits

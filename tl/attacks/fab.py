@@ -9,11 +9,25 @@ import jax.numpy as jnp
 
 from tl.attacks import norms
 from tl.attacks.base import Best, Search, Task, check_counts
-from tl.attacks.linearized import gap_to, keep_nearer, likely, near_enough, onto_plane, restart, tiny, total, unknown
+from tl.attacks.linearized import (
+    gap_to,
+    keep_nearer,
+    likely,
+    near_enough,
+    onto_plane,
+    restart,
+    tiny,
+    total,
+    unknown,
+)
 from tl.attacks.slots import choose, rows
 
 TARGETS = 9  # classes; Croce & Hein 2020, arXiv:2003.01690, section 5 (FAB-T)
-ALPHA_MAX, BETA, ETA = 0.1, 0.9, 1.05  # Croce & Hein 2020, arXiv:1907.02044, section 4 (experiments)
+ALPHA_MAX, BETA, ETA = (
+    0.1,
+    0.9,
+    1.05,
+)  # Croce & Hein 2020, arXiv:1907.02044, section 4 (experiments)
 
 
 class _Along(NamedTuple):
@@ -56,7 +70,9 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
         classes, standing = likely(task, targets)
         count = classes.shape[1]
         turn = jnp.mod(at.number, count)[:, None]
-        aim, real = (jnp.take_along_axis(table, turn, axis=1)[:, 0] for table in (classes, standing))
+        aim, real = (
+            jnp.take_along_axis(table, turn, axis=1)[:, 0] for table in (classes, standing)
+        )
 
         logits, pull = jax.vjp(task.logits, at.x)
         w, gap = gap_to(task, logits, pull, aim)
@@ -66,7 +82,9 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
         zeros = jnp.zeros_like(at.x)
         near, far = task.norm.distance(here, zeros), task.norm.distance(there, zeros)
         alpha = rows(jnp.minimum(near / jnp.maximum(near + far, tiny), ALPHA_MAX), at.x)
-        x = jnp.clip((1 - alpha) * (at.x + ETA * here) + alpha * (task.center + ETA * there), 0.0, 1.0)
+        x = jnp.clip(
+            (1 - alpha) * (at.x + ETA * here) + alpha * (task.center + ETA * there), 0.0, 1.0
+        )
         _, met = task.judge(task.logits(x))
         best = keep_nearer(task, at.best, x, met & real)
         x = jnp.where(rows(met, x), (1 - BETA) * task.center + BETA * x, x)
@@ -77,7 +95,9 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
 
         def again(walk: _Along) -> _Along:
             start = restart(task, best, (at.number + 1) // count) if restarts > 1 else task.center
-            return choose(over, _Along(start, jnp.zeros_like(at.k), at.number + 1, best, done), walk)
+            return choose(
+                over, _Along(start, jnp.zeros_like(at.k), at.number + 1, best, done), walk
+            )
 
         return jax.lax.cond(jnp.any(over), again, lambda walk: walk, walk)
 

@@ -37,7 +37,9 @@ class Goal(NamedTuple):
 
 def _inside(logits: Array, class_mask: Array) -> jax.Array:
     numbers = ~jnp.any(jnp.isnan(logits), axis=1)  # argmax takes a NaN for the largest
-    return jnp.take_along_axis(class_mask, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0] & numbers
+    return (
+        jnp.take_along_axis(class_mask, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0] & numbers
+    )
 
 
 def _best(logits: Array, class_mask: Array) -> jax.Array:
@@ -47,19 +49,25 @@ def _best(logits: Array, class_mask: Array) -> jax.Array:
 def _as_one(logits: Array, class_mask: Array) -> jax.Array:
     """Logits in which only the likeliest of the members is left; the others are minus infinity."""
     first = jnp.argmax(jnp.where(class_mask, logits, -jnp.inf), axis=1)
-    return jnp.where(class_mask & (jnp.arange(logits.shape[1])[None] != first[:, None]), -jnp.inf, logits)
+    return jnp.where(
+        class_mask & (jnp.arange(logits.shape[1])[None] != first[:, None]), -jnp.inf, logits
+    )
 
 
 def _ranks(logits: Array, counted: Array, n: int) -> jax.Array:
     """The n largest of the counted logits, f32[b n]; where fewer count, the lowest of all logits stands in."""
     if logits.shape[1] < n:
-        raise ValueError(f"this DLR loss wants at least {n} classes; the logits have {logits.shape[1]}; take 'margin'")
+        raise ValueError(
+            f"this DLR loss wants at least {n} classes; the logits have {logits.shape[1]}; take 'margin'"
+        )
     top = jax.lax.top_k(counted, n)[0]
     return jnp.where(jnp.isfinite(top), top, jnp.min(logits, axis=1, keepdims=True))
 
 
 def _ratio(gap: jax.Array, shard_rows: jax.Array) -> jax.Array:
-    return gap / jnp.maximum(shard_rows, 1e-12)  # equal logits, as a broken network has them, score zero
+    return gap / jnp.maximum(
+        shard_rows, 1e-12
+    )  # equal logits, as a broken network has them, score zero
 
 
 def margin(logits: Array, class_mask: Array) -> jax.Array:
@@ -100,14 +108,19 @@ class Loss(NamedTuple):
 
 
 LOSSES = {
-    "ce": Loss(group_log_probability, lambda logits, class_mask: group_log_probability(logits, ~class_mask)),
+    "ce": Loss(
+        group_log_probability, lambda logits, class_mask: group_log_probability(logits, ~class_mask)
+    ),
     "margin": Loss(margin, lambda logits, class_mask: -margin(logits, class_mask)),
     "dlr": Loss(targeted_dlr, dlr),
 }
 """ce: the log of the probability to be in the group, or out of it. Untargeted, it climbs in the direction of the usual
 cross-entropy and in the same order, and unlike it is not flat in float32 where the network is sure."""
 
-SUCCESSES = {"targeted": _inside, "untargeted": lambda logits, class_mask: _inside(logits, ~class_mask)}
+SUCCESSES = {
+    "targeted": _inside,
+    "untargeted": lambda logits, class_mask: _inside(logits, ~class_mask),
+}
 
 
 def get(kind: Literal["targeted", "untargeted"] | str, loss: str = "ce") -> Goal:

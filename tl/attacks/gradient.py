@@ -45,7 +45,11 @@ def _climb(
     check_counts(steps=steps, restarts=restarts)
 
     def begin(task: Task, start: jax.Array) -> jax.Array:
-        return task.norm.start(fold_in_each(task.keys, start), task.center, task.eps) if random_start else task.center
+        return (
+            task.norm.start(fold_in_each(task.keys, start), task.center, task.eps)
+            if random_start
+            else task.center
+        )
 
     def init(task: Task, best: Best) -> _Walk:
         zero = jnp.zeros_like(best.solved, jnp.int32)
@@ -65,14 +69,19 @@ def _climb(
         best = update_best(at.best, at.x, score, solved)
         last = at.k == steps  # this was the look at where the last step led
         done = last & (at.start + 1 == restarts)
-        walk = _Walk(moved, at.k + 1, at.start, opt_state, best, done | solved if early_stop else done)
+        walk = _Walk(
+            moved, at.k + 1, at.start, opt_state, best, done | solved if early_stop else done
+        )
         if restarts == 1:
             return walk
 
         def again(walk: _Walk) -> _Walk:
             x = begin(task, at.start + 1)
             fresh = walk._replace(
-                x=x, k=jnp.zeros_like(at.k), start=at.start + 1, opt_state=optimizer(task.norm).init(x)
+                x=x,
+                k=jnp.zeros_like(at.k),
+                start=at.start + 1,
+                opt_state=optimizer(task.norm).init(x),
             )
             return choose(last, fresh, walk)
 
@@ -86,7 +95,9 @@ def _seen_as_saved(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array
     return task.judge(task.logits(task.saved(x)))
 
 
-def _expected(view: View, draws: int) -> Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+def _expected(
+    view: View, draws: int
+) -> Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """The mean score over random views of the saved picture, and whether all of them succeed."""
 
     def judge(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -104,11 +115,18 @@ def _expected(view: View, draws: int) -> Callable[[Task, jax.Array, jax.Array], 
 
 def _check_alone(name: str, restarts: int) -> None:
     if restarts > 1:
-        raise ValueError(f"{name} has no random start: restarts must be 1, not {restarts}, which would all be the same")
+        raise ValueError(
+            f"{name} has no random start: restarts must be 1, not {restarts}, which would all be the same"
+        )
 
 
 def pgd(
-    *, steps: int = 40, restarts: int = 1, early_stop: bool = True, view: View | None = None, draws: int = 4
+    *,
+    steps: int = 40,
+    restarts: int = 1,
+    early_stop: bool = True,
+    view: View | None = None,
+    draws: int = 4,
 ) -> Search:
     """Projected gradient ascent from a random start, on the lattice of 8-bit pictures.
 
@@ -173,7 +191,9 @@ def fgsm(*, steps: int = 1, restarts: int = 1) -> Search:
     return bim(steps=1, restarts=restarts)
 
 
-def mi_fgsm(*, steps: int = 10, restarts: int = 1, early_stop: bool = True, decay: float = 1.0) -> Search:
+def mi_fgsm(
+    *, steps: int = 10, restarts: int = 1, early_stop: bool = True, decay: float = 1.0
+) -> Search:
     """BIM along a sum of the gradients so far, each at L1 length one: pictures that fool other networks more often.
 
     Arguments as in `bim`; for transfer take `early_stop=False`.
@@ -221,13 +241,17 @@ def di_fgsm(
     Reference: Xie et al. 2019, arXiv:1803.06978, sections 3 and 4.
     """
     if not (0 <= probability <= 1 and 0 < smallest <= 1):
-        raise ValueError(f"probability lies in [0, 1], smallest in (0, 1]; got {probability} and {smallest}")
+        raise ValueError(
+            f"probability lies in [0, 1], smallest in (0, 1]; got {probability} and {smallest}"
+        )
     view = jax.vmap(_smaller_views(probability, smallest))
 
     def judge(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         score, solved = jax.lax.stop_gradient(task.judge(task.logits(task.saved(x))))
         seen, _ = task.judge(task.logits(view(keys, task.saved(x))))
-        return score + (seen - jax.lax.stop_gradient(seen)), solved  # the picture's own value, the view's gradient
+        return score + (
+            seen - jax.lax.stop_gradient(seen)
+        ), solved  # the picture's own value, the view's gradient
 
     return _climb(
         steps=steps,
@@ -248,7 +272,9 @@ def _gathered(decay: float, norm: Norm) -> ascend.Optimizer:
 def _at_l1_length_one(gradient: jax.Array) -> jax.Array:
     """f32[b ...] of any size, however small, unless zero."""
     axes = tuple(range(1, gradient.ndim))
-    scaled = gradient / jnp.maximum(jnp.max(jnp.abs(gradient), axis=axes, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    scaled = gradient / jnp.maximum(
+        jnp.max(jnp.abs(gradient), axis=axes, keepdims=True), jnp.finfo(jnp.float32).tiny
+    )
     return scaled / jnp.maximum(jnp.sum(jnp.abs(scaled), axis=axes, keepdims=True), 0.5)
 
 
@@ -267,7 +293,9 @@ def _smaller_views(probability: float, smallest: float) -> View:
     def view(key: jax.Array, image: jax.Array) -> jax.Array:
         draws = jax.random.uniform(key, (4,))
         share = smallest + (1.0 - smallest) * draws[0]
-        rows, columns = (shrink(side, share, draws[1 + i]) for i, side in enumerate(image.shape[:2]))
+        rows, columns = (
+            shrink(side, share, draws[1 + i]) for i, side in enumerate(image.shape[:2])
+        )
         changed = jnp.einsum("ij,jkc,lk->ilc", rows, image, columns)
         return jnp.where(draws[3] < probability, changed, image)
 

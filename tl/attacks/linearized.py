@@ -36,7 +36,9 @@ def near_enough(task: Task, best: Best) -> jax.Array:
 
 def restart(task: Task, best: Best, number: jax.Array) -> jax.Array:
     """Where the search of that number i32[b] begins: at the clean picture, then at random, within half of the best distance."""
-    far = 0.1 * task.norm.distance(jnp.ones_like(task.center), jnp.zeros_like(task.center))  # chosen, not tuned
+    far = 0.1 * task.norm.distance(
+        jnp.ones_like(task.center), jnp.zeros_like(task.center)
+    )  # chosen, not tuned
     radius = jnp.where(jnp.isfinite(best.score), -best.score, far) / 2  # FAB's, of the best so far
     near = task.norm.start(fold_in_each(task.keys, number), task.center, radius)
     return jnp.where(rows(number == 0, near), task.center, near)
@@ -56,7 +58,9 @@ def total(x: jax.Array) -> jax.Array:
 
 def _l2(w: jax.Array) -> jax.Array:
     most = jnp.max(jnp.abs(w), axis=tuple(range(1, w.ndim))) + tiny
-    return most * jnp.sqrt(total(jnp.square(w / rows(most, w)))) + tiny  # the squares of small gradients do not vanish
+    return (
+        most * jnp.sqrt(total(jnp.square(w / rows(most, w)))) + tiny
+    )  # the squares of small gradients do not vanish
 
 
 DUALS = {
@@ -92,7 +96,9 @@ def onto_plane(norm: str, x: jax.Array, w: jax.Array, gap: jax.Array) -> jax.Arr
 
     def reached(time: jax.Array) -> tuple[jax.Array, jax.Array]:
         far = rows(time, w) * speed
-        return total(size * jnp.minimum(far, headroom)), total(jnp.where(far < headroom, size * speed, 0.0))
+        return total(size * jnp.minimum(far, headroom)), total(
+            jnp.where(far < headroom, size * speed, 0.0)
+        )
 
     def open_(carry: tuple[jax.Array, ...]) -> jax.Array:
         return (carry[0] < PIECES) & jnp.any(carry[3])
@@ -100,13 +106,22 @@ def onto_plane(norm: str, x: jax.Array, w: jax.Array, gap: jax.Array) -> jax.Arr
     def newton(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         i, time, before, going = carry
         value, slope = reached(time)
-        going = going & (slope > 0) & (slope < before)  # on the same piece as before, the last step was exact
-        return i + 1, jnp.where(going, time + (gap - value) / jnp.where(slope > 0, slope, 1.0), time), slope, going
+        going = (
+            going & (slope > 0) & (slope < before)
+        )  # on the same piece as before, the last step was exact
+        return (
+            i + 1,
+            jnp.where(going, time + (gap - value) / jnp.where(slope > 0, slope, 1.0), time),
+            slope,
+            going,
+        )
 
     begun = (jnp.int32(0), jnp.zeros_like(gap), jnp.full_like(gap, jnp.inf), gap > 0)
     _, time, _, _ = jax.lax.while_loop(open_, newton, begun)
     corner = total(size * headroom) <= gap
-    return jnp.sign(w) * jnp.where(rows(corner, w), headroom, jnp.minimum(rows(time, w) * speed, headroom))
+    return jnp.sign(w) * jnp.where(
+        rows(corner, w), headroom, jnp.minimum(rows(time, w) * speed, headroom)
+    )
 
 
 def rival(task: Task, logits: jax.Array) -> jax.Array:
@@ -116,7 +131,9 @@ def rival(task: Task, logits: jax.Array) -> jax.Array:
 
 def likely(task: Task, count: int) -> tuple[jax.Array, jax.Array]:
     """The `count` likeliest of the wanted classes, by the clean picture: i32[b count], and bool[b count], which there are."""
-    _, classes = jax.lax.top_k(jnp.where(task.success_mask, task.clean, -jnp.inf), min(count, task.clean.shape[1]))
+    _, classes = jax.lax.top_k(
+        jnp.where(task.success_mask, task.clean, -jnp.inf), min(count, task.clean.shape[1])
+    )
     return classes, jnp.take_along_axis(task.success_mask, classes, axis=1)
 
 
@@ -126,6 +143,8 @@ def gap_to(
     """The boundary to `classes` i32[b], linearised where `logits` and their `pull` (vjp) are: w f32[b h w c] and g f32[b],
     such that a step d ends on it where <w, d> = g."""
     against = rival(task, logits)
-    mine, other = (jax.nn.one_hot(c, logits.shape[1], dtype=logits.dtype) for c in (classes, against))
-    pick = lambda c: jnp.take_along_axis(logits, c[:, None], axis=1)[:, 0]  # noqa: E731
+    mine, other = (
+        jax.nn.one_hot(c, logits.shape[1], dtype=logits.dtype) for c in (classes, against)
+    )
+    pick = lambda c: jnp.take_along_axis(logits, c[:, None], axis=1)[:, 0]
     return pull(mine - other)[0], pick(against) - pick(classes)

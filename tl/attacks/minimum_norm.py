@@ -15,7 +15,17 @@ from tl.ascent import ascend
 from tl.attacks import norms
 from tl.attacks.base import Best, Search, Task, check_counts
 from tl.attacks.goals import margin
-from tl.attacks.linearized import DUALS, gap_to, keep_nearer, likely, near_enough, onto_plane, restart, total, unknown
+from tl.attacks.linearized import (
+    DUALS,
+    gap_to,
+    keep_nearer,
+    likely,
+    near_enough,
+    onto_plane,
+    restart,
+    total,
+    unknown,
+)
 from tl.attacks.slots import choose, rows
 
 OVERSHOOT = 0.02  # Moosavi-Dezfooli et al. 2016, section 2: beyond the boundary, not onto it
@@ -36,7 +46,9 @@ class _Stepping(NamedTuple):
     done: jax.Array
 
 
-def deepfool(*, steps: int = 50, restarts: int = 1, candidates: int = 10, overshoot: float = OVERSHOOT) -> Search:
+def deepfool(
+    *, steps: int = 50, restarts: int = 1, candidates: int = 10, overshoot: float = OVERSHOOT
+) -> Search:
     """DeepFool: step after step to the nearest boundary of the linearised network, until it is crossed.
 
     Differs from the paper: every point is kept in the box [0, 1]; images that half of the steps did not free begin again, and
@@ -61,7 +73,13 @@ def deepfool(*, steps: int = 50, restarts: int = 1, candidates: int = 10, oversh
     def init(task: Task, best: Best) -> _Stepping:
         zero, none = jnp.zeros_like(best.solved, jnp.int32), unknown(best)
         return _Stepping(
-            task.center, task.center, jnp.zeros_like(task.center), zero, zero, none, near_enough(task, none)
+            task.center,
+            task.center,
+            jnp.zeros_like(task.center),
+            zero,
+            zero,
+            none,
+            near_enough(task, none),
         )
 
     def step(task: Task, at: _Stepping) -> _Stepping:
@@ -77,14 +95,22 @@ def deepfool(*, steps: int = 50, restarts: int = 1, candidates: int = 10, oversh
             w, new_gap = gap_to(task, logits, pull, classes[:, j])
             new = jnp.where(standing[:, j], jnp.abs(new_gap) / dual.size(w), jnp.inf)
             closer = new < length
-            return jnp.minimum(new, length), jnp.where(rows(closer, w), w, way), jnp.where(closer, new_gap, gap)
+            return (
+                jnp.minimum(new, length),
+                jnp.where(rows(closer, w), w, way),
+                jnp.where(closer, new_gap, gap),
+            )
 
         flat = jnp.zeros_like(at.best.score)
-        count = jnp.max(jnp.sum(standing, axis=1, dtype=jnp.int32))  # a targeted goal may have one class only
-        _, w, gap = jax.lax.fori_loop(0, count, nearer, (flat + jnp.inf, jnp.zeros_like(at.x), flat))
+        count = jnp.max(
+            jnp.sum(standing, axis=1, dtype=jnp.int32)
+        )  # a targeted goal may have one class only
+        _, w, gap = jax.lax.fori_loop(
+            0, count, nearer, (flat + jnp.inf, jnp.zeros_like(at.x), flat)
+        )
         plain = rows(gap / dual.size(w), at.x) * dual.unit(w)
         late = at.k > half
-        boxed = lambda: jnp.where(rows(late, w), onto_plane(name, at.x, w, gap), plain)  # noqa: E731
+        boxed = lambda: jnp.where(rows(late, w), onto_plane(name, at.x, w, gap), plain)
         walked = at.walked + jax.lax.cond(jnp.any(late), boxed, lambda: plain)
         moved = jnp.clip(at.start + (1 + overshoot) * walked, 0.0, 1.0)
 
@@ -99,7 +125,9 @@ def deepfool(*, steps: int = 50, restarts: int = 1, candidates: int = 10, oversh
 
         def again(walk: _Stepping) -> _Stepping:
             start = restart(task, best, at.number + 1)
-            fresh = _Stepping(start, start, jnp.zeros_like(start), jnp.zeros_like(at.k), at.number + 1, best, done)
+            fresh = _Stepping(
+                start, start, jnp.zeros_like(start), jnp.zeros_like(at.k), at.number + 1, best, done
+            )
             return choose(over, fresh, walk)
 
         return jax.lax.cond(jnp.any(over), again, lambda walk: walk, walk)
@@ -127,7 +155,14 @@ class _Weighing(NamedTuple):
     done: jax.Array
 
 
-def cw(*, steps: int = 1000, restarts: int = 1, searches: int = 9, rate: float = 0.01, first: float = 1e-3) -> Search:
+def cw(
+    *,
+    steps: int = 1000,
+    restarts: int = 1,
+    searches: int = 9,
+    rate: float = 0.01,
+    first: float = 1e-3,
+) -> Search:
     """Carlini and Wagner in L2: Adam on distance^2 + c margin in tanh space, bisection over c around it.
 
     Early abort: from half of `steps` on, every tenth of them, a climb ends whose least loss has not fallen by 1 in 10,000
@@ -153,16 +188,24 @@ def cw(*, steps: int = 1000, restarts: int = 1, searches: int = 9, rate: float =
     adam = ascend.each(ascend.OPTIMIZERS["adam"]())
     often = max(steps // 10, 1)
 
-    def begin(task: Task, best: Best, number: jax.Array, c: jax.Array, low: jax.Array, high: jax.Array) -> _Weighing:
+    def begin(
+        task: Task, best: Best, number: jax.Array, c: jax.Array, low: jax.Array, high: jax.Array
+    ) -> _Weighing:
         start = task.center if restarts == 1 else restart(task, best, number // searches)
-        theta = jnp.arctanh((2 * start - 1) * (1 - 1e-6))  # the paper's change of variables; 1e-6 keeps it finite
+        theta = jnp.arctanh(
+            (2 * start - 1) * (1 - 1e-6)
+        )  # the paper's change of variables; 1e-6 keeps it finite
         never, no = jnp.full_like(c, jnp.inf), jnp.zeros_like(best.solved)
         zero = jnp.zeros_like(number)
-        return _Weighing(theta, adam.init(theta), zero, number, c, low, high, never, never, no, best, no)
+        return _Weighing(
+            theta, adam.init(theta), zero, number, c, low, high, never, never, no, best, no
+        )
 
     def init(task: Task, best: Best) -> _Weighing:
         none, flat = unknown(best), jnp.zeros_like(best.score)
-        at = begin(task, none, jnp.zeros_like(best.solved, jnp.int32), flat + first, flat, flat + jnp.inf)
+        at = begin(
+            task, none, jnp.zeros_like(best.solved, jnp.int32), flat + first, flat, flat + jnp.inf
+        )
         return at._replace(done=near_enough(task, none))
 
     def step(task: Task, at: _Weighing) -> _Weighing:
@@ -187,7 +230,18 @@ def cw(*, steps: int = 1000, restarts: int = 1, searches: int = 9, rate: float =
         done = near_enough(task, best) | (over & (at.number + 1 == searches * restarts))
         before = jnp.where(look, least, at.before)
         climb = _Weighing(
-            theta, opt_state, at.k + 1, at.number, at.c, at.low, at.high, least, before, crossed, best, done
+            theta,
+            opt_state,
+            at.k + 1,
+            at.number,
+            at.c,
+            at.low,
+            at.high,
+            least,
+            before,
+            crossed,
+            best,
+            done,
         )
 
         def again(climb: _Weighing) -> _Weighing:

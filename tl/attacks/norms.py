@@ -62,10 +62,14 @@ def _most(x: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True)
 
 
-def _drawn(draw: Callable[[jax.Array, int], jax.Array], key: jax.Array, center: jax.Array) -> jax.Array:
+def _drawn(
+    draw: Callable[[jax.Array, int], jax.Array], key: jax.Array, center: jax.Array
+) -> jax.Array:
     """A draw `(key, n) -> f32[n]` for each image. Drawn flat: XLA on a CPU takes seconds to compile one of rank 4."""
     n = center[0].size
-    return jax.vmap(lambda own: draw(own, n))(per_image_keys(key, len(center))).reshape(center.shape)
+    return jax.vmap(lambda own: draw(own, n))(per_image_keys(key, len(center))).reshape(
+        center.shape
+    )
 
 
 def _headroom(d: jax.Array, center: jax.Array) -> jax.Array:
@@ -73,7 +77,9 @@ def _headroom(d: jax.Array, center: jax.Array) -> jax.Array:
     return jnp.where(d > 0, 1.0 - center, center)
 
 
-def _last_inside(inside: Callable[[jax.Array], jax.Array], safe: jax.Array, beyond: jax.Array) -> jax.Array:
+def _last_inside(
+    inside: Callable[[jax.Array], jax.Array], safe: jax.Array, beyond: jax.Array
+) -> jax.Array:
     """The value between `safe`, which is inside, and `beyond` that is nearest to it and inside still; by halving."""
 
     def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -111,14 +117,20 @@ def _linf_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def _linf_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    noise = _drawn(lambda own, n: jax.random.uniform(own, (n,), minval=-1.0, maxval=1.0), key, center)
+    noise = _drawn(
+        lambda own, n: jax.random.uniform(own, (n,), minval=-1.0, maxval=1.0), key, center
+    )
     return _linf_project(center + _per_image(eps, center) * noise, center, eps)
 
 
 def _linf_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    reach = _per_image(jnp.floor(eps * LEVELS + 1e-3), x)  # whole levels; 1e-3 forgives k / 255's rounding in float32
+    reach = _per_image(
+        jnp.floor(eps * LEVELS + 1e-3), x
+    )  # whole levels; 1e-3 forgives k / 255's rounding in float32
     middle = jnp.rint(center * LEVELS)
-    return _eight_bit(jnp.clip(jnp.clip(jnp.rint(x * LEVELS), middle - reach, middle + reach), 0.0, LEVELS))
+    return _eight_bit(
+        jnp.clip(jnp.clip(jnp.rint(x * LEVELS), middle - reach, middle + reach), 0.0, LEVELS)
+    )
 
 
 def linf_distance(x: Array, center: Array) -> jax.Array:
@@ -131,8 +143,12 @@ def linf_distance(x: Array, center: Array) -> jax.Array:
 
 def l2_direction(gradient: jax.Array) -> jax.Array:
     """The gradient at Euclidean length one, f32[b ...]; however small it is, unless zero."""
-    scaled = gradient / jnp.maximum(_most(gradient), jnp.finfo(jnp.float32).tiny)  # its squares do not vanish
-    return scaled / jnp.maximum(jnp.sqrt(_total(jnp.square(scaled))), 0.5)  # where it is not zero, at least one
+    scaled = gradient / jnp.maximum(
+        _most(gradient), jnp.finfo(jnp.float32).tiny
+    )  # its squares do not vanish
+    return scaled / jnp.maximum(
+        jnp.sqrt(_total(jnp.square(scaled))), 0.5
+    )  # where it is not zero, at least one
 
 
 def _l2_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
@@ -143,7 +159,9 @@ def _l2_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     d, eps = x - center, _per_image(eps, x)
     size, headroom = jnp.abs(d), _headroom(d, center)
 
-    def grow(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def grow(
+        carry: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         s, _, turn = carry
         cut = s * size > headroom
         free = _total(jnp.where(cut, 0.0, jnp.square(size)))
@@ -153,7 +171,9 @@ def _l2_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
         return longer, longer > s * (1.0 + 1e-6), turn + 1
 
     s = jnp.zeros_like(_total(size))
-    s, _, _ = jax.lax.while_loop(lambda c: jnp.any(c[1]) & (c[2] < 64), grow, (s, s == 0.0, jnp.int32(0)))
+    s, _, _ = jax.lax.while_loop(
+        lambda c: jnp.any(c[1]) & (c[2] < 64), grow, (s, s == 0.0, jnp.int32(0))
+    )
     return jnp.where(s < 1.0, jnp.clip(center + s * d, 0.0, 1.0), jnp.clip(x, 0.0, 1.0))
 
 
@@ -182,10 +202,16 @@ def _l2_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     """
     t, middle = _levels(x, center)
     most = _most(t)
-    budget = jnp.minimum(_per_image(jnp.square(eps * LEVELS) * (1.0 + 1e-5), x), _total(jnp.square(t)))
-    beyond = (jnp.sqrt(budget) + 1.0) / jnp.maximum(most, 1e-3)  # there, one coordinate alone is too long
-    inside = lambda s: _total(jnp.square(_within(s * t, middle))) <= budget * (1.0 + 1e-6)  # noqa: E731
-    return _eight_bit(middle + _within(_last_inside(inside, jnp.zeros_like(most), beyond) * t, middle))
+    budget = jnp.minimum(
+        _per_image(jnp.square(eps * LEVELS) * (1.0 + 1e-5), x), _total(jnp.square(t))
+    )
+    beyond = (jnp.sqrt(budget) + 1.0) / jnp.maximum(
+        most, 1e-3
+    )  # there, one coordinate alone is too long
+    inside = lambda s: _total(jnp.square(_within(s * t, middle))) <= budget * (1.0 + 1e-6)
+    return _eight_bit(
+        middle + _within(_last_inside(inside, jnp.zeros_like(most), beyond) * t, middle)
+    )
 
 
 def l2_distance(x: Array, center: Array) -> jax.Array:
@@ -207,7 +233,9 @@ def l1_direction(gradient: jax.Array) -> jax.Array:
     size = jnp.abs(flat)
     least = jax.lax.top_k(size, max(1, round(SHARE * flat.shape[1])))[0][:, -1:]
     signs = jnp.where(size >= least, jnp.sign(flat), 0.0)
-    return (signs / jnp.maximum(jnp.sum(jnp.abs(signs), axis=1, keepdims=True), 1.0)).reshape(gradient.shape)
+    return (signs / jnp.maximum(jnp.sum(jnp.abs(signs), axis=1, keepdims=True), 1.0)).reshape(
+        gradient.shape
+    )
 
 
 def _l1_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
@@ -219,10 +247,12 @@ def _l1_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     """
     d, eps = x - center, _per_image(eps, x)
     size, headroom = jnp.abs(d), _headroom(d, center)
-    short = lambda amount: jnp.clip(size - amount, 0.0, headroom)  # noqa: E731
-    inside = lambda amount: _total(short(amount)) <= eps  # noqa: E731
+    short = lambda amount: jnp.clip(size - amount, 0.0, headroom)
+    inside = lambda amount: _total(short(amount)) <= eps
     amount = _last_inside(inside, _most(d), jnp.zeros_like(_most(d)))
-    return jnp.where(inside(jnp.zeros_like(amount)), jnp.clip(x, 0.0, 1.0), center + jnp.sign(d) * short(amount))
+    return jnp.where(
+        inside(jnp.zeros_like(amount)), jnp.clip(x, 0.0, 1.0), center + jnp.sign(d) * short(amount)
+    )
 
 
 def _l1_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
@@ -231,7 +261,9 @@ def _l1_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
         parts = jax.random.exponential(
             lengths, (n + 1,)
         )  # shares of a sum are even over the simplex; the last is slack
-        return jnp.where(jax.random.bernoulli(ways, 0.5, (n,)), 1.0, -1.0) * parts[:n] / jnp.sum(parts)
+        return (
+            jnp.where(jax.random.bernoulli(ways, 0.5, (n,)), 1.0, -1.0) * parts[:n] / jnp.sum(parts)
+        )
 
     return _l1_project(center + _per_image(eps, center) * _drawn(even, key, center), center, eps)
 
@@ -245,8 +277,8 @@ def _l1_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
     t, middle = _levels(x, center)
     size, most = jnp.abs(t), _most(t)
     budget = jnp.minimum(_per_image(eps * LEVELS + 1e-3, x), _total(size))
-    whole = lambda amount: _within(jnp.sign(t) * jnp.maximum(size - amount, 0.0), middle)  # noqa: E731
-    inside = lambda amount: _total(jnp.abs(whole(amount))) <= budget * (1.0 + 1e-6)  # noqa: E731
+    whole = lambda amount: _within(jnp.sign(t) * jnp.maximum(size - amount, 0.0), middle)
+    inside = lambda amount: _total(jnp.abs(whole(amount))) <= budget * (1.0 + 1e-6)
     return _eight_bit(middle + whole(_last_inside(inside, most, jnp.full_like(most, -0.499))))
 
 

@@ -35,7 +35,13 @@ from tl.attacks.slots import rows, work
 from tl.types import Array, Variables
 
 HALVINGS = 8  # of the way between the clean picture and the nearest one found; chosen, not tuned: to 1/256 of it
-BEYOND = (0.0, 1 / 32, 1 / 8, 1 / 2, 1.0)  # how far past such a picture rounding may look, of what eps leaves; chosen
+BEYOND = (
+    0.0,
+    1 / 32,
+    1 / 8,
+    1 / 2,
+    1.0,
+)  # how far past such a picture rounding may look, of what eps leaves; chosen
 
 
 def check_call(norm: Norm, images01: Array, eps: Any) -> None:
@@ -45,11 +51,15 @@ def check_call(norm: Norm, images01: Array, eps: Any) -> None:
     if not isinstance(eps, Tracer):
         given = np.asarray(eps, np.float32)
         if given.shape not in ((), images01.shape[:1]):
-            raise ValueError(f"eps is one number, or one for each of {len(images01)} images; got {list(given.shape)}")
+            raise ValueError(
+                f"eps is one number, or one for each of {len(images01)} images; got {list(given.shape)}"
+            )
         fits = (given >= 0) & (given <= largest * (1 + 1e-6))
         if not fits.all():
             units = (
-                "share of the pixel range [0, 1]" if largest == 1 else f"distance in [0, {largest:.4g}], black to white"
+                "share of the pixel range [0, 1]"
+                if largest == 1
+                else f"distance in [0, {largest:.4g}], black to white"
             )
             raise ValueError(f"eps is a {units}, such as 4/255; got {given[~fits].ravel()[0]:.4g}")
 
@@ -67,14 +77,22 @@ def shard_rows(run: Callable[..., Any]) -> Callable[..., Any]:
         mesh = devices.mesh(jax.local_devices()[:count])
         each = jax.sharding.PartitionSpec(devices.AXIS)
         here = jax.sharding.PartitionSpec()
-        return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(here, each), out_specs=each, check_vma=False))
+        return jax.jit(
+            jax.shard_map(run, mesh=mesh, in_specs=(here, each), out_specs=each, check_vma=False)
+        )
 
     def call(variables: Variables, tasks: Any) -> Any:
         count, n = jax.local_device_count(), len(jax.tree.leaves(tasks)[0])
-        if count == 1 or n == 1 or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, tasks))):
+        if (
+            count == 1
+            or n == 1
+            or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, tasks)))
+        ):
             return whole(variables, tasks)
         missing = -n % count
-        padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]), tasks)
+        padded = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]), tasks
+        )
         return jax.tree.map(lambda leaf: leaf[:n], parts(count)(variables, padded))
 
     return call
@@ -87,7 +105,9 @@ def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
         n = len(jax.tree.leaves(tasks)[0])
         if n <= slots:
             return run(variables, tasks)
-        padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], -n % slots, axis=0)]), tasks)
+        padded = jax.tree.map(
+            lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], -n % slots, axis=0)]), tasks
+        )
         groups = jax.tree.map(lambda leaf: leaf.reshape(-1, slots, *leaf.shape[1:]), padded)
         found = jax.lax.map(lambda group: run(variables, group), groups)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], found)
@@ -149,12 +169,16 @@ def make_attack(
         check_norm(one, norm)
     look = batched_logits(logits, slots or devices.side_by_side())
 
-    def searched(one: Search, variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
+    def searched(
+        one: Search, variables: Variables, all_rows: tuple[Rows, Best, jax.Array]
+    ) -> tuple[Best, jax.Array]:
         _, before, todo = all_rows
         left = None if isinstance(todo, Tracer) else -(-int(todo.sum()) // jax.local_device_count())
         if left == 0:  # and nothing is compiled
             return before, jnp.zeros(len(todo), jnp.int32)
-        return _searched(one, logits, norm, goal, eight_bit, slots or devices.side_by_side(left))(variables, all_rows)
+        return _searched(one, logits, norm, goal, eight_bit, slots or devices.side_by_side(left))(
+            variables, all_rows
+        )
 
     def attack(variables, key, images01, class_mask, *, eps, step_size=None, skip=None):
         check_call(norm, images01, eps)
@@ -166,7 +190,9 @@ def make_attack(
         keys = per_image_keys(key, b)  # first the row's, then the place's: a row alone has the same
         steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
         for place, one in enumerate(chain):
-            size = one.default_step(eps) if step_size is None else jnp.asarray(step_size, jnp.float32)
+            size = (
+                one.default_step(eps) if step_size is None else jnp.asarray(step_size, jnp.float32)
+            )
             own = keys if len(chain) == 1 else fold_in_each(keys, jnp.full(b, place, jnp.int32))
             tasks = Rows(own, center, class_mask, eps, jnp.broadcast_to(size, (b,)), clean)
             found, taken = searched(one, variables, (tasks, before, ~(best.solved | apart)))
@@ -180,7 +206,9 @@ def make_attack(
     return attack
 
 
-def make_find(search: Search, logits: Logits, *, norm: Norm, goal: Goal, slots: int | None = None) -> Find:
+def make_find(
+    search: Search, logits: Logits, *, norm: Norm, goal: Goal, slots: int | None = None
+) -> Find:
     """A search for the nearest adversarial picture as a function that gives it, however far it is, anywhere in the box.
 
     Arguments as in `make_attack`; at the end the way from the clean picture to the found one is halved `HALVINGS` times.
@@ -189,7 +217,9 @@ def make_find(search: Search, logits: Logits, *, norm: Norm, goal: Goal, slots: 
       ValueError: the search is not for the nearest, or does not work in that norm.
     """
     if not search.nearest:
-        raise ValueError("this attack does not look for the nearest picture; take deepfool, cw or fab")
+        raise ValueError(
+            "this attack does not look for the nearest picture; take deepfool, cw or fab"
+        )
     check_norm(search, norm)
     side_by_side = slots or devices.side_by_side()
     look = batched_logits(logits, side_by_side)
@@ -211,7 +241,9 @@ def make_find(search: Search, logits: Logits, *, norm: Norm, goal: Goal, slots: 
         images = _between(center, found.x, high)
         _, success = _judged(look(variables, images), class_mask, goal)
         images = jnp.where(rows(success, center), images, center)
-        return NearestResult(images, jnp.where(success, norm.distance(images, center), jnp.inf), success)
+        return NearestResult(
+            images, jnp.where(success, norm.distance(images, center), jnp.inf), success
+        )
 
     return find
 
@@ -269,7 +301,10 @@ def _searched(
             return Task(
                 logits=lambda x: logits(variables, x),
                 saved=saved,
-                judge=lambda found: (goal.score(found, own.class_mask), goal.success(found, own.class_mask)),
+                judge=lambda found: (
+                    goal.score(found, own.class_mask),
+                    goal.success(found, own.class_mask),
+                ),
                 project=lambda x: norm.project(x, own.center, own.eps),
                 norm=norm,
                 goal=goal,

@@ -58,7 +58,9 @@ def gradients_flow(gradient: Array) -> Check:
 def logits_not_probabilities(logits: Array) -> Check:
     """Share of rows, f32[b k], that lie in [0, 1] and sum to one: after a softmax, gradients vanish where it is sure."""
     rows = np.asarray(logits)
-    share = float((((rows >= 0) & (rows <= 1)).all(axis=1) & (np.abs(rows.sum(axis=1) - 1) < 1e-3)).mean())
+    share = float(
+        (((rows >= 0) & (rows <= 1)).all(axis=1) & (np.abs(rows.sum(axis=1) - 1) < 1e-3)).mean()
+    )
     return Check("logits, not softmax", share == 0, share, "no row that sums to one")
 
 
@@ -84,25 +86,43 @@ def curve_rises(rates: Sequence[float], n: int) -> Check:
     """Largest fall of the success rate from one eps to the next larger, of n pictures: a larger ball holds the smaller."""
     falls = -np.diff(np.asarray(rates, np.float64))
     worst = float(falls.max(initial=0.0)) + 0.0
-    return Check("success rises with eps", worst <= 1 / n + 1e-9, worst, f"a fall of at most one picture, {1 / n:.3g}")
+    return Check(
+        "success rises with eps",
+        worst <= 1 / n + 1e-9,
+        worst,
+        f"a fall of at most one picture, {1 / n:.3g}",
+    )
 
 
 def noise_is_weaker(noise: float, attack: float) -> Check:
     """Success rate of random noise of the attack's length, beside the attack's: no attack is needed where noise will do."""
-    return Check("noise of the same norm does less", noise < attack, noise, f"below the attack's {attack:.3g}")
+    return Check(
+        "noise of the same norm does less",
+        noise < attack,
+        noise,
+        f"below the attack's {attack:.3g}",
+    )
 
 
 def black_box_no_better(black: float, white: float) -> Check:
     """Success rate without the gradient, beside the one with it: where asking finds more, the gradient is masked."""
     return Check(
-        "black-box no better than white-box", black <= white, black, f"at most the white-box attack's {white:.3g}"
+        "black-box no better than white-box",
+        black <= white,
+        black,
+        f"at most the white-box attack's {white:.3g}",
     )
 
 
 def steps_suffice(rate: float, doubled: float, n: int) -> Check:
     """What doubling the steps adds to the success rate, of n pictures: the attack should have converged."""
     allowed = max(GAIN, 1 / n) + 1e-9
-    return Check("doubled steps change little", doubled - rate <= allowed, doubled - rate, f"at most {allowed:.3g}")
+    return Check(
+        "doubled steps change little",
+        doubled - rate <= allowed,
+        doubled - rate,
+        f"at most {allowed:.3g}",
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -158,19 +178,27 @@ def panel(
     open_ = ~np.asarray(goal.success(clean, class_mask))
     n, largest = int(open_.sum()), norms.largest(norm, images01.shape[1:])
     if not n:
-        raise ValueError(f"all {len(images01)} pictures meet the goal as they are: there is nothing to attack")
+        raise ValueError(
+            f"all {len(images01)} pictures meet the goal as they are: there is nothing to attack"
+        )
 
     def rate(attack: Attack, eps: float) -> float:
-        return float(np.asarray(attack(variables, key, images01, class_mask, eps=eps).success)[open_].mean())
+        return float(
+            np.asarray(attack(variables, key, images01, class_mask, eps=eps).success)[open_].mean()
+        )
 
     rates = {share: rate(attack, min(share * eps, largest)) for share in curve}
     slopes = _slopes(logits, goal, slots)(variables, (images01, class_mask))
     return [
         gradients_flow(np.asarray(slopes)[open_]),
         logits_not_probabilities(clean),
-        logits_vary(np.concatenate([clean, logits(variables, 1 - images01)])),  # so that one picture is enough
+        logits_vary(
+            np.concatenate([clean, logits(variables, 1 - images01)])
+        ),  # so that one picture is enough
         calls_agree(clean, logits(variables, images01)),
-        whole_box_breaks(np.asarray(whole(variables, key, images01, class_mask, eps=1.0).success)[open_]),
+        whole_box_breaks(
+            np.asarray(whole(variables, key, images01, class_mask, eps=1.0).success)[open_]
+        ),
         curve_rises(list(rates.values()), n),
         noise_is_weaker(rate(noise, eps), rates[1.0]),
         black_box_no_better(rate(black, eps), rates[1.0]),

@@ -65,29 +65,38 @@ def work(
     """
     n, at = len(todo), min(slots, len(todo))
     order, count = jnp.argsort(~todo, stable=True), jnp.sum(todo, dtype=jnp.int32)
-    take = lambda tree, places: jax.tree.map(lambda leaf: leaf[places], tree)  # noqa: E731
+    take = lambda tree, places: jax.tree.map(lambda leaf: leaf[places], tree)
 
     def one_step(mine: Any, carry: tuple[S, jax.Array]) -> tuple[S, jax.Array]:
         state, taken = carry
         return choose(state.done, state, step(mine, state)), taken + (~state.done).astype(jnp.int32)
 
-    def refill(begun: jax.Array, places: jax.Array, state: S, taken: jax.Array, kept: tuple) -> tuple:
+    def refill(
+        begun: jax.Array, places: jax.Array, state: S, taken: jax.Array, kept: tuple
+    ) -> tuple:
         kept = jax.tree.map(lambda all_, own: all_.at[places].set(own), kept, (state.best, taken))
         next_ = begun + jnp.cumsum(state.done, dtype=jnp.int32) - 1
         fresh = state.done & (next_ < count)
         places = jnp.where(fresh, order[jnp.minimum(next_, n - 1)], places)
         mine = take(tasks, places)
         state = choose(fresh, init(mine, take(kept[0], places)), state)
-        return begun + jnp.sum(fresh, dtype=jnp.int32), places, mine, state, jnp.where(fresh, 0, taken), kept
+        return (
+            begun + jnp.sum(fresh, dtype=jnp.int32),
+            places,
+            mine,
+            state,
+            jnp.where(fresh, 0, taken),
+            kept,
+        )
 
     def turn(carry: tuple) -> tuple:
         begun, places, mine, state, taken, kept = carry
         waiting = begun < count
-        going = lambda now: ~jnp.where(waiting, jnp.any(now[0].done), jnp.all(now[0].done))  # noqa: E731
+        going = lambda now: ~jnp.where(waiting, jnp.any(now[0].done), jnp.all(now[0].done))
         state, taken = jax.lax.while_loop(going, lambda now: one_step(mine, now), (state, taken))
         return refill(begun, places, state, taken, kept)
 
-    open_ = lambda carry: (carry[0] < count) | ~jnp.all(carry[3].done)  # noqa: E731
+    open_ = lambda carry: (carry[0] < count) | ~jnp.all(carry[3].done)
     none = jnp.zeros(n, jnp.int32)
     places = order[:at]
     empty = init(take(tasks, places), take(best, places))

@@ -7,7 +7,9 @@ from tl.backbones.spec import BackboneSpec
 from tl.paths import nearest
 
 _SPECS: dict[str, BackboneSpec] = {
-    spec.name: spec for family in (vgg, resnet, mobilenet, efficientnet, squeezenet) for spec in family.VARIANTS
+    spec.name: spec
+    for family in (vgg, resnet, mobilenet, efficientnet, squeezenet)
+    for spec in family.VARIANTS
 }
 _ALIASES = {alias: spec.name for spec in _SPECS.values() for alias in spec.aliases}
 
@@ -34,7 +36,9 @@ def get(name: str) -> BackboneSpec:
     """
     spec = _SPECS.get(_ALIASES.get(name, name))
     if spec is None:
-        raise ValueError(f"unknown architecture {name!r}; nearest: {nearest(name, [*_SPECS, *_ALIASES])}")
+        raise ValueError(
+            f"unknown architecture {name!r}; nearest: {nearest(name, [*_SPECS, *_ALIASES])}"
+        )
     return spec
 
 
@@ -47,4 +51,11 @@ def forms(name: str) -> tuple[BackboneSpec, ...]:
     """
     spec = get(name)
     base = spec.base or spec.name
-    return (spec, *(other for other in _SPECS.values() if other is not spec and (other.base or other.name) == base))
+    return (
+        spec,
+        *(
+            other
+            for other in _SPECS.values()
+            if other is not spec and (other.base or other.name) == base
+        ),
+    )

@@ -34,7 +34,8 @@ def _variant(n: int, tensorflow: bool) -> BackboneSpec:
     return BackboneSpec(
         name=name,
         module=InvertedResidualNet(
-            scaled(LITE0, *SCALES[n], fix_ends=True), **({"norm": TF, "padding": "same"} if tensorflow else {})
+            scaled(LITE0, *SCALES[n], fix_ends=True),
+            **({"norm": TF, "padding": "same"} if tensorflow else {}),
         ),
         features=1280,
         endpoints=stage_names(7),
@@ -45,4 +46,6 @@ def _variant(n: int, tensorflow: bool) -> BackboneSpec:
     )
 
 
-VARIANTS = tuple(_variant(n, tensorflow) for tensorflow in (False, True) for n in range(len(SCALES)))
+VARIANTS = tuple(
+    _variant(n, tensorflow) for tensorflow in (False, True) for n in range(len(SCALES))
+)

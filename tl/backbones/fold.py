@@ -15,7 +15,9 @@ from tl.types import Mode, Params
 SIDE = 64  # of the picture on which the network is traced; shapes of parameters do not depend on it
 
 
-def norms(module: nn.Module, params: Params, stats: Params, channels: int = 3) -> dict[str, NormSpec]:
+def norms(
+    module: nn.Module, params: Params, stats: Params, channels: int = 3
+) -> dict[str, NormSpec]:
     """Path of every BatchNorm in a network -> its numbers, by tracing one forward pass (nothing is computed)."""
     found: dict[str, NormSpec] = {}
 
@@ -27,7 +29,10 @@ def norms(module: nn.Module, params: Params, stats: Params, channels: int = 3) -
     inputs = jax.ShapeDtypeStruct((1, SIDE, SIDE, channels), jnp.float32)
     with nn.intercept_methods(note):
         jax.eval_shape(
-            lambda p, s, x: module.apply({"params": p, "batch_stats": s}, x, Mode.EVAL), params, stats, inputs
+            lambda p, s, x: module.apply({"params": p, "batch_stats": s}, x, Mode.EVAL),
+            params,
+            stats,
+            inputs,
         )
     return found
 

@@ -56,7 +56,9 @@ def divisible(width: float, by: int = 8) -> int:
     return rounded + by if rounded < 0.9 * width else rounded
 
 
-def pads(size: tuple[int, int], window: int, stride: int, padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
+def pads(
+    size: tuple[int, int], window: int, stride: int, padding: Padding
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Explicit ((top, bottom), (left, right)) pads of a window over `size` = (h, w)."""
     if padding == "valid":
         return ops.NO_PADDING
@@ -74,7 +76,9 @@ def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     Reference: He et al. 2015, arXiv:1502.01852, section 2.2, equation 14.
     """
     h, w, _, o = shape
-    return (jax.random.normal(key, (math.prod(shape),)) * math.sqrt(2.0 / (h * w * o))).reshape(shape)
+    return (jax.random.normal(key, (math.prod(shape),)) * math.sqrt(2.0 / (h * w * o))).reshape(
+        shape
+    )
 
 
 _redirecting = contextvars.ContextVar("redirecting", default=False)
@@ -92,7 +96,9 @@ def redirected_gradients() -> Iterator[None]:
     """
     token = _redirecting.set(True)
     try:
-        with set_xla_metadata(tl_gradients="redirected"):  # part of jit's key: a jitted network is traced anew in here
+        with set_xla_metadata(
+            tl_gradients="redirected"
+        ):  # part of jit's key: a jitted network is traced anew in here
             yield
     finally:
         _redirecting.reset(token)
@@ -117,7 +123,9 @@ def _relu6(x: jax.Array) -> jax.Array:
 
 
 @_relu6.defjvp
-def _relu6_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+def _relu6_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     (x,), (t,) = primals, tangents
     return _relu6(x), jnp.where((x > 0.0) & (x < 6.0), t, jnp.zeros_like(t))
 
@@ -135,7 +143,9 @@ def _redirected_bwd(top: float, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     none = jnp.zeros_like(g)
     plain = jnp.where((x > 0.0) & (x < top), g, none)
     useful = jnp.where(((x < 0.0) & (g < 0.0)) | ((x > top) & (g > 0.0)), none, g)
-    silent = jnp.all(plain == 0.0, axis=tuple(range(1, x.ndim)), keepdims=True)  # of each image apart
+    silent = jnp.all(
+        plain == 0.0, axis=tuple(range(1, x.ndim)), keepdims=True
+    )  # of each image apart
     return (jnp.where(silent, useful, plain),)
 
 
@@ -152,11 +162,15 @@ def scaled(kernel: jax.Array, gain: jax.Array) -> jax.Array:
     return kernel * gain[None, None, None]
 
 
-def _scaled_fwd(kernel: jax.Array, gain: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _scaled_fwd(
+    kernel: jax.Array, gain: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return scaled(kernel, gain), (kernel, gain)
 
 
-def _scaled_bwd(residuals: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _scaled_bwd(
+    residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     kernel, gain = residuals
     flat = (-1, gain.shape[0])
     return g * gain[None, None, None], jnp.einsum("ko,ko->o", g.reshape(flat), kernel.reshape(flat))
@@ -175,7 +189,9 @@ def hard_swish(x: jax.Array) -> jax.Array:
     return x * hard_sigmoid(x)
 
 
-def dense_params(module: nn.Module, d: int, k: int, init: nn.initializers.Initializer) -> tuple[jax.Array, jax.Array]:
+def dense_params(
+    module: nn.Module, d: int, k: int, init: nn.initializers.Initializer
+) -> tuple[jax.Array, jax.Array]:
     """`kernel` f32[d k] and `bias` f32[k] of a module."""
     return module.param("kernel", init, (d, k)), module.param("bias", nn.initializers.zeros, (k,))
 
@@ -252,7 +268,9 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         del mode  # nothing here depends on the batch
-        kernel = self.param("kernel", he_normal, (self.window, self.window, x.shape[-1], self.channels))
+        kernel = self.param(
+            "kernel", he_normal, (self.window, self.window, x.shape[-1], self.channels)
+        )
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         padding = pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding)
         y = ops.conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding)
@@ -279,11 +297,17 @@ class ConvNorm(nn.Module):
         k, c = self.window, x.shape[-1]
         folded = not self.is_initializing() and not self.has_variable("params", "norm")
         kernel = self.param("kernel", he_normal, (k, k, c // self.groups, self.channels))
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,)) if folded or self.bias else None
+        bias = (
+            self.param("bias", nn.initializers.zeros, (self.channels,))
+            if folded or self.bias
+            else None
+        )
 
         def conv(kernel: jax.Array) -> jax.Array:
             padding = pads((x.shape[1], x.shape[2]), k, self.stride, self.padding)
-            return ops.conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding, groups=self.groups)
+            return ops.conv2d(
+                x, kernel.astype(x.dtype), stride=self.stride, padding=padding, groups=self.groups
+            )
 
         if folded:
             return _finish(conv(kernel), bias, self.activation)
@@ -326,7 +350,9 @@ class Stage(nn.Module):
 Part = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-def chain(parts: Mapping[str, Part], x: jax.Array, start: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+def chain(
+    parts: Mapping[str, Part], x: jax.Array, start: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A backbone's parts in their order, or those after `start`, whose map `x` then is: the features and every endpoint."""
     names = list(parts)
     ends = {start: x} if start else {}

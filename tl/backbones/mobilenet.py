@@ -33,8 +33,12 @@ from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
 TF = NormSpec(eps=1e-3)  # TensorFlow's eps as timm's `tf_` networks have it, with torch's momentum
-KERAS = NormSpec(eps=1e-3, momentum=0.001, unbiased=False)  # keras.applications.mobilenet_v2 and _v3: momentum 0.999
-KERAS_V1 = NormSpec(eps=1e-3, momentum=0.01, unbiased=False)  # keras.applications.mobilenet: Keras' defaults
+KERAS = NormSpec(
+    eps=1e-3, momentum=0.001, unbiased=False
+)  # keras.applications.mobilenet_v2 and _v3: momentum 0.999
+KERAS_V1 = NormSpec(
+    eps=1e-3, momentum=0.01, unbiased=False
+)  # keras.applications.mobilenet: Keras' defaults
 TORCHVISION_V3 = NormSpec(eps=1e-3, momentum=0.01)  # torchvision.models.mobilenetv3
 
 
@@ -91,13 +95,17 @@ class InvertedResidual(nn.Module):
         y = x
         if row.expand != 1:
             y = conv(width, 1, activation=row.activation, name="expand_conv")(y, mode)
-        depthwise = partial(conv, padding=self.padding, activation=row.activation, name="depthwise_conv")
+        depthwise = partial(
+            conv, padding=self.padding, activation=row.activation, name="depthwise_conv"
+        )
         y = depthwise(width, row.window, self.stride, width)(y, mode)
         if row.squeeze:
             y = SqueezeExcite(name="squeeze")(y)
         last = row.activation if self.separable else None
         y = conv(row.channels, 1, activation=last, name="project_conv")(y, mode)
-        return x + y if self.stride == 1 and x.shape[-1] == row.channels and not self.separable else y
+        return (
+            x + y if self.stride == 1 and x.shape[-1] == row.channels and not self.separable else y
+        )
 
 
 class InvertedResidualNet(nn.Module):
@@ -119,7 +127,9 @@ class InvertedResidualNet(nn.Module):
     separable: bool = False
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, inputs: jax.Array, mode: Mode, start: str = ""
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         conv = partial(ConvNorm, norm=self.norm, activation=self.activation)
         stem_padding: Padding = "torch" if self.padding == "torch" else "same"
 
@@ -129,7 +139,9 @@ class InvertedResidualNet(nn.Module):
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             common = {"norm": self.norm, "padding": self.padding, "separable": self.separable}
             rows = unrolled(self.stages[s - 1])
-            return Stage([partial(InvertedResidual, *row, **common) for row in rows], name=f"stage{s}")(x, mode)
+            return Stage(
+                [partial(InvertedResidual, *row, **common) for row in rows], name=f"stage{s}"
+            )(x, mode)
 
         def top(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return conv(self.top, 1, name="top")(x, mode), {}
@@ -161,7 +173,11 @@ def unrolled(stage: tuple[Row, ...]) -> list[tuple[Row, int]]:
 
 
 def scaled(
-    stages: tuple[tuple[Row, ...], ...], width: float = 1.0, depth: float = 1.0, *, fix_ends: bool = False
+    stages: tuple[tuple[Row, ...], ...],
+    width: float = 1.0,
+    depth: float = 1.0,
+    *,
+    fix_ends: bool = False,
 ) -> tuple[tuple[Row, ...], ...]:
     """Channels times `width`, rounded to multiples of 8, and depths times `depth`, rounded up.
 
@@ -172,7 +188,9 @@ def scaled(
         tuple(
             row._replace(
                 channels=divisible(row.channels * width),
-                depth=row.depth if fix_ends and s in (0, len(stages) - 1) else math.ceil(row.depth * depth),
+                depth=row.depth
+                if fix_ends and s in (0, len(stages) - 1)
+                else math.ceil(row.depth * depth),
             )
             for row in stage
         )
@@ -181,7 +199,9 @@ def scaled(
 
 
 # Howard et al. 2017, arXiv:1704.04861, table 1: channels, depth, stride of the separable blocks
-V1 = tuple((Row(1, *row),) for row in ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2)))
+V1 = tuple(
+    (Row(1, *row),) for row in ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
+)
 
 # Sandler et al. 2018, arXiv:1801.04381, table 2: t, c, n, s
 V2 = tuple(
@@ -224,7 +244,9 @@ def stage_names(count: int, *, top: bool = True) -> tuple[str, ...]:
     return ("stem", *(f"stage{s}" for s in range(1, count + 1)), *(("top",) if top else ()))
 
 
-def _v1(name: str, width: float, sources: Mapping[str, str], *, keras: bool = False, **more: str) -> BackboneSpec:
+def _v1(
+    name: str, width: float, sources: Mapping[str, str], *, keras: bool = False, **more: str
+) -> BackboneSpec:
     form = {"norm": KERAS_V1, "padding": "after"} if keras else {}
     stages = scaled(V1, width)
     return BackboneSpec(
@@ -239,7 +261,13 @@ def _v1(name: str, width: float, sources: Mapping[str, str], *, keras: bool = Fa
 
 
 def _v2(
-    name: str, width: float, sources: Mapping[str, str], *, depth: float = 1.0, fix_ends: bool = False, **more
+    name: str,
+    width: float,
+    sources: Mapping[str, str],
+    *,
+    depth: float = 1.0,
+    fix_ends: bool = False,
+    **more,
 ) -> BackboneSpec:
     form = {"norm": KERAS, "padding": "same"} if "keras" in sources else {}
     top = 1280 if fix_ends else max(1280, divisible(1280 * width))
@@ -257,10 +285,15 @@ def _v2(
 
 def _minimal(stages: tuple[tuple[Row, ...], ...]) -> tuple[tuple[Row, ...], ...]:
     """The form for hardware without large windows, squeezes and hard swish (Keras' `minimalistic`)."""
-    return tuple(tuple(row._replace(window=3, squeeze=False, activation=relu) for row in stage) for stage in stages)
+    return tuple(
+        tuple(row._replace(window=3, squeeze=False, activation=relu) for row in stage)
+        for stage in stages
+    )
 
 
-def _v3(name: str, size: str, width: float, sources: Mapping[str, str], norm: NormSpec, **more) -> BackboneSpec:
+def _v3(
+    name: str, size: str, width: float, sources: Mapping[str, str], norm: NormSpec, **more
+) -> BackboneSpec:
     minimal = "minimal" in name
     stages = scaled(V3_SMALL if size == "small" else V3_LARGE, width)
     activation = relu if minimal else hard_swish
@@ -278,7 +311,9 @@ def _v3(name: str, size: str, width: float, sources: Mapping[str, str], norm: No
         features=top,
         endpoints=stage_names(len(stages)),
         sources=sources,
-        head=partial(MobileNetV3Top, width=1024 if size == "small" else 1280, activation=activation),
+        head=partial(
+            MobileNetV3Top, width=1024 if size == "small" else 1280, activation=activation
+        ),
         reference="Howard et al. 2019, Searching for MobileNetV3, arXiv:1905.02244",
         **more,
     )
@@ -303,12 +338,18 @@ def _percent(width: float) -> str:
 
 
 VARIANTS = (
-    *(_v1(f"mobilenetv1_{_percent(w)}", w, {"timm": f"mobilenetv1_{_percent(w)}"}) for w in (1.0, 1.25)),
+    *(
+        _v1(f"mobilenetv1_{_percent(w)}", w, {"timm": f"mobilenetv1_{_percent(w)}"})
+        for w in (1.0, 1.25)
+    ),
     *(
         _v1(f"mobilenetv1_{_percent(w)}_keras", w, {"keras": f"MobileNet(alpha={w})"}, keras=True)
         for w in (0.25, 0.5, 0.75, 1.0)
     ),
-    *(_v2(f"mobilenetv2_{_percent(w)}", w, {"timm": f"mobilenetv2_{_percent(w)}"}) for w in (0.35, 0.5, 0.75, 1.4)),
+    *(
+        _v2(f"mobilenetv2_{_percent(w)}", w, {"timm": f"mobilenetv2_{_percent(w)}"})
+        for w in (0.35, 0.5, 0.75, 1.4)
+    ),
     _v2(
         "mobilenetv2_100",
         1.0,
@@ -327,8 +368,20 @@ VARIANTS = (
         for w in (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
     ),
     *(
-        _v3(f"mobilenetv3_{size}_{_percent(w)}", size, w, {"timm": f"mobilenetv3_{size}_{_percent(w)}"}, NormSpec())
-        for size, w in (("small", 0.5), ("small", 0.75), ("small", 1.0), ("large", 0.75), ("large", 1.0))
+        _v3(
+            f"mobilenetv3_{size}_{_percent(w)}",
+            size,
+            w,
+            {"timm": f"mobilenetv3_{size}_{_percent(w)}"},
+            NormSpec(),
+        )
+        for size, w in (
+            ("small", 0.5),
+            ("small", 0.75),
+            ("small", 1.0),
+            ("large", 0.75),
+            ("large", 1.0),
+        )
     ),
     *(
         _v3(

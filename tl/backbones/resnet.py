@@ -19,7 +19,9 @@ from tl.backbones.layers import Conv, ConvNorm, Norm, NormSpec, Stage, chain, re
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
-KERAS = NormSpec(eps=1.001e-5, momentum=0.01, unbiased=False)  # keras.applications.resnet; momentum is Keras' default
+KERAS = NormSpec(
+    eps=1.001e-5, momentum=0.01, unbiased=False
+)  # keras.applications.resnet; momentum is Keras' default
 
 
 class BasicBlock(nn.Module):
@@ -79,15 +81,22 @@ class ResNet(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, inputs: jax.Array, mode: Mode, start: str = ""
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return ConvNorm(64, 7, 2, norm=self.norm, bias=self.bias, activation=relu, name="stem")(x, mode), {}
+            return ConvNorm(64, 7, 2, norm=self.norm, bias=self.bias, activation=relu, name="stem")(
+                x, mode
+            ), {}
 
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             if s == 1:
                 x = ops.max_pool(x, window=3, stride=2, padding=((1, 1), (1, 1)))
             width, stride = 64 * 2 ** (s - 1), 1 if s == 1 else 2
-            blocks = [partial(self.block, width, stride if b == 0 else 1) for b in range(self.depths[s - 1])]
+            blocks = [
+                partial(self.block, width, stride if b == 0 else 1)
+                for b in range(self.depths[s - 1])
+            ]
             return Stage(blocks, name=f"stage{s}")(x, mode)
 
         stages = {f"stage{s}": partial(stage, s) for s in range(1, len(self.depths) + 1)}
@@ -122,16 +131,23 @@ class ResNetV2(nn.Module):
     depths: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, inputs: jax.Array, mode: Mode, start: str = ""
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return Conv(64, 7, 2, name="stem")(x, mode), {}
 
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             if s == 1:
-                x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # with zeros, which may be above the values here
+                x = jnp.pad(
+                    x, ((0, 0), (1, 1), (1, 1), (0, 0))
+                )  # with zeros, which may be above the values here
                 x = ops.max_pool(x, window=3, stride=2)
             strides = (*(1,) * (self.depths[s - 1] - 1), 1 if s == len(self.depths) else 2)
-            blocks = [partial(PreactBottleneck, 64 * 2 ** (s - 1), st, b == 0) for b, st in enumerate(strides)]
+            blocks = [
+                partial(PreactBottleneck, 64 * 2 ** (s - 1), st, b == 0)
+                for b, st in enumerate(strides)
+            ]
             return Stage(blocks, name=f"stage{s}")(x, mode)
 
         def top(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -143,11 +159,23 @@ class ResNetV2(nn.Module):
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
 # He et al. 2016, arXiv:1512.03385, table 1
-DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+DEPTHS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 def _variant(name: str, layers: int, reference: str = "", **bottleneck: int) -> BackboneSpec:
-    block = BasicBlock if layers < 50 else partial(Bottleneck, **bottleneck) if bottleneck else Bottleneck
+    block = (
+        BasicBlock
+        if layers < 50
+        else partial(Bottleneck, **bottleneck)
+        if bottleneck
+        else Bottleneck
+    )
     return BackboneSpec(
         name=name,
         module=ResNet(DEPTHS[layers], block),

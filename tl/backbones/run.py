@@ -35,7 +35,11 @@ def run(
 
     def as_allowed(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if isinstance(layer, ConvNorm | Norm) and context.method_name == "__call__" and train_norms is not None:
+        if (
+            isinstance(layer, ConvNorm | Norm)
+            and context.method_name == "__call__"
+            and train_norms is not None
+        ):
             if "/".join(layer.path) not in train_norms:
                 return call(args[0], Mode.EVAL)
         return call(*args, **kwargs)

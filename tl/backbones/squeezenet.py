@@ -27,7 +27,9 @@ class Fire(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
         x = Conv(self.squeeze, 1, activation=relu, name="squeeze")(x, mode)
-        sides = [Conv(self.expand, k, activation=relu, name=f"expand{k}x{k}")(x, mode) for k in (1, 3)]
+        sides = [
+            Conv(self.expand, k, activation=relu, name=f"expand{k}x{k}")(x, mode) for k in (1, 3)
+        ]
         return jnp.concatenate(sides, axis=3)
 
 
@@ -37,14 +39,20 @@ class SqueezeNet(nn.Module):
     stages: tuple[tuple[tuple[int, int], ...], ...]
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, inputs: jax.Array, mode: Mode, start: str = ""
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         def stem(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             return Conv(64, 3, 2, padding="valid", activation=relu, name="stem")(x, mode), {}
 
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            over = [(0, (side - 3) % 2) for side in x.shape[1:3]]  # the last window may reach over the border
+            over = [
+                (0, (side - 3) % 2) for side in x.shape[1:3]
+            ]  # the last window may reach over the border
             x = ops.max_pool(x, window=3, stride=2, padding=(over[0], over[1]))
-            return Stage([partial(Fire, *fire) for fire in self.stages[s - 1]], name=f"stage{s}")(x, mode)
+            return Stage([partial(Fire, *fire) for fire in self.stages[s - 1]], name=f"stage{s}")(
+                x, mode
+            )
 
         stages = {f"stage{s}": partial(stage, s) for s in range(1, len(self.stages) + 1)}
         return chain({"stem": stem, **stages}, inputs, start)

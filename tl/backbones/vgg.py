@@ -23,7 +23,9 @@ class VGG(nn.Module):
     norm: bool = False
 
     @nn.compact
-    def __call__(self, inputs: jax.Array, mode: Mode, start: str = "") -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, inputs: jax.Array, mode: Mode, start: str = ""
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             width = self.widths[s - 1]
             conv = partial(ConvNorm, width, bias=True) if self.norm else partial(Conv, width)
@@ -31,7 +33,9 @@ class VGG(nn.Module):
             x, ends = Stage(blocks, prefix="conv", name=f"stage{s}")(x, mode)
             return ops.max_pool(x, window=2, stride=2), ends
 
-        return chain({f"stage{s}": partial(stage, s) for s in range(1, len(self.depths) + 1)}, inputs, start)
+        return chain(
+            {f"stage{s}": partial(stage, s) for s in range(1, len(self.depths) + 1)}, inputs, start
+        )
 
 
 class VGGTop(nn.Module):

@@ -48,11 +48,17 @@ def get(word: str) -> DataSpec:
     kind, colon, rest = word.partition(":")
     if kind not in SETS:
         if os.path.isdir(os.path.expanduser(word)):
-            raise ValueError(f"{word!r} is a folder, wanted a data set's name: write 'folder:{word}'")
-        raise ValueError(f"unknown data set {word!r}, wanted {' or '.join(names())}; nearest: {nearest(kind, SETS)}")
+            raise ValueError(
+                f"{word!r} is a folder, wanted a data set's name: write 'folder:{word}'"
+            )
+        raise ValueError(
+            f"unknown data set {word!r}, wanted {' or '.join(names())}; nearest: {nearest(kind, SETS)}"
+        )
     make, takes = SETS[kind]
     if bool(rest) != bool(takes) or (colon and not takes):
-        raise ValueError(f"the data set {word!r} is incomplete or has too much, wanted {kind}{takes and ':' + takes}")
+        raise ValueError(
+            f"the data set {word!r} is incomplete or has too much, wanted {kind}{takes and ':' + takes}"
+        )
     return make(rest) if takes else make()
 
 

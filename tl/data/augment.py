@@ -92,12 +92,16 @@ def random_resized_crop(
 
     def one(key: jax.Array, image: jax.Array) -> jax.Array:
         height, width, c = image.shape
-        drawn = jax.random.uniform(key, (2 * TRIES + 2,))  # at once: every draw is a cipher to compile and to run
+        drawn = jax.random.uniform(
+            key, (2 * TRIES + 2,)
+        )  # at once: every draw is a cipher to compile and to run
         areas = height * width * _between(drawn[:TRIES], *scale)
         ratios = jnp.exp(_between(drawn[TRIES : 2 * TRIES], *np.log(ratio)))
         sides = jnp.stack([jnp.sqrt(areas / ratios), jnp.sqrt(areas * ratios)], axis=1)
         fits = (sides[:, 0] <= height) & (sides[:, 1] <= width)
-        largest = jnp.asarray([min(height, width / ratio[0]), min(width, height * ratio[1])], jnp.float32)
+        largest = jnp.asarray(
+            [min(height, width / ratio[0]), min(width, height * ratio[1])], jnp.float32
+        )
         found = jnp.any(fits)
         box = jnp.where(found, sides[jnp.argmax(fits)], largest)
         place = jnp.where(found, drawn[2 * TRIES :], 0.5)
@@ -119,7 +123,10 @@ def _resized(image: jax.Array, start: jax.Array, length: jax.Array, size: int) -
     reach = jnp.maximum(step, 1.0)  # of the triangle filter, in rows
     taps = int(2 * max(height / size, 1.0)) + 1
     middle = start + (jnp.arange(size, dtype=jnp.float32) + 0.5) * step - 0.5
-    rows = jnp.ceil(middle - reach).astype(jnp.int32)[:, None] + jnp.arange(taps, dtype=jnp.int32)[None]
+    rows = (
+        jnp.ceil(middle - reach).astype(jnp.int32)[:, None]
+        + jnp.arange(taps, dtype=jnp.int32)[None]
+    )
     weights = jnp.maximum(1.0 - jnp.abs(middle[:, None] - rows.astype(jnp.float32)) / reach, 0.0)
     weights = jnp.where((rows >= 0) & (rows < height), weights, 0.0)
     weights = weights / jnp.sum(weights, axis=1, keepdims=True)
@@ -154,7 +161,9 @@ def color(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.
         wide = jnp.asarray([brightness, contrast, saturation], jnp.float32)
         bright, hard, rich = 1.0 + wide * _between(jax.random.uniform(key, (3,)), -1.0, 1.0)
         height, width, c = image.shape
-        seen = jnp.asarray(GREY if c == 3 else (1.0 / c,) * c, jnp.float32)  # how bright the eye sees a channel
+        seen = jnp.asarray(
+            GREY if c == 3 else (1.0 / c,) * c, jnp.float32
+        )  # how bright the eye sees a channel
         # By whole rows: a sum over the short last axis takes ten times as long on a CPU.
         rows = image.reshape(height, width * c) * jnp.tile(seen, width)[None]
         image = bright * (hard * image + (1.0 - hard) * (jnp.sum(rows) / (height * width)))
@@ -167,7 +176,9 @@ def color(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.
 
 
 def erasing(
-    probability: float = 0.25, scale: tuple[float, float] = (0.02, 1 / 3), ratio: tuple[float, float] = (0.3, 1 / 0.3)
+    probability: float = 0.25,
+    scale: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Transform:
     """A box over some of the images, each showing its part of one square of noise, even in [0, 1].
 
@@ -208,7 +219,9 @@ def mixup(alpha: float = 0.2) -> Mix:
     Reference: Zhang et al. 2018, arXiv 1710.09412, equation 1; alpha for ImageNet in section 3.1.
     """
 
-    def blend(share: jax.Array, _: jax.Array, image: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def blend(
+        share: jax.Array, _: jax.Array, image: jax.Array, other: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         return share * image + (1.0 - share) * other, share
 
     return _mix(alpha, blend)
@@ -220,7 +233,9 @@ def cutmix(alpha: float = 1.0) -> Mix:
     Reference: Yun et al. 2019, arXiv 1905.04899, equations 1 and 2; a box cut off at the edge counts with what is seen.
     """
 
-    def paste(share: jax.Array, place: jax.Array, image: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def paste(
+        share: jax.Array, place: jax.Array, image: jax.Array, other: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         full = jnp.asarray(image.shape[:2], jnp.float32)
         center = place * full
         half = 0.5 * jnp.sqrt(1.0 - share) * full
@@ -236,23 +251,31 @@ def _mix(alpha: float, combine: Callable[..., tuple[jax.Array, jax.Array]]) -> M
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         drawn = jax.random.uniform(key, (4,))
         # Beta(1, 1) is even; the general one is slow to compile.
-        share = drawn[1] if alpha == 1 else jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha)
+        share = (
+            drawn[1] if alpha == 1 else jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha)
+        )
         return drawn[0], share, drawn[2:]
 
-    def apply(key: jax.Array, images01: jax.Array, targets: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def apply(
+        key: jax.Array, images01: jax.Array, targets: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         ranks, shares, places = jax.vmap(draw)(_keys(key, len(images01)))
         other = _partners(ranks, valid)
         mixed, kept = jax.vmap(combine)(shares, places, images01, images01[other])
         kept = kept[:, None]
         pictures = jnp.where(valid[:, None, None, None], jnp.clip(mixed, 0.0, 1.0), images01)
-        return pictures, jnp.where(valid[:, None], kept * targets + (1.0 - kept) * targets[other], targets)
+        return pictures, jnp.where(
+            valid[:, None], kept * targets + (1.0 - kept) * targets[other], targets
+        )
 
     return apply
 
 
 def _partners(ranks: jax.Array, valid: jax.Array) -> jax.Array:
     """i32[b]: one ring of all valid slots in the order of their ranks, each taking the next; an empty slot is its own."""
-    order = jnp.argsort(jnp.where(valid, ranks, 2.0)).astype(jnp.int32)  # ranks are below 1: the valid ones first
+    order = jnp.argsort(jnp.where(valid, ranks, 2.0)).astype(
+        jnp.int32
+    )  # ranks are below 1: the valid ones first
     place = jnp.arange(len(valid), dtype=jnp.int32)
     count = jnp.maximum(jnp.sum(valid.astype(jnp.int32)), 1)
     following = jnp.where(place < count, (place + 1) % count, place)
@@ -345,7 +368,9 @@ class Augment:
     @property
     def source_size(self) -> int:
         """Side of the squares that the host must prepare; larger than `size` where a crop is cut from them."""
-        return round(self.size * max((AUGMENTATIONS[word].margin for word in self.words), default=1.0))
+        return round(
+            self.size * max((AUGMENTATIONS[word].margin for word in self.words), default=1.0)
+        )
 
     @property
     def views(self) -> tuple[Callable[[jax.Array], jax.Array], ...] | None:
@@ -353,7 +378,13 @@ class Augment:
 
         What a frozen part of the network makes of each view may then be computed once and kept.
         """
-        count = 1 if not self.words else AUGMENTATIONS[self.words[0]].views if len(self.words) == 1 else 0
+        count = (
+            1
+            if not self.words
+            else AUGMENTATIONS[self.words[0]].views
+            if len(self.words) == 1
+            else 0
+        )
         return tuple(_view(number) for number in range(count)) or None
 
     def choose(self, key: jax.Array, n: int) -> jax.Array:
@@ -363,7 +394,9 @@ class Augment:
           ValueError: the views cannot be counted.
         """
         if self.views is None:
-            raise ValueError(f"the views of {','.join(self.words)} cannot be counted; wanted flip, dihedral or none")
+            raise ValueError(
+                f"the views of {','.join(self.words)} cannot be counted; wanted flip, dihedral or none"
+            )
         return _choose(jax.random.fold_in(key, 0), n, len(self.views))
 
     def apply(
@@ -423,7 +456,9 @@ def make_augment(words: str | Sequence[str], *, size: int) -> Augment:
         if name not in AUGMENTATIONS:
             known = [*AUGMENTATIONS, *PRESETS]
             why = "a preset stands alone" if name in PRESETS else f"nearest: {nearest(name, known)}"
-            raise ValueError(f"unknown augmentation {name!r}, wanted some of {', '.join(known)}; {why}")
+            raise ValueError(
+                f"unknown augmentation {name!r}, wanted some of {', '.join(known)}; {why}"
+            )
         if names.count(name) > 1:
             raise ValueError(f"the augmentation {name!r} is named twice, wanted each once")
     return Augment(tuple(names), size)

@@ -132,11 +132,17 @@ def _read(path: Source) -> bytes:
     try:
         if isinstance(path, Record):
             return path.read_bytes()
-        if not stat.S_ISREG(path.stat().st_mode):  # before opening: reading a pipe would wait for ever
-            raise ImageError(f"is a {'folder' if path.is_dir() else 'pipe or device'}, wanted a picture file")
+        if not stat.S_ISREG(
+            path.stat().st_mode
+        ):  # before opening: reading a pipe would wait for ever
+            raise ImageError(
+                f"is a {'folder' if path.is_dir() else 'pipe or device'}, wanted a picture file"
+            )
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(f"cannot be read ({error.strerror or error}), wanted a picture file") from None
+        raise ImageError(
+            f"cannot be read ({error.strerror or error}), wanted a picture file"
+        ) from None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -146,7 +152,9 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise ImageError(f"holds more than twice the {MAX_PIXELS:,} pixels allowed; shrink it first") from None
+        raise ImageError(
+            f"holds more than twice the {MAX_PIXELS:,} pixels allowed; shrink it first"
+        ) from None
     except Exception as error:  # Pillow's readers raise nearly anything on damaged headers
         raise ImageError(
             f"is no readable picture (it begins with {data[:8]!r}), wanted one of {', '.join(FORMATS)}"
@@ -157,9 +165,13 @@ def _decode(data: bytes, side: int | None = None) -> np.ndarray:
     with _open(data) as image:
         width, height = image.size
         if min(width, height) < MIN_SIDE:
-            raise ImageError(f"is {width} x {height} pixels, wanted at least {MIN_SIDE} x {MIN_SIDE}")
+            raise ImageError(
+                f"is {width} x {height} pixels, wanted at least {MIN_SIDE} x {MIN_SIDE}"
+            )
         if width * height > MAX_PIXELS:
-            raise ImageError(f"is {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed; shrink it first")
+            raise ImageError(
+                f"is {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed; shrink it first"
+            )
         try:
             if side is not None:
                 image.draft(None, (side, side))  # nothing but a JPEG heeds it
@@ -168,28 +180,44 @@ def _decode(data: bytes, side: int | None = None) -> np.ndarray:
         except (ImageError, MemoryError):
             raise
         except Exception as error:  # as above, on damaged pixels
-            raise ImageError(f"is a damaged or truncated {image.format} file ({error}), wanted a whole one") from error
+            raise ImageError(
+                f"is a damaged or truncated {image.format} file ({error}), wanted a whole one"
+            ) from error
         turn = _TURN.get(_orientation(image))
     return np.ascontiguousarray(turn(pixels) if turn else pixels)
 
 
 def _header(data: bytes) -> Header:
     with _open(data) as image:
-        kind = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: a JPEG with a second one behind it
-        wide = image.mode == "RGB" and any("RGB;16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        kind = (
+            "JPEG" if image.format == "MPO" else str(image.format)
+        )  # MPO: a JPEG with a second one behind it
+        wide = image.mode == "RGB" and any(
+            "RGB;16" in str(tile[3]) for tile in getattr(image, "tile", ())
+        )
         moving = kind != "JPEG" and getattr(image, "is_animated", False)
-        return Header(kind, "RGB;16" if wide else image.mode, image.has_transparency_data, moving, _orientation(image))
+        return Header(
+            kind,
+            "RGB;16" if wide else image.mode,
+            image.has_transparency_data,
+            moving,
+            _orientation(image),
+        )
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """Rules 2 to 5."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):  # both hold 0..65535
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and image.format in ("PNG", "PPM")
+    ):  # both hold 0..65535
         wide = np.asarray(image).astype(np.uint32)
         clear = image.info.get("transparency")
         wide = wide if clear is None else np.where(wide == clear, np.uint32(65535), wide)
         return np.repeat(((wide + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode in ("I", "F"):
-        raise ImageError(f"has 32-bit pixels (mode {image.mode}), whose white is undefined; save it with 8 or 16 bits")
+        raise ImageError(
+            f"has 32-bit pixels (mode {image.mode}), whose white is undefined; save it with 8 or 16 bits"
+        )
     if image.has_transparency_data:
         clear = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", clear.size, (255, 255, 255, 255)), clear)

@@ -82,7 +82,9 @@ class _Seen(NamedTuple):
 
 
 def examine(
-    spec: DataSpec, *, progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items
+    spec: DataSpec,
+    *,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
 ) -> Report:
     """Decodes every picture of a set and compares them all.
 
@@ -109,7 +111,9 @@ def examine(
         misnamed=tuple(_remarks(found, _misnamed)),
         odd=tuple(_remarks(found, lambda _, head: _odd(head))),
         turned=tuple(_remarks(found, lambda _, head: _turned(head))),
-        known=tuple(Remark(source, _known(why, s)) for source, s in found if (why := known_bad(source))),
+        known=tuple(
+            Remark(source, _known(why, s)) for source, s in found if (why := known_bad(source))
+        ),
         duplicates=_sources(equal),
         near_duplicates=None if named is None else _sources(near),
         two_labels=_sources(group for group in alike if len({e.label for e in group}) > 1),
@@ -143,7 +147,9 @@ def _sources(groups: Iterable[list[Example]]) -> tuple[tuple[Source, ...], ...]:
     return tuple(tuple(example.path for example in group) for group in groups)
 
 
-def _remarks(found: Sequence[tuple[Source, _Seen]], say: Callable[[Source, Header], str]) -> Iterator[Remark]:
+def _remarks(
+    found: Sequence[tuple[Source, _Seen]], say: Callable[[Source, Header], str]
+) -> Iterator[Remark]:
     for source, seen in found:
         if seen.header and (why := say(source, seen.header)):
             yield Remark(source, why)
@@ -151,7 +157,11 @@ def _remarks(found: Sequence[tuple[Source, _Seen]], say: Callable[[Source, Heade
 
 def _misnamed(source: Source, head: Header) -> str:
     promised = ENDINGS.get(source.suffix.lower(), head.format)
-    return "" if head.format == promised else f"it is a {head.format}, its name ends in {source.suffix}"
+    return (
+        ""
+        if head.format == promised
+        else f"it is a {head.format}, its name ends in {source.suffix}"
+    )
 
 
 def _odd(head: Header) -> str:
@@ -159,7 +169,9 @@ def _odd(head: Header) -> str:
     says = (
         MODES["I"]
         if gray
-        else MODES.get(head.mode, "" if head.mode in ("RGB", "RGBA") else f"{head.mode}: becomes RGB")
+        else MODES.get(
+            head.mode, "" if head.mode in ("RGB", "RGBA") else f"{head.mode}: becomes RGB"
+        )
     )
     clear = "transparent: laid on white" if head.clear else ""
     moving = "more than one frame: the first is taken" if head.moving else ""
@@ -167,7 +179,11 @@ def _odd(head: Header) -> str:
 
 
 def _turned(head: Header) -> str:
-    return "" if head.orientation in (0, 1) else f"EXIF orientation {head.orientation}: it is turned upright"
+    return (
+        ""
+        if head.orientation in (0, 1)
+        else f"EXIF orientation {head.orientation}: it is turned upright"
+    )
 
 
 def _known(why: str, seen: _Seen) -> str:

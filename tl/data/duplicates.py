@@ -85,7 +85,10 @@ def content_hashes(spec: DataSpec) -> list[str]:
 
 def split_digest(spec: DataSpec) -> str:
     """SHA-256 over the content and the class name of every picture: names a side of a split, whatever the files' names."""
-    rows = sorted(f"{h} {spec.classes[e.label]}" for h, e in zip(content_hashes(spec), spec.examples, strict=True))
+    rows = sorted(
+        f"{h} {spec.classes[e.label]}"
+        for h, e in zip(content_hashes(spec), spec.examples, strict=True)
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
@@ -107,7 +110,9 @@ def fingerprint(source: Source | str | bytes) -> np.ndarray:
     return np.concatenate([np.packbits(gray[:, 1:] > gray[:, :-1]), thumbnail.ravel()])
 
 
-def fingerprints(sources: Mapping[str, Source], *, cache: Path | None = None) -> dict[str, np.ndarray]:
+def fingerprints(
+    sources: Mapping[str, Source], *, cache: Path | None = None
+) -> dict[str, np.ndarray]:
     """The fingerprints of pictures by content hash, from disk where they are known; pictures that are broken have none.
 
     Args:
@@ -127,7 +132,11 @@ def fingerprints(sources: Mapping[str, Source], *, cache: Path | None = None) ->
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(todo), _SHARD):
             part = todo[start : start + _SHARD]
-            rows = {h: row for h, row in zip(part, pool.map(compute, part), strict=True) if row is not None}
+            rows = {
+                h: row
+                for h, row in zip(part, pool.map(compute, part), strict=True)
+                if row is not None
+            }
             known |= shards.write(folder, "fingerprints", rows)
     return known
 
@@ -162,7 +171,9 @@ def _standardised(thumbnails: np.ndarray) -> np.ndarray:
     flat = (levels - levels.mean(axis=1, keepdims=True)).reshape(thumbnails.shape)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
     enough = norms >= MIN_CONTRAST * np.sqrt(flat.shape[1])
-    return np.where(enough, flat / np.maximum(norms, 1e-6), np.float32(0))  # without contrast: like nothing
+    return np.where(
+        enough, flat / np.maximum(norms, 1e-6), np.float32(0)
+    )  # without contrast: like nothing
 
 
 def _all_alike(thumbnails: np.ndarray) -> bool:
@@ -186,7 +197,11 @@ def clusters(spec: DataSpec, *, near: bool = True) -> list[str]:
       ValueError: a file that cannot be read.
     """
     hashes = content_hashes(spec)
-    named = same_looks({h: e.path for h, e in zip(hashes, spec.examples, strict=True)}) if near else None
+    named = (
+        same_looks({h: e.path for h, e in zip(hashes, spec.examples, strict=True)})
+        if near
+        else None
+    )
     return [(named or {}).get(h, h) for h in hashes]
 
 
@@ -221,4 +236,6 @@ def leaks(train: DataSpec, test: DataSpec) -> list[tuple[Source, Source]]:
     for name, example in zip(names, train.examples, strict=False):
         seen.setdefault(name, example.path)
     tested: Sequence[str] = names[len(train.examples) :]
-    return [(seen[name], e.path) for name, e in zip(tested, test.examples, strict=True) if name in seen]
+    return [
+        (seen[name], e.path) for name, e in zip(tested, test.examples, strict=True) if name in seen
+    ]

@@ -76,7 +76,9 @@ class Prefetched(Feed):
         super().__init__()
         self._feed, self._put, self._closed = feed, put, False
         self._position = feed.state() if isinstance(feed, Feed) else {}
-        self._ready: queue.Queue[tuple[Any, dict[str, Any], BaseException | None]] = queue.Queue(depth)
+        self._ready: queue.Queue[tuple[Any, dict[str, Any], BaseException | None]] = queue.Queue(
+            depth
+        )
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -87,7 +89,9 @@ class Prefetched(Feed):
             try:
                 item = self._put(next(self._feed))
                 position = self._feed.state() if isinstance(self._feed, Feed) else {}
-            except BaseException as error:  # StopIteration among them: handed to the consumer, after what came before
+            except (
+                BaseException
+            ) as error:  # StopIteration among them: handed to the consumer, after what came before
                 failure = error
             self._ready.put((item, position, failure))
 

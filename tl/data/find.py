@@ -15,9 +15,26 @@ from tl.data.spec import Skipped
 from tl.paths import nearest
 
 SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".gif",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    )
 )
-_LITTER = frozenset({"thumbs.db", "desktop.ini"})  # left by a file manager: ignored like hidden files, without a word
+_LITTER = frozenset(
+    {"thumbs.db", "desktop.ini"}
+)  # left by a file manager: ignored like hidden files, without a word
 
 
 def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Skipped, ...]]:
@@ -41,8 +58,12 @@ def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Ski
         paths |= {os.path.abspath(p): p for p in found if os.path.abspath(p) not in paths}
         skipped |= {s.path: s for s in left_out}
     if not paths:
-        raise ValueError(f"no picture is named by {words!r}, wanted files, folders or globs separated by commas")
-    return tuple(paths.values()), tuple(s for k, s in skipped.items() if os.path.abspath(k) not in paths)
+        raise ValueError(
+            f"no picture is named by {words!r}, wanted files, folders or globs separated by commas"
+        )
+    return tuple(paths.values()), tuple(
+        s for k, s in skipped.items() if os.path.abspath(k) not in paths
+    )
 
 
 def pictures_under(folder: Path) -> tuple[list[Path], list[Skipped]]:
@@ -54,7 +75,9 @@ def pictures_under(folder: Path) -> tuple[list[Path], list[Skipped]]:
         files += [] if real in seen else [Path(here, n) for n in names if not _hidden(n)]
         seen.add(real)
     paths, skipped = _by_suffix(sorted(files))
-    return paths, skipped + [Skipped(str(e.filename), f"the folder cannot be listed ({e.strerror})") for e in closed]
+    return paths, skipped + [
+        Skipped(str(e.filename), f"the folder cannot be listed ({e.strerror})") for e in closed
+    ]
 
 
 def missing(path: Path) -> str:
@@ -62,7 +85,11 @@ def missing(path: Path) -> str:
     parent = path.parent
     while not os.path.isdir(parent) and parent != parent.parent:
         path, parent = parent, parent.parent
-    names = [p.name for p in parent.iterdir() if not _hidden(p.name)] if os.access(parent, os.R_OK) else []
+    names = (
+        [p.name for p in parent.iterdir() if not _hidden(p.name)]
+        if os.access(parent, os.R_OK)
+        else []
+    )
     beside = f"nearest there: {nearest(path.name, names)}" if names else "that folder is empty"
     return f"there is no {path.name!r} in {str(parent.absolute())!r}; {beside}"
 
@@ -78,20 +105,30 @@ def _one(word: str) -> tuple[list[Path], list[Skipped]]:
     if os.path.isdir(path):
         paths, skipped = pictures_under(path)
         if not paths:
-            other = f"{len(skipped)} other files, e.g. {Path(skipped[0].path).name!r}" if skipped else "nothing else"
-            raise ValueError(f"no picture in the folder {word!r} ({other}), wanted files ending in {_endings()}")
+            other = (
+                f"{len(skipped)} other files, e.g. {Path(skipped[0].path).name!r}"
+                if skipped
+                else "nothing else"
+            )
+            raise ValueError(
+                f"no picture in the folder {word!r} ({other}), wanted files ending in {_endings()}"
+            )
         return paths, skipped
     if os.path.lexists(path):
         return [path], []
     if not glob.has_magic(word):
-        raise ValueError(f"{word!r} is not there, wanted a picture, a folder or a glob: {missing(path)}")
+        raise ValueError(
+            f"{word!r} is not there, wanted a picture, a folder or a glob: {missing(path)}"
+        )
     matches = sorted(Path(m) for m in glob.glob(str(path), recursive=True))
     paths, skipped = _by_suffix([m for m in matches if not m.is_dir()])
     for folder in (m for m in matches if m.is_dir()):
         more, left_out = pictures_under(folder)
         paths, skipped = paths + more, skipped + left_out
     if not paths:
-        raise ValueError(f"the glob {word!r} matches {len(matches)} names and no picture, wanted one ({_endings()})")
+        raise ValueError(
+            f"the glob {word!r} matches {len(matches)} names and no picture, wanted one ({_endings()})"
+        )
     return sorted(set(paths)), skipped
 
 
@@ -102,7 +139,9 @@ def _by_suffix(files: Iterable[Path]) -> tuple[list[Path], list[Skipped]]:
         if file.suffix.lower() in SUFFIXES:
             paths.append(file)
         else:
-            why = f"its name ends in {file.suffix!r}, wanted {_endings()}; name it outright to try it"
+            why = (
+                f"its name ends in {file.suffix!r}, wanted {_endings()}; name it outright to try it"
+            )
             skipped.append(Skipped(str(file), why))
     return paths, skipped
 

@@ -28,12 +28,20 @@ def folder(directory: Path | str) -> DataSpec:
     if not root.exists():
         raise ValueError(f"the data folder {str(directory)!r} is not there: {missing(root)}")
     if not root.is_dir():
-        raise ValueError(f"{str(directory)!r} is a file, wanted a folder with one sub-folder a class")
+        raise ValueError(
+            f"{str(directory)!r} is a file, wanted a folder with one sub-folder a class"
+        )
     parts = _parts(root)
     train, skipped = _classes(parts["train"]) if parts else _classes(root)
     if len(train) < 2:
-        found = f"one sub-folder ({train[0].name!r})" if train else f"{len(skipped)} files and no sub-folder"
-        raise ValueError(f"{str(directory)!r} has {found}, wanted a sub-folder for each of at least two classes")
+        found = (
+            f"one sub-folder ({train[0].name!r})"
+            if train
+            else f"{len(skipped)} files and no sub-folder"
+        )
+        raise ValueError(
+            f"{str(directory)!r} has {found}, wanted a sub-folder for each of at least two classes"
+        )
     classes = tuple(p.name for p in train)
     examples, left_out = _pictures(train, classes, "train" if parts else "", root)
     skipped += left_out
@@ -58,7 +66,12 @@ def folder(directory: Path | str) -> DataSpec:
 def _parts(root: Path) -> dict[str, Path]:
     """The official parts by folder name; none where `root` holds the classes themselves, be they called train and test."""
     found = {p.name: p for p in _classes(root)[0]}
-    if "train" in found and len(found) > 1 and set(found) <= set(PARTS) and all(_classes(p)[0] for p in found.values()):
+    if (
+        "train" in found
+        and len(found) > 1
+        and set(found) <= set(PARTS)
+        and all(_classes(p)[0] for p in found.values())
+    ):
         return found
     return {}
 
@@ -66,7 +79,9 @@ def _parts(root: Path) -> dict[str, Path]:
 def _classes(root: Path) -> tuple[list[Path], list[Skipped]]:
     """The sub-folders of a folder, sorted, and the files beside them."""
     entries = sorted(p for p in root.iterdir() if not p.name.startswith("."))
-    files = [Skipped(str(p), "it lies outside the class folders") for p in entries if not p.is_dir()]
+    files = [
+        Skipped(str(p), "it lies outside the class folders") for p in entries if not p.is_dir()
+    ]
     return [p for p in entries if p.is_dir()], files
 
 
@@ -97,5 +112,7 @@ def _pictures(
         empty += [] if paths else [class_folder.relative_to(root).as_posix()]
     if empty:
         listed = ", ".join(map(repr, empty))
-        raise ValueError(f"no picture in {listed} of {str(root)!r}, wanted at least one in each class folder")
+        raise ValueError(
+            f"no picture in {listed} of {str(root)!r}, wanted at least one in each class folder"
+        )
     return examples, skipped

@@ -26,7 +26,9 @@ from tl.data.feed import Feed, cores
 from tl.data.plan import Plan
 from tl.data.spec import Skipped, Source
 
-MAX_THREADS = 16  # chosen, not tuned: decoding leaves the interpreter's lock, the rest of Python does not
+MAX_THREADS = (
+    16  # chosen, not tuned: decoding leaves the interpreter's lock, the rest of Python does not
+)
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """uint8[h w 3] of any size -> an array of one fixed shape and dtype, e.g. uint8[s s 3]."""
@@ -77,12 +79,18 @@ def load(
     return _batches(_sources(paths), transform, batch_size, threads or min(cores(), MAX_THREADS))
 
 
-def _batches(sources: list[Source], transform: Transform, batch_size: int, threads: int) -> Iterator[Batch]:
+def _batches(
+    sources: list[Source], transform: Transform, batch_size: int, threads: int
+) -> Iterator[Batch]:
     import grain  # here, for it costs a second and `import tl` should not
 
     reader = _Reader(sources, transform)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
-    pictures = grain.MapDataset.source(range(len(sources))).map(reader.read).to_iter_dataset(options)
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads)
+    )
+    pictures = (
+        grain.MapDataset.source(range(len(sources))).map(reader.read).to_iter_dataset(options)
+    )
     collate = functools.partial(reader.collate, batch_size=batch_size)
     yield from pictures.batch(batch_size, drop_remainder=False, batch_fn=collate)
 
@@ -92,7 +100,9 @@ class _Reader:
 
     def __init__(self, sources: list[Source], transform: Transform):
         self.sources, self.transform = sources, transform
-        self.blank = transform(np.zeros((64, 64, 3), np.uint8))  # of an empty slot; fixes the shape before any picture
+        self.blank = transform(
+            np.zeros((64, 64, 3), np.uint8)
+        )  # of an empty slot; fixes the shape before any picture
 
     def read(self, index: int) -> tuple[int, np.ndarray | Skipped]:
         source, blank = self.sources[index], self.blank
@@ -127,7 +137,13 @@ class Stream(Feed):
     """The batches of a plan; made by `stream`."""
 
     def __init__(
-        self, sources: Sequence[Source | str], transform: Transform, plan: Plan, start: int, workers: int, threads: int
+        self,
+        sources: Sequence[Source | str],
+        transform: Transform,
+        plan: Plan,
+        start: int,
+        workers: int,
+        threads: int,
     ):
         super().__init__()
         self._reader, self._plan = _Reader(_sources(sources), transform), plan
@@ -137,9 +153,14 @@ class Stream(Feed):
 
     def _go_to(self, step: int) -> None:
         if not 0 <= step <= len(self._plan):
-            raise ValueError(f"the stream is to start at step {step}, wanted at most {len(self._plan)}, its plan's end")
+            raise ValueError(
+                f"the stream is to start at step {step}, wanted at most {len(self._plan)}, its plan's end"
+            )
         self.close()
-        self._step, self._batches = step, _decoded(self._reader, self._plan, step, self._workers, self._threads)
+        self._step, self._batches = (
+            step,
+            _decoded(self._reader, self._plan, step, self._workers, self._threads),
+        )
 
     def _next(self) -> Batch:
         if self._batches is None:
@@ -164,7 +185,9 @@ class Stream(Feed):
           ValueError: it is the position of another plan; what differs is named.
         """
         ours = self._plan.identity()
-        if wrong := [f"{k} was {state.get(k)!r}, is {v!r}" for k, v in ours.items() if state.get(k) != v]:
+        if wrong := [
+            f"{k} was {state.get(k)!r}, is {v!r}" for k, v in ours.items() if state.get(k) != v
+        ]:
             raise ValueError(
                 f"the position saved belongs to other batches: {'; '.join(wrong)}; wanted the same as then"
             )
@@ -209,7 +232,9 @@ def stream(
         results differ in shape or dtype, or a worker that was killed.
     """
     if len(sources) != plan.n:
-        raise ValueError(f"the plan is for {plan.n} pictures and there are {len(sources)}, wanted as many")
+        raise ValueError(
+            f"the plan is for {plan.n} pictures and there are {len(sources)}, wanted as many"
+        )
     return Stream(sources, transform, plan, start, workers, threads or min(cores(), MAX_THREADS))
 
 
@@ -219,8 +244,14 @@ def _decoded(reader: _Reader, plan: Plan, start: int, workers: int, threads: int
         return _in_processes(reader, plan, start, workers)
     import grain
 
-    steps = grain.MapDataset.source(range(start, len(plan))).map(functools.partial(_read_step, reader, plan))
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
+    steps = grain.MapDataset.source(range(start, len(plan))).map(
+        functools.partial(_read_step, reader, plan)
+    )
+    return iter(
+        steps.to_iter_dataset(
+            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        )
+    )
 
 
 def _read_step(reader: _Reader, plan: Plan, step: int) -> Batch:
@@ -240,7 +271,9 @@ def _in_processes(reader: _Reader, plan: Plan, start: int, workers: int) -> Iter
         for k in range(min(workers, len(plan) - start)):
             ours, theirs = spawn.Pipe(duplex=False)
             steps = range(start + k, len(plan), workers)
-            process = spawn.Process(target=_send_steps, args=(theirs, reader, plan, steps), daemon=True)
+            process = spawn.Process(
+                target=_send_steps, args=(theirs, reader, plan, steps), daemon=True
+            )
             process.start()
             theirs.close()  # the only writer left is the process, so its death ends the pipe
             pipes.append(ours)
@@ -272,7 +305,9 @@ def _send_steps(pipe: Any, reader: _Reader, plan: Plan, steps: range) -> None:
         try:
             item = _read_step(reader, plan, step)
         except Exception as error:
-            error.add_note(f"in a process that decodes pictures, at step {step}: {traceback.format_exc()}")
+            error.add_note(
+                f"in a process that decodes pictures, at step {step}: {traceback.format_exc()}"
+            )
             item = error
         try:
             pipe.send(item)

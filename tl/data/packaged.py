@@ -42,9 +42,13 @@ def elpv() -> DataSpec:
             defective = float(probability)
             label = int(defective >= DEFECTIVE_FROM)
         except ValueError:
-            raise ValueError(f"line {number} of {table} is {line!r}, wanted 'picture probability cell-type'") from None
+            raise ValueError(
+                f"line {number} of {table} is {line!r}, wanted 'picture probability cell-type'"
+            ) from None
         sure = defective if label else 1.0 - defective
-        examples.append(Example(table.parent / name, label, f"{classes[label]} {cell}", confidence=sure))
+        examples.append(
+            Example(table.parent / name, label, f"{classes[label]} {cell}", confidence=sure)
+        )
     return DataSpec(
         name="elpv",
         examples=tuple(examples),
@@ -53,7 +57,10 @@ def elpv() -> DataSpec:
         licence="CC BY-NC-SA 4.0",
         split=Split.STRATIFIED,
         whole=False,  # five seeds: cropped 85.6 +- 0.7 %, whole 85.1 +- 1.2 %, no difference beyond the spread
-        references=(("SVM (Deitsch et al. 2019)", 0.8244), ("fine-tuned VGG-19 (Deitsch et al. 2019)", 0.8842)),
+        references=(
+            ("SVM (Deitsch et al. 2019)", 0.8244),
+            ("fine-tuned VGG-19 (Deitsch et al. 2019)", 0.8842),
+        ),
     )
 
 
@@ -70,6 +77,9 @@ def photographs() -> tuple[Photograph, ...]:
     named = sorted(first.parent.glob("imagenet_??_*.jpg"))  # imagenet_<number>_<class index>.jpg
     cat = packaged_file("scikit-image", "skimage/data/chelsea.png")
     return (
-        *(Photograph(path, int(path.stem.rsplit("_", 1)[1]), "ImageNet, by way of foolbox") for path in named),
+        *(
+            Photograph(path, int(path.stem.rsplit("_", 1)[1]), "ImageNet, by way of foolbox")
+            for path in named
+        ),
         Photograph(cat, None, "scikit-image, CC0"),
     )

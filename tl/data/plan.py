@@ -43,10 +43,14 @@ class Plan:
     def __post_init__(self) -> None:
         for field, least in (("n", 1), ("batch_size", 1), ("epochs", 1), ("seed", 0)):
             if getattr(self, field) < least:
-                raise ValueError(f"a plan's {field} is {getattr(self, field)}, wanted at least {least}")
+                raise ValueError(
+                    f"a plan's {field} is {getattr(self, field)}, wanted at least {least}"
+                )
         if self.weights is not None:
             found = np.asarray(self.weights)
-            if found.shape != (self.n,) or not (np.isfinite(found).all() and found.min() >= 0 and found.max() > 0):
+            if found.shape != (self.n,) or not (
+                np.isfinite(found).all() and found.min() >= 0 and found.max() > 0
+            ):
                 raise ValueError(
                     f"a plan's weights are {found.dtype}{list(found.shape)}, wanted {self.n} finite numbers, one an "
                     "example, none below 0 and one above"
@@ -104,7 +108,9 @@ def class_weights(labels: np.ndarray, k: int) -> np.ndarray:
     """
     counts = np.bincount(labels, minlength=k)
     present = counts > 0
-    return np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0).astype(np.float32)
+    return np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0).astype(
+        np.float32
+    )
 
 
 def balanced(labels: np.ndarray) -> np.ndarray:

@@ -34,6 +34,8 @@ def write(folder: Path, tensor: str, rows: dict[str, np.ndarray]) -> dict[str, n
         folder.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex
         partial = folder / f"{name}.partial"
-        save_file({tensor: np.stack(list(rows.values()))}, partial, {"hashes": json.dumps(list(rows))})
+        save_file(
+            {tensor: np.stack(list(rows.values()))}, partial, {"hashes": json.dumps(list(rows))}
+        )
         os.replace(partial, folder / f"{name}.safetensors")
     return rows

@@ -66,9 +66,7 @@ def divide(
     _teaches(spec, left)
     if validation_fraction and not validation:
         _check("validation_fraction", validation_fraction)
-        purpose = (
-            "beside the test part, to take a validation part from them; or ask for none with validation_fraction 0"
-        )
+        purpose = "beside the test part, to take a validation part from them; or ask for none with validation_fraction 0"
         validation = _chosen(spec, names, left, validation_fraction, seed, purpose)
         left = _without(left, validation)
     train, *others = (_part(spec, rows) for rows in (left, validation, test))
@@ -110,7 +108,9 @@ def split_by_content(
     """
     _check("test_fraction", test_fraction)
     everything = range(len(spec.examples))
-    return _divided(spec, _by_content(spec, clusters(spec, near=near_duplicates), everything, test_fraction))
+    return _divided(
+        spec, _by_content(spec, clusters(spec, near=near_duplicates), everything, test_fraction)
+    )
 
 
 def split_stratified(
@@ -135,10 +135,15 @@ def split_stratified(
     """
     _check("test_fraction", test_fraction)
     everything = range(len(spec.examples))
-    return _divided(spec, _stratified(spec, clusters(spec, near=near_duplicates), everything, test_fraction, seed))
+    return _divided(
+        spec,
+        _stratified(spec, clusters(spec, near=near_duplicates), everything, test_fraction, seed),
+    )
 
 
-def folds(spec: DataSpec, k: int, *, seed: int, near_duplicates: bool = True) -> list[tuple[DataSpec, DataSpec]]:
+def folds(
+    spec: DataSpec, k: int, *, seed: int, near_duplicates: bool = True
+) -> list[tuple[DataSpec, DataSpec]]:
     """`k` pairs (train, test) whose test parts are disjoint, every stratum spread over them as evenly as it goes.
 
     Pictures that are the same are dealt out together. A group that stands in two classes is in every train part and in
@@ -157,7 +162,9 @@ def folds(spec: DataSpec, k: int, *, seed: int, near_duplicates: bool = True) ->
     names = clusters(spec, near=near_duplicates)
     groups = _groups(spec, names, range(len(spec.examples)))
     if not 2 <= k <= len(groups):
-        raise ValueError(f"{k} folds of {len(groups)} different pictures, wanted at least 2 and no more than there are")
+        raise ValueError(
+            f"{k} folds of {len(groups)} different pictures, wanted at least 2 and no more than there are"
+        )
     strata = defaultdict(list)
     for name, rows in groups.items():
         example = spec.examples[rows[0]]
@@ -187,7 +194,12 @@ def _test_rows(spec: DataSpec, names: Sequence[str], fraction: float, seed: int)
 
 
 def _chosen(
-    spec: DataSpec, names: Sequence[str], rows: Sequence[int], fraction: float, seed: int, purpose: str = TO_DIVIDE
+    spec: DataSpec,
+    names: Sequence[str],
+    rows: Sequence[int],
+    fraction: float,
+    seed: int,
+    purpose: str = TO_DIVIDE,
 ) -> list[int]:
     """The share of `rows` that the set's own rule takes away."""
     if spec.split is Split.CONTENT:
@@ -200,17 +212,29 @@ def _groups(spec: DataSpec, names: Sequence[str], rows: Sequence[int]) -> dict[s
     groups: dict[str, list[int]] = defaultdict(list)
     for i in rows:
         groups[names[i]].append(i)
-    return {name: groups[name] for name in sorted(groups) if len({spec.examples[i].label for i in groups[name]}) == 1}
+    return {
+        name: groups[name]
+        for name in sorted(groups)
+        if len({spec.examples[i].label for i in groups[name]}) == 1
+    }
 
 
 def _by_content(
-    spec: DataSpec, names: Sequence[str], rows: Sequence[int], fraction: float, purpose: str = TO_DIVIDE
+    spec: DataSpec,
+    names: Sequence[str],
+    rows: Sequence[int],
+    fraction: float,
+    purpose: str = TO_DIVIDE,
 ) -> list[int]:
     classes: list[list[list[int]]] = [[] for _ in spec.classes]
     for group in _groups(spec, names, rows).values():
         classes[spec.examples[group[0]].label].append(group)
-    _enough({name: len(groups) for name, groups in zip(spec.classes, classes, strict=True)}, purpose)
-    return [i for groups in classes for group in groups[: _share(fraction, len(groups))] for i in group]
+    _enough(
+        {name: len(groups) for name, groups in zip(spec.classes, classes, strict=True)}, purpose
+    )
+    return [
+        i for groups in classes for group in groups[: _share(fraction, len(groups))] for i in group
+    ]
 
 
 def _share(fraction: float, n: int) -> int:
@@ -219,7 +243,12 @@ def _share(fraction: float, n: int) -> int:
 
 
 def _stratified(
-    spec: DataSpec, names: Sequence[str], rows: Sequence[int], fraction: float, seed: int, purpose: str = TO_DIVIDE
+    spec: DataSpec,
+    names: Sequence[str],
+    rows: Sequence[int],
+    fraction: float,
+    seed: int,
+    purpose: str = TO_DIVIDE,
 ) -> list[int]:
     copies = Counter(names[i] for i in rows)
     strata: dict[tuple[int, str], list[int]] = defaultdict(list)
@@ -227,7 +256,9 @@ def _stratified(
         example = spec.examples[i]
         strata[example.label, example.stratum] += [i] if copies[names[i]] == 1 else []
     keys = sorted(strata)
-    _enough({" ".join(filter(None, (spec.classes[k[0]], k[1]))): len(strata[k]) for k in keys}, purpose)
+    _enough(
+        {" ".join(filter(None, (spec.classes[k[0]], k[1]))): len(strata[k]) for k in keys}, purpose
+    )
     sizes = np.array([len(strata[k]) for k in keys])
     counts = np.floor(fraction * sizes).astype(int)
     missing = max(round(fraction * int(sizes.sum())) - int(counts.sum()), 0)
@@ -271,7 +302,9 @@ def _teaches(spec: DataSpec, rows: Iterable[int]) -> None:
 def _enough(sizes: Mapping[str, int], purpose: str) -> None:
     few = [f"{name!r} has {n}" for name, n in sizes.items() if n < 2]
     if few:
-        raise ValueError(f"{', '.join(few)} different pictures, wanted at least 2 in each class and stratum {purpose}")
+        raise ValueError(
+            f"{', '.join(few)} different pictures, wanted at least 2 in each class and stratum {purpose}"
+        )
 
 
 def split_validation(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpec]:

@@ -38,7 +38,9 @@ def table(file: Path | str) -> DataSpec:
     path = Path(os.path.expanduser(file))
     if not path.is_file():
         why = "is a folder" if path.is_dir() else f"is not there: {missing(path)}"
-        raise ValueError(f"the table {str(file)!r} {why}, wanted a CSV file with the columns path and label")
+        raise ValueError(
+            f"the table {str(file)!r} {why}, wanted a CSV file with the columns path and label"
+        )
     rows, columns = _rows(path)
     lacking = [column for column in COLUMNS[:2] if column not in columns]
     if lacking:
@@ -48,14 +50,21 @@ def table(file: Path | str) -> DataSpec:
             f"it has {found}"
         )
     _refuse(path, "no label", "a label in each", [n for n, row in rows if not row["label"]])
-    wrong = [(n, row["split"]) for n, row in rows if "split" in columns and row["split"].lower() not in PARTS]
+    wrong = [
+        (n, row["split"])
+        for n, row in rows
+        if "split" in columns and row["split"].lower() not in PARTS
+    ]
     if wrong:
         said = f"the split {wrong[0][1]!r}"
         close = f"train, validation or test; nearest: {nearest(wrong[0][1], PARTS, 1)}"
         _refuse(path, said, close, [n for n, _ in wrong])
     sure = {n: _probability(row["confidence"]) if "confidence" in row else 1.0 for n, row in rows}
     _refuse(
-        path, "no confidence above 0 and up to 1", "one in each", [n for n, p in sure.items() if not 0.0 < p <= 1.0]
+        path,
+        "no confidence above 0 and up to 1",
+        "one in each",
+        [n for n, p in sure.items() if not 0.0 < p <= 1.0],
     )
     pictures = {n: path.parent / os.path.expanduser(row["path"]) for n, row in rows}
     absent = [n for n, row in rows if not row["path"] or not pictures[n].is_file()]
@@ -63,7 +72,9 @@ def table(file: Path | str) -> DataSpec:
         _refuse(path, f"no picture at {str(pictures[absent[0]])!r}", "one in each", absent)
     labels = {row["label"] for _, row in rows}
     if len(labels) < 2:
-        raise ValueError(f"{path} has {len(labels)} labels in {len(rows)} lines, wanted at least two classes")
+        raise ValueError(
+            f"{path} has {len(labels)} labels in {len(rows)} lines, wanted at least two classes"
+        )
     whole = all(label.isdecimal() for label in labels)
     classes = tuple(sorted(labels, key=lambda label: (int(label) if whole else 0, label)))
     number = {label: i for i, label in enumerate(classes)}
@@ -115,5 +126,7 @@ def _probability(word: str) -> float:
 def _refuse(path: Path, found: str, wanted: str, lines: Sequence[int]) -> None:
     """Raises the sentence for lines that are wrong, if there are any."""
     if lines:
-        shown = ", ".join(map(str, lines[:_SHOWN])) + (f" and {len(lines) - _SHOWN} more" if lines[_SHOWN:] else "")
+        shown = ", ".join(map(str, lines[:_SHOWN])) + (
+            f" and {len(lines) - _SHOWN} more" if lines[_SHOWN:] else ""
+        )
         raise ValueError(f"{path} has {found} in line {shown}, wanted {wanted}")

@@ -17,14 +17,22 @@ from tl.data.decode import ImageError, decode
 from tl.data.spec import PARTS, DataSpec, Example, Record, Skipped, Source
 from tl.paths import nearest
 
-_FILENAMES = ("image/filename", "file_name", "filename", "image/file_name")  # features in which sets keep it
+_FILENAMES = (
+    "image/filename",
+    "file_name",
+    "filename",
+    "image/file_name",
+)  # features in which sets keep it
 
 # Files known to be bad, by the end of their path -> what is known of them. Those that cannot be decoded are left out.
 KNOWN_BAD: dict[str, str] = {
     # The Oxford-IIIT Pet Dataset: github.com/tensorflow/models/issues/2194. TFDS keeps all of them.
     "beagle_116.jpg": "its JPEG data is corrupt",
     "chihuahua_121.jpg": "its JPEG data is corrupt",
-    **{f"{name}.jpg": "it is a PNG" for name in ("Abyssinian_5", *(f"Egyptian_Mau_{i}" for i in (14, 156, 186)))},
+    **{
+        f"{name}.jpg": "it is a PNG"
+        for name in ("Abyssinian_5", *(f"Egyptian_Mau_{i}" for i in (14, 156, 186)))
+    },
     **{
         f"{name}.jpg": "it is a GIF"
         for name in ("Abyssinian_34", *(f"Egyptian_Mau_{i}" for i in (139, 145, 167, 177, 191)))
@@ -37,7 +45,9 @@ KNOWN_BAD: dict[str, str] = {
 
 def known_bad(source: Source) -> str:
     """What is known to be wrong with a file of this name, or ""."""
-    parts = PurePosixPath(source.filename if isinstance(source, Record) else source.as_posix()).parts
+    parts = PurePosixPath(
+        source.filename if isinstance(source, Record) else source.as_posix()
+    ).parts
     return next((why for n in (1, 3) if (why := KNOWN_BAD.get("/".join(parts[-n:])))), "")
 
 
@@ -59,12 +69,17 @@ def tfds(word: str) -> DataSpec:
 
     name, _, root = word.partition("@")
     directory = _prepared(
-        name, Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().absolute()
+        name,
+        Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+        .expanduser()
+        .absolute(),
     )
     try:
         info = library.builder_from_directory(str(directory)).info
     except Exception as error:  # TFDS raises nearly anything on files it did not write
-        raise ValueError(f"{directory} is not a set that TFDS can read ({error}); prepare it again") from error
+        raise ValueError(
+            f"{directory} is not a set that TFDS can read ({error}); prepare it again"
+        ) from error
     stored = info.file_format.value if info.file_format else "an unknown format"
     if stored != "array_record":
         raise ValueError(
@@ -72,13 +87,19 @@ def tfds(word: str) -> DataSpec:
         )
     features = _features(info)
     image, label = features.get("image"), features.get("label")
-    if not isinstance(image, library.features.Image) or not isinstance(label, library.features.ClassLabel):
+    if not isinstance(image, library.features.Image) or not isinstance(
+        label, library.features.ClassLabel
+    ):
         found = ", ".join(map(repr, sorted(features))) or "no named features"
         raise ValueError(
             f"tfds:{word} holds {found}, wanted an Image named 'image' and a ClassLabel named 'label'; export a set of "
             "another kind to a folder or a CSV"
         )
-    parts = {split: part if len(info.splits) > 1 else "" for split, part in PARTS.items() if split in info.splits}
+    parts = {
+        split: part if len(info.splits) > 1 else ""
+        for split, part in PARTS.items()
+        if split in info.splits
+    }
     parts = parts or dict.fromkeys(info.splits, "")
     examples: list[Example] = []
     skipped = [
@@ -90,7 +111,13 @@ def tfds(word: str) -> DataSpec:
         for index, row in enumerate(_open(str(directory), split, os.getpid())):
             file = next((row[f].decode() for f in _FILENAMES if f in row), f"{split}_{index}")
             record = Record(str(directory), split, index, file)
-            why = _damage(record) if known_bad(record) else "it has no label" if row["label"] < 0 else ""
+            why = (
+                _damage(record)
+                if known_bad(record)
+                else "it has no label"
+                if row["label"] < 0
+                else ""
+            )
             if why:
                 skipped.append(Skipped(str(record), why))
             else:
@@ -99,7 +126,12 @@ def tfds(word: str) -> DataSpec:
         name=f"tfds:{word}",
         examples=tuple(examples),
         classes=tuple(label.names),
-        source=" ".join(filter(None, (f"{info.full_name}, TensorFlow Datasets", info.homepage, _flat(info.citation)))),
+        source=" ".join(
+            filter(
+                None,
+                (f"{info.full_name}, TensorFlow Datasets", info.homepage, _flat(info.citation)),
+            )
+        ),
         licence=_flat(info.redistribution_info.license) or "unknown",
         skipped=tuple(skipped),
     )
@@ -126,7 +158,9 @@ def _open(directory: str, split: str, _process: int) -> Sequence[dict[str, Any]]
     encoded = {
         name: library.decode.SkipDecoding()
         for name, feature in _features(builder.info).items()
-        if isinstance(feature, library.features.Image)  # masks too: they would be decoded for nothing
+        if isinstance(
+            feature, library.features.Image
+        )  # masks too: they would be decoded for nothing
     }
     return builder.as_data_source(split, decoders=encoded)
 
@@ -148,7 +182,9 @@ def _damage(record: Record) -> str:
 def _prepared(name: str, root: Path) -> Path:
     """The folder of the newest version of a set: DIR/NAME/VERSION or DIR/NAME/CONFIG/VERSION."""
     wanted = root / name.replace(":", "/")
-    found = [p.parent for depth in ("", "*/", "*/*/") for p in wanted.glob(f"{depth}dataset_info.json")]
+    found = [
+        p.parent for depth in ("", "*/", "*/*/") for p in wanted.glob(f"{depth}dataset_info.json")
+    ]
     if not found:
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         beside = f"it holds {nearest(name, there)}" if there else "it holds no set"
@@ -156,11 +192,18 @@ def _prepared(name: str, root: Path) -> Path:
             f"tfds:{name} is not prepared in {str(root)!r} ({beside}): name the right folder with tfds:{name}@DIR, "
             f"or {_recipe(name)}"
         )
-    configs = sorted({p.parent.relative_to(root).as_posix() for p in found if wanted in p.parent.parents})
+    configs = sorted(
+        {p.parent.relative_to(root).as_posix() for p in found if wanted in p.parent.parents}
+    )
     if len(configs) > 1:
-        raise ValueError(f"tfds:{name} has {len(configs)} configurations, wanted one: {', '.join(map(repr, configs))}")
+        raise ValueError(
+            f"tfds:{name} has {len(configs)} configurations, wanted one: {', '.join(map(repr, configs))}"
+        )
     return max(
-        found, key=lambda p: [(part.isdigit(), int(part) if part.isdigit() else 0) for part in p.name.split(".")]
+        found,
+        key=lambda p: [
+            (part.isdigit(), int(part) if part.isdigit() else 0) for part in p.name.split(".")
+        ],
     )
 
 

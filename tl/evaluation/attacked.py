@@ -87,7 +87,11 @@ def lpips() -> Distance | None:
 @functools.cache
 def _measured(name: str) -> Distance:
     return jax.jit(
-        {"ssim": perceptual.ssim, "psnr": perceptual.psnr, **{n: norms.get(n).distance for n in norms.NORMS}}[name]
+        {
+            "ssim": perceptual.ssim,
+            "psnr": perceptual.psnr,
+            **{n: norms.get(n).distance for n in norms.NORMS},
+        }[name]
     )
 
 
@@ -101,13 +105,21 @@ def batched_distance(distance: Distance, x: np.ndarray, y: np.ndarray) -> np.nda
 
 
 def judge(
-    job: AttackContext, word: str, found: np.ndarray, steps: np.ndarray, *, grid: bool, lpips: Distance | None
+    job: AttackContext,
+    word: str,
+    found: np.ndarray,
+    steps: np.ndarray,
+    *,
+    grid: bool,
+    lpips: Distance | None,
 ) -> AttackEvaluation:
     """Saves the pictures and reads them back; from here on only the files count.
 
     Without `grid`, where a file cannot hold the picture, the picture itself is judged, and files are for looking only.
     """
-    names = [f"eps{word.removesuffix('/255')}-{i:03d}-{path.stem}" for i, path in enumerate(job.paths)]
+    names = [
+        f"eps{word.removesuffix('/255')}-{i:03d}-{path.stem}" for i, path in enumerate(job.paths)
+    ]
     files = [job.run.figure(name, image) for name, image in zip(names, found, strict=True)]
     saved = np.stack([data.decode(file) for file in files])
     images = pixels.to_images01(saved) if grid else found
@@ -115,7 +127,13 @@ def judge(
     success = np.asarray(job.goal.success(logits, job.class_mask))
     right = logits.argmax(axis=1) == job.right
     originals = pixels.to_images01(job.originals)
-    named = ["linf", "l2", "l1", "psnr", *(["ssim"] if min(images.shape[1:3]) >= perceptual.WINDOW else [])]
+    named = [
+        "linf",
+        "l2",
+        "l1",
+        "psnr",
+        *(["ssim"] if min(images.shape[1:3]) >= perceptual.WINDOW else []),
+    ]
     distance = {name: batched_distance(_measured(name), originals, images) for name in named}
     if lpips is not None:
         distance["lpips"] = batched_distance(lpips, originals, images)
@@ -151,26 +169,43 @@ def _logits(job: AttackContext, images01: np.ndarray, *, at_once: int = 16) -> n
     rows = []
     for start in range(0, len(images01), at_once):
         part = np.resize(np.arange(start, min(start + at_once, len(images01))), at_once)
-        rows.append(np.asarray(inference.forward(job.clf)(job.variables, images01[part]))[: len(images01) - start])
+        rows.append(
+            np.asarray(inference.forward(job.clf)(job.variables, images01[part]))[
+                : len(images01) - start
+            ]
+        )
     return np.concatenate(rows)
 
 
 def own_checks(
-    job: AttackContext, lines: Sequence[AttackEvaluation], norm: norms.Norm, eps: Sequence[float], *, grid: bool
+    job: AttackContext,
+    lines: Sequence[AttackEvaluation],
+    norm: norms.Norm,
+    eps: Sequence[float],
+    *,
+    grid: bool,
 ) -> list[sanity_checks.Check]:
     """What holds of these pictures, whatever the attack: lines of the panel."""
-    over = [float((line.distance[norms.name(norm)] - radius).max()) for line, radius in zip(lines, eps, strict=True)]
+    over = [
+        float((line.distance[norms.name(norm)] - radius).max())
+        for line, radius in zip(lines, eps, strict=True)
+    ]
     allowed = 1e-5 * (1 + max(eps))
     same = float(np.mean([line.equal_calls for line in lines]))
     found = [
         sanity_checks.Check(
-            "every picture lies within eps", max(over) <= allowed, max(over, default=0.0), "at most 0, rounded"
+            "every picture lies within eps",
+            max(over) <= allowed,
+            max(over, default=0.0),
+            "at most 0, rounded",
         ),
         sanity_checks.Check("two calls of this run agree", same == 1, same, "1"),
     ]
     if grid:
         held = float(np.mean([line.equal_files for line in lines]))
-        found.append(sanity_checks.Check("files hold what was made, to the bit", held == 1, held, "1"))
+        found.append(
+            sanity_checks.Check("files hold what was made, to the bit", held == 1, held, "1")
+        )
     return found
 
 
@@ -244,12 +279,21 @@ def search(how: Settings, target: str, *, doubled: bool = False) -> Any:
             if word not in VIEWS:
                 raise ValueError(f"unknown view {word!r}; nearest: {nearest(word, VIEWS)}")
         if how.method != "pgd":
-            raise ValueError(f"--views are for pgd, whose gradient is a mean over them; got --attack={how.method}")
-        own |= {"view": transforms.compose(*(VIEWS[word] for word in how.views)), "draws": how.draws}
+            raise ValueError(
+                f"--views are for pgd, whose gradient is a mean over them; got --attack={how.method}"
+            )
+        own |= {
+            "view": transforms.compose(*(VIEWS[word] for word in how.views)),
+            "draws": how.draws,
+        }
     if how.method in PLAIN:
-        own["early_stop"] = how.early_stop if how.early_stop is not None else not (target or how.views)
+        own["early_stop"] = (
+            how.early_stop if how.early_stop is not None else not (target or how.views)
+        )
     elif how.early_stop is False:
-        raise ValueError(f"--noearly_stop is for {', '.join(sorted(PLAIN))}; got --attack={how.method}")
+        raise ValueError(
+            f"--noearly_stop is for {', '.join(sorted(PLAIN))}; got --attack={how.method}"
+        )
     if doubled:
         if how.method == "fgsm":
             return gradient.bim(steps=2)
@@ -266,14 +310,30 @@ def attack_batches(
     how: Settings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Adversarial pictures f32[n s s 3] and the steps that each took, i32[n], in batches of one shape."""
-    n, found, steps = len(originals), np.zeros(originals.shape, np.float32), np.zeros(len(originals), np.int32)
+    n, found, steps = (
+        len(originals),
+        np.zeros(originals.shape, np.float32),
+        np.zeros(len(originals), np.int32),
+    )
     size, starts = min(BATCH, n), range(0, n, BATCH)
-    keys = norms.per_image_keys(jax.random.key(how.seed), n)  # a picture's own, whatever the batches
-    for start in reporting.progress(starts, len(starts), f"{how.method}, eps {format_eps(radius, how.norm)}"):
+    keys = norms.per_image_keys(
+        jax.random.key(how.seed), n
+    )  # a picture's own, whatever the batches
+    for start in reporting.progress(
+        starts, len(starts), f"{how.method}, eps {format_eps(radius, how.norm)}"
+    ):
         rows = np.resize(np.arange(start, min(start + size, n)), size)
         again = np.arange(size) >= n - start  # repeats that fill the batch up
         images01 = pixels.to_images01(originals[rows])
-        made = climb(variables, keys[rows], images01, class_mask[rows], eps=radius, step_size=how.step_size, skip=again)
+        made = climb(
+            variables,
+            keys[rows],
+            images01,
+            class_mask[rows],
+            eps=radius,
+            step_size=how.step_size,
+            skip=again,
+        )
         found[rows[~again]] = np.asarray(made.images)[~again]
         steps[rows[~again]] = np.asarray(made.steps)[~again]
     return found, steps

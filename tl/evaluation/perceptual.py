@@ -61,7 +61,9 @@ def ssim(x: Array, y: Array) -> jax.Array:
     """
     _check(x, y)
     if min(x.shape[1:3]) < WINDOW:
-        raise ValueError(f"ssim wants pictures of at least {WINDOW} pixels a side; got {list(x.shape)}")
+        raise ValueError(
+            f"ssim wants pictures of at least {WINDOW} pixels a side; got {list(x.shape)}"
+        )
     rows, columns = (_windows(side) for side in x.shape[1:3])
 
     def local(
@@ -99,7 +101,10 @@ def load_lpips() -> tuple[Distance, Variables]:
     row = store.packaged_row(["vgg16"], "")
     assert row is not None  # or load had said so
     held = readers.read(store.verified(row))
-    linear = {stage: held[f"NetLinLayer_{i}/Conv_0/kernel"].reshape(-1) for i, stage in enumerate(LPIPS_ENDPOINTS)}
+    linear = {
+        stage: held[f"NetLinLayer_{i}/Conv_0/kernel"].reshape(-1)
+        for i, stage in enumerate(LPIPS_ENDPOINTS)
+    }
     params = {**variables["params"], "lpips": linear}
     return partial(_lpips, clf), {**variables, "params": params}
 
@@ -126,11 +131,15 @@ def _windows(side: int) -> np.ndarray:
     weights = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / SIGMA) ** 2)
     places = np.arange(side)[None] - np.arange(side - WINDOW + 1)[:, None]
     inside = (places >= 0) & (places < WINDOW)
-    return np.where(inside, (weights / weights.sum())[np.clip(places, 0, WINDOW - 1)], 0.0).astype(np.float32)
+    return np.where(inside, (weights / weights.sum())[np.clip(places, 0, WINDOW - 1)], 0.0).astype(
+        np.float32
+    )
 
 
 def _check(x: Array, y: Array) -> None:
     for images in (x, y):
         pixels.check(images, ndim=4, channels=(np.shape(images) or (3,))[-1])
     if x.shape != y.shape:
-        raise ValueError(f"pictures to compare must have one shape; got {list(x.shape)} and {list(y.shape)}")
+        raise ValueError(
+            f"pictures to compare must have one shape; got {list(x.shape)} and {list(y.shape)}"
+        )

@@ -53,7 +53,9 @@ def resized(images: np.ndarray, share: float) -> np.ndarray:
 
     def treat(image: Image.Image) -> Image.Image:
         w, h = (max(1, round(share * side)) for side in image.size)
-        return image.resize((w, h), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+        return image.resize((w, h), Image.Resampling.BICUBIC).resize(
+            image.size, Image.Resampling.BICUBIC
+        )
 
     return _each(treat, images)
 
@@ -68,7 +70,9 @@ def cropped(images: np.ndarray, share: float) -> np.ndarray:
 
     def treat(image: Image.Image) -> Image.Image:
         (w, h), (cut_w, cut_h) = image.size, (0.5 * (1.0 - share) * side for side in image.size)
-        return image.resize(image.size, Image.Resampling.BICUBIC, box=(cut_w, cut_h, w - cut_w, h - cut_h))
+        return image.resize(
+            image.size, Image.Resampling.BICUBIC, box=(cut_w, cut_h, w - cut_w, h - cut_h)
+        )
 
     return _each(treat, images)
 
@@ -97,6 +101,8 @@ def _check_share(share: float) -> None:
 def _each(treat: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
     """`treat` of each picture."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"treatments want pictures uint8[n h w 3]; got {images.dtype}{list(images.shape)}")
+        raise ValueError(
+            f"treatments want pictures uint8[n h w 3]; got {images.dtype}{list(images.shape)}"
+        )
     treated = [np.asarray(treat(Image.fromarray(image))) for image in images]
     return np.stack(treated) if treated else images

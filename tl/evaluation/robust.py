@@ -15,13 +15,17 @@ from tl.models import Classifier
 from tl.training import inputs
 from tl.types import Variables
 
-CHECK_STEPS = 20  # of the attack of `robust`; what it finds is a bound from above, AutoAttack's is lower
+CHECK_STEPS = (
+    20  # of the attack of `robust`; what it finds is a bound from above, AutoAttack's is lower
+)
 
 
 def check_robust(eps: float, method: str, queries: int = 0) -> None:
     """ValueError where `robust` cannot be asked so: a radius that is no share, or queries of an attack that has none."""
     if not 0 <= eps <= 1:
-        raise ValueError(f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {eps:.4g}")
+        raise ValueError(
+            f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {eps:.4g}"
+        )
     if queries and method != "autoattack":
         raise ValueError(f"--robust_queries are of --robust_attack=autoattack; {method} has none")
 
@@ -50,16 +54,27 @@ def robust(
     batch_size = 8 * devices.side_by_side()  # the last few of a batch wait for no next ones
     n = clean = stood = 0
     batches = data.load(inputs.sources(spec), clf.prepare, batch_size=batch_size)
-    for batch in reporting.progress(batches, -(-len(spec.examples) // batch_size), "attacking, batches"):
-        labels = np.array([spec.examples[i].label for i in batch.index], np.int64)  # an empty slot has any
-        class_mask, images01 = goals.class_mask(labels[:, None].tolist(), k), pixels.to_images01(batch.images)
+    for batch in reporting.progress(
+        batches, -(-len(spec.examples) // batch_size), "attacking, batches"
+    ):
+        labels = np.array(
+            [spec.examples[i].label for i in batch.index], np.int64
+        )  # an empty slot has any
+        class_mask, images01 = (
+            goals.class_mask(labels[:, None].tolist(), k),
+            pixels.to_images01(batch.images),
+        )
         right = np.asarray(inference.forward(clf)(variables, images01)).argmax(axis=1) == labels
         key = jax.random.fold_in(jax.random.key(seed), n)
         found = attack(variables, key, images01, class_mask, eps=eps, skip=~(right & batch.valid))
         n, clean = n + int(batch.valid.sum()), clean + int((right & batch.valid).sum())
         stood += int((right & ~np.asarray(found.success) & batch.valid).sum())
     return {
-        "attack": (f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit pictures" if method == "pgd" else method)
+        "attack": (
+            f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit pictures"
+            if method == "pgd"
+            else method
+        )
         + (f" with {queries:,} queries" if queries else ""),
         "norm": "linf",
         "eps": eps,

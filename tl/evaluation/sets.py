@@ -18,7 +18,14 @@ from tl.models import Classifier, heads
 from tl.training import inputs
 from tl.types import Variables
 
-DETAILS = ("majority", "per_class", "confusion", "most_confused", "reliability", "reliability_calibrated")
+DETAILS = (
+    "majority",
+    "per_class",
+    "confusion",
+    "most_confused",
+    "reliability",
+    "reliability_calibrated",
+)
 """The parts of a `summary` that are lists, beside its figures."""
 
 
@@ -53,20 +60,35 @@ def remap_labels(spec: DataSpec, table: ClassTable) -> DataSpec:
 
 
 def predictions(
-    clf: Classifier, variables: Variables, spec: DataSpec, *, views: Sequence[View] = (), batch_size: int = 16
+    clf: Classifier,
+    variables: Variables,
+    spec: DataSpec,
+    *,
+    views: Sequence[View] = (),
+    batch_size: int = 16,
 ) -> Predictions:
     """Asks about every picture by the one path that `predict` takes, a batch at a time.
 
     With `views` (an augmentation's), what it says is the mean of the log-probabilities of each of them.
     """
-    logits, kept, skipped = [np.zeros((0, len(inference.class_table(clf).entries)), np.float32)], [], []
+    logits, kept, skipped = (
+        [np.zeros((0, len(inference.class_table(clf).entries)), np.float32)],
+        [],
+        [],
+    )
     variables = jax.device_put(variables)  # once, not with every batch
     batches = data.load(inputs.sources(spec), clf.prepare, batch_size=batch_size)
-    for batch in reporting.progress(batches, -(-len(spec.examples) // batch_size), "asking, batches"):
+    for batch in reporting.progress(
+        batches, -(-len(spec.examples) // batch_size), "asking, batches"
+    ):
         images01 = pixels.to_images01(batch.images)
         if views:
-            each = [inference.forward(clf)(variables, view(jnp.asarray(images01))) for view in views]
-            said = np.mean([metrics.log_softmax(np.asarray(one)) for one in each], axis=0).astype(np.float32)
+            each = [
+                inference.forward(clf)(variables, view(jnp.asarray(images01))) for view in views
+            ]
+            said = np.mean([metrics.log_softmax(np.asarray(one)) for one in each], axis=0).astype(
+                np.float32
+            )
         else:
             said = inference.forward(clf)(variables, images01)
         logits.append(np.asarray(said)[batch.valid])
@@ -86,7 +108,9 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def summary(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temperature: float = 1.0) -> dict[str, Any]:
+def summary(
+    logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temperature: float = 1.0
+) -> dict[str, Any]:
     """The figures of `metrics.summarize`, NLL and ECE at the temperature too, and the `DETAILS`; JSON-ready."""
     calm = metrics.summarize(logits / np.float32(temperature), labels)
     matrix = metrics.confusion(labels, logits.argmax(axis=1), len(classes))
@@ -100,7 +124,9 @@ def summary(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temp
         "confusion": matrix.tolist(),
         "most_confused": metrics.most_confused(matrix, classes),
         "reliability": metrics.reliability(metrics.softmax(logits), labels),
-        "reliability_calibrated": metrics.reliability(metrics.softmax(logits / temperature), labels),
+        "reliability_calibrated": metrics.reliability(
+            metrics.softmax(logits / temperature), labels
+        ),
     }
 
 
@@ -108,7 +134,9 @@ def mistakes(clf: Classifier, said: Predictions, n: int = 12) -> list[dict[str, 
     """The `n` mistakes with the least probability on the truth: `{"path", "row", "true", "topk"}`, `row` that of `said`."""
     table, probabilities = inference.class_table(clf), metrics.softmax(said.logits)
     own = probabilities[np.arange(len(said.labels)), said.labels]
-    wrong = [i for i in np.argsort(own, kind="stable")[:n] if said.logits[i].argmax() != said.labels[i]]
+    wrong = [
+        i for i in np.argsort(own, kind="stable")[:n] if said.logits[i].argmax() != said.labels[i]
+    ]
     return [
         {
             "path": str(said.examples[i].path),
@@ -123,7 +151,9 @@ def mistakes(clf: Classifier, said: Predictions, n: int = 12) -> list[dict[str, 
 # --- learning and testing ----------------------------------------------------------------------------------------------
 
 
-def predict_set(clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bool) -> Predictions:
+def predict_set(
+    clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bool
+) -> Predictions:
     """What a classifier says of a set; a frozen backbone's features come from their bank."""
     if not (frozen and heads.pooled(clf.head)):  # type: ignore[arg-type]
         return predictions(clf, variables, spec)
@@ -140,6 +170,15 @@ def accuracy(said: Predictions) -> float:
 
 def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures averaged over rounds; the interval is Wilson's at the mean, for one test set."""
-    mean = {k: float(np.mean([row[k] for row in rows])) for k in rows[0] if isinstance(rows[0][k], float)}
+    mean = {
+        k: float(np.mean([row[k] for row in rows]))
+        for k in rows[0]
+        if isinstance(rows[0][k], float)
+    }
     n = rows[0]["n"]
-    return {"n": n, "top1": mean["top1"], "top1_ci95": list(metrics.wilson(round(mean["top1"] * n), n)), **mean}
+    return {
+        "n": n,
+        "top1": mean["top1"],
+        "top1_ci95": list(metrics.wilson(round(mean["top1"] * n), n)),
+        **mean,
+    }

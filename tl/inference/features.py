@@ -53,7 +53,14 @@ def backbone_digest(variables: Variables) -> str:
 
 def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") -> str:
     """Names the bank: a hash of the backbone's variables bit by bit, its dtype, the preprocessing and the endpoint."""
-    facts = [BANK_FORMAT, clf.arch, clf.dtype, backbone_digest(variables), clf.pixels.as_dict(), endpoint]
+    facts = [
+        BANK_FORMAT,
+        clf.arch,
+        clf.dtype,
+        backbone_digest(variables),
+        clf.pixels.as_dict(),
+        endpoint,
+    ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -104,7 +111,9 @@ def extract(
                     fresh[todo_hashes[index]] = row
             why = {skip.path: skip.why for skip in batch.skipped}
             broken |= {
-                todo_hashes[i]: why[str(todo_paths[i])] for i in batch.index if i >= 0 and str(todo_paths[i]) in why
+                todo_hashes[i]: why[str(todo_paths[i])]
+                for i in batch.index
+                if i >= 0 and str(todo_paths[i]) in why
             }
             if len(fresh) >= SHARD:
                 known |= shards.write(bank, "features", fresh)
@@ -116,7 +125,9 @@ def extract(
         if hashes
         else np.zeros((0, width), np.float32)
     )
-    skipped = tuple(Skipped(str(path), broken[h]) for path, h in zip(paths, hashes, strict=True) if h in broken)
+    skipped = tuple(
+        Skipped(str(path), broken[h]) for path, h in zip(paths, hashes, strict=True) if h in broken
+    )
     return Features(values, np.array([h in known for h in hashes], bool), skipped, bank, reused)
 
 
@@ -128,7 +139,9 @@ def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax
         if endpoint == "features":
             return output.features
         if endpoint not in output.endpoints:
-            raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, output.endpoints)}")
+            raise ValueError(
+                f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, output.endpoints)}"
+            )
         return jnp.mean(output.endpoints[endpoint].astype(jnp.float32), axis=(1, 2))
 
     return forward

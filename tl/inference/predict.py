@@ -32,7 +32,9 @@ def read_images(clf: Classifier, words: str | Sequence[str]) -> Pictures:
     kept = [paths[i] for batch in batches for i in batch.index[batch.valid]]
     if not kept:
         why = "; ".join(f"{skip.path}: {skip.why}" for skip in skips[:3])
-        raise ValueError(f"none of the {len(skips)} files that {words!r} names is a picture that can be read ({why})")
+        raise ValueError(
+            f"none of the {len(skips)} files that {words!r} names is a picture that can be read ({why})"
+        )
     images = np.concatenate([batch.images[batch.valid] for batch in batches])
     return Pictures(kept, images, [skip._asdict() for skip in skips])
 
@@ -43,12 +45,16 @@ def forward(clf: Classifier) -> Callable[[Variables, Any], jax.Array]:
     return jax.jit(clf.logits)
 
 
-def predict_logits(clf: Classifier, variables: Variables, images: np.ndarray, *, batch_size: int = 16) -> np.ndarray:
+def predict_logits(
+    clf: Classifier, variables: Variables, images: np.ndarray, *, batch_size: int = 16
+) -> np.ndarray:
     """Logits f32[n k] of pictures uint8[n s s 3], in batches of one shape."""
     rows = []
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
-        padded = np.concatenate([batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)])
+        padded = np.concatenate(
+            [batch, np.zeros((batch_size - len(batch), *batch.shape[1:]), np.uint8)]
+        )
         rows.append(np.asarray(forward(clf)(variables, pixels.to_images01(padded)))[: len(batch)])
     return np.concatenate(rows)
 
@@ -57,7 +63,7 @@ def topk(clf: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, A
     """The `k` most probable classes of one picture, as result.json has them."""
     table = class_table(clf)
     order = np.argsort(-probabilities, kind="stable")[:k]
-    entry = lambda i: {"index": int(i), "wnid": table.entries[i].wnid, "name": table.display(i)}  # noqa: E731
+    entry = lambda i: {"index": int(i), "wnid": table.entries[i].wnid, "name": table.display(i)}
     return [{**entry(i), "probability": float(probabilities[i])} for i in order]
 
 

@@ -72,10 +72,14 @@ class ClassTable:
         if not self.entries:
             raise ValueError(f"the class table {self.name!r} is empty; expected at least one class")
         if [entry.index for entry in self.entries] != list(range(len(self.entries))):
-            raise ValueError(f"the class table {self.name!r} needs indices 0 to {len(self.entries) - 1} in order")
+            raise ValueError(
+                f"the class table {self.name!r} needs indices 0 to {len(self.entries) - 1} in order"
+            )
         for group, indices in self.groups.items():
             if not indices or not all(0 <= index < len(self.entries) for index in indices):
-                raise ValueError(f"group {group!r} has {indices}; expected indices from 0 to {len(self.entries) - 1}")
+                raise ValueError(
+                    f"group {group!r} has {indices}; expected indices from 0 to {len(self.entries) - 1}"
+                )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -86,7 +90,9 @@ class ClassTable:
         firsts = [_fold(entry.names[0]) for entry in self.entries]
         times = collections.Counter(firsts)
         return tuple(
-            f"{entry.names[0]} ({entry.note or entry.index})" if times[first] > 1 else entry.names[0]
+            f"{entry.names[0]} ({entry.note or entry.index})"
+            if times[first] > 1
+            else entry.names[0]
             for entry, first in zip(self.entries, firsts, strict=True)
         )
 
@@ -137,7 +143,9 @@ class ClassTable:
                 matches = exact if len(exact) == 1 else matches
             if len(matches) > 1:
                 classes = ", ".join(f"{index} {self.display(index)!r}" for index in matches)
-                raise ValueError(f"{word!r} names {len(matches)} {self.name} classes: {classes}; say which by index")
+                raise ValueError(
+                    f"{word!r} names {len(matches)} {self.name} classes: {classes}; say which by index"
+                )
             if matches:
                 return matches
         if re.fullmatch(r"[+-]?[0-9]+", asked):
@@ -149,7 +157,11 @@ class ClassTable:
             if group in groups:
                 return tuple(sorted(groups[group]))
         is_wnid = re.fullmatch(r"n[0-9]{8}", asked.lower()) and self._by_wnid
-        known = self._by_wnid if is_wnid else [*(n for entry in self.entries for n in entry.names), *self.groups]
+        known = (
+            self._by_wnid
+            if is_wnid
+            else [*(n for entry in self.entries for n in entry.names), *self.groups]
+        )
         raise ValueError(f"unknown {self.name} class {word!r}; nearest: {nearest(asked, known)}")
 
     def targets(self, words: str) -> list[Target]:
@@ -167,17 +179,25 @@ class ClassTable:
         """
         listed = [word.strip() for word in words.split(",")]
         if not all(listed):
-            raise ValueError(f"empty word in the list {words!r}; expected {self.name} classes, comma-separated")
+            raise ValueError(
+                f"empty word in the list {words!r}; expected {self.name} classes, comma-separated"
+            )
         return [Target(word, self.find(word)) for word in listed]
 
     def as_dict(self) -> dict[str, Any]:
         """This table as plain JSON values, to be stored with a classifier; `from_dict` is the inverse."""
         entries = [{"wnid": e.wnid, "names": list(e.names), "note": e.note} for e in self.entries]
-        return {"name": self.name, "classes": entries, "groups": {g: list(i) for g, i in self.groups.items()}}
+        return {
+            "name": self.name,
+            "classes": entries,
+            "groups": {g: list(i) for g, i in self.groups.items()},
+        }
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self.entries):
-            raise ValueError(f"{self.name} has no class {index}; indices go from 0 to {len(self.entries) - 1}")
+            raise ValueError(
+                f"{self.name} has no class {index}; indices go from 0 to {len(self.entries) - 1}"
+            )
         return index
 
     @functools.cached_property
@@ -198,7 +218,9 @@ class ClassTable:
         return {entry.wnid: entry.index for entry in self.entries if entry.wnid is not None}
 
 
-def from_names(names: Sequence[str], *, name: str = "own", groups: Groups | None = None) -> ClassTable:
+def from_names(
+    names: Sequence[str], *, name: str = "own", groups: Groups | None = None
+) -> ClassTable:
     """The table of a user's own classes, in the order of the logits.
 
     Args:
@@ -216,8 +238,12 @@ def from_names(names: Sequence[str], *, name: str = "own", groups: Groups | None
     names = [n.strip() for n in names]
     wrong = [n for n, times in collections.Counter(names).items() if times > 1 or not n]
     if wrong:
-        raise ValueError(f"class names must differ and not be empty; got {wrong[0]!r} among {len(names)} names")
-    return ClassTable(name, tuple(ClassEntry(i, None, (n,)) for i, n in enumerate(names)), dict(groups or {}))
+        raise ValueError(
+            f"class names must differ and not be empty; got {wrong[0]!r} among {len(names)} names"
+        )
+    return ClassTable(
+        name, tuple(ClassEntry(i, None, (n,)) for i, n in enumerate(names)), dict(groups or {})
+    )
 
 
 def from_dict(stored: Mapping[str, Any]) -> ClassTable:
@@ -235,9 +261,13 @@ def from_dict(stored: Mapping[str, Any]) -> ClassTable:
             ClassEntry(i, entry["wnid"], tuple(entry["names"]), entry.get("note", ""))
             for i, entry in enumerate(stored["classes"])
         )
-        return ClassTable(stored["name"], entries, {g: tuple(i) for g, i in stored["groups"].items()})
+        return ClassTable(
+            stored["name"], entries, {g: tuple(i) for g, i in stored["groups"].items()}
+        )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"no stored class table ({error!r}); expected what ClassTable.as_dict wrote") from error
+        raise ValueError(
+            f"no stored class table ({error!r}); expected what ClassTable.as_dict wrote"
+        ) from error
 
 
 @functools.cache
@@ -263,8 +293,12 @@ def pets() -> ClassTable:
       Parkhi et al., 2012, "Cats and Dogs". A capital letter starts a cat breed's name there, a small one a dog breed's.
     """
     species = {"any cat": str.isupper, "any dog": str.islower}
-    groups = {g: tuple(i for i, n in enumerate(_BREEDS) if test(n[0])) for g, test in species.items()}
-    return from_names([breed.replace("_", " ") for breed in _BREEDS], name="Oxford-IIIT Pet", groups=groups)
+    groups = {
+        g: tuple(i for i, n in enumerate(_BREEDS) if test(n[0])) for g, test in species.items()
+    }
+    return from_names(
+        [breed.replace("_", " ") for breed in _BREEDS], name="Oxford-IIIT Pet", groups=groups
+    )
 
 
 @functools.cache

@@ -22,7 +22,13 @@ from tl.weights import port, readers, store
 ARTIFACT, VARIABLES = "classifier.json", "variables.safetensors"
 
 
-def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: Mapping[str, Any] | None = None) -> Path:
+def save(
+    folder: str | Path,
+    clf: Classifier,
+    variables: Variables,
+    *,
+    record: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes a classifier as one folder: `variables.safetensors` and `classifier.json`; `load(folder)` reads it back.
 
     Args:
@@ -38,7 +44,10 @@ def save(folder: str | Path, clf: Classifier, variables: Variables, *, record: M
         raise ValueError(f"{clf.arch} has no head to save; train one first")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(a) for name, a in flatten(variables).items()}, folder / VARIABLES)
+    save_file(
+        {name: np.ascontiguousarray(a) for name, a in flatten(variables).items()},
+        folder / VARIABLES,
+    )
     (folder / ARTIFACT).write_text(
         json.dumps(
             {
@@ -62,7 +71,9 @@ def record(folder: str | Path) -> dict[str, Any]:
     return json.loads((Path(folder) / ARTIFACT).read_text()).get("record", {})
 
 
-_FORMAT_1 = {"efficientnet_lite0": "tf_efficientnet_lite0"}  # format 1 had one form of it, and called it so
+_FORMAT_1 = {
+    "efficientnet_lite0": "tf_efficientnet_lite0"
+}  # format 1 had one form of it, and called it so
 
 
 def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
@@ -73,14 +84,22 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
         weights = Provenance(**about["weights"])
         arch, wanted = about["arch"], about["sha256"]
         spec = backbones.get(str(_FORMAT_1.get(arch, arch) if about["format"] == 1 else arch))
-        head = heads.maker("own" if about["head"] == "vgg" else about["head"], spec)(len(classes.entries))
+        head = heads.maker("own" if about["head"] == "vgg" else about["head"], spec)(
+            len(classes.entries)
+        )
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / ARTIFACT} is not a classifier that this version of tl wrote: {error!r}") from error
+        raise ValueError(
+            f"{folder / ARTIFACT} is not a classifier that this version of tl wrote: {error!r}"
+        ) from error
     file = folder / VARIABLES
     arrays = readers.read(file)
     if store.sha256(file) != wanted:
-        raise ValueError(f"{file} is not the file that {ARTIFACT} names (its sha256 differs); train or copy it again")
-    clf = Classifier(spec.name, spec, head, pixel_spec, classes, dataclasses.replace(weights, sha256=wanted))
+        raise ValueError(
+            f"{file} is not the file that {ARTIFACT} names (its sha256 differs); train or copy it again"
+        )
+    clf = Classifier(
+        spec.name, spec, head, pixel_spec, classes, dataclasses.replace(weights, sha256=wanted)
+    )
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
     same = {name: port.Target(name) for name in shapes}
     return clf, {"batch_stats": {}, **port.port(arrays, same, unflatten(shapes))}

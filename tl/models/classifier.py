@@ -37,7 +37,9 @@ class Provenance:
     licence: str = "unknown"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a static argument of jit
+@dataclasses.dataclass(
+    frozen=True, eq=False
+)  # compared by identity, so that it can be a static argument of jit
 class Classifier:
     """A network from `images01` to logits.
 
@@ -82,14 +84,18 @@ class Classifier:
             raise ValueError(self.no_head_message())
         side = max(self.pixels.size, self.spec.min_size)
         inputs = jax.ShapeDtypeStruct((1, side, side, len(self.pixels.mean)), jnp.float32)
-        order: list[str] = []  # of the forward pass, which a head may count on; JAX's trees sort by name
+        order: list[
+            str
+        ] = []  # of the forward pass, which a head may count on; JAX's trees sort by name
 
         def begin(x: jax.Array) -> Any:
             traced: Any = self.spec.module.init_with_output(jax.random.key(0), x, Mode.EVAL)
             order.extend(traced[0][1])
             return traced[0]
 
-        features, ends = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(begin, inputs))
+        features, ends = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(begin, inputs)
+        )
         return self.head.init(key, features, {name: ends[name] for name in order})["params"]
 
     def apply(
@@ -148,27 +154,43 @@ class Classifier:
           ValueError: `start` is no stage; gives the nearest.
         """
         if start == "features":
-            return Output(self.apply_head(variables, maps), maps, {}, variables.get("batch_stats", {}))
+            return Output(
+                self.apply_head(variables, maps), maps, {}, variables.get("batch_stats", {})
+            )
         if start not in self.spec.endpoints:
-            raise ValueError(f"{self.arch} has no stage {start!r}; nearest: {nearest(start, self.spec.endpoints)}")
+            raise ValueError(
+                f"{self.arch} has no stage {start!r}; nearest: {nearest(start, self.spec.endpoints)}"
+            )
         return self._run(variables, maps, mode, start, train_norms)
 
     def _run(
-        self, variables: Variables, x: jax.Array, mode: Mode, start: str, train_norms: Collection[str] | None
+        self,
+        variables: Variables,
+        x: jax.Array,
+        mode: Mode,
+        start: str,
+        train_norms: Collection[str] | None,
     ) -> Output:
         parts = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
         stats = variables.get("batch_stats", {})
-        features, ends, moved = run(self.spec.module, parts, x, mode, start=start, train_norms=train_norms)
+        features, ends, moved = run(
+            self.spec.module, parts, x, mode, start=start, train_norms=train_norms
+        )
         stats = stats if moved is None else {**stats, "backbone": moved}
         return Output(self.apply_head(variables, features, ends), features, ends, stats)
 
     def apply_head(
-        self, variables: Variables, features: jax.Array, endpoints: Mapping[str, jax.Array] | None = None
+        self,
+        variables: Variables,
+        features: jax.Array,
+        endpoints: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array | None:
         """Logits f32[b k] from features f32[b d] (and, for VGG's own top, endpoints); None without a head."""
         if self.head is None:
             return None
-        logits: Any = self.head.apply({"params": variables["params"]["head"]}, features, endpoints or {})
+        logits: Any = self.head.apply(
+            {"params": variables["params"]["head"]}, features, endpoints or {}
+        )
         return logits
 
     def logits(self, variables: Variables, images01: jax.Array) -> jax.Array:
@@ -218,7 +240,9 @@ class Classifier:
           `{"params": ..., "batch_stats": {}}`, float32.
         """
         params, stats = variables["params"], variables.get("batch_stats", {})
-        backbone = fold(self.spec.module, params["backbone"], stats.get("backbone", {}), len(self.pixels.mean))
+        backbone = fold(
+            self.spec.module, params["backbone"], stats.get("backbone", {}), len(self.pixels.mean)
+        )
         return {"params": {**params, "backbone": backbone}, "batch_stats": {}}
 
     def with_pixels(self, **changes: Any) -> Classifier:

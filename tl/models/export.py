@@ -16,7 +16,9 @@ from tl.types import Variables
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def program(clf: Classifier, variables: Variables, *, platforms: Sequence[str] = PLATFORMS) -> export.Exported:
+def program(
+    clf: Classifier, variables: Variables, *, platforms: Sequence[str] = PLATFORMS
+) -> export.Exported:
     """Photographs in, probabilities out, for any number of pictures of any one size.
 
     Args:
@@ -38,4 +40,6 @@ def program(clf: Classifier, variables: Variables, *, platforms: Sequence[str] =
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     b, h, w = export.symbolic_shape("b, h, w")
-    return export.export(jax.jit(classify), platforms=tuple(platforms))(jax.ShapeDtypeStruct((b, h, w, 3), np.uint8))
+    return export.export(jax.jit(classify), platforms=tuple(platforms))(
+        jax.ShapeDtypeStruct((b, h, w, 3), np.uint8)
+    )

@@ -64,7 +64,9 @@ class ConcatPool(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array, endpoints: Mapping[str, jax.Array]) -> jax.Array:
         highest = list(endpoints.values())[-1].astype(features.dtype).max(axis=(1, 2))
-        return Linear(self.classes, name="logits")(jnp.concatenate([features, highest], axis=1), endpoints)
+        return Linear(self.classes, name="logits")(
+            jnp.concatenate([features, highest], axis=1), endpoints
+        )
 
 
 class Cosine(nn.Module):
@@ -78,7 +80,9 @@ class Cosine(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array, endpoints: Mapping[str, jax.Array]) -> jax.Array:
         del endpoints
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (features.shape[-1], self.classes))
+        kernel = self.param(
+            "kernel", nn.initializers.lecun_normal(), (features.shape[-1], self.classes)
+        )
         scale = self.param("scale", nn.initializers.constant(10.0), (1,))
         return scale[None] * (_unit(features, 1) @ _unit(kernel, 0))
 

@@ -55,7 +55,9 @@ def load(
     if (Path(name) / ARTIFACT).is_file():
         return load_artifact(Path(name))
     if "/" in name or Path(name).is_dir():
-        raise ValueError(f"no saved classifier in {name}: it has no {ARTIFACT}; give a folder that `transfer` wrote")
+        raise ValueError(
+            f"no saved classifier in {name}: it has no {ARTIFACT}; give a folder that `transfer` wrote"
+        )
     if in_channels < 1:
         raise ValueError(f"in_channels must be at least 1; got {in_channels}")
     arch, _, tag = name.partition(".")
@@ -88,7 +90,9 @@ def _find(spec: BackboneSpec, tag: str, words: str) -> _Found:
         row = store.packaged_row([form.name for form in backbones.forms(spec.name)], tag)
         if row is not None and (words == "package" or store.installed(row)):
             known_as = Provenance(f"{row.arch}.{row.tag}", row.sha256, row.origin, row.licence)
-            return _Found(store.verified(row), known_as, row.arch, row.source, row.pixels, None, row.ignore)
+            return _Found(
+                store.verified(row), known_as, row.arch, row.source, row.pixels, None, row.ignore
+            )
         if words == "package":
             raise ValueError(store.no_package(spec.name, tag))
     if words in ("", "hub") or words.startswith("hub:"):
@@ -118,31 +122,46 @@ def _fetched(spec: BackboneSpec, tag: str, repo: str) -> _Found:
             f"{repo} on the hub holds {held}; wanted {spec.name}: take --arch={held}, or a tag of {spec.name}"
         )
     names = files.config.get("label_names")
-    classes = labels.from_names(list(names), name=repo) if names and len(names) != IMAGENET_CLASSES else None
+    classes = (
+        labels.from_names(list(names), name=repo)
+        if names and len(names) != IMAGENET_CLASSES
+        else None
+    )
     known_as = Provenance(
-        repo.removeprefix("timm/"), store.sha256(files.weights), f"{_HUB}{repo}", hub.licence_of(files.config)
+        repo.removeprefix("timm/"),
+        store.sha256(files.weights),
+        f"{_HUB}{repo}",
+        hub.licence_of(files.config),
     )
     return _Found(files.weights, known_as, held, "timm", hub.pixels_of(files.config), classes)
 
 
 def _with_own_head(spec: BackboneSpec, pixel_spec: PixelSpec, weights: Provenance) -> Classifier:
     """The architecture under its paper's 1000-way head."""
-    return Classifier(spec.name, spec, heads.own(spec)(IMAGENET_CLASSES), pixel_spec, labels.imagenet(), weights)
+    return Classifier(
+        spec.name, spec, heads.own(spec)(IMAGENET_CLASSES), pixel_spec, labels.imagenet(), weights
+    )
 
 
-def _ported(spec: BackboneSpec, found: _Found, *, in_channels: int, cast: bool) -> tuple[Classifier, Variables]:
+def _ported(
+    spec: BackboneSpec, found: _Found, *, in_channels: int, cast: bool
+) -> tuple[Classifier, Variables]:
     """Variables from a file, through the rename table whose names fit it best."""
     arrays = readers.read(found.path)
     spec, source = _best_fit(spec, found, arrays)
     if source is None:  # tl's own names
-        same = flatten(jax.eval_shape(_with_own_head(spec, PixelSpec(), found.weights).init, jax.random.key(0)))
+        same = flatten(
+            jax.eval_shape(_with_own_head(spec, PixelSpec(), found.weights).init, jax.random.key(0))
+        )
         whole = {name: port.Target(name) for name in same}
         pixel_spec = found.pixels or PixelSpec()
     else:
         form = tables.sources(spec)[source]
         whole = form.table(spec.module, head=True)
         pixel_spec = found.pixels or store.pixels_for(spec.name, source) or form.pixels
-    bare = {name: target for name, target in whole.items() if not target.path.startswith("params/head/")}
+    bare = {
+        name: target for name, target in whole.items() if not target.path.startswith("params/head/")
+    }
     clf = _with_own_head(spec, pixel_spec, found.weights)
     has_head = bool((set(whole) - set(bare)) & set(arrays))
     if not has_head:
@@ -151,13 +170,17 @@ def _ported(spec: BackboneSpec, found: _Found, *, in_channels: int, cast: bool) 
     if has_head:
         clf, shapes = _sized_head(clf, shapes, arrays, whole, found.classes)
     try:
-        variables = port.port(arrays, whole if has_head else bare, shapes, ignore=found.ignore, cast=cast)
+        variables = port.port(
+            arrays, whole if has_head else bare, shapes, ignore=found.ignore, cast=cast
+        )
     except ValueError as error:
         raise ValueError(_misfit(spec, found.path, arrays, str(error))) from None
     return _with_channels(clf, {"batch_stats": {}, **variables}, in_channels)
 
 
-def _best_fit(spec: BackboneSpec, found: _Found, arrays: readers.Arrays) -> tuple[BackboneSpec, str | None]:
+def _best_fit(
+    spec: BackboneSpec, found: _Found, arrays: readers.Arrays
+) -> tuple[BackboneSpec, str | None]:
     """The form of a network and the source whose names cover most of a file's tensors; forms as asked for come first."""
     if found.arch and found.source:
         return backbones.get(found.arch), found.source
@@ -174,7 +197,11 @@ def _best_fit(spec: BackboneSpec, found: _Found, arrays: readers.Arrays) -> tupl
 
 def _misfit(spec: BackboneSpec, path: Path, arrays: readers.Arrays, mismatches: str) -> str:
     """What is wrong with a file: it is another architecture's, if one is known that fits it, or else every mismatch."""
-    held = [name for name in backbones.names() if name != spec.name and _holds(backbones.get(name), arrays)]
+    held = [
+        name
+        for name in backbones.names()
+        if name != spec.name and _holds(backbones.get(name), arrays)
+    ]
     if held:
         return f"{path} holds the tensors of {held[0]}; wanted {spec.name}: take --arch={held[0]}, or a file of {spec.name}"
     if "do not fit" not in mismatches:  # the tensors are there, in another number type
@@ -199,12 +226,25 @@ def _holds(spec: BackboneSpec, arrays: readers.Arrays) -> bool:
 
 
 def _sized_head(
-    clf: Classifier, shapes: Any, arrays: readers.Arrays, table: port.Table, classes: ClassTable | None
+    clf: Classifier,
+    shapes: Any,
+    arrays: readers.Arrays,
+    table: port.Table,
+    classes: ClassTable | None,
 ) -> tuple[Classifier, Any]:
     """The head as wide as the file's own: a file with k classes other than ImageNet's 1000 brings no names for them."""
-    (last,) = (name for name, leaf in flatten(shapes["params"]["head"]).items() if leaf.shape == (IMAGENET_CLASSES,))
+    (last,) = (
+        name
+        for name, leaf in flatten(shapes["params"]["head"]).items()
+        if leaf.shape == (IMAGENET_CLASSES,)
+    )
     found = next(
-        (arrays[s].shape for s, target in table.items() if target.path == f"params/head/{last}" and s in arrays), None
+        (
+            arrays[s].shape
+            for s, target in table.items()
+            if target.path == f"params/head/{last}" and s in arrays
+        ),
+        None,
     )
     if found is None or len(found) != 1 or found[0] == IMAGENET_CLASSES:
         return clf, shapes
@@ -222,7 +262,9 @@ def _averaged(spec: PixelSpec, channels: int) -> PixelSpec:
     return spec.replace(mean=(mean,) * channels, std=(std,) * channels, channels="rgb")
 
 
-def _with_channels(clf: Classifier, variables: Variables, channels: int) -> tuple[Classifier, Variables]:
+def _with_channels(
+    clf: Classifier, variables: Variables, channels: int
+) -> tuple[Classifier, Variables]:
     """The network for pictures of another number of channels: its first kernel adapted, the rest as it is."""
     if channels == 3:
         return clf, variables

@@ -74,7 +74,9 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
       (('stage5', (7, 7, 512), 7079424), 14714688)
     """
     clf = clf.with_pixels(size=size or clf.pixels.size)
-    images01 = jax.ShapeDtypeStruct((1, clf.pixels.size, clf.pixels.size, len(clf.pixels.mean)), jnp.float32)
+    images01 = jax.ShapeDtypeStruct(
+        (1, clf.pixels.size, clf.pixels.size, len(clf.pixels.mean)), jnp.float32
+    )
     variables = jax.eval_shape(lambda: clf.init(jax.random.key(0)))
     jaxpr, output = jax.make_jaxpr(clf.apply, return_shape=True)(variables, images01)
     labels = label(variables["params"], rules) if rules else {}
@@ -89,7 +91,10 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
         root, child, *_ = [*path.split("/"), ""]
         multiply_adds[child if root == type(clf.spec.module).__name__ else "head"] += count
     shapes = {**output.endpoints, "head": output.logits}
-    return [Stage(n, tuple(shapes[n].shape[1:]), params[n], multiply_adds[n], trainable[n]) for n in names]
+    return [
+        Stage(n, tuple(shapes[n].shape[1:]), params[n], multiply_adds[n], trainable[n])
+        for n in names
+    ]
 
 
 def total(rows: Iterable[Stage]) -> Stage:
@@ -108,12 +113,16 @@ def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
     """(module path, multiply-adds) of every convolution and matrix product, those of inner jaxprs too."""
     for eqn in jaxpr.eqns:
         path = "/".join(filter(None, (outer, str(eqn.source_info.name_stack))))
-        shapes: list[Any] = [getattr(var.aval, "shape", ()) for var in (*eqn.invars[:2], *eqn.outvars[:1])]
+        shapes: list[Any] = [
+            getattr(var.aval, "shape", ()) for var in (*eqn.invars[:2], *eqn.outvars[:1])
+        ]
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             yield path, math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
         elif eqn.primitive.name == "conv_general_dilated":
-            outputs = eqn.params["dimension_numbers"].rhs_spec[0]  # the kernel's input channels are those of one group
+            outputs = eqn.params["dimension_numbers"].rhs_spec[
+                0
+            ]  # the kernel's input channels are those of one group
             yield path, math.prod(shapes[2]) * math.prod(shapes[1]) // shapes[1][outputs]
         else:
             for inner in _inner(eqn.params):
@@ -123,7 +132,13 @@ def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     """The jaxprs in an operation's parameters; of a choice between platforms (`tl.ops`) the plain form, the last, only."""
     for name, value in params.items():
-        several = value[-1:] if name == "branches" else value if isinstance(value, tuple | list) else (value,)
+        several = (
+            value[-1:]
+            if name == "branches"
+            else value
+            if isinstance(value, tuple | list)
+            else (value,)
+        )
         for one in several:
             if isinstance(one, core.ClosedJaxpr):
                 yield one.jaxpr

@@ -27,7 +27,9 @@ def global_mean(x: Array) -> Array:
     return jnp.mean(x, axis=(1, 2))
 
 
-def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PADDING, groups: int = 1) -> Array:
+def conv2d(
+    x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PADDING, groups: int = 1
+) -> Array:
     """Cross-correlation of pictures with a kernel, what networks call a convolution.
 
     The same numbers as `lax.conv_general_dilated` with NHWC pictures and HWIO kernels, up to the order of the sums.
@@ -57,7 +59,9 @@ def conv2d(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PA
             "expected kernel [kh kw c/groups o] with o a multiple of groups"
         )
     if x.dtype != kernel.dtype:
-        raise ValueError(f"got x of {x.dtype} and a kernel of {kernel.dtype}; expected one dtype: cast one of them")
+        raise ValueError(
+            f"got x of {x.dtype} and a kernel of {kernel.dtype}; expected one dtype: cast one of them"
+        )
     pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
     return _conv(x, kernel, int(stride), pads, int(groups))
 

@@ -12,7 +12,18 @@ import numpy as np
 from jax import Array, lax
 
 from tl.ops import winograd
-from tl.ops.windows import NO_PADDING, Padding, Pair, by_phases, lax_conv, out_size, pad, products, select, shifted
+from tl.ops.windows import (
+    NO_PADDING,
+    Padding,
+    Pair,
+    by_phases,
+    lax_conv,
+    out_size,
+    pad,
+    products,
+    select,
+    shifted,
+)
 
 
 class Form(NamedTuple):
@@ -23,11 +34,15 @@ class Form(NamedTuple):
     kernel_grad: Callable[[Array, Array], Array]  # x, g -> dkernel
 
 
-@lru_cache(maxsize=1024)  # the same functions for the same shapes: JAX then traces a branch once, not once a layer
+@lru_cache(
+    maxsize=1024
+)  # the same functions for the same shapes: JAX then traces a branch once, not once a layer
 def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple[Form, Form]:
     """The plain form (all platforms) and the one for CPUs."""
     args = (x_shape, k_shape, stride, padding)
-    plain = by_autodiff(partial(lax_conv, stride=stride, padding=padding, groups=groups), x_shape, k_shape)
+    plain = by_autodiff(
+        partial(lax_conv, stride=stride, padding=padding, groups=groups), x_shape, k_shape
+    )
     kh, kw, per_group, out = k_shape
     if groups == x_shape[3] == out and per_group == 1:
         cpu = depthwise(*args)
@@ -39,7 +54,9 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
         cpu = first_layer(*args, plain)
     else:
         cpu = dense(*args)
-    if jax.device_count() > 1:  # a batch may be divided, and sums a few pictures at a time would send them to and fro
+    if (
+        jax.device_count() > 1
+    ):  # a batch may be divided, and sums a few pictures at a time would send them to and fro
         cpu = plain
     return plain, Form(*map(in_float32, cpu))
 
@@ -121,12 +138,15 @@ def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
             gs = lax.dynamic_slice(g, (first, row, 0, 0), (some, 1, *g.shape[2:]))
             xs = lax.dynamic_slice(x, (first, row * stride, 0, 0), (some, taps[0], *x.shape[2:]))
             products = [
-                reduce(jnp.add, [gs[n] * s[n] for n in range(some)]) for s in shifted(xs, taps, (1, size[1]), stride)
+                reduce(jnp.add, [gs[n] * s[n] for n in range(some)])
+                for s in shifted(xs, taps, (1, size[1]), stride)
             ]
             return sums + jnp.concatenate(products)
 
         sums = jnp.zeros((taps[0] * taps[1], *g.shape[2:]), g.dtype)
-        return jnp.sum(lax.fori_loop(0, size[0] * (b // some), add_row, sums), axis=1).reshape(k_shape)
+        return jnp.sum(lax.fori_loop(0, size[0] * (b // some), add_row, sums), axis=1).reshape(
+            k_shape
+        )
 
     return Form(forward, input_grad, kernel_grad)
 
@@ -141,7 +161,9 @@ def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) ->
     patches = by_autodiff(partial(stem, stride=stride, padding=padding), x_shape, k_shape)
 
     def kernel_grad(x: Array, g: Array) -> Array:
-        def add(sums: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:  # one picture's windows fit the cache
+        def add(
+            sums: Array, pair: tuple[Array, Array]
+        ) -> tuple[Array, None]:  # one picture's windows fit the cache
             windows = jnp.concatenate(shifted(pair[0][None], (kh, kw), size, stride), axis=3)
             return sums + products(windows, pair[1][None]), None
 
@@ -161,11 +183,21 @@ def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
     bh, bw = -(-kh // s), -(-kw // s)  # the kernel, in blocks
     rows, cols = oh + bh - 1, ow + bw - 1  # the part of the picture it meets, in blocks
     x = pad(x, ((top, s * rows - h - top), (left, s * cols - w - left)))
-    x = x.reshape(b, rows, s, cols, s, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, rows, cols, s * s * c)
+    x = (
+        x.reshape(b, rows, s, cols, s, c)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(b, rows, cols, s * s * c)
+    )
     kernel = jnp.pad(kernel, ((0, s * bh - kh), (0, s * bw - kw), (0, 0), (0, 0)))
-    kernel = kernel.reshape(bh, s, bw, s, c, out).transpose(0, 2, 1, 3, 4, 5).reshape(bh, bw * s * s * c, out)
+    kernel = (
+        kernel.reshape(bh, s, bw, s, c, out)
+        .transpose(0, 2, 1, 3, 4, 5)
+        .reshape(bh, bw * s * s * c, out)
+    )
     patches = [jnp.concatenate(shifted(x[:, i:], (1, bw), (oh, ow)), axis=3) for i in range(bh)]
-    y = reduce(jnp.add, [p.reshape(-1, p.shape[3]) @ k for p, k in zip(patches, kernel, strict=True)])
+    y = reduce(
+        jnp.add, [p.reshape(-1, p.shape[3]) @ k for p, k in zip(patches, kernel, strict=True)]
+    )
     return y.reshape(b, oh, ow, out)
 
 
@@ -178,7 +210,11 @@ def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     fast = taps == (3, 3) and stride == 1 and min(size) >= 14
 
     def forward(x: Array, kernel: Array) -> Array:
-        return correlate(x, kernel, padding) if stride == 1 else lax_conv(x, kernel, stride=stride, padding=padding)
+        return (
+            correlate(x, kernel, padding)
+            if stride == 1
+            else lax_conv(x, kernel, stride=stride, padding=padding)
+        )
 
     def input_grad(g: Array, kernel: Array) -> Array:
         def gather(g: Array, rows: range, cols: range, size: Pair) -> Array:
@@ -220,12 +256,16 @@ def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> For
     b, h, w, c = x_shape
     kh, kw, i, out = k_shape
     o = out // groups
-    m = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= 128))  # groups in one
+    m = max(
+        n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= 128)
+    )  # groups in one
     whole = dense((b, h, w, m * i), (kh, kw, m * i, m * o), stride, padding)
     eye = np.eye(m, dtype=np.float32)
 
     def spread(kernel: Array) -> Array:
-        return jnp.einsum("hwimo,nm->hwnimo", kernel.reshape(kh, kw, i, m, o), eye).reshape(kh, kw, m * i, m * o)
+        return jnp.einsum("hwimo,nm->hwnimo", kernel.reshape(kh, kw, i, m, o), eye).reshape(
+            kh, kw, m * i, m * o
+        )
 
     def each(f: Callable, *arrays: Array) -> Array:
         parts = zip(*(jnp.split(a, groups // m, axis=3) for a in arrays), strict=True)

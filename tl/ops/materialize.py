@@ -22,7 +22,9 @@ def materialize(x: Array, key: Array) -> Array:
     def loop(x: Array) -> Array:
         turns = (jax.random.uniform(key) > 1.0).astype(jnp.int32)  # 0, for it is below 1
         return lax.while_loop(
-            lambda carry: carry[0] < turns, lambda carry: (carry[0] + 1, -carry[1]), (jnp.int32(0), x)
+            lambda carry: carry[0] < turns,
+            lambda carry: (carry[0] + 1, -carry[1]),
+            (jnp.int32(0), x),
         )[1]
 
     return lax.platform_dependent(x, cpu=loop, default=lambda x: x)

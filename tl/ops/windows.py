@@ -36,27 +36,42 @@ def same_padding(size: Pair, *, window: int, stride: int) -> Padding:
     return one(size[0]), one(size[1])
 
 
-def lax_conv(x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PADDING, groups: int = 1) -> Array:
+def lax_conv(
+    x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PADDING, groups: int = 1
+) -> Array:
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
 def pad(x: Array, padding: Padding, value: float = 0.0) -> Array:
     """A border of `value` around a picture; negative amounts crop."""
     (top, bottom), (left, right) = padding
-    return lax.pad(x, jnp.array(value, x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
+    return lax.pad(
+        x, jnp.array(value, x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
+    )
 
 
 def shifted(x: Array, taps: Pair, size: Pair, stride: int = 1) -> list[Array]:
     """What each tap of a window meets, in row-major order: `kh * kw` pictures of `size` pixels."""
     high = ((size[0] - 1) * stride + 1, (size[1] - 1) * stride + 1)
-    return [x[:, i : i + high[0] : stride, j : j + high[1] : stride] for i in range(taps[0]) for j in range(taps[1])]
+    return [
+        x[:, i : i + high[0] : stride, j : j + high[1] : stride]
+        for i in range(taps[0])
+        for j in range(taps[1])
+    ]
 
 
 def out_size(x_shape, taps: Pair, stride: int, padding: Padding) -> Pair:
     (top, bottom), (left, right) = padding
-    return (x_shape[1] + top + bottom - taps[0]) // stride + 1, (x_shape[2] + left + right - taps[1]) // stride + 1
+    return (x_shape[1] + top + bottom - taps[0]) // stride + 1, (
+        x_shape[2] + left + right - taps[1]
+    ) // stride + 1
 
 
 def select(kernel: Array, rows: range, cols: range) -> Array:
@@ -68,7 +83,9 @@ def products(x: Array, g: Array) -> Array:
     """`bhwc,bhwo->co`. Flat first: of three summed dimensions XLA makes copies; large pictures one by one."""
     b, h, w, c = x.shape
     if h * w >= 2048:
-        return jnp.sum(jnp.einsum("bpc,bpo->bco", x.reshape(b, h * w, c), g.reshape(b, h * w, -1)), axis=0)
+        return jnp.sum(
+            jnp.einsum("bpc,bpo->bco", x.reshape(b, h * w, c), g.reshape(b, h * w, -1)), axis=0
+        )
     return jnp.einsum("pc,po->co", x.reshape(-1, c), g.reshape(b * h * w, -1))
 
 
@@ -91,7 +108,9 @@ def by_phases(g, x_shape, taps: Pair, stride: int, padding: Padding, gather: Cal
         n = (len(rows), len(cols))
 
         def widen(a: Array) -> Array:
-            return pad(a, ((n[0] - 1 - lo[0], hi[0] - a.shape[1]), (n[1] - 1 - lo[1], hi[1] - a.shape[2])))
+            return pad(
+                a, ((n[0] - 1 - lo[0], hi[0] - a.shape[1]), (n[1] - 1 - lo[1], hi[1] - a.shape[2]))
+            )
 
         return gather(jax.tree.map(widen, g), rows, cols, size)
 

@@ -40,12 +40,18 @@ def _tile(points: tuple[float, ...]) -> _Tile:
 
 
 _TILES = {2: _tile((0.0, 1.0, -1.0)), 4: _tile((0.0, 1.0, -1.0, 0.5, -2.0))}
-_BLOCK = 1 << 26  # bytes of transformed tiles at a time: more is memory that the system must first clear; chosen
+_BLOCK = (
+    1 << 26
+)  # bytes of transformed tiles at a time: more is memory that the system must first clear; chosen
 
 
 def _mix(coefficients: np.ndarray, arrays: list[Array]) -> Array:
     """A weighted sum; weights of 0 and 1 cost nothing."""
-    terms = [x if a == 1 else x * np.float32(a) for a, x in zip(coefficients, arrays, strict=True) if abs(a) > 1e-12]
+    terms = [
+        x if a == 1 else x * np.float32(a)
+        for a, x in zip(coefficients, arrays, strict=True)
+        if abs(a) > 1e-12
+    ]
     return reduce(jnp.add, terms)
 
 
@@ -74,7 +80,8 @@ def _patches(x: Array, taps: Pair, tiles: Pair, tile: Pair) -> list[list[Array]]
     """The pixels (i, j) of every tile's patch."""
     high = ((tiles[0] - 1) * tile[0] + 1, (tiles[1] - 1) * tile[1] + 1)
     return [
-        [x[:, i : i + high[0] : tile[0], j : j + high[1] : tile[1]] for j in range(taps[1])] for i in range(taps[0])
+        [x[:, i : i + high[0] : tile[0], j : j + high[1] : tile[1]] for j in range(taps[1])]
+        for i in range(taps[0])
     ]
 
 
@@ -90,7 +97,11 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
     def pictures(x: Array) -> Array:
         patches = _both(rows.input, cols.input, _patches(pad(x, whole), taps, tiles, tile))
         products = [jnp.einsum("bhwc,co->bhwo", p, kernels[i]) for i, p in enumerate(patches)]
-        y = _both(rows.output, cols.output, [products[i : i + taps[1]] for i in range(0, len(products), taps[1])])
+        y = _both(
+            rows.output,
+            cols.output,
+            [products[i : i + taps[1]] for i in range(0, len(products), taps[1])],
+        )
         y = [jnp.stack(y[i : i + tile[1]], axis=3) for i in range(0, len(y), tile[1])]
         return jnp.stack(y, axis=2).reshape(-1, tiles[0] * tile[0], tiles[1] * tile[1], out)
 
@@ -111,7 +122,9 @@ def kernel_grad(x: Array, g: Array, padding: Padding) -> Array:
 
     def add(sums: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         x, g = pair
-        xs = _both(rows.input, cols.input, _patches(pad(x, whole), (tile[0] + 2, tile[1] + 2), tiles, tile))
+        xs = _both(
+            rows.input, cols.input, _patches(pad(x, whole), (tile[0] + 2, tile[1] + 2), tiles, tile)
+        )
         gs = _both(rows.output.T, cols.output.T, _patches(pad(g, fill), tile, tiles, tile))
         return sums + jnp.stack([products(*p) for p in zip(xs, gs, strict=True)]), None
 

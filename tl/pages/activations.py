@@ -36,19 +36,26 @@ def endpoints(clf: Classifier, variables: Variables, asked: Sequence[str]) -> li
     known = [*jax.eval_shape(clf.apply, variables, blank).endpoints, "features"]
     for name in asked:
         if name not in known:
-            raise ValueError(f"{clf.arch} has no endpoint {name!r}; nearest: {nearest(name, known)}")
+            raise ValueError(
+                f"{clf.arch} has no endpoint {name!r}; nearest: {nearest(name, known)}"
+            )
     return list(dict.fromkeys(asked or clf.spec.endpoints))
 
 
 @functools.cache
-def forward(clf: Classifier, names: tuple[str, ...]) -> Callable[[Variables, Array], dict[str, jax.Array]]:
+def forward(
+    clf: Classifier, names: tuple[str, ...]
+) -> Callable[[Variables, Array], dict[str, jax.Array]]:
     """The maps f32[h w c] of one picture f32[1 s s c] at the named endpoints, in one compiled pass."""
 
     @jax.jit
     def seen(variables: Variables, images01: jax.Array) -> dict[str, jax.Array]:
         found = clf.apply(variables, images01).endpoints
         last = clf.spec.endpoints[-1]
-        return {name: found[last if name == "features" else name][0].astype(jnp.float32) for name in names}
+        return {
+            name: found[last if name == "features" else name][0].astype(jnp.float32)
+            for name in names
+        }
 
     return seen
 
@@ -62,7 +69,12 @@ def enlarged(tile: np.ndarray, side: int = TILE) -> np.ndarray:
 def grid(pictures: Iterable[Any], words: Iterable[str]) -> Html:
     """Small pictures side by side with a word or two under each; cards would be wider than most of them."""
     cells = (
-        tag("figure", "", reporting.picture(enlarged(p), alt=w), tag("p", "caption", w, style="margin-top:.25rem"))
+        tag(
+            "figure",
+            "",
+            reporting.picture(enlarged(p), alt=w),
+            tag("p", "caption", w, style="margin-top:.25rem"),
+        )
         for p, w in zip(pictures, words, strict=True)
     )
     return tag("div", "gallery", *cells, style="gap:.9rem .75rem")
@@ -91,7 +103,9 @@ def shown(
     order = maps.strongest(found, topk)
     means = found.mean(axis=(0, 1))[order]
     pictures, flat = maps.tiles(found, order), maps.flat(found)
-    sheet = run.figure(f"{endpoint}-{name}", reporting.contact_sheet(map(enlarged, pictures), columns=8))
+    sheet = run.figure(
+        f"{endpoint}-{name}", reporting.contact_sheet(map(enlarged, pictures), columns=8)
+    )
     file = run.figure(f"{endpoint}-{name}-flat", flat)
     words = [f"{channel}: {mean:.3g}" for channel, mean in zip(order, means, strict=True)]
     text = (
@@ -105,13 +119,19 @@ def shown(
         says = f"The whole map on one scale: {height * width} positions down, row by row, and {c} channels across."
         parts.append(reporting.card(drawn, caption=says, alt=says))
     else:
-        parts.append(reporting.note(f"The whole map, {height * width} positions by {c} channels: figures/{file.name}"))
+        parts.append(
+            reporting.note(
+                f"The whole map, {height * width} positions by {c} channels: figures/{file.name}"
+            )
+        )
     title = f"{endpoint} ({clf.spec.endpoints[-1]})" if endpoint == "features" else endpoint
     row = {
         "picture": name,
         "endpoint": endpoint,
         "shape": [height, width, c],
-        "strongest": [{"channel": int(i), "mean": float(m)} for i, m in zip(order, means, strict=True)],
+        "strongest": [
+            {"channel": int(i), "mean": float(m)} for i, m in zip(order, means, strict=True)
+        ],
         "png": f"figures/{sheet.name}",
         "flat": f"figures/{file.name}",
     }
@@ -119,14 +139,23 @@ def shown(
 
 
 def driven(
-    run: reporting.Run, clf: Classifier, endpoint: str, found: np.ndarray, tops: Sequence[exemplars.Top], *, name: str
+    run: reporting.Run,
+    clf: Classifier,
+    endpoint: str,
+    found: np.ndarray,
+    tops: Sequence[exemplars.Top],
+    *,
+    name: str,
 ) -> tuple[list[Html], list[dict[str, Any]]]:
     """For the strongest channels of a map the real pictures that activate them most, and the same for result.json."""
     order = maps.strongest(found, len(tops))
     cards, rows = [], []
     for channel, tile, top in zip(order, maps.tiles(found, order), tops, strict=True):
         thumbs = [thumb for source, _ in top if (thumb := thumbnail(clf, source)) is not None]
-        row = {"channel": int(channel), "pictures": [{"picture": str(source), "mean": mean} for source, mean in top]}
+        row = {
+            "channel": int(channel),
+            "pictures": [{"picture": str(source), "mean": mean} for source, mean in top],
+        }
         if thumbs:
             sheet = reporting.contact_sheet(thumbs, columns=3)
             row["png"] = f"figures/{run.figure(f'{endpoint}-{name}-channel-{channel}', sheet).name}"
@@ -135,9 +164,19 @@ def driven(
                 reporting.picture(sheet, alt=f"pictures that drive channel {channel}"),
             ]
             words = f"mean {found[..., channel].mean():.3g} here, {top[0][1]:.3g} to {top[-1][1]:.3g} in these"
-            frame = tag("div", "frame", tag("div", "", *pair, style="display:flex;gap:.75rem;align-items:flex-start"))
+            frame = tag(
+                "div",
+                "frame",
+                tag("div", "", *pair, style="display:flex;gap:.75rem;align-items:flex-start"),
+            )
             cards.append(
-                tag("figure", "card", tag("p", "title", f"channel {channel}"), frame, tag("p", "caption", words))
+                tag(
+                    "figure",
+                    "card",
+                    tag("p", "title", f"channel {channel}"),
+                    frame,
+                    tag("p", "caption", words),
+                )
             )
         rows.append(row)
     said = (
@@ -155,10 +194,15 @@ def thumbnail(clf: Classifier, source: data.Source) -> np.ndarray | None:
         return None
 
 
-def first_layer(run: reporting.Run, clf: Classifier, variables: Variables) -> tuple[list[Html], dict[str, Any]]:
+def first_layer(
+    run: reporting.Run, clf: Classifier, variables: Variables
+) -> tuple[list[Html], dict[str, Any]]:
     """A section on the first convolution's filters, and what result.json says; nothing where it does not read colours."""
     known = filters.kernels(variables["params"]["backbone"])
-    first = next((name for name, kernel in known.items() if kernel.shape[2] == 3 == len(clf.pixels.mean)), None)
+    first = next(
+        (name for name, kernel in known.items() if kernel.shape[2] == 3 == len(clf.pixels.mean)),
+        None,
+    )
     if first is None:
         return [], {}
     kernel = known[first] if clf.pixels.channels == "rgb" else known[first][:, :, ::-1]
@@ -168,5 +212,9 @@ def first_layer(run: reporting.Run, clf: Classifier, variables: Variables) -> tu
         f"The {len(tiles)} filters of {first}, shape {kernel.shape}, in colour and in order: mid-grey is a weight of 0, and "
         "each is stretched by its own largest weight."
     )
-    part = reporting.section("The first convolution", grid(tiles, map(str, range(len(tiles)))), text=text)
-    return [part], {"filters": {"kernel": first, "shape": list(kernel.shape), "png": f"figures/{sheet.name}"}}
+    part = reporting.section(
+        "The first convolution", grid(tiles, map(str, range(len(tiles)))), text=text
+    )
+    return [part], {
+        "filters": {"kernel": first, "shape": list(kernel.shape), "png": f"figures/{sheet.name}"}
+    }

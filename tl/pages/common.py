@@ -12,7 +12,9 @@ from tl.pixels import PixelSpec
 
 def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> list[reporting.Bar]:
     """The report's bars of a `topk`."""
-    return [reporting.Bar(row["name"], row["probability"], row["index"] in highlight) for row in top]
+    return [
+        reporting.Bar(row["name"], row["probability"], row["index"] in highlight) for row in top
+    ]
 
 
 def weights_facts(clf: Classifier) -> dict[str, str]:
@@ -28,7 +30,9 @@ def in_words(spec: PixelSpec) -> str:
     """A PixelSpec in a line."""
     how = f"of {int(spec.size / spec.crop)}" if spec.resize == "shorter" else "squashed"
     levels = set(spec.std) == {1 / 255}
-    short = lambda values, unit: " ".join(f"{unit * v:.6g}" if unit > 1 else f"{v:.4g}" for v in dict.fromkeys(values))  # noqa: E731
+    short = lambda values, unit: " ".join(
+        f"{unit * v:.6g}" if unit > 1 else f"{v:.4g}" for v in dict.fromkeys(values)
+    )
     if levels:
         scale = "0 to 255" + (f" minus {short(spec.mean, 255)}" if any(spec.mean) else "")
     else:

@@ -13,14 +13,20 @@ from tl.models import Classifier
 from tl.pages import common
 from tl.reporting import Html
 
-WHOSE = {"now": "this classifier", "after": "this classifier", "before": "a probe on the pretrained network"}
+WHOSE = {
+    "now": "this classifier",
+    "after": "this classifier",
+    "before": "a probe on the pretrained network",
+}
 
 
 def robust_section(found: dict[str, dict[str, Any]]) -> Html:
     """Accuracy under attack: "now", or "before" and "after" training."""
     bars = [
         reporting.interval(
-            row["top1"], *row["top1_ci95"], label=f"{WHOSE[when]}, {reporting.percent(row['clean'])} unattacked"
+            row["top1"],
+            *row["top1_ci95"],
+            label=f"{WHOSE[when]}, {reporting.percent(row['clean'])} unattacked",
         )
         for when, row in found.items()
     ]
@@ -62,8 +68,13 @@ def sections(
     }
     compared = [("always the commonest class", result["majority"]), *references]
     low, high = result["top1_ci95"]
-    accuracy = reporting.interval(result["top1"], low, high, label="test accuracy", references=compared)
-    pairs = [(row["true"], row["predicted"], f"{row['count']} of {row['of']}") for row in result["most_confused"]]
+    accuracy = reporting.interval(
+        result["top1"], low, high, label="test accuracy", references=compared
+    )
+    pairs = [
+        (row["true"], row["predicted"], f"{row['count']} of {row['of']}")
+        for row in result["most_confused"]
+    ]
     confused = [reporting.confusion(np.array(result["confusion"]), classes)]
     confused += [reporting.table(pairs, ("is", "was called", "times"))] if pairs else []
     sure = {"as trained": result["reliability"]}
@@ -77,7 +88,9 @@ def sections(
         reporting.section("What it confuses", *confused),
         *worst(run, clf, said),
         reporting.section(
-            "Class by class", reporting.per_class(weakest), text="The least known first, with 95 % intervals."
+            "Class by class",
+            reporting.per_class(weakest),
+            text="The least known first, with 95 % intervals.",
         ),
     ]
 
@@ -89,7 +102,9 @@ def worst(run: reporting.Run, clf: Classifier, said: Predictions) -> list[Html]:
         source = said.examples[row["row"]].path
         images.append(clf.prepare(data.decode(source)))
         bars = common.bars(row["topk"], [int(said.labels[row["row"]])])
-        cards.append(reporting.card(images[-1], caption=f"{source.name}, in truth {row['true']}", bars=bars))
+        cards.append(
+            reporting.card(images[-1], caption=f"{source.name}, in truth {row['true']}", bars=bars)
+        )
     if not images:
         return []
     run.figure("worst_mistakes", reporting.contact_sheet(images, columns=4))

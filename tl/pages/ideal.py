@@ -31,7 +31,10 @@ def page(
     """The sections: each image large, how it came to be, what is said of it, and the way to make it again."""
     strips = []
     for i, (cell, row) in enumerate(zip(cells, result["images"], strict=True)):
-        words = [f"total variation {row['tv']:.3f} (weight {cell.tv:g})", f"spectral slope {row['spectral_slope']:.2f}"]
+        words = [
+            f"total variation {row['tv']:.3f} (weight {cell.tv:g})",
+            f"spectral slope {row['spectral_slope']:.2f}",
+        ]
         if row["probability"] is None:
             words.insert(0, f"value {row['value']:.4g}" + (", a dead unit" if row["dead"] else ""))
         classes = cell.objective_spec.classes
@@ -45,9 +48,15 @@ def page(
             )
         ]
         if len(found.frames):
-            film = reporting.film([found.start[i], *found.frames[:, i]], seconds=3.0, alt="the climb, from noise on")
+            film = reporting.film(
+                [found.start[i], *found.frames[:, i]], seconds=3.0, alt="the climb, from noise on"
+            )
             cards.append(
-                reporting.card(film, title="the climb", caption=f"{how.steps} steps, {len(found.frames)} of them shown")
+                reporting.card(
+                    film,
+                    title="the climb",
+                    caption=f"{how.steps} steps, {len(found.frames)} of them shown",
+                )
             )
         if photograph is not None:
             about = (
@@ -58,17 +67,33 @@ def page(
             cards.append(reporting.card(photograph, title="the photograph", caption=about))
         if row["judges"]:
             opinion = [reporting.Bar(arch, p) for arch, p in row["judges"].items()]
-            text = reporting.note(f"How probable {cell.objective_spec.word} is to networks that took no part")
+            text = reporting.note(
+                f"How probable {cell.objective_spec.word} is to networks that took no part"
+            )
             cards.append(
                 reporting.tag(
-                    "figure", "card", reporting.tag("figcaption", "title", "judges"), text, reporting.bars(opinion)
+                    "figure",
+                    "card",
+                    reporting.tag("figcaption", "title", "judges"),
+                    text,
+                    reporting.bars(opinion),
                 )
             )
         if cell.objective_spec in pictures:
-            real = reporting.contact_sheet([_small(clf, path) for path, _ in pictures[cell.objective_spec]], columns=3)
-            cards.append(reporting.card(real, title="nine photographs", caption="that activate the same unit most"))
+            real = reporting.contact_sheet(
+                [_small(clf, path) for path, _ in pictures[cell.objective_spec]], columns=3
+            )
+            cards.append(
+                reporting.card(
+                    real, title="nine photographs", caption="that activate the same unit most"
+                )
+            )
         title = cell.objective_spec.word + (f", variation {cell.tv:g}" if len(how.tv) > 1 else "")
-        strips.append(reporting.strip(cards, title=title + (f", noise {cell.replicate}" if how.count > 1 else "")))
+        strips.append(
+            reporting.strip(
+                cards, title=title + (f", noise {cell.replicate}" if how.count > 1 else "")
+            )
+        )
     names = names_of(how, [cell.objective_spec for cell in cells])
     seen = " and ".join(names) or "no transform"
     lead = (
@@ -91,16 +116,26 @@ def page(
             )
         )
     if "diversity" in result:
-        rows = [(each["target"], each["tv_weight"], each["diversity"]) for each in result["diversity"]]
+        rows = [
+            (each["target"], each["tv_weight"], each["diversity"]) for each in result["diversity"]
+        ]
         caption = f"One less the mean cosine of features of {result['diversity'][0]['by']}: 0 where images are alike"
-        parts.append(reporting.table(rows, ["target", "weight of variation", "diversity over noises"], caption=caption))
+        parts.append(
+            reporting.table(
+                rows, ["target", "weight of variation", "diversity over noises"], caption=caption
+            )
+        )
     sections.append(reporting.section("In numbers", *parts))
     command = re.sub(r"^.*-m experiments\.", "./launch.sh ", str(run.config["command"]))
     again = reporting.tag("p", "", reporting.tag("code", "", command))
     weights = {"tv": sorted({cell.tv for cell in cells}), "size": saved.shape[1], "names": names}
     chosen = [(name, _told(value)) for name, value in {**how._asdict(), **weights}.items()]
     text = "The same seed gives the same image, to the last bit."
-    sections.append(reporting.section("Make it again", again, reporting.table(chosen, ["setting", "value"]), text=text))
+    sections.append(
+        reporting.section(
+            "Make it again", again, reporting.table(chosen, ["setting", "value"]), text=text
+        )
+    )
     return sections
 
 

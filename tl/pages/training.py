@@ -29,20 +29,38 @@ def training_sections(fitted: fit.FitResult, result: dict[str, Any]) -> list[Htm
 
     def drawn(y_label: str, **named: str) -> Html:
         lines = {
-            name.replace("_", " "): [(x, row[key]) for x, row in zip(at, fitted.history, strict=True)]
+            name.replace("_", " "): [
+                (x, row[key]) for x, row in zip(at, fitted.history, strict=True)
+            ]
             for name, key in named.items()
             if key in fitted.history[0]
         }
         return reporting.curves(lines, x_label="epoch", y_label=y_label)
 
     parts = [
-        drawn("loss, nats", training="loss", validation="val_nll", validation_attacked="val_robust_nll"),
-        drawn("accuracy", training="accuracy", validation="val_top1", validation_attacked="val_robust_top1"),
+        drawn(
+            "loss, nats",
+            training="loss",
+            validation="val_nll",
+            validation_attacked="val_robust_nll",
+        ),
+        drawn(
+            "accuracy",
+            training="accuracy",
+            validation="val_top1",
+            validation_attacked="val_robust_top1",
+        ),
         drawn("learning rate of the head", rate="lr"),
     ]
-    figures = {"trained parameters": f"{result['trainable_params']:,}", "steps": fitted.steps, "read from": fitted.feed}
+    figures = {
+        "trained parameters": f"{result['trainable_params']:,}",
+        "steps": fitted.steps,
+        "read from": fitted.feed,
+    }
     if fitted.seconds:
         figures["pictures a second"] = f"{result['images_per_second']:.1f}"
-        figures["time spent waiting for pictures"] = reporting.percent(min(result["waiting_share"], 1.0))
+        figures["time spent waiting for pictures"] = reporting.percent(
+            min(result["waiting_share"], 1.0)
+        )
     groups = reporting.table([list(row.values()) for row in fitted.groups], list(fitted.groups[0]))
     return [reporting.section("Training", reporting.numbers(figures), groups, *parts)]

@@ -21,20 +21,30 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Html:
     counts = np.asarray(matrix)
     k = len(classes)
     if counts.shape != (k, k) or counts.dtype.kind not in "iu":
-        raise ValueError(f"a confusion matrix of {k} classes is int[{k} {k}]; got {counts.dtype}{list(counts.shape)}")
+        raise ValueError(
+            f"a confusion matrix of {k} classes is int[{k} {k}]; got {counts.dtype}{list(counts.shape)}"
+        )
     totals = counts.sum(axis=1)
     if k > 60:
         wrong = counts * (1 - np.eye(k, dtype=counts.dtype))
         worst = [divmod(int(i), k) for i in np.argsort(-wrong, axis=None, kind="stable")[:20]]
-        pairs = [(classes[i], classes[j], int(wrong[i, j]), int(totals[i])) for i, j in worst if wrong[i, j]]
-        return table(pairs, ["true", "taken for", "times", "of"], caption="The most frequent confusions")
+        pairs = [
+            (classes[i], classes[j], int(wrong[i, j]), int(totals[i]))
+            for i, j in worst
+            if wrong[i, j]
+        ]
+        return table(
+            pairs, ["true", "taken for", "times", "of"], caption="The most frequent confusions"
+        )
     body = []
     for i, name in enumerate(classes):
         cells = [tag("th", "", name, scope="row")]
         for j, other in enumerate(classes):
             n, share = int(counts[i, j]), int(counts[i, j]) / max(1, int(totals[i]))
             hover = f"{name} taken for {other}: {n} of {int(totals[i])}, {percent(share)}"
-            shade = f"--share:{8 + 92 * share:.0f}%" if n else ""  # 8: a single mistake shows, chosen, not tuned
+            shade = (
+                f"--share:{8 + 92 * share:.0f}%" if n else ""
+            )  # 8: a single mistake shows, chosen, not tuned
             mark = " ".join(["hot"] * (share > 0.7) + ["right"] * (i == j))
             cells.append(tag("td", mark, str(n) if n else "", title=hover, style=shade))
         body.append(tag("tr", "", *cells))
@@ -45,7 +55,13 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Html:
 
 
 def heat_map(
-    shares: Any, rows: Sequence[str], columns: Sequence[str], *, corner: str = "", hover: Any = None, marked: Any = None
+    shares: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    corner: str = "",
+    hover: Any = None,
+    marked: Any = None,
 ) -> Html:
     """A table of shares, each cell shaded by its own and with its percentage in figures; `confusion` is for counts.
 
@@ -62,7 +78,9 @@ def heat_map(
     """
     values = np.asarray(shares, np.float64)
     if values.shape != (len(rows), len(columns)):
-        raise ValueError(f"a map of {len(rows)} rows and {len(columns)} columns; got shares of {list(values.shape)}")
+        raise ValueError(
+            f"a map of {len(rows)} rows and {len(columns)} columns; got shares of {list(values.shape)}"
+        )
     body = []
     for i, row in enumerate(rows):
         cells = [tag("th", "", row, scope="row")]
@@ -72,9 +90,17 @@ def heat_map(
                 cells.append(tag("td", ""))
                 continue
             words = hover[i][j] if hover is not None else f"{row}, {column}: {percent(share)}"
-            mark = " ".join(["hot"] * (share > 0.7) + ["right"] * (marked is not None and bool(marked[i][j])))
+            mark = " ".join(
+                ["hot"] * (share > 0.7) + ["right"] * (marked is not None and bool(marked[i][j]))
+            )
             cells.append(
-                tag("td", mark, f"{100 * _share(share):.0f}", title=words, style=f"--share:{100 * share:.0f}%")
+                tag(
+                    "td",
+                    mark,
+                    f"{100 * _share(share):.0f}",
+                    title=words,
+                    style=f"--share:{100 * share:.0f}%",
+                )
             )
         body.append(tag("tr", "", *cells))
     heads = (tag("th", "", tag("span", "", name), scope="col") for name in columns)
@@ -114,10 +140,14 @@ def interval(
       references: (name, share in [0, 1]), such as `("majority class", 0.687)`; one mark a row.
     """
     if not _share(low) <= _share(value) <= _share(high):
-        raise ValueError(f"an interval holds its value: low <= value <= high; got {low:g}, {value:g}, {high:g}")
+        raise ValueError(
+            f"an interval holds its value: low <= value <= high; got {low:g}, {value:g}, {high:g}"
+        )
     ends = [low, high, *(_share(mark) for _, mark in references)]
     spread = max(ends) - min(ends)
-    margin = 1.0 if spread > 0.5 else 0.1 * spread + 0.01  # chosen, not tuned: past a half the whole axis costs little
+    margin = (
+        1.0 if spread > 0.5 else 0.1 * spread + 0.01
+    )  # chosen, not tuned: past a half the whole axis costs little
     ticks = _ticks(max(0.0, min(ends) - margin), min(1.0, max(ends) + margin))
 
     def at(share: float) -> str:
@@ -133,12 +163,21 @@ def interval(
         return tag("li", css_class, *words, tag("div", "lane", *grid, *marks))
 
     lines = [line("on", label, value, tag("small", "", span), whisker, dot)]
-    lines += [line("", name, mark, Html(""), tag("u", "", style=f"left:{at(mark)}")) for name, mark in references]
+    lines += [
+        line("", name, mark, Html(""), tag("u", "", style=f"left:{at(mark)}"))
+        for name, mark in references
+    ]
     figures = (tag("span", "", _number(100 * t), style=f"left:{at(t)}") for t in ticks)
     return tag("ul", "interval", *lines, tag("li", "axis", tag("div", "lane", *figures)))
 
 
-def curves(series: Mapping[str, Iterable[tuple[float, float]]], *, x_label: str, y_label: str, title: str = "") -> Html:
+def curves(
+    series: Mapping[str, Iterable[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    title: str = "",
+) -> Html:
     """Lines over steps or epochs; told apart by dashes as well as by colour, the last value in figures.
 
     Args:
@@ -146,10 +185,18 @@ def curves(series: Mapping[str, Iterable[tuple[float, float]]], *, x_label: str,
       x_label, y_label: what the axes count, with the unit.
     """
     lines = {name: [(float(x), float(y)) for x, y in points] for name, points in series.items()}
-    finite = [(x, y) for points in lines.values() for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    finite = [
+        (x, y)
+        for points in lines.values()
+        for x, y in points
+        if math.isfinite(x) and math.isfinite(y)
+    ]
     if not finite:
         return note(f"No finite points to draw for {y_label}.")
-    (x_low, y_low), (x_high, y_high) = np.min(finite, axis=0).tolist(), np.max(finite, axis=0).tolist()
+    (x_low, y_low), (x_high, y_high) = (
+        np.min(finite, axis=0).tolist(),
+        np.max(finite, axis=0).tolist(),
+    )
     y_ticks = _ticks(y_low, y_high)
     x_ticks = [t for t in _ticks(x_low, x_high) if x_low <= t <= x_high]
 
@@ -169,17 +216,39 @@ def curves(series: Mapping[str, Iterable[tuple[float, float]]], *, x_label: str,
             pen_up = not (math.isfinite(x) and math.isfinite(y))
         drawn.append(tag("path", f"line c{i % 5}", tag("title", "", name), d=path))
         if len(points) <= 30:
-            dots = "".join(f"M{to_x(x)} {to_y(y)}h0" for x, y in points if math.isfinite(x) and math.isfinite(y))
+            dots = "".join(
+                f"M{to_x(x)} {to_y(y)}h0"
+                for x, y in points
+                if math.isfinite(x) and math.isfinite(y)
+            )
             drawn.append(tag("path", f"dots c{i % 5}", d=dots))
-        key = tag("svg", "key", tag("path", f"line c{i % 5}", d="M0 5H28"), viewBox="0 0 28 10", aria_hidden="true")
+        key = tag(
+            "svg",
+            "key",
+            tag("path", f"line c{i % 5}", d="M0 5H28"),
+            viewBox="0 0 28 10",
+            aria_hidden="true",
+        )
         last = tag("b", "", f"{points[-1][1]:.4g}") if points else ""
         legend.append(tag("li", "", key, " ", name, " ", last))
     words = f"{title or y_label} over {x_label}: {', '.join(lines)}"
-    svg = tag("svg", "", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", role="img", aria_label=words)
+    svg = tag(
+        "svg",
+        "",
+        *drawn,
+        viewBox="0 0 100 100",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=words,
+    )
     marks = [tag("span", "y", _number(t), style=f"top:{to_y(t)}%") for t in y_ticks]
     marks += [tag("span", "x", _number(t), style=f"left:{to_x(t)}%") for t in x_ticks]
     head = tag("figcaption", "title", title) if title else ""
-    axes = tag("p", "y-label", y_label), tag("div", "plot", svg, *marks), tag("p", "x-label", x_label)
+    axes = (
+        tag("p", "y-label", y_label),
+        tag("div", "plot", svg, *marks),
+        tag("p", "x-label", x_label),
+    )
     return tag("figure", "curves", head, *axes, tag("ul", "legend", *legend))
 
 
@@ -208,19 +277,46 @@ def reliability(series: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
             wide = f"stroke-width:{4 + 10 * math.sqrt(row['n'] / total):.1f}"
             at = f"M{100 * row['confidence']:.3f} {100 - 100 * row['accuracy']:.3f}h0"
             drawn.append(
-                tag("path", f"dots c{i % 5}", tag("title", "", f"{name}: {row['n']} pictures"), d=at, style=wide)
+                tag(
+                    "path",
+                    f"dots c{i % 5}",
+                    tag("title", "", f"{name}: {row['n']} pictures"),
+                    d=at,
+                    style=wide,
+                )
             )
         legend.append((f"dots c{i % 5}", "M14 5h0", name))
-    legend += [("line ideal", "M0 5H28", "as sure as right"), ("share", "M2 0H26V10H2Z", "share of pictures")]
+    legend += [
+        ("line ideal", "M0 5H28", "as sure as right"),
+        ("share", "M2 0H26V10H2Z", "share of pictures"),
+    ]
     keys = [
-        tag("li", "", tag("svg", "key", tag("path", css, d=d), viewBox="0 0 28 10", aria_hidden="true"), " ", name)
+        tag(
+            "li",
+            "",
+            tag("svg", "key", tag("path", css, d=d), viewBox="0 0 28 10", aria_hidden="true"),
+            " ",
+            name,
+        )
         for css, d, name in legend
     ]
     words = f"Accuracy over confidence: {', '.join(series)}"
-    svg = tag("svg", "", *drawn, viewBox="0 0 100 100", preserveAspectRatio="none", role="img", aria_label=words)
+    svg = tag(
+        "svg",
+        "",
+        *drawn,
+        viewBox="0 0 100 100",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=words,
+    )
     marks = [tag("span", "y", _number(t), style=f"top:{100 - t}%") for t in (0, 25, 50, 75, 100)]
     marks += [tag("span", "x", _number(t), style=f"left:{t}%") for t in (0, 25, 50, 75, 100)]
-    axes = tag("p", "y-label", "right, %"), tag("div", "plot", svg, *marks), tag("p", "x-label", "sure, %")
+    axes = (
+        tag("p", "y-label", "right, %"),
+        tag("div", "plot", svg, *marks),
+        tag("p", "x-label", "sure, %"),
+    )
     return tag("figure", "curves square", *axes, tag("ul", "legend", *keys))
 
 
@@ -233,5 +329,8 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
         low, high = (100 * bound for bound in row[f"{name}_ci95"])
         return f"{percent(row[name])} ({low:.0f} to {high:.0f})".replace(" ", "\N{NO-BREAK SPACE}")
 
-    cells = [(row["class"], row["n"], share(row, "recall"), row["called"], share(row, "precision")) for row in rows]
+    cells = [
+        (row["class"], row["n"], share(row, "recall"), row["called"], share(row, "precision"))
+        for row in rows
+    ]
     return table(cells, ["class", "pictures", "of them called so", "called so", "of them rightly"])

@@ -48,14 +48,21 @@ def text(value: object) -> Html:
     """Text made safe to stand in a page or in an attribute; `Html` passes as it is."""
     if isinstance(value, Html):
         return value
-    readable = str(value).encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
+    readable = (
+        str(value).encode("utf-8", "backslashreplace").decode()
+    )  # names of files need not be UTF-8
     return Html(html.escape(readable))
 
 
 def tag(name: str, css_class: str, *children: object, **attributes: object) -> Html:
     """An HTML or SVG element; what is not `Html` is escaped, attributes in any case; `_` in their names becomes `-`."""
-    pairs = {"class": css_class, **{key.replace("_", "-"): value for key, value in attributes.items()}}
-    start = name + "".join(f' {key}="{text(str(value))}"' for key, value in pairs.items() if value != "")
+    pairs = {
+        "class": css_class,
+        **{key.replace("_", "-"): value for key, value in attributes.items()},
+    }
+    start = name + "".join(
+        f' {key}="{text(str(value))}"' for key, value in pairs.items() if value != ""
+    )
     inner = "".join(map(text, children))
     return Html(f"<{start}>" if name == "img" else f"<{start}>{inner}</{name}>")
 
@@ -70,12 +77,16 @@ def percent(share: float) -> str:
     share = _share(share)
     if share in (0.0, 1.0):
         return f"{100 * share:.0f} %"
-    return "< 0.1 %" if share < 0.0005 else "> 99.9 %" if share >= 0.9995 else f"{100 * share:.1f} %"
+    return (
+        "< 0.1 %" if share < 0.0005 else "> 99.9 %" if share >= 0.9995 else f"{100 * share:.1f} %"
+    )
 
 
 def _share(value: float) -> float:
     if not 0 <= (share := float(value)) <= 1:
-        raise ValueError(f"a probability or accuracy is in [0, 1]; got {share:g}; divide percentages by 100")
+        raise ValueError(
+            f"a probability or accuracy is in [0, 1]; got {share:g}; divide percentages by 100"
+        )
     return share
 
 
@@ -127,7 +138,15 @@ def bars(rows: Iterable[tuple[Any, ...]]) -> Html:
     for label, probability, highlight in (Bar(*row) for row in rows):
         fill = tag("i", "", style=f"width:{100 * _share(probability):.2f}%")
         value = tag("span", "value", percent(probability))
-        lines.append(tag("li", "on" if highlight else "", tag("span", "", label), value, tag("div", "track", fill)))
+        lines.append(
+            tag(
+                "li",
+                "on" if highlight else "",
+                tag("span", "", label),
+                value,
+                tag("div", "track", fill),
+            )
+        )
     return tag("ul", "bars", *lines) if lines else Html("")
 
 
@@ -139,7 +158,9 @@ def before_after(rows: Iterable[tuple[str, float, float]]) -> Html:
         value = tag("span", "value", f"{percent(before)} \N{RIGHTWARDS ARROW} {percent(after)}")
         line = tag("i", "", style=f"left:{min(a, b):.2f}%;width:{abs(a - b):.2f}%")
         dots = tag("u", "", style=f"left:{a:.2f}%"), tag("u", "full", style=f"left:{b:.2f}%")
-        lines.append(tag("li", "", tag("span", "", label), value, tag("div", "track moved", line, *dots)))
+        lines.append(
+            tag("li", "", tag("span", "", label), value, tag("div", "track moved", line, *dots))
+        )
     return tag("ul", "bars", *lines) if lines else Html("")
 
 
@@ -164,7 +185,9 @@ def card(
       scale, alt: as for `picture`; `alt` is by default title and caption.
     """
     heading = tag("figcaption", "title", title) if title else ""
-    words = alt or ", ".join(part for part in (title, caption) if part and not isinstance(part, Html))
+    words = alt or ", ".join(
+        part for part in (title, caption) if part and not isinstance(part, Html)
+    )
     small = tag("p", "caption", caption) if caption else ""
     frame = tag("div", "frame", picture(image, alt=words, scale=scale))
     return tag("figure", "card", heading, frame, small, _bars(bars or ()), below)
@@ -184,12 +207,18 @@ def gallery(cards: Iterable[Html]) -> Html:
 def strip(cards: Iterable[Html], *, title: str = "", caption: str = "") -> Html:
     """Cards that are to be compared, under one title: original, adversarial, amplified difference."""
     heading = tag("h3", "", title) if title else ""
-    return tag("div", "strip", heading, tag("div", "gallery", *cards), note(caption) if caption else "")
+    return tag(
+        "div", "strip", heading, tag("div", "gallery", *cards), note(caption) if caption else ""
+    )
 
 
 def numbers(items: Mapping[str, object]) -> Html:
     """The few numbers that matter, set large: `{"top-1": percent(0.831), "photographs": 1018}`."""
-    return tag("dl", "numbers", *(tag("div", "", tag("dt", "", k), tag("dd", "", _cell(v))) for k, v in items.items()))
+    return tag(
+        "dl",
+        "numbers",
+        *(tag("div", "", tag("dt", "", k), tag("dd", "", _cell(v))) for k, v in items.items()),
+    )
 
 
 def note(words: str) -> Html:
@@ -201,15 +230,23 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str], *, caption: s
     """A table; numbers stand right in figures of equal width, floats with four digits; cells may be `Html`."""
     rows = [list(row) for row in rows]
     if any(len(row) != len(header) for row in rows):
-        raise ValueError(f"a row has a cell a column, {len(header)}; got rows of {sorted({len(r) for r in rows})}")
+        raise ValueError(
+            f"a row has a cell a column, {len(header)}; got rows of {sorted({len(r) for r in rows})}"
+        )
     right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(name: str, cells: Sequence[object]) -> Html:
-        return tag("tr", "", *(tag(name, "n" if r else "", _cell(c)) for c, r in zip(cells, right, strict=True)))
+        return tag(
+            "tr",
+            "",
+            *(tag(name, "n" if r else "", _cell(c)) for c, r in zip(cells, right, strict=True)),
+        )
 
     title = tag("caption", "", caption) if caption else ""
     body = tag("tbody", "", *(line("td", row) for row in rows))
-    return tag("div", "scroll", tag("table", "plain", title, tag("thead", "", line("th", header)), body))
+    return tag(
+        "div", "scroll", tag("table", "plain", title, tag("thead", "", line("th", header)), body)
+    )
 
 
 def _is_number(value: object) -> bool:
@@ -220,7 +257,11 @@ def _cell(value: object) -> object:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
-        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}") if abs(int(value)) > 9999 else str(value)
+        return (
+            f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+            if abs(int(value)) > 9999
+            else str(value)
+        )
     return f"{float(value):.4g}" if isinstance(value, float | np.floating) else value
 
 
@@ -230,7 +271,9 @@ def skipped(files: Sequence[Mapping[str, str]]) -> Html:
         return Html("")
     label = f"{len(files)} file{'s' * (len(files) > 1)} skipped"
     inner = table([(tag("code", "", f["path"]), f["why"]) for f in files], ["file", "why"])
-    return tag("details", "", tag("summary", "", label), inner, open="open" if len(files) <= 10 else "")
+    return tag(
+        "details", "", tag("summary", "", label), inner, open="open" if len(files) <= 10 else ""
+    )
 
 
 def section(title: str, *parts: Html, text: str = "") -> Html:
@@ -254,7 +297,9 @@ def page(title: str, lead: str, sections: Iterable[Html], *, facts: Mapping[str,
       facts: small print at the foot: command line, versions, date, device, seconds.
     """
     head = tag("header", "", tag("h1", "", title), tag("p", "lead", lead))
-    rows = (tag("div", "", tag("dt", "", key), tag("dd", "", value)) for key, value in facts.items())
+    rows = (
+        tag("div", "", tag("dt", "", key), tag("dd", "", value)) for key, value in facts.items()
+    )
     foot = tag("footer", "", tag("dl", "", *rows)) if facts else ""
     return _SHELL.format(title=text(title), css=_css(), body=tag("main", "", head, *sections, foot))
 

@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 WEBP_QUALITY = 80  # of 100 (chosen, not tuned)
-LAST_FRAME = 1.5  # seconds that a film rests on its last frame, the one that matters (chosen, not tuned)
+LAST_FRAME = (
+    1.5  # seconds that a film rests on its last frame, the one that matters (chosen, not tuned)
+)
 SHORTEST_FRAME = 0.02  # seconds; browsers slow a film down whose frames are shorter
 
 
@@ -37,19 +39,27 @@ def as_uint8(image: Any) -> np.ndarray:
     """
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
-            raise ValueError(f"a PIL image of mode {image.mode!r} has no fixed range; pass a float array in [0, 1]")
+            raise ValueError(
+                f"a PIL image of mode {image.mode!r} has no fixed range; pass a float array in [0, 1]"
+            )
         image = image.convert("RGB")
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
-        raise ValueError(f"a picture is [h w 3], [h w 1] or [h w]; got {list(np.shape(image))}; index the batch first")
+        raise ValueError(
+            f"a picture is [h w 3], [h w 1] or [h w]; got {list(np.shape(image))}; index the batch first"
+        )
     if pixels.dtype.kind == "f":
         if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"float pixels are in [0, 1]; got {pixels.min():g} to {pixels.max():g}; rescale it")
+            raise ValueError(
+                f"float pixels are in [0, 1]; got {pixels.min():g} to {pixels.max():g}; rescale it"
+            )
         pixels = np.rint(pixels * np.asarray(255, pixels.dtype)).astype(np.uint8)
     if pixels.dtype != np.uint8:
-        raise ValueError(f"a picture is uint8, or float in [0, 1]; got {pixels.dtype}; convert it first")
+        raise ValueError(
+            f"a picture is uint8, or float in [0, 1]; got {pixels.dtype}; convert it first"
+        )
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
@@ -58,7 +68,9 @@ def save_png(path: str | os.PathLike[str] | IO[bytes], image: Any) -> None:
     Image.fromarray(as_uint8(image)).save(path, format="PNG")
 
 
-def save_film(path: str | os.PathLike[str] | IO[bytes], frames: Iterable[Any], *, seconds: float) -> None:
+def save_film(
+    path: str | os.PathLike[str] | IO[bytes], frames: Iterable[Any], *, seconds: float
+) -> None:
     """Writes pictures as one animated WebP that loops for ever, to a path or an open file.
 
     Lossy, unlike `save_png`: it shows how something came about, and the pixels that count are saved as PNG. Equal frames
@@ -89,7 +101,9 @@ def save_film(path: str | os.PathLike[str] | IO[bytes], frames: Iterable[Any], *
     first.save(path, format="WEBP", save_all=True, append_images=rest, duration=held, **how)
 
 
-def contact_sheet(images: Iterable[Any], *, columns: int, gap: int = 4, background: int = 255) -> np.ndarray:
+def contact_sheet(
+    images: Iterable[Any], *, columns: int, gap: int = 4, background: int = 255
+) -> np.ndarray:
     """Many pictures as one, row by row from the top left, none of them resized.
 
     Args:
@@ -107,11 +121,15 @@ def contact_sheet(images: Iterable[Any], *, columns: int, gap: int = 4, backgrou
     """
     pictures = [as_uint8(image) for image in images]
     if not pictures or columns < 1 or gap < 0:
-        raise ValueError(f"a sheet needs pictures, columns >= 1, gap >= 0; got {len(pictures)}, {columns}, {gap}")
+        raise ValueError(
+            f"a sheet needs pictures, columns >= 1, gap >= 0; got {len(pictures)}, {columns}, {gap}"
+        )
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
-    sheet = np.full([rows * (height + gap) - gap, columns * (width + gap) - gap, 3], background, np.uint8)
+    sheet = np.full(
+        [rows * (height + gap) - gap, columns * (width + gap) - gap, 3], background, np.uint8
+    )
     for i, p in enumerate(pictures):
         top = i // columns * (height + gap) + (height - p.shape[0]) // 2
         left = i % columns * (width + gap) + (width - p.shape[1]) // 2
@@ -135,5 +153,7 @@ def amplify(difference: Any, factor: float) -> np.ndarray:
     """
     change = np.asarray(difference)
     if change.dtype.kind != "f" or not np.abs(change).max() <= 1:
-        raise ValueError(f"a difference of pictures is float in [-1, 1]; got {change.dtype}; subtract as float32 first")
+        raise ValueError(
+            f"a difference of pictures is float in [-1, 1]; got {change.dtype}; subtract as float32 first"
+        )
     return np.clip(np.float32(0.5) + np.float32(factor) * change.astype(np.float32), 0, 1)

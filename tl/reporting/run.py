@@ -44,7 +44,15 @@ import numpy as np
 from tl.reporting import images
 
 Item = TypeVar("Item")
-PACKAGES = ("tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow")  # whose versions a run records
+PACKAGES = (
+    "tl",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "numpy",
+    "Pillow",
+)  # whose versions a run records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,21 +110,30 @@ class Run:
     def _free(self, name: str, suffix: str) -> pathlib.Path:
         """A path in `figures/`, which is made where missing, that this run has not written yet."""
         stem = re.sub(r"[^\w.-]+", "_", name)[:60].strip("._") or "figure"
-        names = (f"{s}{suffix}" for s in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2))))
+        names = (
+            f"{s}{suffix}"
+            for s in itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+        )
         folder = self.workdir / "figures"
         folder.mkdir(exist_ok=True)
-        return folder / next(n for n in names if n.casefold() not in self._figures)  # some disks do not tell A from a
+        return folder / next(
+            n for n in names if n.casefold() not in self._figures
+        )  # some disks do not tell A from a
 
     def facts(self) -> dict[str, str]:
         """The small print of the report: command line, device, versions, commit, date, seconds."""
         config, device = self.config, self.config["device"]
-        versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items() if version)
+        versions = ", ".join(
+            f"{name} {version}" for name, version in config["versions"].items() if version
+        )
         changed = " and uncommitted changes" if config["git_changed"] else ""
         return {
             "command": config["command"],
             "device": f"{device['count']} x {device['kind']} ({device['platform']})",
             "versions": versions,
-            "commit": f"{config['git_commit']}{changed}" if config["git_commit"] else "not a git checkout",
+            "commit": f"{config['git_commit']}{changed}"
+            if config["git_commit"]
+            else "not a git checkout",
             "seed": str(config["seed"]),
             "started": config["started"],
             "seconds": f"{self.seconds:.1f}",
@@ -140,7 +157,13 @@ class Run:
         return self.workdir / "report.html"
 
 
-def start(name: str, workdir: str | os.PathLike[str] | None, config: Mapping[str, Any], *, resume: bool = False) -> Run:
+def start(
+    name: str,
+    workdir: str | os.PathLike[str] | None,
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+) -> Run:
     """Opens the folder of a run, records what is being run, and clears what an older run left there.
 
     Args:
@@ -167,8 +190,15 @@ def start(name: str, workdir: str | os.PathLike[str] | None, config: Mapping[str
         "command": shlex.join([pathlib.Path(sys.executable).name, *sys.orig_argv[1:]]),
         "flags": config,
         "seed": config.get("seed"),
-        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
-        "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{package: _version(package) for package in PACKAGES},
+        },
         **_git(pathlib.Path(__file__).resolve().parents[2]),
         "started": began.isoformat(timespec="seconds"),
         "host": {"system": platform.platform(), "cpus": os.cpu_count()},
@@ -180,7 +210,9 @@ def start(name: str, workdir: str | os.PathLike[str] | None, config: Mapping[str
             (folder / stale).unlink(missing_ok=True)
         _write(folder / "config.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise ValueError(f"cannot write into {str(folder)!r} ({error.strerror}); give another --workdir") from error
+        raise ValueError(
+            f"cannot write into {str(folder)!r} ({error.strerror}); give another --workdir"
+        ) from error
     return Run(name, folder, described)
 
 
@@ -208,7 +240,9 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
     elif hasattr(value, "__array__") and not isinstance(value, np.generic):
         value = np.asarray(value)
     if isinstance(value, np.ndarray | np.generic):
-        value = (value.astype(np.float32) if value.dtype.kind == "V" else value).tolist()  # V: bfloat16
+        value = (
+            value.astype(np.float32) if value.dtype.kind == "V" else value
+        ).tolist()  # V: bfloat16
     if isinstance(value, float):
         if not math.isfinite(value) and holes is not None:
             holes.append(where)
@@ -218,10 +252,17 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):
-        return {_key(k): jsonable(v, where=f"{where}/{k}".lstrip("/"), holes=holes) for k, v in value.items()}
+        return {
+            _key(k): jsonable(v, where=f"{where}/{k}".lstrip("/"), holes=holes)
+            for k, v in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [jsonable(v, where=f"{where}/{i}".lstrip("/"), holes=holes) for i, v in enumerate(value)]
-    raise ValueError(f"{where or 'value'}: JSON cannot hold a {type(value).__name__}; pass numbers, text, lists, dicts")
+        return [
+            jsonable(v, where=f"{where}/{i}".lstrip("/"), holes=holes) for i, v in enumerate(value)
+        ]
+    raise ValueError(
+        f"{where or 'value'}: JSON cannot hold a {type(value).__name__}; pass numbers, text, lists, dicts"
+    )
 
 
 def _key(key: Any) -> str:
@@ -231,15 +272,24 @@ def _key(key: Any) -> str:
 def columns(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
     """A table for the terminal; columns of numbers are set right."""
     number = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
-    say = lambda cell: f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else cell  # noqa: E731
+    say = lambda cell: (
+        f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}" if isinstance(cell, float) else cell
+    )
     words = [list(header), *([say(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*words, strict=True)]
-    lines = [[c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)] for row in words]
+    lines = [
+        [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, number, strict=True)]
+        for row in words
+    ]
     return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def progress(
-    iterable: Iterable[Item], total: int | None = None, label: str = "", *, stream: TextIO | None = None
+    iterable: Iterable[Item],
+    total: int | None = None,
+    label: str = "",
+    *,
+    stream: TextIO | None = None,
 ) -> Iterator[Item]:
     """Passes items on while showing how far it is: a bar on a terminal, about ten plain lines in a log.
 
@@ -258,7 +308,13 @@ def progress(
         rate = f"{done / spent:.3g}/s" if done else ""
         if not total:
             return f"{label}  {done}  {rate}"
-        left = f"{_clock(spent)}" if done >= total else f"{_clock(spent * (total - done) / done)} left" if done else ""
+        left = (
+            f"{_clock(spent)}"
+            if done >= total
+            else f"{_clock(spent * (total - done) / done)} left"
+            if done
+            else ""
+        )
         full = round(20 * min(1.0, done / total))
         bar = "\u2588" * full + "\u2591" * (20 - full) + "  " if train_norms else ""
         return f"{label}  {bar}{done}/{total}  {rate}  {left}"
@@ -281,7 +337,11 @@ def progress(
                 show()
             elif not train_norms and done >= due:
                 show()
-                due = math.ceil((done * 10 // total + 1) * total / 10) if total and done < total else done * 4
+                due = (
+                    math.ceil((done * 10 // total + 1) * total / 10)
+                    if total and done < total
+                    else done * 4
+                )
     finally:
         if train_norms:
             show()
@@ -290,7 +350,11 @@ def progress(
 
 def _clock(seconds: float) -> str:
     minutes, hours = int(seconds) // 60, int(seconds) // 3600
-    return f"{hours}:{minutes % 60:02}:{int(seconds) % 60:02}" if hours else f"{minutes}:{int(seconds) % 60:02}"
+    return (
+        f"{hours}:{minutes % 60:02}:{int(seconds) % 60:02}"
+        if hours
+        else f"{minutes}:{int(seconds) % 60:02}"
+    )
 
 
 def _write(path: pathlib.Path, content: str) -> None:
@@ -308,7 +372,9 @@ def _write(path: pathlib.Path, content: str) -> None:
 
 def _unused(folder: pathlib.Path) -> pathlib.Path:
     """The folder, or with `-2`, `-3`, ... where two runs start within a second."""
-    names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2)))
+    names = itertools.chain(
+        [folder], (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
+    )
     return next(path for path in names if not path.exists())
 
 
@@ -321,17 +387,26 @@ def _version(package: str) -> str | None:
 
 def _git(root: pathlib.Path) -> dict[str, Any]:
     """Commit of the checkout whose top is `root`, and whether files differ from it; None outside git or without it."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}  # a hook's GIT_DIR is not ours
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("GIT_")
+    }  # a hook's GIT_DIR is not ours
 
     def ask(*words: str) -> str | None:
         try:
             command = ["git", "-C", str(root), *words]
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=10, env=environment)
+            done = subprocess.run(
+                command, check=False, capture_output=True, text=True, timeout=10, env=environment
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     top = ask("rev-parse", "--show-toplevel")
-    if top is None or pathlib.Path(top).resolve() != root:  # an installed copy inside somebody else's repository
+    if (
+        top is None or pathlib.Path(top).resolve() != root
+    ):  # an installed copy inside somebody else's repository
         return {"git_commit": None, "git_changed": None}
-    return {"git_commit": ask("rev-parse", "HEAD"), "git_changed": bool(ask("status", "--porcelain"))}
+    return {
+        "git_commit": ask("rev-parse", "HEAD"),
+        "git_changed": bool(ask("status", "--porcelain")),
+    }

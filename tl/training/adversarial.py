@@ -49,9 +49,13 @@ class Adversary:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ValueError(f"unknown adversarial training {self.method!r}; nearest: {nearest(self.method, METHODS)}")
+            raise ValueError(
+                f"unknown adversarial training {self.method!r}; nearest: {nearest(self.method, METHODS)}"
+            )
         if not 0 <= self.eps <= 1:
-            raise ValueError(f"eps is a share of the pixel range [0, 1], such as 2/255; got {self.eps:.4g}")
+            raise ValueError(
+                f"eps is a share of the pixel range [0, 1], such as 2/255; got {self.eps:.4g}"
+            )
         if min(self.steps, self.replays) < 1 or min(self.beta, self.warmup) < 0:
             raise ValueError(
                 "steps and replays must be at least 1, beta and warmup at least 0; got "
@@ -92,7 +96,12 @@ def make_perturb(
     """
 
     def perturb(
-        params: Any, stats: Any, keys: jax.Array, images01: jax.Array, targets: jax.Array, eps: jax.Array
+        params: Any,
+        stats: Any,
+        keys: jax.Array,
+        images01: jax.Array,
+        targets: jax.Array,
+        eps: jax.Array,
     ) -> jax.Array:
         params, stats, images01, targets = jax.lax.stop_gradient((params, stats, images01, targets))
         return ascend.ascend(
@@ -122,7 +131,12 @@ def _at_the_worst(adversary: Adversary, forward: Forward, perturb: Perturb) -> L
     plain = plain_loss(forward)
 
     def loss(
-        params: Any, stats: Any, keys: jax.Array, step: jax.Array, inputs: jax.Array, targets: jax.Array
+        params: Any,
+        stats: Any,
+        keys: jax.Array,
+        step: jax.Array,
+        inputs: jax.Array,
+        targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array, Any]:
         moved = perturb(params, stats, keys, inputs, targets, adversary.radius(step))
         return plain(params, stats, keys, step, moved, targets)
@@ -141,7 +155,12 @@ def trades(adversary: Adversary, forward: Forward) -> Hooks:
     perturb = make_perturb(forward, steps=adversary.steps, score=losses.divergence)
 
     def loss(
-        params: Any, stats: Any, keys: jax.Array, step: jax.Array, inputs: jax.Array, targets: jax.Array
+        params: Any,
+        stats: Any,
+        keys: jax.Array,
+        step: jax.Array,
+        inputs: jax.Array,
+        targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array, Any]:
         logits, after = forward(params, stats, inputs)
         moved = perturb(params, stats, keys, inputs, logits, adversary.radius(step))
@@ -162,7 +181,9 @@ def free(adversary: Adversary, forward: Forward) -> Hooks:
     """
     norm = LINF
 
-    def move(gradient: jax.Array, step: jax.Array, inputs: jax.Array, center: jax.Array) -> jax.Array:
+    def move(
+        gradient: jax.Array, step: jax.Array, inputs: jax.Array, center: jax.Array
+    ) -> jax.Array:
         eps = adversary.radius(step)
         return norm.project(inputs + eps * norm.direction(gradient), center, eps)
 

@@ -80,7 +80,12 @@ class Checkpoints:
         return -math.inf if value is None else self._sign * value  # None: NaN or infinite
 
     def save(
-        self, step: int, tree: Any, *, position: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+        self,
+        step: int,
+        tree: Any,
+        *,
+        position: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Copies the tree to the host and has a thread write it; waits first where the save before is not done.
 
@@ -97,17 +102,30 @@ class Checkpoints:
         self.wait()
         newest = max(self._manager.all_steps(), default=None)
         if newest is not None and step <= newest:
-            raise ValueError(f"step {step} does not come after {newest}, the newest checkpoint in {str(self.folder)!r}")
+            raise ValueError(
+                f"step {step} does not come after {newest}, the newest checkpoint in {str(self.folder)!r}"
+            )
         leaves = _named(tree)
         meta = {
             "leaves": {name: _described(leaf) for name, leaf in leaves.items()},
-            "keys": {name: str(jax.random.key_impl(leaf)) for name, leaf in leaves.items() if _is_key(leaf)},
+            "keys": {
+                name: str(jax.random.key_impl(leaf))
+                for name, leaf in leaves.items()
+                if _is_key(leaf)
+            },
             "position": reporting.jsonable(position, where="position"),
         }
-        stored = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
-        stored = {name: leaf for name, leaf in stored.items() if leaf.size}  # Orbax refuses arrays without entries
+        stored = {
+            name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
+            for name, leaf in leaves.items()
+        }
+        stored = {
+            name: leaf for name, leaf in stored.items() if leaf.size
+        }  # Orbax refuses arrays without entries
         ocp = self._ocp
-        items = {"meta": ocp.args.JsonSave(meta)} | ({"tree": ocp.args.PyTreeSave(stored)} if stored else {})
+        items = {"meta": ocp.args.JsonSave(meta)} | (
+            {"tree": ocp.args.PyTreeSave(stored)} if stored else {}
+        )
         self._writing = step
         numbers = None if metrics is None else reporting.jsonable(metrics, where="metrics")
         try:
@@ -128,7 +146,9 @@ class Checkpoints:
         finite = [(score, step) for step, score in scores.items() if score > -math.inf]
         return max(finite)[1] if finite else None
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any], dict[str, float | None] | None]:
+    def restore(
+        self, step: int, like: Any
+    ) -> tuple[Any, dict[str, Any], dict[str, float | None] | None]:
         """What was saved at a step, bit for bit.
 
         Args:
@@ -147,15 +167,27 @@ class Checkpoints:
         self.wait()
         steps = sorted(self._manager.all_steps())
         if step not in steps:
-            raise ValueError(f"{str(self.folder)!r} has no checkpoint of step {step}; it has those of {steps}")
+            raise ValueError(
+                f"{str(self.folder)!r} has no checkpoint of step {step}; it has those of {steps}"
+            )
         ocp, targets = self._ocp, _named(like)
         try:
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            meta = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )["meta"]
             problems = _misfits(meta["leaves"], targets)
             if not problems:
-                arguments = {name: self._argument(leaf) for name, leaf in targets.items() if math.prod(leaf.shape)}
+                arguments = {
+                    name: self._argument(leaf)
+                    for name, leaf in targets.items()
+                    if math.prod(leaf.shape)
+                }
                 item = ocp.args.PyTreeRestore(dict.fromkeys(arguments, 0), restore_args=arguments)
-                found = self._manager.restore(step, args=ocp.args.Composite(tree=item))["tree"] if arguments else {}
+                found = (
+                    self._manager.restore(step, args=ocp.args.Composite(tree=item))["tree"]
+                    if arguments
+                    else {}
+                )
         except (OSError, KeyError, ValueError) as error:
             path = self.folder / f"{PREFIX}_{step:0{DIGITS}}"
             why = str(error).strip().split("\n")[0][:200]
@@ -164,13 +196,17 @@ class Checkpoints:
             ) from error
         if problems:
             more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise ValueError(f"checkpoint of step {step} does not fit: {'; '.join(problems[:8])}{more}")
+            raise ValueError(
+                f"checkpoint of step {step} does not fit: {'; '.join(problems[:8])}{more}"
+            )
         leaves = []
         for name, leaf in targets.items():
             value: Any = found[name] if name in found else np.zeros(leaf.shape, leaf.dtype)
             if not isinstance(leaf, np.ndarray):
                 value = jnp.asarray(value)
-            leaves.append(jax.random.wrap_key_data(value, impl=meta["keys"][name]) if _is_key(leaf) else value)
+            leaves.append(
+                jax.random.wrap_key_data(value, impl=meta["keys"][name]) if _is_key(leaf) else value
+            )
         tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
         return tree, meta["position"], self._manager.metrics(step)
 
@@ -203,7 +239,9 @@ class Checkpoints:
             self._manager.close()
 
 
-def open(folder: str | os.PathLike[str], *, keep: int = 2, best: Literal["min", "max"] = "min") -> Checkpoints:
+def open(
+    folder: str | os.PathLike[str], *, keep: int = 2, best: Literal["min", "max"] = "min"
+) -> Checkpoints:
     """The checkpoints in a folder, made where it is missing; what a killed save left half-written is removed.
 
     Args:
@@ -215,7 +253,9 @@ def open(folder: str | os.PathLike[str], *, keep: int = 2, best: Literal["min", 
       ValueError: a file, a folder of other things, `keep` below 1, another word for `best`.
     """
     if keep < 1 or best not in ("min", "max"):
-        raise ValueError(f"keep={keep!r}, best={best!r}; wanted keep of at least 1, and best as 'min' or 'max'")
+        raise ValueError(
+            f"keep={keep!r}, best={best!r}; wanted keep of at least 1, and best as 'min' or 'max'"
+        )
     path = Path(os.path.abspath(os.path.expanduser(folder)))
     if path.exists() and not path.is_dir():
         raise ValueError(f"{str(path)!r} is a file; wanted a folder for checkpoints")
@@ -225,7 +265,9 @@ def open(folder: str | os.PathLike[str], *, keep: int = 2, best: Literal["min", 
             f"{str(path)!r} holds other things ({names[0]!r}) and no checkpoint; give an empty or a new folder"
         )
     if jax.process_index() == 0:
-        for name in names:  # Orbax would do it in a thread, and might not be done before the process ends
+        for (
+            name
+        ) in names:  # Orbax would do it in a thread, and might not be done before the process ends
             if re.match(rf"{PREFIX}_\d{{{DIGITS}}}\.orbax-checkpoint-tmp", name):
                 shutil.rmtree(path / name)
     # Orbax tells every step of its work, and a failure that is raised here as a traceback too.
@@ -235,7 +277,9 @@ def open(folder: str | os.PathLike[str], *, keep: int = 2, best: Literal["min", 
     return Checkpoints(path, keep, best)
 
 
-def same_flags(workdir: str | os.PathLike[str], flags: Mapping[str, Any], *, ignore: Iterable[str] = ()) -> None:
+def same_flags(
+    workdir: str | os.PathLike[str], flags: Mapping[str, Any], *, ignore: Iterable[str] = ()
+) -> None:
     """Refuses to resume in a workdir that was started with other flags; one without a `config.json` is new, and fine.
 
     Args:
@@ -263,7 +307,9 @@ def same_flags(workdir: str | os.PathLike[str], flags: Mapping[str, Any], *, ign
         if name not in passed and (name in before, before.get(name)) != (name in now, now.get(name))
     ]
     if differ:
-        raise ValueError(f"cannot resume in {str(workdir)!r}: {'; '.join(differ)}; give the flags it began with")
+        raise ValueError(
+            f"cannot resume in {str(workdir)!r}: {'; '.join(differ)}; give the flags it began with"
+        )
 
 
 @functools.cache
@@ -295,7 +341,9 @@ def _named(tree: Any) -> dict[str, Any]:
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     wrong = [
-        name for name, leaf in leaves.items() if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+        name
+        for name, leaf in leaves.items()
+        if not isinstance(leaf, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
     ]
     if wrong:
         kind = type(leaves[wrong[0]]).__name__
@@ -319,13 +367,21 @@ def _described(leaf: Any) -> str:
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
     """Where `like` insists that a leaf lies; None for the host and for wherever JAX puts things."""
     if isinstance(leaf, jax.Array):
-        return (jax.random.key_data(leaf) if _is_key(leaf) else leaf).sharding if leaf.committed else None
+        return (
+            (jax.random.key_data(leaf) if _is_key(leaf) else leaf).sharding
+            if leaf.committed
+            else None
+        )
     return getattr(leaf, "sharding", None)
 
 
 def _misfits(saved: Mapping[str, str], targets: Mapping[str, Any]) -> list[str]:
     """Why leaves that were saved cannot take the places of `targets`; empty where they can."""
-    problems = [f"it has no {name!r}; nearest: {nearest(name, saved, 1)}" for name in targets if name not in saved]
+    problems = [
+        f"it has no {name!r}; nearest: {nearest(name, saved, 1)}"
+        for name in targets
+        if name not in saved
+    ]
     problems += [f"{name!r} is not wanted" for name in saved if name not in targets]
     for name in targets.keys() & saved.keys():
         leaf = targets[name]

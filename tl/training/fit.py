@@ -95,7 +95,9 @@ def fit(
         does).
     """
     check_adversary(recipe, clf.spec.endpoints)
-    job = FitContext(clf, apply_label_confidence(train_set, recipe), validation, recipe, seed, folder, log, say)
+    job = FitContext(
+        clf, apply_label_confidence(train_set, recipe), validation, recipe, seed, folder, log, say
+    )
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     opt_state, best, closed, done, fed, groups = None, None, None, [], "bank of features", []
@@ -117,7 +119,11 @@ def fit(
         train_norms = rules.trainable_norm_layers(labels, stats)
         if recipe.bn in ("update", "reestimate"):
             moved |= train_norms
-        best = min(filter(None, (best, ended.best)), key=lambda found: selection_metric(found.row), default=None)
+        best = min(
+            filter(None, (best, ended.best)),
+            key=lambda found: selection_metric(found.row),
+            default=None,
+        )
     if best is not None:
         params, stats = best.params, best.stats
     if recipe.bn == "reestimate" and moved:
@@ -149,29 +155,48 @@ def reestimated(job: FitContext, params: Any, stats: Any, train_norms: frozenset
     specs = norms(clf.spec.module, params["backbone"], stats["backbone"], len(clf.pixels.mean))
     old = paths.flatten(stats["backbone"])
     counted = {name for name in old if rules.norm_layer_name(name) in train_norms}
-    zero = paths.unflatten({name: np.zeros_like(leaf) if name in counted else leaf for name, leaf in old.items()})
+    zero = paths.unflatten(
+        {name: np.zeros_like(leaf) if name in counted else leaf for name, leaf in old.items()}
+    )
 
     @jax.jit
     def moved(params: Any, stats: Any, images: jax.Array) -> Any:
         """What a batch adds to statistics of zero: `momentum` times its own."""
         variables = {"params": params, "batch_stats": {"backbone": stats}}
-        return clf.apply(variables, pixels.to_images01(images), Mode.TRAIN, train_norms=train_norms).stats["backbone"]
+        return clf.apply(
+            variables, pixels.to_images01(images), Mode.TRAIN, train_norms=train_norms
+        ).stats["backbone"]
 
     sums, count, on_device = None, 0, jax.device_put((params, zero))
     for examples, _ in inputs.Pictures(clf, job.train_set, job.augment).evaluation(b):
         if examples.valid.all():  # a batch with empty slots has other statistics
             found = paths.flatten(moved(*on_device, examples.inputs))
-            sums = found if sums is None else {name: sums[name] + leaf for name, leaf in found.items()}
+            sums = (
+                found if sums is None else {name: sums[name] + leaf for name, leaf in found.items()}
+            )
             count += 1
     if sums is None:
-        raise ValueError(f"--bn=reestimate found no batch of {b} whole pictures; take a smaller --batch_size")
-    new = {name: np.asarray(sums[name]) / (count * specs[name.rpartition("/")[0]].momentum) for name in counted}
+        raise ValueError(
+            f"--bn=reestimate found no batch of {b} whole pictures; take a smaller --batch_size"
+        )
+    new = {
+        name: np.asarray(sums[name]) / (count * specs[name.rpartition("/")[0]].momentum)
+        for name in counted
+    }
     return {**stats, "backbone": paths.unflatten({**old, **new})}
 
 
 def frozen_digest(variables: Variables, fitted: FitResult) -> str:
     """A hash of all that was frozen: parameters that trained in no phase, and statistics that were not allowed to move."""
-    params = {name: leaf for name, leaf in paths.flatten(variables["params"]).items() if name not in fitted.trained}
+    params = {
+        name: leaf
+        for name, leaf in paths.flatten(variables["params"]).items()
+        if name not in fitted.trained
+    }
     stats = paths.flatten(variables.get("batch_stats", {}))
-    kept = {name: leaf for name, leaf in stats.items() if rules.norm_layer_name(name) not in fitted.moved}
+    kept = {
+        name: leaf
+        for name, leaf in stats.items()
+        if rules.norm_layer_name(name) not in fitted.moved
+    }
     return paths.digest({"params": params, "stats": kept})

@@ -70,7 +70,9 @@ class Pictures(NamedTuple):
     def training(self, plan: Plan, start: int, key: jax.Array) -> _Labelled:
         """`Rows` with inputs uint8[b s s c], s being the augmentation's `source_size`."""
         del key  # the step augments with it
-        prepare = functools.partial(pixels.prepare, self.clf.pixels.replace(size=self.augment.source_size))
+        prepare = functools.partial(
+            pixels.prepare, self.clf.pixels.replace(size=self.augment.source_size)
+        )
         stream = loader.stream(sources(self.spec), prepare, plan, start=start, workers=self.workers)
         return _Labelled(stream, labels(self.spec), confidence(self.spec))
 
@@ -124,7 +126,9 @@ class Bank(NamedTuple):
         """The maps of some pictures in some views; a row of -1 is empty."""
         there = (rows >= 0) & self.valid[rows]
         sure = None if self.confidence is None else self.confidence[rows]
-        return Rows(Examples(self.maps[rows, views], self.labels[rows].astype(np.int32), there, sure), rows)
+        return Rows(
+            Examples(self.maps[rows, views], self.labels[rows].astype(np.int32), there, sure), rows
+        )
 
     def standardized(self, mean: np.ndarray, std: np.ndarray) -> Bank:
         """The same bank of features f32[n v d] in units of their spread."""
@@ -157,8 +161,17 @@ def bank(
     if not endpoint or views is None:
         return None
     if endpoint == "features" and len(views) == 1:
-        found = features.extract(clf, variables, sources(spec), batch_size=batch_size, progress=progress)
-        return Bank(found.values[:, None], found.valid, labels(spec), confidence(spec), augment, found.skipped)
+        found = features.extract(
+            clf, variables, sources(spec), batch_size=batch_size, progress=progress
+        )
+        return Bank(
+            found.values[:, None],
+            found.valid,
+            labels(spec),
+            confidence(spec),
+            augment,
+            found.skipped,
+        )
     folded: Any = clf.fold_batch_norm(variables)
 
     @jax.jit
@@ -238,7 +251,9 @@ class _Looked(Feed):
     def __init__(self, bank: Bank, plan: Plan, start: int, key: jax.Array):
         super().__init__()
         self._bank, self._plan, self._step, self._key = bank, plan, start, key
-        self._choose = jax.jit(lambda key, step: bank.augment.choose(jax.random.fold_in(key, step), plan.batch_size))
+        self._choose = jax.jit(
+            lambda key, step: bank.augment.choose(jax.random.fold_in(key, step), plan.batch_size)
+        )
         self.skipped = dict.fromkeys(bank.skipped)
 
     def _next(self) -> Rows:

@@ -56,12 +56,18 @@ def train_phase(job: FitContext, number: int, phase: Phase) -> PhaseResult:
             newest, best_step = kept.latest(), kept.best()
             if best_step is not None:
                 found, position, _ = kept.restore(best_step, like=_moving(state))
-                if best is None or selection_metric(position["history"][-1]) < selection_metric(best.row):
-                    best = Best(position["history"][-1], *phase.host(found._replace(frozen=state.frozen)))
+                if best is None or selection_metric(position["history"][-1]) < selection_metric(
+                    best.row
+                ):
+                    best = Best(
+                        position["history"][-1], *phase.host(found._replace(frozen=state.frozen))
+                    )
             if newest is not None:
                 found, position, _ = kept.restore(newest, like=_moving(state))
                 state = found._replace(frozen=state.frozen)
-                history, stale, first, epoch = (position[name] for name in ("history", "stale", "step", "epoch"))
+                history, stale, first, epoch = (
+                    position[name] for name in ("history", "stale", "step", "epoch")
+                )
                 if position["done"]:
                     return PhaseResult(state, history, best)
         saved = first
@@ -69,8 +75,18 @@ def train_phase(job: FitContext, number: int, phase: Phase) -> PhaseResult:
         def save(step: int, *, done: bool, scored: Mapping[str, float] | None = None) -> None:
             nonlocal saved
             if kept is not None and step > saved:
-                position = {"step": step, "loader": feed.state(), "epoch": epoch, "history": history}
-                kept.save(step, _moving(state), position={**position, "stale": stale, "done": done}, metrics=scored)
+                position = {
+                    "step": step,
+                    "loader": feed.state(),
+                    "epoch": epoch,
+                    "history": history,
+                }
+                kept.save(
+                    step,
+                    _moving(state),
+                    position={**position, "stale": stale, "done": done},
+                    metrics=scored,
+                )
                 saved = step
 
         source = phase.feed.training(plan, first, phase.key)
@@ -125,11 +141,15 @@ def train_phase(job: FitContext, number: int, phase: Phase) -> PhaseResult:
             )  # the first is `checkpoints`' best
             save(done_steps, done=stop or done_steps == len(plan), scored=decides)
             if stop:
-                job.say(f"{phase.name}: no better validation loss for {stale} epochs; stopped after {row['epoch']}")
+                job.say(
+                    f"{phase.name}: no better validation loss for {stale} epochs; stopped after {row['epoch']}"
+                )
                 break
         skipped = tuple(source.skipped)
         seconds, waiting = time.monotonic() - began, feed.seconds_waiting
-    return PhaseResult(state, history, best, seconds, waiting, pictures, done_steps - first, skipped)
+    return PhaseResult(
+        state, history, best, seconds, waiting, pictures, done_steps - first, skipped
+    )
 
 
 def _moving(state: step.TrainState) -> step.TrainState:
@@ -157,7 +177,10 @@ def validated(phase: Phase, state: step.TrainState) -> dict[str, float]:
     found: dict[str, float] = {}
     ways = {"val_": lambda params, stats, examples: phase.logits(params, stats, examples.inputs)}
     if attacked := phase.attacked:
-        ways = {**ways, "val_robust_": lambda p, s, examples: attacked(p, s, examples.inputs, examples.labels)}
+        ways = {
+            **ways,
+            "val_robust_": lambda p, s, examples: attacked(p, s, examples.inputs, examples.labels),
+        }
     for prefix, ask in ways.items():
         logits, known = logits_of(phase, state, ask)
         if not len(known):
@@ -183,7 +206,9 @@ def logits_of(
     return np.concatenate(rows[1:] or rows), np.concatenate(known)
 
 
-def not_finite(job: FitContext, phase: Phase, step: int, row: Mapping[str, float], rows: np.ndarray) -> str:
+def not_finite(
+    job: FitContext, phase: Phase, step: int, row: Mapping[str, float], rows: np.ndarray
+) -> str:
     """The sentence for a step whose loss or gradient is not finite."""
     names = [str(job.train_set.examples[i].path) for i in rows if i >= 0]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -80,7 +80,9 @@ def fit_probe(job: FitContext, params: Any, stats: Any) -> tuple[probe.Probe, tu
     variables, k = {"params": params, "batch_stats": stats}, len(job.train_set.classes)
     parts, skipped = [], ()
     for spec in (job.train_set, job.validation):
-        found = features.extract(job.clf, variables, inputs.sources(spec), batch_size=job.recipe.batch_size)
+        found = features.extract(
+            job.clf, variables, inputs.sources(spec), batch_size=job.recipe.batch_size
+        )
         parts.append((found.values[found.valid], inputs.labels(spec)[found.valid]))
         skipped += found.skipped
     (values, known), validation_set = parts
@@ -118,7 +120,10 @@ def prepare(
     """
     clf, recipe, stages = job.clf, job.recipe, job.clf.spec.endpoints
     labels = paths.label(params, phase.rules)
-    train_norms, frozen_prefix = rules.trainable_norm_layers(labels, stats), rules.frozen_prefix(labels, stages)
+    train_norms, frozen_prefix = (
+        rules.trainable_norm_layers(labels, stats),
+        rules.frozen_prefix(labels, stages),
+    )
     if frozen_prefix == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
         frozen_prefix = stages[-1]
     if recipe.adversary() and frozen_prefix and recipe.bank_gib:
@@ -137,11 +142,17 @@ def prepare(
     )
     lr = recipe.lr or (1e-3 if frozen_prefix == "features" else 5e-3)
     adversary = recipe.adversary(len(plan))
-    replays = adversary.replays if adversary and adversary.method == "free" else 1  # each is a step of the optimizer
+    replays = (
+        adversary.replays if adversary and adversary.method == "free" else 1
+    )  # each is a step of the optimizer
     by_update = (schedules or optim.SCHEDULES[recipe.schedule])(lr, replays * len(plan))
-    factors = rules.rate_factors(phase.rules, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay)
+    factors = rules.rate_factors(
+        phase.rules, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay
+    )
     rule = optim.OPTIMIZERS[recipe.optimizer](recipe.weight_decay)
-    optimizer = optim.partitioned(params, phase.rules, rule, by_update, factors=factors, clip=recipe.clip)
+    optimizer = optim.partitioned(
+        params, phase.rules, rule, by_update, factors=factors, clip=recipe.clip
+    )
 
     def forward(params: Any, stats: Any, inputs: jax.Array, mode: Mode) -> tuple[Any, Any]:
         variables = {"params": params, "batch_stats": stats}
@@ -154,7 +165,7 @@ def prepare(
 
     mode = Mode.TRAIN if recipe.bn == "update" and train_norms else Mode.EVAL
     k = len(job.train_set.classes)
-    live_forward = lambda params, stats, inputs: forward(params, stats, inputs, mode)  # noqa: E731
+    live_forward = lambda params, stats, inputs: forward(params, stats, inputs, mode)
     hooks = adversarial.hooks(adversary, live_forward) if adversary else adversarial.Hooks()
     step = make_train_step(
         live_forward,
@@ -163,7 +174,9 @@ def prepare(
         replay=hooks.replay,
         smoothing=recipe.smoothing,
         augment=None if banked else _augmenting(job.augment, always=adversary is not None),
-        class_weights=class_weights(inputs.labels(job.train_set), k) if recipe.balance == "weights" else None,
+        class_weights=class_weights(inputs.labels(job.train_set), k)
+        if recipe.balance == "weights"
+        else None,
         microbatches=recipe.microbatches,
         ema_decay=recipe.ema,
     )
@@ -197,12 +210,24 @@ def prepare(
         params, stats = jax.tree.map(np.asarray, (state.averaged, state.stats))
         return {**params, "head": _from_standard(params["head"], scale)}, stats
 
-    settled = lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)  # noqa: E731
+    settled = lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)
     logits = jax.jit(lambda params, stats, inputs: settled(params, stats, inputs)[0])
     attacked = _attacked(adversary, settled, k, job.seed) if adversary else None
-    schedule = lambda step: by_update(step * replays)  # noqa: E731
+    schedule = lambda step: by_update(step * replays)
     return Phase(
-        phase.name, table, reads, feed, validation, plan, state, keys[1], compiled, schedule, logits, attacked, host
+        phase.name,
+        table,
+        reads,
+        feed,
+        validation,
+        plan,
+        state,
+        keys[1],
+        compiled,
+        schedule,
+        logits,
+        attacked,
+        host,
     )
 
 
@@ -213,12 +238,18 @@ def compiled_to_fit(job: FitContext, step: Step, state: TrainState, feed: Pictur
 
     def compiled(size: int) -> Any:
         sure = None if confidence(job.train_set) is None else np.ones(size, np.float32)
-        blank = Examples(np.repeat(inputs, size, 0), np.zeros(size, np.int32), np.zeros(size, bool), sure)
+        blank = Examples(
+            np.repeat(inputs, size, 0), np.zeros(size, np.int32), np.zeros(size, bool), sure
+        )
         return step.lower(state, devices.shard(blank, mesh)).compile()  # type: ignore[attr-defined]
 
     program, room = compiled(b), devices.limit()
     if room is not None and devices.needs(program) > room:
-        fits = devices.largest_batch(lambda size: devices.needs(compiled(size)), b // 2, room=room) if b > 1 else 0
+        fits = (
+            devices.largest_batch(lambda size: devices.needs(compiled(size)), b // 2, room=room)
+            if b > 1
+            else 0
+        )
         need, have = devices.needs(program) / 1e9, room / 1e9
         raise ValueError(
             f"a step of --batch_size={b} needs {need:.1f} GB and {have:.1f} GB are free; --batch_size={fits} fits, or "
@@ -237,14 +268,18 @@ def _feeds(
     recipe, clf = job.recipe, job.clf
     frozen_prefix = "" if recipe.adversary() else frozen_prefix
     once = augment.make_augment("none", size=clf.pixels.size)
-    share = len(job.train_set.examples) / max(len(job.train_set.examples) + len(job.validation.examples), 1)
+    share = len(job.train_set.examples) / max(
+        len(job.train_set.examples) + len(job.validation.examples), 1
+    )
     made = {"gib": recipe.bank_gib * share, "batch_size": recipe.batch_size}
     bank = inputs.bank(clf, variables, job.train_set, frozen_prefix, job.augment, **made)
     if bank is None:
         workers = feed.auto_workers() if recipe.workers < 0 else recipe.workers
         read = inputs.Pictures(clf, job.train_set, job.augment, workers)
         return read, read._replace(spec=job.validation), None
-    validation_set = inputs.bank(clf, variables, job.validation, frozen_prefix, once, **{**made, "gib": float("inf")})
+    validation_set = inputs.bank(
+        clf, variables, job.validation, frozen_prefix, once, **{**made, "gib": float("inf")}
+    )
     assert validation_set is not None  # whatever its size
     if frozen_prefix != "features" or heads.kind(clf.head) != "linear":  # type: ignore[arg-type]
         return bank, validation_set, None
@@ -270,7 +305,9 @@ def _from_standard(head: Any, scale: tuple[np.ndarray, np.ndarray] | None) -> An
     return {"kernel": kernel, "bias": head["bias"] - mean @ kernel}
 
 
-def _attacked(adversary: adversarial.Adversary, forward: step.Forward, k: int, seed: int) -> Callable[..., jax.Array]:
+def _attacked(
+    adversary: adversarial.Adversary, forward: step.Forward, k: int, seed: int
+) -> Callable[..., jax.Array]:
     """`Phase.attacked`: projected gradient ascent on the cross-entropy at the full radius, the same start in every epoch."""
     perturb = adversarial.make_perturb(forward, steps=VALIDATION_STEPS)
 
@@ -288,4 +325,6 @@ def _augmenting(how: augment.Augment, *, always: bool = False) -> step.Augment |
     """`always`: pictures become numbers in [0, 1] even where nothing else is done to them."""
     if not how.words and not always:
         return None
-    return lambda key, inputs, targets, valid: how.apply(key, pixels.to_images01(inputs), targets, valid)
+    return lambda key, inputs, targets, valid: how.apply(
+        key, pixels.to_images01(inputs), targets, valid
+    )

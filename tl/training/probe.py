@@ -19,13 +19,9 @@ STRENGTHS = tuple(float(c) for c in 10.0 ** (np.arange(-18, 2) / 3))
 """Values of C tried, scikit-learn's inverse strength: C * sum of losses + |W|^2 / 2. From 1e-6 to about 2: on standardised
 ImageNet features the logistic probe wants about 0.01 to 1, the ridge 1e-5 to 1e-3."""
 
-MAX_STEPS = (
-    300  # of the solver at one strength, reached where classes are separable and the penalty is weak; harmless there
-)
+MAX_STEPS = 300  # of the solver at one strength, reached where classes are separable and the penalty is weak; harmless there
 TOLERANCE = 1e-4  # of the largest preconditioned gradient, in units of the largest weight (of the logit, for the bias)
-PATH_TOLERANCE = (
-    5e-3  # the same while a strength is sought: held-out accuracies are then the minimum's (measured: +-0.005)
-)
+PATH_TOLERANCE = 5e-3  # the same while a strength is sought: held-out accuracies are then the minimum's (measured: +-0.005)
 MEMORY = 10  # pairs that L-BFGS keeps (chosen, not tuned)
 
 
@@ -116,7 +112,9 @@ def fit(
     """
     n = len(labels)
     if n < 2 or labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"a probe wants at least 2 examples with labels in [0, {classes}); got {n} examples")
+        raise ValueError(
+            f"a probe wants at least 2 examples with labels in [0, {classes}); got {n} examples"
+        )
     if method not in METHODS:
         raise ValueError(f"unknown probe {method!r}; nearest: {nearest(method, METHODS)}")
     if validation is None:
@@ -124,12 +122,16 @@ def fit(
     else:
         others, answers = validation
         if not len(answers) or answers.min() < 0 or answers.max() >= classes:
-            raise ValueError(f"validation wants at least 1 example with a label in [0, {classes}); got {len(answers)}")
+            raise ValueError(
+                f"validation wants at least 1 example with a label in [0, {classes}); got {len(answers)}"
+            )
         fold = np.concatenate([np.full(n, -1), np.zeros(len(answers), np.int64)])
         features, labels = np.concatenate([features, others]), np.concatenate([labels, answers])
     weights = np.ones(classes) if class_weights is None else np.asarray(class_weights, np.float64)
     if weights.shape != (classes,) or not (np.isfinite(weights) & (weights > 0)).all():
-        raise ValueError(f"class_weights are {classes} numbers above 0; got {np.asarray(class_weights).tolist()}")
+        raise ValueError(
+            f"class_weights are {classes} numbers above 0; got {np.asarray(class_weights).tolist()}"
+        )
     weights = weights[labels] / weights[labels].mean()
     bank = _factorize(features, weights)
 
@@ -139,8 +141,12 @@ def fit(
     for scores in METHODS[method].validation_set(bank, labels, weights, classes, fold, strengths):
         temperatures.append(metrics.temperature(scores[held], truth))
         scale = temperatures[-1] if method == "ridge" else 1.0
-        accuracy.append(float(np.sum(worth * (scores[held].argmax(axis=1) == truth)) / np.sum(worth)))
-        likelihood.append(float(worth @ metrics.log_softmax(scores[held] / scale)[np.arange(len(held)), truth]))
+        accuracy.append(
+            float(np.sum(worth * (scores[held].argmax(axis=1) == truth)) / np.sum(worth))
+        )
+        likelihood.append(
+            float(worth @ metrics.log_softmax(scores[held] / scale)[np.arange(len(held)), truth])
+        )
     top = max(accuracy)
     error = np.sqrt(max(top * (1 - top), 1e-12) / len(held))
     best = int(np.argmax(np.where(np.array(accuracy) >= top - 0.5 * error, likelihood, -np.inf)))
@@ -152,7 +158,9 @@ def fit(
     bias = solution[-1] - bank.mean @ kernel
     params = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
     scores = dict(zip(strengths, accuracy, strict=True))
-    return Probe(params, strengths[best], scores, method, 1.0 if method == "ridge" else temperatures[best])
+    return Probe(
+        params, strengths[best], scores, method, 1.0 if method == "ridge" else temperatures[best]
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the factorisation
@@ -188,7 +196,9 @@ def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
     mean = np.average(wide, axis=0, weights=weights)
     wide -= mean[None]
     std = np.sqrt(np.average(np.square(wide), axis=0, weights=weights))
-    rounding = np.maximum(1e-6 * std.max(), 1e-7 * np.abs(mean))  # below it nothing is left of a float32 feature
+    rounding = np.maximum(
+        1e-6 * std.max(), 1e-7 * np.abs(mean)
+    )  # below it nothing is left of a float32 feature
     scale = np.where(std > rounding, 1.0 / np.maximum(std, 1e-30), 0.0)
     root = np.sqrt(weights)[:, None]
     x = wide * scale[None] * root
@@ -199,7 +209,11 @@ def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
     values, vectors = values[keep], vectors[:, keep]
     if n < d:
         return _Bank(
-            vectors * np.sqrt(n * values)[None] / root, values, x.T @ vectors / np.sqrt(n * values), mean, scale
+            vectors * np.sqrt(n * values)[None] / root,
+            values,
+            x.T @ vectors / np.sqrt(n * values),
+            mean,
+            scale,
         )
     return _Bank(x @ vectors / root, values, vectors, mean, scale)
 
@@ -208,7 +222,12 @@ def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
 
 
 def _ridge_held_out(
-    bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, fold: np.ndarray, strengths: Sequence[float]
+    bank: _Bank,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    classes: int,
+    fold: np.ndarray,
+    strengths: Sequence[float],
 ) -> Iterator[np.ndarray]:
     """Scores f64[n k] at each strength, every example's from the fit without its fold; rows of fold -1 mean nothing.
 
@@ -221,18 +240,26 @@ def _ridge_held_out(
     z, y = root * _with_bias(bank.z), root * targets
     right = z.T @ y
     for strength in strengths:
-        curvature = np.append(n * bank.values + 1.0 / strength, n)  # the bank's axes and the bias are uncorrelated
+        curvature = np.append(
+            n * bank.values + 1.0 / strength, n
+        )  # the bank's axes and the bias are uncorrelated
         left = y - z @ (right / curvature[:, None])
         for f in range(fold.max() + 1):
             own, rest = z[fold == f], left[fold == f]
             if len(own) <= len(curvature):
-                left[fold == f] = np.linalg.solve(np.eye(len(own)) - (own / curvature[None]) @ own.T, rest)
+                left[fold == f] = np.linalg.solve(
+                    np.eye(len(own)) - (own / curvature[None]) @ own.T, rest
+                )
             else:  # the same by Woodbury's identity, in the smaller of the two sizes
-                left[fold == f] += own @ np.linalg.solve(np.diag(curvature) - own.T @ own, own.T @ rest)
+                left[fold == f] += own @ np.linalg.solve(
+                    np.diag(curvature) - own.T @ own, own.T @ rest
+                )
         yield targets - left / root
 
 
-def _ridge(bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float) -> np.ndarray:
+def _ridge(
+    bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
+) -> np.ndarray:
     """argmin C / 2 * sum of weighted squares + |W|^2 / 2, the bias free: f64[r + 1, k], the bias last."""
     z = _with_bias(bank.z)
     penalty = np.append(np.full(len(bank.values), 1.0 / strength), 0.0)
@@ -248,18 +275,30 @@ def _with_bias(z: np.ndarray) -> np.ndarray:
 
 
 def _logistic_held_out(
-    bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, fold: np.ndarray, strengths: Sequence[float]
+    bank: _Bank,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    classes: int,
+    fold: np.ndarray,
+    strengths: Sequence[float],
 ) -> Iterator[np.ndarray]:
     """As `_ridge_held_out`. Each fold's fit starts where the one at the strength before it ended, all folds together."""
     n, count = len(labels), fold.max() + 1
-    problem = _Problem(bank, labels, np.where(fold[:, None] == np.arange(count)[None], 0.0, weights[:, None]), classes)
+    problem = _Problem(
+        bank,
+        labels,
+        np.where(fold[:, None] == np.arange(count)[None], 0.0, weights[:, None]),
+        classes,
+    )
     params = problem.start()
     for strength in strengths:
         params = problem.minimise(strength, params, PATH_TOLERANCE)
         yield problem.scores(params)[np.arange(n), fold]
 
 
-def _logistic(bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float) -> np.ndarray:
+def _logistic(
+    bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
+) -> np.ndarray:
     """argmin C * sum of weighted losses + |W|^2 / 2, the bias free: f32[r + 1, k], the bias last."""
     problem = _Problem(bank, labels, weights[:, None], classes)
     return problem.minimise(strength, problem.start(), TOLERANCE)[:, 0]
@@ -285,7 +324,9 @@ class _Problem:
         """Logits f32[n f k]."""
         return (self.z @ params.reshape(len(params), -1)).reshape(-1, *params.shape[1:])
 
-    def loss(self, params: np.ndarray, penalty: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def loss(
+        self, params: np.ndarray, penalty: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The mean losses f64[f], their gradient f32[r + 1, f, k], and the weighted means of p (1 - p), f32[f k]."""
         p = self.scores(params)
         p -= p.max(axis=2, keepdims=True)
@@ -298,7 +339,11 @@ class _Problem:
         spread = np.einsum("nf,nfk->fk", self.weights, p * (1 - p))
         p *= self.weights[..., None]
         p[np.arange(len(p)), :, self.labels] -= self.weights
-        return losses, (self.z.T @ p.reshape(len(p), -1)).reshape(params.shape) + penalty * params, spread
+        return (
+            losses,
+            (self.z.T @ p.reshape(len(p), -1)).reshape(params.shape) + penalty * params,
+            spread,
+        )
 
     def minimise(self, strength: float, params: np.ndarray, tolerance: float) -> np.ndarray:
         """The minimum by L-BFGS, every weighting with its own step length.
@@ -308,11 +353,15 @@ class _Problem:
 
         Reference: Nocedal & Wright 2006, "Numerical optimization", algorithms 7.4 and 3.1 (c = 1e-4, halving).
         """
-        penalty = (1.0 / (strength * self.total))[None, :, None].astype(np.float32) * np.ones_like(params)
+        penalty = (1.0 / (strength * self.total))[None, :, None].astype(np.float32) * np.ones_like(
+            params
+        )
         penalty[-1] = 0.0
         loss, gradient, spread = self.loss(params, penalty)
         # 1e-3 (chosen, not tuned): the bias of a class that is sure everywhere has no curvature and no penalty.
-        inverse = (1.0 / (self.values * np.maximum(spread, 1e-3)[None] + penalty)).astype(np.float32)
+        inverse = (1.0 / (self.values * np.maximum(spread, 1e-3)[None] + penalty)).astype(
+            np.float32
+        )
         pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for _ in range(MAX_STEPS):
             left = np.abs(inverse * gradient).max(axis=2)
@@ -343,7 +392,9 @@ class _Problem:
                 step = np.where(long, 0.5 * step, step)
             s, t = new - params, new_gradient - gradient
             bend = _dot(s, t)
-            rho = np.where(bend > 1e-12, 1.0 / np.maximum(bend, 1e-12), 0.0).astype(np.float32)  # 0: forget the pair
+            rho = np.where(bend > 1e-12, 1.0 / np.maximum(bend, 1e-12), 0.0).astype(
+                np.float32
+            )  # 0: forget the pair
             pairs = [*pairs, (s, t, rho)][-MEMORY:]
             params, loss, gradient = new, new_loss, new_gradient
         return params
@@ -361,4 +412,7 @@ class _Method(NamedTuple):
     solve: Callable[..., np.ndarray]
 
 
-METHODS = {"logistic": _Method(_logistic_held_out, _logistic), "ridge": _Method(_ridge_held_out, _ridge)}
+METHODS = {
+    "logistic": _Method(_logistic_held_out, _logistic),
+    "ridge": _Method(_ridge_held_out, _ridge),
+}

@@ -23,7 +23,13 @@ class Rates(NamedTuple):
 
 
 def find_rate(
-    clf: Classifier, variables: Variables, train_set: DataSpec, recipe: Recipe, *, seed: int, steps: int = 100
+    clf: Classifier,
+    variables: Variables,
+    train_set: DataSpec,
+    recipe: Recipe,
+    *,
+    seed: int,
+    steps: int = 100,
 ) -> Rates:
     """Raises the rate from 1e-6 to 1 over some steps of the last phase, and takes a tenth of where the smoothed loss is least.
 
@@ -35,7 +41,14 @@ def find_rate(
     tried = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
     none = dataclasses.replace(train_set, examples=(), skipped=())
     job = FitContext(
-        clf, apply_label_confidence(train_set, recipe), none, tried, seed, None, lambda row: None, lambda line: None
+        clf,
+        apply_label_confidence(train_set, recipe),
+        none,
+        tried,
+        seed,
+        None,
+        lambda row: None,
+        lambda line: None,
     )
     last = tried.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
     stats = variables.get("batch_stats", {})

@@ -82,7 +82,9 @@ class Recipe:
 
     def phases(self, stages: Sequence[str]) -> tuple[Phase, ...]:
         """The phases of this recipe on a network with these stages."""
-        return (Phase("rules", self.rules),) if self.rules else phases(self.tune, stages, bn=self.bn)
+        return (
+            (Phase("rules", self.rules),) if self.rules else phases(self.tune, stages, bn=self.bn)
+        )
 
     def adversary(self, steps: int = 0) -> Adversary | None:
         """Against whom a phase of so many batches trains; None where that is nobody. Raises the errors of its fields."""
@@ -118,6 +120,10 @@ def check_adversary(recipe: Recipe, stages: Sequence[str]) -> None:
         return
     what = f"--adversarial={recipe.adversarial}"
     if not 0 <= recipe.adversarial_warmup <= 1:
-        raise ValueError(f"--adversarial_warmup is a share of the steps in [0, 1]; got {recipe.adversarial_warmup:g}")
+        raise ValueError(
+            f"--adversarial_warmup is a share of the steps in [0, 1]; got {recipe.adversarial_warmup:g}"
+        )
     if all(phase.name == "probe" for phase in recipe.phases(stages)):
-        raise ValueError(f"{what} wants gradient steps, and --tune={recipe.tune} has none; take --tune=lp_ft or all")
+        raise ValueError(
+            f"{what} wants gradient steps, and --tune={recipe.tune} has none; take --tune=lp_ft or all"
+        )

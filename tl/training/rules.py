@@ -53,7 +53,9 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
     def last(n: int) -> Rules:
         chosen = [name for group in groups[len(groups) - n :] for name in group][::-1]
         if bn == "affine":
-            norms = "backbone/(?:(?:{})/(?:.*/)?(?:norm|preact)|top)/(?:scale|bias)".format("|".join(chosen))
+            norms = "backbone/(?:(?:{})/(?:.*/)?(?:norm|preact)|top)/(?:scale|bias)".format(
+                "|".join(chosen)
+            )
             return (("head/.*", "head"), (norms, "norms"), (".*", FROZEN))
         rest: Rules = ((".*", FROZEN),) if n < len(groups) else ()
         return (("head/.*", "head"), *((f"backbone/{name}/.*", name) for name in chosen), *rest)
@@ -73,9 +75,14 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
     if tune == "lp_ft":
         return (Phase("probe", HEAD, 0.0), Phase("all", last(len(groups))))
     if tune == "gradual":
-        steps = [Phase("head", HEAD), *(Phase(f"last:{n}", last(n)) for n in range(1, len(groups) + 1))]
+        steps = [
+            Phase("head", HEAD),
+            *(Phase(f"last:{n}", last(n)) for n in range(1, len(groups) + 1)),
+        ]
         return tuple(phase._replace(share=1 / len(steps)) for phase in steps)
-    raise ValueError(f"unknown --tune {tune!r}; wanted {', '.join(TUNE)}; nearest: {nearest(form, TUNE)}")
+    raise ValueError(
+        f"unknown --tune {tune!r}; wanted {', '.join(TUNE)}; nearest: {nearest(form, TUNE)}"
+    )
 
 
 def parse_rules(words: Sequence[str]) -> Rules:
@@ -90,7 +97,9 @@ def parse_rules(words: Sequence[str]) -> Rules:
     """
     rules = tuple((pattern, what) for pattern, _, what in (word.rpartition("=") for word in words))
     wrong = [
-        word for word, (pattern, what) in zip(words, rules, strict=True) if not (pattern and LABEL.fullmatch(what))
+        word
+        for word, (pattern, what) in zip(words, rules, strict=True)
+        if not (pattern and LABEL.fullmatch(what))
     ]
     if wrong:
         raise ValueError(
@@ -141,7 +150,11 @@ def frozen_prefix(labels: Mapping[str, str], stages: Sequence[str]) -> str:
     Returns:
       A stage; "features" where the head alone trains, "" where the first stage does.
     """
-    trained = {name.split("/")[1] for name, what in labels.items() if what != FROZEN and name.startswith("backbone/")}
+    trained = {
+        name.split("/")[1]
+        for name, what in labels.items()
+        if what != FROZEN and name.startswith("backbone/")
+    }
     before = ""
     for stage in stages:
         if stage in trained:
@@ -164,7 +177,9 @@ def trainable_norm_layers(labels: Mapping[str, str], stats: Mapping[str, Any]) -
     """The layers whose BatchNorm is not frozen, since a leaf of theirs trains: paths for `Classifier.apply(train_norms=...)`."""
     trained = {name for name, what in labels.items() if what != FROZEN}
     layers = {norm_layer_name(name) for name in flatten(stats)}
-    return frozenset(layer for layer in layers if any(name.startswith(f"backbone/{layer}/") for name in trained))
+    return frozenset(
+        layer for layer in layers if any(name.startswith(f"backbone/{layer}/") for name in trained)
+    )
 
 
 def table(
@@ -206,7 +221,8 @@ def table(
                 "lr": 0.0 if frozen else lr * (factors or {}).get(what, 1.0),
                 "decay": 0.0 if frozen else weight_decay,
                 "bn": "-" if not has_norm else "eval" if frozen else bn,
-                "bytes": sum(leaf.nbytes for leaf in chosen.values()) * (1 if frozen else 2 + moments),
+                "bytes": sum(leaf.nbytes for leaf in chosen.values())
+                * (1 if frozen else 2 + moments),
             }
         )
     return rows

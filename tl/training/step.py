@@ -98,7 +98,9 @@ class Replay(NamedTuple):
 
 Step = Callable[[TrainState, Examples], tuple[TrainState, dict[str, jax.Array]]]
 
-LOSS_KEY = 1 << 16  # beyond the words of an augmentation, which fold 0, 1, 2 ... into the step's key
+LOSS_KEY = (
+    1 << 16
+)  # beyond the words of an augmentation, which fold 0, 1, 2 ... into the step's key
 
 
 def init(
@@ -128,7 +130,12 @@ def plain_loss(forward: Forward) -> Loss:
     """Cross-entropy of the inputs as they are."""
 
     def loss(
-        params: Any, stats: Any, keys: jax.Array, step: jax.Array, inputs: jax.Array, targets: jax.Array
+        params: Any,
+        stats: Any,
+        keys: jax.Array,
+        step: jax.Array,
+        inputs: jax.Array,
+        targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array, Any]:
         del keys, step
         logits, moved = forward(params, stats, inputs)
@@ -176,16 +183,27 @@ def make_train_step(
     each_loss = plain_loss(forward) if loss is None else loss
 
     def total_loss(
-        trainable: Any, inputs: jax.Array, frozen: Any, stats: Any, step: jax.Array, *others: jax.Array
+        trainable: Any,
+        inputs: jax.Array,
+        frozen: Any,
+        stats: Any,
+        step: jax.Array,
+        *others: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         keys, targets, labels, weights, valid = others
-        values, logits, moved = each_loss(merge(trainable, frozen), stats, keys, step, inputs, targets)
+        values, logits, moved = each_loss(
+            merge(trainable, frozen), stats, keys, step, inputs, targets
+        )
         right = jnp.sum(valid * (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
         return jnp.sum(weights * values), (right, moved)
 
-    value_and_grad = jax.value_and_grad(total_loss, argnums=(0, 1) if replay else (0,), has_aux=True)
+    value_and_grad = jax.value_and_grad(
+        total_loss, argnums=(0, 1) if replay else (0,), has_aux=True
+    )
 
-    def step(train_state: TrainState, examples: Examples) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(
+        train_state: TrainState, examples: Examples
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
         inputs, labels, valid, confidence = jax.tree.map(jnp.asarray, examples)
         key, count = jax.random.fold_in(train_state.key, train_state.step), train_state.step
         k = jax.eval_shape(forward, train_state.params, train_state.stats, inputs)[0].shape[1]
@@ -193,8 +211,14 @@ def make_train_step(
         if augment is not None:
             inputs, targets = augment(key, inputs, targets, valid)
         counted = valid.astype(jnp.float32)
-        weights = counted if class_weights is None else counted * jnp.asarray(class_weights)[jnp.clip(labels, 0, k - 1)]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, LOSS_KEY), jnp.arange(len(labels)))
+        weights = (
+            counted
+            if class_weights is None
+            else counted * jnp.asarray(class_weights)[jnp.clip(labels, 0, k - 1)]
+        )
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(key, LOSS_KEY), jnp.arange(len(labels))
+        )
         rest = (keys, targets, labels, weights, counted)
         total, number = jnp.maximum(jnp.sum(weights), 1e-12), jnp.maximum(jnp.sum(counted), 1.0)
 
@@ -212,14 +236,18 @@ def make_train_step(
                 moved, (sums, climb) = one(stats, (inputs, *rest))
                 return moved, sums, climb
             if inputs.shape[0] % microbatches:
-                raise ValueError(f"a batch of {inputs.shape[0]} does not divide into {microbatches} equal parts")
+                raise ValueError(
+                    f"a batch of {inputs.shape[0]} does not divide into {microbatches} equal parts"
+                )
 
             def add(carry: tuple, part: tuple) -> tuple[tuple, Any]:
                 stats, sums = carry
                 moved, (found, climb) = one(stats, part)
                 return (moved, jax.tree.map(jnp.add, sums, found)), climb
 
-            parts = jax.tree.map(lambda a: a.reshape(microbatches, -1, *a.shape[1:]), (inputs, *rest))
+            parts = jax.tree.map(
+                lambda a: a.reshape(microbatches, -1, *a.shape[1:]), (inputs, *rest)
+            )
             zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
             (moved, sums), climb = jax.lax.scan(add, (stats, zero), parts)
             return moved, sums, jax.tree.map(lambda a: a.reshape(inputs.shape), climb)
@@ -236,22 +264,35 @@ def make_train_step(
                 age = count.astype(jnp.float32)
                 decay = jnp.minimum(ema_decay, (1.0 + age) / (10.0 + age))
                 ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable)
-            new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), Moving(trainable, stats, opt_state, ema), old)
-            return new, {"loss": value, "accuracy": right / number, "grad_norm": norm, "finite": finite}, climb
+            new = jax.tree.map(
+                lambda n, o: jnp.where(finite, n, o), Moving(trainable, stats, opt_state, ema), old
+            )
+            return (
+                new,
+                {"loss": value, "accuracy": right / number, "grad_norm": norm, "finite": finite},
+                climb,
+            )
 
-        def again(carry: tuple[Moving, jax.Array], _: None) -> tuple[tuple[Moving, jax.Array], dict[str, jax.Array]]:
+        def again(
+            carry: tuple[Moving, jax.Array], _: None
+        ) -> tuple[tuple[Moving, jax.Array], dict[str, jax.Array]]:
             assert replay is not None
             old, seen = carry
             new, metrics, (climb,) = once(old, seen)
             return (new, replay.move(climb, count, seen, inputs)), metrics
 
-        new = Moving(train_state.trainable, train_state.stats, train_state.opt_state, train_state.ema)
+        new = Moving(
+            train_state.trainable, train_state.stats, train_state.opt_state, train_state.ema
+        )
         if replay is None:
             new, metrics, _ = once(new, inputs)
         else:
             begun = (new, replay.start(keys, count, inputs))
             (new, _), rows = jax.lax.scan(again, begun, length=replay.times)
-            metrics = {name: jnp.all(row) if row.dtype == bool else jnp.mean(row) for name, row in rows.items()}
+            metrics = {
+                name: jnp.all(row) if row.dtype == bool else jnp.mean(row)
+                for name, row in rows.items()
+            }
         return train_state._replace(step=count + 1, **new._asdict()), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -70,9 +70,17 @@ def top_pictures(
     """
     width = _width(clf, variables, endpoint)
     if beyond := [int(channel) for channel in channels if not 0 <= channel < width]:
-        raise ValueError(f"{clf.arch}'s {endpoint} has {width} channels, 0 to {width - 1}; got channel {beyond[0]}")
+        raise ValueError(
+            f"{clf.arch}'s {endpoint} has {width} channels, 0 to {width - 1}; got channel {beyond[0]}"
+        )
     bank = features.extract(
-        clf, variables, paths, endpoint=endpoint, cache=cache, batch_size=batch_size, progress=progress
+        clf,
+        variables,
+        paths,
+        endpoint=endpoint,
+        cache=cache,
+        batch_size=batch_size,
+        progress=progress,
     )
     values = np.where(bank.valid[:, None], bank.values, np.nan)
     return [_top(paths, values[:, channel], k) for channel in channels]
@@ -110,12 +118,21 @@ def top_classes(
         raise ValueError(clf.no_head_message())
     rows, classes = np.asarray(members), len(clf.classes.entries)
     if rows.dtype != bool or rows.ndim != 2 or rows.shape[1] != classes:
-        raise ValueError(f"members are bool[m {classes}], a row a wish; got {rows.dtype}{list(rows.shape)}")
+        raise ValueError(
+            f"members are bool[m {classes}], a row a wish; got {rows.dtype}{list(rows.shape)}"
+        )
     if not rows.any(axis=1).all():
-        raise ValueError(f"row {rows.any(axis=1).argmin()} of the members names no class, wanted one or more in each")
+        raise ValueError(
+            f"row {rows.any(axis=1).argmin()} of the members names no class, wanted one or more in each"
+        )
     if heads.pooled(clf.head):
-        bank = features.extract(clf, variables, paths, cache=cache, batch_size=batch_size, progress=progress)
-        logits, valid = np.asarray(clf.apply_head(variables, jax.numpy.asarray(bank.values))), bank.valid
+        bank = features.extract(
+            clf, variables, paths, cache=cache, batch_size=batch_size, progress=progress
+        )
+        logits, valid = (
+            np.asarray(clf.apply_head(variables, jax.numpy.asarray(bank.values))),
+            bank.valid,
+        )
     else:
         logits, valid = _logits(clf, variables, paths, classes, batch_size, progress)
     share = rows / rows.sum(axis=1, keepdims=True)
@@ -134,19 +151,30 @@ def _width(clf: Classifier, variables: Variables, endpoint: str) -> int:
     output = jax.eval_shape(clf.apply, variables, blank)
     known = {**output.endpoints, "features": output.features}
     if endpoint not in known:
-        raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, known)}")
+        raise ValueError(
+            f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, known)}"
+        )
     return known[endpoint].shape[-1]
 
 
 def _logits(
-    clf: Classifier, variables: Variables, paths: Sequence[Source], classes: int, batch_size: int, progress: Progress
+    clf: Classifier,
+    variables: Variables,
+    paths: Sequence[Source],
+    classes: int,
+    batch_size: int,
+    progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits f32[n k] of pictures and which could be read, bool[n]."""
     logits, valid = np.zeros((len(paths), classes), np.float32), np.zeros(len(paths), bool)
     on_device, forward = jax.device_put(clf.fold_batch_norm(variables)), _forward(clf)
-    for batch in progress(data.load(paths, clf.prepare, batch_size=batch_size), -(-len(paths) // batch_size)):
+    for batch in progress(
+        data.load(paths, clf.prepare, batch_size=batch_size), -(-len(paths) // batch_size)
+    ):
         there = batch.index[batch.valid]
-        logits[there] = np.asarray(forward(on_device, pixels.to_images01(batch.images)))[batch.valid]
+        logits[there] = np.asarray(forward(on_device, pixels.to_images01(batch.images)))[
+            batch.valid
+        ]
         valid[there] = True
     return logits, valid
 

@@ -52,7 +52,9 @@ def tiles(kernel: Array) -> list[np.ndarray]:
             "first layer's"
         )
     largest = np.abs(weights).max(axis=(0, 1, 2))
-    stretched = np.float32(0.5) + np.float32(0.5) * weights / np.where(largest > 0, largest, np.float32(1))
+    stretched = np.float32(0.5) + np.float32(0.5) * weights / np.where(
+        largest > 0, largest, np.float32(1)
+    )
     coloured = np.broadcast_to(stretched, (*weights.shape[:2], 3, weights.shape[3]))
     return [np.ascontiguousarray(coloured[..., i]) for i in range(weights.shape[3])]
 
@@ -60,7 +62,11 @@ def tiles(kernel: Array) -> list[np.ndarray]:
 def kernels(params: Params) -> dict[str, np.ndarray]:
     """The convolution kernels of a backbone's parameters by path, f32[h w i o]; biases, scales and dense layers left out."""
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
-    return {name: leaf for name, leaf in leaves.items() if leaf.ndim == 4 and name.rpartition("/")[2] == "kernel"}
+    return {
+        name: leaf
+        for name, leaf in leaves.items()
+        if leaf.ndim == 4 and name.rpartition("/")[2] == "kernel"
+    }
 
 
 def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int]]:
@@ -81,7 +87,11 @@ def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int
       >>> writers({"stage1": {"block0": sides}}, "stage1", 3)[1:]
       [('stage1/block0/expand1x1/kernel', 1), ('stage1/block0/expand3x3/kernel', 0)]
     """
-    sizes = {name: kernel.shape[3] for name, kernel in kernels(params).items() if name.startswith(f"{endpoint}/")}
+    sizes = {
+        name: kernel.shape[3]
+        for name, kernel in kernels(params).items()
+        if name.startswith(f"{endpoint}/")
+    }
     names = sorted((name for name in sizes if "/shortcut/" not in name), key=in_order)
     if names:  # "stage4/block10/", "stage5/conv2/", "stem/"
         last = "/".join(names[-1].split("/")[:-1][:2])
@@ -134,7 +144,9 @@ def moved(before: Params, after: Params) -> list[Moved]:
 def _same_network(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> None:
     if lone := sorted(set(old) ^ set(new)):
         near = nearest(lone[0], new if lone[0] in old else old)
-        raise ValueError(f"these are two networks: {lone[0]!r} is a kernel of one only; nearest in the other: {near}")
+        raise ValueError(
+            f"these are two networks: {lone[0]!r} is a kernel of one only; nearest in the other: {near}"
+        )
     for name, kernel in old.items():
         if kernel.shape != new[name].shape:
             raise ValueError(

@@ -27,8 +27,12 @@ JUDGES = (
     "efficientnet_lite0",
 )  # packaged, with a classifier
 
-TRANSFORMS: dict[str, Callable[[int], transforms.Transform]] = {  # size -> transform; lengths are shares of the image
-    "roll": lambda size: transforms.roll(size // 14),  # 16 of 224 pixels, the scale of lucid's jitter
+TRANSFORMS: dict[
+    str, Callable[[int], transforms.Transform]
+] = {  # size -> transform; lengths are shares of the image
+    "roll": lambda size: transforms.roll(
+        size // 14
+    ),  # 16 of 224 pixels, the scale of lucid's jitter
     "zoom": lambda size: transforms.zoom(0.4, 1.3),
     "lucid": lambda size: transforms.lucid(),
     "pad": lambda size: transforms.pad(size // 18),  # lucid's 12 of 224 pixels
@@ -85,7 +89,7 @@ def network(clf: Classifier, variables: Variables) -> Network:
 
 def grid(objective_specs: Sequence[ObjectiveSpec], how: Settings) -> list[Cell]:
     """Objective x weight of the variation x noise. Images of one objective and weight stand together."""
-    weights = lambda objective_spec: how.tv or (KINDS[objective_spec.kind].tv,)  # noqa: E731
+    weights = lambda objective_spec: how.tv or (KINDS[objective_spec.kind].tv,)
     return [
         Cell(objective_spec, tv, i)
         for objective_spec in objective_specs
@@ -105,12 +109,17 @@ def views(names: Sequence[str], size: int) -> transforms.Transform:
         if name not in TRANSFORMS:
             raise ValueError(f"unknown transform {name!r}; nearest: {nearest(name, TRANSFORMS)}")
     chain = transforms.compose(*(TRANSFORMS[name](size) for name in names))
-    shown = jax.eval_shape(chain, jax.eval_shape(lambda: jax.random.key(0)), jnp.zeros((size, size, 3)))
+    shown = jax.eval_shape(
+        chain, jax.eval_shape(lambda: jax.random.key(0)), jnp.zeros((size, size, 3))
+    )
     return chain if shown.shape[0] == size else transforms.compose(chain, transforms.resize(size))
 
 
 def climber(
-    networks: Sequence[Network], cells: Sequence[Cell], how: Settings, photograph: np.ndarray | None = None
+    networks: Sequence[Network],
+    cells: Sequence[Cell],
+    how: Settings,
+    photograph: np.ndarray | None = None,
 ) -> Callable[[], render.Ideal]:
     """The climb of a whole grid as one compiled call; a second call does not compile again.
 
@@ -122,11 +131,25 @@ def climber(
     first, size = networks[0], how.size or networks[0].clf.pixels.size
     chosen = [cell.objective_spec for cell in cells]
     ends = specs.shapes(first.clf, first.variables, size)
-    about = sorted({objective_spec.endpoint for objective_spec in chosen if objective_spec.kind in OF_A_PHOTOGRAPH})
+    about = sorted(
+        {
+            objective_spec.endpoint
+            for objective_spec in chosen
+            if objective_spec.kind in OF_A_PHOTOGRAPH
+        }
+    )
     if about and photograph is None:
-        raise ValueError("inversion and caricature are about a photograph; name one with --photograph=FILE")
-    wanted = specs.wanted_maps(first.clf, first.variables, photograph, about) if photograph is not None else {}
-    objective, targets = specs.program([each.clf for each in networks], chosen, ends, wanted, diversity=how.diversity)
+        raise ValueError(
+            "inversion and caricature are about a photograph; name one with --photograph=FILE"
+        )
+    wanted = (
+        specs.wanted_maps(first.clf, first.variables, photograph, about)
+        if photograph is not None
+        else {}
+    )
+    objective, targets = specs.program(
+        [each.clf for each in networks], chosen, ends, wanted, diversity=how.diversity
+    )
     together = how.count if how.diversity else 1 if jax.default_backend() == "cpu" else 0
     climb = render.make(
         lambda variables, images01: tuple(
@@ -141,24 +164,40 @@ def climber(
         redirect=how.redirect,
         frames=how.frames,
         together=together,
-        progress=lambda groups: reporting.progress(groups, label="images") if len(groups) > 1 else groups,
+        progress=lambda groups: (
+            reporting.progress(groups, label="images") if len(groups) > 1 else groups
+        ),
     )
     noise = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(how.seed), jnp.arange(how.count))
     keys = noise[jnp.array([cell.replicate for cell in cells])]
     tv = np.array([cell.tv for cell in cells], np.float32)
     l2 = np.array(
-        [KINDS[objective_spec.kind].l2 if how.l2 is None else how.l2 for objective_spec in chosen], np.float32
+        [KINDS[objective_spec.kind].l2 if how.l2 is None else how.l2 for objective_spec in chosen],
+        np.float32,
     )
     begins = photograph is not None and not about
     start = np.stack([photograph] * len(cells)) if begins and photograph is not None else None
     variables = tuple(each.variables for each in networks)
-    return lambda: climb(variables, keys, targets, tv=tv, l2=l2, blur=how.blur, step_size=how.step_size, start=start)
+    return lambda: climb(
+        variables, keys, targets, tv=tv, l2=l2, blur=how.blur, step_size=how.step_size, start=start
+    )
 
 
-def values(networks: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray, photograph: Any) -> np.ndarray:
+def values(
+    networks: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray, photograph: Any
+) -> np.ndarray:
     """f32[b], each objective without costs and views, on pictures uint8[b s s 3] as read back."""
-    chosen, ends = [cell.objective_spec for cell in cells], specs.shapes(*networks[0][:2], saved.shape[1])
-    about = sorted({objective_spec.endpoint for objective_spec in chosen if objective_spec.kind in OF_A_PHOTOGRAPH})
+    chosen, ends = (
+        [cell.objective_spec for cell in cells],
+        specs.shapes(*networks[0][:2], saved.shape[1]),
+    )
+    about = sorted(
+        {
+            objective_spec.endpoint
+            for objective_spec in chosen
+            if objective_spec.kind in OF_A_PHOTOGRAPH
+        }
+    )
     wanted = specs.wanted_maps(*networks[0][:2], photograph, about)
     objective, targets = specs.program([each.clf for each in networks], chosen, ends, wanted)
 
@@ -166,7 +205,9 @@ def values(networks: Sequence[Network], cells: Sequence[Cell], saved: np.ndarray
     def measure(variables: Any, targets: Any, images01: jax.Array) -> jax.Array:
         def one(row: Any) -> jax.Array:
             target, image = jax.tree.map(lambda leaf: leaf[None], row)
-            seen: Any = tuple(each.clf.apply(own, image) for each, own in zip(networks, variables, strict=True))
+            seen: Any = tuple(
+                each.clf.apply(own, image) for each, own in zip(networks, variables, strict=True)
+            )
             return objective(target)(seen, image)[0]
 
         return jax.lax.map(one, (targets, images01))
@@ -200,7 +241,9 @@ def held_out_probabilities(
     """Of each picture what each judge gives its class: architecture -> probability; nothing for a class it does not know."""
     rows: list[dict[str, float]] = [{} for _ in cells]
     for each in judges:
-        whole = each.clf.with_pixels(crop=1.0)  # a judge sees the picture to its edges, at its own size
+        whole = each.clf.with_pixels(
+            crop=1.0
+        )  # a judge sees the picture to its edges, at its own size
         probabilities = None
         for i, cell in enumerate(cells):
             try:
@@ -214,7 +257,9 @@ def held_out_probabilities(
             if classes:
                 if probabilities is None:
                     shown = np.stack([whole.prepare(image) for image in saved])
-                    probabilities = metrics.softmax(inference.predict_logits(each.clf, each.variables, shown))
+                    probabilities = metrics.softmax(
+                        inference.predict_logits(each.clf, each.variables, shown)
+                    )
                 rows[i][each.clf.arch] = float(probabilities[i, list(classes)].sum())
     return rows
 
@@ -229,7 +274,9 @@ def top_activating(
     for objective_spec in objective_specs:
         if objective_spec.classes:
             members = np.isin(np.arange(table_size), objective_spec.classes)[None]
-            (found[objective_spec],) = exemplars.top_classes(first.clf, first.loaded, paths, members)
+            (found[objective_spec],) = exemplars.top_classes(
+                first.clf, first.loaded, paths, members
+            )
         elif objective_spec.kind in ("channel", "neuron"):
             (found[objective_spec],) = exemplars.top_pictures(
                 first.clf, first.loaded, paths, objective_spec.endpoint, [objective_spec.index]
@@ -249,15 +296,17 @@ def photo_statistics(clf: Classifier, size: int) -> dict[str, Any]:
     shown = clf.with_pixels(size=size)
     x = pixels.to_images01(np.stack([shown.prepare(data.decode(path)) for path in paths]))
     slopes, tv = judge.spectral_slope(x), np.asarray(objectives.total_variation(jnp.asarray(x)))
-    spread = lambda v: {"mean": float(v.mean()), "low": float(v.min()), "high": float(v.max())}  # noqa: E731
+    spread = lambda v: {"mean": float(v.mean()), "low": float(v.min()), "high": float(v.max())}
     return {"n": len(paths), "spectral_slope": spread(slopes), "tv": spread(tv)}
 
 
 def judged_by(rows: Sequence[dict[str, Any]], networks: Sequence[Network]) -> dict[str, Any]:
     """Whose probabilities these are, and the means."""
     archs = list(dict.fromkeys(arch for row in rows for arch in row["judges"]))
-    mean = lambda numbers: float(np.mean(numbers)) if len(numbers) else None  # noqa: E731
-    by = {arch: mean([row["judges"][arch] for row in rows if arch in row["judges"]]) for arch in archs}
+    mean = lambda numbers: float(np.mean(numbers)) if len(numbers) else None
+    by = {
+        arch: mean([row["judges"][arch] for row in rows if arch in row["judges"]]) for arch in archs
+    }
     return {
         "network": networks[0].clf.arch,
         "climbed_under": [each.clf.arch for each in networks],
@@ -281,7 +330,12 @@ def diversities(
     for i, cell in enumerate(cells):
         groups.setdefault((cell.objective_spec.word, cell.tv), []).append(i)
     return [
-        {"target": word, "tv_weight": tv, "diversity": judge.diversity(seen[rows]), "by": each.clf.arch}
+        {
+            "target": word,
+            "tv_weight": tv,
+            "diversity": judge.diversity(seen[rows]),
+            "by": each.clf.arch,
+        }
         for (word, tv), rows in groups.items()
     ]
 
@@ -293,4 +347,6 @@ def check_size(clf: Classifier, size: int) -> None:
             f"{clf.arch} halves its maps until images of {clf.spec.min_size} pixels are one; got --size={size}"
         )
     if size and size != clf.pixels.size and isinstance(clf.head, heads.Flat):
-        raise ValueError(f"this classifier's head reads maps of {clf.pixels.size} pixels only; leave --size={size} out")
+        raise ValueError(
+            f"this classifier's head reads maps of {clf.pixels.size} pixels only; leave --size={size} out"
+        )

@@ -56,7 +56,9 @@ PLAIN = np.linalg.inv(COLOR)
 def _mixed(x: jax.Array, matrix: np.ndarray) -> jax.Array:
     """x @ matrix.T over the colours, plane by plane: a product with a 3 x 3 matrix is ten times slower on a CPU."""
     r, g, b = x[..., 0], x[..., 1], x[..., 2]
-    return jnp.stack([float(row[0]) * r + float(row[1]) * g + float(row[2]) * b for row in matrix], axis=-1)
+    return jnp.stack(
+        [float(row[0]) * r + float(row[1]) * g + float(row[2]) * b for row in matrix], axis=-1
+    )
 
 
 def pixel(size: int, *, spread: float = 0.1) -> Image:
@@ -71,7 +73,7 @@ def pixel(size: int, *, spread: float = 0.1) -> Image:
 
 def box(size: int, *, spread: float = 0.025) -> Image:
     """The pixels themselves, cut off at 0 and 1 after each step; the start is grey noise, as that of `pixel`."""
-    cut = lambda theta: jnp.clip(theta, 0.0, 1.0)  # noqa: E731
+    cut = lambda theta: jnp.clip(theta, 0.0, 1.0)
     return Image(_each(lambda key: 0.5 + spread * _normal(key, (size, size, 3))), cut, cut, cut)
 
 
@@ -98,14 +100,18 @@ def fourier(size: int, *, spread: float = 0.01, decay: float = 1.0) -> Image:
 
     def decode(theta: jax.Array) -> jax.Array:
         weighted = theta * weight[None, None]
-        plain = jnp.fft.irfft2(jax.lax.complex(weighted[:, 0], weighted[:, 1]), (size, size), axes=(1, 2))
+        plain = jnp.fft.irfft2(
+            jax.lax.complex(weighted[:, 0], weighted[:, 1]), (size, size), axes=(1, 2)
+        )
         return jax.nn.sigmoid(_mixed(plain, COLOR))
 
     def encode(images01: jax.Array) -> jax.Array:
         waves = jnp.fft.rfft2(_mixed(_logit(images01), PLAIN), axes=(1, 2))
         return jnp.stack([waves.real, waves.imag], axis=1) / weight[None, None]
 
-    return Image(_each(lambda key: spread * _normal(key, (2, *weight.shape[:2], 3))), decode, encode)
+    return Image(
+        _each(lambda key: spread * _normal(key, (2, *weight.shape[:2], 3))), decode, encode
+    )
 
 
 def pyramid(size: int, *, spread: float = 0.1, levels: int = 5) -> Image:
@@ -148,14 +154,18 @@ def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
     """
     magnitude = (1.0 / _frequencies(size) ** decay)[:, :, None]
     rows, columns = np.arange(size)[:, None, None], np.arange(size // 2 + 1)[:, None]
-    twin = (rows > size - rows) & (2 * columns % size == 0)  # in two columns a wave stands twice: once must do
+    twin = (rows > size - rows) & (
+        2 * columns % size == 0
+    )  # in two columns a wave stands twice: once must do
 
     def decode(theta: jax.Array) -> jax.Array:
         theta = jnp.where(twin[None], -jnp.roll(theta[:, ::-1], 1, axis=1), theta)
         waves = jax.lax.complex(magnitude[None] * jnp.cos(theta), magnitude[None] * jnp.sin(theta))
         plain = jnp.fft.irfft2(waves, (size, size), axes=(1, 2))
         plain = plain - jnp.mean(plain, axis=(1, 2, 3), keepdims=True)
-        scale = contrast * jax.lax.rsqrt(jnp.mean(jnp.square(plain), axis=(1, 2, 3), keepdims=True) + 1e-12)
+        scale = contrast * jax.lax.rsqrt(
+            jnp.mean(jnp.square(plain), axis=(1, 2, 3), keepdims=True) + 1e-12
+        )
         return jax.nn.sigmoid(_mixed(plain * scale, COLOR))
 
     def encode(images01: jax.Array) -> jax.Array:
@@ -163,7 +173,9 @@ def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
 
     def draw(key: jax.Array) -> jax.Array:
         shape = (*magnitude.shape[:2], 3)
-        return jax.random.uniform(key, (math.prod(shape),), jnp.float32, -math.pi, math.pi).reshape(shape)
+        return jax.random.uniform(key, (math.prod(shape),), jnp.float32, -math.pi, math.pi).reshape(
+            shape
+        )
 
     return Image(_each(draw), decode, encode)
 

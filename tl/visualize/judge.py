@@ -31,7 +31,9 @@ def spectral_slope(images01: Array) -> np.ndarray:
     gray = np.asarray(images01, np.float64).mean(axis=3)
     b, h, w = gray.shape
     if min(h, w) < 32:
-        raise ValueError(f"the slope of a spectrum wants pictures of at least 32 pixels a side; got {h} x {w}")
+        raise ValueError(
+            f"the slope of a spectrum wants pictures of at least 32 pixels a side; got {h} x {w}"
+        )
     window = np.hanning(h)[:, None] * np.hanning(w)[None]
     amplitude = np.abs(np.fft.rfft2((gray - gray.mean(axis=(1, 2), keepdims=True)) * window[None]))
     f = np.hypot(np.fft.fftfreq(h)[:, None], np.fft.rfftfreq(w)[None])

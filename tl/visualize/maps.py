@@ -86,7 +86,11 @@ def _stretched(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndar
 def _checked(maps: Array) -> np.ndarray:
     values = np.asarray(maps).astype(np.float32)
     if values.ndim != 3 or 0 in values.shape:
-        raise ValueError(f"the maps of one picture are [h w c]; got {list(values.shape)}: index the batch first")
+        raise ValueError(
+            f"the maps of one picture are [h w c]; got {list(values.shape)}: index the batch first"
+        )
     if not np.isfinite(values).all():
-        raise ValueError("maps hold NaN or infinity, wanted finite numbers; look at the weights, or at --dtype")
+        raise ValueError(
+            "maps hold NaN or infinity, wanted finite numbers; look at the weights, or at --dtype"
+        )
     return values

@@ -80,7 +80,9 @@ def activations(output: Output, endpoint: str) -> jax.Array:
         return flat[:, None, None].astype(jnp.float32)
     if endpoint not in output.endpoints:
         names = ["features", "logits", *output.endpoints]
-        raise ValueError(f"the network has no endpoint {endpoint!r}; nearest: {nearest(endpoint, names)}")
+        raise ValueError(
+            f"the network has no endpoint {endpoint!r}; nearest: {nearest(endpoint, names)}"
+        )
     return output.endpoints[endpoint].astype(jnp.float32)
 
 
@@ -92,7 +94,9 @@ def _picked(values: jax.Array, index: jax.Array) -> jax.Array:
 
 def channel(endpoint: str, index: jax.Array) -> Objective:
     """The mean of one channel over its map; `index` i32[b]."""
-    return Objective(lambda output, _: _picked(jnp.mean(activations(output, endpoint), axis=(1, 2)), index))
+    return Objective(
+        lambda output, _: _picked(jnp.mean(activations(output, endpoint), axis=(1, 2)), index)
+    )
 
 
 def neuron(endpoint: str, index: jax.Array, place: jax.Array | None = None) -> Objective:
@@ -108,8 +112,12 @@ def neuron(endpoint: str, index: jax.Array, place: jax.Array | None = None) -> O
         b, h, w, c = maps.shape
         middle = jnp.asarray([[h // 2, w // 2]], jnp.int32)
         where = jnp.full((b, 2), -1, jnp.int32) if place is None else place
-        where = jnp.clip(jnp.where(where < 0, middle, where), 0, jnp.asarray([[h - 1, w - 1]], jnp.int32))
-        rows = jnp.take_along_axis(maps.reshape(b, h * w, c), (where[:, :1] * w + where[:, 1:])[:, :, None], axis=1)
+        where = jnp.clip(
+            jnp.where(where < 0, middle, where), 0, jnp.asarray([[h - 1, w - 1]], jnp.int32)
+        )
+        rows = jnp.take_along_axis(
+            maps.reshape(b, h * w, c), (where[:, :1] * w + where[:, 1:])[:, :, None], axis=1
+        )
         return _picked(rows[:, 0], index)
 
     return Objective(at)
@@ -117,7 +125,7 @@ def neuron(endpoint: str, index: jax.Array, place: jax.Array | None = None) -> O
 
 def direction(endpoint: str, vector: jax.Array) -> Objective:
     """The mean over the map of the scalar product with a vector f32[b c]: how much of a mixture of channels there is."""
-    mean = lambda output: jnp.mean(activations(output, endpoint), axis=(1, 2))  # noqa: E731
+    mean = lambda output: jnp.mean(activations(output, endpoint), axis=(1, 2))
     return Objective(lambda output, _: jnp.sum(mean(output) * vector, axis=1))
 
 
@@ -134,7 +142,9 @@ def cosine(endpoint: str, vector: jax.Array, power: float = 2.0) -> Objective:
     def score(output: Output, _: jax.Array) -> jax.Array:
         mean = jnp.mean(activations(output, endpoint), axis=(1, 2))
         dot = jnp.sum(mean * vector, axis=1)
-        lengths = jnp.sqrt(jnp.sum(mean**2, axis=1) + 1e-12) * jnp.sqrt(jnp.sum(vector**2, axis=1) + 1e-12)
+        lengths = jnp.sqrt(jnp.sum(mean**2, axis=1) + 1e-12) * jnp.sqrt(
+            jnp.sum(vector**2, axis=1) + 1e-12
+        )
         return dot * jnp.maximum(dot / lengths, 0.1) ** power
 
     return Objective(score)
@@ -203,7 +213,9 @@ def caricature(endpoint: str, wanted: jax.Array, power: float = 1.0) -> Objectiv
         maps = _same_shape(activations(output, endpoint), wanted, endpoint)
         dot = jnp.sum(maps * wanted, axis=(1, 2, 3))
         own, other = (jnp.sum(x**2, axis=(1, 2, 3)) + 1e-12 for x in (wanted, maps))
-        return dot / own * jnp.maximum(dot * jax.lax.rsqrt(own) * jax.lax.rsqrt(other), 0.1) ** power
+        return (
+            dot / own * jnp.maximum(dot * jax.lax.rsqrt(own) * jax.lax.rsqrt(other), 0.1) ** power
+        )
 
     return Objective(score)
 
@@ -211,7 +223,9 @@ def caricature(endpoint: str, wanted: jax.Array, power: float = 1.0) -> Objectiv
 def _same_shape(maps: jax.Array, wanted: jax.Array, endpoint: str) -> jax.Array:
     """The views that a network sees may be larger than the photograph was: their map is resized to the wanted one."""
     if maps.shape[-1] != wanted.shape[-1]:
-        raise ValueError(f"{endpoint} has {maps.shape[-1]} channels, the wanted map {wanted.shape[-1]}")
+        raise ValueError(
+            f"{endpoint} has {maps.shape[-1]} channels, the wanted map {wanted.shape[-1]}"
+        )
     return maps if maps.shape == wanted.shape else jax.image.resize(maps, wanted.shape, "linear")
 
 
@@ -219,7 +233,9 @@ def either(objectives: Sequence[Objective], which: jax.Array) -> Objective:
     """Of each image the objective with its number, `which` i32[b]: images of one batch may want different things."""
     if len(objectives) == 1:
         return objectives[0]
-    return Objective(lambda out, images: _picked(jnp.stack([each(out, images) for each in objectives], 1), which))
+    return Objective(
+        lambda out, images: _picked(jnp.stack([each(out, images) for each in objectives], 1), which)
+    )
 
 
 # ----------------------------------------------------------------------------------------------- what pictures cost

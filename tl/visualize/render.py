@@ -111,9 +111,13 @@ def make(
       as a cost: Mahendran & Vedaldi 2015, arXiv:1412.0035, section 3.
     """
     if optimizer not in ascend.OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; nearest: {nearest(optimizer, ascend.OPTIMIZERS)}")
+        raise ValueError(
+            f"unknown optimizer {optimizer!r}; nearest: {nearest(optimizer, ascend.OPTIMIZERS)}"
+        )
     if variation not in objectives.VARIATIONS:
-        raise ValueError(f"unknown variation {variation!r}; nearest: {nearest(variation, objectives.VARIATIONS)}")
+        raise ValueError(
+            f"unknown variation {variation!r}; nearest: {nearest(variation, objectives.VARIATIONS)}"
+        )
     costs = objectives.VARIATIONS[variation], objectives.energy, objectives.roughness
 
     @jax.jit
@@ -160,20 +164,27 @@ def make(
         start: Array | None = None,
     ) -> Ideal:
         b = keys.shape[0]
-        weights = tuple(_weight(name, value, b) for name, value in (("tv", tv), ("l2", l2), ("blur", blur)))
+        weights = tuple(
+            _weight(name, value, b) for name, value in (("tv", tv), ("l2", l2), ("blur", blur))
+        )
         size = together or b
         if b % size:
-            raise ValueError(f"images climb in groups of {size}; got {b} images, which is no whole number of groups")
+            raise ValueError(
+                f"images climb in groups of {size}; got {b} images, which is no whole number of groups"
+            )
         begin = None if start is None else jnp.asarray(start)
         mine = (keys, jax.tree.map(jnp.asarray, targets), weights, begin)
-        cut = lambda i: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, size), mine)  # noqa: E731
+        cut = lambda i: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, size), mine)
         found = []
         for i in progress(range(0, b, size)):
             found.append(jax.block_until_ready(group(variables, jnp.float32(step_size), cut(i))))
             if not isinstance(found[-1].scores, Tracer):
                 _finite(np.asarray(found[-1].scores), i, step_size)
         images, begun, scores, film = zip(*found, strict=True)
-        return Ideal(*map(jnp.concatenate, (images, begun)), *(jnp.concatenate(x, axis=1) for x in (scores, film)))
+        return Ideal(
+            *map(jnp.concatenate, (images, begun)),
+            *(jnp.concatenate(x, axis=1) for x in (scores, film)),
+        )
 
     return ideal
 
@@ -182,7 +193,9 @@ def _weight(name: str, value: Any, b: int) -> jax.Array:
     if not isinstance(value, Tracer):
         numbers = np.asarray(value, np.float32)
         if numbers.shape not in ((), (b,)) or not (numbers >= 0).all():
-            raise ValueError(f"{name} is a weight of at least 0, or one for each of {b} images; got {value}")
+            raise ValueError(
+                f"{name} is a weight of at least 0, or one for each of {b} images; got {value}"
+            )
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (b,))
 
 

@@ -42,18 +42,37 @@ class Kind(NamedTuple):
 
 KINDS: dict[str, Kind] = {
     "logit": Kind("logit:CLASS", lambda _, t: objectives.class_logit(t["members"]), 300.0, 5.0),
-    "probability": Kind("probability:CLASS", lambda _, t: objectives.class_log_probability(t["members"]), 150.0, 2.5),
-    "channel": Kind("channel:ENDPOINT:INDEX", lambda e, t: objectives.channel(e, t["index"]), 10.0, 2.0),
+    "probability": Kind(
+        "probability:CLASS", lambda _, t: objectives.class_log_probability(t["members"]), 150.0, 2.5
+    ),
+    "channel": Kind(
+        "channel:ENDPOINT:INDEX", lambda e, t: objectives.channel(e, t["index"]), 10.0, 2.0
+    ),
     "neuron": Kind(
-        "neuron:ENDPOINT:INDEX[:ROW:COLUMN]", lambda e, t: objectives.neuron(e, t["index"], t["place"]), 10.0, 2.0
+        "neuron:ENDPOINT:INDEX[:ROW:COLUMN]",
+        lambda e, t: objectives.neuron(e, t["index"], t["place"]),
+        10.0,
+        2.0,
     ),
     "direction": Kind(
-        "direction:ENDPOINT:INDEX=WEIGHT;...", lambda e, t: objectives.direction(e, t[f"vector {e}"]), 10.0, 2.0
+        "direction:ENDPOINT:INDEX=WEIGHT;...",
+        lambda e, t: objectives.direction(e, t[f"vector {e}"]),
+        10.0,
+        2.0,
     ),
-    "cosine": Kind("cosine:ENDPOINT:INDEX=WEIGHT;...", lambda e, t: objectives.cosine(e, t[f"vector {e}"]), 5.0, 1.0),
+    "cosine": Kind(
+        "cosine:ENDPOINT:INDEX=WEIGHT;...",
+        lambda e, t: objectives.cosine(e, t[f"vector {e}"]),
+        5.0,
+        1.0,
+    ),
     "layer": Kind("layer:ENDPOINT", lambda e, t: objectives.layer(e), 10.0, 2.0),
-    "inversion": Kind("inversion:ENDPOINT", lambda e, t: objectives.likeness(e, t[f"wanted {e}"]), 0.5, 0.0, ()),
-    "caricature": Kind("caricature:ENDPOINT", lambda e, t: objectives.caricature(e, t[f"wanted {e}"]), 5.0, 1.0, ()),
+    "inversion": Kind(
+        "inversion:ENDPOINT", lambda e, t: objectives.likeness(e, t[f"wanted {e}"]), 0.5, 0.0, ()
+    ),
+    "caricature": Kind(
+        "caricature:ENDPOINT", lambda e, t: objectives.caricature(e, t[f"wanted {e}"]), 5.0, 1.0, ()
+    ),
 }
 CLASSES, OF_A_PHOTOGRAPH = ("logit", "probability"), ("inversion", "caricature")
 
@@ -107,11 +126,14 @@ def shapes(clf: Classifier, variables: Variables, size: int) -> dict[str, tuple[
 def class_objectives(clf: Classifier, words: str, kind: str = "logit") -> list[ObjectiveSpec]:
     """The wishes of `--target`: a class, or a group, each."""
     return [
-        ObjectiveSpec(kind, target.word, classes=target.indices) for target in inference.class_table(clf).targets(words)
+        ObjectiveSpec(kind, target.word, classes=target.indices)
+        for target in inference.class_table(clf).targets(words)
     ]
 
 
-def parse_objective(clf: Classifier, ends: Mapping[str, tuple[int, ...]], word: str) -> ObjectiveSpec:
+def parse_objective(
+    clf: Classifier, ends: Mapping[str, tuple[int, ...]], word: str
+) -> ObjectiveSpec:
     """What `--objective=WORD` means for a network with the endpoints `ends`.
 
     Raises:
@@ -130,7 +152,9 @@ def parse_objective(clf: Classifier, ends: Mapping[str, tuple[int, ...]], word: 
     if not endpoint:
         raise malformed
     if endpoint not in ends:
-        raise ValueError(f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, ends)}")
+        raise ValueError(
+            f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, ends)}"
+        )
     h, w, c = ends[endpoint]
     made = ObjectiveSpec(kind, word, endpoint)
     try:
@@ -141,10 +165,14 @@ def parse_objective(clf: Classifier, ends: Mapping[str, tuple[int, ...]], word: 
         if kind == "neuron" and len(parts) in (1, 3):
             row, column = (int(part) for part in parts[1:]) if parts[1:] else (h // 2, w // 2)
             place = _below(h, row, f"row of {endpoint}"), _below(w, column, f"column of {endpoint}")
-            return made._replace(index=_below(c, int(parts[0]), f"channel of {endpoint}"), place=place)
+            return made._replace(
+                index=_below(c, int(parts[0]), f"channel of {endpoint}"), place=place
+            )
         if kind in ("direction", "cosine") and len(parts) == 1:
             pairs = [pair.split("=") for pair in parts[0].split(";")]
-            mixture = tuple((_below(c, int(i), f"channel of {endpoint}"), float(weight)) for i, weight in pairs)
+            mixture = tuple(
+                (_below(c, int(i), f"channel of {endpoint}"), float(weight)) for i, weight in pairs
+            )
             return made._replace(mixture=mixture)
     except _Beyond:
         raise
@@ -159,13 +187,17 @@ class _Beyond(ValueError):
 
 def _below(count: int, index: int, what: str) -> int:
     if not 0 <= index < count:
-        raise _Beyond(f"there is no {what} number {index}: there are {count}, from 0 to {count - 1}")
+        raise _Beyond(
+            f"there is no {what} number {index}: there are {count}, from 0 to {count - 1}"
+        )
     return index
 
 
-def wanted_maps(clf: Classifier, variables: Variables, photograph: np.ndarray, ends: Sequence[str]) -> dict[str, Any]:
+def wanted_maps(
+    clf: Classifier, variables: Variables, photograph: np.ndarray, ends: Sequence[str]
+) -> dict[str, Any]:
     """Endpoint -> f32[h w c], the maps of a photograph f32[s s 3]."""
-    seen = lambda variables, image: {  # noqa: E731
+    seen = lambda variables, image: {
         end: objectives.activations(clf.apply(variables, image), end)[0] for end in ends
     }
     return jax.tree.map(np.asarray, jax.jit(seen)(variables, photograph[None])) if ends else {}
@@ -190,7 +222,9 @@ def program(
     """
     rows = list(dict.fromkeys((each.kind, each.endpoint) for each in objective_specs))
     targets: dict[str, np.ndarray] = {
-        "which": np.array([rows.index((each.kind, each.endpoint)) for each in objective_specs], np.int32),
+        "which": np.array(
+            [rows.index((each.kind, each.endpoint)) for each in objective_specs], np.int32
+        ),
         "index": np.array([each.index for each in objective_specs], np.int32),
         "place": np.array([each.place for each in objective_specs], np.int32),
     }
@@ -198,7 +232,8 @@ def program(
         if any(each.classes for each in objective_specs):
             table = inference.class_table(clf)
             groups = [
-                (table.find(each.word) if i else each.classes) if each.classes else (0,) for each in objective_specs
+                (table.find(each.word) if i else each.classes) if each.classes else (0,)
+                for each in objective_specs
             ]
             targets[f"members {i}"] = goals.class_mask(groups, len(table))
     for kind, endpoint in rows:
@@ -220,7 +255,11 @@ def program(
                 for i in range(len(networks) if kind in CLASSES else 1)
             ]
             total = sum(parts[1:], start=parts[0]) * (1.0 / len(parts))
-            return total + _on(0, objectives.diversity(endpoint or last)) * diversity if diversity else total
+            return (
+                total + _on(0, objectives.diversity(endpoint or last)) * diversity
+                if diversity
+                else total
+            )
 
         return objectives.either([of(*row) for row in rows], t["which"])
 

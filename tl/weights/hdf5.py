@@ -39,7 +39,9 @@ LEGACY_NAMES = {  # of the last part of a legacy file's name; the upper four are
     "depthwise_kernel": "kernel",
 }
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.12 and 2.13
-KERNELS = {"dense", "depthwise_conv2d"} | {f"conv{n}d{form}" for n in (1, 2, 3) for form in ("", "_transpose")}
+KERNELS = {"dense", "depthwise_conv2d"} | {
+    f"conv{n}d{form}" for n in (1, 2, 3) for form in ("", "_transpose")
+}
 NORMS = {"batch_normalization", "sync_batch_normalization"}
 
 
@@ -47,11 +49,15 @@ def read_keras(archive: ZipFile) -> dict[str, np.ndarray]:
     """The weights of a `.keras` archive, in the order of the layers in its `config.json`."""
     names = archive.namelist()
     if "model.weights.h5" not in names:
-        raise ValueError(f"it is a Keras archive without model.weights.h5, holding {', '.join(names[:5])}")
+        raise ValueError(
+            f"it is a Keras archive without model.weights.h5, holding {', '.join(names[:5])}"
+        )
     if any(info.compress_type != ZIP_STORED for info in archive.infolist()):
         raise ValueError("it is a compressed zip, where Keras stores files as they are")
     config = json.loads(archive.read("config.json"))
-    return read_h5(BytesIO(archive.read("model.weights.h5")), config.get("config", {}).get("layers", []))
+    return read_h5(
+        BytesIO(archive.read("model.weights.h5")), config.get("config", {}).get("layers", [])
+    )
 
 
 def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[str, np.ndarray]:
@@ -67,7 +73,9 @@ def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[
     try:
         import h5py
     except ImportError:
-        raise ValueError('it is an HDF5 file, which h5py reads; bring it with: pip install "tl[keras]"') from None
+        raise ValueError(
+            'it is an HDF5 file, which h5py reads; bring it with: pip install "tl[keras]"'
+        ) from None
     with h5py.File(file, "r") as root:
         reader = _Reader(file.seek(0, 2))
         held = set(root)  # names only; `in root` would follow a link
@@ -78,7 +86,9 @@ def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[
         else:
             containers = [name for name in CONTAINERS if name in held]
             if not containers:
-                raise ValueError("it is HDF5 without the layers of a Sequential or functional Keras model")
+                raise ValueError(
+                    "it is HDF5 without the layers of a Sequential or functional Keras model"
+                )
             pairs = _numbered(_child(root, containers[0]), reader, layers or [])
         arrays: dict[str, np.ndarray] = {}
         for name, array in pairs:
@@ -100,13 +110,17 @@ class _Reader:
         if not hasattr(data, "dtype") or data.shape is None:
             raise ValueError(f"{name} is no data set with numbers")
         if data.is_virtual or data.external:
-            raise ValueError(f"{name} lies in another file, which is not read; save the model again as one file")
+            raise ValueError(
+                f"{name} lies in another file, which is not read; save the model again as one file"
+            )
         bf16 = data.dtype == np.dtype("V2") and data.attrs.get("dtype") == "bfloat16"
         if data.dtype.kind != "f" and not bf16:
             raise ValueError(f"{name} is {data.dtype}, where a weight is a floating-point number")
         self.left -= math.prod(data.shape) * data.dtype.itemsize
         if self.left < 0:
-            raise ValueError(f"up to {name} it announces more numbers than it has bytes for, where Keras packs nothing")
+            raise ValueError(
+                f"up to {name} it announces more numbers than it has bytes for, where Keras packs nothing"
+            )
         array = np.asarray(data[()])
         return array.view(ml_dtypes.bfloat16) if bf16 else array
 
@@ -121,7 +135,9 @@ def _child(group: Any, path: str) -> Any:
         except (KeyError, RuntimeError):
             raise ValueError(f"{group.name} has no {part!r}, which its names announce") from None
         if not hard:
-            raise ValueError(f"{part!r} in {group.name} is a link to elsewhere, which is not followed")
+            raise ValueError(
+                f"{part!r} in {group.name} is a link to elsewhere, which is not followed"
+            )
         group = group[part]
     return group
 
@@ -132,7 +148,9 @@ def _names(group: Any, attribute: str) -> list[str]:
     parts = [] if whole is None else [whole]
     while whole is None and (part := group.attrs.get(f"{attribute}{len(parts)}")) is not None:
         parts.append(part)
-    return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
+    return [
+        name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part
+    ]
 
 
 def _nested(layer: str) -> ValueError:
@@ -146,16 +164,22 @@ def _legacy(root: Any, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]:
     for layer in _names(root, "layer_names"):
         group = _child(root, layer)
         weights = _names(group, "weight_names")
-        if len({path.rpartition("/")[0] for path in weights}) > 1:  # one layer's weights share their scope
+        if (
+            len({path.rpartition("/")[0] for path in weights}) > 1
+        ):  # one layer's weights share their scope
             raise _nested(layer)
         for path in weights:
             last = re.sub(r":\d+$", "", path.rpartition("/")[2])
-            keras1 = re.fullmatch(rf"{re.escape(layer)}_([A-Za-z_]+?)(_\d+)?", last)  # block1_conv1_W_1:0
+            keras1 = re.fullmatch(
+                rf"{re.escape(layer)}_([A-Za-z_]+?)(_\d+)?", last
+            )  # block1_conv1_W_1:0
             name = keras1[1] if keras1 else last
             yield f"{layer}/{LEGACY_NAMES.get(name, name)}", reader.array(group, path)
 
 
-def _numbered(layers: Any, reader: _Reader, config: list[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+def _numbered(
+    layers: Any, reader: _Reader, config: list[dict[str, Any]]
+) -> Iterator[tuple[str, np.ndarray]]:
     known = dict(zip(_keys(config), config, strict=True))
     held = set(layers)
     for key in [key for key in known if key in held] + sorted(held - set(known), key=_natural):
@@ -165,7 +189,9 @@ def _numbered(layers: Any, reader: _Reader, config: list[dict[str, Any]]) -> Ite
         own_name = key if variables is None else variables.attrs.get("name", key)
         layer = about.get("name", own_name)
         for part in parts - {"vars", "seed_generator"}:  # the second is a dropout's random state
-            if any(name != "vars" or len(_child(group, f"{part}/vars")) for name in _child(group, part)):
+            if any(
+                name != "vars" or len(_child(group, f"{part}/vars")) for name in _child(group, part)
+            ):
                 raise _nested(layer)
         kind = re.sub(r"_\d+$", "", key)
         for number, weight in enumerate(_weights(kind, len(variables or ()), about, layer)):
@@ -195,7 +221,9 @@ def _keys(config: list[dict[str, Any]]) -> Iterator[str]:
     seen: Counter[str] = Counter()
     for layer in config:
         word = re.sub(r"\W+", "", str(layer["class_name"]))
-        word = re.sub(r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", word)).lower()
+        word = re.sub(
+            r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", word)
+        ).lower()
         yield f"{word}_{seen[word]}" if seen[word] else word
         seen[word] += 1
 

@@ -50,7 +50,11 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
         raise ValueError(
             f'{repo} is on the hub, which huggingface-hub reads; bring it with: pip install "tl[hub]"'
         ) from None
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     unreachable: Exception | None = None
     try:
@@ -58,11 +62,17 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
         client.get_hf_file_metadata(client.hf_hub_url(repo, "config.json", revision=revision))
     except (EntryNotFoundError, RevisionNotFoundError) as error:
         raise ValueError(_sentence(error, repo, revision)) from error
-    except Exception as error:  # no network, offline, no permission: then the cache may still have it
+    except (
+        Exception
+    ) as error:  # no network, offline, no permission: then the cache may still have it
         unreachable = error
 
     def download(file: str) -> Path:
-        return Path(client.hf_hub_download(repo, file, revision=revision, local_files_only=unreachable is not None))
+        return Path(
+            client.hf_hub_download(
+                repo, file, revision=revision, local_files_only=unreachable is not None
+            )
+        )
 
     try:
         config = download("config.json")
@@ -71,7 +81,9 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
         except EntryNotFoundError:
             weights = download(WEIGHTS[1])
     except LocalEntryNotFoundError as error:  # says only that it is not in the cache
-        raise ValueError(_sentence(unreachable or error, repo, revision)) from (unreachable or error)
+        raise ValueError(_sentence(unreachable or error, repo, revision)) from (
+            unreachable or error
+        )
     except Exception as error:
         raise ValueError(_sentence(error, repo, revision)) from error
     _verify(weights, repo)
@@ -110,7 +122,9 @@ def _sentence(error: Exception, repo: str, revision: str | None) -> str:
     """What went wrong with the client, and what to do."""
     from huggingface_hub import constants, errors
 
-    fetch_elsewhere = f"or fetch it where there is one (hf download {repo}) and copy {constants.HF_HUB_CACHE}"
+    fetch_elsewhere = (
+        f"or fetch it where there is one (hf download {repo}) and copy {constants.HF_HUB_CACHE}"
+    )
     if isinstance(error, errors.HFValidationError):
         return f"{repo!r} is no repository's name; wanted owner/name, as timm/resnet50.a1_in1k"
     if isinstance(error, errors.GatedRepoError):
@@ -125,13 +139,13 @@ def _sentence(error: Exception, repo: str, revision: str | None) -> str:
         return f"{repo} on the hub has no revision {revision!r}; take a branch, a tag or a commit of it"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{repo} is not in the cache and HF_HUB_OFFLINE is set; unset it where there is a network, {fetch_elsewhere}"
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+    if isinstance(error, errors.EntryNotFoundError) and not isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
         return f"{repo} on the hub lacks config.json or {' and '.join(WEIGHTS)}; wanted a repository in timm's layout"
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return (
-            f"the hub at {constants.ENDPOINT} refuses {repo} (HTTP {status}); set HF_TOKEN to a token that may read it"
-        )
+        return f"the hub at {constants.ENDPOINT} refuses {repo} (HTTP {status}); set HF_TOKEN to a token that may read it"
     why = f"HTTP {status}" if status else " ".join(str(error).split())[:200] or type(error).__name__
     return (
         f"cannot fetch {repo} from the hub at {constants.ENDPOINT} ({why}); run again once the network is there, "
@@ -150,8 +164,12 @@ def _field(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], 
 
 def _numbers(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
     found = _field(config, name, list, "three numbers")
-    if len(found) != 3 or not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in found):
-        raise ValueError(f"config.json has {name} {found!r}; wanted three numbers, as timm writes it")
+    if len(found) != 3 or not all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) for x in found
+    ):
+        raise ValueError(
+            f"config.json has {name} {found!r}; wanted three numbers, as timm writes it"
+        )
     return found[0], found[1], found[2]
 
 
@@ -163,7 +181,9 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     """
     found = config.get("architecture")
     if not isinstance(found, str):
-        raise ValueError(f"config.json has architecture {found!r}; wanted a network's name, as timm writes it")
+        raise ValueError(
+            f"config.json has architecture {found!r}; wanted a network's name, as timm writes it"
+        )
     return found
 
 
@@ -180,7 +200,11 @@ def classes_of(config: Mapping[str, Any]) -> int:
       ValueError: the config says none.
     """
     found = config.get("num_classes")
-    return found if isinstance(found, int) else _field(config, "num_classes", int, "a number of classes")
+    return (
+        found
+        if isinstance(found, int)
+        else _field(config, "num_classes", int, "a number of classes")
+    )
 
 
 def licence_of(config: Mapping[str, Any]) -> str:
@@ -201,9 +225,13 @@ def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
     """
     size = _field(config, "input_size", list, "[3, size, size]")
     if len(size) != 3 or size[0] != 3 or size[1] != size[2] or not isinstance(size[1], int):
-        raise ValueError(f"config.json has input_size {size!r}; wanted [3, size, size]: tl shows networks square RGB")
+        raise ValueError(
+            f"config.json has input_size {size!r}; wanted [3, size, size]: tl shows networks square RGB"
+        )
     crop = float(_field(config, "crop_pct", (int, float), "a share in (0, 1]"))
-    mode = config.get("pretrained_cfg", config).get("crop_mode") or "center"  # not in files before timm 0.9
+    mode = (
+        config.get("pretrained_cfg", config).get("crop_mode") or "center"
+    )  # not in files before timm 0.9
     if mode != "center" and not (mode == "squash" and crop == 1):
         raise ValueError(
             f"config.json has crop_mode {mode!r} with crop_pct {crop:g}; tl knows center, and squash with 1"

@@ -21,25 +21,42 @@ from __future__ import annotations
 from tl.pixels import CAFFE, INCEPTION, TORCHVISION, PixelSpec
 from tl.weights.spec import WeightsSpec
 
-BICUBIC = PixelSpec(interpolation="bicubic")  # timm's usual form: resize 256, crop 224, ImageNet's mean and std
+BICUBIC = PixelSpec(
+    interpolation="bicubic"
+)  # timm's usual form: resize 256, crop 224, ImageNet's mean and std
 A1 = BICUBIC.replace(crop=0.95)  # recipes A1 and A1h of Wightman et al. 2021, arXiv 2110.00476
 TORCHVISION_V2 = TORCHVISION.replace(crop=0.965)  # IMAGENET1K_V2: resize 232, crop 224
 TF_BILINEAR = INCEPTION.replace(interpolation="bilinear")
 
 
 def _timm(
-    arch: str, tag: str, top1: float, pixels: PixelSpec = BICUBIC, origin: str = "timm", licence: str = "Apache-2.0"
+    arch: str,
+    tag: str,
+    top1: float,
+    pixels: PixelSpec = BICUBIC,
+    origin: str = "timm",
+    licence: str = "Apache-2.0",
 ) -> WeightsSpec:
     """Weights in timm's layout, in its repository on the hub."""
     return WeightsSpec(
-        arch, tag, "timm", "imagenet", pixels, origin=origin, licence=licence, top1=top1, hub=f"timm/{arch}.{tag}"
+        arch,
+        tag,
+        "timm",
+        "imagenet",
+        pixels,
+        origin=origin,
+        licence=licence,
+        top1=top1,
+        hub=f"timm/{arch}.{tag}",
     )
 
 
 def _timm_tv(arch: str, top1: float, *, version: int = 1) -> WeightsSpec:
     """torchvision's weights, in timm's layout."""
     tag, pixels = ("tv_in1k", TORCHVISION) if version == 1 else ("tv2_in1k", TORCHVISION_V2)
-    return _timm(arch, tag, top1, pixels, origin="torchvision, through timm", licence="BSD-3-Clause")
+    return _timm(
+        arch, tag, top1, pixels, origin="torchvision, through timm", licence="BSD-3-Clause"
+    )
 
 
 def _timm_tf(arch: str, top1: float, pixels: PixelSpec) -> WeightsSpec:
@@ -62,7 +79,9 @@ def _torchvision(arch: str, file: str, top1: float, *, version: int = 1) -> Weig
     )
 
 
-def _keras(arch: str, file: str, top1: float, pixels: PixelSpec, origin: str, licence: str) -> WeightsSpec:
+def _keras(
+    arch: str, file: str, top1: float, pixels: PixelSpec, origin: str, licence: str
+) -> WeightsSpec:
     """A legacy HDF5 file of `keras.applications`.
 
     Keras' own `load_img(target_size=...)` squashes with nearest neighbours. Its figures were measured otherwise: shorter
@@ -93,15 +112,26 @@ def _keras_resnet(arch: str, top1: float) -> WeightsSpec:
 
 def _keras_resnetv2(depth: int, top1: float) -> WeightsSpec:
     file = f"resnet/resnet{depth}v2_weights_tf_dim_ordering_tf_kernels"
-    return _keras(f"resnetv2_{depth}_keras", file, top1, INCEPTION, "Facebook's fb.resnet.torch", "BSD-3-Clause")
+    return _keras(
+        f"resnetv2_{depth}_keras",
+        file,
+        top1,
+        INCEPTION,
+        "Facebook's fb.resnet.torch",
+        "BSD-3-Clause",
+    )
 
 
-def _keras_mobilenet(arch: str, file: str, top1: float, pixels: PixelSpec = INCEPTION) -> WeightsSpec:
+def _keras_mobilenet(
+    arch: str, file: str, top1: float, pixels: PixelSpec = INCEPTION
+) -> WeightsSpec:
     return _keras(arch, file, top1, pixels, "TensorFlow authors", "Apache-2.0")
 
 
 def _keras_mobilenetv1(width: str, alpha: str, top1: float) -> WeightsSpec:
-    return _keras_mobilenet(f"mobilenetv1_{width}_keras", f"mobilenet/mobilenet_{alpha}_224_tf", top1)
+    return _keras_mobilenet(
+        f"mobilenetv1_{width}_keras", f"mobilenet/mobilenet_{alpha}_224_tf", top1
+    )
 
 
 def _keras_mobilenetv2(width: str, alpha: str, top1: float) -> WeightsSpec:

@@ -31,11 +31,19 @@ LAYOUTS = {
     "same": Layout(None, lambda a: a, lambda s: s),
     "oihw": Layout(4, lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1])),
     "oi": Layout(2, lambda a: a.T, lambda s: (s[1], s[0])),
-    "oi11": Layout(4, lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1)),  # torch's 1x1 convolution, dense here
-    "11io": Layout(4, lambda a: a[0, 0], lambda s: (1, 1, *s)),  # Keras' 1x1 convolution, dense here
-    "hwcm": Layout(4, lambda a: a.transpose(0, 1, 3, 2), lambda s: (s[0], s[1], s[3], s[2])),  # Keras' depthwise
+    "oi11": Layout(
+        4, lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1)
+    ),  # torch's 1x1 convolution, dense here
+    "11io": Layout(
+        4, lambda a: a[0, 0], lambda s: (1, 1, *s)
+    ),  # Keras' 1x1 convolution, dense here
+    "hwcm": Layout(
+        4, lambda a: a.transpose(0, 1, 3, 2), lambda s: (s[0], s[1], s[3], s[2])
+    ),  # Keras' depthwise
     "chw_7x7": Layout(  # torchvision's VGG: a 7x7 map, flattened channel by channel
-        2, lambda a: a.reshape(len(a), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(a)), lambda s: (s[1], s[0])
+        2,
+        lambda a: a.reshape(len(a), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(a)),
+        lambda s: (s[1], s[0]),
     ),
     "oi77": Layout(  # timm's VGG: the same matrix as a 7x7 convolution
         4, lambda a: a.transpose(2, 3, 1, 0).reshape(-1, len(a)), lambda s: (s[1], s[0] // 49, 7, 7)
@@ -90,19 +98,29 @@ def port(
         path, layout = table[source]
         theirs = LAYOUTS[layout].theirs(wanted[path]) if path in wanted else found.shape
         if found.shape != theirs:
-            hint = ", which is its transpose" if found.shape in (theirs[::-1], _swapped(theirs)) else ""
-            problems.append(f"shape of {source} is {found.shape}{hint}; {path} wants {theirs} in the layout {layout!r}")
+            hint = (
+                ", which is its transpose"
+                if found.shape in (theirs[::-1], _swapped(theirs))
+                else ""
+            )
+            problems.append(
+                f"shape of {source} is {found.shape}{hint}; {path} wants {theirs} in the layout {layout!r}"
+            )
             continue
         if found.dtype != np.float32 and not cast:
             problems.append(f"{source} is {found.dtype}, wanted float32")
             types[str(found.dtype)] += 1
             continue
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, and is told below
+        with np.errstate(
+            over="ignore"
+        ):  # what float32 cannot hold becomes infinity, and is told below
             out[path] = LAYOUTS[layout].ours(found).astype(np.float32)
         if not np.isfinite(out[path]).all():
             problems.append(f"{source} holds NaN or infinity")
     filled = Counter(target.path for target in table.values())
-    problems += [f"two rows of the table fill {path}" for path in sorted(filled) if filled[path] > 1]
+    problems += [
+        f"two rows of the table fill {path}" for path in sorted(filled) if filled[path] > 1
+    ]
     for path in sorted(set(wanted) - set(filled)):
         problems.append(f"no row of the table fills {path}")
     for path in sorted(set(out) - set(wanted)):
@@ -114,7 +132,9 @@ def port(
             "or say that a conversion is meant (tl.load(..., cast=True), --cast)"
         )
     if problems:
-        raise ValueError(f"these weights do not fit ({len(problems)} mismatches): " + "; ".join(problems))
+        raise ValueError(
+            f"these weights do not fit ({len(problems)} mismatches): " + "; ".join(problems)
+        )
     return unflatten({path: np.ascontiguousarray(array) for path, array in out.items()})
 
 

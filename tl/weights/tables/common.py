@@ -42,7 +42,10 @@ def torch_norm(source: str, norm: str) -> Table:
 def torch_conv(source: str, path: str) -> Table:
     """A torch convolution with bias, as our `Conv` at `path`."""
     at = f"params/backbone/{path}"
-    return {f"{source}.weight": Target(f"{at}/kernel", "oihw"), f"{source}.bias": Target(f"{at}/bias")}
+    return {
+        f"{source}.weight": Target(f"{at}/kernel", "oihw"),
+        f"{source}.bias": Target(f"{at}/bias"),
+    }
 
 
 def torch_conv_norm(conv: str, norm: str, path: str, *, bias: bool = False) -> Table:
@@ -78,9 +81,13 @@ def keras_conv(source: str, path: str) -> Table:
     return {f"{source}/kernel": Target(f"{at}/kernel"), f"{source}/bias": Target(f"{at}/bias")}
 
 
-def keras_conv_norm(conv: str, norm: str, path: str, *, bias: bool = False, layout: str = "same") -> Table:
+def keras_conv_norm(
+    conv: str, norm: str, path: str, *, bias: bool = False, layout: str = "same"
+) -> Table:
     """A Keras convolution and the BatchNormalization after it, as our `ConvNorm` at `path`; "hwcm" for a depthwise one."""
-    table = {f"{conv}/kernel": Target(f"params/backbone/{path}/kernel", layout)} | keras_norm(norm, f"{path}/norm")
+    table = {f"{conv}/kernel": Target(f"params/backbone/{path}/kernel", layout)} | keras_norm(
+        norm, f"{path}/norm"
+    )
     return table | ({f"{conv}/bias": Target(f"params/backbone/{path}/bias")} if bias else {})
 
 

@@ -34,7 +34,9 @@ def _blocks(module: InvertedResidualNet) -> Iterator[_Block]:
     n, before = 0, module.stem
     for s, stage in enumerate(module.stages, start=1):
         for b, (row, stride) in enumerate(unrolled(stage)):
-            yield _Block(n, s, b, row, stride == 1 and before == row.channels and not module.separable)
+            yield _Block(
+                n, s, b, row, stride == 1 and before == row.channels and not module.separable
+            )
             n, before = n + 1, row.channels
 
 
@@ -45,7 +47,12 @@ def _is_v3(module: InvertedResidualNet) -> bool:
 
 def _steps(row: Row) -> list[str]:
     """Our names of a block's parts, in order."""
-    return ["expand_conv"] * (row.expand != 1) + ["depthwise_conv"] + ["squeeze"] * row.squeeze + ["project_conv"]
+    return (
+        ["expand_conv"] * (row.expand != 1)
+        + ["depthwise_conv"]
+        + ["squeeze"] * row.squeeze
+        + ["project_conv"]
+    )
 
 
 def _torch_squeeze(reduce: str, expand: str, path: str) -> Table:
@@ -54,7 +61,9 @@ def _torch_squeeze(reduce: str, expand: str, path: str) -> Table:
     )
 
 
-def _layers(module: InvertedResidualNet, stem: str, top: str, block: Callable[[_Block], str]) -> dict[str, str]:
+def _layers(
+    module: InvertedResidualNet, stem: str, top: str, block: Callable[[_Block], str]
+) -> dict[str, str]:
     """Every endpoint's layer; a stage's is that of its last block."""
     layers = {"stem": stem}
     for at in _blocks(module):
@@ -65,14 +74,18 @@ def _layers(module: InvertedResidualNet, stem: str, top: str, block: Callable[[_
 # --- torch -----------------------------------------------------------------------------------------------------------
 
 
-def _numbered(module: InvertedResidualNet, head: bool, place: Callable[[int, bool], tuple[str, str]]) -> Table:
+def _numbered(
+    module: InvertedResidualNet, head: bool, place: Callable[[int, bool], tuple[str, str]]
+) -> Table:
     """`features.N.conv.*`, where `place(step, is_last)` names a step's convolution and norm within `conv`."""
     last = _last(module)
     table = torch_conv_norm("features.0.0", "features.0.1", "stem")
     table |= torch_conv_norm(f"features.{last}.0", f"features.{last}.1", "top")
     for at in _blocks(module):
         for i, step in enumerate(_steps(at.row)):
-            conv, norm = (f"features.{at.number + 1}.conv.{part}" for part in place(i, step == "project_conv"))
+            conv, norm = (
+                f"features.{at.number + 1}.conv.{part}" for part in place(i, step == "project_conv")
+            )
             table |= torch_conv_norm(conv, norm, f"{at.path}/{step}")
     return table | (torch_dense("classifier.1", "head") if head else {})
 
@@ -84,7 +97,9 @@ def _last(module: InvertedResidualNet) -> int:
 def torchvision(module: InvertedResidualNet, *, head: bool) -> Table:
     """V2: convolution and norm in a group of their own, the projection's bare. V3: `features.N.block.M`."""
     if not _is_v3(module):
-        return _numbered(module, head, lambda i, last: (f"{i}", f"{i + 1}") if last else (f"{i}.0", f"{i}.1"))
+        return _numbered(
+            module, head, lambda i, last: (f"{i}", f"{i + 1}") if last else (f"{i}.0", f"{i}.1")
+        )
     last = _last(module)
     table = torch_conv_norm("features.0.0", "features.0.1", "stem")
     table |= torch_conv_norm(f"features.{last}.0", f"features.{last}.1", "top")
@@ -111,7 +126,9 @@ def tonylins(module: InvertedResidualNet, *, head: bool) -> Table:
 
 def lukemelas(module: InvertedResidualNet, *, head: bool) -> Table:
     """EfficientNet-PyTorch's names (github.com/lukemelas/EfficientNet-PyTorch): `_blocks.N._expand_conv`."""
-    table = torch_conv_norm("_conv_stem", "_bn0", "stem") | torch_conv_norm("_conv_head", "_bn1", "top")
+    table = torch_conv_norm("_conv_stem", "_bn0", "stem") | torch_conv_norm(
+        "_conv_head", "_bn1", "top"
+    )
     for at in _blocks(module):
         for step in _steps(at.row):
             bn = {"expand_conv": 0, "depthwise_conv": 1, "project_conv": 2}[step]
@@ -139,7 +156,11 @@ def timm(module: InvertedResidualNet, *, head: bool) -> Table:
     if not head:
         return table
     if _is_v3(module):
-        return table | torch_dense("conv_head", "head/hidden", "oi11") | torch_dense("classifier", "head/logits")
+        return (
+            table
+            | torch_dense("conv_head", "head/hidden", "oi11")
+            | torch_dense("classifier", "head/logits")
+        )
     return table | torch_dense("classifier", "head")
 
 
@@ -161,7 +182,9 @@ def keras(module: InvertedResidualNet, *, head: bool) -> Table:
             table |= keras_conv_norm(pw, f"{pw}_bn", f"{at.path}/project_conv")
         return table | (keras_dense("conv_preds", "head", "11io") if head else {})
     v3 = _is_v3(module)
-    stem, top, bn = (("conv", "conv_bn"), ("conv_1", "conv_1_bn"), "bn") if v3 else (_V2_STEM, _V2_TOP, "BN")
+    stem, top, bn = (
+        (("conv", "conv_bn"), ("conv_1", "conv_1_bn"), "bn") if v3 else (_V2_STEM, _V2_TOP, "BN")
+    )
     table = keras_conv_norm(*stem, "stem") | keras_conv_norm(*top, "top")
     for at in _blocks(module):
         prefix = _keras_prefix(at, v3)
@@ -177,7 +200,11 @@ def keras(module: InvertedResidualNet, *, head: bool) -> Table:
     if not head:
         return table
     if v3:
-        return table | keras_dense("conv_2", "head/hidden", "11io") | keras_dense("logits", "head/logits", "11io")
+        return (
+            table
+            | keras_dense("conv_2", "head/hidden", "11io")
+            | keras_dense("logits", "head/logits", "11io")
+        )
     return table | keras_dense("predictions", "head")
 
 
@@ -199,7 +226,9 @@ def keras_layers(module: InvertedResidualNet) -> dict[str, str]:
     def block(at: _Block) -> str:
         return _keras_prefix(at, v3) + ("add" if at.skip else "project_bn" if v3 else "project_BN")
 
-    return _layers(module, "conv_bn>" if v3 else "Conv1_relu", "conv_1_bn>" if v3 else "out_relu", block)
+    return _layers(
+        module, "conv_bn>" if v3 else "Conv1_relu", "conv_1_bn>" if v3 else "out_relu", block
+    )
 
 
 SOURCES = {

@@ -40,7 +40,9 @@ def _layers(module: ResNet | ResNetV2, stem: str, block: str, stage: str) -> dic
     """Every endpoint's layer, from the patterns of a block (`{s}`, `{b}`) and of a stage (`{s}`, `{last}`)."""
     layers = {"stem": stem}
     for s, depth in enumerate(module.depths, start=1):
-        layers |= {f"stage{s}/block{b}": block.format(s=s, b=b, s1=s + 1, b1=b + 1) for b in range(depth)}
+        layers |= {
+            f"stage{s}/block{b}": block.format(s=s, b=b, s1=s + 1, b1=b + 1) for b in range(depth)
+        }
         layers[f"stage{s}"] = stage.format(s=s, s1=s + 1, last=depth)
     return layers
 
@@ -74,7 +76,9 @@ def keras_v2(module: ResNetV2, *, head: bool) -> Table:
     table = keras_conv("conv1_conv", "stem") | keras_norm("post_bn", "top")
     for s, b in _blocks(module):
         at, path = f"conv{s + 1}_block{b + 1}", f"stage{s}/block{b}"
-        table |= keras_norm(f"{at}_preact_bn", f"{path}/preact") | keras_conv(f"{at}_3_conv", f"{path}/conv3")
+        table |= keras_norm(f"{at}_preact_bn", f"{path}/preact") | keras_conv(
+            f"{at}_3_conv", f"{path}/conv3"
+        )
         for n in (1, 2):
             table |= keras_conv_norm(f"{at}_{n}_conv", f"{at}_{n}_bn", f"{path}/conv{n}")
         if b == 0:

@@ -46,8 +46,14 @@ def ndf(module: SqueezeNet, *, head: bool) -> Table:
         places[f"fire{n + 2}/squeeze1x1"] = f"backbone/{path}/squeeze"
     table = {}
     for source, path in places.items():
-        table |= {f"{source}/0": Target(f"params/{path}/kernel"), f"{source}/1": Target(f"params/{path}/bias")}
-    top = {"conv10/0": Target("params/head/conv/kernel", "11io"), "conv10/1": Target("params/head/conv/bias")}
+        table |= {
+            f"{source}/0": Target(f"params/{path}/kernel"),
+            f"{source}/1": Target(f"params/{path}/bias"),
+        }
+    top = {
+        "conv10/0": Target("params/head/conv/kernel", "11io"),
+        "conv10/1": Target("params/head/conv/bias"),
+    }
     return table | (top if head else {})
 
 

@@ -54,7 +54,9 @@ def timm(module: VGG, *, head: bool) -> Table:
 
 def torch_layers(module: VGG) -> dict[str, str]:
     """The ReLU after every convolution, and every pool."""
-    layers = {path: f"features.{place + (2 if module.norm else 1)}" for _, place, path in _convs(module)}
+    layers = {
+        path: f"features.{place + (2 if module.norm else 1)}" for _, place, path in _convs(module)
+    }
     for s, depth in enumerate(module.depths, start=1):
         last = layers[f"stage{s}/conv{depth - 1}"]
         layers[f"stage{s}"] = f"features.{int(last.removeprefix('features.')) + 1}"
@@ -67,14 +69,20 @@ def keras(module: VGG, *, head: bool) -> Table:
     for path, layer in keras_layers(module).items():
         if "/" in path:
             table |= keras_conv(layer, path)
-    top = keras_dense("fc1", "head/fc6") | keras_dense("fc2", "head/fc7") | keras_dense("predictions", "head/fc8")
+    top = (
+        keras_dense("fc1", "head/fc6")
+        | keras_dense("fc2", "head/fc7")
+        | keras_dense("predictions", "head/fc8")
+    )
     return table | (top if head else {})
 
 
 def keras_layers(module: VGG) -> dict[str, str]:
     layers = {}
     for s, depth in enumerate(module.depths, start=1):
-        layers |= {f"stage{s}/conv{c}": f"block{s}_conv{c + 1}" for c in range(depth)} | {f"stage{s}": f"block{s}_pool"}
+        layers |= {f"stage{s}/conv{c}": f"block{s}_conv{c + 1}" for c in range(depth)} | {
+            f"stage{s}": f"block{s}_pool"
+        }
     return layers
 
 
