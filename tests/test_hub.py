@@ -358,7 +358,9 @@ def test_what_the_hub_does_not_have(server: Hub, here: Path):
 def test_what_the_hub_does_not_give(server: Hub, here: Path, status: int, code: str, says: str):
     server.status = (status, code)
     assert says in refused_here()
-    files = [path for _, path, _ in server.log if path]  # huggingface-hub 2.0 also asks for the repository
+    files = [
+        path for _, path, _ in server.log if path
+    ]  # huggingface-hub 2.0 also asks for the repository
     assert files == ["config.json"], "the client must not retry"
 
 

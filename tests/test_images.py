@@ -44,9 +44,13 @@ def test_every_parameterisation_is_a_picture_of_its_key(name: str, size: int) ->
     assert start.shape == (3, size, size, 3) and start.dtype == np.float32
     np.testing.assert_array_equal(start, pictures(keys(3), at_rest, one))
     reversed_batch = np.asarray(pictures(keys(3)[::-1], at_rest, one))
-    np.testing.assert_array_equal(reversed_batch[1], start[1])  # the same place, other neighbors: the same bits
+    np.testing.assert_array_equal(
+        reversed_batch[1], start[1]
+    )  # the same place, other neighbors: the same bits
     # A row at another place may fall into the scalar rest of a vectorized loop, whose sines round differently (JAX 0.12).
-    np.testing.assert_allclose(reversed_batch[::-1], start, rtol=0, atol=2 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(
+        reversed_batch[::-1], start, rtol=0, atol=2 * np.finfo(np.float32).eps
+    )
     assert len({row.tobytes() for row in start}) == 3
     moved = np.asarray(pictures(keys(3), jnp.asarray([0.0, 1.0, 0.0]), one))
     np.testing.assert_allclose(moved[::2], start[::2], atol=1e-6)
