@@ -216,7 +216,7 @@ def test_every_attack_keeps_its_promises(name: str, norm: str, goal: str, tmp_pa
         aims = (top + 1) % CLASSES if goal == "targeted" else top
         here = {
             "images01": pixels.to_images01(pictures(seed)),
-            "members": goals.class_mask(aims[:, None].tolist(), CLASSES),
+            "class_mask": goals.class_mask(aims[:, None].tolist(), CLASSES),
         }
         hits += int(run(NET, KEY, **here, eps=6 * LEVEL[norm]).success.sum())
         control += int(

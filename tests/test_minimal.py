@@ -296,7 +296,7 @@ def test_deepfool_begins_again_where_it_found_nothing() -> None:
 def test_enough_ends_the_search() -> None:
     """A search that may stop early does: it looks no further than asked."""
     run = find("fab", "l2")
-    best, quick = (run(CURVED, KEY, IMAGES01, RIGHT, enough=e) for e in (0.0, 6.0))
+    best, quick = (run(CURVED, KEY, IMAGES01, RIGHT, stop_distance=e) for e in (0.0, 6.0))
     assert (quick.distance >= best.distance * 0.99).all()
     assert (quick.distance > best.distance * 1.001).any()
 
@@ -350,4 +350,4 @@ def test_bad_input_is_told() -> None:
     with pytest.raises(ValueError, match="must be float32"):
         find("fab", "l2")(CURVED, KEY, IMAGES8, RIGHT)
     with pytest.raises(ValueError, match="eps is a"):
-        find("fab", "l2")(CURVED, KEY, IMAGES01, RIGHT, enough=-1.0)
+        find("fab", "l2")(CURVED, KEY, IMAGES01, RIGHT, stop_distance=-1.0)

@@ -128,7 +128,7 @@ def test_no_point_of_ball_and_box_is_nearer(
 def test_a_radius_for_each_image(name: str) -> None:
     eps = np.float32([0.0, 0.01, 0.1, 1.0]) * np.float32(LARGEST[name])
     x, c = near(1, 0.3), center(1)
-    for function in ("project", "lattice"):
+    for function in ("project", "quantize"):
         together = jitted(name, function)(x, c, jnp.asarray(eps))
         for i, radius in enumerate(eps):
             alike = jitted(name, function)(x, c, jnp.float32(radius))
@@ -148,11 +148,11 @@ def test_rounded_pictures_are_8_bit_and_in_the_ball(
     c, radius = center(seed), jnp.float32(eps)
     inside = jitted(name, "project")(near(seed, spread), c, radius)
     for x in (inside, near(seed, spread)):
-        found = jitted(name, "lattice")(x, c, radius)
+        found = jitted(name, "quantize")(x, c, radius)
         within(name, found, seed, eps)
         np.testing.assert_array_equal(pixels.to_images01(pixels.to_uint8(np.asarray(found))), found)
         np.testing.assert_array_equal(
-            jitted(name, "lattice")(found, c, radius), found
+            jitted(name, "quantize")(found, c, radius), found
         )  # idempotent
     change = (np.asarray(found) - np.asarray(c)) * (np.asarray(x) - np.asarray(c))
     assert (change >= -1e-6).all()  # nowhere the other way
@@ -166,7 +166,7 @@ def test_rounding_keeps_the_length_of_a_change(name: str, levels: float) -> None
     way = jax.random.normal(jax.random.key(0), c.shape)
     eps = jnp.float32(levels / 255)
     x = c + eps * way / norms.get(name).distance(way, jnp.zeros_like(way)).reshape(-1, 1, 1, 1)
-    found = jitted(name, "lattice")(x, c, eps)
+    found = jitted(name, "quantize")(x, c, eps)
     length = norms.get(name).distance(found, c)
     assert (length <= eps * (1 + 1e-5)).all()
     assert (length >= eps - 1.01 / 255).all()
@@ -182,7 +182,7 @@ def test_l2_rounding_is_the_best_of_all_whole_changes() -> None:
     for _ in range(20):
         t = rng.uniform(0.0, 1.5, 6)
         x = (c + (t / 255).reshape(c.shape)).astype(np.float32)
-        found = jitted("l2", "lattice")(jnp.asarray(x), jnp.asarray(c), jnp.float32(1))
+        found = jitted("l2", "quantize")(jnp.asarray(x), jnp.asarray(c), jnp.float32(1))
         change = np.rint((np.asarray(found) - c) * 255).reshape(6)
         as_long = options[np.square(options).sum(1) <= np.square(change).sum()]
         assert change @ t >= (as_long @ t).max() - 1e-3
@@ -192,9 +192,9 @@ def test_rounding_takes_back_what_costs_least() -> None:
     """Three channels round up, of 0.9, 0.7 and 0.6 levels; L1 has room for two of them."""
     c = np.full((1, 1, 1, 3), norms.GRID[100])
     x = (c + np.float32([0.9, 0.7, 0.6]) / 255).astype(np.float32)
-    found = jitted("l1", "lattice")(jnp.asarray(x), jnp.asarray(c), jnp.float32(2.5 / 255))
+    found = jitted("l1", "quantize")(jnp.asarray(x), jnp.asarray(c), jnp.float32(2.5 / 255))
     assert np.rint((np.asarray(found) - c) * 255).ravel().tolist() == [1, 1, 0]
-    found = jitted("l2", "lattice")(
+    found = jitted("l2", "quantize")(
         jnp.asarray(x), jnp.asarray(c), jnp.float32(1.42 / 255)
     )  # the length itself is 1.29
     assert np.rint((np.asarray(found) - c) * 255).ravel().tolist() == [1, 0, 0]

@@ -254,7 +254,7 @@ def _between(here: jax.Array, there: jax.Array, share: jax.Array) -> jax.Array:
     return jnp.where(rows(share < 1, here), here + rows(share, here) * (there - here), there)
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "on_grid"))
+@functools.partial(jax.jit, static_argnames=("norm", "eight_bit"))
 def _finalize(
     x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, eight_bit: bool
 ) -> jax.Array:
