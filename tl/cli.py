@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -83,7 +84,7 @@ def launch(name: str, main: Callable[[reporting.Run], None], *define: Callable[[
                 )
             interruptible(lambda: main(reporting.start(name, FLAGS.workdir, values, resume=resume)))
         except ValueError as error:
-            sys.exit(f"{name}: {error}")
+            sys.exit(f"{name}: {with_dashes(str(error))}")
         except KeyboardInterrupt:
             print(
                 f"\n{name}: interrupted before it was done; no half-written result is left",
@@ -93,6 +94,20 @@ def launch(name: str, main: Callable[[reporting.Run], None], *define: Callable[[
             os._exit(130)  # the worker may be minutes deep in compiled code
 
     app.run(guarded)
+
+
+def with_dashes(message: str) -> str:
+    """A message of the library in the words of the command line: a parameter in backticks becomes its flag.
+
+    Example:
+      >>> with_dashes("`workdir` is missing")
+      '`workdir` is missing'
+    """
+    return re.sub(
+        r"`(\w+)(=[^`]*)?`",
+        lambda match: f"--{match[1]}{match[2] or ''}" if match[1] in FLAGS else match[0],
+        message,
+    )
 
 
 def interruptible(work: Callable[[], None]) -> None:

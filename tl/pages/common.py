@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl import reporting
 from tl.models import Classifier
 from tl.pixels import PixelSpec
+
+
+class Page(NamedTuple):
+    """A report page: what was done, the outcome in a sentence or two, and fragments of HTML."""
+
+    title: str
+    lead: str
+    sections: list[reporting.Html]
 
 
 def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> list[reporting.Bar]:
