@@ -29,7 +29,7 @@ script() { # the file of the experiment $1
 
 usage() {
   printf '%s\n' "usage: ./launch.sh NAME [--flag=value ...]   run experiments/NAME.py; NAME --help lists its flags" \
-    "       ./launch.sh test [pytest arguments]   run the whole test suite" "" \
+    "       ./launch.sh test [pytest arguments]   run the test suite; --full adds the slow tests" "" \
     "PYTHON=python3.12 chooses the interpreter, TL_VENV=DIR another virtual environment, JAX_PLATFORMS=cpu leaves an accelerator" \
     "alone. Experiments:"
   local name

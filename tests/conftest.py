@@ -26,37 +26,38 @@ hypothesis.settings.load_profile("tl")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--optimized", action="store_true", help="compile every test's programs as users' are: slow"
+        "--full",
+        action="store_true",
+        help="Run the tests marked `full` too, and compile every program as users do.",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without torch (the `parity` extra), tests marked `parity` are left out rather than skipped one by one."""
-    if importlib.util.find_spec("torch") is None:
-        config.hook.pytest_deselected(
-            items=[item for item in items if item.get_closest_marker("parity")]
-        )
-        items[:] = [item for item in items if not item.get_closest_marker("parity")]
+    """Deselects `full` tests without --full, and `parity` tests without torch (the `parity` extra)."""
+    left_out = [] if config.getoption("--full") else ["full"]
+    left_out += [] if importlib.util.find_spec("torch") else ["parity"]
+    excluded = [any(item.get_closest_marker(name) for name in left_out) for item in items]
+    config.hook.pytest_deselected(items=[i for i, out in zip(items, excluded, strict=True) if out])
+    items[:] = [item for item, out in zip(items, excluded, strict=True) if not out]
 
 
-# --- cheap programs ----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------ cheap programs
 
-# Compiling takes longer than running in most tests. With JAX's own switch the graph and XLA's passes over it stay as they
-# are, and LLVM optimizes less. Tests that compare the bits of two programs, or a rounding, are marked `optimized`.
+# Compiling takes longer than running in most tests. With JAX's own switch the graph and XLA's
+# passes over it stay as they are, and LLVM optimizes less. Tests that compare the bits of two
+# programs, or a rounding, are marked `optimized`; with --full all tests are.
 CHEAP = "jax_disable_most_optimizations"
 _cheap = False
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Sets the switch before the test's fixtures run, and forgets the programs that were compiled with the other value."""
+    """Sets the switch before the fixtures of a test run; a change drops the compiled programs."""
     global _cheap
-    cheap = not (item.config.getoption("--optimized") or item.get_closest_marker("optimized"))
+    cheap = not (item.config.getoption("--full") or item.get_closest_marker("optimized"))
     if cheap != _cheap:
         jax.clear_caches()
-        with contextlib.suppress(
-            AttributeError
-        ):  # a JAX without the switch runs every test, only more slowly
+        with contextlib.suppress(AttributeError):  # a JAX without the switch compiles as users do
             jax.config.update(CHEAP, cheap)
         _cheap = cheap
 

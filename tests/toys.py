@@ -1,0 +1,148 @@
+"""Toy networks and images: the one home of what tests are made of.
+
+Networks, from the cheapest: `mlp` (logits of an image by two dense layers, a plain function), `classifier` (a `Classifier` with
+one of the `TOYS` below, which compile in a second or two), and real architectures with random weights where a test is about them.
+Images: `noise` (any values), `smooth` (structure, as photographs have), `color_folder` (two classes that a color separates).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tl import backbones, data, labels, models, reporting
+from tl.backbones.mobilenet import InvertedResidualNet, Row
+from tl.backbones.spec import BackboneSpec
+from tl.backbones.vgg import VGG
+from tl.models import heads
+from tl.pixels import PixelSpec
+from tl.types import Variables
+
+# ------------------------------------------------------------------------------------ networks
+
+TOYS = {
+    spec.name: spec
+    for spec in (
+        BackboneSpec(  # BatchNorm, a residual connection, depthwise convolutions, a top
+            name="toy_mobilenet",
+            module=InvertedResidualNet(((Row(1, 8, 1, 1),), (Row(2, 8, 2, 2),)), stem=8, top=16),
+            features=16,
+            endpoints=("stem", "stage1", "stage2", "top"),
+            sources={},
+            reference="chosen for the tests",
+            min_size=8,
+        ),
+        BackboneSpec(  # BatchNorm, plain 3x3 convolutions
+            name="toy_vgg_bn",
+            module=VGG((1, 1, 1), widths=(4, 8, 8), norm=True),
+            features=8,
+            endpoints=("stage1", "stage2", "stage3"),
+            sources={},
+            reference="chosen for the tests",
+        ),
+        BackboneSpec(  # no BatchNorm
+            name="toy_vgg",
+            module=VGG((1, 1, 1), widths=(4, 8, 8)),
+            features=8,
+            endpoints=("stage1", "stage2", "stage3"),
+            sources={},
+            reference="chosen for the tests",
+        ),
+    )
+}
+
+
+@pytest.fixture()
+def toy_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `models.load` find the toys by name for one test: `from tests.toys import toy_zoo` and ask for it."""
+    for name, spec in TOYS.items():
+        monkeypatch.setitem(backbones._SPECS, name, spec)
+
+
+@functools.cache
+def classifier(
+    name: str = "toy_mobilenet",
+    classes: Sequence[str] | int = 2,
+    *,
+    size: int = 32,
+    seed: int = 0,
+    **pixels: Any,
+) -> tuple[models.Classifier, Variables]:
+    """A toy of `TOYS`, or a real architecture, with random weights under a linear head that is not zero.
+
+    Args:
+      name: a key of `TOYS` or a name of the zoo.
+      classes: their names, or how many.
+      size: side of the input, in pixels.
+      seed: of the weights.
+      pixels: further fields of `PixelSpec`, such as `resize="squash"`.
+
+    Returns:
+      `(clf, variables)`; variables are numpy arrays, the same object at each call.
+    """
+    names = [f"class {i}" for i in range(classes)] if isinstance(classes, int) else list(classes)
+    spec = TOYS[name] if name in TOYS else backbones.get(name)
+    table = labels.from_names(names, name="toy")
+    clf = models.Classifier(
+        spec.name,
+        spec,
+        heads.Linear(len(names)),
+        PixelSpec(size=size, **pixels),
+        table,
+        models.Provenance(f"{name}.random", "random", "random numbers", "none"),
+    )
+    variables = jax.tree.map(np.asarray, jax.jit(clf.init)(jax.random.key(seed)))
+    kernel = variables["params"]["head"]["kernel"]
+    rng = np.random.default_rng(seed)
+    variables["params"]["head"]["kernel"] = rng.normal(size=kernel.shape).astype(np.float32)
+    return clf, {"batch_stats": {}, **variables}
+
+
+def mlp(variables: Variables, images01: jax.Array) -> jax.Array:
+    """Logits of two dense layers, curved enough for starts to matter: f32[b h w 3] -> f32[b k]."""
+    x = images01.reshape(images01.shape[0], -1) - 0.5
+    return jnp.tanh(x @ variables["in"]) @ variables["out"]
+
+
+def mlp_variables(
+    side: int, classes: int, *, hidden: int = 16, seed: int = 0
+) -> dict[str, jax.Array]:
+    """Weights of `mlp` for images of a side, drawn at gain 1."""
+    rng, n = np.random.default_rng(seed), side * side * 3
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
+    return {"in": draw(n, hidden), "out": draw(hidden, classes)}
+
+
+# -------------------------------------------------------------------------------------- images
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """uint8 of any shape, each value as likely as any other."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def smooth(height: int, width: int, *, seed: int = 0) -> np.ndarray:
+    """uint8[h w 3]: soft blobs of color, different for each seed, as photographs differ."""
+    from PIL import Image
+
+    coarse = Image.fromarray(noise(6, 8, 3, seed=seed))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def color_folder(folder: Path, n: int = 12, *, side: int = 40) -> data.DataSpec:
+    """Writes `n` PNG images of each of two classes, red and blue with noise, and returns the data set."""
+    rng = np.random.default_rng(0)
+    for name, color in (("red", (0.9, 0.3, 0.1)), ("blue", (0.1, 0.4, 0.9))):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            values = np.array(color) + 0.2 * rng.standard_normal((side, side, 3))
+            image = np.clip(values, 0, 1).astype(np.float32)
+            reporting.save_png(folder / name / f"{i}.png", image)
+    return data.folder(folder)
