@@ -279,7 +279,7 @@ def test_it_is_quiet_and_leaves_no_thread(tmp_path, caplog, capfd):
 
 VICTIM = """
 import sys, jax.numpy as jnp
-from tl import checkpoints
+from tl.training import checkpoints
 kept = checkpoints.open(sys.argv[1], keep=2)
 step = kept.latest() or 0
 print(step, flush=True)

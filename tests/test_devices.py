@@ -58,7 +58,8 @@ def answer(child: subprocess.Popen[str]) -> dict:
 EIGHT = """
 import contextlib, json, sys
 import jax, jax.numpy as jnp, numpy as np
-from tl import backbones, checkpoints, devices
+from tl import backbones, devices
+from tl.training import checkpoints
 from tl.types import Mode
 
 mesh = devices.mesh()

@@ -12,7 +12,7 @@ import pytest
 
 from tl import attacks, pixels
 from tl.attacks import apgd, baselines, ensemble, fab, goals, gradient, norms
-from tl.attacks.base import Best, Search, Task, keep
+from tl.attacks.base import Best, Search, Task, update_best
 from tl.attacks.slots import rows
 
 SIZE, CLASSES, COUNT = 4, 5, 12
@@ -64,7 +64,9 @@ def brighter(amount: float | None, *, steps: int = 1) -> Search:
         drawn = jax.vmap(lambda key: jax.random.uniform(key, (), maxval=0.2))(task.keys)
         own = drawn if amount is None else jnp.full_like(drawn, amount)
         x = task.project(task.center + rows(own, task.center))
-        return Step(at.k + 1, keep(at.best, x, *task.judge(task.logits(x))), at.k + 1 == steps)
+        return Step(
+            at.k + 1, update_best(at.best, x, *task.judge(task.logits(x))), at.k + 1 == steps
+        )
 
     return Search(init, step)
 

@@ -13,7 +13,7 @@ import pytest
 from tl import backbones, models, optim
 from tl.paths import FROZEN, TRAINABLE, flatten, label, split
 from tl.training import rules
-from tl.training.rules import cut, parse_rules, phases, rate_factors
+from tl.training.rules import frozen_prefix, parse_rules, phases, rate_factors
 
 Tree = dict[str, Any]
 HEAD = (("head/.*", TRAINABLE), (".*", FROZEN))
@@ -141,7 +141,7 @@ def test_the_cut_is_the_last_stage_before_anything_trains() -> None:
     found = {}
     for tune in ("head", "last:1", "last:2", "all"):
         rules = phases(tune, STAGES)[0].rules
-        found[tune] = cut(label(dict.fromkeys(names, 0), rules), STAGES)
+        found[tune] = frozen_prefix(label(dict.fromkeys(names, 0), rules), STAGES)
     assert found == {"head": "features", "last:1": "stage1", "last:2": "stem", "all": ""}
 
 
