@@ -14,12 +14,12 @@ from typing import Any
 
 from absl import flags
 
-from tl import attacks, cli, data, inference, models, reporting
+from tl import attacks, cli, data, inference, models, pages, reporting
 from tl.data import DataSpec
 from tl.evaluation import robust, sets
 from tl.models import Classifier
 from tl.pages import common, evaluation
-from tl.reporting import Html
+from tl.reporting import percent
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -66,55 +66,54 @@ def chosen(spec: DataSpec, part: str) -> DataSpec:
 
 def evaluate(
     run: reporting.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
-) -> tuple[dict[str, Any], list[Html]]:
-    """The result and the page's sections."""
+) -> dict[str, Any]:
+    """The result."""
     spec = sets.remap_labels(spec, inference.class_table(clf))
-    said = sets.predictions(clf, variables, spec)
-    if not len(said.labels):
+    predicted = sets.predictions(clf, variables, spec)
+    if not len(predicted.labels):
         raise ValueError(
-            f"none of the {len(spec.examples)} pictures of {spec.name} can be read; look with doctor"
+            f"none of the {len(spec.examples)} images of {spec.name} can be read; run doctor on it"
         )
-    result = sets.summary(said.logits, said.labels, spec.classes, temperature)
-    result["classes"] = list(spec.classes)
-    result["mistakes"] = sets.mistakes(clf, said)
-    result["skipped"] = [skip._asdict() for skip in (*spec.skipped, *said.skipped)]
-    sections = evaluation.sections(run, clf, said, result, spec.references)
-    return result, [*sections, reporting.skipped(result["skipped"])]
+    return {
+        "arch": clf.arch,
+        "data": spec.name,
+        **sets.summary(predicted.logits, predicted.labels, spec.classes, temperature),
+        "classes": list(spec.classes),
+        "references": spec.references,
+        "mistakes": sets.save_hardest_images(run, clf, predicted),
+        "skipped": [skip._asdict() for skip in (*spec.skipped, *predicted.skipped)],
+        "facts": common.weights_facts(clf)
+        | {"images": spec.source, "license of the images": spec.licence},
+    }
 
 
 def main(run: reporting.Run) -> None:
     eps = cli.fraction(FLAGS.robust_eps, "robust_eps")
     robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries)
     clf, variables = cli.load_model()
-    inference.class_table(clf)  # a network without classes is told before any picture is read
+    inference.class_table(clf)  # raises for a network without classes, before any image is read
     spec = chosen(data.get(FLAGS.data), FLAGS.part)
     temperature = models.record(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
-    result, sections = evaluate(run, clf, variables, spec, temperature)
+    result = evaluate(run, clf, variables, spec, temperature)
     if eps:
         how = {"method": FLAGS.robust_attack, "queries": FLAGS.robust_queries, "seed": FLAGS.seed}
         same = sets.remap_labels(spec, inference.class_table(clf))
         result["robust"] = {"now": robust.robust(clf, variables, same, eps=eps, **how)}
-        sections.insert(0, evaluation.robust_section(result["robust"]))
-    lead = f"{clf.arch} is right on {reporting.percent(result['top1'])} of {result['n']} pictures of {spec.name}."
-    facts = (
-        run.facts()
-        | common.weights_facts(clf)
-        | {"pictures": spec.source, "licence of the pictures": spec.licence}
-    )
-    run.finish(result, reporting.page("A classifier examined", lead, sections, facts=facts))
-    low, high = (reporting.percent(p) for p in result["top1_ci95"])
+    page = pages.finish(run, result)
+    low, high = (percent(p) for p in result["top1_ci95"])
+    top3 = f"top-3 {percent(result['top3'])}, " if len(spec.classes) > 3 else ""
     print(
-        f"top-1 {reporting.percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), top-3 "
-        f"{reporting.percent(result['top3'])}, balanced {reporting.percent(result['balanced'])}, always the commonest class "
-        f"{reporting.percent(result['majority'])}; skipped {len(result['skipped'])}"
+        f"top-1 {percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), {top3}"
+        f"balanced {percent(result['balanced'])}, majority class {percent(result['majority'])}; "
+        f"skipped {len(result['skipped'])}"
     )
     print(
         f"NLL {result['nll']:.3f}, ECE {result['ece']:.3f}; at temperature {temperature:.2f} NLL "
         f"{result['nll_calibrated']:.3f}, ECE {result['ece_calibrated']:.3f}"
     )
-    for said in evaluation.robust_lines(result.get("robust", {})):
-        print(said)
-    print(f"{run.workdir / 'report.html'}")
+    for line in evaluation.robust_lines(result.get("robust", {})):
+        print(line)
+    print(page)
 
 
 if __name__ == "__main__":

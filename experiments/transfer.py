@@ -496,13 +496,14 @@ def transfer(
     if settings.robust_eps:  # an hour, perhaps, in which the saved model is safe
         result["robust"] = robustness(clf, first.variables, first.round, fitted, settings)
         robust_sections = [evaluation.robust_section(result["robust"])]
-    sections = evaluation.sections(run, clf, tested, test, spec.references)
+    result["mistakes"] = sets.save_hardest_images(run, clf, tested)
+    result["references"] = spec.references
+    sections = evaluation.sections({**result, **test}, run.workdir)
     return result, [
         *rate_section(first.rates),
         *training_sections(fitted, result),
         *robust_sections,
         *sections,
-        reporting.skipped(result["skipped"]),
     ]
 
 
@@ -534,7 +535,8 @@ def main(run: reporting.Run) -> None:
     low, high = (reporting.percent(p) for p in test["top1_ci95"])
     print(
         f"test top-1 {reporting.percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']}), "
-        f"top-3 {reporting.percent(test['top3'])}, always the commonest class {reporting.percent(result['majority'])}"
+        + (f"top-3 {reporting.percent(test['top3'])}, " if len(spec.classes) > 3 else "")
+        + f"majority class {reporting.percent(result['majority'])}"
     )
     if "seeds" in result:
         over = result["seeds"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate
-from tl import data, inference, labels, metrics, models, pixels, reporting
+from tl import data, inference, labels, metrics, models, pages, pixels, reporting
 from tl.evaluation import robust, sets
 from tl.models import heads
 from tl.pages import evaluation
@@ -62,8 +62,7 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     spec = data.get(f"folder:{pets}")
     run = reporting.start("evaluate", tmp_path, {"seed": 0})
     temperature = models.record(saved)["temperature"]
-    result, sections = evaluate.evaluate(run, clf, variables, spec, temperature)
-    run.finish(result, reporting.page("title", "lead", sections, facts={}))
+    pages.finish(run, evaluate.evaluate(run, clf, variables, spec, temperature))
     result = json.loads((tmp_path / "result.json").read_text())
 
     pictures = [
@@ -98,7 +97,8 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     page = (tmp_path / "report.html").read_text()
     assert (tmp_path / "figures" / "worst_mistakes.png").exists()
     assert all(
-        word in page for word in ("Class by class", "at temperature 2.50", "Its worst mistakes")
+        word in page
+        for word in ("Per-class accuracy", "at temperature 2.50", "Hardest test images")
     )
 
 
@@ -161,7 +161,7 @@ def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
         (tmp_path / "set" / name / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
     with pytest.raises(
-        ValueError, match="none of the 2 pictures of folder:.* can be read; look with doctor"
+        ValueError, match="none of the 2 images of folder:.* can be read; run doctor on it"
     ):
         evaluate.evaluate(run, clf, variables, data.get(f"folder:{tmp_path / 'set'}"), 1.0)
 

@@ -312,7 +312,7 @@ def test_transfer_trains_chooses_and_tests_under_attack(
         )
         assert row["top1"] <= row["clean"] and "PGD-20" in row["attack"]
     assert result["robust"]["after"]["clean"] == pytest.approx(result["test"]["top1"])
-    assert any("Under attack" in str(section) for section in sections)
+    assert any("Accuracy under attack" in str(section) for section in sections)
     probe = dataclasses.replace(settings, recipe=Recipe(tune="probe"))
     run = reporting.start("test", tmp_path / "probe", {"seed": 0})
     result, _ = transfer.transfer(run, *network, pictures, None, probe)

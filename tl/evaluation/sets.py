@@ -130,22 +130,45 @@ def summary(
     }
 
 
-def mistakes(clf: Classifier, said: Predictions, n: int = 12) -> list[dict[str, Any]]:
-    """The `n` mistakes with the least probability on the truth: `{"path", "row", "true", "topk"}`, `row` that of `said`."""
-    table, probabilities = inference.class_table(clf), metrics.softmax(said.logits)
-    own = probabilities[np.arange(len(said.labels)), said.labels]
-    wrong = [
-        i for i in np.argsort(own, kind="stable")[:n] if said.logits[i].argmax() != said.labels[i]
-    ]
+def hardest_images(clf: Classifier, predicted: Predictions, n: int = 12) -> list[dict[str, Any]]:
+    """The `n` misclassified images with the lowest probability of the true class.
+
+    Returns:
+      JSON-ready rows `{"path", "row", "true", "label", "topk"}`: `row` is a position in `predicted`,
+      `true` and `label` are name and index of the true class, and `topk` is as `tl.inference.topk`
+      returns it for 3 classes. Lowest probability first.
+    """
+    table, probabilities = inference.class_table(clf), metrics.softmax(predicted.logits)
+    of_truth = probabilities[np.arange(len(predicted.labels)), predicted.labels]
+    correct = predicted.logits.argmax(axis=1) == predicted.labels
     return [
         {
-            "path": str(said.examples[i].path),
+            "path": str(predicted.examples[i].path),
             "row": int(i),
-            "true": table.display(said.labels[i]),
+            "true": table.display(predicted.labels[i]),
+            "label": int(predicted.labels[i]),
             "topk": inference.topk(clf, probabilities[i], 3),
         }
-        for i in wrong
+        for i in np.argsort(of_truth, kind="stable")[:n]
+        if not correct[i]
     ]
+
+
+def save_hardest_images(
+    run: reporting.Run, clf: Classifier, predicted: Predictions, n: int = 12
+) -> list[dict[str, Any]]:
+    """Saves the `hardest_images` as figures, as the network receives them, and one contact sheet.
+
+    Returns:
+      Rows of `hardest_images` with "figure", the path of the image relative to the run's folder.
+    """
+    rows = hardest_images(clf, predicted, n)
+    images = [clf.prepare(data.decode(predicted.examples[row["row"]].path)) for row in rows]
+    if images:
+        run.figure("worst_mistakes", reporting.contact_sheet(images, columns=4))
+    for row, image in zip(rows, images, strict=True):
+        row["figure"] = run.relative(run.figure("hardest", image))
+    return rows
 
 
 # --- learning and testing ----------------------------------------------------------------------------------------------

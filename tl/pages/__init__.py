@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tl import reporting
+from tl.pages import evaluation
 from tl.pages.common import Page
 
-PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {}
+PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {"evaluate": evaluation.page}
 """Experiment -> `(result, folder) -> Page`. `result` is JSON-ready and `folder` holds `figures/`."""
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl import reporting
+import numpy as np
+
+from tl import data, reporting
 from tl.models import Classifier
 from tl.pixels import PixelSpec
 
@@ -18,25 +21,40 @@ class Page(NamedTuple):
     sections: list[reporting.Html]
 
 
+def figure(folder: Path, path: str) -> np.ndarray:
+    """An image that a run saved, uint8[h w 3].
+
+    Args:
+      folder: the run's folder.
+      path: relative to `folder`, as `Run.relative` returns it.
+    """
+    return data.decode(folder / path)
+
+
 def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> list[reporting.Bar]:
-    """The report's bars of a `topk`."""
+    """Bars of the rows of `tl.inference.topk`; class indices in `highlight` are set off."""
     return [
         reporting.Bar(row["name"], row["probability"], row["index"] in highlight) for row in top
     ]
 
 
+def shows_top3(classes: Sequence[str]) -> bool:
+    """Whether top-3 accuracy says anything: it is 100 % with three classes or fewer."""
+    return len(classes) > 3
+
+
 def weights_facts(clf: Classifier) -> dict[str, str]:
-    """Whose weights these are, for the small print."""
+    """Name, digest, origin and license of the weights, for the footer of a page."""
     about = clf.weights
     return {
         "weights": f"{about.name} (sha256 {about.sha256[:12]}), {about.origin}",
-        "licence of the weights": about.licence,
+        "license of the weights": about.licence,
     }
 
 
 def in_words(spec: PixelSpec) -> str:
-    """A PixelSpec in a line."""
-    how = f"of {int(spec.size / spec.crop)}" if spec.resize == "shorter" else "squashed"
+    """A `PixelSpec` in one line."""
+    geometry = f"of {int(spec.size / spec.crop)}" if spec.resize == "shorter" else "squashed"
     levels = set(spec.std) == {1 / 255}
     short = lambda values, unit: " ".join(
         f"{unit * v:.6g}" if unit > 1 else f"{v:.4g}" for v in dict.fromkeys(values)
@@ -45,4 +63,4 @@ def in_words(spec: PixelSpec) -> str:
         scale = "0 to 255" + (f" minus {short(spec.mean, 255)}" if any(spec.mean) else "")
     else:
         scale = f"mean {short(spec.mean, 1)}, std {short(spec.std, 1)}"
-    return f"{spec.size} {how}, {spec.interpolation}, {spec.channels.upper()}, {scale}"
+    return f"{spec.size} {geometry}, {spec.interpolation}, {spec.channels.upper()}, {scale}"

@@ -1,112 +1,160 @@
-"""Sections of a page about a classifier's accuracy on a data set."""
+"""Sections of a page about a classifier's accuracy on a data set, and the page of `evaluate`.
+
+Every function takes JSON-ready values. `summary` is a mapping with the keys of
+`tl.evaluation.sets.summary`, and "classes", the class names. Images are read from the run's folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tl import data, inference, reporting
-from tl.evaluation.sets import Predictions, mistakes
-from tl.models import Classifier
+from tl import reporting
 from tl.pages import common
-from tl.reporting import Html
+from tl.reporting import Html, percent
 
-WHOSE = {
+CLASSIFIERS = {
     "now": "this classifier",
     "after": "this classifier",
     "before": "a probe on the pretrained network",
 }
 
 
-def robust_section(found: dict[str, dict[str, Any]]) -> Html:
-    """Accuracy under attack: "now", or "before" and "after" training."""
+def sections(summary: Mapping[str, Any], folder: Path) -> list[Html]:
+    """All sections about one test: accuracy, calibration, confusion, hardest images, classes.
+
+    Args:
+      summary: the keys of `tl.evaluation.sets.summary` and "classes". Optional keys: "references"
+        (published accuracies, `[name, share]` each), "mistakes" (rows of
+        `tl.evaluation.sets.save_hardest_images`) and "skipped".
+      folder: the run's folder.
+    """
+    return [
+        accuracy_section(summary, summary.get("references", ())),
+        calibration_section(summary),
+        confusion_section(summary),
+        *hardest_section(summary.get("mistakes", ()), folder),
+        per_class_section(summary),
+        reporting.skipped(summary.get("skipped", [])),
+    ]
+
+
+def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[Any]] = ()) -> Html:
+    """The main figures, and top-1 accuracy on one axis with the majority class and references."""
+    figures = {"test images": summary["n"], "top-1": percent(summary["top1"])}
+    if common.shows_top3(summary["classes"]):
+        figures["top-3"] = percent(summary["top3"])
+    calibrated = f"ECE at temperature {summary['temperature']:.2f}"
+    figures |= {
+        "balanced": percent(summary["balanced"]),
+        "NLL": f"{summary['nll']:.3f}",
+        "ECE": f"{summary['ece']:.3f}",
+        calibrated: f"{summary['ece_calibrated']:.3f}",
+    }
+    accuracy = reporting.interval(
+        summary["top1"],
+        *summary["top1_ci95"],
+        label="test accuracy",
+        references=[("majority class", summary["majority"]), *((n, s) for n, s in references)],
+    )
+    return reporting.section("Accuracy", reporting.numbers(figures), accuracy)
+
+
+def calibration_section(summary: Mapping[str, Any]) -> Html:
+    """The reliability diagram, at the fitted temperature too where it is not 1."""
+    series = {"as trained": summary["reliability"]}
+    if summary["temperature"] != 1.0:
+        name = f"at temperature {summary['temperature']:.2f}"
+        series[name] = summary["reliability_calibrated"]
+    return reporting.section("Calibration", reporting.reliability(series))
+
+
+def confusion_section(summary: Mapping[str, Any]) -> Html:
+    """The confusion matrix and its largest cells off the diagonal."""
+    parts = [reporting.confusion(np.array(summary["confusion"]), summary["classes"])]
+    rows = [
+        (row["true"], row["predicted"], f"{row['count']} of {row['of']}")
+        for row in summary["most_confused"]
+    ]
+    if rows:
+        parts.append(reporting.table(rows, ("true class", "predicted class", "images")))
+    return reporting.section("Confusion matrix", *parts)
+
+
+def per_class_section(summary: Mapping[str, Any]) -> Html:
+    """Recall and precision per class, lowest recall first; classes without an image are left out."""
+    rows = [row for row in summary["per_class"] if row["n"] or row["called"]]
+    rows.sort(key=lambda row: 1.0 if row["recall"] is None else row["recall"])
+    text = "Sorted by recall, lowest first, with 95 % intervals."
+    return reporting.section("Per-class accuracy", reporting.per_class(rows), text=text)
+
+
+def hardest_section(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Html]:
+    """The misclassified images with the lowest probability of the true class; none for no rows.
+
+    Args:
+      rows: as `tl.evaluation.sets.save_hardest_images` returns them.
+      folder: the run's folder.
+    """
+    cards = [
+        reporting.card(
+            common.figure(folder, row["figure"]),
+            caption=f"{Path(row['path']).name}, true class {row['true']}",
+            bars=common.bars(row["topk"], [row["label"]]),
+        )
+        for row in rows
+        if "figure" in row
+    ]
+    if not cards:
+        return []
+    text = (
+        "The misclassified test images with the lowest probability of the true class, as the "
+        "network receives them."
+    )
+    return [reporting.section("Hardest test images", reporting.gallery(cards), text=text)]
+
+
+def robust_section(robust: Mapping[str, Mapping[str, Any]]) -> Html:
+    """Accuracy under attack of one or two classifiers, on one axis.
+
+    Args:
+      robust: rows of `tl.evaluation.robust.robust` under "now", or "before" and "after" training.
+    """
     bars = [
-        reporting.interval(
+        reporting.Interval(
+            f"{CLASSIFIERS[when]}, {percent(row['clean'])} without attack",
             row["top1"],
             *row["top1_ci95"],
-            label=f"{WHOSE[when]}, {reporting.percent(row['clean'])} unattacked",
         )
-        for when, row in found.items()
+        for when, row in robust.items()
     ]
-    row = next(iter(found.values()))
+    row = next(iter(robust.values()))
     text = (
-        f"Share of the {row['n']} test pictures named rightly whatever the attack does within {255 * row['eps']:g}/255 of each "
-        f"value: {row['attack']}. A stronger attack finds more."
+        f"Share of the {row['n']} test images that stay correctly classified when the attack may "
+        f"change each value by up to {255 * row['eps']:g}/255: {row['attack']}. A stronger attack "
+        "can only lower this share."
     )
-    return reporting.section("Under attack", *bars, text=text)
+    return reporting.section("Accuracy under attack", reporting.intervals(bars), text=text)
 
 
-def robust_lines(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """The same, a line each, as the terminal shows it."""
-    for when, row in found.items():
-        low, high = (reporting.percent(p) for p in row["top1_ci95"])
+def robust_lines(robust: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """The same figures as text, one line per classifier."""
+    for when, row in robust.items():
+        low, high = map(percent, row["top1_ci95"])
         yield (
-            f"{when}: {reporting.percent(row['top1'])} (95 % interval {low} to {high}) within {255 * row['eps']:g}/255 under "
-            f"{row['attack']}; {reporting.percent(row['clean'])} unattacked"
+            f"{when}: {percent(row['top1'])} (95 % interval {low} to {high}) within "
+            f"{255 * row['eps']:g}/255 under {row['attack']}; {percent(row['clean'])} without attack"
         )
 
 
-def sections(
-    run: reporting.Run,
-    clf: Classifier,
-    said: Predictions,
-    result: dict[str, Any],
-    references: Sequence[tuple[str, float]] = (),
-) -> list[Html]:
-    """Accuracy beside what it should be compared to, calibration, classes, confusion, and the worst mistakes as pictures."""
-    classes = inference.class_table(clf).display_names
-    figures = {
-        "test pictures": result["n"],
-        "top-1": reporting.percent(result["top1"]),
-        "top-3": reporting.percent(result["top3"]),
-        "balanced": reporting.percent(result["balanced"]),
-        "NLL": f"{result['nll']:.3f}",
-        "ECE": f"{result['ece']:.3f}",
-        f"ECE at temperature {result['temperature']:.2f}": f"{result['ece_calibrated']:.3f}",
-    }
-    compared = [("always the commonest class", result["majority"]), *references]
-    low, high = result["top1_ci95"]
-    accuracy = reporting.interval(
-        result["top1"], low, high, label="test accuracy", references=compared
+def page(result: Mapping[str, Any], folder: Path) -> common.Page:
+    """The page of `evaluate`."""
+    lead = (
+        f"{result['arch']} classifies {percent(result['top1'])} of {result['n']} images of "
+        f"{result['data']} correctly."
     )
-    pairs = [
-        (row["true"], row["predicted"], f"{row['count']} of {row['of']}")
-        for row in result["most_confused"]
-    ]
-    confused = [reporting.confusion(np.array(result["confusion"]), classes)]
-    confused += [reporting.table(pairs, ("is", "was called", "times"))] if pairs else []
-    sure = {"as trained": result["reliability"]}
-    if result["temperature"] != 1.0:
-        sure[f"at temperature {result['temperature']:.2f}"] = result["reliability_calibrated"]
-    asked = [row for row in result["per_class"] if row["n"] or row["called"]]
-    weakest = sorted(asked, key=lambda row: 1.0 if row["recall"] is None else row["recall"])
-    return [
-        reporting.section("How good it is", reporting.numbers(figures), accuracy),
-        reporting.section("How far to believe it", reporting.reliability(sure)),
-        reporting.section("What it confuses", *confused),
-        *worst(run, clf, said),
-        reporting.section(
-            "Class by class",
-            reporting.per_class(weakest),
-            text="The least known first, with 95 % intervals.",
-        ),
-    ]
-
-
-def worst(run: reporting.Run, clf: Classifier, said: Predictions) -> list[Html]:
-    """The `mistakes` as pictures."""
-    cards, images = [], []
-    for row in mistakes(clf, said):
-        source = said.examples[row["row"]].path
-        images.append(clf.prepare(data.decode(source)))
-        bars = common.bars(row["topk"], [int(said.labels[row["row"]])])
-        cards.append(
-            reporting.card(images[-1], caption=f"{source.name}, in truth {row['true']}", bars=bars)
-        )
-    if not images:
-        return []
-    run.figure("worst_mistakes", reporting.contact_sheet(images, columns=4))
-    text = "The test pictures on which the most confidence was put in the wrong place, as the network sees them."
-    return [reporting.section("Its worst mistakes", reporting.gallery(cards), text=text)]
+    attacked = [robust_section(result["robust"])] if "robust" in result else []
+    return common.Page("Evaluation", lead, [*attacked, *sections(result, folder)])

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from tl.reporting.charts import confusion, curves, heat_map, interval, per_class, reliability
+from tl.reporting.charts import (
+    Interval,
+    confusion,
+    curves,
+    heat_map,
+    interval,
+    intervals,
+    per_class,
+    reliability,
+)
 from tl.reporting.html import (
     Bar,
     Html,
@@ -39,6 +48,7 @@ from tl.reporting.run import PACKAGES, Item, Run, columns, jsonable, progress, s
 __all__ = [
     "Bar",
     "Html",
+    "Interval",
     "Item",
     "LAST_FRAME",
     "PACKAGES",
@@ -59,6 +69,7 @@ __all__ = [
     "gallery",
     "heat_map",
     "interval",
+    "intervals",
     "jsonable",
     "note",
     "numbers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,6 +123,15 @@ def _number(tick: float) -> str:
     return f"{tick:.10g}"
 
 
+class Interval(NamedTuple):
+    """A row of `intervals`: its name, and an accuracy and its bounds, shares in [0, 1]."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
 def interval(
     value: float,
     low: float,
@@ -132,37 +141,60 @@ def interval(
     confidence: str = "95 %",
     references: Sequence[tuple[str, float]] = (),
 ) -> Html:
-    """An accuracy with its confidence interval, on one axis with what it should be compared to.
+    """An accuracy with its confidence interval on one axis with the values to compare it with.
 
     Args:
       value, low, high: shares in [0, 1], `low <= value <= high`.
-      label, confidence: the row's name, and the level of the interval in words.
-      references: (name, share in [0, 1]), such as `("majority class", 0.687)`; one mark a row.
+      label: name of the row.
+      confidence: level of the interval, as text.
+      references: (name, share in [0, 1]), such as `("majority class", 0.687)`; one row each.
     """
-    if not _share(low) <= _share(value) <= _share(high):
-        raise ValueError(
-            f"an interval holds its value: low <= value <= high; got {low:g}, {value:g}, {high:g}"
-        )
-    ends = [low, high, *(_share(mark) for _, mark in references)]
+    row = Interval(label, value, low, high)
+    return intervals([row], confidence=confidence, references=references)
+
+
+def intervals(
+    rows: Sequence[Interval],
+    *,
+    confidence: str = "95 %",
+    references: Sequence[tuple[str, float]] = (),
+) -> Html:
+    """Several accuracies with their confidence intervals on one axis.
+
+    Args:
+      rows: one or more, each with `low <= value <= high`.
+      confidence: level of all intervals, as text.
+      references: as for `interval`.
+    """
+    for row in rows:
+        if not _share(row.low) <= _share(row.value) <= _share(row.high):
+            raise ValueError(
+                f"an interval holds its value: low <= value <= high; got {row.low:g}, "
+                f"{row.value:g}, {row.high:g}"
+            )
+    ends = [end for row in rows for end in (row.low, row.high)]
+    ends += [_share(mark) for _, mark in references]
     spread = max(ends) - min(ends)
-    margin = (
-        1.0 if spread > 0.5 else 0.1 * spread + 0.01
-    )  # chosen, not tuned: past a half the whole axis costs little
+    # chosen, not tuned: with more than half of the axis in use, all of it costs little
+    margin = 1.0 if spread > 0.5 else 0.1 * spread + 0.01
     ticks = _ticks(max(0.0, min(ends) - margin), min(1.0, max(ends) + margin))
 
     def at(share: float) -> str:
         return f"{100 * (share - ticks[0]) / (ticks[-1] - ticks[0]):.2f}%"
 
     grid = [tag("s", "", style=f"left:{at(t)}") for t in ticks]
-    span = f"{percent(low)} to {percent(high)}, {confidence} interval"
-    whisker = tag("i", "", style=f"left:{at(low)};right:calc(100% - {at(high)})", title=span)
-    dot = tag("u", "full", style=f"left:{at(value)}")
 
     def line(css_class: str, name: str, share: float, small: Html, *marks: Html) -> Html:
         words = tag("span", "", name), tag("span", "value", percent(share)), small
         return tag("li", css_class, *words, tag("div", "lane", *grid, *marks))
 
-    lines = [line("on", label, value, tag("small", "", span), whisker, dot)]
+    lines = []
+    for row in rows:
+        span = f"{percent(row.low)} to {percent(row.high)}, {confidence} interval"
+        style = f"left:{at(row.low)};right:calc(100% - {at(row.high)})"
+        whisker = tag("i", "", style=style, title=span)
+        dot = tag("u", "full", style=f"left:{at(row.value)}")
+        lines.append(line("on", row.label, row.value, tag("small", "", span), whisker, dot))
     lines += [
         line("", name, mark, Html(""), tag("u", "", style=f"left:{at(mark)}"))
         for name, mark in references

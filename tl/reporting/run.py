@@ -95,6 +95,10 @@ class Run:
         self._figures.add(path.name.casefold())
         return path
 
+    def relative(self, path: pathlib.Path) -> str:
+        """A path inside the run's folder as `result.json` names it, such as "figures/cat.png"."""
+        return path.relative_to(self.workdir).as_posix()
+
     def film(self, name: str, frames: Sequence[Any], *, seconds: float) -> pathlib.Path:
         """Writes pictures as a film that loops for ever and returns where: `workdir/figures/NAME.webp`.
 
