@@ -62,6 +62,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _cheap = cheap
 
 
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drops the compiled programs of a file that is done, or a worker would grow to gigabytes."""
+    if nextitem is None or nextitem.path != item.path:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real photographs, from `TL_SHARED_DATA` or beside the project; the test is skipped without it."""
