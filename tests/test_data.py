@@ -285,7 +285,7 @@ def test_batches_have_one_shape_and_the_order_of_the_paths(tmp_path: Path, threa
         1,
     ]  # i + 1; empty slots hold 0 + 1
     assert [[Path(s.path).name for s in b.skipped] for b in batches] == [["1.png"], ["6.png"], []]
-    assert "no readable picture" in batches[0].skipped[0].why
+    assert "not a readable image" in batches[0].skipped[0].why
     assert str(tmp_path) not in batches[0].skipped[0].why
 
 
@@ -295,7 +295,7 @@ def test_a_batch_without_any_picture_keeps_its_shape(tmp_path: Path) -> None:
     assert batch.images.shape == (2, 4, 4, 3)
     assert not batch.valid.any()
     assert batch.skipped == (
-        Skipped(str(tmp_path / "a.jpg"), "is empty (0 bytes), wanted a picture file"),
+        Skipped(str(tmp_path / "a.jpg"), "is empty (0 bytes), expected an image file"),
     )
     assert list(load([], square, batch_size=2)) == []
 

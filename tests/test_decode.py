@@ -185,7 +185,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), n
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
 def test_a_truncated_file_is_an_error_and_not_half_a_picture(kind: str, share: float) -> None:
     data = encoded(NOISE, kind)
-    with pytest.raises(ImageError, match="truncated|no readable picture|holds"):
+    with pytest.raises(ImageError, match="truncated|not a readable image|holds"):
         decode(data[: int(len(data) * share)])
 
 
@@ -210,13 +210,13 @@ def bomb_png(side: int) -> bytes:
     ("data", "why"),
     [
         (b"", "is empty"),
-        (b"hello, I am a text file", "no readable picture .it begins with b'hello, I'"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no readable picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no readable picture"),
-        (encoded(Image.new("RGB", (1, 1)), "PNG"), "is 1 x 1 pixels, wanted at least 2 x 2"),
+        (b"hello, I am a text file", "not a readable image .it begins with b'hello, I'"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a readable image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a readable image"),
+        (encoded(Image.new("RGB", (1, 1)), "PNG"), "is 1 x 1 pixels, expected at least 2 x 2"),
         (encoded(Image.new("L", (9, 1)), "JPEG"), "is 9 x 1 pixels"),
-        (bomb_png(10_000), "is 10000 x 10000 pixels, more than the 89,478,485 allowed"),
-        (bomb_png(100_000), "more than twice the"),
+        (bomb_png(10_000), "is 10000 x 10000 pixels, expected at most 89,478,485"),
+        (bomb_png(100_000), "has more than 178,956,970 pixels"),
         (
             encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
             "whose white is undefined",
@@ -260,7 +260,7 @@ def test_pillow_says_nothing_of_its_own() -> None:
             # another filter, and the first once more, before the one that decoding put
             warnings.simplefilter("default")
             warnings.simplefilter(action)
-            with pytest.raises(ImageError, match="more than the"):
+            with pytest.raises(ImageError, match="expected at most 89,478,485"):
                 decode(bomb_png(int(MAX_PIXELS**0.5) + 100))
             assert not seen
 

@@ -246,7 +246,7 @@ def test_broken_pictures_are_skipped_with_a_reason_and_zero(
         assert [Path(skip.path) for skip in found.skipped] == [p for p in paths if p not in album]
         reasons = (
             "is empty",
-            "is no readable picture",
+            "is not a readable image",
             "damaged or truncated",
             "No such file",
             "is a folder",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import csv
+import dataclasses
 import io
 import json
 import multiprocessing
 import pickle
 import subprocess
 import sys
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,16 +22,20 @@ from PIL import Image
 import tl.data
 from tl.data import (
     DataSpec,
+    Example,
     ImageError,
     Record,
     content_hash,
     decode,
     divide,
+    doctor,
     folder,
     get,
     table,
     tfds,
 )
+from tl.data.loader import stream
+from tl.data.plan import Plan
 from tl.data.tfds import KNOWN_BAD, known_bad
 
 
@@ -233,7 +239,111 @@ def test_table_that_is_no_table(tmp_path: Path) -> None:
         table(tmp_path / "quote.csv")
 
 
-# ----------------------------------------------------------------------------------------------------------------- tfds
+# ------------------------------------------------------------------------------------ an archive
+
+# Support for a container that `tl` does not know: one class, one function and one row in `SETS`.
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """An image inside a tar file; a `Stored`."""
+
+    archive: str
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.member}"
+
+    @property
+    def name(self) -> str:
+        return Path(self.member).name
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.member).suffix
+
+    def read_bytes(self) -> bytes:
+        try:
+            with tarfile.open(self.archive) as archive:
+                return archive.extractfile(self.member).read()
+        except (tarfile.TarError, KeyError) as error:
+            raise OSError(str(error)) from error
+
+
+def tar(file: str) -> DataSpec:
+    """The images of a tar file, with a folder for each class."""
+    with tarfile.open(file) as archive:
+        members = sorted(member.name for member in archive if member.isfile())
+    classes = tuple(sorted({Path(member).parent.name for member in members}))
+    label = lambda member: classes.index(Path(member).parent.name)
+    examples = tuple(Example(Member(file, member), label(member)) for member in members)
+    return DataSpec(f"tar:{file}", examples, classes, file, "unknown")
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSpec:
+    """Eight images in a tar file, one broken, two of equal bytes."""
+    monkeypatch.setitem(tl.data.SETS, "tar", (tar, "FILE"))
+    with tarfile.open(tmp_path / "pets.tar", "w") as file:
+        for i in range(8):
+            content = b"no image" if i == 7 else encoded(min(i, 5) * 40)
+            info = tarfile.TarInfo(f"{'cat' if i < 4 else 'dog'}/{i}.png")
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return get(f"tar:{tmp_path / 'pets.tar'}")
+
+
+def test_an_archive_is_one_function_and_one_row(archive: DataSpec) -> None:
+    assert "tar:FILE" in tl.data.names()
+    assert archive.classes == ("cat", "dog")
+    assert [example.label for example in archive.examples] == [0] * 4 + [1] * 4
+
+
+def test_images_in_an_archive_are_decoded_and_hashed_like_files(
+    archive: DataSpec, tmp_path: Path
+) -> None:
+    source = archive.examples[2].path
+    np.testing.assert_array_equal(decode(source), decode(encoded(80)))
+    assert content_hash(source) == content_hash_of(tmp_path, encoded(80))
+    with pytest.raises(ImageError, match="pets.tar/dog/7.png: is not a readable image"):
+        decode(archive.examples[7].path)
+    with pytest.raises(ImageError, match="pets.tar/dog/9.png: cannot be read"):
+        decode(Member(str(tmp_path / "pets.tar"), "dog/9.png"))
+
+
+def test_duplicates_in_an_archive_stay_in_one_part_of_a_split(archive: DataSpec) -> None:
+    for pair in (tl.data.split(archive, seed=0), *tl.data.folds(archive, 2, seed=0)):
+        names = [{example.path.name for example in part.examples} for part in pair]
+        assert sum(map(len, names)) == 8
+        assert any({"5.png", "6.png"} <= part for part in names)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_archive_is_loaded_in_threads_and_in_processes(archive: DataSpec, workers: int) -> None:
+    sources = [example.path for example in archive.examples]
+    plan = Plan(n=8, batch_size=8, epochs=1, seed=0)
+    with stream(sources, thumbnail, plan, workers=workers) as batches:
+        (batch,) = batches
+    assert sorted(batch.index) == list(range(8))
+    assert [skip.path for skip in batch.skipped] == [str(sources[7])]
+    for index, image, valid in zip(batch.index, batch.images, batch.valid, strict=True):
+        assert valid == (index != 7)
+        assert not valid or (image == min(index, 5) * 40).all()
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    return image[:4, :4]
+
+
+def test_an_archive_is_examined(archive: DataSpec) -> None:
+    report = doctor.examine(archive)
+    assert [remark.source for remark in report.broken] == [archive.examples[7].path]
+    assert [[source.name for source in group] for group in report.duplicates] == [
+        ["5.png", "6.png"]
+    ]
+
+
+# ------------------------------------------------------------------------------------------ tfds
 
 IMAGE = {
     "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
@@ -327,7 +437,8 @@ def test_tfds_gives_the_encoded_files(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("TFDS_DATA_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(
-        ValueError, match="tfds:pets is not prepared in '.*/tensorflow_datasets' .it holds no set."
+        ValueError,
+        match="tfds:pets is not prepared in '.*/tensorflow_datasets' .it holds no data set.",
     ):
         tfds("pets")
 
@@ -373,7 +484,7 @@ def test_official_splits_become_parts(tmp_path: Path) -> None:
     spec = tfds(f"pets@{tmp_path}")
     assert [e.part for e in spec.examples] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
     ((path, why),) = spec.skipped
-    assert path.endswith("/unsupervised") and "none of train, validation and test" in why
+    assert path.endswith("/unsupervised") and "not one of train, validation and test" in why
     assert [len(part.examples) for part in divide(spec, seed=0)] == [8, 2, 2]
 
 
@@ -393,7 +504,7 @@ def test_the_newest_version_and_one_configuration(tmp_path: Path) -> None:
             tmp_path / "apes" / config / "1.0.0", {"train": rows(2)}, name="apes", configName=config
         )
     with pytest.raises(
-        ValueError, match="has 2 configurations, wanted one: 'apes/large', 'apes/small'"
+        ValueError, match="has 2 configurations, expected one of: 'apes/large', 'apes/small'"
     ):
         tfds(f"apes@{tmp_path}")
 
@@ -425,7 +536,7 @@ def test_known_bad_files_are_left_out_where_they_cannot_be_decoded(tmp_path: Pat
         "beagle_1.jpg",
     ]
     ((path, why),) = spec.skipped
-    assert path.endswith("beagle_116.jpg") and "no readable picture" in why
+    assert path.endswith("beagle_116.jpg") and "not a readable image" in why
     assert known_bad(spec.examples[1].path) == "it is a GIF"
     assert known_bad(Path("x/PetImages/Cat/666.jpg")) == "it is empty"
     assert known_bad(Path("x/Cat/666.jpg")) == known_bad(spec.examples[2].path) == ""
@@ -437,21 +548,23 @@ def test_tfds_refuses_in_one_sentence(tmp_path: Path) -> None:
     folder = prepare(tmp_path / "pets/1.0.0", {"train": rows(2)})
     with pytest.raises(
         ValueError,
-        match="tfds:pest is not prepared in .*it holds 'pets'.*tfds:pest@DIR, or prepare it",
+        match="tfds:pest is not prepared in .*it holds 'pets'.*tfds:pest@DIR for another folder, or prepare it",
     ):
         tfds("pest" + at)
     about = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps({**about, "fileFormat": "tfrecord"}))
     with pytest.raises(
-        ValueError, match="is stored as tfrecord, wanted array_record, .*file_format='array_record'"
+        ValueError,
+        match="is stored as tfrecord, expected array_record, .*file_format='array_record'",
     ):
         tfds("pets" + at)
     (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(ValueError, match="is not a set that TFDS can read"):
+    with pytest.raises(ValueError, match="is not a data set that TFDS can read"):
         tfds("pets" + at)
     prepare(tmp_path / "texts/1.0.0", {"train": []}, features={"image": IMAGE, "label": TEXT})
     with pytest.raises(
-        ValueError, match="holds 'image', 'label', wanted an Image named 'image' and a ClassLabel"
+        ValueError,
+        match="has the features 'image', 'label', expected an Image named 'image' and a ClassLabel",
     ):
         tfds("texts" + at)
 
@@ -463,7 +576,7 @@ def test_a_set_that_is_gone_is_a_broken_picture(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         content_hash(record)
     spec = DataSpec("x", (tl.data.Example(record, 0),), ("a", "b"), "", "")
-    with pytest.raises(ValueError, match="1.jpg cannot be read .*, wanted every file of x"):
+    with pytest.raises(ValueError, match="1.jpg cannot be read .*, expected every file of x"):
         tl.data.split_digest(spec)
 
 

@@ -14,10 +14,10 @@ from tl.data.find import find_images
 from tl.data.folder import folder
 from tl.data.loader import Batch, load
 from tl.data.packaged import Photograph, elpv, photographs
-from tl.data.spec import DataSpec, Example, Record, Skipped, Source, Split
+from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored
 from tl.data.split import Parts, divide, folds, split, split_by_content, split_stratified
 from tl.data.table import table
-from tl.data.tfds import tfds
+from tl.data.tfds import Record, tfds
 from tl.paths import nearest
 
 # word -> (function, what follows the colon; "" where nothing does)
@@ -73,6 +73,7 @@ __all__ = [
     "Skipped",
     "Source",
     "Split",
+    "Stored",
     "content_hash",
     "decode",
     "divide",

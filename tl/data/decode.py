@@ -1,16 +1,18 @@
-"""One written rule that turns any picture file into uint8 RGB, or says in one sentence why it cannot.
+"""One written rule that turns any image file into uint8 RGB, or says in one sentence why it cannot.
 
-The file is read by its content, never by its name. Then, in this order:
-1. the first frame of a moving or many-page picture;
-2. 16-bit grey: value / 257, rounded (65535 is white); 16-bit colour: Pillow keeps the high byte, within one level;
-3. transparency (RGBA, LA, a palette's or a key colour's): composited on white, as on a page;
-4. CMYK and YCCK: Pillow's arithmetic conversion. A CMYK JPEG is taken to be inverted, as Adobe writes it and browsers
-   read it; the embedded profile is not applied, so colours are near, not exact;
-5. grey: repeated three times; palette, 1-bit and the rest: Pillow's conversion to RGB;
-6. EXIF orientation (also XMP's, PNG's, TIFF's) is applied; a broken EXIF block says nothing and is ignored.
+The content of the file decides about its format, never the name. The rule, in this order:
+1. The first frame of an image with several frames or pages is taken.
+2. 16-bit gray: value / 257, rounded (65535 is white). 16-bit color: Pillow keeps the high byte,
+   within one level.
+3. Transparency (RGBA, LA, of a palette or a key color) is composited on white.
+4. CMYK and YCCK: Pillow's arithmetic conversion. A CMYK JPEG is assumed to be inverted, as Adobe
+   writes it and browsers read it. The embedded profile is not applied, so colors are approximate.
+5. Gray is repeated three times. Palette, 1-bit and other modes: Pillow's conversion to RGB.
+6. EXIF orientation (also from XMP, PNG or TIFF) is applied. A damaged EXIF block is ignored.
 
-It does not apply ICC profiles (pixels are taken as sRGB), resize, or normalise: that is `tl.pixels`. Floats and 32-bit
-integers are refused, for their white is not defined. Not detectable: a JPEG damaged inside but complete at its end.
+This module does not apply ICC profiles (pixels are taken as sRGB), resize or normalize; see
+`tl.pixels`. Floats and 32-bit integers are errors, because their white is not defined. A JPEG that
+is damaged inside but complete at its end cannot be detected.
 """
 
 from __future__ import annotations
@@ -25,14 +27,17 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from tl.data.spec import Record, Source
+from tl.data.spec import Source
 
-# EPS is left out on purpose (Pillow starts Ghostscript for it), and so are formats no photograph comes in.
+# Without EPS, for which Pillow starts Ghostscript, and without formats that photographs do not use.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-MIN_SIDE = 2  # pixels; chosen, not tuned: a side of 1 is a tracking pixel or a placeholder
-MAX_PIXELS = 89_478_485  # Pillow's MAX_IMAGE_PIXELS: 256 MiB of RGB
+# Pixels; chosen, not tuned: a side of 1 is a tracking pixel or a placeholder.
+MIN_SIDE = 2
+# Pillow's MAX_IMAGE_PIXELS: 256 MiB of RGB.
+MAX_PIXELS = 89_478_485
 
-_ORIENTATION_TAG = 0x0112  # EXIF 2.3, section 4.6.4 A
+# EXIF 2.3, section 4.6.4 A.
+_ORIENTATION_TAG = 0x0112
 _TURN: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # stored -> upright, on [h w c]
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -48,7 +53,7 @@ Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
-    """A file that cannot be used as a picture; `why` is the reason without the file's name."""
+    """A file that cannot be used as an image; `why` is the reason without the file name."""
 
     def __init__(self, why: str, path: Source | None = None):
         super().__init__(why if path is None else f"{path}: {why}")
@@ -56,69 +61,72 @@ class ImageError(ValueError):
 
 
 class Header(NamedTuple):
-    """What a picture's file says about itself before its pixels are read.
+    """The properties of an image file that are known before its pixels are read.
 
     Attributes:
       format: by content, one of `FORMATS`.
-      mode: Pillow's, e.g. "RGB", "L" (grey), "CMYK", "I;16" (16-bit grey); 16-bit colour is "RGB;16".
-      clear: it has transparency.
-      moving: it has more than one frame or page.
-      orientation: EXIF's, 1 to 8; 1 is upright.
+      mode: Pillow's mode, e.g. "RGB", "L" (gray), "CMYK", "I;16" (16-bit gray); "RGB;16" is 16-bit
+        color.
+      transparent: whether the image has transparency.
+      animated: whether it has more than one frame or page.
+      orientation: EXIF orientation, 1 to 8; 1 is upright.
     """
 
     format: str
     mode: str
-    clear: bool
-    moving: bool
+    transparent: bool
+    animated: bool
     orientation: int
 
 
 def decode(source: Source | str | bytes) -> np.ndarray:
-    """The picture as a person sees it: upright, RGB, on white.
+    """The image as a person sees it: upright, RGB, on white.
 
     Args:
-      source: a file, a picture inside a prepared set, or the bytes of one.
+      source: an image file, an image inside a container, or the bytes of an image file.
 
     Returns:
       uint8[h w 3], RGB, C-contiguous; h and w are at least `MIN_SIDE`.
 
     Raises:
-      ImageError: the file is missing, empty, truncated, no picture, too small, too large, or of unknown white.
+      ImageError: the file is missing, empty, truncated, not an image, too small, too large, or its
+        white is undefined.
 
     Example:
       >>> decode(b"P6 2 2 255 " + bytes(range(12)))[0, 1].tolist()
       [3, 4, 5]
     """
-    return _named(source, lambda data: _decode(data))
+    return _with_name(source, lambda data: _decode(data))
 
 
 def glance(source: Source | str | bytes, side: int) -> np.ndarray:
-    """`decode`, but a JPEG may come at a half, a quarter or an eighth of its size, which is up to ten times as fast.
+    """`decode` at reduced size for JPEG: 1/2, 1/4 or 1/8, which is up to ten times as fast.
 
     Args:
-      source: as `decode` takes it.
-      side: pixels that its height and width keep at least, where they have as many.
+      source: as in `decode`.
+      side: lower bound of height and width after the reduction, in pixels.
 
     Returns:
-      uint8[h w 3], as `decode`; smaller copies are the JPEG's own (its low frequencies), made for looking, not for models.
+      uint8[h w 3], as `decode`. The reduction uses the low frequencies of the JPEG; the result
+      serves for comparison and display, not as the input of a model.
 
     Raises:
       ImageError: as `decode`.
     """
-    return _named(source, lambda data: _decode(data, side))
+    return _with_name(source, lambda data: _decode(data, side))
 
 
 def header(source: Source | str | bytes) -> Header:
-    """What a picture's file says about itself.
+    """The format and mode of an image file, read without decoding the pixels.
 
     Raises:
-      ImageError: the file is missing, empty or no picture; its pixels are not looked at.
+      ImageError: the file is missing, empty or not an image.
     """
-    return _named(source, _header)
+    return _with_name(source, _header)
 
 
-def _named(source: Source | str | bytes, work: Callable[[bytes], Result]) -> Result:
-    """`work` on the bytes of `source`, whose name is put before what is wrong with it."""
+def _with_name(source: Source | str | bytes, work: Callable[[bytes], Result]) -> Result:
+    """`work` on the bytes of `source`; an `ImageError` gets the name of the file."""
     if isinstance(source, bytes):
         return work(source)
     path = Path(source) if isinstance(source, str) else source
@@ -130,34 +138,31 @@ def _named(source: Source | str | bytes, work: Callable[[bytes], Result]) -> Res
 
 def _read(path: Source) -> bytes:
     try:
-        if isinstance(path, Record):
-            return path.read_bytes()
-        if not stat.S_ISREG(
-            path.stat().st_mode
-        ):  # before opening: reading a pipe would wait for ever
-            raise ImageError(
-                f"is a {'folder' if path.is_dir() else 'pipe or device'}, wanted a picture file"
-            )
+        # Checked before opening, because reading a pipe would wait forever.
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
+            kind = "folder" if path.is_dir() else "pipe or device"
+            raise ImageError(f"is a {kind}, expected an image file")
         return path.read_bytes()
     except OSError as error:
-        raise ImageError(
-            f"cannot be read ({error.strerror or error}), wanted a picture file"
-        ) from None
+        reason = error.strerror or error
+        raise ImageError(f"cannot be read ({reason}), expected an image file") from None
 
 
 def _open(data: bytes) -> Image.Image:
     if not data:
-        raise ImageError("is empty (0 bytes), wanted a picture file")
+        raise ImageError("is empty (0 bytes), expected an image file")
     _silence_pillow()
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
         raise ImageError(
-            f"holds more than twice the {MAX_PIXELS:,} pixels allowed; shrink it first"
+            f"has more than {2 * MAX_PIXELS:,} pixels, expected at most {MAX_PIXELS:,}; "
+            "shrink it first"
         ) from None
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged headers
+    except Exception as error:  # Pillow raises many types of error on damaged headers
         raise ImageError(
-            f"is no readable picture (it begins with {data[:8]!r}), wanted one of {', '.join(FORMATS)}"
+            f"is not a readable image (it begins with {data[:8]!r}), expected one of "
+            f"{', '.join(FORMATS)}"
         ) from error
 
 
@@ -166,22 +171,22 @@ def _decode(data: bytes, side: int | None = None) -> np.ndarray:
         width, height = image.size
         if min(width, height) < MIN_SIDE:
             raise ImageError(
-                f"is {width} x {height} pixels, wanted at least {MIN_SIDE} x {MIN_SIDE}"
+                f"is {width} x {height} pixels, expected at least {MIN_SIDE} x {MIN_SIDE}"
             )
         if width * height > MAX_PIXELS:
             raise ImageError(
-                f"is {width} x {height} pixels, more than the {MAX_PIXELS:,} allowed; shrink it first"
+                f"is {width} x {height} pixels, expected at most {MAX_PIXELS:,}; shrink it first"
             )
         try:
             if side is not None:
-                image.draft(None, (side, side))  # nothing but a JPEG heeds it
+                image.draft(None, (side, side))  # has an effect on JPEG only
             image.load()
             pixels = _rgb(image)
         except (ImageError, MemoryError):
             raise
-        except Exception as error:  # as above, on damaged pixels
+        except Exception as error:  # as in `_open`, on damaged pixels
             raise ImageError(
-                f"is a damaged or truncated {image.format} file ({error}), wanted a whole one"
+                f"is a damaged or truncated {image.format} file ({error}), expected a complete one"
             ) from error
         turn = _TURN.get(_orientation(image))
     return np.ascontiguousarray(turn(pixels) if turn else pixels)
@@ -189,43 +194,42 @@ def _decode(data: bytes, side: int | None = None) -> np.ndarray:
 
 def _header(data: bytes) -> Header:
     with _open(data) as image:
-        kind = (
-            "JPEG" if image.format == "MPO" else str(image.format)
-        )  # MPO: a JPEG with a second one behind it
+        # MPO is a JPEG with a second one behind it.
+        kind = "JPEG" if image.format == "MPO" else str(image.format)
         wide = image.mode == "RGB" and any(
             "RGB;16" in str(tile[3]) for tile in getattr(image, "tile", ())
         )
-        moving = kind != "JPEG" and getattr(image, "is_animated", False)
+        animated = kind != "JPEG" and getattr(image, "is_animated", False)
         return Header(
             kind,
             "RGB;16" if wide else image.mode,
             image.has_transparency_data,
-            moving,
+            animated,
             _orientation(image),
         )
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
     """Rules 2 to 5."""
-    if image.mode.startswith("I;16") or (
-        image.mode == "I" and image.format in ("PNG", "PPM")
-    ):  # both hold 0..65535
+    # "I" of PNG and PPM holds 0 to 65535, as "I;16" does.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         wide = np.asarray(image).astype(np.uint32)
-        clear = image.info.get("transparency")
-        wide = wide if clear is None else np.where(wide == clear, np.uint32(65535), wide)
+        key = image.info.get("transparency")
+        wide = wide if key is None else np.where(wide == key, np.uint32(65535), wide)
         return np.repeat(((wide + 128) // 257).astype(np.uint8)[..., None], 3, axis=-1)
     if image.mode in ("I", "F"):
         raise ImageError(
-            f"has 32-bit pixels (mode {image.mode}), whose white is undefined; save it with 8 or 16 bits"
+            f"has 32-bit pixels (mode {image.mode}), whose white is undefined, expected 8 or "
+            "16 bits; convert it first"
         )
     if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, (255, 255, 255, 255)), clear)
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _orientation(image: Image.Image) -> int:
-    """Read after `load`, for Pillow's TIFF reader turns the picture itself and then removes the tag."""
+    """Called after `load`: Pillow's TIFF reader turns the image and then removes the tag."""
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # rule 6
@@ -233,10 +237,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _silence_pillow() -> None:
-    """Keep Pillow's warnings from the user, for each is decided above: an error where it matters, nothing elsewhere.
+    """Hides Pillow's warnings: each case is an error above or has no effect on the pixels.
 
-    One filter for the process, put first again when a test or a caller replaced the filters or put one before it:
-    `warnings.catch_warnings` is not safe in threads before Python 3.14.
+    One filter for the process, inserted again if a caller replaced the filters or put another one
+    before it: `warnings.catch_warnings` is not safe in threads before Python 3.14.
     """
     action, _, _, module, _ = warnings.filters[0] if warnings.filters else ("", None, None, None, 0)
     if action != "ignore" or getattr(module, "pattern", None) != r"PIL\.":

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from tl.data.decode import Header, ImageError, decode, header
-from tl.data.duplicates import content_hash, same_looks
+from tl.data.duplicates import content_hash, near_duplicate_groups
 from tl.data.spec import DataSpec, Example, Source
 from tl.data.tfds import known_bad
 
@@ -97,7 +97,9 @@ def examine(
         found: list[tuple[Source, _Seen]] = list(
             zip(sources, progress(pool.map(_look, sources), len(sources)), strict=True)
         )
-    named = same_looks({s.hash: source for source, s in found if s.hash and not s.broken})
+    named = near_duplicate_groups(
+        {s.hash: source for source, s in found if s.hash and not s.broken}
+    )
     equal = _groups(spec.examples, [s.hash for _, s in found])
     alike = _groups(spec.examples, [(named or {}).get(s.hash, s.hash) for _, s in found])
     hashes = {example: s.hash for example, (_, s) in zip(spec.examples, found, strict=True)}
@@ -173,8 +175,8 @@ def _odd(head: Header) -> str:
             head.mode, "" if head.mode in ("RGB", "RGBA") else f"{head.mode}: becomes RGB"
         )
     )
-    clear = "transparent: laid on white" if head.clear else ""
-    moving = "more than one frame: the first is taken" if head.moving else ""
+    clear = "transparent: laid on white" if head.transparent else ""
+    moving = "more than one frame: the first is taken" if head.animated else ""
     return "; ".join(filter(None, (says, clear, moving)))
 
 

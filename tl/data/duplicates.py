@@ -1,25 +1,29 @@
-"""Which pictures are the same: byte for byte, or nearly, re-saved, resized or squashed, brightened a little.
+"""Duplicate images: equal bytes, or near-duplicates that were re-saved, resized or brightened.
 
-Two pictures are near-duplicates when their difference hashes differ in at most `MAX_BITS` of 64 bits and their
-thumbnails correlate by at least `MIN_CORRELATION`. Chosen on 1,759 photographs (cats_vs_dogs, oxford_pets,
-imagenet_samples), where unrelated ones with so few bits correlate by at most 0.51 and exactly one true pair was found,
-and on copies of 180 of them: JPEG at quality 60 and 30, half the size, the shorter side 192, squashed to 224 x 224,
-10 % brighter (all found; at most 7 bits, at least 0.984), 2 % cut off each side (170 found). Mirrored, turned, grey or
-more tightly cropped copies are not recognised.
+Two images are near-duplicates if their difference hashes differ in at most `MAX_BITS` of 64 bits
+and their thumbnails have a correlation of at least `MIN_CORRELATION`. The limits were chosen on
+1,759 photographs (cats_vs_dogs, oxford_pets, imagenet_samples), in which unrelated images with so
+few differing bits reach a correlation of at most 0.51 and exactly one true pair was found, and on
+copies of 180 of them. These copies are all found (at most 7 bits, correlation at least 0.984): JPEG
+at quality 60 and 30, half the size, the shorter side 192, squashed to 224 x 224, 10 % brighter. Of
+copies that lack 2 % at each side, 170 are found. Mirrored, rotated, gray or more tightly cropped
+copies are not recognized.
 
-Likeness proves nothing where all pictures are alike, as solar cells photographed from one place are: where the typical
-picture has `NEIGHBOURS` others that correlate above `ALIKE` with it, near-duplicates are not looked for. (The typical
-picture's eighth neighbour correlates by 0.52 among those photographs, by 0.86 in ELPV, where different cells reach 0.998.)
+Similarity proves nothing if all images of a data set resemble each other, such as solar cells
+photographed by one camera. Near-duplicates are not computed if the median image has `NEIGHBORS`
+others with a correlation above `ALIKE`. (The correlation of the median image with its eighth
+neighbor is 0.52 in the photographs above and 0.86 in ELPV, where different cells reach 0.998.)
 
-Fingerprints are kept in `cache_dir()` by content hash: 776 bytes a picture. JPEG decoders differ by a level at most, so a
-pair at the very edge of the rule could be judged otherwise on another machine; equal bytes never are.
+Fingerprints are cached in `cache_dir()` by content hash, 776 bytes per image. JPEG decoders differ
+by at most one level, so another machine may decide differently about a pair at the limit; equal
+bytes are always found.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -29,36 +33,43 @@ from PIL import Image
 
 from tl.data import shards
 from tl.data.decode import ImageError, glance
-from tl.data.spec import DataSpec, Record, Source
+from tl.data.spec import DataSpec, Source, Stored
 from tl.paths import cache_dir
 
+# Chosen on the photographs of the module's docstring.
 MAX_BITS = 8
 MIN_CORRELATION = 0.95
-NEIGHBOURS = 8  # more copies of one picture than a set should hold
 ALIKE = 0.75
-MIN_CONTRAST = 2.0  # levels of 255, standard deviation: a flat picture resembles every other (chosen, not tuned)
+# More copies of one image than a data set should contain; chosen, not tuned.
+NEIGHBORS = 8
+# Standard deviation in levels of 255: a flat image resembles every other; chosen, not tuned.
+MIN_CONTRAST = 2.0
 
-_SIDE = 16  # of a thumbnail
-_FORMAT = 1  # a change of what a fingerprint is starts a new folder
+# Side of a thumbnail, in pixels.
+_SIDE = 16
+# Version of the fingerprint; part of the cache folder's name.
+_FORMAT = 1
+# Fingerprints between two writes to the cache; chosen, not tuned.
 _SHARD = 4096
-_BLOCK = 256  # pictures compared with all others at a time: 50 MB of bits for 25,000
+# Images that are compared with all others at a time: 50 MB of bits for 25,000 images.
+_BLOCK = 256
 
 
 def content_hash(source: Source | str) -> str:
-    """SHA-256 of a picture's file, in hex; kept within the process until its size or time of change differs.
+    """SHA-256 of an image file, in hex; cached in the process by size and modification time.
 
     Raises:
       OSError: the file cannot be read.
     """
-    if isinstance(source, Record):
-        return _hash_of_record(source)
+    if not isinstance(source, (Path, str)):
+        return _hash_stored(source)
     stat = os.stat(source)
     return _hash(os.path.abspath(source), stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=1 << 17)
-def _hash_of_record(record: Record) -> str:
-    return hashlib.sha256(record.read_bytes()).hexdigest()
+def _hash_stored(source: Stored) -> str:
+    return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=1 << 17)
@@ -68,7 +79,7 @@ def _hash(path: str, size: int, mtime: int) -> str:
 
 
 def content_hashes(spec: DataSpec) -> list[str]:
-    """`content_hash` of every picture of a set.
+    """`content_hash` of every image of a data set.
 
     Raises:
       ValueError: a file that cannot be read.
@@ -78,13 +89,18 @@ def content_hashes(spec: DataSpec) -> list[str]:
         try:
             hashes.append(content_hash(example.path))
         except OSError as error:
-            why = f"{example.path} cannot be read ({error.strerror or error}), wanted every file of {spec.name}"
-            raise ValueError(why) from None
+            raise ValueError(
+                f"{example.path} cannot be read ({error.strerror or error}), expected every file "
+                f"of {spec.name} to be readable"
+            ) from None
     return hashes
 
 
 def split_digest(spec: DataSpec) -> str:
-    """SHA-256 over the content and the class name of every picture: names a side of a split, whatever the files' names."""
+    """SHA-256 over the content and the class name of every image; independent of file names.
+
+    It identifies a part of a split.
+    """
     rows = sorted(
         f"{h} {spec.classes[e.label]}"
         for h, e in zip(content_hashes(spec), spec.examples, strict=True)
@@ -93,14 +109,15 @@ def split_digest(spec: DataSpec) -> str:
 
 
 def fingerprint(source: Source | str | bytes) -> np.ndarray:
-    """A difference hash and a thumbnail of a picture.
+    """A difference hash and a thumbnail of an image.
 
     Returns:
-      uint8[776]: 64 bits, whether each of 8 x 8 cells of the grey picture is darker than its right neighbour, and
-      16 x 16 x 3 levels of RGB; both are means over their cells, whatever the picture's shape.
+      uint8[776]: 64 bits, one for each of 8 x 8 cells of the gray image, set if the cell is darker
+      than its right neighbor, followed by 16 x 16 x 3 levels of RGB. Both are means over cells of
+      an image of any shape.
 
     Raises:
-      ImageError: the picture cannot be decoded.
+      ImageError: the image cannot be decoded.
 
     Reference: N. Krawetz, "Kind of Like That", 2013 (dHash).
     """
@@ -113,14 +130,18 @@ def fingerprint(source: Source | str | bytes) -> np.ndarray:
 def fingerprints(
     sources: Mapping[str, Source], *, cache: Path | None = None
 ) -> dict[str, np.ndarray]:
-    """The fingerprints of pictures by content hash, from disk where they are known; pictures that are broken have none.
+    """The fingerprints of images by content hash, read from the cache or computed and cached.
 
     Args:
-      sources: content hash -> a picture of that content.
+      sources: content hash -> an image with that content.
       cache: folder of all caches; default `cache_dir()`.
+
+    Returns:
+      content hash -> uint8[776] as `fingerprint` returns it; images that cannot be decoded are
+      missing.
     """
     folder = (cache or cache_dir()) / f"fingerprints-{_FORMAT}"
-    known = {h: row for h, row in shards.read(folder, "fingerprints") if h in sources}
+    cached = {h: row for h, row in shards.read(folder, "fingerprints") if h in sources}
 
     def compute(h: str) -> np.ndarray | None:
         try:
@@ -128,7 +149,7 @@ def fingerprints(
         except ImageError:
             return None
 
-    todo = [h for h in sources if h not in known]
+    todo = [h for h in sources if h not in cached]
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(todo), _SHARD):
             part = todo[start : start + _SHARD]
@@ -137,82 +158,93 @@ def fingerprints(
                 for h, row in zip(part, pool.map(compute, part), strict=True)
                 if row is not None
             }
-            known |= shards.write(folder, "fingerprints", rows)
-    return known
+            cached |= shards.write(folder, "fingerprints", rows)
+    return cached
 
 
 def near_pairs(prints: Mapping[str, np.ndarray]) -> list[tuple[str, str]] | None:
-    """Pairs of near-duplicates among fingerprints by content hash, each pair and the list sorted.
+    """Pairs of near-duplicates.
+
+    Args:
+      prints: content hash -> uint8[776] as `fingerprint` returns it.
 
     Returns:
-      None where all pictures are alike, so that likeness proves nothing.
+      Pairs of content hashes, each pair and the list sorted; None if all images resemble each
+      other, so that similarity proves nothing.
     """
     names = sorted(prints)
     if len(names) < 2:
         return []
     rows = np.stack([prints[name] for name in names])
     bits = np.ascontiguousarray(rows[:, :8]).view(np.uint64)[:, 0]
-    thumbnails = _standardised(rows[:, 8:])
+    thumbnails = _standardized(rows[:, 8:])
     if _all_alike(thumbnails):
         return None
     pairs: list[tuple[str, str]] = []
     for start in range(0, len(names), _BLOCK):
         differing = np.bitwise_count(bits[start : start + _BLOCK, None] ^ bits[None, start:])
-        left, right = np.nonzero(np.triu(differing <= MAX_BITS, 1))
-        for i, j in zip(left + start, right + start, strict=True):
+        rows_i, rows_j = np.nonzero(np.triu(differing <= MAX_BITS, 1))
+        for i, j in zip(rows_i + start, rows_j + start, strict=True):
             if thumbnails[i] @ thumbnails[j] >= MIN_CORRELATION:
                 pairs.append((names[i], names[j]))
     return pairs
 
 
-def _standardised(thumbnails: np.ndarray) -> np.ndarray:
-    """Thumbnails f32[n d] whose products are correlations: each channel's mean is taken away, for a tint is no likeness."""
+def _standardized(thumbnails: np.ndarray) -> np.ndarray:
+    """Thumbnails f32[n d] whose scalar products are correlations.
+
+    The mean of each channel is subtracted, because a common tint is not a similarity.
+    """
     levels = thumbnails.reshape(len(thumbnails), _SIDE * _SIDE, 3).astype(np.float32)
     flat = (levels - levels.mean(axis=1, keepdims=True)).reshape(thumbnails.shape)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
-    enough = norms >= MIN_CONTRAST * np.sqrt(flat.shape[1])
-    return np.where(
-        enough, flat / np.maximum(norms, 1e-6), np.float32(0)
-    )  # without contrast: like nothing
+    # An image without contrast becomes 0 and correlates with no other.
+    has_contrast = norms >= MIN_CONTRAST * np.sqrt(flat.shape[1])
+    return np.where(has_contrast, flat / np.maximum(norms, 1e-6), np.float32(0))
 
 
 def _all_alike(thumbnails: np.ndarray) -> bool:
-    """Judged on the first 256 pictures by content hash: a sample, and the same one everywhere."""
+    """Whether the median image has `NEIGHBORS` similar ones.
+
+    The first 256 images by content hash are the sample, so that all machines use the same one.
+    """
     sample = thumbnails[:256] @ thumbnails.T
-    if sample.shape[1] <= NEIGHBOURS + 1:
+    if sample.shape[1] <= NEIGHBORS + 1:
         return False
-    return (
-        float(np.median(np.partition(sample, -NEIGHBOURS - 1, axis=1)[:, -NEIGHBOURS - 1])) > ALIKE
-    )  # itself is first
+    # The largest correlation is that of an image with itself.
+    nth_neighbor = np.partition(sample, -NEIGHBORS - 1, axis=1)[:, -NEIGHBORS - 1]
+    return float(np.median(nth_neighbor)) > ALIKE
 
 
 def clusters(spec: DataSpec, *, near: bool = True) -> list[str]:
-    """For every picture a name of the group that shows the same: the smallest content hash in it.
+    """The group of duplicates of every image, named by the smallest content hash in the group.
 
     Args:
-      spec: the set.
-      near: near-duplicates count as the same, and theirs too; otherwise equal bytes alone.
+      spec: the data set.
+      near: whether near-duplicates (and their near-duplicates) form a group; otherwise only images
+        of equal bytes do.
 
     Raises:
       ValueError: a file that cannot be read.
     """
     hashes = content_hashes(spec)
-    named = (
-        same_looks({h: e.path for h, e in zip(hashes, spec.examples, strict=True)})
+    groups = (
+        near_duplicate_groups({h: e.path for h, e in zip(hashes, spec.examples, strict=True)})
         if near
         else None
     )
-    return [(named or {}).get(h, h) for h in hashes]
+    return [(groups or {}).get(h, h) for h in hashes]
 
 
-def same_looks(sources: Mapping[str, Source]) -> dict[str, str] | None:
-    """The content hash of each picture that has near-duplicates -> the smallest hash of its group.
+def near_duplicate_groups(sources: Mapping[str, Source]) -> dict[str, str] | None:
+    """The groups of near-duplicates.
 
     Args:
-      sources: content hash -> a picture of that content.
+      sources: content hash -> an image with that content.
 
     Returns:
-      None where all pictures are alike, so that near-duplicates cannot be told.
+      content hash of each image that has near-duplicates -> smallest content hash of its group;
+      None if all images resemble each other, so that near-duplicates cannot be recognized.
     """
     pairs = near_pairs(fingerprints(sources))
     if pairs is None:
@@ -225,17 +257,21 @@ def same_looks(sources: Mapping[str, Source]) -> dict[str, str] | None:
 
 
 def leaks(train: DataSpec, test: DataSpec) -> list[tuple[Source, Source]]:
-    """Pictures of `test` that `train` shows too, byte for byte or nearly: (the one in train, the one in test).
+    """Images of `test` that have a duplicate or near-duplicate in `train`.
+
+    Returns:
+      Pairs (image in `train`, image in `test`).
 
     Raises:
       ValueError: a file that cannot be read.
     """
     examples = (*train.examples, *test.examples)
     names = clusters(DataSpec(f"{train.name} and {test.name}", examples, train.classes, "", ""))
-    seen: dict[str, Source] = {}
+    in_train: dict[str, Source] = {}
     for name, example in zip(names, train.examples, strict=False):
-        seen.setdefault(name, example.path)
-    tested: Sequence[str] = names[len(train.examples) :]
+        in_train.setdefault(name, example.path)
     return [
-        (seen[name], e.path) for name, e in zip(tested, test.examples, strict=True) if name in seen
+        (in_train[name], example.path)
+        for name, example in zip(names[len(train.examples) :], test.examples, strict=True)
+        if name in in_train
     ]

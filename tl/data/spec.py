@@ -1,91 +1,103 @@
-"""What a data set is: its pictures, labels, classes, origin and licence.
+"""The value that describes a data set: images, labels, classes, origin and license.
 
-Data and no logic: making one opens no file. The functions that make a `DataSpec` are in `folder.py`, `table.py`,
-`tfds.py` and `packaged.py`; `split.py` divides one; `doctor.py` examines one; `loader.py` reads the pictures.
+This module holds data and no logic: creating a `DataSpec` opens no file. `folder.py`, `table.py`,
+`tfds.py` and `packaged.py` create one; `split.py` divides it, `doctor.py` checks it, `loader.py`
+reads its images.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 
 class Skipped(NamedTuple):
-    """A file that was left out, and the one sentence that says why."""
+    """A file that was left out.
+
+    Attributes:
+      path: the file, or the position of the image in its container.
+      why: the reason, in one sentence without the path.
+    """
 
     path: str
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A picture inside a set that TensorFlow Datasets prepared; it stands wherever a picture's `Path` may.
+class Stored(Protocol):
+    """An image file inside a container, such as a tar archive or a prepared TFDS data set.
 
-    It holds no open file, so it can be hashed, compared and sent to another process; `str` of it is unique and readable.
+    A data set may use it in every place where the `Path` of an image can stand. An implementation
+    is a small frozen dataclass that holds the position and no open file, so that it can be hashed,
+    compared and pickled for another process. `str` of it is unique within a data set and readable,
+    because error messages and reports show it.
 
-    Attributes:
-      directory: the prepared set, e.g. "/data/cats_vs_dogs/4.0.1".
-      split: its split there, e.g. "train".
-      index: position in that split.
-      filename: the name the picture was published under, e.g. "PetImages/Cat/133.jpg".
+    Example:
+      >>> import dataclasses
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class Black:
+      ...     name: str
+      ...     suffix: str = ".ppm"
+      ...     def __str__(self) -> str:
+      ...         return f"memory/{self.name}"
+      ...     def read_bytes(self) -> bytes:
+      ...         return b"P6 2 2 255 " + bytes(12)
+      >>> source: Stored = Black("1.ppm")
     """
-
-    directory: str
-    split: str
-    index: int
-    filename: str
-
-    def __str__(self) -> str:
-        return f"{self.directory}/{self.split}/{self.index}/{self.filename}"
 
     @property
     def name(self) -> str:
-        """The last part of the file's name, as `Path.name`."""
-        return PurePosixPath(self.filename).name
+        """The last part of the file name, as `Path.name`."""
+        ...
 
     @property
     def suffix(self) -> str:
-        """The ending of the file's name, as `Path.suffix`."""
-        return PurePosixPath(self.filename).suffix
+        """The ending of the file name, as `Path.suffix`."""
+        ...
 
     def read_bytes(self) -> bytes:
-        """The picture's file as it was published, still encoded; as `Path.read_bytes`.
+        """The encoded image file, as `Path.read_bytes`.
 
         Raises:
-          OSError: the prepared set is not there any more, or damaged.
+          OSError: the container is missing or damaged.
         """
-        from tl.data.tfds import read_bytes  # here, for it builds on this module
+        ...
 
-        return read_bytes(self)
+    def __str__(self) -> str: ...
+
+    def __hash__(self) -> int: ...
 
 
-Source = Path | Record
-"""Where one picture's file is."""
+Source = Path | Stored
+"""The location of one image file: a file of its own, or a file inside a container."""
 
 
 class Split(Enum):
-    """How the set asks to be divided where it has no test part of its own."""
+    """The rule that divides a data set without an official test part."""
 
-    CONTENT = "content"  # by SHA-256 of each file: needs no seed, the same everywhere
-    STRATIFIED = "stratified"  # at random, every stratum in its exact share: for comparison with published splits
+    CONTENT = "content"
+    """By the SHA-256 of each file: needs no seed and gives the same parts on every machine."""
+
+    STRATIFIED = "stratified"
+    """At random, with the exact proportion of every stratum: comparable with published splits."""
 
 
-# what folders, columns and TFDS call an official part -> `Example.part`
+# Names of official parts in folders, columns and TFDS -> `Example.part`.
 PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled picture.
+    """One labeled image.
 
     Attributes:
-      path: the picture's file.
+      path: the image file.
       label: index into `DataSpec.classes`.
-      stratum: what a stratified split keeps in proportion beside the label; "" is the label alone.
-      part: "train", "validation" or "test" where the set's makers put it there; "" where they left that to its user.
-      confidence: how sure its labeller was, a probability in (0, 1].
+      stratum: group whose proportion a stratified split keeps, in addition to the label; "" for
+        the label alone.
+      part: the official part, "train", "validation" or "test"; "" if the data set has none.
+      confidence: probability in (0, 1] that the label is right, as stated by its annotator.
     """
 
     path: Source
@@ -97,20 +109,21 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """A labelled set of pictures, and what a user must know to use it honestly.
+    """A labeled data set, with the facts that a user needs to evaluate on it correctly.
 
     Attributes:
-      name: the word that names it on the command line, e.g. "elpv" or "folder:pets".
-      examples: its pictures, in a fixed order.
+      name: the name on the command line, e.g. "elpv" or "folder:pets".
+      examples: the images, in a fixed order.
       classes: class names; `Example.label` indexes them.
-      source: where the pictures come from, in words.
-      licence: the terms they are under, in words; "unknown" when nobody said.
-      split: how to divide it.
-      whole: show the network the whole picture, squashed to its square, and not the centre crop of its weights: a label
-        speaks of the whole picture, and the crop cuts off animals at the edge (on cats_vs_dogs, 250 test pictures:
-        MobileNetV2 99.2 % whole and 96.8 % cropped, VGG-16 98.8 and 96.8 %, EfficientNet-Lite0 99.2 and 99.2 %).
-      references: published accuracies to stand beside ours, (whose, share in [0, 1]).
-      skipped: files found beside the pictures and left out.
+      source: the origin of the images, as text.
+      licence: the license of the images, as text; "unknown" if none is stated.
+      split: the rule that divides the data set.
+      whole: resize the whole image to the network's square instead of taking the center crop of
+        the weights. The label describes the whole image, and the crop cuts off animals at the edge
+        (cats_vs_dogs, 250 test images: MobileNetV2 99.2 % whole and 96.8 % cropped, VGG-16 98.8
+        and 96.8 %, EfficientNet-Lite0 99.2 and 99.2 %).
+      references: published accuracies to compare with, as (source, accuracy in [0, 1]).
+      skipped: files next to the images that were left out.
     """
 
     name: str

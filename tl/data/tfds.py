@@ -1,8 +1,9 @@
-"""Sets that TensorFlow Datasets prepared, read where they lie, without TensorFlow.
+"""Data sets prepared by TensorFlow Datasets (TFDS), read in place and without TensorFlow.
 
-A set is read through TFDS' own random access, which only the file format array_record has. Pictures stay the encoded
-files that they were, so that the one rule of `decode.py` makes pixels of them, here as everywhere. Nothing is downloaded
-or prepared: that takes TensorFlow, and the sentence for a missing set says how.
+Images are read through the random access of TFDS, which only the file format array_record has.
+They stay encoded files, so that the single rule of `decode.py` turns them into pixels, as for all
+other data sets. This module downloads and prepares nothing, because that needs TensorFlow; the
+error for a missing data set contains the command.
 """
 
 from __future__ import annotations
@@ -10,21 +11,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl.data.decode import ImageError, decode
-from tl.data.spec import PARTS, DataSpec, Example, Record, Skipped, Source
+from tl.data.spec import PARTS, DataSpec, Example, Skipped, Source
 from tl.paths import nearest
 
-_FILENAMES = (
-    "image/filename",
-    "file_name",
-    "filename",
-    "image/file_name",
-)  # features in which sets keep it
+# Features in which data sets keep the name of the image file.
+_FILENAMES = ("image/filename", "file_name", "filename", "image/file_name")
 
-# Files known to be bad, by the end of their path -> what is known of them. Those that cannot be decoded are left out.
+# Files known to be bad, by the end of their path -> the known defect. Files that cannot be decoded
+# are left out.
 KNOWN_BAD: dict[str, str] = {
     # The Oxford-IIIT Pet Dataset: github.com/tensorflow/models/issues/2194. TFDS keeps all of them.
     "beagle_116.jpg": "its JPEG data is corrupt",
@@ -37,35 +36,77 @@ KNOWN_BAD: dict[str, str] = {
         f"{name}.jpg": "it is a GIF"
         for name in ("Abyssinian_34", *(f"Egyptian_Mau_{i}" for i in (139, 145, 167, 177, 191)))
     },
-    # Microsoft's archive of cats and dogs. TFDS leaves out these and 1,736 others that do not begin as JFIF.
+    # Microsoft's archive of cats and dogs. TFDS omits these and 1,736 others without a JFIF header.
     "PetImages/Cat/666.jpg": "it is empty",
     "PetImages/Dog/11702.jpg": "it is empty",
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An image inside a prepared data set; a `Stored`.
+
+    Attributes:
+      directory: the prepared data set, e.g. "/data/cats_vs_dogs/4.0.1".
+      split: the split that holds the image, e.g. "train".
+      index: the position in that split.
+      filename: the published file name, e.g. "PetImages/Cat/133.jpg".
+    """
+
+    directory: str
+    split: str
+    index: int
+    filename: str
+
+    def __str__(self) -> str:
+        return f"{self.directory}/{self.split}/{self.index}/{self.filename}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the file name, as `Path.name`."""
+        return PurePosixPath(self.filename).name
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the file name, as `Path.suffix`."""
+        return PurePosixPath(self.filename).suffix
+
+    def read_bytes(self) -> bytes:
+        """The encoded image file; each process opens the data set once and keeps it open.
+
+        Raises:
+          OSError: the prepared data set is missing or damaged.
+        """
+        try:
+            return _open(self.directory, self.split, os.getpid())[self.index]["image"]
+        except Exception as error:  # the reader raises many types of error on damaged files
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 def known_bad(source: Source) -> str:
-    """What is known to be wrong with a file of this name, or ""."""
-    parts = PurePosixPath(
-        source.filename if isinstance(source, Record) else source.as_posix()
-    ).parts
+    """The known defect of a published file with this name, or ""."""
+    name = source.as_posix() if isinstance(source, Path) else str(source)
+    parts = PurePosixPath(name).parts
     return next((why for n in (1, 3) if (why := KNOWN_BAD.get("/".join(parts[-n:])))), "")
 
 
 def tfds(word: str) -> DataSpec:
-    """A prepared set of labelled pictures, with its official parts where it has a test or a validation split.
+    """A prepared data set of labeled images, with official parts if it has more than one split.
 
     Args:
-      word: `NAME`, `NAME/VERSION` or `NAME/CONFIG`; after an `@`, the folder that holds NAME. Default:
-        `$TFDS_DATA_DIR`, or `~/tensorflow_datasets`. The newest version is taken.
+      word: `NAME`, `NAME/VERSION` or `NAME/CONFIG`, followed by an optional `@DIR`, the folder that
+        holds NAME. The default folder is `$TFDS_DATA_DIR` or `~/tensorflow_datasets`. Without a
+        version, the newest is read.
 
     Returns:
-      A `DataSpec`, split by split. Splits of other names than `PARTS` knows are listed as skipped, and so are pictures
-      without a label and files of `KNOWN_BAD` that cannot be decoded.
+      A `DataSpec`, one split after another. Splits whose names are not in `PARTS` are listed as
+      skipped, and so are images without a label and files in `KNOWN_BAD` that cannot be decoded.
 
     Raises:
-      ValueError: the set is not prepared there, its files are no array_record, or it holds no labelled pictures.
+      ValueError: the data set is not prepared in the folder, its file format is not array_record,
+        or it holds no labeled images.
     """
-    import tensorflow_datasets as library  # here, for it costs a second and `import tl` should not
+    import tensorflow_datasets as library  # a slow import, which `import tl` must not pay for
 
     name, _, root = word.partition("@")
     directory = _prepared(
@@ -76,24 +117,25 @@ def tfds(word: str) -> DataSpec:
     )
     try:
         info = library.builder_from_directory(str(directory)).info
-    except Exception as error:  # TFDS raises nearly anything on files it did not write
+    except Exception as error:  # TFDS raises many types of error on files that it did not write
         raise ValueError(
-            f"{directory} is not a set that TFDS can read ({error}); prepare it again"
+            f"{directory} is not a data set that TFDS can read ({error}); prepare it again"
         ) from error
-    stored = info.file_format.value if info.file_format else "an unknown format"
-    if stored != "array_record":
+    file_format = info.file_format.value if info.file_format else "an unknown format"
+    if file_format != "array_record":
         raise ValueError(
-            f"{directory} is stored as {stored}, wanted array_record, which needs no TensorFlow to be read: {_recipe(name)}"
+            f"{directory} is stored as {file_format}, expected array_record, which can be read "
+            f"without TensorFlow; {_recipe(name)}"
         )
     features = _features(info)
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, library.features.Image) or not isinstance(
         label, library.features.ClassLabel
     ):
-        found = ", ".join(map(repr, sorted(features))) or "no named features"
+        names = ", ".join(map(repr, sorted(features))) or "no named features"
         raise ValueError(
-            f"tfds:{word} holds {found}, wanted an Image named 'image' and a ClassLabel named 'label'; export a set of "
-            "another kind to a folder or a CSV"
+            f"tfds:{word} has the features {names}, expected an Image named 'image' and a "
+            "ClassLabel named 'label'; export other data sets to a folder or a CSV file"
         )
     parts = {
         split: part if len(info.splits) > 1 else ""
@@ -103,75 +145,58 @@ def tfds(word: str) -> DataSpec:
     parts = parts or dict.fromkeys(info.splits, "")
     examples: list[Example] = []
     skipped = [
-        Skipped(f"{directory}/{s}", "a split that is none of train, validation and test")
-        for s in info.splits
-        if s not in parts
+        Skipped(f"{directory}/{split}", "its split is not one of train, validation and test")
+        for split in info.splits
+        if split not in parts
     ]
     for split, part in parts.items():
         for index, row in enumerate(_open(str(directory), split, os.getpid())):
             file = next((row[f].decode() for f in _FILENAMES if f in row), f"{split}_{index}")
             record = Record(str(directory), split, index, file)
-            why = (
-                _damage(record)
+            reason = (
+                _decoding_error(record)
                 if known_bad(record)
                 else "it has no label"
                 if row["label"] < 0
                 else ""
             )
-            if why:
-                skipped.append(Skipped(str(record), why))
+            if reason:
+                skipped.append(Skipped(str(record), reason))
             else:
                 examples.append(Example(record, int(row["label"]), part=part))
+    origin = (f"{info.full_name}, TensorFlow Datasets", info.homepage, _one_line(info.citation))
     return DataSpec(
         name=f"tfds:{word}",
         examples=tuple(examples),
         classes=tuple(label.names),
-        source=" ".join(
-            filter(
-                None,
-                (f"{info.full_name}, TensorFlow Datasets", info.homepage, _flat(info.citation)),
-            )
-        ),
-        licence=_flat(info.redistribution_info.license) or "unknown",
+        source=" ".join(filter(None, origin)),
+        licence=_one_line(info.redistribution_info.license) or "unknown",
         skipped=tuple(skipped),
     )
 
 
-def read_bytes(record: Record) -> bytes:
-    """The encoded file of a picture; the set is opened once a process and stays open.
-
-    Raises:
-      OSError: the set is not there any more, or damaged.
-    """
-    try:
-        return _open(record.directory, record.split, os.getpid())[record.index]["image"]
-    except Exception as error:  # the reader raises nearly anything on damaged files
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
 @functools.lru_cache(maxsize=16)
 def _open(directory: str, split: str, _process: int) -> Sequence[dict[str, Any]]:
-    """A split as a sequence of rows; open files do not survive a fork, hence the process."""
+    """A split as a sequence of rows; the process is a key because a fork breaks open files."""
     import tensorflow_datasets as library
 
     builder: Any = library.builder_from_directory(directory)
+    # All images stay encoded, also masks, which would be decoded in vain.
     encoded = {
         name: library.decode.SkipDecoding()
         for name, feature in _features(builder.info).items()
-        if isinstance(
-            feature, library.features.Image
-        )  # masks too: they would be decoded for nothing
+        if isinstance(feature, library.features.Image)
     }
     return builder.as_data_source(split, decoders=encoded)
 
 
 def _features(info: Any) -> dict[str, Any]:
-    """The named features of a set; some sets have none."""
+    """The named features of a data set; some data sets have none."""
     return dict(info.features.items()) if hasattr(info.features, "items") else {}
 
 
-def _damage(record: Record) -> str:
-    """Why a picture cannot be decoded, or ""."""
+def _decoding_error(record: Record) -> str:
+    """The reason why an image cannot be decoded, or ""."""
     try:
         decode(record)
     except ImageError as error:
@@ -180,27 +205,28 @@ def _damage(record: Record) -> str:
 
 
 def _prepared(name: str, root: Path) -> Path:
-    """The folder of the newest version of a set: DIR/NAME/VERSION or DIR/NAME/CONFIG/VERSION."""
-    wanted = root / name.replace(":", "/")
-    found = [
-        p.parent for depth in ("", "*/", "*/*/") for p in wanted.glob(f"{depth}dataset_info.json")
+    """The folder of the newest version: DIR/NAME/VERSION or DIR/NAME/CONFIG/VERSION."""
+    base = root / name.replace(":", "/")
+    versions = [
+        p.parent for depth in ("", "*/", "*/*/") for p in base.glob(f"{depth}dataset_info.json")
     ]
-    if not found:
-        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-        beside = f"it holds {nearest(name, there)}" if there else "it holds no set"
+    if not versions:
+        names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        content = f"it holds {nearest(name, names)}" if names else "it holds no data set"
         raise ValueError(
-            f"tfds:{name} is not prepared in {str(root)!r} ({beside}): name the right folder with tfds:{name}@DIR, "
-            f"or {_recipe(name)}"
+            f"tfds:{name} is not prepared in {str(root)!r} ({content}); write tfds:{name}@DIR for "
+            f"another folder, or {_recipe(name)}"
         )
     configs = sorted(
-        {p.parent.relative_to(root).as_posix() for p in found if wanted in p.parent.parents}
+        {p.parent.relative_to(root).as_posix() for p in versions if base in p.parent.parents}
     )
     if len(configs) > 1:
         raise ValueError(
-            f"tfds:{name} has {len(configs)} configurations, wanted one: {', '.join(map(repr, configs))}"
+            f"tfds:{name} has {len(configs)} configurations, expected one of: "
+            f"{', '.join(map(repr, configs))}"
         )
     return max(
-        found,
+        versions,
         key=lambda p: [
             (part.isdigit(), int(part) if part.isdigit() else 0) for part in p.name.split(".")
         ],
@@ -209,10 +235,11 @@ def _prepared(name: str, root: Path) -> Path:
 
 def _recipe(name: str) -> str:
     return (
-        'prepare it where TensorFlow is installed, with python -c "import tensorflow_datasets as t; '
+        "prepare it where TensorFlow is installed, with "
+        'python -c "import tensorflow_datasets as t; '
         f"t.builder({name!r}, data_dir='DIR', file_format='array_record').download_and_prepare()\""
     )
 
 
-def _flat(words: str) -> str:
-    return " ".join(words.split())
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

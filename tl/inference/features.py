@@ -78,7 +78,7 @@ def extract(
 
     Args:
       clf, variables: the network; its head plays no part.
-      paths: picture files, or pictures inside a prepared set.
+      paths: image files, or images inside a container (`tl.data.Source`).
       endpoint: "features", or an endpoint's name: then the mean over its map.
       cache: folder of all banks; default `cache_dir()`.
       batch_size: pictures a forward pass.
