@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Makes .venv beside this file, installs what is needed, and runs an experiment or the tests. See ./launch.sh --help.
-# Thin on purpose: what an experiment does is in experiments/NAME.py, what is installed is in pyproject.toml.
+# Creates .venv, installs the project, and runs an experiment or the tests. See ./launch.sh --help.
+# Kept thin: experiments/NAME.py holds the experiment, pyproject.toml lists the dependencies.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 venv=${TL_VENV:-$root/.venv}
-stamp=$venv/.installed # written last: what pyproject.toml was, and the extras that are in
+stamp=$venv/.installed # written last: the checksum of pyproject.toml and the installed extras
 oldest=3.11
 
 say() { printf 'launch: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-scripts() { # the files that can be run: experiments/NAME.py, and those of the rooms experiments/benchmarks and experiments/lesson
+scripts() { # every runnable file of experiments/, experiments/benchmarks/ and experiments/lesson/
   grep -lE '^if __name__ == "__main__":' "$root"/experiments/*.py "$root"/experiments/*/*.py 2>/dev/null || true
 }
 
@@ -30,15 +30,15 @@ script() { # the file of the experiment $1
 usage() {
   printf '%s\n' "usage: ./launch.sh NAME [--flag=value ...]   run experiments/NAME.py; NAME --help lists its flags" \
     "       ./launch.sh test [pytest arguments]   run the test suite; --full adds the slow tests" "" \
-    "PYTHON=python3.12 chooses the interpreter, TL_VENV=DIR another virtual environment, JAX_PLATFORMS=cpu leaves an accelerator" \
-    "alone. Experiments:"
+    "Environment: PYTHON=python3.12 chooses the interpreter, TL_VENV=DIR the virtual environment (default .venv)," \
+    "JAX_PLATFORMS=cpu keeps JAX on the CPU." "" "Experiments:"
   local name
   for name in $(experiments); do # the first line of the module's docstring
     printf '  %-15s %s\n' "$name" "$(sed -n 's/^r\{0,1\}"""\([^"]*\).*/\1/p' "$(script "$name")" | head -n 1)"
   done
 }
 
-nearest() { # the names most like $1, or all of them where there is no Python at all
+nearest() { # the names closest to $1, or all names if there is no Python
   experiments | "${PYTHON:-python3}" -c '
 import difflib, sys
 names = sys.stdin.read().split() + ["test"]
@@ -48,7 +48,7 @@ print(", ".join(difflib.get_close_matches(sys.argv[1], names, cutoff=0.5) or nam
 
 version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-find_python() { # PYTHON, or the first of the usual names that is new enough
+find_python() { # PYTHON, or the first common name that is recent enough
   local candidate first=""
   if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi
   for candidate; do
@@ -56,15 +56,15 @@ find_python() { # PYTHON, or the first of the usual names that is new enough
       echo "$candidate"
       return
     fi
-    first=${first:-$candidate is $(version "$candidate" || echo "not there")}
+    first=${first:-$candidate is $(version "$candidate" || echo "not installed")}
   done
-  die "Python $oldest or newer is needed, but $first; install one and name it: PYTHON=/path/to/python3 ./launch.sh ..."
+  die "Python $oldest or newer is required, but $first; install it and run PYTHON=/path/to/python3 ./launch.sh ..."
 }
 
-accelerator() { # the extra with JAX's build for this machine, if it is not the plain one
+accelerator() { # the extra with the JAX build for the accelerator of this machine, if it has one
   if [ "${JAX_PLATFORMS:-}" = cpu ]; then return; fi
   if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then
-    # CUDA 13 wants driver 580 and compute capability 7.5.
+    # CUDA 13 requires driver 580 and compute capability 7.5.
     nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader |
       awk -F', *' 'NR == 1 { print ($1 + 0 >= 580 && $2 + 0 >= 7.5) ? "cuda" : "cuda12" }'
   elif compgen -G '/dev/accel[0-9]*' >/dev/null || { [ -n "${TPU_NAME:-}" ] && compgen -G '/dev/vfio/[0-9]*' >/dev/null; }; then
@@ -72,7 +72,7 @@ accelerator() { # the extra with JAX's build for this machine, if it is not the 
   fi
 }
 
-right_python() { # .venv has an interpreter, of the version asked for if one was
+right_python() { # .venv has an interpreter, of the version of PYTHON if that is set
   [ -x "$venv/bin/python" ] && { [ -z "${PYTHON:-}" ] || [ "$(version "$venv/bin/python")" = "$(version "$PYTHON")" ]; }
 }
 
@@ -84,19 +84,19 @@ make_venv() {
   case $1 in *cuda*) need=10 ;; esac
   free=$(($(df -Pk "$root" | awk 'NR == 2 { print $4 }') / 1048576))
   if [ "$free" -lt "$need" ]; then
-    die "the disk is too full: a new .venv needs $need GB and $root has $free GB free; free some, or move the project"
+    die "the disk is too full: a new .venv needs $need GB and $root has $free GB free; free some space or move the project"
   fi
-  say "making $venv with Python $(version "$python")"
+  say "creating $venv with Python $(version "$python")"
   rm -rf -- "$venv"
   if command -v uv >/dev/null; then
     uv venv --quiet --python "$(command -v "$python")" "$venv"
   elif ! "$python" -m venv "$venv" >/dev/null; then
     rm -rf -- "$venv"
-    die "$python cannot make a virtual environment; install its venv module (Debian: apt install python3-venv) or uv"
+    die "$python cannot create a virtual environment; install its venv module (Debian: apt install python3-venv) or uv"
   fi
 }
 
-pip_lines() { # of pip's many lines those worth reading: one moving line on a terminal, a few in a log
+pip_lines() { # pip's progress: one updating line on a terminal, a few lines in a log
   local line
   while read -r line; do
     case $line in
@@ -108,45 +108,45 @@ pip_lines() { # of pip's many lines those worth reading: one moving line on a te
   if [ -t 2 ]; then printf '\r\033[K' >&2; fi
 }
 
-install() { # the project, editable, with the extras named, beside those that are already in
-  local extra key done_key="" have="" wanted
+install() { # the project, editable, with the given extras and those already installed
+  local extra key done_key="" have="" extras
   key="$root $(cksum <"$root/pyproject.toml")"
   if [ -n "${PYTHON:-}" ]; then find_python >/dev/null; fi
   if [ -f "$stamp" ] && right_python; then { read -r done_key && read -r have; } <"$stamp" || true; fi
-  wanted=$have
+  extras=$have
   for extra; do
-    case ",$wanted," in *",$extra,"*) ;; *) wanted=${wanted:+$wanted,}$extra ;; esac
+    case ",$extras," in *",$extra,"*) ;; *) extras=${extras:+$extras,}$extra ;; esac
   done
-  if [ "$key" = "$done_key" ] && [ "$wanted" = "$have" ]; then return; fi
-  case ",$wanted," in
+  if [ "$key" = "$done_key" ] && [ "$extras" = "$have" ]; then return; fi
+  case ",$extras," in
     *,cuda*,* | *,tpu,*) ;;
-    *) extra=$(accelerator) && wanted=$wanted${extra:+,$extra} ;;
+    *) extra=$(accelerator) && extras=$extras${extra:+,$extra} ;;
   esac
-  if ! { right_python && installer; }; then make_venv "$wanted"; fi
-  say "installing tl[$wanted]; the first time takes a few minutes"
+  if ! { right_python && installer; }; then make_venv "$extras"; fi
+  say "installing tl[$extras]; the first time takes a few minutes"
   rm -f "$stamp"
   if command -v uv >/dev/null; then
-    uv pip install --python "$venv/bin/python" --editable "${root}[$wanted]" ||
-      die "uv could not install tl[$wanted]; its message is above"
+    uv pip install --python "$venv/bin/python" --editable "${root}[$extras]" ||
+      die "uv could not install tl[$extras]; see its message above"
   else
-    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --editable "${root}[$wanted]" 2>&1 |
-      tee "$venv/install.log" | pip_lines || die "pip could not install tl[$wanted]; all it said is in $venv/install.log"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off --editable "${root}[$extras]" 2>&1 |
+      tee "$venv/install.log" | pip_lines || die "pip could not install tl[$extras]; see $venv/install.log"
   fi
-  printf '%s\n%s\n' "$key" "$wanted" >"$stamp.new"
+  printf '%s\n%s\n' "$key" "$extras" >"$stamp.new"
   mv "$stamp.new" "$stamp"
   say "installed"
 }
 
-install_alone() ( # two first launches at once must not install into each other
+install_alone() ( # two launches at the same time must not install into the same environment
   if command -v flock >/dev/null; then flock 9; fi
   install "$@" 9<&-
 ) 9<"$root/pyproject.toml"
 
-peers() { # torch, torchvision, timm and Keras; the middle two without dependencies, which would bring another build of torch
-  local found='import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))'
-  if "$venv/bin/python" -c "$found" torch torchvision timm keras; then return; fi
-  say "installing torch, torchvision, timm and Keras to compare with; this takes a few minutes"
-  pip_quietly torch==2.13.0 keras && pip_quietly --no-deps torchvision==0.28.0 timm || die "they could not be installed"
+peers() { # torchvision and timm without dependencies: these would replace the CPU build of torch
+  local check='import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))'
+  if "$venv/bin/python" -c "$check" torch torchvision timm keras; then return; fi
+  say "installing torch, torchvision, timm and Keras for comparison; this takes a few minutes"
+  pip_quietly torch==2.13.0 keras && pip_quietly --no-deps torchvision==0.28.0 timm || die "pip could not install them"
 }
 
 pip_quietly() {
@@ -166,22 +166,22 @@ case $name in
     shift
     install_alone offline test
     cd "$root"
-    exec "$venv/bin/python" -m pytest -n 2 --dist=worksteal "$@" # halves, so that tests of one file share programs
+    exec "$venv/bin/python" -m pytest -n 2 --dist=worksteal "$@" # contiguous halves: tests of one file share compiled programs
     ;;
   *)
-    if ! experiments | grep -xF -- "$name" >/dev/null; then # -q would stop reading, and fail the pipe
-      die "there is no experiment '$name'; nearest: $(nearest "$name") (./launch.sh --help lists them all)"
+    if ! experiments | grep -xF -- "$name" >/dev/null; then # grep -q would exit early and break the pipe
+      die "there is no experiment '$name'; nearest: $(nearest "$name"); ./launch.sh --help lists all"
     fi
     shift
     install_alone offline hub keras
     if [ "$name" = parity ]; then peers; fi
-    # XLA on a CPU allocates and frees gigabytes a step. Memory that is kept (one heap, no mmap, no trim) and huge pages save it
-    # the page faults, which can take as long as the arithmetic.
+    # On a CPU, XLA allocates and frees gigabytes per step. Keeping the memory (one heap, no mmap, no trim) and huge pages
+    # avoid page faults, which can take as long as the arithmetic.
     heap=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
     export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$heap}
-    # NumPy's threads wait for each other actively: beside other work (XLA's, a loader's) a probe takes up to 20 times as long.
+    # OpenBLAS threads spin while they wait: next to XLA or a loader a probe takes up to 20 times as long with two of them.
     export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
-    # -P: the user's own folder, from where relative paths in the flags count, must not hide the project's modules.
+    # -P: modules in the user's current folder must not shadow the project's.
     module=$(script "$name") && module=${module#"$root"/} && module=${module%.py}
     exec "$venv/bin/python" -P -m "${module//\//.}" "$@"
     ;;

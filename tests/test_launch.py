@@ -1,4 +1,4 @@
-"""`launch.sh` up to the point where it would install: what it says, and that it stops in one plain sentence."""
+"""launch.sh up to the point where it would install: its messages and the commands that it runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +21,7 @@ TOOLS = "bash dirname basename cksum sed head awk grep tr cat rm mv tee df env"
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project without .venv, in a folder with a blank in its name, and `bin/` with plain tools and no Python."""
+    """A project without .venv in a folder with a space in its name; bin/ holds tools but no Python."""
     root = tmp_path / "my project"
     (root / "experiments").mkdir(parents=True)
     for file in ("launch.sh", "pyproject.toml"):
@@ -31,14 +33,14 @@ def project(tmp_path: Path) -> Path:
     (root / "experiments/_shared.py").write_text('"""Not an experiment."""\n')
     (root / "bin").mkdir()
     for tool in TOOLS.split():
-        found = shutil.which(tool)
-        assert found, f"this test needs {tool}"
-        (root / "bin" / tool).symlink_to(found)
+        path = shutil.which(tool)
+        assert path, f"this test needs {tool}"
+        (root / "bin" / tool).symlink_to(path)
     return root
 
 
 def tool(project: Path, name: str, script: str) -> None:
-    """Puts a tool of our making into `bin/`, before anything of that name."""
+    """Writes a tool into bin/, in front of any other of that name."""
     path = project / "bin" / name
     path.unlink(missing_ok=True)
     path.write_text(f"#!{BASH}\n{script}\n")
@@ -55,7 +57,7 @@ def launch(project: Path, *arguments: str, **environment: str) -> subprocess.Com
 
 
 def stops(run: subprocess.CompletedProcess[str], *says: str) -> None:
-    """It failed, saying each of these in its only line, and made nothing."""
+    """Asserts that the run failed with one line that holds all of `says`, and created no .venv."""
     assert run.returncode != 0
     assert len(run.stderr.strip().splitlines()) == 1, run.stderr
     for words in says:
@@ -100,8 +102,10 @@ def test_an_old_python_is_refused(project: Path):
 
 
 def test_no_python_at_all_is_refused(project: Path):
-    stops(launch(project, "quickstart"), "Python 3.11 or newer", "python3 is not there")
-    stops(launch(project, "quickstart", PYTHON="/no/such/python"), "/no/such/python is not there")
+    stops(launch(project, "quickstart"), "Python 3.11 or newer", "python3 is not installed")
+    stops(
+        launch(project, "quickstart", PYTHON="/no/such/python"), "/no/such/python is not installed"
+    )
 
 
 def test_a_full_disk_is_refused(project: Path):
@@ -125,7 +129,7 @@ def test_a_python_without_venv_is_refused(project: Path):
     assert not (project / ".venv").exists()
 
 
-# A stand-in for Python that makes a folder for `-m venv`, and writes down what else it is asked to do.
+# A stand-in for Python that creates a folder for `-m venv` and logs every other command.
 FAKE = """
 case $* in
   *sys.exit*) exit 0 ;;
@@ -138,31 +142,60 @@ esac
 """
 
 
-def test_the_second_call_installs_nothing_and_an_interrupted_one_is_taken_up_again(project: Path):
+@pytest.fixture
+def commands(project: Path) -> Callable[..., list[str]]:
+    """Runs launch.sh with the stand-in and returns the commands that it ran."""
     tool(project, "python3", FAKE)
-    for needed in ("mkdir", "cp"):
-        (project / "bin" / needed).symlink_to(shutil.which(needed) or needed)
+    for name in ("mkdir", "cp"):
+        (project / "bin" / name).symlink_to(shutil.which(name) or name)
     log = project / "log"
 
-    def calls(*arguments: str, **environment: str) -> list[str]:
+    def run(*arguments: str, **environment: str) -> list[str]:
         log.write_text("")
         launch(project, *arguments, LOG=str(log), JAX_PLATFORMS="cpu", **environment)
         return log.read_text().splitlines()
 
-    assert [line.split()[0] for line in calls("ideal", PIP_RESULT="1")] == [
-        "pip"
-    ]  # fails, so nothing runs
-    first = calls("ideal", "--target=any cat")
-    assert len(first) == 2 and first[0].endswith("[offline,hub,keras]")
-    assert first[1] == f"run {project.parent} -P -m experiments.ideal --target=any cat"
-    assert calls("attack") == [f"run {project.parent} -P -m experiments.attack"]
-    tests = calls("test", "-q")
-    assert (
-        tests[0].endswith("[offline,hub,keras,test]")
-        and tests[1] == f"run {project} -m pytest -n 2 --dist=worksteal -q"
-    )
-    assert len(calls("test")) == 1 and len(calls("attack")) == 1
+    return run
+
+
+def test_the_first_call_installs_and_runs_in_the_current_folder(project: Path, commands: Any):
+    install, run = commands("ideal", "--target=any cat")
+    assert install.endswith("[offline,hub,keras]")
+    assert run == f"run {project.parent} -P -m experiments.ideal --target=any cat"
+
+
+def test_scripts_of_a_room_are_found_by_their_name(project: Path, commands: Any):
+    (project / "experiments/benchmarks").mkdir()
+    script = '"""Speed."""\nif __name__ == "__main__":\n    pass\n'
+    (project / "experiments/benchmarks/bench.py").write_text(script)
+    assert commands("bench")[1] == f"run {project.parent} -P -m experiments.benchmarks.bench"
+
+
+def test_the_second_call_installs_nothing(project: Path, commands: Any):
+    commands("ideal")
+    assert commands("attack") == [f"run {project.parent} -P -m experiments.attack"]
+
+
+def test_a_failed_installation_runs_nothing_and_is_repeated(commands: Any):
+    assert [line.split()[0] for line in commands("ideal", PIP_RESULT="1")] == ["pip"]
+    assert [line.split()[0] for line in commands("ideal")] == ["pip", "run"]
+
+
+def test_the_tests_add_their_extra_and_run_in_the_project(project: Path, commands: Any):
+    commands("ideal")
+    install, run = commands("test", "-q")
+    assert install.endswith("[offline,hub,keras,test]")
+    assert run == f"run {project} -m pytest -n 2 --dist=worksteal -q"
+    assert len(commands("test")) == 1 and len(commands("attack")) == 1
+
+
+def test_a_changed_pyproject_installs_again_with_the_same_extras(project: Path, commands: Any):
+    commands("test")
     with (project / "pyproject.toml").open("a") as file:
         file.write("\n")
-    assert calls("attack")[0].endswith("[offline,hub,keras,test]")  # what was in stays in
-    assert len(calls("attack", PYTHON=str(project / "bin/python3"))) == 1
+    assert commands("attack")[0].endswith("[offline,test,hub,keras]")
+
+
+def test_an_interpreter_of_the_same_version_installs_nothing(project: Path, commands: Any):
+    commands("attack")
+    assert len(commands("attack", PYTHON=str(project / "bin/python3"))) == 1
