@@ -93,7 +93,7 @@ def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model()
     inference.class_table(clf)  # raises for a network without classes, before any image is read
     spec = chosen(data.get(FLAGS.data), FLAGS.part)
-    temperature = models.record(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
+    temperature = models.metadata(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
     result = evaluate(run, clf, variables, spec, temperature)
     if eps:
         how = {"method": FLAGS.robust_attack, "queries": FLAGS.robust_queries, "seed": FLAGS.seed}

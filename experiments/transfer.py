@@ -487,7 +487,7 @@ def transfer(
         "test": result["test"],
         "temperature": first.temperature,
     }
-    models.save(run.workdir / "model", clf, fitted.variables, record=record)
+    models.save(run.workdir / "model", clf, fitted.variables, metadata=record)
     _, saved = models.load(result["model"])  # what counts is the file
     result["frozen_unchanged"] = frozen_digest(saved, fitted) == frozen_digest(
         first.variables, fitted

@@ -24,7 +24,7 @@ LAYOUT: Sequence[str] = [
         ("weights", "spec port hdf5 readers manifest store hub __init__"),
         ("weights/tables", "common vgg resnet mobilenet squeezenet __init__"),
         ("ascent", "ascend jpeg transforms __init__"),
-        ("models", "heads classifier artifact loading summary export run_exported __init__"),
+        ("models", "heads classifier artifact loading summary run_exported export __init__"),
         (
             "attacks",
             "slots norms goals base gradient apgd linearized minimum_norm blackbox fab ensemble baselines run sanity_checks "

@@ -111,8 +111,8 @@ def jitted(clf: Classifier, mode: Mode = Mode.EVAL) -> Callable:
         (IMAGES[0], r"must be f32\[b h w 3\], RGB; got float32\[40, 48, 3\]"),
         (IMAGES[..., :1], r"must be f32\[b h w 3\], RGB; got float32\[2, 40, 48, 1\]"),
         (IMAGES.transpose(0, 3, 1, 2), r"must be f32\[b h w 3\], RGB; got float32\[2, 3, 40, 48\]"),
-        (IMAGES[:, :31], r"tiny wants images of at least 32 pixels a side; got \(2, 31, 48, 3\)"),
-        (IMAGES[:, :, :5], r"at least 32 pixels a side; got \(2, 40, 5, 3\)"),
+        (IMAGES[:, :31], r"for tiny: got \(2, 31, 48, 3\), expected at least 32 pixels"),
+        (IMAGES[:, :, :5], r"got \(2, 40, 5, 3\), expected at least 32 pixels per side"),
         (IMAGES.tolist(), r"must be an array .* got list"),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_network_without_head_says_how_to_get_one():
     assert jitted(bare)(variables, IMAGES).logits is None
     with pytest.raises(
         ValueError,
-        match="tiny.test hold tiny's features and no classifier; take --arch=efficientnet_lite0",
+        match="tiny.test hold tiny's features and no classifier; take `arch=efficientnet_lite0`",
     ):
         jax.eval_shape(bare.logits, variables, IMAGES)
     with pytest.raises(ValueError, match="tiny has no head to save"):
@@ -299,12 +299,12 @@ def test_a_file_of_another_architecture_names_the_one_it_holds(tmp_path: Path):
     save_file(arrays, tmp_path / "w")
     with pytest.raises(
         ValueError,
-        match="w holds the tensors of resnet18; wanted resnet50: take --arch=resnet18, or a file of resnet50$",
+        match="w holds another architecture: got resnet18, expected resnet50; take `arch=resnet18`, or a file",
     ):
         load("resnet50", weights=tmp_path / "w")
     with pytest.raises(
         ValueError,
-        match="; wanted the tensors of tiny_vgg as torchvision name them: take a file of this",
+        match="; expected the tensors of tiny_vgg under the names of torchvision; take a file of this",
     ):
         save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other")
         load("tiny_vgg", weights=tmp_path / "other")
@@ -430,7 +430,7 @@ def test_a_tag_of_another_architecture_is_refused(monkeypatch: pytest.MonkeyPatc
     served(monkeypatch, tmp_path, "tiny")
     with pytest.raises(
         ValueError,
-        match="timm/tiny_vgg.a on the hub holds tiny; wanted tiny_vgg: take --arch=tiny, or a",
+        match="tiny_vgg.a on the hub holds another .* got tiny, expected tiny_vgg; take `arch=tiny`",
     ):
         load("tiny_vgg.a", weights="hub")
 
@@ -455,7 +455,7 @@ def test_one_channel_is_the_sum_and_more_are_repeated(tmp_path: Path):
             )
         with pytest.raises(ValueError, match="images01 must be"):
             more.apply(adapted, np.zeros((1, 40, 40, 3), np.float32))
-    with pytest.raises(ValueError, match="in_channels must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="`in_channels` must be at least 1: got 0"):
         load("tiny", weights="random", in_channels=0)
 
 
@@ -495,7 +495,7 @@ def test_bfloat16_computes_in_it_and_answers_in_float32():
     assert all(leaf.dtype == np.float32 for leaf in flatten(moved.stats).values())
     gradient = jax.grad(lambda v: jitted(half)(v, IMAGES).logits.sum())(variables)
     assert all(leaf.dtype == np.float32 for leaf in flatten(gradient["params"]).values())
-    with pytest.raises(ValueError, match="computes in float32 or bfloat16; got 'float16'"):
+    with pytest.raises(ValueError, match="got 'float16', expected float32 or bfloat16"):
         clf.with_dtype("float16")
 
 
@@ -505,7 +505,7 @@ def test_bfloat16_computes_in_it_and_answers_in_float32():
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     clf, variables = tiny()
-    return save(tmp_path / "made" / "here", clf, variables, record={"accuracy": 0.5})
+    return save(tmp_path / "made" / "here", clf, variables, metadata={"accuracy": 0.5})
 
 
 def test_a_saved_classifier_comes_back_bit_for_bit(folder: Path):

@@ -38,7 +38,7 @@ def network():
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.save(
-        tmp_path_factory.mktemp("model"), *network(), record={"temperature": TEMPERATURE}
+        tmp_path_factory.mktemp("model"), *network(), metadata={"temperature": TEMPERATURE}
     )
 
 
@@ -61,7 +61,7 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     clf, variables = models.load(str(saved))
     spec = data.get(f"folder:{pets}")
     run = reporting.start("evaluate", tmp_path, {"seed": 0})
-    temperature = models.record(saved)["temperature"]
+    temperature = models.metadata(saved)["temperature"]
     pages.finish(run, evaluate.evaluate(run, clf, variables, spec, temperature))
     result = json.loads((tmp_path / "result.json").read_text())
 

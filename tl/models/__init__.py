@@ -1,8 +1,12 @@
-"""A classifier as a value: backbone, head, preprocessing and classes; loaded, saved, exported, summarized."""
+"""Classifiers as values of backbone, head, preprocessing and class names: load, save, summarize.
+
+Weights files are read by `tl.weights`, architectures are defined in `tl.backbones`, and training is
+in `tl.training`.
+"""
 
 from __future__ import annotations
 
-from tl.models.artifact import ARTIFACT, VARIABLES, record, save
+from tl.models.artifact import ARTIFACT, VARIABLES, metadata, save
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.models.loading import adapt_channels, load, pretrained_source
 
@@ -13,8 +17,8 @@ __all__ = [
     "Provenance",
     "VARIABLES",
     "adapt_channels",
-    "pretrained_source",
     "load",
-    "record",
+    "metadata",
+    "pretrained_source",
     "save",
 ]

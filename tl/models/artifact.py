@@ -1,4 +1,9 @@
-"""Saves a classifier as a folder and reads it back."""
+"""Saves a classifier as a folder and reads it back.
+
+`classifier.json` and `variables.safetensors` hold what inference needs: architecture, kind of head,
+preprocessing, class names and variables. Optimizer state and checkpoints of a run that is not
+finished are the subject of `tl.training.checkpoints`.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +32,19 @@ def save(
     clf: Classifier,
     variables: Variables,
     *,
-    record: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes a classifier as one folder: `variables.safetensors` and `classifier.json`; `load(folder)` reads it back.
+    """Writes a classifier to a folder that `load` reads.
 
     Args:
-      folder: made where missing.
-      record: JSON-ready facts to keep beside it (metrics, split hashes, flags).
+      folder: directory to write; created if missing.
+      clf: the classifier. Its compute type is not saved.
+      variables: as `Classifier.init` returns them.
+      metadata: JSON-ready values to store with the classifier, such as metrics, split hashes and
+        flags.
+
+    Returns:
+      The folder.
 
     Raises:
       ValueError: the classifier has no head.
@@ -58,7 +69,7 @@ def save(
                 "classes": clf.classes.as_dict(),
                 "weights": dataclasses.asdict(clf.weights),
                 "sha256": store.sha256(folder / VARIABLES),
-                "record": dict(record or {}),
+                "record": dict(metadata or {}),
             },
             indent=1,
         )
@@ -66,40 +77,56 @@ def save(
     return folder
 
 
-def record(folder: str | Path) -> dict[str, Any]:
-    """The facts that `save` was given to keep beside a classifier; `load` says what is wrong with a folder that has none."""
+def metadata(folder: str | Path) -> dict[str, Any]:
+    """The `metadata` that `save` stored with a classifier; `{}` if it stored none.
+
+    The folder is not checked: call `load` first, which reports what is wrong with it.
+    """
     return json.loads((Path(folder) / ARTIFACT).read_text()).get("record", {})
 
 
-_FORMAT_1 = {
-    "efficientnet_lite0": "tf_efficientnet_lite0"
-}  # format 1 had one form of it, and called it so
+# Format 1 knew one form of EfficientNet-Lite0, TensorFlow's, under the plain name.
+_FORMAT_1_ARCHS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
 
 def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
+    """Reads a folder that `save` wrote, in format 1 or 2.
+
+    Args:
+      folder: directory with `classifier.json` and `variables.safetensors`.
+
+    Returns:
+      `(classifier, variables)`; variables are numpy arrays in float32.
+
+    Raises:
+      ValueError: the description is damaged, the variables have another hash than the description
+        names, or their shapes do not fit the architecture.
+    """
     try:
         about = json.loads((folder / ARTIFACT).read_text())
         classes = labels.from_dict(about["classes"])
         pixel_spec = PixelSpec.from_dict(about["pixels"])
         weights = Provenance(**about["weights"])
-        arch, wanted = about["arch"], about["sha256"]
-        spec = backbones.get(str(_FORMAT_1.get(arch, arch) if about["format"] == 1 else arch))
-        head = heads.maker("own" if about["head"] == "vgg" else about["head"], spec)(
-            len(classes.entries)
-        )
+        arch, digest = about["arch"], about["sha256"]
+        if about["format"] == 1:
+            arch = _FORMAT_1_ARCHS.get(arch, arch)
+        spec = backbones.get(str(arch))
+        # Early artifacts call VGG's own classifier "vgg".
+        kind = "own" if about["head"] == "vgg" else about["head"]
+        head = heads.maker(kind, spec)(len(classes.entries))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / ARTIFACT} is not a classifier that this version of tl wrote: {error!r}"
         ) from error
     file = folder / VARIABLES
     arrays = readers.read(file)
-    if store.sha256(file) != wanted:
+    if store.sha256(file) != digest:
         raise ValueError(
-            f"{file} is not the file that {ARTIFACT} names (its sha256 differs); train or copy it again"
+            f"{file} is not the file that {ARTIFACT} names (its sha256 differs); "
+            "train or copy it again"
         )
-    clf = Classifier(
-        spec.name, spec, head, pixel_spec, classes, dataclasses.replace(weights, sha256=wanted)
-    )
+    weights = dataclasses.replace(weights, sha256=digest)
+    clf = Classifier(spec.name, spec, head, pixel_spec, classes, weights)
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
     same = {name: port.Target(name) for name in shapes}
     return clf, {"batch_stats": {}, **port.port(arrays, same, unflatten(shapes))}

@@ -1,8 +1,8 @@
-"""A classifier: backbone, head, preprocessing and class table in one value, and its variables in another.
+"""The `Classifier`: backbone, head, preprocessing and class table in one value.
 
-`load` brings one from pretrained weights, wherever they are, or from a folder that `save` wrote. Everything is pure:
-variables are arguments, images are RGB in [0, 1], and the preprocessing happens inside. Training is `tl.training.step`; reading
-files `tl.data`.
+Methods are pure: variables are arguments, images are RGB in [0, 1], and normalization happens
+inside `apply`. `tl.models.load` and `save` read and write classifiers, `tl.training` trains them,
+and `tl.data` reads image files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ IMAGENET_CLASSES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where weights come from: a name, the SHA-256 of the file, whose they are, and their licence."""
+    """Where weights come from.
+
+    Attributes:
+      name: `ARCH.TAG` of published weights, `ARCH:FILE` of a file.
+      sha256: SHA-256 of the weights file, in hexadecimal.
+      origin: publisher or repository.
+      licence: license of the weights, an SPDX identifier where one is known.
+    """
 
     name: str
     sha256: str
@@ -37,20 +44,22 @@ class Provenance:
     licence: str = "unknown"
 
 
-@dataclasses.dataclass(
-    frozen=True, eq=False
-)  # compared by identity, so that it can be a static argument of jit
+# Compared by identity (`eq=False`), so that a classifier can be a static argument of `jit`.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Classifier:
     """A network from `images01` to logits.
 
     Attributes:
-      arch: timm's name.
+      arch: name of the architecture, timm's where timm has it.
       spec: the backbone's row in the zoo.
-      head: Linen module `(features, endpoints) -> logits`, or None for a network of features only.
-      pixels: what the weights want done to a photograph; its mean has one number for each input channel.
-      classes: names of the logits, or None where the head has none.
+      head: Linen module `(features, endpoints) -> logits`, or None if the network has no
+        classifier.
+      pixels: preprocessing that the weights were trained with; its mean has one value per input
+        channel.
+      classes: class of each logit, or None without a head.
       weights: where the backbone's weights come from.
-      dtype: in which the backbone computes; parameters, sums, statistics, features and logits are float32 in either.
+      dtype: number type in which the backbone computes, "float32" or "bfloat16". Parameters, sums,
+        statistics, features and logits are float32 in both.
     """
 
     arch: str
@@ -62,7 +71,15 @@ class Classifier:
     dtype: str = "float32"
 
     def init(self, key: jax.Array) -> Variables:
-        """Fresh variables: `{"params": {"backbone": ..., "head": ...}, "batch_stats": {"backbone": ...}}`, float32."""
+        """Freshly initialized variables.
+
+        Args:
+          key: from `jax.random.key`; the backbone and the head receive different keys.
+
+        Returns:
+          `{"params": {"backbone": ..., "head": ...}, "batch_stats": {"backbone": ...}}`, float32.
+          "head" is missing without a head, and "batch_stats" is empty without BatchNorm.
+        """
         side = max(self.pixels.size, self.spec.min_size)
         inputs = jnp.zeros((1, side, side, len(self.pixels.mean)), jnp.float32)
         key_backbone, key_head = jax.random.split(key)
@@ -75,26 +92,31 @@ class Classifier:
         return out
 
     def init_head(self, key: jax.Array) -> Params:
-        """Fresh parameters of the head alone, without a pass through the backbone.
+        """Freshly initialized parameters of the head, without a forward pass of the backbone.
+
+        Args:
+          key: from `jax.random.key`.
+
+        Returns:
+          The subtree `params/head`, float32.
 
         Raises:
-          ValueError: this network has no head.
+          ValueError: the network has no head.
         """
         if self.head is None:
             raise ValueError(self.no_head_message())
         side = max(self.pixels.size, self.spec.min_size)
         inputs = jax.ShapeDtypeStruct((1, side, side, len(self.pixels.mean)), jnp.float32)
-        order: list[
-            str
-        ] = []  # of the forward pass, which a head may count on; JAX's trees sort by name
+        # A head may rely on the forward order of the endpoints, and JAX sorts the keys of a dict.
+        order: list[str] = []
 
-        def begin(x: jax.Array) -> Any:
+        def trace(x: jax.Array) -> Any:
             traced: Any = self.spec.module.init_with_output(jax.random.key(0), x, Mode.EVAL)
             order.extend(traced[0][1])
             return traced[0]
 
         features, ends = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(begin, inputs)
+            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(trace, inputs)
         )
         return self.head.init(key, features, {name: ends[name] for name in order})["params"]
 
@@ -110,22 +132,25 @@ class Classifier:
 
         Args:
           variables: as `init` or `load` return them.
-          images01: f32[b h w 3] in [0, 1], RGB, not normalised; any h and w from `spec.min_size` up. (As many channels as
-            `pixels.mean` has.)
-          mode: whose statistics BatchNorm uses.
-          train_norms: paths of the backbone's layers (`optim.trainable_norm_layers`) whose BatchNorm follows `mode`, while all others stay in
-            `Mode.EVAL`: a frozen block normalises as it does at test time. Default: all of them.
+          images01: f32[b h w 3] in [0, 1], RGB, not normalized; h and w at least `spec.min_size`.
+            The number of channels is the length of `pixels.mean`.
+          mode: which statistics BatchNorm uses, and whether it updates the running ones.
+          train_norms: paths of the backbone's layers whose BatchNorm follows `mode`
+            (`training.rules.trainable_norm_layers`); all others stay in `Mode.EVAL`, so that a
+            frozen block normalizes as it does at test time. Default: all layers follow `mode`.
 
         Returns:
-          Output; `logits` is None for a network without a head.
+          Logits, features, endpoints and statistics; `logits` is None for a network without a head.
 
         Raises:
-          ValueError: `images01` has another dtype or rank, leaves [0, 1], holds NaN, or is too small.
+          ValueError: `images01` has another dtype or rank, has values outside [0, 1] or NaN, or is
+            too small.
         """
         pixels.check(images01, ndim=4, channels=len(self.pixels.mean))
         if min(images01.shape[1:3]) < self.spec.min_size:
             raise ValueError(
-                f"{self.arch} wants images of at least {self.spec.min_size} pixels a side; got {images01.shape}"
+                f"images are too small for {self.arch}: got {images01.shape}, "
+                f"expected at least {self.spec.min_size} pixels per side"
             )
         inputs = pixels.normalize(self.pixels, images01).astype(self.dtype)
         return self._run(variables, inputs, mode, "", train_norms)
@@ -139,19 +164,22 @@ class Classifier:
         *,
         train_norms: Collection[str] | None = None,
     ) -> Output:
-        """The rest of a forward pass: from what a frozen prefix has computed once, to the logits.
+        """The rest of a forward pass, from the output of an earlier stage to the logits.
+
+        A frozen prefix is computed once and its output cached; training then runs this part only.
 
         Args:
-          variables: as for `apply`; those of the prefix are not read.
-          maps: f32 or bf16[b h w c], the map of the endpoint `start`; f32[b d] where `start` is "features".
-          start: a stage of `spec.endpoints`, or "features": then the head alone is left.
-          mode, train_norms: as for `apply`.
+          variables: as for `apply`; those of the stages up to `start` are not read.
+          maps: f32 or bf16[b h w c], the endpoint `start`; f32[b d] if `start` is "features".
+          start: a stage of `spec.endpoints`, or "features" to apply the head only.
+          mode: as for `apply`.
+          train_norms: as for `apply`.
 
         Returns:
-          Output; its endpoints are those after `start`.
+          As from `apply`; the endpoints are those after `start`.
 
         Raises:
-          ValueError: `start` is no stage; gives the nearest.
+          ValueError: unknown stage; the message lists the nearest names.
         """
         if start == "features":
             return Output(
@@ -159,7 +187,8 @@ class Classifier:
             )
         if start not in self.spec.endpoints:
             raise ValueError(
-                f"{self.arch} has no stage {start!r}; nearest: {nearest(start, self.spec.endpoints)}"
+                f"{self.arch} has no stage {start!r}; "
+                f"nearest: {nearest(start, self.spec.endpoints)}"
             )
         return self._run(variables, maps, mode, start, train_norms)
 
@@ -171,12 +200,14 @@ class Classifier:
         start: str,
         train_norms: Collection[str] | None,
     ) -> Output:
-        parts = {name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree}
+        backbone = {
+            name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree
+        }
         stats = variables.get("batch_stats", {})
-        features, ends, moved = run(
-            self.spec.module, parts, x, mode, start=start, train_norms=train_norms
+        features, ends, new_stats = run(
+            self.spec.module, backbone, x, mode, start=start, train_norms=train_norms
         )
-        stats = stats if moved is None else {**stats, "backbone": moved}
+        stats = stats if new_stats is None else {**stats, "backbone": new_stats}
         return Output(self.apply_head(variables, features, ends), features, ends, stats)
 
     def apply_head(
@@ -185,7 +216,17 @@ class Classifier:
         features: jax.Array,
         endpoints: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array | None:
-        """Logits f32[b k] from features f32[b d] (and, for VGG's own top, endpoints); None without a head."""
+        """Logits of the head.
+
+        Args:
+          variables: as for `apply`; only `params/head` is read.
+          features: f32[b d], the pooled features.
+          endpoints: name -> f32[b h w c]; needed by heads that read feature maps (VGG's classifier,
+            "flat", "concat").
+
+        Returns:
+          f32[b k], or None for a network without a head.
+        """
         if self.head is None:
             return None
         logits: Any = self.head.apply(
@@ -194,10 +235,17 @@ class Classifier:
         return logits
 
     def logits(self, variables: Variables, images01: jax.Array) -> jax.Array:
-        """Logits f32[b k] in `Mode.EVAL`.
+        """Logits in `Mode.EVAL`.
+
+        Args:
+          variables: as for `apply`.
+          images01: as for `apply`.
+
+        Returns:
+          f32[b k].
 
         Raises:
-          ValueError: this network has no head; says how to get one.
+          ValueError: the network has no head; the message says how to get one.
         """
         logits = self.apply(variables, images01).logits
         if logits is None:
@@ -205,36 +253,41 @@ class Classifier:
         return logits
 
     def no_head_message(self) -> str:
-        """The sentence for a user who wants class probabilities of a network without a head."""
+        """The error message of a network without a head where class probabilities are needed."""
         return (
-            f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; take --arch=efficientnet_lite0, "
-            "train a head with `transfer` and give --model=DIR, or give --weights=FILE of a whole network"
+            f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; "
+            "take `arch=efficientnet_lite0`, train a head with transfer and give `model=DIR`, "
+            "or give `weights=FILE` of a network with a classifier"
         )
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """The uint8[s s 3] square that this network sees of a decoded photograph uint8[h w 3]."""
+        """Resizes and crops a decoded image uint8[h w 3] to the square input uint8[s s 3]."""
         return pixels.prepare(self.pixels, image)
 
     def with_head(self, head: Module, classes: ClassTable) -> Classifier:
-        """The same backbone under another head."""
+        """The same backbone with another head, which needs new parameters (`init_head`)."""
         return dataclasses.replace(self, head=head, classes=classes)
 
     def with_dtype(self, dtype: str) -> Classifier:
-        """The same network, computing in another type; `variables` stay as they are.
+        """The same network with another compute type; the variables stay valid.
 
         Raises:
-          ValueError: neither float32 nor bfloat16.
+          ValueError: `dtype` is neither "float32" nor "bfloat16".
         """
         if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"a network computes in float32 or bfloat16; got {dtype!r}")
+            raise ValueError(f"unknown `dtype`: got {dtype!r}, expected float32 or bfloat16")
         return dataclasses.replace(self, dtype=dtype)
 
     def fold_batch_norm(self, variables: Variables) -> Variables:
-        """Variables of an equivalent network without BatchNorm, for use where the backbone is frozen.
+        """Variables of an equivalent network without BatchNorm, for a frozen backbone.
 
-        Each BatchNorm's statistics, scale and bias go into the kernel before it and a bias; where no convolution comes
-        before, an affine map is left. `apply` takes the result in place of `variables`; every mode is then the evaluation
-        mode, since there are no statistics to move. Logits agree to the rounding of float32.
+        The statistics, scale and bias of each BatchNorm are merged into the kernel before it and a
+        bias. A BatchNorm without a convolution before it becomes an affine map. `apply` accepts the
+        result as `variables`; every mode then acts as `Mode.EVAL`, because no statistics are left.
+        Logits agree to float32 rounding.
+
+        Args:
+          variables: as for `apply`.
 
         Returns:
           `{"params": ..., "batch_stats": {}}`, float32.
@@ -246,5 +299,5 @@ class Classifier:
         return {"params": {**params, "backbone": backbone}, "batch_stats": {}}
 
     def with_pixels(self, **changes: Any) -> Classifier:
-        """The same network at another size, crop or resize rule."""
+        """The same network with other fields of `pixels`, such as `size`, `crop` or `resize`."""
         return dataclasses.replace(self, pixels=self.pixels.replace(**changes))

@@ -1,8 +1,15 @@
-"""A classifier as one StableHLO program, preprocessing and weights inside: to run it takes `jax` and nothing of `tl`."""
+"""Exports a classifier as one StableHLO program that contains its preprocessing and weights.
+
+The program runs with jax alone, without `tl` (`tl.models.run_exported`). To keep a classifier for
+more training, use `tl.models.save`.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +17,33 @@ import numpy as np
 from jax import export
 
 from tl import pixels
+from tl.models import run_exported
 from tl.models.classifier import Classifier
 from tl.types import Variables
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+PROGRAM, CLASSES, SCRIPT = "model.stablehlo", "classes.json", "run.py"
 
 
 def program(
     clf: Classifier, variables: Variables, *, platforms: Sequence[str] = PLATFORMS
 ) -> export.Exported:
-    """Photographs in, probabilities out, for any number of pictures of any one size.
+    """The function from decoded images to class probabilities, lowered for several platforms.
 
     Args:
-      clf, variables: a network with a head. BatchNorm is folded away, so logits are `predict`'s to float32 rounding.
-      platforms: that the program is lowered for, each with its own convolutions.
+      clf: a network with a head.
+      variables: its variables. BatchNorm is folded, so that logits agree with `predict` to float32
+        rounding.
+      platforms: platforms to lower for, out of `PLATFORMS`; each gets its own form of the
+        convolutions.
 
     Returns:
-      The exported function `uint8[b h w 3] -> {"logits": f32[b k], "probabilities": f32[b k]}`, b, h and w symbolic;
-      `serialize()` makes bytes of it, `jax.export.deserialize` reads them. The picture is resized and cropped as
-      `pixels.prepare_on_device` says.
+      `uint8[b h w 3] -> {"logits": f32[b k], "probabilities": f32[b k]}` with symbolic b, h and w.
+      Its `serialize()` gives bytes that `jax.export.deserialize` reads. Images are resized and
+      cropped by `pixels.prepare_on_device`.
 
     Raises:
-      ValueError: a network without a head, or one that no photograph can feed.
+      ValueError: the network has no head, or its input channels cannot be made from an RGB image.
     """
     folded = jax.tree.map(jnp.asarray, clf.fold_batch_norm(variables))
 
@@ -43,3 +55,36 @@ def program(
     return export.export(jax.jit(classify), platforms=tuple(platforms))(
         jax.ShapeDtypeStruct((b, h, w, 3), np.uint8)
     )
+
+
+def write(folder: Path, clf: Classifier, variables: Variables) -> int:
+    """Writes the program, the class names and the script that runs it.
+
+    Args:
+      folder: directory to write; created if missing. It receives `model.stablehlo`, `classes.json`
+        and `run.py`.
+      clf: a network with a head.
+      variables: its variables.
+
+    Returns:
+      Size of the program in bytes.
+
+    Raises:
+      ValueError: the network has no head, or the folder cannot be written.
+    """
+    if clf.classes is None:
+        raise ValueError(clf.no_head_message())
+    serialized = program(clf, variables).serialize()
+    names = [clf.classes.display(i) for i in range(len(clf.classes.entries))]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PROGRAM).write_bytes(serialized)
+        (folder / CLASSES).write_text(
+            json.dumps(names, indent=1, ensure_ascii=False), encoding="utf-8"
+        )
+        shutil.copyfile(run_exported.__file__, folder / SCRIPT)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write into {str(folder)!r} ({error.strerror}); give another `out`"
+        ) from error
+    return len(serialized)

@@ -1,6 +1,8 @@
-"""What turns a backbone's features into logits. A head is its own subtree, `params/head`, and is never loaded by default.
+"""Heads: modules that map the features of a backbone to logits. Their parameters are the subtree
+`params/head`.
 
-An architecture's own classifier, where it is more than one linear layer, stands in its file in `tl.backbones`.
+The classifier of an architecture, where it has more than one linear layer, is defined in its file
+in `tl.backbones`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from tl.paths import nearest
 
 
 class Linear(nn.Module):
-    """One dense layer on the pooled features, zero at first so that training starts from even odds.
+    """One dense layer on the pooled features, initialized to zero: every class starts with the same
+    probability.
 
-    Reference: the zero-initialised head is BiT's (Kolesnikov et al. 2020, arXiv:1912.11370).
+    Reference: Kolesnikov et al. 2020, arXiv:1912.11370 (BiT), for the initialization.
     """
 
     classes: int
@@ -32,7 +35,11 @@ class Linear(nn.Module):
 
 
 class Flat(nn.Module):
-    """One dense layer on the whole last map, row by row: Keras' `Flatten` and `Dense`. It fits one size of input."""
+    """One dense layer on the flattened last feature map, like Keras' `Flatten` and `Dense`,
+    initialized to zero.
+
+    It accepts one image size.
+    """
 
     classes: int
 
@@ -45,7 +52,10 @@ class Flat(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two dense layers with a ReLU between, the last zero at first; `width` is chosen, not tuned."""
+    """Two dense layers with a ReLU between them, the last initialized to zero.
+
+    The default `width` is chosen, not tuned.
+    """
 
     classes: int
     width: int = 512
@@ -57,7 +67,10 @@ class MLP(nn.Module):
 
 
 class ConcatPool(nn.Module):
-    """One dense layer on mean and maximum over the last map, zero at first. Reference: fastai's `AdaptiveConcatPool2d`."""
+    """One dense layer on the mean and maximum of the last feature map, initialized to zero.
+
+    Reference: fastai's `AdaptiveConcatPool2d`.
+    """
 
     classes: int
 
@@ -70,7 +83,9 @@ class ConcatPool(nn.Module):
 
 
 class Cosine(nn.Module):
-    """Cosines between features and a direction for each class, times a learned scale that starts at 10 (chosen, not tuned).
+    """Cosine similarity of the features and a direction per class, times a learned scale.
+
+    The scale starts at 10 (chosen, not tuned).
 
     Reference: Gidaris & Komodakis 2018, arXiv:1804.09458, section 3.2.
     """
@@ -92,15 +107,19 @@ def _unit(x: jax.Array, axis: int) -> jax.Array:
 
 
 def own(spec: BackboneSpec) -> Callable[[int], nn.Module]:
-    """The architecture's own classifier, as its paper has it: `classes -> module`."""
+    """The classifier of the architecture's paper, as a function `classes -> module`."""
     return spec.head or Linear
 
 
 def maker(kind: str, spec: BackboneSpec) -> Callable[[int], nn.Module]:
-    """A head by a name of `KINDS`.
+    """The constructor `classes -> module` of a kind of head.
+
+    Args:
+      kind: a name of `KINDS`, or "own" for the classifier of the architecture's paper.
+      spec: the architecture, read for "own".
 
     Raises:
-      ValueError: no such head; gives the nearest.
+      ValueError: unknown kind; the message lists the nearest names.
     """
     if kind not in KINDS and kind != "own":
         raise ValueError(f"unknown head {kind!r}; nearest: {nearest(kind, [*KINDS, 'own'])}")
@@ -108,12 +127,12 @@ def maker(kind: str, spec: BackboneSpec) -> Callable[[int], nn.Module]:
 
 
 def kind(head: nn.Module) -> str:
-    """The name of a head, as `maker` takes it."""
-    return next((name for name, made in KINDS.items() if type(head) is made), "own")
+    """The kind of a head, as `maker` takes it."""
+    return next((name for name, cls in KINDS.items() if type(head) is cls), "own")
 
 
 def pooled(head: nn.Module) -> bool:
-    """Whether a head reads the pooled features alone, and no endpoint."""
+    """Whether a head reads only the pooled features, and no endpoint."""
     return kind(head) in ("linear", "mlp", "cosine")
 
 
@@ -124,4 +143,4 @@ KINDS: dict[str, Callable[[int], nn.Module]] = {
     "cosine": Cosine,
     "flat": Flat,
 }
-"""Heads for new classes; "own" is the architecture's classifier, as its paper has it."""
+"""Kind -> constructor. The additional kind "own" is the classifier of the architecture's paper."""

@@ -1,10 +1,12 @@
-"""Names pictures with the classifier beside this file: `python run.py PICTURE...` needs jax, numpy and flatbuffers.
+"""Classifies images with the exported classifier in this folder: `python run.py IMAGE...`
 
-A picture is an .npy file, uint8[h w 3] RGB of any size; where Pillow is installed, also a JPEG, PNG or the like. Resize,
-crop and normalisation are in the program. In your own code:
+Needs jax, numpy and flatbuffers. An image is an .npy file, uint8[h w 3] RGB of any size; with
+Pillow installed, also a JPEG, PNG or the like. The program contains resize, crop and normalization.
+In your own code:
 
     program = jax.export.deserialize(open("model.stablehlo", "rb").read())
-    outputs = program.call(images)  # uint8[b h w 3] -> {"logits": f32[b k], "probabilities": f32[b k]}
+    outputs = program.call(images)  # uint8[b h w 3] -> {"logits": f32[b k], "probabilities": f32[b
+    k]}
 """
 
 from __future__ import annotations
@@ -20,25 +22,27 @@ HERE = Path(__file__).resolve().parent
 
 
 def read(path: str) -> np.ndarray:
-    """A picture uint8[h w 3]."""
+    """The image in a file, uint8[h w 3] RGB."""
     if path.endswith(".npy"):
         return np.load(path)
     try:
         from PIL import Image, ImageOps
     except ImportError:
         sys.exit(
-            f"{path}: only .npy files can be read without Pillow; pip install Pillow, or save uint8[h w 3] as .npy"
+            f"{path}: without Pillow only .npy files can be read; "
+            "pip install Pillow, or save the image as uint8[h w 3] in an .npy file"
         )
     with Image.open(path) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def main(paths: list[str]) -> None:
+    """Prints one line per image: its path and the five most probable classes, separated by tabs."""
     if not paths:
-        sys.exit("usage: python run.py PICTURE...")
+        sys.exit("usage: python run.py IMAGE...")
     try:
         program = jax.export.deserialize(bytearray((HERE / "model.stablehlo").read_bytes()))
-    except ImportError as error:  # jax reads its own files with a package that it does not bring
+    except ImportError as error:  # jax.export needs flatbuffers, which jax does not install
         sys.exit(f"{error}: pip install flatbuffers")
     classes = json.loads((HERE / "classes.json").read_text(encoding="utf-8"))
     for path in paths:

@@ -1,7 +1,9 @@
-"""What a network costs, stage by stage: shapes, parameters, multiply-adds, bytes, and what a rule set would train.
+"""The cost of a network per stage: shapes, parameters, multiply-adds, bytes, and the parameters
+that rules train.
 
-Nothing is computed and nothing compiled: the forward pass is traced on shapes, and the convolutions and matrix products in
-its jaxpr are counted. Which stage an operation belongs to is read from the module path that Flax leaves on it.
+Nothing is computed or compiled: the forward pass is traced on shapes, and the convolutions and
+matrix products in its jaxpr are counted. The module path that Flax records in each operation gives
+its stage. Time is not estimated; for that, see `experiments/benchmarks/bench.py`.
 """
 
 from __future__ import annotations
@@ -17,19 +19,20 @@ from jax.extend import core
 from tl.models.classifier import Classifier
 from tl.paths import FROZEN, Rules, flatten, label
 
-BYTES = 4  # of a float32
+# Size of a float32.
+BYTES = 4
 
 
 class Stage(NamedTuple):
-    """One row: a stage of the backbone, the head, or the whole network.
+    """The cost of a stage of the backbone, of the head, or of the whole network.
 
     Attributes:
       name: the endpoint, "head" or "total".
-      shape: of its output for one picture, (h, w, c) or (k,); the total's is the network's.
-      params: how many parameters.
-      multiply_adds: of the convolutions and matrix products in a forward pass of one picture; what papers, torchvision and
-        timm publish as "FLOPs" or "GMACs".
-      trainable: parameters that the rules train; 0 without rules.
+      shape: shape of the output for one image, (h, w, c) or (k,).
+      params: number of parameters.
+      multiply_adds: multiply-adds of the convolutions and matrix products in the forward pass of
+        one image; papers, torchvision and timm publish this number as "FLOPs" or "GMACs".
+      trainable: number of parameters that the rules train; 0 without rules.
     """
 
     name: str
@@ -40,36 +43,44 @@ class Stage(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Floating-point operations: a multiply-add is two. Normalisation, activations and pooling are left out."""
+        """Floating-point operations, two per multiply-add.
+
+        Normalization, activations and pooling are not counted.
+        """
         return 2 * self.multiply_adds
 
     @property
     def bytes(self) -> int:
-        """Of the parameters, in float32."""
+        """Bytes of the parameters in float32."""
         return BYTES * self.params
 
     @property
     def activation_bytes(self) -> int:
-        """Of the output for one picture, in float32."""
+        """Bytes of the output for one image in float32."""
         return BYTES * math.prod(self.shape)
 
 
 def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = None) -> list[Stage]:
-    """The rows of a network, in the order of its forward pass, the head last.
+    """The stages of a network in the order of the forward pass, with the head last.
 
     Args:
       clf: the network; its weights are not needed.
-      size: side of the picture, in pixels; by default the one of `clf.pixels`.
-      rules: `((regex, label), ...)` over names such as `backbone/stage5/conv0/kernel` (`tl.paths.label`).
+      size: side of the image in pixels; default: that of `clf.pixels`.
+      rules: `((regex, label), ...)` over names such as `backbone/stage5/conv0/kernel`
+        (`tl.paths.label`).
+
+    Returns:
+      One row per stage. Each parameter belongs to exactly one of them.
 
     Raises:
-      ValueError: rules that do not fit the network, or a size that is too small for it.
+      ValueError: the rules do not fit the network, or `size` is too small for it.
 
     Example:
       >>> from tl import backbones
       >>> from tl.models.classifier import Provenance
       >>> from tl.pixels import PixelSpec
-      >>> vgg = Classifier("vgg16", backbones.get("vgg16"), None, PixelSpec(), None, Provenance("none", ""))
+      >>> none = Provenance("none", "")
+      >>> vgg = Classifier("vgg16", backbones.get("vgg16"), None, PixelSpec(), None, none)
       >>> [(s.name, s.shape, s.params) for s in stages(vgg)][-1], total(stages(vgg)).params
       (('stage5', (7, 7, 512), 7079424), 14714688)
     """
@@ -98,7 +109,7 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
 
 
 def total(rows: Iterable[Stage]) -> Stage:
-    """The whole network."""
+    """The sum of a network's stages; its shape is that of the last one."""
     rows = list(rows)
     return Stage(
         "total",
@@ -110,7 +121,7 @@ def total(rows: Iterable[Stage]) -> Stage:
 
 
 def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
-    """(module path, multiply-adds) of every convolution and matrix product, those of inner jaxprs too."""
+    """`(module path, multiply-adds)` of every convolution and matrix product, inner jaxprs included."""
     for eqn in jaxpr.eqns:
         path = "/".join(filter(None, (outer, str(eqn.source_info.name_stack))))
         shapes: list[Any] = [
@@ -120,9 +131,8 @@ def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             yield path, math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
         elif eqn.primitive.name == "conv_general_dilated":
-            outputs = eqn.params["dimension_numbers"].rhs_spec[
-                0
-            ]  # the kernel's input channels are those of one group
+            # The kernel's input channels are those of one group.
+            outputs = eqn.params["dimension_numbers"].rhs_spec[0]
             yield path, math.prod(shapes[2]) * math.prod(shapes[1]) // shapes[1][outputs]
         else:
             for inner in _inner(eqn.params):
@@ -130,17 +140,14 @@ def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    """The jaxprs in an operation's parameters; of a choice between platforms (`tl.ops`) the plain form, the last, only."""
+    """The jaxprs in an operation's parameters.
+
+    Of the branches of a choice between platforms (`tl.ops`) only the last, the plain form.
+    """
     for name, value in params.items():
-        several = (
-            value[-1:]
-            if name == "branches"
-            else value
-            if isinstance(value, tuple | list)
-            else (value,)
-        )
-        for one in several:
-            if isinstance(one, core.ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, core.Jaxpr):
-                yield one
+        values = value if isinstance(value, tuple | list) else (value,)
+        for item in values[-1:] if name == "branches" else values:
+            if isinstance(item, core.ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, core.Jaxpr):
+                yield item
