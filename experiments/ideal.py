@@ -164,7 +164,7 @@ def ideal(
     rows: list[dict[str, Any]] = []
     for i, cell in enumerate(cells):
         film = (
-            run.film(names[i], [found.start[i], *found.frames[:, i]], seconds=3.0)
+            run.animation(names[i], [found.start[i], *found.frames[:, i]], seconds=3.0)
             if len(found.frames)
             else None
         )

@@ -1,4 +1,4 @@
-"""The page: what a browser would see of it, parsed; the pictures in it, decoded."""
+"""Report pages, parsed as a browser does, with their embedded images decoded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import html.parser
 import io
 import re
+import subprocess
+import sys
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -15,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl import reporting
+from tl import pages, reporting
+from tl.pages.common import Page
 from tl.reporting import charts
 
 HOSTILE = "<script>alert(1)</script>\"' onerror='x' & \udcff"  # the last: a byte of a file name that is not UTF-8
@@ -63,10 +66,10 @@ def whole_page(name: str = "tabby") -> str:
     """A page with one of everything, every text of which is `name`."""
     image = np.full([5, 7, 3], 9, np.uint8)
     card = reporting.card(image, title=name, caption=name, bars=[(name, 0.9, True), (name, 0.1)])
-    moved = reporting.card(image, below=reporting.before_after([(name, 0.9, 0.1)]), alt=name)
+    second = reporting.card(image, below=reporting.before_after([(name, 0.9, 0.1)]), alt=name)
     parts = [
         reporting.gallery([card]),
-        reporting.strip([card, moved], title=name, caption=name),
+        reporting.strip([card, second], title=name, caption=name),
         reporting.numbers({name: name, "photographs": 12345}),
         reporting.interval(0.8, 0.7, 0.9, label=name, references=[(name, 0.6)]),
         reporting.curves(
@@ -83,7 +86,7 @@ def whole_page(name: str = "tabby") -> str:
     )
 
 
-def test_the_page_is_balanced_and_fetches_and_runs_nothing():
+def test_the_page_is_balanced_and_fetches_and_executes_nothing():
     page = whole_page()
     parsed = Parsed(page)
     assert "script" not in {tag for tag, _ in parsed.elements} and not re.search(
@@ -99,17 +102,17 @@ def test_the_page_is_balanced_and_fetches_and_runs_nothing():
     )
 
 
-def test_hostile_names_stay_names():
+def test_names_with_markup_stay_text():
     plain, hostile = Parsed(whole_page()), Parsed(whole_page(HOSTILE))
     assert [tag for tag, _ in hostile.elements] == [tag for tag, _ in plain.elements]
     assert [set(a) for _, a in hostile.elements] == [set(a) for _, a in plain.elements]
-    shown = HOSTILE.replace("\udcff", r"\udcff")
-    assert hostile.text.count(shown) == plain.text.count("tabby") > 20
-    assert shown in [image["alt"] for image in hostile.all("img")]
+    visible = HOSTILE.replace("\udcff", r"\udcff")
+    assert hostile.text.count(visible) == plain.text.count("tabby") > 20
+    assert visible in [image["alt"] for image in hostile.all("img")]
     whole_page(HOSTILE).encode("utf-8")
 
 
-def test_html_is_not_escaped_twice_and_attributes_always():
+def test_html_is_escaped_once_and_attributes_always():
     inner = reporting.tag("b", "", "a < b")
     assert inner == "<b>a &lt; b</b>" and reporting.tag("p", "", inner) == "<p><b>a &lt; b</b></p>"
     assert Parsed(reporting.tag("p", "", title=reporting.Html('"><script>'))).all("p") == [
@@ -121,29 +124,28 @@ def test_html_is_not_escaped_twice_and_attributes_always():
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
     st.integers(1, 4),
 )
-def test_pictures_are_embedded_at_their_true_pixels(image, scale):
+def test_images_are_embedded_at_their_true_pixels(image, scale):
     for given_image in (
         image,
         Image.fromarray(image),
         jnp.asarray(image),
         image.astype(np.float32) / np.float32(255),
     ):
-        (shown,) = Parsed(reporting.picture(given_image, scale=scale)).all("img")
-        np.testing.assert_array_equal(pixels_of(shown["src"]), image)
-        assert (int(shown["width"] or 0), int(shown["height"] or 0)) == (
+        (element,) = Parsed(reporting.img(given_image, scale=scale)).all("img")
+        np.testing.assert_array_equal(pixels_of(element["src"]), image)
+        assert (int(element["width"] or 0), int(element["height"] or 0)) == (
             image.shape[1] * scale,
             image.shape[0] * scale,
         )
-        assert (shown.get("class") == "sharp") == (scale > 1) and shown["alt"]
+        assert (element.get("class") == "sharp") == (scale > 1) and element["alt"]
 
 
 def test_floats_round_to_the_nearest_level():
     levels = np.linspace(0, 1, 1001, dtype=np.float32).reshape(1, -1)
-    wanted = np.floor(levels.astype(np.float64) * 255 + 0.5)
+    rounded = np.floor(levels.astype(np.float64) * 255 + 0.5)
     assert np.abs(reporting.as_uint8(levels)[..., 0] - levels * np.float32(255)).max() <= 0.5 + 1e-4
-    assert (
-        np.mean(reporting.as_uint8(levels)[..., 0] == wanted) > 0.99
-    )  # halves go to the even level
+    # Halves go to the even level.
+    assert np.mean(reporting.as_uint8(levels)[..., 0] == rounded) > 0.99
 
 
 @pytest.mark.parametrize(
@@ -162,9 +164,9 @@ def test_floats_round_to_the_nearest_level():
         (Image.new("I;16", (2, 2)), "'I;16'"),
     ],
 )
-def test_what_is_no_picture_is_refused(image, says, tmp_path):
+def test_other_values_than_images_are_errors(image, says, tmp_path):
     for use in (
-        reporting.picture,
+        reporting.img,
         reporting.card,
         lambda x: reporting.save_png(tmp_path / "x.png", x),
     ):
@@ -173,7 +175,7 @@ def test_what_is_no_picture_is_refused(image, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_grey_and_paletted_pictures_become_rgb():
+def test_gray_and_rgba_images_become_rgb():
     gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for image in (
         gray,
@@ -204,15 +206,15 @@ def test_a_contact_sheet_resizes_nothing():
     np.testing.assert_array_equal(sheet[1:3, 9:11], small)
     np.testing.assert_array_equal(sheet[5:, :6], large)
     assert sheet.sum() == small.sum() + 2 * large.sum()
-    with pytest.raises(ValueError, match="pictures"):
+    with pytest.raises(ValueError, match="needs images"):
         reporting.contact_sheet([], columns=2)
 
 
-def test_an_amplified_difference_is_grey_where_nothing_changed():
+def test_an_amplified_difference_is_gray_where_nothing_changed():
     difference = np.array([[[-1.0, -1 / 255, 0.0, 1 / 255, 1.0]]], np.float32)
-    shown = reporting.amplify(difference, 16)
-    assert shown.dtype == np.float32
-    np.testing.assert_allclose(shown[0, 0], [0, 0.5 - 16 / 255, 0.5, 0.5 + 16 / 255, 1], atol=1e-6)
+    image = reporting.amplify(difference, 16)
+    assert image.dtype == np.float32
+    np.testing.assert_allclose(image[0, 0], [0, 0.5 - 16 / 255, 0.5, 0.5 + 16 / 255, 1], atol=1e-6)
     for wrong in (
         np.array([[[255]]], np.uint8),
         np.array([[[1.5]]], np.float32),
@@ -222,7 +224,7 @@ def test_an_amplified_difference_is_grey_where_nothing_changed():
             reporting.amplify(wrong, 2)
 
 
-def test_bars_have_their_values_in_words():
+def test_bars_show_their_values_as_text():
     page = reporting.bars([("tabby", 0.5, True), reporting.Bar("lynx", 0.25)])
     parsed = Parsed(page)
     assert parsed.text == "tabby 50.0 % lynx 25.0 %"
@@ -234,7 +236,7 @@ def test_bars_have_their_values_in_words():
             reporting.bars([("tabby", wrong)])
 
 
-def test_before_and_after():
+def test_before_and_after_draws_both_values():
     parsed = Parsed(reporting.before_after([("tabby", 0.75, 0.25)]))
     assert parsed.text == "tabby 75.0 % → 25.0 %"
     assert [dot["style"] for dot in parsed.all("u")] == ["left:75.00%", "left:25.00%"]
@@ -244,7 +246,7 @@ def test_before_and_after():
 @hypothesis.given(
     st.lists(st.floats(0, 1), min_size=3, max_size=3), st.lists(st.floats(0, 1), max_size=3)
 )
-def test_an_interval_stands_where_its_axis_says(shares, marks):
+def test_an_interval_is_drawn_in_the_units_of_its_axis(shares, marks):
     low, value, high = sorted(shares)
     parsed = Parsed(
         reporting.interval(value, low, high, references=[(f"r{i}", m) for i, m in enumerate(marks)])
@@ -266,14 +268,14 @@ def _axis(parsed: Parsed) -> list[tuple[str, str]]:
     return list(zip(styles, parsed.words[-len(styles) :], strict=True))
 
 
-def test_an_interval_is_refused_outside_its_axis():
+def test_an_interval_outside_of_zero_to_one_is_an_error():
     for value, low, high in ((0.5, 0.6, 0.7), (83.1, 80.0, 85.0), (0.5, float("nan"), 0.6)):
         with pytest.raises(ValueError, match=r"interval|\[0, 1\]"):
             reporting.interval(value, low, high)
 
 
 @hypothesis.given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
-def test_ticks_are_few_round_and_enclose(a, b):
+def test_ticks_are_few_distinct_and_enclose_the_data(a, b):
     ticks = charts._ticks(min(a, b), max(a, b))
     assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
     slack = 1e-6 * max(abs(a), abs(b))
@@ -281,7 +283,7 @@ def test_ticks_are_few_round_and_enclose(a, b):
     assert len({charts._number(t) for t in ticks}) == len(ticks)
 
 
-def test_curves_draw_each_point_and_leave_gaps():
+def test_curves_draw_each_point_and_leave_gaps_at_nan():
     series = {
         "a": [(0.0, 0.0), (1.0, 1.0), (2.0, float("nan")), (3.0, 0.5), (4.0, 0.25)],
         "b": [(2.0, 0.5)],
@@ -299,7 +301,7 @@ def test_curves_draw_each_point_and_leave_gaps():
         assert "No finite points" in reporting.curves(nothing, x_label="step", y_label="loss")
 
 
-def test_reliability_draws_bins_where_they_are():
+def test_reliability_draws_bins_at_their_confidence_and_accuracy():
     rows = [
         {"low": 0.5, "high": 0.75, "confidence": 0.6, "accuracy": 0.25, "n": 1},
         {"low": 0.75, "high": 1.0, "confidence": 0.9, "accuracy": 1.0, "n": 3},
@@ -315,12 +317,13 @@ def test_reliability_draws_bins_where_they_are():
     assert dots == [("dots c0", "M60.000 75.000h0"), first, second]
     shares = [str(path["d"]) for path in drawn if path["class"] == "share"][:2]
     assert shares == ["M50.000 100v-25.000h25.000V100Z", "M75.000 100v-75.000h25.000V100Z"]
-    assert "50.0 % to 75.0 % sure: 1 pictures, 25.0 % right" in parsed.text
+    assert "confidence 50.0 % to 75.0 %: 1 images, accuracy 25.0 %" in parsed.text
+    assert "confidence (%)" in parsed.text and "perfect calibration" in parsed.text
     for nothing in ({}, {"as trained": []}):
-        assert "No pictures" in reporting.reliability(nothing)
+        assert "No images" in reporting.reliability(nothing)
 
 
-def test_per_class_says_what_is_not_known():
+def test_per_class_shows_undefined_precision_as_a_dash():
     row = {
         "class": "<ape>",
         "n": 4,
@@ -333,7 +336,7 @@ def test_per_class_says_what_is_not_known():
     assert parsed.text.endswith("<ape> 4 50.0 % (15 to 85) 0 \N{EN DASH}")
 
 
-def test_confusion_shades_by_row_and_tells_the_counts():
+def test_confusion_shades_by_row_and_shows_the_counts():
     cells = Parsed(reporting.confusion(np.array([[8, 0], [1, 1]]), ["cat", "dog"])).all("td")[1:]
     assert [cell["title"] for cell in cells] == [
         "cat taken for cat: 8 of 8, 100 %",
@@ -354,12 +357,12 @@ def test_confusion_shades_by_row_and_tells_the_counts():
         reporting.confusion(np.zeros([2, 2]), ["a", "b"])
 
 
-def test_a_heat_map_shades_shares_and_leaves_what_is_not_known_empty():
+def test_a_heat_map_shades_shares_and_leaves_nan_empty():
     shares = [[0.9, 0.25], [float("nan"), 0.0]]
-    own = np.eye(2, dtype=bool)
-    cells = Parsed(reporting.heat_map(shares, ["on a", "on b"], ["a", "b"], marked=own)).all("td")[
-        1:
-    ]
+    diagonal = np.eye(2, dtype=bool)
+    cells = Parsed(reporting.heat_map(shares, ["on a", "on b"], ["a", "b"], marked=diagonal)).all(
+        "td"
+    )[1:]
     assert [cell.get("title") for cell in cells] == [
         "on a, a: 90.0 %",
         "on a, b: 25.0 %",
@@ -379,7 +382,7 @@ def test_a_heat_map_shades_shares_and_leaves_what_is_not_known_empty():
         reporting.heat_map([[90.0]], ["a"], ["a"])
 
 
-def test_confusion_of_many_classes():
+def test_confusion_of_many_classes_lists_the_most_frequent():
     names = [f"class {i}" for i in range(100)]
     breeds = Parsed(reporting.confusion(np.eye(37, dtype=np.int64), names[:37]))
     assert (
@@ -388,11 +391,11 @@ def test_confusion_of_many_classes():
     )
     counts = 5 * np.eye(100, dtype=np.int64)
     counts[3, 7], counts[9, 2] = 4, 2
-    listed = Parsed(reporting.confusion(counts, names))
-    assert listed.text.endswith("class 3 class 7 4 9 class 9 class 2 2 7")
+    parsed = Parsed(reporting.confusion(counts, names))
+    assert parsed.text.endswith("class 3 class 7 4 9 class 9 class 2 2 7")
 
 
-def test_table_and_facts():
+def test_a_table_aligns_numbers_and_the_page_shows_its_facts():
     parsed = Parsed(
         reporting.table([["head", 75813, np.float32(0.5), True]], ["tune", "n", "top-1", "frozen"])
     )
@@ -409,51 +412,51 @@ def test_table_and_facts():
     assert "20261121" in Parsed(reporting.page("t", "l", [], facts={"seed": 20261121})).text
 
 
-def test_nothing_skipped_says_nothing():
+def test_skipped_is_empty_without_files():
     assert reporting.skipped([]) == ""
     assert "1 file skipped" in reporting.skipped([{"path": "a", "why": "b"}])
 
 
-# --------------------------------------------------------------------------------------------------------------- films
+# ---- animations ----
 
 
 def grown(n: int) -> list[np.ndarray]:
-    """Frames f32[20 30 3], each brighter than the last by more than lossy storage takes away."""
+    """Frames f32[20 30 3], each brighter than the last by more than the loss of the compression."""
     return [np.full([20, 30, 3], (i + 0.5) / n, np.float32) for i in range(n)]
 
 
 def frames_of(file) -> tuple[list[np.ndarray], list[int], int]:
-    """Frames, milliseconds each, and how often (0: for ever), as Pillow reads them."""
-    with Image.open(file) as film:
-        shown, held = [], []
-        for i in range(film.n_frames):  # type: ignore[attr-defined]
-            film.seek(i)
-            film.load()
-            held.append(film.info["duration"])
-            shown.append(np.asarray(film.convert("RGB")))
-        return shown, held, film.info["loop"]
+    """Frames, milliseconds each, and the number of loops (0: forever), as Pillow reads them."""
+    with Image.open(file) as image:
+        frames, durations = [], []
+        for i in range(image.n_frames):  # type: ignore[attr-defined]
+            image.seek(i)
+            image.load()
+            durations.append(image.info["duration"])
+            frames.append(np.asarray(image.convert("RGB")))
+        return frames, durations, image.info["loop"]
 
 
-def test_a_film_is_read_back_frame_by_frame_and_rests_on_the_last(tmp_path):
+def test_an_animation_is_read_back_and_holds_its_last_frame(tmp_path):
     frames = grown(7)
-    reporting.save_film(tmp_path / "a.webp", frames, seconds=2)
-    shown, held, loop = frames_of(tmp_path / "a.webp")
-    assert len(shown) == 7 and loop == 0
-    assert (
-        sum(held[:-1]) + held[-1] - 1000 * reporting.LAST_FRAME == 2000
-        and max(held[:-1]) - min(held[:-1]) <= 1
-    )
-    for frame, back in zip(frames, shown, strict=True):
+    reporting.save_animation(tmp_path / "a.webp", frames, seconds=2)
+    decoded, durations, loop = frames_of(tmp_path / "a.webp")
+    assert len(decoded) == 7 and loop == 0
+    assert sum(durations) - 1000 * reporting.LAST_FRAME == 2000
+    assert max(durations[:-1]) - min(durations[:-1]) <= 1
+    for frame, back in zip(frames, decoded, strict=True):
         assert np.abs(back.astype(int) - reporting.as_uint8(frame)).max() <= 4
 
 
-def test_a_film_stands_where_a_picture_may():
-    (image,) = Parsed(reporting.card(reporting.film(grown(3), seconds=1, alt="<grown>"))).all("img")
+def test_a_card_takes_an_animation():
+    (image,) = Parsed(reporting.card(reporting.animation(grown(3), seconds=1, alt="<grown>"))).all(
+        "img"
+    )
     source = str(image["src"])
     assert source.startswith("data:image/webp;base64,") and image["alt"] == "<grown>"
     assert (image["width"], image["height"]) == ("30", "20")
     assert len(frames_of(io.BytesIO(base64.b64decode(source.partition(",")[2])))[0]) == 3
-    assert "film of 1 frames, 30 by 20 pixels" in reporting.film(grown(1), seconds=1)
+    assert "animation of 1 frames, 30 by 20 pixels" in reporting.animation(grown(1), seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -461,16 +464,63 @@ def test_a_film_stands_where_a_picture_may():
     [
         ([], 1, "got none"),
         ([*grown(2), np.zeros([20, 31, 3], np.uint8)], 1, r"\(20, 30\), \(20, 31\)"),
-        (grown(10), 0.1, "10 frames wants 0.2 seconds"),
+        (grown(10), 0.1, "10 frames: got 0.1, expected at least 0.2"),
         (grown(2), float("nan"), "got nan"),
         ([np.zeros([2, 2, 4], np.uint8)], 1, r"\[2, 2, 4\]"),
     ],
 )
-def test_what_is_no_film_is_refused(frames, seconds, says, tmp_path):
+def test_other_values_than_animations_are_errors(frames, seconds, says, tmp_path):
     for use in (
-        reporting.film,
-        lambda f, seconds: reporting.save_film(tmp_path / "a.webp", f, seconds=seconds),
+        reporting.animation,
+        lambda f, seconds: reporting.save_animation(tmp_path / "a.webp", f, seconds=seconds),
     ):
         with pytest.raises(ValueError, match=says):
             use(frames, seconds=seconds)
     assert not list(tmp_path.iterdir())
+
+
+# ---- pages of finished runs ----
+
+
+def text_page(result, folder):
+    """A page with one number of the result and one figure of the folder."""
+    image = reporting.img(Image.open(folder / "figures" / "cat.png"))
+    return Page("Title", f"top-1 {result['top1']}", [image])
+
+
+def finished(folder) -> reporting.Run:
+    run = reporting.start("x", folder, {"seed": 0})
+    run.figure("cat", np.full([4, 4, 3], 7, np.uint8))
+    pages.finish(run, {"top1": np.float32(0.5), "facts": {"license": "MIT"}})
+    return run
+
+
+def test_a_page_is_drawn_again_from_the_files_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(pages.PAGES, "x", text_page)
+    finished(tmp_path)
+    first = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "report.html").unlink()
+    assert pages.redraw(tmp_path) == tmp_path / "report.html"
+    again = (tmp_path / "report.html").read_text(encoding="utf-8")
+    without_seconds = re.sub(r"<div><dt>seconds</dt><dd>[\d.]+</dd></div>", "", first)
+    assert again == without_seconds and "top-1 0.5" in again and "MIT" in again
+
+
+def test_a_run_without_a_page_is_an_error_with_the_names_of_those_that_have_one(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(pages.PAGES, "x", text_page)
+    finished(tmp_path)
+    monkeypatch.delitem(pages.PAGES, "x")
+    monkeypatch.setitem(pages.PAGES, "y", text_page)
+    with pytest.raises(ValueError, match="x has no page that can be drawn again; .* y"):
+        pages.redraw(tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [(), ("a", "b")])
+def test_the_command_takes_one_folder(arguments):
+    run = subprocess.run(
+        [sys.executable, "-m", "experiments.report", *arguments], capture_output=True, text=True
+    )
+    assert run.returncode == 1 and f"got {len(arguments)} arguments" in run.stderr
+    assert "report DIR" in run.stderr and "Traceback" not in run.stderr

@@ -1,4 +1,4 @@
-"""The folder of a run: whole or absent results, JSON types, stale files, progress without a terminal."""
+"""The folder of a run: whole or absent results, JSON types, stale files, and progress lines."""
 
 from __future__ import annotations
 
@@ -120,19 +120,35 @@ def test_a_reused_folder_keeps_no_stale_result(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_the_default_folder_is_new(tmp_path, monkeypatch):
+def test_default_folders_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = {reporting.start("predict", given, {}).workdir for given in (None, "", None)}
+    folders = {reporting.start("predict", workdir, {}).workdir for workdir in (None, "", None)}
     assert len(folders) == 3 and {folder.parent for folder in folders} == {
         pathlib.Path("runs/predict")
     }
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match="give another --workdir"):
+        with pytest.raises(ValueError, match="give another `workdir`"):
             reporting.start("x", folder, {})
+
+
+def test_a_finished_run_is_read_back(tmp_path):
+    run = reporting.start("x", tmp_path, {"seed": 3})
+    run.finish({"top1": 0.5}, "")
+    again, result = reporting.read_run(tmp_path)
+    assert result == {"top1": 0.5} and (again.name, again.workdir) == ("x", tmp_path)
+    assert again.facts() == {k: v for k, v in run.facts().items() if k != "seconds"}
+
+
+@pytest.mark.parametrize("missing", ["config.json", "result.json"])
+def test_an_unfinished_run_cannot_be_read(tmp_path, missing):
+    reporting.start("x", tmp_path, {}).finish({}, "")
+    (tmp_path / missing).unlink()
+    with pytest.raises(ValueError, match="is not the folder of a finished run"):
+        reporting.read_run(tmp_path)
 
 
 def test_figures_do_not_overwrite_each_other(tmp_path):
@@ -159,19 +175,19 @@ def test_figures_do_not_overwrite_each_other(tmp_path):
     assert [np.asarray(Image.open(path))[0, 0, 0] for path in paths] == list(range(len(names)))
 
 
-def test_films_are_numbered_as_figures_are_and_apart_from_them(tmp_path):
+def test_animations_are_numbered_like_figures_and_separately(tmp_path):
     run = reporting.start("x", tmp_path, {})
     frames = [np.full([4, 4, 3], level, np.uint8) for level in (0, 120, 255)]
-    paths = [run.film(name, frames, seconds=1) for name in ("tabby cat", "Tabby cat", "")]
+    paths = [run.animation(name, frames, seconds=1) for name in ("tabby cat", "Tabby cat", "")]
     assert [path.name for path in paths] == ["tabby_cat.webp", "Tabby_cat-2.webp", "figure.webp"]
     assert run.figure("tabby cat", frames[0]).name == "tabby_cat.png"
-    with Image.open(paths[0]) as film:
-        assert film.format == "WEBP" and film.n_frames == 3 and film.info["loop"] == 0  # type: ignore[attr-defined]
+    with Image.open(paths[0]) as image:
+        assert image.format == "WEBP" and image.n_frames == 3 and image.info["loop"] == 0  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="got none"):
-        run.film("lynx", [], seconds=1)
+        run.animation("lynx", [], seconds=1)
     assert (
-        run.film("lynx", frames, seconds=1).name == "lynx.webp"
-    )  # a film that was not written takes no name
+        run.animation("lynx", frames, seconds=1).name == "lynx.webp"
+    )  # an animation that was not written takes no name
 
 
 class Norm(enum.Enum):
@@ -231,7 +247,7 @@ def test_holes_of_a_result_are_named(tmp_path, capsys):
     assert "test/nll" in capsys.readouterr().err
 
 
-def test_git_names_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypatch):
+def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypatch):
     for name in [
         name for name in os.environ if name.startswith("GIT_")
     ]:  # set where a git hook runs the tests
@@ -296,7 +312,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_on_a_terminal_is_one_line_that_ends(monkeypatch):
+def test_progress_on_a_terminal_is_one_complete_line(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     screen = Terminal()
     assert list(reporting.progress(range(50), label="x" * 100, stream=screen)) == list(range(50))
@@ -311,7 +327,7 @@ def test_progress_on_a_terminal_is_one_line_that_ends(monkeypatch):
     assert screen.getvalue().endswith("\n") and "/50" in screen.getvalue()
 
 
-def test_progress_survives_a_wrong_total():
+def test_progress_yields_everything_with_a_wrong_total():
     for total in (0, 3, 1000):
         log = io.StringIO()
         assert len(list(reporting.progress(iter(range(40)), total, "x", stream=log))) == 40

@@ -51,38 +51,76 @@ def define_run_flags() -> None:
 
 
 def launch(name: str, main: Callable[[reporting.Run], None], *define: Callable[[], None]) -> None:
-    """Parses the flags, opens the run's folder and runs `main`; what the user can mend is told in one sentence."""
+    """Parses the flags, opens the run's folder and runs `main`; a user's error is one sentence.
+
+    Args:
+      name: the experiment, `predict`.
+      main: the experiment, called with its run.
+      define: functions that define the experiment's flags, next to those of `define_run_flags`.
+    """
+    own = _define(define_run_flags, *define)
+
+    def work(arguments: list[str]) -> None:
+        if arguments:
+            raise ValueError(
+                f"unexpected argument {arguments[0]!r}; every argument is a flag, such as --seed=1"
+            )
+        use_compile_cache()
+        values = {flag: FLAGS[flag].value for flag in own}
+        resume = bool(values.get("resume"))
+        if resume:
+            if not FLAGS.workdir:
+                raise ValueError("`resume` needs the `workdir` of the run to continue; add it")
+            checkpoints.same_flags(FLAGS.workdir, values)
+        elif "resume" in values and FLAGS.workdir and Path(FLAGS.workdir, "checkpoints").is_dir():
+            raise ValueError(
+                f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to continue it, "
+                "or give another --workdir"
+            )
+        interruptible(lambda: main(reporting.start(name, FLAGS.workdir, values, resume=resume)))
+
+    _run(name, work)
+
+
+def launch_on_folder(name: str, main: Callable[[Path], None], *define: Callable[[], None]) -> None:
+    """Runs a command on the folder of a finished run, its one argument; no new run is started.
+
+    Args:
+      name: the command, `report`.
+      main: the command, called with the folder.
+      define: functions that define the command's flags.
+    """
+    _define(*define)
+
+    def work(arguments: list[str]) -> None:
+        if len(arguments) != 1:
+            raise ValueError(
+                f"{name} works on one run: got {len(arguments)} arguments, expected the folder of "
+                f"a run; write {name} DIR"
+            )
+        interruptible(lambda: main(Path(arguments[0]).expanduser()))
+
+    _run(name, work)
+
+
+def _define(*define: Callable[[], None]) -> list[str]:
+    """Defines flags, shows them under --help of the main module, and returns their names."""
     others = set(FLAGS)
-    for part in (define_run_flags, *define):
+    for part in define:
         part()
     own = [flag for flag in FLAGS if flag not in others]
-    for flag in own:  # --help shows the main module's flags
+    for flag in own:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[flag])
+    return own
+
+
+def _run(name: str, work: Callable[[list[str]], None]) -> None:
+    """Runs `work` on the arguments that are not flags; a ValueError becomes one sentence."""
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         try:
-            if len(argv) > 1:
-                raise ValueError(
-                    f"unexpected argument {argv[1]!r}; every argument is a flag, such as --seed=1"
-                )
-            use_compile_cache()
-            values = {flag: FLAGS[flag].value for flag in own}
-            resume = bool(values.get("resume"))
-            if resume:
-                if not FLAGS.workdir:
-                    raise ValueError("--resume wants the --workdir of the run that is to go on")
-                checkpoints.same_flags(FLAGS.workdir, values)
-            elif (
-                "resume" in values
-                and FLAGS.workdir
-                and (Path(FLAGS.workdir) / "checkpoints").is_dir()
-            ):
-                raise ValueError(
-                    f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to go on with it, or give another "
-                    "--workdir"
-                )
-            interruptible(lambda: main(reporting.start(name, FLAGS.workdir, values, resume=resume)))
+            work(argv[1:])
         except ValueError as error:
             sys.exit(f"{name}: {with_dashes(str(error))}")
         except KeyboardInterrupt:

@@ -601,7 +601,7 @@ def pictures(lesson: Lesson) -> list[Html]:
         reporting.card(image, caption=lesson.cats.classes[e.label])
         for image, e in zip(images, few, strict=True)
     ]
-    shown = reporting.picture(flat, scale=max(1024 // flat.shape[1], 1)), reporting.picture(sheet)
+    shown = reporting.img(flat, scale=max(1024 // flat.shape[1], 1)), reporting.img(sheet)
     return [
         reporting.section("The pictures", reporting.gallery(cards)),
         reporting.section("What the network makes of the first", *shown, text=words + "."),

@@ -1,7 +1,7 @@
-"""Report pages: one function per experiment, from `result.json` and the run's folder to sections of HTML.
+"""Report pages: one function per experiment, from a result and the run's folder to HTML sections.
 
-A page computes nothing and needs no network: it can be drawn again from the files of a finished run. To add one: a function
-`page(result, folder) -> Page` and a row in `PAGES`.
+A page computes nothing and needs no network: it can be drawn again from the files of a finished
+run. To add one: a function `page(result, folder) -> Page` and a row in `PAGES`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tl.pages import evaluation
 from tl.pages.common import Page
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {"evaluate": evaluation.page}
-"""Experiment -> `(result, folder) -> Page`. `result` is JSON-ready and `folder` holds `figures/`."""
+"""Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""
 
 
 def finish(run: reporting.Run, result: Mapping[str, Any]) -> Path:
@@ -23,8 +23,35 @@ def finish(run: reporting.Run, result: Mapping[str, Any]) -> Path:
 
     Args:
       run: the run; its name is a row of `PAGES`.
-      result: as `result.json` holds it; `result["facts"]`, where present, is added to the small print.
+      result: the content of `result.json`; `result["facts"]`, if present, is added to the footer.
     """
-    page = PAGES[run.name](reporting.jsonable(result), run.workdir)
-    facts = run.facts() | dict(result.get("facts", {}))
-    return run.finish(result, reporting.page(*page, facts=facts))
+    return run.finish(result, draw(run, reporting.jsonable(result)))
+
+
+def draw(run: reporting.Run, result: Mapping[str, Any]) -> str:
+    """The page of a run as HTML.
+
+    Args:
+      run: the run; its name is a row of `PAGES`.
+      result: JSON-ready, as `result.json` holds it.
+    """
+    page = PAGES[run.name](result, run.workdir)
+    return reporting.page(*page, facts=run.facts() | dict(result.get("facts", {})))
+
+
+def redraw(folder: Path) -> Path:
+    """Draws the page of a finished run again from its files, and returns the path of the page.
+
+    Args:
+      folder: holds `result.json`, `config.json` and `figures/`.
+
+    Raises:
+      ValueError: the folder holds no finished run, or its experiment has no row in `PAGES`.
+    """
+    run, result = reporting.read_run(folder)
+    if run.name not in PAGES:
+        raise ValueError(
+            f"{run.name} has no page that can be drawn again; experiments that have one: "
+            f"{', '.join(sorted(PAGES)) or 'none'}"
+        )
+    return run.write_report(draw(run, result))

@@ -72,7 +72,7 @@ def grid(pictures: Iterable[Any], words: Iterable[str]) -> Html:
         tag(
             "figure",
             "",
-            reporting.picture(enlarged(p), alt=w),
+            reporting.img(enlarged(p), alt=w),
             tag("p", "caption", w, style="margin-top:.25rem"),
         )
         for p, w in zip(pictures, words, strict=True)
@@ -160,8 +160,8 @@ def driven(
             sheet = reporting.contact_sheet(thumbs, columns=3)
             row["png"] = f"figures/{run.figure(f'{endpoint}-{name}-channel-{channel}', sheet).name}"
             pair = [
-                reporting.picture(enlarged(tile)),
-                reporting.picture(sheet, alt=f"pictures that drive channel {channel}"),
+                reporting.img(enlarged(tile)),
+                reporting.img(sheet, alt=f"pictures that drive channel {channel}"),
             ]
             words = f"mean {found[..., channel].mean():.3g} here, {top[0][1]:.3g} to {top[-1][1]:.3g} in these"
             frame = tag(

@@ -48,7 +48,7 @@ def page(
             )
         ]
         if len(found.frames):
-            film = reporting.film(
+            film = reporting.animation(
                 [found.start[i], *found.frames[:, i]], seconds=3.0, alt="the climb, from noise on"
             )
             cards.append(

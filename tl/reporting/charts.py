@@ -1,4 +1,4 @@
-"""Charts as SVG: curves, intervals, calibration, confusion matrix."""
+"""Charts as SVG and tables: curves, intervals, reliability diagram, confusion matrix, heat map."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from tl.reporting.html import Html, _share, note, percent, table, tag
 
 
 def confusion(matrix: Any, classes: Sequence[str]) -> Html:
-    """Which class is taken for which: a row a true class, a column a predicted one.
+    """The confusion matrix: one row per true class, one column per predicted class.
 
     Args:
-      matrix: int[k k] counts; a cell is shaded by its share of the row, so that rare classes show as well.
-      classes: k names. Beyond 60 classes a map cannot be read, and the twenty most frequent confusions are listed.
+      matrix: int[k k] counts; a cell is shaded by its share of the row, so that mistakes on rare
+        classes are visible.
+      classes: k names. With more than 60 classes the twenty most frequent confusions are listed
+        instead.
+
+    Raises:
+      ValueError: another shape or dtype.
     """
     counts = np.asarray(matrix)
     k = len(classes)
     if counts.shape != (k, k) or counts.dtype.kind not in "iu":
         raise ValueError(
-            f"a confusion matrix of {k} classes is int[{k} {k}]; got {counts.dtype}{list(counts.shape)}"
+            f"`matrix` has a wrong type: got {counts.dtype}{list(counts.shape)}, expected "
+            f"int[{k} {k}] for {k} classes"
         )
     totals = counts.sum(axis=1)
     if k > 60:
@@ -33,18 +39,16 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Html:
             for i, j in worst
             if wrong[i, j]
         ]
-        return table(
-            pairs, ["true", "taken for", "times", "of"], caption="The most frequent confusions"
-        )
+        header = ["true class", "predicted class", "images", "of"]
+        return table(pairs, header, caption="Most frequent confusions")
     body = []
     for i, name in enumerate(classes):
         cells = [tag("th", "", name, scope="row")]
         for j, other in enumerate(classes):
             n, share = int(counts[i, j]), int(counts[i, j]) / max(1, int(totals[i]))
             hover = f"{name} taken for {other}: {n} of {int(totals[i])}, {percent(share)}"
-            shade = (
-                f"--share:{8 + 92 * share:.0f}%" if n else ""
-            )  # 8: a single mistake shows, chosen, not tuned
+            # From 8 %, so that a single mistake is visible. Chosen, not tuned.
+            shade = f"--share:{8 + 92 * share:.0f}%" if n else ""
             mark = " ".join(["hot"] * (share > 0.7) + ["right"] * (i == j))
             cells.append(tag("td", mark, str(n) if n else "", title=hover, style=shade))
         body.append(tag("tr", "", *cells))
@@ -63,23 +67,29 @@ def heat_map(
     hover: Any = None,
     marked: Any = None,
 ) -> Html:
-    """A table of shares, each cell shaded by its own and with its percentage in figures; `confusion` is for counts.
+    """A table of shares, each cell shaded by its value and labeled in percent.
+
+    `confusion` is for counts.
 
     Args:
       shares: f[r c] in [0, 1]; NaN leaves a cell empty.
       rows, columns: r and c names.
-      corner: what rows and columns are.
-      hover: [r c] texts that a cell shows when it is pointed at, such as its interval; by default its names.
-      marked: bool[r c], cells to be shaded in the second colour.
+      corner: names of the two axes.
+      hover: [r c] tooltips, such as the interval of a cell; by default row, column and value.
+      marked: bool[r c], cells that are shaded in the second color.
+
+    Raises:
+      ValueError: another shape, or a share outside [0, 1].
 
     Example:
-      >>> "62" in heat_map([[0.62, float("nan")]], ["made on a"], ["seen by a", "seen by b"])
+      >>> "62" in heat_map([[0.62, float("nan")]], ["source a"], ["target a", "target b"])
       True
     """
     values = np.asarray(shares, np.float64)
     if values.shape != (len(rows), len(columns)):
         raise ValueError(
-            f"a map of {len(rows)} rows and {len(columns)} columns; got shares of {list(values.shape)}"
+            f"a map of {len(rows)} rows and {len(columns)} columns: got `shares` of shape "
+            f"{list(values.shape)}"
         )
     body = []
     for i, row in enumerate(rows):
@@ -93,15 +103,8 @@ def heat_map(
             mark = " ".join(
                 ["hot"] * (share > 0.7) + ["right"] * (marked is not None and bool(marked[i][j]))
             )
-            cells.append(
-                tag(
-                    "td",
-                    mark,
-                    f"{100 * _share(share):.0f}",
-                    title=words,
-                    style=f"--share:{100 * share:.0f}%",
-                )
-            )
+            figure, style = f"{100 * _share(share):.0f}", f"--share:{100 * share:.0f}%"
+            cells.append(tag("td", mark, figure, title=words, style=style))
         body.append(tag("tr", "", *cells))
     heads = (tag("th", "", tag("span", "", name), scope="col") for name in columns)
     top = tag("thead", "", tag("tr", "", tag("td", "corner", corner), *heads))
@@ -109,8 +112,9 @@ def heat_map(
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from at or below `low` to at or above `high`."""
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # a constant, up to what a label can tell
+    """Multiples of 1, 2 or 5 times a power of ten, from at most `low` to at least `high`."""
+    # A range that the labels could not resolve counts as constant.
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
         high = low + (abs(low) or 1.0)
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
@@ -169,13 +173,13 @@ def intervals(
     for row in rows:
         if not _share(row.low) <= _share(row.value) <= _share(row.high):
             raise ValueError(
-                f"an interval holds its value: low <= value <= high; got {row.low:g}, "
-                f"{row.value:g}, {row.high:g}"
+                f"the interval of {row.label!r} does not contain its value: got {row.low:g}, "
+                f"{row.value:g}, {row.high:g}, expected low <= value <= high"
             )
     ends = [end for row in rows for end in (row.low, row.high)]
     ends += [_share(mark) for _, mark in references]
     spread = max(ends) - min(ends)
-    # chosen, not tuned: with more than half of the axis in use, all of it costs little
+    # Above a spread of 0.5 the whole axis is shown. Chosen, not tuned.
     margin = 1.0 if spread > 0.5 else 0.1 * spread + 0.01
     ticks = _ticks(max(0.0, min(ends) - margin), min(1.0, max(ends) + margin))
 
@@ -210,11 +214,13 @@ def curves(
     y_label: str,
     title: str = "",
 ) -> Html:
-    """Lines over steps or epochs; told apart by dashes as well as by colour, the last value in figures.
+    """Lines over steps or epochs, distinguished by dashes as well as by color.
 
     Args:
-      series: name -> points (x, y). Points that are not finite leave a gap.
-      x_label, y_label: what the axes count, with the unit.
+      series: name -> points (x, y). Points that are not finite leave a gap. The legend shows the
+        last value of each.
+      x_label, y_label: quantities of the axes, with their units.
+      title: above the figure.
     """
     lines = {name: [(float(x), float(y)) for x, y in points] for name, points in series.items()}
     finite = [
@@ -254,25 +260,10 @@ def curves(
                 if math.isfinite(x) and math.isfinite(y)
             )
             drawn.append(tag("path", f"dots c{i % 5}", d=dots))
-        key = tag(
-            "svg",
-            "key",
-            tag("path", f"line c{i % 5}", d="M0 5H28"),
-            viewBox="0 0 28 10",
-            aria_hidden="true",
-        )
         last = tag("b", "", f"{points[-1][1]:.4g}") if points else ""
-        legend.append(tag("li", "", key, " ", name, " ", last))
+        legend.append(tag("li", "", _key(f"line c{i % 5}", "M0 5H28"), " ", name, " ", last))
     words = f"{title or y_label} over {x_label}: {', '.join(lines)}"
-    svg = tag(
-        "svg",
-        "",
-        *drawn,
-        viewBox="0 0 100 100",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=words,
-    )
+    svg = _plot(drawn, words)
     marks = [tag("span", "y", _number(t), style=f"top:{to_y(t)}%") for t in y_ticks]
     marks += [tag("span", "x", _number(t), style=f"left:{to_x(t)}%") for t in x_ticks]
     head = tag("figcaption", "title", title) if title else ""
@@ -285,75 +276,71 @@ def curves(
 
 
 def reliability(series: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
-    """How often a classifier is right against how sure it says it is; on the diagonal it keeps its word.
+    """Reliability diagram: accuracy over confidence; the diagonal is perfect calibration.
 
     Args:
-      series: name -> rows of `tl.metrics.reliability` ("low", "high", "confidence", "accuracy", "n"), of the same pictures;
-        the shares of the last one are drawn as bars on the same axis.
+      series: name -> rows of `tl.metrics.reliability` ("low", "high", "confidence", "accuracy",
+        "n"), all of the same images; the shares of images per bin of the last one are drawn as bars
+        on the same axis.
     """
     drawn = [tag("path", "grid", d=f"M0 {y}H100") for y in (0, 25, 50, 75, 100)]
     last = list(series.values())[-1] if series else []
     total = sum(int(row["n"]) for row in last)
     if not total:
-        return note("No pictures to draw the reliability of.")
+        return note("No images to draw a reliability diagram of.")
     for row in last:
         left, share = 100 * row["low"], 100 * row["n"] / total
-        words = f"{percent(row['low'])} to {percent(row['high'])} sure: {row['n']} pictures, {percent(row['accuracy'])} right"
+        words = (
+            f"confidence {percent(row['low'])} to {percent(row['high'])}: {row['n']} images, "
+            f"accuracy {percent(row['accuracy'])}"
+        )
         width = 100 * (row["high"] - row["low"])
         box = f"M{left:.3f} 100v{-share:.3f}h{width:.3f}V100Z"
         drawn.append(tag("path", "share", tag("title", "", words), d=box))
     drawn.append(tag("path", "line ideal", d="M0 100L100 0"))
     legend = []
     for i, (name, rows) in enumerate(series.items()):
-        for row in rows:  # a bin of few pictures says little, and is a small dot
-            wide = f"stroke-width:{4 + 10 * math.sqrt(row['n'] / total):.1f}"
+        for row in rows:  # the area of a dot is proportional to the number of images in its bin
+            width = f"stroke-width:{4 + 10 * math.sqrt(row['n'] / total):.1f}"
             at = f"M{100 * row['confidence']:.3f} {100 - 100 * row['accuracy']:.3f}h0"
-            drawn.append(
-                tag(
-                    "path",
-                    f"dots c{i % 5}",
-                    tag("title", "", f"{name}: {row['n']} pictures"),
-                    d=at,
-                    style=wide,
-                )
-            )
+            hover = tag("title", "", f"{name}: {row['n']} images")
+            drawn.append(tag("path", f"dots c{i % 5}", hover, d=at, style=width))
         legend.append((f"dots c{i % 5}", "M14 5h0", name))
     legend += [
-        ("line ideal", "M0 5H28", "as sure as right"),
-        ("share", "M2 0H26V10H2Z", "share of pictures"),
+        ("line ideal", "M0 5H28", "perfect calibration"),
+        ("share", "M2 0H26V10H2Z", "share of images"),
     ]
-    keys = [
-        tag(
-            "li",
-            "",
-            tag("svg", "key", tag("path", css, d=d), viewBox="0 0 28 10", aria_hidden="true"),
-            " ",
-            name,
-        )
-        for css, d, name in legend
-    ]
+    keys = [tag("li", "", _key(css, d), " ", name) for css, d, name in legend]
     words = f"Accuracy over confidence: {', '.join(series)}"
-    svg = tag(
-        "svg",
-        "",
-        *drawn,
-        viewBox="0 0 100 100",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=words,
-    )
+    svg = _plot(drawn, words)
     marks = [tag("span", "y", _number(t), style=f"top:{100 - t}%") for t in (0, 25, 50, 75, 100)]
     marks += [tag("span", "x", _number(t), style=f"left:{t}%") for t in (0, 25, 50, 75, 100)]
     axes = (
-        tag("p", "y-label", "right, %"),
+        tag("p", "y-label", "accuracy, share of images (%)"),
         tag("div", "plot", svg, *marks),
-        tag("p", "x-label", "sure, %"),
+        tag("p", "x-label", "confidence (%)"),
     )
     return tag("figure", "curves square", *axes, tag("ul", "legend", *keys))
 
 
+def _plot(paths: Sequence[Html], words: str) -> Html:
+    """Paths in coordinates from 0 to 100; `words` are for readers who cannot see them."""
+    box = {"viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
+    return tag("svg", "", *paths, **box, role="img", aria_label=words)
+
+
+def _key(css_class: str, d: str) -> Html:
+    """The sample of a line or a dot in a legend."""
+    path = tag("path", css_class, d=d)
+    return tag("svg", "key", path, viewBox="0 0 28 10", aria_hidden="true")
+
+
 def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
-    """A class a line: how many of its pictures were found, how many called so are; rows of `tl.metrics.per_class`."""
+    """Recall and precision of each class with their 95 % intervals.
+
+    Args:
+      rows: of `tl.metrics.per_class`.
+    """
 
     def share(row: Mapping[str, Any], name: str) -> str:
         if row[name] is None:
@@ -365,4 +352,4 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> Html:
         (row["class"], row["n"], share(row, "recall"), row["called"], share(row, "precision"))
         for row in rows
     ]
-    return table(cells, ["class", "pictures", "of them called so", "called so", "of them rightly"])
+    return table(cells, ["class", "images", "recall (95 %)", "predicted", "precision (95 %)"])

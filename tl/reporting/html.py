@@ -1,14 +1,16 @@
-"""One self-contained HTML page a run, composed from plain functions that return fragments of it.
+"""One self-contained HTML page per run, composed from functions that return fragments.
 
-A fragment is an `Html` string. A plain `str` is text, and is escaped wherever it meets a fragment, so that a file
-called `<script>` stays a name. Pictures are embedded at their true pixels as PNG, films as WebP; nothing is fetched and
-nothing is executed: the page opens from a mail, works on a phone, in the dark and on paper. A leaf: NumPy, Pillow and
-the standard library. It computes nothing (`tl.metrics` does), resizes nothing (`tl.pixels` does) and, pictures by
-`save_png` and films by `save_film` apart, writes nothing (`tl.reporting.run` does).
+A fragment is an `Html` string. A plain `str` is text and is escaped wherever it meets a fragment,
+so a file called `<script>` stays a name. Images are embedded at their true pixels as PNG,
+animations as WebP. The page fetches nothing and executes nothing: it opens from an e-mail, works on
+a phone, in dark mode and on paper. This module depends on NumPy, Pillow and the standard library.
+It computes nothing (`tl.metrics` does), resizes nothing (`tl.pixels` does) and writes no files
+(`tl.reporting.run` does).
 
 Example:
-  >>> fluffy = card(np.zeros([224, 224, 3], np.uint8), title="a <cat>", bars=[("tabby", 0.93, True), ("lynx", 0.05)])
-  >>> html_text = page("Predictions", "What a ResNet-50 sees.", [section("Photographs", gallery([fluffy]))], facts={})
+  >>> image = np.zeros([224, 224, 3], np.uint8)
+  >>> cat = card(image, title="a <cat>", bars=[("tabby", 0.93, True), ("lynx", 0.05)])
+  >>> html_text = page("Predictions", "Top-5.", [section("Images", gallery([cat]))], facts={})
   >>> "a &lt;cat&gt;" in html_text, "93.0 %" in html_text
   (True, True)
 """
@@ -24,51 +26,58 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl.reporting.images import as_uint8, save_film, save_png
+from tl.reporting.images import as_uint8, save_animation, save_png
 
 
 class Html(str):
-    """A finished piece of a page: it is not escaped again. Made by the functions of this module only."""
+    """A finished fragment of a page, which is not escaped again. Made by this module only."""
 
     __slots__ = ()
 
 
 class Bar(NamedTuple):
-    """A line of a bar chart: label, probability in [0, 1], and whether to set it off (the true class, the target)."""
+    """One line of a bar chart.
+
+    Attributes:
+      label: text next to the bar.
+      probability: in [0, 1].
+      highlight: whether to emphasize the line, such as for the true class or the target.
+    """
 
     label: str
     probability: float
     highlight: bool = False
 
 
-# ------------------------------------------------------------------------------------------------------- small parts
+# ---- small parts ----
 
 
 def text(value: object) -> Html:
-    """Text made safe to stand in a page or in an attribute; `Html` passes as it is."""
+    """Text escaped for a page or an attribute; `Html` is returned unchanged."""
     if isinstance(value, Html):
         return value
-    readable = (
-        str(value).encode("utf-8", "backslashreplace").decode()
-    )  # names of files need not be UTF-8
+    # File names need not be UTF-8.
+    readable = str(value).encode("utf-8", "backslashreplace").decode()
     return Html(html.escape(readable))
 
 
 def tag(name: str, css_class: str, *children: object, **attributes: object) -> Html:
-    """An HTML or SVG element; what is not `Html` is escaped, attributes in any case; `_` in their names becomes `-`."""
-    pairs = {
-        "class": css_class,
-        **{key.replace("_", "-"): value for key, value in attributes.items()},
-    }
-    start = name + "".join(
-        f' {key}="{text(str(value))}"' for key, value in pairs.items() if value != ""
-    )
+    """An HTML or SVG element.
+
+    Args:
+      name: of the element, such as `"p"`.
+      css_class: its class; "" for none.
+      *children: its content; everything that is not `Html` is escaped.
+      **attributes: always escaped; `_` in a name becomes `-`, and "" leaves the attribute out.
+    """
+    pairs = {"class": css_class, **{k.replace("_", "-"): v for k, v in attributes.items()}}
+    start = name + "".join(f' {k}="{text(str(v))}"' for k, v in pairs.items() if v != "")
     inner = "".join(map(text, children))
     return Html(f"<{start}>" if name == "img" else f"<{start}>{inner}</{name}>")
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] as text that never claims certainty it does not have.
+    """A share in [0, 1] as text; only exactly 0 and 1 become "0 %" and "100 %".
 
     Example:
       >>> percent(0.687), percent(0.99996), percent(0.00001), percent(1)
@@ -77,9 +86,9 @@ def percent(share: float) -> str:
     share = _share(share)
     if share in (0.0, 1.0):
         return f"{100 * share:.0f} %"
-    return (
-        "< 0.1 %" if share < 0.0005 else "> 99.9 %" if share >= 0.9995 else f"{100 * share:.1f} %"
-    )
+    if share < 0.0005:
+        return "< 0.1 %"
+    return "> 99.9 %" if share >= 0.9995 else f"{100 * share:.1f} %"
 
 
 def _share(value: float) -> float:
@@ -90,38 +99,41 @@ def _share(value: float) -> float:
     return share
 
 
-def picture(image: Any, *, alt: str = "", scale: int = 1) -> Html:
-    """A picture at its true pixels, or with each pixel drawn as a sharp square of `scale` by `scale`.
+def img(image: Any, *, alt: str = "", scale: int = 1) -> Html:
+    """An image at its true pixels, or with each pixel drawn as a square of `scale` by `scale`.
 
     Args:
-      image: as `as_uint8` takes it. What `picture` or `film` returned already passes as it is.
-      alt: what a reader who cannot see it should know; by default its size.
-      scale: integer enlargement, done by the browser; the embedded PNG keeps the true pixels.
+      image: as for `as_uint8`. The result of `img` or `animation` is returned unchanged.
+      alt: description for a reader who cannot see the image; by default its size.
+      scale: integer enlargement by the browser; the embedded PNG keeps the true pixels.
+
+    Raises:
+      ValueError: `scale` is not a positive integer, or `image` is not an image.
     """
     if isinstance(image, Html):
         return image
     if scale != int(scale) or scale < 1:
-        raise ValueError(f"scale is a whole number from 1, so that pixels stay square; got {scale}")
+        raise ValueError(f"`scale` must be an integer of at least 1: got {scale}")
     pixels = as_uint8(image)
     file = io.BytesIO()
     save_png(file, pixels)
     height, width = pixels.shape[:2]
-    alt = alt or f"picture, {width} by {height} pixels"
+    alt = alt or f"image, {width} by {height} pixels"
     size = {"width": width * scale, "height": height * scale}
     return tag("img", "" if scale == 1 else "sharp", src=_embedded("png", file), **size, alt=alt)
 
 
-def film(frames: Sequence[Any], *, seconds: float = 4.0, alt: str = "") -> Html:
-    """Pictures one after another, for ever, in the place of one: `card(film(frames))`.
+def animation(frames: Sequence[Any], *, seconds: float = 4.0, alt: str = "") -> Html:
+    """A looping animation, which takes the place of an image: `card(animation(frames))`.
 
     Args:
-      frames, seconds: as for `save_film`.
-      alt: what a reader who cannot see it should know; by default its size.
+      frames, seconds: as for `save_animation`.
+      alt: description for a reader who cannot see it; by default its size.
     """
     file = io.BytesIO()
-    save_film(file, frames, seconds=seconds)
+    save_animation(file, frames, seconds=seconds)
     height, width = as_uint8(frames[0]).shape[:2]
-    alt = alt or f"film of {len(frames)} frames, {width} by {height} pixels"
+    alt = alt or f"animation of {len(frames)} frames, {width} by {height} pixels"
     return tag("img", "", src=_embedded("webp", file), width=width, height=height, alt=alt)
 
 
@@ -130,37 +142,34 @@ def _embedded(kind: str, file: io.BytesIO) -> str:
 
 
 def bars(rows: Iterable[tuple[Any, ...]]) -> Html:
-    """Probabilities as bars with their values in figures, from `Bar`s or plain `(label, probability[, highlight])`.
+    """A bar chart of probabilities with their values.
 
-    A highlighted row is bold and marked, not only coloured.
+    Args:
+      rows: `Bar`s or tuples `(label, probability[, highlight])`. A highlighted row is bold and
+        marked as well as colored.
     """
     lines = []
     for label, probability, highlight in (Bar(*row) for row in rows):
         fill = tag("i", "", style=f"width:{100 * _share(probability):.2f}%")
-        value = tag("span", "value", percent(probability))
-        lines.append(
-            tag(
-                "li",
-                "on" if highlight else "",
-                tag("span", "", label),
-                value,
-                tag("div", "track", fill),
-            )
-        )
+        words = tag("span", "", label), tag("span", "value", percent(probability))
+        lines.append(tag("li", "on" if highlight else "", *words, tag("div", "track", fill)))
     return tag("ul", "bars", *lines) if lines else Html("")
 
 
 def before_after(rows: Iterable[tuple[str, float, float]]) -> Html:
-    """How probabilities moved: `(label, before, after)`, a hollow dot for before and a full one for after."""
+    """Changes of probabilities: an empty dot for the first value and a full one for the second.
+
+    Args:
+      rows: tuples `(label, before, after)`, both in [0, 1].
+    """
     lines = []
     for label, before, after in rows:
         a, b = 100 * _share(before), 100 * _share(after)
-        value = tag("span", "value", f"{percent(before)} \N{RIGHTWARDS ARROW} {percent(after)}")
+        change = tag("span", "value", f"{percent(before)} \N{RIGHTWARDS ARROW} {percent(after)}")
         line = tag("i", "", style=f"left:{min(a, b):.2f}%;width:{abs(a - b):.2f}%")
         dots = tag("u", "", style=f"left:{a:.2f}%"), tag("u", "full", style=f"left:{b:.2f}%")
-        lines.append(
-            tag("li", "", tag("span", "", label), value, tag("div", "track moved", line, *dots))
-        )
+        track = tag("div", "track moved", line, *dots)
+        lines.append(tag("li", "", tag("span", "", label), change, track))
     return tag("ul", "bars", *lines) if lines else Html("")
 
 
@@ -174,51 +183,51 @@ def card(
     scale: int = 1,
     alt: str = "",
 ) -> Html:
-    """A picture with what is said about it.
+    """An image with its title, caption and bars.
 
     Args:
-      image: as `picture` takes it.
-      title: above the picture.
-      caption: below it, in small print.
+      image: as for `img`.
+      title: above the image.
+      caption: below the image, in small print.
       bars: rows for `bars`, below the caption.
       below: any fragment after that, such as `before_after(...)`.
-      scale, alt: as for `picture`; `alt` is by default title and caption.
+      scale, alt: as for `img`; `alt` is by default title and caption.
     """
     heading = tag("figcaption", "title", title) if title else ""
-    words = alt or ", ".join(
-        part for part in (title, caption) if part and not isinstance(part, Html)
-    )
+    words = alt or ", ".join(p for p in (title, caption) if p and not isinstance(p, Html))
     small = tag("p", "caption", caption) if caption else ""
-    frame = tag("div", "frame", picture(image, alt=words, scale=scale))
+    frame = tag("div", "frame", img(image, alt=words, scale=scale))
     return tag("figure", "card", heading, frame, small, _bars(bars or ()), below)
 
 
 _bars = bars  # `card` has an argument of that name
 
 
-# ----------------------------------------------------------------------------------------------------- larger parts
+# ---- larger parts ----
 
 
 def gallery(cards: Iterable[Html]) -> Html:
-    """Cards side by side, flowing into as many rows as the screen needs."""
+    """Cards next to each other, in as many rows as the screen needs."""
     return tag("div", "gallery", *cards)
 
 
 def strip(cards: Iterable[Html], *, title: str = "", caption: str = "") -> Html:
-    """Cards that are to be compared, under one title: original, adversarial, amplified difference."""
+    """Cards to compare, in one row under one title; a row that is wider than the screen scrolls.
+
+    Args:
+      cards: such as the original, the adversarial example and the amplified perturbation.
+      title: above the cards.
+      caption: below the cards, in small print.
+    """
     heading = tag("h3", "", title) if title else ""
-    return tag(
-        "div", "strip", heading, tag("div", "gallery", *cards), note(caption) if caption else ""
-    )
+    row = tag("div", "gallery row", *cards)
+    return tag("div", "strip", heading, row, note(caption) if caption else "")
 
 
 def numbers(items: Mapping[str, object]) -> Html:
-    """The few numbers that matter, set large: `{"top-1": percent(0.831), "photographs": 1018}`."""
-    return tag(
-        "dl",
-        "numbers",
-        *(tag("div", "", tag("dt", "", k), tag("dd", "", _cell(v))) for k, v in items.items()),
-    )
+    """The main results in large type: `{"top-1": percent(0.831), "images": 1018}`."""
+    pairs = ((tag("dt", "", name), tag("dd", "", _cell(v))) for name, v in items.items())
+    return tag("dl", "numbers", *(tag("div", "", *pair) for pair in pairs))
 
 
 def note(words: str) -> Html:
@@ -227,26 +236,32 @@ def note(words: str) -> Html:
 
 
 def table(rows: Iterable[Sequence[object]], header: Sequence[str], *, caption: str = "") -> Html:
-    """A table; numbers stand right in figures of equal width, floats with four digits; cells may be `Html`."""
+    """A table; columns of numbers are aligned right, floats have four digits.
+
+    Args:
+      rows: one cell per column of `header`: text, numbers, booleans, or `Html`.
+      header: names of the columns.
+      caption: title of the table.
+
+    Raises:
+      ValueError: a row has a different number of cells than `header`.
+    """
     rows = [list(row) for row in rows]
     if any(len(row) != len(header) for row in rows):
         raise ValueError(
-            f"a row has a cell a column, {len(header)}; got rows of {sorted({len(r) for r in rows})}"
+            "a row has one cell per column: got rows of "
+            f"{sorted({len(r) for r in rows})} cells, expected {len(header)}"
         )
     right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
     def line(name: str, cells: Sequence[object]) -> Html:
-        return tag(
-            "tr",
-            "",
-            *(tag(name, "n" if r else "", _cell(c)) for c, r in zip(cells, right, strict=True)),
-        )
+        columns = zip(cells, right, strict=True)
+        return tag("tr", "", *(tag(name, "n" if r else "", _cell(c)) for c, r in columns))
 
     title = tag("caption", "", caption) if caption else ""
+    head = tag("thead", "", line("th", header))
     body = tag("tbody", "", *(line("td", row) for row in rows))
-    return tag(
-        "div", "scroll", tag("table", "plain", title, tag("thead", "", line("th", header)), body)
-    )
+    return tag("div", "scroll", tag("table", "plain", title, head, body))
 
 
 def _is_number(value: object) -> bool:
@@ -257,54 +272,58 @@ def _cell(value: object) -> object:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
-        return (
-            f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-            if abs(int(value)) > 9999
-            else str(value)
-        )
+        separated = f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+        return separated if abs(int(value)) > 9999 else str(value)
     return f"{float(value):.4g}" if isinstance(value, float | np.floating) else value
 
 
 def skipped(files: Sequence[Mapping[str, str]]) -> Html:
-    """The files that could not be used and why, `{"path", "why"}` each; nothing at all where there are none."""
+    """The files that could not be used and the reasons; empty if there are none.
+
+    Args:
+      files: rows `{"path", "why"}`.
+    """
     if not files:
         return Html("")
     label = f"{len(files)} file{'s' * (len(files) > 1)} skipped"
-    inner = table([(tag("code", "", f["path"]), f["why"]) for f in files], ["file", "why"])
-    return tag(
-        "details", "", tag("summary", "", label), inner, open="open" if len(files) <= 10 else ""
-    )
+    rows = table([(tag("code", "", f["path"]), f["why"]) for f in files], ["file", "reason"])
+    shown = "open" if len(files) <= 10 else ""
+    return tag("details", "", tag("summary", "", label), rows, open=shown)
 
 
 def section(title: str, *parts: Html, text: str = "") -> Html:
-    """A titled part of the page; `text` is one paragraph of prose, or several with an empty line between."""
+    """A titled part of the page.
+
+    Args:
+      title: the heading.
+      *parts: fragments.
+      text: paragraphs above the parts, with an empty line between two.
+    """
     prose = [tag("p", "", paragraph) for paragraph in text.split("\n\n") if paragraph]
     return tag("section", "", tag("h2", "", title), tag("div", "body", *prose, *parts))
 
 
 def chapter(title: str) -> Html:
-    """A large heading over the sections that follow, for a page that tells of several things."""
+    """A large heading over the sections that follow, for a page with several subjects."""
     return tag("div", "chapter", tag("h2", "", title))
 
 
 def page(title: str, lead: str, sections: Iterable[Html], *, facts: Mapping[str, object]) -> str:
-    """A whole page, ready to be written as UTF-8.
+    """A whole page, to be written as UTF-8.
 
     Args:
-      title: what was done.
-      lead: what came out, in a sentence or two.
+      title: the heading.
+      lead: the outcome in one or two sentences.
       sections: fragments, mostly from `section`.
       facts: small print at the foot: command line, versions, date, device, seconds.
     """
     head = tag("header", "", tag("h1", "", title), tag("p", "lead", lead))
-    rows = (
-        tag("div", "", tag("dt", "", key), tag("dd", "", value)) for key, value in facts.items()
-    )
+    rows = (tag("div", "", tag("dt", "", k), tag("dd", "", v)) for k, v in facts.items())
     foot = tag("footer", "", tag("dl", "", *rows)) if facts else ""
     return _SHELL.format(title=text(title), css=_css(), body=tag("main", "", head, *sections, foot))
 
 
-# ----------------------------------------------------------------------------------------------------------- setting
+# ---- the frame of the page ----
 
 
 def _css() -> str:
@@ -317,7 +336,8 @@ _SHELL = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>{css}</style>
 </head>

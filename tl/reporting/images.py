@@ -10,28 +10,26 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-WEBP_QUALITY = 80  # of 100 (chosen, not tuned)
-LAST_FRAME = (
-    1.5  # seconds that a film rests on its last frame, the one that matters (chosen, not tuned)
-)
-SHORTEST_FRAME = 0.02  # seconds; browsers slow a film down whose frames are shorter
-
-
-# ---------------------------------------------------------------------------------------------------------- pictures
+# Of 100. Chosen, not tuned.
+WEBP_QUALITY = 80
+# Seconds for which an animation holds its last frame, the final result. Chosen, not tuned.
+LAST_FRAME = 1.5
+# Seconds. Browsers slow down an animation with shorter frames.
+SHORTEST_FRAME = 0.02
 
 
 def as_uint8(image: Any) -> np.ndarray:
-    """The pixels that a PNG of this picture holds.
+    """The pixels that a PNG of this image holds.
 
     Args:
-      image: uint8 or float[h w 3] (or [h w], [h w 1]: grey); floats in [0, 1]; a NumPy or JAX array, or a PIL image
-        (converted to RGB, dropping transparency).
+      image: uint8 or float[h w 3] (or [h w], [h w 1]: gray), floats in [0, 1]; a NumPy or JAX
+        array, or a PIL image (converted to RGB, without transparency).
 
     Returns:
       uint8[h w 3], floats rounded to the nearest of the 256 levels.
 
     Raises:
-      ValueError: another shape or dtype, a float outside [0, 1], or NaN. Nothing is clipped silently.
+      ValueError: another shape or dtype, a float outside [0, 1], or NaN. Nothing is clipped.
 
     Example:
       >>> as_uint8(np.array([[0.0, 0.5, 1.0]], np.float32))[0, :, 0].tolist()
@@ -40,7 +38,7 @@ def as_uint8(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
             raise ValueError(
-                f"a PIL image of mode {image.mode!r} has no fixed range; pass a float array in [0, 1]"
+                f"a PIL image of mode {image.mode!r} has no fixed range; pass floats in [0, 1]"
             )
         image = image.convert("RGB")
     pixels = np.asarray(image)
@@ -48,104 +46,121 @@ def as_uint8(image: Any) -> np.ndarray:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(
-            f"a picture is [h w 3], [h w 1] or [h w]; got {list(np.shape(image))}; index the batch first"
+            f"`image` has a wrong shape: got {list(np.shape(image))}, expected [h w 3], [h w 1] or "
+            "[h w]; index the batch first"
         )
     if pixels.dtype.kind == "f":
         if not (pixels.min() >= 0 and pixels.max() <= 1):
             raise ValueError(
-                f"float pixels are in [0, 1]; got {pixels.min():g} to {pixels.max():g}; rescale it"
+                f"pixels are out of range: got {pixels.min():g} to {pixels.max():g}, expected [0, 1] "
+                "for floats; rescale the image"
             )
         pixels = np.rint(pixels * np.asarray(255, pixels.dtype)).astype(np.uint8)
     if pixels.dtype != np.uint8:
         raise ValueError(
-            f"a picture is uint8, or float in [0, 1]; got {pixels.dtype}; convert it first"
+            f"`image` has a wrong dtype: got {pixels.dtype}, expected uint8 or float; convert it"
         )
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def save_png(path: str | os.PathLike[str] | IO[bytes], image: Any) -> None:
-    """Writes a picture at its true pixels, to a path or an open file: read back, it is exactly `as_uint8(image)`."""
+    """Writes an image as PNG at its true pixels: the file decodes to exactly `as_uint8(image)`.
+
+    Args:
+      path: a path or an open file.
+      image: as for `as_uint8`.
+    """
     Image.fromarray(as_uint8(image)).save(path, format="PNG")
 
 
-def save_film(
+def save_animation(
     path: str | os.PathLike[str] | IO[bytes], frames: Iterable[Any], *, seconds: float
 ) -> None:
-    """Writes pictures as one animated WebP that loops for ever, to a path or an open file.
+    """Writes images as one animated WebP that loops forever.
 
-    Lossy, unlike `save_png`: it shows how something came about, and the pixels that count are saved as PNG. Equal frames
-    that follow each other are stored as one that is held longer.
+    Lossy, unlike `save_png`: it shows a process, and the pixels of the result are saved as PNG.
+    Consecutive equal frames are stored as one frame with a longer duration.
 
     Args:
-      frames: pictures as `as_uint8` takes them, all of one size.
-      seconds: from the first frame to the last, spread evenly; the last is held `LAST_FRAME` longer.
+      path: a path or an open file.
+      frames: images as for `as_uint8`, all of one size.
+      seconds: duration from the first frame to the last, spread evenly; the last frame is held
+        `LAST_FRAME` seconds longer.
 
     Raises:
-      ValueError: no frame, frames of several sizes, or less than `SHORTEST_FRAME` for each.
+      ValueError: no frames, frames of several sizes, or less than `SHORTEST_FRAME` per frame.
     """
     images = [as_uint8(frame) for frame in frames]
     sizes = sorted({image.shape[:2] for image in images})
     if len(sizes) != 1:
-        found = "none" if not sizes else "frames of (h w) " + ", ".join(map(str, sizes))
-        raise ValueError(f"a film wants frames, all of one size; got {found}")
+        received = "frames of (h w) " + ", ".join(map(str, sizes)) if sizes else "none"
+        raise ValueError(f"`frames` must be images of one size: got {received}")
     if not SHORTEST_FRAME * len(images) <= seconds < math.inf:
         raise ValueError(
-            f"a film of {len(images)} frames wants {SHORTEST_FRAME * len(images):g} seconds or more, {SHORTEST_FRAME:g} a "
-            f"frame; got {seconds:g}: take fewer frames"
+            f"`seconds` is too short for {len(images)} frames: got {seconds:g}, expected at least "
+            f"{SHORTEST_FRAME * len(images):g} ({SHORTEST_FRAME:g} per frame); pass fewer frames"
         )
     starts = np.rint(np.linspace(0, 1000 * seconds, len(images) + 1)).astype(int)
-    held = np.diff(starts).tolist()  # milliseconds
-    held[-1] += round(1000 * LAST_FRAME)
+    milliseconds = np.diff(starts).tolist()
+    milliseconds[-1] += round(1000 * LAST_FRAME)
     first, *rest = map(Image.fromarray, images)
-    how = {"quality": WEBP_QUALITY, "method": 4, "loop": 0}
-    first.save(path, format="WEBP", save_all=True, append_images=rest, duration=held, **how)
+    options = {"quality": WEBP_QUALITY, "method": 4, "loop": 0, "duration": milliseconds}
+    first.save(path, format="WEBP", save_all=True, append_images=rest, **options)
 
 
 def contact_sheet(
     images: Iterable[Any], *, columns: int, gap: int = 4, background: int = 255
 ) -> np.ndarray:
-    """Many pictures as one, row by row from the top left, none of them resized.
+    """Several images as one, row by row from the top left, without resizing.
 
     Args:
-      images: pictures as `as_uint8` takes them; smaller ones are centred in a cell of the largest height and width.
-      columns: pictures in a row.
+      images: as for `as_uint8`; smaller ones are centered in a cell of the largest height and
+        width.
+      columns: images per row.
       gap: pixels between two cells.
-      background: grey level in [0, 255] of gaps and empty cells.
+      background: gray level in [0, 255] of gaps and empty cells.
 
     Returns:
       uint8[h w 3].
+
+    Raises:
+      ValueError: no images, `columns` < 1, or `gap` < 0.
 
     Example:
       >>> contact_sheet(np.zeros([5, 8, 8, 3], np.uint8), columns=3, gap=2).shape
       (18, 28, 3)
     """
-    pictures = [as_uint8(image) for image in images]
-    if not pictures or columns < 1 or gap < 0:
+    tiles = [as_uint8(image) for image in images]
+    if not tiles or columns < 1 or gap < 0:
         raise ValueError(
-            f"a sheet needs pictures, columns >= 1, gap >= 0; got {len(pictures)}, {columns}, {gap}"
+            f"a contact sheet needs images, `columns` >= 1, `gap` >= 0: got {len(tiles)} images, "
+            f"{columns}, {gap}"
         )
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    height, width = (max(p.shape[axis] for p in pictures) for axis in (0, 1))
-    sheet = np.full(
-        [rows * (height + gap) - gap, columns * (width + gap) - gap, 3], background, np.uint8
-    )
-    for i, p in enumerate(pictures):
-        top = i // columns * (height + gap) + (height - p.shape[0]) // 2
-        left = i % columns * (width + gap) + (width - p.shape[1]) // 2
-        sheet[top : top + p.shape[0], left : left + p.shape[1]] = p
+    columns = min(columns, len(tiles))
+    rows = -(-len(tiles) // columns)
+    height, width = (max(tile.shape[axis] for tile in tiles) for axis in (0, 1))
+    shape = [rows * (height + gap) - gap, columns * (width + gap) - gap, 3]
+    sheet = np.full(shape, background, np.uint8)
+    for i, tile in enumerate(tiles):
+        top = i // columns * (height + gap) + (height - tile.shape[0]) // 2
+        left = i % columns * (width + gap) + (width - tile.shape[1]) // 2
+        sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
     return sheet
 
 
 def amplify(difference: Any, factor: float) -> np.ndarray:
-    """A signed difference as a picture: mid-grey where nothing changed.
+    """A signed difference as an image: mid-gray where nothing changed.
 
     Args:
-      difference: f32[h w c] in [-1, 1], adversarial minus original.
-      factor: how much to enlarge it; `0.5 / eps` spends the whole range on an L-infinity radius. Say it in the caption.
+      difference: f32[h w c] in [-1, 1], such as adversarial minus original.
+      factor: enlargement; `0.5 / eps` uses the whole range for an Linf radius. State it in the
+        caption.
 
     Returns:
-      f32[h w c] in [0, 1]: `0.5 + factor * difference`; what goes past black or white saturates.
+      f32[h w c] in [0, 1]: `0.5 + factor * difference`, clipped.
+
+    Raises:
+      ValueError: `difference` is not float, or not in [-1, 1].
 
     Example:
       >>> amplify(np.array([[[-0.125, 0.0, 0.5]]]), 2).tolist()
@@ -154,6 +169,7 @@ def amplify(difference: Any, factor: float) -> np.ndarray:
     change = np.asarray(difference)
     if change.dtype.kind != "f" or not np.abs(change).max() <= 1:
         raise ValueError(
-            f"a difference of pictures is float in [-1, 1]; got {change.dtype}; subtract as float32 first"
+            f"`difference` is out of range: got {change.dtype}, expected float in [-1, 1]; "
+            "subtract as float32 first"
         )
     return np.clip(np.float32(0.5) + np.float32(factor) * change.astype(np.float32), 0, 1)
