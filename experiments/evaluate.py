@@ -68,7 +68,7 @@ def evaluate(
     run: reporting.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
 ) -> dict[str, Any]:
     """The result."""
-    spec = sets.remap_labels(spec, inference.class_table(clf))
+    spec = data.remap_labels(spec, inference.class_table(clf))
     predicted = sets.predictions(clf, variables, spec)
     if not len(predicted.labels):
         raise ValueError(
@@ -97,7 +97,7 @@ def main(run: reporting.Run) -> None:
     result = evaluate(run, clf, variables, spec, temperature)
     if eps:
         how = {"method": FLAGS.robust_attack, "queries": FLAGS.robust_queries, "seed": FLAGS.seed}
-        same = sets.remap_labels(spec, inference.class_table(clf))
+        same = data.remap_labels(spec, inference.class_table(clf))
         result["robust"] = {"now": robust.robust(clf, variables, same, eps=eps, **how)}
     page = pages.finish(run, result)
     low, high = (percent(p) for p in result["top1_ci95"])

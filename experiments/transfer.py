@@ -22,7 +22,6 @@ from absl import flags
 
 from tl import attacks, cli, data, labels, metrics, models, optim, paths, reporting
 from tl.data import DataSpec, augment
-from tl.data.split import remap_test_labels, split_validation
 from tl.evaluation import robust, sets
 from tl.evaluation.sets import accuracy, mean_of, predict_set
 from tl.models import Classifier, heads
@@ -276,7 +275,8 @@ def rounds(spec: DataSpec, test_spec: DataSpec | None, settings: Settings) -> It
                 f"seed{seed}",
                 seed,
                 data.Parts(
-                    *split_validation(spec, share, seed), remap_test_labels(test_spec, spec)
+                    *data.split_validation(spec, share, seed),
+                    data.remap_test_labels(test_spec, spec),
                 ),
             )
         elif settings.folds:
@@ -284,7 +284,7 @@ def rounds(spec: DataSpec, test_spec: DataSpec | None, settings: Settings) -> It
                 yield Round(
                     f"seed{seed}-fold{number}",
                     seed,
-                    data.Parts(*split_validation(train, share, seed), test),
+                    data.Parts(*data.split_validation(train, share, seed), test),
                 )
         else:
             parts = data.divide(

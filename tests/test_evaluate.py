@@ -106,7 +106,7 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
 def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pets: Path) -> None:
     """In `evaluate`, in `predict`, and by a user who calls what `load` returned on a batch of the same size."""
     clf, variables = models.load(str(saved))
-    spec = sets.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
+    spec = data.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
     said = sets.predictions(clf, jax.device_put(variables), spec)
     pictures = inference.read_images(clf, str(pets))
     assert [str(path) for path in pictures.paths] == [str(e.path) for e in said.examples]
@@ -127,14 +127,14 @@ def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
     with pytest.raises(
         ValueError, match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'"
     ):
-        sets.remap_labels(spec, inference.class_table(clf))
+        data.remap_labels(spec, inference.class_table(clf))
     imagenet = labels.imagenet()
     spec = dataclasses.replace(spec, classes=("tabby", "any cat"))
     with pytest.raises(
         ValueError,
-        match="the class 'any cat' of folder:.* names 5 learned classes; wanted one of them",
+        match="the class 'any cat' of folder:.* matches 5 learned classes, expected one",
     ):
-        sets.remap_labels(spec, imagenet)
+        data.remap_labels(spec, imagenet)
 
 
 def test_the_part_of_a_set_that_is_asked(pets: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
 def test_accuracy_under_attack(pets: Path) -> None:
     """Fewer stand an attack than are named rightly, and more queries are asked only of who has any."""
     clf, variables = network()
-    spec = sets.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
+    spec = data.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
     row = robust.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
     said = sets.predictions(clf, variables, spec)
     assert row["n"] == 18 and row["clean"] == (said.logits.argmax(axis=1) == said.labels).mean()

@@ -171,7 +171,7 @@ def test_table_parts_and_numbers(tmp_path: Path) -> None:
         (1, "validation"),
         (0, "test"),
     ]
-    with pytest.raises(ValueError, match="no picture of '9' is in the training part"):
+    with pytest.raises(ValueError, match="no image of '9' is in the training part"):
         divide(spec, seed=0)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tl.data
+from tl import labels
 from tl.data import (
     DataSpec,
     Example,
@@ -24,6 +25,8 @@ from tl.data import (
     folder,
     folds,
     leaks,
+    remap_labels,
+    remap_test_labels,
     split_by_content,
     split_digest,
     split_stratified,
@@ -144,13 +147,13 @@ def test_what_cannot_be_divided_is_named(pets: Path, tmp_path: Path) -> None:
     picture(tmp_path / "pets/ape/2.png", 200)  # the same bytes
     picture(tmp_path / "pets/yak/1.png", 201)
     with pytest.raises(
-        ValueError, match="'ape' has 1, 'yak' has 1 different pictures, wanted at least 2"
+        ValueError, match="'ape' has 1, 'yak' has 1 different images, expected at least 2"
     ):
         split_by_content(folder(pets))
     with pytest.raises(ValueError, match="'yak' has 1 different"):
         split_stratified(folder(pets), seed=0)
     for fraction in (0.0, 1.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="wanted a share between 0 and 1"):
+        with pytest.raises(ValueError, match="`test_fraction` must be in \\(0, 1\\): got"):
             split_by_content(folder(pets), test_fraction=fraction)
 
 
@@ -344,21 +347,22 @@ def test_classes_that_cannot_be_learned_or_divided(pets: Path, tmp_path: Path) -
     dogs_are_tested = ["test" if e.label == 1 else "train" for e in spec.examples]
     with pytest.raises(
         ValueError,
-        match="no picture of 'dog' is in the training part of folder:.*, wanted some of each",
+        match="no image of 'dog' is in the training part of folder:.*, expected at least one of each",
     ):
         divide(with_parts(spec, dogs_are_tested), seed=0)
-    with pytest.raises(ValueError, match="no picture of 'cat', 'dog' is in the training part"):
+    with pytest.raises(ValueError, match="no image of 'cat', 'dog' is in the training part"):
         divide(with_parts(spec, ["test"] * 17), seed=0)
-    with pytest.raises(ValueError, match="'cat' has 0, 'dog' has 0 different pictures"):
+    with pytest.raises(ValueError, match="'cat' has 0, 'dog' has 0 different images"):
         divide(dataclasses.replace(spec, examples=()), seed=0)
     for i in range(2):
         picture(tmp_path / "pets/ape" / f"{i}.png", 200 + i)
     with pytest.raises(
-        ValueError, match="'ape' has 1 different .* beside the test part, .* validation_fraction 0"
+        ValueError,
+        match="'ape' has 1 different .* in addition to the test part; .*`validation_fraction=0`",
     ):
         divide(folder(pets), seed=0)
     assert len(divide(folder(pets), validation_fraction=0, seed=0).test.examples) == 5
-    with pytest.raises(ValueError, match="validation_fraction is 1.0, wanted a share"):
+    with pytest.raises(ValueError, match="`validation_fraction` must be in \\(0, 1\\): got 1.0"):
         divide(spec, validation_fraction=1.0, seed=0)
 
 
@@ -390,11 +394,11 @@ def test_folds_test_every_picture_once(
 def test_folds_refuse(pets: Path, tmp_path: Path) -> None:
     for k in (1, 18):
         with pytest.raises(
-            ValueError, match=f"{k} folds of 17 different pictures, wanted at least 2"
+            ValueError, match=f"`folds` must be in .2, .* got {k} folds of 17 different"
         ):
             folds(folder(pets), k, seed=0)
     picture(tmp_path / "pets/ape/1.png", 200)
-    with pytest.raises(ValueError, match="'ape' has 1 different pictures, .* to make 3 folds"):
+    with pytest.raises(ValueError, match="'ape' has 1 different images, .* for 3 folds"):
         folds(folder(pets), 3, seed=0)
 
 
@@ -428,3 +432,37 @@ def test_real_photographs_of_the_same_puppies(shared_data: Path) -> None:
     assert same == ["dog.180.jpg", "dog.74.jpg"]
     train, test = tl.data.split(spec, seed=0)
     assert not leaks(train, test)
+
+
+# ------------------------------------------------------------------------------- labels by name
+
+
+def test_labels_are_remapped_by_the_exact_name(tmp_path: Path) -> None:
+    spec = made(tmp_path, [(0, b"x"), (1, b"y")])
+    remapped = remap_labels(spec, ["b", "c", "a"])
+    assert remapped.classes == ("b", "c", "a")
+    assert [example.label for example in remapped.examples] == [2, 0]
+    with pytest.raises(
+        ValueError, match=r"classes that were not learned: \['b'\]; nearest to 'b': 'B'"
+    ):
+        remap_labels(spec, ["a", "B"])
+
+
+def test_labels_are_remapped_by_the_synonyms_of_a_class_table(tmp_path: Path) -> None:
+    table = labels.from_names(["Russian Blue", "pug"])
+    spec = made(tmp_path, [(0, b"x"), (1, b"y")], classes=("pug", "russian_blue"))
+    remapped = remap_labels(spec, table)
+    assert remapped.classes == ("Russian Blue", "pug")
+    assert [example.label for example in remapped.examples] == [1, 0]
+
+
+def test_a_separate_test_set_shares_no_image_with_the_training_set(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(4)])
+    test = made(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 5)])
+    assert [e.label for e in remap_test_labels(test, spec).examples] == [1, 1]
+    test = made(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 1)])
+    with pytest.raises(
+        ValueError, match="test/1.png of the test set is also in `data`, as .*1.png"
+    ):
+        remap_test_labels(test, spec)

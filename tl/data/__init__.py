@@ -15,7 +15,17 @@ from tl.data.folder import folder
 from tl.data.loader import Batch, load
 from tl.data.packaged import Photograph, elpv, photographs
 from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored
-from tl.data.split import Parts, divide, folds, split, split_by_content, split_stratified
+from tl.data.split import (
+    Parts,
+    divide,
+    folds,
+    remap_labels,
+    remap_test_labels,
+    split,
+    split_by_content,
+    split_stratified,
+    split_validation,
+)
 from tl.data.table import table
 from tl.data.tfds import Record, tfds
 from tl.paths import nearest
@@ -86,10 +96,13 @@ __all__ = [
     "load",
     "names",
     "photographs",
+    "remap_labels",
+    "remap_test_labels",
     "split",
     "split_by_content",
     "split_digest",
     "split_stratified",
+    "split_validation",
     "table",
     "tfds",
 ]

@@ -1,12 +1,13 @@
-"""Divide a data set into parts in which no picture stands twice: neither byte for byte nor re-saved or resized.
+"""Division of a data set into parts that share no image, neither equal bytes nor near-duplicates.
 
-What "the same picture" is, `duplicates.py` says; a group of such pictures stays together. Parts that the makers of a set
-named (`Example.part`) are kept as they are, even where they leak; `leaks` and `doctor` tell.
+`duplicates.py` defines when two images are duplicates; a group of duplicates stays in one part.
+Official parts (`Example.part`) are kept as they are, even if they share images; `leaks` and
+`doctor` report that. A second data set can serve as the test set; `remap_labels` translates its
+labels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,20 +15,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl import paths
 from tl.data.duplicates import clusters, leaks
 from tl.data.spec import DataSpec, Split
+from tl.labels import ClassTable
+from tl.paths import nearest
 
-TO_DIVIDE = "to divide it; add pictures, or give a test set of its own"
+_ADVICE = "for a test part; add images, or provide a separate test set"
 
 
 class Parts(NamedTuple):
-    """A set in three, each with the classes of the whole and its examples in their order.
+    """Three parts of a data set, each with all its classes and its examples in their order.
 
     Attributes:
-      train: to learn from.
-      validation: to choose on (strengths, checkpoints, temperature); empty where none was asked for.
-      test: to measure on, once.
+      train: examples to train on.
+      validation: examples to select on (strengths, checkpoints, temperature); may be empty.
+      test: examples to measure on, once.
     """
 
     train: DataSpec
@@ -43,222 +45,315 @@ def divide(
     seed: int,
     near_duplicates: bool = True,
 ) -> Parts:
-    """Train, validation and test part.
+    """The training, validation and test part of a data set.
 
-    The set's own test and validation parts are taken where it has them. Otherwise the test part is that of `split`, and
-    validation comes from what is left by the same rule: never from the test part.
+    Official test and validation parts are used if they exist. Otherwise the test part is that of
+    `split`, and the validation part is taken from the remaining examples by the same rule.
 
     Args:
-      spec: the set.
-      test_fraction: share of the test part, in (0, 1); plays no part where the set has its own.
-      validation_fraction: share of what is left, in [0, 1); 0 leaves validation empty unless the set has its own.
+      spec: the data set.
+      test_fraction: fraction of the test part, in (0, 1); unused if there is an official one.
+      validation_fraction: fraction of the remaining examples, in [0, 1); 0 gives an empty
+        validation part unless there is an official one.
       seed: as in `split`.
-      near_duplicates: keep them on one side, beside equal files.
+      near_duplicates: keep near-duplicates in one part, in addition to equal files.
 
     Raises:
-      ValueError: a fraction outside its range, an unreadable file, classes or strata with too few different pictures to
-        divide, or a class with none to learn from.
+      ValueError: a fraction is outside its range, a file cannot be read, a class or stratum has too
+        few different images to divide, or a class has no image in the training part.
     """
-    names = clusters(spec, near=near_duplicates)
-    test = _test_rows(spec, names, test_fraction, seed)
+    groups = clusters(spec, near=near_duplicates)
+    test = _test_rows(spec, groups, test_fraction, seed)
     validation = _official(spec, "validation")
-    left = _without(range(len(spec.examples)), test + validation)
-    _teaches(spec, left)
+    train = _without(range(len(spec.examples)), test + validation)
+    _check_train_classes(spec, train)
     if validation_fraction and not validation:
         _check("validation_fraction", validation_fraction)
-        purpose = "beside the test part, to take a validation part from them; or ask for none with validation_fraction 0"
-        validation = _chosen(spec, names, left, validation_fraction, seed, purpose)
-        left = _without(left, validation)
-    train, *others = (_part(spec, rows) for rows in (left, validation, test))
-    return Parts(train, *(replace(part, skipped=()) for part in others))
+        advice = (
+            "for a validation part in addition to the test part; add images, or set "
+            "`validation_fraction=0`"
+        )
+        validation = _take(spec, groups, train, validation_fraction, seed, advice)
+        train = _without(train, validation)
+    return Parts(
+        _part(spec, train),
+        replace(_part(spec, validation), skipped=()),
+        replace(_part(spec, test), skipped=()),
+    )
 
 
 def split(
     spec: DataSpec, *, test_fraction: float = 0.25, seed: int, near_duplicates: bool = True
 ) -> tuple[DataSpec, DataSpec]:
-    """(train, test): the set's own test part, or as it asks for: by content, in which `seed` has no part, or stratified.
+    """(train, test): the official test part, or one by the rule `DataSpec.split`.
+
+    Args:
+      spec: the data set.
+      test_fraction: fraction of the test part, in (0, 1); unused if there is an official one.
+      seed: seed of a stratified split; a split by content does not use it.
+      near_duplicates: keep near-duplicates in one part, in addition to equal files.
 
     Raises:
       ValueError: as `divide`.
     """
     test = _test_rows(spec, clusters(spec, near=near_duplicates), test_fraction, seed)
-    _teaches(spec, _without(range(len(spec.examples)), test))
-    return _divided(spec, test)
+    _check_train_classes(spec, _without(range(len(spec.examples)), test))
+    return _train_and_test(spec, test)
 
 
 def split_by_content(
     spec: DataSpec, *, test_fraction: float = 0.25, near_duplicates: bool = True
 ) -> tuple[DataSpec, DataSpec]:
-    """(train, test), the same on every machine and whatever the files are called.
+    """(train, test), equal on every machine and for all file names.
 
-    Within a class, pictures that are the same are one group; groups are ordered by their smallest SHA-256 and the first
-    `round(test_fraction * groups)` of them, at least one and never all, are the test part. A group that stands in two
-    classes has a doubtful label: it stays in train, where it cannot spoil the measurement.
+    Within a class, duplicates form one group. Groups are sorted by their smallest SHA-256, and the
+    first `round(test_fraction * groups)` of them, at least one and never all, are the test part. A
+    group with two labels stays in the training part, because its label is doubtful.
 
     Args:
-      spec: the set; every file must be there. Its own parts play no part.
-      test_fraction: share of the test part, in (0, 1).
-      near_duplicates: count as the same, beside equal files.
+      spec: the data set; every file must be readable. Official parts are ignored.
+      test_fraction: fraction of the test part, in (0, 1).
+      near_duplicates: count near-duplicates as duplicates, in addition to equal files.
 
     Returns:
       Two specs with the classes of `spec` and its examples in their order.
 
     Raises:
-      ValueError: a fraction outside (0, 1), an unreadable file, or classes with fewer than two different pictures.
+      ValueError: the fraction is outside (0, 1), a file cannot be read, or a class has fewer than
+        two different images.
     """
     _check("test_fraction", test_fraction)
-    everything = range(len(spec.examples))
-    return _divided(
-        spec, _by_content(spec, clusters(spec, near=near_duplicates), everything, test_fraction)
-    )
+    rows = range(len(spec.examples))
+    groups = clusters(spec, near=near_duplicates)
+    return _train_and_test(spec, _by_content(spec, groups, rows, test_fraction))
 
 
 def split_stratified(
     spec: DataSpec, *, test_fraction: float = 0.25, seed: int, near_duplicates: bool = True
 ) -> tuple[DataSpec, DataSpec]:
-    """(train, test) at random, every stratum (label x `Example.stratum`) in its exact share.
+    """(train, test) at random, with the exact proportion of every stratum.
 
-    The test part has `round(test_fraction * n)` pictures, shared among the strata by largest remainder. Pictures that are
-    the same stay in train, all copies.
+    A stratum is a pair of label and `Example.stratum`. The test part has `round(test_fraction * n)`
+    images, distributed over the strata by largest remainder. All copies of duplicates stay in the
+    training part.
 
     Args:
-      spec: the set; its own parts play no part.
-      test_fraction: share of the test part, in (0, 1).
-      seed: of the NumPy generator (PCG64) that draws.
-      near_duplicates: count as the same, beside equal files.
+      spec: the data set; official parts are ignored.
+      test_fraction: fraction of the test part, in (0, 1).
+      seed: seed of the NumPy generator (PCG64).
+      near_duplicates: count near-duplicates as duplicates, in addition to equal files.
 
     Returns:
       Two specs with the classes of `spec` and its examples in their order.
 
     Raises:
-      ValueError: a fraction outside (0, 1), an unreadable file, or strata with fewer than two different pictures.
+      ValueError: the fraction is outside (0, 1), a file cannot be read, or a stratum has fewer than
+        two different images.
     """
     _check("test_fraction", test_fraction)
-    everything = range(len(spec.examples))
-    return _divided(
-        spec,
-        _stratified(spec, clusters(spec, near=near_duplicates), everything, test_fraction, seed),
-    )
+    rows = range(len(spec.examples))
+    groups = clusters(spec, near=near_duplicates)
+    return _train_and_test(spec, _stratified(spec, groups, rows, test_fraction, seed))
 
 
 def folds(
     spec: DataSpec, k: int, *, seed: int, near_duplicates: bool = True
 ) -> list[tuple[DataSpec, DataSpec]]:
-    """`k` pairs (train, test) whose test parts are disjoint, every stratum spread over them as evenly as it goes.
+    """`k` pairs (train, test) with disjoint test parts, each stratum distributed evenly over them.
 
-    Pictures that are the same are dealt out together. A group that stands in two classes is in every train part and in
-    no test part.
+    Duplicates stay in one fold. A group of duplicates with two labels is in every training part and
+    in no test part.
 
     Args:
-      spec: the set; its own parts play no part.
+      spec: the data set; official parts are ignored.
       k: number of folds, at least 2.
-      seed: of the NumPy generator (PCG64) that shuffles each stratum.
-      near_duplicates: count as the same, beside equal files.
+      seed: seed of the NumPy generator (PCG64) that shuffles each stratum.
+      near_duplicates: count near-duplicates as duplicates, in addition to equal files.
 
     Raises:
-      ValueError: `k` below 2, an unreadable file, or classes with fewer than two different pictures or a set with fewer
-        than `k`.
+      ValueError: `k` is below 2 or above the number of different images, a file cannot be read, or
+        a class has fewer than two different images.
     """
-    names = clusters(spec, near=near_duplicates)
-    groups = _groups(spec, names, range(len(spec.examples)))
+    groups = _groups(spec, clusters(spec, near=near_duplicates), range(len(spec.examples)))
     if not 2 <= k <= len(groups):
         raise ValueError(
-            f"{k} folds of {len(groups)} different pictures, wanted at least 2 and no more than there are"
+            f"`folds` must be in [2, number of different images]: got {k} folds of {len(groups)} "
+            "different images"
         )
     strata = defaultdict(list)
     for name, rows in groups.items():
         example = spec.examples[rows[0]]
         strata[example.label, example.stratum].append(name)
     sizes = Counter(dict.fromkeys(spec.classes, 0))
-    for (label, _), members in strata.items():
-        sizes[spec.classes[label]] += len(members)
-    _enough(sizes, f"to make {k} folds")
+    for (label, _), names in strata.items():
+        sizes[spec.classes[label]] += len(names)
+    _check_sizes(sizes, f"for {k} folds; add images")
     rng, dealt = np.random.default_rng(seed), 0
     tests: list[list[int]] = [[] for _ in range(k)]
     for key in sorted(strata):
         for name in rng.permutation(sorted(strata[key])):
             tests[dealt % k] += groups[str(name)]
-            dealt += 1  # goes on where the last stratum ended, so that the folds are of one size
-    return [_divided(spec, test) for test in tests]
+            dealt += 1  # continues after the last stratum, so that all folds have the same size
+    return [_train_and_test(spec, test) for test in tests]
+
+
+def split_validation(spec: DataSpec, fraction: float, seed: int) -> tuple[DataSpec, DataSpec]:
+    """(train, validation) of a data set without a test part; `fraction` 0 gives no validation part.
+
+    Raises:
+      ValueError: as `split`.
+    """
+    if not fraction:
+        return spec, replace(spec, examples=(), skipped=())
+    return split(spec, test_fraction=fraction, seed=seed)
+
+
+def remap_labels(spec: DataSpec, classes: Sequence[str] | ClassTable) -> DataSpec:
+    """The same examples with labels that index other classes, matched by name.
+
+    Args:
+      spec: the data set.
+      classes: class names, which must match exactly, or the class table of a classifier, which also
+        accepts synonyms and other spellings (`ClassTable.find`).
+
+    Returns:
+      The data set with the classes of `classes`.
+
+    Raises:
+      ValueError: a class of `spec` is missing in `classes`, or matches several of them.
+
+    Example:
+      >>> pets = DataSpec("pets", (), ("dog", "cat"), "", "")
+      >>> remap_labels(pets, ["cat", "dog", "bird"]).classes
+      ('cat', 'dog', 'bird')
+    """
+    if isinstance(classes, ClassTable):
+        names, indices = classes.display_names, _indices(spec, classes)
+    else:
+        names = tuple(classes)
+        if unknown := sorted(set(spec.classes) - set(names)):
+            raise ValueError(
+                f"{spec.name} has classes that were not learned: {unknown[:5]}; nearest to "
+                f"{unknown[0]!r}: {nearest(unknown[0], names)}"
+            )
+        indices = [names.index(name) for name in spec.classes]
+    examples = tuple(replace(e, label=indices[e.label]) for e in spec.examples)
+    return replace(spec, examples=examples, classes=names)
+
+
+def remap_test_labels(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
+    """A separate test set for `spec`, with labels that index the classes of `spec`.
+
+    Raises:
+      ValueError: a class is missing in `spec`, or the two data sets share images.
+    """
+    test_spec = remap_labels(test_spec, spec.classes)
+    if shared := leaks(spec, test_spec):
+        (in_train, in_test), more = shared[0], f", and {len(shared) - 1} more"
+        raise ValueError(
+            f"{in_test} of the test set is also in `data`, as {in_train}"
+            f"{more if len(shared) > 1 else ''}; remove it from one of them, because an image in "
+            "both would be tested on after training on it"
+        )
+    return test_spec
+
+
+def _indices(spec: DataSpec, table: ClassTable) -> list[int]:
+    """The index in `table` of each class of `spec`."""
+    indices = []
+    for name in spec.classes:
+        try:
+            matches = table.find(name)
+        except ValueError as error:
+            raise ValueError(f"{spec.name} has a class that was not learned: {error}") from None
+        if len(matches) != 1:
+            raise ValueError(
+                f"the class {name!r} of {spec.name} matches {len(matches)} learned classes, "
+                "expected one; rename the class"
+            )
+        indices.append(matches[0])
+    return indices
 
 
 def _official(spec: DataSpec, part: str) -> list[int]:
     return [i for i, example in enumerate(spec.examples) if example.part == part]
 
 
-def _test_rows(spec: DataSpec, names: Sequence[str], fraction: float, seed: int) -> list[int]:
-    """The set's own test part, or one taken from what is not its validation part."""
+def _test_rows(spec: DataSpec, groups: Sequence[str], fraction: float, seed: int) -> list[int]:
+    """The official test part, or one taken from the examples outside the validation part."""
     _check("test_fraction", fraction)
-    left = _without(range(len(spec.examples)), _official(spec, "validation"))
-    return _official(spec, "test") or _chosen(spec, names, left, fraction, seed)
+    rows = _without(range(len(spec.examples)), _official(spec, "validation"))
+    return _official(spec, "test") or _take(spec, groups, rows, fraction, seed)
 
 
-def _chosen(
+def _take(
     spec: DataSpec,
-    names: Sequence[str],
+    groups: Sequence[str],
     rows: Sequence[int],
     fraction: float,
     seed: int,
-    purpose: str = TO_DIVIDE,
+    advice: str = _ADVICE,
 ) -> list[int]:
-    """The share of `rows` that the set's own rule takes away."""
+    """The fraction of `rows` that the rule of the data set selects."""
     if spec.split is Split.CONTENT:
-        return _by_content(spec, names, rows, fraction, purpose)
-    return _stratified(spec, names, rows, fraction, seed, purpose)
+        return _by_content(spec, groups, rows, fraction, advice)
+    return _stratified(spec, groups, rows, fraction, seed, advice)
 
 
-def _groups(spec: DataSpec, names: Sequence[str], rows: Sequence[int]) -> dict[str, list[int]]:
-    """Rows by the name of what they show, sorted by name, without those that stand in two classes."""
-    groups: dict[str, list[int]] = defaultdict(list)
+def _groups(spec: DataSpec, groups: Sequence[str], rows: Sequence[int]) -> dict[str, list[int]]:
+    """Rows by group, sorted by the name of the group, without groups that have two labels."""
+    rows_of: dict[str, list[int]] = defaultdict(list)
     for i in rows:
-        groups[names[i]].append(i)
+        rows_of[groups[i]].append(i)
     return {
-        name: groups[name]
-        for name in sorted(groups)
-        if len({spec.examples[i].label for i in groups[name]}) == 1
+        name: rows_of[name]
+        for name in sorted(rows_of)
+        if len({spec.examples[i].label for i in rows_of[name]}) == 1
     }
 
 
 def _by_content(
     spec: DataSpec,
-    names: Sequence[str],
+    groups: Sequence[str],
     rows: Sequence[int],
     fraction: float,
-    purpose: str = TO_DIVIDE,
+    advice: str = _ADVICE,
 ) -> list[int]:
     classes: list[list[list[int]]] = [[] for _ in spec.classes]
-    for group in _groups(spec, names, rows).values():
+    for group in _groups(spec, groups, rows).values():
         classes[spec.examples[group[0]].label].append(group)
-    _enough(
-        {name: len(groups) for name, groups in zip(spec.classes, classes, strict=True)}, purpose
+    _check_sizes(
+        {n: len(in_class) for n, in_class in zip(spec.classes, classes, strict=True)}, advice
     )
     return [
-        i for groups in classes for group in groups[: _share(fraction, len(groups))] for i in group
+        i
+        for in_class in classes
+        for group in in_class[: _count(fraction, len(in_class))]
+        for i in group
     ]
 
 
-def _share(fraction: float, n: int) -> int:
-    """At least one, and never all."""
+def _count(fraction: float, n: int) -> int:
+    """At least one and never all of `n`."""
     return min(max(round(fraction * n), 1), n - 1)
 
 
 def _stratified(
     spec: DataSpec,
-    names: Sequence[str],
+    groups: Sequence[str],
     rows: Sequence[int],
     fraction: float,
     seed: int,
-    purpose: str = TO_DIVIDE,
+    advice: str = _ADVICE,
 ) -> list[int]:
-    copies = Counter(names[i] for i in rows)
+    copies = Counter(groups[i] for i in rows)
     strata: dict[tuple[int, str], list[int]] = defaultdict(list)
     for i in rows:
         example = spec.examples[i]
-        strata[example.label, example.stratum] += [i] if copies[names[i]] == 1 else []
+        strata[example.label, example.stratum] += [i] if copies[groups[i]] == 1 else []
     keys = sorted(strata)
-    _enough(
-        {" ".join(filter(None, (spec.classes[k[0]], k[1]))): len(strata[k]) for k in keys}, purpose
-    )
+    names = [" ".join(filter(None, (spec.classes[label], stratum))) for label, stratum in keys]
+    _check_sizes({n: len(strata[k]) for n, k in zip(names, keys, strict=True)}, advice)
     sizes = np.array([len(strata[k]) for k in keys])
     counts = np.floor(fraction * sizes).astype(int)
     missing = max(round(fraction * int(sizes.sum())) - int(counts.sum()), 0)
@@ -269,64 +364,41 @@ def _stratified(
     return np.concatenate(drawn).tolist()
 
 
-def _without(rows: Iterable[int], taken: Iterable[int]) -> list[int]:
-    gone = set(taken)
-    return [i for i in rows if i not in gone]
+def _without(rows: Iterable[int], removed: Iterable[int]) -> list[int]:
+    removed = set(removed)
+    return [i for i in rows if i not in removed]
 
 
 def _part(spec: DataSpec, rows: Iterable[int]) -> DataSpec:
     return replace(spec, examples=tuple(spec.examples[i] for i in sorted(rows)))
 
 
-def _divided(spec: DataSpec, test: list[int]) -> tuple[DataSpec, DataSpec]:
+def _train_and_test(spec: DataSpec, test: list[int]) -> tuple[DataSpec, DataSpec]:
     train = _without(range(len(spec.examples)), test)
     return _part(spec, train), replace(_part(spec, test), skipped=())
 
 
 def _check(name: str, fraction: float) -> None:
     if not 0 < fraction < 1:
-        raise ValueError(f"{name} is {fraction}, wanted a share between 0 and 1")
+        raise ValueError(f"`{name}` must be in (0, 1): got {fraction}")
 
 
-def _teaches(spec: DataSpec, rows: Iterable[int]) -> None:
-    taught = {spec.examples[i].label for i in rows}
-    unknown = [name for label, name in enumerate(spec.classes) if label not in taught]
-    if unknown:
+def _check_train_classes(spec: DataSpec, rows: Iterable[int]) -> None:
+    present = {spec.examples[i].label for i in rows}
+    absent = [name for label, name in enumerate(spec.classes) if label not in present]
+    if absent:
+        more = f" and {len(absent) - 5} more" if absent[5:] else ""
         raise ValueError(
-            f"no picture of {', '.join(map(repr, unknown[:5]))}{f' and {len(unknown) - 5} more' if unknown[5:] else ''} is "
-            f"in the training part of {spec.name}, wanted some of each class to learn from; move some there, or leave the "
-            "class out"
+            f"no image of {', '.join(map(repr, absent[:5]))}{more} is in the training part of "
+            f"{spec.name}, expected at least one of each class; move images there, or remove the "
+            "class"
         )
 
 
-def _enough(sizes: Mapping[str, int], purpose: str) -> None:
-    few = [f"{name!r} has {n}" for name, n in sizes.items() if n < 2]
-    if few:
+def _check_sizes(sizes: Mapping[str, int], advice: str) -> None:
+    small = [f"{name!r} has {n}" for name, n in sizes.items() if n < 2]
+    if small:
         raise ValueError(
-            f"{', '.join(few)} different pictures, wanted at least 2 in each class and stratum {purpose}"
+            f"{', '.join(small)} different images, expected at least 2 in each class and stratum "
+            f"{advice}"
         )
-
-
-def split_validation(spec: DataSpec, share: float, seed: int) -> tuple[DataSpec, DataSpec]:
-    """(train, validation) of a set that is all for learning."""
-    if not share:
-        return spec, dataclasses.replace(spec, examples=(), skipped=())
-    return split(spec, test_fraction=share, seed=seed)
-
-
-def remap_test_labels(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
-    """The test set with its labels counted as `spec` counts them; what it shares with `spec` is an error."""
-    if unknown := sorted(set(test_spec.classes) - set(spec.classes)):
-        raise ValueError(
-            f"{test_spec.name} has classes that were not learned: {unknown[:5]}; nearest to {unknown[0]!r}: "
-            f"{paths.nearest(unknown[0], spec.classes)}"
-        )
-    if shared := leaks(spec, test_spec):
-        (ours, theirs), more = shared[0], f", and {len(shared) - 1} more" if len(shared) > 1 else ""
-        raise ValueError(
-            f"{theirs} of the test set is also in --data, as {ours}{more}; take it out of one of them, for it would be "
-            "tested on what was learned"
-        )
-    to_ours = [spec.classes.index(name) for name in test_spec.classes]
-    examples = tuple(dataclasses.replace(e, label=to_ours[e.label]) for e in test_spec.examples)
-    return dataclasses.replace(test_spec, examples=examples, classes=spec.classes)

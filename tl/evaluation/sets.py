@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import numpy as np
 from tl import data, inference, metrics, pixels, reporting
 from tl.data import DataSpec, Skipped
 from tl.inference import features
-from tl.labels import ClassTable
 from tl.models import Classifier, heads
 from tl.training import inputs
 from tl.types import Variables
@@ -40,23 +38,6 @@ class Predictions(NamedTuple):
     labels: np.ndarray
     examples: list[data.Example]
     skipped: tuple[Skipped, ...]
-
-
-def remap_labels(spec: DataSpec, table: ClassTable) -> DataSpec:
-    """The set with its labels counted as a classifier's logits are, matched by name; ValueError where one is not among them."""
-    indices = []
-    for name in spec.classes:
-        try:
-            found = table.find(name)
-        except ValueError as error:
-            raise ValueError(f"{spec.name} has a class that was not learned: {error}") from None
-        if len(found) != 1:
-            raise ValueError(
-                f"the class {name!r} of {spec.name} names {len(found)} learned classes; wanted one of them"
-            )
-        indices.append(found[0])
-    examples = tuple(dataclasses.replace(e, label=indices[e.label]) for e in spec.examples)
-    return dataclasses.replace(spec, examples=examples, classes=table.display_names)
 
 
 def predictions(
