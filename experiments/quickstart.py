@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import attack, ideal, predict, transfer
-from tl import cli, data, inference, reporting
+from experiments import attack, predict, transfer
+from tl import cli, data, inference, pages, reporting
 from tl.evaluation.attacked import Settings
 from tl.pages import common
-from tl.visualize import grid, specs
+from tl.visualize import grid, ideal, specs
 
 FLAGS = flags.FLAGS
 DALMATIAN = 251  # its ImageNet class; one of foolbox's photographs
@@ -52,11 +52,12 @@ def main(run: reporting.Run) -> None:
     )
 
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
-    objective_specs = specs.class_objectives(clf, "tabby,zebra")
-    how = grid.Settings(tv=(300.0, 0.0), steps=64 if FLAGS.quick else grid.STEPS, seed=FLAGS.seed)
-    climbed, climbed_sections = ideal.ideal(
-        run, [grid.network(clf, variables)], objective_specs, how
+    chosen = specs.class_objectives(clf, "tabby,zebra")
+    how = grid.IdealSettings(
+        tv=(300.0, 0.0), steps=64 if FLAGS.quick else grid.STEPS, seed=FLAGS.seed
     )
+    climbed = ideal.save(run, ideal.ideal([grid.network(clf, variables)], chosen, how))
+    climbed_sections = pages.ideal.page(reporting.jsonable(climbed), run.workdir).sections
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)

@@ -39,7 +39,10 @@ LAYOUT: Sequence[str] = [
             "training",
             "rules step adversarial probe inputs recipe phase checkpoints loop rate_finder fit __init__",
         ),
-        ("visualize", "objectives images specs render filters maps exemplars judge grid __init__"),
+        (
+            "visualize",
+            "objectives images specs render filters maps exemplars judge grid ideal __init__",
+        ),
         ("evaluation", "sets robust postprocessing perceptual attacked __init__"),
         ("pages", "common activations training evaluation attack ideal __init__"),
         ("", "cli __init__"),

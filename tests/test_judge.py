@@ -38,7 +38,7 @@ def test_contrast_and_brightness_do_not_matter(gain: float, shift: float) -> Non
 
 def test_a_picture_of_one_colour_has_no_slope_and_a_small_one_too_few_rings() -> None:
     assert np.isfinite(judge.spectral_slope(np.full((1, 64, 64, 3), 0.5, np.float32))).all()
-    with pytest.raises(ValueError, match="at least 32 pixels a side; got 31 x 64"):
+    with pytest.raises(ValueError, match="got 31 x 64, expected at least 32 pixels"):
         judge.spectral_slope(np.zeros((1, 31, 64, 3), np.float32))
 
 
@@ -57,5 +57,5 @@ def test_diversity_by_hand() -> None:
     assert judge.diversity(np.ones((4, 5))) == pytest.approx(0.0, abs=1e-9)
     assert judge.diversity(np.array([[1.0, 0.0], [1.0, 1.0]])) == pytest.approx(1 - np.sqrt(0.5))
     assert judge.diversity(np.array([[1.0, 0.0], [-2.0, 0.0]])) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="at least two images; got 1"):
+    with pytest.raises(ValueError, match="too few images: got 1, expected at least 2"):
         judge.diversity(np.ones((1, 3)))

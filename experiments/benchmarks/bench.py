@@ -285,11 +285,11 @@ def ideal_images(arch: str, peers: dict[str, str]) -> list[dict[str, Any]]:
     n, steps = FLAGS.batch_size, FLAGS.steps
     clf, variables = models.load(arch, weights="random")
     network = grid.network(clf.with_dtype(FLAGS.dtype), variables)
-    objective_specs = specs.class_objectives(clf, ",".join(str(i) for i in range(n)))
-    how = grid.Settings(steps=steps, size=FLAGS.size, frames=0, seed=FLAGS.seed)
+    chosen = specs.class_objectives(clf, ",".join(str(i) for i in range(n)))
+    how = grid.IdealSettings(steps=steps, size=FLAGS.size, frames=0, seed=FLAGS.seed)
 
-    def climb(how: grid.Settings) -> Callable[[], Any]:
-        call = grid.climber([network], grid.grid(objective_specs, how), how)
+    def climb(how: grid.IdealSettings) -> Callable[[], Any]:
+        call = grid.make_ascent([network], grid.make_cells(chosen, how), how)
         return lambda: jax.block_until_ready(call())
 
     members = jnp.arange(n)[:, None] == jnp.arange(len(inference.class_table(clf)))[None]

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from tl import reporting
-from tl.pages import evaluation
+from tl.pages import evaluation, ideal
 from tl.pages.common import Page
 
-PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {"evaluate": evaluation.page}
+PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "evaluate": evaluation.page,
+    "ideal": ideal.page,
+}
 """Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""
 
 

@@ -21,14 +21,19 @@ class Page(NamedTuple):
     sections: list[reporting.Html]
 
 
-def figure(folder: Path, path: str) -> np.ndarray:
-    """An image that a run saved, uint8[h w 3].
+def figure_path(folder: Path, path: str) -> Path:
+    """The file of a figure in a run's folder, wherever that folder is now.
 
     Args:
       folder: the run's folder.
-      path: relative to `folder`, as `Run.relative` returns it.
+      path: as `Run.relative` returns it; of an absolute path the last part is used.
     """
-    return data.decode(folder / path)
+    return folder / "figures" / Path(path).name
+
+
+def figure(folder: Path, path: str) -> np.ndarray:
+    """An image that a run saved, uint8[h w 3]; arguments as for `figure_path`."""
+    return data.decode(figure_path(folder, path))
 
 
 def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> list[reporting.Bar]:

@@ -1,150 +1,141 @@
-"""Sections of a page about ideal images."""
+"""The page of ideal images."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tl import data, reporting
-from tl.models import Classifier
+from tl import reporting
 from tl.pages import common
+from tl.pages.common import Page
 from tl.reporting import Html
-from tl.visualize import exemplars, render
-from tl.visualize.grid import Cell, Settings, names_of
-from tl.visualize.specs import OF_A_PHOTOGRAPH, ObjectiveSpec
+from tl.visualize.specs import KINDS
 
 
-def page(
-    run: reporting.Run,
-    clf: Classifier,
-    cells: Sequence[Cell],
-    how: Settings,
-    found: render.Ideal,
-    saved: np.ndarray,
-    result: dict[str, Any],
-    pictures: dict[ObjectiveSpec, exemplars.Top],
-    photograph: np.ndarray | None,
-) -> list[Html]:
-    """The sections: each image large, how it came to be, what is said of it, and the way to make it again."""
+def page(result: Mapping[str, Any], folder: Path) -> Page:
+    """The page of `result.json` of `ideal`.
+
+    Args:
+      result: as `tl.visualize.ideal.save` returns it.
+      folder: the run's folder, which holds `figures/` and `config.json`.
+    """
+    words = dict.fromkeys(row["target"] for row in result["images"])
+    arch = result["judged_by"]["network"]
+    lead = f"Images that {arch} rates as ideal for {' or '.join(words)}."
+    sections = [
+        images_section(result, folder),
+        numbers_section(result),
+        settings_section(result, folder),
+    ]
+    return Page("Ideal images", lead, sections)
+
+
+def images_section(result: Mapping[str, Any], folder: Path) -> Html:
+    """Each image with its optimization path, held-out probabilities and top-activating real images."""
+    settings = result["settings"]
     strips = []
-    for i, (cell, row) in enumerate(zip(cells, result["images"], strict=True)):
-        words = [
-            f"total variation {row['tv']:.3f} (weight {cell.tv:g})",
-            f"spectral slope {row['spectral_slope']:.2f}",
-        ]
-        if row["probability"] is None:
-            words.insert(0, f"value {row['value']:.4g}" + (", a dead unit" if row["dead"] else ""))
-        classes = cell.objective_spec.classes
-        cards = [
-            reporting.card(
-                saved[i],
-                title="ideal" if how.steps else "where a climb would begin",
-                caption="; ".join(words),
-                bars=common.bars(row["called"], classes),
-                alt=f"the ideal image of {cell.objective_spec.word}",
-            )
-        ]
-        if len(found.frames):
-            film = reporting.animation(
-                [found.start[i], *found.frames[:, i]], seconds=3.0, alt="the climb, from noise on"
-            )
-            cards.append(
-                reporting.card(
-                    film,
-                    title="the climb",
-                    caption=f"{how.steps} steps, {len(found.frames)} of them shown",
-                )
-            )
-        if photograph is not None:
-            about = (
-                "whose activations are wanted"
-                if cell.objective_spec.kind in OF_A_PHOTOGRAPH
-                else "where the climb began"
-            )
-            cards.append(reporting.card(photograph, title="the photograph", caption=about))
-        if row["judges"]:
-            opinion = [reporting.Bar(arch, p) for arch, p in row["judges"].items()]
-            text = reporting.note(
-                f"How probable {cell.objective_spec.word} is to networks that took no part"
-            )
-            cards.append(
-                reporting.tag(
-                    "figure",
-                    "card",
-                    reporting.tag("figcaption", "title", "judges"),
-                    text,
-                    reporting.bars(opinion),
-                )
-            )
-        if cell.objective_spec in pictures:
-            real = reporting.contact_sheet(
-                [_small(clf, path) for path, _ in pictures[cell.objective_spec]], columns=3
-            )
-            cards.append(
-                reporting.card(
-                    real, title="nine photographs", caption="that activate the same unit most"
-                )
-            )
-        title = cell.objective_spec.word + (f", variation {cell.tv:g}" if len(how.tv) > 1 else "")
-        strips.append(
-            reporting.strip(
-                cards, title=title + (f", noise {cell.replicate}" if how.count > 1 else "")
-            )
-        )
-    names = names_of(how, [cell.objective_spec for cell in cells])
-    seen = " and ".join(names) or "no transform"
-    lead = (
-        f"{clf.arch} climbed its own objective for {how.steps} steps in {how.parameterization} form with {how.optimizer}, seen "
-        f"through {seen}. What it looks like comes from the network alone. Probabilities are of the saved PNG."
+    for row in result["images"]:
+        title = row["target"]
+        title += f", variation weight {row['tv_weight']:g}" if len(settings["tv"]) > 1 else ""
+        title += f", noise {row['replicate']}" if settings["count"] > 1 else ""
+        strips.append(reporting.strip(_cards(row, result, folder), title=title))
+    transforms = " and ".join(settings["transforms"]) or "no transform"
+    text = (
+        f"Each image maximizes an objective of {result['judged_by']['network']}: {settings['steps']} steps of "
+        f"{settings['optimizer']} in the {settings['parameterization']} parameterization, under the random transforms "
+        f"{transforms}. No photograph or generative model shapes it. Probabilities are of the saved PNG."
     )
-    sections = [reporting.section("Ideal images", *strips, text=lead)]
-    mean, photos = result["judged_by"]["mean"], result["photographs"]
-    figures: dict[str, object] = {"images": len(cells)}
-    own = [row["probability"] for row in result["images"] if row["probability"] is not None]
-    figures |= {"own network, mean": reporting.percent(float(np.mean(own)))} if own else {}
-    figures |= {"other networks, mean": reporting.percent(mean)} if mean is not None else {}
-    parts = [reporting.numbers(figures)]
+    return reporting.section("Ideal images", *strips, text=text)
+
+
+def _cards(row: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> list[Html]:
+    """The cards of one image."""
+    steps = result["settings"]["steps"]
+    slope = row["spectral_slope"]
+    caption = [f"total variation {row['tv']:.3f} (weight {row['tv_weight']:g})"]
+    caption += [] if slope is None else [f"spectral slope {slope:.2f}"]
+    if row["probability"] is None:
+        caption.insert(0, f"value {row['value']:.4g}" + (", a dead unit" if row["dead"] else ""))
+    cards = [
+        reporting.card(
+            common.figure(folder, row["png"]),
+            title="ideal" if steps else "the start of the optimization",
+            caption="; ".join(caption),
+            bars=common.bars(row["called"], row["classes"]),
+            alt=f"the ideal image of {row['target']}",
+        )
+    ]
+    if row["film"]:
+        animation = reporting.saved_animation(
+            common.figure_path(folder, row["film"]), alt="the optimization path, from the start on"
+        )
+        cards.append(reporting.card(animation, title="optimization", caption=f"{steps} steps"))
+    if "photograph" in result:
+        reads = KINDS[row["objective"]].target.photograph
+        use = "whose activations are the target" if reads else "the start of the optimization"
+        photograph = common.figure(folder, result["photograph"]["png"])
+        cards.append(reporting.card(photograph, title="photograph", caption=use))
+    if row["judges"]:
+        note = reporting.note(f"Probability of {row['target']} under networks that took no part")
+        bars = reporting.bars([reporting.Bar(arch, p) for arch, p in row["judges"].items()])
+        heading = reporting.tag("figcaption", "title", "held-out networks")
+        cards.append(reporting.tag("figure", "card", heading, note, bars))
+    if "top_activating" in row:
+        sheet = common.figure(folder, row["top_activating"]["png"])
+        caption = (
+            f"the {len(row['top_activating']['images'])} real images with the highest activation"
+        )
+        cards.append(reporting.card(sheet, title="top-activating images", caption=caption))
+    return cards
+
+
+def numbers_section(result: Mapping[str, Any]) -> Html:
+    """Mean probabilities, the statistics of photographs, and diversity."""
+    rows, mean, photos = result["images"], result["judged_by"]["mean"], result["photographs"]
+    numbers: dict[str, object] = {"images": len(rows)}
+    own = [row["probability"] for row in rows if row["probability"] is not None]
+    percent = reporting.percent
+    numbers |= {"mean probability": percent(float(np.mean(own)))} if own else {}
+    numbers |= {"under held-out networks": percent(mean)} if mean is not None else {}
+    parts = [reporting.numbers(numbers)]
     if photos:
         tv, slope = photos["tv"], photos["spectral_slope"]
         parts.append(
             reporting.note(
-                f"{photos['n']} photographs at this size have a total variation of {tv['mean']:.3f} ({tv['low']:.3f} to "
-                f"{tv['high']:.3f}) and a spectral slope of {slope['mean']:.2f} ({slope['low']:.2f} to {slope['high']:.2f})."
+                f"{photos['n']} photographs of this size have a total variation of {tv['mean']:.3f} "
+                f"({tv['low']:.3f} to {tv['high']:.3f}) and a spectral slope of {slope['mean']:.2f} "
+                f"({slope['low']:.2f} to {slope['high']:.2f})."
             )
         )
-    if "diversity" in result:
-        rows = [
-            (each["target"], each["tv_weight"], each["diversity"]) for each in result["diversity"]
-        ]
-        caption = f"One less the mean cosine of features of {result['diversity'][0]['by']}: 0 where images are alike"
-        parts.append(
-            reporting.table(
-                rows, ["target", "weight of variation", "diversity over noises"], caption=caption
-            )
+    if diversity := result.get("diversity"):
+        cells = [(row["target"], row["tv_weight"], row["diversity"]) for row in diversity]
+        header = ["target", "variation weight", "diversity"]
+        caption = (
+            f"One minus the mean cosine of the features of {diversity[0]['by']}; 0: equal images"
         )
-    sections.append(reporting.section("In numbers", *parts))
-    command = re.sub(r"^.*-m experiments\.", "./launch.sh ", str(run.config["command"]))
-    again = reporting.tag("p", "", reporting.tag("code", "", command))
-    weights = {"tv": sorted({cell.tv for cell in cells}), "size": saved.shape[1], "names": names}
-    chosen = [(name, _told(value)) for name, value in {**how._asdict(), **weights}.items()]
-    text = "The same seed gives the same image, to the last bit."
-    sections.append(
-        reporting.section(
-            "Make it again", again, reporting.table(chosen, ["setting", "value"]), text=text
-        )
+        parts.append(reporting.table(cells, header, caption=caption))
+    return reporting.section("In numbers", *parts)
+
+
+def settings_section(result: Mapping[str, Any], folder: Path) -> Html:
+    """The command and the settings that make the same images again."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    command = re.sub(r"^.*-m experiments\.", "./launch.sh ", config["command"])
+    code = reporting.tag("p", "", reporting.tag("code", "", command))
+    rows = [(name, _in_words(value)) for name, value in result["settings"].items()]
+    text = "The same seed gives the same image, bit for bit, on the same machine and versions."
+    return reporting.section(
+        "Reproduce", code, reporting.table(rows, ["setting", "value"]), text=text
     )
-    return sections
 
 
-def _told(value: Any) -> str:
-    """A setting as a reader takes it."""
+def _in_words(value: Any) -> str:
+    """A setting as displayed."""
     if value is None:
-        return "the objective's own"
-    return ", ".join(map(_told, value)) or "none" if isinstance(value, list | tuple) else f"{value}"
-
-
-def _small(clf: Classifier, path: data.Source) -> np.ndarray:
-    return clf.with_pixels(size=96, crop=1.0).prepare(data.decode(path))
+        return "the objective's default"
+    return ", ".join(map(_in_words, value)) or "none" if isinstance(value, list) else f"{value}"

@@ -22,9 +22,11 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from tl.reporting.images import as_uint8, save_animation, save_png
 
@@ -135,6 +137,20 @@ def animation(frames: Sequence[Any], *, seconds: float = 4.0, alt: str = "") -> 
     height, width = as_uint8(frames[0]).shape[:2]
     alt = alt or f"animation of {len(frames)} frames, {width} by {height} pixels"
     return tag("img", "", src=_embedded("webp", file), width=width, height=height, alt=alt)
+
+
+def saved_animation(path: Path, *, alt: str = "") -> Html:
+    """An animation that a run has saved, embedded as it is: `card(saved_animation(path))`.
+
+    Args:
+      path: a WebP file, as `Run.animation` writes it.
+      alt: text for readers who cannot see it. Default: its size.
+    """
+    with Image.open(path) as file:
+        width, height = file.size
+    data = io.BytesIO(path.read_bytes())
+    alt = alt or f"animation, {width} by {height} pixels"
+    return tag("img", "", src=_embedded("webp", data), width=width, height=height, alt=alt)
 
 
 def _embedded(kind: str, file: io.BytesIO) -> str:

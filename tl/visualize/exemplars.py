@@ -1,21 +1,21 @@
-"""The real pictures that a unit, or a class, answers most: what a channel is for, told by examples.
+"""The real images that activate a channel or a class most.
 
-Activations come from the feature bank (`features`), so a second channel costs no second pass. Which channels one picture
-drives is `tl.visualize.maps`; pictures that are made for a unit are `tl.visualize.render`'s.
+Activations come from the feature bank (`tl.inference.features`), so a second channel needs no second pass. Which channels an
+image activates is in `tl.visualize.maps`; images that are optimized for a unit are in `tl.visualize.render`.
 
-Reference: Zeiler & Fergus 2014, arXiv:1311.2901, section 4 (the nine strongest pictures of a feature map).
+Reference:
+  Zeiler & Fergus 2014, arXiv:1311.2901, section 4 (the nine strongest activations of a feature map).
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from tl import data, pixels
+from tl import data, inference, pixels
 from tl.data import Batch, Source
 from tl.inference import features
 from tl.models import Classifier, heads
@@ -23,13 +23,13 @@ from tl.paths import nearest
 from tl.types import Array, Variables
 
 Top = list[tuple[Source, float]]
-"""Pictures and how strongly each is answered, the strongest first."""
+"""Images and their activations, the highest first."""
 
 Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
 def top_rows(values: np.ndarray, k: int) -> np.ndarray:
-    """Where the `k` largest of f32[n] stand, largest first, equals in their order; NaN (a picture not read) is left out.
+    """The indices of the `k` largest of f32[n], largest first; ties keep their order, and NaN (unreadable) is left out.
 
     Example:
       >>> top_rows(np.array([0.5, np.nan, 2.0, 1.0]), 3).tolist()
@@ -39,7 +39,7 @@ def top_rows(values: np.ndarray, k: int) -> np.ndarray:
     return order[~np.isnan(values[order])][:k]
 
 
-def top_pictures(
+def top_channels(
     clf: Classifier,
     variables: Variables,
     paths: Sequence[Source],
@@ -51,27 +51,26 @@ def top_pictures(
     batch_size: int = 16,
     progress: Progress = lambda batches, total: batches,
 ) -> list[Top]:
-    """The pictures that activate channels of an endpoint most, by the mean over the channel's map.
+    """The images that activate channels of an endpoint most, by the mean over the channel's map.
 
     Args:
-      clf, variables: the network; its head plays no part.
-      paths: picture files, or pictures inside a prepared set; those that cannot be read are left out.
+      clf, variables: the network; its head is not used.
+      paths: image files, or images inside a prepared data set; unreadable ones are left out.
       endpoint: an endpoint's name, or "features".
-      channels: which of its channels, each in [0, c).
-      k: pictures a channel.
+      channels: channels of the endpoint, each in [0, c).
+      k: images per channel.
       cache, batch_size, progress: as for `tl.inference.features.extract`.
 
     Returns:
-      For each channel at most k pairs (picture, activation), the strongest first.
+      For each channel at most k pairs (image, activation), the highest first.
 
     Raises:
-      ValueError: unknown endpoint (gives the nearest), or a channel that it has not (says how many there are). Both before
-        any picture is read.
+      ValueError: if the endpoint is unknown (names the nearest) or a channel is out of range, before any image is read.
     """
     width = _width(clf, variables, endpoint)
-    if beyond := [int(channel) for channel in channels if not 0 <= channel < width]:
+    if outside := [int(channel) for channel in channels if not 0 <= channel < width]:
         raise ValueError(
-            f"{clf.arch}'s {endpoint} has {width} channels, 0 to {width - 1}; got channel {beyond[0]}"
+            f"{endpoint} of {clf.arch} has {width} channels: got channel {outside[0]}, expected 0 to {width - 1}"
         )
     bank = features.extract(
         clf,
@@ -90,54 +89,54 @@ def top_classes(
     clf: Classifier,
     variables: Variables,
     paths: Sequence[Source],
-    members: Array,
+    class_mask: Array,
     k: int = 9,
     *,
     cache: Path | None = None,
     batch_size: int = 16,
     progress: Progress = lambda batches, total: batches,
 ) -> list[Top]:
-    """The pictures that look most like classes to a network, by the mean logit of each row's classes.
+    """The images with the highest mean logit of each row's classes.
 
-    From the bank's features where the head reads nothing else; else (VGG's own classifier) by a forward pass each time.
+    Logits come from the feature bank if the head reads pooled features only; else (VGG's own classifier) each call runs a
+    forward pass.
 
     Args:
       clf, variables: the network.
-      paths: as for `top_pictures`.
-      members: bool[m k], the classes of each row, at least one.
-      k: pictures a row.
+      paths: as for `top_channels`.
+      class_mask: bool[m k], the classes of each row, at least one.
+      k: images per row.
       cache, batch_size, progress: as for `tl.inference.features.extract`.
 
     Returns:
-      For each row at most k pairs (picture, mean logit), the highest first.
+      For each row at most k pairs (image, mean logit), the highest first.
 
     Raises:
-      ValueError: a network without a head, or `members` of another shape or dtype, or with an empty row.
+      ValueError: if the network has no head, or if `class_mask` has another shape or dtype or an empty row.
     """
     if clf.head is None or clf.classes is None:
         raise ValueError(clf.no_head_message())
-    rows, classes = np.asarray(members), len(clf.classes.entries)
-    if rows.dtype != bool or rows.ndim != 2 or rows.shape[1] != classes:
+    mask, classes = np.asarray(class_mask), len(clf.classes.entries)
+    if mask.dtype != bool or mask.ndim != 2 or mask.shape[1] != classes:
         raise ValueError(
-            f"members are bool[m {classes}], a row a wish; got {rows.dtype}{list(rows.shape)}"
+            f"`class_mask` has a wrong type: got {mask.dtype}{list(mask.shape)}, expected bool[m {classes}], one row "
+            "per objective"
         )
-    if not rows.any(axis=1).all():
+    if not mask.any(axis=1).all():
         raise ValueError(
-            f"row {rows.any(axis=1).argmin()} of the members names no class, wanted one or more in each"
+            f"row {mask.any(axis=1).argmin()} of `class_mask` names no class: expected at least one per row"
         )
     if heads.pooled(clf.head):
         bank = features.extract(
             clf, variables, paths, cache=cache, batch_size=batch_size, progress=progress
         )
-        logits, valid = (
-            np.asarray(clf.apply_head(variables, jax.numpy.asarray(bank.values))),
-            bank.valid,
-        )
+        logits = np.asarray(clf.apply_head(variables, jax.numpy.asarray(bank.values)))
+        valid = bank.valid
     else:
         logits, valid = _logits(clf, variables, paths, classes, batch_size, progress)
-    share = rows / rows.sum(axis=1, keepdims=True)
-    means = np.where(valid[:, None], logits, np.nan) @ share.T.astype(np.float32)
-    return [_top(paths, means[:, row], k) for row in range(len(rows))]
+    weights = mask / mask.sum(axis=1, keepdims=True)
+    means = np.where(valid[:, None], logits, np.nan) @ weights.T.astype(np.float32)
+    return [_top(paths, means[:, row], k) for row in range(len(mask))]
 
 
 def _top(paths: Sequence[Source], values: np.ndarray, k: int) -> Top:
@@ -145,16 +144,16 @@ def _top(paths: Sequence[Source], values: np.ndarray, k: int) -> Top:
 
 
 def _width(clf: Classifier, variables: Variables, endpoint: str) -> int:
-    """How many channels an endpoint has."""
+    """The number of channels of an endpoint."""
     side = max(clf.pixels.size, clf.spec.min_size)
     blank = jax.ShapeDtypeStruct((1, side, side, len(clf.pixels.mean)), np.float32)
     output = jax.eval_shape(clf.apply, variables, blank)
-    known = {**output.endpoints, "features": output.features}
-    if endpoint not in known:
+    maps = {**output.endpoints, "features": output.features}
+    if endpoint not in maps:
         raise ValueError(
-            f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, known)}"
+            f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, maps)}"
         )
-    return known[endpoint].shape[-1]
+    return maps[endpoint].shape[-1]
 
 
 def _logits(
@@ -165,20 +164,12 @@ def _logits(
     batch_size: int,
     progress: Progress,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits f32[n k] of pictures and which could be read, bool[n]."""
+    """Logits f32[n k] of image files, and which files are readable, bool[n]."""
     logits, valid = np.zeros((len(paths), classes), np.float32), np.zeros(len(paths), bool)
-    on_device, forward = jax.device_put(clf.fold_batch_norm(variables)), _forward(clf)
-    for batch in progress(
-        data.load(paths, clf.prepare, batch_size=batch_size), -(-len(paths) // batch_size)
-    ):
-        there = batch.index[batch.valid]
-        logits[there] = np.asarray(forward(on_device, pixels.to_images01(batch.images)))[
-            batch.valid
-        ]
-        valid[there] = True
+    on_device, forward = jax.device_put(clf.fold_batch_norm(variables)), inference.forward(clf)
+    batches = data.load(paths, clf.prepare, batch_size=batch_size)
+    for batch in progress(batches, -(-len(paths) // batch_size)):
+        rows = batch.index[batch.valid]
+        outputs = np.asarray(forward(on_device, pixels.to_images01(batch.images)))
+        logits[rows], valid[rows] = outputs[batch.valid], True
     return logits, valid
-
-
-@functools.cache
-def _forward(clf: Classifier) -> Callable[[Variables, Array], jax.Array]:
-    return jax.jit(clf.logits)
