@@ -182,7 +182,7 @@ def test_ctrl_c_is_heard_in_compiled_code_and_leaves_no_result(tmp_path: Path) -
     )
     try:
         assert process.stdout is not None
-        assert "climbing" in process.stdout.readline()
+        assert "optimizing" in process.stdout.readline()
         time.sleep(1.0)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
