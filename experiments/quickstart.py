@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import attack, predict, transfer
+from experiments import predict, transfer
 from tl import cli, data, inference, pages, reporting
-from tl.evaluation.attacked import Settings
+from tl.evaluation.attack_settings import AttackSettings
+from tl.evaluation.attacked import evaluate_attack
 from tl.pages import common
 from tl.visualize import grid, ideal, specs
 
@@ -62,11 +63,12 @@ def main(run: reporting.Run) -> None:
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)
     dog = inference.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
-    strength = Settings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
+    settings = AttackSettings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
     truth = np.full(len(dogs), DALMATIAN)
-    attacked, attacked_sections = attack.attack(
-        run, clf, variables, dog, target="any cat", truth=truth, how=strength
-    )
+    attacked = evaluate_attack(
+        run, clf, variables, dog, settings, target="any cat", labels=truth
+    ).json()
+    attacked_sections = pages.attack.page(reporting.jsonable(attacked), run.workdir).sections
 
     result: dict[str, Any] = {
         "predict": named,

@@ -43,7 +43,7 @@ LAYOUT: Sequence[str] = [
             "visualize",
             "objectives images specs render filters maps exemplars judge grid ideal __init__",
         ),
-        ("evaluation", "sets robust postprocessing perceptual attacked __init__"),
+        ("evaluation", "sets robust postprocessing perceptual attack_settings attacked __init__"),
         ("pages", "common activations training evaluation attack ideal __init__"),
         ("", "cli __init__"),
     )

@@ -1,4 +1,7 @@
-"""The attack command: what counts is the file; what it reports; what it says to wrong input."""
+"""The attack command's evaluation.
+
+Saved files count, the content of the result, the page, and errors.
+"""
 
 from __future__ import annotations
 
@@ -11,134 +14,143 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import attack
-from tl import cli, data, inference, models, reporting
-from tl.evaluation import attacked as attacked_module
-from tl.evaluation.attacked import Settings
-from tl.evaluation.attacked import attack_batches as climb
+from tests import toys
+from tl import cli, data, inference, pages, reporting
+from tl.evaluation import attack_settings, attacked
+from tl.evaluation.attack_settings import AttackSettings
 
 SIZE, COUNT = 32, 5
-SHORT = functools.partial(Settings, steps=6)
-
-
-@functools.cache
-def network() -> tuple[models.Classifier, Any]:
-    clf, variables = models.load("squeezenet1_1", weights="random")
-    return clf.with_pixels(size=SIZE), variables
+CLASSES = 10
+SHORT = functools.partial(AttackSettings, steps=6)
+network = functools.partial(toys.classifier, "toy_vgg", CLASSES, size=SIZE)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> inference.Pictures:
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def images(tmp_path_factory: pytest.TempPathFactory) -> inference.Pictures:
+    folder = tmp_path_factory.mktemp("images")
     for i in range(COUNT):
-        reporting.save_png(folder / f"{i}.png", rng.random((40, 40, 3)).astype(np.float32))
+        reporting.save_png(folder / f"{i}.png", toys.noise(40, 40, 3, seed=i))
     return inference.read_images(network()[0], str(folder))
-
-
-@functools.cache
-def called(images: bytes) -> np.ndarray:
-    clf, variables = network()
-    return inference.predict_logits(
-        clf, variables, np.frombuffer(images, np.uint8).reshape(-1, SIZE, SIZE, 3)
-    ).argmax(axis=1)
 
 
 @pytest.fixture()
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    return reporting.start("test", tmp_path / "run", {"seed": 0})
+    return reporting.start("attack", tmp_path / "run", {"seed": 0})
 
 
-def attacked(
+def predicted(images: np.ndarray) -> np.ndarray:
+    return inference.predict_logits(*network(), images).argmax(axis=1)
+
+
+def evaluate(
     run: reporting.Run,
-    pictures: inference.Pictures,
-    how: Settings,
+    images: inference.Pictures,
+    settings: AttackSettings,
     variables: Any = None,
-    **asked: Any,
-) -> dict:
-    clf, own = network()
-    result, sections = attack.attack(
-        run,
-        clf,
-        own if variables is None else variables,
-        pictures,
-        **{"target": "", "how": how} | asked,
-    )
-    run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
+    **arguments: Any,
+) -> dict[str, Any]:
+    """`result.json` of an evaluation, with its page written."""
+    clf, toy_variables = network()
+    variables = toy_variables if variables is None else variables
+    evaluation = attacked.evaluate_attack(run, clf, variables, images, settings, **arguments)
+    pages.finish(run, evaluation.json())
     return json.loads((run.workdir / "result.json").read_text())
 
 
-def test_what_counts_is_the_file(run: reporting.Run, pictures: inference.Pictures) -> None:
-    result = attacked(run, pictures, SHORT(eps=(0.0, 16 / 255, 1.0)), limit=3)
-    clf, variables = network()
-    variables = jax.device_put(clf.fold_batch_norm(variables))
+@pytest.fixture(scope="module")
+def sweep(
+    images: inference.Pictures, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A sweep over eps on three images: the run's folder and its result."""
+    run = reporting.start("attack", tmp_path_factory.mktemp("sweep") / "run", {"seed": 0})
+    return run.workdir, evaluate(run, images, SHORT(eps=(0.0, 16 / 255, 1.0)), limit=3)
+
+
+def test_no_attack_succeeds_at_eps_0_and_every_attack_at_eps_1(sweep: tuple) -> None:
+    _, result = sweep
     assert result["n"] == 3 and list(result["success_rate"]) == ["0/255", "16/255", "255/255"]
-    assert (
-        result["success_rate"]["0/255"] == 0 and result["success_rate"]["255/255"] == 1
-    )  # eps 0 and eps 1
+    assert result["success_rate"]["0/255"] == 0 and result["success_rate"]["255/255"] == 1
+    assert result["wrong_before"] == [] and result["success_ci95"]["0/255"][0] == 0.0
+    assert result["after"]["16/255"]["as they are"]["success"] == result["success_rate"]["16/255"]
+    assert len(result["checks"]) == 3
+    assert all(check["passed"] for check in result["checks"].values())
+
+
+def test_every_number_of_an_image_holds_for_the_saved_file(
+    sweep: tuple, images: inference.Pictures
+) -> None:
+    _, result = sweep
     assert len(result["images"]) == 9
     for row in result["images"]:
         levels = {"0/255": 0, "16/255": 16, "255/255": 255}[row["eps"]]
-        saved = data.decode(row["png"]).astype(int)
-        original = pictures.images[[str(p) for p in pictures.paths].index(row["path"])].astype(int)
-        assert np.abs(saved - original).max() <= levels
-        assert row["linf"] * 255 == pytest.approx(np.abs(saved - original).max(), abs=1e-3)
-        name = inference.class_table(clf).display(
-            int(inference.predict_logits(clf, variables, saved.astype(np.uint8)[None]).argmax())
-        )
+        saved = data.decode(row["png"])
+        original = images.images[[str(p) for p in images.paths].index(row["path"])]
+        change = np.abs(saved.astype(int) - original).max()
+        assert change <= levels and row["linf"] * 255 == pytest.approx(change, abs=1e-3)
+        name = inference.class_table(network()[0]).display(int(predicted(saved[None])[0]))
         assert row["to"] == name and row["survives_png"] == (name != row["from"])
         assert row["ssim"] == pytest.approx(1.0) if levels == 0 else row["ssim"] < 1
-    assert len(result["checks"]) == 3 and all(
-        check["passed"] for check in result["checks"].values()
-    )
-    assert result["wrong_before"] == [] and result["success_ci95"]["0/255"][0] == 0.0
-    assert result["after"]["16/255"]["as they are"]["success"] == result["success_rate"]["16/255"]
 
 
-def test_wrong_from_the_start_is_no_success(
-    run: reporting.Run, pictures: inference.Pictures
+def test_the_page_is_a_function_of_the_result_and_the_figures(sweep: tuple) -> None:
+    folder, result = sweep
+    page = pages.PAGES["attack"](result, folder)
+    html = (folder / "report.html").read_text()
+    assert page.title == "Adversarial examples" and page.lead in html
+    assert all(section in html for section in page.sections)
+    assert html.count("difference</figcaption>") == 3 and "Accuracy over eps" in html
+
+
+def test_the_page_of_a_result_without_the_newer_keys(sweep: tuple) -> None:
+    """Results of older versions lack `arch`, `eps` and the files of originals."""
+    folder, result = sweep
+    old = {k: v for k, v in result.items() if k not in ("arch", "eps", "target")}
+    new_keys = ("original", "difference", "amplified", "classes")
+    old["images"] = [
+        {k: v for k, v in row.items() if k not in new_keys} for row in result["images"]
+    ]
+    assert pages.PAGES["attack"](old, folder).sections
+
+
+def test_images_that_are_misclassified_without_an_attack_are_no_success(
+    run: reporting.Run, images: inference.Pictures
 ) -> None:
-    truth = called(pictures.images.tobytes()).copy()
-    truth[[1, 3]] = (truth[[1, 3]] + 1) % 1000
-    result = attacked(run, pictures, SHORT(eps=(0.0,)), truth=truth)
+    labels = predicted(images.images)
+    labels[[1, 3]] = (labels[[1, 3]] + 1) % CLASSES
+    result = evaluate(run, images, SHORT(eps=(0.0,)), labels=labels)
     assert (result["n"], result["clean_correct"]) == (COUNT, COUNT - 2)
-    assert result["wrong_before"] == [str(pictures.paths[i]) for i in (1, 3)]
-    assert (
-        result["success_rate"]["0/255"] == 0
-        and result["robust_accuracy"]["0/255"] == (COUNT - 2) / COUNT
-    )
-    with pytest.raises(ValueError, match="names none of the 5 pictures rightly"):
-        attacked(run, pictures, SHORT(), truth=(called(pictures.images.tobytes()) + 1) % 1000)
+    assert result["wrong_before"] == [str(images.paths[i]) for i in (1, 3)]
+    assert result["success_rate"]["0/255"] == 0
+    assert result["robust_accuracy"]["0/255"] == (COUNT - 2) / COUNT
+    with pytest.raises(ValueError, match="classifies none of the 5 images correctly"):
+        evaluate(run, images, SHORT(), labels=(predicted(images.images) + 1) % CLASSES)
 
 
-def test_batches_do_not_matter(
-    run: reporting.Run, pictures: inference.Pictures, monkeypatch: pytest.MonkeyPatch
+def test_results_do_not_depend_on_the_batch_size(
+    run: reporting.Run, images: inference.Pictures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three in batches of two: the last is filled up, the filling is left out."""
-    how, read = (
-        SHORT(eps=(2 / 255,), early_stop=False),
-        lambda rows: [data.decode(row["png"]) for row in rows["images"]],
-    )
-    three = inference.Pictures(pictures.paths[:3], pictures.images[:3], [])
-    whole = read(attacked(run, three, how))
-    monkeypatch.setattr(attacked_module, "BATCH", 2)
-    again = reporting.start("test", run.workdir.parent / "again", {"seed": 0})
-    ragged = read(attacked(again, three, how))
-    assert len(ragged) == 3 and np.abs(np.asarray(ragged, int) - np.asarray(whole, int)).max() <= 4
-    assert (
-        np.mean(np.asarray(ragged) == np.asarray(whole)) > 0.9
-    )  # sums of another batch may round otherwise
+    """Three images in batches of two: the last batch is padded and the padding left out."""
+    settings = SHORT(eps=(2 / 255,), early_stop=False)
+    read = lambda result: [data.decode(row["png"]) for row in result["images"]]
+    three = inference.Pictures(images.paths[:3], images.images[:3], [])
+    one_batch = np.asarray(read(evaluate(run, three, settings)), int)
+    monkeypatch.setattr(attack_settings, "BATCH", 2)
+    again = reporting.start("attack", run.workdir.parent / "again", {"seed": 0})
+    padded = np.asarray(read(evaluate(again, three, settings)), int)
+    assert len(padded) == 3 and np.abs(padded - one_batch).max() <= 4
+    # Sums over another batch may round differently.
+    assert np.mean(padded == one_batch) > 0.9
 
 
-def test_a_network_with_constant_logits_is_told_by_the_panel(
-    run: reporting.Run, pictures: inference.Pictures
+def test_the_sanity_checks_of_a_network_with_constant_logits_fail(
+    run: reporting.Run, images: inference.Pictures
 ) -> None:
     variables = jax.tree.map(np.zeros_like, network()[1])
-    panel = attacked(run, pictures, SHORT(steps=2, eps=(8 / 255,), panel=True), variables, limit=2)[
-        "checks"
-    ]
-    failed = {name for name, line in panel.items() if not line["passed"]}
-    assert len(panel) == 12
+    settings = SHORT(steps=2, eps=(8 / 255,), panel=True)
+    checks = evaluate(run, images, settings, variables, limit=2)["checks"]
+    failed = {name for name, check in checks.items() if not check["passed"]}
+    assert len(checks) == 12
     assert {
         "logits depend on the picture",
         "share of zero gradients",
@@ -146,64 +158,56 @@ def test_a_network_with_constant_logits_is_told_by_the_panel(
     } <= failed
 
 
-def test_targets(
-    run: reporting.Run, pictures: inference.Pictures, monkeypatch: pytest.MonkeyPatch
+def test_an_image_that_is_assigned_to_the_target_already_is_left_out(
+    run: reporting.Run, images: inference.Pictures
 ) -> None:
-    clf, variables = network()
-    top = int(called(pictures.images.tobytes())[0])
-    name = inference.class_table(clf).entries[top].wnid
-    with pytest.raises(
-        ValueError, match="none of the 1 pictures is left to attack"
-    ):  # the target is the label
-        attacked(
-            run,
-            inference.Pictures(pictures.paths[:1], pictures.images[:1], []),
-            SHORT(),
-            target=name,
-        )
-    aims = []
+    name = inference.class_table(network()[0]).display(int(predicted(images.images[:1])[0]))
+    one = inference.Pictures(images.paths[:1], images.images[:1], [])
+    with pytest.raises(ValueError, match="no image is left to attack: got 1 images"):
+        evaluate(run, one, SHORT(), target=name)
 
-    def spied(
-        attack: Any, variables: Any, originals: np.ndarray, class_mask: np.ndarray, *rest: Any
-    ) -> Any:
-        aims.append(np.argwhere(class_mask).tolist())
-        return climb(attack, variables, originals, class_mask, *rest)
 
-    monkeypatch.setattr(attack, "attack_batches", spied)
-    attacked(run, pictures, SHORT(eps=(0.0,)), target=attack.LEAST, limit=2)
-    clean = inference.predict_logits(
-        clf, jax.device_put(clf.fold_batch_norm(variables)), pictures.images[:2]
+def test_the_least_likely_target_is_the_smallest_clean_logit(
+    images: inference.Pictures,
+) -> None:
+    selection = attacked.select_images(
+        *network(), images, target=attack_settings.LEAST_LIKELY, limit=2
     )
-    assert aims == [[[i, int(row.argmin())] for i, row in enumerate(clean)]]
+    clean = inference.predict_logits(*network(), images.images[:2])
+    assert selection.class_mask.argmax(axis=1).tolist() == clean.argmin(axis=1).tolist()
+    assert selection.class_mask.sum() == 2
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"method": "pdg"}, "unknown attack 'pdg'; nearest: 'pgd'"),
+        ({"attack": "pdg"}, "unknown attack 'pdg'; nearest: 'pgd'"),
         ({"norm": "l3"}, "unknown norm 'l3'; nearest: 'l"),
-        ({"method": "cw"}, "works in the norms l2; got 'linf'"),
+        ({"attack": "cw"}, "works in the norms l2; got 'linf'"),
         ({"steps": 0}, "must be at least 1; got 0"),
         ({"views": ("jpg",)}, "unknown view 'jpg'; nearest: 'jpeg'"),
-        ({"views": ("jpeg",), "method": "apgd_ce"}, "--views are for pgd"),
+        ({"views": ("jpeg",), "attack": "apgd_ce"}, "`views` needs .* expected `attack=pgd`"),
         (
-            {"early_stop": False, "method": "square"},
-            "--noearly_stop is for bim, di_fgsm, mi_fgsm, pgd",
+            {"early_stop": False, "attack": "square"},
+            "`early_stop` can be switched off for bim, di_fgsm, mi_fgsm, pgd only",
         ),
-        ({"method": "fgsm", "steps": 40}, "fgsm is one step; got steps=40"),
+        ({"attack": "fgsm", "steps": 40}, "fgsm is one step; got steps=40"),
     ],
 )
 def test_wrong_settings_are_one_sentence(
-    run: reporting.Run, pictures: inference.Pictures, changes: dict[str, Any], says: str
+    run: reporting.Run, images: inference.Pictures, changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=says):
-        attacked(run, pictures, Settings(**changes))
+    with pytest.raises(ValueError, match=message):
+        evaluate(run, images, AttackSettings(**changes))
 
 
 @pytest.mark.parametrize(
-    "words", ["300/255", "-1/255", "8/255,2", "eight", "1/0", "nan", "8/", "0.25/255/2"]
+    "text", ["300/255", "-1/255", "8/255,2", "eight", "1/0", "nan", "8/", "0.25/255/2"]
 )
-def test_radii_out_of_range_are_one_sentence(words: str) -> None:
+def test_radii_out_of_range_are_one_sentence(text: str) -> None:
     with pytest.raises(ValueError, match="outside .0, 1.|is not a number; write it as 4/255"):
-        cli.radii(words, "linf")
+        cli.radii(text, "linf")
+
+
+def test_radii_are_fractions_or_decimals() -> None:
     assert cli.radii("0.25/255, 4/255,0.5", "linf") == [0.25 / 255, 4 / 255, 0.5]

@@ -1,4 +1,7 @@
-"""A saved classifier examined: the same bits as `predict`, classes by name, mistakes, and what is said of wrong input."""
+"""A saved classifier examined.
+
+The same bits as `predict`, classes by name, mistakes, and what is said of wrong input.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of the three classes, in another order than the network's; eleven and seven pictures, one of them broken."""
+    """Two of the three classes, in another order than the network's.
+
+    Eleven and seven pictures, one of them broken.
+    """
     folder = tmp_path_factory.mktemp("pets")
     rng = np.random.default_rng(1)
     for name, n in (("Bengal", 11), ("pug", 7)):
@@ -104,7 +110,9 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
 
 @pytest.mark.optimized
 def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pets: Path) -> None:
-    """In `evaluate`, in `predict`, and by a user who calls what `load` returned on a batch of the same size."""
+    """In `evaluate`, in `predict`, and by a user who calls what `load` returned on a batch of the
+    same size.
+    """
     clf, variables = models.load(str(saved))
     spec = data.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
     said = sets.predictions(clf, jax.device_put(variables), spec)
@@ -182,10 +190,9 @@ def test_accuracy_under_attack(pets: Path) -> None:
         and "within 8/255 under fgsm" in line
     )
     with pytest.raises(
-        ValueError, match=r"robust_eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"
+        ValueError,
+        match=r"`robust_eps` is a share of the pixel range: got 2, expected a number in \[0, 1\]",
     ):
         robust.robust(clf, variables, spec, eps=2.0)
-    with pytest.raises(
-        ValueError, match="robust_queries are of --robust_attack=autoattack; fgsm has none"
-    ):
+    with pytest.raises(ValueError, match="`robust_queries` has no effect on `robust_attack=fgsm`"):
         robust.robust(clf, variables, spec, eps=0.01, method="fgsm", queries=9)

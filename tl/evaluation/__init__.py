@@ -1,1 +1,1 @@
-"""Measurements: accuracy on a set, accuracy under attack, perceptual distance, what survives postprocessing."""
+"""Measurements: accuracy on a set and under attack, perceptual distance, postprocessing."""

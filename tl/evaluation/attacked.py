@@ -1,9 +1,14 @@
-"""Adversarial pictures once they are made: saved, read back, judged, measured, and shown."""
+"""Evaluates an attack on images.
+
+Success rate and accuracy under attack at each eps, and sanity checks.
+
+Adversarial images are saved as 8-bit PNG files and read back, and every number is computed on the
+files. This module draws no page; `tl.pages.attack` does, from the result and the saved figures.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,57 +16,72 @@ import jax
 import numpy as np
 
 from tl import attacks, data, inference, metrics, pixels, reporting
-from tl.ascent import transforms
 from tl.attacks import baselines, goals, gradient, norms, sanity_checks
 from tl.evaluation import perceptual
+from tl.evaluation.attack_settings import (
+    LEAST_LIKELY,
+    AttackSettings,
+    attack_batches,
+    format_eps,
+    make_search,
+)
 from tl.evaluation.postprocessing import POSTPROCESSING
 from tl.models import Classifier
-from tl.paths import nearest
 from tl.types import Variables
 
-AT_ONCE = 8  # pairs whose perceptual distance is computed together
-
-Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(images01, images01) f32[b h w 3] -> f32[b]`."""
-
-
-class AttackContext(NamedTuple):
-    """What is attacked: pictures that the network names rightly, uint8[m s s 3], and what it says of them.
-
-    `of` is how many there were with those that it names wrongly, which count against its accuracy.
-    """
-
-    run: reporting.Run
-    clf: Classifier
-    variables: Variables
-    goal: goals.Goal
-    class_mask: np.ndarray
-    paths: list[Path]
-    originals: np.ndarray
-    clean: np.ndarray
-    right: np.ndarray
-    of: int
+# Images that the sanity checks use, and queries of their black-box attack; chosen, not tuned.
+CHECKED_IMAGES, QUERIES = 8, 500
+# Images whose original and difference are saved for the page; all adversarial images are saved.
+SHOWN = 12
 
 
-class AttackEvaluation(NamedTuple):
-    """Pictures at one eps, by the network on what was read back; with `grid` that are the files.
+class Selection(NamedTuple):
+    """The m images to attack: those of a set of n that the network classifies correctly.
 
     Attributes:
-      word: eps.
-      files, images: f32[m s s 3] in [0, 1], as judged, and the files.
-      logits: f32[m k]. success: bool[m]. right: bool[m], still named rightly. steps: i32[m], the search's.
-      success_rate, robust_accuracy: shares of the m, and of all pictures; with their Wilson intervals.
-      distance: name -> f64[m].
-      after: treatment -> share of success, and of pictures named rightly, then.
-      equal_calls, equal_files: whether logits came out the same twice, and files hold what was made.
+      paths: the files.
+      images: uint8[m s s 3].
+      logits: f32[m k], of the clean images.
+      labels: i[m], ground truth.
+      goal, class_mask: the goal, and bool[m k], the classes that it is about.
+      n: size of the set. Accuracy is a share of n, success of m.
+      misclassified: files of the n - m images that the network misclassifies without an attack.
+      skipped: `{"path", "why"}` of files that are not in the set.
     """
 
-    word: str
+    paths: list[Path]
+    images: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+    goal: goals.Goal
+    class_mask: np.ndarray
+    n: int
+    misclassified: list[str]
+    skipped: list[dict[str, str]]
+
+
+class EpsEvaluation(NamedTuple):
+    """Adversarial images at one eps, as the network classifies what was read back.
+
+    Attributes:
+      name: eps as `format_eps` writes it.
+      eps: in [0, 1] pixel units.
+      files: the saved images. images: f32[m s s 3] in [0, 1], as evaluated; with `eight_bit`, the
+        files.
+      logits: f32[m k]. success: bool[m]. steps: i32[m], steps that the attack took.
+      success_rate, robust_accuracy: shares of m and of n, with 95 % Wilson intervals.
+      distance: name -> f64[m], distance from the clean image.
+      after: postprocessing -> success rate and accuracy among the m after it.
+      equal_calls: whether two calls of the network gave equal logits.
+      equal_files: whether the files hold exactly the attack's images.
+    """
+
+    name: str
+    eps: float
     files: list[Path]
     images: np.ndarray
     logits: np.ndarray
     success: np.ndarray
-    right: np.ndarray
     steps: np.ndarray
     success_rate: float
     success_ci95: list[float]
@@ -73,306 +93,342 @@ class AttackEvaluation(NamedTuple):
     equal_files: bool
 
 
-def lpips() -> Distance | None:
-    """The perceptual distance, or None, told, where its weights are not installed."""
-    try:
-        distance, weights = perceptual.load_lpips()
-    except ValueError as error:
-        print(f"no LPIPS: {error}", flush=True)
-        return None
-    weights, jitted = jax.device_put(weights), jax.jit(distance)
-    return lambda x, y: np.asarray(jitted(weights, x, y))
+class AttackEvaluation(NamedTuple):
+    """An attack on a set of images at one or more eps.
+
+    `figures` describes the saved originals and differences.
+    """
+
+    clf: Classifier
+    settings: AttackSettings
+    target: str
+    selection: Selection
+    by_eps: list[EpsEvaluation]
+    checks: list[sanity_checks.Check]
+    figures: list[dict[str, Any]]
+
+    def json(self) -> dict[str, Any]:
+        """The JSON-ready result: the content of `result.json`."""
+        of_each = lambda field: {e.name: getattr(e, field) for e in self.by_eps}
+        rows = [row for e in self.by_eps for row in _image_rows(self.clf, self.selection, e)]
+        largest = max(self.by_eps, key=lambda e: e.eps).name
+        shown = [row for row in rows if row["eps"] == largest]
+        for row, figure in zip(shown, self.figures, strict=False):
+            row |= figure
+        return {
+            "arch": self.clf.arch,
+            "n": self.selection.n,
+            "clean_correct": len(self.selection.paths),
+            "wrong_before": self.selection.misclassified,
+            "attack": self.settings.attack,
+            "norm": self.settings.norm,
+            "target": self.target,
+            "eps": of_each("eps"),
+            "success_rate": of_each("success_rate"),
+            "success_ci95": of_each("success_ci95"),
+            "robust_accuracy": of_each("robust_accuracy"),
+            "robust_ci95": of_each("robust_ci95"),
+            "after": of_each("after"),
+            "steps": {e.name: int(e.steps.sum()) for e in self.by_eps},
+            "images": rows,
+            "checks": {check.name: check.json() for check in self.checks},
+            "skipped": self.selection.skipped,
+        }
 
 
-@functools.cache
-def _measured(name: str) -> Distance:
-    return jax.jit(
-        {
-            "ssim": perceptual.ssim,
-            "psnr": perceptual.psnr,
-            **{n: norms.get(n).distance for n in norms.NORMS},
-        }[name]
+def evaluate_attack(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    images: inference.Pictures,
+    settings: AttackSettings,
+    *,
+    target: str = "",
+    labels: np.ndarray | None = None,
+    only: str = "",
+    limit: int = 0,
+) -> AttackEvaluation:
+    """Attacks images at each eps and evaluates the saved files.
+
+    Args:
+      run: receives the adversarial images as figures and a line of metrics per eps.
+      images: uint8 images as `inference.read_images` returns them.
+      target: a class, a group of classes, or `LEAST_LIKELY`; "" is an untargeted attack.
+      labels: i[n], ground truth; None takes the network's clean predictions.
+      only: attack only images that the network assigns to this class or group; "" is all.
+      limit: at most this many images; 0 is all.
+
+    Raises:
+      ValueError: no image is left to attack, or `settings` do not fit together.
+    """
+    make_search(settings, target)
+    variables = jax.device_put(clf.fold_batch_norm(variables))
+    selection = select_images(
+        clf, variables, images, target=target, labels=labels, only=only, limit=limit
+    )
+    attack = attacks.make(
+        make_search(settings, target),
+        clf.logits,
+        norm=norms.get(settings.norm),
+        goal=selection.goal,
+        eight_bit=settings.eight_bit,
+    )
+    lpips = perceptual.jitted_lpips() if settings.lpips else None
+    by_eps: dict[float, EpsEvaluation] = {}
+    for eps in settings.eps:
+        found = attack_batches(
+            attack, variables, selection.images, selection.class_mask, eps, settings
+        )
+        row = _evaluate(run, clf, variables, selection, settings, eps, *found, lpips=lpips)
+        by_eps[eps] = row
+        rates = {"success_rate": row.success_rate, "robust_accuracy": row.robust_accuracy}
+        run.log({"eps": row.name, **rates})
+    checks = []
+    if settings.panel and max(settings.eps) > 0:
+        checks = run_sanity_checks(clf, variables, selection, settings, target)
+    checks += check_images(list(by_eps.values()), settings)
+    figures = _save_figures(run, clf, selection, by_eps[max(by_eps)])
+    return AttackEvaluation(
+        clf, settings, target, selection, list(by_eps.values()), checks, figures
     )
 
 
-def batched_distance(distance: Distance, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """f64[m], of pairs a few at a time, in batches of one shape."""
-    size, rows = min(AT_ONCE, len(x)), []
-    for start in range(0, len(x), size):
-        part = np.resize(np.arange(start, min(start + size, len(x))), size)
-        rows.append(np.asarray(distance(x[part], y[part]), np.float64)[: len(x) - start])
-    return np.concatenate(rows)
+# ---- the images ----
 
 
-def judge(
-    job: AttackContext,
-    word: str,
-    found: np.ndarray,
+def select_images(
+    clf: Classifier,
+    variables: Variables,
+    images: inference.Pictures,
+    *,
+    target: str = "",
+    labels: np.ndarray | None = None,
+    only: str = "",
+    limit: int = 0,
+) -> Selection:
+    """The images to attack.
+
+    Arguments as for `evaluate_attack`, with BatchNorm folded into `variables`.
+    """
+    table = inference.class_table(clf)
+    targets = table.find(target) if target and target != LEAST_LIKELY else ()
+    clean = inference.predict_logits(clf, variables, images.images)
+    predicted = clean.argmax(axis=1)
+    labels = predicted if labels is None else labels
+    candidates = np.isin(predicted, table.find(only)) if only else np.ones(len(predicted), bool)
+    skipped, rows = list(images.skipped), []
+    for i in np.flatnonzero(candidates):
+        if not {int(labels[i]), int(predicted[i])} & set(targets):
+            rows.append(i)
+            continue
+        name = table.display(labels[i] if labels[i] in targets else predicted[i])
+        skipped.append({"path": str(images.paths[i]), "why": f"it is called {name} already"})
+    rows = np.array(rows[: limit or None], int)
+    if not len(rows):
+        raise ValueError(
+            f"no image is left to attack: got {len(predicted)} images, `only`={only!r} and "
+            f"`target`={target!r}; pass other images or another target"
+        )
+    correct = rows[predicted[rows] == labels[rows]]
+    if not len(correct):
+        raise ValueError(
+            f"the network classifies none of the {len(rows)} images correctly: expected at least "
+            "one, "
+            "because an attack on a misclassified image is no success; check the labels"
+        )
+    if target == LEAST_LIKELY:
+        class_mask = goals.least_likely(clean[correct])
+    else:
+        groups = [targets or (int(label),) for label in labels[correct]]
+        class_mask = goals.class_mask(groups, len(table))
+    return Selection(
+        paths=[images.paths[i] for i in correct],
+        images=images.images[correct],
+        logits=clean[correct],
+        labels=labels[correct],
+        goal=goals.TARGETED if target else goals.UNTARGETED,
+        class_mask=class_mask,
+        n=len(rows),
+        misclassified=[str(images.paths[i]) for i in rows if predicted[i] != labels[i]],
+        skipped=skipped,
+    )
+
+
+# ---- the evaluation ----
+
+
+def _evaluate(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    selection: Selection,
+    settings: AttackSettings,
+    eps: float,
+    adversarial: np.ndarray,
     steps: np.ndarray,
     *,
-    grid: bool,
-    lpips: Distance | None,
-) -> AttackEvaluation:
-    """Saves the pictures and reads them back; from here on only the files count.
+    lpips: perceptual.PairDistance | None,
+) -> EpsEvaluation:
+    """Saves adversarial images f32[m s s 3], reads them back and evaluates the files.
 
-    Without `grid`, where a file cannot hold the picture, the picture itself is judged, and files are for looking only.
+    Without `eight_bit` a file cannot hold the image, so the image itself is evaluated.
     """
-    names = [
-        f"eps{word.removesuffix('/255')}-{i:03d}-{path.stem}" for i, path in enumerate(job.paths)
+    name = format_eps(eps, settings.norm)
+    files = [
+        run.figure(f"eps{name.removesuffix('/255')}-{i:03d}-{path.stem}", image)
+        for i, (path, image) in enumerate(zip(selection.paths, adversarial, strict=True))
     ]
-    files = [job.run.figure(name, image) for name, image in zip(names, found, strict=True)]
     saved = np.stack([data.decode(file) for file in files])
-    images = pixels.to_images01(saved) if grid else found
-    logits = _logits(job, images)
-    success = np.asarray(job.goal.success(logits, job.class_mask))
-    right = logits.argmax(axis=1) == job.right
-    originals = pixels.to_images01(job.originals)
-    named = [
-        "linf",
-        "l2",
-        "l1",
-        "psnr",
-        *(["ssim"] if min(images.shape[1:3]) >= perceptual.WINDOW else []),
-    ]
-    distance = {name: batched_distance(_measured(name), originals, images) for name in named}
-    if lpips is not None:
-        distance["lpips"] = batched_distance(lpips, originals, images)
+    images = pixels.to_images01(saved) if settings.eight_bit else adversarial
+    succeeds = lambda logits: np.asarray(selection.goal.success(logits, selection.class_mask))
+    logits = _logits(clf, variables, images)
+    success, correct = succeeds(logits), logits.argmax(axis=1) == selection.labels
     after = {}
-    for name, treat in POSTPROCESSING.items():
-        said = _logits(job, pixels.to_images01(treat(saved)))
-        after[name] = {
-            "success": float(np.mean(np.asarray(job.goal.success(said, job.class_mask)))),
-            "accuracy": float(np.mean(said.argmax(axis=1) == job.right)),
+    for process_name, process in POSTPROCESSING.items():
+        processed = _logits(clf, variables, pixels.to_images01(process(saved)))
+        after[process_name] = {
+            "success": float(np.mean(succeeds(processed))),
+            "accuracy": float(np.mean(processed.argmax(axis=1) == selection.labels)),
         }
-    wins, kept, m = int(success.sum()), int(right.sum()), len(success)
-    return AttackEvaluation(
-        word=word,
+    m, originals = len(files), pixels.to_images01(selection.images)
+    return EpsEvaluation(
+        name=name,
+        eps=eps,
         files=files,
         images=images,
         logits=logits,
         success=success,
-        right=right,
         steps=steps,
-        success_rate=wins / m,
-        success_ci95=list(metrics.wilson(wins, m)),
-        robust_accuracy=kept / job.of,
-        robust_ci95=list(metrics.wilson(kept, job.of)),
-        distance=distance,
+        success_rate=int(success.sum()) / m,
+        success_ci95=list(metrics.wilson(int(success.sum()), m)),
+        robust_accuracy=int(correct.sum()) / selection.n,
+        robust_ci95=list(metrics.wilson(int(correct.sum()), selection.n)),
+        distance=perceptual.distances(originals, images, lpips=lpips),
         after=after,
-        equal_calls=bool((_logits(job, images[:AT_ONCE]) == logits[:AT_ONCE]).all()),
-        equal_files=bool((pixels.to_images01(saved) == found).all()),
+        equal_calls=bool((_logits(clf, variables, images[:16]) == logits[:16]).all()),
+        equal_files=bool((pixels.to_images01(saved) == adversarial).all()),
     )
 
 
-def _logits(job: AttackContext, images01: np.ndarray, *, at_once: int = 16) -> np.ndarray:
-    """Logits f32[m k] of pictures f32[m s s 3], in batches of one shape."""
+def _logits(
+    clf: Classifier, variables: Variables, images01: np.ndarray, *, batch_size: int = 16
+) -> np.ndarray:
+    """Logits f32[m k] of images f32[m s s 3], in batches of one shape."""
     rows = []
-    for start in range(0, len(images01), at_once):
-        part = np.resize(np.arange(start, min(start + at_once, len(images01))), at_once)
-        rows.append(
-            np.asarray(inference.forward(job.clf)(job.variables, images01[part]))[
-                : len(images01) - start
-            ]
-        )
+    for start in range(0, len(images01), batch_size):
+        batch = np.resize(np.arange(start, min(start + batch_size, len(images01))), batch_size)
+        logits = np.asarray(inference.forward(clf)(variables, images01[batch]))
+        rows.append(logits[: len(images01) - start])
     return np.concatenate(rows)
 
 
-def own_checks(
-    job: AttackContext,
-    lines: Sequence[AttackEvaluation],
-    norm: norms.Norm,
-    eps: Sequence[float],
-    *,
-    grid: bool,
-) -> list[sanity_checks.Check]:
-    """What holds of these pictures, whatever the attack: lines of the panel."""
-    over = [
-        float((line.distance[norms.name(norm)] - radius).max())
-        for line, radius in zip(lines, eps, strict=True)
-    ]
-    allowed = 1e-5 * (1 + max(eps))
-    same = float(np.mean([line.equal_calls for line in lines]))
-    found = [
-        sanity_checks.Check(
-            "every picture lies within eps",
-            max(over) <= allowed,
-            max(over, default=0.0),
-            "at most 0, rounded",
-        ),
-        sanity_checks.Check("two calls of this run agree", same == 1, same, "1"),
-    ]
-    if grid:
-        held = float(np.mean([line.equal_files for line in lines]))
-        found.append(
-            sanity_checks.Check("files hold what was made, to the bit", held == 1, held, "1")
-        )
-    return found
-
-
-# ----------------------------------------------------------------------------------------------------------------- pages
-
-
-def image_rows(job: AttackContext, judged: AttackEvaluation) -> list[dict[str, Any]]:
-    """A row of result.json for each picture."""
-    table, after = inference.class_table(job.clf), metrics.softmax(judged.logits)
+def _image_rows(clf: Classifier, selection: Selection, row: EpsEvaluation) -> list[dict[str, Any]]:
+    """The rows of `result["images"]`, one per image."""
+    table, probabilities = inference.class_table(clf), metrics.softmax(row.logits)
     rows = []
-    for i, path in enumerate(job.paths):
-        now = int(after[i].argmax())
+    for i, path in enumerate(selection.paths):
+        top = int(probabilities[i].argmax())
         rows.append(
             {
                 "path": str(path),
-                "png": str(judged.files[i]),
-                "eps": judged.word,
-                "from": table.display(int(job.clean[i].argmax())),
-                "to": table.display(now),
-                **{name: float(values[i]) for name, values in judged.distance.items()},
-                "probability": float(after[i, now]),
-                "steps": int(judged.steps[i]),
-                "survives_png": bool(judged.success[i]),
+                "png": str(row.files[i]),
+                "eps": row.name,
+                "from": table.display(int(selection.logits[i].argmax())),
+                "to": table.display(top),
+                **{name: float(values[i]) for name, values in row.distance.items()},
+                "probability": float(probabilities[i, top]),
+                "steps": int(row.steps[i]),
+                "survives_png": bool(row.success[i]),
             }
         )
     return rows
 
 
-BATCH = 64  # pictures a call; of them a device has a few in work side by side
-PANEL = 8  # pictures that the honesty panel looks at
-QUERIES = 500  # of its black-box attack
-VIEWS = {  # what --views names: a random one of each for every gradient
-    "jpeg": transforms.jpeg(60, 95),
-    "resized": transforms.resized(0.5, 1.0),
-    "crop": transforms.crop(0.8, 1.0),
-    "noise": transforms.noise(0.0, 0.05),
-    "flip": transforms.flip(),
-}
-PLAIN = {"pgd", "bim", "mi_fgsm", "di_fgsm"}  # attacks that may go on after success
-
-
-class Settings(NamedTuple):
-    """How an attack goes; None is the attack's own. `panel` and `lpips` say what is looked at beside.
-
-    `early_stop` None: pictures towards a target are climbed to the last step, for they are made to be kept; without a target
-    it is accuracy that is asked for, and an image that is wrong is done.
+def _save_figures(
+    run: reporting.Run, clf: Classifier, selection: Selection, row: EpsEvaluation
+) -> list[dict[str, Any]]:
+    """Saves the original and the amplified difference of the first images, with the classes that
+    changed most.
     """
-
-    method: str = "pgd"
-    norm: str = "linf"
-    eps: Sequence[float] = (8 / 255,)
-    steps: int | None = None
-    step_size: float | None = None
-    restarts: int = 1
-    grid: bool = True
-    early_stop: bool | None = None
-    views: Sequence[str] = ()
-    draws: int = 4
-    panel: bool = False
-    lpips: bool = False
-    seed: int = 0
-
-
-def search(how: Settings, target: str, *, doubled: bool = False) -> Any:
-    """The attack that the settings mean; or one with twice its steps."""
-    own: dict[str, Any] = {"restarts": how.restarts}
-    if how.steps is not None:
-        own["steps"] = how.steps
-    if how.views:
-        for word in how.views:
-            if word not in VIEWS:
-                raise ValueError(f"unknown view {word!r}; nearest: {nearest(word, VIEWS)}")
-        if how.method != "pgd":
-            raise ValueError(
-                f"--views are for pgd, whose gradient is a mean over them; got --attack={how.method}"
-            )
-        own |= {
-            "view": transforms.compose(*(VIEWS[word] for word in how.views)),
-            "draws": how.draws,
-        }
-    if how.method in PLAIN:
-        own["early_stop"] = (
-            how.early_stop if how.early_stop is not None else not (target or how.views)
-        )
-    elif how.early_stop is False:
-        raise ValueError(
-            f"--noearly_stop is for {', '.join(sorted(PLAIN))}; got --attack={how.method}"
-        )
-    if doubled:
-        if how.method == "fgsm":
-            return gradient.bim(steps=2)
-        own["steps"] = 2 * (how.steps or attacks.steps(how.method))
-    return attacks.get(how.method)(**own)
+    table = inference.class_table(clf)
+    before, after = metrics.softmax(selection.logits), metrics.softmax(row.logits)
+    rows = []
+    for i, path in enumerate(selection.paths[:SHOWN]):
+        change = row.images[i] - pixels.to_images01(selection.images[i])
+        # The largest change uses the whole range; changes below one level are enlarged as one level
+        # is.
+        factor = max(1, int(127 / max(float(np.abs(change).max()) * 255, 1.0)))
+        images = {"original": selection.images[i], "difference": reporting.amplify(change, factor)}
+        files = {k: run.figure(f"{k}-{i:03d}-{path.stem}", v) for k, v in images.items()}
+        tops = [
+            int(before[i].argmax()),
+            int(after[i].argmax()),
+            *np.argsort(-after[i])[:2].tolist(),
+        ]
+        classes = [
+            {"name": table.display(j), "before": float(before[i, j]), "after": float(after[i, j])}
+            for j in dict.fromkeys(tops)
+        ]
+        paths = {k: f"figures/{file.name}" for k, file in files.items()}
+        rows.append({**paths, "amplified": factor, "classes": classes})
+    return rows
 
 
-def attack_batches(
-    climb: attacks.Attack,
-    variables: Variables,
-    originals: np.ndarray,
-    class_mask: np.ndarray,
-    radius: float,
-    how: Settings,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Adversarial pictures f32[n s s 3] and the steps that each took, i32[n], in batches of one shape."""
-    n, found, steps = (
-        len(originals),
-        np.zeros(originals.shape, np.float32),
-        np.zeros(len(originals), np.int32),
-    )
-    size, starts = min(BATCH, n), range(0, n, BATCH)
-    keys = norms.per_image_keys(
-        jax.random.key(how.seed), n
-    )  # a picture's own, whatever the batches
-    for start in reporting.progress(
-        starts, len(starts), f"{how.method}, eps {format_eps(radius, how.norm)}"
-    ):
-        rows = np.resize(np.arange(start, min(start + size, n)), size)
-        again = np.arange(size) >= n - start  # repeats that fill the batch up
-        images01 = pixels.to_images01(originals[rows])
-        made = climb(
-            variables,
-            keys[rows],
-            images01,
-            class_mask[rows],
-            eps=radius,
-            step_size=how.step_size,
-            skip=again,
-        )
-        found[rows[~again]] = np.asarray(made.images)[~again]
-        steps[rows[~again]] = np.asarray(made.steps)[~again]
-    return found, steps
+# ---- sanity checks ----
 
 
-def format_eps(radius: float, norm: str) -> str:
-    """A radius as result.json names it: in levels in Linf, else as it is."""
-    return f"{radius * 255:g}/255" if norm == "linf" else f"{radius:g}"
+def check_images(
+    by_eps: Sequence[EpsEvaluation], settings: AttackSettings
+) -> list[sanity_checks.Check]:
+    """Checks of the evaluated images that hold for every attack."""
+    excess = max(float((row.distance[settings.norm] - row.eps).max()) for row in by_eps)
+    tolerance = 1e-5 * (1 + max(settings.eps))
+    equal = float(np.mean([row.equal_calls for row in by_eps]))
+    Check = sanity_checks.Check
+    checks = [
+        Check("every picture lies within eps", excess <= tolerance, excess, "at most 0, rounded"),
+        Check("two calls of this run agree", equal == 1, equal, "1"),
+    ]
+    if settings.eight_bit:
+        equal = float(np.mean([row.equal_files for row in by_eps]))
+        checks.append(Check("files hold what was made, to the bit", equal == 1, equal, "1"))
+    return checks
 
 
 def run_sanity_checks(
     clf: Classifier,
     variables: Variables,
-    originals: np.ndarray,
-    class_mask: np.ndarray,
-    goal: goals.Goal,
-    how: Settings,
+    selection: Selection,
+    settings: AttackSettings,
     target: str,
 ) -> list[sanity_checks.Check]:
-    """The honesty panel's lines, on the first pictures, at the largest eps."""
-    print(f"the honesty panel, on {min(PANEL, len(originals))} pictures", flush=True)
+    """All checks of `sanity_checks.check_attack`, on the first images, at the largest eps."""
+    n = min(CHECKED_IMAGES, len(selection.images))
+    print(f"sanity checks of the attack, on {n} images", flush=True)
 
-    def make(search: Any, norm: str = how.norm) -> attacks.Attack:
-        return attacks.make(search, clf.logits, norm=norms.get(norm), goal=goal, eight_bit=how.grid)
+    def make(search: Any, norm: str = settings.norm) -> attacks.Attack:
+        return attacks.make(
+            search,
+            clf.logits,
+            norm=norms.get(norm),
+            goal=selection.goal,
+            eight_bit=settings.eight_bit,
+        )
 
-    tried = search(how, target)
-    only_elsewhere = isinstance(tried, attacks.Search) and tried.norms and "linf" not in tried.norms
-    return sanity_checks.panel(
+    search = make_search(settings, target)
+    not_in_linf = isinstance(search, attacks.Search) and search.norms and "linf" not in search.norms
+    return sanity_checks.check_attack(
         clf.logits,
         variables,
-        jax.random.key(how.seed),
-        pixels.to_images01(originals[:PANEL]),
-        class_mask[:PANEL],
-        norm=norms.get(how.norm),
-        goal=goal,
-        eps=max(how.eps),
-        attack=make(tried),
-        doubled=make(search(how, target, doubled=True)),
-        black=make(attacks.get("noise" if how.norm == "l1" else "square")(steps=QUERIES)),
+        jax.random.key(settings.seed),
+        pixels.to_images01(selection.images[:n]),
+        selection.class_mask[:n],
+        norm=norms.get(settings.norm),
+        goal=selection.goal,
+        eps=max(settings.eps),
+        attack=make(search),
+        doubled=make(make_search(settings, target, doubled=True)),
+        black_box=make(attacks.get("noise" if settings.norm == "l1" else "square")(steps=QUERIES)),
         noise=make(baselines.noise(steps=sanity_checks.DRAWS)),
-        whole=make(gradient.pgd() if only_elsewhere else tried, "linf"),
+        unbounded=make(gradient.pgd() if not_in_linf else search, "linf"),
     )

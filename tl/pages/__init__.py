@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tl import reporting
-from tl.pages import evaluation, ideal
+from tl.pages import attack, evaluation, ideal
 from tl.pages.common import Page
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "attack": attack.page,
     "evaluate": evaluation.page,
     "ideal": ideal.page,
 }

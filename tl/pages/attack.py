@@ -1,128 +1,179 @@
-"""Sections of a page about adversarial images."""
+"""The page of an attack's evaluation.
+
+Rates at each eps, sanity checks, and images next to their originals.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tl import inference, metrics, pixels, reporting
-from tl.attacks import sanity_checks
-from tl.evaluation.attacked import AttackContext, AttackEvaluation
+from tl import data, reporting
+from tl.pages.common import Page
 from tl.reporting import Html
 
-SHOWN = 12  # pictures on the page; all are in result.json
+MEASURES = ("linf", "l2", "l1", "psnr", "ssim", "lpips")
+# Titles for keys of `result["checks"]`; other keys are their own titles.
+CHECK_TITLES = {
+    "share of zero gradients": "images with a zero gradient",
+    "logits depend on the picture": "logits depend on the image",
+    "any change at all (Linf, eps = 1) reaches all": "success rate at eps = 1 in Linf",
+    "noise of the same norm does less": "random noise of the same norm succeeds less often",
+    "doubled steps change little": "twice the steps change the success rate little",
+    "every picture lies within eps": "all images lie within eps",
+    "two calls of this run agree": "two calls of the network on saved images agree",
+    "files hold what was made, to the bit": "files hold the attack's images exactly",
+}
 
 
-def sections(
-    job: AttackContext, curve: Sequence[tuple[float, AttackEvaluation]], norm: str, target: str
-) -> list[Html]:
-    """Rates at each eps, with intervals, and the curve where there are several."""
-    parts = []
-    for _, judged in curve:
-        low, high = judged.success_ci95
-        parts.append(
-            reporting.interval(
-                judged.success_rate, low, high, label=f"success at eps {judged.word}"
-            )
-        )
+def page(result: Mapping[str, Any], folder: Path) -> Page:
+    """The page of an attack.
+
+    Args:
+      result: as `tl.evaluation.attacked.AttackEvaluation.json` returns it, in JSON types.
+      folder: the run's, with `figures/`.
+    """
+    lead = (
+        f"{result['clean_correct']} images, perturbed within eps until "
+        f"{result.get('arch', 'the network')} "
+        "misclassifies them."
+    )
+    sections = [
+        _rates(result),
+        *_curve(result),
+        *_sanity_checks(result),
+        _postprocessing(result),
+        _images(result, folder),
+        _skipped(result),
+    ]
+    return Page("Adversarial examples", lead, sections)
+
+
+def _rates(result: Mapping[str, Any]) -> Html:
+    """Success rate and accuracy at each eps, with intervals."""
+    intervals, rows = [], []
+    for eps, rate in result["success_rate"].items():
+        low, high = result["success_ci95"][eps]
+        intervals.append(reporting.interval(rate, low, high, label=f"success rate at eps {eps}"))
+        accuracy = reporting.percent(result["robust_accuracy"][eps])
+        bounds = " to ".join(map(reporting.percent, result["robust_ci95"][eps]))
+        medians = [f"{np.median(values):.4g}" for values in _distances(result, eps).values()]
+        steps = result["steps"][eps] / result["clean_correct"]
+        rows.append([eps, f"{accuracy} ({bounds})", *medians, f"{steps:.1f}"])
+    measures = [f"median {name}" for name in _distances(result, next(iter(result["steps"])))]
+    header = ["eps", "accuracy under attack", *measures, "steps per image"]
+    goal = result.get("target") or "anything but the true class"
+    text = (
+        f"The network classifies {result['clean_correct']} of {result['n']} images correctly "
+        "without an attack. Success: "
+        f"one of these is classified as {goal}. Accuracy under attack is a share of all "
+        f"{result['n']}. Distances to the "
+        "clean image are in [0, 1] pixel units."
+    )
+    return reporting.section(
+        "Success rate and accuracy under attack",
+        *intervals,
+        reporting.table(rows, header),
+        text=text,
+    )
+
+
+def _distances(result: Mapping[str, Any], eps: str) -> dict[str, list[float]]:
+    """Distance name -> values over the images at this eps.
+
+    JSON's null, an infinite PSNR, is infinity.
+    """
+    rows = [row for row in result["images"] if row["eps"] == eps]
+    finite = lambda value: float("inf") if value is None else value
+    return {name: [finite(row[name]) for row in rows] for name in MEASURES if name in rows[0]}
+
+
+def _curve(result: Mapping[str, Any]) -> list[Html]:
+    """Accuracy over eps, where there are several."""
+    if len(result["robust_accuracy"]) < 2 or "eps" not in result:
+        return []
+    scale = 255 if result["norm"] == "linf" else 1
+    ordered = sorted(result["eps"], key=result["eps"].get)
+    point = lambda eps, value: (result["eps"][eps] * scale, value)
+    clean = (0.0, result["clean_correct"] / result["n"])
+    accuracy = [point(eps, result["robust_accuracy"][eps]) for eps in ordered]
+    series = {"accuracy under attack": [clean, *accuracy]}
+    for i, name in enumerate(("95 % interval, lower", "upper")):
+        series[name] = [point(eps, result["robust_ci95"][eps][i]) for eps in ordered]
+    label = f"eps ({result['norm']}{', levels of 255' if scale == 255 else ''})"
+    chart = reporting.curves(series, x_label=label, y_label="accuracy under attack")
+    return [reporting.section("Accuracy over eps", chart)]
+
+
+def _sanity_checks(result: Mapping[str, Any]) -> list[Html]:
     rows = [
         [
-            judged.word,
-            f"{reporting.percent(judged.robust_accuracy)} ({' to '.join(map(reporting.percent, judged.robust_ci95))})",
-            *(f"{np.median(values):.4g}" for values in judged.distance.values()),
-            f"{judged.steps.mean():.1f}",
+            "pass" if check["passed"] else "FAIL",
+            CHECK_TITLES.get(name, name),
+            "not finite" if check["found"] is None else f"{check['found']:.4g}",
+            check["wanted"],
         ]
-        for _, judged in curve
+        for name, check in result["checks"].items()
     ]
-    measures = [f"median {name}" for name in curve[0][1].distance]
-    parts.append(
-        reporting.table(rows, ["eps", "accuracy under attack", *measures, "steps a picture"])
-    )
     text = (
-        f"Of {job.of} photographs the network names {len(job.paths)} rightly; success is to have one of those called "
-        f"{target}. Accuracy counts all {job.of}. Distances in {norm.capitalize()} and others from the photograph, in [0, 1] "
-        "pixels."
+        "A failed check means that the attack may be too weak to measure robustness (Carlini "
+        "et al. 2019, arXiv:1902.06705)."
     )
-    found = [reporting.section("Success and accuracy under attack", *parts, text=text)]
-    if len(curve) > 1:
-        scale = 255 if norm == "linf" else 1
-        ordered = sorted(curve, key=lambda pair: pair[0])
-        series = {"robust accuracy": lambda j: j.robust_accuracy}
-        series |= {"95 %, from": lambda j: j.robust_ci95[0], "to": lambda j: j.robust_ci95[1]}
-        begin = len(job.paths) / job.of
-        drawn = {
-            name: [
-                *([(0.0, begin)] if name == "robust accuracy" else []),
-                *((r * scale, value(j)) for r, j in ordered),
-            ]
-            for name, value in series.items()
-        }
-        label = f"eps ({norm}{', levels of 255' if scale == 255 else ''})"
-        found.append(
-            reporting.section(
-                "The curve", reporting.curves(drawn, x_label=label, y_label="accuracy under attack")
-            )
-        )
-    return found
+    table = reporting.table(rows, ["", "check", "value", "expected"])
+    return [reporting.section("Sanity checks of the attack", table, text=text)]
 
 
-def panel_section(lines: Sequence[sanity_checks.Check]) -> Html:
-    """The honesty panel."""
+def _postprocessing(result: Mapping[str, Any]) -> Html:
+    """Success rate after compression, resizing and cropping."""
+    names = next(iter(result["after"].values()))
     rows = [
-        ["pass" if line.passed else "FAIL", line.name, f"{line.found:.4g}", line.wanted]
-        for line in lines
+        [name, *(reporting.percent(after[name]["success"]) for after in result["after"].values())]
+        for name in names
     ]
-    text = "Is an attack's failure the network's strength, or the attack's weakness?"
+    header = ["postprocessing", *(f"eps {eps}" for eps in result["after"])]
     return reporting.section(
-        "Honesty panel",
-        reporting.table(rows, ["", "what should hold", "found", "wanted"]),
-        text=text,
+        "Success rate after JPEG, resizing and cropping",
+        reporting.table(rows, header),
+        text="Share of images that still succeed after real file formats and filters.",
     )
 
 
-def treatments_section(curve: Sequence[tuple[float, AttackEvaluation]]) -> Html:
-    """What is left of the success once pictures were compressed, resized, cropped."""
-    words = [judged.word for _, judged in curve]
-    rows = [
-        [name, *(reporting.percent(judged.after[name]["success"]) for _, judged in curve)]
-        for name in curve[0][1].after
+def _images(result: Mapping[str, Any], folder: Path) -> Html:
+    """Original, adversarial image and amplified difference of the images whose figures were saved."""
+    strips = [_strip(row, folder) for row in result["images"] if "original" in row]
+    eps = max(result["eps"], key=result["eps"].get) if "eps" in result else ""
+    text = f"Within eps = {eps} ({result['norm']}) of the original, at true pixels."
+    return reporting.section("Images", *strips, text=text)
+
+
+def _strip(row: Mapping[str, Any], folder: Path) -> Html:
+    classes = [(c["name"], c["before"], c["after"]) for c in row["classes"]]
+    caption = lambda name, probability: f"{name}, {reporting.percent(probability)}"
+    change = (
+        f"amplified {row['amplified']} times; largest change {row['linf'] * 255:.3g} of 255 levels"
+    )
+    adversarial = folder / "figures" / Path(row["png"]).name
+    cards = [
+        reporting.card(
+            data.decode(folder / row["original"]),
+            title="original",
+            caption=caption(row["from"], row["classes"][0]["before"]),
+        ),
+        reporting.card(
+            data.decode(adversarial),
+            title="adversarial",
+            caption=caption(row["to"], row["probability"]),
+            below=reporting.before_after(classes),
+        ),
+        reporting.card(data.decode(folder / row["difference"]), title="difference", caption=change),
     ]
-    text = "Share of pictures that still succeed after going through real files and filters."
-    return reporting.section(
-        "After JPEG, resizing, cropping",
-        reporting.table(rows, ["", *(f"eps {w}" for w in words)]),
-        text=text,
-    )
+    return reporting.strip(cards, title=Path(row["path"]).name)
 
 
-def strips(job: AttackContext, judged: AttackEvaluation) -> list[Html]:
-    """The first pictures: photograph, adversarial picture and amplified difference side by side."""
-    table, before, after = (
-        inference.class_table(job.clf),
-        metrics.softmax(job.clean),
-        metrics.softmax(judged.logits),
-    )
-    shown = []
-    for i, path in enumerate(job.paths[:SHOWN]):
-        was, now = int(before[i].argmax()), int(after[i].argmax())
-        change = judged.images[i] - pixels.to_images01(job.originals[i])
-        levels = float(np.abs(change).max()) * 255
-        factor = max(1, int(127 / max(levels, 1.0)))
-        classes = dict.fromkeys([was, now, *np.argsort(-after[i])[:2].tolist()])
-        moves = reporting.before_after(
-            [(table.display(j), float(before[i, j]), float(after[i, j])) for j in classes]
-        )
-        named = lambda j, p: f"{table.display(j)}, {reporting.percent(float(p[j]))}"
-        difference = f"amplified {factor} times; largest change {levels:.3g} of 255 levels"
-        cards = [
-            reporting.card(job.originals[i], title="photograph", caption=named(was, before[i])),
-            reporting.card(
-                judged.images[i], title="adversarial", caption=named(now, after[i]), below=moves
-            ),
-            reporting.card(
-                reporting.amplify(change, factor), title="difference", caption=difference
-            ),
-        ]
-        shown.append(reporting.strip(cards, title=path.name))
-    return shown
+def _skipped(result: Mapping[str, Any]) -> Html:
+    why = "the network misclassifies it without an attack"
+    wrong = [{"path": path, "why": why} for path in result["wrong_before"]]
+    return reporting.skipped([*result["skipped"], *wrong])
