@@ -44,7 +44,7 @@ LAYOUT: Sequence[str] = [
             "objectives images specs render filters maps exemplars judge grid ideal __init__",
         ),
         ("evaluation", "sets robust postprocessing perceptual attack_settings attacked __init__"),
-        ("pages", "common activations training evaluation attack ideal __init__"),
+        ("pages", "common describe export activations training evaluation attack ideal __init__"),
         ("", "cli __init__"),
     )
     for file in files.split()

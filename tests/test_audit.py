@@ -1,4 +1,4 @@
-"""`audit` on a network that knows colours under one convention only, arrays of every kind; and `describe`."""
+"""`audit` on a network that knows colours under one convention only, arrays of every kind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import audit, describe
-from tl import backbones, inference, labels, pixels, reporting
+from experiments import audit
+from tl import inference, labels, pixels, reporting
 from tl.backbones.spec import BackboneSpec
 from tl.models import Classifier, Provenance, heads
 from tl.pages import common
@@ -25,7 +25,6 @@ from tl.pixels import (
     PixelSpec,
     prepare,
 )
-from tl.weights import store
 
 SIZE = 16
 COLOURS = {  # far apart, and none of them grey
@@ -298,55 +297,6 @@ def test_the_page_and_the_terminal_tell_the_same(folder: Path, tmp_path: Path):
     assert len(sections) == 2 and "The array follows torch" in sections[1]
 
 
-# --- describe ---------------------------------------------------------------------------------------------------------
-
-LAST_BLOCK = ["backbone/stage5/.*=trainable\nhead/.*=trainable", ".*=frozen"]
-
-
-def test_describe_tells_costs_rules_and_weights(capsys: pytest.CaptureFixture[str]):
-    clf = describe.blank(backbones.get("vgg16"), PixelSpec(), "flat", 1)
-    result, sections = describe.describe(clf, describe.parse_rules(LAST_BLOCK, clf.spec.endpoints))
-    printed = capsys.readouterr().out
-    assert (result["params"], result["trainable"]) == (14_739_777, 7_104_513)
-    assert (
-        result["flops"]
-        == sum(row["flops"] for row in result["stages"])
-        == 2 * result["multiply_adds"]
-    )
-    assert [row["name"] for row in result["stages"]][-2:] == ["stage5", "head"]
-    for words in ("7,104,513", "14,739,777", "7 x 7 x 512", "arXiv:1409.1556", "vgg_16"):
-        assert words in printed and words in "".join(sections).replace(
-            "\N{NARROW NO-BREAK SPACE}", ","
-        )
-    for row in store.MANIFEST:
-        if row.arch == "vgg16":
-            assert (
-                f"{row.arch}.{row.tag}" in printed
-                and row.licence in printed
-                and describe.how_to_load(row) in printed
-            )
-    assert len(result["weights"]) == sum(row.arch == "vgg16" for row in store.MANIFEST)
-    json.dumps(result)
-
-
-def test_describe_all_is_a_line_an_architecture(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.setattr(backbones, "names", lambda: ("resnet18", "mobilenetv2_035"))
-    result, _ = describe.describe_all(64)
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 3 and printed[1].startswith("resnet18") and "11,689,512" in printed[1]
-    assert "mobilenetv2_035_keras.keras_in1k" in printed[2], "the weights of another form of it"
-    assert [row["name"] for row in result["architectures"]] == ["resnet18", "mobilenetv2_035"]
-
-
-def test_every_architecture_has_weights_with_licence_source_and_top1():
-    for name in backbones.names():
-        rows = describe.published(name)
-        assert any(row.top1 for row in rows), name
-        assert all(row.licence and row.origin and describe.how_to_load(row) for row in rows), name
-
-
 @pytest.mark.parametrize(
     "spec, words",
     [
@@ -358,14 +308,3 @@ def test_every_architecture_has_weights_with_licence_source_and_top1():
 )
 def test_a_spec_in_words(spec: PixelSpec, words: str):
     assert common.in_words(spec) == words
-
-
-def test_rules_as_users_write_them():
-    stages = ("stage1", "stage2")
-    assert describe.parse_rules([], stages) is None
-    assert describe.parse_rules(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
-    assert describe.parse_rules(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
-    assert describe.parse_rules(["a=b=trainable"], stages) == (("a=b", "trainable"),)
-    for wrong in ("head/.*", "=frozen", "head/.*="):
-        with pytest.raises(ValueError, match="is no rule; write REGEX=LABEL"):
-            describe.parse_rules([wrong], stages)

