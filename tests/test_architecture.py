@@ -18,10 +18,10 @@ LAYOUT: Sequence[str] = [
     for package, files in (
         ("", "types paths pixels losses metrics devices optim"),
         ("ops", "materialize windows winograd forms pool __init__"),
-        ("reporting", "images html charts run __init__"),
+        ("reporting", "images html charts run results documents __init__"),
         ("backbones", "spec layers vgg resnet mobilenet efficientnet squeezenet run fold __init__"),
         ("labels", "__init__"),
-        ("weights", "spec port hdf5 readers manifest store hub __init__"),
+        ("weights", "spec port hdf5 readers manifest store hub zoo __init__"),
         ("weights/tables", "common vgg resnet mobilenet squeezenet __init__"),
         ("ascent", "ascend jpeg transforms __init__"),
         ("models", "heads classifier artifact loading summary run_exported export __init__"),
@@ -44,7 +44,10 @@ LAYOUT: Sequence[str] = [
             "objectives images specs render filters maps exemplars judge grid ideal __init__",
         ),
         ("evaluation", "sets robust postprocessing perceptual attack_settings attacked __init__"),
-        ("pages", "common describe export activations training evaluation attack ideal __init__"),
+        (
+            "pages",
+            "common describe export remeasured activations training evaluation attack ideal __init__",
+        ),
         ("", "cli __init__"),
     )
     for file in files.split()

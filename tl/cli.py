@@ -50,17 +50,25 @@ def define_run_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0)
 
 
-def launch(name: str, main: Callable[[reporting.Run], None], *define: Callable[[], None]) -> None:
+def launch(
+    name: str,
+    main: Callable[[reporting.Run], None],
+    *define: Callable[[], None],
+    argument: str = "",
+) -> None:
     """Parses the flags, opens the run's folder and runs `main`; a user's error is one sentence.
 
     Args:
       name: the experiment, `predict`.
       main: the experiment, called with its run.
       define: functions that define the experiment's flags, next to those of `define_run_flags`.
+      argument: the flag that one argument without dashes sets, `name` for `rerun NAME`.
     """
     own = _define(define_run_flags, *define)
 
     def work(arguments: list[str]) -> None:
+        if argument and arguments:
+            FLAGS[argument].value = arguments.pop(0)
         if arguments:
             raise ValueError(
                 f"unexpected argument {arguments[0]!r}; every argument is a flag, such as --seed=1"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tl import reporting
-from tl.pages import attack, describe, evaluation, export, ideal
+from tl.pages import attack, describe, evaluation, export, ideal, remeasured
 from tl.pages.common import Page
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
@@ -20,6 +20,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "evaluate": evaluation.page,
     "export": export.page,
     "ideal": ideal.page,
+    "rerun": remeasured.page,
 }
 """Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""
 

@@ -1,0 +1,96 @@
+"""Measures a published number again and prints it next to the old one.
+
+  ./launch.sh rerun                                    lists the names, as RESULTS.md does
+  ./launch.sh rerun predict_imagenet --data=FOLDER     FOLDER contains imagenet_samples, ...
+  ./launch.sh rerun robust_autoattack --values=DIR=runs/transfer/TIME/model --values=TEST=FOLDER
+  ./launch.sh rerun --tables                           writes RESULTS.md and the READMEs' tables
+
+With --write, the new values replace the old ones in results/NAME.json. A run takes as long as its
+command: from seconds (probes) to an hour (solar cells).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from tl import cli, pages, reporting
+from tl.reporting import documents, results
+from tl.weights import zoo
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("name", "", "The number to measure again. Default: list all names.")
+    flags.DEFINE_string("data", "", "Folder of the data sets; replaces DATA in the command.")
+    flags.DEFINE_multi_string(
+        "values", [], "PLACEHOLDER=VALUE, such as DIR=runs/transfer/TIME/model; may be repeated."
+    )
+    flags.DEFINE_bool("write", False, "Write the new values into the JSON file.")
+    flags.DEFINE_bool("tables", False, "Write RESULTS.md and the generated tables of the READMEs.")
+    flags.DEFINE_string(
+        "results", str(Path(__file__).parent / "results"), "Folder of the JSON files."
+    )
+
+
+def measure(claim: results.Claim, folder: Path, root: Path) -> tuple[dict[str, Any], Any]:
+    """Runs the command of a claim: the content of `config.json` and of `result.json`.
+
+    Args:
+      claim: the claim.
+      folder: the folder of the new run.
+      root: the checkout, which contains `launch.sh`.
+    """
+    pairs = [value.partition("=")[::2] for value in FLAGS.values]
+    values = dict(pairs) | ({"DATA": FLAGS.data} if FLAGS.data else {})
+    if "path" not in claim:
+        raise ValueError(
+            f"{claim['name']} cannot be read from a result.json; run its command and compare: "
+            f"{claim['command']}"
+        )
+    words = results.arguments(claim, values)
+    print(f"rerun: {claim['command']}", flush=True)
+    process = subprocess.run([root / "launch.sh", *words, f"--workdir={folder}"], check=False)
+    if process.returncode:
+        raise ValueError(
+            f"the command of {claim['name']} failed with exit status {process.returncode}; its "
+            "message is above"
+        )
+    config, result = (
+        json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
+        for file in ("config", "result")
+    )
+    return config, result
+
+
+def main(run: reporting.Run) -> None:
+    folder = Path(FLAGS.results).resolve()
+    claims, root = results.load(folder), folder.parent.parent
+    if FLAGS.tables:
+        for file, text in documents.generate(root, claims, zoo.blocks()).items():
+            file.write_text(text, encoding="utf-8")
+            print(file)
+    if FLAGS.name:
+        claim = results.find(claims, FLAGS.name)
+        config, measured = measure(claim, run.workdir / "run", root)
+        result = results.compare(claim, measured, results.origin(config))
+        if FLAGS.write:
+            file = folder / f"{claim['name']}.json"
+            new = results.updated(claim, measured, results.origin(config))
+            file.write_text(results.dumps(new), encoding="utf-8")
+        for line in results.lines(result):
+            print(line)
+    else:
+        result = {"claims": {name: claim["claim"] for name, claim in claims.items()}}
+        if not FLAGS.tables:
+            print("\n".join(f"{name:36} {text}" for name, text in result["claims"].items()))
+    pages.finish(run, result)
+
+
+if __name__ == "__main__":
+    cli.launch("rerun", main, define_flags, argument="name")
