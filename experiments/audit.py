@@ -110,7 +110,7 @@ def measured(logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
 def compare(
     clf: Classifier,
     variables: Variables,
-    pictures: Mapping[str, inference.Pictures],
+    pictures: Mapping[str, inference.LoadedImages],
     labels: np.ndarray | None,
 ) -> dict[str, Any]:
     """Every convention's figures, and the one that the weights want.

@@ -69,7 +69,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The result."""
     spec = data.remap_labels(spec, inference.class_table(clf))
-    predicted = sets.predictions(clf, variables, spec)
+    predicted = inference.predict(clf, variables, spec, progress=sets.progress)
     if not len(predicted.labels):
         raise ValueError(
             f"none of the {len(spec.examples)} images of {spec.name} can be read; run doctor on it"

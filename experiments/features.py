@@ -95,7 +95,7 @@ def looked_at(
     run: reporting.Run,
     clf: Classifier,
     variables: Variables,
-    pictures: inference.Pictures,
+    pictures: inference.LoadedImages,
     names: list[str],
     spec: data.DataSpec | None,
 ) -> tuple[dict[str, Any], list[reporting.Html]]:

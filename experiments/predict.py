@@ -41,7 +41,7 @@ def predict(
     run: reporting.Run,
     clf: Classifier,
     variables: Variables,
-    pictures: inference.Pictures,
+    pictures: inference.LoadedImages,
     labels: np.ndarray | None,
     k: int,
 ) -> tuple[dict[str, Any], list[Html]]:

@@ -62,7 +62,7 @@ def main(run: reporting.Run) -> None:
 
     print("4 of 4: turning the dalmatian into a cat", flush=True)
     dogs = np.flatnonzero(labels == DALMATIAN)
-    dog = inference.Pictures([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
+    dog = inference.LoadedImages([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
     settings = AttackSettings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
     truth = np.full(len(dogs), DALMATIAN)
     attacked = evaluate_attack(

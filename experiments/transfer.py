@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from tl import attacks, cli, data, labels, metrics, models, optim, paths, reporting
+from tl import attacks, cli, data, inference, labels, metrics, models, optim, paths, reporting
 from tl.data import DataSpec, augment
 from tl.evaluation import robust, sets
 from tl.evaluation.sets import accuracy, mean_of, predict_set
@@ -324,9 +324,9 @@ class RoundResult(NamedTuple):
     round: Round
     variables: Variables
     fitted: fit.FitResult
-    tested: sets.Predictions
+    tested: inference.Predictions
     learned: dict[str, Any]
-    by_views: sets.Predictions | None
+    by_views: inference.Predictions | None
     rates: rate_finder.Rates | None
     temperature: float
 
@@ -396,7 +396,9 @@ def run_round(
     by_views = None
     if settings.tta:
         views = augment.make_augment(recipe.augment, size=clf.pixels.size).views
-        by_views = sets.predictions(clf, fitted.variables, parts.test, views=views or ())
+        by_views = inference.predict(
+            clf, fitted.variables, parts.test, views=views or (), progress=sets.progress
+        )
     return RoundResult(each, fresh, fitted, tested, learned, by_views, found, temperature)
 
 

@@ -34,7 +34,7 @@ LAYOUT: Sequence[str] = [
             "data",
             "spec decode shards find duplicates folder table tfds packaged split plan feed augment loader __init__ doctor",
         ),
-        ("inference", "predict features __init__"),
+        ("inference", "batches predictions features __init__"),
         (
             "training",
             "rules step adversarial probe inputs recipe phase checkpoints loop rate_finder fit __init__",

@@ -168,7 +168,7 @@ def test_the_lessons_attack_beside_the_right_one(run: reporting.Run) -> None:
     photograph = flat(
         124, 7, 130
     )  # prepared rightly 0.5 * -4 + 0.25 * 2 = -1.5: dark; fed as in the lesson, bright
-    pictures = inference.Pictures([Path("a.png")], photograph[None], [])
+    pictures = inference.LoadedImages([Path("a.png")], photograph[None], [])
     rows, section = attack.as_written(
         run, clf, jnp.asarray(weights), pictures, (1,), steps=1, eps=4 / 255
     )  # type: ignore[arg-type]
@@ -199,5 +199,5 @@ def test_the_lessons_attack_beside_the_right_one(run: reporting.Run) -> None:
     assert np.abs(saved - photograph).max() == 4
     with pytest.raises(ValueError, match="wants a photograph"):
         attack.as_written(
-            run, clf, jnp.asarray(weights), inference.Pictures([], photograph[:0], [])
+            run, clf, jnp.asarray(weights), inference.LoadedImages([], photograph[:0], [])
         )  # type: ignore[arg-type]

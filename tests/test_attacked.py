@@ -26,7 +26,7 @@ network = functools.partial(toys.classifier, "toy_vgg", CLASSES, size=SIZE)
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> inference.Pictures:
+def images(tmp_path_factory: pytest.TempPathFactory) -> inference.LoadedImages:
     folder = tmp_path_factory.mktemp("images")
     for i in range(COUNT):
         reporting.save_png(folder / f"{i}.png", toys.noise(40, 40, 3, seed=i))
@@ -45,7 +45,7 @@ def predicted(images: np.ndarray) -> np.ndarray:
 
 def evaluate(
     run: reporting.Run,
-    images: inference.Pictures,
+    images: inference.LoadedImages,
     settings: AttackSettings,
     variables: Any = None,
     **arguments: Any,
@@ -60,7 +60,7 @@ def evaluate(
 
 @pytest.fixture(scope="module")
 def sweep(
-    images: inference.Pictures, tmp_path_factory: pytest.TempPathFactory
+    images: inference.LoadedImages, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """A sweep over eps on three images: the run's folder and its result."""
     run = reporting.start("attack", tmp_path_factory.mktemp("sweep") / "run", {"seed": 0})
@@ -78,7 +78,7 @@ def test_no_attack_succeeds_at_eps_0_and_every_attack_at_eps_1(sweep: tuple) -> 
 
 
 def test_every_number_of_an_image_holds_for_the_saved_file(
-    sweep: tuple, images: inference.Pictures
+    sweep: tuple, images: inference.LoadedImages
 ) -> None:
     _, result = sweep
     assert len(result["images"]) == 9
@@ -114,7 +114,7 @@ def test_the_page_of_a_result_without_the_newer_keys(sweep: tuple) -> None:
 
 
 def test_images_that_are_misclassified_without_an_attack_are_no_success(
-    run: reporting.Run, images: inference.Pictures
+    run: reporting.Run, images: inference.LoadedImages
 ) -> None:
     labels = predicted(images.images)
     labels[[1, 3]] = (labels[[1, 3]] + 1) % CLASSES
@@ -128,12 +128,12 @@ def test_images_that_are_misclassified_without_an_attack_are_no_success(
 
 
 def test_results_do_not_depend_on_the_batch_size(
-    run: reporting.Run, images: inference.Pictures, monkeypatch: pytest.MonkeyPatch
+    run: reporting.Run, images: inference.LoadedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three images in batches of two: the last batch is padded and the padding left out."""
     settings = SHORT(eps=(2 / 255,), early_stop=False)
     read = lambda result: [data.decode(row["png"]) for row in result["images"]]
-    three = inference.Pictures(images.paths[:3], images.images[:3], [])
+    three = inference.LoadedImages(images.paths[:3], images.images[:3], [])
     one_batch = np.asarray(read(evaluate(run, three, settings)), int)
     monkeypatch.setattr(attack_settings, "BATCH", 2)
     again = reporting.start("attack", run.workdir.parent / "again", {"seed": 0})
@@ -144,7 +144,7 @@ def test_results_do_not_depend_on_the_batch_size(
 
 
 def test_the_sanity_checks_of_a_network_with_constant_logits_fail(
-    run: reporting.Run, images: inference.Pictures
+    run: reporting.Run, images: inference.LoadedImages
 ) -> None:
     variables = jax.tree.map(np.zeros_like, network()[1])
     settings = SHORT(steps=2, eps=(8 / 255,), panel=True)
@@ -159,16 +159,16 @@ def test_the_sanity_checks_of_a_network_with_constant_logits_fail(
 
 
 def test_an_image_that_is_assigned_to_the_target_already_is_left_out(
-    run: reporting.Run, images: inference.Pictures
+    run: reporting.Run, images: inference.LoadedImages
 ) -> None:
     name = inference.class_table(network()[0]).display(int(predicted(images.images[:1])[0]))
-    one = inference.Pictures(images.paths[:1], images.images[:1], [])
+    one = inference.LoadedImages(images.paths[:1], images.images[:1], [])
     with pytest.raises(ValueError, match="no image is left to attack: got 1 images"):
         evaluate(run, one, SHORT(), target=name)
 
 
 def test_the_least_likely_target_is_the_smallest_clean_logit(
-    images: inference.Pictures,
+    images: inference.LoadedImages,
 ) -> None:
     selection = attacked.select_images(
         *network(), images, target=attack_settings.LEAST_LIKELY, limit=2
@@ -195,7 +195,7 @@ def test_the_least_likely_target_is_the_smallest_clean_logit(
     ],
 )
 def test_wrong_settings_are_one_sentence(
-    run: reporting.Run, images: inference.Pictures, changes: dict[str, Any], message: str
+    run: reporting.Run, images: inference.LoadedImages, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(run, images, AttackSettings(**changes))

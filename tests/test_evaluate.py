@@ -16,7 +16,7 @@ import pytest
 
 from experiments import evaluate
 from tl import data, inference, labels, metrics, models, pages, pixels, reporting
-from tl.evaluation import robust, sets
+from tl.evaluation import robust
 from tl.models import heads
 from tl.pages import evaluation
 
@@ -115,9 +115,9 @@ def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pe
     """
     clf, variables = models.load(str(saved))
     spec = data.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
-    said = sets.predictions(clf, jax.device_put(variables), spec)
+    said = inference.predict(clf, jax.device_put(variables), spec)
     pictures = inference.read_images(clf, str(pets))
-    assert [str(path) for path in pictures.paths] == [str(e.path) for e in said.examples]
+    assert [str(path) for path in pictures.paths] == [str(path) for path in said.paths]
     np.testing.assert_array_equal(
         said.logits, inference.predict_logits(clf, variables, pictures.images)
     )
@@ -133,7 +133,8 @@ def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
     clf, _ = network()
     spec = dataclasses.replace(data.get(f"folder:{pets}"), classes=("bengal", "pugg"))
     with pytest.raises(
-        ValueError, match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'"
+        ValueError,
+        match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'",
     ):
         data.remap_labels(spec, inference.class_table(clf))
     imagenet = labels.imagenet()
@@ -179,7 +180,7 @@ def test_accuracy_under_attack(pets: Path) -> None:
     clf, variables = network()
     spec = data.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
     row = robust.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
-    said = sets.predictions(clf, variables, spec)
+    said = inference.predict(clf, variables, spec)
     assert row["n"] == 18 and row["clean"] == (said.logits.argmax(axis=1) == said.labels).mean()
     assert 0 <= row["top1"] < row["clean"] and row["top1_ci95"] == list(
         metrics.wilson(round(18 * row["top1"]), 18)

@@ -22,7 +22,7 @@ from tl import (
 )
 from tl.backbones import names
 from tl.evaluation import perceptual
-from tl.inference.features import extract
+from tl.inference import Predictions, extract, predict
 from tl.models import Classifier, load, save, summary
 from tl.pixels import PixelSpec
 from tl.training.probe import logistic
@@ -35,6 +35,7 @@ __all__ = [
     "Mode",
     "Output",
     "PixelSpec",
+    "Predictions",
     "Variables",
     "ascent",
     "attacks",
@@ -53,6 +54,7 @@ __all__ = [
     "paths",
     "perceptual",
     "pixels",
+    "predict",
     "reporting",
     "save",
     "summary",

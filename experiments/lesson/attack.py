@@ -56,7 +56,7 @@ def as_written(
     run: reporting.Run,
     clf: Classifier,
     variables: Variables,
-    pictures: inference.Pictures,
+    pictures: inference.LoadedImages,
     target: Sequence[int] = (TARGET,),
     *,
     only: Sequence[int] = (),

@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 
 from experiments import transfer
-from tl import cli, data, labels, metrics, models, paths, pixels, reporting
+from tl import cli, data, inference, labels, metrics, models, paths, pixels, reporting
 from tl.data import DataSpec, doctor
 from tl.data.decode import header
 from tl.evaluation import sets
@@ -135,7 +135,7 @@ def row_of(
     step: str,
     way: str,
     setting: str,
-    said: sets.Predictions,
+    said: inference.Predictions,
     seconds: float,
     lesson: str = "",
     learned: int = 0,
@@ -248,7 +248,7 @@ def classify(lesson: Lesson) -> Iterator[Row]:
         (RIGHT, {"resize": "shorter"}, "the weights' own preprocessing"),
     ):
         began = time.monotonic()
-        said = sets.predictions(*lesson.network(lesson.classifiers, **changes), spec)
+        said = inference.predict(*lesson.network(lesson.classifiers, **changes), spec)
         yield row_of(
             "classify", way, f"{lesson.classifiers}, {words}", said, time.monotonic() - began
         )
@@ -317,7 +317,7 @@ def save(lesson: Lesson) -> Iterator[Row]:
     )
     few = dataclasses.replace(parts.test, examples=parts.test.examples[:16])
     one, other = (
-        sets.predictions(*pair, few).logits for pair in ((clf, done.fitted.variables), again)
+        inference.predict(*pair, few).logits for pair in ((clf, done.fitted.variables), again)
     )
     same = "the same logits, bit by bit" if np.array_equal(one, other) else "OTHER LOGITS"
     yield Row(
@@ -338,7 +338,7 @@ def unfreeze(lesson: Lesson) -> Iterator[Row]:
     fitted = fit.fit(
         clf, start.fitted.variables, parts.train, parts.validation, wrong, seed=lesson.seed
     )
-    said = sets.predictions(clf, fitted.variables, parts.test)
+    said = inference.predict(clf, fitted.variables, parts.test)
     words, fell = (
         f"then the last block too, same rate, {fitted.steps} steps of 32",
         "310 of 64, val .9653: it fell from .9671",

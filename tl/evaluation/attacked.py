@@ -140,7 +140,7 @@ def evaluate_attack(
     run: reporting.Run,
     clf: Classifier,
     variables: Variables,
-    images: inference.Pictures,
+    images: inference.LoadedImages,
     settings: AttackSettings,
     *,
     target: str = "",
@@ -199,7 +199,7 @@ def evaluate_attack(
 def select_images(
     clf: Classifier,
     variables: Variables,
-    images: inference.Pictures,
+    images: inference.LoadedImages,
     *,
     target: str = "",
     labels: np.ndarray | None = None,
@@ -281,11 +281,11 @@ def _evaluate(
     saved = np.stack([data.decode(file) for file in files])
     images = pixels.to_images01(saved) if settings.eight_bit else adversarial
     succeeds = lambda logits: np.asarray(selection.goal.success(logits, selection.class_mask))
-    logits = _logits(clf, variables, images)
+    logits = inference.predict_logits(clf, variables, images)
     success, correct = succeeds(logits), logits.argmax(axis=1) == selection.labels
     after = {}
     for process_name, process in POSTPROCESSING.items():
-        processed = _logits(clf, variables, pixels.to_images01(process(saved)))
+        processed = inference.predict_logits(clf, variables, pixels.to_images01(process(saved)))
         after[process_name] = {
             "success": float(np.mean(succeeds(processed))),
             "accuracy": float(np.mean(processed.argmax(axis=1) == selection.labels)),
@@ -305,21 +305,11 @@ def _evaluate(
         robust_ci95=list(metrics.wilson(int(correct.sum()), selection.n)),
         distance=perceptual.distances(originals, images, lpips=lpips),
         after=after,
-        equal_calls=bool((_logits(clf, variables, images[:16]) == logits[:16]).all()),
+        equal_calls=bool(
+            (inference.predict_logits(clf, variables, images[:16]) == logits[:16]).all()
+        ),
         equal_files=bool((pixels.to_images01(saved) == adversarial).all()),
     )
-
-
-def _logits(
-    clf: Classifier, variables: Variables, images01: np.ndarray, *, batch_size: int = 16
-) -> np.ndarray:
-    """Logits f32[m k] of images f32[m s s 3], in batches of one shape."""
-    rows = []
-    for start in range(0, len(images01), batch_size):
-        batch = np.resize(np.arange(start, min(start + batch_size, len(images01))), batch_size)
-        logits = np.asarray(inference.forward(clf)(variables, images01[batch]))
-        rows.append(logits[: len(images01) - start])
-    return np.concatenate(rows)
 
 
 def _image_rows(clf: Classifier, selection: Selection, row: EpsEvaluation) -> list[dict[str, Any]]:

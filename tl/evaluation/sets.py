@@ -1,17 +1,20 @@
-"""What `transfer` and `evaluate` do alike: ask a classifier about a set, count, and show."""
+"""The evaluation of a classifier on a data set: figures, hardest images, predictions from the bank.
+
+Nothing here draws a page: `tl.pages.evaluation` does, from the values returned here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import data, inference, metrics, pixels, reporting
-from tl.data import DataSpec, Skipped
-from tl.inference import features
+from tl import data, inference, metrics, reporting
+from tl.data import DataSpec
+from tl.inference import Predictions, features
 from tl.models import Classifier, heads
 from tl.training import inputs
 from tl.types import Variables
@@ -24,82 +27,36 @@ DETAILS = (
     "reliability",
     "reliability_calibrated",
 )
-"""The parts of a `summary` that are lists, beside its figures."""
+"""The keys of a `summary` that `transfer` keeps outside of `result["test"]`."""
 
-
-View = Callable[[jax.Array], jax.Array]
-"""images01 -> images01, such as a mirror."""
-
-
-class Predictions(NamedTuple):
-    """What a classifier said: logits f32[n k], the true labels i[n], and the examples, of those that could be read."""
-
-    logits: np.ndarray
-    labels: np.ndarray
-    examples: list[data.Example]
-    skipped: tuple[Skipped, ...]
-
-
-def predictions(
-    clf: Classifier,
-    variables: Variables,
-    spec: DataSpec,
-    *,
-    views: Sequence[View] = (),
-    batch_size: int = 16,
-) -> Predictions:
-    """Asks about every picture by the one path that `predict` takes, a batch at a time.
-
-    With `views` (an augmentation's), what it says is the mean of the log-probabilities of each of them.
-    """
-    logits, kept, skipped = (
-        [np.zeros((0, len(inference.class_table(clf).entries)), np.float32)],
-        [],
-        [],
-    )
-    variables = jax.device_put(variables)  # once, not with every batch
-    batches = data.load(inputs.sources(spec), clf.prepare, batch_size=batch_size)
-    for batch in reporting.progress(
-        batches, -(-len(spec.examples) // batch_size), "asking, batches"
-    ):
-        images01 = pixels.to_images01(batch.images)
-        if views:
-            each = [
-                inference.forward(clf)(variables, view(jnp.asarray(images01))) for view in views
-            ]
-            said = np.mean([metrics.log_softmax(np.asarray(one)) for one in each], axis=0).astype(
-                np.float32
-            )
-        else:
-            said = inference.forward(clf)(variables, images01)
-        logits.append(np.asarray(said)[batch.valid])
-        kept += [spec.examples[i] for i in batch.index[batch.valid]]
-        skipped += batch.skipped
-    labels = np.array([example.label for example in kept], np.int64)
-    return Predictions(np.concatenate(logits), labels, kept, tuple(skipped))
-
-
-def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Several tests as one list."""
-    return Predictions(
-        np.concatenate([part.logits for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        [example for part in parts for example in part.examples],
-        tuple(skip for part in parts for skip in part.skipped),
-    )
+progress = functools.partial(reporting.progress, label="predicting, batches")
+"""The progress of a pass over a data set, on stderr."""
 
 
 def summary(
     logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temperature: float = 1.0
 ) -> dict[str, Any]:
-    """The figures of `metrics.summarize`, NLL and ECE at the temperature too, and the `DETAILS`; JSON-ready."""
-    calm = metrics.summarize(logits / np.float32(temperature), labels)
+    """The figures of an evaluation, JSON-ready.
+
+    Args:
+      logits: f32[n k], n at least 1.
+      labels: i[n].
+      classes: k names.
+      temperature: divides the logits for the calibrated figures.
+
+    Returns:
+      The keys of `metrics.summarize`; "temperature"; "nll_calibrated" and "ece_calibrated", at that
+      temperature; and `DETAILS`: the share of the most frequent class, `metrics.per_class`,
+      the confusion matrix, `metrics.most_confused`, and `metrics.reliability` before and after
+      division by the temperature.
+    """
+    calibrated = metrics.summarize(logits / np.float32(temperature), labels)
     matrix = metrics.confusion(labels, logits.argmax(axis=1), len(classes))
     return {
         **metrics.summarize(logits, labels),
         "temperature": float(temperature),
-        "nll_calibrated": calm["nll"],
-        "ece_calibrated": calm["ece"],
+        "nll_calibrated": calibrated["nll"],
+        "ece_calibrated": calibrated["ece"],
         "majority": float(matrix.sum(axis=1).max() / matrix.sum()),
         "per_class": metrics.per_class(logits, labels, classes),
         "confusion": matrix.tolist(),
@@ -119,12 +76,12 @@ def hardest_images(clf: Classifier, predicted: Predictions, n: int = 12) -> list
       `true` and `label` are name and index of the true class, and `topk` is as `tl.inference.topk`
       returns it for 3 classes. Lowest probability first.
     """
-    table, probabilities = inference.class_table(clf), metrics.softmax(predicted.logits)
+    table, probabilities = inference.class_table(clf), predicted.probabilities
     of_truth = probabilities[np.arange(len(predicted.labels)), predicted.labels]
     correct = predicted.logits.argmax(axis=1) == predicted.labels
     return [
         {
-            "path": str(predicted.examples[i].path),
+            "path": str(predicted.paths[i]),
             "row": int(i),
             "true": table.display(predicted.labels[i]),
             "label": int(predicted.labels[i]),
@@ -144,7 +101,7 @@ def save_hardest_images(
       Rows of `hardest_images` with "figure", the path of the image relative to the run's folder.
     """
     rows = hardest_images(clf, predicted, n)
-    images = [clf.prepare(data.decode(predicted.examples[row["row"]].path)) for row in rows]
+    images = [clf.prepare(data.decode(predicted.paths[row["row"]])) for row in rows]
     if images:
         run.figure("worst_mistakes", reporting.contact_sheet(images, columns=4))
     for row, image in zip(rows, images, strict=True):
@@ -152,28 +109,48 @@ def save_hardest_images(
     return rows
 
 
-# --- learning and testing ----------------------------------------------------------------------------------------------
-
-
 def predict_set(
     clf: Classifier, variables: Variables, spec: DataSpec, *, frozen: bool
 ) -> Predictions:
-    """What a classifier says of a set; a frozen backbone's features come from their bank."""
+    """The predictions for a data set, from the feature bank where the backbone is pretrained.
+
+    Args:
+      clf, variables: the network.
+      spec: a data set with the classes of the network.
+      frozen: whether the backbone's variables are shared by many heads, so that a bank is worth it.
+    """
     if not (frozen and heads.pooled(clf.head)):  # type: ignore[arg-type]
-        return predictions(clf, variables, spec)
-    found = features.extract(clf, variables, inputs.sources(spec))
-    logits = np.asarray(clf.apply_head(variables, jnp.asarray(found.values[found.valid])))
-    kept = [example for example, there in zip(spec.examples, found.valid, strict=True) if there]
-    return Predictions(logits, inputs.labels(spec)[found.valid], kept, found.skipped)
+        return inference.predict(clf, variables, spec, progress=progress)
+    bank = features.extract(clf, variables, inputs.sources(spec))
+    logits = np.asarray(clf.apply_head(variables, jnp.asarray(bank.values[bank.valid])))
+    paths = tuple(e.path for e, valid in zip(spec.examples, bank.valid, strict=True) if valid)
+    return Predictions(logits, inputs.labels(spec)[bank.valid], paths, bank.skipped)
 
 
-def accuracy(said: Predictions) -> float:
-    """Share of pictures named rightly."""
-    return float((said.logits.argmax(axis=1) == said.labels).mean())
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions for several test sets as one."""
+    return Predictions(
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        tuple(path for part in parts for path in part.paths),
+        tuple(skip for part in parts for skip in part.skipped),
+    )
+
+
+def accuracy(predicted: Predictions) -> float:
+    """Top-1 accuracy, a share in [0, 1]."""
+    return float((predicted.logits.argmax(axis=1) == predicted.labels).mean())
 
 
 def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The figures averaged over rounds; the interval is Wilson's at the mean, for one test set."""
+    """The means of figures over rounds; the interval is Wilson's at the mean, for one test set.
+
+    Args:
+      rows: figures of each round, as `metrics.summarize` returns them.
+
+    Returns:
+      "n" of the first round, the mean of each float, and "top1_ci95".
+    """
     mean = {
         k: float(np.mean([row[k] for row in rows]))
         for k in rows[0]

@@ -1,8 +1,9 @@
-"""The feature bank: pooled features of pictures, computed once and kept on disk.
+"""The feature bank: pooled features of images, computed once and kept on disk.
 
-A bank is a folder named by what decides its numbers: the backbone's variables, the preprocessing and the endpoint. Inside,
-a picture is known by the SHA-256 of its file, so renamed, moved or shared pictures are found again and a changed one is
-not. Features are appended in shards (`tl.data.shards`), so an interrupted run goes on where it was.
+A bank is a folder named by everything that decides the features: the variables of the backbone, the
+preprocessing and the endpoint. Inside, an image is identified by the SHA-256 of its file, so a renamed
+or moved image is found again and a changed one is not. Features are appended in shards
+(`tl.data.shards`), so an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,24 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import data, pixels
-from tl.data import Batch, Skipped, Source, shards
+from tl.data import Skipped, Source, shards
+from tl.inference.batches import BATCH_SIZE, Progress, map_sources, silent
 from tl.models import Classifier
 from tl.paths import cache_dir, digest, nearest
 from tl.types import Array, Variables
 
-BANK_FORMAT = 2  # part of every key: a change of what a bank holds starts new banks
-SHARD = 512  # pictures between two writes (chosen, not tuned)
+# Part of every key: a new format starts new banks.
+BANK_FORMAT = 2
+# Images between two writes (chosen, not tuned).
+SHARD = 512
 
 
 class Features(NamedTuple):
-    """The pooled features of a list of pictures.
+    """The pooled features of a list of images.
 
     Attributes:
-      values: f32[n d]; zero where a picture could not be read.
-      valid: bool[n].
-      skipped: the pictures that could not be read.
-      bank: the folder that keeps them.
-      reused: how many of the n came from the bank.
+      values: f32[n d]; zero where an image could not be read.
+      valid: bool[n], whether the image could be read.
+      skipped: the images that could not be read.
+      bank: the folder of the bank.
+      reused: how many of the n images were in the bank already.
     """
 
     values: np.ndarray
@@ -47,12 +51,12 @@ class Features(NamedTuple):
 
 
 def backbone_digest(variables: Variables) -> str:
-    """A hash of the backbone, its parameters and its statistics, bit by bit; the head plays no part."""
+    """A hash of all bits of the backbone's parameters and statistics; the head is left out."""
     return digest({name: tree.get("backbone", {}) for name, tree in variables.items()})
 
 
 def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") -> str:
-    """Names the bank: a hash of the backbone's variables bit by bit, its dtype, the preprocessing and the endpoint."""
+    """The name of a bank: a hash of the backbone, its dtype, the preprocessing and the endpoint."""
     facts = [
         BANK_FORMAT,
         clf.arch,
@@ -71,84 +75,80 @@ def extract(
     *,
     endpoint: str = "features",
     cache: Path | None = None,
-    batch_size: int = 16,
-    progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = silent,
 ) -> Features:
-    """Features of every picture, from the bank where it has them, computed and kept where it has not.
+    """The features of every image: from the bank where it has them, else computed and added to it.
 
     Args:
-      clf, variables: the network; its head plays no part.
-      paths: image files, or images inside a container (`tl.data.Source`).
-      endpoint: "features", or an endpoint's name: then the mean over its map.
-      cache: folder of all banks; default `cache_dir()`.
-      batch_size: pictures a forward pass.
+      clf, variables: the network; its head is not used.
+      paths: image files, or images inside a container.
+      endpoint: "features", or the name of an endpoint, whose map is averaged over its positions.
+      cache: folder of all banks; default: `cache_dir()`.
+      batch_size: images per forward pass.
       progress: wraps the batches that have to be computed.
 
     Returns:
-      Features, in the order of `paths`.
+      `Features`, in the order of `paths`.
 
     Raises:
-      ValueError: unknown endpoint.
+      ValueError: the network has no such endpoint.
     """
     bank = (cache or cache_dir()) / "banks" / f"{clf.arch}-{bank_key(clf, variables, endpoint)}"
     bank.mkdir(parents=True, exist_ok=True)
     hashes = [_identity(path) for path in paths]
-    known = dict(shards.read(bank, "features"))
-    todo = {h: path for h, path in zip(hashes, paths, strict=True) if h not in known}
-    reused = sum(h in known for h in hashes)
-    broken: dict[str, str] = {}
-    fresh: dict[str, np.ndarray] = {}
-    todo_hashes, todo_paths = list(todo), list(todo.values())
-    if todo:
-        on_device = jax.device_put(clf.fold_batch_norm(variables))
-        forward = _forward(clf, endpoint)
+    stored = dict(shards.read(bank, "features"))
+    missing = {h: path for h, path in zip(hashes, paths, strict=True) if h not in stored}
+    reused = sum(h in stored for h in hashes)
+    reasons: dict[str, str] = {}
+    if missing:
+        variables = jax.device_put(clf.fold_batch_norm(variables))
+        pooled = _pooled(clf, endpoint)
+        function = lambda images: pooled(variables, pixels.to_images01(images))
         prepare = functools.partial(pixels.prepare, clf.pixels)
-        batches = data.load(todo_paths, prepare, batch_size=batch_size)
-        for batch in progress(batches, -(-len(todo) // batch_size)):
-            rows = np.asarray(forward(on_device, pixels.to_images01(batch.images)))
-            for index, valid, row in zip(batch.index, batch.valid, rows, strict=True):
-                if valid:
-                    fresh[todo_hashes[index]] = row
-            why = {skip.path: skip.why for skip in batch.skipped}
-            broken |= {
-                todo_hashes[i]: why[str(todo_paths[i])]
-                for i in batch.index
-                if i >= 0 and str(todo_paths[i]) in why
+        names, unwritten = list(missing), {}
+        for batch in map_sources(
+            function, list(missing.values()), prepare, batch_size=batch_size, progress=progress
+        ):
+            unwritten |= {names[i]: row for i, row in zip(batch.index, batch.values, strict=True)}
+            reasons |= {
+                names[i]: skip.why for i, skip in zip(batch.failed, batch.skipped, strict=True)
             }
-            if len(fresh) >= SHARD:
-                known |= shards.write(bank, "features", fresh)
-                fresh = {}
-        known |= shards.write(bank, "features", fresh)
-    width = next(iter(known.values())).shape[0] if known else clf.spec.features
-    values = (
-        np.stack([known.get(h, np.zeros(width, np.float32)) for h in hashes])
-        if hashes
-        else np.zeros((0, width), np.float32)
-    )
+            if len(unwritten) >= SHARD:
+                stored |= shards.write(bank, "features", unwritten)
+                unwritten = {}
+        stored |= shards.write(bank, "features", unwritten)
+    width = next(iter(stored.values())).shape[0] if stored else clf.spec.features
+    blank = np.zeros(width, np.float32)
+    values = np.stack([stored.get(h, blank) for h in hashes]) if hashes else np.zeros((0, width))
     skipped = tuple(
-        Skipped(str(path), broken[h]) for path, h in zip(paths, hashes, strict=True) if h in broken
+        Skipped(str(path), reasons[h])
+        for path, h in zip(paths, hashes, strict=True)
+        if h in reasons
     )
-    return Features(values, np.array([h in known for h in hashes], bool), skipped, bank, reused)
+    valid = np.array([h in stored for h in hashes], bool)
+    return Features(values.astype(np.float32, copy=False), valid, skipped, bank, reused)
 
 
 @functools.cache
-def _forward(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.Array]:
+def _pooled(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.Array]:
     @jax.jit
-    def forward(variables: Variables, images01: jax.Array) -> jax.Array:
+    def pooled(variables: Variables, images01: jax.Array) -> jax.Array:
         output = clf.apply(variables, images01)
         if endpoint == "features":
             return output.features
         if endpoint not in output.endpoints:
             raise ValueError(
-                f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, output.endpoints)}"
+                f"{clf.arch} has no endpoint {endpoint!r}; "
+                f"nearest: {nearest(endpoint, output.endpoints)}"
             )
         return jnp.mean(output.endpoints[endpoint].astype(jnp.float32), axis=(1, 2))
 
-    return forward
+    return pooled
 
 
 def _identity(path: Source) -> str:
     try:
         return data.content_hash(path)
     except OSError:
-        return f"unreadable: {path}"  # the loader says why, as of a picture that is damaged
+        return f"unreadable: {path}"  # the loader reports the reason, as for a damaged image

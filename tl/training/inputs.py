@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import data, pixels
+from tl import data, inference, pixels
 from tl.data import Batch, DataSpec, Skipped, loader
 from tl.data.augment import Augment
 from tl.data.feed import Feed
@@ -196,11 +196,15 @@ def bank(
         maps[row], valid[row] = kept[where[row]], True
     todo, skipped = np.flatnonzero(~valid), []
     on_device = jax.device_put(folded)
-    batches = data.load([where[row] for row in todo], clf.prepare, batch_size=batch_size)
-    for batch in progress(batches, -(-len(todo) // batch_size)):
-        there = todo[batch.index[batch.valid]]
-        maps[there] = np.asarray(prefix(on_device, batch.images))[batch.valid]
-        valid[there] = True
+    for batch in inference.map_sources(
+        lambda images: prefix(on_device, images),
+        [where[row] for row in todo],
+        clf.prepare,
+        batch_size=batch_size,
+        progress=progress,
+    ):
+        rows = todo[batch.index]
+        maps[rows], valid[rows] = batch.values, True
         skipped += batch.skipped
     kept |= {where[row]: maps[row] for row in todo[valid[todo]]}
     return Bank(maps, valid, labels(spec), confidence(spec), augment, tuple(skipped))

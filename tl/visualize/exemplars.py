@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from tl import data, inference, pixels
+from tl import inference, pixels
 from tl.data import Batch, Source
 from tl.inference import features
 from tl.models import Classifier, heads
@@ -133,7 +133,13 @@ def top_classes(
         logits = np.asarray(clf.apply_head(variables, jax.numpy.asarray(bank.values)))
         valid = bank.valid
     else:
-        logits, valid = _logits(clf, variables, paths, classes, batch_size, progress)
+        logits, valid = np.zeros((len(paths), classes), np.float32), np.zeros(len(paths), bool)
+        on_device = jax.device_put(clf.fold_batch_norm(variables))
+        forward = lambda images: inference.forward(clf)(on_device, pixels.to_images01(images))
+        for batch in inference.map_sources(
+            forward, paths, clf.prepare, batch_size=batch_size, progress=progress
+        ):
+            logits[batch.index], valid[batch.index] = batch.values, True
     weights = mask / mask.sum(axis=1, keepdims=True)
     means = np.where(valid[:, None], logits, np.nan) @ weights.T.astype(np.float32)
     return [_top(paths, means[:, row], k) for row in range(len(mask))]
@@ -154,22 +160,3 @@ def _width(clf: Classifier, variables: Variables, endpoint: str) -> int:
             f"{clf.arch} has no endpoint {endpoint!r}; nearest: {nearest(endpoint, maps)}"
         )
     return maps[endpoint].shape[-1]
-
-
-def _logits(
-    clf: Classifier,
-    variables: Variables,
-    paths: Sequence[Source],
-    classes: int,
-    batch_size: int,
-    progress: Progress,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits f32[n k] of image files, and which files are readable, bool[n]."""
-    logits, valid = np.zeros((len(paths), classes), np.float32), np.zeros(len(paths), bool)
-    on_device, forward = jax.device_put(clf.fold_batch_norm(variables)), inference.forward(clf)
-    batches = data.load(paths, clf.prepare, batch_size=batch_size)
-    for batch in progress(batches, -(-len(paths) // batch_size)):
-        rows = batch.index[batch.valid]
-        outputs = np.asarray(forward(on_device, pixels.to_images01(batch.images)))
-        logits[rows], valid[rows] = outputs[batch.valid], True
-    return logits, valid

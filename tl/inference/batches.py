@@ -1,0 +1,120 @@
+"""The batched forward pass: a function of many images, called with batches of one shape.
+
+Each shape compiles once per process, because `forward` returns the same jitted function for the same
+classifier and every batch is padded to the same size. `in_batches` takes arrays and `map_sources`
+reads files. Sharding over devices is not done here: training (`tl.training`) and attacks
+(`tl.attacks.run`) do it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tl import data
+from tl.data import Skipped, Source
+from tl.models import Classifier
+from tl.types import Variables
+
+BATCH_SIZE = 16
+"""Images per forward pass, chosen, not tuned. Other sizes may change the last bits of the logits."""
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""`(batches, number of batches) -> batches`, such as `tl.reporting.progress`."""
+
+
+def silent(batches: Iterable[Any], total: int) -> Iterable[Any]:
+    """A `Progress` that reports nothing."""
+    del total
+    return batches
+
+
+@functools.cache
+def forward(clf: Classifier) -> Callable[[Variables, Any], jax.Array]:
+    """The jitted `clf.logits`: `(variables, images01 f32[b s s c]) -> f32[b k]`."""
+    return jax.jit(clf.logits)
+
+
+def in_batches(
+    function: Callable[..., Any], *arrays: np.ndarray, batch_size: int = BATCH_SIZE
+) -> Any:
+    """A function of many rows, computed in batches of one shape.
+
+    Args:
+      function: takes one [b ...] array per array and returns an array [b ...], or a pytree of them.
+        Row i of the result may depend on row i of the arguments only.
+      arrays: [n ...] each, n at least 1.
+      batch_size: rows per call, b; the last batch is filled up with copies of its own rows.
+
+    Returns:
+      NumPy arrays [n ...], in the order of the arguments.
+
+    Raises:
+      ValueError: `batch_size` is less than 1, or there are no rows.
+
+    Example:
+      >>> in_batches(lambda x, y: x + y, np.arange(5), np.ones(5, int), batch_size=2)
+      array([1, 2, 3, 4, 5])
+    """
+    n = len(arrays[0])
+    if batch_size < 1 or n == 0:
+        raise ValueError(
+            f"`batch_size` and the number of rows must be at least 1: got {batch_size} and {n}"
+        )
+    parts = []
+    for start in range(0, n, batch_size):
+        rows = np.resize(np.arange(start, min(start + batch_size, n)), batch_size)
+        outputs = function(*(array[rows] for array in arrays))
+        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: n - start], outputs))  # noqa: B023
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+class SourceBatch(NamedTuple):
+    """The results for one batch of sources.
+
+    Attributes:
+      index: i[m], positions of the images that could be read in the list of sources.
+      values: their results, [m ...] each.
+      failed: i[f], positions of the images that could not be read.
+      skipped: why, for each position in `failed`.
+    """
+
+    index: np.ndarray
+    values: Any
+    failed: np.ndarray
+    skipped: tuple[Skipped, ...]
+
+
+def map_sources(
+    function: Callable[[np.ndarray], Any],
+    sources: Sequence[Source],
+    prepare: Callable[[np.ndarray], np.ndarray],
+    *,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = silent,
+) -> Iterator[SourceBatch]:
+    """A function of the images in files, read and computed batch by batch.
+
+    Args:
+      function: uint8[b s s c] -> array [b ...], or a pytree of them; row i depends on image i only.
+      sources: image files, or images inside a container.
+      prepare: makes the array of one image, such as `Classifier.prepare`; runs in threads.
+      batch_size: images per call, b.
+      progress: wraps the batches.
+
+    Yields:
+      One `SourceBatch` per batch, in the order of `sources`.
+    """
+    batches = data.load(sources, prepare, batch_size=batch_size)
+    for batch in progress(batches, -(-len(sources) // batch_size)):
+        outputs = function(batch.images)
+        yield SourceBatch(
+            index=batch.index[batch.valid],
+            values=jax.tree.map(lambda leaf: np.asarray(leaf)[batch.valid], outputs),  # noqa: B023
+            failed=batch.index[~batch.valid & (batch.index >= 0)],
+            skipped=batch.skipped,
+        )

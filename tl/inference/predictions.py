@@ -1,0 +1,279 @@
+"""Predictions of a classifier for arrays, files, folders and data sets: `predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl import data, metrics, pixels
+from tl.data import DataSpec, Skipped, Source
+from tl.inference.batches import BATCH_SIZE, Progress, forward, in_batches, map_sources, silent
+from tl.labels import ClassTable
+from tl.models import Classifier
+from tl.types import Variables
+
+View = Callable[[jax.Array], jax.Array]
+"""images01 f32[b s s c] -> images01 of the same shape, such as a horizontal flip."""
+
+
+class Predictions(NamedTuple):
+    """The logits of a classifier for the images that could be read.
+
+    Attributes:
+      logits: f32[n k].
+      labels: i64[n], the class of each image as an index of a logit; -1 where unknown.
+      paths: where the n images are; () for images that were given as an array.
+      skipped: the images that could not be read.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    paths: tuple[Source, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Softmax of the logits, f64[n k]."""
+        return metrics.softmax(self.logits)
+
+
+class LoadedImages(NamedTuple):
+    """Images as the network receives them.
+
+    Attributes:
+      paths: of the n images that could be read.
+      images: uint8[n s s c].
+      skipped: `{"path", "why"}` of each image that could not be read.
+    """
+
+    paths: list[Path]
+    images: np.ndarray
+    skipped: list[dict[str, str]]
+
+
+def predict(
+    clf: Classifier,
+    variables: Variables,
+    images: np.ndarray | DataSpec | Source | str | Sequence[Source | str],
+    *,
+    labels: Sequence[int] | np.ndarray | Literal["folder"] | None = None,
+    views: Sequence[View] = (),
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = silent,
+) -> Predictions:
+    """The logits of a classifier for images, computed in batches of one shape.
+
+    BatchNorm is not folded, so the logits of a saved classifier are the same bits here, in every
+    script, and in `clf.logits` jitted by the user at the same batch size.
+
+    Args:
+      clf, variables: the network.
+      images: one of
+        - uint8[n s s c], images as the network receives them (`clf.prepare`),
+        - a data set, whose labels are matched with the network's classes by name
+          (`tl.data.remap_labels`),
+        - a path, or several: image files, folders (searched recursively) or globs. In a string,
+          commas separate several.
+      labels: i[n] class indices of the images, -1 where unknown, or "folder": the folder of an image
+        names its class (`folder_labels`). Default: those of the data set, else unknown.
+      views: maps of the input over whose log-probabilities the mean is taken (test-time
+        augmentation); default: the image itself.
+      batch_size: images per forward pass.
+      progress: wraps the batches of files, such as `tl.reporting.progress`.
+
+    Returns:
+      `Predictions`, in the order of `images`.
+
+    Raises:
+      ValueError: the network has no head; an array is not uint8[n s s c]; a path does not exist; the
+        number of labels differs from the number of images; a class of the data set is not among the
+        network's.
+
+    Example:
+      >>> import tl
+      >>> clf, variables = tl.load("mobilenetv1_025_keras", weights="random")
+      >>> clf = clf.with_pixels(size=32)
+      >>> tl.predict(clf, variables, np.zeros((3, 32, 32, 3), np.uint8)).logits.shape
+      (3, 1000)
+    """
+    k = len(class_table(clf))
+    variables = jax.device_put(variables)  # once, instead of with each batch
+    function = _logits(clf, variables, views)
+    if isinstance(images, np.ndarray | jax.Array):
+        return _predict_array(clf, function, np.asarray(images), labels, batch_size)
+    sources, known, skipped = _sources(clf, images, labels)
+    rows = [np.zeros((0, k), np.float32)]
+    kept: list[int] = []
+    for batch in map_sources(
+        function, sources, clf.prepare, batch_size=batch_size, progress=progress
+    ):
+        rows.append(batch.values)
+        kept += batch.index.tolist()
+        skipped += batch.skipped
+    paths = tuple(sources[i] for i in kept)
+    return Predictions(np.concatenate(rows), known[kept], paths, tuple(skipped))
+
+
+def _logits(
+    clf: Classifier, variables: Variables, views: Sequence[View]
+) -> Callable[[np.ndarray], Any]:
+    """uint8[b s s c] -> logits f32[b k]."""
+    if not views:
+        return lambda images: forward(clf)(variables, pixels.to_images01(images))
+
+    def mean_over_views(images: np.ndarray) -> np.ndarray:
+        images01 = jnp.asarray(pixels.to_images01(images))
+        logits = [np.asarray(forward(clf)(variables, view(images01))) for view in views]
+        return np.mean([metrics.log_softmax(rows) for rows in logits], axis=0).astype(np.float32)
+
+    return mean_over_views
+
+
+def _predict_array(
+    clf: Classifier, function: Callable[[np.ndarray], Any], images: np.ndarray, labels: Any, b: int
+) -> Predictions:
+    shape = (clf.pixels.size, clf.pixels.size, len(clf.pixels.mean))
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != shape[2]:
+        raise ValueError(
+            f"`images` has the wrong type: got {images.dtype}{list(images.shape)}, expected "
+            f"uint8[n {' '.join(map(str, shape))}]; make each with clf.prepare, or pass paths"
+        )
+    known = _checked_labels(labels, len(images))
+    if not len(images):
+        return Predictions(np.zeros((0, len(class_table(clf))), np.float32), known)
+    return Predictions(in_batches(function, images, batch_size=b), known)
+
+
+def _sources(
+    clf: Classifier, images: Any, labels: Any
+) -> tuple[list[Source], np.ndarray, list[Skipped]]:
+    """Where the images are, their labels i64[n], and the files that are left out already."""
+    skipped: list[Skipped] = []
+    if isinstance(images, DataSpec):
+        sources = [example.path for example in images.examples]
+        labels = _set_labels(clf, images) if labels is None else labels
+    else:
+        several = (
+            [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
+        )
+        if all(isinstance(word, str | Path) for word in several):
+            found, left_out = data.find_images([str(word) for word in several])
+            sources, skipped = list(found), list(left_out)
+        else:  # images inside a container among them
+            sources = [Path(word) if isinstance(word, str) else word for word in several]
+    if isinstance(labels, str):
+        if labels != "folder":
+            raise ValueError(f"`labels` must be indices or 'folder': got {labels!r}")
+        return sources, folder_labels(clf, sources), skipped
+    return sources, _checked_labels(labels, len(sources)), skipped
+
+
+def _set_labels(clf: Classifier, spec: DataSpec) -> list[int]:
+    """The labels of a data set as indices of the network's logits."""
+    table = class_table(clf)
+    names = tuple(name.strip() for name in spec.classes)
+    same = names in (table.display_names, tuple(entry.names[0] for entry in table.entries))
+    spec = spec if same else data.remap_labels(spec, table)
+    return [example.label for example in spec.examples]
+
+
+def _checked_labels(labels: Any, n: int) -> np.ndarray:
+    known = np.full(n, -1, np.int64) if labels is None else np.asarray(labels)
+    if known.dtype.kind not in "iu" or known.shape != (n,):
+        raise ValueError(
+            f"`labels` must hold one class index per image: got {known.dtype}{list(known.shape)} "
+            f"for {n} images"
+        )
+    return known.astype(np.int64)
+
+
+def read_images(clf: Classifier, paths: str | Sequence[str]) -> LoadedImages:
+    """All images in files, folders and globs, each resized and cropped for the network.
+
+    Args:
+      clf: the network, for its preprocessing.
+      paths: as for `tl.data.find_images`.
+
+    Raises:
+      ValueError: a path does not exist, or no image can be read.
+    """
+    sources, skipped = data.find_images(paths)
+    rows = list(map_sources(lambda images: images, sources, clf.prepare))
+    skipped = [*skipped, *(skip for batch in rows for skip in batch.skipped)]
+    kept = [sources[i] for batch in rows for i in batch.index]
+    if not kept:
+        reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in skipped[:3])
+        raise ValueError(
+            f"none of the {len(skipped)} files in {paths!r} is an image that can be read ({reasons})"
+        )
+    images = np.concatenate([batch.values for batch in rows])
+    return LoadedImages(kept, images, [skip._asdict() for skip in skipped])
+
+
+def predict_logits(
+    clf: Classifier, variables: Variables, images: np.ndarray, *, batch_size: int = BATCH_SIZE
+) -> np.ndarray:
+    """Logits f32[n k] of images uint8[n s s c], or images01 f32[n s s c] in [0, 1].
+
+    The bits are those of `predict`.
+    """
+    function = lambda rows: forward(clf)(
+        variables, pixels.to_images01(rows) if rows.dtype == np.uint8 else rows
+    )
+    return in_batches(function, images, batch_size=batch_size)
+
+
+def topk(clf: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, Any]]:
+    """The `k` most probable classes of one image.
+
+    Args:
+      clf: the network, for the names.
+      probabilities: f[classes].
+      k: at most this many rows.
+
+    Returns:
+      JSON-ready rows `{"index", "wnid", "name", "probability"}`, most probable first.
+    """
+    table = class_table(clf)
+    order = np.argsort(-probabilities, kind="stable")[:k]
+    entry = lambda i: {"index": int(i), "wnid": table.entries[i].wnid, "name": table.display(i)}
+    return [{**entry(i), "probability": float(probabilities[i])} for i in order]
+
+
+def class_table(clf: Classifier) -> ClassTable:
+    """The classes of a network.
+
+    Raises:
+      ValueError: the network has no head, as `Classifier.logits` raises it.
+    """
+    if clf.classes is None:
+        raise ValueError(clf.no_head_message())
+    return clf.classes
+
+
+def folder_labels(clf: Classifier, paths: Sequence[Source]) -> np.ndarray:
+    """The class that the folder of each image names, i64[n].
+
+    Args:
+      clf: the network.
+      paths: image files; the folder is named by index, WordNet id or class name.
+
+    Raises:
+      ValueError: a folder names no class, or several.
+    """
+    indices: dict[str, int] = {}
+    folders = [Path(str(path)).parent.name for path in paths]
+    for folder in dict.fromkeys(folders):
+        matches = class_table(clf).find(folder)
+        if len(matches) != 1:
+            raise ValueError(
+                f"the folder {folder!r} matches {len(matches)} classes: `labels=folder` expects one "
+                "class per folder"
+            )
+        indices[folder] = matches[0]
+    return np.array([indices[folder] for folder in folders], np.int64)
