@@ -1,4 +1,8 @@
-"""What every experiment does around its own work: the common flags, one sentence for an error, and the compile cache."""
+"""The command line of every experiment: common flags, launch, errors in one sentence, compile
+cache.
+
+The only module of `tl` that defines flags. It holds no logic of an experiment.
+"""
 
 from __future__ import annotations
 
@@ -22,32 +26,43 @@ FLAGS = flags.FLAGS
 
 
 def define_model_flags() -> None:
-    flags.DEFINE_string("arch", "efficientnet_lite0", "Architecture, by timm's name or NAME.TAG.")
+    """Defines the flags that `load_model` reads."""
     flags.DEFINE_string(
-        "model", "", "Folder of a classifier saved by transfer; takes the place of --arch."
+        "arch",
+        "efficientnet_lite0",
+        "Architecture: timm's NAME, or NAME.TAG for one of its weights. Used without --model.",
+    )
+    flags.DEFINE_string(
+        "model", "", "Folder of a classifier saved by transfer. Default: load --arch instead."
     )
     flags.DEFINE_string(
         "weights",
         "",
-        "package, hub, hub:OWNER/REPO, random, or the path of a weights file. Default: the package where it is installed, "
-        "else the hub.",
+        "Source of the weights of --arch: package, hub, hub:OWNER/REPO, random, or the path of a "
+        "weights file. Default: the package if it is installed, else the hub.",
     )
     flags.DEFINE_bool(
         "cast",
         False,
-        "Convert weights that are in another number type than float32, instead of refusing.",
+        "Convert weights of another number type to float32. Default: such weights are an error.",
     )
     flags.DEFINE_enum(
         "dtype",
         "auto",
         ["auto", "float32", "bfloat16"],
-        "In which the backbone computes; auto: bfloat16 on a GPU or TPU, float32 on a CPU.",
+        "Number type in which the backbone computes. auto: bfloat16 on a GPU or TPU, float32 on a "
+        "CPU.",
     )
 
 
 def define_run_flags() -> None:
-    flags.DEFINE_string("workdir", "", "Where results go. Default: runs/NAME/<time>.")
-    flags.DEFINE_integer("seed", 0, "Of everything random.", lower_bound=0)
+    """Defines the flags that every experiment has."""
+    flags.DEFINE_string(
+        "workdir", "", "Folder to write the results to. Default: runs/NAME/TIME, a new one."
+    )
+    flags.DEFINE_integer(
+        "seed", 0, "Random seed of splits, initialization and augmentation.", lower_bound=0
+    )
 
 
 def launch(
@@ -64,7 +79,7 @@ def launch(
       define: functions that define the experiment's flags, next to those of `define_run_flags`.
       argument: the flag that one argument without dashes sets, `name` for `rerun NAME`.
     """
-    own = _define(define_run_flags, *define)
+    defined = _define(define_run_flags, *define)
 
     def work(arguments: list[str]) -> None:
         if argument and arguments:
@@ -74,7 +89,7 @@ def launch(
                 f"unexpected argument {arguments[0]!r}; every argument is a flag, such as --seed=1"
             )
         use_compile_cache()
-        values = {flag: FLAGS[flag].value for flag in own}
+        values = {flag: FLAGS[flag].value for flag in defined}
         resume = bool(values.get("resume"))
         if resume:
             if not FLAGS.workdir:
@@ -116,14 +131,17 @@ def _define(*define: Callable[[], None]) -> list[str]:
     others = set(FLAGS)
     for part in define:
         part()
-    own = [flag for flag in FLAGS if flag not in others]
-    for flag in own:
+    defined = [flag for flag in FLAGS if flag not in others]
+    for flag in defined:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[flag])
-    return own
+    return defined
 
 
 def _run(name: str, work: Callable[[list[str]], None]) -> None:
-    """Runs `work` on the arguments that are not flags; a ValueError becomes one sentence."""
+    """Runs `work` on the arguments that are not flags.
+
+    A `ValueError` ends the process with one sentence and status 1, Ctrl-C with status 130.
+    """
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
@@ -133,21 +151,28 @@ def _run(name: str, work: Callable[[list[str]], None]) -> None:
             sys.exit(f"{name}: {with_dashes(str(error))}")
         except KeyboardInterrupt:
             print(
-                f"\n{name}: interrupted before it was done; no half-written result is left",
+                f"\n{name}: interrupted before it was done; no result.json was written",
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(130)  # the worker may be minutes deep in compiled code
+            os._exit(130)  # compiled code in the worker thread may run for minutes
 
     app.run(guarded)
 
 
 def with_dashes(message: str) -> str:
-    """A message of the library in the words of the command line: a parameter in backticks becomes its flag.
+    """Replaces each parameter in backticks that is a flag by the flag.
+
+    Args:
+      message: of a `ValueError` of the library, such as "`seed` must be at least 0: got -1".
+
+    Returns:
+      "--seed must be at least 0: got -1"; "`tune=probe`" becomes "--tune=probe". Names in backticks
+      that are not flags stay as they are.
 
     Example:
-      >>> with_dashes("`workdir` is missing")
-      '`workdir` is missing'
+      >>> with_dashes("`not_a_flag` is missing")
+      '`not_a_flag` is missing'
     """
     return re.sub(
         r"`(\w+)(=[^`]*)?`",
@@ -157,13 +182,16 @@ def with_dashes(message: str) -> str:
 
 
 def interruptible(work: Callable[[], None]) -> None:
-    """Runs `work` in a thread, so that Ctrl-C is heard while compiled code runs; results are written in one piece anyway."""
+    """Runs `work` in a thread, so that Ctrl-C is handled while compiled code runs.
+
+    An exception in `work` is raised again here.
+    """
     failures: list[BaseException] = []
 
     def guarded() -> None:
         try:
             work()
-        except BaseException as error:  # handed to the main thread, which knows what to do
+        except BaseException as error:  # raised again in the main thread
             failures.append(error)
 
     worker = threading.Thread(target=guarded, daemon=True)
@@ -175,47 +203,71 @@ def interruptible(work: Callable[[], None]) -> None:
 
 
 def use_compile_cache() -> None:
-    """Keeps XLA's compiled programs on disk, so that a second run starts at once."""
+    """Keeps compiled programs of half a second or more on disk; later runs load them."""
     jax.config.update("jax_compilation_cache_dir", str(paths.cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def load_model() -> tuple[Classifier, Variables]:
-    """The network that --arch, --model and --weights name, its variables on the host."""
+    """The network of --arch or --model, with its compute type; variables are on the host."""
     key = jax.random.key(FLAGS.seed)
     name = FLAGS.model or FLAGS.arch
     clf, variables = models.load(name, weights=FLAGS.weights or None, key=key, cast=FLAGS.cast)
-    asked = name.partition(".")[0]
-    if not FLAGS.model and clf.arch != backbones.get(asked).name:
-        print(
-            f"these weights are of {clf.arch}, the form of {asked} that they belong to", flush=True
-        )
+    arch = name.partition(".")[0]
+    if not FLAGS.model and clf.arch != backbones.get(arch).name:
+        print(f"these weights belong to {clf.arch}, another form of {arch}", flush=True)
     return clf.with_dtype(compute_dtype()), variables
 
 
 def compute_dtype() -> str:
-    """What --dtype means here."""
+    """The number type of --dtype: "float32" or "bfloat16"."""
     return devices.default_dtype() if FLAGS.dtype == "auto" else FLAGS.dtype
 
 
-def fraction(word: str, flag: str) -> float:
-    """A number as users write radii: `4/255`, `0.25/255`, `0.01`."""
+def fraction(text: str, flag: str) -> float:
+    """A number that is written as `4/255`, `0.25/255` or `0.01`.
+
+    Args:
+      text: the value of the flag.
+      flag: name of the flag in the error message.
+
+    Raises:
+      ValueError: `text` is not a finite number.
+
+    Example:
+      >>> fraction("51/255", "eps")
+      0.2
+    """
     try:
-        above, _, below = word.partition("/")
-        value = float(above) / float(below or 1)
+        numerator, _, denominator = text.partition("/")
+        value = float(numerator) / float(denominator or 1)
         if math.isfinite(value):
             return value
     except (ValueError, ZeroDivisionError):
         pass
-    raise ValueError(f"--{flag}={word!r} is not a number; write it as 4/255 or 0.0157")
+    raise ValueError(f"--{flag}={text!r} is not a number; write it as 4/255 or 0.0157")
 
 
-def radii(words: str, norm: str) -> list[float]:
-    """The flag --eps as numbers; in Linf a share of the pixel range."""
-    eps = [fraction(word, "eps") for word in words.split(",")]
-    for radius, word in zip(eps, words.split(","), strict=True):
+def radii(text: str, norm: str) -> list[float]:
+    """The values of --eps, separated by commas.
+
+    Args:
+      text: the value of the flag.
+      norm: "linf" bounds the radii by 1, the pixel range.
+
+    Raises:
+      ValueError: a radius is not a number, is negative, or exceeds the pixel range.
+
+    Example:
+      >>> radii("51/255,0.5", "linf")
+      [0.2, 0.5]
+    """
+    words = text.split(",")
+    eps = [fraction(word, "eps") for word in words]
+    for radius, word in zip(eps, words, strict=True):
         if radius < 0 or (norm == "linf" and radius > 1):
             raise ValueError(
-                f"--eps={word} is outside [0, 1]; pixel units are shares of the range, such as 4/255"
+                f"--eps={word} is outside [0, 1]; pixel units are fractions of the range, such as "
+                "4/255"
             )
     return eps
