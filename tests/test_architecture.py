@@ -32,7 +32,7 @@ LAYOUT: Sequence[str] = [
         ),
         (
             "data",
-            "spec decode shards find duplicates folder table tfds packaged split plan feed augment loader __init__ doctor",
+            "spec decode shards find duplicates folder table tfds packaged split plan feed augmentations augment loader __init__ doctor",
         ),
         ("inference", "batches predictions features __init__"),
         (

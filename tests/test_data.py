@@ -301,10 +301,10 @@ def test_a_batch_without_any_picture_keeps_its_shape(tmp_path: Path) -> None:
 
 
 def test_the_loader_refuses_what_would_go_wrong_later(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1: got 0"):
         load([], square, batch_size=0)
     paths = [picture(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
-    with pytest.raises(ValueError, match="wanted one shape for all"):
+    with pytest.raises(ValueError, match="expected one shape and dtype"):
         list(load(paths, lambda image: image, batch_size=2))
 
     def broken(image: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ def run(parts: data.Parts, recipe: Recipe, **more: Any) -> fit.FitResult:
     [
         Recipe(tune="head"),
         Recipe(tune="last:1", augment="flip"),
-        Recipe(tune="last:1", augment="colour", bn="update"),
+        Recipe(tune="last:1", augment="color", bn="update"),
         Recipe(tune="last:2", bn="affine", bank_gib=0.0),
         Recipe(tune="last:1", bn="reestimate"),
         Recipe(
@@ -179,7 +179,7 @@ from tl import data, paths
 from tl.training import fit
 folder, spec = Path(sys.argv[1]), data.folder(sys.argv[2])
 parts = data.divide(spec, validation_fraction=0.25, seed=0)
-recipe = fit.Recipe(tune="last:1", bn="update", augment="colour,flip", epochs=4, batch_size=4, save_every=2, ema=0.9)
+recipe = fit.Recipe(tune="last:1", bn="update", augment="color,flip", epochs=4, batch_size=4, save_every=2, ema=0.9)
 clf, variables = network()
 fitted = fit.fit(clf, variables, parts.train, parts.validation, recipe, seed=0, folder=folder / "checkpoints",
                  log=lambda row: print(json.dumps(row), flush=True))

@@ -1,4 +1,10 @@
-"""What a training loop reads: batches of one shape, prefetched."""
+"""Iterators over batches for a training loop: position, waiting time, and prefetch to the device.
+
+`BatchIterator` is the interface between a source of batches (`loader.Stream`, or cached features)
+and the training loop: it can be saved at a position and closed. `prefetch` runs such an iterator in
+a thread and keeps batches on the device ahead of the loop. This module knows nothing about images;
+`loader.py` decodes them, `plan.py` decides their order.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +16,18 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MAX_WORKERS = 8  # chosen, not tuned: each holds its own interpreter and jax, some 300 MB
+# Chosen, not tuned: each process holds an interpreter and JAX, about 300 MB.
+MAX_WORKERS = 8
 
 
-# --- the batches of a plan ---------------------------------------------------------------------------------------------
+class BatchIterator(Iterator[Any]):
+    """An iterator over batches that has a position and measures how long its consumer waits.
 
-
-class Feed(Iterator[Any]):
-    """An iterator of batches that knows its position, and how long its consumer had to wait.
+    A subclass implements `_next`, `state` and `close`.
 
     Attributes:
-      seconds_waiting: spent inside `next()` so far. The last feed before the training loop tells what the loop lost.
+      seconds_waiting: time spent in `next()` so far. Of the last iterator before the training loop,
+        it is the time that the loop waited for data.
     """
 
     def __init__(self) -> None:
@@ -41,10 +48,10 @@ class Feed(Iterator[Any]):
         raise NotImplementedError
 
     def close(self) -> None:
-        """Ends threads and processes; a second call does nothing."""
+        """Ends threads and processes; a second call has no effect."""
         raise NotImplementedError
 
-    def __enter__(self) -> Feed:
+    def __enter__(self) -> BatchIterator:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,85 +59,93 @@ class Feed(Iterator[Any]):
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of processor cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def auto_workers() -> int:
-    """Decoding processes that suit this machine.
+    """Number of decoding processes suited to this machine.
 
-    None below 4 cores: XLA computes on all of them, a process would only add an interpreter and 300 MB to what threads
-    do at the same speed. Else one core less than there are, at most `MAX_WORKERS`: beyond a few threads the
-    interpreter's lock, which Pillow leaves and the rest of Python does not, would hold them up.
+    Below 4 cores it is 0: XLA computes on all of them, and a process would add an interpreter and
+    300 MB at the same speed as threads. Otherwise it is one less than the cores, at most
+    `MAX_WORKERS`: beyond a few threads the interpreter lock becomes the bottleneck, which Pillow
+    releases and the other Python code does not.
     """
     return 0 if cores() < 4 else min(cores() - 1, MAX_WORKERS)
 
 
-# --- ahead of the training loop ----------------------------------------------------------------------------------------
+class Prefetched(BatchIterator):
+    """Batches that a thread reads from an iterator and puts on the device; made by `prefetch`."""
 
-
-class Prefetched(Feed):
-    """Batches that a thread takes from a feed and puts on the device; made by `prefetch`."""
-
-    def __init__(self, feed: Iterator[Any], put: Callable[[Any], Any], depth: int):
+    def __init__(self, batches: Iterator[Any], put: Callable[[Any], Any], depth: int):
         super().__init__()
-        self._feed, self._put, self._closed = feed, put, False
-        self._position = feed.state() if isinstance(feed, Feed) else {}
+        self._batches, self._put, self._closed = batches, put, False
+        self._position = self._source_state()
         self._ready: queue.Queue[tuple[Any, dict[str, Any], BaseException | None]] = queue.Queue(
             depth
         )
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
+    def _source_state(self) -> dict[str, Any]:
+        return self._batches.state() if isinstance(self._batches, BatchIterator) else {}
+
     def _run(self) -> None:
         failure: BaseException | None = None
         while failure is None and not self._closed:
             item, position = None, {}
             try:
-                item = self._put(next(self._feed))
-                position = self._feed.state() if isinstance(self._feed, Feed) else {}
-            except (
-                BaseException
-            ) as error:  # StopIteration among them: handed to the consumer, after what came before
+                item = self._put(next(self._batches))
+                position = self._source_state()
+            # Also StopIteration: it reaches the consumer after the batches before it.
+            except BaseException as error:
                 failure = error
             self._ready.put((item, position, failure))
 
     def _next(self) -> Any:
         if self._closed:
-            raise ValueError("the prefetched batches are closed, wanted open ones")
+            raise ValueError("the prefetched batches are closed; create new ones")
         item, position, failure = self._ready.get()
         if failure is not None:
-            self._ready.put((None, position, failure))  # for whoever asks again
+            self._ready.put((None, position, failure))  # for later calls
             raise failure
         self._position = position
         return item
 
     def state(self) -> dict[str, Any]:
-        """The feed's position after the last batch that was handed out, however far ahead the feed is; {} without one."""
+        """The position after the last batch that was returned, independent of the prefetch depth.
+
+        It is {} if the source is not a `BatchIterator`.
+        """
         return self._position
 
     def close(self) -> None:
-        """Ends the thread, then closes what it read from."""
+        """Ends the thread, then closes the source."""
         self._closed = True
         while self._thread.is_alive():
             with contextlib.suppress(queue.Empty):
-                self._ready.get(timeout=0.05)  # it may wait for room
-        if isinstance(self._feed, Feed):
-            self._feed.close()
+                self._ready.get(timeout=0.05)  # frees a place if the thread waits for one
+        if isinstance(self._batches, BatchIterator):
+            self._batches.close()
 
 
-def prefetch(feed: Iterator[Any], put: Callable[[Any], Any], depth: int = 2) -> Prefetched:
+def prefetch(batches: Iterator[Any], put: Callable[[Any], Any], depth: int = 2) -> Prefetched:
     """Keeps `depth` batches ahead of the consumer, in order, in a thread that starts at once.
 
     Args:
-      feed: a `Stream`, or any iterator.
-      put: batch -> what the consumer gets; `lambda batch: jax.device_put(batch.images, sharding)`.
-      depth: batches waiting on the device, at least 1.
+      batches: a `loader.Stream`, or any iterator.
+      put: maps a batch to the item that the consumer gets, for example
+        `lambda batch: jax.device_put(batch.images, sharding)`.
+      depth: number of batches that wait on the device, at least 1.
 
     Returns:
-      A `Prefetched`: its `seconds_waiting` is what the training loop lost, its `state()` the position to save. What `feed`
-      or `put` raises is raised after the batches before it.
+      A `Prefetched`. Its `seconds_waiting` is the time that the training loop waited for data, its
+      `state()` the position to save. Errors of `batches` and `put` are raised after the batches
+      before them.
+
+    Raises:
+      ValueError: `depth` is below 1.
     """
     if depth < 1:
-        raise ValueError(f"prefetch's depth is {depth}, wanted at least 1")
-    return Prefetched(feed, put, depth)
+        raise ValueError(f"`depth` must be at least 1: got {depth}")
+    return Prefetched(batches, put, depth)

@@ -1,12 +1,14 @@
-"""Pictures from disk as fixed-shape batches, decoded in threads (Grain) or processes; a broken picture never stops the run.
+"""Images from disk as batches of one shape, decoded in threads (Grain) or in processes.
 
-Two ways through a set: `load` reads a list once, in its order; `stream` reads it for training, epoch after epoch, in the
-order of a `Plan`. A plan is a pure function of (seed, epoch), so the position of a stream is one number, the step: the
-same batches come whatever the number of threads or processes that decode them, and a run that goes on from step k sees
-what the uninterrupted one saw. `prefetch` keeps batches on the device ahead of the training loop.
+There are two ways to read a data set. `load` reads a list of images once, in its order. `stream`
+reads it for training, epoch after epoch, in the order of a `plan.Plan`. Because a plan is a pure
+function of seed and epoch, the position of a stream is one number, the step: the batches do not
+depend on the number of threads or processes, and a run that is resumed at step k gets the batches
+of the uninterrupted run.
 
-Nothing is augmented here (`tl.data.augment` does that on the device) and nothing is cached: features are kept by
-`tl.inference.features`.
+An image that cannot be decoded never stops a run: its slot stays empty and the batch reports it.
+This module does not augment (`augment.py` does, on the device) and does not cache;
+`tl.inference.features` caches features.
 """
 
 from __future__ import annotations
@@ -22,26 +24,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl.data.decode import ImageError, decode
-from tl.data.feed import Feed, cores
+from tl.data.feed import BatchIterator, cores
 from tl.data.plan import Plan
 from tl.data.spec import Skipped, Source
 
-MAX_THREADS = (
-    16  # chosen, not tuned: decoding leaves the interpreter's lock, the rest of Python does not
-)
+# Chosen, not tuned: decoding releases the interpreter lock, other Python code does not.
+MAX_THREADS = 16
 
 Transform = Callable[[np.ndarray], np.ndarray]
 """uint8[h w 3] of any size -> an array of one fixed shape and dtype, e.g. uint8[s s 3]."""
 
 
 class Batch(NamedTuple):
-    """`b` slots, some of which may hold no picture.
+    """`b` slots, some of which may be empty.
 
     Attributes:
-      images: uint8[b s s 3] as `transform` returns them; a slot without a picture holds the transform of black.
-      valid: bool[b], False where the picture was broken or the batch is padded.
-      index: int32[b], position in the list of sources; -1 where the batch is padded.
-      skipped: the broken pictures of this batch.
+      images: uint8[b s s 3] as returned by `transform`; an empty slot holds the transform of black.
+      valid: bool[b], false if the image cannot be decoded or the slot is padding.
+      index: int32[b], position in the list of sources; -1 for padding.
+      skipped: the images of this batch that cannot be decoded.
     """
 
     images: np.ndarray
@@ -50,7 +51,7 @@ class Batch(NamedTuple):
     skipped: tuple[Skipped, ...]
 
 
-# --- one ordered pass --------------------------------------------------------------------------------------------------
+# ---- one ordered pass ----
 
 
 def load(
@@ -60,49 +61,47 @@ def load(
     batch_size: int,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """The pictures of `paths`, in their order, as batches of one shape.
+    """The images of `paths`, in their order, as batches of one shape.
 
     Args:
-      paths: picture files, or other sources that `decode` takes.
-      transform: runs in threads.
-      batch_size: slots in every batch, the last one included.
-      threads: decoding threads; default one a core, at most `MAX_THREADS`.
+      paths: image files, or images inside a container (`Source`).
+      transform: maps a decoded image to an array of fixed shape and dtype; called in threads.
+      batch_size: slots in every batch, including the last.
+      threads: decoding threads; by default one per core, at most `MAX_THREADS`.
 
     Returns:
-      An iterator of `Batch`, ceil(len(paths) / batch_size) of them.
+      An iterator over ceil(len(paths) / batch_size) values of type `Batch`.
 
     Raises:
-      ValueError: `batch_size` below 1, or, while iterating, a transform whose results differ in shape or dtype.
+      ValueError: `batch_size` is below 1; or, during iteration, the results of `transform` differ
+        in shape or dtype.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, wanted at least 1")
+        raise ValueError(f"`batch_size` must be at least 1: got {batch_size}")
     return _batches(_sources(paths), transform, batch_size, threads or min(cores(), MAX_THREADS))
 
 
 def _batches(
     sources: list[Source], transform: Transform, batch_size: int, threads: int
 ) -> Iterator[Batch]:
-    import grain  # here, for it costs a second and `import tl` should not
+    import grain  # a slow import, which `import tl` must not pay for
 
     reader = _Reader(sources, transform)
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads)
     )
-    pictures = (
-        grain.MapDataset.source(range(len(sources))).map(reader.read).to_iter_dataset(options)
-    )
+    images = grain.MapDataset.source(range(len(sources))).map(reader.read).to_iter_dataset(options)
     collate = functools.partial(reader.collate, batch_size=batch_size)
-    yield from pictures.batch(batch_size, drop_remainder=False, batch_fn=collate)
+    yield from images.batch(batch_size, drop_remainder=False, batch_fn=collate)
 
 
 class _Reader:
-    """Decodes and collates; picklable, for decoding in other processes."""
+    """Decodes and collates; picklable for other processes if its transform is."""
 
     def __init__(self, sources: list[Source], transform: Transform):
         self.sources, self.transform = sources, transform
-        self.blank = transform(
-            np.zeros((64, 64, 3), np.uint8)
-        )  # of an empty slot; fixes the shape before any picture
+        # The content of an empty slot; defines shape and dtype before any image is read.
+        self.blank = transform(np.zeros((64, 64, 3), np.uint8))
 
     def read(self, index: int) -> tuple[int, np.ndarray | Skipped]:
         source, blank = self.sources[index], self.blank
@@ -112,8 +111,9 @@ class _Reader:
             return index, Skipped(str(source), error.why)
         if image.shape != blank.shape or image.dtype != blank.dtype:
             raise ValueError(
-                f"transform gave {image.dtype}{list(image.shape)} for {source} and {blank.dtype}"
-                f"{list(blank.shape)} for a black picture, wanted one shape for all: let it crop to a fixed size"
+                f"`transform` returned {image.dtype}{list(image.shape)} for {source} and "
+                f"{blank.dtype}{list(blank.shape)} for a black image, expected one shape and dtype "
+                "for all images; crop or resize to a fixed size"
             )
         return index, image
 
@@ -133,7 +133,10 @@ def _sources(paths: Sequence[Source | str]) -> list[Source]:
     return [Path(path) if isinstance(path, str) else path for path in paths]
 
 
-class Stream(Feed):
+# ---- training ----
+
+
+class Stream(BatchIterator):
     """The batches of a plan; made by `stream`."""
 
     def __init__(
@@ -154,47 +157,48 @@ class Stream(Feed):
     def _go_to(self, step: int) -> None:
         if not 0 <= step <= len(self._plan):
             raise ValueError(
-                f"the stream is to start at step {step}, wanted at most {len(self._plan)}, its plan's end"
+                f"`start` must be in [0, {len(self._plan)}], the steps of the plan: got {step}"
             )
         self.close()
-        self._step, self._batches = (
-            step,
-            _decoded(self._reader, self._plan, step, self._workers, self._threads),
-        )
+        self._step = step
+        self._batches = _decoded(self._reader, self._plan, step, self._workers, self._threads)
 
     def _next(self) -> Batch:
         if self._batches is None:
-            raise ValueError("the stream of pictures is closed, wanted an open one")
+            raise ValueError("the stream of images is closed; create a new one")
         try:
             batch = next(self._batches)
         except Exception as error:
             if not isinstance(error, StopIteration):
-                self.close()  # or a second `next` would find the end
+                self.close()  # so that a second `next` does not look like the end
             raise
         self._step += 1
         return batch
 
     def state(self) -> dict[str, Any]:
-        """The position, JSON-ready: the step of the next batch, and what decides its content."""
+        """The position, JSON-ready: the step of the next batch and the identity of the plan."""
         return {"step": self._step, **self._plan.identity()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position that `state` told, perhaps in another process with another number of workers.
+        """Moves to a position from `state`, possibly of another process with other `workers`.
 
         Raises:
-          ValueError: it is the position of another plan; what differs is named.
+          ValueError: the position belongs to another plan; the message lists the differences.
         """
-        ours = self._plan.identity()
-        if wrong := [
-            f"{k} was {state.get(k)!r}, is {v!r}" for k, v in ours.items() if state.get(k) != v
+        identity = self._plan.identity()
+        if changes := [
+            f"{name} was {state.get(name)!r}, is {value!r}"
+            for name, value in identity.items()
+            if state.get(name) != value
         ]:
             raise ValueError(
-                f"the position saved belongs to other batches: {'; '.join(wrong)}; wanted the same as then"
+                f"the saved position belongs to other batches: {'; '.join(changes)}, expected the "
+                "values of the saved run"
             )
         self._go_to(state["step"])
 
     def close(self) -> None:
-        """Ends threads and processes; a second call does nothing."""
+        """Ends threads and processes; a second call has no effect."""
         if self._batches is not None:
             self._batches.close()
             self._batches = None
@@ -209,37 +213,39 @@ def stream(
     workers: int = 0,
     threads: int | None = None,
 ) -> Stream:
-    """The pictures of `sources` in the order of `plan`, one `Batch` a step.
+    """The images of `sources` in the order of `plan`, one `Batch` per step.
 
-    Batches are the same, bit by bit, whatever `workers` and `threads`. Processes are spawned, not forked (a fork beside
-    XLA's threads can hang), so a script that uses them keeps its work under `if __name__ == "__main__"`; they end with
-    the process that started them, however it ends.
+    The batches are equal, bit by bit, for all values of `workers` and `threads`. Processes are
+    spawned, not forked, because a fork next to XLA's threads can hang; a script that uses them must
+    keep its work under `if __name__ == "__main__"`. They end with the process that started them,
+    also if that is killed.
 
     Args:
-      sources: picture files, or other sources that `decode` takes; `plan.n` of them.
-      transform: with `workers`, picklable: `functools.partial(pixels.prepare, spec)` is.
-      plan: which pictures stand in which step.
-      start: the step to begin with.
-      workers: decoding processes; 0 decodes in threads of this one, see `auto_workers`.
-      threads: decoding threads where `workers` is 0; default one a core, at most `MAX_THREADS`.
+      sources: `plan.n` image files, or images inside a container (`Source`).
+      transform: maps a decoded image to an array of fixed shape and dtype; picklable if `workers`
+        is above 0, such as `functools.partial(pixels.prepare, spec)`.
+      plan: the examples of each step.
+      start: the first step.
+      workers: decoding processes; 0 decodes in threads of this process. See `feed.auto_workers`.
+      threads: decoding threads if `workers` is 0; by default one per core, at most `MAX_THREADS`.
 
     Returns:
-      A `Stream` of len(plan) - start batches; a picture that cannot be read leaves its slot empty and is in `skipped` of
-      each batch that it was to stand in. Close it, or use it in a `with`.
+      A `Stream` of len(plan) - start batches, to be closed or used in a `with`. An image that
+      cannot be decoded leaves its slot empty and is listed in `skipped` of each of its batches.
 
     Raises:
-      ValueError: a plan for another number of pictures, or `start` beyond its end; while iterating, a transform whose
-        results differ in shape or dtype, or a worker that was killed.
+      ValueError: `plan` is for another number of images, or `start` is outside of it; or, during
+        iteration, the results of `transform` differ in shape or dtype, or a worker was killed.
     """
     if len(sources) != plan.n:
         raise ValueError(
-            f"the plan is for {plan.n} pictures and there are {len(sources)}, wanted as many"
+            f"`plan` is for {plan.n} images, expected {len(sources)}, the number of `sources`"
         )
     return Stream(sources, transform, plan, start, workers, threads or min(cores(), MAX_THREADS))
 
 
 def _decoded(reader: _Reader, plan: Plan, start: int, workers: int, threads: int) -> Any:
-    """An iterator over the steps from `start` on, to be closed; nothing is started before its first `next`."""
+    """An iterator over the steps from `start`, to be closed; it starts with the first `next`."""
     if workers:
         return _in_processes(reader, plan, start, workers)
     import grain
@@ -260,31 +266,32 @@ def _read_step(reader: _Reader, plan: Plan, step: int) -> Batch:
 
 
 def _in_processes(reader: _Reader, plan: Plan, start: int, workers: int) -> Iterator[Batch]:
-    """Worker k reads the steps start + k, start + k + workers, ...; each has a pipe of its own, and they share no lock.
+    """Batches from spawned processes: worker k reads steps start + k, start + k + workers, ...
 
-    So a process that is killed, in the middle of a batch too, is the end of its pipe and nothing else: Grain's workers share
-    queues and events with their parent, and one that dies with a lock or half a batch leaves the parent waiting for ever.
+    Each worker has its own pipe, and they share no lock, so a process that is killed, even in
+    the middle of a batch, only ends its pipe. Grain's workers share queues and events with their
+    parent; if one of them dies with a lock or half a batch, the parent waits forever.
     """
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     try:
         for k in range(min(workers, len(plan) - start)):
-            ours, theirs = spawn.Pipe(duplex=False)
+            receiver, sender = spawn.Pipe(duplex=False)
             steps = range(start + k, len(plan), workers)
             process = spawn.Process(
-                target=_send_steps, args=(theirs, reader, plan, steps), daemon=True
+                target=_send_steps, args=(sender, reader, plan, steps), daemon=True
             )
             process.start()
-            theirs.close()  # the only writer left is the process, so its death ends the pipe
-            pipes.append(ours)
+            sender.close()  # leaves the process as the only writer, so that its death ends the pipe
+            pipes.append(receiver)
             processes.append(process)
         for step in range(start, len(plan)):
             try:
                 batch = pipes[(step - start) % workers].recv()
-            except (EOFError, OSError) as error:  # the latter in the middle of a batch
+            except (EOFError, OSError) as error:  # OSError in the middle of a batch
                 raise ValueError(
-                    f"a process that decodes pictures was killed at step {step}, often because memory ran out; "
-                    f"take fewer than {workers} workers, or none"
+                    f"a process that decodes images was killed at step {step}, often because "
+                    f"memory ran out; set `workers` below {workers}, or to 0"
                 ) from error
             if isinstance(batch, Exception):
                 raise batch
@@ -299,14 +306,17 @@ def _in_processes(reader: _Reader, plan: Plan, start: int, workers: int) -> Iter
 
 
 def _send_steps(pipe: Any, reader: _Reader, plan: Plan, steps: range) -> None:
-    """In a new process. It ends with its parent, however that ends: a pipe that nobody reads breaks. Ctrl-C is the parent's."""
+    """The main function of a worker; the parent alone handles Ctrl-C.
+
+    The worker ends with its parent, also if that is killed, because the pipe then breaks.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for step in steps:
         try:
             item = _read_step(reader, plan, step)
         except Exception as error:
             error.add_note(
-                f"in a process that decodes pictures, at step {step}: {traceback.format_exc()}"
+                f"in a process that decodes images, at step {step}: {traceback.format_exc()}"
             )
             item = error
         try:

@@ -1,4 +1,9 @@
-"""Which image is in which training step."""
+"""The order of examples in training: a pure function of the seed and the epoch.
+
+A `Plan` maps a step to the examples of its batch, so the position in a training run is one number,
+the step. `class_weights` and `balanced` compute weights against class imbalance. This module reads
+no images; `loader.stream` does.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +13,25 @@ import hashlib
 
 import numpy as np
 
-# --- which picture stands where ----------------------------------------------------------------------------------------
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
-    """Which of `n` examples stand in which step, for all epochs: a pure function of the seed.
+    """The assignment of `n` examples to the steps of all epochs.
 
-    An epoch is every example once, shuffled anew; with `weights` it is n draws with replacement (a sampler that balances
-    classes). Its last batch is padded, so that all batches have one shape and no example is left out.
+    An epoch contains every example once, in a new random order. With `weights` it is n draws with
+    replacement, for example to balance classes. The last batch of an epoch is padded, so that all
+    batches have one shape and no example is left out.
 
     Attributes:
-      n: examples.
-      batch_size: slots in a batch.
+      n: number of examples.
+      batch_size: slots per batch.
       epochs: passes over the examples.
-      seed: of the NumPy generator (PCG64), together with the epoch's number.
-      weights: f64[n], how often each example is drawn, in any unit; see `balanced`.
+      seed: seed of the NumPy generator (PCG64), used together with the number of the epoch.
+      weights: f64[n], the relative frequency of each example; see `balanced`.
 
     Raises:
-      ValueError: a number below 1 (`seed`: below 0), or weights that are not n numbers of which one is above 0.
+      ValueError: a number is below 1 (`seed`: below 0), or `weights` are not n finite numbers, none
+        below 0 and one above.
 
     Example:
       >>> plan = Plan(n=3, batch_size=2, epochs=2, seed=1)
@@ -43,32 +48,30 @@ class Plan:
     def __post_init__(self) -> None:
         for field, least in (("n", 1), ("batch_size", 1), ("epochs", 1), ("seed", 0)):
             if getattr(self, field) < least:
-                raise ValueError(
-                    f"a plan's {field} is {getattr(self, field)}, wanted at least {least}"
-                )
+                raise ValueError(f"`{field}` must be at least {least}: got {getattr(self, field)}")
         if self.weights is not None:
-            found = np.asarray(self.weights)
-            if found.shape != (self.n,) or not (
-                np.isfinite(found).all() and found.min() >= 0 and found.max() > 0
+            weights = np.asarray(self.weights)
+            if weights.shape != (self.n,) or not (
+                np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0
             ):
                 raise ValueError(
-                    f"a plan's weights are {found.dtype}{list(found.shape)}, wanted {self.n} finite numbers, one an "
-                    "example, none below 0 and one above"
+                    f"`weights` must be {self.n} finite numbers, one for each example, none below "
+                    f"0 and one above: got {weights.dtype}{list(weights.shape)}"
                 )
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the padded one included."""
+        """Batches per epoch, including the padded one."""
         return -(-self.n // self.batch_size)
 
     def __len__(self) -> int:
-        """Steps in all."""
+        """Number of steps in all epochs."""
         return self.epochs * self.steps_per_epoch
 
     def rows(self, step: int) -> np.ndarray:
         """int32[b], the examples of a step in [0, len(self)); -1 is padding."""
         if not 0 <= step < len(self):
-            raise IndexError(f"step {step} of a plan of {len(self)} steps")
+            raise IndexError(f"`step` must be in [0, {len(self)}): got {step}")
         epoch, batch = divmod(step, self.steps_per_epoch)
         rows = np.full(self.batch_size, -1, np.int32)
         part = _order(self, epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -76,13 +79,16 @@ class Plan:
         return rows
 
     def identity(self) -> dict[str, int | str]:
-        """What decides the order of the batches, JSON-ready; more epochs go on in the same order and do not count."""
+        """The values that decide the order of the batches, JSON-ready.
+
+        `epochs` is not part of it, because additional epochs continue in the same order.
+        """
         weights = None if self.weights is None else np.asarray(self.weights, np.float64)
-        drawn = "" if weights is None else hashlib.sha256(weights.tobytes()).hexdigest()[:16]
-        return {"n": self.n, "batch_size": self.batch_size, "seed": self.seed, "weights": drawn}
+        digest = "" if weights is None else hashlib.sha256(weights.tobytes()).hexdigest()[:16]
+        return {"n": self.n, "batch_size": self.batch_size, "seed": self.seed, "weights": digest}
 
 
-@functools.lru_cache(maxsize=4)  # threads ahead of an epoch's end ask for two by turns
+@functools.lru_cache(maxsize=4)  # at the end of an epoch, threads alternate between two of them
 def _order(plan: Plan, epoch: int) -> np.ndarray:
     rng = np.random.default_rng([plan.seed, epoch])
     if plan.weights is None:
@@ -92,15 +98,16 @@ def _order(plan: Plan, epoch: int) -> np.ndarray:
 
 
 def class_weights(labels: np.ndarray, k: int) -> np.ndarray:
-    """Weights of classes in a loss that make each class that is there count alike.
+    """Loss weights that give every class with examples the same total weight.
 
     Args:
       labels: int[n] in [0, k).
       k: number of classes.
 
     Returns:
-      f32[k], inversely proportional to the class's share; the mean over the n examples is 1, so the loss keeps its
-      scale and the learning rate its meaning. A class without an example has 0: nothing asks for its weight.
+      f32[k], inversely proportional to the frequency of the class. The mean over the n examples is
+      1, so that the scale of the loss and the learning rate do not change. A class without examples
+      has weight 0.
 
     Example:
       >>> class_weights(np.array([0, 0, 0, 1]), 3).tolist()
@@ -108,12 +115,18 @@ def class_weights(labels: np.ndarray, k: int) -> np.ndarray:
     """
     counts = np.bincount(labels, minlength=k)
     present = counts > 0
-    return np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0).astype(
-        np.float32
-    )
+    weights = len(labels) / (present.sum() * np.maximum(counts, 1))
+    return np.where(present, weights, 0.0).astype(np.float32)
 
 
 def balanced(labels: np.ndarray) -> np.ndarray:
-    """`Plan.weights` that draw each class equally often: f64[n], in sum 1, of labels int[n] that are at least 0."""
+    """`Plan.weights` that draw all classes with the same frequency.
+
+    Args:
+      labels: int[n], at least 0.
+
+    Returns:
+      f64[n] of sum 1.
+    """
     counts = np.bincount(labels)
     return 1.0 / (np.count_nonzero(counts) * counts[labels])

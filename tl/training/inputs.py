@@ -19,7 +19,7 @@ import numpy as np
 from tl import data, inference, pixels
 from tl.data import Batch, DataSpec, Skipped, loader
 from tl.data.augment import Augment
-from tl.data.feed import Feed
+from tl.data.feed import BatchIterator
 from tl.data.plan import Plan
 from tl.inference import features
 from tl.models import Classifier
@@ -229,7 +229,7 @@ def _rows(batch: Batch, known: np.ndarray, sure: np.ndarray | None = None) -> Ro
     return Rows(Examples(batch.images, labelled, batch.valid, sure), batch.index)  # type: ignore[arg-type]
 
 
-class _Labelled(Feed):
+class _Labelled(BatchIterator):
     """A stream of pictures with their labels; `skipped` are those that could not be read so far."""
 
     def __init__(self, stream: loader.Stream, known: np.ndarray, sure: np.ndarray | None):
@@ -249,7 +249,7 @@ class _Labelled(Feed):
         self._stream.close()
 
 
-class _Looked(Feed):
+class _Looked(BatchIterator):
     """Batches of a bank in the order of a plan."""
 
     def __init__(self, bank: Bank, plan: Plan, start: int, key: jax.Array):
