@@ -1,4 +1,4 @@
-"""Filters as tiles, and how far they moved, against figures worked by hand and a real network's names."""
+"""Filters as tiles, and their change, against values computed by hand and the names of a real network."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tl import models
-from tl.visualize.filters import DEAD, in_order, kernels, moved, tiles, writers
+from tl.visualize.filters import DEAD, changes, kernels, natural_order, tiles, writers
 
 
 @functools.cache
 def params() -> dict[str, Any]:
-    """A backbone's parameters, drawn by numpy."""
+    """The parameters of a backbone, drawn by NumPy."""
     clf, _ = models.load("squeezenet1_1", weights="random")
     clf = clf.with_pixels(size=64)
     shapes = jax.eval_shape(clf.init, jax.random.key(0))["params"]["backbone"]
@@ -24,7 +24,7 @@ def params() -> dict[str, Any]:
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
-def changed(name: str, change: Any) -> dict[str, Any]:
+def replace(name: str, change: Any) -> dict[str, Any]:
     """`params` with one leaf replaced by `change` of it."""
     copy = jax.tree.map(np.copy, params())
     *parents, last = name.split("/")
@@ -35,74 +35,68 @@ def changed(name: str, change: Any) -> dict[str, Any]:
     return copy
 
 
-# --------------------------------------------------------------------------------------------------------------- tiles
+# ---- tiles ----
 
 
-def test_tiles_are_stretched_about_mid_grey() -> None:
+def test_tiles_are_scaled_around_mid_gray() -> None:
     kernel = np.random.default_rng(0).normal(size=(3, 5, 3, 4)).astype(np.float32)
     kernel[0, 0, :, 1] = 0.0
     kernel[..., 3] = 0.0
-    found = tiles(kernel)
-    assert len(found) == 4 and all(
-        tile.shape == (3, 5, 3) and tile.dtype == np.float32 for tile in found
-    )
+    images = tiles(kernel)
+    assert len(images) == 4
+    assert all(image.shape == (3, 5, 3) and image.dtype == np.float32 for image in images)
     for i in range(3):
+        low, high = images[i].min(), images[i].max()
         largest = np.abs(kernel[..., i]).max()
-        np.testing.assert_allclose(found[i], 0.5 + kernel[..., i] / largest / 2, atol=1e-6)
-        assert (
-            0.0 <= found[i].min()
-            and found[i].max() <= 1.0
-            and {0.0, 1.0} & {found[i].min(), found[i].max()}
-        )
-    np.testing.assert_array_equal(found[1][0, 0], 0.5)
-    np.testing.assert_array_equal(found[3], np.full((3, 5, 3), 0.5, np.float32))
+        np.testing.assert_allclose(images[i], 0.5 + kernel[..., i] / largest / 2, atol=1e-6)
+        assert 0.0 <= low and high <= 1.0 and {0.0, 1.0} & {low, high}
+    np.testing.assert_array_equal(images[1][0, 0], 0.5)
+    np.testing.assert_array_equal(images[3], np.full((3, 5, 3), 0.5, np.float32))
 
 
-def test_tiles_know_no_scale_and_mirror_a_sign() -> None:
+def test_tiles_do_not_depend_on_scale_and_mirror_a_sign() -> None:
     kernel = np.random.default_rng(1).normal(size=(3, 3, 3, 2)).astype(np.float32)
     for one, two, minus in zip(tiles(kernel), tiles(kernel * 1e-20), tiles(-kernel), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
         np.testing.assert_allclose(one, 1 - minus, atol=1e-6)
 
 
-def test_grey_tiles_have_three_equal_channels() -> None:
+def test_gray_tiles_have_three_equal_channels() -> None:
     (tile,) = tiles(jax.numpy.asarray([[-1.0, 0.5]], jax.numpy.float32)[..., None, None])
     np.testing.assert_array_equal(tile, np.float32([[[0.0] * 3, [0.75] * 3]]))
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 64, 8), (3, 3, 3), (1, 3, 3, 3, 1)])
-def test_only_a_first_layer_is_shown_in_colour(shape: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ValueError, match=r"a kernel \[h w 3 o\] .*; got \[.*\]: take the first layer's"
-    ):
+def test_only_a_first_layer_is_shown_in_color(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"got \[.*\], expected \[h w 3 o\].*; pass the first"):
         tiles(np.zeros(shape, np.float32))
 
 
-# ------------------------------------------------------------------------------------------------------------- writers
+# ---- writers ----
 
 
-def test_a_filter_writes_the_channel_that_it_is_said_to_write() -> None:
-    """Fire modules put two convolutions side by side: changing one filter changes its channel and no other."""
+def test_a_change_of_a_writer_changes_its_channel_and_no_other() -> None:
+    """Fire modules concatenate two convolutions."""
     clf, _ = models.load("squeezenet1_1", weights="random")
     clf = dataclasses.replace(clf.with_pixels(size=64), head=None)
     images01 = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
-    answer = jax.jit(
+    forward = jax.jit(
         lambda p: clf.apply({"params": {"backbone": p}, "batch_stats": {}}, images01).endpoints[
-            "stage3"
+            "stage1"
         ]
     )
     before = jax.tree.map(lambda leaf: np.abs(leaf) * np.float32(0.05), params())  # no relu is off
-    found = writers(before, "stage3", 512)
-    assert found == writers(before, "stage3/block3", 512) and len(found) == 512
-    for channel in (3, 300):
-        name, index = found[channel]
+    rows = writers(before, "stage1", 128)
+    assert rows == writers(before, "stage1/block1", 128) and len(rows) == 128
+    for channel in (3, 75):
+        name, index = rows[channel]
         after = jax.tree.map(np.copy, before)
-        after["stage3"]["block3"][name.split("/")[2]]["kernel"][..., index] *= 2.0
-        differs = (np.asarray(answer(before)) != np.asarray(answer(after))).any(axis=(0, 1, 2))
+        after["stage1"]["block1"][name.split("/")[2]]["kernel"][..., index] *= 2.0
+        differs = (np.asarray(forward(before)) != np.asarray(forward(after))).any(axis=(0, 1, 2))
         assert np.flatnonzero(differs).tolist() == [channel]
 
 
-def test_the_last_convolution_of_the_last_block_writes() -> None:
+def test_the_last_convolution_of_the_last_block_computes_the_channels() -> None:
     shape = lambda i, o: {"kernel": np.zeros((1, 1, i, o), np.float32)}
     block = {
         "conv1": shape(8, 4),
@@ -120,44 +114,45 @@ def test_the_last_convolution_of_the_last_block_writes() -> None:
     assert writers(tree, "stem", 6)[5] == ("stem/kernel", 5)
     assert writers(tree, "stage2", 8)[0] == ("stage2/conv0/kernel", 0)
     assert writers(tree, "stage1", 9) == writers(tree, "top", 8) == []
-    assert sorted(["b10/a", "b9/a", "a"], key=in_order) == ["a", "b9/a", "b10/a"]
 
 
-# --------------------------------------------------------------------------------------------------------------- moved
+def test_natural_order_puts_block_10_after_block_9() -> None:
+    assert sorted(["b10/a", "b9/a", "a"], key=natural_order) == ["a", "b9/a", "b10/a"]
+
+
+# ---- changes ----
 
 
 def test_kernels_are_the_convolutions() -> None:
-    found = kernels(params())
-    assert found["stem/kernel"].shape == (3, 3, 3, 64)
-    assert found["stage1/block0/expand3x3/kernel"].shape == (3, 3, 16, 64)
-    assert len(found) == 25  # the stem, and three a fire module
-    assert (
-        list(kernels({"a": {"kernel": np.zeros((4, 2))}, "b": {"scale": np.zeros((1, 1, 1, 2))}}))
-        == []
-    )
+    by_name = kernels(params())
+    assert by_name["stem/kernel"].shape == (3, 3, 3, 64)
+    assert by_name["stage1/block0/expand3x3/kernel"].shape == (3, 3, 16, 64)
+    assert len(by_name) == 25  # the stem, and three per fire module
+    dense_and_scale = {"a": {"kernel": np.zeros((4, 2))}, "b": {"scale": np.zeros((1, 1, 1, 2))}}
+    assert list(kernels(dense_and_scale)) == []
 
 
-def test_equal_weights_have_not_moved() -> None:
-    rows = moved(params(), params())
+def test_equal_weights_have_no_change() -> None:
+    rows = changes(params(), params())
     assert len(rows) == sum(kernel.shape[3] for kernel in kernels(params()).values())
     assert {row.relative for row in rows} == {0.0}
     assert rows == sorted(rows)
 
 
-def test_the_filter_that_moved_is_first_by_its_ratio() -> None:
+def test_the_largest_relative_change_comes_first() -> None:
     name = "stage2/block1/squeeze/kernel"
 
     def change(kernel: np.ndarray) -> np.ndarray:
-        kernel[..., 7] *= 3.0  # goes twice its own length
+        kernel[..., 7] *= 3.0  # changes by twice its norm
         kernel[..., 2] *= 0.5
         return kernel
 
-    rows = moved(params(), changed(name, change))
+    rows = changes(params(), replace(name, change))
     assert [(row.name, row.index) for row in rows[:2]] == [(name, 7), (name, 2)]
     assert [row.relative for row in rows[:3]] == pytest.approx([2.0, 0.5, 0.0])
 
 
-def test_a_dead_filter_is_left_out() -> None:
+def test_dead_filters_are_left_out() -> None:
     name = "stage1/block0/squeeze/kernel"
 
     def with_norms(*norms: float) -> Any:
@@ -168,32 +163,25 @@ def test_a_dead_filter_is_left_out() -> None:
 
         return change
 
-    before = changed(name, with_norms(0.0, 0.9 * DEAD, 1.1 * DEAD))
-    rows = [row for row in moved(before, params()) if row.name == name]
+    before = replace(name, with_norms(0.0, 0.9 * DEAD, 1.1 * DEAD))
+    rows = [row for row in changes(before, params()) if row.name == name]
     assert sorted(row.index for row in rows) == list(range(2, 16))
-    dead = changed(name, np.zeros_like)
-    assert not [row for row in moved(dead, params()) if row.name == name]
+    dead = replace(name, np.zeros_like)
+    assert not [row for row in changes(dead, params()) if row.name == name]
 
 
-def test_depthwise_filters_count_one_a_channel() -> None:
+def test_depthwise_filters_have_one_row_per_channel() -> None:
     before = {"conv": {"kernel": np.ones((3, 3, 1, 4), np.float32)}}
     after = {"conv": {"kernel": before["conv"]["kernel"] + np.float32([0.0, 0.1, 0.2, 0.3])}}
-    assert [(row.index, round(row.relative, 5)) for row in moved(before, after)] == [
-        (3, 0.3),
-        (2, 0.2),
-        (1, 0.1),
-        (0, 0.0),
-    ]
+    rows = [(row.index, round(row.relative, 5)) for row in changes(before, after)]
+    assert rows == [(3, 0.3), (2, 0.2), (1, 0.1), (0, 0.0)]
 
 
-def test_two_networks_are_told() -> None:
-    with pytest.raises(
-        ValueError, match=r"two networks: stem/kernel is \[3, 3, 3, 64\] before and \[3, 3, 3, 32\]"
-    ):
-        moved(params(), changed("stem/kernel", lambda kernel: kernel[..., :32]))
+def test_kernels_of_two_networks_are_an_error() -> None:
+    message = r"two networks: stem/kernel is \[3, 3, 3, 64\] before and \[3, 3, 3, 32\]"
+    with pytest.raises(ValueError, match=message):
+        changes(params(), replace("stem/kernel", lambda kernel: kernel[..., :32]))
     renamed = {("stern" if name == "stem" else name): tree for name, tree in params().items()}
-    with pytest.raises(
-        ValueError,
-        match="'stem/kernel' is a kernel of one only; nearest in the other: .*'stern/kernel'",
-    ):
-        moved(params(), renamed)
+    message = "'stem/kernel' is a kernel of one only; nearest in the other: .*'stern/kernel'"
+    with pytest.raises(ValueError, match=message):
+        changes(params(), renamed)

@@ -205,7 +205,7 @@ def first_layer(
     )
     if first is None:
         return [], {}
-    kernel = known[first] if clf.pixels.channels == "rgb" else known[first][:, :, ::-1]
+    kernel = filters.rgb_kernel(known[first], clf.pixels)
     tiles = filters.tiles(kernel)
     sheet = run.figure("filters", reporting.contact_sheet(map(enlarged, tiles), columns=8))
     text = (

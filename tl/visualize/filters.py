@@ -1,4 +1,4 @@
-"""Filters themselves, with no picture run through them: a first layer's as colour tiles, and how far training moved each."""
+"""Convolution filters without an image: the first layer's as color tiles, and the change of each between two weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import NamedTuple
 import numpy as np
 
 from tl.paths import flatten, nearest
+from tl.pixels import PixelSpec
 from tl.types import Array, Params
 
-DEAD = 0.05  # of the layer's median norm: a filter below it has no meaningful ratio (chosen, not tuned)
+# A filter whose norm is below this share of its layer's median is dead: its ratio means nothing (chosen, not tuned).
+DEAD = 0.05
 
 
-class Moved(NamedTuple):
-    """How far one filter went.
+class FilterChange(NamedTuple):
+    """The change of one filter between two sets of weights.
 
     Attributes:
       name: the kernel's path in the backbone, "stage4/block0/conv1/kernel".
-      index: which of its outputs.
-      relative: ||after - before|| / ||before||, Frobenius; 0 where not a bit changed.
+      index: the output channel of the filter.
+      relative: ||after - before|| / ||before|| in the Frobenius norm; 0 if no bit changed.
     """
 
     name: str
@@ -29,16 +31,16 @@ class Moved(NamedTuple):
 
 
 def tiles(kernel: Array) -> list[np.ndarray]:
-    """A first layer's filters as colour pictures, each stretched by its own largest weight, either way about mid-grey.
+    """A first layer's filters as color images, each scaled by its own largest absolute weight around mid-gray.
 
     Args:
-      kernel: f32[h w 3 o], input channels red, green, blue (f32[h w 1 o]: grey); of weights that want BGR, turn axis 2 first.
+      kernel: f32[h w 3 o], input channels red, green, blue (see `rgb_kernel`), or f32[h w 1 o], gray.
 
     Returns:
-      o pictures f32[h w 3] in [0, 1]; a zero weight is 0.5, and a filter of zeros is flat grey.
+      o images f32[h w 3] in [0, 1]. A weight of 0 is 0.5, and a filter of zeros is uniform gray.
 
     Raises:
-      ValueError: not four axes, or neither 3 nor 1 input channels.
+      ValueError: if the kernel does not have four axes and 3 or 1 input channels.
 
     Example:
       >>> tile, = tiles(np.array([-0.1, 0.0, 0.2], np.float32).reshape(1, 1, 3, 1))
@@ -48,19 +50,23 @@ def tiles(kernel: Array) -> list[np.ndarray]:
     weights = np.asarray(kernel, np.float32)
     if weights.ndim != 4 or weights.shape[2] not in (1, 3):
         raise ValueError(
-            f"filters are shown in colour from a kernel [h w 3 o] (or [h w 1 o]); got {list(weights.shape)}: take the "
+            f"`kernel` cannot be shown in color: got {list(weights.shape)}, expected [h w 3 o] or [h w 1 o]; pass the "
             "first layer's"
         )
     largest = np.abs(weights).max(axis=(0, 1, 2))
-    stretched = np.float32(0.5) + np.float32(0.5) * weights / np.where(
-        largest > 0, largest, np.float32(1)
-    )
-    coloured = np.broadcast_to(stretched, (*weights.shape[:2], 3, weights.shape[3]))
-    return [np.ascontiguousarray(coloured[..., i]) for i in range(weights.shape[3])]
+    scale = np.where(largest > 0, largest, np.float32(1))
+    scaled = np.float32(0.5) + np.float32(0.5) * weights / scale
+    colored = np.broadcast_to(scaled, (*weights.shape[:2], 3, weights.shape[3]))
+    return [np.ascontiguousarray(colored[..., i]) for i in range(weights.shape[3])]
+
+
+def rgb_kernel(kernel: np.ndarray, spec: PixelSpec) -> np.ndarray:
+    """A first layer's kernel with its input channels in the order red, green, blue."""
+    return kernel[:, :, ::-1] if spec.channels == "bgr" else kernel
 
 
 def kernels(params: Params) -> dict[str, np.ndarray]:
-    """The convolution kernels of a backbone's parameters by path, f32[h w i o]; biases, scales and dense layers left out."""
+    """The convolution kernels f32[h w i o] of a backbone by path; biases, scales and dense layers are left out."""
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     return {
         name: leaf
@@ -70,21 +76,22 @@ def kernels(params: Params) -> dict[str, np.ndarray]:
 
 
 def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int]]:
-    """Which filter writes each channel of an endpoint: the last convolution of its last block, or those put side by side.
+    """The filter that computes each channel of an endpoint: of the last convolution of its last block.
 
-    What a shortcut adds to a channel is not counted.
+    Where the last convolutions are concatenated (fire modules), of the one that computes the channel. The contribution of a
+    shortcut is not counted.
 
     Args:
       params: a backbone's parameters.
       endpoint: a stage or block, "stage4", "stage4/block0".
-      channels: how many the endpoint has.
+      channels: the number of channels of the endpoint.
 
     Returns:
-      `(kernel's name, index)` a channel, in their order; nothing where no convolution writes them (a last BatchNorm).
+      `(kernel's name, index)` for each channel, in order; empty if no convolution computes them (a last BatchNorm).
 
     Example:
-      >>> sides = {"expand1x1": {"kernel": np.ones((1, 1, 4, 2))}, "expand3x3": {"kernel": np.ones((3, 3, 4, 1))}}
-      >>> writers({"stage1": {"block0": sides}}, "stage1", 3)[1:]
+      >>> fire = {"expand1x1": {"kernel": np.ones((1, 1, 4, 2))}, "expand3x3": {"kernel": np.ones((3, 3, 4, 1))}}
+      >>> writers({"stage1": {"block0": fire}}, "stage1", 3)[1:]
       [('stage1/block0/expand1x1/kernel', 1), ('stage1/block0/expand3x3/kernel', 0)]
     """
     sizes = {
@@ -92,63 +99,67 @@ def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int
         for name, kernel in kernels(params).items()
         if name.startswith(f"{endpoint}/")
     }
-    names = sorted((name for name in sizes if "/shortcut/" not in name), key=in_order)
+    names = sorted((name for name in sizes if "/shortcut/" not in name), key=natural_order)
     if names:  # "stage4/block10/", "stage5/conv2/", "stem/"
         last = "/".join(names[-1].split("/")[:-1][:2])
         names = [name for name in names if name.startswith(f"{last}/")]
-    if alone := [name for name in names if sizes[name] == channels]:
-        return [(alone[-1], i) for i in range(channels)]
-    top_activating = [(name, i) for name in names if "/expand" in name for i in range(sizes[name])]
-    return top_activating if len(top_activating) == channels else []
+    if single := [name for name in names if sizes[name] == channels]:
+        return [(single[-1], i) for i in range(channels)]
+    concatenated = [(name, i) for name in names if "/expand" in name for i in range(sizes[name])]
+    return concatenated if len(concatenated) == channels else []
 
 
-def in_order(name: str) -> list[str | int]:
+def natural_order(name: str) -> list[str | int]:
     """A key to sort paths by: block 10 after block 9."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def moved(before: Params, after: Params) -> list[Moved]:
-    """How far every filter went between two sets of weights of one network, the farthest first.
+def changes(before: Params, after: Params) -> list[FilterChange]:
+    """The change of every filter between two sets of weights of one network, the largest first.
 
-    Of the plain weights, not those with BatchNorm folded in. Dead filters, below `DEAD` of their layer's median norm before,
+    Pass the weights without BatchNorm folded in. Dead filters, whose norm before is below `DEAD` of their layer's median,
     are left out.
 
     Args:
       before, after: a backbone's parameters, `variables["params"]["backbone"]`; kernels f32[h w i o] (depthwise: i = 1).
 
     Returns:
-      A row a filter, by falling `relative`, then by name and index.
+      One row per filter, by falling `relative`, then by name and index.
 
     Raises:
-      ValueError: the kernels of the two have not the same names and shapes.
+      ValueError: if the kernels of the two do not have the same names and shapes.
 
     Example:
       >>> one = {"stem": {"kernel": np.ones((3, 3, 3, 2), np.float32)}}
       >>> two = {"stem": {"kernel": one["stem"]["kernel"] * np.float32([1.0, 1.5])}}
-      >>> moved(one, two)
-      [Moved(name='stem/kernel', index=1, relative=0.5), Moved(name='stem/kernel', index=0, relative=0.0)]
+      >>> [(row.index, row.relative) for row in changes(one, two)]
+      [(1, 0.5), (0, 0.0)]
     """
     old, new = kernels(before), kernels(after)
-    _same_network(old, new)
+    _check_same_network(old, new)
     rows = []
     for name, kernel in old.items():
-        start, change = (
+        norm, change = (
             np.sqrt(np.square(k, dtype=np.float64).sum(axis=(0, 1, 2)))
             for k in (kernel, new[name].astype(np.float64) - kernel)
         )
-        alive = (start > 0) & (start >= DEAD * np.median(start))
-        rows += [Moved(name, int(i), float(change[i] / start[i])) for i in np.flatnonzero(alive)]
+        alive = (norm > 0) & (norm >= DEAD * np.median(norm))
+        rows += [
+            FilterChange(name, int(i), float(change[i] / norm[i])) for i in np.flatnonzero(alive)
+        ]
     return sorted(rows, key=lambda row: (-row.relative, row.name, row.index))
 
 
-def _same_network(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> None:
-    if lone := sorted(set(old) ^ set(new)):
-        near = nearest(lone[0], new if lone[0] in old else old)
+def _check_same_network(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> None:
+    if single := sorted(set(old) ^ set(new)):
+        others = new if single[0] in old else old
         raise ValueError(
-            f"these are two networks: {lone[0]!r} is a kernel of one only; nearest in the other: {near}"
+            f"`before` and `after` are of two networks: {single[0]!r} is a kernel of one only; nearest in the other: "
+            f"{nearest(single[0], others)}"
         )
     for name, kernel in old.items():
         if kernel.shape != new[name].shape:
             raise ValueError(
-                f"these are two networks: {name} is {list(kernel.shape)} before and {list(new[name].shape)} after"
+                f"`before` and `after` are of two networks: {name} is {list(kernel.shape)} before and "
+                f"{list(new[name].shape)} after"
             )

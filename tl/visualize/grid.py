@@ -205,8 +205,10 @@ def make_ascent(
     cells: Sequence[Cell],
     settings: IdealSettings,
     photograph: np.ndarray | None = None,
-) -> Callable[[], render.Ideal]:
+) -> Callable[..., render.Ideal]:
     """A function that optimizes a whole grid by one compiled program; a second call does not compile again.
+
+    The function takes the networks' variables, by default their own: other weights need no other program.
 
     Args:
       networks: an ensemble. Objectives of classes are the mean over all of them, others read the first.
@@ -262,7 +264,7 @@ def make_ascent(
     starts = photograph is not None and not endpoints
     start = np.stack([photograph] * len(cells)) if starts and photograph is not None else None
     variables = tuple(each.variables for each in networks)
-    return lambda: ascend(
+    return lambda variables=variables: ascend(
         variables,
         keys,
         targets,
