@@ -43,10 +43,15 @@ LAYOUT: Sequence[str] = [
             "visualize",
             "objectives images specs render filters maps exemplars judge grid ideal compare __init__",
         ),
-        ("evaluation", "sets robust postprocessing perceptual attack_settings attacked __init__"),
+        (
+            "evaluation",
+            "sets robust postprocessing perceptual attack_settings attacked shared_images attack_transfer "
+            "__init__",
+        ),
         (
             "pages",
-            "common describe export remeasured activations training evaluation attack ideal compare __init__",
+            "common describe export remeasured activations training evaluation attack "
+            "attack_transfer ideal compare __init__",
         ),
         ("", "cli __init__"),
     )

@@ -1,4 +1,4 @@
-"""Pictures carried from network to network, on networks of one line whose answers can be told; and the lesson's attack."""
+"""Transferability on linear networks of the mean color, for which every error is known."""
 
 from __future__ import annotations
 
@@ -12,192 +12,175 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import attack_transfer
-from experiments.lesson import attack
-from tl import data, inference, labels, models, pixels, reporting
+from tl import labels, models, pages, pixels, reporting
+from tl.evaluation import attack_transfer, shared_images
+from tl.evaluation.attack_transfer import TransferSettings
+from tl.evaluation.shared_images import Network, SharedImages
 
 SIDE = 8
 EPS = 8 / 255
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Colour:
-    """Two classes: whether the mean of what the first layer sees, weighted by colour, is above zero."""
+class MeanColor:
+    """Two classes: whether the mean of the normalized image, weighted by color, is above zero."""
 
     pixels: pixels.PixelSpec
-    arch: str = "colour"
-    classes: labels.ClassTable = labels.from_names(["dark", "bright"], name="colours")
+    arch: str = "mean_color"
+    classes: labels.ClassTable = labels.from_names(["dark", "bright"], name="brightness")
 
     def logits(self, variables: Any, images01: jax.Array) -> jax.Array:
         assert images01.shape[1:3] == (self.pixels.size, self.pixels.size)
-        seen = jnp.mean(pixels.normalize(self.pixels, images01), axis=(1, 2)) @ variables
-        return jnp.stack([jnp.zeros_like(seen), seen], axis=1)
+        mean = jnp.mean(pixels.normalize(self.pixels, images01), axis=(1, 2)) @ variables
+        return jnp.stack([jnp.zeros_like(mean), mean], axis=1)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return pixels.prepare(self.pixels, image)
 
 
-def network(name: str, size: int, weights: tuple[float, float, float]) -> attack_transfer.Network:
+def network(name: str, size: int, weights: tuple[float, float, float]) -> Network:
     spec = pixels.PixelSpec(size=size, crop=1.0, mean=(128 / 255,) * 3, std=(1 / 255,) * 3)
-    return attack_transfer.Network(name, Colour(spec), jnp.asarray(weights, jnp.float32))  # type: ignore[arg-type]
+    return Network(name, MeanColor(spec), jnp.asarray(weights, jnp.float32))  # type: ignore[arg-type]
 
 
-RED, LARGE, BLUE = (
-    network("red", SIDE, (1, 0, 0)),
-    network("large", 12, (1, 0, 0)),
-    network("blue", SIDE, (0, 0, 1)),
-)
+RED = network("red", SIDE, (1, 0, 0))
+LARGE = network("large", 12, (1, 0, 0))
+BLUE = network("blue", SIDE, (0, 0, 1))
 NETWORKS = [RED, LARGE, BLUE]
-
-
-@pytest.fixture()
-def run(tmp_path: Path) -> reporting.Run:
-    return reporting.start("test", tmp_path / "run", {"seed": 0})
-
-
-def finish(run: reporting.Run, result: Any, sections: list) -> dict[str, Any]:
-    run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
-    return json.loads((run.workdir / "result.json").read_text())
 
 
 def flat(red: int, green: int, blue: int) -> np.ndarray:
     return np.full((SIDE, SIDE, 3), (red, green, blue), np.uint8)
 
 
-def test_the_matrix_the_control_and_the_claim(run: reporting.Run) -> None:
-    """Red and large look at one thing, blue at another: what is made on red fools large at its own size, and never blue."""
+def errors(cells: dict[str, Any]) -> list[float]:
+    return [cell["error"] for cell in cells.values()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run on three bright images: its folder and `result.json`."""
+    folder = tmp_path_factory.mktemp("transfer") / "run"
+    run = reporting.start("attack_transfer", folder, {"seed": 0})
     rng = np.random.default_rng(0)
-    bright = np.stack([flat(131, 9, 131) for _ in range(3)]) + rng.integers(
-        0, 2, (3, SIDE, SIDE, 3)
-    ).astype(np.uint8)
-    chosen = attack_transfer.Chosen(
-        [Path(f"{i}.png") for i in range(3)],
-        bright,
-        np.array([1, 1, 1]),
-        5,
-        np.array([0, 1, 2]),
-        [],
-    )
-    how = attack_transfer.Settings(eps=EPS, steps=2)
-    result = finish(run, *attack_transfer.transfer(run, NETWORKS, chosen, how))
-    errors = lambda cells: [cell["error"] for cell in cells.values()]
+    bright = flat(131, 9, 131) + rng.integers(0, 2, (3, SIDE, SIDE, 3)).astype(np.uint8)
+    paths = [Path(f"{i}.png") for i in range(3)]
+    for path, image in zip(paths, bright, strict=True):
+        reporting.save_png(folder / path, image)
+    images = SharedImages(paths, bright, np.array([1, 1, 1]), 5, np.array([0, 1, 2]), [])
+    settings = TransferSettings(eps=EPS, steps=2)
+    evaluation = attack_transfer.evaluate_transfer(run, NETWORKS, images, settings)
+    pages.finish(run, evaluation.json())
+    return folder, json.loads((folder / "result.json").read_text())
+
+
+def test_images_made_on_a_network_fool_those_that_use_the_same_color(finished: tuple) -> None:
+    """`red` and `large` use one color at different sizes, `blue` another."""
+    _, result = finished
     assert (result["n"], result["size"], result["networks"]) == (3, SIDE, ["red", "large", "blue"])
     assert {source: errors(cells) for source, cells in result["matrix"].items()} == {
         "red": [1, 1, 0],
         "large": [1, 1, 0],
         "blue": [0, 0, 1],
     }
-    assert errors(result["clean"]) == errors(result["noise"]) == [0, 0, 0]
-    assert errors(result["ensemble"]["error"]) == [1, 1, 0]  # of blue's others none looks at blue
-    assert errors(result["clean_of_all_looked_at"]) == [0, 0.2, 0.4]
-    defence = result["defence"]
-    assert {name: cell["accuracy"] for name, cell in defence["one_member"].items()} == {
-        "red": 0,
-        "large": 0,
-        "blue": 1,
-    }
-    assert (defence["adaptive"]["accuracy"], defence["noise"]["accuracy"]) == (0, 1)
-    assert defence["protects"] == {"one_member": False, "adaptive": False}
     low, high = result["matrix"]["red"]["blue"]["ci95"]
     assert low == 0 and 0.5 < high < 0.6  # Wilson, 0 of 3
 
 
-def test_noise_is_as_large_as_the_attack_and_the_same_for_all() -> None:
+def test_images_made_on_the_others_leave_the_judge_out(finished: tuple) -> None:
+    """None of blue's others uses blue, so it is not fooled."""
+    _, result = finished
+    assert errors(result["ensemble"]["error"]) == [1, 1, 0]
+
+
+def test_the_controls_have_no_errors(finished: tuple) -> None:
+    _, result = finished
+    assert errors(result["clean"]) == errors(result["noise"]) == [0, 0, 0]
+    assert result["clean_ensemble"]["error"] == 0
+    assert errors(result["clean_of_all_looked_at"]) == [0, 0.2, 0.4]
+
+
+def test_the_ensemble_does_not_protect_against_an_attack_on_itself(finished: tuple) -> None:
+    _, result = finished
+    defense = result["defence"]
+    accuracies = {name: cell["accuracy"] for name, cell in defense["one_member"].items()}
+    assert accuracies == {"red": 0, "large": 0, "blue": 1}
+    assert (defense["adaptive"]["accuracy"], defense["noise"]["accuracy"]) == (0, 1)
+    assert defense["protects"] == {"one_member": False, "adaptive": False}
+
+
+def test_the_page_is_a_function_of_the_result_and_the_figures(finished: tuple) -> None:
+    folder, result = finished
+    html = (folder / "report.html").read_text()
+    page = pages.PAGES["attack_transfer"](result, folder)
+    assert all(section in html for section in page.sections) and page.lead in html
+    assert html.count("difference</figcaption>") == attack_transfer.SHOWN
+    # Results of older versions lack these keys.
+    newer = ("norm", "steps", "clean_ensemble", "shown")
+    old = {k: v for k, v in result.items() if k not in newer}
+    assert pages.PAGES["attack_transfer"](old, folder).sections
+
+
+def test_noise_has_length_eps_and_is_one_draw() -> None:
     images = np.stack([flat(128, 2, 128), flat(60, 90, 253)])
-    changed = attack_transfer.noisy(images, attack_transfer.Settings(eps=EPS)).astype(int)
-    far = np.abs(changed - images)
+    noisy = attack_transfer.add_noise(images, TransferSettings(eps=EPS)).astype(int)
+    change = np.abs(noisy - images)
     inside = (images >= 8) & (images <= 247)
-    assert (
-        (far[inside] == 8).all() and far.max() == 8 and changed.min() == 0 and changed.max() == 255
-    )
+    assert (change[inside] == 8).all() and change.max() == 8
+    assert noisy.min() == 0 and noisy.max() == 255
 
 
-def test_only_what_all_name_rightly_is_used(tmp_path: Path) -> None:
-    for folder in ("bright", "dark"):
-        (tmp_path / folder).mkdir()
-    pictures = {
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of two images, of which all networks classify one each correctly, and a broken
+    file.
+    """
+    folder = tmp_path_factory.mktemp("folder")
+    for name, image in {
         "bright/a": flat(140, 0, 140),
         "dark/b": flat(100, 0, 100),
-        "bright/c": flat(140, 0, 100),  # blue says dark
-        "dark/d": flat(140, 0, 140),  # all are wrong, and agree
-    }
-    for name, image in pictures.items():
-        reporting.save_png(tmp_path / f"{name}.png", image)
-    (tmp_path / "bright" / "broken.png").write_bytes(b"no picture")
+        "bright/c": flat(140, 0, 100),  # dark for `blue`
+        "dark/d": flat(140, 0, 140),  # bright for all networks
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        reporting.save_png(folder / f"{name}.png", image)
+    (folder / "bright" / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def select(images: Path, **arguments: Any) -> SharedImages:
     spec = RED.clf.pixels
-    choose = lambda **how: attack_transfer.choose(NETWORKS, spec, str(tmp_path), seed=0, **how)
-    found = choose(labelled=True, limit=0)
-    assert {path.stem: int(t) for path, t in zip(found.paths, found.truth, strict=True)} == {
-        "a": 1,
-        "b": 0,
-    }
-    assert (found.seen, found.wrong.tolist(), len(found.skipped)) == (4, [1, 1, 2], 1)
-    assert sorted(path.stem for path in choose(labelled=False, limit=0).paths) == ["a", "b", "d"]
-    assert len(choose(labelled=False, limit=2).paths) == 2
-    with pytest.raises(ValueError, match="none of 1 pictures is named rightly by all 3 networks"):
-        attack_transfer.choose(
-            NETWORKS, spec, str(tmp_path / "bright" / "c.png"), labelled=True, limit=0, seed=0
-        )
+    return shared_images.select_images(NETWORKS, spec, str(images), seed=0, **arguments)
 
 
-def test_networks_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="at least two networks, all different"):
-        attack_transfer.load(["a", "a"])
+def test_only_images_that_all_networks_classify_correctly_are_selected(folder: Path) -> None:
+    selected = select(folder, labelled=True, limit=0)
+    by_name = zip(selected.paths, selected.labels.tolist(), strict=True)
+    assert {path.stem: label for path, label in by_name} == {"a": 1, "b": 0}
+    assert (selected.n_read, selected.n_wrong.tolist()) == (4, [1, 1, 2])
+    assert len(selected.skipped) == 1
+
+
+def test_without_labels_the_networks_must_agree(folder: Path) -> None:
+    names = sorted(path.stem for path in select(folder, labelled=False, limit=0).paths)
+    assert names == ["a", "b", "d"]
+    assert len(select(folder, labelled=False, limit=2).paths) == 2
+
+
+def test_a_selection_without_images_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="none of 1 images is classified correctly by all 3"):
+        select(folder / "bright" / "c.png", labelled=True, limit=0)
+
+
+def test_networks_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="at least two different networks"):
+        shared_images.load_networks(["a", "a"])
     others = dataclasses.replace(RED.clf, classes=labels.from_names(["a", "b"], name="others"))
     monkeypatch.setattr(models, "load", lambda name: (others if name == "b" else RED.clf, None))
     with pytest.raises(ValueError, match="b has other classes than a"):
-        attack_transfer.load(["a", "b"])
+        shared_images.load_networks(["a", "b"])
 
 
-# ---------------------------------------------------------------------------------------------------------- the lesson
-
-
-def test_the_lessons_preprocessing_in_other_units() -> None:
-    x = jnp.asarray(np.random.default_rng(0).random((1, 2, 2, 3), np.float32))
-    np.testing.assert_allclose(
-        pixels.normalize(attack.fed(pixels.CAFFE), x), 255 * x, rtol=1e-6
-    )  # raw pixels, RGB
-    np.testing.assert_allclose(
-        pixels.normalize(attack.fed(pixels.LITE), x), 255 / 128 * x[..., ::-1], rtol=1e-6
-    )
-
-
-def test_the_lessons_attack_beside_the_right_one(run: reporting.Run) -> None:
-    clf = Colour(pixels.PixelSpec(size=SIDE, crop=1.0, mean=(128 / 255,) * 3, std=(1 / 255,) * 3))
-    weights = np.float32([0.5, 0.0, 0.25])
-    photograph = flat(
-        124, 7, 130
-    )  # prepared rightly 0.5 * -4 + 0.25 * 2 = -1.5: dark; fed as in the lesson, bright
-    pictures = inference.LoadedImages([Path("a.png")], photograph[None], [])
-    rows, section = attack.as_written(
-        run, clf, jnp.asarray(weights), pictures, (1,), steps=1, eps=4 / 255
-    )  # type: ignore[arg-type]
-    (row,) = finish(run, {"rows": rows}, [section])["rows"]
-    sigmoid = lambda z: 1 / (1 + np.exp(-z))
-    assert (row["photograph"]["called"], row["classified"]["called"]) == ("dark", "bright")
-    assert row["photograph"]["target"] == pytest.approx(sigmoid(-1.5), abs=1e-5)
-    begin = (0.5 * 130 + 0.25 * 124) / 255  # red and blue exchanged, no mean, 1/255
-    assert row["start"]["target"] == pytest.approx(sigmoid(begin), abs=1e-5)
-    assert row["start_is_called_the_same"] is False and row["start"]["called"] == "bright"
-    step = (
-        (1 - sigmoid(begin)) * weights / SIDE**2
-    )  # of each pixel, in the first layer's units: levels
-    assert row["tensor"]["target"] == pytest.approx(
-        sigmoid(begin + float(step @ weights)), abs=1e-5
-    )
-    assert row["change"]["linf"] == pytest.approx(
-        step.max(), rel=1e-3
-    )  # 255 of these levels are the lesson's 1
-    assert row["change"]["l2"] == pytest.approx(SIDE * np.linalg.norm(step), rel=1e-3)
-    assert row["change"]["outside"] == 0.0 and row["change_clipped"]["linf"] == pytest.approx(
-        1 / 255, abs=1e-6
-    )
-    assert row["right"]["called"] == "bright" and row["change_right"]["linf"] == pytest.approx(
-        4 / 255, abs=1e-6
-    )
-    saved = data.decode(row["png"]["right"]).astype(int)
-    assert np.abs(saved - photograph).max() == 4
-    with pytest.raises(ValueError, match="wants a photograph"):
-        attack.as_written(
-            run, clf, jnp.asarray(weights), inference.LoadedImages([], photograph[:0], [])
-        )  # type: ignore[arg-type]
+def test_eps_beyond_white_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`eps`: got 1.5, expected a number in \(0, 1\]"):
+        shared_images.check_eps(1.5, "linf", SIDE)

@@ -11,11 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from tl import reporting
-from tl.pages import attack, compare, describe, evaluation, export, ideal, remeasured
+from tl.pages import (
+    attack,
+    attack_transfer,
+    compare,
+    describe,
+    evaluation,
+    export,
+    ideal,
+    remeasured,
+)
 from tl.pages.common import Page
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "attack": attack.page,
+    "attack_transfer": attack_transfer.page,
     "compare": compare.page,
     "describe": describe.page,
     "evaluate": evaluation.page,
