@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import predict, transfer
+from experiments import transfer
 from tl import cli, data, inference, pages, reporting
+from tl.evaluation import sets
 from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.attacked import evaluate_attack
 from tl.pages import common
@@ -40,7 +41,9 @@ def main(run: reporting.Run) -> None:
     photographs = data.photographs()
     pictures = inference.read_images(clf, [str(photo.path) for photo in photographs])
     labels = np.array([-1 if photo.index is None else photo.index for photo in photographs])
-    named, named_sections = predict.predict(run, clf, variables, pictures, labels, 5)
+    predicted = inference.predict(clf, variables, pictures.paths, labels=labels)
+    named = sets.predictions_result(run, clf, predicted)
+    named_sections = pages.predict.page(reporting.jsonable(named), run.workdir).sections
 
     print("2 of 4: learning a classifier for solar cells", flush=True)
     cells = data.get("elpv")
@@ -80,9 +83,9 @@ def main(run: reporting.Run) -> None:
     shares = [row["probability"] for row in climbed["images"] if row["tv_weight"]]
     percent, fooled = reporting.percent, attacked["images"][0]
     lines = [
-        f"predict:  {percent(named['top1'])} of {named['labelled']} labelled photographs named rightly",
+        f"predict:  {percent(named['top1'])} of {named['labelled']} photographs classified correctly",
         f"transfer: solar cells {percent(learned['test']['top1'])} ({percent(low)} to {percent(high)}),"
-        f" always the commonest class {percent(learned['majority'])}",
+        f" majority class {percent(learned['majority'])}",
         f"ideal:    tabby {shares[0]:.3f}, zebra {shares[1]:.3f}",
         f"attack:   {fooled['from']} -> {fooled['to']} ({fooled['probability']:.3f}) at eps {fooled['eps']}",
     ]

@@ -50,7 +50,7 @@ LAYOUT: Sequence[str] = [
         ),
         (
             "pages",
-            "common describe export remeasured activations training evaluation attack "
+            "common describe export remeasured activations training evaluation predict attack "
             "attack_transfer ideal compare __init__",
         ),
         ("", "cli __init__"),

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate
 from tl import data, inference, labels, metrics, models, pages, pixels, reporting
-from tl.evaluation import robust
+from tl.evaluation import robust, sets
 from tl.models import heads
 from tl.pages import evaluation
 
@@ -68,7 +67,7 @@ def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path
     spec = data.get(f"folder:{pets}")
     run = reporting.start("evaluate", tmp_path, {"seed": 0})
     temperature = models.metadata(saved)["temperature"]
-    pages.finish(run, evaluate.evaluate(run, clf, variables, spec, temperature))
+    pages.finish(run, sets.evaluation_result(run, clf, variables, spec, temperature))
     result = json.loads((tmp_path / "result.json").read_text())
 
     pictures = [
@@ -148,19 +147,19 @@ def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
 
 def test_the_part_of_a_set_that_is_asked(pets: Path) -> None:
     spec = data.get(f"folder:{pets}")
-    assert evaluate.chosen(spec, "") is evaluate.chosen(spec, "all") is spec
+    assert sets.select_part(spec, "") is sets.select_part(spec, "all") is spec
     parts = tuple(
         dataclasses.replace(e, part="train" if i else "test") for i, e in enumerate(spec.examples)
     )
     official = dataclasses.replace(spec, examples=parts)
     assert (
-        evaluate.chosen(official, "").examples == parts[:1]
-        and evaluate.chosen(official, "train").examples == parts[1:]
+        sets.select_part(official, "").examples == parts[:1]
+        and sets.select_part(official, "train").examples == parts[1:]
     )
     with pytest.raises(
-        ValueError, match="has no part 'validation'; it has test, train: take --part=all"
+        ValueError, match="has no part 'validation': it has test, train; use `part=all`"
     ):
-        evaluate.chosen(official, "validation")
+        sets.select_part(official, "validation")
 
 
 def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
@@ -172,7 +171,7 @@ def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="none of the 2 images of folder:.* can be read; run doctor on it"
     ):
-        evaluate.evaluate(run, clf, variables, data.get(f"folder:{tmp_path / 'set'}"), 1.0)
+        sets.evaluation_result(run, clf, variables, data.get(f"folder:{tmp_path / 'set'}"), 1.0)
 
 
 def test_accuracy_under_attack(pets: Path) -> None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import predict, transfer
-from tl import data, inference, models, reporting
+from experiments import transfer
+from tl import data, inference, models, pages, reporting
+from tl.evaluation import sets
 from tl.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +50,7 @@ def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture()
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    return reporting.start("test", tmp_path / "run", {"seed": 0})
+    return reporting.start("predict", tmp_path / "run", {"seed": 0})
 
 
 def finish(run: reporting.Run, result: dict, sections: list) -> dict:
@@ -59,10 +60,11 @@ def finish(run: reporting.Run, result: dict, sections: list) -> dict:
 
 def test_predict(run: reporting.Run, pets: Path) -> None:
     clf, variables = network()
-    pictures = inference.read_images(clf, str(pets))
-    labels = np.full(len(pictures.paths), -1)
+    labels = np.full(25, -1)
     labels[0] = 7
-    result = finish(run, *predict.predict(run, clf, variables, pictures, labels, 5))
+    predicted = inference.predict(clf, variables, str(pets), labels=labels)
+    pages.finish(run, sets.predictions_result(run, clf, predicted, 5))
+    result = json.loads((run.workdir / "result.json").read_text())
     assert (result["n"], result["labelled"]) == (24, 1)
     (skip,) = result["skipped"]
     assert skip["path"].endswith("broken.jpg") and skip["why"]

@@ -5,6 +5,7 @@ Nothing here draws a page: `tl.pages.evaluation` does, from the values returned 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,9 @@ DETAILS = (
     "reliability_calibrated",
 )
 """The keys of a `summary` that `transfer` keeps outside of `result["test"]`."""
+
+# Images on the page of `predict` (chosen, not tuned); `result.json` holds all predictions.
+SHOWN = 48
 
 progress = functools.partial(reporting.progress, label="predicting, batches")
 """The progress of a pass over a data set, on stderr."""
@@ -66,6 +70,121 @@ def summary(
             metrics.softmax(logits / temperature), labels
         ),
     }
+
+
+def select_part(spec: DataSpec, part: str) -> DataSpec:
+    """The examples of an official part of a data set.
+
+    Args:
+      spec: the data set.
+      part: "train", "validation", "test", "all", or "": the test part if there is one, else all.
+
+    Raises:
+      ValueError: the data set has no such part.
+    """
+    examples = tuple(example for example in spec.examples if example.part == (part or "test"))
+    if part == "all" or (not part and not examples):
+        return spec
+    if not examples:
+        parts = sorted({example.part for example in spec.examples} - {""})
+        raise ValueError(
+            f"{spec.name} has no part {part!r}: it has {', '.join(parts) or 'none'}; use `part=all`"
+        )
+    return dataclasses.replace(spec, examples=examples)
+
+
+def evaluation_result(
+    run: reporting.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
+) -> dict[str, Any]:
+    """The result of `evaluate`: a classifier on a data set, its classes matched by name.
+
+    Args:
+      run: receives the hardest images as figures.
+      clf, variables: the network.
+      spec: the test set.
+      temperature: the network's, fitted on held-out images; 1 if unknown.
+
+    Returns:
+      The keys of `summary`; "classes", "references", "mistakes", "skipped", "arch", "data", "facts".
+
+    Raises:
+      ValueError: a class is not among the network's, or no image can be read.
+    """
+    spec = data.remap_labels(spec, inference.class_table(clf))
+    predicted = inference.predict(clf, variables, spec, progress=progress)
+    if not len(predicted.labels):
+        raise ValueError(
+            f"none of the {len(spec.examples)} images of {spec.name} can be read; run doctor on it"
+        )
+    return {
+        "arch": clf.arch,
+        "data": spec.name,
+        **summary(predicted.logits, predicted.labels, spec.classes, temperature),
+        "classes": list(spec.classes),
+        "references": spec.references,
+        "mistakes": save_hardest_images(run, clf, predicted),
+        "skipped": [skip._asdict() for skip in (*spec.skipped, *predicted.skipped)],
+        "facts": {"images": spec.source, "license of the images": spec.licence},
+    }
+
+
+def predictions_result(
+    run: reporting.Run, clf: Classifier, predicted: Predictions, k: int = 5
+) -> dict[str, Any]:
+    """The result of `predict`.
+
+    Args:
+      run: receives images as figures: at most `SHOWN`, the lowest probabilities of a label first.
+      clf: the network.
+      predicted: its predictions for files.
+      k: classes per image.
+
+    Returns:
+      "n", "skipped", "arch", "size" (pixels), "classes" (their number); "predictions", one row
+      `{"path", "topk", "label"}` per image; "shown", rows `{"row", "figure"}`. Where labels are known,
+      "labelled" (their number), "top1", "top1_ci95" and "top5".
+
+    Raises:
+      ValueError: no image could be read.
+    """
+    probabilities, labels = predicted.probabilities, predicted.labels
+    n = len(labels)
+    if not n:
+        reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in predicted.skipped[:3])
+        raise ValueError(f"none of the {len(predicted.skipped)} images can be read ({reasons})")
+    known = np.flatnonzero(labels >= 0)
+    result: dict[str, Any] = {
+        "n": n,
+        "skipped": [skip._asdict() for skip in predicted.skipped],
+        "arch": clf.arch,
+        "size": clf.pixels.size,
+        "classes": len(inference.class_table(clf)),
+    }
+    order = np.arange(n)
+    if len(known):
+        correct = metrics.topk_correct(predicted.logits[known], labels[known], 1)
+        result |= {
+            "labelled": len(known),
+            "top1": float(correct.mean()),
+            "top1_ci95": list(metrics.wilson(int(correct.sum()), len(correct))),
+            "top5": float(metrics.topk_correct(predicted.logits[known], labels[known], 5).mean()),
+        }
+        of_label = np.where(labels >= 0, probabilities[np.arange(n), labels], 1.0)
+        order = np.argsort(of_label, kind="stable")
+    name = inference.class_table(clf).display
+    result["predictions"] = [
+        {"path": str(path), "topk": inference.topk(clf, p, k)}
+        | ({"label": {"index": int(label), "name": name(label)}} if label >= 0 else {})
+        for path, p, label in zip(predicted.paths, probabilities, labels, strict=True)
+    ]
+    images = {i: clf.prepare(data.decode(predicted.paths[i])) for i in order[:SHOWN].tolist()}
+    sheet = reporting.contact_sheet(list(images.values())[:24], columns=6)
+    run.figure("photographs", sheet)
+    result["shown"] = [
+        {"row": i, "figure": run.relative(run.figure(predicted.paths[i].stem, image))}
+        for i, image in images.items()
+    ]
+    return result
 
 
 def hardest_images(clf: Classifier, predicted: Predictions, n: int = 12) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from tl.pages import (
     evaluation,
     export,
     ideal,
+    predict,
     remeasured,
 )
 from tl.pages.common import Page
@@ -31,6 +32,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "evaluate": evaluation.page,
     "export": export.page,
     "ideal": ideal.page,
+    "predict": predict.page,
     "rerun": remeasured.page,
 }
 """Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""

@@ -150,6 +150,23 @@ def robust_lines(robust: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The figures of `evaluate` as text for the terminal."""
+    low, high = map(percent, result["top1_ci95"])
+    top3 = f"top-3 {percent(result['top3'])}, " if common.shows_top3(result["classes"]) else ""
+    yield (
+        f"top-1 {percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), "
+        f"{top3}balanced {percent(result['balanced'])}, "
+        f"majority class {percent(result['majority'])}; skipped {len(result['skipped'])}"
+    )
+    yield (
+        f"NLL {result['nll']:.3f}, ECE {result['ece']:.3f}; at temperature "
+        f"{result['temperature']:.2f} NLL {result['nll_calibrated']:.3f}, "
+        f"ECE {result['ece_calibrated']:.3f}"
+    )
+    yield from robust_lines(result.get("robust", {}))
+
+
 def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     """The page of `evaluate`."""
     lead = (

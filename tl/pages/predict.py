@@ -1,0 +1,47 @@
+"""The page of `predict`: accuracy where labels are known, and images with their top classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tl import reporting
+from tl.pages import common
+from tl.reporting import percent
+
+
+def page(result: Mapping[str, Any], folder: Path) -> common.Page:
+    """The page of `predict`, from the result of `tl.evaluation.sets.predictions_result`."""
+    sections = []
+    if "top1" in result:
+        figures = {"labeled images": result["labelled"], "top-1": percent(result["top1"])}
+        if result["classes"] > 5:
+            figures["top-5"] = percent(result["top5"])
+        accuracy = reporting.interval(result["top1"], *result["top1_ci95"], label="top-1 accuracy")
+        sections.append(reporting.section("Accuracy", reporting.numbers(figures), accuracy))
+    cards = []
+    for shown in result["shown"]:
+        row = result["predictions"][shown["row"]]
+        label = row.get("label")
+        cards.append(
+            reporting.card(
+                common.figure(folder, shown["figure"]),
+                title=Path(row["path"]).name,
+                caption=f"label: {label['name']}" if label else "",
+                bars=common.bars(row["topk"], [label["index"]] if label else []),
+            )
+        )
+    title = "Images, lowest probability of the label first" if "top1" in result else "Images"
+    text = (
+        f"As the network receives them: {result['size']} x {result['size']} pixels, resized and "
+        "cropped as its weights expect."
+    )
+    if len(cards) < result["n"]:
+        text += f" The first {len(cards)} of {result['n']}."
+    sections += [
+        reporting.section(title, reporting.gallery(cards), text=text),
+        reporting.skipped(result["skipped"]),
+    ]
+    lead = f"{result['n']} images, classified by {result['arch']}."
+    return common.Page("Predictions", lead, sections)
