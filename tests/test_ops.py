@@ -247,7 +247,7 @@ def test_bfloat16_pool():
 
 
 def test_two_dtypes_are_refused():
-    with pytest.raises(ValueError, match="one dtype"):
+    with pytest.raises(ValueError, match="expected one dtype"):
         ops.conv2d(jnp.zeros((1, 4, 4, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 2)))
 
 

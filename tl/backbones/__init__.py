@@ -1,4 +1,8 @@
-"""The zoo: every architecture by timm's name. To add one: a file with its module and `VARIANTS`, and a name here."""
+"""The zoo: every architecture by its name, timm's where timm has it.
+
+To add one: a file with a module and `VARIANTS`, and the file's name in `_SPECS`. Weights are in
+`tl.weights`, heads for new classes in `tl.models.heads`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ _ALIASES = {alias: spec.name for spec in _SPECS.values() for alias in spec.alias
 
 
 def names() -> tuple[str, ...]:
-    """Every architecture's name, aliases left out.
+    """Name of every architecture, without aliases.
 
     Example:
       >>> "resnet50" in names()
@@ -25,10 +29,13 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> BackboneSpec:
-    """The architecture called `name`, timm's name or an alias.
+    """The architecture of a name or alias.
+
+    Args:
+      name: such as `"resnet50"`, without the tag of its weights.
 
     Raises:
-      ValueError: no such architecture; gives the nearest names.
+      ValueError: unknown architecture; the message lists the nearest names.
 
     Example:
       >>> get("mobilenet_v2").name
@@ -43,7 +50,13 @@ def get(name: str) -> BackboneSpec:
 
 
 def forms(name: str) -> tuple[BackboneSpec, ...]:
-    """The architecture called `name` and the other forms of the same network (Keras', TensorFlow's), itself first.
+    """The forms of one network: the architecture `name` first, then Keras' or TensorFlow's forms.
+
+    Args:
+      name: as for `get`.
+
+    Raises:
+      ValueError: as `get`.
 
     Example:
       >>> [spec.name for spec in forms("efficientnet_lite0")]

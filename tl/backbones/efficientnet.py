@@ -1,7 +1,8 @@
-"""EfficientNet-Lite: EfficientNet without squeeze-and-excitation, ReLU6 for swish, stem and top not scaled.
+"""EfficientNet-Lite 0 to 4: no squeeze-and-excitation, ReLU6 instead of swish, fixed stem and top.
 
-Two forms, whose files have the same tensor names: timm's `tf_efficientnet_lite*` is TensorFlow's (SAME padding, eps 1e-3),
-from which the published weights come; timm's plain `efficientnet_lite*` has torch's padding and eps 1e-5.
+Two forms have the same tensor names in their files: timm's `tf_efficientnet_lite*` is TensorFlow's
+form (SAME padding, eps 1e-3), in which the weights were published; timm's `efficientnet_lite*` has
+torch's padding and eps 1e-5.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from tl.backbones.mobilenet import TF, InvertedResidualNet, Row, scaled, stage_names
 from tl.backbones.spec import BackboneSpec
 
-# Tan & Le 2019, arXiv:1905.11946, table 1 (B0), with the changes of Liu 2020, "Higher accuracy on vision models with
-# EfficientNet-Lite" (TensorFlow blog): t, c, n, s, k
+# Tan & Le 2019, arXiv:1905.11946, table 1 (B0), with the changes of Liu 2020, "Higher accuracy on
+# vision models with EfficientNet-Lite" (TensorFlow blog): t, c, n, s, k
 LITE0 = tuple(
     (Row(*row),)
     for row in (
@@ -40,7 +41,8 @@ def _variant(n: int, tensorflow: bool) -> BackboneSpec:
         features=1280,
         endpoints=stage_names(7),
         sources={"timm": name, **({"lukemelas": ""} if tensorflow else {})},
-        reference="Tan & Le 2019, EfficientNet, arXiv:1905.11946; Lite: TensorFlow blog, March 2020",
+        reference="Tan & Le 2019, EfficientNet, arXiv:1905.11946; "
+        "Lite: TensorFlow blog, March 2020",
         aliases=() if tensorflow else aliases,
         base=base,
     )

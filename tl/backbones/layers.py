@@ -1,11 +1,12 @@
-"""The blocks that several families share: convolutions, BatchNorm, dense layers, activations, blocks in a row.
+"""Layers that several families share: convolution, BatchNorm, dense, activations, stages.
 
-The compute dtype is the input's. Parameters and statistics are float32, kernels are cast as they are used, and whatever is
-added to a convolution's sums (BatchNorm, bias) is added in float32.
+The compute type is that of the input. Parameters and statistics are float32; kernels are cast when
+they are used; BatchNorm and bias are applied to the output of a convolution in float32.
 
-In `Mode.EVAL` a BatchNorm is an affine map with constant coefficients, so it is folded into the kernel: the big activation
-is written once, and gradients with respect to image, kernel, scale and bias stay those of the unfolded form. Where
-`fold_batch_norm` has folded it for good there is nothing left of it in the variables, and the layers see that.
+In `Mode.EVAL` a BatchNorm is an affine map with constant coefficients and is folded into the
+kernel. The large activation is then written once, and the gradients with respect to image, kernel,
+scale and bias equal those of the unfolded form. After `fold_batch_norm` the variables hold no
+BatchNorm, and the layers adapt to that.
 """
 
 from __future__ import annotations
@@ -26,19 +27,25 @@ from tl import ops
 from tl.types import Mode
 
 Padding = Literal["torch", "same", "after", "valid"]
-"""Where a window's padding goes: "torch" pads k // 2 on every side; "same" is TensorFlow's, more after than before; "after"
-is Keras' MobileNet: as "same" at stride 1, else one pixel at the bottom and right, whatever the size; "valid" is none."""
+"""Padding of a window of side k.
+
+"torch": k // 2 on every side. "same": TensorFlow's rule, an odd pixel at the bottom and right.
+"after": Keras' MobileNet, which is "same" at stride 1, else one pixel at the bottom and right for
+every size. "valid": none.
+"""
 
 Activation = Callable[[jax.Array], jax.Array]
 
 
 class NormSpec(NamedTuple):
-    """The numbers of a BatchNorm.
+    """The constants of a BatchNorm.
 
     Attributes:
       eps: added to the variance.
-      momentum: the share that a new batch brings to the running statistics (torch's way; Keras and Flax state the rest).
-      unbiased: whether the running variance is the unbiased one, as in torch; in Keras it is not.
+      momentum: weight of a new batch in the running statistics, as in torch; Keras and Flax give
+        one minus this.
+      unbiased: whether the running variance is the unbiased estimate, as in torch; in Keras it is
+        not.
     """
 
     eps: float = 1e-5
@@ -47,10 +54,10 @@ class NormSpec(NamedTuple):
 
 
 def divisible(width: float, by: int = 8) -> int:
-    """The multiple of `by` nearest to a width, at least `by`, never below 90 % of the width.
+    """The multiple of `by` nearest to a width; at least `by`, and at least 90 % of the width.
 
-    Reference: `_make_divisible` of the MobileNet authors (TensorFlow models, slim/nets/mobilenet), as in torchvision, timm
-    and Keras.
+    Reference: `_make_divisible` of the MobileNet authors (TensorFlow models, slim/nets/mobilenet),
+    as in torchvision, timm and Keras.
     """
     rounded = max(by, int(width + by / 2) // by * by)
     return rounded + by if rounded < 0.9 * width else rounded
@@ -59,7 +66,7 @@ def divisible(width: float, by: int = 8) -> int:
 def pads(
     size: tuple[int, int], window: int, stride: int, padding: Padding
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Explicit ((top, bottom), (left, right)) pads of a window over `size` = (h, w)."""
+    """The explicit padding of a window over `size` = (h, w): `((top, bottom), (left, right))`."""
     if padding == "valid":
         return ops.NO_PADDING
     if padding == "after" and stride > 1:
@@ -70,9 +77,11 @@ def pads(
 
 
 def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Kernels f32[kh kw i o] from a normal distribution of variance 2 / (kh kw o).
+    """Kernels f32[kh kw i o] from a normal distribution with variance 2 / (kh kw o).
 
-    Drawn flat, which gives the same numbers: for four dimensions XLA compiles seconds on a CPU, for each kernel.
+    The kernel is drawn flat and reshaped, which gives the same numbers: with four dimensions XLA
+    compiles each kernel for seconds on a CPU.
+
     Reference: He et al. 2015, arXiv:1502.01852, section 2.2, equation 14.
     """
     h, w, _, o = shape
@@ -86,31 +95,38 @@ _redirecting = contextvars.ContextVar("redirecting", default=False)
 
 @contextlib.contextmanager
 def redirected_gradients() -> Iterator[None]:
-    """While a network is traced in here, its relus pass a gradient on where plain ones would pass none at all.
+    """Makes relus pass the incoming gradient of images for which their own gradient is zero.
 
-    A unit that is off for every pixel gives the image no gradient, and its picture stays grey. In here an image whose
-    gradient through a relu would be zero everywhere gets the incoming one, less what pushes an inactive unit further
-    down (or, at 6, further up): an ascent then wakes the unit. Values do not change. Meant for the first steps of a climb.
+    A unit that is inactive at every position gives the image no gradient, and its feature
+    visualization stays gray. Within this context, an image whose gradient through a relu would be
+    zero everywhere receives the incoming gradient, except where that would push an inactive unit
+    further down (or, at 6, further up). Gradient ascent can then activate the unit. Values do not
+    change. Intended for the first steps of an ascent.
 
-    Reference: lucid, `lucid/misc/redirected_relu_grad.py` (Apache-2.0), with the sign of an ascent; lucid minimises.
+    The context applies to networks that are traced within it; it is part of the key of `jit`, so a
+    jitted network is traced again.
+
+    Reference: lucid, `lucid/misc/redirected_relu_grad.py` (Apache-2.0), with the sign for ascent;
+    lucid minimizes.
     """
     token = _redirecting.set(True)
     try:
-        with set_xla_metadata(
-            tl_gradients="redirected"
-        ):  # part of jit's key: a jitted network is traced anew in here
+        # The metadata is part of the key of `jit`.
+        with set_xla_metadata(tl_gradients="redirected"):
             yield
     finally:
         _redirecting.reset(token)
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), with gradient 0 at the corner."""
+    """max(x, 0), with gradient 0 at 0."""
     return _redirected(x, math.inf) if _redirecting.get() else jax.nn.relu(x)
 
 
 def relu6(x: jax.Array) -> jax.Array:
-    """min(max(x, 0), 6), with gradient 0 at both corners, as torch has it (`jnp.clip` gives a half there, and is slower).
+    """min(max(x, 0), 6), with gradient 0 at 0 and at 6, as in torch.
+
+    `jnp.clip` has the gradient 1/2 there, and is slower.
 
     Reference: Sandler et al. 2018, arXiv:1801.04381, section 3.
     """
@@ -143,9 +159,8 @@ def _redirected_bwd(top: float, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     none = jnp.zeros_like(g)
     plain = jnp.where((x > 0.0) & (x < top), g, none)
     useful = jnp.where(((x < 0.0) & (g < 0.0)) | ((x > top) & (g > 0.0)), none, g)
-    silent = jnp.all(
-        plain == 0.0, axis=tuple(range(1, x.ndim)), keepdims=True
-    )  # of each image apart
+    per_image = tuple(range(1, x.ndim))
+    silent = jnp.all(plain == 0.0, axis=per_image, keepdims=True)
     return (jnp.where(silent, useful, plain),)
 
 
@@ -156,8 +171,9 @@ _redirected.defvjp(_redirected_fwd, _redirected_bwd)
 def scaled(kernel: jax.Array, gain: jax.Array) -> jax.Array:
     """`kernel` f32[kh kw i o] times `gain` f32[o].
 
-    Its own rule for gradients: the sum over a kernel is a product of matrices, since XLA on a CPU joins a plain sum with the
-    convolution's gradient before it, and computes that a second time.
+    A custom gradient rule computes the sum over the kernel as a matrix product, because XLA on a
+    CPU fuses a plain sum with the gradient of the convolution before it and computes that gradient
+    twice.
     """
     return kernel * gain[None, None, None]
 
@@ -180,24 +196,33 @@ scaled.defvjp(_scaled_fwd, _scaled_bwd)
 
 
 def hard_sigmoid(x: jax.Array) -> jax.Array:
-    """relu6(x + 3) / 6. Reference: Howard et al. 2019, arXiv:1905.02244, section 5.2."""
+    """relu6(x + 3) / 6.
+
+    Reference: Howard et al. 2019, arXiv:1905.02244, section 5.2.
+    """
     return relu6(x + 3.0) / 6.0
 
 
 def hard_swish(x: jax.Array) -> jax.Array:
-    """x relu6(x + 3) / 6. Reference: Howard et al. 2019, arXiv:1905.02244, section 5.2."""
+    """x relu6(x + 3) / 6.
+
+    Reference: Howard et al. 2019, arXiv:1905.02244, section 5.2.
+    """
     return x * hard_sigmoid(x)
 
 
 def dense_params(
     module: nn.Module, d: int, k: int, init: nn.initializers.Initializer
 ) -> tuple[jax.Array, jax.Array]:
-    """`kernel` f32[d k] and `bias` f32[k] of a module."""
+    """Defines the parameters `kernel` f32[d k] and `bias` f32[k] of a module."""
     return module.param("kernel", init, (d, k)), module.param("bias", nn.initializers.zeros, (k,))
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias over the last axis, in float32: params `kernel` f32[d k], `bias` f32[k]."""
+    """x @ kernel + bias over the last axis, in float32.
+
+    Parameters: `kernel` f32[d k], `bias` f32[k].
+    """
 
     features: int
 
@@ -208,9 +233,10 @@ class Dense(nn.Module):
 
 
 class Norm(nn.Module):
-    """BatchNorm: params `scale`, `bias`; batch_stats `mean`, `var` (f32[c]).
+    """BatchNorm. Parameters: `scale`, `bias`; statistics: `mean`, `var`; all f32[c].
 
-    Without `batch_stats` (folded) it is the affine map `scale * x + bias`.
+    Without statistics, after `fold_batch_norm`, it is the affine map `scale * x + bias`.
+
     Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, algorithms 1 and 2.
     """
 
@@ -227,37 +253,40 @@ class Norm(nn.Module):
             self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        """Where no convolution comes before it: f32 or bf16[b h w c] -> f32."""
+        """A BatchNorm without a convolution before it: f32 or bf16[b h w c] -> f32[b h w c]."""
         if mode is Mode.EVAL or self.folded:
             gain, offset = self.affine()
             return x.astype(jnp.float32) * gain[None, None, None] + offset[None, None, None]
         return self.batch(x)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
-        """`(gain, offset)` f32[c] of the evaluation mode: y = gain * x + offset."""
+        """`(gain, offset)`, f32[c] each, of `Mode.EVAL`: y = gain * x + offset."""
         if self.folded:
             return self.scale, self.bias
         gain = self.scale * jax.lax.rsqrt(self.var.value + self.spec.eps)
         return gain, self.bias - self.mean.value * gain
 
     def batch(self, x: jax.Array) -> jax.Array:
-        """The training mode: the batch's own mean and variance normalise; the running ones are updated if mutable."""
+        """`Mode.TRAIN`: normalizes with batch statistics; updates the running ones if mutable."""
         axes, count = (0, 1, 2), x.shape[0] * x.shape[1] * x.shape[2]
         x = x.astype(jnp.float32)
         mean = jnp.mean(x, axes)
-        centred = x - mean[None, None, None]
-        var = jnp.mean(jnp.square(centred), axes)
+        centered = x - mean[None, None, None]
+        var = jnp.mean(jnp.square(centered), axes)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            new, kept = self.spec.momentum, 1 - self.spec.momentum
+            new, old = self.spec.momentum, 1 - self.spec.momentum
             running = var * (count / max(count - 1, 1)) if self.spec.unbiased else var
-            self.mean.value = kept * self.mean.value + new * mean
-            self.var.value = kept * self.var.value + new * running
+            self.mean.value = old * self.mean.value + new * mean
+            self.var.value = old * self.var.value + new * running
         gain = self.scale * jax.lax.rsqrt(var + self.spec.eps)
-        return centred * gain[None, None, None] + self.bias[None, None, None]
+        return centered * gain[None, None, None] + self.bias[None, None, None]
 
 
 class Conv(nn.Module):
-    """Convolution with bias (f32 or bf16, as `x`), then the activation: params `kernel` (HWIO), `bias`."""
+    """Convolution with bias, then the activation; the output has the dtype of the input.
+
+    Parameters: `kernel` (HWIO), `bias`.
+    """
 
     channels: int
     window: int = 3
@@ -267,7 +296,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        del mode  # nothing here depends on the batch
+        del mode  # only BatchNorm depends on it
         kernel = self.param(
             "kernel", he_normal, (self.window, self.window, x.shape[-1], self.channels)
         )
@@ -278,9 +307,10 @@ class Conv(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, BatchNorm, activation: params `kernel` (HWIO), `norm/scale`, `norm/bias`, and `bias` where asked for.
+    """Convolution, BatchNorm, activation.
 
-    Folded, its params are `kernel` and `bias`, and it treats every mode alike.
+    Parameters: `kernel` (HWIO), `norm/scale`, `norm/bias`, and `bias` if the field `bias` is set.
+    After `fold_batch_norm` they are `kernel` and `bias`, and the mode has no effect.
     """
 
     channels: int
@@ -322,17 +352,22 @@ class ConvNorm(nn.Module):
 
 
 def _finish(y: jax.Array, offset: jax.Array | None, activation: Activation | None) -> jax.Array:
-    """What follows a convolution's sums, in float32, cast back."""
+    """Adds the offset and applies the activation in float32; the result has the dtype of `y`."""
     z = y.astype(jnp.float32)
     z = z if offset is None else z + offset[None, None, None]
     return (z if activation is None else activation(z)).astype(y.dtype)
 
 
 class Stage(nn.Module):
-    """Blocks in a row, children `block0`, `block1`, ...; adds each output to `ends` by its path, and the last as its own.
+    """A sequence of blocks, named `block0`, `block1`, ...
+
+    Returns the output of the last block, and the endpoints: the output of every block under its
+    path, and the last under the name of the stage.
 
     Attributes:
-      blocks: makers of Linen modules, each called with `name=`; the modules are called with `(x, mode)`.
+      blocks: constructors of Linen modules, called with `name=`; the modules are called with `(x,
+        mode)`.
+      prefix: prefix of the names of the blocks.
     """
 
     blocks: Sequence[Callable[..., nn.Module]]
@@ -353,7 +388,16 @@ Part = Callable[[jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 def chain(
     parts: Mapping[str, Part], x: jax.Array, start: str
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A backbone's parts in their order, or those after `start`, whose map `x` then is: the features and every endpoint."""
+    """Runs the parts of a backbone in order.
+
+    Args:
+      parts: name -> function from a map to `(map, inner endpoints)`.
+      x: the network's inputs, or the endpoint `start`.
+      start: the part whose output `x` is; the parts up to it are skipped. "" runs all.
+
+    Returns:
+      `(features, endpoints)`.
+    """
     names = list(parts)
     ends = {start: x} if start else {}
     for name in names[names.index(start) + 1 :] if start else names:
@@ -363,5 +407,5 @@ def chain(
 
 
 def pooled(x: jax.Array) -> jax.Array:
-    """Mean over the picture, in float32: [b h w c] -> f32[b c]."""
+    """Mean over height and width in float32: [b h w c] -> f32[b c]."""
     return ops.global_mean(x.astype(jnp.float32))

@@ -1,6 +1,7 @@
-"""MobileNet V1, V2 and V3: one chain of depthwise blocks, which EfficientNet-Lite shares with them.
+"""MobileNet V1, V2 and V3: a chain of depthwise blocks, which EfficientNet-Lite uses too.
 
-Three forms of each: torch's padding and eps (timm, torchvision), TensorFlow's (timm's `tf_`, and Keras), and Keras' own.
+Each has up to three forms: torch's padding and eps (timm, torchvision), TensorFlow's (timm's `tf_`
+and Keras), and one that only Keras has.
 """
 
 from __future__ import annotations
@@ -32,23 +33,27 @@ from tl.backbones.layers import (
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
-TF = NormSpec(eps=1e-3)  # TensorFlow's eps as timm's `tf_` networks have it, with torch's momentum
-KERAS = NormSpec(
-    eps=1e-3, momentum=0.001, unbiased=False
-)  # keras.applications.mobilenet_v2 and _v3: momentum 0.999
-KERAS_V1 = NormSpec(
-    eps=1e-3, momentum=0.01, unbiased=False
-)  # keras.applications.mobilenet: Keras' defaults
-TORCHVISION_V3 = NormSpec(eps=1e-3, momentum=0.01)  # torchvision.models.mobilenetv3
+# timm's `tf_` networks: TensorFlow's eps, torch's momentum.
+TF = NormSpec(eps=1e-3)
+# keras.applications.mobilenet_v2 and mobilenet_v3: momentum 0.999 in Keras' convention.
+KERAS = NormSpec(eps=1e-3, momentum=0.001, unbiased=False)
+# keras.applications.mobilenet: Keras' defaults.
+KERAS_V1 = NormSpec(eps=1e-3, momentum=0.01, unbiased=False)
+# torchvision.models.mobilenetv3.
+TORCHVISION_V3 = NormSpec(eps=1e-3, momentum=0.01)
 
 
 class Row(NamedTuple):
-    """One row of the papers' tables: `depth` blocks, of which the first has the stride.
+    """One row of a paper's table: `depth` blocks, the first of which has the stride.
 
     Attributes:
-      expand: hidden channels over input channels; 1 leaves the first 1x1 out.
-      squeeze: whether a squeeze-and-excitation follows the depthwise convolution.
-      activation: after the first two convolutions.
+      expand: ratio of hidden channels to input channels; 1 omits the expansion convolution.
+      channels: output channels.
+      depth: number of blocks.
+      stride: stride of the first block.
+      window: side of the depthwise kernel.
+      squeeze: whether squeeze-and-excitation follows the depthwise convolution.
+      activation: activation after the expansion and the depthwise convolution.
     """
 
     expand: float
@@ -61,9 +66,10 @@ class Row(NamedTuple):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighed by their means: dense to a quarter, ReLU, dense, hard sigmoid.
+    """Channel weights from channel means: dense to a quarter, ReLU, dense, hard sigmoid.
 
-    Reference: Hu et al. 2018, arXiv:1709.01507, figure 2; Howard et al. 2019, arXiv:1905.02244, section 5.3.
+    Reference: Hu et al. 2018, arXiv:1709.01507, figure 2; Howard et al. 2019, arXiv:1905.02244,
+    section 5.3.
     """
 
     @nn.compact
@@ -75,10 +81,13 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise k x k, project 1x1, with a shortcut where shapes agree.
+    """Expansion 1x1, depthwise k x k, projection 1x1, and a shortcut if the shapes agree.
 
-    Reference: Sandler et al. 2018, arXiv:1801.04381, figure 4 and table 1. Without shortcut and with an activation after the
-    projection it is the separable block of Howard et al. 2017, arXiv:1704.04861, figure 3.
+    With `separable` it has no shortcut and an activation after the projection: the block of
+    MobileNet V1.
+
+    Reference: Sandler et al. 2018, arXiv:1801.04381, figure 4 and table 1; `separable`: Howard et
+    al. 2017, arXiv:1704.04861, figure 3.
     """
 
     row: Row
@@ -109,13 +118,18 @@ class InvertedResidual(nn.Module):
 
 
 class InvertedResidualNet(nn.Module):
-    """Stem 3x3/2, stages of blocks, a last 1x1: endpoints `stem`, `stageN`, `stageN/blockM`, and `top` where it has one.
+    """Stem 3x3/2, stages of blocks, and a last 1x1 convolution.
+
+    Endpoints: `stem`, `stageN`, `stageN/blockM`, and `top` if there is a last convolution.
 
     Attributes:
       stages: rows of each stage.
-      stem, top: channels of the first and the last convolution; top 0 for none.
-      activation: of these two.
-      stem_padding: of the stem, where it is not `padding`.
+      stem: channels of the first convolution.
+      top: channels of the last convolution; 0 for none.
+      norm: constants of BatchNorm.
+      padding: padding of the depthwise convolutions; the stem has "torch" or "same".
+      activation: activation of the first and the last convolution.
+      separable: whether blocks are those of MobileNet V1.
     """
 
     stages: tuple[tuple[Row, ...], ...]
@@ -151,9 +165,9 @@ class InvertedResidualNet(nn.Module):
 
 
 class MobileNetV3Top(nn.Module):
-    """MobileNetV3's own classifier: dense, hard swish, dense. Reference: arXiv:1905.02244, section 5.1, figure 5.
+    """MobileNetV3's classifier: dense, hard swish, dense. Dropout is omitted, as at test time.
 
-    Dropout is left out, as at test time.
+    Reference: Howard et al. 2019, arXiv:1905.02244, section 5.1, figure 5.
     """
 
     classes: int
@@ -168,7 +182,7 @@ class MobileNetV3Top(nn.Module):
 
 
 def unrolled(stage: tuple[Row, ...]) -> list[tuple[Row, int]]:
-    """Every block of a stage: (its row, its stride)."""
+    """`(row, stride)` of every block of a stage."""
     return [(row, row.stride if b == 0 else 1) for row in stage for b in range(row.depth)]
 
 
@@ -179,10 +193,14 @@ def scaled(
     *,
     fix_ends: bool = False,
 ) -> tuple[tuple[Row, ...], ...]:
-    """Channels times `width`, rounded to multiples of 8, and depths times `depth`, rounded up.
+    """Scales a network: channels times `width`, depths times `depth`.
 
     Args:
-      fix_ends: the first and the last stage keep their depth, as in timm's EfficientNet-Lite and `mobilenetv2_110d`.
+      stages: rows of each stage.
+      width: factor on channels, which are rounded to multiples of 8.
+      depth: factor on depths, which are rounded up.
+      fix_ends: whether the first and the last stage keep their depth, as in timm's
+        EfficientNet-Lite and `mobilenetv2_110d`.
     """
     return tuple(
         tuple(
@@ -198,12 +216,12 @@ def scaled(
     )
 
 
-# Howard et al. 2017, arXiv:1704.04861, table 1: channels, depth, stride of the separable blocks
+# Channels, depth and stride of the separable blocks: Howard et al. 2017, arXiv:1704.04861, table 1.
 V1 = tuple(
     (Row(1, *row),) for row in ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))
 )
 
-# Sandler et al. 2018, arXiv:1801.04381, table 2: t, c, n, s
+# t, c, n, s: Sandler et al. 2018, arXiv:1801.04381, table 2.
 V2 = tuple(
     (Row(*row),)
     for row in (
@@ -217,7 +235,8 @@ V2 = tuple(
     )
 )
 
-# Howard et al. 2019, arXiv:1905.02244, tables 1 and 2; expansions are the tables' hidden channels over input channels
+# Howard et al. 2019, arXiv:1905.02244, tables 1 and 2. Expansions are hidden channels over input
+# channels of the tables.
 V3_LARGE = (
     (Row(1, 16, 1, 1, 3, False, relu),),
     (Row(4, 24, 1, 2, 3, False, relu), Row(3, 24, 1, 1, 3, False, relu)),
@@ -284,7 +303,7 @@ def _v2(
 
 
 def _minimal(stages: tuple[tuple[Row, ...], ...]) -> tuple[tuple[Row, ...], ...]:
-    """The form for hardware without large windows, squeezes and hard swish (Keras' `minimalistic`)."""
+    """Keras' `minimalistic` form: no large windows, squeeze-and-excitation or hard swish."""
     return tuple(
         tuple(row._replace(window=3, squeeze=False, activation=relu) for row in stage)
         for stage in stages
@@ -302,7 +321,7 @@ def _v3(
         name=name,
         module=InvertedResidualNet(
             _minimal(stages) if minimal else stages,
-            16 if width < 0.75 else divisible(16 * width),  # timm keeps the stem of its narrowest
+            16 if width < 0.75 else divisible(16 * width),  # timm keeps the stem of narrower ones
             top,
             norm,
             "same" if name.startswith("tf_") else "torch",

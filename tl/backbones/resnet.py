@@ -1,7 +1,8 @@
-"""ResNet and its wide and aggregated (ResNeXt) forms, and the two forms of Keras.
+"""ResNet, wide ResNet and ResNeXt, and Keras' ResNet and ResNetV2.
 
-In torchvision and timm the stride of a bottleneck sits in its 3x3 ("v1.5"); in Keras' ResNet in its first 1x1, and its
-convolutions have a bias. Keras' V2 (BatchNorm before the convolutions) has the stride in the last block of a stage.
+In torchvision and timm the 3x3 convolution of a bottleneck has the stride ("v1.5"). In Keras'
+ResNet the first 1x1 convolution has it, and convolutions have a bias. In Keras' ResNetV2 (BatchNorm
+before the convolutions) the last block of a stage has the stride.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from tl.backbones.layers import Conv, ConvNorm, Norm, NormSpec, Stage, chain, re
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
-KERAS = NormSpec(
-    eps=1.001e-5, momentum=0.01, unbiased=False
-)  # keras.applications.resnet; momentum is Keras' default
+# keras.applications.resnet; the momentum is Keras' default.
+KERAS = NormSpec(eps=1.001e-5, momentum=0.01, unbiased=False)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 and a shortcut. Reference: He et al. 2016, arXiv:1512.03385, figure 5 left."""
+    """Two 3x3 convolutions and a shortcut.
+
+    Reference: He et al. 2016, arXiv:1512.03385, figure 5 left.
+    """
 
     width: int
     stride: int = 1
@@ -41,13 +44,19 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 four times as wide. Reference: He et al. 2016, arXiv:1512.03385, figure 5 right.
+    """Convolutions 1x1, 3x3 and 1x1, the last four times as wide, and a shortcut.
 
     Attributes:
-      inner: channels of a group of the 3x3, for `width` 64: 64, in a wide ResNet 128 (Zagoruyko & Komodakis 2016,
-        arXiv:1605.07146), in ResNeXt 4 or 8.
-      groups: of the 3x3 (Xie et al. 2017, arXiv:1611.05431, table 1).
-      stride_in: which convolution has the stride.
+      width: channels of the stage; 64 in the first one.
+      stride: stride of the block.
+      inner: channels per group of the 3x3 convolution if `width` is 64: 64 in ResNet, 128 in wide
+        ResNet (Zagoruyko & Komodakis 2016, arXiv:1605.07146), 4 or 8 in ResNeXt.
+      groups: groups of the 3x3 convolution (Xie et al. 2017, arXiv:1611.05431, table 1).
+      stride_in: the convolution that has the stride.
+      norm: constants of BatchNorm.
+      bias: whether convolutions have a bias.
+
+    Reference: He et al. 2016, arXiv:1512.03385, figure 5 right.
     """
 
     width: int
@@ -73,7 +82,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem 7x7/2, max-pool, four stages: endpoints `stem` (before the pool), `stageN`, `stageN/blockM`."""
+    """Stem 7x7/2, max-pool, four stages.
+
+    Endpoints: `stem` (before the pool), `stageN`, `stageN/blockM`.
+    """
 
     depths: tuple[int, ...]
     block: Callable[..., nn.Module]
@@ -104,9 +116,10 @@ class ResNet(nn.Module):
 
 
 class PreactBottleneck(nn.Module):
-    """BatchNorm and ReLU first, then 1x1, 3x3 with the stride, 1x1, and a sum without ReLU, as Keras has it.
+    """Keras' block: BatchNorm and ReLU, convolutions 1x1, 3x3 (strided), 1x1, a sum without ReLU.
 
-    Reference: He et al. 2016, Identity Mappings, arXiv:1603.05027, figure 1b; `keras.applications.resnet_v2`.
+    Reference: He et al. 2016, Identity Mappings, arXiv:1603.05027, figure 1b;
+    `keras.applications.resnet_v2`.
     """
 
     width: int
@@ -119,14 +132,17 @@ class PreactBottleneck(nn.Module):
         if self.project:
             x = Conv(4 * self.width, 1, name="shortcut")(before, mode)
         else:
-            x = x[:, :: self.stride, :: self.stride]  # Keras' max-pool of one pixel
+            x = x[:, :: self.stride, :: self.stride]  # a max-pool of one pixel in Keras
         y = ConvNorm(self.width, 1, norm=KERAS, activation=relu, name="conv1")(before, mode)
         y = ConvNorm(self.width, 3, self.stride, norm=KERAS, activation=relu, name="conv2")(y, mode)
         return x + Conv(4 * self.width, 1, name="conv3")(y, mode)
 
 
 class ResNetV2(nn.Module):
-    """Keras' pre-activation ResNet: endpoints `stem` (without ReLU), `stageN`, `stageN/blockM`, and `top` after the last."""
+    """Keras' pre-activation ResNet.
+
+    Endpoints: `stem` (without ReLU), `stageN`, `stageN/blockM`, `top` (after the last BatchNorm).
+    """
 
     depths: tuple[int, ...]
 
@@ -139,9 +155,8 @@ class ResNetV2(nn.Module):
 
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             if s == 1:
-                x = jnp.pad(
-                    x, ((0, 0), (1, 1), (1, 1), (0, 0))
-                )  # with zeros, which may be above the values here
+                # Keras pads with zeros, which may exceed the values.
+                x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
                 x = ops.max_pool(x, window=3, stride=2)
             strides = (*(1,) * (self.depths[s - 1] - 1), 1 if s == len(self.depths) else 2)
             blocks = [
@@ -158,7 +173,7 @@ class ResNetV2(nn.Module):
 
 
 STAGES = ("stem", "stage1", "stage2", "stage3", "stage4")
-# He et al. 2016, arXiv:1512.03385, table 1
+# Blocks per stage: He et al. 2016, arXiv:1512.03385, table 1.
 DEPTHS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),

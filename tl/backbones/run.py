@@ -1,4 +1,4 @@
-"""One forward pass of a backbone: from the pixels or from the map of an endpoint, each BatchNorm in a mode of its own."""
+"""One forward pass of a backbone, from the pixels or an endpoint, with a mode per BatchNorm."""
 
 from __future__ import annotations
 
@@ -9,31 +9,37 @@ import jax
 from flax import linen as nn
 
 from tl.backbones.layers import ConvNorm, Norm
-from tl.types import Mode, Params
+from tl.types import Mode, Params, Variables
 
 
 def run(
     module: nn.Module,
-    variables: Any,
+    variables: Variables,
     x: jax.Array,
     mode: Mode,
     *,
     start: str = "",
     train_norms: Collection[str] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], Params | None]:
-    """`(features, endpoints, moved statistics)` of a backbone; no statistics where none can move.
+    """Runs a backbone.
 
     Args:
       module: of the zoo.
-      variables: `{"params": ..., "batch_stats": ...}` of the backbone alone.
-      x: the network's inputs [b h w c], or the map of the endpoint `start`.
-      mode: of the BatchNorms.
-      start: a stage's endpoint; it and what comes before it are left out.
-      train_norms: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`, the others being in `Mode.EVAL`;
-        default: all.
+      variables: `{"params": ..., "batch_stats": ...}` of the backbone.
+      x: the network's inputs [b h w c], or the endpoint `start`.
+      mode: mode of the BatchNorms.
+      start: an endpoint of a stage; this stage and those before it are skipped. "" runs all.
+      train_norms: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`; the
+        others are in `Mode.EVAL`. Default: all follow `mode`.
+
+    Returns:
+      `(features, endpoints, statistics)`; the new statistics are None in `Mode.EVAL` and without
+      BatchNorm.
     """
 
-    def as_allowed(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    def choose_mode(
+        call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
+    ) -> Any:
         layer = context.module
         if (
             isinstance(layer, ConvNorm | Norm)
@@ -44,11 +50,11 @@ def run(
                 return call(args[0], Mode.EVAL)
         return call(*args, **kwargs)
 
-    where = (start,) if start else ()
+    from_stage = (start,) if start else ()
     if mode is Mode.EVAL:
-        out: Any = module.apply(variables, x, mode, *where)
+        out: Any = module.apply(variables, x, mode, *from_stage)
         return *out, None
-    with nn.intercept_methods(as_allowed):
-        out = module.apply(variables, x, mode, *where, mutable=["batch_stats"])
-    (features, ends), moved = out
-    return features, ends, moved.get("batch_stats")
+    with nn.intercept_methods(choose_mode):
+        out = module.apply(variables, x, mode, *from_stage, mutable=["batch_stats"])
+    (features, ends), updates = out
+    return features, ends, updates.get("batch_stats")

@@ -1,4 +1,4 @@
-"""What the zoo knows of an architecture: data, no logic."""
+"""`BackboneSpec`, the row of an architecture in the zoo: data, no logic."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ class BackboneSpec:
       module: Linen module, `(inputs [b h w c], mode) -> (features f32[b d], endpoints)`.
       features: d, the width of the pooled features.
       endpoints: names of the stages, in the order of the forward pass.
-      sources: whose files hold this very network: name of the rename table (`tl.weights.tables`) -> the call that makes the
-        network there (`"MobileNetV2(alpha=0.35)"`), or "" where the source is a file and no library.
+      sources: rename table (`tl.weights.tables`) of each library with weights for this network ->
+        the call that builds the network there (`"MobileNetV2(alpha=0.35)"`), or "" if the source is
+        a file and not a library.
       reference: the paper.
-      head: `classes -> Linen module`, the paper's own classifier; None where that is one linear layer on the features.
-      min_size: smallest side of an input, in pixels.
-      aliases: torchvision's and everyday names.
-      base: the network of which this is one form; forms differ in padding, eps or the place of the stride, and share a base.
+      head: `classes -> Linen module`, the classifier of the paper; None if that is one linear layer
+        on the features.
+      min_size: smallest side of an input in pixels.
+      aliases: torchvision's name and other common names.
+      base: the network of which this is one form. Forms of a network differ in padding, eps or the
+        position of the stride.
     """
 
     name: str

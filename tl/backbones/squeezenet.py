@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1: fire modules, no padding in stem and pools, and a classifier that is a convolution."""
+"""SqueezeNet 1.1: fire modules, no padding in stem and pools, a convolution as classifier."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from tl.backbones.layers import Conv, Dense, Stage, chain, pooled, relu
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 
-# Iandola et al. 2016, arXiv:1602.07360, table 1, as version 1.1 has it (github.com/forresti/SqueezeNet): squeeze, expand
+# (squeeze, expand) channels: Iandola et al. 2016, arXiv:1602.07360, table 1, with the changes of
+# version 1.1 (github.com/forresti/SqueezeNet).
 FIRES = (((16, 64), (16, 64)), ((32, 128), (32, 128)), ((48, 192), (48, 192), (64, 256), (64, 256)))
 
 
 class Fire(nn.Module):
-    """A 1x1, then a 1x1 and a 3x3 side by side. Reference: Iandola et al. 2016, arXiv:1602.07360, figure 1."""
+    """A 1x1 convolution, then a 1x1 and a 3x3 convolution in parallel.
+
+    Reference: Iandola et al. 2016, arXiv:1602.07360, figure 1.
+    """
 
     squeeze: int
     expand: int
@@ -34,7 +38,10 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Stem 3x3/2, then a pool and fire modules three times: endpoints `stem`, `stageN`, `stageN/blockM`."""
+    """Stem 3x3/2, then three times a max-pool and fire modules.
+
+    Endpoints: `stem`, `stageN`, `stageN/blockM`.
+    """
 
     stages: tuple[tuple[tuple[int, int], ...], ...]
 
@@ -46,9 +53,8 @@ class SqueezeNet(nn.Module):
             return Conv(64, 3, 2, padding="valid", activation=relu, name="stem")(x, mode), {}
 
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            over = [
-                (0, (side - 3) % 2) for side in x.shape[1:3]
-            ]  # the last window may reach over the border
+            # The last window may reach over the border.
+            over = [(0, (side - 3) % 2) for side in x.shape[1:3]]
             x = ops.max_pool(x, window=3, stride=2, padding=(over[0], over[1]))
             return Stage([partial(Fire, *fire) for fire in self.stages[s - 1]], name=f"stage{s}")(
                 x, mode
@@ -59,7 +65,10 @@ class SqueezeNet(nn.Module):
 
 
 class SqueezeNetTop(nn.Module):
-    """SqueezeNet's classifier: a 1x1 convolution, ReLU, and only then the mean. Dropout is left out, as at test time."""
+    """SqueezeNet's classifier: a 1x1 convolution and ReLU, then the mean.
+
+    Dropout is omitted, as at test time.
+    """
 
     classes: int
 

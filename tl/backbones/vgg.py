@@ -1,4 +1,4 @@
-"""VGG with and without BatchNorm: 3x3 convolutions with bias and ReLU, a 2x2 max-pool after every stage."""
+"""VGG with and without BatchNorm: 3x3 convolutions, and a 2x2 max-pool after every stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tl.types import Mode
 
 
 class VGG(nn.Module):
-    """Stages of 3x3 convolutions: endpoints `stageN/convM` (after ReLU) and `stageN` (after the pool)."""
+    """Stages of 3x3 convolutions with ReLU, each followed by a max-pool.
+
+    Endpoints: `stageN/convM` (after ReLU), `stageN` (after the pool).
+    """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
@@ -39,9 +42,12 @@ class VGG(nn.Module):
 
 
 class VGGTop(nn.Module):
-    """VGG's own classifier: the last 7x7 map, flattened row by row, through 4096, 4096 and k units.
+    """VGG's classifier: the last 7x7 map, flattened, through dense layers of 4096, 4096 and k
+    units.
 
-    As in torchvision other map sizes are averaged to 7x7 (adaptive pooling); dropout is left out, as at test time.
+    As in torchvision, maps of other sizes are averaged to 7x7 (adaptive pooling). Dropout is
+    omitted, as at test time.
+
     Reference: Simonyan & Zisserman 2015, arXiv:1409.1556, section 2.1.
     """
 
@@ -59,7 +65,10 @@ class VGGTop(nn.Module):
 
 
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
-    """torch's `AdaptiveAvgPool2d`: f32[b h w c] -> f32[b size size c], bins from floor(i h / n) to ceil((i + 1) h / n)."""
+    """torch's `AdaptiveAvgPool2d`: f32[b h w c] -> f32[b size size c].
+
+    Bin i covers the rows from floor(i h / size) to ceil((i + 1) h / size); for columns, with w.
+    """
 
     def weights(length: int) -> jax.Array:
         rows = []
@@ -73,7 +82,7 @@ def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
     return jnp.einsum("ih,bhwc,jw->bijc", weights(x.shape[1]), x, weights(x.shape[2]))
 
 
-# Simonyan & Zisserman 2015, arXiv:1409.1556, table 1, columns A, B, D, E
+# Convolutions per stage: Simonyan & Zisserman 2015, arXiv:1409.1556, table 1, columns A, B, D, E.
 DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 

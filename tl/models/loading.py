@@ -305,7 +305,7 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     One channel: the sum over the three, so that a gray image gives the activations that its three
     equal channels gave. More
     channels: the three are repeated in turn and multiplied by 3 / channels, which keeps the scale
-      of the sum.
+    of the sum.
 
     Args:
       kernel: f32[kh kw 3 o].

@@ -1,10 +1,9 @@
-"""Convolution and pooling that are fast on every platform: the only module of `tl` that knows where it runs.
+"""Convolution and pooling that are fast on every platform: the only package that depends on it.
 
-On TPU and GPU each operation is the plain `lax` one. On a CPU XLA's lowering of some convolutions is far from what the
-machine can do, so those get another form of the same sum. The choice is made while lowering
-(`jax.lax.platform_dependent`), so one traced program, or one exported module, serves all platforms.
-
-What this module does NOT do: no parameters, no layers, no normalisation, no activation.
+On a TPU or GPU each operation is the plain one of `lax`. On a CPU, XLA lowers some convolutions to
+slow programs, so these are computed in another form. The form is chosen during lowering
+(`jax.lax.platform_dependent`): one traced program, or one exported module, serves all platforms.
+Layers, parameters, normalization and activations are in `tl.backbones.layers`.
 """
 
 from __future__ import annotations
@@ -23,54 +22,56 @@ __all__ = ["NO_PADDING", "Padding", "conv2d", "global_mean", "max_pool", "same_p
 
 
 def global_mean(x: Array) -> Array:
-    """Mean over the picture: `f32[b h w c] -> f32[b c]`."""
+    """Mean over height and width: `f32[b h w c] -> f32[b c]`."""
     return jnp.mean(x, axis=(1, 2))
 
 
 def conv2d(
     x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PADDING, groups: int = 1
 ) -> Array:
-    """Cross-correlation of pictures with a kernel, what networks call a convolution.
+    """Cross-correlation of images with a kernel, which networks call a convolution.
 
-    The same numbers as `lax.conv_general_dilated` with NHWC pictures and HWIO kernels, up to the order of the sums.
-    Differentiable any number of times in reverse mode; forward mode (`jax.jvp`) is not supported. In bfloat16 the sums
-    are float32 and only results are rounded, gradients too.
+    Equals `lax.conv_general_dilated` with NHWC images and HWIO kernels, up to the order of the
+    sums. Differentiable any number of times in reverse mode; forward mode (`jax.jvp`) is not
+    supported. In bfloat16, values and gradients are summed in float32 and rounded once.
 
     Args:
         x: f32 or bf16[b h w c].
         kernel: [kh kw c/groups o], of the dtype of `x`.
         stride: step of the window, the same in both directions.
-        padding: zeros around the picture, `((top, bottom), (left, right))`.
+        padding: zeros around the image, `((top, bottom), (left, right))`.
         groups: number of channel groups; `c` for a depthwise convolution.
 
     Returns:
         [b h' w' o] of the dtype of `x`, with `h' = (h + top + bottom - kh) // stride + 1`.
 
     Raises:
-        ValueError: shapes that do not fit each other, or two dtypes.
+        ValueError: the shapes do not fit each other, or the dtypes differ.
     """
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(
-            f"got x of shape {x.shape} and kernel {kernel.shape}; expected x [b h w c], kernel [kh kw c/groups o]"
+            f"wrong rank: got `x` of shape {x.shape} and `kernel` of shape {kernel.shape}, "
+            "expected x [b h w c] and kernel [kh kw c/groups o]"
         )
     if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(
-            f"got {x.shape[3]} channels, {groups} groups and a kernel of shape {kernel.shape}; "
-            "expected kernel [kh kw c/groups o] with o a multiple of groups"
+            f"`kernel` does not fit: got shape {kernel.shape} for {x.shape[3]} channels in "
+            f"{groups} groups, expected [kh kw c/groups o] with o a multiple of groups"
         )
     if x.dtype != kernel.dtype:
         raise ValueError(
-            f"got x of {x.dtype} and a kernel of {kernel.dtype}; expected one dtype: cast one of them"
+            f"`x` and `kernel` differ in dtype: got {x.dtype} and {kernel.dtype}, expected one "
+            "dtype; cast one of them"
         )
     pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
     return _conv(x, kernel, int(stride), pads, int(groups))
 
 
 def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDING) -> Array:
-    """Largest value of each channel in a sliding window; the border counts as minus infinity.
+    """Maximum of each channel in a sliding window; the padding counts as minus infinity.
 
-    Where several pixels of a window share the largest value, the gradient goes to the first of them in row-major
-    order, as in lax and torch.
+    If several pixels of a window share the maximum, the gradient goes to the first of them in
+    row-major order, as in lax and torch.
 
     Args:
         x: f32[b h w c].
@@ -85,8 +86,9 @@ def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDIN
     return _max_pool(x, int(window), int(stride), pads)
 
 
-# --- the switch ------------------------------------------------------------------------------------------------------
-# The rule for gradients sits outside the choice of platform, so that a first derivative never differentiates a `cond`.
+# --- choice of the form -----------------------------------------------------------------------
+# The gradient rule is outside of the choice of platform, so that a first derivative never
+# differentiates a `cond`.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

@@ -1,4 +1,4 @@
-"""Convolution on a CPU: for each kind the form of the same sum that runs fastest there."""
+"""Forms of convolution for a CPU: for each kind of convolution the fastest one."""
 
 from __future__ import annotations
 
@@ -34,11 +34,10 @@ class Form(NamedTuple):
     kernel_grad: Callable[[Array, Array], Array]  # x, g -> dkernel
 
 
-@lru_cache(
-    maxsize=1024
-)  # the same functions for the same shapes: JAX then traces a branch once, not once a layer
+# Equal shapes get the same functions, so that JAX traces a branch once instead of once per layer.
+@lru_cache(maxsize=1024)
 def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple[Form, Form]:
-    """The plain form (all platforms) and the one for CPUs."""
+    """The plain form, for all platforms, and the form for CPUs."""
     args = (x_shape, k_shape, stride, padding)
     plain = by_autodiff(
         partial(lax_conv, stride=stride, padding=padding, groups=groups), x_shape, k_shape
@@ -54,15 +53,15 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
         cpu = first_layer(*args, plain)
     else:
         cpu = dense(*args)
-    if (
-        jax.device_count() > 1
-    ):  # a batch may be divided, and sums a few pictures at a time would send them to and fro
+    # With several devices a batch may be sharded, and sums over a few images at a time would move
+    # images between devices.
+    if jax.device_count() > 1:
         cpu = plain
     return plain, Form(*map(in_float32, cpu))
 
 
 def in_float32(f: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Sums in float32 whatever comes in; the result has the dtype of the arguments."""
+    """Computes in float32; the result has the dtype of the arguments."""
 
     def widened(a: Array, b: Array) -> Array:
         return f(a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
@@ -71,7 +70,7 @@ def in_float32(f: Callable[[Array, Array], Array]) -> Callable[[Array, Array], A
 
 
 def by_autodiff(forward: Callable[[Array, Array], Array], x_shape, k_shape) -> Form:
-    """The form whose gradients JAX derives."""
+    """The form with gradients by automatic differentiation."""
 
     def input_grad(g: Array, kernel: Array) -> Array:
         return jax.vjp(lambda x: forward(x, kernel), jnp.zeros(x_shape, g.dtype))[1](g)[0]
@@ -82,7 +81,7 @@ def by_autodiff(forward: Callable[[Array, Array], Array], x_shape, k_shape) -> F
     return Form(forward, input_grad, kernel_grad)
 
 
-# --- 1x1: a matmul ---------------------------------------------------------------------------------------------------
+# --- 1x1: a matrix product --------------------------------------------------------------------
 
 
 def pointwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
@@ -107,7 +106,7 @@ def pointwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     return Form(forward, input_grad, kernel_grad)
 
 
-# --- depthwise: k*k shifted multiply-adds ----------------------------------------------------------------------------
+# --- depthwise: k * k shifted multiply-adds ---------------------------------------------------
 
 
 def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
@@ -128,8 +127,9 @@ def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
         return by_phases(g, x_shape, taps, stride, padding, gather)
 
     def kernel_grad(x: Array, g: Array) -> Array:
-        # One row of outputs at a time, so that all k*k sums read it from the cache. Partial sums keep the width: adding
-        # vectors is what XLA vectorises, a reduction to [c] is not. A few pictures a step pay for the step.
+        # One row of outputs at a time, so that all k * k sums read it from the cache. Partial sums
+        # keep the width, because XLA vectorizes additions of vectors but not a reduction to [c].
+        # Several images per step amortize its cost.
         x = pad(x, padding)
         some = next(n for n in range(16, 0, -1) if b % n == 0)
 
@@ -151,19 +151,18 @@ def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     return Form(forward, input_grad, kernel_grad)
 
 
-# --- few input channels, stride 1 or 2: patches, then a matmul -------------------------------------------------------
+# --- few input channels, stride 1 or 2: patches, then a matrix product ------------------------
 
 
 def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) -> Form:
-    """Forward by patches where the output is narrow; the gradient on the picture by patches, on the kernel by windows."""
+    """Patches for the image gradient and a narrow output; windows for the kernel gradient."""
     kh, kw, c, out = k_shape
     size = out_size(x_shape, (kh, kw), stride, padding)
     patches = by_autodiff(partial(stem, stride=stride, padding=padding), x_shape, k_shape)
 
     def kernel_grad(x: Array, g: Array) -> Array:
-        def add(
-            sums: Array, pair: tuple[Array, Array]
-        ) -> tuple[Array, None]:  # one picture's windows fit the cache
+        # One image at a time, because its windows fit the cache.
+        def add(sums: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
             windows = jnp.concatenate(shifted(pair[0][None], (kh, kw), size, stride), axis=3)
             return sums + products(windows, pair[1][None]), None
 
@@ -174,14 +173,14 @@ def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) ->
 
 
 def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
-    """Blocks of stride x stride pixels laid into the channels, then a matmul for each row of taps."""
+    """Blocks of stride x stride pixels as channels, then one matrix product per row of taps."""
     s = stride
     kh, kw, c, out = kernel.shape
     b, h, w, _ = x.shape
     (top, _), (left, _) = padding
     oh, ow = out_size(x.shape, (kh, kw), s, padding)
     bh, bw = -(-kh // s), -(-kw // s)  # the kernel, in blocks
-    rows, cols = oh + bh - 1, ow + bw - 1  # the part of the picture it meets, in blocks
+    rows, cols = oh + bh - 1, ow + bw - 1  # the part of the image that it covers, in blocks
     x = pad(x, ((top, s * rows - h - top), (left, s * cols - w - left)))
     x = (
         x.reshape(b, rows, s, cols, s, c)
@@ -201,7 +200,7 @@ def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
     return y.reshape(b, oh, ow, out)
 
 
-# --- dense k x k -----------------------------------------------------------------------------------------------------
+# --- dense k x k ------------------------------------------------------------------------------
 
 
 def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
@@ -235,15 +234,15 @@ def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
 
 
 def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
-    """Stride 1: Winograd's form where it wins, else the direct one."""
+    """Cross-correlation with stride 1: Winograd's form where it is faster, else the direct form."""
     kh, kw, c, out = kernel.shape
     size = out_size(x.shape, (kh, kw), 1, padding)
     if (kh, kw) == (1, 1):
         return jnp.einsum("bhwc,co->bhwo", pad(x, padding), kernel[0, 0])
     if (kh, kw) == (3, 3) and min(c, out) >= 128 and min(size) >= 14:
         return winograd.correlate(x, kernel, padding)
-    # XLA gives a convolution to YNNPACK unless the output is higher than the input; Eigen's is 1.1 to 1.8 times as
-    # fast. The rows too many are cropped where the next operation reads.
+    # XLA gives a convolution to YNNPACK unless the output is higher than the input; Eigen's is 1.1
+    # to 1.8 times as fast. The additional rows are cropped when the next operation reads them.
     (top, bottom), sides = padding
     more = max(x.shape[1] - size[0] + 1, 0)
     if more > max(size[0] // 6, 1) or min(size) < 1:
@@ -252,22 +251,24 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
-    """Bundles of groups as dense convolutions with a block-diagonal kernel: more sums, but of a shape that runs fast."""
+    """Several groups at a time as a dense convolution with a block-diagonal kernel.
+
+    It has more multiply-adds, but a shape that runs faster.
+    """
     b, h, w, c = x_shape
     kh, kw, i, out = k_shape
     o = out // groups
-    m = max(
-        n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= 128)
-    )  # groups in one
+    # Groups per dense convolution.
+    m = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= 128))
     whole = dense((b, h, w, m * i), (kh, kw, m * i, m * o), stride, padding)
     eye = np.eye(m, dtype=np.float32)
 
-    def spread(kernel: Array) -> Array:
+    def block_diagonal(kernel: Array) -> Array:
         return jnp.einsum("hwimo,nm->hwnimo", kernel.reshape(kh, kw, i, m, o), eye).reshape(
             kh, kw, m * i, m * o
         )
 
-    def each(f: Callable, *arrays: Array) -> Array:
+    def map_parts(f: Callable, *arrays: Array) -> Array:
         parts = zip(*(jnp.split(a, groups // m, axis=3) for a in arrays), strict=True)
         return jnp.concatenate([f(*p) for p in parts], axis=3)
 
@@ -276,7 +277,7 @@ def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> For
         return jnp.einsum("hwnimo,nm->hwimo", dk, eye).reshape(kh, kw, i, m * o)
 
     return Form(
-        lambda x, k: each(lambda x, k: whole.forward(x, spread(k)), x, k),
-        lambda g, k: each(lambda g, k: whole.input_grad(g, spread(k)), g, k),
-        lambda x, g: each(diagonal, x, g),
+        lambda x, k: map_parts(lambda x, k: whole.forward(x, block_diagonal(k)), x, k),
+        lambda g, k: map_parts(lambda g, k: whole.input_grad(g, block_diagonal(k)), g, k),
+        lambda x, g: map_parts(diagonal, x, g),
     )

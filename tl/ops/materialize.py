@@ -1,4 +1,4 @@
-"""Where XLA on a CPU must finish an array before it goes on."""
+"""Forces XLA on a CPU to compute an array once before its readers run."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from jax import Array, lax
 
 
 def materialize(x: Array, key: Array) -> Array:
-    """`x`, computed once, however many read it.
+    """Returns `x`, computed once for any number of readers.
 
-    XLA on a CPU fuses what it thinks cheap, gathers among it, into each reader, and drops `lax.optimization_barrier` before
-    it does. It does not look through a loop, so this is one that is never entered, which it cannot know. Elsewhere it is
+    On a CPU, XLA fuses operations that it considers cheap, such as gathers, into every reader, and
+    removes `lax.optimization_barrier` before that. It does not fuse through loops, so `x` passes
+    through a loop that never runs, which the compiler cannot know. On other platforms the result is
     `x` itself.
 
     Args:
       x: f32[...].
-      key: any random key; its number is compared with what it never is.
+      key: any key of `jax.random`. A random number from it, below 1, is compared with 1.
+
+    Returns:
+      `x`.
     """
 
     def loop(x: Array) -> Array:
-        turns = (jax.random.uniform(key) > 1.0).astype(jnp.int32)  # 0, for it is below 1
+        turns = (jax.random.uniform(key) > 1.0).astype(jnp.int32)  # always 0
         return lax.while_loop(
             lambda carry: carry[0] < turns,
             lambda carry: (carry[0] + 1, -carry[1]),

@@ -1,4 +1,4 @@
-"""Max-pooling whose gradient on a CPU needs no select-and-scatter."""
+"""Max-pooling with a gradient that avoids select-and-scatter, which is slow on a CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
 
 
 def _max_and_tap(x: Array, window: int, stride: int, padding: Padding) -> tuple[Array, Array]:
-    """The maximum, and the first tap of the window that holds it."""
+    """The maximum of each window, and the index of the first tap that has it."""
     taps = (window, window)
     shifts = shifted(
         pad(x, padding, -jnp.inf), taps, out_size(x.shape, taps, stride, padding), stride

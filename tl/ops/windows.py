@@ -1,4 +1,4 @@
-"""What sliding windows share: paddings, shifted pictures, plain `lax` convolution, and the transpose of a window."""
+"""Helpers for sliding windows: padding, shifted images, and the transpose of a window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ NO_PADDING: Padding = ((0, 0), (0, 0))
 
 
 def same_padding(size: Pair, *, window: int, stride: int) -> Padding:
-    """Padding of TensorFlow's `SAME` rule: `ceil(size / stride)` outputs, the odd pixel at the bottom and right.
+    """Padding of TensorFlow's `SAME` rule: `ceil(size / stride)` outputs, an odd pixel at bottom
+    and right.
 
     Args:
         size: height and width of the input, in pixels.
@@ -22,7 +23,7 @@ def same_padding(size: Pair, *, window: int, stride: int) -> Padding:
         stride: step of the window.
 
     Returns:
-        `((top, bottom), (left, right))`, what `conv2d` and `max_pool` take.
+        `((top, bottom), (left, right))`, as `conv2d` and `max_pool` take it.
 
     Example:
         >>> same_padding((224, 224), window=3, stride=2)
@@ -50,7 +51,7 @@ def lax_conv(
 
 
 def pad(x: Array, padding: Padding, value: float = 0.0) -> Array:
-    """A border of `value` around a picture; negative amounts crop."""
+    """Adds a border of `value` to images; negative widths crop."""
     (top, bottom), (left, right) = padding
     return lax.pad(
         x, jnp.array(value, x.dtype), ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0))
@@ -58,7 +59,7 @@ def pad(x: Array, padding: Padding, value: float = 0.0) -> Array:
 
 
 def shifted(x: Array, taps: Pair, size: Pair, stride: int = 1) -> list[Array]:
-    """What each tap of a window meets, in row-major order: `kh * kw` pictures of `size` pixels."""
+    """The input of each tap of a window, in row-major order: `kh * kw` images of `size` pixels."""
     high = ((size[0] - 1) * stride + 1, (size[1] - 1) * stride + 1)
     return [
         x[:, i : i + high[0] : stride, j : j + high[1] : stride]
@@ -75,12 +76,16 @@ def out_size(x_shape, taps: Pair, stride: int, padding: Padding) -> Pair:
 
 
 def select(kernel: Array, rows: range, cols: range) -> Array:
-    """The taps of a kernel in these rows and columns, in their order."""
+    """The taps of a kernel in the given rows and columns, in the given order."""
     return jnp.stack([jnp.stack([kernel[i, j] for j in cols]) for i in rows])
 
 
 def products(x: Array, g: Array) -> Array:
-    """`bhwc,bhwo->co`. Flat first: of three summed dimensions XLA makes copies; large pictures one by one."""
+    """The sum `bhwc,bhwo->co`.
+
+    Height and width are flattened first, because XLA copies operands with three summed dimensions;
+    large images are summed one by one.
+    """
     b, h, w, c = x.shape
     if h * w >= 2048:
         return jnp.sum(
@@ -90,11 +95,13 @@ def products(x: Array, g: Array) -> Array:
 
 
 def by_phases(g, x_shape, taps: Pair, stride: int, padding: Padding, gather: Callable) -> Array:
-    """The transpose of a sliding window: what each pixel of the input receives from the windows that cover it.
+    """The transpose of a sliding window: for each input pixel the sum over the windows that cover
+    it.
 
-    Pixels (stride * m + r, stride * n + t) of the padded input, its phase (r, t), meet only the taps [r::stride,
-    t::stride]. Inside a phase the transpose is a stride-1 window over `g` with those taps in reverse order:
-    `gather(padded g, rows of taps, columns of taps, size)` does it; `g` may be any pytree of pictures.
+    The pixels (stride * m + r, stride * n + t) of the padded input, its phase (r, t), are covered
+    only by the taps [r::stride, t::stride]. Within a phase the transpose is a stride-1 window over
+    `g` with these taps in reverse order, which `gather(padded g, rows of taps, columns of taps,
+    size)` computes. `g` may be any pytree of images.
     """
     b, h, w, c = x_shape
     (top, _), (left, _) = padding

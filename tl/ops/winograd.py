@@ -1,9 +1,11 @@
-"""3x3 convolutions of stride 1 by Winograd's minimal filtering: fewer multiplications, more additions.
+"""3x3 convolutions of stride 1 by Winograd's minimal filtering: fewer products, more additions.
 
-A tile of m outputs needs m + 2 products a channel and direction instead of 3 m: y = A' ((G k) * (B' x)).
-Reference: Lavin & Gray 2016, arXiv:1509.09308, section 4. Four outputs use the points 0, 1, -1, 1/2, -2 in place of
-0, 1, -1, 2, -2, which halves the error (Barabasz et al. 2020, arXiv:1803.10986); a tile of 2 x 4 errs by 1e-6 to
-2e-6 of the largest value, a direct sum by 5e-7. 4 x 4 is no faster and errs by 4e-6.
+A tile of m outputs needs m + 2 products per channel and direction instead of 3 m: y = A' ((G k) *
+(B' x)). Four outputs use the points 0, 1, -1, 1/2, -2 instead of 0, 1, -1, 2, -2, which halves the
+error (Barabasz et al. 2020, arXiv:1803.10986). The error of a tile of 2 x 4 is 1e-6 to 2e-6 of the
+largest value, that of a direct sum 5e-7. A tile of 4 x 4 has an error of 4e-6 and the same speed.
+
+Reference: Lavin & Gray 2016, arXiv:1509.09308, section 4.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from tl.ops.windows import Padding, Pair, out_size, pad, products
 
 
 class _Tile(NamedTuple):
-    """The three transforms of one direction: A' [m n], G [n 3], B' [n n], with n = m + 2."""
+    """The transforms of one direction: A' [m n], G [n 3], B' [n n], with n = m + 2."""
 
     output: np.ndarray
     kernel: np.ndarray
@@ -28,7 +30,7 @@ class _Tile(NamedTuple):
 
 
 def _tile(points: tuple[float, ...]) -> _Tile:
-    """The transforms for interpolation at these points and infinity, by Toom and Cook."""
+    """The Toom-Cook transforms for interpolation at the given points and infinity."""
     n = len(points) + 1
     powers = np.array([[p**i for p in points] for i in range(n)])
     at_infinity = np.eye(n)[:, -1:]
@@ -40,13 +42,12 @@ def _tile(points: tuple[float, ...]) -> _Tile:
 
 
 _TILES = {2: _tile((0.0, 1.0, -1.0)), 4: _tile((0.0, 1.0, -1.0, 0.5, -2.0))}
-_BLOCK = (
-    1 << 26
-)  # bytes of transformed tiles at a time: more is memory that the system must first clear; chosen
+# Bytes of transformed tiles at a time (chosen, not tuned); more memory takes time to allocate.
+_BLOCK = 1 << 26
 
 
 def _mix(coefficients: np.ndarray, arrays: list[Array]) -> Array:
-    """A weighted sum; weights of 0 and 1 cost nothing."""
+    """A weighted sum; weights of 0 and 1 need no multiplication."""
     terms = [
         x if a == 1 else x * np.float32(a)
         for a, x in zip(coefficients, arrays, strict=True)
@@ -56,7 +57,7 @@ def _mix(coefficients: np.ndarray, arrays: list[Array]) -> Array:
 
 
 def _tiling(x_shape, out: int, padding: Padding) -> tuple[Pair, Pair, Padding, int]:
-    """Tile, number of tiles, padding to whole tiles, and how many pictures go at a time."""
+    """Tile, number of tiles, padding to whole tiles, and number of images at a time."""
     b, _, _, c = x_shape
     h, w = out_size(x_shape, (3, 3), 1, padding)
     tile = (2, 4 if w % 4 in (0, 3) else 2)
@@ -64,20 +65,20 @@ def _tiling(x_shape, out: int, padding: Padding) -> tuple[Pair, Pair, Padding, i
     (top, bottom), (left, right) = padding
     whole = ((top, bottom + tiles[0] * tile[0] - h), (left, right + tiles[1] * tile[1] - w))
     size = 4 * math.prod(tiles) * (tile[0] + 2) * (tile[1] + 2) * max(c, out)
-    if not isinstance(b, int):  # unknown in a program that is exported
+    if not isinstance(b, int):  # symbolic, in an exported program
         return tile, tiles, whole, 1
     some = next(n for n in range(b, 0, -1) if b % n == 0 and (n == 1 or n * size <= _BLOCK))
     return tile, tiles, whole, some
 
 
 def _both(rows: np.ndarray, cols: np.ndarray, pixels: list[list[Array]]) -> list[Array]:
-    """One transform along the rows of a patch, one along its columns: all mixtures, row by row."""
+    """Transforms the rows and the columns of a patch; the results in row-major order."""
     mixed = [[_mix(r, [row[j] for row in pixels]) for j in range(len(pixels[0]))] for r in rows]
     return [_mix(c, row) for row in mixed for c in cols]
 
 
 def _patches(x: Array, taps: Pair, tiles: Pair, tile: Pair) -> list[list[Array]]:
-    """The pixels (i, j) of every tile's patch."""
+    """For each pixel (i, j) of a patch, that pixel of all tiles."""
     high = ((tiles[0] - 1) * tile[0] + 1, (tiles[1] - 1) * tile[1] + 1)
     return [
         [x[:, i : i + high[0] : tile[0], j : j + high[1] : tile[1]] for j in range(taps[1])]
@@ -94,7 +95,7 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
     grid = np.kron(rows.kernel, cols.kernel).astype(np.float32)
     kernels = jnp.einsum("pt,tn->pn", grid, kernel.reshape(9, c * out)).reshape(-1, c, out)
 
-    def pictures(x: Array) -> Array:
+    def transform(x: Array) -> Array:
         patches = _both(rows.input, cols.input, _patches(pad(x, whole), taps, tiles, tile))
         products = [jnp.einsum("bhwc,co->bhwo", p, kernels[i]) for i, p in enumerate(patches)]
         y = _both(
@@ -106,13 +107,13 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
         return jnp.stack(y, axis=2).reshape(-1, tiles[0] * tile[0], tiles[1] * tile[1], out)
 
     if some == x.shape[0]:
-        return pictures(x)[:, :h, :w]
-    y = lax.map(pictures, x.reshape(-1, some, *x.shape[1:]))
+        return transform(x)[:, :h, :w]
+    y = lax.map(transform, x.reshape(-1, some, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])[:, :h, :w]
 
 
 def kernel_grad(x: Array, g: Array, padding: Padding) -> Array:
-    """The transposed form: dk = G' ((A g) * (B' x)), the products summed over tiles."""
+    """The kernel's gradient, dk = G' ((A g) * (B' x)), with the products summed over tiles."""
     c, out = x.shape[3], g.shape[3]
     h, w = g.shape[1:3]
     tile, tiles, whole, some = _tiling(x.shape, out, padding)
