@@ -388,9 +388,9 @@ def run_round(
         )
     temperature = 1.0
     if (
-        recipe.tune == "probe" and fitted.closed_form
+        recipe.tune == "probe" and fitted.probe
     ):  # whose last fit may have seen the pictures of validation
-        temperature = fitted.closed_form.temperature
+        temperature = fitted.probe.temperature
     elif len(chosen.labels):
         temperature = metrics.temperature(chosen.logits, chosen.labels)
     by_views = None
@@ -455,12 +455,12 @@ def transfer(
         "trainable_params": sum(leaves[name].size for name in fitted.trained),
         "temperature": first.temperature,
         "groups": fitted.groups,
-        "feed": fitted.feed,
+        "feed": fitted.source,
         "history": fitted.history,
         "best_epoch": fitted.best,
         "steps": fitted.steps,
         "waiting_share": fitted.seconds_waiting / fitted.seconds if fitted.seconds else None,
-        "images_per_second": fitted.pictures / fitted.seconds if fitted.seconds else None,
+        "images_per_second": fitted.images / fitted.seconds if fitted.seconds else None,
         "sizes": {name: len(part.examples) for name, part in first.round.parts._asdict().items()},
         "skipped": [
             skip._asdict()
@@ -469,8 +469,8 @@ def transfer(
         "seconds": seconds,
         "model": str(run.workdir / "model"),
     }
-    if fitted.closed_form:
-        result["strength"] = fitted.closed_form.strength
+    if fitted.probe:
+        result["strength"] = fitted.probe.strength
     if settings.tta:
         result["test_tta"] = mean_of(
             [metrics.summarize(d.by_views.logits, d.by_views.labels) for d in done if d.by_views]

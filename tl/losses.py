@@ -1,4 +1,4 @@
-"""Per-example losses, f32[b], never averaged here: weights, masks and means are the caller's."""
+"""Per-example losses, f32[b]. Weights, masks and means are left to the caller."""
 
 from __future__ import annotations
 
@@ -14,56 +14,73 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.
     Args:
       logits: f32[b k].
       labels: i32[b] in [0, k).
-      smoothing: share of the target spread evenly over all k classes, in [0, 1).
+      smoothing: share of the target that is spread evenly over all k classes, in [0, 1).
 
     Returns:
       f32[b], nats.
 
-    Reference: Szegedy et al. 2016, arXiv:1512.00567, section 7 (smoothing, with u = 1/k, the label included).
+    Reference:
+      Szegedy et al. 2016, arXiv:1512.00567, section 7 (smoothing with u = 1/k, the label included).
     """
-    return soft_cross_entropy(logits, smoothed(labels, logits.shape[1], smoothing))
+    return soft_cross_entropy(logits, smooth_labels(labels, logits.shape[1], smoothing))
 
 
-def smoothed(
+def smooth_labels(
     labels: jax.Array, k: int, smoothing: float = 0.0, confidence: jax.Array | None = None
 ) -> jax.Array:
-    """Targets f32[b k] of labels i32[b]: one, less the share that is spread evenly over all k classes; rows sum to one.
+    """Soft targets of integer labels; every row sums to one.
 
-    With `confidence` f32[b] a label has that in place of one, and the other k - 1 classes share the rest evenly.
+    A label outside [0, k), as padding has it, gives the row without its one.
 
-    Reference: Szegedy et al. 2016, arXiv:1512.00567, section 7 (u = 1/k, the label included). A label outside [0, k), as
-    padding has it, gives a row without the one.
+    Args:
+      labels: i32[b].
+      k: number of classes.
+      smoothing: share of the target that is spread evenly over all k classes, in [0, 1).
+      confidence: f32[b] in [0, 1], the probability of each label; the other k - 1 classes share the
+        rest evenly.
+        Default: 1.
+
+    Returns:
+      f32[b k].
+
+    Reference:
+      Szegedy et al. 2016, arXiv:1512.00567, section 7 (u = 1/k, the label included).
     """
     targets = jax.nn.one_hot(labels, k, dtype=jnp.float32)
     if confidence is not None and k > 1:
-        sure = confidence[:, None]
-        targets = targets * sure + (1.0 - targets) * (1.0 - sure) / (k - 1)
+        p = confidence[:, None]
+        targets = targets * p + (1.0 - targets) * (1.0 - p) / (k - 1)
     return (1.0 - smoothing) * targets + smoothing / k
 
 
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross-entropy f32[b], nats, between targets f32[b k] (rows sum to one) and the logits f32[b k]."""
+    """Cross-entropy f32[b], nats, of logits f32[b k] and targets f32[b k] (rows sum to one)."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
 
 
 def group_log_probability(logits: Array, members: Array) -> jax.Array:
-    """Log of the probability that the class is one of a group's.
+    """Log-probability that the class belongs to a group.
 
     Args:
       logits: f32[b k].
-      members: bool[b k], True for the classes of the group; at least one a row.
+      members: bool[b k], True for the classes of the group; at least one per row.
 
     Returns:
-      f32[b], nats, at most 0; computed from logits, so that it does not vanish where the probability does.
+      f32[b], nats, at most 0. It is computed from logits and stays finite where the probability
+      underflows.
     """
     inside = jnp.where(members, logits, -jnp.inf)
     return jax.nn.logsumexp(inside, axis=1) - jax.nn.logsumexp(logits, axis=1)
 
 
-def divergence(logits: jax.Array, reference: jax.Array) -> jax.Array:
-    """Kullback-Leibler divergence f32[b], nats, of what `logits` say from what `reference` says, both f32[b k].
+def kl_divergence(logits: jax.Array, reference: jax.Array) -> jax.Array:
+    """Kullback-Leibler divergence KL(softmax(reference) || softmax(logits)).
 
-    Zero where the two agree; it has a gradient for both.
+    Args:
+      logits, reference: f32[b k]; both receive a gradient.
+
+    Returns:
+      f32[b], nats; zero where the two distributions are equal.
     """
-    said = jax.nn.log_softmax(reference)
-    return jnp.sum(jnp.exp(said) * (said - jax.nn.log_softmax(logits)), axis=1)
+    log_p = jax.nn.log_softmax(reference)
+    return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(logits)), axis=1)

@@ -1,8 +1,9 @@
-"""Which parameters train and how: rules to labels to one partitioned optax optimizer.
+"""Optimizers, schedules, and one partitioned optax optimizer for the trainable leaves.
 
-Frozen leaves are not in the optimizer at all: `train.py` differentiates the trainable subtree only, so gradients, optimizer
-state, weight decay and clipping never see them.
-"""
+Frozen leaves are not part of the optimizer: the train step differentiates the trainable subtree
+  only, so gradients,
+optimizer state, weight decay and clipping do not include them. Which leaves train is decided by a
+`paths.Partition`."""
 
 from __future__ import annotations
 
@@ -13,27 +14,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tl.paths import FROZEN, Rules, label, unflatten
+from tl.paths import FROZEN, Partition
 
-# ------------------------------------------------------------------------------------------------ optimizers, schedules
+# ---- optimizers and schedules --------------------------------------------------------------------
 
 
-def matrices(tree: Any) -> Any:
-    """Which leaves decay: kernels, not biases or scales. Reference: He et al. 2019, arXiv:1812.01187, section 3.1."""
+def decay_mask(tree: Any) -> Any:
+    """True for the leaves that decay: kernels, not biases or scales.
+
+    Reference: He et al. 2019, arXiv:1812.01187, section 3.1.
+    """
     return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
 
 
 def sgd(weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Momentum 0.9, Nesterov, the decay inside the momentum as in torch. Reference: Sutskever et al. 2013, ICML, section 2."""
+    """Nesterov momentum 0.9; the decay is added to the gradient before the momentum, as in torch.
+
+    Reference: Sutskever et al. 2013, ICML, section 2.
+    """
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=matrices), optax.trace(0.9, nesterov=True)
+        optax.add_decayed_weights(weight_decay, mask=decay_mask), optax.trace(0.9, nesterov=True)
     )
 
 
 def adamw(weight_decay: float = 1e-4) -> optax.GradientTransformation:
-    """Adam, and the decay beside it. Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2."""
+    """Adam with decoupled weight decay.
+
+    Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
+    """
     return optax.chain(
-        optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=matrices)
+        optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=decay_mask)
     )
 
 
@@ -41,20 +51,24 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adamw": adamw,
     "sgd": sgd,
 }
-"""Weight decay -> an optimizer for a learning rate of 1; `partitioned` brings the rate."""
+"""Name -> function from weight decay to an optimizer with learning rate 1."""
 
 
 def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
-    """Up to `lr` over the first tenth of the steps, then down to 0 along a cosine. Reference: arXiv:1608.03983, section 3."""
+    """Linear warm-up to `lr` over the first tenth of the steps, then a cosine down to 0.
+
+    Reference: Loshchilov & Hutter 2017, arXiv:1608.03983, section 3.
+    """
     return optax.warmup_cosine_decay_schedule(
         0.0, lr, warmup_steps=max(steps // 10, 1), decay_steps=max(steps, 2)
     )
 
 
 def one_cycle(lr: float, steps: int) -> optax.Schedule:
-    """From lr / 25 up to `lr` over 30 % of the steps, then down to lr / 250,000, both along cosines.
+    """From lr / 25 up to `lr` over 30 % of the steps, then down to lr / 250,000, along cosines.
 
-    Reference: Smith & Topin 2018, arXiv:1708.07120; the numbers are those of torch's and fastai's `OneCycleLR`.
+    Reference: Smith & Topin 2018, arXiv:1708.07120; the constants are those of `OneCycleLR` in
+      torch and fastai.
     """
     peak, last = max(0.3 * steps, 1.0), max(float(steps), 2.0)
 
@@ -75,7 +89,10 @@ def constant(lr: float, steps: int) -> optax.Schedule:
 
 
 def rate_range(lr: float, steps: int) -> optax.Schedule:
-    """From lr / 1,000,000 up to `lr` by the same factor at each step: for finding a rate (`fit.find_rate`)."""
+    """From lr / 1,000,000 up to `lr`, multiplied by the same factor at each step.
+
+    For the learning-rate finder, `training.rate_finder.find_rate`.
+    """
     return lambda step: (
         lr * 10.0 ** (-6.0 * (1.0 - jnp.asarray(step, jnp.float32) / max(steps - 1, 1)))
     )
@@ -86,69 +103,77 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "one_cycle": one_cycle,
     "constant": constant,
 }
+"""Name -> `(peak rate, steps) -> schedule`."""
+
+
+# ---- the partitioned optimizer -------------------------------------------------------------------
 
 
 def update(
     optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any
 ) -> tuple[Any, Any]:
-    """`optimizer.update`, also where the user's JAX is strict: optax multiplies floats by its int32 count of steps."""
+    """`optimizer.update` that also works under strict dtype promotion.
+
+    optax multiplies floats by its int32 step count, which strict promotion forbids.
+    """
     with jax.numpy_dtype_promotion("standard"):
         return optimizer.update(gradient, opt_state, params)
 
 
 def partitioned(
-    params: Mapping[str, Any],
-    tune_rules: Rules,
+    partition: Partition,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
     factors: Mapping[str, float] | None = None,
     clip: float = 0.0,
 ) -> optax.GradientTransformation:
-    """One optimizer for the trainable half of `params`: each label has its own state and its own factor on the rate.
+    """One optimizer for the trainable leaves: each label has its own state and rate factor.
 
     Args:
-      params: the whole tree, frozen leaves included.
-      tune_rules: `((regex, label), ...)`.
-      optimizer: for a learning rate of 1, of `OPTIMIZERS`.
+      partition: labels of the whole tree, frozen leaves included.
+      optimizer: with learning rate 1, one of `OPTIMIZERS`.
       schedule: step -> learning rate.
-      factors: label -> factor on it (`rate_factors`); default 1.
-      clip: largest norm of the whole gradient over the trainable leaves; 0 leaves it as it is (Pascanu et al. 2013,
-        arXiv:1211.5063, algorithm 1).
+      factors: label -> factor on the rate (`training.rules.rate_factors`); default 1.
+      clip: largest norm of the gradient over all trainable leaves; 0 does not clip.
 
     Returns:
-      An optimizer for the kept half of `paths.split(params, labels, ...)`, with state for its leaves only.
+      An optimizer for the trainable tree of `partition.split`, with state for its leaves only.
 
-    Raises:
-      ValueError: rules that do not fit (`paths.label`).
+    Reference:
+      Clipping: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
-    labels = label(params, tune_rules)
     factors = factors or {}
     groups: dict[Any, optax.GradientTransformation] = {
-        what: optax.chain(optimizer, optax.scale(factors.get(what, 1.0)))
-        for what in set(labels.values()) - {FROZEN}
+        group: optax.chain(optimizer, optax.scale(factors.get(group, 1.0)))
+        for group in partition.groups
+        if group != FROZEN
     }
-    tree = unflatten({name: what if what != FROZEN else None for name, what in labels.items()})
-    clipped = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
     return optax.chain(
-        clipped, optax.partition(groups, tree), optax.scale_by_learning_rate(schedule)
+        clipping,
+        optax.partition(groups, partition.label_tree),
+        optax.scale_by_learning_rate(schedule),
     )
 
 
 def carry_state(old: Any, new: Any) -> Any:
-    """The optimizer's state for another set of trainable leaves: moments of those that were there before, zeros for the rest.
+    """The optimizer state after a change of the trainable leaves.
+
+    Leaves that trained before keep their moments, and labels that remain keep their step count. All
+    other moments are zero, and the schedule starts again at step 0.
 
     Args:
-      old: state of `partitioned` under the rules before.
-      new: its fresh state under the rules now. Labels that stay keep their count of steps too; the schedule starts anew.
+      old: state of `partitioned` under the previous partition.
+      new: fresh state under the new partition.
     """
-    known = {
+    previous = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(old[:-1])
     }
 
-    def carried(path: Any, leaf: jax.Array) -> jax.Array:
-        before = known.get(jax.tree_util.keystr(path))
+    def carry(path: Any, leaf: jax.Array) -> jax.Array:
+        before = previous.get(jax.tree_util.keystr(path))
         return leaf if before is None or before.shape != leaf.shape else before
 
-    return *jax.tree_util.tree_map_with_path(carried, new[:-1]), new[-1]
+    return *jax.tree_util.tree_map_with_path(carry, new[:-1]), new[-1]

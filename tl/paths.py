@@ -1,15 +1,18 @@
-"""Names of pytree leaves, and what is done by name: label, split, merge, hash; "did you mean"; and where caches live.
+"""Operations on pytree leaves by name: partition, split, merge, hash; suggestions of names.
 
-A leaf's name is the "/"-joined path to it. One polarity: leaves are *trainable* or *frozen*; there are no masks.
+A leaf's name is the "/"-joined path to it. Leaves are either *trainable* or *frozen*; there are no
+masks.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +24,24 @@ Rules = Sequence[tuple[str, str]]
 
 
 def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
-    """The `n` known names that look most like `name`, quoted, for an error message.
+    """The `n` names of `names` that are most similar to `name`, quoted, for an error message.
 
     Example:
       >>> nearest("resnet5", ["vgg16", "resnet50", "resnet18"], n=1)
       "'resnet50'"
     """
-    known = sorted(set(names))
-    lowered = {k.lower(): k for k in reversed(known)}
+    choices = sorted(set(names))
+    lowered = {choice.lower(): choice for choice in reversed(choices)}
     close = [lowered[m] for m in difflib.get_close_matches(name.lower(), lowered, n=n, cutoff=0.4)]
-    close += [k for k in known if k not in close and name and name.lower() in k.lower()]
-    return ", ".join(repr(k) for k in (close or known)[:n])
+    close += [c for c in choices if c not in close and name and name.lower() in c.lower()]
+    return ", ".join(repr(choice) for choice in (close or choices)[:n])
 
 
 def cache_dir() -> Path:
-    """Where feature banks, fingerprints and compiled programs live: `$TL_CACHE`, or `tl` in the user's cache folder."""
+    """The folder of feature banks, fingerprints and compiled programs.
+
+    `$TL_CACHE` where it is set, otherwise `tl` in the user's cache folder.
+    """
     if os.environ.get("TL_CACHE"):
         return Path(os.environ["TL_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl"
@@ -62,7 +68,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dict whose leaves have these names; the inverse of `flatten`."""
+    """The nested dict with these named leaves; the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
@@ -73,25 +79,61 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
-    """The label of every leaf, by name.
+@dataclass(frozen=True)
+class Partition:
+    """Rules applied to a tree: the label of every leaf, and the split that follows from the labels.
+
+    Make one with `partition`, once per set of rules, and pass it to everything that needs labels.
+
+    Attributes:
+      labels: leaf name -> label, covering every leaf.
+      groups: the labels in use, in the order of the rules, `FROZEN` last.
+    """
+
+    labels: Mapping[str, str]
+    groups: tuple[str, ...]
+
+    @functools.cached_property
+    def trained(self) -> frozenset[str]:
+        """Names of the trainable leaves."""
+        return frozenset(name for name, group in self.labels.items() if group != FROZEN)
+
+    @property
+    def label_tree(self) -> dict[str, Any]:
+        """The tree of labels, with `None` where a leaf is frozen, as `optax.partition` takes it."""
+        return unflatten({n: None if g == FROZEN else g for n, g in self.labels.items()})
+
+    def split(self, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`(trainable, frozen)`: two trees of the shape of `tree` with `None` holes.
+
+        Args:
+          tree: nested dict with the leaf names of the partitioned tree.
+        """
+        frozen, trainable = split(tree, self.labels, FROZEN)
+        return trainable, frozen
+
+
+def partition(tree: Mapping[str, Any], rules: Rules) -> Partition:
+    """Applies rules to a tree.
 
     Args:
       tree: nested dict of arrays.
       rules: `((regex, label), ...)`, matched against whole names; the first match wins.
 
     Returns:
-      name -> label, covering every leaf.
+      Partition.
 
     Raises:
-      ValueError: a leaf that no rule covers, a rule that decides nothing, or no leaf left to train;
-        all of them in one message. Before that, a rule that is no regular expression.
+      ValueError: a leaf that no rule covers, a rule that decides no leaf, a label that is similar
+        to "frozen" but different from it, or no trainable leaf: all of them in one message. A rule
+        that is not a regular expression is reported first.
 
     Reference:
-      Rules that must cover: big_vision, `optax.py::_split_frozen`.
+      Rules that must cover every leaf: big_vision, `optax.py::_split_frozen`.
 
     Example:
-      >>> label({"head": {"w": 0}, "stem": {"w": 0}}, [("head/.*", "trainable"), (".*", "frozen")])
+      >>> params = {"head": {"w": 0}, "stem": {"w": 0}}
+      >>> partition(params, [("head/.*", "trainable"), (".*", "frozen")]).labels
       {'head/w': 'trainable', 'stem/w': 'frozen'}
     """
     names = list(flatten(tree))
@@ -99,53 +141,69 @@ def label(tree: Mapping[str, Any], rules: Rules) -> dict[str, str]:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"rule {pattern!r} is no regular expression: {error}") from None
+            raise ValueError(f"rule {pattern!r} is not a regular expression: {error}") from None
     labels: dict[str, str] = {}
     used = set()
     for name in names:
-        for i, (pattern, what) in enumerate(rules):
+        for i, (pattern, group) in enumerate(rules):
             if re.fullmatch(pattern, name):
-                labels[name] = what
+                labels[name] = group
                 used.add(i)
                 break
     problems = [f"no rule covers {name!r}" for name in names if name not in labels]
-    for i, (pattern, _) in enumerate(rules):
+    for i, (pattern, group) in enumerate(rules):
         if i not in used:
             problems.append(
                 f"rule {pattern!r} decides no leaf; nearest names: {nearest(pattern, names)}"
             )
-    if not problems and all(what == FROZEN for what in labels.values()):
+        if group != FROZEN and _like_frozen(group):
+            problems.append(
+                f"label {group!r} of rule {pattern!r} would train; write {FROZEN!r} to freeze"
+            )
+    if not problems and all(group == FROZEN for group in labels.values()):
         problems.append("every leaf is frozen, so there is nothing to train")
     if problems:
         raise ValueError(f"rules {list(rules)!r} do not fit this tree: " + "; ".join(problems))
-    return labels
+    groups = dict.fromkeys(group for _, group in rules if group in labels.values())
+    return Partition(labels, tuple(sorted(groups, key=lambda group: group == FROZEN)))
+
+
+def _like_frozen(group: str) -> bool:
+    """Whether a label looks like `FROZEN` misspelled: "forzen", "Frozen", "freeze"."""
+    word = group.partition("*")[0].lower()
+    # 0.8 (chosen, not tuned) accepts "front", which is 0.73.
+    return word.startswith("freez") or difflib.SequenceMatcher(None, word, FROZEN).ratio() >= 0.8
 
 
 def split(
-    tree: Mapping[str, Any], labels: Mapping[str, str], keep: str
+    tree: Mapping[str, Any], labels: Mapping[str, str], group: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The leaves labelled `keep`, and the rest: two trees of the same shape with `None` holes.
+    """The leaves with the label `group`, and all others: two trees with `None` holes.
 
-    Returns:
-      `(kept, rest)`; `None` is an empty pytree to JAX, so gradients and optimizer states of `kept` have no hole.
+    JAX treats `None` as an empty pytree, so gradients and optimizer states have no leaf for a hole.
+
+    Args:
+      tree: nested dict of arrays.
+      labels: leaf name -> label.
+      group: the label of the first tree.
 
     Reference:
       equinox `_filters.py::partition`.
     """
     flat = flatten(tree)
-    kept = {name: leaf if labels[name] == keep else None for name, leaf in flat.items()}
-    rest = {name: None if labels[name] == keep else leaf for name, leaf in flat.items()}
-    return unflatten(kept), unflatten(rest)
+    inside = {name: leaf if labels[name] == group else None for name, leaf in flat.items()}
+    outside = {name: None if labels[name] == group else leaf for name, leaf in flat.items()}
+    return unflatten(inside), unflatten(outside)
 
 
-def merge(kept: Mapping[str, Any], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole tree again from the two halves of `split`."""
-    a, b = flatten(kept), flatten(rest)
+def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole tree from the two halves of `split`, in either order."""
+    a, b = flatten(one), flatten(other)
     return unflatten({name: b[name] if a[name] is None else a[name] for name in a})
 
 
 def digest(tree: Mapping[str, Any]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all leaves: equal exactly when the trees are bit-equal."""
+    """SHA-256 of names, dtypes, shapes and bytes of all leaves: equal for bit-equal trees only."""
     sha = hashlib.sha256()
     for name, leaf in flatten(tree).items():
         if leaf is not None:

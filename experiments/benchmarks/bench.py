@@ -576,10 +576,11 @@ def step(arch: str) -> list[dict[str, Any]]:
         """A call that does one step, each from the state that the step before left."""
         rules = phases(tune, stages)[-1].rules
         schedule = optim.SCHEDULES["cosine"](1e-3, 1000)
+        partition = paths.partition(params, rules)
         optimizer = optim.partitioned(
-            params, rules, optim.OPTIMIZERS["adamw"](1e-2), schedule, clip=1.0
+            partition, optim.OPTIMIZERS["adamw"](1e-2), schedule, clip=1.0
         )
-        begun = init(params, rules, optimizer, stats=stats)
+        begun = init(params, partition, optimizer, stats=stats)
         program = make_train_step(forward, optimizer).lower(begun, examples).compile()  # type: ignore[attr-defined]
         held = [begun]
 
@@ -595,7 +596,9 @@ def step(arch: str) -> list[dict[str, Any]]:
 
     bare = jax.jit(jax.value_and_grad(loss)).lower(params, stats, of(images)).compile()
     on_device = jax.device_put((params, stats, of(images)))
-    prefix = frozen_prefix(paths.label(params, phases("last:1", stages)[-1].rules), stages)
+    prefix = frozen_prefix(
+        paths.partition(params, phases("last:1", stages)[-1].rules).trained, stages
+    )
     ends = jax.eval_shape(lambda x: clf.apply(variables, pixels.to_images01(x)).endpoints, images)
 
     def from_bank(params: Any, stats: Any, maps: jax.Array) -> tuple[Any, Any]:

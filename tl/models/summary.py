@@ -20,7 +20,7 @@ from tl import backbones
 from tl.backbones.spec import BackboneSpec
 from tl.models import heads
 from tl.models.classifier import Classifier, Provenance
-from tl.paths import FROZEN, Rules, flatten, label
+from tl.paths import Rules, flatten, partition
 from tl.pixels import PixelSpec
 from tl.weights import store
 from tl.weights.spec import WeightsSpec
@@ -73,7 +73,7 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
       clf: the network; its weights are not needed.
       size: side of the image in pixels; default: that of `clf.pixels`.
       rules: `((regex, label), ...)` over names such as `backbone/stage5/conv0/kernel`
-        (`tl.paths.label`).
+        (`tl.paths.partition`).
 
     Returns:
       One row per stage. Each parameter belongs to exactly one of them.
@@ -92,14 +92,14 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
     )
     variables = jax.eval_shape(lambda: clf.init(jax.random.key(0)))
     jaxpr, output = jax.make_jaxpr(clf.apply, return_shape=True)(variables, images01)
-    labels = label(variables["params"], rules) if rules else {}
+    trained = partition(variables["params"], rules).trained if rules else frozenset()
     names = [*clf.spec.endpoints, *(["head"] if clf.head else [])]
     params, trainable, multiply_adds = (dict.fromkeys(names, 0) for _ in range(3))
     for name, leaf in flatten(variables["params"]).items():
         part, child, *_ = name.split("/")
         stage = child if part == "backbone" else part
         params[stage] += leaf.size
-        trainable[stage] += leaf.size * (labels.get(name, FROZEN) != FROZEN)
+        trainable[stage] += leaf.size * (name in trained)
     for path, count in _multiply_adds(jaxpr.jaxpr, ""):
         root, child, *_ = [*path.split("/"), ""]
         multiply_adds[child if root == type(clf.spec.module).__name__ else "head"] += count

@@ -55,7 +55,7 @@ def training_sections(fitted: fit.FitResult, result: dict[str, Any]) -> list[Htm
     figures = {
         "trained parameters": f"{result['trainable_params']:,}",
         "steps": fitted.steps,
-        "read from": fitted.feed,
+        "read from": fitted.source,
     }
     if fitted.seconds:
         figures["pictures a second"] = f"{result['images_per_second']:.1f}"

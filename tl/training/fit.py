@@ -1,11 +1,12 @@
-"""From a classifier and labelled pictures to trained variables: phases, validation, checkpoints.
+"""Training a classifier on labeled images: phases, validation, checkpoints.
 
-A run is a list of phases (`optim.phases`), each with its own set of frozen leaves. A phase reads pictures, augmented on the
-device, or, where they fit into memory, the maps that its frozen prefix has made of them once (`inputs`). Everything random
-is drawn from the seed and the step, so that a run goes on after any interruption as if there had been none (`checkpoints`
-has the rule).
+A run is a sequence of phases (`rules.phases`), each with its own set of frozen parameters. A phase
+reads images, which are augmented on the device, or, where they fit into memory, the outputs of its
+frozen prefix, computed once (`inputs`). All randomness is derived from the seed and the step, so an
+interrupted run continues as if it had not been interrupted (`checkpoints` states the rule).
 
-It does not divide data, test, or write reports: `experiments/transfer.py` does. A single step is `train.make_train_step`.
+This module does not divide data sets, test or write reports: `tl.evaluation.transfer` does.
+`training.step` has the single step.
 """
 
 from __future__ import annotations
@@ -21,54 +22,56 @@ from tl import paths, pixels
 from tl.backbones.fold import norms
 from tl.data import DataSpec, Skipped
 from tl.models import Classifier
-from tl.paths import FROZEN
 from tl.training import inputs, probe, rules
 from tl.training.loop import PhaseResult, selection_metric, train_phase
 from tl.training.phase import FitContext, fit_probe, prepare
-from tl.training.recipe import Recipe, apply_label_confidence, check_adversary
-from tl.types import Mode, Variables
+from tl.training.recipe import Recipe, apply_label_confidence, check_adversary, empty_set
+from tl.types import Mode, Params, Variables
 
 
 class FitResult(NamedTuple):
-    """What came of a run.
+    """The result of `fit`.
 
     Attributes:
-      variables: the whole network, on the host: of the best epoch by `selection_metric`, of the last one without validation.
-      history: a row an epoch: `phase`, `epoch`, `lr`, `loss`, `accuracy`, `grad_norm`, `val_nll`, `val_top1`; with an
-        adversary `val_robust_nll` and `val_robust_top1`.
-      best: the row of `variables`; None where there was no gradient step.
-      trained: names of the leaves that trained in some phase.
-      moved: layers whose statistics were allowed to move.
-      groups: `optim.table` of the last phase with gradient steps; empty without.
-      feed: what the last phase read: "pictures" or "bank of STAGE".
-      steps, pictures, seconds, seconds_waiting: of the training loops, without compiling; the last is time without a batch.
-      skipped: pictures that could not be read.
-      closed_form: the probe that the head comes from, where there was one.
+      variables: the whole network, on the host: of the best epoch by `selection_metric`, or of the
+        last epoch without a validation set.
+      history: one row per epoch: `phase`, `epoch`, `lr`, `loss`, `accuracy`, `grad_norm`,
+        `val_nll`, `val_top1`; with an adversary also `val_robust_nll` and `val_robust_top1`.
+      best: the row of `variables`; None if no phase took gradient steps.
+      trained: names of the parameters that trained in any phase.
+      updated_norms: layers whose BatchNorm statistics were updated.
+      groups: `rules.table` of the last phase with gradient steps; otherwise empty.
+      source: the inputs of the last phase: "images" or "cached STAGE".
+      steps, images: number of steps, and of images in them, without padding.
+      seconds, seconds_waiting: time of the training loops without compilation, and the part without
+        a batch.
+      skipped: images that could not be read.
+      probe: the probe that the head started from or consists of; None without one.
     """
 
     variables: Variables
     history: list[dict[str, Any]]
     best: dict[str, Any] | None
     trained: frozenset[str]
-    moved: frozenset[str]
+    updated_norms: frozenset[str]
     groups: list[dict[str, Any]]
-    feed: str
+    source: str
     steps: int
-    pictures: int
+    images: int
     seconds: float
     seconds_waiting: float
     skipped: tuple[Skipped, ...]
-    closed_form: probe.Probe | None = None
+    probe: probe.Probe | None = None
 
 
 def fit(
     clf: Classifier,
     variables: Variables,
     train_set: DataSpec,
-    validation: DataSpec,
-    recipe: Recipe,
+    validation_set: DataSpec | None = None,
+    recipe: Recipe = Recipe(),  # noqa: B008 (frozen)
     *,
-    seed: int,
+    seed: int = 0,
     folder: Path | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda line: None,
@@ -76,127 +79,153 @@ def fit(
     """Trains a classifier.
 
     Args:
-      clf, variables: the network, its head fresh.
-      train_set: the pictures to learn from.
-      validation: those on which the best epoch and a probe's strength are chosen; may be empty.
-      recipe: how.
-      seed: of everything random.
-      folder: of the checkpoints; a run that finds its own there goes on from the newest. None keeps none.
-      log: takes a row a step and a row an epoch.
-      say: takes lines for a reader: the table of what trains, before the first step.
+      clf, variables: the network; `Classifier.replace_head` gives it a head for the classes of
+        `train_set`.
+      train_set: labeled images.
+      validation_set: labeled images on which the best epoch and the strength of a probe are chosen.
+        Without them the last epoch is kept, and a probe is cross-validated.
+      recipe: how to train; the default trains the head by gradient steps.
+      seed: of all randomness.
+      folder: for checkpoints; a run that finds its own checkpoints there continues from the newest.
+        None saves none.
+      log: called with one row per step and one per epoch.
+      say: called with lines for a reader, such as the table of what trains before the first step.
 
     Returns:
-      Fitted.
+      FitResult.
 
     Raises:
-      ValueError: rules that do not fit; soft labels of a set whose labels are all certain; adversarial training of what is
-        computed once, or without gradient steps; a loss that is not finite (names
-        step and pictures; the last good state is kept in `folder`); a batch that does not fit into memory (says one that
-        does).
+      ValueError: rules that do not fit the network; soft labels for a set whose labels are all
+        certain; adversarial training of a phase that reads cached outputs or takes no gradient
+        steps; a loss that is not finite (names step and images; the last finite state is in
+        `folder`); a batch that does not fit into memory (names a size that does).
     """
     check_adversary(recipe, clf.spec.endpoints)
-    job = FitContext(
-        clf, apply_label_confidence(train_set, recipe), validation, recipe, seed, folder, log, say
+    context = FitContext(
+        clf,
+        apply_label_confidence(train_set, recipe),
+        validation_set or empty_set(train_set),
+        recipe,
+        seed,
+        folder,
+        log,
+        say,
     )
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
-    opt_state, best, closed, done, fed, groups = None, None, None, [], "bank of features", []
-    trained: set[str] = set()
-    moved: set[str] = set()
-    for number, each in enumerate(recipe.phases(clf.spec.endpoints)):
-        labels = paths.label(params, each.rules)
-        trained |= {name for name, what in labels.items() if what != FROZEN}
-        if each.name == "probe":
-            closed, skipped = fit_probe(job, params, stats)
-            params = {**params, "head": closed.params}
-            done.append(PhaseResult(None, [], None, skipped=skipped))  # type: ignore[arg-type]
+    opt_state, best, head_probe, results, groups = None, None, None, [], []
+    source = "cached features"
+    trained: frozenset[str] = frozenset()
+    updated_norms: frozenset[str] = frozenset()
+    for number, rule_phase in enumerate(recipe.phases(clf.spec.endpoints)):
+        partition = paths.partition(params, rule_phase.rules)
+        trained |= partition.trained
+        if rule_phase.name == "probe":
+            head_probe, skipped = fit_probe(context, params, stats)
+            params = {**params, "head": head_probe.params}
+            results.append(PhaseResult(None, [], None, skipped=skipped))
             continue
-        phase = prepare(job, number, each, params, stats, opt_state)
-        ended, groups = train_phase(job, number, phase), phase.groups
-        done.append(ended)
-        opt_state, (params, stats) = ended.state.opt_state, phase.host(ended.state)
-        fed = phase.reads
-        train_norms = rules.trainable_norm_layers(labels, stats)
+        phase = prepare(context, number, rule_phase, partition, params, stats, opt_state)
+        result, groups, source = train_phase(context, number, phase), phase.groups, phase.source
+        results.append(result)
+        assert result.state is not None
+        opt_state, (params, stats) = result.state.opt_state, phase.host(result.state)
         if recipe.bn in ("update", "reestimate"):
-            moved |= train_norms
-        best = min(
-            filter(None, (best, ended.best)),
-            key=lambda found: selection_metric(found.row),
-            default=None,
-        )
+            updated_norms |= phase.train_norms
+        candidates = [candidate for candidate in (best, result.best) if candidate]
+        best = min(candidates, key=lambda epoch: selection_metric(epoch.row), default=None)
     if best is not None:
         params, stats = best.params, best.stats
-    if recipe.bn == "reestimate" and moved:
-        stats = reestimated(job, params, stats, frozenset(moved))
-    history = [row for each in done for row in each.history]
+    if recipe.bn == "reestimate" and updated_norms:
+        stats = reestimate(context, params, stats, updated_norms)
+    history = [row for result in results for row in result.history]
     return FitResult(
         variables={"params": params, "batch_stats": stats},
         history=history,
         best=best.row if best else history[-1] if history else None,
-        trained=frozenset(trained),
-        moved=frozenset(moved),
+        trained=trained,
+        updated_norms=updated_norms,
         groups=groups,
-        feed=fed,
-        steps=sum(each.steps for each in done),
-        pictures=sum(each.pictures for each in done),
-        seconds=sum(each.seconds for each in done),
-        seconds_waiting=sum(each.seconds_waiting for each in done),
-        skipped=tuple(dict.fromkeys(skip for each in done for skip in each.skipped)),
-        closed_form=closed,
+        source=source,
+        steps=sum(result.steps for result in results),
+        images=sum(result.images for result in results),
+        seconds=sum(result.seconds for result in results),
+        seconds_waiting=sum(result.seconds_waiting for result in results),
+        skipped=tuple(dict.fromkeys(skip for result in results for skip in result.skipped)),
+        probe=head_probe,
     )
 
 
-def reestimated(job: FitContext, params: Any, stats: Any, train_norms: frozenset[str]) -> Any:
-    """Statistics counted anew over the training pictures as they are: the average over batches, without momentum.
+def reestimate(
+    context: FitContext, params: Params, stats: Params, layers: frozenset[str]
+) -> Params:
+    """BatchNorm statistics of some layers, computed again from the training images.
 
-    Reference: Izmailov et al. 2018, arXiv:1803.05407, section 3.2 (BatchNorm statistics after averaging weights).
+    The average over batches of images without augmentation, without momentum.
+
+    Args:
+      context: the arguments of `fit`.
+      params, stats: the trained network.
+      layers: names as in `rules.norm_layer_name`.
+
+    Returns:
+      `batch_stats` in which all other layers are unchanged.
+
+    Raises:
+      ValueError: no batch without an unreadable image.
+
+    Reference:
+      Izmailov et al. 2018, arXiv:1803.05407, section 3.2 (BatchNorm statistics after averaging
+      weights).
     """
-    clf, b = job.clf, min(job.recipe.batch_size, len(job.train_set.examples))
+    clf, b = context.clf, min(context.recipe.batch_size, len(context.train_set.examples))
     specs = norms(clf.spec.module, params["backbone"], stats["backbone"], len(clf.pixels.mean))
     old = paths.flatten(stats["backbone"])
-    counted = {name for name in old if rules.norm_layer_name(name) in train_norms}
+    names = {name for name in old if rules.norm_layer_name(name) in layers}
     zero = paths.unflatten(
-        {name: np.zeros_like(leaf) if name in counted else leaf for name, leaf in old.items()}
+        {name: np.zeros_like(leaf) if name in names else leaf for name, leaf in old.items()}
     )
 
     @jax.jit
-    def moved(params: Any, stats: Any, images: jax.Array) -> Any:
-        """What a batch adds to statistics of zero: `momentum` times its own."""
+    def update(params: Any, stats: Any, images: jax.Array) -> Any:
+        """The update from statistics of zero: `momentum` times the statistics of the batch."""
         variables = {"params": params, "batch_stats": {"backbone": stats}}
-        return clf.apply(
-            variables, pixels.to_images01(images), Mode.TRAIN, train_norms=train_norms
-        ).stats["backbone"]
+        images01 = pixels.to_images01(images)
+        return clf.apply(variables, images01, Mode.TRAIN, train_norms=layers).stats["backbone"]
 
     sums, count, on_device = None, 0, jax.device_put((params, zero))
-    for examples, _ in inputs.Pictures(clf, job.train_set, job.augment).evaluation(b):
-        if examples.valid.all():  # a batch with empty slots has other statistics
-            found = paths.flatten(moved(*on_device, examples.inputs))
-            sums = (
-                found if sums is None else {name: sums[name] + leaf for name, leaf in found.items()}
-            )
+    images = inputs.ImageInputs(clf, context.train_set, context.augment)
+    for examples, _ in images.evaluation(b):
+        if np.all(examples.valid):  # padding would count in the statistics
+            batch = paths.flatten(update(*on_device, examples.inputs))
+            sums = batch if sums is None else {n: sums[n] + leaf for n, leaf in batch.items()}
             count += 1
     if sums is None:
         raise ValueError(
-            f"--bn=reestimate found no batch of {b} whole pictures; take a smaller --batch_size"
+            f"`bn=reestimate` needs a full batch of readable images: got none of {b} images; use a "
+            "smaller `batch_size`"
         )
     new = {
         name: np.asarray(sums[name]) / (count * specs[name.rpartition("/")[0]].momentum)
-        for name in counted
+        for name in names
     }
     return {**stats, "backbone": paths.unflatten({**old, **new})}
 
 
-def frozen_digest(variables: Variables, fitted: FitResult) -> str:
-    """A hash of all that was frozen: parameters that trained in no phase, and statistics that were not allowed to move."""
-    params = {
-        name: leaf
-        for name, leaf in paths.flatten(variables["params"]).items()
-        if name not in fitted.trained
-    }
+def frozen_digest(variables: Variables, result: FitResult) -> str:
+    """A hash of everything that was frozen during `fit`.
+
+    These are the parameters that trained in no phase, and the statistics that were not updated.
+    """
+    params = paths.flatten(variables["params"])
     stats = paths.flatten(variables.get("batch_stats", {}))
-    kept = {
-        name: leaf
-        for name, leaf in stats.items()
-        if rules.norm_layer_name(name) not in fitted.moved
-    }
-    return paths.digest({"params": params, "stats": kept})
+    return paths.digest(
+        {
+            "params": {n: leaf for n, leaf in params.items() if n not in result.trained},
+            "stats": {
+                name: leaf
+                for name, leaf in stats.items()
+                if rules.norm_layer_name(name) not in result.updated_norms
+            },
+        }
+    )

@@ -1,4 +1,4 @@
-"""The training loop of one phase: steps, validation, the best epoch."""
+"""The training loop of one phase: steps, validation, checkpoints, the best epoch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tl.training.phase import FitContext, Phase
 
 
 class Best(NamedTuple):
-    """The best epoch so far: its row of the history, and the variables."""
+    """The best epoch so far: its row of the history, and its variables."""
 
     row: dict[str, Any]
     params: Any
@@ -26,194 +26,202 @@ class Best(NamedTuple):
 
 
 class PhaseResult(NamedTuple):
-    """A phase that is done."""
+    """A completed phase; `state` is None for a probe."""
 
-    state: step.TrainState
+    state: step.TrainState | None
     history: list[dict[str, Any]]
     best: Best | None
     seconds: float = 0.0
     seconds_waiting: float = 0.0
-    pictures: int = 0
+    images: int = 0
     steps: int = 0
     skipped: tuple[Skipped, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------------------------ the loop
+def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
+    """Runs the steps of a phase, starting from its newest checkpoint if there is one.
 
-
-def train_phase(job: FitContext, number: int, phase: Phase) -> PhaseResult:
-    """The steps of a phase, from its newest checkpoint where there is one."""
+    Raises:
+      ValueError: a loss or gradient that is not finite, after the last finite state is saved.
+    """
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
     epoch: dict[str, float] = {}  # sums over the steps of this epoch
     mesh = devices.mesh()
-    if number and (scored := validated(phase, state)):  # the phase before may not be bettered
-        best = Best({"phase": phase.name, "epoch": 0, **scored}, *phase.host(state))
+    if number and (scores := validate(phase, state)):  # the phase before may remain the best
+        best = Best({"phase": phase.name, "epoch": 0, **scores}, *phase.host(state))
     with contextlib.ExitStack() as stack:
-        kept = None
-        if job.folder is not None:
-            kept = checkpoints.open(job.folder / f"phase{number}")
-            stack.callback(kept.close)
-            newest, best_step = kept.latest(), kept.best()
+        store = None
+        if context.folder is not None:
+            store = checkpoints.open(context.folder / f"phase{number}")
+            stack.callback(store.close)
+            newest, best_step = store.latest(), store.best()
             if best_step is not None:
-                found, position, _ = kept.restore(best_step, like=_moving(state))
-                if best is None or selection_metric(position["history"][-1]) < selection_metric(
-                    best.row
-                ):
-                    best = Best(
-                        position["history"][-1], *phase.host(found._replace(frozen=state.frozen))
-                    )
+                restored, position, _ = store.restore(best_step, like=_without_frozen(state))
+                row = position["history"][-1]
+                if best is None or selection_metric(row) < selection_metric(best.row):
+                    best = Best(row, *phase.host(restored._replace(frozen=state.frozen)))
             if newest is not None:
-                found, position, _ = kept.restore(newest, like=_moving(state))
-                state = found._replace(frozen=state.frozen)
+                restored, position, _ = store.restore(newest, like=_without_frozen(state))
+                state = restored._replace(frozen=state.frozen)
                 history, stale, first, epoch = (
                     position[name] for name in ("history", "stale", "step", "epoch")
                 )
                 if position["done"]:
                     return PhaseResult(state, history, best)
-        saved = first
+        last_saved = first
 
-        def save(step: int, *, done: bool, scored: Mapping[str, float] | None = None) -> None:
-            nonlocal saved
-            if kept is not None and step > saved:
+        def save(step: int, *, done: bool, scores: Mapping[str, float] | None = None) -> None:
+            nonlocal last_saved
+            if store is not None and step > last_saved:
                 position = {
                     "step": step,
-                    "loader": feed.state(),
+                    "loader": batches.state(),
                     "epoch": epoch,
                     "history": history,
+                    "stale": stale,
+                    "done": done,
                 }
-                kept.save(
-                    step,
-                    _moving(state),
-                    position={**position, "stale": stale, "done": done},
-                    metrics=scored,
-                )
-                saved = step
+                store.save(step, _without_frozen(state), position=position, metrics=scores)
+                last_saved = step
 
-        source = phase.feed.training(plan, first, phase.key)
-        feed = prefetch(source, lambda batch: (devices.shard(batch.examples, mesh), batch.rows))
-        stack.callback(feed.close)
-        began, pictures, done_steps = time.monotonic(), 0, first
+        source = phase.train_inputs.training(plan, first, phase.key)
+        batches = prefetch(source, lambda batch: (devices.shard(batch.examples, mesh), batch.rows))
+        stack.callback(batches.close)
+        start, images, steps_done = time.monotonic(), 0, first
         pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
 
         def settle() -> None:
-            """Looks at the step before, while the device works on the next."""
-            nonlocal pending, pictures
+            """Reads the metrics of the step before, while the device computes the next."""
+            nonlocal pending, images
             if pending is None:
                 return
-            (step, measured, rows), pending = pending, None
-            row = {name: float(value) for name, value in measured.items()}
+            (step, values, rows), pending = pending, None
+            row = {name: float(value) for name, value in values.items()}
             if not row.pop("finite"):
-                # A step may have followed; the one that was not finite changed nothing.
+                # One more step may have followed; the step that was not finite changed nothing.
                 save(int(state.step), done=False)
-                raise ValueError(not_finite(job, phase, step, row, rows))
-            job.log({"phase": phase.name, "step": step, "lr": float(phase.schedule(step)), **row})
+                raise ValueError(not_finite_message(context, phase, step, row, rows))
+            rate = float(phase.schedule(step))
+            context.log({"phase": phase.name, "step": step, "lr": rate, **row})
             epoch.update({name: epoch.get(name, 0.0) + value for name, value in row.items()})
-            pictures += int((rows >= 0).sum())
+            images += int((rows >= 0).sum())
 
         for step in range(first, len(plan)):
-            examples, rows = next(feed)
-            state, measured = phase.step(state, examples)
+            examples, rows = next(batches)
+            state, values = phase.step(state, examples)
             settle()
-            pending = (step, measured, rows)
-            done_steps = step + 1
-            if done_steps % plan.steps_per_epoch:
-                if job.recipe.save_every and done_steps % job.recipe.save_every == 0:
+            pending = (step, values, rows)
+            steps_done = step + 1
+            if steps_done % plan.steps_per_epoch:
+                if context.recipe.save_every and steps_done % context.recipe.save_every == 0:
                     settle()
-                    save(done_steps, done=False)
+                    save(steps_done, done=False)
                 continue
             settle()
             row: dict[str, Any] = {
                 "phase": phase.name,
-                "epoch": done_steps // plan.steps_per_epoch,
+                "epoch": steps_done // plan.steps_per_epoch,
                 "lr": float(phase.schedule(step)),
                 **{name: value / plan.steps_per_epoch for name, value in epoch.items()},
             }
             epoch.clear()
-            scored = validated(phase, state)
-            history = [*history, {**row, **scored}]
+            scores = validate(phase, state)
+            history = [*history, {**row, **scores}]
             stale += 1
-            if scored and (best is None or selection_metric(scored) < selection_metric(best.row)):
+            if scores and (best is None or selection_metric(scores) < selection_metric(best.row)):
                 best, stale = Best(history[-1], *phase.host(state)), 0
-            job.log(history[-1])
-            stop = bool(job.recipe.patience and scored and stale >= job.recipe.patience)
-            decides = (
-                {"chosen_by": selection_metric(scored), **scored} if scored else None
-            )  # the first is `checkpoints`' best
-            save(done_steps, done=stop or done_steps == len(plan), scored=decides)
+            context.log(history[-1])
+            stop = bool(context.recipe.patience and scores and stale >= context.recipe.patience)
+            # `Checkpoints.best` compares the first metric.
+            compared = {"selection_metric": selection_metric(scores), **scores} if scores else None
+            save(steps_done, done=stop or steps_done == len(plan), scores=compared)
             if stop:
-                job.say(
-                    f"{phase.name}: no better validation loss for {stale} epochs; stopped after {row['epoch']}"
+                context.say(
+                    f"{phase.name}: no better validation loss for {stale} epochs; stopped after "
+                    f"{row['epoch']}"
                 )
                 break
         skipped = tuple(source.skipped)
-        seconds, waiting = time.monotonic() - began, feed.seconds_waiting
-    return PhaseResult(
-        state, history, best, seconds, waiting, pictures, done_steps - first, skipped
-    )
+        seconds, waiting = time.monotonic() - start, batches.seconds_waiting
+    return PhaseResult(state, history, best, seconds, waiting, images, steps_done - first, skipped)
 
 
-def _moving(state: step.TrainState) -> step.TrainState:
-    """The state without its frozen leaves, which every run has anew from the pretrained weights."""
+def _without_frozen(state: step.TrainState) -> step.TrainState:
+    """The state without frozen parameters, which every run loads from the pretrained weights."""
     return state._replace(frozen={})
 
 
 def selection_metric(row: Mapping[str, float]) -> float:
-    """The figure by which epochs are compared, smaller is better: the loss, or the error under attack where one is trained on.
+    """The quantity that selects the best epoch; smaller is better.
 
-    Between equal errors the loss under attack decides, at a millionth: alone it would prefer a network that is sure of nothing.
+    The validation loss or, with adversarial training, the validation error under attack. Ties in
+    that error are broken by the loss under attack (weight 1e-6); that loss alone would favor
+    underconfident networks.
 
-    Reference: Rice et al. 2020, arXiv:2002.11569, section 3 (robust error has its minimum early in training).
+    Reference:
+      Rice et al. 2020, arXiv:2002.11569, section 3 (the robust error has its minimum early in
+      training).
     """
     if "val_robust_top1" in row:
         return 1.0 - row["val_robust_top1"] + 1e-6 * row["val_robust_nll"]
     return row["val_nll"]
 
 
-def validated(phase: Phase, state: step.TrainState) -> dict[str, float]:
-    """`val_nll` and `val_top1` of the pictures of validation that can be read; {} where there are none.
+def validate(phase: Phase, state: step.TrainState) -> dict[str, float]:
+    """`val_nll` and `val_top1` on the readable validation images; {} without any.
 
-    Where there is an adversary, `val_robust_nll` and `val_robust_top1` too.
+    With an adversary also `val_robust_nll` and `val_robust_top1`.
+
+    Raises:
+      ValueError: logits that are not finite.
     """
-    found: dict[str, float] = {}
-    ways = {"val_": lambda params, stats, examples: phase.logits(params, stats, examples.inputs)}
-    if attacked := phase.attacked:
-        ways = {
-            **ways,
-            "val_robust_": lambda p, s, examples: attacked(p, s, examples.inputs, examples.labels),
-        }
-    for prefix, ask in ways.items():
-        logits, known = logits_of(phase, state, ask)
-        if not len(known):
+    scores: dict[str, float] = {}
+    functions = {"val_": lambda params, stats, batch: phase.logits(params, stats, batch.inputs)}
+    if attacked := phase.attacked_logits:
+        functions["val_robust_"] = lambda p, s, batch: attacked(p, s, batch.inputs, batch.labels)
+    for prefix, function in functions.items():
+        logits, labels = validation_logits(phase, state, function)
+        if not len(labels):
             return {}
         if not np.isfinite(logits).all():
             raise ValueError(
-                f"{phase.name}: logits of validation pictures are not finite; lower --lr, or the rate of a group"
+                f"{phase.name}: logits of validation images are not finite; lower `lr`, or the "
+                "rate of a group"
             )
-        whole = metrics.summarize(logits, known)
-        found |= {f"{prefix}nll": whole["nll"], f"{prefix}top1": whole["top1"]}
-    return found
+        summary = metrics.summarize(logits, labels)
+        scores |= {f"{prefix}nll": summary["nll"], f"{prefix}top1": summary["top1"]}
+    return scores
 
 
-def logits_of(
-    phase: Phase, state: step.TrainState, ask: Callable[[Any, Any, step.Examples], jax.Array]
+def validation_logits(
+    phase: Phase,
+    state: step.TrainState,
+    function: Callable[[Any, Any, step.Examples], jax.Array],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits f32[n k], as `ask` gives them, and labels i32[n] of the validation pictures."""
-    mesh, rows, known = devices.mesh(), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]
-    for examples, _ in phase.validation.evaluation(phase.plan.batch_size):
-        logits = np.asarray(ask(state.averaged, state.stats, devices.shard(examples, mesh)))
-        rows.append(logits[examples.valid])
-        known.append(np.asarray(examples.labels)[examples.valid])
-    return np.concatenate(rows[1:] or rows), np.concatenate(known)
+    """Logits f32[n k] and labels i32[n] of the validation images.
+
+    Args:
+      phase: has the images.
+      state: the averaged parameters are taken.
+      function: `(params, stats, batch) -> logits`.
+    """
+    mesh, rows, labels = devices.mesh(), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]
+    for batch, _ in phase.validation_inputs.evaluation(phase.plan.batch_size):
+        logits = np.asarray(function(state.averaged, state.stats, devices.shard(batch, mesh)))
+        rows.append(logits[batch.valid])
+        labels.append(np.asarray(batch.labels)[batch.valid])
+    return np.concatenate(rows[1:] or rows), np.concatenate(labels)
 
 
-def not_finite(
-    job: FitContext, phase: Phase, step: int, row: Mapping[str, float], rows: np.ndarray
+def not_finite_message(
+    context: FitContext, phase: Phase, step: int, row: Mapping[str, float], rows: np.ndarray
 ) -> str:
-    """The sentence for a step whose loss or gradient is not finite."""
-    names = [str(job.train_set.examples[i].path) for i in rows if i >= 0]
+    """The error for a step whose loss or gradient is not finite."""
+    names = [str(context.train_set.examples[i].path) for i in rows if i >= 0]
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    kept = f"; the last good state is kept in {job.folder}" if job.folder is not None else ""
+    saved = "" if context.folder is None else f"; the last finite state is in {context.folder}"
     return (
-        f"step {step} of {phase.name}: loss {row['loss']:.4g} and gradient norm {row['grad_norm']:.4g}, wanted finite "
-        f"numbers: lower --lr, or look at its pictures with doctor ({listed}){kept}"
+        f"step {step} of {phase.name}: got loss {row['loss']:.4g} and gradient norm "
+        f"{row['grad_norm']:.4g}, expected finite numbers; lower `lr`, or examine the images of "
+        f"this step with doctor ({listed}){saved}"
     )

@@ -1,8 +1,8 @@
-"""One phase of a run: its inputs, optimizer and compiled step."""
+"""One phase of a training run before its first step: inputs, optimizer and compiled step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,18 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import devices, losses, optim, paths, pixels, reporting
+from tl import devices, losses, optim, pixels, reporting
 from tl.data import DataSpec, Skipped, augment, feed, plan
 from tl.data.plan import Plan, balanced, class_weights
 from tl.inference import features
 from tl.models import Classifier, heads
+from tl.paths import Partition
 from tl.training import adversarial, inputs, probe, rules, step
-from tl.training.inputs import Bank, Pictures, confidence
+from tl.training.inputs import CachedInputs, ImageInputs, confidence
 from tl.training.recipe import Recipe
 from tl.training.step import Examples, Step, TrainState, init, make_train_step
-from tl.types import Mode, Variables
+from tl.types import Mode, Params, Variables
 
-VALIDATION_STEPS = 5  # of the attack after each epoch; chosen, not tuned
+# Steps of the attack on the validation set after each epoch; chosen, not tuned.
+VALIDATION_STEPS = 5
+
+# Peak learning rate where `Recipe.lr` is 0: for a head alone, and for everything else (chosen on
+# ELPV).
+HEAD_LR, LR = 1e-3, 5e-3
 
 
 class FitContext(NamedTuple):
@@ -29,7 +35,7 @@ class FitContext(NamedTuple):
 
     clf: Classifier
     train_set: DataSpec
-    validation: DataSpec
+    validation_set: DataSpec
     recipe: Recipe
     seed: int
     folder: Path | None
@@ -38,7 +44,7 @@ class FitContext(NamedTuple):
 
     @property
     def augment(self) -> augment.Augment:
-        """What happens to a training picture."""
+        """The augmentation of training images."""
         return augment.make_augment(self.recipe.augment, size=self.clf.pixels.size)
 
 
@@ -46,258 +52,299 @@ class Phase(NamedTuple):
     """One phase, ready to be trained.
 
     Attributes:
-      name: of `optim.Phase`.
-      groups: `optim.table` of what trains.
-      reads: "pictures" or "bank of STAGE".
-      feed: `feeds.Pictures` or `feeds.Bank`, of the pictures to learn from and of those of validation.
-      plan: which picture stands in which step.
-      state: before the first step; its buffers are donated to it.
-      key: of the state, in a buffer of its own.
-      step: the compiled training step.
+      name: of `rules.Phase`.
+      groups: `rules.table` of what trains.
+      source: "images" or "cached STAGE".
+      train_inputs, validation_inputs: of the two sets.
+      plan: the order of the examples over all steps.
+      state: before the first step, which donates its buffers.
+      key: that of the state, in its own buffer.
+      step: the compiled train step.
       schedule: step -> learning rate.
+      train_norms: layers whose BatchNorm trains.
       logits: `(params, stats, inputs) -> f32[b k]`, in the evaluation mode.
-      attacked: `(params, stats, inputs, labels) -> f32[b k]`, of the inputs moved by the adversary; None without one.
-      host: state -> `(params, stats)` on the host, the head in the units of raw features.
+      attacked_logits: `(params, stats, inputs, labels) -> f32[b k]` of adversarial examples; None
+        without an adversary.
+      host: state -> `(params, stats)` on the host, with the head in the units of unstandardized
+        features.
     """
 
     name: str
     groups: list[dict[str, Any]]
-    reads: str
-    feed: inputs.Pictures | inputs.Bank
-    validation: inputs.Pictures | inputs.Bank
+    source: str
+    train_inputs: ImageInputs | CachedInputs
+    validation_inputs: ImageInputs | CachedInputs
     plan: Plan
     state: TrainState
     key: jax.Array
     step: Callable[[TrainState, Examples], tuple[TrainState, dict[str, jax.Array]]]
     schedule: Callable[[int], Any]
+    train_norms: frozenset[str]
     logits: Callable[[Any, Any, Any], jax.Array]
-    attacked: Callable[[Any, Any, Any, Any], jax.Array] | None
+    attacked_logits: Callable[[Any, Any, Any, Any], jax.Array] | None
     host: Callable[[TrainState], tuple[Any, Any]]
 
 
-def fit_probe(job: FitContext, params: Any, stats: Any) -> tuple[probe.Probe, tuple[Skipped, ...]]:
-    """The head's optimum on the frozen features, and the pictures that have none."""
-    variables, k = {"params": params, "batch_stats": stats}, len(job.train_set.classes)
+def fit_probe(
+    context: FitContext, params: Params, stats: Params
+) -> tuple[probe.Probe, tuple[Skipped, ...]]:
+    """Fits the head to its optimum on the frozen features.
+
+    Returns:
+      The probe, and the images that could not be read.
+    """
+    variables, k = {"params": params, "batch_stats": stats}, len(context.train_set.classes)
     parts, skipped = [], ()
-    for spec in (job.train_set, job.validation):
-        found = features.extract(
-            job.clf, variables, inputs.sources(spec), batch_size=job.recipe.batch_size
+    for spec in (context.train_set, context.validation_set):
+        extracted = features.extract(
+            context.clf, variables, inputs.sources(spec), batch_size=context.recipe.batch_size
         )
-        parts.append((found.values[found.valid], inputs.labels(spec)[found.valid]))
-        skipped += found.skipped
-    (values, known), validation_set = parts
+        valid = extracted.valid
+        parts.append((extracted.values[valid], inputs.labels(spec)[valid]))
+        skipped += extracted.skipped
+    (values, labels), validation = parts
     weights = None
-    if job.recipe.balance != "none":
-        weights = np.maximum(plan.class_weights(known, k), 1e-6).astype(np.float64)
-    return probe.fit(
+    if context.recipe.balance != "none":
+        weights = np.maximum(plan.class_weights(labels, k), 1e-6).astype(np.float64)
+    fitted = probe.fit(
         values,
-        known,
+        labels,
         k,
-        method=job.recipe.method,
-        validation=validation_set if len(validation_set[1]) else None,
-        refit=job.recipe.tune == "probe",  # what follows a probe is compared with it on validation
-        seed=job.seed,
+        method=context.recipe.method,
+        validation=validation if len(validation[1]) else None,
+        # A later phase is compared with the probe on the validation set, which must then stay held
+        # out.
+        refit=context.recipe.tune == "probe",
+        seed=context.seed,
         class_weights=weights,
-    ), skipped
+    )
+    return fitted, skipped
 
 
-# ------------------------------------------------------------------------------------------------------- before step 1
+# ---- before the first step -----------------------------------------------------------------------
 
 
 def prepare(
-    job: FitContext,
+    context: FitContext,
     number: int,
     phase: rules.Phase,
-    params: Any,
-    stats: Any,
-    opt_state: Any,
+    partition: Partition,
+    params: Params,
+    stats: Params,
+    opt_state: Any = None,
     *,
     schedules: Callable[[float, int], Callable[[Any], Any]] | None = None,
 ) -> Phase:
-    """Everything of a phase but its loop: feeds, optimizer, compiled step; tells the table of what trains.
+    """Everything of a phase except its loop; reports the table of what trains.
 
-    `schedules` is taken in place of the recipe's: (peak, steps) -> learning rate by step.
+    Args:
+      context: the arguments of `fit`.
+      number: of the phase; part of its random key.
+      phase: name, rules and share of the epochs.
+      partition: the rules applied to `params`.
+      params, stats: the variables at the start of the phase.
+      opt_state: of the phase before; None starts from zero moments.
+      schedules: `(peak, steps) -> schedule` instead of the one of the recipe.
     """
-    clf, recipe, stages = job.clf, job.recipe, job.clf.spec.endpoints
-    labels = paths.label(params, phase.rules)
-    train_norms, frozen_prefix = (
-        rules.trainable_norm_layers(labels, stats),
-        rules.frozen_prefix(labels, stages),
-    )
-    if frozen_prefix == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
-        frozen_prefix = stages[-1]
-    if recipe.adversary() and frozen_prefix and recipe.bank_gib:
+    clf, recipe, stages = context.clf, context.recipe, context.clf.spec.endpoints
+    train_norms = rules.trainable_norm_layers(partition.trained, stats)
+    prefix = rules.frozen_prefix(partition.trained, stages)
+    if prefix == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
+        prefix = stages[-1]
+    if recipe.adversary() and prefix and recipe.bank_gib:
         raise ValueError(
-            f"--adversarial={recipe.adversarial} moves pixels, and {phase.name} learns from a bank of what the frozen "
-            f"{frozen_prefix} made of them once; take --tune=all or lp_ft, or --bank_gib=0"
+            f"`adversarial={recipe.adversarial}` changes pixels, but {phase.name} trains on the "
+            f"output of the frozen {prefix}, computed once; use `tune=all`, `tune=lp_ft` or "
+            "`bank_gib=0`"
         )
-    feed, validation, scale = _feeds(job, frozen_prefix, {"params": params, "batch_stats": stats})
-    banked = isinstance(feed, Bank)
-    plan = Plan(
-        n=len(job.train_set.examples),
+    train_inputs, validation_inputs, scale = _inputs(
+        context, prefix, {"params": params, "batch_stats": stats}
+    )
+    cached = isinstance(train_inputs, CachedInputs)
+    train_labels = inputs.labels(context.train_set)
+    order = Plan(
+        n=len(train_labels),
         batch_size=recipe.batch_size,
         epochs=max(round(recipe.epochs * phase.share), 1),
-        seed=job.seed,
-        weights=balanced(inputs.labels(job.train_set)) if recipe.balance == "sampler" else None,
+        seed=context.seed,
+        weights=balanced(train_labels) if recipe.balance == "sampler" else None,
     )
-    lr = recipe.lr or (1e-3 if frozen_prefix == "features" else 5e-3)
-    adversary = recipe.adversary(len(plan))
-    replays = (
-        adversary.replays if adversary and adversary.method == "free" else 1
-    )  # each is a step of the optimizer
-    by_update = (schedules or optim.SCHEDULES[recipe.schedule])(lr, replays * len(plan))
+    lr = recipe.lr or (HEAD_LR if prefix == "features" else LR)
+    adversary = recipe.adversary(len(order))
+    # Each replay of "free" is a step of the optimizer.
+    replays = adversary.replays if adversary and adversary.method == "free" else 1
+    rate_of_update = (schedules or optim.SCHEDULES[recipe.schedule])(lr, replays * len(order))
     factors = rules.rate_factors(
-        phase.rules, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay
+        partition.groups, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay
     )
-    rule = optim.OPTIMIZERS[recipe.optimizer](recipe.weight_decay)
     optimizer = optim.partitioned(
-        params, phase.rules, rule, by_update, factors=factors, clip=recipe.clip
+        partition,
+        optim.OPTIMIZERS[recipe.optimizer](recipe.weight_decay),
+        rate_of_update,
+        factors=factors,
+        clip=recipe.clip,
     )
-
-    def forward(params: Any, stats: Any, inputs: jax.Array, mode: Mode) -> tuple[Any, Any]:
-        variables = {"params": params, "batch_stats": stats}
-        if banked:
-            output = clf.apply_from(variables, inputs, frozen_prefix, mode, train_norms=train_norms)
-        else:
-            images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
-            output = clf.apply(variables, images01, mode, train_norms=train_norms)
-        return output.logits, output.stats
-
+    evaluate = _forward(clf, prefix if cached else "", Mode.EVAL, train_norms)
     mode = Mode.TRAIN if recipe.bn == "update" and train_norms else Mode.EVAL
-    k = len(job.train_set.classes)
-    live_forward = lambda params, stats, inputs: forward(params, stats, inputs, mode)
-    hooks = adversarial.hooks(adversary, live_forward) if adversary else adversarial.Hooks()
-    step = make_train_step(
-        live_forward,
+    forward = _forward(clf, prefix if cached else "", mode, train_norms)
+    k = len(context.train_set.classes)
+    hooks = adversarial.hooks(adversary, forward) if adversary else adversarial.Hooks()
+    train_step = make_train_step(
+        forward,
         optimizer,
         loss=hooks.loss,
         replay=hooks.replay,
         smoothing=recipe.smoothing,
-        augment=None if banked else _augmenting(job.augment, always=adversary is not None),
-        class_weights=class_weights(inputs.labels(job.train_set), k)
-        if recipe.balance == "weights"
-        else None,
+        augment=None if cached else _augmenting(context.augment, always=adversary is not None),
+        class_weights=class_weights(train_labels, k) if recipe.balance == "weights" else None,
         microbatches=recipe.microbatches,
         ema_decay=recipe.ema,
     )
-    started = {**params, "head": _to_standard(params["head"], scale)}
-    keys = [jax.random.fold_in(jax.random.key(job.seed), number) for _ in range(2)]
-    state = init(started, phase.rules, optimizer, stats=stats, key=keys[0], ema=recipe.ema > 0)
+    keys = [jax.random.fold_in(jax.random.key(context.seed), number) for _ in range(2)]
+    state = init(
+        {**params, "head": _standardize(params["head"], scale)},
+        partition,
+        optimizer,
+        stats=stats,
+        key=keys[0],
+        ema=recipe.ema > 0,
+    )
     if opt_state is not None:
         state = state._replace(opt_state=optim.carry_state(opt_state, state.opt_state))
 
     table = rules.table(
         params,
-        phase.rules,
+        partition,
         lr=lr,
         factors=factors,
         weight_decay=recipe.weight_decay,
         bn=recipe.bn,
-        norms=rules.trainable_norm_layers(dict.fromkeys(labels, "all"), stats),
+        norms=rules.norm_layers(stats),
         moments=2 if recipe.optimizer == "adamw" else 1,
     )
-    reads = f"bank of {frozen_prefix}" if banked else "pictures"
-    job.say(
-        f"{phase.name}: {plan.epochs} epochs of {plan.steps_per_epoch} steps of {plan.batch_size}, from "
-        f"{'the ' if banked else ''}{reads}"
+    source = f"cached {prefix}" if cached else "images"
+    context.say(
+        f"{phase.name}: {order.epochs} epochs of {order.steps_per_epoch} steps of "
+        f"{order.batch_size}, from {source}"
     )
-    job.say(reporting.columns(list(table[0]), [list(row.values()) for row in table]))
-    mesh = devices.mesh()
-    state = devices.replicate(state, mesh)
-    compiled = compiled_to_fit(job, step, state, feed)
+    context.say(reporting.columns(list(table[0]), [list(row.values()) for row in table]))
+    state = devices.replicate(state, devices.mesh())
 
     def host(state: TrainState) -> tuple[Any, Any]:
         params, stats = jax.tree.map(np.asarray, (state.averaged, state.stats))
-        return {**params, "head": _from_standard(params["head"], scale)}, stats
+        return {**params, "head": _unstandardize(params["head"], scale)}, stats
 
-    settled = lambda params, stats, inputs: forward(params, stats, inputs, Mode.EVAL)
-    logits = jax.jit(lambda params, stats, inputs: settled(params, stats, inputs)[0])
-    attacked = _attacked(adversary, settled, k, job.seed) if adversary else None
-    schedule = lambda step: by_update(step * replays)
     return Phase(
-        phase.name,
-        table,
-        reads,
-        feed,
-        validation,
-        plan,
-        state,
-        keys[1],
-        compiled,
-        schedule,
-        logits,
-        attacked,
-        host,
+        name=phase.name,
+        groups=table,
+        source=source,
+        train_inputs=train_inputs,
+        validation_inputs=validation_inputs,
+        plan=order,
+        state=state,
+        key=keys[1],
+        step=compile_step(context, train_step, state, train_inputs),
+        schedule=lambda step: rate_of_update(step * replays),
+        train_norms=train_norms,
+        logits=jax.jit(lambda params, stats, inputs: evaluate(params, stats, inputs)[0]),
+        attacked_logits=_attacked(adversary, evaluate, k, context.seed) if adversary else None,
+        host=host,
     )
 
 
-def compiled_to_fit(job: FitContext, step: Step, state: TrainState, feed: Pictures | Bank) -> Step:
-    """The step, compiled for this feed's batches; ValueError with a size that fits where memory is too small for them."""
-    mesh, b = devices.mesh(), job.recipe.batch_size
-    inputs = feed.blank()
+def compile_step(
+    context: FitContext, step: Step, state: TrainState, train_inputs: ImageInputs | CachedInputs
+) -> Step:
+    """Compiles the step for the batches of these inputs.
+
+    Raises:
+      ValueError: the step does not fit into the device's memory; names a batch size that does.
+    """
+    mesh, b = devices.mesh(), context.recipe.batch_size
+    example = train_inputs.example_input()
 
     def compiled(size: int) -> Any:
-        sure = None if confidence(job.train_set) is None else np.ones(size, np.float32)
-        blank = Examples(
-            np.repeat(inputs, size, 0), np.zeros(size, np.int32), np.zeros(size, bool), sure
+        sure = None if confidence(context.train_set) is None else np.ones(size, np.float32)
+        batch = Examples(
+            np.repeat(example, size, 0), np.zeros(size, np.int32), np.zeros(size, bool), sure
         )
-        return step.lower(state, devices.shard(blank, mesh)).compile()  # type: ignore[attr-defined]
+        return step.lower(state, devices.shard(batch, mesh)).compile()  # type: ignore[attr-defined]
 
-    program, room = compiled(b), devices.limit()
-    if room is not None and devices.needs(program) > room:
-        fits = (
-            devices.largest_batch(lambda size: devices.needs(compiled(size)), b // 2, room=room)
-            if b > 1
-            else 0
-        )
-        need, have = devices.needs(program) / 1e9, room / 1e9
+    program, memory = compiled(b), devices.limit()
+    if memory is not None and devices.needs(program) > memory:
+        size = 0
+        if b > 1:
+            size = devices.largest_batch(
+                lambda size: devices.needs(compiled(size)), b // 2, room=memory
+            )
+        needed, free = devices.needs(program) / 1e9, memory / 1e9
         raise ValueError(
-            f"a step of --batch_size={b} needs {need:.1f} GB and {have:.1f} GB are free; --batch_size={fits} fits, or "
-            f"--microbatches={b // max(fits, 1)}"
+            f"a step of `batch_size={b}` needs {needed:.1f} GB, but {free:.1f} GB are free; use "
+            f"`batch_size={size}` or `microbatches={b // max(size, 1)}`"
         )
     return program
 
 
-def _feeds(
-    job: FitContext, frozen_prefix: str, variables: Variables
-) -> tuple[Any, Any, tuple[np.ndarray, np.ndarray] | None]:
-    """Feeds of learning and validation, and, for a bank of features, the (mean, std) by which it was standardised.
+def _forward(clf: Classifier, start: str, mode: Mode, train_norms: frozenset[str]) -> step.Forward:
+    """The network as a function of images, or of the outputs of the stage `start`."""
 
-    A head sees standardised features, so that one learning rate suits every backbone; `Phase.host` undoes it.
+    def forward(params: Any, stats: Any, inputs: jax.Array) -> tuple[Any, Any]:
+        variables = {"params": params, "batch_stats": stats}
+        if start:
+            output = clf.apply_from(variables, inputs, start, mode, train_norms=train_norms)
+        else:
+            images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
+            output = clf.apply(variables, images01, mode, train_norms=train_norms)
+        return output.logits, output.stats
+
+    return forward
+
+
+Scale = tuple[np.ndarray, np.ndarray] | None
+"""`(mean, std)` f32[d] by which cached features were standardized; None where they were not."""
+
+
+def _inputs(context: FitContext, prefix: str, variables: Variables) -> tuple[Any, Any, Scale]:
+    """Inputs of training and validation, and the scale of cached features.
+
+    A linear head is trained on standardized features, so that one learning rate suits every
+    backbone; `Phase.host` converts it back.
     """
-    recipe, clf = job.recipe, job.clf
-    frozen_prefix = "" if recipe.adversary() else frozen_prefix
-    once = augment.make_augment("none", size=clf.pixels.size)
-    share = len(job.train_set.examples) / max(
-        len(job.train_set.examples) + len(job.validation.examples), 1
+    recipe, clf, train_set = context.recipe, context.clf, context.train_set
+    validation_set = context.validation_set
+    prefix = "" if recipe.adversary() else prefix
+    n, m = len(train_set.examples), len(validation_set.examples)
+    gib = recipe.bank_gib * n / max(n + m, 1)
+    size: Mapping[str, Any] = {"batch_size": recipe.batch_size}
+    cache = inputs.compute_cache(
+        clf, variables, train_set, prefix, context.augment, gib=gib, **size
     )
-    made = {"gib": recipe.bank_gib * share, "batch_size": recipe.batch_size}
-    bank = inputs.bank(clf, variables, job.train_set, frozen_prefix, job.augment, **made)
-    if bank is None:
+    if cache is None:
         workers = feed.auto_workers() if recipe.workers < 0 else recipe.workers
-        read = inputs.Pictures(clf, job.train_set, job.augment, workers)
-        return read, read._replace(spec=job.validation), None
-    validation_set = inputs.bank(
-        clf, variables, job.validation, frozen_prefix, once, **{**made, "gib": float("inf")}
+        images = ImageInputs(clf, train_set, context.augment, workers)
+        return images, images._replace(spec=validation_set), None
+    plain = augment.make_augment("none", size=clf.pixels.size)
+    validation = inputs.compute_cache(
+        clf, variables, validation_set, prefix, plain, gib=float("inf"), **size
     )
-    assert validation_set is not None  # whatever its size
-    if frozen_prefix != "features" or heads.kind(clf.head) != "linear":  # type: ignore[arg-type]
-        return bank, validation_set, None
-    seen = bank.maps[bank.valid].reshape(-1, bank.maps.shape[-1])
-    mean, std = seen.mean(axis=0), seen.std(axis=0) + 1e-6
-    return bank.standardized(mean, std), validation_set.standardized(mean, std), (mean, std)
+    assert validation is not None  # its size is not limited
+    if prefix != "features" or heads.kind(clf.head) != "linear":  # type: ignore[arg-type]
+        return cache, validation, None
+    values = cache.maps[cache.valid].reshape(-1, cache.maps.shape[-1])
+    mean, std = values.mean(axis=0), values.std(axis=0) + 1e-6
+    return cache.standardized(mean, std), validation.standardized(mean, std), (mean, std)
 
 
-def _to_standard(head: Any, scale: tuple[np.ndarray, np.ndarray] | None) -> Any:
-    """A linear head for standardised features that says what `head` says of raw ones."""
+def _standardize(head: Any, scale: Scale) -> Any:
+    """The linear head on standardized features that is equal to `head` on the original ones."""
     if scale is None:
         return head
     mean, std = scale
     return {"kernel": head["kernel"] * std[:, None], "bias": head["bias"] + mean @ head["kernel"]}
 
 
-def _from_standard(head: Any, scale: tuple[np.ndarray, np.ndarray] | None) -> Any:
-    """The inverse of `_to_standard`."""
+def _unstandardize(head: Any, scale: Scale) -> Any:
+    """The inverse of `_standardize`."""
     if scale is None:
         return head
     mean, std = scale
@@ -308,23 +355,26 @@ def _from_standard(head: Any, scale: tuple[np.ndarray, np.ndarray] | None) -> An
 def _attacked(
     adversary: adversarial.Adversary, forward: step.Forward, k: int, seed: int
 ) -> Callable[..., jax.Array]:
-    """`Phase.attacked`: projected gradient ascent on the cross-entropy at the full radius, the same start in every epoch."""
+    """`Phase.attacked_logits`: PGD on the cross-entropy, from the same start in every epoch."""
     perturb = adversarial.make_perturb(forward, steps=VALIDATION_STEPS)
 
     @jax.jit
     def attacked(params: Any, stats: Any, inputs: jax.Array, labels: jax.Array) -> jax.Array:
         keys = jax.random.split(jax.random.key(seed), len(inputs))
-        targets, eps = losses.smoothed(labels, k), jnp.float32(adversary.eps)
-        moved = perturb(params, stats, keys, pixels.to_images01(inputs), targets, eps)
-        return forward(params, stats, moved)[0]
+        targets, eps = losses.smooth_labels(labels, k), jnp.float32(adversary.eps)
+        perturbed = perturb(params, stats, keys, pixels.to_images01(inputs), targets, eps)
+        return forward(params, stats, perturbed)[0]
 
     return attacked
 
 
-def _augmenting(how: augment.Augment, *, always: bool = False) -> step.Augment | None:
-    """`always`: pictures become numbers in [0, 1] even where nothing else is done to them."""
-    if not how.words and not always:
+def _augmenting(augmentation: augment.Augment, *, always: bool = False) -> step.Augment | None:
+    """The augmentation as a function of the step; None for "none".
+
+    With `always`, images are converted to [0, 1] even without an augmentation.
+    """
+    if not augmentation.words and not always:
         return None
-    return lambda key, inputs, targets, valid: how.apply(
+    return lambda key, inputs, targets, valid: augmentation.apply(
         key, pixels.to_images01(inputs), targets, valid
     )

@@ -7,16 +7,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl import devices, optim
+from tl import devices, optim, paths
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.training.phase import FitContext, prepare
-from tl.training.recipe import Recipe, apply_label_confidence
+from tl.training.recipe import Recipe, apply_label_confidence, empty_set
 from tl.types import Variables
 
 
 class Rates(NamedTuple):
-    """What a learning-rate finder found: the rate to take, and (rate, smoothed loss) of each step."""
+    """The result of `find_rate`.
+
+    Attributes:
+      rate: the suggested learning rate.
+      curve: `(rate, smoothed loss)` of each step.
+    """
 
     rate: float
     curve: list[tuple[float, float]]
@@ -31,33 +36,43 @@ def find_rate(
     seed: int,
     steps: int = 100,
 ) -> Rates:
-    """Raises the rate from 1e-6 to 1 over some steps of the last phase, and takes a tenth of where the smoothed loss is least.
+    """Suggests a learning rate: a tenth of the rate with the smallest smoothed loss.
 
-    Stops where the loss is four times its least. The variables are left as they are.
+    The rate rises from 1e-6 to 1 over the steps of the last phase, and stops where the loss exceeds
+    four times its minimum. `variables` do not change.
 
-    Reference: Smith 2017, arXiv:1506.01186, section 3.3; smoothing (0.9) and the tenth as in fastai's `lr_find`.
+    Args:
+      clf, variables: the network.
+      train_set: labeled images.
+      recipe: how to train.
+      seed: of all randomness.
+      steps: at least this many; whole epochs are taken.
+
+    Reference:
+      Smith 2017, arXiv:1506.01186, section 3.3; smoothing (0.9) and the tenth as in fastai's
+      `lr_find`.
     """
     per_epoch = -(-len(train_set.examples) // recipe.batch_size)
-    tried = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
-    none = dataclasses.replace(train_set, examples=(), skipped=())
-    job = FitContext(
+    trial = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
+    context = FitContext(
         clf,
         apply_label_confidence(train_set, recipe),
-        none,
-        tried,
+        empty_set(train_set),
+        trial,
         seed,
         None,
         lambda row: None,
         lambda line: None,
     )
-    last = tried.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
-    stats = variables.get("batch_stats", {})
-    phase = prepare(job, 0, last, variables["params"], stats, None, schedules=optim.rate_range)
+    last = trial.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    partition = paths.partition(params, last.rules)
+    phase = prepare(context, 0, last, partition, params, stats, schedules=optim.rate_range)
     mesh, state, curve, average = devices.mesh(), phase.state, [], 0.0
-    with phase.feed.training(phase.plan, 0, phase.key) as feed:
+    with phase.train_inputs.training(phase.plan, 0, phase.key) as batches:
         for step in range(len(phase.plan)):
-            state, measured = phase.step(state, devices.shard(next(feed).examples, mesh))
-            average = 0.9 * average + 0.1 * float(measured["loss"])
+            state, metrics = phase.step(state, devices.shard(next(batches).examples, mesh))
+            average = 0.9 * average + 0.1 * float(metrics["loss"])
             smooth = average / (1 - 0.9 ** (step + 1))
             if not np.isfinite(smooth) or (curve and smooth > 4 * min(loss for _, loss in curve)):
                 break

@@ -14,39 +14,40 @@ from tl.training.adversarial import Adversary
 from tl.training.rules import Phase, phases
 
 
-def pixels_for(clf: Classifier, spec: DataSpec, crop: str, image_size: int) -> Classifier:
-    """The network's preprocessing for this data set: its own rule, unless the set or the user wants whole pictures."""
-    changes: dict[str, Any] = {"size": image_size} if image_size else {}
-    if crop == "none" or (not crop and spec.whole):
-        changes["resize"] = "squash"
-    return clf.with_pixels(**changes)
-
-
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that decides how a classifier is trained, beside its data, its network and the seed.
+    """Everything that decides how a classifier is trained, except data, network and seed.
 
     Attributes:
-      tune: a short form of `optim.TUNE`.
-      rules: in place of `tune`: `((regex, label), ...)`.
-      bn: a word of `optim.BN`.
-      method: of a probe, a name of `probe.METHODS`.
-      epochs, batch_size: of all phases together, and of every step.
-      lr: peak learning rate of the head; 0 takes 1e-3 where the head alone trains and 5e-3 elsewhere (chosen on ELPV).
-      backbone_lr: factor on it for everything else.
-      layer_decay: further factor for each stage away from the head.
-      optimizer, schedule: words of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
-      weight_decay, clip, smoothing, ema: as in `optim` and `train`; 0 leaves each out.
-      soft_labels: a label of a set that tells how sure it is (`Example.confidence`) counts as that much; probes take it whole.
-      microbatches: parts of a batch whose gradients are summed.
-      patience: epochs without a better validation loss after which a phase ends; 0 never ends it.
-      augment: words for `augment.make_augment`.
-      balance: "none", "weights" (in the loss) or "sampler" (classes drawn equally often).
-      workers: processes that decode; -1 lets `loader.auto_workers` decide.
-      bank_gib: memory that the maps of a frozen prefix may take, in GiB; 0 always reads pictures.
-      save_every: steps between two checkpoints, beside those at each epoch's end; 0 for those alone.
-      adversarial: "none", or a row of `robust.METHODS`; the best epoch is then that of the least error under attack.
-      adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: as in `robust.Adversary`.
+      tune: one of `rules.TUNE`: what trains.
+      rules: `((regex, label), ...)` instead of `tune`.
+      bn: one of `rules.BN`.
+      method: of a probe, one of `probe.METHODS`.
+      epochs: passes over the training set, of all phases together.
+      batch_size: images per step.
+      lr: peak learning rate of the head; 0 means 1e-3 where only the head trains and 5e-3 otherwise
+        (chosen on ELPV).
+      backbone_lr: factor on `lr` for everything except the head.
+      layer_decay: further factor per stage away from the head.
+      optimizer, schedule: one of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
+      weight_decay: of kernels; 0 for none.
+      clip: largest norm of the gradient; 0 does not clip.
+      smoothing: label smoothing in [0, 1).
+      soft_labels: whether labels are weighted by `Example.confidence`; a probe ignores it.
+      ema: decay of the running average of the parameters, in [0, 1); 0 for none.
+      microbatches: number of parts of a batch whose gradients are summed.
+      patience: epochs without a smaller validation loss after which a phase stops; 0 never stops
+        it.
+      augment: for `augment.make_augment`.
+      balance: "none", "weights" (in the loss) or "sampler" (all classes are drawn equally often).
+      workers: processes that decode images; 0 uses threads, -1 lets `loader.auto_workers` decide.
+      bank_gib: memory for the cached outputs of a frozen prefix, in GiB; 0 always reads images.
+      save_every: steps between checkpoints, in addition to one at the end of each epoch; 0 for
+        none.
+      adversarial: "none", or one of `adversarial.METHODS`; the best epoch then has the smallest
+        error under attack.
+      adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: of
+        `adversarial.Adversary`.
       adversarial_warmup: share of a phase over which the radius grows from 0, in [0, 1].
     """
 
@@ -82,12 +83,16 @@ class Recipe:
 
     def phases(self, stages: Sequence[str]) -> tuple[Phase, ...]:
         """The phases of this recipe on a network with these stages."""
-        return (
-            (Phase("rules", self.rules),) if self.rules else phases(self.tune, stages, bn=self.bn)
-        )
+        if self.rules:
+            return (Phase("rules", self.rules),)
+        return phases(self.tune, stages, bn=self.bn)
 
     def adversary(self, steps: int = 0) -> Adversary | None:
-        """Against whom a phase of so many batches trains; None where that is nobody. Raises the errors of its fields."""
+        """The adversary of a phase with this many batches; None without adversarial training.
+
+        Raises:
+          ValueError: those of `Adversary`.
+        """
         if self.adversarial == "none":
             return None
         return Adversary(
@@ -100,13 +105,38 @@ class Recipe:
         )
 
 
+def pixels_for(clf: Classifier, spec: DataSpec, crop: str, image_size: int) -> Classifier:
+    """The classifier with the preprocessing for a data set.
+
+    Args:
+      clf: a classifier with the preprocessing of its weights.
+      spec: the data set; `spec.whole` asks for whole images.
+      crop: "weights" (the weights' own rule), "none" (whole images, resized without keeping the
+        aspect ratio), or "" (the rule of the data set).
+      image_size: side of the input in pixels; 0 means the weights' own.
+    """
+    changes: dict[str, Any] = {"size": image_size} if image_size else {}
+    if crop == "none" or (not crop and spec.whole):
+        changes["resize"] = "squash"
+    return clf.with_pixels(**changes)
+
+
+def empty_set(spec: DataSpec) -> DataSpec:
+    """A data set with the classes of another and no images."""
+    return dataclasses.replace(spec, examples=(), skipped=())
+
+
 def apply_label_confidence(train_set: DataSpec, recipe: Recipe) -> DataSpec:
-    """The set with its labels as sure as the recipe takes them."""
+    """The training set with all confidences set to 1, unless the recipe uses soft labels.
+
+    Raises:
+      ValueError: `recipe.soft_labels` for a set whose labels are all certain.
+    """
     certain = inputs.confidence(train_set) is None
     if recipe.soft_labels and certain:
         raise ValueError(
-            f"--soft_labels wants labels that say how sure they are; those of {train_set.name} are all certain: take elpv, or a "
-            "CSV with a column confidence"
+            f"`soft_labels` needs label confidences: got {train_set.name}, where all are 1; use "
+            "elpv, or a CSV file with a column confidence"
         )
     if recipe.soft_labels or certain:
         return train_set
@@ -115,15 +145,20 @@ def apply_label_confidence(train_set: DataSpec, recipe: Recipe) -> DataSpec:
 
 
 def check_adversary(recipe: Recipe, stages: Sequence[str]) -> None:
-    """ValueError where the adversary of a recipe is none that can be trained against."""
+    """Checks the adversary of a recipe.
+
+    Raises:
+      ValueError: a field out of range, or a recipe without gradient steps.
+    """
     if recipe.adversary() is None:
         return
-    what = f"--adversarial={recipe.adversarial}"
     if not 0 <= recipe.adversarial_warmup <= 1:
         raise ValueError(
-            f"--adversarial_warmup is a share of the steps in [0, 1]; got {recipe.adversarial_warmup:g}"
+            "`adversarial_warmup` must be a share of the steps in [0, 1]: got "
+            f"{recipe.adversarial_warmup:g}"
         )
     if all(phase.name == "probe" for phase in recipe.phases(stages)):
         raise ValueError(
-            f"{what} wants gradient steps, and --tune={recipe.tune} has none; take --tune=lp_ft or all"
+            f"`adversarial={recipe.adversarial}` needs gradient steps: got `tune={recipe.tune}`, "
+            "which has none; use `tune=lp_ft` or `tune=all`"
         )

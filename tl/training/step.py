@@ -1,7 +1,8 @@
-"""The training step: a gradient on the trainable subtree, and nothing of the frozen one.
+"""The train step: a gradient with respect to the trainable subtree only.
 
-A frozen leaf has no gradient, no optimizer state, no decay and no place in a norm, because it is not an argument of the
-differentiated function. Loops, data and logs are the caller's (`tl.training.fit` is one).
+A frozen leaf has no gradient, no optimizer state and no decay, and does not count in a gradient
+norm, because it is not an argument of the differentiated function. The step does not read data,
+loop or log: `tl.training.loop` does.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ import jax.numpy as jnp
 import optax
 
 from tl import losses, optim
-from tl.paths import FROZEN, Rules, label, merge, split
-from tl.types import Array
+from tl.paths import Partition, merge
+from tl.types import Array, Params
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, and the frozen rest that it reads.
+    """Everything that a step changes, and the frozen parameters that it reads.
 
     Attributes:
-      step: i32[], steps done.
+      step: i32[], number of completed steps.
       trainable: params with `None` where a leaf is frozen.
       frozen: params with `None` where a leaf is trainable.
-      stats: `batch_stats`, of frozen layers too.
+      stats: `batch_stats`, those of frozen layers included.
       opt_state: of the trainable leaves only.
       ema: running average of the trainable leaves, or None.
-      key: from which, and from the step, all that is random in a step is drawn.
+      key: with `step`, the source of all randomness in a step.
     """
 
     step: jax.Array
@@ -41,19 +42,23 @@ class TrainState(NamedTuple):
 
     @property
     def params(self) -> dict[str, Any]:
-        """The whole tree."""
+        """All parameters."""
         return merge(self.trainable, self.frozen)
 
     @property
     def averaged(self) -> dict[str, Any]:
-        """The whole tree with the running averages in place, where they are kept."""
+        """All parameters, trainable ones replaced by their running averages if there are any."""
         return self.params if self.ema is None else merge(self.ema, self.frozen)
 
 
 class Examples(NamedTuple):
-    """One batch of fixed shape: `inputs` [b ...], `labels` i32[b], `valid` bool[b] (False: padding, no weight).
+    """One batch of fixed shape.
 
-    `confidence` f32[b] is how sure each label is, for soft targets; None takes labels for certain.
+    Attributes:
+      inputs: [b ...].
+      labels: i32[b].
+      valid: bool[b]; False marks padding, which has no weight.
+      confidence: f32[b], the probability of each label, for soft targets; None means 1.
     """
 
     inputs: Array
@@ -69,12 +74,15 @@ Augment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array
 """`(key, inputs, targets f32[b k], valid bool[b]) -> (inputs, targets)`."""
 
 Loss = Callable[..., tuple[jax.Array, jax.Array, Any]]
-"""`(params, stats, keys, step, inputs, targets) -> (loss f32[b], logits f32[b k], stats)`: `keys` are one an example, `step`
-i32[] those done. Example i is a matter of row i alone, unless BatchNorm follows the batch."""
+"""`(params, stats, keys, step, inputs, targets) -> (loss f32[b], logits f32[b k], stats)`.
+
+`keys` has one key per example, `step` i32[] is the number of completed steps. Row i of the results
+depends on example i only, unless BatchNorm uses the statistics of the batch.
+"""
 
 
-class Moving(NamedTuple):
-    """The part of a `TrainState` that the gradient of one batch changes."""
+class StepVariables(NamedTuple):
+    """The part of a `TrainState` that one optimizer step changes."""
 
     trainable: Any
     stats: Any
@@ -83,12 +91,15 @@ class Moving(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """A batch taken several times, its inputs moving by the backward pass that trains (`tl.training.adversarial`, "free").
+    """Several optimizer steps on one batch; the same backward pass also changes its inputs.
+
+    Used by "free" adversarial training (`tl.training.adversarial`).
 
     Attributes:
-      times: steps of the optimizer that a batch makes.
-      start: `(keys, step, inputs) -> inputs`, of the first time.
-      move: `(gradient, step, inputs, center) -> inputs`, of the next time; `center` are the inputs as they came.
+      times: optimizer steps per batch.
+      start: `(keys, step, inputs) -> inputs` of the first step.
+      move: `(gradient, step, inputs, center) -> inputs` of the next step; `center` are the original
+        inputs.
     """
 
     times: int
@@ -98,23 +109,30 @@ class Replay(NamedTuple):
 
 Step = Callable[[TrainState, Examples], tuple[TrainState, dict[str, jax.Array]]]
 
-LOSS_KEY = (
-    1 << 16
-)  # beyond the words of an augmentation, which fold 0, 1, 2 ... into the step's key
+# Folded into the step's key for the loss. Augmentations fold in 0, 1, 2, ...
+LOSS_KEY = 1 << 16
 
 
 def init(
-    params: Any,
-    rules: Rules,
+    params: Params,
+    partition: Partition,
     optimizer: optax.GradientTransformation,
     *,
     stats: Any = None,
     key: jax.Array | None = None,
     ema: bool = False,
 ) -> TrainState:
-    """The state before the first step, a copy of its arguments; rules as for `paths.label`, which also raises their errors."""
-    copied = jax.tree.map(jnp.array, params)
-    frozen, trainable = split(copied, label(params, rules), FROZEN)
+    """The state before the first step.
+
+    Args:
+      params: all parameters; they are copied, because a step donates the buffers of its state.
+      partition: which of them train.
+      optimizer: for the trainable tree, such as `optim.partitioned`.
+      stats: `batch_stats`; also copied.
+      key: default `jax.random.key(0)`.
+      ema: whether to keep a running average.
+    """
+    trainable, frozen = partition.split(jax.tree.map(jnp.array, params))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
@@ -127,7 +145,7 @@ def init(
 
 
 def plain_loss(forward: Forward) -> Loss:
-    """Cross-entropy of the inputs as they are."""
+    """Cross-entropy of the unchanged inputs."""
 
     def loss(
         params: Any,
@@ -138,8 +156,8 @@ def plain_loss(forward: Forward) -> Loss:
         targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array, Any]:
         del keys, step
-        logits, moved = forward(params, stats, inputs)
-        return losses.soft_cross_entropy(logits, targets), logits, moved
+        logits, new_stats = forward(params, stats, inputs)
+        return losses.soft_cross_entropy(logits, targets), logits, new_stats
 
     return loss
 
@@ -156,31 +174,34 @@ def make_train_step(
     loss: Loss | None = None,
     replay: Replay | None = None,
 ) -> Step:
-    """A jitted step `(train_state, examples) -> (train_state, metrics)`; the old state's buffers are donated to the new.
+    """A jitted step `(train_state, examples) -> (train_state, metrics)`.
 
-    A step whose loss or gradient is not finite changes nothing but the count of steps, so that the last good state is kept.
+    The buffers of the old state are donated. If the loss or the gradient is not finite, a step
+    changes nothing except the step count, so the last finite state is kept.
 
     Args:
-      forward: params, statistics and inputs to logits and moved statistics.
-      optimizer: for the trainable half.
+      forward: `(params, stats, inputs) -> (logits, stats)`.
+      optimizer: for the trainable tree.
       smoothing: label smoothing, in [0, 1).
-      augment: changes inputs and targets, keyed by the state's key and its step.
-      class_weights: f32[k], weight of an example of each class.
-      microbatches: parts, of equal size, whose gradients are summed one after the other: less memory, the same step (where
-        BatchNorm follows the batch, a part is the batch).
-      ema_decay: of the running average, at most; while young it follows faster, (1 + t) / (10 + t), as in TensorFlow's
-        `ExponentialMovingAverage`.
-      loss: in place of `plain_loss(forward)`, such as a row of `robust.METHODS` makes.
-      replay: takes each batch several times, as many steps of the optimizer.
+      augment: changes inputs and targets; its key is derived from the state's key and step.
+      class_weights: f32[k], weight of an example of each class; default 1.
+      microbatches: number of equal parts of a batch whose gradients are summed one after the other:
+        less memory, the same step. (With batch statistics in BatchNorm, the statistics are those of
+        a part.)
+      ema_decay: upper limit of the decay of the running average; at step t it is at most (1 + t) /
+        (10 + t), as in TensorFlow's `ExponentialMovingAverage`.
+      loss: default `plain_loss(forward)`; `adversarial.hooks` makes others.
+      replay: makes several optimizer steps per batch.
 
     Returns:
-      The step; its metrics are `loss` (nats, weighted mean over valid examples), `accuracy` (of the labels, after
-      augmentation, by the logits that the loss gives), `grad_norm` (trainable leaves) and `finite`; means over replays.
+      The step. Its metrics are `loss` (nats, weighted mean over valid examples), `accuracy` (of the
+      labels, after augmentation, from the logits that the loss returns), `grad_norm` (over
+      trainable leaves) and `finite`; with `replay`, means over its steps.
 
     Raises:
-      ValueError: while tracing, a batch that `microbatches` does not divide.
+      ValueError: while tracing, if `microbatches` does not divide the batch.
     """
-    each_loss = plain_loss(forward) if loss is None else loss
+    loss_fn = plain_loss(forward) if loss is None else loss
 
     def total_loss(
         trainable: Any,
@@ -191,11 +212,10 @@ def make_train_step(
         *others: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         keys, targets, labels, weights, valid = others
-        values, logits, moved = each_loss(
-            merge(trainable, frozen), stats, keys, step, inputs, targets
-        )
-        right = jnp.sum(valid * (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
-        return jnp.sum(weights * values), (right, moved)
+        params = merge(trainable, frozen)
+        values, logits, new_stats = loss_fn(params, stats, keys, step, inputs, targets)
+        correct = jnp.sum(valid * (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
+        return jnp.sum(weights * values), (correct, new_stats)
 
     value_and_grad = jax.value_and_grad(
         total_loss, argnums=(0, 1) if replay else (0,), has_aux=True
@@ -207,53 +227,55 @@ def make_train_step(
         inputs, labels, valid, confidence = jax.tree.map(jnp.asarray, examples)
         key, count = jax.random.fold_in(train_state.key, train_state.step), train_state.step
         k = jax.eval_shape(forward, train_state.params, train_state.stats, inputs)[0].shape[1]
-        targets = losses.smoothed(labels, k, smoothing, confidence)
+        targets = losses.smooth_labels(labels, k, smoothing, confidence)
         if augment is not None:
             inputs, targets = augment(key, inputs, targets, valid)
-        counted = valid.astype(jnp.float32)
-        weights = (
-            counted
-            if class_weights is None
-            else counted * jnp.asarray(class_weights)[jnp.clip(labels, 0, k - 1)]
-        )
+        mask = valid.astype(jnp.float32)
+        weights = mask
+        if class_weights is not None:
+            weights = mask * jnp.asarray(class_weights)[jnp.clip(labels, 0, k - 1)]
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, LOSS_KEY), jnp.arange(len(labels))
         )
-        rest = (keys, targets, labels, weights, counted)
-        total, number = jnp.maximum(jnp.sum(weights), 1e-12), jnp.maximum(jnp.sum(counted), 1.0)
+        rest = (keys, targets, labels, weights, mask)
+        total, number = jnp.maximum(jnp.sum(weights), 1e-12), jnp.maximum(jnp.sum(mask), 1.0)
 
-        def summed(trainable: Any, stats: Any, inputs: jax.Array) -> tuple[Any, tuple, Any]:
-            """Of the whole batch: statistics, sums of loss, right ones and gradient, and the inputs' gradient for a replay."""
+        def batch_sums(trainable: Any, stats: Any, inputs: jax.Array) -> tuple[Any, tuple, Any]:
+            """New statistics; sums of loss, correct examples, gradient; input gradient."""
 
-            def one(stats: Any, part: tuple) -> tuple[Any, tuple[tuple, Any]]:
+            def part_sums(stats: Any, part: tuple) -> tuple[Any, tuple[tuple, Any]]:
                 inputs, *others = part
-                (value, (right, moved)), (gradient, *climb) = value_and_grad(
+                (value, (correct, new_stats)), (gradient, *input_gradient) = value_and_grad(
                     trainable, inputs, train_state.frozen, stats, count, *others
                 )
-                return moved, ((value, right, gradient), climb)
+                return new_stats, ((value, correct, gradient), input_gradient)
 
             if microbatches == 1:
-                moved, (sums, climb) = one(stats, (inputs, *rest))
-                return moved, sums, climb
+                new_stats, (sums, input_gradient) = part_sums(stats, (inputs, *rest))
+                return new_stats, sums, input_gradient
             if inputs.shape[0] % microbatches:
                 raise ValueError(
-                    f"a batch of {inputs.shape[0]} does not divide into {microbatches} equal parts"
+                    f"`microbatches` must divide the batch: got {microbatches} parts of a batch "
+                    f"of {inputs.shape[0]}"
                 )
 
             def add(carry: tuple, part: tuple) -> tuple[tuple, Any]:
                 stats, sums = carry
-                moved, (found, climb) = one(stats, part)
-                return (moved, jax.tree.map(jnp.add, sums, found)), climb
+                new_stats, (part_sum, input_gradient) = part_sums(stats, part)
+                return (new_stats, jax.tree.map(jnp.add, sums, part_sum)), input_gradient
 
             parts = jax.tree.map(
                 lambda a: a.reshape(microbatches, -1, *a.shape[1:]), (inputs, *rest)
             )
             zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
-            (moved, sums), climb = jax.lax.scan(add, (stats, zero), parts)
-            return moved, sums, jax.tree.map(lambda a: a.reshape(inputs.shape), climb)
+            (new_stats, sums), slopes = jax.lax.scan(add, (stats, zero), parts)
+            return new_stats, sums, jax.tree.map(lambda a: a.reshape(inputs.shape), slopes)
 
-        def once(old: Moving, inputs: jax.Array) -> tuple[Moving, dict[str, jax.Array], Any]:
-            stats, (value, right, gradient), climb = summed(old.trainable, old.stats, inputs)
+        def optimize(
+            old: StepVariables, inputs: jax.Array
+        ) -> tuple[StepVariables, dict[str, jax.Array], Any]:
+            stats, sums, input_gradient = batch_sums(old.trainable, old.stats, inputs)
+            value, correct, gradient = sums
             value, gradient = value / total, jax.tree.map(lambda g: g / total, gradient)
             norm = optax.tree.norm(gradient)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -265,30 +287,29 @@ def make_train_step(
                 decay = jnp.minimum(ema_decay, (1.0 + age) / (10.0 + age))
                 ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable)
             new = jax.tree.map(
-                lambda n, o: jnp.where(finite, n, o), Moving(trainable, stats, opt_state, ema), old
+                lambda n, o: jnp.where(finite, n, o),
+                StepVariables(trainable, stats, opt_state, ema),
+                old,
             )
-            return (
-                new,
-                {"loss": value, "accuracy": right / number, "grad_norm": norm, "finite": finite},
-                climb,
-            )
+            metrics = {"loss": value, "accuracy": correct / number, "grad_norm": norm}
+            return new, {**metrics, "finite": finite}, input_gradient
 
-        def again(
-            carry: tuple[Moving, jax.Array], _: None
-        ) -> tuple[tuple[Moving, jax.Array], dict[str, jax.Array]]:
+        def optimize_and_move(
+            carry: tuple[StepVariables, jax.Array], _: None
+        ) -> tuple[tuple[StepVariables, jax.Array], dict[str, jax.Array]]:
             assert replay is not None
-            old, seen = carry
-            new, metrics, (climb,) = once(old, seen)
-            return (new, replay.move(climb, count, seen, inputs)), metrics
+            old, current = carry
+            new, metrics, (input_gradient,) = optimize(old, current)
+            return (new, replay.move(input_gradient, count, current, inputs)), metrics
 
-        new = Moving(
+        new = StepVariables(
             train_state.trainable, train_state.stats, train_state.opt_state, train_state.ema
         )
         if replay is None:
-            new, metrics, _ = once(new, inputs)
+            new, metrics, _ = optimize(new, inputs)
         else:
-            begun = (new, replay.start(keys, count, inputs))
-            (new, _), rows = jax.lax.scan(again, begun, length=replay.times)
+            start = (new, replay.start(keys, count, inputs))
+            (new, _), rows = jax.lax.scan(optimize_and_move, start, length=replay.times)
             metrics = {
                 name: jnp.all(row) if row.dtype == bool else jnp.mean(row)
                 for name, row in rows.items()
