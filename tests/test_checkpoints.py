@@ -24,7 +24,7 @@ import optax
 import pytest
 
 from tl import optim, reporting
-from tl.paths import FROZEN, TRAINABLE
+from tl.paths import FROZEN, TRAINABLE, partition
 from tl.training import checkpoints, step
 
 
@@ -67,7 +67,7 @@ def test_a_training_state_comes_back_bit_for_bit_with_its_types(kept):
     rules = (("head/.*", TRAINABLE), (".*", FROZEN))
     state = {
         "train": step.init(
-            params, rules, optimizer
+            params, partition(params, rules), optimizer
         ),  # NamedTuples, empty states, None where a leaf is frozen
         "key": jax.random.key(7),
         "keys": jax.random.split(jax.random.key(3, impl="rbg"), 4),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.lesson import lesson
-from tests.test_fit import colors
+from tests import toys
 from tl import models, pixels, reporting
 
 loaded = functools.cache(models.load)  # random weights take seconds
@@ -22,7 +22,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lesson.Lesson:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "load", loaded)
     run = reporting.start("lesson", tmp_path / "run", {"seed": 0})
-    spec, arch = colors(tmp_path / "colours"), "squeezenet1_1"
+    spec, arch = toys.color_folder(tmp_path / "colors"), "squeezenet1_1"
     return lesson.Lesson(
         run, spec, spec, arch, arch, classifiers=arch, weights="random", size=32, epochs=1
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl.losses import cross_entropy, group_log_probability, smoothed
+from tl.losses import cross_entropy, group_log_probability, smooth_labels
 
 LOGITS = np.array(
     [[2.0, -1.0, 0.5], [0.0, 0.0, 0.0], [30.0, -40.0, 5.0], [-3.0, 4.0, 4.0]], np.float32
@@ -34,9 +34,9 @@ def test_cross_entropy(smoothing: float) -> None:
 
 
 def test_a_label_that_is_not_sure_leaves_the_rest_to_the_others() -> None:
-    found = smoothed(jnp.asarray([1, 0]), 3, confidence=jnp.asarray([0.6, 1.0]))
+    found = smooth_labels(jnp.asarray([1, 0]), 3, confidence=jnp.asarray([0.6, 1.0]))
     np.testing.assert_allclose(found, [[0.2, 0.6, 0.2], [1, 0, 0]], rtol=1e-6)
-    both = smoothed(jnp.asarray([1]), 2, 0.1, jnp.asarray([2 / 3]))
+    both = smooth_labels(jnp.asarray([1]), 2, 0.1, jnp.asarray([2 / 3]))
     np.testing.assert_allclose(both, [[0.9 / 3 + 0.05, 0.9 * 2 / 3 + 0.05]], rtol=1e-6)
 
 

@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl.paths import FROZEN, TRAINABLE, digest, flatten, label, merge, nearest, split, unflatten
+from tl.paths import (
+    FROZEN,
+    TRAINABLE,
+    digest,
+    flatten,
+    merge,
+    nearest,
+    partition,
+    split,
+    unflatten,
+)
 
 keys = st.text("abcdw01_.", min_size=1, max_size=4)
 trees = st.dictionaries(
@@ -80,7 +90,7 @@ def test_merge_undoes_split_and_every_leaf_is_on_one_side(
 
 def test_the_first_rule_that_matches_the_whole_name_decides() -> None:
     rules = (("head/bias", "slow"), ("head/.*", TRAINABLE), ("backbone/.*", FROZEN))
-    assert label(NET, rules) == {
+    assert partition(NET, rules).labels == {
         "backbone/stage1/scale": FROZEN,
         "backbone/stem/kernel": FROZEN,
         "head/bias": "slow",
@@ -121,19 +131,19 @@ REST = (".*", FROZEN)
 )
 def test_rules_that_do_not_fit_are_one_error(rules: list[tuple[str, str]], says: list[str]) -> None:
     with pytest.raises(ValueError, match="do not fit this tree") as caught:
-        label(NET, rules)
+        partition(NET, rules)
     assert all(words in str(caught.value) for words in says)
     assert "\n" not in str(caught.value)
 
 
 def test_a_rule_that_is_no_regular_expression() -> None:
-    with pytest.raises(ValueError, match=r"rule 'head/\(' is no regular expression: missing \)"):
-        label(NET, [("head/(", TRAINABLE), REST])
+    with pytest.raises(ValueError, match=r"rule 'head/\(' is not a regular expression: missing \)"):
+        partition(NET, [("head/(", TRAINABLE), REST])
 
 
 def test_nothing_is_reported_that_is_right() -> None:
     with pytest.raises(ValueError) as caught:
-        label(NET, (("head/kernel", TRAINABLE), ("backbone/.*", FROZEN), ("tail", FROZEN)))
+        partition(NET, (("head/kernel", TRAINABLE), ("backbone/.*", FROZEN), ("tail", FROZEN)))
     said = str(caught.value).split("tree: ")[1]
     assert said.startswith("no rule covers 'head/bias'; rule 'tail' decides no leaf")
     assert "'backbone/.*'" not in said

@@ -20,7 +20,7 @@ from tl.attacks import norms
 from tl.backbones.spec import BackboneSpec
 from tl.backbones.vgg import VGG
 from tl.models import heads
-from tl.paths import TRAINABLE, digest
+from tl.paths import TRAINABLE, digest, partition
 from tl.training import adversarial, fit, loop, step
 from tl.training.adversarial import Adversary
 from tl.training.recipe import Recipe
@@ -55,7 +55,7 @@ def begin(optimizer: Any = SGD) -> step.TrainState:
     }
     return step.init(
         params,
-        ((".*", TRAINABLE),),
+        partition(params, ((".*", TRAINABLE),)),
         optimizer,
         stats={"seen": jnp.zeros(())},
         key=jax.random.key(5),
@@ -103,7 +103,7 @@ def test_moved_pictures_stay_in_the_ball_and_the_box_and_are_worse() -> None:
     state, examples = begin(), batch(0)
     images01 = jnp.asarray(examples.inputs).at[:, 0].set(0.01).at[:, 1].set(0.99)  # the box is near
     targets, keys = (
-        losses.smoothed(jnp.asarray(examples.labels), 2),
+        losses.smooth_labels(jnp.asarray(examples.labels), 2),
         norms.per_image_keys(jax.random.key(1), B),
     )
     for steps, reach in ((4, 2.5), (1, 1.25)):
@@ -204,7 +204,7 @@ def test_trades_is_its_formula() -> None:
     hooks = adversarial.hooks(Adversary("trades", 0.0, beta=3.0), forward)
     keys, targets = (
         norms.per_image_keys(jax.random.key(0), B),
-        losses.smoothed(jnp.asarray(examples.labels), 2),
+        losses.smooth_labels(jnp.asarray(examples.labels), 2),
     )
     assert hooks.loss is not None
     values, logits, _ = hooks.loss(
@@ -216,10 +216,12 @@ def test_trades_is_its_formula() -> None:
     one, other = jnp.float32([[2.0, 0.0], [90.0, -90.0]]), jnp.float32([[0.0, 1.0], [-90.0, 90.0]])
     p, q = jax.nn.softmax(other[:1]), jax.nn.softmax(one[:1])
     np.testing.assert_allclose(
-        losses.divergence(one, other)[0], jnp.sum(p * jnp.log(p / q)), rtol=1e-6
+        losses.kl_divergence(one, other)[0], jnp.sum(p * jnp.log(p / q)), rtol=1e-6
     )
-    assert losses.divergence(one, other)[1] == 180.0 and (losses.divergence(one, one) == 0).all()
-    slopes = jax.grad(lambda a, b: jnp.sum(losses.divergence(a, b)), argnums=(0, 1))(one, other)
+    assert (
+        losses.kl_divergence(one, other)[1] == 180.0 and (losses.kl_divergence(one, one) == 0).all()
+    )
+    slopes = jax.grad(lambda a, b: jnp.sum(losses.kl_divergence(a, b)), argnums=(0, 1))(one, other)
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
@@ -231,7 +233,7 @@ def test_plain_training_is_not_robust_and_adversarial_training_is() -> None:
     test = batch(99, n=256)
     perturb = jax.jit(adversarial.make_perturb(forward, steps=10))
     targets, keys = (
-        losses.smoothed(jnp.asarray(test.labels), 2),
+        losses.smooth_labels(jnp.asarray(test.labels), 2),
         norms.per_image_keys(jax.random.key(1), 256),
     )
     clean, stood = {}, {}

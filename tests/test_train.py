@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from tl import models, optim
-from tl.paths import FROZEN, TRAINABLE, digest, flatten, label, split
+from tl.paths import FROZEN, TRAINABLE, digest, flatten, partition
 from tl.training import step
-from tl.training.step import Examples, init, make_train_step
+from tl.training.step import Examples, make_train_step
 
 HEAD = (("head/.*", TRAINABLE), (".*", FROZEN))
 ALL = ((".*", TRAINABLE),)
@@ -25,6 +25,10 @@ def network(seed: int = 0) -> dict[str, Any]:
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
     body = {f"layer{i}": {"kernel": draw(WIDTH, WIDTH), "bias": draw(WIDTH)} for i in range(DEPTH)}
     return {"body": body, "head": {"kernel": draw(WIDTH, CLASSES), "bias": jnp.zeros(CLASSES)}}
+
+
+def begin(params: Any, rules: Any, optimizer: Any, **more: Any) -> step.TrainState:
+    return step.init(params, partition(params, rules), optimizer, **more)
 
 
 def forward(params: Any, inputs: jax.Array) -> jax.Array:
@@ -53,12 +57,12 @@ ADAMW = optax.chain(optim.adamw(), optax.scale(-1e-2))
 STEP = step.make_train_step(step_forward, ADAMW)
 
 
-# -------------------------------------------------------------------------------------------------------------- frozen
+# ---- frozen --------------------------------------------------------------------------------------
 
 
 def test_frozen_leaves_keep_every_bit_and_the_others_move() -> None:
     params = network()
-    state = step.init(params, HEAD, ADAMW)
+    state = begin(params, HEAD, ADAMW)
     before = digest(state.frozen)
     losses = []
     for _ in range(30):
@@ -75,7 +79,7 @@ def test_frozen_leaves_keep_every_bit_and_the_others_move() -> None:
 
 def test_training_everything_moves_every_leaf() -> None:
     params = network()
-    state, _ = STEP(step.init(params, ALL, ADAMW), examples(0))
+    state, _ = STEP(begin(params, ALL, ADAMW), examples(0))
     assert jax.tree.leaves(state.frozen) == []
     after = flatten(state.params)
     assert all((after[name] != leaf).any() for name, leaf in flatten(params).items())
@@ -87,10 +91,10 @@ def test_optimizer_state_has_no_leaf_for_what_is_frozen() -> None:
     def size(tree: Any) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
-    state = step.init(params, HEAD, ADAMW)
+    state = begin(params, HEAD, ADAMW)
     counter = 4 * sum(leaf.ndim == 0 for leaf in jax.tree.leaves(state.opt_state))
     assert size(state.opt_state) - counter == 2 * size(params["head"]) == 2 * size(state.trainable)
-    assert size(step.init(params, ALL, ADAMW).opt_state) - counter == 2 * size(params)
+    assert size(begin(params, ALL, ADAMW).opt_state) - counter == 2 * size(params)
 
 
 def test_weight_decay_reaches_the_trainable_leaves_alone() -> None:
@@ -99,7 +103,7 @@ def test_weight_decay_reaches_the_trainable_leaves_alone() -> None:
     step = make_train_step(
         lambda p, s, x: (0.0 * forward(p, x), s), heavy
     )  # no gradient but the decay's
-    state, metrics = step(init(params, HEAD, heavy), examples(0))
+    state, metrics = step(begin(params, HEAD, heavy), examples(0))
     assert metrics["grad_norm"] == 0
     np.testing.assert_allclose(
         state.params["head"]["kernel"], 0.9 * params["head"]["kernel"], rtol=1e-6
@@ -115,8 +119,8 @@ def flops(function: Any, *args: Any) -> float:
 def test_a_frozen_body_costs_its_forward_pass_and_no_more() -> None:
     """XLA's count: a head's training is a forward pass, training everything three (so is `optax.freeze`)."""
     params, batch = network(), examples(0, n=256)
-    head = flops(STEP, step.init(params, HEAD, ADAMW), batch)
-    everything = flops(STEP, step.init(params, ALL, ADAMW), batch)
+    head = flops(STEP, begin(params, HEAD, ADAMW), batch)
+    everything = flops(STEP, begin(params, ALL, ADAMW), batch)
     alone = flops(forward, params, batch.inputs)
     assert head < 1.25 * alone
     assert everything > 2.4 * alone
@@ -134,7 +138,7 @@ def test_resnet18_with_a_frozen_backbone() -> None:
 
     sgd = optax.chain(optim.sgd(), optax.scale(-1e-3))
     step = make_train_step(net, sgd)
-    state = init(variables["params"], HEAD, sgd, stats=stats)
+    state = begin(variables["params"], HEAD, sgd, stats=stats)
     compiled = step.lower(state, batch).compile()
     forward_alone = 4 * 2 * 1.814e9 / 7**2  # timm's 1.814 GMAC at 224 x 224, on 4 images of 32 x 32
     assert (
@@ -148,19 +152,19 @@ def test_resnet18_with_a_frozen_backbone() -> None:
     assert losses[2] < losses[1] < losses[0]
     assert digest({"b": state.params["backbone"]}) == digest({"b": variables["params"]["backbone"]})
     assert digest(state.trainable) != digest(
-        split(variables["params"], label(variables["params"], HEAD), TRAINABLE)[0]
+        partition(variables["params"], HEAD).split(variables["params"])[0]
     )
     shapes = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
     assert shapes <= {(), (512, 1000), (1000,)}
 
 
-# ---------------------------------------------------------------------------------------------------- loss and padding
+# ---- loss and padding ----------------------------------------------------------------------------
 
 
 def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
     params, batch = network(), examples(0)
     plain = optax.sgd(1.0)
-    state, metrics = step.make_train_step(step_forward, plain)(step.init(params, ALL, plain), batch)
+    state, metrics = step.make_train_step(step_forward, plain)(begin(params, ALL, plain), batch)
 
     def mean(params: Any) -> jax.Array:
         return jnp.mean(
@@ -183,7 +187,7 @@ def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
 def test_smoothing_reaches_the_loss() -> None:
     plain = optax.sgd(0.0)
     step = make_train_step(step_forward, plain, smoothing=0.3)
-    _, metrics = step(init(network(), HEAD, plain), examples(0))
+    _, metrics = step(begin(network(), HEAD, plain), examples(0))
     logits = forward(network(), examples(0).inputs)
     targets = 0.7 * jax.nn.one_hot(examples(0).labels, CLASSES) + 0.1
     np.testing.assert_allclose(
@@ -197,7 +201,7 @@ def test_padding_has_no_influence() -> None:
     nonsense = Examples(batch.inputs.at[10:].set(77.0), batch.labels.at[10:].set(-1), batch.valid)
     only = Examples(batch.inputs[:10], batch.labels[:10], batch.valid[:10])
     (one, m1), (other, m2), (short, m3) = (
-        step(init(network(), ALL, plain), b) for b in (batch, nonsense, only)
+        step(begin(network(), ALL, plain), b) for b in (batch, nonsense, only)
     )
     assert digest(one.params) == digest(other.params)
     assert all(m1[name] == m2[name] for name in m1)
@@ -208,19 +212,19 @@ def test_padding_has_no_influence() -> None:
 def test_a_batch_of_padding_alone_changes_nothing() -> None:
     plain = optax.sgd(1.0)
     state, metrics = step.make_train_step(step_forward, plain)(
-        step.init(network(), ALL, plain), examples(0, padded=16)
+        begin(network(), ALL, plain), examples(0, padded=16)
     )
     assert digest(state.params) == digest(network())
     assert metrics["loss"] == 0
 
 
-# ------------------------------------------------------------------------------------------------------------ donation
+# ---- donation ------------------------------------------------------------------------------------
 
 
 def test_the_old_state_is_donated_and_the_callers_parameters_survive() -> None:
     params = network()
     before = digest(params)
-    state = step.init(params, HEAD, ADAMW)
+    state = begin(params, HEAD, ADAMW)
     new, _ = STEP(state, examples(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.trainable, state.opt_state)))
     assert digest(params) == before  # reading a donated buffer would raise
@@ -229,8 +233,8 @@ def test_the_old_state_is_donated_and_the_callers_parameters_survive() -> None:
 
 def test_init_raises_the_errors_of_the_rules() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
-        step.init(network(), ((".*", FROZEN),), ADAMW)
+        begin(network(), ((".*", FROZEN),), ADAMW)
     with pytest.raises(
         ValueError, match="rule 'haed/.*' decides no leaf; nearest names: 'head/bias'"
     ):
-        step.init(network(), (("haed/.*", TRAINABLE), (".*", FROZEN)), ADAMW)
+        begin(network(), (("haed/.*", TRAINABLE), (".*", FROZEN)), ADAMW)

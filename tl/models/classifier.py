@@ -8,7 +8,7 @@ and `tl.data` reads image files.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,8 @@ from tl import pixels
 from tl.backbones.fold import fold
 from tl.backbones.run import run
 from tl.backbones.spec import BackboneSpec, Module
-from tl.labels import ClassTable
+from tl.labels import ClassTable, from_names, known_groups
+from tl.models import heads
 from tl.paths import nearest
 from tl.pixels import PixelSpec
 from tl.types import Mode, Output, Params, Variables
@@ -267,6 +268,46 @@ class Classifier:
     def with_head(self, head: Module, classes: ClassTable) -> Classifier:
         """The same backbone with another head, which needs new parameters (`init_head`)."""
         return dataclasses.replace(self, head=head, classes=classes)
+
+    def replace_head(
+        self,
+        variables: Variables,
+        classes: Sequence[str] | ClassTable,
+        *,
+        key: jax.Array,
+        head: str = "linear",
+    ) -> tuple[Classifier, Variables]:
+        """The same backbone with a new head for other classes.
+
+        Args:
+          variables: of this network; the parameters of its head, if any, are dropped.
+          classes: names of the new classes in the order of the logits, or a class table.
+          key: of the new head's initial parameters.
+          head: a name of `heads.KINDS`, or "own".
+
+        Returns:
+          `(clf, variables)`. The new variables share the arrays of the backbone.
+
+        Raises:
+          ValueError: an unknown kind of head, no class, or a class name that is used twice.
+        """
+        if not isinstance(classes, ClassTable):
+            classes = from_names(classes, groups=known_groups(classes))
+        clf = self.with_head(heads.maker(head, self.spec)(len(classes)), classes)
+        return clf, clf.reset_head(variables, key=key)
+
+    def reset_head(self, variables: Variables, *, key: jax.Array) -> Variables:
+        """The variables with freshly initialized parameters of the head.
+
+        Args:
+          variables: with or without a head.
+          key: of the initial parameters.
+
+        Raises:
+          ValueError: the network has no head.
+        """
+        head = jax.tree.map(np.asarray, self.init_head(key))
+        return {**variables, "params": {**variables["params"], "head": head}}
 
     def with_dtype(self, dtype: str) -> Classifier:
         """The same network with another compute type; the variables stay valid.

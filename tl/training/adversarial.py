@@ -152,7 +152,7 @@ def trades(adversary: Adversary, forward: Forward) -> Hooks:
 
     Reference: Zhang et al. 2019, arXiv:1901.08573, equation 5 and algorithm 1.
     """
-    perturb = make_perturb(forward, steps=adversary.steps, score=losses.divergence)
+    perturb = make_perturb(forward, steps=adversary.steps, score=losses.kl_divergence)
 
     def loss(
         params: Any,
@@ -165,7 +165,7 @@ def trades(adversary: Adversary, forward: Forward) -> Hooks:
         logits, after = forward(params, stats, inputs)
         moved = perturb(params, stats, keys, inputs, logits, adversary.radius(step))
         found, after = forward(params, after, moved)
-        away = losses.divergence(found, logits)
+        away = losses.kl_divergence(found, logits)
         return losses.soft_cross_entropy(logits, targets) + adversary.beta * away, found, after
 
     return Hooks(loss)
