@@ -1,4 +1,4 @@
-"""Names of leaves: flatten, label, split, merge, digest and "did you mean", on trees that hypothesis draws."""
+"""Names of leaves: flatten, partition, split, merge, digest and "did you mean", on trees that hypothesis draws."""
 
 from __future__ import annotations
 
@@ -118,6 +118,10 @@ REST = (".*", FROZEN)
         ),
         ([(".*", TRAINABLE), ("head/.*", FROZEN)], ["rule 'head/.*' decides no leaf"]),  # shadowed
         ([REST], ["every leaf is frozen, so there is nothing to train"]),
+        *(
+            ([("head/.*", TRAINABLE), (".*", word)], [f"label '{word}' of rule '.*' would train"])
+            for word in ("Frozen", "forzen", "freeze", "frozen*0.1")
+        ),
         ([], ["no rule covers 'head/bias'"]),
         (  # all at once
             [("head/kernel", TRAINABLE), ("stem/.*", FROZEN)],
@@ -219,3 +223,16 @@ def test_nearest_quotes_at_most_n_known_names_once_each(
         pieces.remove(piece)
         known, rest = known + 1, rest[len(piece) :].removeprefix(", ")
     assert known <= n
+
+
+# ---- Partition -----------------------------------------------------------------------------------
+
+
+def test_a_partition_has_groups_in_the_order_of_the_rules_and_frozen_last() -> None:
+    parts = partition(NET, (("backbone/stem/.*", FROZEN), ("head/.*", "head"), (".*", "from_top")))
+    assert parts.groups == ("head", "from_top", FROZEN)
+    assert parts.trained == {"head/kernel", "head/bias", "backbone/stage1/scale"}
+    trainable, frozen = parts.split(NET)
+    assert {name for name, leaf in flatten(trainable).items() if leaf is not None} == parts.trained
+    assert merge(trainable, frozen).keys() == NET.keys()
+    assert flatten(parts.label_tree)["backbone/stem/kernel"] is None

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from experiments import transfer
-from tests.test_fit import colors
+from tests import toys
 from tl import backbones, data, labels, losses, models, reporting
 from tl.attacks import norms
 from tl.backbones.spec import BackboneSpec
@@ -257,7 +257,7 @@ def test_plain_training_is_not_robust_and_adversarial_training_is() -> None:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
-    return colors(tmp_path_factory.mktemp("robust"))
+    return toys.color_folder(tmp_path_factory.mktemp("robust") / "set")
 
 
 @pytest.fixture()
@@ -324,39 +324,47 @@ def test_transfer_trains_chooses_and_tests_under_attack(
 # ----------------------------------------------------------------------------------------------------------- wrong input
 
 
-def test_wrong_input_is_one_sentence(
-    pictures: data.DataSpec, network: tuple[models.Classifier, Any]
-) -> None:
-    wrongs: list[tuple[dict[str, Any], str]] = [
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         ({"method": "pdg"}, "unknown adversarial training 'pdg'; nearest: .*'pgd'"),
         ({"eps": 2.0}, r"eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"),
         ({"steps": 0}, "steps and replays must be at least 1"),
         ({"beta": -1.0}, "beta and warmup at least 0"),
-    ]
-    for wrong, said in wrongs:
-        with pytest.raises(ValueError, match=said):
-            Adversary(**wrong)
-    parts = data.divide(pictures, validation_fraction=0.25, seed=0)
-    for how, said in (
-        (Recipe(tune="probe"), "--adversarial=pgd wants gradient steps, and --tune=probe has none"),
+    ],
+)
+def test_an_adversary_out_of_range_is_an_error(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Adversary(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            Recipe(tune="probe"),
+            "`adversarial=pgd` needs gradient steps: got `tune=probe`, which has none",
+        ),
         (
             Recipe(tune="head"),
-            "moves pixels, and head learns from a bank of what the frozen features made .* --bank_gib=0",
+            "changes pixels, but head trains on the output of the frozen features.*`bank_gib=0`",
         ),
         (
             Recipe(tune="last:1"),
-            "moves pixels, and last:1 learns from a bank of what the frozen stage1",
+            "changes pixels, but last:1 trains on the output of the frozen stage1",
         ),
         (
             Recipe(tune="all", adversarial_warmup=2.0),
-            r"--adversarial_warmup is a share of the steps in \[0, 1\]; got 2",
+            r"`adversarial_warmup` must be a share of the steps in \[0, 1\]: got 2",
         ),
-    ):
-        with pytest.raises(ValueError, match=said):
-            fit.fit(
-                *network,
-                parts.train,
-                parts.validation,
-                dataclasses.replace(how, adversarial="pgd"),
-                seed=0,
-            )
+    ],
+)
+def test_a_recipe_that_cannot_train_against_an_adversary_is_an_error(
+    pictures: data.DataSpec,
+    network: tuple[models.Classifier, Any],
+    recipe: Recipe,
+    message: str,
+) -> None:
+    recipe = dataclasses.replace(recipe, adversarial="pgd")
+    with pytest.raises(ValueError, match=message):
+        fit.fit(*network, pictures, None, recipe)
