@@ -41,7 +41,7 @@ LAYOUT: Sequence[str] = [
         ),
         (
             "visualize",
-            "objectives images specs render filters maps exemplars judge grid ideal compare __init__",
+            "objectives images specs render filters maps exemplars judge grid ideal compare activations __init__",
         ),
         (
             "evaluation",

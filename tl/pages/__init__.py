@@ -12,6 +12,7 @@ from typing import Any
 
 from tl import reporting
 from tl.pages import (
+    activations,
     attack,
     attack_transfer,
     compare,
@@ -31,6 +32,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "describe": describe.page,
     "evaluate": evaluation.page,
     "export": export.page,
+    "features": activations.page,
     "ideal": ideal.page,
     "predict": predict.page,
     "rerun": remeasured.page,
