@@ -1,4 +1,4 @@
-"""Finding, describing and loading pictures; the pictures are made here, or real where they are at hand."""
+"""Finding image files, data sets by name, and the loader, on made images and real photographs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 
 import tl.data
 from tl.data import (
+    DataSpec,
     Skipped,
     Split,
     find_images,
@@ -26,7 +27,7 @@ from tl.data import (
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
-    """A PNG of one grey `value`, whatever its name."""
+    """A gray PNG of one value, with any file name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path, "PNG")
     return path
@@ -34,26 +35,26 @@ def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Two classes of 8 pictures, all different, and the clutter a real folder has."""
+    """Two classes of 8 different images, and the other files that a real folder has."""
     for k, name in enumerate(("dog", "cat")):
         for i in range(8):
             picture(tmp_path / "pets" / name / f"{i}.png", 16 * i + k)
-    for clutter in ("README.md", "cat/notes.txt", "cat/.hidden.jpg", "cat/Thumbs.db", ".git/x.jpg"):
-        (tmp_path / "pets" / clutter).parent.mkdir(exist_ok=True)
-        (tmp_path / "pets" / clutter).write_text("x")
+    for other in ("README.md", "cat/notes.txt", "cat/.hidden.jpg", "cat/Thumbs.db", ".git/x.jpg"):
+        (tmp_path / "pets" / other).parent.mkdir(exist_ok=True)
+        (tmp_path / "pets" / other).write_text("x")
     return tmp_path / "pets"
 
 
-# ---------------------------------------------------------------------------------------------------------- find_images
+# ---- find_images ----
 
 
-def deepen(pets: Path) -> None:
-    """Adds a picture a folder deeper."""
+def add_nested_image(pets: Path) -> None:
+    """Adds an image in a folder one level deeper."""
     picture(pets / "cat" / "more" / "deep.JPG", 255)
 
 
-def test_folders_are_searched_to_the_bottom_in_order(pets: Path) -> None:
-    deepen(pets)
+def test_folders_are_searched_recursively_and_in_order(pets: Path) -> None:
+    add_nested_image(pets)
     paths, skipped = find_images(str(pets))
     names = [str(p.relative_to(pets)) for p in paths]
     assert names == [
@@ -62,11 +63,11 @@ def test_folders_are_searched_to_the_bottom_in_order(pets: Path) -> None:
         *(f"dog/{i}.png" for i in range(8)),
     ]
     assert [Path(s.path).name for s in skipped] == ["README.md", "notes.txt"]
-    assert all("wanted .jpg" in s.why for s in skipped)
+    assert all("expected .jpg" in s.why for s in skipped)
 
 
-def test_words_keep_their_order_and_a_file_comes_once(pets: Path) -> None:
-    deepen(pets)
+def test_words_keep_their_order_and_each_file_is_returned_once(pets: Path) -> None:
+    add_nested_image(pets)
     first = pets / "dog/3.png"
     paths, _ = find_images(f"{first}, {pets}/cat/*.png ,{pets / 'dog'}")
     assert [p.parent.name for p in paths] == ["dog", *["cat"] * 8, *["dog"] * 7]
@@ -75,29 +76,29 @@ def test_words_keep_their_order_and_a_file_comes_once(pets: Path) -> None:
     assert find_images(f"{pets}/**/deep.*")[0] == (pets / "cat/more/deep.JPG",)
 
 
-def test_a_file_named_outright_is_always_tried(pets: Path) -> None:
+def test_a_file_that_is_listed_explicitly_is_always_included(pets: Path) -> None:
     readme = pets / "README.md"
     assert find_images(f"{readme},{pets}")[0][0] == readme
     assert readme.name not in [Path(s.path).name for s in find_images(f"{readme},{pets}")[1]]
 
 
-def test_commas_and_brackets_in_a_name_that_exists(tmp_path: Path) -> None:
+def test_an_existing_name_may_contain_commas_and_brackets(tmp_path: Path) -> None:
     for name in ("a, b.png", "c[1].png", "d,e/f.png"):
         path = picture(tmp_path / name)
         assert find_images(str(path))[0] == (path,)
     assert find_images(str(tmp_path / "d,e"))[0] == (tmp_path / "d,e/f.png",)
 
 
-def test_a_link_that_leads_back_ends(pets: Path) -> None:
-    deepen(pets)
+def test_a_cycle_of_links_ends(pets: Path) -> None:
+    add_nested_image(pets)
     (pets / "cat" / "loop").symlink_to(pets, target_is_directory=True)
     assert len(find_images(str(pets / "cat"))[0]) == 17
 
 
-def test_a_folder_that_cannot_be_listed_is_told(
+def test_a_folder_that_cannot_be_listed_is_reported(
     pets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deepen(pets)
+    add_nested_image(pets)
     listing = os.scandir
 
     def refuse(path: str) -> object:
@@ -114,7 +115,7 @@ def test_a_folder_that_cannot_be_listed_is_told(
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "message"),
     [
         ("{pets}/cta", "there is no 'cta' in .*; nearest there: 'cat'"),
         ("{pets}/cat/0.jpg", "there is no '0.jpg' in .*nearest there: '0.png'"),
@@ -122,28 +123,30 @@ def test_a_folder_that_cannot_be_listed_is_told(
         ("{pets}/*.webp", r"the glob .* matches 0 names"),
         (
             "{pets}/../empty",
-            "no picture in the folder .* .nothing else., wanted files ending in .jpg",
+            "the folder .* has no image .no other file., expected files ending in .jpg",
         ),
-        ("{pets}/../texts", "no picture in the folder .* .1 other files, e.g. 'a.txt'."),
-        ("x" * 300, "is not there"),
-        ("~nobody/x.jpg", "is not there"),
-        ("", "no picture is named by ''"),
-        (",", "no picture is named"),
+        ("{pets}/../texts", "the folder .* has no image .1 other files, e.g. 'a.txt'."),
+        ("x" * 300, "does not exist"),
+        ("~nobody/x.jpg", "does not exist"),
+        ("", "no image is named by ''"),
+        (",", "no image is named"),
     ],
 )
-def test_what_is_not_there_is_one_sentence(pets: Path, word: str, says: str) -> None:
+def test_a_word_that_names_no_image_is_an_error_of_one_sentence(
+    pets: Path, word: str, message: str
+) -> None:
     (pets.parent / "empty").mkdir()
     (pets.parent / "texts").mkdir()
     (pets.parent / "texts/a.txt").write_text("x")
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         find_images(word.format(pets=pets))
     assert "\n" not in str(caught.value)
 
 
-# --------------------------------------------------------------------------------------------------- folder, get, elpv
+# ---- folder, get, elpv ----
 
 
-def test_folder(pets: Path) -> None:
+def test_a_folder_has_a_class_per_sub_folder(pets: Path) -> None:
     spec = folder(pets)
     assert spec.classes == ("cat", "dog")
     assert Counter(e.label for e in spec.examples) == {0: 8, 1: 8}
@@ -153,85 +156,103 @@ def test_folder(pets: Path) -> None:
     assert get(f"folder:{pets}") == dataclasses.replace(spec, name=f"folder:{pets}")
 
 
-def test_folder_errors_name_everything_at_once(tmp_path: Path, pets: Path) -> None:
+def test_a_folder_that_does_not_exist_is_an_error(tmp_path: Path, pets: Path) -> None:
     with pytest.raises(
-        ValueError, match="is not there: there is no 'pest' in .*nearest there: 'pets'"
+        ValueError, match="does not exist: there is no 'pest' in .*nearest there: 'pets'"
     ):
         folder(tmp_path / "pest")
-    with pytest.raises(ValueError, match="is a file, wanted a folder"):
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
         folder(pets / "README.md")
-    deepen(tmp_path)
+
+
+def test_a_folder_with_fewer_than_two_classes_is_an_error(tmp_path: Path, pets: Path) -> None:
+    add_nested_image(tmp_path)
     with pytest.raises(
-        ValueError, match=r"has one sub-folder .'more'., wanted .* at least two classes"
+        ValueError, match=r"has one sub-folder .'more'., expected .* at least two classes"
     ):
         folder(tmp_path / "cat")
     with pytest.raises(ValueError, match="has 8 files and no sub-folder"):
         folder(pets / "dog")
+
+
+def test_all_classes_without_images_are_listed_in_one_error(pets: Path) -> None:
     (pets / "ape").mkdir()
     (pets / "yak").mkdir()
     (pets / "yak" / "x.txt").write_text("x")
-    with pytest.raises(ValueError, match="no picture in 'ape', 'yak' of"):
+    with pytest.raises(ValueError, match="no image in 'ape', 'yak' of"):
         folder(pets)
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("word", "message"),
     [
-        ("elvp", "unknown data set 'elvp', wanted folder:DIR or .* or elpv; nearest: 'elpv'"),
-        ("csv", "wanted csv:FILE"),
-        ("tfds:", "wanted tfds:NAME"),
-        ("folder", "wanted folder:DIR"),
-        ("folder:", "wanted folder:DIR"),
-        ("elpv:x", "wanted elpv"),
+        ("elvp", "unknown data set 'elvp', expected folder:DIR or .* or elpv; nearest: 'elpv'"),
+        ("csv", "expected csv:FILE"),
+        ("tfds:", "expected tfds:NAME"),
+        ("folder", "expected folder:DIR"),
+        ("folder:", "expected folder:DIR"),
+        ("elpv:x", "expected elpv"),
         ("", "unknown data set ''"),
     ],
 )
-def test_get_refuses_in_one_sentence(word: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_an_unknown_or_incomplete_name_is_an_error(word: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         get(word)
 
 
-def test_get_a_bare_folder_says_what_to_write(pets: Path) -> None:
+def test_the_error_for_a_bare_folder_has_the_right_name(pets: Path) -> None:
     with pytest.raises(ValueError, match=f"write 'folder:{pets}'"):
         get(str(pets))
 
 
-def test_elpv_and_its_published_split() -> None:
+@pytest.fixture(scope="module")
+def elpv() -> DataSpec:
     try:
-        spec = get("elpv")
+        return get("elpv")
     except ValueError as error:
         pytest.skip(str(error))
-    # Deitsch et al. 2019, table 1: 2,624 cells; grades 0, 1/3, 2/3, 1 by mono and poly
-    assert Counter(e.stratum for e in spec.examples) == {
+
+
+def test_elpv_has_the_published_numbers_of_cells(elpv: DataSpec) -> None:
+    # Deitsch et al. 2019, table 1: 2,624 cells; grades 0, 1/3, 2/3, 1 by mono and poly.
+    assert Counter(e.stratum for e in elpv.examples) == {
         "functional mono": 588 + 117,
         "functional poly": 920 + 178,
         "defective mono": 56 + 313,
         "defective poly": 50 + 402,
     }
-    assert all(spec.classes[e.label] == e.stratum.split()[0] for e in spec.examples)
-    assert spec.split is Split.STRATIFIED
-    assert {round(e.confidence, 2) for e in spec.examples} == {0.67, 1.0}  # of the four grades
-    train, test = tl.data.split(spec, seed=3)
+    assert all(elpv.classes[e.label] == e.stratum.split()[0] for e in elpv.examples)
+    # Of the four grades.
+    assert {round(e.confidence, 2) for e in elpv.examples} == {0.67, 1.0}
+
+
+def test_elpv_is_split_like_the_paper(elpv: DataSpec) -> None:
+    assert elpv.split is Split.STRATIFIED
+    train, test = tl.data.split(elpv, seed=3)
     assert (len(train.examples), len(test.examples)) == (1968, 656)
-    # shares 176.25, 274.5, 92.25, 113: the remainder of 1 goes to the largest fraction
+    # Shares 176.25, 274.5, 92.25 and 113: the remainder of 1 goes to the largest fraction.
     assert sorted(Counter(e.stratum for e in test.examples).values()) == [92, 113, 176, 275]
-    image = tl.data.decode(spec.examples[0].path)
+
+
+def test_elpv_images_are_gray_squares(elpv: DataSpec) -> None:
+    image = tl.data.decode(elpv.examples[0].path)
     assert image.shape == (300, 300, 3)
     assert (image[..., 0] == image[..., 2]).all()
 
 
-def test_photographs() -> None:
+def test_the_packaged_photographs_have_their_imagenet_class() -> None:
     try:
-        found = tl.data.photographs()
+        photographs = tl.data.photographs()
     except ValueError as error:
         pytest.skip(str(error))
-    assert len(found) == 21
-    assert next(p for p in found if "imagenet_16" in p.path.name).index == 251  # a dalmatian
-    assert found[-1].index is None
-    assert all(tl.data.decode(p.path).ndim == 3 for p in found)
+    assert len(photographs) == 21
+    # Class 251 is the dalmatian.
+    assert next(p for p in photographs if "imagenet_16" in p.path.name).index == 251
+    assert photographs[-1].index is None
+    assert all(tl.data.decode(p.path).ndim == 3 for p in photographs)
 
 
-def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_has_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
@@ -242,19 +263,20 @@ def test_a_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) ->
         tl.data.photographs()
 
 
-# --------------------------------------------------------------------------------------------------------------- loader
+# ---- loader ----
 
 
 def square(image: np.ndarray) -> np.ndarray:
-    return (
-        np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.NEAREST)) + 1
-    )  # black becomes 1
+    """A thumbnail in which black is 1."""
+    return np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.NEAREST)) + 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_batches_have_one_shape_and_the_order_of_the_paths(tmp_path: Path, threads: int) -> None:
+def test_batches_have_one_shape_and_keep_the_order_of_the_paths(
+    tmp_path: Path, threads: int
+) -> None:
     paths = [picture(tmp_path / f"{i}.png", i, (4 + i, 9)) for i in range(11)]
-    paths[1].write_bytes(b"no picture")
+    paths[1].write_bytes(b"no image")
     paths[6].unlink()
     batches = list(load(paths, square, batch_size=4, threads=threads))
     assert len(batches) == 3
@@ -270,26 +292,14 @@ def test_batches_have_one_shape_and_the_order_of_the_paths(tmp_path: Path, threa
     images = np.concatenate([b.images for b in batches])
     assert index.tolist() == [*range(11), -1]
     assert np.flatnonzero(~valid).tolist() == [1, 6, 11]
-    assert images[:, 0, 0, 0].tolist() == [
-        1,
-        1,
-        3,
-        4,
-        5,
-        6,
-        1,
-        8,
-        9,
-        10,
-        11,
-        1,
-    ]  # i + 1; empty slots hold 0 + 1
+    # i + 1; empty slots hold 0 + 1.
+    assert images[:, 0, 0, 0].tolist() == [1, 1, 3, 4, 5, 6, 1, 8, 9, 10, 11, 1]
     assert [[Path(s.path).name for s in b.skipped] for b in batches] == [["1.png"], ["6.png"], []]
     assert "not a readable image" in batches[0].skipped[0].why
     assert str(tmp_path) not in batches[0].skipped[0].why
 
 
-def test_a_batch_without_any_picture_keeps_its_shape(tmp_path: Path) -> None:
+def test_a_batch_without_a_valid_image_keeps_its_shape(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     (batch,) = load([tmp_path / "a.jpg"], square, batch_size=2)
     assert batch.images.shape == (2, 4, 4, 3)
@@ -300,24 +310,31 @@ def test_a_batch_without_any_picture_keeps_its_shape(tmp_path: Path) -> None:
     assert list(load([], square, batch_size=2)) == []
 
 
-def test_the_loader_refuses_what_would_go_wrong_later(tmp_path: Path) -> None:
+def test_a_batch_size_of_zero_is_an_error() -> None:
     with pytest.raises(ValueError, match="`batch_size` must be at least 1: got 0"):
         load([], square, batch_size=0)
+
+
+def test_a_transform_to_several_shapes_is_an_error(tmp_path: Path) -> None:
     paths = [picture(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
     with pytest.raises(ValueError, match="expected one shape and dtype"):
         list(load(paths, lambda image: image, batch_size=2))
 
-    def broken(image: np.ndarray) -> np.ndarray:
+
+def test_an_error_of_the_transform_is_raised(tmp_path: Path) -> None:
+    paths = [picture(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
+
+    def transform(image: np.ndarray) -> np.ndarray:
         if image.shape[1] == 5:
-            raise KeyError("a mistake in the transform, not in a picture")
+            raise KeyError("a mistake in the transform, not in an image")
         return square(image)
 
     with pytest.raises(KeyError, match="a mistake in the transform"):
-        list(load(paths, broken, batch_size=2))
+        list(load(paths, transform, batch_size=2))
 
 
-def test_leaving_early_ends_the_process() -> None:
-    """A consumer that stops after one batch leaves no thread that keeps the interpreter alive; grain comes late."""
+def test_a_process_ends_though_a_loader_is_not_exhausted() -> None:
+    """A consumer that stops after one batch leaves no running thread; Grain is imported late."""
     program = (
         "import sys, tl.data\n"
         "assert 'grain' not in sys.modules\n"
@@ -325,29 +342,28 @@ def test_leaving_early_ends_the_process() -> None:
         "from PIL import Image\n"
         "d = pathlib.Path(tempfile.mkdtemp())\n"
         "for i in range(40): Image.new('RGB', (8, 8)).save(d / f'{i}.png')\n"
-        "batch = next(tl.data.load(sorted(d.glob('*.png')), lambda a: np.zeros((4, 4, 3), np.uint8), batch_size=2))\n"
+        "square = lambda image: np.zeros((4, 4, 3), np.uint8)\n"
+        "batch = next(tl.data.load(sorted(d.glob('*.png')), square, batch_size=2))\n"
         "print(batch.valid.sum())\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", "-c", program],
         capture_output=True,
         text=True,
         timeout=120,
         cwd=Path(__file__).parents[1],
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "2"
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "2"
 
 
-def test_real_photographs(shared_data: Path) -> None:
-    """1,000 files as people took them: none is skipped, each keeps its size, a stranger's file does not stop them."""
+def test_a_thousand_real_photographs_are_split_and_loaded(shared_data: Path) -> None:
+    """No image is skipped, and a text file does not stop the loader."""
     spec = folder(shared_data / "cats_vs_dogs")
     assert (spec.classes, len(spec.examples), spec.skipped) == (("cat", "dog"), 1000, ())
     train, test = tl.data.split(spec, seed=0)
-    assert (len(train.examples), len(test.examples)) == (
-        749,
-        251,
-    )  # two of the test part show the same puppies
+    # Two images of the test part show the same puppies.
+    assert (len(train.examples), len(test.examples)) == (749, 251)
     paths = [e.path for e in test.examples][:60]
     batches = list(load([*paths, shared_data / "README.md"], square, batch_size=32))
     assert sum(int(b.valid.sum()) for b in batches) == 60

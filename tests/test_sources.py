@@ -1,4 +1,4 @@
-"""Where labelled pictures come from: official parts of a folder, tables, and sets that TFDS prepared, one written here."""
+"""Sources of labeled images: folders with parts, tables, archives, and sets prepared by TFDS."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def picture(path: Path, value: int = 0) -> Path:
     return path
 
 
-# --------------------------------------------------------------------------------------------------------------- folder
+# ---- folder ----
 
 
-def labelled(spec: DataSpec) -> list[tuple[str, str, str]]:
-    """(last two parts of the path, class, part) of every picture."""
+def class_and_part(spec: DataSpec) -> list[tuple[str, str, str]]:
+    """(last two parts of the path, class, part) of every image."""
     return [("/".join(e.path.parts[-2:]), spec.classes[e.label], e.part) for e in spec.examples]
 
 
@@ -74,19 +74,22 @@ def test_train_and_test_folders_are_official_parts(tmp_path: Path, val: str) -> 
     spec = folder(tmp_path)
     assert spec.classes == ("cat", "dog")
     parts = ["train", *(["validation"] if val else []), "test"]
-    assert sorted(labelled(spec)) == sorted(
+    assert sorted(class_and_part(spec)) == sorted(
         (f"{c}/1.png", c, part) for part in parts for c in ("cat", "dog")
     )
     assert sorted(Path(s.path).name for s in spec.skipped) == ["README.png", "notes.txt"]
 
 
-def test_photographs_of_trains_are_a_class(tmp_path: Path) -> None:
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     picture(tmp_path / "train/1.png")
     picture(tmp_path / "test/1.png", 1)
-    assert labelled(folder(tmp_path)) == [("test/1.png", "test", ""), ("train/1.png", "train", "")]
+    assert class_and_part(folder(tmp_path)) == [
+        ("test/1.png", "test", ""),
+        ("train/1.png", "train", ""),
+    ]
 
 
-def test_folder_parts_refuse(tmp_path: Path) -> None:
+def test_parts_with_unknown_or_empty_classes_are_errors(tmp_path: Path) -> None:
     for i, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dgo")):
         picture(tmp_path / name / "1.png", i)
     with pytest.raises(
@@ -96,23 +99,23 @@ def test_folder_parts_refuse(tmp_path: Path) -> None:
         folder(tmp_path)
     (tmp_path / "test/dgo").rename(tmp_path / "test/dog")
     (tmp_path / "test/dog/1.png").unlink()
-    with pytest.raises(ValueError, match="no picture in 'test/dog' of"):
+    with pytest.raises(ValueError, match="no image in 'test/dog' of"):
         folder(tmp_path)
 
 
-def test_a_folder_inside_a_class_folder(tmp_path: Path) -> None:
+def test_a_folder_of_images_inside_a_class_folder_is_an_error(tmp_path: Path) -> None:
     for i, name in enumerate(("cat", "dog", "dog/puppies")):
         picture(tmp_path / name / "1.png", i)
     with pytest.raises(
         ValueError,
-        match="'dog/puppies' of .* is a folder with pictures inside the class folder 'dog', want",
+        match="'dog/puppies' of .* is a folder with images inside the class folder 'dog', expect",
     ):
         folder(tmp_path)
     (tmp_path / "dog/puppies/1.png").rename(tmp_path / "dog/puppies/1.txt")
-    assert len(folder(tmp_path).examples) == 2  # it holds no picture
+    assert len(folder(tmp_path).examples) == 2  # it has no image
 
 
-# ---------------------------------------------------------------------------------------------------------------- table
+# ---- table ----
 
 
 def written(
@@ -120,18 +123,18 @@ def written(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     delimiter: str = ",",
-    **how: str,
+    **options: str,
 ) -> Path:
     for row in rows:
         if row and row[0].endswith(".png"):
             picture(path.parent / row[0], len(list(path.parent.rglob("*.png"))))
-    with open(path, "w", newline="", **{"encoding": "utf-8", **how}) as file:
+    with open(path, "w", newline="", **{"encoding": "utf-8", **options}) as file:
         csv.writer(file, delimiter=delimiter).writerows([header, *rows])
     return path
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_table(tmp_path: Path, delimiter: str) -> None:
+def test_a_table_may_use_three_delimiters(tmp_path: Path, delimiter: str) -> None:
     rows = [["a,b/1.png", " dog ", "x"], ["2.png", "cat", "y"], [], ["3 é.png", "cat", "y"]]
     file = written(
         tmp_path / "pets.csv", [" Path", "LABEL", "stratum"], rows, delimiter, encoding="utf-8-sig"
@@ -145,7 +148,7 @@ def test_table(tmp_path: Path, delimiter: str) -> None:
     ]
 
 
-def test_table_says_how_sure_its_labels_are(tmp_path: Path) -> None:
+def test_a_table_may_have_the_confidence_of_its_labels(tmp_path: Path) -> None:
     rows = [["1.png", "a", "0.75"], ["2.png", "b", "1"]]
     spec = table(written(tmp_path / "t.csv", ["path", "label", "confidence"], rows))
     assert [example.confidence for example in spec.examples] == [0.75, 1.0]
@@ -154,7 +157,7 @@ def test_table_says_how_sure_its_labels_are(tmp_path: Path) -> None:
     } == {1.0}
 
 
-def test_table_parts_and_numbers(tmp_path: Path) -> None:
+def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) -> None:
     rows = [
         ["Train", "10", "1.png"],
         ["val", "9", "2.png"],
@@ -176,60 +179,64 @@ def test_table_parts_and_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "rows", "says"),
+    ("header", "rows", "message"),
     [
         (
             ["file", "label"],
             [],
-            "has no column 'path', wanted path and label .* it has 'file', 'label'$",
+            "has no column 'path', expected path and label .* its columns: 'file', 'label'$",
         ),
         (["x", "y"], [], "has no column 'path' and no column 'label'"),
-        ([], [], "has no column 'path' and no column 'label'.* it has nothing"),
+        ([], [], "has no column 'path' and no column 'label'.* its columns: none"),
         (
             ["path", "label"],
             [["1.png", "a"], ["2.png", ""], ["3.png"]],
-            "has no label in line 3, 4, wanted a label",
+            "has no label in line 3, 4, expected a label",
         ),
-        (["path", "label"], [["1.png", ""]] * 9, "has no label in line 2, 3, 4 and 6 more, wanted"),
+        (
+            ["path", "label"],
+            [["1.png", ""]] * 9,
+            "has no label in line 2, 3, 4 and 6 more, expected",
+        ),
         (
             ["path", "label"],
             [["1.png", "a"], ["gone.jpg", "b"]],
-            "no picture at '.*/gone.jpg' in line 3, wanted",
+            "no image at '.*/gone.jpg' in line 3, expected",
         ),
-        (["path", "label"], [["1.png", "a"], ["", "b"]], "no picture at '.*' in line 3, wanted"),
+        (["path", "label"], [["1.png", "a"], ["", "b"]], "no image at '.*' in line 3, expected"),
         (
             ["path", "label", "split"],
             [["1.png", "a", "train"], ["2.png", "b", "tset"]],
-            "the split 'tset' in line 3, wanted train, validation or test; nearest: 'test'",
+            "the split 'tset' in line 3, expected train, validation or test; nearest: 'test'",
         ),
         (["path", "label", "split"], [["1.png", "a", ""]], "the split '' in line 2"),
         (
             ["path", "label"],
             [["1.png", "a"], ["2.png", "a"]],
-            "has 1 labels in 2 lines, wanted at least two",
+            "has 1 labels in 2 lines, expected at least two",
         ),
         (["path", "label"], [], "has 0 labels in 0 lines"),
         (
             ["path", "label", "confidence"],
             [["1.png", "a", "1"], ["2.png", "b", "0"], ["3.png", "b", "1.1"], ["4.png", "b", ""]],
-            "no confidence above 0 and up to 1 in line 3, 4, 5, wanted one in each",
+            "no confidence in .0, 1. in line 3, 4, 5, expected one in each",
         ),
     ],
 )
-def test_table_refuses_in_one_sentence(
-    tmp_path: Path, header: list[str], rows: list[list[str]], says: str
+def test_an_invalid_table_is_an_error_of_one_sentence(
+    tmp_path: Path, header: list[str], rows: list[list[str]], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=says) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         table(written(tmp_path / "x.csv", header, rows))
     assert "\n" not in str(caught.value)
 
 
-def test_table_that_is_no_table(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="the table .* is not there: there is no 'x.csv' .* wanted a CSV file"
+        ValueError, match="the table .* does not exist: there is no 'x.csv' .* expected a CSV file"
     ):
         table(tmp_path / "x.csv")
-    with pytest.raises(ValueError, match="is a folder, wanted a CSV file"):
+    with pytest.raises(ValueError, match="is a folder, expected a CSV file"):
         table(tmp_path)
     (tmp_path / "latin.csv").write_bytes("path,label\né.png,a\n".encode("latin-1"))
     with pytest.raises(ValueError, match="cannot be read as a CSV in UTF-8"):
@@ -239,7 +246,7 @@ def test_table_that_is_no_table(tmp_path: Path) -> None:
         table(tmp_path / "quote.csv")
 
 
-# ------------------------------------------------------------------------------------ an archive
+# ---- an archive ----
 
 # Support for a container that `tl` does not know: one class, one function and one row in `SETS`.
 
@@ -343,7 +350,7 @@ def test_an_archive_is_examined(archive: DataSpec) -> None:
     ]
 
 
-# ------------------------------------------------------------------------------------------ tfds
+# ---- tfds ----
 
 IMAGE = {
     "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
@@ -355,7 +362,8 @@ LABEL = {
 }
 TEXT = {"pythonClassName": "tensorflow_datasets.core.features.text_feature.Text", "text": {}}
 FEATURES = {"image": IMAGE, "image/filename": TEXT, "label": LABEL}
-Row = tuple[str, bytes, int]  # file name, file, label
+# File name, encoded file, label.
+Row = tuple[str, bytes, int]
 
 
 def prepare(
@@ -365,7 +373,7 @@ def prepare(
     features: Mapping[str, object] = FEATURES,
     **info: str,
 ) -> Path:
-    """A set as TFDS 4.9 lays it out, `folder` being NAME/VERSION; written without TensorFlow."""
+    """Writes a data set in the format of TFDS 4.9 to NAME/VERSION, without TensorFlow."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -413,7 +421,7 @@ def rows(n: int, first: int = 0) -> list[Row]:
     return [(f"PetImages/Cat/{i}.jpg", encoded(i, "JPEG"), i % 2) for i in range(first, first + n)]
 
 
-def test_tfds_gives_the_encoded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tfds_returns_the_encoded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = rows(5)
     prepare(tmp_path / "pets/1.0.0", {"train": written})
     spec = get(f"tfds:pets@{tmp_path}")
@@ -448,20 +456,20 @@ def content_hash_of(folder: Path, content: bytes) -> str:
     return content_hash(folder / "file")
 
 
-def test_records_travel_to_other_processes(tmp_path: Path) -> None:
+def test_records_are_decoded_in_other_threads_and_processes(tmp_path: Path) -> None:
     spec = tfds(f"pets@{prepare(tmp_path / 'pets/1.0.0', {'train': rows(4)}).parents[1]}")
     records = [e.path for e in spec.examples]
     assert pickle.loads(pickle.dumps(records)) == records and len(set(records)) == 4
-    wanted = [decode(record) for record in records]
+    images = [decode(record) for record in records]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for found, image in zip(pool.map(decode, records * 8), wanted * 8, strict=True):
-            np.testing.assert_array_equal(found, image)
+        for decoded, image in zip(pool.map(decode, records * 8), images * 8, strict=True):
+            np.testing.assert_array_equal(decoded, image)
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        np.testing.assert_array_equal(pool.submit(decode, records[3]).result(), wanted[3])
+        np.testing.assert_array_equal(pool.submit(decode, records[3]).result(), images[3])
 
 
-def test_records_are_loaded_and_told_like_files(tmp_path: Path) -> None:
-    broken = ("beagle_1.jpg", b"no picture", 0)
+def test_records_are_loaded_and_skipped_like_files(tmp_path: Path) -> None:
+    broken = ("beagle_1.jpg", b"no image", 0)
     spec = tfds(
         f"pets@{prepare(tmp_path / 'pets/1.0.0', {'train': [*rows(2), broken]}).parents[1]}"
     )
@@ -483,17 +491,17 @@ def test_official_splits_become_parts(tmp_path: Path) -> None:
     prepare(tmp_path / "pets/1.0.0", splits)
     spec = tfds(f"pets@{tmp_path}")
     assert [e.part for e in spec.examples] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 2
-    ((path, why),) = spec.skipped
-    assert path.endswith("/unsupervised") and "not one of train, validation and test" in why
+    ((path, reason),) = spec.skipped
+    assert path.endswith("/unsupervised") and "not one of train, validation and test" in reason
     assert [len(part.examples) for part in divide(spec, seed=0)] == [8, 2, 2]
 
 
-def test_other_names_of_splits_are_no_parts(tmp_path: Path) -> None:
+def test_splits_with_other_names_are_not_parts(tmp_path: Path) -> None:
     prepare(tmp_path / "pets/1.0.0", {"fold1": rows(2), "fold2": rows(2, 2)})
     assert [e.part for e in tfds(f"pets@{tmp_path}").examples] == [""] * 4
 
 
-def test_the_newest_version_and_one_configuration(tmp_path: Path) -> None:
+def test_the_newest_version_of_one_configuration_is_read(tmp_path: Path) -> None:
     for version in ("1.0.0", "10.0.0", "9.1.0"):
         prepare(tmp_path / "pets" / version, {"train": rows(2)})
     assert tfds(f"pets@{tmp_path}").source.startswith("pets/10.0.0, ")
@@ -509,7 +517,7 @@ def test_the_newest_version_and_one_configuration(tmp_path: Path) -> None:
         tfds(f"apes@{tmp_path}")
 
 
-def test_unlabelled_and_nameless_pictures(tmp_path: Path) -> None:
+def test_images_without_label_are_skipped_and_without_name_numbered(tmp_path: Path) -> None:
     features = {"image": IMAGE, "label": LABEL}
     prepare(
         tmp_path / "pets/1.0.0",
@@ -521,12 +529,12 @@ def test_unlabelled_and_nameless_pictures(tmp_path: Path) -> None:
     assert [s.why for s in spec.skipped] == ["it has no label"]
 
 
-def test_known_bad_files_are_left_out_where_they_cannot_be_decoded(tmp_path: Path) -> None:
+def test_known_bad_files_are_skipped_if_they_cannot_be_decoded(tmp_path: Path) -> None:
     written = [
-        ("beagle_116.jpg", b"\xff\xd8\xff no picture", 0),
-        ("chihuahua_121.jpg", encoded(1, "JPEG"), 0),  # somebody mended it
+        ("beagle_116.jpg", b"\xff\xd8\xff no image", 0),
+        ("chihuahua_121.jpg", encoded(1, "JPEG"), 0),  # repaired
         ("Abyssinian_34.jpg", encoded(2, "GIF"), 1),
-        ("beagle_1.jpg", b"broken, but nobody knows", 0),
+        ("beagle_1.jpg", b"broken, but not listed", 0),
     ]
     prepare(tmp_path / "pets/1.0.0", {"train": written})
     spec = tfds(f"pets@{tmp_path}")
@@ -535,27 +543,28 @@ def test_known_bad_files_are_left_out_where_they_cannot_be_decoded(tmp_path: Pat
         "Abyssinian_34.jpg",
         "beagle_1.jpg",
     ]
-    ((path, why),) = spec.skipped
-    assert path.endswith("beagle_116.jpg") and "not a readable image" in why
+    ((path, reason),) = spec.skipped
+    assert path.endswith("beagle_116.jpg") and "not a readable image" in reason
     assert known_bad(spec.examples[1].path) == "it is a GIF"
     assert known_bad(Path("x/PetImages/Cat/666.jpg")) == "it is empty"
     assert known_bad(Path("x/Cat/666.jpg")) == known_bad(spec.examples[2].path) == ""
     assert len(KNOWN_BAD) == 14
 
 
-def test_tfds_refuses_in_one_sentence(tmp_path: Path) -> None:
+def test_a_set_that_tfds_cannot_read_is_an_error(tmp_path: Path) -> None:
     at = f"@{tmp_path}"
     folder = prepare(tmp_path / "pets/1.0.0", {"train": rows(2)})
     with pytest.raises(
         ValueError,
-        match="tfds:pest is not prepared in .*it holds 'pets'.*tfds:pest@DIR for another folder, or prepare it",
+        match="tfds:pest is not prepared in .*it holds 'pets'.*"
+        "tfds:pest@DIR for another folder, or prepare it",
     ):
         tfds("pest" + at)
     about = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps({**about, "fileFormat": "tfrecord"}))
     with pytest.raises(
         ValueError,
-        match="is stored as tfrecord, expected array_record, .*file_format='array_record'",
+        match="is stored as tfrecord, expected array_record.*file_format='array_record'",
     ):
         tfds("pets" + at)
     (folder / "dataset_info.json").write_text("{")
@@ -569,7 +578,7 @@ def test_tfds_refuses_in_one_sentence(tmp_path: Path) -> None:
         tfds("texts" + at)
 
 
-def test_a_set_that_is_gone_is_a_broken_picture(tmp_path: Path) -> None:
+def test_an_image_of_a_deleted_set_cannot_be_read(tmp_path: Path) -> None:
     record = Record(str(tmp_path / "gone/1.0.0"), "train", 0, "1.jpg")
     with pytest.raises(ImageError, match="gone/1.0.0/train/0/1.jpg: cannot be read"):
         decode(record)
@@ -580,7 +589,7 @@ def test_a_set_that_is_gone_is_a_broken_picture(tmp_path: Path) -> None:
         tl.data.split_digest(spec)
 
 
-def test_no_tensorflow_and_nothing_heavy_before_it_is_needed(tmp_path: Path) -> None:
+def test_tfds_is_read_without_tensorflow_and_imported_late(tmp_path: Path) -> None:
     prepare(tmp_path / "pets/1.0.0", {"train": rows(2)})
     program = (
         "import sys, tl.data\n"
@@ -588,18 +597,18 @@ def test_no_tensorflow_and_nothing_heavy_before_it_is_needed(tmp_path: Path) -> 
         f"spec = tl.data.get('tfds:pets@{tmp_path}')\n"
         "print(tl.data.decode(spec.examples[1].path).shape, 'tensorflow' in sys.modules)\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
         timeout=120,
         cwd=Path(__file__).parents[1],
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "(6, 8, 3) False"
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "(6, 8, 3) False"
 
 
-def test_sets_that_tfds_wrote(shared_data: Path) -> None:
+def test_sets_that_tfds_prepared(shared_data: Path) -> None:
     cats = get(f"tfds:cats_vs_dogs@{shared_data / 'tfds'}")
     assert (cats.classes, len(cats.examples)) == (("cat", "dog"), 200)
     assert all(

@@ -1,6 +1,8 @@
-"""Labelled pictures by name, the parts they are divided in, files from a user's words, and fixed-shape batches of them.
+"""Labeled data sets by name, their division into parts, image files, and batches of fixed shape.
 
-To add a data set: one function that returns a `DataSpec`, and one row in `SETS`. Nothing here normalises.
+To add a data set: one function that returns a `DataSpec` and one row in `SETS`. If the images are
+in a container, such as a tar file, the function creates a `Stored` for each of them. This package
+does not normalize pixels; see `tl.pixels`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from tl.data.table import table
 from tl.data.tfds import Record, tfds
 from tl.paths import nearest
 
-# word -> (function, what follows the colon; "" where nothing does)
+# Name -> (function, the placeholder after the colon or "" if the function has no parameter).
 SETS: dict[str, tuple[Callable[..., DataSpec], str]] = {
     "folder": (folder, "DIR"),
     "csv": (table, "FILE"),
@@ -40,36 +42,41 @@ SETS: dict[str, tuple[Callable[..., DataSpec], str]] = {
 
 
 def names() -> tuple[str, ...]:
-    """Every data set as a user writes it.
+    """The names of all data sets, with placeholders.
 
     Example:
       >>> names()
       ('folder:DIR', 'csv:FILE', 'tfds:NAME', 'elpv')
     """
-    return tuple(f"{word}:{takes}" if takes else word for word, (_, takes) in SETS.items())
+    return tuple(f"{word}:{value}" if value else word for word, (_, value) in SETS.items())
 
 
 def get(word: str) -> DataSpec:
-    """The data set that `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR` or `elpv` names.
+    """A data set by name.
+
+    Args:
+      word: `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR` or `elpv`.
 
     Raises:
-      ValueError: an unknown word, or one whose set cannot be made; it lists the nearest.
+      ValueError: an unknown name (the message lists the nearest), or the data set is not readable.
     """
     kind, colon, rest = word.partition(":")
     if kind not in SETS:
         if os.path.isdir(os.path.expanduser(word)):
             raise ValueError(
-                f"{word!r} is a folder, wanted a data set's name: write 'folder:{word}'"
+                f"{word!r} is a folder, expected the name of a data set; write 'folder:{word}'"
             )
         raise ValueError(
-            f"unknown data set {word!r}, wanted {' or '.join(names())}; nearest: {nearest(kind, SETS)}"
+            f"unknown data set {word!r}, expected {' or '.join(names())}; nearest: "
+            f"{nearest(kind, SETS)}"
         )
-    make, takes = SETS[kind]
-    if bool(rest) != bool(takes) or (colon and not takes):
+    make, value = SETS[kind]
+    if bool(rest) != bool(value) or (colon and not value):
         raise ValueError(
-            f"the data set {word!r} is incomplete or has too much, wanted {kind}{takes and ':' + takes}"
+            f"the data set {word!r} is incomplete or too long, expected "
+            f"{kind}{value and ':' + value}"
         )
-    return make(rest) if takes else make()
+    return make(rest) if value else make()
 
 
 __all__ = [

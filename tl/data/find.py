@@ -1,7 +1,8 @@
-"""Which files a user means by `cat.jpg,holiday/,more/*.png`, in an order that is the same on every machine.
+"""Image files named by a list of files, folders and globs, such as `cat.jpg,holiday/,more/*.png`.
 
-It looks at names only: a file named outright is always taken, a file met in a folder or by a glob is taken when its
-name ends like a picture's. Whether it *is* a picture is for `decode.py` to say.
+The order of the files is the same on every machine. Only names are examined: a file that is listed
+explicitly is always included; a file in a folder or matched by a glob is included if its suffix is
+that of an image. `decode.py` checks the content.
 """
 
 from __future__ import annotations
@@ -15,73 +16,62 @@ from tl.data.spec import Skipped
 from tl.paths import nearest
 
 SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    )
+    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
-_LITTER = frozenset(
-    {"thumbs.db", "desktop.ini"}
-)  # left by a file manager: ignored like hidden files, without a word
+_SUFFIX_EXAMPLES = ".jpg, .png, .gif, .webp, .bmp, .tif or .ppm"
+# Files created by file managers, ignored like hidden files.
+_IGNORED = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Skipped, ...]]:
-    """The pictures meant by files, folders (searched to the bottom) and globs.
+    """The image files named by files, folders (searched recursively) and globs.
 
     Args:
-      words: one string, its parts separated by commas, or a sequence of such strings. A string that exists as it
-        stands, commas or brackets included, is that file or folder.
+      words: one string with parts separated by commas, or a sequence of such strings. A string that
+        is the path of an existing file or folder is taken whole, even with commas or brackets.
 
     Returns:
-      The paths (in the order of the words, sorted within a folder or glob, each file once), and the files met in a
-      folder or by a glob whose names are not a picture's. Hidden files are passed over without a word.
+      The paths, in the order of the words, sorted within a folder or glob, each file once; and the
+      files in folders or matched by globs whose suffix is not that of an image. Hidden files are
+      ignored.
 
     Raises:
-      ValueError: a file, folder or glob that is not there, a folder without a picture, or no word at all.
+      ValueError: a file, folder or glob does not exist, a folder has no image, or `words` is empty.
     """
     paths: dict[str, Path] = {}
     skipped: dict[str, Skipped] = {}
     for word in _words(words):
-        found, left_out = _one(word)
-        paths |= {os.path.abspath(p): p for p in found if os.path.abspath(p) not in paths}
-        skipped |= {s.path: s for s in left_out}
+        more_paths, more_skipped = _find_word(word)
+        paths |= {os.path.abspath(p): p for p in more_paths if os.path.abspath(p) not in paths}
+        skipped |= {s.path: s for s in more_skipped}
     if not paths:
         raise ValueError(
-            f"no picture is named by {words!r}, wanted files, folders or globs separated by commas"
+            f"no image is named by {words!r}, expected files, folders or globs separated by commas"
         )
     return tuple(paths.values()), tuple(
         s for k, s in skipped.items() if os.path.abspath(k) not in paths
     )
 
 
-def pictures_under(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """Every file below `folder`, links followed, sorted by path: those named like pictures, and the rest."""
-    files, seen, closed = [], set(), []
-    for here, folders, names in os.walk(folder, followlinks=True, onerror=closed.append):
-        real = os.path.realpath(here)
-        folders[:] = [] if real in seen else [f for f in folders if not _hidden(f)]
-        files += [] if real in seen else [Path(here, n) for n in names if not _hidden(n)]
-        seen.add(real)
+def images_under(folder: Path) -> tuple[list[Path], list[Skipped]]:
+    """The files below `folder`, sorted by path: those with the suffix of an image, and the others.
+
+    Links are followed.
+    """
+    files, visited, errors = [], set(), []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=errors.append):
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in visited else [f for f in folders if not _hidden(f)]
+        files += [] if real in visited else [Path(parent, n) for n in names if not _hidden(n)]
+        visited.add(real)
     paths, skipped = _by_suffix(sorted(files))
     return paths, skipped + [
-        Skipped(str(e.filename), f"the folder cannot be listed ({e.strerror})") for e in closed
+        Skipped(str(e.filename), f"the folder cannot be listed ({e.strerror})") for e in errors
     ]
 
 
 def missing(path: Path) -> str:
-    """The sentence for a path that is not there: how far it exists, and what lies beside it."""
+    """A sentence on a path that does not exist: its last existing folder, and the nearest names."""
     parent = path.parent
     while not os.path.isdir(parent) and parent != parent.parent:
         path, parent = parent, parent.parent
@@ -90,44 +80,44 @@ def missing(path: Path) -> str:
         if os.access(parent, os.R_OK)
         else []
     )
-    beside = f"nearest there: {nearest(path.name, names)}" if names else "that folder is empty"
-    return f"there is no {path.name!r} in {str(parent.absolute())!r}; {beside}"
+    hint = f"nearest there: {nearest(path.name, names)}" if names else "that folder is empty"
+    return f"there is no {path.name!r} in {str(parent.absolute())!r}; {hint}"
 
 
 def _words(words: str | Sequence[str]) -> Iterable[str]:
     for word in [words] if isinstance(words, str) else words:
-        whole = os.path.lexists(Path(os.path.expanduser(word)))
-        yield from filter(None, [word] if whole else (part.strip() for part in word.split(",")))
+        exists = os.path.lexists(Path(os.path.expanduser(word)))
+        yield from filter(None, [word] if exists else (part.strip() for part in word.split(",")))
 
 
-def _one(word: str) -> tuple[list[Path], list[Skipped]]:
+def _find_word(word: str) -> tuple[list[Path], list[Skipped]]:
     path = Path(os.path.expanduser(word))
     if os.path.isdir(path):
-        paths, skipped = pictures_under(path)
+        paths, skipped = images_under(path)
         if not paths:
-            other = (
-                f"{len(skipped)} other files, e.g. {Path(skipped[0].path).name!r}"
-                if skipped
-                else "nothing else"
-            )
+            others = "no other file"
+            if skipped:
+                others = f"{len(skipped)} other files, e.g. {Path(skipped[0].path).name!r}"
             raise ValueError(
-                f"no picture in the folder {word!r} ({other}), wanted files ending in {_endings()}"
+                f"the folder {word!r} has no image ({others}), expected files ending in "
+                f"{_SUFFIX_EXAMPLES}"
             )
         return paths, skipped
     if os.path.lexists(path):
         return [path], []
     if not glob.has_magic(word):
         raise ValueError(
-            f"{word!r} is not there, wanted a picture, a folder or a glob: {missing(path)}"
+            f"{word!r} does not exist, expected an image, a folder or a glob; {missing(path)}"
         )
     matches = sorted(Path(m) for m in glob.glob(str(path), recursive=True))
     paths, skipped = _by_suffix([m for m in matches if not m.is_dir()])
     for folder in (m for m in matches if m.is_dir()):
-        more, left_out = pictures_under(folder)
-        paths, skipped = paths + more, skipped + left_out
+        more_paths, more_skipped = images_under(folder)
+        paths, skipped = paths + more_paths, skipped + more_skipped
     if not paths:
         raise ValueError(
-            f"the glob {word!r} matches {len(matches)} names and no picture, wanted one ({_endings()})"
+            f"the glob {word!r} matches {len(matches)} names and no image, expected files ending "
+            f"in {_SUFFIX_EXAMPLES}"
         )
     return sorted(set(paths)), skipped
 
@@ -139,16 +129,13 @@ def _by_suffix(files: Iterable[Path]) -> tuple[list[Path], list[Skipped]]:
         if file.suffix.lower() in SUFFIXES:
             paths.append(file)
         else:
-            why = (
-                f"its name ends in {file.suffix!r}, wanted {_endings()}; name it outright to try it"
+            reason = (
+                f"its name ends in {file.suffix!r}, expected {_SUFFIX_EXAMPLES}; list the file "
+                "itself to read it"
             )
-            skipped.append(Skipped(str(file), why))
+            skipped.append(Skipped(str(file), reason))
     return paths, skipped
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LITTER
-
-
-def _endings() -> str:
-    return ".jpg, .png, .gif, .webp, .bmp, .tif or .ppm"
+    return name.startswith(".") or name.lower() in _IGNORED

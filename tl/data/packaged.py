@@ -1,6 +1,7 @@
-"""Photographs that come with installed Python packages, found through their metadata; no package is imported.
+"""Images in installed Python packages, located through the package metadata.
 
-Importing them would bring in their own requirements and some break on today's libraries; their files do not.
+The packages are not imported, because that would import their requirements, and some of them fail
+with current libraries. The files are independent of that.
 """
 
 from __future__ import annotations
@@ -11,11 +12,18 @@ from typing import NamedTuple
 from tl.data.spec import DataSpec, Example, Split
 from tl.weights.store import packaged_file
 
-DEFECTIVE_FROM = 0.5  # of the four grades 0, 1/3, 2/3, 1 the upper two: as in Deitsch et al. 2019, arXiv 1807.02894
+# The upper two of the grades 0, 1/3, 2/3 and 1, as in Deitsch et al. 2019, arXiv 1807.02894.
+DEFECTIVE_FROM = 0.5
 
 
 class Photograph(NamedTuple):
-    """A picture with the ImageNet class it was published under, or None where its author named none."""
+    """A photograph with its published ImageNet class.
+
+    Attributes:
+      path: the image file.
+      index: index of the ImageNet class; None if its author names none.
+      source: the origin, as text.
+    """
 
     path: Path
     index: int | None
@@ -23,15 +31,17 @@ class Photograph(NamedTuple):
 
 
 def elpv() -> DataSpec:
-    """Electroluminescence pictures of solar cells, functional or defective: 2,624 of them, grey, 300 x 300.
+    """ELPV: 2,624 electroluminescence images of solar cells, functional or defective.
 
-    The strata are label x cell type (mono- or polycrystalline), as the paper's 75/25 split keeps them. An expert gave each cell
-    a probability of being defective, one of four; a label's confidence is what that gives it.
+    The images are gray, 300 x 300 pixels. A stratum is a pair of label and cell type (mono- or
+    polycrystalline), as in the 75/25 split of the paper. An expert assigned each cell one of four
+    probabilities of being defective; `Example.confidence` is the probability of the label.
 
     Raises:
-      ValueError: the package `elpv-dataset` is not installed, or its table is not as expected.
+      ValueError: the package `elpv-dataset` is not installed, or its table has another format.
 
-    Reference: Deitsch et al., Solar Energy 185 (2019), arXiv 1807.02894; Buerhop-Lutz et al., EU PVSEC 2018.
+    Reference: Deitsch et al., Solar Energy 185 (2019), arXiv 1807.02894; Buerhop-Lutz et al., EU
+    PVSEC 2018.
     """
     table = packaged_file("elpv-dataset", "elpv_dataset/data/labels.csv")
     classes = ("functional", "defective")
@@ -43,12 +53,11 @@ def elpv() -> DataSpec:
             label = int(defective >= DEFECTIVE_FROM)
         except ValueError:
             raise ValueError(
-                f"line {number} of {table} is {line!r}, wanted 'picture probability cell-type'"
+                f"line {number} of {table} is {line!r}, expected 'image probability cell-type'"
             ) from None
-        sure = defective if label else 1.0 - defective
-        examples.append(
-            Example(table.parent / name, label, f"{classes[label]} {cell}", confidence=sure)
-        )
+        confidence = defective if label else 1.0 - defective
+        stratum = f"{classes[label]} {cell}"
+        examples.append(Example(table.parent / name, label, stratum, confidence=confidence))
     return DataSpec(
         name="elpv",
         examples=tuple(examples),
@@ -56,7 +65,8 @@ def elpv() -> DataSpec:
         source="ELPV, PyPI package elpv-dataset (Deitsch et al. 2019, arXiv 1807.02894)",
         licence="CC BY-NC-SA 4.0",
         split=Split.STRATIFIED,
-        whole=False,  # five seeds: cropped 85.6 +- 0.7 %, whole 85.1 +- 1.2 %, no difference beyond the spread
+        # Five seeds: cropped 85.6 +- 0.7 %, whole 85.1 +- 1.2 %, no difference beyond the spread.
+        whole=False,
         references=(
             ("SVM (Deitsch et al. 2019)", 0.8244),
             ("fine-tuned VGG-19 (Deitsch et al. 2019)", 0.8842),
@@ -65,21 +75,22 @@ def elpv() -> DataSpec:
 
 
 def photographs() -> tuple[Photograph, ...]:
-    """Twenty ImageNet photographs from foolbox, with their class index, and scikit-image's photograph of a cat.
+    """Twenty ImageNet photographs from foolbox, and the photograph of a cat from scikit-image.
 
-    The cat (`chelsea.png`, by S. van der Walt, CC0) has a tabby coat, but nobody labelled it among ImageNet's classes,
-    where 281 (tabby), 282 (tiger cat) and 285 (Egyptian cat) all fit: its index is None and it counts in no accuracy.
+    The cat (`chelsea.png`, by S. van der Walt, CC0) has a tabby coat, but no published ImageNet
+    label: 281 (tabby), 282 (tiger cat) and 285 (Egyptian cat) all fit. Its index is None and it
+    does not count in any accuracy.
 
     Raises:
       ValueError: foolbox or scikit-image is not installed.
     """
     first = packaged_file("foolbox", "foolbox/data/imagenet_00_243.jpg")
-    named = sorted(first.parent.glob("imagenet_??_*.jpg"))  # imagenet_<number>_<class index>.jpg
+    paths = sorted(first.parent.glob("imagenet_??_*.jpg"))  # imagenet_<number>_<class index>.jpg
     cat = packaged_file("scikit-image", "skimage/data/chelsea.png")
     return (
         *(
             Photograph(path, int(path.stem.rsplit("_", 1)[1]), "ImageNet, by way of foolbox")
-            for path in named
+            for path in paths
         ),
         Photograph(cat, None, "scikit-image, CC0"),
     )

@@ -1,4 +1,4 @@
-"""Pictures listed in a table: a CSV with a column `path` and a column `label`, and the parts they belong to if it says so."""
+"""Data sets listed in a CSV file with the columns `path` and `label`, and optionally parts."""
 
 from __future__ import annotations
 
@@ -13,80 +13,82 @@ from tl.data.spec import PARTS, DataSpec, Example
 from tl.paths import nearest
 
 DELIMITERS = ",;\t"
-COLUMNS = ("path", "label", "split", "stratum", "confidence")  # the first two are needed
-_SHOWN = 3  # lines that an error names
+# The first two are required.
+COLUMNS = ("path", "label", "split", "stratum", "confidence")
+# Lines listed in an error; chosen, not tuned.
+_MAX_LINES = 3
 
 
 def table(file: Path | str) -> DataSpec:
-    """The pictures that a CSV lists.
+    """A data set listed in a CSV file.
 
     Args:
-      file: its first line names the columns, separated by commas, semicolons or tabs; those of `COLUMNS` are read, in any
-        order and beside others. A `path` is relative to the file's folder. `split` is train, validation (val) or test,
-        in every line or not there. `stratum` is what a stratified split keeps in proportion beside the label, `confidence` how
-        sure the label is, above 0 and up to 1.
+      file: a CSV file in UTF-8, separated by commas, semicolons or tabs, with the names of the
+        columns in the first line. The columns of `COLUMNS` are read, in any order; others are
+        ignored. `path` is relative to the folder of the file. `split` is train, validation (val) or
+        test in every line, or the column is absent. `stratum` and `confidence` in (0, 1] have the
+        meaning of the attributes of `Example`.
 
     Returns:
-      A `DataSpec` in the order of the lines, whose classes are the labels, sorted (as numbers where all are whole
-      numbers), and whose licence is unknown.
+      A `DataSpec` in the order of the lines. Its classes are the sorted labels, sorted as numbers
+      if all are integers; its license is unknown.
 
     Raises:
-      ValueError: the file is not there or no UTF-8 text, a column is missing, a line without a label, a split or a
-        confidence that is none, a picture that is not there, or fewer than two labels; with the first such lines and their
-        number.
+      ValueError: the file does not exist or is not UTF-8, a required column is missing, or there
+        are fewer than two labels; or a line has no label, an invalid split or confidence, or an
+        image that does not exist. The message has the first such lines and their number.
     """
     path = Path(os.path.expanduser(file))
     if not path.is_file():
-        why = "is a folder" if path.is_dir() else f"is not there: {missing(path)}"
+        problem = "is a folder" if path.is_dir() else f"does not exist: {missing(path)}"
         raise ValueError(
-            f"the table {str(file)!r} {why}, wanted a CSV file with the columns path and label"
+            f"the table {str(file)!r} {problem}, expected a CSV file with the columns path and "
+            "label"
         )
     rows, columns = _rows(path)
     lacking = [column for column in COLUMNS[:2] if column not in columns]
     if lacking:
-        found = ", ".join(map(repr, columns)) or "nothing"
+        present = ", ".join(map(repr, columns)) or "none"
         raise ValueError(
-            f"{path} has no column {' and no column '.join(map(repr, lacking))}, wanted path and label in its first line; "
-            f"it has {found}"
+            f"{path} has no column {' and no column '.join(map(repr, lacking))}, expected path and "
+            f"label in its first line; its columns: {present}"
         )
-    _refuse(path, "no label", "a label in each", [n for n, row in rows if not row["label"]])
+    _check_lines(path, "no label", "a label in each", [n for n, row in rows if not row["label"]])
     wrong = [
         (n, row["split"])
         for n, row in rows
         if "split" in columns and row["split"].lower() not in PARTS
     ]
     if wrong:
-        said = f"the split {wrong[0][1]!r}"
-        close = f"train, validation or test; nearest: {nearest(wrong[0][1], PARTS, 1)}"
-        _refuse(path, said, close, [n for n, _ in wrong])
-    sure = {n: _probability(row["confidence"]) if "confidence" in row else 1.0 for n, row in rows}
-    _refuse(
-        path,
-        "no confidence above 0 and up to 1",
-        "one in each",
-        [n for n, p in sure.items() if not 0.0 < p <= 1.0],
-    )
-    pictures = {n: path.parent / os.path.expanduser(row["path"]) for n, row in rows}
-    absent = [n for n, row in rows if not row["path"] or not pictures[n].is_file()]
+        value = f"the split {wrong[0][1]!r}"
+        choices = f"train, validation or test; nearest: {nearest(wrong[0][1], PARTS, 1)}"
+        _check_lines(path, value, choices, [n for n, _ in wrong])
+    confidence = {
+        n: _probability(row["confidence"]) if "confidence" in row else 1.0 for n, row in rows
+    }
+    out_of_range = [n for n, p in confidence.items() if not 0.0 < p <= 1.0]
+    _check_lines(path, "no confidence in (0, 1]", "one in each", out_of_range)
+    images = {n: path.parent / os.path.expanduser(row["path"]) for n, row in rows}
+    absent = [n for n, row in rows if not row["path"] or not images[n].is_file()]
     if absent:
-        _refuse(path, f"no picture at {str(pictures[absent[0]])!r}", "one in each", absent)
+        _check_lines(path, f"no image at {str(images[absent[0]])!r}", "one in each", absent)
     labels = {row["label"] for _, row in rows}
     if len(labels) < 2:
         raise ValueError(
-            f"{path} has {len(labels)} labels in {len(rows)} lines, wanted at least two classes"
+            f"{path} has {len(labels)} labels in {len(rows)} lines, expected at least two classes"
         )
-    whole = all(label.isdecimal() for label in labels)
-    classes = tuple(sorted(labels, key=lambda label: (int(label) if whole else 0, label)))
-    number = {label: i for i, label in enumerate(classes)}
+    integers = all(label.isdecimal() for label in labels)
+    classes = tuple(sorted(labels, key=lambda label: (int(label) if integers else 0, label)))
+    index = {label: i for i, label in enumerate(classes)}
     return DataSpec(
         name=f"csv:{file}",
         examples=tuple(
             Example(
-                pictures[n],
-                number[row["label"]],
+                images[n],
+                index[row["label"]],
                 row.get("stratum", ""),
                 PARTS[row["split"].lower()] if "split" in row else "",
-                sure[n],
+                confidence[n],
             )
             for n, row in rows
         ),
@@ -97,7 +99,7 @@ def table(file: Path | str) -> DataSpec:
 
 
 def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """Every line that is not empty, with its number, by column; and the columns."""
+    """The lines that are not empty, as (number, column -> cell), and the names of the columns."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             first = file.readline()
@@ -116,17 +118,16 @@ def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
 
 
 def _probability(word: str) -> float:
-    """The number that a cell holds; NaN where it holds none."""
+    """The number in a cell; NaN if it is not a number."""
     try:
         return float(word)
     except ValueError:
         return math.nan
 
 
-def _refuse(path: Path, found: str, wanted: str, lines: Sequence[int]) -> None:
-    """Raises the sentence for lines that are wrong, if there are any."""
+def _check_lines(path: Path, content: str, expected: str, lines: Sequence[int]) -> None:
+    """Raises an error that lists the invalid lines, if there are any."""
     if lines:
-        shown = ", ".join(map(str, lines[:_SHOWN])) + (
-            f" and {len(lines) - _SHOWN} more" if lines[_SHOWN:] else ""
-        )
-        raise ValueError(f"{path} has {found} in line {shown}, wanted {wanted}")
+        numbers = ", ".join(map(str, lines[:_MAX_LINES]))
+        more = f" and {len(lines) - _MAX_LINES} more" if lines[_MAX_LINES:] else ""
+        raise ValueError(f"{path} has {content} in line {numbers}{more}, expected {expected}")
