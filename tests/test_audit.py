@@ -1,20 +1,22 @@
-"""`audit` on a network that knows colours under one convention only, arrays of every kind."""
+"""Conventions of preprocessing, on a network that knows colors under one of them, and on arrays."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import audit
-from tl import inference, labels, pixels, reporting
+from tl import inference, labels, pages, pixels, reporting
 from tl.backbones.spec import BackboneSpec
+from tl.evaluation import conventions
 from tl.models import Classifier, Provenance, heads
-from tl.pages import common
+from tl.pages import audit, common
 from tl.pixels import (
     CAFFE,
     IMAGENET_MEAN,
@@ -27,7 +29,7 @@ from tl.pixels import (
 )
 
 SIZE = 16
-COLOURS = {  # far apart, and none of them grey
+COLORS = {  # distant, and none of them gray
     "crimson": (0.8, 0.1, 0.2),
     "leaf": (0.2, 0.7, 0.1),
     "navy": (0.1, 0.1, 0.5),
@@ -35,11 +37,15 @@ COLOURS = {  # far apart, and none of them grey
     "sky": (0.5, 0.7, 0.95),
     "wine": (0.35, 0.05, 0.15),
 }
-OWN = {"torch": TORCHVISION, "caffe": CAFFE, "torch, BGR": TORCHVISION.replace(channels="bgr")}
+EXPECTED = {
+    "torch": TORCHVISION,
+    "caffe": CAFFE,
+    "torch, BGR": TORCHVISION.replace(channels="bgr"),
+}
 
 
 class Mean(nn.Module):
-    """The mean of what a network sees."""
+    """The mean over the normalized image."""
 
     @nn.compact
     def __call__(self, inputs, mode):
@@ -49,28 +55,22 @@ class Mean(nn.Module):
 SPEC = BackboneSpec("mean", Mean(), 3, ("stem",), {}, "of this test", min_size=1)
 
 
-def network(own: PixelSpec):
-    """A classifier that names the nearest colour, and is right under its own convention."""
-    own = own.replace(size=SIZE)
-    colors = jnp.asarray(list(COLOURS.values()), jnp.float32)
-    seen = np.asarray(pixels.normalize(own, colors[:, None, None])[:, 0, 0])
-    head = {"kernel": 2 * seen.T, "bias": -np.sum(seen**2, axis=1)}
-    clf = Classifier(
-        "mean",
-        SPEC,
-        heads.Linear(len(COLOURS)),
-        own,
-        labels.from_names(COLOURS),
-        Provenance("m", ""),
-    )
+def network(expected: PixelSpec):
+    """A classifier that predicts the nearest color, and is correct under its own convention."""
+    expected = expected.replace(size=SIZE)
+    colors = jnp.asarray(list(COLORS.values()), jnp.float32)
+    normalized = np.asarray(pixels.normalize(expected, colors[:, None, None])[:, 0, 0])
+    head = {"kernel": 2 * normalized.T, "bias": -np.sum(normalized**2, axis=1)}
+    table, weights = labels.from_names(COLORS), Provenance("m", "")
+    clf = Classifier("mean", SPEC, heads.Linear(len(COLORS)), expected, table, weights)
     return clf, {"params": {"backbone": {}, "head": head}, "batch_stats": {}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three noisy pictures of each colour, 20 x 24, under its name."""
-    folder, rng = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
-    for name, color in COLOURS.items():
+    """Three noisy images of each color, 20 x 24, in a folder of its name."""
+    folder, rng = tmp_path_factory.mktemp("colors"), np.random.default_rng(0)
+    for name, color in COLORS.items():
         (folder / name).mkdir()
         for i in range(3):
             noisy = np.array(color) + 0.03 * rng.standard_normal((20, 24, 3))
@@ -78,19 +78,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def compared(own: PixelSpec, folder: Path, labelled: bool = True):
-    clf, variables = network(own)
-    pictures = {
-        r: inference.read_images(clf.with_pixels(resize=r), str(folder))
-        for r in ("shorter", "squash")
+def compare(clf: Classifier, variables: Any, folder: Path, labeled: bool = True) -> dict[str, Any]:
+    images = {
+        resize: inference.read_images(clf.with_pixels(resize=resize), str(folder))
+        for resize in ("shorter", "squash")
     }
-    truth = inference.folder_labels(clf, pictures["shorter"].paths) if labelled else None
-    return audit.compare(clf, variables, pictures, truth)
+    truth = inference.folder_labels(clf, images["shorter"].paths) if labeled else None
+    return conventions.compare_conventions(clf, variables, images, truth)
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_the_convention_that_the_weights_want_is_named(name: str, folder: Path):
-    result = compared(OWN[name], folder)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_convention_that_the_weights_expect_is_the_best(name: str, folder: Path):
+    result = compare(*network(EXPECTED[name]), folder)
     rows = {row["name"]: row for row in result["conventions"]}
     assert len(rows) == 8 and result["best"] == name and result["ranked_by"] == "top1"
     assert [row["name"] for row in result["conventions"] if row["own"]] == [name]
@@ -104,42 +103,36 @@ def test_the_convention_that_the_weights_want_is_named(name: str, folder: Path):
         if n != name and row["top1_ci95"][1] >= rows[name]["top1_ci95"][0]
     ]
     assert sorted(result["cannot_be_told_apart"]) == sorted(overlapping)
-    assert f"want {name} (their own)" in audit.verdict(result)
+    assert f"expect {name} (their own)" in conventions.verdict(result)
 
 
-def test_what_is_none_of_the_eight_is_a_ninth(folder: Path):
-    result = compared(LITE, folder)
-    assert len(result["conventions"]) == 9 and result["best"] == audit.OWN
-    assert "-1 to 1" in result["cannot_be_told_apart"] and "not to be told apart" in audit.verdict(
-        result
-    )
+def test_a_convention_that_is_none_of_the_eight_is_the_ninth(folder: Path):
+    result = compare(*network(LITE), folder)
+    assert len(result["conventions"]) == 9 and result["best"] == conventions.PUBLISHED
+    assert "-1 to 1" in result["cannot_be_told_apart"]
+    assert "intervals overlap" in conventions.verdict(result)
 
 
-def test_wrong_weights_files_are_told(folder: Path):
-    """The specification that came with these weights is not the one they were trained with."""
+def test_weights_with_the_specification_of_other_weights_are_reported(folder: Path):
     clf, variables = network(CAFFE)
-    clf = clf.with_pixels(**audit.values(TORCHVISION))
-    pictures = {
-        r: inference.read_images(clf.with_pixels(resize=r), str(folder))
-        for r in ("shorter", "squash")
-    }
-    result = audit.compare(
-        clf, variables, pictures, inference.folder_labels(clf, pictures["shorter"].paths)
-    )
-    assert result["best"] == "caffe" and "not what they came with" in audit.verdict(result)
+    clf = clf.with_pixels(**conventions.values(TORCHVISION))
+    result = compare(clf, variables, folder)
+    assert result["best"] == "caffe"
+    assert "not the convention they came with" in conventions.verdict(result)
 
 
-def test_without_labels_it_says_so(folder: Path):
-    result = compared(CAFFE, folder, labelled=False)
-    assert result["ranked_by"] == "information" and "without labels" in audit.verdict(result)
+def test_without_labels_the_information_ranks_the_conventions(folder: Path):
+    result = compare(*network(CAFFE), folder, labeled=False)
+    assert result["ranked_by"] == "information"
+    assert "without labels" in conventions.verdict(result)
     assert "top1" not in result["conventions"][0] and result["cannot_be_told_apart"] == []
 
 
-# --- arrays -----------------------------------------------------------------------------------------------------------
+# ---- arrays ----
 
 
 def photograph(seed: int) -> np.ndarray:
-    """uint8[30 37 3] with structure, reddish as photographs are."""
+    """uint8[30 37 3] with structure, and redder than blue as photographs are."""
     rng = np.random.RandomState(seed)
     coarse = rng.uniform(0, 1, (5, 6, 3)) * np.array([1.0, 0.9, 0.75])
     fine = np.kron(coarse, np.ones((6, 7, 1)))[:30, :37] + 0.05 * rng.standard_normal((30, 37, 3))
@@ -159,92 +152,98 @@ ARRAYS = {
     "caffe's means on RGB": LEVELS - CAFFE_MEAN[::-1],
     "EfficientNet-Lite": (LEVELS - 127.0) / 128,
     "torch, channels swapped": (X[..., ::-1] - M) / S,
-    "torch, normalised twice": ((X - M) / S - M) / S,
+    "torch, normalized twice": ((X - M) / S - M) / S,
     "torch on 0 to 255 (not divided by 255)": (LEVELS - M) / S,
     "torch after -1 to 1": ((X * 2 - 1) - M) / S,
-    "-1 to 1, normalised twice": (X * 2 - 1) * 2 - 1,
+    "-1 to 1, normalized twice": (X * 2 - 1) * 2 - 1,
     "divided by 255 twice": X / 255,
 }
+EVIDENCE = pytest.mark.parametrize("images", [PHOTOGRAPHS, None], ids=["images", "values"])
 
 
-def followed(
-    array: np.ndarray, tmp_path: Path, photographs: list | None = None, own: PixelSpec = TORCHVISION
-):
-    np.save(
-        tmp_path / "array.npy", array.astype(np.float32) if array.dtype == np.float64 else array
-    )
-    result = audit.follows(*audit.read_array(tmp_path / "array.npy"), own, photographs)
-    return json.loads(json.dumps(result))
+def match(
+    array: np.ndarray,
+    tmp_path: Path,
+    images: Sequence[np.ndarray] | None = None,
+    expected: PixelSpec = TORCHVISION,
+) -> dict[str, Any]:
+    array = array.astype(np.float32) if array.dtype == np.float64 else array
+    np.save(tmp_path / "array.npy", array)
+    loaded = conventions.read_array(tmp_path / "array.npy")
+    return json.loads(json.dumps(conventions.match_array(*loaded, expected, images)))
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_an_array_is_recognised_by_its_pictures(name: str, tmp_path: Path):
-    result = followed(ARRAYS[name], tmp_path, PHOTOGRAPHS)
+def test_an_array_is_recognized_with_its_images(name: str, tmp_path: Path):
+    result = match(ARRAYS[name], tmp_path, PHOTOGRAPHS)
     assert result["follows"] == name and result["exact"] and result["evidence"] == "pictures"
     first, second, *_ = result["candidates"]
-    assert first["largest_difference"] < 0.02 and (first["resize"], first["interpolation"]) == (
-        "shorter",
-        "bicubic",
-    )
+    assert first["largest_difference"] < 0.02
+    assert (first["resize"], first["interpolation"]) == ("shorter", "bicubic")
     assert second["largest_difference"] > 0.1
 
 
 @pytest.mark.parametrize("name", [name for name in ARRAYS if "swapped" not in name])
-def test_an_array_is_recognised_by_its_numbers_alone(name: str, tmp_path: Path):
-    result = followed(ARRAYS[name], tmp_path)
+def test_an_array_is_recognized_by_its_values_alone(name: str, tmp_path: Path):
+    result = match(ARRAYS[name], tmp_path)
     assert result["follows"] == name and not result["exact"] and result["evidence"] == "numbers"
     assert not any("bluer" in note for note in result["notes"])
 
 
-def test_swapped_channels_are_suspected_without_pictures(tmp_path: Path):
-    result = followed(ARRAYS["torch, channels swapped"], tmp_path, own=TORCHVISION)
+def test_swapped_channels_are_suspected_without_images(tmp_path: Path):
+    result = match(ARRAYS["torch, channels swapped"], tmp_path, expected=TORCHVISION)
     assert result["follows"] == "torch" and not result["as_the_weights_want"]
     assert any("bluer" in note for note in result["notes"])
 
 
-@pytest.mark.parametrize("pictures", [PHOTOGRAPHS, None], ids=["pictures", "numbers"])
-def test_layout_and_dtype_and_nan_are_noticed(pictures: list | None, tmp_path: Path):
-    first = ARRAYS["torch"].transpose(0, 3, 1, 2).copy()
-    first[2, 0, 1, 1] = np.nan
-    result = followed(first, tmp_path, pictures)
-    assert (
-        result["follows"] == "torch"
-        and result["layout"] == "channels first"
-        and result["not_finite"] == 1
-    )
-    assert any("NaN" in note for note in result["notes"]) and any(
-        "channels come first" in n for n in result["notes"]
-    )
-    assert any(
-        "whole numbers (uint8)" in note for note in followed(LEVELS, tmp_path, pictures)["notes"]
-    )
-    one = followed(ARRAYS["torch"][0], tmp_path, pictures and pictures[:1])
+@EVIDENCE
+def test_channels_first_and_nan_are_noted(images: list | None, tmp_path: Path):
+    array = ARRAYS["torch"].transpose(0, 3, 1, 2).copy()
+    array[2, 0, 1, 1] = np.nan
+    result = match(array, tmp_path, images)
+    assert result["follows"] == "torch" and result["layout"] == "channels first"
+    assert result["not_finite"] == 1
+    assert any("NaN" in note for note in result["notes"])
+    assert any("channels come first" in note for note in result["notes"])
+
+
+@EVIDENCE
+def test_integers_are_noted(images: list | None, tmp_path: Path):
+    notes = match(LEVELS, tmp_path, images)["notes"]
+    assert any("integers (uint8)" in note for note in notes)
+
+
+@EVIDENCE
+def test_one_image_and_half_precision_are_recognized(images: list | None, tmp_path: Path):
+    one = match(ARRAYS["torch"][0], tmp_path, images and images[:1])
     assert one["follows"] == "torch" and one["shape"] == [SIZE, SIZE, 3]
-    assert followed(ARRAYS["torch"].astype(np.float16), tmp_path, pictures)["follows"] == "torch"
+    assert match(ARRAYS["torch"].astype(np.float16), tmp_path, images)["follows"] == "torch"
 
 
-def test_what_the_weights_want_is_values_and_geometry(tmp_path: Path):
+def test_the_weights_expect_values_and_geometry(tmp_path: Path):
     bicubic = TORCHVISION.replace(interpolation="bicubic")
-    assert followed(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, bicubic)["as_the_weights_want"]
-    result = followed(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, TORCHVISION)
-    assert (
-        not result["as_the_weights_want"] and "the weights want shorter bilinear" in result["notes"]
-    )
-    assert not followed(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, CAFFE)["as_the_weights_want"]
-    assert followed(ARRAYS["EfficientNet-Lite"], tmp_path, None, INCEPTION)[
-        "as_the_weights_want"
-    ], "within a level"
+    assert match(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, bicubic)["as_the_weights_want"]
+    result = match(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, TORCHVISION)
+    assert not result["as_the_weights_want"]
+    assert "the weights expect shorter bilinear" in result["notes"]
+    assert not match(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, CAFFE)["as_the_weights_want"]
 
 
-@pytest.mark.parametrize("pictures", [PHOTOGRAPHS, None], ids=["pictures", "numbers"])
-def test_another_librarys_resize_is_recognised_but_not_exact(pictures: list | None, tmp_path: Path):
+def test_a_difference_of_one_level_is_as_the_weights_expect(tmp_path: Path):
+    assert match(ARRAYS["EfficientNet-Lite"], tmp_path, None, INCEPTION)["as_the_weights_want"]
+
+
+@EVIDENCE
+def test_the_resize_of_another_library_is_recognized_but_not_exact(
+    images: list | None, tmp_path: Path
+):
     smooth = np.stack([float_resize(p) for p in PHOTOGRAPHS])
-    result = followed((smooth - M) / S, tmp_path, pictures)
+    result = match((smooth - M) / S, tmp_path, images)
     assert result["follows"] == "torch" and not result["exact"]
 
 
 def float_resize(photograph: np.ndarray) -> np.ndarray:
-    """f64[16 16 3] in [0, 1]: the squashed picture in floating point, without antialiasing."""
+    """f64[16 16 3] in [0, 1]: squashed in floating point, without antialiasing."""
     rows, columns = (np.linspace(0, n - 1, SIZE) for n in photograph.shape[:2])
     i, j = np.floor(rows).astype(int), np.floor(columns).astype(int)
     wide = (
@@ -257,44 +256,54 @@ def float_resize(photograph: np.ndarray) -> np.ndarray:
     ) / 255
 
 
-def test_noise_follows_nothing(tmp_path: Path):
+@EVIDENCE
+def test_noise_follows_no_convention(images: list | None, tmp_path: Path):
     noise = 40 * np.random.RandomState(0).standard_normal((4, SIZE, SIZE, 3)) ** 3
-    for pictures in (PHOTOGRAPHS, None):
-        assert followed(noise, tmp_path, pictures)["follows"] is None
+    assert match(noise, tmp_path, images)["follows"] is None
 
 
 @pytest.mark.parametrize(
     "array, message",
     [
         (np.zeros((2, 8, 8, 4), np.float32), "no axis of 3 channels"),
-        (np.zeros((8, 8), np.float32), r"float32\[8, 8\]; wanted numbers \[b h w 3\]"),
+        (np.zeros((8, 8), np.float32), r"float32\[8, 8\], expected numbers \[b h w 3\]"),
         (np.zeros((2, 8, 8, 3), bool), r"bool\[2, 8, 8, 3\]"),
-        (np.full((2, 8, 8, 3), np.nan), "no finite number"),
-        (np.array([{}]), "no .npy file of numbers"),
+        (np.full((2, 8, 8, 3), np.nan), "no finite value"),
+        (np.array([{}]), "must be a .npy file of numbers"),
     ],
 )
-def test_arrays_that_are_none_are_refused(array: np.ndarray, message: str, tmp_path: Path):
+def test_arrays_of_other_types_are_refused(array: np.ndarray, message: str, tmp_path: Path):
     np.save(tmp_path / "array.npy", array, allow_pickle=True)
     with pytest.raises(ValueError, match=message):
-        audit.read_array(tmp_path / "array.npy")
+        conventions.read_array(tmp_path / "array.npy")
 
 
-def test_no_file_and_other_counts_are_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="no .npy file of numbers"):
-        audit.read_array(tmp_path / "nowhere.npy")
-    with pytest.raises(
-        ValueError, match="holds 4 pictures and --images 3; give the same, in the same order"
-    ):
-        followed(LEVELS, tmp_path, PHOTOGRAPHS[:3])
+def test_a_missing_file_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="must be a .npy file of numbers"):
+        conventions.read_array(tmp_path / "nowhere.npy")
 
 
-def test_the_page_and_the_terminal_tell_the_same(folder: Path, tmp_path: Path):
-    result = {**compared(LITE, folder), "array": followed(ARRAYS["torch"], tmp_path, PHOTOGRAPHS)}
-    sections, lines = audit.tables(result)
-    text = "\n".join(lines)
-    for words in (audit.verdict(result), "The array follows torch", "caffe", "normalised twice"):
+def test_another_number_of_images_is_refused(tmp_path: Path):
+    message = "got 4 and 3 images, expected the same images in the same order"
+    with pytest.raises(ValueError, match=message):
+        match(LEVELS, tmp_path, PHOTOGRAPHS[:3])
+
+
+# ---- the page ----
+
+
+def test_the_page_and_the_terminal_show_the_same(folder: Path, tmp_path: Path):
+    result = compare(*network(LITE), folder)
+    result["array"] = match(ARRAYS["torch"], tmp_path, PHOTOGRAPHS)
+    result |= {"arch": "mean", "weights": "m"}
+    text = "\n".join(audit.lines(result))
+    outcome = conventions.verdict(result)
+    for words in (outcome, "The array follows torch", "caffe", "normalized twice"):
         assert words in text, words
-    assert len(sections) == 2 and "The array follows torch" in sections[1]
+    page = pages.PAGES["audit"](reporting.jsonable(result), tmp_path)
+    html = "".join(page.sections)
+    assert "mean with the weights m" in page.lead
+    assert "The array follows torch" in html and reporting.text(outcome) in html
 
 
 @pytest.mark.parametrize(
@@ -303,7 +312,7 @@ def test_the_page_and_the_terminal_tell_the_same(folder: Path, tmp_path: Path):
         (TORCHVISION, "224 of 256, bilinear, RGB, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"),
         (CAFFE, "224 of 256, bicubic, BGR, 0 to 255 minus 103.939 116.779 123.68"),
         (INCEPTION.replace(resize="squash"), "224 squashed, bicubic, RGB, mean 0.5, std 0.5"),
-        (audit.EIGHT_BIT, "224 of 256, bicubic, RGB, 0 to 255"),
+        (conventions.EIGHT_BIT, "224 of 256, bicubic, RGB, 0 to 255"),
     ],
 )
 def test_a_spec_in_words(spec: PixelSpec, words: str):

@@ -31,7 +31,7 @@ DETAILS = (
 """The keys of a `summary` that `transfer` keeps outside of `result["test"]`."""
 
 # Images on the page of `predict` (chosen, not tuned); `result.json` holds all predictions.
-SHOWN = 48
+PAGE_IMAGES = 48
 
 progress = functools.partial(reporting.progress, label="predicting, batches")
 """The progress of a pass over a data set, on stderr."""
@@ -134,7 +134,7 @@ def predictions_result(
     """The result of `predict`.
 
     Args:
-      run: receives images as figures: at most `SHOWN`, the lowest probabilities of a label first.
+      run: receives images as figures: at most `PAGE_IMAGES`, the lowest probabilities of a label first.
       clf: the network.
       predicted: its predictions for files.
       k: classes per image.
@@ -152,7 +152,7 @@ def predictions_result(
     if not n:
         reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in predicted.skipped[:3])
         raise ValueError(f"none of the {len(predicted.skipped)} images can be read ({reasons})")
-    known = np.flatnonzero(labels >= 0)
+    labeled = np.flatnonzero(labels >= 0)
     result: dict[str, Any] = {
         "n": n,
         "skipped": [skip._asdict() for skip in predicted.skipped],
@@ -161,13 +161,15 @@ def predictions_result(
         "classes": len(inference.class_table(clf)),
     }
     order = np.arange(n)
-    if len(known):
-        correct = metrics.topk_correct(predicted.logits[known], labels[known], 1)
+    if len(labeled):
+        correct = metrics.topk_correct(predicted.logits[labeled], labels[labeled], 1)
         result |= {
-            "labelled": len(known),
+            "labelled": len(labeled),
             "top1": float(correct.mean()),
             "top1_ci95": list(metrics.wilson(int(correct.sum()), len(correct))),
-            "top5": float(metrics.topk_correct(predicted.logits[known], labels[known], 5).mean()),
+            "top5": float(
+                metrics.topk_correct(predicted.logits[labeled], labels[labeled], 5).mean()
+            ),
         }
         of_label = np.where(labels >= 0, probabilities[np.arange(n), labels], 1.0)
         order = np.argsort(of_label, kind="stable")
@@ -177,7 +179,7 @@ def predictions_result(
         | ({"label": {"index": int(label), "name": name(label)}} if label >= 0 else {})
         for path, p, label in zip(predicted.paths, probabilities, labels, strict=True)
     ]
-    images = {i: clf.prepare(data.decode(predicted.paths[i])) for i in order[:SHOWN].tolist()}
+    images = {i: clf.prepare(data.decode(predicted.paths[i])) for i in order[:PAGE_IMAGES].tolist()}
     sheet = reporting.contact_sheet(list(images.values())[:24], columns=6)
     run.figure("photographs", sheet)
     result["shown"] = [

@@ -54,7 +54,7 @@ def in_batches(
       NumPy arrays [n ...], in the order of the arguments.
 
     Raises:
-      ValueError: `batch_size` is less than 1, or there are no rows.
+      ValueError: `batch_size` or the number of rows is less than 1.
 
     Example:
       >>> in_batches(lambda x, y: x + y, np.arange(5), np.ones(5, int), batch_size=2)

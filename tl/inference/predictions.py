@@ -106,17 +106,17 @@ def predict(
     function = _logits(clf, variables, views)
     if isinstance(images, np.ndarray | jax.Array):
         return _predict_array(clf, function, np.asarray(images), labels, batch_size)
-    sources, known, skipped = _sources(clf, images, labels)
+    sources, indices, skipped = _sources(clf, images, labels)
     rows = [np.zeros((0, k), np.float32)]
-    kept: list[int] = []
+    readable: list[int] = []
     for batch in map_sources(
         function, sources, clf.prepare, batch_size=batch_size, progress=progress
     ):
         rows.append(batch.values)
-        kept += batch.index.tolist()
+        readable += batch.index.tolist()
         skipped += batch.skipped
-    paths = tuple(sources[i] for i in kept)
-    return Predictions(np.concatenate(rows), known[kept], paths, tuple(skipped))
+    paths = tuple(sources[i] for i in readable)
+    return Predictions(np.concatenate(rows), indices[readable], paths, tuple(skipped))
 
 
 def _logits(
@@ -143,10 +143,10 @@ def _predict_array(
             f"`images` has the wrong type: got {images.dtype}{list(images.shape)}, expected "
             f"uint8[n {' '.join(map(str, shape))}]; make each with clf.prepare, or pass paths"
         )
-    known = _checked_labels(labels, len(images))
+    indices = _checked_labels(labels, len(images))
     if not len(images):
-        return Predictions(np.zeros((0, len(class_table(clf))), np.float32), known)
-    return Predictions(in_batches(function, images, batch_size=b), known)
+        return Predictions(np.zeros((0, len(class_table(clf))), np.float32), indices)
+    return Predictions(in_batches(function, images, batch_size=b), indices)
 
 
 def _sources(
@@ -162,8 +162,8 @@ def _sources(
             [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
         )
         if all(isinstance(word, str | Path) for word in several):
-            found, left_out = data.find_images([str(word) for word in several])
-            sources, skipped = list(found), list(left_out)
+            paths, left_out = data.find_images([str(word) for word in several])
+            sources, skipped = list(paths), list(left_out)
         else:  # images inside a container among them
             sources = [Path(word) if isinstance(word, str) else word for word in several]
     if isinstance(labels, str):
@@ -183,20 +183,20 @@ def _set_labels(clf: Classifier, spec: DataSpec) -> list[int]:
 
 
 def _checked_labels(labels: Any, n: int) -> np.ndarray:
-    known = np.full(n, -1, np.int64) if labels is None else np.asarray(labels)
-    if known.dtype.kind not in "iu" or known.shape != (n,):
+    indices = np.full(n, -1, np.int64) if labels is None else np.asarray(labels)
+    if indices.dtype.kind not in "iu" or indices.shape != (n,):
         raise ValueError(
-            f"`labels` must hold one class index per image: got {known.dtype}{list(known.shape)} "
-            f"for {n} images"
+            f"`labels` must hold one class index per image: got {indices.dtype}"
+            f"{list(indices.shape)} for {n} images"
         )
-    return known.astype(np.int64)
+    return indices.astype(np.int64)
 
 
 def read_images(clf: Classifier, paths: str | Sequence[str]) -> LoadedImages:
     """All images in files, folders and globs, each resized and cropped for the network.
 
     Args:
-      clf: the network, for its preprocessing.
+      clf: the network, which decides the preprocessing.
       paths: as for `tl.data.find_images`.
 
     Raises:
@@ -205,14 +205,14 @@ def read_images(clf: Classifier, paths: str | Sequence[str]) -> LoadedImages:
     sources, skipped = data.find_images(paths)
     rows = list(map_sources(lambda images: images, sources, clf.prepare))
     skipped = [*skipped, *(skip for batch in rows for skip in batch.skipped)]
-    kept = [sources[i] for batch in rows for i in batch.index]
-    if not kept:
+    readable = [sources[i] for batch in rows for i in batch.index]
+    if not readable:
         reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in skipped[:3])
         raise ValueError(
             f"none of the {len(skipped)} files in {paths!r} is an image that can be read ({reasons})"
         )
     images = np.concatenate([batch.values for batch in rows])
-    return LoadedImages(kept, images, [skip._asdict() for skip in skipped])
+    return LoadedImages(readable, images, [skip._asdict() for skip in skipped])
 
 
 def predict_logits(
@@ -232,7 +232,7 @@ def topk(clf: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, A
     """The `k` most probable classes of one image.
 
     Args:
-      clf: the network, for the names.
+      clf: the network, which has the names.
       probabilities: f[classes].
       k: at most this many rows.
 

@@ -15,6 +15,7 @@ from tl.pages import (
     activations,
     attack,
     attack_transfer,
+    audit,
     compare,
     describe,
     evaluation,
@@ -27,6 +28,7 @@ from tl.pages.common import Page
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "attack": attack.page,
+    "audit": audit.page,
     "attack_transfer": attack_transfer.page,
     "compare": compare.page,
     "describe": describe.page,

@@ -49,7 +49,7 @@ def shows_top3(classes: Sequence[str]) -> bool:
 
 
 def weights_facts(clf: Classifier) -> dict[str, str]:
-    """Name, digest, origin and license of the weights, for the footer of a page."""
+    """Name, digest, origin and license of the weights, shown in the footer of a page."""
     about = clf.weights
     return {
         "weights": f"{about.name} (sha256 {about.sha256[:12]}), {about.origin}",

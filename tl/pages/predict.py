@@ -21,12 +21,12 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
         accuracy = reporting.interval(result["top1"], *result["top1_ci95"], label="top-1 accuracy")
         sections.append(reporting.section("Accuracy", reporting.numbers(figures), accuracy))
     cards = []
-    for shown in result["shown"]:
-        row = result["predictions"][shown["row"]]
+    for example in result["shown"]:
+        row = result["predictions"][example["row"]]
         label = row.get("label")
         cards.append(
             reporting.card(
-                common.figure(folder, shown["figure"]),
+                common.figure(folder, example["figure"]),
                 title=Path(row["path"]).name,
                 caption=f"label: {label['name']}" if label else "",
                 bars=common.bars(row["topk"], [label["index"]] if label else []),
