@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.lesson import ideal as lesson
 from tests import toys
 from tests.test_specs import SIZE, network, parse
 from tl import data, inference, labels, metrics, pages, reporting
@@ -288,20 +287,3 @@ def test_wrong_flags_are_one_sentence(
     assert message in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "result.json").exists()
-
-
-# ---- the lesson's form ----
-
-
-def test_the_lessons_ideal_image(run: reporting.Run) -> None:
-    clf, variables, _ = network()
-    chosen = specs.class_objectives(clf, "Siamese cat")
-    rows, section = lesson.as_written(run, clf, variables, chosen, 0, steps=2)
-    assert [(row["way"], row["lesson"]) for row in rows] == [
-        (lesson.FIRST, 0.645),
-        (lesson.SECOND, 0.920),
-    ]
-    assert all(0 <= row["probability"] <= 1 for row in rows)
-    assert "As in the lesson" in section
-    with pytest.raises(ValueError, match="--as_in_lesson is for classes"):
-        lesson.as_written(run, clf, variables, [parse("layer:stage2")], 0)

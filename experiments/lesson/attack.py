@@ -1,22 +1,24 @@
-"""The adversarial dog as the course lesson made it, without bounds and at another scale; beside it, within eps and on the file.
+"""The step `attack`: the lesson's adversarial dog, without bounds and at another scale.
 
-The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") shows Keras' VGG-16 the pixels 0-255 of a
-photograph as they are, and it says Italian greyhound. Those weights were trained on blue-green-red less its mean: so that has
-the right contrast, with the mean left in and red and blue exchanged. Then it takes `x = img / 255.0` and follows the gradient
-for 100 steps. To the same weights that is the photograph at 1/255 of its contrast, less than one level: nearly the same number
-everywhere. Whether it is still called a dog is not looked at; what becomes a cat is all but an empty picture.
+The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") feeds Keras'
+VGG-16 the pixels 0-255 of a photograph, and the network predicts Italian greyhound. Those weights
+were trained on BGR minus the mean: the contrast is right, the mean remains, red and blue are
+swapped. Then the lesson takes `x = img / 255.0` and follows the gradient for 100 steps. For the
+same weights that is the photograph at 1/255 of its contrast, less than one level: almost a constant
+image. The lesson does not check whether it is still classified as a dog.
 
-What a network takes is a matter of its `PixelSpec` here, so the mistakes are translated, not copied. `fed` is the lesson's
-preprocessing in the units of any weights: their scale, no mean taken off, the channels exchanged. x begins as 1/255 of that and
-goes into the first layer as it is, in whose units the rate is 1. (Copied, a division by 255 would be nearly right for weights
-that want numbers from -1 to 1, and 0-255 would be what is wrong.) The picture that x is of is `fed` turned back, of 255 x: at
-the start exactly the photograph. With Keras' weights that is x itself.
+A network's input is defined by its `PixelSpec` here, so the mistakes are translated
+(`shifted`), not copied: for weights that expect values from -1 to 1, a division
+by 255 would be nearly right. x starts at 1/255 of the lesson's input and enters the first layer as
+it is; the learning rate is 1 in the units of that layer. The image of x is the inverse of the
+lesson's preprocessing at 255 x: at the start exactly the photograph. With Keras' weights it is x.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,155 +28,267 @@ import numpy as np
 from tl import attacks, data, inference, metrics, pixels, reporting
 from tl.ascent import ascend
 from tl.attacks import goals, norms
+from tl.labels import ClassTable
 from tl.losses import group_log_probability
 from tl.models import Classifier
 from tl.reporting import Html
 from tl.types import Array, Variables
 
-STEPS, ETA, SCALE = 100, 1.0, 255.0  # the lesson's
-TARGET = 284  # the lesson's, a Siamese cat
-REPORTED = {
-    "classified": 0.928,
-    "tensor": 0.865,
-}  # an Italian greyhound and a Siamese cat, of one photograph
-EPS = 2 / 255  # of the right way
-SHOWN = 4  # pictures; the lesson has one
+# The lesson's steps, learning rate and scale.
+STEPS, ETA, SCALE = 100, 1.0, 255.0
+# The lesson's target, a Siamese cat.
+TARGET = 284
+# The lesson's probabilities: of Italian greyhound before, and of Siamese cat after the attack.
+REPORTED = {"classified": 0.928, "tensor": 0.865}
+# Linf radius of the attack with bounds. Chosen, not tuned.
+EPS = 2 / 255
 
 
-def fed(own: pixels.PixelSpec) -> pixels.PixelSpec:
-    """How the lesson's preprocessing reads in the units of these weights; for Keras' VGG-16, the pixels 0-255 as they are.
+def shifted(spec: pixels.PixelSpec) -> pixels.PixelSpec:
+    """The lesson's mistake in the units of these weights: no mean subtracted, red and blue swapped.
+
+    The scale stays that of the weights: raw pixels are in the range of Keras' weights, but far
+    outside of the range of weights that expect values between -2 and 2.
+
+    Args:
+      spec: the preprocessing that the weights were trained with.
+
+    Returns:
+      The lesson's preprocessing; for Keras' VGG-16 the pixels from 0 to 255 as they are.
 
     Example:
-      >>> fed(pixels.CAFFE).channels, [round(1 / s) for s in fed(pixels.CAFFE).std]
+      >>> shifted(pixels.CAFFE).channels, [round(1 / s) for s in shifted(pixels.CAFFE).std]
       ('rgb', [255, 255, 255])
     """
-    other = "bgr" if own.channels == "rgb" else "rgb"
-    return own.replace(mean=(0.0,) * len(own.mean), std=own.std[::-1], channels=other)
+    channels = "bgr" if spec.channels == "rgb" else "rgb"
+    return spec.replace(mean=(0.0,) * len(spec.mean), std=spec.std[::-1], channels=channels)
 
 
-def as_written(
+def without_bounds(
     run: reporting.Run,
     clf: Classifier,
     variables: Variables,
-    pictures: inference.LoadedImages,
+    paths: Sequence[Path],
+    images: np.ndarray,
     target: Sequence[int] = (TARGET,),
     *,
-    only: Sequence[int] = (),
-    seed: int = 0,
+    only: Collection[int] = (),
     steps: int = STEPS,
-    eps: float = EPS,
-) -> tuple[list[dict[str, Any]], Html]:
-    """The result's rows, one a picture of the first `SHOWN`, and the page's section.
+) -> list[dict[str, Any]]:
+    """The lesson's attack on each photograph: one row per image, its images in `figures/`.
 
     Args:
-      pictures: uint8[n s s 3] as `common.read_images` returns them.
-      target: the classes to get to, as one.
-      only: the classes that a start should still be among ("any dog"); () is the one that its photograph is called.
-      seed: of the right way's random start.
-      steps: of both ways.
-      eps: of the right way, in Linf and [0, 1] pixel units.
-
-    Raises:
-      ValueError: there is no picture.
+      run: stores the figures.
+      clf, variables: the network.
+      paths: of the photographs.
+      images: uint8[n s s 3], the photographs as the network reads them.
+      target: the classes to reach, as one group.
+      only: the classes that a start should still belong to ("any dog"); by default the class that
+        is predicted for the photograph.
+      steps: of gradient descent.
     """
-    if not pictures.paths:
-        raise ValueError("--as_in_lesson wants a photograph to begin with; none is left")
-    paths, originals = pictures.paths[:SHOWN], pictures.images[:SHOWN]
-    print(
-        f"the lesson's way: {steps} steps of plain gradient descent on {len(paths)} pictures",
-        flush=True,
-    )
-    table, lesson = inference.class_table(clf), fed(clf.pixels)
-    class_mask = goals.class_mask([target] * len(paths), len(table))
-    photographs = pixels.to_images01(originals)
-    classified = pixels.normalize(lesson, jnp.asarray(photographs))
-
-    logits = jax.jit(functools.partial(_logits, clf))  # of what the first layer takes
-    x = _climb(clf, variables, jnp.asarray(class_mask), classified / SCALE, steps)
-    as_picture = np.asarray(pixels.denormalize(lesson, x * SCALE))
-    low, high = (op(as_picture, axis=(1, 2, 3), keepdims=True) for op in (np.min, np.max))
-    stretched = (as_picture - low) / np.maximum(high - low, 1e-6)
-    search = attacks.get("pgd")(steps=steps, early_stop=False)
-    attack = attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.TARGETED, eight_bit=True)
-    right = attack(variables, jax.random.key(seed), photographs, class_mask, eps=eps)
-
-    files, saved = {}, {}
-    for way, images in (
-        ("shown", stretched),
-        ("clipped", np.clip(as_picture, 0, 1)),
-        ("right", np.asarray(right.images)),
-    ):
-        files[way] = [
-            run.figure(f"lesson-{path.stem}-{way}", image)
-            for path, image in zip(paths, images, strict=True)
-        ]
-        saved[way] = np.stack([data.decode(file) for file in files[way]])
-    said = {
-        "photograph": metrics.softmax(inference.predict_logits(clf, variables, originals)),
-        "classified": metrics.softmax(np.asarray(logits(variables, classified))),
-        "start": metrics.softmax(np.asarray(logits(variables, classified / SCALE))),
-        "tensor": metrics.softmax(np.asarray(logits(variables, x))),
+    table, spec = inference.class_table(clf), shifted(clf.pixels)
+    class_mask = jnp.asarray(goals.class_mask([target] * len(paths), len(table)))
+    photographs = pixels.to_images01(images)
+    inputs = pixels.normalize(spec, jnp.asarray(photographs))
+    x = _descend(clf, variables, class_mask, inputs / SCALE, steps)
+    after = np.asarray(pixels.denormalize(spec, x * SCALE))
+    low, high = (op(after, axis=(1, 2, 3), keepdims=True) for op in (np.min, np.max))
+    files: dict[str, list[Path]] = {}
+    probabilities = {
+        "photograph": metrics.softmax(inference.predict_logits(clf, variables, images)),
         **{
-            way: metrics.softmax(inference.predict_logits(clf, variables, images))
-            for way, images in saved.items()
+            way: metrics.softmax(np.asarray(_logits_of_inputs(clf, variables, tensor)))
+            for way, tensor in (("classified", inputs), ("start", inputs / SCALE), ("tensor", x))
         },
     }
-
-    rows, strips = [], []
+    saved = {}
+    for way, arrays in (
+        ("prepared", photographs),
+        ("shown", (after - low) / np.maximum(high - low, 1e-6)),
+        ("clipped", np.clip(after, 0, 1)),
+    ):
+        files[way], saved[way] = _save(run, paths, way, arrays)
+        if way != "prepared":
+            logits = inference.predict_logits(clf, variables, saved[way])
+            probabilities[way] = metrics.softmax(logits)
+    rows = []
     for i, path in enumerate(paths):
-        called = {way: int(p[i].argmax()) for way, p in said.items()}
-        kind = tuple(only) or (called["photograph"],)
-        answers = {
-            way: {
-                "called": table.display(called[way]),
-                "probability": float(p[i, called[way]]),
-                "target": float(p[i, list(target)].sum()),
-                "still": called[way] in kind,
+        classes = tuple(only) or (int(probabilities["photograph"][i].argmax()),)
+        answers = {w: _answer(table, p[i], target, classes) for w, p in probabilities.items()}
+        rows.append(
+            {
+                "path": str(path),
+                "target": ", ".join(table.display(j) for j in target),
+                "steps": steps,
+                "lesson": REPORTED,
+                **answers,
+                "start_is_called_the_same": answers["start"]["still"],
+                "change": _distances(after[i], photographs[i]),
+                "change_clipped": _distances(
+                    pixels.to_images01(saved["clipped"][i]), photographs[i]
+                ),
+                "png": {way: run.relative(paths[i]) for way, paths in files.items()},
             }
-            for way, p in said.items()
-        }
-        row = {
-            "path": str(path),
-            "target": ", ".join(table.display(j) for j in target),
-            "steps": steps,
-            "lesson": REPORTED,
-            **answers,
-            "start_is_called_the_same": called["start"] in kind,
-            "change": _change(as_picture[i], photographs[i]),
-            "change_clipped": _change(pixels.to_images01(saved["clipped"][i]), photographs[i]),
+        )
+    return rows
+
+
+def within_bounds(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    paths: Sequence[Path],
+    images: np.ndarray,
+    target: Sequence[int] = (TARGET,),
+    *,
+    only: Collection[int] = (),
+    steps: int = STEPS,
+    eps: float = EPS,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """PGD on the same photographs, within `eps` and on the 8-bit grid: one row per image.
+
+    Args:
+      run, clf, variables, paths, images, target, only, steps: as for `without_bounds`.
+      eps: Linf radius, in [0, 1] pixel units.
+      seed: of the random start.
+    """
+    table = inference.class_table(clf)
+    class_mask = goals.class_mask([target] * len(paths), len(table))
+    photographs = pixels.to_images01(images)
+    search = attacks.get("pgd")(steps=steps, early_stop=False)
+    attack = attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.TARGETED, eight_bit=True)
+    result = attack(variables, jax.random.key(seed), photographs, class_mask, eps=eps)
+    files, saved = _save(run, paths, "right", np.asarray(result.images))
+    before, after = (inference.predict_logits(clf, variables, x) for x in (images, saved))
+    classes, probabilities = before.argmax(axis=1), metrics.softmax(after)
+    return [
+        {
+            "right": _answer(table, probabilities[i], target, tuple(only) or (int(classes[i]),)),
             "right_eps": eps,
-            "change_right": _change(pixels.to_images01(saved["right"][i]), photographs[i]),
-            "png": {way: str(own[i]) for way, own in files.items()},
+            "change_right": _distances(pixels.to_images01(saved[i]), photographs[i]),
+            "png": {"right": run.relative(files[i])},
         }
-        rows.append(row)
-        strips.append(_strip(row, originals[i], {way: images[i] for way, images in saved.items()}))
-    same = sum(row["start_is_called_the_same"] for row in rows)
+        for i in range(len(paths))
+    ]
+
+
+def merge(
+    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The rows of both functions, image by image."""
+    pairs = zip(rows, others, strict=True)
+    return [{**row, **other, "png": {**row["png"], **other["png"]}} for row, other in pairs]
+
+
+def section(arch: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Html:
+    """The page's section.
+
+    Args:
+      arch: the attacked network.
+      rows: of `without_bounds`, or merged with those of `within_bounds`.
+      folder: of the run.
+    """
+    same, first = sum(row["start_is_called_the_same"] for row in rows), rows[0]
+    percent = reporting.percent
     text = (
-        f"The lesson's way, under {clf.arch}: {steps} steps of plain gradient descent with a rate of {ETA:g} on the "
-        "cross-entropy, from the photograph at 1/255 of the contrast at which it was classified; no bounds, no 8 bit. There "
-        f"VGG-16 said {reporting.percent(REPORTED['classified'])} Italian greyhound before and "
-        f"{reporting.percent(REPORTED['tensor'])} Siamese cat after. What it shows is x stretched from its least to its "
-        f"largest value.\n\nAt the scale that is attacked, {same} of {len(rows)} starts are called what the photograph shows; "
-        f"{paths[0].name} is called {rows[0]['start']['called']}, with {reporting.percent(rows[0]['start']['probability'])}. "
-        "The right way, below, is PGD with as many steps within "
-        f"{eps * 255:g}/255 of the photograph, on the 8-bit grid."
+        f"{arch}, {first['steps']} steps of plain gradient descent on the cross-entropy, learning "
+        f"rate {ETA:g}, from the photograph at 1/255 of the contrast at which it was classified; "
+        "no bounds, no 8-bit rounding. The lesson reports "
+        f"{percent(REPORTED['classified'])} Italian greyhound before and "
+        f"{percent(REPORTED['tensor'])} Siamese cat after (VGG-16). It displays x rescaled from "
+        f"its minimum to its maximum.\n\nAt the scale that is attacked, {same} of {len(rows)} "
+        f"starts have the class of the photograph; {Path(first['path']).name} is classified as "
+        f"{first['start']['called']} with {percent(first['start']['probability'])}."
     )
-    return rows, reporting.section("As in the lesson", *strips, text=text)
+    if "right" in first:
+        text += (
+            " For comparison: PGD with the same number of steps, at most "
+            f"{first['right_eps'] * 255:g}/255 from the photograph, on the 8-bit grid."
+        )
+    parts = [part for row in rows for part in _parts(row, folder)]
+    return reporting.section("Adversarial example as in the lesson", *parts, text=text)
 
 
-def _logits(clf: Classifier, variables: Variables, inputs: jax.Array) -> jax.Array:
+def _parts(row: Mapping[str, Any], folder: Path) -> list[Html]:
+    """The images of one photograph in a row, and a table of the predictions."""
+    percent = reporting.percent
+    titles = {
+        "prepared": ("Photograph", "photograph"),
+        "shown": ("Lesson, rescaled to be displayed", "shown"),
+        "clipped": ("Lesson, clipped", "clipped"),
+        "right": (f"PGD within {row.get('right_eps', 0) * 255:g}/255", "right"),
+    }
+    cards = []
+    for way, file in row["png"].items():
+        title, answer = titles[way]
+        caption = f"{row[answer]['called']}, {percent(row[answer]['probability'])}"
+        image = data.decode(folder / file)
+        cards.append(reporting.card(image, title=title, caption=caption))
+    distance = lambda name: (
+        f"Linf {255 * row[name]['linf']:.0f} levels, L2 {row[name]['l2']:.3g} of [0, 1]"
+    )
+    outside = f"; {percent(row['change']['outside'])} of the values outside of [0, 1]"
+    lines = [
+        ("photograph, preprocessing of the weights", "photograph", ""),
+        ("photograph, preprocessing of the lesson", "classified", ""),
+        ("photograph at 1/255 of that contrast: the start", "start", ""),
+        ("result of the lesson, as a tensor", "tensor", distance("change") + outside),
+        ("its file as displayed", "shown", ""),
+        ("its file, clipped", "clipped", distance("change_clipped")),
+    ]
+    if "right" in row:
+        lines.append(("result of PGD, its file", "right", distance("change_right")))
+    cells = [
+        (words, row[way]["called"], percent(row[way]["probability"]))
+        + (percent(row[way]["target"]), change)
+        for words, way, change in lines
+    ]
+    header = ["input", "prediction", "confidence", row["target"], "change"]
+    return [
+        reporting.strip(cards, title=Path(row["path"]).name),
+        reporting.table(cells, header),
+    ]
+
+
+def _save(
+    run: reporting.Run, paths: Sequence[Path], way: str, images01: np.ndarray
+) -> tuple[list[Path], np.ndarray]:
+    """Writes images f32[n s s 3] as figures; returns the paths, and uint8[n s s 3] as read back."""
+    pairs = zip(paths, images01, strict=True)
+    files = [run.figure(f"lesson-{path.stem}-{way}", image) for path, image in pairs]
+    return files, np.stack([data.decode(file) for file in files])
+
+
+def _answer(
+    table: ClassTable, probabilities: np.ndarray, target: Sequence[int], classes: Collection[int]
+) -> dict[str, Any]:
+    """The prediction, its probability, the target's, and whether the prediction is in `classes`."""
+    best = int(probabilities.argmax())
+    return {
+        "called": table.display(best),
+        "probability": float(probabilities[best]),
+        "target": float(probabilities[list(target)].sum()),
+        "still": best in classes,
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits_of_inputs(clf: Classifier, variables: Variables, inputs: jax.Array) -> jax.Array:
+    """Logits of f32[b s s 3] in the units of the first layer."""
     return clf.logits(variables, pixels.denormalize(clf.pixels, inputs))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _climb(
+def _descend(
     clf: Classifier, variables: Variables, class_mask: jax.Array, x: jax.Array, steps: int
 ) -> jax.Array:
-    """x after that many steps, f32[b s s 3] in the units of the first layer."""
+    """x after gradient descent, f32[b s s 3] in the units of the first layer."""
     path = ascend.ascend(
-        lambda x, _: group_log_probability(_logits(clf, variables, x), class_mask),
+        lambda x, _: group_log_probability(_logits_of_inputs(clf, variables, x), class_mask),
         x,
-        jax.random.key(0),  # no score here is random
+        jax.random.key(0),  # the objective is not random
         steps=steps,
         optimizer=ascend.OPTIMIZERS["sgd"](),
         step_size=ETA,
@@ -182,64 +296,11 @@ def _climb(
     return path.last
 
 
-def _change(image01: Array, photograph: Array) -> dict[str, float]:
-    """How far a picture f32[s s 3] is from the photograph, in [0, 1] pixel units, and its share of values outside of it."""
+def _distances(image01: Array, photograph: Array) -> dict[str, float]:
+    """Linf and L2 distance in [0, 1] units of f32[s s 3], and the share of values outside."""
     a, b = jnp.asarray(image01)[None], jnp.asarray(photograph)[None]
     return {
         "linf": float(norms.linf_distance(a, b)[0]),
         "l2": float(norms.l2_distance(a, b)[0]),
         "outside": float(np.mean((np.asarray(image01) < 0) | (np.asarray(image01) > 1))),
     }
-
-
-def _strip(row: dict[str, Any], photograph: np.ndarray, saved: dict[str, np.ndarray]) -> Html:
-    said = lambda way: f"{row[way]['called']}, {reporting.percent(row[way]['probability'])}"
-    far = lambda name: (
-        f"largest change {255 * row[name]['linf']:.0f} levels, L2 {row[name]['l2']:.3g} of [0, 1]"
-    )
-    cards = [
-        reporting.card(photograph, title="photograph", caption=said("photograph")),
-        reporting.card(
-            saved["shown"],
-            title="the lesson's, as it is shown",
-            caption=f"this file: {said('shown')}",
-        ),
-        reporting.card(
-            saved["clipped"], title="the same, clipped", caption=f"this file: {said('clipped')}"
-        ),
-        reporting.card(
-            saved["right"],
-            title=f"within {row['right_eps'] * 255:g}/255",
-            caption=f"this file: {said('right')}",
-        ),
-    ]
-    outside = f"; {reporting.percent(row['change']['outside'])} of it outside of [0, 1]"
-    lines = [
-        ("the photograph, prepared rightly", "photograph", ""),
-        ("the photograph, as the lesson feeds it", "classified", ""),
-        ("the start, at 1/255 of that", "start", ""),
-        ("the lesson's x, a tensor", "tensor", far("change") + outside),
-        ("x as it is shown, a PNG read back", "shown", ""),
-        ("x clipped to [0, 1], a PNG read back", "clipped", far("change_clipped")),
-        ("the right way, a PNG read back", "right", far("change_right")),
-    ]
-    cells = [
-        (
-            words,
-            row[way]["called"],
-            reporting.percent(row[way]["probability"]),
-            reporting.percent(row[way]["target"]),
-            more,
-        )
-        for words, way, more in lines
-    ]
-    header = [
-        "what the network sees",
-        "called",
-        "probability",
-        row["target"],
-        "from the photograph",
-    ]
-    return reporting.strip(
-        [*cards, reporting.table(cells, header)], title=row["path"].rsplit("/", 1)[-1]
-    )

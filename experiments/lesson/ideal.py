@@ -1,14 +1,16 @@
-"""The ideal cat as the course lesson made it: noise, plain gradient descent, no bounds; then with its variation loss.
+"""The step `ideal`: the lesson's ideal cat from noise by plain gradient descent, without bounds.
 
-The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") feeds the network a tensor x of N(0, 1) as it
-is: nothing normalises it, and nothing keeps it among pictures. It shows x stretched from its minimum to its maximum, which is
-another picture than the one that was judged.
+The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") feeds the network
+a tensor x of N(0, 1) noise: nothing normalizes it and nothing keeps it in the range of images. It
+displays x rescaled from its minimum to its maximum, which is a different image from the one whose
+probability it reports. A second descent adds a variation loss.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,106 +27,126 @@ from tl.types import Variables
 from tl.visualize import objectives
 from tl.visualize.specs import ObjectiveSpec
 
-STEPS, ETA = 1000, 1.0  # the lesson's
+# The lesson's steps and learning rate.
+STEPS, ETA = 1000, 1.0
 FIRST, SECOND = "cross-entropy", "10 x cross-entropy + 0.005 x variation, from there on"
-REPORTED = {FIRST: 0.645, SECOND: 0.920}  # the lesson's, a Siamese cat under Keras' VGG-16
-RESNET_ZEBRA = 0.888  # the lesson's ResNet-50, 500 steps
+# The lesson's probabilities of a Siamese cat under Keras' VGG-16.
+REPORTED = {FIRST: 0.645, SECOND: 0.920}
 
 
-def as_written(
+def without_bounds(
     run: reporting.Run,
     clf: Classifier,
     variables: Variables,
     objective_specs: Sequence[ObjectiveSpec],
-    seed: int,
+    *,
+    seed: int = 0,
     steps: int = STEPS,
-) -> tuple[list[dict[str, Any]], Html]:
-    """The result's rows, and the page's section.
+) -> list[dict[str, Any]]:
+    """The lesson's two descents for each class: one row per class and descent.
+
+    Args:
+      run: stores the figures.
+      clf, variables: the network.
+      objective_specs: classes.
+      seed: of the noise.
+      steps: of each descent.
 
     Raises:
-      ValueError: an objective that is no class.
+      ValueError: an objective that is not a class.
     """
-    if not all(objective_spec.classes for objective_spec in objective_specs):
-        raise ValueError("--as_in_lesson is for classes, with --target")
-    print(f"the lesson's way: {2 * steps} steps of plain gradient descent", flush=True)
-    side = clf.pixels.size
-    members = goals.class_mask(
-        [objective_spec.classes for objective_spec in objective_specs],
-        len(inference.class_table(clf)),
-    )
-    images01 = lambda x: pixels.denormalize(clf.pixels, x)  # so that x is what the network takes
+    if not all(spec.classes for spec in objective_specs):
+        raise ValueError("the lesson's ideal images are of classes; name one, such as 'zebra'")
+    side, table = clf.pixels.size, inference.class_table(clf)
+    members = goals.class_mask([spec.classes for spec in objective_specs], len(table))
+    images01 = lambda x: pixels.denormalize(clf.pixels, x)  # x is the input of the first layer
 
     def log_probability(variables: Variables, x: jax.Array, members: jax.Array) -> jax.Array:
-        logits = clf.apply(variables, images01(x)).logits
-        assert logits is not None
-        return group_log_probability(logits, members)
+        return group_log_probability(clf.logits(variables, images01(x)), members)
 
     def first(variables: Variables, members: jax.Array, x: jax.Array, _: jax.Array) -> jax.Array:
         return log_probability(variables, x, members)
 
     def second(variables: Variables, members: jax.Array, x: jax.Array, _: jax.Array) -> jax.Array:
-        summed = objectives.total_variation(x) * float(side * (side - 1) * 3)  # TensorFlow's sum
-        return 10.0 * log_probability(variables, x, members) - 0.005 * summed
+        # `total_variation` is a mean, TensorFlow's a sum.
+        variation = objectives.total_variation(x) * float(side * (side - 1) * 3)
+        return 10.0 * log_probability(variables, x, members) - 0.005 * variation
 
     @functools.partial(jax.jit, static_argnums=0)
-    def climb(score: Any, variables: Variables, members: jax.Array, x: jax.Array) -> ascend.Ascent:
+    def descend(score: Any, variables: Variables, members: jax.Array, x: jax.Array) -> Any:
         return ascend.ascend(
             functools.partial(score, variables, members),
             x,
-            jax.random.key(0),  # no score here is random
+            jax.random.key(0),  # the objective is not random
             steps=steps,
             optimizer=ascend.OPTIMIZERS["sgd"](),
             step_size=ETA,
         )
 
-    judged = jax.jit(log_probability)
-    rows, strips = [], []
-    for objective_spec, mine in zip(objective_specs, members, strict=True):
-        flat = jax.random.normal(jax.random.key(seed), (side * side * 3,))
-        x, cards = flat.reshape(1, side, side, 3), []
+    log_p = jax.jit(log_probability)
+    rows = []
+    for spec, mask in zip(objective_specs, members, strict=True):
+        x = jax.random.normal(jax.random.key(seed), (side * side * 3,)).reshape(1, side, side, 3)
         for way, score in ((FIRST, first), (SECOND, second)):
-            path = climb(score, variables, mine[None], x)
+            path = descend(score, variables, mask[None], x)
             x = path.last
-            p = float(np.exp(judged(variables, x, mine[None])[0]))
-            real = np.asarray(images01(x))[0]
-            shown = (real - real.min()) / max(float(real.max() - real.min()), 1e-6)
+            image = np.asarray(images01(x))[0]
+            rescaled = (image - image.min()) / max(float(image.max() - image.min()), 1e-6)
             files = [
-                run.figure(f"lesson-{objective_spec.word}-{name}", image)
-                for name, image in (("shown", shown), ("as-it-is", np.clip(real, 0, 1)))
+                run.figure(f"lesson-{spec.word}-{name}", pixels01)
+                for name, pixels01 in (("shown", rescaled), ("as-it-is", np.clip(image, 0, 1)))
             ]
             saved = np.stack([data.decode(file) for file in files])
             probabilities = metrics.softmax(inference.predict_logits(clf, variables, saved))
             tv = np.asarray(objectives.total_variation(jnp.asarray(pixels.to_images01(saved))))
-            as_shown, as_is = (float(q[mine].sum()) for q in probabilities)
             rows.append(
                 {
-                    "target": objective_spec.word,
+                    "target": spec.word,
                     "way": way,
                     "steps": steps,
                     "loss": -float(path.scores[-1, 0]),
-                    "probability": p,
-                    "probability_of_png_as_shown": as_shown,
-                    "probability_of_png_as_it_is": as_is,
-                    "outside": float(np.mean((real < 0) | (real > 1))),
+                    "probability": float(np.exp(log_p(variables, x, mask[None])[0])),
+                    "probability_of_png_as_shown": float(probabilities[0][mask].sum()),
+                    "probability_of_png_as_it_is": float(probabilities[1][mask].sum()),
+                    "outside": float(np.mean((image < 0) | (image > 1))),
                     "tv_as_shown": float(tv[0]),
                     "lesson": REPORTED[way],
-                    "png": str(files[0]),
+                    "png": run.relative(files[0]),
+                    "png_as_it_is": run.relative(files[1]),
                 }
             )
-            told = f"tensor {reporting.percent(p)}, this file {reporting.percent(as_shown)}; the lesson: {REPORTED[way]}"
-            cards.append(
-                reporting.card(saved[0], title=way, caption=f"stretched to be seen: {told}")
+    return rows
+
+
+def section(arch: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Html:
+    """The page's section.
+
+    Args:
+      arch: the network.
+      rows: of `without_bounds`.
+      folder: of the run.
+    """
+    percent = reporting.percent
+    strips = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        cards = []
+        for row in (row for row in rows if row["target"] == target):
+            shown = (
+                f"rescaled to be displayed: tensor {percent(row['probability'])}, this file "
+                f"{percent(row['probability_of_png_as_shown'])}; the lesson: {row['lesson']}"
             )
-            cards.append(
-                reporting.card(
-                    saved[1],
-                    title="the same, as it is",
-                    caption=f"saved: {reporting.percent(as_is)}",
-                )
-            )
-        strips.append(reporting.strip(cards, title=objective_spec.word))
+            clipped = f"this file: {percent(row['probability_of_png_as_it_is'])}"
+            for key, title, caption in (
+                ("png", row["way"], shown),
+                ("png_as_it_is", "clipped to [0, 1]", clipped),
+            ):
+                image = data.decode(folder / row[key])
+                cards.append(reporting.card(image, title=title, caption=caption))
+        strips.append(reporting.strip(cards, title=target))
+    steps = rows[0]["steps"]
     text = (
-        f"The lesson's way, under {clf.arch}: x of N(0, 1) goes in as it is, plain gradient descent with a rate of 1, "
-        f"{steps} steps; then {steps} more with its variation loss. It shows x stretched between its extremes."
+        f"{arch}, x of N(0, 1) noise as the input of the first layer, plain gradient descent with "
+        f"learning rate {ETA:g}, {steps} steps; then {steps} more with the variation loss. The "
+        "lesson displays x rescaled from its minimum to its maximum."
     )
-    return rows, reporting.section("As in the lesson", *strips, text=text)
+    return reporting.section("Ideal images as in the lesson", *strips, text=text)

@@ -1,13 +1,15 @@
-"""The course lesson that `tl` grew from, step by step: as it was written, as it should be, and what each mistake costs.
+"""The course lesson that `tl` grew from, step by step: as written, corrected, and the difference.
 
-  ./launch.sh lesson                                                  the steps that need no pictures of yours
-  ./launch.sh lesson --cats_vs_dogs=folder:DIR --pets=folder:DIR      all of them
+  ./launch.sh lesson                               the steps that need none of your images
+  ./launch.sh lesson --cats_vs_dogs=folder:DIR --pets=folder:DIR      all steps but the last two
   ./launch.sh lesson --cats_vs_dogs=folder:DIR --steps=frozen,unfreeze --as_in_lesson
+  ./launch.sh lesson --steps=ideal,attack          gradient descent on an image, as in the lesson
 
-The lesson (Microsoft's AI for Beginners, 8: transfer learning) teaches VGG-16 to tell cats from dogs in Keras and in torch, and
-has a lab on the 37 breeds of Oxford Pets (it says 35). Its figures stand beside ours; they come from 20,000 pictures, ours from
-as many as `--limit` says, seen more often where that costs little. To add a step: a function that yields rows, the lesson's
-first, and a line in `STEPS`.
+The lesson (Microsoft's AI for Beginners, 8: transfer learning) trains VGG-16 on cats and dogs in
+Keras and in torch, and has a lab on the 37 breeds of Oxford Pets (it says 35). The page shows its
+numbers next to ours; its numbers come from 20,000 images, ours from `--limit` images, repeated for
+as many steps where that is cheap. To add a step: a function that yields rows, the lesson's first,
+and a row in `STEPS`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import transfer
+from experiments.lesson import attack as lesson_attack
+from experiments.lesson import ideal as lesson_ideal
 from tl import cli, data, inference, labels, metrics, models, paths, pixels, reporting
 from tl.data import DataSpec, doctor
 from tl.data.decode import header
@@ -36,10 +39,12 @@ from tl.reporting import Html
 from tl.training import fit, inputs
 from tl.training.recipe import Recipe
 from tl.types import Variables
+from tl.visualize import grid, specs
 
 FLAGS = flags.FLAGS
 LESSON, RIGHT = "as in the lesson", "as it should be"
-# The lesson feeds 0-255 RGB, squashed, to weights that were trained on something else: 0-255 BGR less its mean.
+# The lesson feeds RGB pixels from 0 to 255, squashed, to weights that were trained on BGR from 0 to
+# 255 minus the mean.
 RAW: dict[str, Any] = {
     "mean": (0.0,) * 3,
     "std": (1 / 255,) * 3,
@@ -52,29 +57,49 @@ ADAM: dict[str, Any] = {
     "clip": 0.0,
     "backbone_lr": 1.0,
 }
+# Photographs of the step `attack`; the lesson has one.
+SHOWN = 4
+SHIFTED = "no mean subtracted, red and blue swapped"
 
 
 def define_flags() -> None:
     flags.DEFINE_string("cats_vs_dogs", "", "Cats and dogs: folder:DIR or tfds:cats_vs_dogs@DIR.")
     flags.DEFINE_string("pets", "", "Oxford Pets: folder:DIR or tfds:oxford_iiit_pet@DIR.")
     flags.DEFINE_list(
-        "steps", [], f"Of {', '.join(STEPS)}. Default: those whose pictures are given."
+        "steps",
+        [],
+        f"Some of {', '.join(STEPS)}. Default: all steps but ideal and attack for which there are "
+        "images.",
     )
-    flags.DEFINE_bool("as_in_lesson", False, "The lesson's way alone. Default: both.")
+    flags.DEFINE_bool("as_in_lesson", False, "Only the lesson's version. Default: both versions.")
     flags.DEFINE_integer(
-        "limit", 400, "Pictures of cats and dogs that are used; 0 for all.", lower_bound=0
+        "limit", 400, "Number of images of cats and dogs; 0 for all.", lower_bound=0
     )
     flags.DEFINE_string("arch", "vgg16", "The lesson's network.")
     flags.DEFINE_string(
-        "small", "mobilenetv2_100", "Another network, for the step that trains all of it."
+        "small", "mobilenetv2_100", "Network of the step that trains all parameters."
     )
-    flags.DEFINE_integer("epochs", 0, "Of every training; 0: each step's own.", lower_bound=0)
+    flags.DEFINE_integer(
+        "epochs", 0, "Epochs of every training; 0: the number of each step.", lower_bound=0
+    )
+    flags.DEFINE_list("images", [], "Photographs of dogs for `attack`. Default: packaged ones.")
+    flags.DEFINE_string(
+        "target",
+        "",
+        "Classes of `ideal` and `attack`. Default: Siamese cat, and zebra for `ideal`.",
+    )
 
 
 class Row(NamedTuple):
-    """One way of one step: what was done, its figures where it has any, and the lesson's own.
+    """One version of one step.
 
-    `learned` and `n` count the pictures that it learned from and was tested on.
+    Attributes:
+      step, way, setting: the step, `LESSON` or `RIGHT`, and a description.
+      learned, n: number of training and of test images.
+      top1, top1_ci95, top3, nll: test metrics; accuracies are shares.
+      seconds: of training and testing.
+      lesson: the lesson's own numbers.
+      found: another result, as text.
     """
 
     step: str
@@ -93,7 +118,21 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lesson:
-    """What the steps share; equal to itself only, so that what two steps begin with is computed once."""
+    """Settings that the steps share; compared by identity, so that caches belong to one lesson.
+
+    Attributes:
+      run: the run.
+      cats, pets: data sets, None if not given.
+      arch, small, classifiers: architectures: the lesson's, one to train whole, one with a head.
+      seed: of splits, heads and noise.
+      weights: as for `models.load`.
+      size: side of the images; 0: the weights' own.
+      epochs: of every training; 0: the number of each step.
+      ideal_steps, attack_steps: of gradient descent on an image.
+      images: photographs of dogs; () for packaged ones.
+      target: classes of gradient descent on an image; "" for the lesson's.
+      details: further entries of the result, written by the steps.
+    """
 
     run: reporting.Run
     cats: DataSpec | None
@@ -105,55 +144,58 @@ class Lesson:
     weights: str = ""
     size: int = 0
     epochs: int = 0
+    ideal_steps: int = lesson_ideal.STEPS
+    attack_steps: int = lesson_attack.STEPS
+    images: tuple[str, ...] = ()
+    target: str = ""
+    details: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
     def need(self, which: str) -> DataSpec:
-        """A set that the user names; ValueError says how."""
+        """A data set that the user must name; raises ValueError if it is missing."""
         spec = self.cats if which == "cats_vs_dogs" else self.pets
         if spec is None:
             raise ValueError(
-                f"this step needs pictures: give --{which}=folder:DIR, or leave it out of --steps"
+                f"this step needs images: give --{which}=folder:DIR, or remove it from --steps"
             )
         return spec
 
-    def network(self, arch: str, **changes: Any) -> tuple[Classifier, Variables]:
-        """A pretrained network with its own preprocessing on whole pictures, or with changes to it."""
+    def pretrained(self, arch: str) -> tuple[Classifier, Variables]:
+        """A pretrained network with its own preprocessing."""
         clf, variables = models.load(arch, weights=self.weights or None)
-        size = {"size": self.size} if self.size else {}
-        return clf.with_pixels(**{"resize": "squash", **changes, **size}), variables
+        return clf.with_pixels(size=self.size) if self.size else clf, variables
+
+    def network(self, arch: str, **changes: Any) -> tuple[Classifier, Variables]:
+        """A pretrained network on squashed images; `changes` are fields of its `PixelSpec`."""
+        clf, variables = self.pretrained(arch)
+        return clf.with_pixels(**{"resize": "squash", **changes}), variables
 
     def shifted(self, arch: str) -> dict[str, Any]:
-        """The lesson's mistake in the units of these weights: no mean taken off, red and blue exchanged, the scale right.
-
-        Raw 0-255 is that much to Keras' weights, and far more to weights that want numbers between -2 and 2.
-        """
-        own = self.network(arch)[0].pixels
-        other = "bgr" if own.channels == "rgb" else "rgb"
-        return {**RAW, "mean": (0.0,) * 3, "std": own.std[::-1], "channels": other}
+        """The lesson's preprocessing in the units of these weights, as changes for `network`."""
+        spec = lesson_attack.shifted(self.network(arch)[0].pixels)
+        return {**RAW, "mean": spec.mean, "std": spec.std, "channels": spec.channels}
 
 
 def row_of(
     step: str,
     way: str,
     setting: str,
-    said: inference.Predictions,
+    predictions: inference.Predictions,
     seconds: float,
     lesson: str = "",
     learned: int = 0,
 ) -> Row:
-    """The figures of one test."""
-    found = metrics.summarize(said.logits, said.labels)
-    top3 = found["top3"] if said.logits.shape[1] > 3 else None
-    low, high = found["top1_ci95"]
+    """A row with the metrics of one test."""
+    values = metrics.summarize(predictions.logits, predictions.labels)
     return Row(
         step,
         way,
         setting,
         learned or None,
-        found["n"],
-        found["top1"],
-        (low, high),
-        top3,
-        found["nll"],
+        values["n"],
+        values["top1"],
+        tuple(values["top1_ci95"]),
+        values["top3"] if predictions.logits.shape[1] > 3 else None,
+        values["nll"],
         seconds,
         lesson,
     )
@@ -161,272 +203,258 @@ def row_of(
 
 @functools.cache
 def divided(lesson: Lesson, which: str = "cats_vs_dogs", validation: float = 0.0) -> data.Parts:
-    """The parts of a set; those to test on are the same whatever is kept for validation."""
+    """The parts of a data set; the test part does not depend on `validation`."""
     return data.divide(lesson.need(which), validation_fraction=validation, seed=lesson.seed)
 
 
-def as_long(parts: data.Parts, pictures: int = 20_000) -> int:
-    """Epochs that show a network as many pictures, repeated, as the lesson's training did."""
-    return max(1, round(pictures / len(parts.train.examples)))
+def epochs_for(parts: data.Parts, images: int = 20_000) -> int:
+    """Epochs in which a network reads as many images, repeated, as in the lesson's training."""
+    return max(1, round(images / len(parts.train.examples)))
 
 
-def taught(
+class Training(NamedTuple):
+    """A trained classifier, its predictions for the test part, the number of training images, and
+    the seconds of training and testing."""
+
+    clf: Classifier
+    fitted: fit.FitResult
+    tested: inference.Predictions
+    n: int
+    seconds: float
+
+    def row(self, step: str, way: str, setting: str, lesson: str = "") -> Row:
+        return row_of(step, way, setting, self.tested, self.seconds, lesson, self.n)
+
+
+def train(
     lesson: Lesson,
     name: str,
     network: tuple[Classifier, Variables],
     parts: data.Parts,
     recipe: Recipe,
     head: str = "linear",
-) -> tuple[Classifier, transfer.RoundResult, float]:
-    """A classifier learned as `transfer` learns it, and the seconds it took to learn and to be tested."""
-    (clf, variables), classes = network, parts.train.classes
-    clf = clf.with_head(
-        heads.maker(head, clf.spec)(len(classes)), labels.from_names(classes, name=name)
+) -> Training:
+    """Trains a network with a fresh head and tests it."""
+    (clf, variables), classes, began = network, parts.train.classes, time.monotonic()
+    table = labels.from_names(classes, name=name)
+    clf = clf.with_head(heads.maker(head, clf.spec)(len(classes)), table)
+    params = {
+        "backbone": variables["params"]["backbone"],
+        "head": jax.tree.map(np.asarray, clf.init_head(jax.random.key(lesson.seed))),
+    }
+    fitted = fit.fit(
+        clf,
+        {**variables, "params": params},
+        parts.train,
+        parts.validation,
+        dataclasses.replace(recipe, epochs=lesson.epochs or recipe.epochs),
+        seed=lesson.seed,
+        log=lambda row: lesson.run.log({"training": name, **row}),
     )
-    began = time.monotonic()
-    recipe = dataclasses.replace(recipe, epochs=lesson.epochs or recipe.epochs)
-    run = dataclasses.replace(lesson.run, workdir=lesson.run.workdir / name)
-    run.workdir.mkdir(exist_ok=True)
-    each = transfer.Round(name, lesson.seed, parts)
-    done = transfer.run_round(
-        run, clf, variables, each, transfer.Settings(recipe, head=head), told=False
-    )
-    return clf, done, time.monotonic() - began
+    tested = predict_part(clf, fitted, parts.test)
+    return Training(clf, fitted, tested, len(parts.train.examples), time.monotonic() - began)
 
 
-# --- cats and dogs: the Keras notebook ---------------------------------------------------------------------------------
+def predict_part(clf: Classifier, fitted: fit.FitResult, spec: DataSpec) -> inference.Predictions:
+    """Predictions for a data set, from cached features if only the head was trained."""
+    frozen = all(name.startswith("head/") for name in fitted.trained)
+    return sets.predict_set(clf, fitted.variables, spec, frozen=frozen)
+
+
+# ---- cats and dogs: the Keras notebook ----
 
 
 def clean(lesson: Lesson) -> Iterator[Row]:
-    def goes(source: data.Source) -> bool:
+    def is_removed(source: data.Source) -> bool:
         try:
             return header(source).format != "JPEG"
         except data.ImageError:
             return True
 
     sources = inputs.sources(lesson.need("cats_vs_dogs"))
-    words, lost = "verify() and JPEG, else os.remove", "~230 files deleted for good"
-    gone = f"it would delete {sum(map(goes, sources))}; not done here"
-    yield Row("clean", LESSON, words, n=len(sources), lesson=lost, found=gone)
-    found = doctor.examine(lesson.need("cats_vs_dogs"))
-    twins = len(found.near_duplicates or ())
-    said = f"{len(found.broken)} broken, {len(found.misnamed)} misnamed, {twins} near-duplicates, {len(found.turned)} turned"
-    yield Row("clean", RIGHT, "every pixel decoded, nothing deleted", n=found.n, found=said)
+    words, lost = "verify() and JPEG, else os.remove", "~230 files deleted"
+    removed = f"it would delete {sum(map(is_removed, sources))}; not done here"
+    yield Row("clean", LESSON, words, n=len(sources), lesson=lost, found=removed)
+    report = doctor.examine(lesson.need("cats_vs_dogs"))
+    twins = len(report.near_duplicates or ())
+    counts = (
+        f"{len(report.broken)} broken, {len(report.misnamed)} misnamed, {twins} near-duplicates"
+    )
+    counts += f", {len(report.turned)} turned"
+    yield Row("clean", RIGHT, "every pixel decoded, nothing deleted", n=report.n, found=counts)
 
 
 def division(lesson: Lesson) -> Iterator[Row]:
     spec = lesson.need("cats_vs_dogs")
     order = np.random.default_rng(13).permutation(len(spec.examples))
-    held = set(order[: len(order) // 5].tolist())
+    test = set(order[: len(order) // 5].tolist())
     sides = [
         dataclasses.replace(
-            spec, examples=tuple(e for i, e in enumerate(spec.examples) if (i in held) is side)
+            spec, examples=tuple(e for i, e in enumerate(spec.examples) if (i in test) is side)
         )
         for side in (False, True)
     ]
-    tell = lambda a, b: (
-        f"{len(data.leaks(a, b))} of {len(b.examples)} test pictures also in training"
+    leaks = lambda a, b: (
+        f"{len(data.leaks(a, b))} of {len(b.examples)} test images also in training"
     )
-    words, again = "20 % at random, seed 13 (torch: no seed)", "torch: another split each run"
-    yield Row("division", LESSON, words, lesson=again, found=tell(*sides))
-    ours = divided(lesson)
-    yield Row(
-        "division", RIGHT, "by content, near-duplicates together", found=tell(ours.train, ours.test)
-    )
-
-
-SHIFTED = "no mean, red and blue exchanged"
+    words, again = "20 % at random, seed 13 (torch: no seed)", "torch: a different split each run"
+    yield Row("division", LESSON, words, lesson=again, found=leaks(*sides))
+    parts = divided(lesson)
+    words = "by content, near-duplicates together"
+    yield Row("division", RIGHT, words, found=leaks(parts.train, parts.test))
 
 
 def classify(lesson: Lesson) -> Iterator[Row]:
     photographs = [photo for photo in data.photographs() if photo.index is not None]
     examples = tuple(data.Example(photo.path, photo.index or 0) for photo in photographs)
     spec = DataSpec("photographs", examples, tuple(str(i) for i in range(1000)), "foolbox", "MIT")
+    arch = lesson.classifiers
     for way, changes, words in (
         (LESSON, RAW, "0-255 into the network, squashed"),
-        (LESSON, lesson.shifted(lesson.classifiers), SHIFTED),
-        (RIGHT, {"resize": "shorter"}, "the weights' own preprocessing"),
+        (LESSON, lesson.shifted(arch), SHIFTED),
+        (RIGHT, {"resize": "shorter"}, "the preprocessing of the weights"),
     ):
         began = time.monotonic()
-        said = inference.predict(*lesson.network(lesson.classifiers, **changes), spec)
-        yield row_of(
-            "classify", way, f"{lesson.classifiers}, {words}", said, time.monotonic() - began
-        )
+        predictions = inference.predict(*lesson.network(arch, **changes), spec)
+        seconds = time.monotonic() - began
+        yield row_of("classify", way, f"{arch}, {words}", predictions, seconds)
 
 
 def precomputed(lesson: Lesson) -> Iterator[Row]:
-    """Keras' `map` keeps nothing: every epoch runs the network over every picture."""
+    """Keras' `map` keeps nothing: every epoch runs the network on every image."""
     network, sources = lesson.network(lesson.arch), inputs.sources(lesson.need("cats_vs_dogs"))[:97]
     with tempfile.TemporaryDirectory() as folder:
         passes = []
-        for some in (sources[:1], sources[1:], sources[1:]):  # the first one compiles
+        for part in (sources[:1], sources[1:], sources[1:]):  # the first one compiles
             began = time.monotonic()
-            found = features.extract(*network, some, cache=Path(folder)).values
-            passes.append((found, time.monotonic() - began))
-    _, (computed, slow), (kept, quick) = passes
+            values = features.extract(*network, part, cache=Path(folder)).values
+            passes.append((values, time.monotonic() - began))
+    _, (computed, slow), (cached, quick) = passes
     n, reported = len(computed), "1896 s, val .9516"
-    yield Row(
-        "precomputed", LESSON, f"{lesson.arch} over all again", n=n, seconds=slow, lesson=reported
-    )
-    same = "the same, bit by bit" if np.array_equal(computed, kept) else "OTHER FEATURES"
-    yield Row(
-        "precomputed", RIGHT, "features kept on disk, by content", n=n, seconds=quick, found=same
-    )
+    words = f"{lesson.arch}, computed in every epoch"
+    yield Row("precomputed", LESSON, words, n=n, seconds=slow, lesson=reported)
+    same = "the same, bit by bit" if np.array_equal(computed, cached) else "OTHER FEATURES"
+    words = "features cached on disk, by content"
+    yield Row("precomputed", RIGHT, words, n=n, seconds=quick, found=same)
 
 
 KERAS_HEAD = Recipe(tune="head", batch_size=64, lr=1e-3, **ADAM)
 
 
 @functools.cache
-def keras_frozen(
-    lesson: Lesson, *, mended: bool = False
-) -> tuple[Classifier, transfer.RoundResult, float]:
-    """The Keras notebook's frozen network, on which its next step goes on; `mended`: with the right preprocessing."""
+def keras_frozen(lesson: Lesson, *, corrected: bool = False) -> Training:
+    """The Keras notebook's frozen network; `corrected`: with the preprocessing of the weights."""
     parts = divided(lesson)
-    recipe = dataclasses.replace(KERAS_HEAD, epochs=as_long(parts))
-    network = lesson.network(lesson.arch, **({} if mended else lesson.shifted(lesson.arch)))
-    return taught(
-        lesson, "frozen-mended" if mended else "frozen-lesson", network, parts, recipe, "flat"
-    )
+    recipe = dataclasses.replace(KERAS_HEAD, epochs=epochs_for(parts))
+    network = lesson.network(lesson.arch, **({} if corrected else lesson.shifted(lesson.arch)))
+    name = "frozen-corrected" if corrected else "frozen-lesson"
+    return train(lesson, name, network, parts, recipe, "flat")
 
 
 def frozen(lesson: Lesson) -> Iterator[Row]:
-    n = len(divided(lesson).train.examples)
-    _, done, seconds = keras_frozen(lesson)
+    result = keras_frozen(lesson)
     words = f"{SHIFTED}, Flatten and Dense, Adam 1e-3, the lesson's 310 steps"
-    yield row_of("frozen", LESSON, words, done.tested, seconds, "val .9671", n)
-    _, done, seconds = keras_frozen(lesson, mended=True)  # what the preprocessing alone costs
-    yield row_of(
-        "frozen", RIGHT, "own preprocessing, else the same", done.tested, seconds, learned=n
-    )
-    _, done, seconds = taught(
-        lesson, "frozen", lesson.network(lesson.arch), divided(lesson), Recipe(tune="probe")
-    )
-    yield row_of(
-        "frozen", RIGHT, "own preprocessing, features kept, probe", done.tested, seconds, learned=n
-    )
+    yield result.row("frozen", LESSON, words, "val .9671")
+    result = keras_frozen(lesson, corrected=True)  # the cost of the preprocessing alone
+    words = "preprocessing of the weights, otherwise the same"
+    yield result.row("frozen", RIGHT, words)
+    network = lesson.network(lesson.arch)
+    result = train(lesson, "frozen", network, divided(lesson), Recipe(tune="probe"))
+    words = "preprocessing of the weights, features cached, probe"
+    yield result.row("frozen", RIGHT, words)
 
 
 def save(lesson: Lesson) -> Iterator[Row]:
-    pickle = "SavedModel; torch.save of the whole module"
-    yield Row("save", LESSON, pickle, lesson="works", found="torch's is a pickle, which runs code")
+    words = "SavedModel; torch.save of the whole module"
+    risk = "torch's file is a pickle, which executes code"
+    yield Row("save", LESSON, words, lesson="works", found=risk)
     parts = divided(lesson)
-    clf, done, _ = taught(lesson, "save", lesson.network(lesson.arch), parts, Recipe(tune="probe"))
-    again = models.load(
-        str(models.save(lesson.run.workdir / "save" / "model", clf, done.fitted.variables))
-    )
+    network = lesson.network(lesson.arch)
+    clf, fitted, *_ = train(lesson, "save", network, parts, Recipe(tune="probe"))
+    folder = models.save(lesson.run.workdir / "save" / "model", clf, fitted.variables)
     few = dataclasses.replace(parts.test, examples=parts.test.examples[:16])
-    one, other = (
-        inference.predict(*pair, few).logits for pair in ((clf, done.fitted.variables), again)
+    before, after = (
+        inference.predict(*pair, few).logits
+        for pair in ((clf, fitted.variables), models.load(str(folder)))
     )
-    same = "the same logits, bit by bit" if np.array_equal(one, other) else "OTHER LOGITS"
-    yield Row(
-        "save",
-        RIGHT,
-        "safetensors and JSON, with preprocessing and classes",
-        n=len(one),
-        found=same,
-    )
+    same = "the same logits, bit by bit" if np.array_equal(before, after) else "OTHER LOGITS"
+    words = "safetensors and JSON, with preprocessing and classes"
+    yield Row("save", RIGHT, words, n=len(before), found=same)
 
 
 def unfreeze(lesson: Lesson) -> Iterator[Row]:
     """The last four layers of Keras' VGG-16 are its last stage."""
     parts = divided(lesson)
-    clf, start, _ = keras_frozen(lesson)
+    start, n = keras_frozen(lesson), len(parts.train.examples)
     began = time.monotonic()
     wrong = dataclasses.replace(KERAS_HEAD, tune="last:1", batch_size=32, epochs=lesson.epochs or 1)
-    fitted = fit.fit(
-        clf, start.fitted.variables, parts.train, parts.validation, wrong, seed=lesson.seed
-    )
-    said = inference.predict(clf, fitted.variables, parts.test)
-    words, fell = (
-        f"then the last block too, same rate, {fitted.steps} steps of 32",
-        "310 of 64, val .9653: it fell from .9671",
-    )
-    row = row_of(
-        "unfreeze", LESSON, words, said, time.monotonic() - began, fell, len(parts.train.examples)
-    )
+    variables = start.fitted.variables
+    fitted = fit.fit(start.clf, variables, parts.train, parts.validation, wrong, seed=lesson.seed)
+    predictions = inference.predict(start.clf, fitted.variables, parts.test)
+    words = f"then the last block too, same rate, {fitted.steps} steps of 32"
+    reported, seconds = "310 of 64, val .9653: down from .9671", time.monotonic() - began
+    row = row_of("unfreeze", LESSON, words, predictions, seconds, reported, n)
     yield row._replace(found=f"{reporting.percent(sets.accuracy(start.tested))} before")
     parts = divided(lesson, validation=0.15)
     right = Recipe(tune="lp_ft:1", epochs=3, lr=1e-4, augment="flip")
-    _, done, seconds = taught(lesson, "unfreeze", lesson.network(lesson.arch), parts, right)
-    words = "from a probe on, the block at 1e-5, flips, the best of 3 epochs"
-    yield row_of("unfreeze", RIGHT, words, done.tested, seconds, learned=len(parts.train.examples))
+    result = train(lesson, "unfreeze", lesson.network(lesson.arch), parts, right)
+    words = "from a probe, the block at 1e-5, flips, best of 3 epochs"
+    yield result.row("unfreeze", RIGHT, words)
 
 
-# --- cats and dogs: the torch notebook ---------------------------------------------------------------------------------
+# ---- cats and dogs: the torch notebook ----
 
 
 def tests_on_train(lesson: Lesson) -> Iterator[Row]:
     """`pytorchcv.load_cats_dogs_dataset` builds its test loader from the training set."""
-    parts = divided(lesson)
-    recipe = Recipe(tune="head", epochs=as_long(parts), batch_size=16, lr=1e-2, **ADAM)
-    _, done, seconds = taught(
-        lesson, "tests_on_train", lesson.network(lesson.arch), parts, recipe, "flat"
-    )
-    words, n = (
-        "Linear(25088), Adam .01, the lesson's 1,250 steps; tested on ",
-        len(parts.train.examples),
-    )
-    truth = row_of("tests_on_train", RIGHT, words + "others", done.tested, seconds, learned=n)
-    claimed = {name: done.learned[name] for name in ("n", "top1", "top1_ci95", "nll")}
-    yield truth._replace(
-        way=LESSON, setting=words + "what it learned from", lesson="val .9672", **claimed
-    )
-    yield truth
+    parts, network = divided(lesson), lesson.network(lesson.arch)
+    recipe = Recipe(tune="head", epochs=epochs_for(parts), batch_size=16, lr=1e-2, **ADAM)
+    result = train(lesson, "tests_on_train", network, parts, recipe, "flat")
+    claim = result._replace(tested=predict_part(result.clf, result.fitted, parts.train))
+    words = "Linear(25088), Adam .01, 1,250 steps; tested on "
+    yield claim.row("tests_on_train", LESSON, words + "the training images", "val .9672")
+    yield result.row("tests_on_train", RIGHT, words + "other images")
 
 
 def full_finetune(lesson: Lesson) -> Iterator[Row]:
     parts, network = divided(lesson), lesson.network(lesson.small)
     wrong = Recipe(tune="all", epochs=1, batch_size=16, lr=1e-4, bn="update", **ADAM)
-    _, done, seconds = taught(lesson, "full-lesson", network, parts, wrong)
-    words, reported = (
-        f"{lesson.small}, all at 1e-4, a fresh head, 1 epoch",
-        "VGG-16: fell to .899, then .9744",
-    )
-    yield row_of(
-        "full_finetune", LESSON, words, done.tested, seconds, reported, len(parts.train.examples)
-    )
+    result = train(lesson, "full-lesson", network, parts, wrong)
+    words = f"{lesson.small}, all at 1e-4, fresh head, 1 epoch"
+    reported = "VGG-16: down to .899, then .9744"
+    yield result.row("full_finetune", LESSON, words, reported)
     parts = divided(lesson, validation=0.15)
     right = Recipe(tune="lp_ft", epochs=1, lr=1e-4, augment="flip")
-    _, done, seconds = taught(lesson, "full", network, parts, right)
-    words = f"{lesson.small}, from a probe on, backbone at 1e-5, flips, 1 epoch"
-    yield row_of(
-        "full_finetune", RIGHT, words, done.tested, seconds, learned=len(parts.train.examples)
-    )
+    result = train(lesson, "full", network, parts, right)
+    words = f"{lesson.small}, from a probe, backbone at 1e-5, flips, 1 epoch"
+    yield result.row("full_finetune", RIGHT, words)
 
 
-# --- the lab, and the challenge ----------------------------------------------------------------------------------------
+# ---- the lab, and the challenge ----
 
 
 def pets(lesson: Lesson) -> Iterator[Row]:
     parts = divided(lesson, "pets")
-    n = len(parts.train.examples)
     clf, variables = models.load("resnet18", weights="random", key=jax.random.key(lesson.seed))
+    small = clf.with_pixels(size=lesson.size or 64, resize="squash"), variables
     scratch = Recipe(tune="all", epochs=10, lr=1e-3, backbone_lr=1.0, bn="update", augment="flip")
-    small = clf.with_pixels(size=lesson.size or 64, resize="squash")
-    _, done, seconds = taught(lesson, "pets-scratch", (small, variables), parts, scratch)
-    reported = "a student: 36.1 % from 3,680"
-    yield row_of(
-        "pets", LESSON, "resnet18 from scratch at 64 pixels", done.tested, seconds, reported, n
-    )
-    head = Recipe(tune="head", epochs=as_long(parts, 3 * 3680), lr=1e-3, **ADAM)
-    _, done, seconds = taught(lesson, "pets-frozen", lesson.network(lesson.arch), parts, head)
-    words, reported = (
-        f"{lesson.arch} frozen, head, Adam 1e-3, the lab's 345 steps",
-        "83.6 %, top-3 97.1 % from 3,680",
-    )
-    yield row_of("pets", LESSON, words, done.tested, seconds, reported, n)
+    result = train(lesson, "pets-scratch", small, parts, scratch)
+    words, reported = "resnet18 from scratch at 64 pixels", "a student: 36.1 % from 3,680"
+    yield result.row("pets", LESSON, words, reported)
+    head = Recipe(tune="head", epochs=epochs_for(parts, 3 * 3680), lr=1e-3, **ADAM)
+    result = train(lesson, "pets-frozen", lesson.network(lesson.arch), parts, head)
+    words = f"{lesson.arch} frozen, head, Adam 1e-3, the lab's 345 steps"
+    reported = "83.6 %, top-3 97.1 % from 3,680"
+    yield result.row("pets", LESSON, words, reported)
     for arch in dict.fromkeys((lesson.arch, lesson.classifiers)):
-        _, done, seconds = taught(
-            lesson, f"pets-{arch}", lesson.network(arch), parts, Recipe(tune="probe")
-        )
-        yield row_of("pets", RIGHT, f"{arch}, probe", done.tested, seconds, learned=n)
+        network = lesson.network(arch)
+        result = train(lesson, f"pets-{arch}", network, parts, Recipe(tune="probe"))
+        yield result.row("pets", RIGHT, f"{arch}, probe")
 
 
 def challenge(lesson: Lesson) -> Iterator[Row]:
     """ "Completely new types of images": electroluminescence of solar cells."""
-    like = None
+    similar = None
     cells = data.divide(data.get("elpv"), validation_fraction=0.0, seed=lesson.seed)
     for name, parts in (
         ("cats and dogs", divided(lesson) if lesson.cats else None),
@@ -435,35 +463,121 @@ def challenge(lesson: Lesson) -> Iterator[Row]:
         if parts is None:
             continue
         network, short = lesson.network(lesson.classifiers), name.partition(" ")[0]
-        _, done, seconds = taught(
-            lesson, f"challenge-{short}", network, parts, Recipe(tune="probe")
+        result = train(lesson, f"challenge-{short}", network, parts, Recipe(tune="probe"))
+        tested = result.tested
+        counts = np.bincount(tested.labels)
+        majority = 100 * counts.max() / counts.sum()
+        words = f"{name}: {lesson.classifiers}, probe (majority class {majority:.1f} %)"
+        row = result.row("challenge", RIGHT, words, "never tested")
+        drop = 100 * (sets.accuracy(similar) - sets.accuracy(tested)) if similar else None
+        similar = tested
+        yield row._replace(found="" if drop is None else f"{drop:.1f} points below")
+
+
+# ---- gradient descent on an image ----
+
+
+def ideal(lesson: Lesson) -> Iterator[Row]:
+    """A Siamese cat and a zebra, the lesson's two descents from noise; then within [0, 1]."""
+    clf, variables = lesson.pretrained(lesson.arch)
+    objectives = specs.class_objectives(clf, lesson.target or f"{lesson_attack.TARGET},340")
+    began = time.monotonic()
+    rows = lesson_ideal.without_bounds(
+        lesson.run, clf, variables, objectives, seed=lesson.seed, steps=lesson.ideal_steps
+    )
+    lesson.details["ideal"] = rows
+    seconds, percent = (time.monotonic() - began) / 2, reporting.percent
+    for way in (lesson_ideal.FIRST, lesson_ideal.SECOND):
+        chosen = [row for row in rows if row["way"] == way]
+        results = "; ".join(
+            f"{row['target']}: {percent(row['probability'])} as a tensor, "
+            f"{percent(row['probability_of_png_as_shown'])} as displayed"
+            for row in chosen
         )
-        counts = np.bincount(done.tested.labels)
-        words = f"{name}: {lesson.classifiers}, probe ({100 * counts.max() / counts.sum():.1f} % are of one class)"
-        row = row_of(
-            "challenge",
-            RIGHT,
-            words,
-            done.tested,
-            seconds,
-            "never tested",
-            len(parts.train.examples),
+        words, n = f"{lesson.arch}, {way}, {lesson.ideal_steps} steps", len(chosen)
+        reported = f"Siamese cat {lesson_ideal.REPORTED[way]:.3f}"
+        yield Row("ideal", LESSON, words, None, n, None, seconds=seconds, lesson=reported,
+                  found=results)  # fmt: skip
+    began = time.monotonic()
+    settings = grid.IdealSettings(
+        steps=min(grid.STEPS, lesson.ideal_steps), frames=0, seed=lesson.seed
+    )
+    network = grid.network(clf, variables)
+    images = grid.make_ascent([network], grid.make_cells(objectives, settings), settings)().images
+    files = [
+        lesson.run.figure(f"ideal-{spec.word}", np.asarray(image))
+        for spec, image in zip(objectives, images, strict=True)
+    ]
+    saved = np.stack([data.decode(file) for file in files])
+    shares = metrics.softmax(inference.predict_logits(clf, variables, saved))
+    results = "; ".join(
+        f"{spec.word}: {percent(float(p[list(spec.classes)].sum()))} as displayed"
+        for spec, p in zip(objectives, shares, strict=True)
+    )
+    words = f"in [0, 1], Fourier, transforms, {settings.steps} steps"
+    seconds = time.monotonic() - began
+    yield Row("ideal", RIGHT, words, n=len(saved), seconds=seconds, found=results)
+
+
+def attack(lesson: Lesson) -> Iterator[Row]:
+    """Photographs of dogs, changed into a Siamese cat."""
+    clf, variables = lesson.pretrained(lesson.arch)
+    table = inference.class_table(clf)
+    files = list(lesson.images) or [str(photo.path) for photo in data.photographs()]
+    photographs = inference.read_images(clf, files)
+    dogs = table.find("any dog") if len(table) == models.IMAGENET_CLASSES else ()
+    calls = inference.predict_logits(clf, variables, photographs.images).argmax(axis=1)
+    indices = np.flatnonzero(np.isin(calls, dogs) if len(dogs) else np.ones(len(calls), bool))
+    indices = indices[:SHOWN]
+    if not len(indices):
+        raise ValueError(
+            f"none of {len(calls)} images is classified as a dog by {clf.arch}; give --images"
         )
-        drop = (
-            f"{100 * (sets.accuracy(like) - sets.accuracy(done.tested)):.1f} points below"
-            if like
-            else ""
-        )
-        like = done.tested
-        yield row._replace(found=drop)
+    chosen = [photographs.paths[i] for i in indices], photographs.images[indices]
+    target = table.find(lesson.target) if lesson.target else (lesson_attack.TARGET,)
+    options: dict[str, Any] = {"target": target, "only": dogs, "steps": lesson.attack_steps}
+    began = time.monotonic()
+    rows = lesson_attack.without_bounds(lesson.run, clf, variables, *chosen, **options)
+    lesson.details["attack"] = rows
+    count = lambda answers: f"{sum(answers)} of {len(rows)}"
+    results = (
+        f"{count(row['start']['still'] for row in rows)} starts are classified as a dog; target as "
+        f"a tensor {_mean(rows, 'tensor')}, as displayed {_mean(rows, 'shown')}"
+    )
+    words = (
+        f"{lesson.arch}, gradient descent from img / 255, {lesson.attack_steps} steps, no bounds"
+    )
+    reported, seconds = "dog .928, then Siamese cat .865", time.monotonic() - began
+    yield Row("attack", LESSON, words, n=len(rows), seconds=seconds, lesson=reported, found=results)
+    began = time.monotonic()
+    options["seed"] = lesson.seed
+    bounded = lesson_attack.within_bounds(lesson.run, clf, variables, *chosen, **options)
+    lesson.details["attack"] = rows = lesson_attack.merge(rows, bounded)
+    words = f"PGD, Linf {255 * lesson_attack.EPS:g}/255, 8-bit, {lesson.attack_steps} steps"
+    results = f"target as a file {_mean(rows, 'right')}"
+    seconds = time.monotonic() - began
+    yield Row("attack", RIGHT, words, n=len(rows), seconds=seconds, found=results)
+
+
+def _mean(rows: Sequence[dict[str, Any]], way: str) -> str:
+    """The mean probability of the target."""
+    return reporting.percent(float(np.mean([row[way]["target"] for row in rows])))
 
 
 class Step(NamedTuple):
-    """A step: its rows, the set that it cannot do without, and how many rows, the first ones, are the lesson's way."""
+    """One step of the lesson.
+
+    Attributes:
+      rows: yields the rows.
+      needs: the data set that it needs; "" for none.
+      lessons: number of its first rows that are the lesson's version.
+      by_name: runs only if `--steps` names it, because it takes minutes.
+    """
 
     rows: Callable[[Lesson], Iterator[Row]]
     needs: str = "cats_vs_dogs"
     lessons: int = 1
+    by_name: bool = False
 
 
 STEPS: dict[str, Step] = {
@@ -478,11 +592,17 @@ STEPS: dict[str, Step] = {
     "full_finetune": Step(full_finetune),
     "pets": Step(pets, "pets", lessons=2),
     "challenge": Step(challenge, "", lessons=0),
+    "ideal": Step(ideal, "", lessons=2, by_name=True),
+    "attack": Step(attack, "", by_name=True),
 }
 
 
 def steps_of(lesson: Lesson, words: Sequence[str]) -> list[str]:
-    """The steps that are asked for, or those that can be done; ValueError before the first where one cannot."""
+    """The named steps, or by default those for which there are images.
+
+    Raises:
+      ValueError: an unknown step, or a step whose images are missing.
+    """
     for name in words:
         if name not in STEPS:
             raise ValueError(
@@ -490,20 +610,31 @@ def steps_of(lesson: Lesson, words: Sequence[str]) -> list[str]:
             )
         if STEPS[name].needs:
             lesson.need(STEPS[name].needs)
-    given = {"": True, "cats_vs_dogs": lesson.cats, "pets": lesson.pets}
-    for flag in [flag for flag, there in given.items() if there is None and not words]:
-        left = [name for name, step in STEPS.items() if step.needs == flag]
+    if words:
+        return list(words)
+    available = {"": True, "cats_vs_dogs": lesson.cats, "pets": lesson.pets}
+    for flag in [flag for flag, value in available.items() if value is None]:
+        names = [name for name, step in STEPS.items() if step.needs == flag]
         print(
-            f"without --{flag}=folder:DIR these steps are left out: {', '.join(left)}", flush=True
+            f"without --{flag}=folder:DIR these steps are left out: {', '.join(names)}", flush=True
         )
-    return list(words) or [name for name, step in STEPS.items() if given[step.needs] is not None]
+    return [
+        name
+        for name, step in STEPS.items()
+        if available[step.needs] is not None and not step.by_name
+    ]
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# ---- the table and the page ----
 
 
 def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
-    """(points of accuracy that the right way brings, whether the intervals overlap) of a step's last two ways."""
+    """The difference between a step's last two versions.
+
+    Returns:
+      Points of accuracy that the corrected version gains, and whether the intervals overlap; None
+      if one of the versions has no accuracy.
+    """
     last = {
         row.way: (row.top1, row.top1_ci95)
         for row in rows
@@ -515,133 +646,129 @@ def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
     return 100 * (b - a), high_a >= low_b and high_b >= low_a
 
 
-def taken(
+def run_steps(
     lesson: Lesson, words: Sequence[str] = (), *, as_in_lesson: bool = False
 ) -> dict[str, Any]:
-    """Takes the steps one by one: `rows` of `Row`'s fields, with each `costs`: its own, or of the step's last right way."""
-    shown = []
+    """Runs the steps one by one.
+
+    Returns:
+      `rows`: the fields of `Row`, and `points` and `overlap` as in `costs`: of this row against the
+      lesson's, or of the step's last corrected version; and the details of the steps.
+    """
+    lines = []
     for name in steps_of(lesson, words):
         print(f"{name} ...", flush=True)
         step = STEPS[name]
         rows = list(itertools.islice(step.rows(lesson), step.lessons if as_in_lesson else None))
         for row in rows:
             points, overlap = costs([*rows, row] if row.way == RIGHT else rows) or (None, None)
-            shown.append({**row._asdict(), "points": points, "overlap": overlap})
-            lesson.run.log(shown[-1])
-    return {"rows": shown}
+            lines.append({**row._asdict(), "points": points, "overlap": overlap})
+            lesson.run.log(lines[-1])
+    return {"rows": lines, **lesson.details}
 
 
+NOTE = (
+    "Accuracies in percent, with Wilson's 95 % interval; points are the corrected version's "
+    "accuracy minus the lesson's; if the two intervals overlap, the difference may be due to "
+    "chance. Seconds are of training and testing, without features that the bank on disk held."
+)
 HEADER = (
-    *(
-        "step",
-        "way",
-        "what",
-        "learned from",
-        "tested on",
-        "top-1 (95 %)",
-        "top-3",
-        "NLL",
-        "seconds",
-    ),
-    *("the lesson's own", "found"),
+    *("step", "version", "setting", "training images", "test images", "top-1 (95 %)", "top-3"),
+    *("NLL", "seconds", "reported by the lesson", "result"),
 )
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of the table; the step's cost stands beside the right way."""
+    """One row of the table; the difference is shown in the row of the corrected version."""
     share = lambda value: "" if value is None else f"{100 * value:.1f}"
-    number = lambda value, how: "" if value is None else format(value, how)
-    top1 = (
-        ""
-        if row["top1"] is None
-        else "{} ({} to {})".format(*map(share, (row["top1"], *row["top1_ci95"])))
-    )
+    number = lambda value, form: "" if value is None else format(value, form)
+    top1 = ""
+    if row["top1"] is not None:
+        top1 = "{} ({} to {})".format(*map(share, (row["top1"], *row["top1_ci95"])))
     cost = ""
     if row["points"] is not None and row["way"] == RIGHT:
         cost = f"{row['points']:+.1f} points" + (", intervals overlap" if row["overlap"] else "")
-    counts = (number(row[name], "d") for name in ("learned", "n"))
-    figures = (top1, share(row["top3"]), number(row["nll"], ".3f"), number(row["seconds"], ".1f"))
     return (
-        row["step"],
-        row["way"],
-        row["setting"],
-        *counts,
-        *figures,
-        row["lesson"],
-        row["found"] or cost,
+        *(row["step"], row["way"], row["setting"]),
+        *(number(row[name], "d") for name in ("learned", "n")),
+        *(top1, share(row["top3"]), number(row["nll"], ".3f"), number(row["seconds"], ".1f")),
+        *(row["lesson"], row["found"] or cost),
     )
 
 
-def pictures(lesson: Lesson) -> list[Html]:
-    """A sample of the set, and the lesson's picture of VGG-16's features: 7 x 7 positions by 512 channels."""
+def sample(lesson: Lesson) -> list[Html]:
+    """Eight images, and the features of the first: positions by channels, as the lesson shows."""
     if lesson.cats is None:
         return []
-    few = [
-        lesson.cats.examples[i]
-        for i in np.linspace(0, len(lesson.cats.examples) - 1, 8).astype(int)
-    ]
+    indices = np.linspace(0, len(lesson.cats.examples) - 1, 8).astype(int)
+    few = [lesson.cats.examples[i] for i in indices]
     clf, variables = lesson.network(lesson.arch)
     images = np.stack([clf.prepare(data.decode(example.path)) for example in few])
     last = clf.spec.endpoints[-1]
     maps = np.asarray(jax.jit(clf.apply)(variables, pixels.to_images01(images)).endpoints[last])
-    flat = np.clip(
-        maps[0].reshape(-1, maps.shape[-1]) / max(maps[0].max(), 1e-6), 0, 1
-    )  # not every net ends in a ReLU
+    scaled = np.clip(maps[0] / max(maps[0].max(), 1e-6), 0, 1)  # the last layer may be signed
+    flat = scaled.reshape(-1, maps.shape[-1])
     lesson.run.figure("features", flat)
     strongest = np.argsort(-maps[0].max(axis=(0, 1)))[:16]
     tiles = [
         np.clip(maps[0, :, :, i] / max(maps[0, :, :, i].max(), 1e-6), 0, 1).astype(np.float32)
         for i in strongest
     ]
-    sheet = reporting.contact_sheet(
-        [np.kron(tile, np.ones((12, 12), np.float32)) for tile in tiles], columns=8
-    )
-    words = f"{last} of {lesson.arch}: shape {tuple(maps.shape[1:])}; every position by every channel, and the 16 strongest"
+    enlarged = [np.kron(tile, np.ones((12, 12), np.float32)) for tile in tiles]
+    sheet = reporting.contact_sheet(enlarged, columns=8)
     cards = [
-        reporting.card(image, caption=lesson.cats.classes[e.label])
-        for image, e in zip(images, few, strict=True)
+        reporting.card(image, caption=lesson.cats.classes[example.label])
+        for image, example in zip(images, few, strict=True)
     ]
-    shown = reporting.img(flat, scale=max(1024 // flat.shape[1], 1)), reporting.img(sheet)
+    words = (
+        f"{last} of {lesson.arch}: shape {tuple(maps.shape[1:])}; positions by channels, and the "
+        "16 most active channels."
+    )
+    figures = reporting.img(flat, scale=max(1024 // flat.shape[1], 1)), reporting.img(sheet)
     return [
-        reporting.section("The pictures", reporting.gallery(cards)),
-        reporting.section("What the network makes of the first", *shown, text=words + "."),
+        reporting.section("Training images", reporting.gallery(cards)),
+        reporting.section("Features of the first image", *figures, text=words),
     ]
+
+
+def page(lesson: Lesson, result: dict[str, Any]) -> str:
+    """The report."""
+    lead = (
+        "Each step of the lesson as it was written and corrected, on the same images, and the "
+        "difference between the two."
+    )
+    table = reporting.table([cells(row) for row in result["rows"]], HEADER)
+    # The table is too wide for a section.
+    sections = [reporting.chapter("Steps"), reporting.note(NOTE), table, *sample(lesson)]
+    for name, module in (("ideal", lesson_ideal), ("attack", lesson_attack)):
+        if name in result:
+            sections.append(module.section(lesson.arch, result[name], lesson.run.workdir))
+    return reporting.page(
+        "Lesson, as written and corrected", lead, sections, facts=lesson.run.facts()
+    )
 
 
 def main(run: reporting.Run) -> None:
-    def named(word: str) -> DataSpec | None:
-        return data.get(word) if word else None
-
-    cats = named(FLAGS.cats_vs_dogs)
+    cats, pets = (data.get(word) if word else None for word in (FLAGS.cats_vs_dogs, FLAGS.pets))
     if cats is not None and FLAGS.limit and len(cats.examples) > FLAGS.limit:
-        chosen = np.sort(
-            np.random.default_rng(FLAGS.seed).permutation(len(cats.examples))[: FLAGS.limit]
-        )
+        order = np.random.default_rng(FLAGS.seed).permutation(len(cats.examples))
+        chosen = np.sort(order[: FLAGS.limit])
         cats = dataclasses.replace(cats, examples=tuple(cats.examples[i] for i in chosen))
     lesson = Lesson(
-        run, cats, named(FLAGS.pets), FLAGS.arch, FLAGS.small, FLAGS.seed, epochs=FLAGS.epochs
+        run,
+        cats,
+        pets,
+        FLAGS.arch,
+        FLAGS.small,
+        FLAGS.seed,
+        epochs=FLAGS.epochs,
+        images=tuple(FLAGS.images),
+        target=FLAGS.target,
     )
-    result = taken(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)
-    rows = [cells(row) for row in result["rows"]]
-    print(reporting.columns(HEADER, rows))
-    lead = "Each step of the lesson as it was written and as it should be, on the same pictures, and what the difference is."
-    table = [
-        reporting.chapter("The steps"),
-        reporting.note(NOTE),
-        reporting.table(rows, HEADER),
-    ]  # too wide for a section
-    run.finish(
-        result,
-        reporting.page("The lesson, twice", lead, [*table, *pictures(lesson)], facts=run.facts()),
-    )
+    result = run_steps(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)
+    print(reporting.columns(HEADER, [cells(row) for row in result["rows"]]))
+    run.finish(result, page(lesson, result))
     print(f"{run.workdir / 'report.html'}")
-
-
-NOTE = (
-    "Accuracies in percent, with Wilson's interval; points are the right way's accuracy less the lesson's; where the two "
-    "intervals overlap they may be chance. Seconds are of learning and testing, without features that the bank on disk held "
-    "before."
-)
 
 
 if __name__ == "__main__":
