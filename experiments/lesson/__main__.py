@@ -1,6 +1,5 @@
-"""`python -m experiments.lesson`."""
+"""Runs the lesson as `python -m experiments.lesson`."""
 
-from experiments.lesson import lesson
-from tl import cli
+import runpy
 
-cli.launch("lesson", lesson.main, lesson.define_flags)
+runpy.run_module("experiments.lesson.lesson", run_name="__main__", alter_sys=True)
