@@ -37,13 +37,17 @@ def imports(path: Path) -> Iterator[str]:
 
 def run_copy(command: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a copy of one script, or of its room, where `tl` is the only module of the checkout."""
-    (folder / "site").mkdir()
+    # This package hides the checkout's, which an editable installation puts on the path.
+    package = folder / "site" / "experiments"
+    package.mkdir(parents=True)
     (folder / "site" / "tl").symlink_to(ROOT / "tl")
     room, _, script = command.rpartition(".")
     if room:
-        shutil.copytree(FOLDER / room, folder / "site" / "experiments" / room)
+        (package / "__init__.py").touch()
+        shutil.copytree(FOLDER / room, package / room)
         words = ["-m", f"experiments.{room}" if script == "__main__" else f"experiments.{command}"]
     else:
+        (package / "__init__.py").write_text('raise ImportError("experiments is not installed")')
         shutil.copy(FOLDER / f"{script}.py", folder)
         words = [f"{script}.py"]
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "JAX_PLATFORMS": "cpu"}
