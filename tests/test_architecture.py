@@ -50,8 +50,8 @@ LAYOUT: Sequence[str] = [
         ),
         (
             "pages",
-            "common describe export remeasured activations training evaluation predict audit attack "
-            "attack_transfer ideal compare __init__",
+            "common describe doctor export remeasured activations training evaluation predict audit "
+            "attack attack_transfer ideal compare __init__",
         ),
         ("", "cli __init__"),
     )

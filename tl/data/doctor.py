@@ -1,4 +1,7 @@
-"""What is wrong in a data set: every picture decoded, every finding told, and nothing deleted, moved or written beside it."""
+"""Examination of a data set: every image is decoded, and duplicates are searched.
+
+Nothing is deleted, moved or written next to the images. `tl.pages.doctor` shows the report.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from tl.data.duplicates import content_hash, near_duplicate_groups
 from tl.data.spec import DataSpec, Example, Source
 from tl.data.tfds import known_bad
 
-ENDINGS = {  # of a file's name -> the format it promises
+# Suffix of a file name -> the format that it promises.
+FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
     **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
@@ -21,63 +25,86 @@ ENDINGS = {  # of a file's name -> the format it promises
     ".webp": "WEBP",
     ".bmp": "BMP",
 }
-MODES = {  # Pillow's mode -> what it is, and what `decode` makes of it
+# Pillow's mode -> its meaning and the conversion by `decode`.
+MODES = {
     "1": "black and white: becomes RGB",
-    "L": "grey: repeated three times",
-    "LA": "grey: repeated three times",
+    "L": "gray: repeated three times",
+    "LA": "gray: repeated three times",
     "P": "a palette: becomes RGB",
     "PA": "a palette: becomes RGB",
-    "CMYK": "CMYK: converted without its colour profile",
-    "I": "16-bit grey: value / 257",
-    "RGB;16": "16-bit colour: the high byte is kept",
+    "CMYK": "CMYK: converted without its color profile",
+    "I": "16-bit gray: value / 257",
+    "RGB;16": "16-bit color: the high byte is kept",
 }
 
 
-class Remark(NamedTuple):
-    """A picture, and what there is to say about it in one sentence."""
+class Finding(NamedTuple):
+    """A property of one image that a user should know.
+
+    Attributes:
+      source: the image.
+      reason: the property, in one sentence.
+    """
 
     source: Source
-    why: str
+    reason: str
 
 
 class Report(NamedTuple):
-    """What `examine` found.
+    """The result of `examine`.
 
     Attributes:
-      n: pictures examined.
-      classes: class name -> pictures.
-      parts: official part -> pictures; empty where the set has none.
-      broken: cannot be decoded.
-      misnamed: the content's format is not the one that the name promises; they are read all the same.
-      odd: not plain 8-bit RGB of one frame, and what the rule of `decode` makes of them.
-      turned: EXIF orientation, which is applied.
-      known: names that are known to be bad in published sets.
-      duplicates: groups of files of equal bytes.
-      near_duplicates: groups of pictures that look the same and are not all equal; None where all pictures of the set are
-        alike, so that it cannot be told.
-      two_labels: groups of either kind whose pictures have different labels.
-      leaks: groups of either kind that stand in more than one official part.
+      n: number of images.
+      classes: class name -> number of images.
+      parts: official part -> number of images; {} if the data set has none.
+      broken: images that cannot be decoded.
+      misnamed: images whose format differs from the suffix of the name; they are decoded.
+      odd: images other than 8-bit RGB with one frame, with the conversion by `decode`.
+      turned: images with an EXIF orientation, which is applied.
+      known: images whose name is known to be bad in published data sets.
+      duplicates: groups of files with equal bytes.
+      near_duplicates: groups of near-duplicates that are not all equal; None if all images resemble
+        each other, so that near-duplicates cannot be recognized.
+      two_labels: groups of either kind with different labels.
+      leaks: groups of either kind in more than one official part.
     """
 
     n: int
     classes: dict[str, int]
     parts: dict[str, int]
-    broken: tuple[Remark, ...]
-    misnamed: tuple[Remark, ...]
-    odd: tuple[Remark, ...]
-    turned: tuple[Remark, ...]
-    known: tuple[Remark, ...]
+    broken: tuple[Finding, ...]
+    misnamed: tuple[Finding, ...]
+    odd: tuple[Finding, ...]
+    turned: tuple[Finding, ...]
+    known: tuple[Finding, ...]
     duplicates: tuple[tuple[Source, ...], ...]
     near_duplicates: tuple[tuple[Source, ...], ...] | None
     two_labels: tuple[tuple[Source, ...], ...]
     leaks: tuple[tuple[Source, ...], ...]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values; `broken` has the key "bad"."""
+        fields = {}
+        for name, value in self._asdict().items():
+            if name in ("broken", "misnamed", "odd", "turned", "known"):
+                value = [{"path": str(source), "why": reason} for source, reason in value]
+            elif name in ("duplicates", "near_duplicates", "two_labels", "leaks"):
+                value = None if value is None else [[str(s) for s in group] for group in value]
+            fields["bad" if name == "broken" else name] = value
+        return fields
 
-class _Seen(NamedTuple):
-    """What one picture shows of itself: `hash` "" where its file cannot be read, `broken` "" where it can be decoded."""
+
+class _Image(NamedTuple):
+    """An examined image.
+
+    Attributes:
+      hash: SHA-256 of the file in hex; "" if it cannot be read.
+      error: the reason why it cannot be decoded; "" if it can.
+      header: format and mode; None if they cannot be read.
+    """
 
     hash: str
-    broken: str
+    error: str
     header: Header | None
 
 
@@ -86,59 +113,59 @@ def examine(
     *,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
 ) -> Report:
-    """Decodes every picture of a set and compares them all.
+    """Decodes every image of a data set and searches for duplicates.
 
     Args:
-      spec: the set.
-      progress: wraps the pictures while they are decoded.
+      spec: the data set.
+      progress: wraps the iteration over the images; called with it and their number.
     """
     sources = [example.path for example in spec.examples]
     with ThreadPoolExecutor() as pool:
-        found: list[tuple[Source, _Seen]] = list(
-            zip(sources, progress(pool.map(_look, sources), len(sources)), strict=True)
-        )
-    named = near_duplicate_groups(
-        {s.hash: source for source, s in found if s.hash and not s.broken}
-    )
-    equal = _groups(spec.examples, [s.hash for _, s in found])
-    alike = _groups(spec.examples, [(named or {}).get(s.hash, s.hash) for _, s in found])
-    hashes = {example: s.hash for example, (_, s) in zip(spec.examples, found, strict=True)}
-    near = [group for group in alike if len({hashes[e] for e in group}) > 1]
-    counted = Counter(e.label for e in spec.examples)
+        images = list(progress(pool.map(_examine_image, sources), len(sources)))
+    examined = list(zip(sources, images, strict=True))
+    valid = {image.hash: source for source, image in examined if image.hash and not image.error}
+    near_groups = near_duplicate_groups(valid)
+    equal = _groups(spec.examples, [image.hash for image in images])
+    similar = _groups(spec.examples, [(near_groups or {}).get(i.hash, i.hash) for i in images])
+    hashes = {e: image.hash for e, image in zip(spec.examples, images, strict=True)}
+    near = [group for group in similar if len({hashes[e] for e in group}) > 1]
+    counts = Counter(e.label for e in spec.examples)
     return Report(
         n=len(spec.examples),
-        classes={name: counted[label] for label, name in enumerate(spec.classes)},
+        classes={name: counts[label] for label, name in enumerate(spec.classes)},
         parts=dict(Counter(e.part for e in spec.examples if e.part)),
-        broken=tuple(Remark(source, s.broken) for source, s in found if s.broken),
-        misnamed=tuple(_remarks(found, _misnamed)),
-        odd=tuple(_remarks(found, lambda _, head: _odd(head))),
-        turned=tuple(_remarks(found, lambda _, head: _turned(head))),
+        broken=tuple(Finding(source, image.error) for source, image in examined if image.error),
+        misnamed=tuple(_findings(examined, _misnamed)),
+        odd=tuple(_findings(examined, lambda _, image_header: _odd(image_header))),
+        turned=tuple(_findings(examined, lambda _, image_header: _turned(image_header))),
         known=tuple(
-            Remark(source, _known(why, s)) for source, s in found if (why := known_bad(source))
+            Finding(source, _known_defect(defect, image))
+            for source, image in examined
+            if (defect := known_bad(source))
         ),
         duplicates=_sources(equal),
-        near_duplicates=None if named is None else _sources(near),
-        two_labels=_sources(group for group in alike if len({e.label for e in group}) > 1),
-        leaks=_sources(group for group in alike if len({e.part for e in group}) > 1),
+        near_duplicates=None if near_groups is None else _sources(near),
+        two_labels=_sources(group for group in similar if len({e.label for e in group}) > 1),
+        leaks=_sources(group for group in similar if len({e.part for e in group}) > 1),
     )
 
 
-def _look(source: Source) -> _Seen:
+def _examine_image(source: Source) -> _Image:
     try:
         digest = content_hash(source)
     except OSError:
-        digest = ""  # decode says why
-    head = None
+        digest = ""  # `header` raises the reason
+    image_header = None
     try:
-        head = header(source)
+        image_header = header(source)
         decode(source)
     except ImageError as error:
-        return _Seen(digest, error.why, head)
-    return _Seen(digest, "", head)
+        return _Image(digest, error.why, image_header)
+    return _Image(digest, "", image_header)
 
 
 def _groups(examples: Sequence[Example], names: Sequence[str]) -> list[list[Example]]:
-    """Examples that bear the same name, where there are several; "" is no name."""
+    """Groups of several examples with the same name; examples with the name "" are left out."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example, name in zip(examples, names, strict=True):
         groups[name].append(example)
@@ -149,44 +176,35 @@ def _sources(groups: Iterable[list[Example]]) -> tuple[tuple[Source, ...], ...]:
     return tuple(tuple(example.path for example in group) for group in groups)
 
 
-def _remarks(
-    found: Sequence[tuple[Source, _Seen]], say: Callable[[Source, Header], str]
-) -> Iterator[Remark]:
-    for source, seen in found:
-        if seen.header and (why := say(source, seen.header)):
-            yield Remark(source, why)
+def _findings(
+    examined: Sequence[tuple[Source, _Image]], describe: Callable[[Source, Header], str]
+) -> Iterator[Finding]:
+    for source, image in examined:
+        if image.header and (reason := describe(source, image.header)):
+            yield Finding(source, reason)
 
 
-def _misnamed(source: Source, head: Header) -> str:
-    promised = ENDINGS.get(source.suffix.lower(), head.format)
-    return (
-        ""
-        if head.format == promised
-        else f"it is a {head.format}, its name ends in {source.suffix}"
-    )
+def _misnamed(source: Source, image_header: Header) -> str:
+    promised = FORMATS.get(source.suffix.lower(), image_header.format)
+    if image_header.format == promised:
+        return ""
+    return f"it is a {image_header.format}, its name ends in {source.suffix}"
 
 
-def _odd(head: Header) -> str:
-    gray = head.mode.startswith("I;16")
-    says = (
-        MODES["I"]
-        if gray
-        else MODES.get(
-            head.mode, "" if head.mode in ("RGB", "RGBA") else f"{head.mode}: becomes RGB"
-        )
-    )
-    clear = "transparent: laid on white" if head.transparent else ""
-    moving = "more than one frame: the first is taken" if head.animated else ""
-    return "; ".join(filter(None, (says, clear, moving)))
+def _odd(image_header: Header) -> str:
+    mode = "I" if image_header.mode.startswith("I;16") else image_header.mode
+    plain = "" if mode in ("RGB", "RGBA") else f"{mode}: becomes RGB"
+    transparent = "transparent: composited on white" if image_header.transparent else ""
+    animated = "more than one frame: the first is used" if image_header.animated else ""
+    return "; ".join(filter(None, (MODES.get(mode, plain), transparent, animated)))
 
 
-def _turned(head: Header) -> str:
-    return (
-        ""
-        if head.orientation in (0, 1)
-        else f"EXIF orientation {head.orientation}: it is turned upright"
-    )
+def _turned(image_header: Header) -> str:
+    if image_header.orientation in (0, 1):
+        return ""
+    return f"EXIF orientation {image_header.orientation}: it is turned upright"
 
 
-def _known(why: str, seen: _Seen) -> str:
-    return f"known in the published set: {why}; this one {'cannot' if seen.broken else 'can'} be decoded"
+def _known_defect(defect: str, image: _Image) -> str:
+    verb = "cannot" if image.error else "can"
+    return f"known in the published data set: {defect}; this file {verb} be decoded"

@@ -1,0 +1,119 @@
+"""The page of `doctor`: findings on the images of a data set, and groups of duplicates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tl import reporting
+from tl.pages import common
+from tl.pages.common import Page
+from tl.reporting import Html
+
+# Groups of each kind, and images of each group, on the page; chosen, not tuned.
+MAX_GROUPS = 12
+MAX_IMAGES = 6
+# Key of the result -> heading.
+FINDINGS = {
+    "bad": "Images that cannot be decoded",
+    "misnamed": "Format other than the suffix of the name",
+    "odd": "Images other than 8-bit RGB",
+    "turned": "Images with an EXIF orientation",
+    "known": "Known defects of the published data set",
+}
+# Key of the result -> heading and explanation.
+GROUPS = {
+    "leaks": (
+        "In more than one official part",
+        "A model that is trained on one of the images is tested on the other.",
+    ),
+    "two_labels": (
+        "Duplicates with different labels",
+        "One of the labels is wrong, or the classes overlap.",
+    ),
+    "duplicates": ("Equal files", "Splits by `tl` keep them in one part."),
+    "near_duplicates": (
+        "Near-duplicates",
+        "Images that were re-saved or resized; splits by `tl` keep them in one part.",
+    ),
+}
+
+
+def paths_with_thumbnail(result: Mapping[str, Any]) -> list[str]:
+    """The paths of the images in the groups on the page, each once: those that need a thumbnail."""
+    groups = [g for kind in GROUPS for g in (result[kind] or [])[:MAX_GROUPS]]
+    return list(dict.fromkeys(path for group in groups for path in group[:MAX_IMAGES]))
+
+
+def counts(result: Mapping[str, Any]) -> dict[str, int]:
+    """Heading -> number of images or groups, as on the page and in the terminal."""
+    return {
+        "Images": result["n"],
+        **{title: len(result[kind]) for kind, title in FINDINGS.items()},
+        **{title: len(result[kind] or ()) for kind, (title, _) in GROUPS.items()},
+    }
+
+
+def page(result: Mapping[str, Any], folder: Path) -> Page:
+    """The page of a run of `doctor`.
+
+    Args:
+      result: the keys of `tl.data.doctor.Report.as_dict`, "data" (the name), "skipped", "labels"
+        (path -> class and part) and "thumbnails" (path -> figure), the last two for
+        `paths_with_thumbnail`.
+      folder: the run's folder.
+    """
+    sections = [reporting.section("Summary", reporting.numbers(counts(result)))]
+    sections += [
+        _findings_section(title, result[kind]) for kind, title in FINDINGS.items() if result[kind]
+    ]
+    sections += [
+        _groups_section(title, text, result[kind], result, folder)
+        for kind, (title, text) in GROUPS.items()
+        if result[kind]
+    ]
+    if result["near_duplicates"] is None:
+        text = (
+            "All images of this data set resemble each other, so that similarity does not "
+            "distinguish a copy from another image."
+        )
+        sections.append(reporting.section("Near-duplicates were not searched", text=text))
+    classes = reporting.table(list(result["classes"].items()), ("class", "images"))
+    sections.append(reporting.section("Classes", classes))
+    sections.append(reporting.skipped(result["skipped"]))
+    lead = (
+        f"{result['n']} images of {result['data']} examined: {len(result['bad'])} cannot be "
+        "decoded. No file was deleted or changed."
+    )
+    return Page("Examination of a data set", lead, sections)
+
+
+def _findings_section(title: str, findings: Sequence[Mapping[str, str]]) -> Html:
+    """Findings by frequency, each with its first files."""
+    rows = []
+    for reason, count in Counter(row["why"] for row in findings).most_common(MAX_GROUPS):
+        paths = [row["path"] for row in findings if row["why"] == reason]
+        rows.append((reason, count, ", ".join(paths[:3]) + (", ..." if paths[3:] else "")))
+    return reporting.section(title, reporting.table(rows, ("finding", "images", "files")))
+
+
+def _groups_section(
+    title: str, text: str, groups: Sequence[Sequence[str]], result: Mapping[str, Any], folder: Path
+) -> Html:
+    """The first groups, one strip for each."""
+    strips = [
+        reporting.strip(
+            reporting.card(
+                common.figure(folder, result["thumbnails"][path]),
+                title=result["labels"][path],
+                caption=path,
+            )
+            for path in group[:MAX_IMAGES]
+        )
+        for group in groups[:MAX_GROUPS]
+    ]
+    if groups[MAX_GROUPS:]:
+        strips.append(reporting.note(f"and {len(groups) - MAX_GROUPS} more groups in result.json"))
+    return reporting.section(title, *strips, text=text)
