@@ -1,4 +1,4 @@
-"""Metrics against brute force and figures worked by hand."""
+"""Metrics against brute force, definitions and values computed by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tl.metrics import (
     wilson,
 )
 
-answers = st.integers(2, 5).flatmap(
+predictions = st.integers(2, 5).flatmap(
     lambda k: st.tuples(
         st.just(k),
         st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=40),
@@ -33,42 +33,42 @@ answers = st.integers(2, 5).flatmap(
 )
 
 
-# -------------------------------------------------------------------------------------------------------------- wilson
+# ---- wilson ----
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_is_where_the_score_test_turns(counts: tuple[int, int]) -> None:
+def test_wilson_bounds_solve_the_score_equation(counts: tuple[int, int]) -> None:
     correct, n = counts
     low, high = wilson(correct, n)
     assert 0 <= low <= correct / n <= high <= 1
     for bound in (low, high):  # Wilson's definition: (p - bound)^2 = z^2 bound (1 - bound) / n
         if 0 < bound < 1:
-            wanted = 1.959964**2 * bound * (1 - bound) / n
-            assert (correct / n - bound) ** 2 == pytest.approx(wanted, rel=1e-5, abs=1e-12)
+            expected = 1.959964**2 * bound * (1 - bound) / n
+            assert (correct / n - bound) ** 2 == pytest.approx(expected, rel=1e-5, abs=1e-12)
     mirrored = wilson(n - correct, n)
     assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]), abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 10, 104, 656, 100_000])
-def test_wilson_at_none_and_all(n: int) -> None:
+def test_wilson_of_0_and_of_all_correct(n: int) -> None:
     z2 = 1.959964**2
     assert wilson(0, n) == (0, pytest.approx(z2 / (n + z2)))
     assert wilson(n, n) == (pytest.approx(n / (n + z2)), 1)
 
 
-def test_wilson_without_trials_and_with_another_z() -> None:
+def test_wilson_of_0_trials_and_of_another_level() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(7, 9, z=0.0) == pytest.approx((7 / 9, 7 / 9))
     assert all(isinstance(bound, float) for bound in wilson(3, 4))
 
 
 @pytest.mark.parametrize(("correct", "n"), [(-1, 3), (4, 3), (1, 0)])
-def test_wilson_refuses(correct: int, n: int) -> None:
-    with pytest.raises(ValueError, match=f"{correct} correct of {n}: wanted 0 <= correct <= n"):
+def test_wilson_refuses_impossible_counts(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"between 0 and n: got {correct} of {n}"):
         wilson(correct, n)
 
 
-# --------------------------------------------------------------------------------------------------------------- top-k
+# ---- top-k ----
 
 
 def test_topk_counts_ties_against_the_label() -> None:
@@ -82,7 +82,7 @@ def test_topk_counts_ties_against_the_label() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 6))
-def test_topk_is_membership_of_the_k_best(seed: int, classes: int, k: int) -> None:
+def test_topk_is_membership_among_the_k_highest(seed: int, classes: int, k: int) -> None:
     rng = np.random.default_rng(seed)
     scores, labels = (
         rng.permuted(np.tile(np.arange(classes), (9, 1)), axis=1),
@@ -94,18 +94,18 @@ def test_topk_is_membership_of_the_k_best(seed: int, classes: int, k: int) -> No
     ]
 
 
-def test_a_network_that_answers_nan_is_not_right() -> None:
+def test_nan_scores_are_never_correct() -> None:
     scores = np.full((2, 3), np.nan, np.float32)
     assert not topk_correct(scores, np.array([0, 2]), 1).any()
     one = np.array([[np.nan, 0.0, 1.0]], np.float32)
     assert not topk_correct(one, np.array([0]), 1).any()
 
 
-# ----------------------------------------------------------------------------------------------------------- confusion
+# ---- confusion ----
 
 
-@given(answers)
-def test_confusion_counts_every_answer_once(drawn: tuple[int, list[tuple[int, int]]]) -> None:
+@given(predictions)
+def test_confusion_counts_every_prediction_once(drawn: tuple[int, list[tuple[int, int]]]) -> None:
     k, pairs = drawn
     labels, predicted = np.array(pairs).T
     matrix = confusion(labels, predicted, k)
@@ -130,7 +130,7 @@ def test_most_confused_lists_the_largest_cells_off_the_diagonal() -> None:
     json.dumps(rows)
 
 
-# ----------------------------------------------------------------------------------------------------------------- ece
+# ---- ece ----
 
 
 @given(
@@ -139,26 +139,25 @@ def test_most_confused_lists_the_largest_cells_off_the_diagonal() -> None:
 def test_ece_by_brute_force(seed: int, n: int, k: int, bins: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities, labels = rng.dirichlet(np.full(k, 0.5), n), rng.integers(0, k, n)
-    wanted = 0.0
+    expected = 0.0
     for m in range(bins):
         inside = [i for i in range(n) if m / bins <= probabilities[i].max() < (m + 1) / bins]
         inside += [i for i in range(n) if m == bins - 1 and probabilities[i].max() == 1]
         if inside:
             accuracy = np.mean([probabilities[i].argmax() == labels[i] for i in inside])
-            wanted += (
-                len(inside) / n * abs(accuracy - np.mean([probabilities[i].max() for i in inside]))
-            )
-    assert ece(probabilities, labels, bins=bins) == pytest.approx(wanted, abs=1e-12)
+            confidence = np.mean([probabilities[i].max() for i in inside])
+            expected += len(inside) / n * abs(accuracy - confidence)
+    assert ece(probabilities, labels, bins=bins) == pytest.approx(expected, abs=1e-12)
 
 
 def test_ece_by_hand() -> None:
-    sure = np.tile([1.0, 0.0], (4, 1))
-    assert ece(sure, np.zeros(4, int)) == 0.0
-    assert ece(sure, np.ones(4, int)) == 1.0
+    certain = np.tile([1.0, 0.0], (4, 1))
+    assert ece(certain, np.zeros(4, int)) == 0.0
+    assert ece(certain, np.ones(4, int)) == 1.0
     half = np.tile([0.75, 0.25], (4, 1))
-    assert ece(half, np.array([0, 0, 0, 1])) == pytest.approx(0.0)  # three of four right at 75 %
+    assert ece(half, np.array([0, 0, 0, 1])) == pytest.approx(0.0)  # three of four correct at 75 %
     assert ece(half, np.array([0, 0, 1, 1])) == pytest.approx(0.25)
-    mixed = np.array([[0.95, 0.05], [0.55, 0.45]])  # right, wrong: nothing cancels across bins
+    mixed = np.array([[0.95, 0.05], [0.55, 0.45]])  # correct, wrong: nothing cancels across bins
     assert ece(mixed, np.array([0, 1])) == pytest.approx((0.05 + 0.55) / 2)
 
 
@@ -174,7 +173,7 @@ def test_reliability_by_hand() -> None:
     json.dumps(rows)
 
 
-# --------------------------------------------------------------------------------------------------------- temperature
+# ---- temperature ----
 
 
 def nll(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -182,7 +181,9 @@ def nll(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 @given(st.integers(0, 999), st.integers(2, 6), st.floats(0.2, 5.0))
-def test_the_temperature_undoes_what_made_logits_too_sure(seed: int, k: int, factor: float) -> None:
+def test_the_temperature_recovers_the_factor_of_overconfident_logits(
+    seed: int, k: int, factor: float
+) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(4000, k)) * 2.0
     labels = np.array([rng.choice(k, p=p) for p in np.exp(log_softmax(logits))])
@@ -195,7 +196,7 @@ def test_the_temperature_undoes_what_made_logits_too_sure(seed: int, k: int, fac
     st.integers(2, 5),
     st.sampled_from([1e-2, 1.0, 30.0]),
 )
-def test_no_other_temperature_is_better_with_the_picture_of_any_class(
+def test_the_temperature_minimizes_the_nll_with_the_further_image(
     seed: int, n: int, k: int, scale: float
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -205,37 +206,47 @@ def test_no_other_temperature_is_better_with_the_picture_of_any_class(
         log_p = log_softmax(logits / t)
         return float(-log_p[np.arange(n), labels].sum() - log_p.mean())
 
-    found = temperature(logits, labels)
-    assert TEMPERATURES[0] * 0.999 <= found <= TEMPERATURES[1] * 1.001
+    best = temperature(logits, labels)
+    assert TEMPERATURES[0] * 0.999 <= best <= TEMPERATURES[1] * 1.001
     others = np.geomspace(*TEMPERATURES, 400)
-    assert cost(found) <= min(cost(t) for t in others) + 1e-6
+    assert cost(best) <= min(cost(t) for t in others) + 1e-6
 
 
 @pytest.mark.parametrize("n", [1, 10, 1000])
-def test_a_set_without_a_mistake_leaves_one_in_twice_as_many(n: int) -> None:
+def test_without_a_mistake_half_an_image_in_n_plus_1_remains(n: int) -> None:
     logits, labels = np.tile([3.0, 0.0], (n, 1)), np.zeros(n, int)
     p = np.exp(log_softmax(logits / temperature(logits, labels)))[0]
     assert p[1] == pytest.approx(0.5 / (n + 1))
 
 
-def test_temperature_at_the_edges() -> None:
+def test_the_temperature_of_equal_logits_is_1() -> None:
     assert temperature(np.zeros((5, 3)), np.zeros(5, int)) == 1.0
+
+
+def test_the_temperature_of_wrong_predictions_is_the_largest() -> None:
     wrong = np.tile([3.0, 0.0], (9, 1))
-    assert temperature(wrong, np.ones(9, int)) == pytest.approx(
-        TEMPERATURES[1]
-    )  # as good as not answering
+    assert temperature(wrong, np.ones(9, int)) == pytest.approx(TEMPERATURES[1])
+
+
+def test_an_impossible_class_does_not_change_the_temperature() -> None:
     possible = np.array([[2.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     labels = np.array([0, 1, 0, 1])
     third = np.concatenate([possible, np.full((4, 1), -np.inf)], axis=1)
     assert temperature(third, labels) == pytest.approx(temperature(possible, labels))
-    labels[3] = 2  # what was called impossible costs the same at every temperature
+    labels[3] = 2  # an impossible label costs the same at every temperature
     assert np.isfinite(temperature(third, labels))
+
+
+def test_the_temperature_of_large_logits_is_finite() -> None:
     assert np.isfinite(temperature(np.array([[1e30, -1e30], [500.0, -500.0]]), np.array([0, 1])))
-    with pytest.raises(ValueError, match="no example"):
+
+
+def test_the_temperature_of_0_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="no rows: expected at least one image"):
         temperature(np.zeros((0, 2)), np.zeros(0, int))
 
 
-# ----------------------------------------------------------------------------------------------------------- per class
+# ---- per class ----
 
 
 def test_per_class_by_hand() -> None:
@@ -247,15 +258,14 @@ def test_per_class_by_hand() -> None:
         ("cow", 1, 0.0, 0, None),
         ("dog", 0, None, 1, 0.0),
     ]
-    assert rows[0]["recall_ci95"] == list(wilson(2, 3)) and rows[1]["precision_ci95"] == list(
-        wilson(1, 2)
-    )
+    assert rows[0]["recall_ci95"] == list(wilson(2, 3))
+    assert rows[1]["precision_ci95"] == list(wilson(1, 2))
     assert rows[3]["recall_ci95"] == [0.0, 1.0]
     json.dumps(rows)
 
 
-@given(answers)
-def test_per_class_adds_up(drawn: tuple[int, list[tuple[int, int]]]) -> None:
+@given(predictions)
+def test_counts_of_per_class_add_up(drawn: tuple[int, list[tuple[int, int]]]) -> None:
     k, pairs = drawn
     labels, predicted = np.array(pairs).T
     rows = per_class(np.eye(k)[predicted], labels, [str(i) for i in range(k)])
@@ -265,59 +275,57 @@ def test_per_class_adds_up(drawn: tuple[int, list[tuple[int, int]]]) -> None:
     )
 
 
-def test_spread() -> None:
+def test_spread_is_mean_and_sample_deviation() -> None:
     assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "n": 1}
     assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0, "n": 3}
-    with pytest.raises(ValueError, match="no value"):
+    with pytest.raises(ValueError, match="at least one value"):
         spread([])
 
 
-# ----------------------------------------------------------------------------------------------------------- summarise
+# ---- summarize ----
 
 
-def test_summarise_by_hand() -> None:
+def test_summarize_by_hand() -> None:
     p = np.array(
         [[0.7, 0.2, 0.06, 0.04], [0.6, 0.3, 0.06, 0.04], [0.1, 0.5, 0.3, 0.1], [0.4, 0.3, 0.2, 0.1]]
     )
     labels = np.array([0, 1, 1, 3])
-    found = summarize(np.log(p).astype(np.float32) + 5.0, labels)  # logits have no zero point
-    assert found["n"] == 4
-    assert found["top1"] == 0.5
-    assert found["top1_ci95"] == pytest.approx(wilson(2, 4))
-    assert found["top3"] == 0.75
-    assert found["balanced"] == pytest.approx(
-        (1 + 0.5 + 0) / 3
-    )  # class 2 is absent and does not count
-    assert found["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.5, 0.1]).mean(), rel=1e-6)
-    assert found["ece"] == pytest.approx(
-        (abs(1 - 0.7) + abs(0 - 0.6) + abs(1 - 0.5) + abs(0 - 0.4)) / 4, rel=1e-5
-    )
-    json.dumps(found)
+    summary = summarize(np.log(p).astype(np.float32) + 5.0, labels)  # logits have no zero point
+    assert summary["n"] == 4
+    assert summary["top1"] == 0.5
+    assert summary["top1_ci95"] == pytest.approx(wilson(2, 4))
+    assert summary["top3"] == 0.75
+    # class 2 is absent and does not count
+    assert summary["balanced"] == pytest.approx((1 + 0.5 + 0) / 3)
+    assert summary["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.5, 0.1]).mean(), rel=1e-6)
+    gaps = abs(1 - 0.7) + abs(0 - 0.6) + abs(1 - 0.5) + abs(0 - 0.4)
+    assert summary["ece"] == pytest.approx(gaps / 4, rel=1e-5)
+    json.dumps(summary)
 
 
 @pytest.mark.parametrize("n", [1, 7])
-def test_summarise_perfect_and_impossible(n: int) -> None:
-    sure = np.tile(np.array([40.0, -np.inf, -np.inf, 0.0], np.float32), (n, 1))
-    perfect = summarize(sure, np.zeros(n, int))
-    assert (perfect["top1"], perfect["balanced"], perfect["ece"]) == (
-        1.0,
-        1.0,
-        pytest.approx(0.0, abs=1e-9),
-    )
+def test_summarize_perfect_and_impossible(n: int) -> None:
+    logits = np.tile(np.array([40.0, -np.inf, -np.inf, 0.0], np.float32), (n, 1))
+    perfect = summarize(logits, np.zeros(n, int))
+    assert perfect["top1"] == perfect["balanced"] == 1.0
+    assert perfect["ece"] == pytest.approx(0.0, abs=1e-9)
     assert perfect["nll"] == pytest.approx(0.0, abs=1e-9)
-    assert summarize(sure, np.ones(n, int))["nll"] == np.inf
+    assert summarize(logits, np.ones(n, int))["nll"] == np.inf
 
 
-def test_summarise_large_logits_and_no_example() -> None:
-    found = summarize(np.array([[1e30, -1e30], [500.0, -500.0]], np.float32), np.array([0, 1]))
-    assert found["top1"] == 0.5
-    assert found["nll"] == pytest.approx(500.0)
-    assert found["ece"] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="no example"):
+def test_summarize_large_logits() -> None:
+    summary = summarize(np.array([[1e30, -1e30], [500.0, -500.0]], np.float32), np.array([0, 1]))
+    assert summary["top1"] == 0.5
+    assert summary["nll"] == pytest.approx(500.0)
+    assert summary["ece"] == pytest.approx(0.5)
+
+
+def test_summarize_refuses_0_images() -> None:
+    with pytest.raises(ValueError, match="no rows: expected at least one image"):
         summarize(np.zeros((0, 3), np.float32), np.zeros(0, int))
 
 
-# ----------------------------------------------------------------------------------------------------------------- cka
+# ---- cka ----
 
 
 def by_definition(x: np.ndarray, y: np.ndarray) -> float:
@@ -330,7 +338,7 @@ def by_definition(x: np.ndarray, y: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("n, d1, d2", [(40, 5, 7), (6, 30, 4), (6, 4, 30), (9, 9, 9), (2, 3, 1)])
-def test_cka_is_the_papers_in_both_forms(n: int, d1: int, d2: int) -> None:
+def test_cka_is_the_definition_in_both_forms(n: int, d1: int, d2: int) -> None:
     rng = np.random.default_rng(n)
     x, noise = rng.normal(size=(n, d1)) + 3.0, rng.normal(size=(n, d2))
     y = np.tanh(x @ rng.normal(size=(d1, d2))) + noise
@@ -340,41 +348,47 @@ def test_cka_is_the_papers_in_both_forms(n: int, d1: int, d2: int) -> None:
 
 @pytest.mark.parametrize("n, d", [(50, 8), (8, 50)])
 @pytest.mark.parametrize("scale", [1e-30, -2.0, 1e30])
-def test_cka_does_not_see_a_rotation_a_scale_or_a_shift(n: int, d: int, scale: float) -> None:
+def test_cka_is_invariant_to_rotation_scale_and_shift(n: int, d: int, scale: float) -> None:
     rng = np.random.default_rng(d)
     x, y = rng.normal(size=(n, d)), rng.normal(size=(n, d)) ** 3
-    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
-    assert [cka(x, x), cka(x, scale * x @ turn)] == pytest.approx([1.0, 1.0], abs=1e-12)
-    assert cka(x @ turn * scale + 0.1 * scale, y) == pytest.approx(cka(x, y), abs=1e-12)
-    stretched = x * np.linspace(0.1, 10.0, d)  # a general linear map is seen
+    rotation = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    assert [cka(x, x), cka(x, scale * x @ rotation)] == pytest.approx([1.0, 1.0], abs=1e-12)
+    assert cka(x @ rotation * scale + 0.1 * scale, y) == pytest.approx(cka(x, y), abs=1e-12)
+    stretched = x * np.linspace(0.1, 10.0, d)  # another linear map changes it
     assert cka(x, stretched) < 0.98
 
 
-def test_cka_of_unrelated_features_is_small_with_many_pictures_only() -> None:
+def test_cka_of_unrelated_features_is_small_only_with_many_images() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(5000, 4)), rng.normal(size=(5000, 4))
     assert cka(x, y) < 0.01
     assert cka(rng.normal(size=(10, 500)), rng.normal(size=(10, 500))) > 0.9
-    apart = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
-    assert cka(apart[:, :1], apart[:, 1:]) == 0.0
+    orthogonal = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    assert cka(orthogonal[:, :1], orthogonal[:, 1:]) == 0.0
 
 
 @pytest.mark.parametrize(
     "x, y, words",
     [
-        (np.ones((3, 2)), np.eye(3), "the first features are the same for all 3 pictures"),
-        (np.eye(3), np.full((3, 1), 0.1, np.float32), "the second features are the same for all 3"),
-        (np.eye(1), np.eye(1), "at least 2 pictures; got 1"),
-        (np.zeros((0, 2)), np.zeros((0, 2)), "at least 2 pictures; got 0"),
-        (np.eye(3), np.eye(4), r"of the same n; got \[3, 3\], \[4, 4\]"),
-        (np.arange(3.0), np.eye(3), r"f\[n d1\] with f\[n d2\] .*; got \[3\]"),
+        (np.ones((3, 2)), np.eye(3), "`x` is constant: got the same features for all 3 images"),
+        (
+            np.eye(3),
+            np.full((3, 1), 0.1, np.float32),
+            "`y` is constant: got the same features for all 3 images",
+        ),
+        (np.eye(1), np.eye(1), "too few rows: got 1, expected at least 2"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), "too few rows: got 0, expected at least 2"),
+        (np.eye(3), np.eye(4), r"got \[3, 3\] and \[4, 4\], expected .* of the same n"),
+        (np.arange(3.0), np.eye(3), r"got \[3\] and \[3, 3\], expected \[n d1\] and \[n d2\]"),
         (
             np.eye(3),
             np.array([[0.0], [np.nan], [1.0]]),
-            "the second features hold a number that is not finite",
+            "`y` has a value that is not finite",
         ),
     ],
 )
-def test_cka_of_nothing_to_compare_is_told(x: np.ndarray, y: np.ndarray, words: str) -> None:
+def test_cka_refuses_features_that_cannot_be_compared(
+    x: np.ndarray, y: np.ndarray, words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         cka(x, y)
