@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import dataclasses
+import doctest
+import functools
+import importlib
+import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import flags
 
+import tl
+from tl import attacks, cli
+from tl.attacks import norms
+from tl.data import augment
 from tl.pages import remeasured
 from tl.reporting import documents, results
+from tl.training import adversarial, rules
+from tl.visualize import grid, images, specs
 from tl.weights import zoo
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "tl").rglob("*.md")),
+    *sorted((ROOT / "experiments").rglob("*.md")),
+]
 RESULTS = ROOT / "experiments" / "results"
 CLAIMS = results.load(RESULTS)
 
@@ -149,3 +172,231 @@ def test_rerun_measures_a_number_and_writes_it(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved["after"]["values"][0]["value"] == 55.0 and saved["before"]["commit"] == "abcdef1"
     assert results.load(folder)["fast"]["commit"] == "0123456"
+
+
+# ---- the pages ----
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def column(page: Path, header: str, index: int = 0) -> list[str]:
+    """One column of the table whose first header is `header`, without backticks."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {header} |")) + 2
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append(line.strip("| ").split(" | ")[index].replace("`", "").strip())
+    return rows
+
+
+def test_the_readme_is_one_page() -> None:
+    text = (ROOT / "README.md").read_bytes()
+
+    assert text.count(b"\n") <= 150
+    assert len(text) <= 9 * 1024
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_resolve(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+
+    missing = [link for link in links if not (page.parent / link.partition("#")[0]).exists()]
+
+    assert not missing
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert not [page_id(p) for p in PAGES[1:] if f"({page_id(p)})" not in text]
+
+
+# ---- commands ----
+
+
+@functools.cache
+def scripts() -> dict[str, str]:
+    """Command -> module, as launch.sh finds them."""
+    files = sorted((ROOT / "experiments").rglob("*.py"))
+    names = {f.stem: f for f in files if '\nif __name__ == "__main__":' in f.read_text()}
+    return {
+        name: ".".join(file.relative_to(ROOT).with_suffix("").parts) for name, file in names.items()
+    }
+
+
+@functools.cache
+def flags_of(command: str) -> frozenset[str]:
+    """The flags of a command, defined as its last lines define them, and removed again."""
+    module = importlib.import_module(scripts()[command])
+    tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    launch = next(c for c in calls if ast.unparse(c.func) in ("cli.launch", "cli.launch_on_folder"))
+    before = set(flags.FLAGS)
+    cli.define_run_flags()
+    for function in launch.args[2:]:
+        eval(ast.unparse(function), {"builtins": builtins, **vars(module)})()
+    names = set(flags.FLAGS) - before
+    for name in names:
+        delattr(flags.FLAGS, name)
+    return frozenset(names)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words after `./launch.sh` of each command in a text, in code blocks and in backticks."""
+    for line in re.findall(r"`(\./launch\.sh [^`]+)`", text):
+        yield shlex.split(line)[1:]
+    for line in re.findall(r"^(\./launch\.sh [^#`|\n]+)", text, flags=re.MULTILINE):
+        yield shlex.split(line)[1:]
+
+
+def problems(words: list[str]) -> list[str]:
+    """What is wrong with a command: an unknown name, or a flag that the script does not define."""
+    name, *arguments = words
+    if name in ("NAME", "test"):
+        return []
+    if name not in scripts():
+        return [f"unknown command {name}"]
+    given = [re.split("[= ]", word[2:])[0] for word in arguments if word.startswith("--")]
+    known = flags_of(name) | {f"no{flag}" for flag in flags_of(name)} | {"help", "flag"}
+    return [f"{name} has no flag --{flag}" for flag in given if flag not in known]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_command_of_a_page_exists_with_its_flags(page: Path) -> None:
+    found = list(commands(page.read_text(encoding="utf-8")))
+
+    assert not [problem for words in found for problem in problems(words)]
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_the_command_of_a_claim_exists_with_its_flags(name: str) -> None:
+    assert not problems(shlex.split(CLAIMS[name]["command"])[1:])
+
+
+def test_the_page_of_commands_lists_every_command_and_only_its_flags() -> None:
+    text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|([^|]*)\|", text, flags=re.MULTILINE)
+    table = {name: re.findall(r"--(\w+)", cell) for name, cell in rows if name in scripts()}
+
+    assert set(table) == set(scripts()) - {"__main__"}
+    assert not [
+        p for name, names in table.items() for p in problems([name, *map("--{}".format, names)])
+    ]
+
+
+# ---- examples ----
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "pycon")], ids=page_id)
+def test_the_examples_of_a_page_run(page: Path) -> None:
+    parser = doctest.DocTestParser()
+    examples = parser.get_doctest("\n".join(blocks(page, "pycon")), {}, page.name, str(page), 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    lines: list[str] = []
+
+    runner.run(examples, out=lines.append)
+
+    assert runner.summarize(verbose=False).failed == 0, "".join(lines)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=page_id)
+def test_the_code_of_a_page_uses_names_and_arguments_that_exist(page: Path) -> None:
+    assert not list(unresolved("\n".join(blocks(page, "python"))))
+
+
+def unresolved(source: str) -> Iterator[str]:
+    """Attributes of imported modules that do not exist, and arguments that functions do not take."""
+    tree, scope = ast.parse(source), {}
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), scope)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute | ast.Call):
+            continue
+        try:
+            value = eval(ast.unparse(node.func if isinstance(node, ast.Call) else node), scope)
+        except AttributeError as error:
+            yield f"{ast.unparse(node)}: {error}"
+            continue
+        except Exception:  # an expression of local variables
+            continue
+        if isinstance(node, ast.Call) and isinstance(value, types.FunctionType):
+            keywords = {k.arg: None for k in node.keywords if k.arg}
+            try:
+                inspect.signature(value).bind_partial(*node.args, **keywords)
+            except TypeError as error:
+                yield f"{ast.unparse(node)}: {error}"
+
+
+def test_the_first_example_of_the_readme_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On 33 of the packaged images at 48 pixels, with a network that compiles quickly."""
+    load = tl.load
+    try:
+        cells = tl.data.get("elpv")
+        clf, variables = load("squeezenet1_1", weights="package")
+    except ValueError as error:
+        pytest.skip(str(error))
+    few = dataclasses.replace(cells, examples=cells.examples[::80])
+    small = lambda name: (clf.with_pixels(size=48), variables)
+
+    monkeypatch.setattr(tl.data, "get", lambda name: few)
+    monkeypatch.setattr(tl, "load", small)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+
+    exec(blocks(ROOT / "README.md", "python")[0], scope := {})
+
+    assert scope["predictions"].logits.shape[1] == 2
+    saved, _ = load(str(tmp_path / "runs" / "cells"))
+    assert saved.classes is not None and saved.classes.display(1) == "defective"
+
+
+# ---- matrices to choose from ----
+
+VISUALIZE, TRAINING = ROOT / "tl/visualize/README.md", ROOT / "tl/training/README.md"
+
+
+def test_the_matrix_of_attacks_lists_every_attack_with_its_norms() -> None:
+    page = ROOT / "tl/attacks/README.md"
+    table = dict(zip(column(page, "attack"), column(page, "attack", 1), strict=True))
+    nearest = dict(zip(column(page, "attack"), column(page, "attack", 3), strict=True))
+
+    assert list(table) == list(attacks.ATTACKS)
+    for name, make in attacks.ATTACKS.items():
+        made = make()
+        searches = [made] if isinstance(made, attacks.Search) else list(made)
+        works = [n for n in norms.NORMS if all(not s.norms or n in s.norms for s in searches)]
+        assert table[name].lower().split(", ") == works, name
+        assert nearest[name] == ("yes" if all(s.nearest for s in searches) else "no"), name
+
+
+def test_the_matrices_of_training_list_every_mode() -> None:
+    assert ", ".join(column(TRAINING, "tune")) == ", ".join(rules.TUNE)
+    assert column(TRAINING, "bn") == list(rules.BN)
+    assert column(TRAINING, "adversarial") == list(adversarial.METHODS)
+
+
+def test_the_matrices_of_ideal_images_list_every_row() -> None:
+    forms = [word.partition(":")[0] for word in column(VISUALIZE, "--objective")]
+
+    assert forms == list(specs.KINDS)
+    assert set(column(VISUALIZE, "--parameterization")) == set(images.PARAMETERIZATIONS)
+    assert set(column(VISUALIZE, "--transforms")) == set(grid.TRANSFORMS)
+
+
+def test_the_table_of_augmentations_lists_every_row() -> None:
+    assert column(ROOT / "tl/data/README.md", "word") == list(augment.AUGMENTATIONS)
+    assert column(ROOT / "tl/data/README.md", "name")[-1] == "elpv"

@@ -25,7 +25,9 @@ from tl.evaluation import perceptual
 from tl.inference import Predictions, extract, predict
 from tl.models import Classifier, load, save, summary
 from tl.pixels import PixelSpec
+from tl.training.fit import fit
 from tl.training.probe import logistic
+from tl.training.recipe import Recipe
 from tl.types import Mode, Output, Variables
 
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ __all__ = [
     "Mode",
     "Output",
     "PixelSpec",
+    "Recipe",
     "Predictions",
     "Variables",
     "ascent",
@@ -42,6 +45,7 @@ __all__ = [
     "backbones",
     "data",
     "extract",
+    "fit",
     "inference",
     "labels",
     "load",
