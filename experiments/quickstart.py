@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import transfer
 from tl import cli, data, inference, pages, reporting
 from tl.evaluation import sets
 from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.attacked import evaluate_attack
+from tl.evaluation.transfer import TransferSettings, transfer
 from tl.pages import common
 from tl.visualize import grid, ideal, specs
 
@@ -51,9 +51,9 @@ def main(run: reporting.Run) -> None:
         cells = data.split_stratified(
             cells, test_fraction=0.15, seed=FLAGS.seed, near_duplicates=False
         )[1]
-    learned, learned_sections = transfer.transfer(
-        run, clf, variables, cells, None, transfer.Settings(first_seed=FLAGS.seed)
-    )
+    settings = TransferSettings(first_seed=FLAGS.seed)
+    learned = transfer(run, clf, variables, cells, None, settings)
+    learned_sections = pages.training.page(reporting.jsonable(learned), run.workdir).sections
 
     print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
     chosen = specs.class_objectives(clf, "tabby,zebra")

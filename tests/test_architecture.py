@@ -45,12 +45,12 @@ LAYOUT: Sequence[str] = [
         ),
         (
             "evaluation",
-            "sets robust conventions postprocessing perceptual attack_settings attacked shared_images attack_transfer "
+            "sets robust transfer conventions postprocessing perceptual attack_settings attacked shared_images attack_transfer "
             "__init__",
         ),
         (
             "pages",
-            "common describe doctor export remeasured activations training evaluation predict audit "
+            "common describe doctor export remeasured activations evaluation training predict audit "
             "attack attack_transfer ideal compare __init__",
         ),
         ("", "cli __init__"),

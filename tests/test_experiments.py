@@ -15,10 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import transfer
-from tl import data, inference, models, pages, reporting
+from tl import inference, models, pages, reporting
 from tl.evaluation import sets
-from tl.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 32
@@ -53,11 +51,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
     return reporting.start("predict", tmp_path / "run", {"seed": 0})
 
 
-def finish(run: reporting.Run, result: dict, sections: list) -> dict:
-    run.finish(result, reporting.page("title", "lead", sections, facts=run.facts()))
-    return json.loads((run.workdir / "result.json").read_text())
-
-
 def test_predict(run: reporting.Run, pets: Path) -> None:
     clf, variables = network()
     labels = np.full(25, -1)
@@ -72,50 +65,6 @@ def test_predict(run: reporting.Run, pets: Path) -> None:
     shares = [row["probability"] for row in top]
     assert len(top) == 5 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     assert result["top1"] == float(top[0]["index"] == 7)
-
-
-@pytest.mark.parametrize("tune", ["probe", "head"])
-def test_transfer_learns_saves_and_reuses(run: reporting.Run, pets: Path, tune: str) -> None:
-    clf, variables = network()
-    spec = data.get(f"folder:{pets}")
-    settings = transfer.Settings(Recipe(tune=tune, epochs=40, batch_size=8, lr=0.05))
-    result = finish(run, *transfer.transfer(run, clf, variables, spec, None, settings))
-    assert result["test"]["n"] == 6 and result["test"]["top1"] == 1.0
-    assert result["frozen_unchanged"] is True
-    assert result["trainable_params"] == 512 * 2 + 2
-    assert [skip["path"].rsplit("/", 1)[-1] for skip in result["skipped"]] == ["broken.jpg"]
-    assert sum(map(sum, result["confusion"])) == 6
-
-    again = reporting.start("test", run.workdir.parent / "again", {"seed": 0})
-    assert (
-        transfer.transfer(again, clf, variables, spec, None, settings)[0]["test"] == result["test"]
-    )
-
-    saved, saved_variables = models.load(result["model"])
-    assert saved.classes is not None and saved.classes.find("any cat") == (0,)
-    _, test_side = data.split(spec, seed=0)
-    pictures = inference.read_images(saved, [str(example.path) for example in test_side.examples])
-    logits = inference.predict_logits(saved, saved_variables, pictures.images)
-    by_name = {
-        example.path.name: example.label
-        for example in test_side.examples
-        if example.path in pictures.paths
-    }
-    assert by_name and [int(i) for i in logits.argmax(axis=1)] == [
-        next(e.label for e in test_side.examples if e.path == path) for path in pictures.paths
-    ]
-
-
-def test_transfer_refuses_other_classes(run: reporting.Run, pets: Path, tmp_path: Path) -> None:
-    clf, variables = network()
-    (tmp_path / "other").mkdir()
-    for label in ("bengal", "poodle"):
-        (tmp_path / "other" / label).symlink_to(pets / "bengal")
-    with pytest.raises(ValueError, match="poodle"):
-        other = data.get(f"folder:{tmp_path / 'other'}")
-        transfer.transfer(
-            run, clf, variables, data.get(f"folder:{pets}"), other, transfer.Settings()
-        )
 
 
 def command(*words: str, **env: str) -> subprocess.Popen[str]:

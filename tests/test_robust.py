@@ -13,13 +13,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import transfer
 from tests import toys
 from tl import backbones, data, labels, losses, models, reporting
 from tl.attacks import norms
 from tl.backbones.spec import BackboneSpec
 from tl.backbones.vgg import VGG
+from tl.evaluation.transfer import TransferSettings, transfer
 from tl.models import heads
+from tl.pages import training as page
 from tl.paths import TRAINABLE, digest, partition
 from tl.training import adversarial, fit, loop, step
 from tl.training.adversarial import Adversary
@@ -285,10 +286,9 @@ def test_transfer_trains_chooses_and_tests_under_attack(
         adversarial_eps=8 / 255,
     )
     run = reporting.start("test", tmp_path / "run", {"seed": 0})
-    settings = transfer.Settings(
-        dataclasses.replace(how, adversarial_replays=2), robust_eps=4 / 255
-    )
-    result, sections = transfer.transfer(run, *network, pictures, None, settings)
+    settings = TransferSettings(dataclasses.replace(how, adversarial_replays=2), robust_eps=4 / 255)
+    result = reporting.jsonable(transfer(run, *network, pictures, None, settings))
+    sections = page.sections(result, run.workdir)
     for row in result["history"]:
         assert row["val_robust_nll"] > row["val_nll"] and row["val_robust_top1"] <= row["val_top1"]
     assert result["history"][-1]["lr"] == pytest.approx(
@@ -317,7 +317,7 @@ def test_transfer_trains_chooses_and_tests_under_attack(
     assert any("Accuracy under attack" in str(section) for section in sections)
     probe = dataclasses.replace(settings, recipe=Recipe(tune="probe"))
     run = reporting.start("test", tmp_path / "probe", {"seed": 0})
-    result, _ = transfer.transfer(run, *network, pictures, None, probe)
+    result = transfer(run, *network, pictures, None, probe)
     assert set(result["robust"]) == {"now"}  # there is no other to compare it with
 
 

@@ -24,6 +24,7 @@ from tl.pages import (
     ideal,
     predict,
     remeasured,
+    training,
 )
 from tl.pages.common import Page
 
@@ -40,6 +41,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "ideal": ideal.page,
     "predict": predict.page,
     "rerun": remeasured.page,
+    "transfer": training.page,
 }
 """Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""
 

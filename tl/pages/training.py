@@ -1,66 +1,98 @@
-"""Sections of a page about a training run."""
+"""The page of `transfer`, and its sections about training.
+
+Every function takes the JSON-ready result.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tl import reporting
-from tl.reporting import Html
-from tl.training import fit, rate_finder
+from tl.pages import evaluation
+from tl.pages.common import Page
+from tl.reporting import Html, percent
 
 
-def rate_section(rates: rate_finder.Rates | None) -> list[Html]:
-    """The learning-rate finder's plot."""
-    if rates is None:
+def page(result: Mapping[str, Any], folder: Path) -> Page:
+    """The page of `transfer`.
+
+    Args:
+      result: as `tl.evaluation.transfer.transfer` returns it; "tune" is optional.
+      folder: the run's folder.
+    """
+    test = result["test"]
+    tune = f" ({result['tune']})" if result.get("tune") else ""
+    lead = (
+        f"{result['arch']}{tune}, trained on {len(result['classes'])} classes of {result['data']}, "
+        f"classifies {percent(test['top1'])} of {test['n']} test images correctly."
+    )
+    return Page("Transfer learning", lead, sections(result, folder))
+
+
+def sections(result: Mapping[str, Any], folder: Path) -> list[Html]:
+    """Sections on learning rate, training and attack, and all sections of `pages.evaluation`."""
+    return [
+        *rate_section(result),
+        *training_section(result),
+        *([evaluation.robust_section(result["robust"])] if "robust" in result else []),
+        *evaluation.sections({**result, **result["test"]}, folder),
+    ]
+
+
+def rate_section(result: Mapping[str, Any]) -> list[Html]:
+    """The curve of the learning-rate finder; none if it did not run."""
+    if "rates" not in result:
         return []
-    points = {"smoothed": [(float(np.log10(rate)), loss) for rate, loss in rates.curve]}
-    drawn = reporting.curves(points, x_label="log10 of the learning rate", y_label="loss, nats")
-    text = f"Taken: {rates.rate:.2g}, a tenth of the rate at which the loss is least."
-    return [reporting.section("Finding a learning rate", drawn, text=text)]
+    rate, curve = result["rates"]["rate"], result["rates"]["curve"]
+    points = {"smoothed": [(math.log10(x), loss) for x, loss in curve]}
+    drawn = reporting.curves(points, x_label="log10 of the learning rate", y_label="loss (nats)")
+    text = f"Chosen: {rate:.2g}, a tenth of the rate with the smallest loss."
+    return [reporting.section("Learning-rate search", drawn, text=text)]
 
 
-def training_sections(fitted: fit.FitResult, result: dict[str, Any]) -> list[Html]:
-    """Curves of loss, accuracy and rate, over the epochs of all phases."""
-    if not fitted.history:
+def training_section(result: Mapping[str, Any]) -> list[Html]:
+    """What trained, and loss, accuracy and learning rate over the epochs; none for a probe."""
+    history = result["history"]
+    if not history:
         return []
-    at = [float(number) for number in range(1, len(fitted.history) + 1)]
 
-    def drawn(y_label: str, **named: str) -> Html:
-        lines = {
+    def drawn(y_label: str, **lines: str) -> Html:
+        points = {
             name.replace("_", " "): [
-                (x, row[key]) for x, row in zip(at, fitted.history, strict=True)
+                (float(x), math.nan if row[key] is None else row[key])
+                for x, row in enumerate(history, 1)
             ]
-            for name, key in named.items()
-            if key in fitted.history[0]
+            for name, key in lines.items()
+            if key in history[0]
         }
-        return reporting.curves(lines, x_label="epoch", y_label=y_label)
+        return reporting.curves(points, x_label="epoch", y_label=y_label)
 
-    parts = [
+    curves = [
         drawn(
-            "loss, nats",
+            "loss (nats)",
             training="loss",
             validation="val_nll",
-            validation_attacked="val_robust_nll",
+            validation_under_attack="val_robust_nll",
         ),
         drawn(
             "accuracy",
             training="accuracy",
             validation="val_top1",
-            validation_attacked="val_robust_top1",
+            validation_under_attack="val_robust_top1",
         ),
         drawn("learning rate of the head", rate="lr"),
     ]
     figures = {
         "trained parameters": f"{result['trainable_params']:,}",
-        "steps": fitted.steps,
-        "read from": fitted.source,
+        "steps": result["steps"],
+        "inputs": result["feed"],
     }
-    if fitted.seconds:
-        figures["pictures a second"] = f"{result['images_per_second']:.1f}"
-        figures["time spent waiting for pictures"] = reporting.percent(
-            min(result["waiting_share"], 1.0)
-        )
-    groups = reporting.table([list(row.values()) for row in fitted.groups], list(fitted.groups[0]))
-    return [reporting.section("Training", reporting.numbers(figures), groups, *parts)]
+    if result["images_per_second"]:
+        figures["images per second"] = f"{result['images_per_second']:.1f}"
+        figures["time waiting for images"] = percent(min(result["waiting_share"], 1.0))
+    groups = result["groups"]
+    table = reporting.table([list(row.values()) for row in groups], list(groups[0]))
+    return [reporting.section("Training curves", reporting.numbers(figures), table, *curves)]

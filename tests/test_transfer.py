@@ -1,0 +1,155 @@
+"""`transfer`: what it learns, saves and returns, its rounds, and its page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import toys
+from tests.toys import toy_zoo  # noqa: F401 (a fixture)
+from tl import data, inference, models, pages, reporting
+from tl.evaluation.transfer import TransferSettings, rounds, transfer
+from tl.training.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("toy_zoo")
+HEAD = Recipe(tune="head", epochs=40, batch_size=8, lr=0.05, workers=0)
+
+
+def network() -> tuple[models.Classifier, Any]:
+    return toys.classifier("toy_mobilenet", 3)
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
+    """Two pet breeds that a color separates, 12 images each, and a broken file."""
+    folder = tmp_path_factory.mktemp("pets") / "set"
+    toys.color_folder(folder)
+    (folder / "red").rename(folder / "bengal")
+    (folder / "blue").rename(folder / "pug")
+    (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
+    return data.folder(folder)
+
+
+@pytest.fixture()
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
+    monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
+    return reporting.start("transfer", tmp_path / "run", {"seed": 0})
+
+
+def finished(run: reporting.Run, result: dict[str, Any]) -> dict[str, Any]:
+    """The content of `result.json`."""
+    pages.finish(run, result)
+    return json.loads((run.workdir / "result.json").read_text())
+
+
+@pytest.mark.parametrize("tune", ["probe", "head"])
+def test_transfer_learns_and_reports(run: reporting.Run, pets: data.DataSpec, tune: str) -> None:
+    clf, variables = network()
+    settings = TransferSettings(dataclasses.replace(HEAD, tune=tune))
+    result = finished(run, transfer(run, clf, variables, pets, None, settings))
+    assert result["test"]["n"] == 6 and result["test"]["top1"] == 1.0
+    assert result["frozen_unchanged"] is True
+    assert result["trainable_params"] == clf.spec.features * 2 + 2
+    assert [Path(skip["path"]).name for skip in result["skipped"]] == ["broken.jpg"]
+    assert sum(map(sum, result["confusion"])) == 6
+    again = reporting.start("transfer", run.workdir.parent / "again", {"seed": 0})
+    repeated = transfer(again, clf, variables, pets, None, settings)
+    assert repeated["test"] == result["test"]
+
+
+def test_the_saved_model_classifies_the_test_images(
+    run: reporting.Run, pets: data.DataSpec
+) -> None:
+    result = transfer(run, *network(), pets, None, TransferSettings())
+    clf, variables = models.load(result["model"])
+    assert clf.classes is not None and clf.classes.find("any cat") == (0,)
+    test_set = data.divide(pets, validation_fraction=0.0, seed=0).test
+    predicted = inference.predict(clf, variables, test_set)
+    assert len(predicted.labels) == 6
+    np.testing.assert_array_equal(predicted.logits.argmax(axis=1), predicted.labels)
+
+
+def test_the_page_is_drawn_from_the_saved_result(run: reporting.Run, pets: data.DataSpec) -> None:
+    # One epoch, so that some test images are misclassified and appear on the page.
+    recipe = dataclasses.replace(HEAD, epochs=1, lr=1e-6, smoothing=0.1)
+    settings = TransferSettings(recipe)
+    result = transfer(run, *network(), pets, None, settings)
+    result["rates"] = {"rate": 0.01, "curve": [(1e-3, 0.7), (1e-2, 0.5), (1e-1, 0.9)]}
+    html = pages.finish(run, result).read_text()
+    for heading in ("Learning-rate search", "Training curves", "Accuracy", "Confusion matrix"):
+        assert f">{heading}</h2>" in html, heading
+    # All but the run time in the footer.
+    body = lambda text: text.partition("<footer")[0]
+    assert body(pages.redraw(run.workdir).read_text()) == body(html)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, ["seed0"]),
+        ({"seeds": 2, "first_seed": 5}, ["seed5", "seed6"]),
+        ({"folds": 3}, ["seed0-fold0", "seed0-fold1", "seed0-fold2"]),
+    ],
+)
+def test_there_is_a_round_per_seed_and_fold(
+    pets: data.DataSpec, change: dict[str, Any], names: list[str]
+) -> None:
+    chosen = list(rounds(pets, None, TransferSettings(**change)))
+    assert [one.name for one in chosen] == names
+    if "folds" in change:  # every image is tested once, the broken one too
+        tested = [example.path for one in chosen for example in one.parts.test.examples]
+        assert len(tested) == len(set(tested)) == 25
+
+
+@pytest.mark.parametrize(("recipe", "n"), [(Recipe(tune="probe"), 0), (HEAD, 3)])
+def test_only_gradient_steps_hold_out_a_validation_part(
+    pets: data.DataSpec, recipe: Recipe, n: int
+) -> None:
+    (one,) = rounds(pets, None, TransferSettings(recipe))
+    assert (len(one.parts.validation.examples) > 0) == (n > 0)
+
+
+def test_folds_count_every_image_once(run: reporting.Run, pets: data.DataSpec) -> None:
+    result = finished(run, transfer(run, *network(), pets, None, TransferSettings(folds=3)))
+    assert result["test"]["n"] == 24 and result["seeds"]["n"] == 3
+    assert len(result["seeds"]["top1"]) == 3
+
+
+def test_views_are_averaged(run: reporting.Run, pets: data.DataSpec) -> None:
+    settings = TransferSettings(Recipe(tune="probe", augment="flip"), tta=True)
+    result = finished(run, transfer(run, *network(), pets, None, settings))
+    assert result["test_tta"]["n"] == 6 and len(result["test_tta"]["top1_seeds"]) == 1
+
+
+def test_a_test_set_with_other_classes_is_an_error(
+    run: reporting.Run, pets: data.DataSpec, tmp_path: Path
+) -> None:
+    source = Path(str(pets.examples[0].path)).parent
+    (tmp_path / "other").mkdir()
+    for name in ("bengal", "poodle"):
+        (tmp_path / "other" / name).symlink_to(source)
+    other = data.folder(tmp_path / "other")
+    with pytest.raises(ValueError, match="poodle"):
+        transfer(run, *network(), pets, other, TransferSettings())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (TransferSettings(head="mlp"), "`tune=probe` fits a linear head: got `head=mlp`"),
+        (
+            TransferSettings(Recipe(tune="probe", augment="crop"), tta=True),
+            "`tta` needs an augmentation with a finite number of views.*got `augment=crop`",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_an_error(
+    run: reporting.Run, pets: data.DataSpec, settings: TransferSettings, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer(run, *network(), pets, None, settings)

@@ -1,0 +1,424 @@
+"""Transfer learning from a data set to a tested, saved classifier: rounds of split, fit and test.
+
+A round is one division of the data and one seed. `transfer` runs all rounds, saves the classifier
+of the first one, and returns a JSON-ready result; `tl.pages.training` draws its page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from tl import data, inference, labels, metrics, models, paths, reporting
+from tl.data import DataSpec
+from tl.data.augment import make_augment
+from tl.evaluation import sets
+from tl.evaluation.robust import robust
+from tl.models import Classifier, heads
+from tl.training import rate_finder
+from tl.training.fit import FitResult, fit, frozen_digest
+from tl.training.recipe import Recipe
+from tl.types import Variables
+
+# Share of the training set that is held out to choose the epoch; a probe is cross-validated
+# instead.
+VALIDATION_FRACTION = 0.15
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferSettings:
+    """Everything that decides a run of `transfer`, except its data and its network.
+
+    Attributes:
+      recipe: how to train.
+      head: a name of `heads.KINDS`.
+      seeds: number of seeds, starting at `first_seed`.
+      first_seed: of splits and training.
+      folds: number of cross-validation folds; 0 for one split.
+      test_fraction: share of the test part of a data set without its own, in (0, 1).
+      validation_fraction: share of the rest, in [0, 1); negative means 0 for a probe and 0.15
+        otherwise.
+      find_lr: whether to search the learning rate before the first step.
+      tta: whether to test on the mean over all views of the augmentation, too.
+      robust_eps: radius of a test under attack, in [0, 1] pixel units; 0 for none.
+      robust_attack: a name of `attacks.ATTACKS`.
+    """
+
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(tune="probe"))
+    head: str = "linear"
+    seeds: int = 1
+    first_seed: int = 0
+    folds: int = 0
+    test_fraction: float = 0.25
+    validation_fraction: float = -1.0
+    find_lr: bool = False
+    tta: bool = False
+    robust_eps: float = 0.0
+    robust_attack: str = "pgd"
+
+
+class Round(NamedTuple):
+    """One division of the data, and the seed of the training."""
+
+    name: str
+    seed: int
+    parts: data.Parts
+
+
+class RoundResult(NamedTuple):
+    """The result of one round.
+
+    Attributes:
+      round: the round.
+      variables: the network before training.
+      fitted: the training.
+      tested: predictions for the test part.
+      train: figures of the training part; those of the last epoch's batches if the backbone
+        trained.
+      tta: predictions for the test part, averaged over the views of the augmentation; None if not
+        asked for.
+      rates: of the learning-rate finder, if it ran.
+      temperature: of the logits, fitted to held-out images.
+    """
+
+    round: Round
+    variables: Variables
+    fitted: FitResult
+    tested: inference.Predictions
+    train: dict[str, Any]
+    tta: inference.Predictions | None
+    rates: rate_finder.Rates | None
+    temperature: float
+
+
+def rounds(
+    spec: DataSpec, test_spec: DataSpec | None, settings: TransferSettings
+) -> Iterator[Round]:
+    """The rounds of a run.
+
+    Args:
+      spec: the data set.
+      test_spec: a separate test set, whose classes are matched by name; None splits `spec`.
+      settings: seeds, folds and fractions.
+
+    Raises:
+      ValueError: those of `data.divide`, `data.folds` and `data.remap_test_labels`.
+    """
+    share = settings.validation_fraction
+    if share < 0:
+        probe = settings.recipe.tune == "probe" and not settings.recipe.rules
+        share = 0.0 if probe else VALIDATION_FRACTION
+    for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
+        if test_spec is not None:
+            train, validation = data.split_validation(spec, share, seed)
+            parts = data.Parts(train, validation, data.remap_test_labels(test_spec, spec))
+            yield Round(f"seed{seed}", seed, parts)
+        elif settings.folds:
+            for number, (rest, test) in enumerate(data.folds(spec, settings.folds, seed=seed)):
+                parts = data.Parts(*data.split_validation(rest, share, seed), test)
+                yield Round(f"seed{seed}-fold{number}", seed, parts)
+        else:
+            parts = data.divide(
+                spec, test_fraction=settings.test_fraction, validation_fraction=share, seed=seed
+            )
+            yield Round(f"seed{seed}", seed, parts)
+
+
+def run_round(
+    clf: Classifier,
+    variables: Variables,
+    this: Round,
+    settings: TransferSettings,
+    *,
+    folder: Path | None = None,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> RoundResult:
+    """Trains a network with a fresh head on the data of one round, and tests it.
+
+    Args:
+      clf: a network with a head for the classes of the data.
+      variables: pretrained; their head is replaced.
+      this: the round.
+      settings: how to train and test.
+      folder: for checkpoints; None saves none.
+      log: called with one row per step and one per epoch.
+      say: called with lines for a reader.
+
+    Raises:
+      ValueError: too few images to train or test, no readable test image, or those of `fit`.
+    """
+    parts, recipe = this.parts, settings.recipe
+    if len(parts.train.examples) < 2 or not parts.test.examples:
+        raise ValueError(
+            f"too few images: got {len(parts.train.examples)} to train on and "
+            f"{len(parts.test.examples)} to test on, expected at least 2 and 1"
+        )
+    start = clf.reset_head(variables, key=jax.random.key(this.seed))
+    rates = None
+    if settings.find_lr:
+        rates = rate_finder.find_rate(clf, start, parts.train, recipe, seed=this.seed)
+        recipe = dataclasses.replace(recipe, lr=rates.rate)
+        say(f"learning rate {rates.rate:.3g}: a tenth of the rate with the smallest loss")
+        for rate, loss in rates.curve:
+            log({"find_lr": rate, "loss": loss})
+    fitted = fit(
+        clf,
+        start,
+        parts.train,
+        parts.validation,
+        recipe,
+        seed=this.seed,
+        folder=folder,
+        log=log,
+        say=say,
+    )
+    frozen = all(name.startswith("head/") for name in fitted.trained)
+    tested, validated = (
+        sets.predict_set(clf, fitted.variables, part, frozen=frozen)
+        for part in (parts.test, parts.validation)
+    )
+    if not len(tested.labels):
+        raise ValueError(
+            f"none of the {len(parts.test.examples)} test images can be read; run doctor on them"
+        )
+    if frozen:
+        known = sets.predict_set(clf, fitted.variables, parts.train, frozen=True)
+        train = metrics.summarize(known.logits, known.labels)
+    else:
+        # As measured during training, because another pass over the images would be expensive.
+        row = fitted.best or {}
+        train = {
+            "n": len(parts.train.examples),
+            "top1": row.get("accuracy"),
+            "nll": row.get("loss"),
+        }
+    temperature = 1.0
+    if recipe.tune == "probe" and fitted.probe:
+        # Its last fit includes the validation images, which therefore cannot calibrate it.
+        temperature = fitted.probe.temperature
+    elif len(validated.labels):
+        temperature = metrics.temperature(validated.logits, validated.labels)
+    tta = None
+    if settings.tta:
+        views = make_augment(recipe.augment, size=clf.pixels.size).views or ()
+        tta = inference.predict(
+            clf, fitted.variables, parts.test, views=views, progress=sets.progress
+        )
+    return RoundResult(this, start, fitted, tested, train, tta, rates, temperature)
+
+
+def transfer(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    spec: DataSpec,
+    test_spec: DataSpec | None,
+    settings: TransferSettings,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Trains, tests and saves a classifier.
+
+    The classifier of the first round is saved in `run.workdir / "model"`, and checkpoints of every
+    round in `run.workdir / "checkpoints"`.
+
+    Args:
+      run: receives log rows, figures, checkpoints and the model.
+      clf, variables: a pretrained network; its head is replaced.
+      spec: the data set.
+      test_spec: a separate test set, or None.
+      settings: how to train and test.
+      say: called with lines for a reader.
+
+    Returns:
+      The content of `result.json`, without its facts.
+
+    Raises:
+      ValueError: settings that do not fit the network, or those of `rounds` and `run_round`.
+    """
+    start, recipe, classes = time.monotonic(), settings.recipe, spec.classes
+    check_settings(clf, settings)
+    table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
+    clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
+    results: list[RoundResult] = []
+    for this in rounds(spec, test_spec, settings):
+        result = run_round(
+            clf,
+            variables,
+            this,
+            settings,
+            folder=run.workdir / "checkpoints" / this.name,
+            log=lambda row, name=this.name: run.log({"round": name, **row}),
+            say=say if not results else lambda line: None,
+        )
+        results.append(result)
+        top1, n = sets.accuracy(result.tested), len(result.tested.labels)
+        run.log({"round": this.name, "top1": top1, "n": n})
+        if settings.folds or settings.seeds > 1:
+            say(f"{this.name}: {reporting.percent(top1)} of {n}")
+    seconds, first = time.monotonic() - start, results[0]
+    tested, test = summarize(results, classes, joined=settings.folds > 0)
+    outcome = {
+        **_data_result(clf, spec, results),
+        **_test_result(results, test),
+        **_training_result(first),
+        "train": sets.mean_of([r.train for r in results]) if "ece" in first.train else first.train,
+        "seconds": seconds,
+        "model": str(run.workdir / "model"),
+    }
+    metadata = {
+        "data": {"name": spec.name, "source": spec.source, "licence": spec.licence},
+        "split": {
+            name: data.split_digest(part) for name, part in first.round.parts._asdict().items()
+        },
+        "recipe": dataclasses.asdict(recipe),
+        "rules": [phase._asdict() for phase in recipe.phases(clf.spec.endpoints)],
+        "test": outcome["test"],
+        "temperature": first.temperature,
+    }
+    models.save(run.workdir / "model", clf, first.fitted.variables, metadata=metadata)
+    _, saved = models.load(outcome["model"])  # the file is what others use
+    outcome["frozen_unchanged"] = frozen_digest(saved, first.fitted) == frozen_digest(
+        first.variables, first.fitted
+    )
+    if settings.robust_eps:  # can take an hour; the model is already saved
+        outcome["robust"] = robustness(clf, variables, first, settings)
+    outcome["mistakes"] = sets.save_hardest_images(run, clf, tested)
+    return outcome
+
+
+def check_settings(clf: Classifier, settings: TransferSettings) -> None:
+    """Checks what can be checked before any image is read.
+
+    Raises:
+      ValueError: a probe under a head that is not linear; `tta` with an augmentation without a
+        finite number of views.
+    """
+    recipe = settings.recipe
+    phases = recipe.phases(clf.spec.endpoints)
+    if settings.head != "linear" and any(phase.name == "probe" for phase in phases):
+        raise ValueError(
+            f"`tune={recipe.tune}` fits a linear head: got `head={settings.head}`; use "
+            f"`head=linear`, or `tune=head` for {settings.head}"
+        )
+    if settings.tta and make_augment(recipe.augment, size=clf.pixels.size).views is None:
+        raise ValueError(
+            "`tta` needs an augmentation with a finite number of views, such as flip or dihedral: "
+            f"got `augment={recipe.augment}`"
+        )
+
+
+def summarize(
+    results: Sequence[RoundResult], classes: Sequence[str], *, joined: bool
+) -> tuple[inference.Predictions, dict[str, Any]]:
+    """The predictions that the page shows, and the figures of `sets.summary` over all rounds.
+
+    Args:
+      results: of all rounds.
+      classes: their names.
+      joined: with folds, every image is tested once per seed, and all predictions count as one
+        test. Otherwise the figures are means over the rounds, and the details are those of the
+        first round.
+    """
+    first = results[0]
+    if joined:
+        tested = sets.joined([result.tested for result in results])
+        return tested, sets.summary(tested.logits, tested.labels, classes, first.temperature)
+    rows = [sets.summary(r.tested.logits, r.tested.labels, classes, r.temperature) for r in results]
+    return first.tested, {**rows[0], **sets.mean_of(rows)}
+
+
+def robustness(
+    clf: Classifier, variables: Variables, first: RoundResult, settings: TransferSettings
+) -> dict[str, dict[str, Any]]:
+    """Accuracy under attack of the trained classifier, and of a probe on the pretrained features.
+
+    The rows are "after" and "before".     If the classifier is a probe itself, the only row is
+    "now". A head that is not linear has no "before".
+
+    Args:
+      clf, variables: the pretrained network.
+      first: the round that is tested.
+      settings: radius and attack.
+    """
+    parts, seed = first.round.parts, first.round.seed
+    attack: dict[str, Any] = {
+        "eps": settings.robust_eps,
+        "method": settings.robust_attack,
+        "seed": seed,
+    }
+    trained = robust(clf, first.fitted.variables, parts.test, **attack)
+    if settings.recipe.tune == "probe":
+        return {"now": trained}
+    rows = {"after": trained}
+    if settings.head == "linear":
+        start = clf.reset_head(variables, key=jax.random.key(seed))
+        probe = fit(clf, start, parts.train, parts.validation, Recipe(tune="probe"), seed=seed)
+        rows["before"] = robust(clf, probe.variables, parts.test, **attack)
+    return rows
+
+
+# ---- parts of the result -------------------------------------------------------------------------
+
+
+def _data_result(clf: Classifier, spec: DataSpec, results: Sequence[RoundResult]) -> dict[str, Any]:
+    """The network, the data, and the files that could not be used."""
+    skipped = dict.fromkeys(
+        skip
+        for result in results
+        for skip in (*spec.skipped, *result.fitted.skipped, *result.tested.skipped)
+    )
+    parts = results[0].round.parts._asdict()
+    return {
+        "arch": clf.arch,
+        "data": spec.name,
+        "classes": list(spec.classes),
+        "references": spec.references,
+        "sizes": {name: len(part.examples) for name, part in parts.items()},
+        "skipped": [skip._asdict() for skip in skipped],
+    }
+
+
+def _test_result(results: Sequence[RoundResult], test: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the test, over all rounds."""
+    outcome: dict[str, Any] = {
+        "test": {name: value for name, value in test.items() if name not in sets.DETAILS},
+        **{name: test[name] for name in sets.DETAILS if name in test},
+        "temperature": results[0].temperature,
+    }
+    averaged = [result.tta for result in results if result.tta]
+    if averaged:
+        outcome["test_tta"] = sets.mean_of(
+            [metrics.summarize(tta.logits, tta.labels) for tta in averaged]
+        )
+        outcome["test_tta"]["top1_seeds"] = [sets.accuracy(tta) for tta in averaged]
+    if len(results) > 1:
+        top1 = [sets.accuracy(result.tested) for result in results]
+        outcome["seeds"] = {"top1": top1, **metrics.spread(top1)}
+    return outcome
+
+
+def _training_result(first: RoundResult) -> dict[str, Any]:
+    """The figures of the first round's training."""
+    fitted, leaves = first.fitted, paths.flatten(first.variables["params"])
+    outcome: dict[str, Any] = {
+        "trainable_params": sum(leaves[name].size for name in fitted.trained),
+        "groups": fitted.groups,
+        "feed": fitted.source,
+        "history": fitted.history,
+        "best_epoch": fitted.best,
+        "steps": fitted.steps,
+        "waiting_share": fitted.seconds_waiting / fitted.seconds if fitted.seconds else None,
+        "images_per_second": fitted.images / fitted.seconds if fitted.seconds else None,
+    }
+    if fitted.probe:
+        outcome["strength"] = fitted.probe.strength
+    if first.rates:
+        outcome["rates"] = first.rates._asdict()
+    return outcome
