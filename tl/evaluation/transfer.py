@@ -84,6 +84,7 @@ class RoundResult(NamedTuple):
         asked for.
       rates: of the learning-rate finder, if it ran.
       temperature: of the logits, fitted to held-out images.
+      skipped: images of all parts that could not be read.
     """
 
     round: Round
@@ -94,6 +95,7 @@ class RoundResult(NamedTuple):
     tta: inference.Predictions | None
     rates: rate_finder.Rates | None
     temperature: float
+    skipped: tuple[data.Skipped, ...]
 
 
 def rounds(
@@ -210,7 +212,8 @@ def run_round(
         tta = inference.predict(
             clf, fitted.variables, parts.test, views=views, progress=sets.progress
         )
-    return RoundResult(this, start, fitted, tested, train, tta, rates, temperature)
+    skipped = tuple(dict.fromkeys((*fitted.skipped, *tested.skipped, *validated.skipped)))
+    return RoundResult(this, start, fitted, tested, train, tta, rates, temperature, skipped)
 
 
 def transfer(
@@ -369,11 +372,7 @@ def robustness(
 
 def _data_result(clf: Classifier, spec: DataSpec, results: Sequence[RoundResult]) -> dict[str, Any]:
     """The network, the data, and the files that could not be used."""
-    skipped = dict.fromkeys(
-        skip
-        for result in results
-        for skip in (*spec.skipped, *result.fitted.skipped, *result.tested.skipped)
-    )
+    skipped = dict.fromkeys(skip for result in results for skip in (*spec.skipped, *result.skipped))
     parts = results[0].round.parts._asdict()
     return {
         "arch": clf.arch,
