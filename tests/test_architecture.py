@@ -5,58 +5,28 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From the leaves down: a file may import the files before it; a package's `__init__` comes after its files.
-LAYOUT: Sequence[str] = [
-    f"{package}/{file}" if package else file
-    for package, files in (
-        ("", "types paths pixels losses metrics devices optim"),
-        ("ops", "materialize windows winograd forms pool __init__"),
-        ("reporting", "images html charts run results documents __init__"),
-        ("backbones", "spec layers vgg resnet mobilenet efficientnet squeezenet run fold __init__"),
-        ("labels", "__init__"),
-        ("weights", "spec port hdf5 readers manifest store hub zoo __init__"),
-        ("weights/tables", "common vgg resnet mobilenet squeezenet __init__"),
-        ("ascent", "ascend jpeg transforms __init__"),
-        ("models", "heads classifier artifact loading summary run_exported export __init__"),
-        (
-            "attacks",
-            "slots norms goals base gradient apgd linearized minimum_norm blackbox fab ensemble baselines run sanity_checks "
-            "__init__",
-        ),
-        (
-            "data",
-            "spec decode shards find duplicates folder table tfds packaged split plan feed augmentations augment loader __init__ doctor",
-        ),
-        ("inference", "batches predictions features __init__"),
-        (
-            "training",
-            "rules step adversarial probe inputs recipe phase checkpoints loop rate_finder fit __init__",
-        ),
-        (
-            "visualize",
-            "objectives images specs render filters maps exemplars judge grid ideal compare activations __init__",
-        ),
-        (
-            "evaluation",
-            "sets robust transfer conventions postprocessing perceptual attack_settings attacked shared_images attack_transfer "
-            "__init__",
-        ),
-        (
-            "pages",
-            "common describe doctor export remeasured activations evaluation training predict audit "
-            "attack attack_transfer ideal compare __init__",
-        ),
-        ("", "cli __init__"),
-    )
-    for file in files.split()
-]
+
+def read_layout(page: str) -> list[str]:
+    """The files of `tl` in the order of the map: lines of `folder/ file file ...`."""
+    block = page.partition("```text\n")[2].partition("```")[0]
+    layout, folder = [], ""
+    for word in block.split():
+        if word.endswith("/"):
+            folder = "" if word == "tl/" else word
+        else:
+            layout.append(folder + word)
+    return layout
+
+
+# A file may import the files before it. To add a file: give it a place in the map of tl/README.md.
+LAYOUT = read_layout((ROOT / "tl" / "README.md").read_text(encoding="utf-8"))
 
 HOMES: dict[
     str, set[str]
