@@ -191,17 +191,17 @@ def test_a_network_without_head_says_how_to_get_one():
         (
             "tf_efficientnet_lite0.in1",
             "package",
-            "no package carries tf_efficientnet_lite0.in1; nearest: 'lukemelas_in1k'",
+            "no package contains tf_efficientnet_lite0.in1; nearest: 'lukemelas_in1k'",
         ),
         (
             "tiny",
             "package",
-            "no packaged weights are known for tiny; give --weights=hub, a file or random",
+            "no package contains weights of tiny; give `weights` as hub, a file or random",
         ),
         (
             "tiny",
             None,
-            "no packaged weights and no hub repository are known for tiny; give --weights=FILE or random",
+            "no package and no known hub repository contains weights of tiny; give `weights` as a file",
         ),
         (
             "tiny",
@@ -299,7 +299,7 @@ def test_a_file_of_another_architecture_names_the_one_it_holds(tmp_path: Path):
     save_file(arrays, tmp_path / "w")
     with pytest.raises(
         ValueError,
-        match="w holds another architecture: got resnet18, expected resnet50; take `arch=resnet18`, or a file",
+        match="w holds another architecture: got resnet18, expected resnet50; take `arch=resnet18`",
     ):
         load("resnet50", weights=tmp_path / "w")
     with pytest.raises(
@@ -314,7 +314,8 @@ def test_one_tensor_in_another_number_type_is_refused_and_converted_on_demand(tm
     arrays = source_arrays(TINY, heads.Linear(1000), "timm")
     save_file({**arrays, "bn1.bias": arrays["bn1.bias"].astype(np.float16)}, tmp_path / "w")
     with pytest.raises(
-        ValueError, match=r"1 tensors in float16 \(bn1.bias is float16, wanted float32\).*cast=True"
+        ValueError,
+        match=r"1 tensors in float16 \(bn1.bias is float16, expected float32\).*cast=True",
     ):
         load("tiny", weights=tmp_path / "w")
     _, variables = load("tiny", weights=tmp_path / "w", cast=True)
@@ -333,7 +334,7 @@ def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path):
     wrong = mine.rename(tmp_path / "resnet50-0676ba61.pth")
     with pytest.raises(
         ValueError,
-        match=r"is not the file that its name says: sha256 [0-9a-f]{12}..., wanted 0676ba61",
+        match=r"does not match the hash in its name: got sha256 [0-9a-f]{12}..., expected 0676ba61",
     ):
         load("tiny", weights=wrong)
 
@@ -570,7 +571,7 @@ def test_variables_of_another_shape_are_refused_even_under_their_own_hash(folder
     save_file(arrays, file)
     about = json.loads((folder / "classifier.json").read_text())
     (folder / "classifier.json").write_text(json.dumps({**about, "sha256": store.sha256(file)}))
-    with pytest.raises(ValueError, match=r"shape of params/head/bias is \(4,\)"):
+    with pytest.raises(ValueError, match=r"shape of params/head/bias: got \(4,\)"):
         load(str(folder))
 
 

@@ -257,9 +257,9 @@ def test_the_error_for_a_missing_package_has_the_command(monkeypatch: pytest.Mon
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", absent)
-    with pytest.raises(ValueError, match="bring it with: pip install elpv-dataset$"):
+    with pytest.raises(ValueError, match="install it with: pip install elpv-dataset$"):
         tl.data.elpv()
-    with pytest.raises(ValueError, match="bring it with: pip install foolbox$"):
+    with pytest.raises(ValueError, match="install it with: pip install foolbox$"):
         tl.data.photographs()
 
 

@@ -307,8 +307,8 @@ def test_a_file_that_is_not_the_one_named_is_refused_and_removed(
     server.sent["model.safetensors"] = sent = TENSORS[:-1] + (b"\1" if wrong == "one bit" else b"")
     bad, good = hashlib.sha256(sent).hexdigest(), hashlib.sha256(TENSORS).hexdigest()
     assert refused_here() == (
-        f"model.safetensors of {REPO} is not the file that the hub names: sha256 {bad[:12]}..., wanted {good[:12]}...; "
-        "it was removed, run again"
+        f"model.safetensors of {REPO} is damaged: got sha256 {bad[:12]}..., expected "
+        f"{good[:12]}...; it was removed, run again"
     )
     assert not entries(here)
     server.sent.clear()
@@ -317,7 +317,7 @@ def test_a_file_that_is_not_the_one_named_is_refused_and_removed(
 
 def test_a_file_damaged_in_the_cache_is_refused_removed_and_fetched_again(server: Hub, here: Path):
     hub.fetch(REPO).weights.resolve().write_bytes(TENSORS[:-1] + b"\1")
-    assert "is not the file that the hub names" in refused_here()
+    assert f"model.safetensors of {REPO} is damaged" in refused_here()
     assert not entries(here)
     assert hub.fetch(REPO).weights.read_bytes() == TENSORS
 
@@ -333,13 +333,14 @@ def test_the_older_file_where_there_is_no_safetensors(server: Hub, here: Path):
 def test_what_the_hub_does_not_have(server: Hub, here: Path):
     message = refused_here("timm/resnet18.a1_in")
     assert message.startswith(
-        f"no repository timm/resnet18.a1_in on the hub at {constants.ENDPOINT}; nearest that tl knows: "
+        f"no repository timm/resnet18.a1_in on the hub at {constants.ENDPOINT}; "
+        "nearest in tl's manifest: "
     )
     assert f"{REPO!r}, " in message and message.endswith(
         "; check the name, or set HF_TOKEN if it is private"
     )
     assert f"{REPO} on the hub has no revision 'v9'" in refused_here(revision="v9")
-    assert "'a/b/c' is no repository's name" in refused_here("a/b/c")
+    assert "invalid repository: got 'a/b/c', expected owner/name" in refused_here("a/b/c")
     del server.files["model.safetensors"]
     lacks = f"{REPO} on the hub lacks config.json or model.safetensors and pytorch_model.bin"
     assert lacks in refused_here()
@@ -351,8 +352,8 @@ def test_what_the_hub_does_not_have(server: Hub, here: Path):
     "status, code, says",
     [
         (403, "GatedRepo", "is gated; accept its terms at "),
-        (401, "", "refuses timm/resnet18.a1_in1k (HTTP 401); set HF_TOKEN"),
-        (503, "", "(HTTP 503); run again once the network is there"),
+        (401, "", "denies access to timm/resnet18.a1_in1k (HTTP 401); set HF_TOKEN"),
+        (503, "", "(HTTP 503); run again when the network works"),
     ],
 )
 def test_what_the_hub_does_not_give(server: Hub, here: Path, status: int, code: str, says: str):
@@ -367,7 +368,7 @@ def test_what_the_hub_does_not_give(server: Hub, here: Path, status: int, code: 
 @pytest.mark.parametrize("config", [b"[]", b"{", b"\xff"])
 def test_a_config_that_is_none(server: Hub, here: Path, config: bytes):
     server.files["config.json"] = config
-    assert f"config.json of {REPO} is no JSON object" in refused_here()
+    assert f"config.json of {REPO} is not a JSON object" in refused_here()
 
 
 def test_without_the_client_it_says_how_to_bring_it(monkeypatch: pytest.MonkeyPatch):
@@ -418,20 +419,23 @@ def test_what_a_config_may_say_otherwise():
     "config, says",
     [
         *(
-            (without(name), f"{name} None")
+            (without(name), f"wrong {name} in config.json: got None")
             for name in ("input_size", "interpolation", "crop_pct", "mean", "std")
         ),
-        (changed(input_size=[1, 28, 28]), "input_size [1, 28, 28]"),
-        (changed(input_size=[3, 224, 192]), "input_size [3, 224, 192]"),
-        (changed(input_size=224), "input_size 224"),
-        (changed(crop_pct="0.9"), "crop_pct '0.9'"),
-        (changed(mean=[0.5]), "mean [0.5]"),
-        (changed(mean=[0.5, "x", 0.5]), "mean [0.5, 'x', 0.5]"),
+        (changed(input_size=[1, 28, 28]), "input_size in config.json: got [1, 28, 28]"),
+        (changed(input_size=[3, 224, 192]), "input_size in config.json: got [3, 224, 192]"),
+        (changed(input_size=224), "input_size in config.json: got 224"),
+        (changed(crop_pct="0.9"), "crop_pct in config.json: got '0.9'"),
+        (changed(mean=[0.5]), "mean in config.json: got [0.5]"),
+        (changed(mean=[0.5, "x", 0.5]), "mean in config.json: got [0.5, 'x', 0.5]"),
         (changed(interpolation="box"), "unknown interpolation 'box'"),
-        (changed(crop_mode="border"), "crop_mode 'border'"),
-        (changed(crop_mode="squash"), "crop_mode 'squash' with crop_pct 0.95"),
-        ({"architecture": "x", "pretrained_cfg": "a1"}, "input_size None"),
-        ({}, "input_size None"),
+        (changed(crop_mode="border"), "crop_mode in config.json: got 'border'"),
+        (
+            changed(crop_mode="squash"),
+            "got 'squash', expected center, or squash with crop_pct 1 (it is 0.95)",
+        ),
+        ({"architecture": "x", "pretrained_cfg": "a1"}, "input_size in config.json: got None"),
+        ({}, "input_size in config.json: got None"),
     ],
 )
 def test_fields_that_are_missing_or_of_another_kind(config: dict[str, Any], says: str):
@@ -443,10 +447,11 @@ def test_fields_that_are_missing_or_of_another_kind(config: dict[str, Any], says
 @pytest.mark.parametrize("config", [{}, {"architecture": 18}])
 def test_a_config_without_an_architecture_or_classes(config: dict[str, Any]):
     with pytest.raises(
-        ValueError, match="config.json has architecture .*; wanted a network's name"
+        ValueError,
+        match="wrong architecture in config.json: got .*, expected the name of a network",
     ):
         hub.architecture_of(config)
     with pytest.raises(
-        ValueError, match="config.json has num_classes None; wanted a number of classes"
+        ValueError, match="wrong num_classes in config.json: got None, expected a number of classes"
     ):
         hub.classes_of(config)

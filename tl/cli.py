@@ -1,5 +1,4 @@
-"""The command line of every experiment: common flags, launch, errors in one sentence, compile
-cache.
+"""The command line of every experiment: common flags, launch, errors in one sentence.
 
 The only module of `tl` that defines flags. It holds no logic of an experiment.
 """

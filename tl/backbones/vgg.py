@@ -42,8 +42,7 @@ class VGG(nn.Module):
 
 
 class VGGTop(nn.Module):
-    """VGG's classifier: the last 7x7 map, flattened, through dense layers of 4096, 4096 and k
-    units.
+    """VGG's classifier: dense layers of 4096, 4096 and k units on the flattened last 7x7 map.
 
     As in torchvision, maps of other sizes are averaged to 7x7 (adaptive pooling). Dropout is
     omitted, as at test time.

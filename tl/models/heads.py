@@ -1,8 +1,7 @@
-"""Heads: modules that map the features of a backbone to logits. Their parameters are the subtree
-`params/head`.
+"""Heads: modules that map the features of a backbone to logits.
 
-The classifier of an architecture, where it has more than one linear layer, is defined in its file
-in `tl.backbones`.
+Their parameters are the subtree `params/head`. The classifier of an architecture, where it has more
+than one linear layer, is defined in its file in `tl.backbones`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from tl.paths import nearest
 
 
 class Linear(nn.Module):
-    """One dense layer on the pooled features, initialized to zero: every class starts with the same
-    probability.
+    """One dense layer on the pooled features, initialized to zero (equal probabilities).
 
     Reference: Kolesnikov et al. 2020, arXiv:1912.11370 (BiT), for the initialization.
     """
@@ -35,10 +33,9 @@ class Linear(nn.Module):
 
 
 class Flat(nn.Module):
-    """One dense layer on the flattened last feature map, like Keras' `Flatten` and `Dense`,
-    initialized to zero.
+    """One dense layer on the flattened last feature map, initialized to zero.
 
-    It accepts one image size.
+    Like Keras' `Flatten` and `Dense`, it accepts one image size.
     """
 
     classes: int

@@ -299,8 +299,7 @@ def _with_channels(
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first kernel for images with another number of channels; the same rule as timm's
-    `in_chans`.
+    """A first kernel for images with another number of channels, by the rule of timm's `in_chans`.
 
     One channel: the sum over the three, so that a gray image gives the activations that its three
     equal channels gave. More

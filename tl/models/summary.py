@@ -1,5 +1,4 @@
-"""The cost of a network per stage: shapes, parameters, multiply-adds, bytes, and the parameters
-that rules train.
+"""The cost of a network per stage: shapes, parameters, multiply-adds, bytes, trained parameters.
 
 Nothing is computed or compiled: the forward pass is traced on shapes, and the convolutions and
 matrix products in its jaxpr are counted. The module path that Flax records in each operation gives

@@ -14,8 +14,9 @@ NO_PADDING: Padding = ((0, 0), (0, 0))
 
 
 def same_padding(size: Pair, *, window: int, stride: int) -> Padding:
-    """Padding of TensorFlow's `SAME` rule: `ceil(size / stride)` outputs, an odd pixel at bottom
-    and right.
+    """Padding of TensorFlow's `SAME` rule, which gives `ceil(size / stride)` outputs.
+
+    An odd pixel of padding is at the bottom and right.
 
     Args:
         size: height and width of the input, in pixels.
@@ -95,8 +96,7 @@ def products(x: Array, g: Array) -> Array:
 
 
 def by_phases(g, x_shape, taps: Pair, stride: int, padding: Padding, gather: Callable) -> Array:
-    """The transpose of a sliding window: for each input pixel the sum over the windows that cover
-    it.
+    """The transpose of a sliding window: for each pixel the sum over the windows that cover it.
 
     The pixels (stride * m + r, stride * n + t) of the padded input, its phase (r, t), are covered
     only by the taps [r::stride, t::stride]. Within a phase the transpose is a stride-1 window over

@@ -1,1 +1,6 @@
-"""Pretrained weights: find the file (`store`), read it without running it (`readers`), rename its tensors (`port`)."""
+"""Pretrained weights: find the file, read it without executing anything in it, rename its tensors.
+
+`store` and `hub` find files, `manifest` lists the published ones, `readers` reads them, and `port`
+renames their tensors by the tables in `tables`. Building a classifier from them is
+`tl.models.loading`.
+"""

@@ -1,19 +1,26 @@
-"""Keras' weights files under one naming, `<layer>/<weight>`, with nothing in the file executed.
+"""Reads Keras' weights files, with names `<layer>/<weight>`; nothing in a file is executed.
 
-Three layouts, told apart by content:
-  legacy `.h5`    `layer_names` and `weight_names` say the names and the model's order; a whole model has them under
-                  `model_weights`, a weights-only file at the root.
-  `.weights.h5`   groups named by kind and number (`layers/conv2d_3/vars/0`); Keras 3 adds the layer's own name as an
-                  attribute. Earlier files lack it, and the group's name (`conv2d_3`) stands for it. Within a kind the
-                  order is the model's; between kinds the file tells none, and kinds come by name.
-  `.keras`        a zip with such a file and `config.json`, which adds the model's order and what each layer leaves out.
-The weights are called kernel (of a depthwise convolution too), bias, gamma, beta, moving_mean and moving_variance; of
-other kinds of layer by the name or number that the file gives. An optimizer's state is left out.
+The content of a file gives its layout:
 
-Written from the files' structure as keras/src/saving/saving_lib.py and keras/src/legacy/saving/legacy_h5_format.py
-(Keras 3.15) lay it down. A file can point to others (links, virtual data sets, external storage): all refused. The bytes
-are HDF5's own C library's to read, through h5py: truncated files it refuses, but one with damage at the right place can
-crash it, so that a file from an unknown hand is better read as .safetensors.
+legacy `.h5`: `layer_names` and `weight_names` give the names in the model's order, under
+`model_weights` for a whole model and at the root for a file of weights.
+
+`.weights.h5`: groups are named by kind and number (`layers/conv2d_3/vars/0`). Keras 3 adds the
+layer's name as an attribute; for files without it, the group's name (`conv2d_3`) is used. Layers of
+one kind are in the model's order; kinds are sorted by name, because the file does not order them.
+
+`.keras`: a zip with a `.weights.h5` file and `config.json`, which has the model's order and the
+options of each layer.
+
+Weights are named kernel (also of depthwise convolutions), bias, gamma, beta, moving_mean and
+moving_variance; for other kinds of layer, by the name or number in the file. The state of an
+optimizer is not read.
+
+The structure is that of keras/src/saving/saving_lib.py and
+keras/src/legacy/saving/legacy_h5_format.py (Keras 3.15). A file that refers to other files (links,
+virtual data sets, external storage) is an error. HDF5's C library reads the bytes, through h5py. It
+reports truncated files, but a deliberately damaged file can crash it, so files from untrusted
+sources are better read as .safetensors.
 """
 
 from __future__ import annotations
@@ -31,14 +38,17 @@ import ml_dtypes
 import numpy as np
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-LEGACY_NAMES = {  # of the last part of a legacy file's name; the upper four are Keras 1's, in official files of 2016
+# Last part of a name in a legacy file -> name of the weight. The first four are Keras 1's, which
+# the official files of 2016 have.
+LEGACY_NAMES = {
     "W": "kernel",
     "b": "bias",
     "running_mean": "moving_mean",
-    "running_std": "moving_variance",  # never was a deviation
+    "running_std": "moving_variance",  # a variance, despite its name
     "depthwise_kernel": "kernel",
 }
-CONTAINERS = ("layers", "_layer_checkpoint_dependencies")  # the second in Keras 2.12 and 2.13
+# Groups that hold the layers; the second in Keras 2.12 and 2.13.
+CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 KERNELS = {"dense", "depthwise_conv2d"} | {
     f"conv{n}d{form}" for n in (1, 2, 3) for form in ("", "_transpose")
 }
@@ -50,10 +60,10 @@ def read_keras(archive: ZipFile) -> dict[str, np.ndarray]:
     names = archive.namelist()
     if "model.weights.h5" not in names:
         raise ValueError(
-            f"it is a Keras archive without model.weights.h5, holding {', '.join(names[:5])}"
+            f"it is a Keras archive without model.weights.h5, with {', '.join(names[:5])}"
         )
     if any(info.compress_type != ZIP_STORED for info in archive.infolist()):
-        raise ValueError("it is a compressed zip, where Keras stores files as they are")
+        raise ValueError("it is a compressed zip, but Keras does not compress archives")
     config = json.loads(archive.read("config.json"))
     return read_h5(
         BytesIO(archive.read("model.weights.h5")), config.get("config", {}).get("layers", [])
@@ -61,11 +71,11 @@ def read_keras(archive: ZipFile) -> dict[str, np.ndarray]:
 
 
 def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[str, np.ndarray]:
-    """The weights of an HDF5 file of Keras.
+    """The weights in an HDF5 file of Keras.
 
     Args:
       file: the open file.
-      layers: the layers of the `.keras` archive's config that the file belongs to.
+      layers: the layers in the config of a `.keras` archive, if the file is part of one.
 
     Returns:
       `<layer>/<weight>` -> array, in the file's order and dtype.
@@ -74,76 +84,78 @@ def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[
         import h5py
     except ImportError:
         raise ValueError(
-            'it is an HDF5 file, which h5py reads; bring it with: pip install "tl[keras]"'
+            'it is an HDF5 file, which needs h5py; install it with: pip install "tl[keras]"'
         ) from None
     with h5py.File(file, "r") as root:
         reader = _Reader(file.seek(0, 2))
-        held = set(root)  # names only; `in root` would follow a link
-        if "model_weights" in held:
+        names = set(root)  # `name in root` would follow a link
+        if "model_weights" in names:
             pairs = _legacy(_child(root, "model_weights"), reader)
         elif "layer_names" in root.attrs or "layer_names0" in root.attrs:
             pairs = _legacy(root, reader)
         else:
-            containers = [name for name in CONTAINERS if name in held]
+            containers = [name for name in CONTAINERS if name in names]
             if not containers:
                 raise ValueError(
-                    "it is HDF5 without the layers of a Sequential or functional Keras model"
+                    "it is HDF5 without the layers of a sequential or functional Keras model"
                 )
             pairs = _numbered(_child(root, containers[0]), reader, layers or [])
         arrays: dict[str, np.ndarray] = {}
         for name, array in pairs:
             if name in arrays:
-                raise ValueError(f"it holds {name} twice")
+                raise ValueError(f"it has {name} twice")
             arrays[name] = array
         return arrays
 
 
 class _Reader:
-    """Reads data sets; all of them together cannot be larger than the file, so that no file unfolds in memory."""
+    """Reads data sets up to the size of the file in total, so that no file expands in memory."""
 
     def __init__(self, size: int):
-        self.left = size
+        self.remaining = size
 
     def array(self, group: Any, path: str) -> np.ndarray:
         data = _child(group, path)
         name = data.name
         if not hasattr(data, "dtype") or data.shape is None:
-            raise ValueError(f"{name} is no data set with numbers")
+            raise ValueError(f"{name} is not a data set with numbers")
         if data.is_virtual or data.external:
             raise ValueError(
-                f"{name} lies in another file, which is not read; save the model again as one file"
+                f"{name} is in another file, which is not read; save the model again as one file"
             )
         bf16 = data.dtype == np.dtype("V2") and data.attrs.get("dtype") == "bfloat16"
         if data.dtype.kind != "f" and not bf16:
-            raise ValueError(f"{name} is {data.dtype}, where a weight is a floating-point number")
-        self.left -= math.prod(data.shape) * data.dtype.itemsize
-        if self.left < 0:
             raise ValueError(
-                f"up to {name} it announces more numbers than it has bytes for, where Keras packs nothing"
+                f"wrong type of {name}: got {data.dtype}, expected a floating-point type"
+            )
+        self.remaining -= math.prod(data.shape) * data.dtype.itemsize
+        if self.remaining < 0:
+            raise ValueError(
+                f"its data sets up to {name} exceed the file, but Keras does not compress them"
             )
         array = np.asarray(data[()])
         return array.view(ml_dtypes.bfloat16) if bf16 else array
 
 
 def _child(group: Any, path: str) -> Any:
-    """The object at `path`, through hard links only: a soft or external link could lead out of the file."""
+    """The object at `path`; soft and external links, which can leave the file, are errors."""
     for part in path.split("/"):
         if not hasattr(group, "keys"):
-            raise ValueError(f"{group.name} is a data set where a group is wanted")
+            raise ValueError(f"{group.name} is a data set, expected a group")
         try:
             hard = group.id.links.get_info(part.encode()).type == 0  # H5L_TYPE_HARD
         except (KeyError, RuntimeError):
-            raise ValueError(f"{group.name} has no {part!r}, which its names announce") from None
+            raise ValueError(f"{group.name} has no {part!r}, which its names list") from None
         if not hard:
             raise ValueError(
-                f"{part!r} in {group.name} is a link to elsewhere, which is not followed"
+                f"{part!r} in {group.name} is a link to another place, which is not followed"
             )
         group = group[part]
     return group
 
 
 def _names(group: Any, attribute: str) -> list[str]:
-    """A list of names; too long for one attribute, Keras writes it as `<attribute>0`, `<attribute>1` and so on."""
+    """A list of names; Keras splits long lists into `<attribute>0`, `<attribute>1` and so on."""
     whole = group.attrs.get(attribute)
     parts = [] if whole is None else [whole]
     while whole is None and (part := group.attrs.get(f"{attribute}{len(parts)}")) is not None:
@@ -155,7 +167,7 @@ def _names(group: Any, attribute: str) -> list[str]:
 
 def _nested(layer: str) -> ValueError:
     return ValueError(
-        f"its layer {layer!r} is a model of its own (or holds layers); save that one by itself: "
+        f"its layer {layer!r} is a model or contains layers; save that layer by itself: "
         f"model.get_layer({layer!r}).save('{layer}.keras')"
     )
 
@@ -164,15 +176,13 @@ def _legacy(root: Any, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]:
     for layer in _names(root, "layer_names"):
         group = _child(root, layer)
         weights = _names(group, "weight_names")
-        if (
-            len({path.rpartition("/")[0] for path in weights}) > 1
-        ):  # one layer's weights share their scope
+        # The weights of one layer have the same scope.
+        if len({path.rpartition("/")[0] for path in weights}) > 1:
             raise _nested(layer)
         for path in weights:
             last = re.sub(r":\d+$", "", path.rpartition("/")[2])
-            keras1 = re.fullmatch(
-                rf"{re.escape(layer)}_([A-Za-z_]+?)(_\d+)?", last
-            )  # block1_conv1_W_1:0
+            # Keras 1: block1_conv1_W_1:0.
+            keras1 = re.fullmatch(rf"{re.escape(layer)}_([A-Za-z_]+?)(_\d+)?", last)
             name = keras1[1] if keras1 else last
             yield f"{layer}/{LEGACY_NAMES.get(name, name)}", reader.array(group, path)
 
@@ -180,15 +190,15 @@ def _legacy(root: Any, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]:
 def _numbered(
     layers: Any, reader: _Reader, config: list[dict[str, Any]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    known = dict(zip(_keys(config), config, strict=True))
-    held = set(layers)
-    for key in [key for key in known if key in held] + sorted(held - set(known), key=_natural):
-        group, about = _child(layers, key), known.get(key, {}).get("config", {})
+    configs = dict(zip(_keys(config), config, strict=True))
+    keys = set(layers)
+    for key in [key for key in configs if key in keys] + sorted(keys - set(configs), key=_natural):
+        group, about = _child(layers, key), configs.get(key, {}).get("config", {})
         parts = set(group)
         variables = _child(group, "vars") if "vars" in parts else None
-        own_name = key if variables is None else variables.attrs.get("name", key)
-        layer = about.get("name", own_name)
-        for part in parts - {"vars", "seed_generator"}:  # the second is a dropout's random state
+        stored_name = key if variables is None else variables.attrs.get("name", key)
+        layer = about.get("name", stored_name)
+        for part in parts - {"vars", "seed_generator"}:  # the second is the random state of dropout
             if any(
                 name != "vars" or len(_child(group, f"{part}/vars")) for name in _child(group, part)
             ):
@@ -199,7 +209,7 @@ def _numbered(
 
 
 def _weights(kind: str, count: int, about: Mapping[str, Any], layer: str) -> tuple[str, ...]:
-    """What a layer's variables are, in the order in which Keras numbers them."""
+    """Names of a layer's variables, in the order in which Keras numbers them."""
     if kind in KERNELS and count in (0, 1, 2):
         return ("kernel", "bias")[:count]
     if kind in NORMS and count in (0, 2, 3, 4):
@@ -207,28 +217,29 @@ def _weights(kind: str, count: int, about: Mapping[str, Any], layer: str) -> tup
         names = ("gamma",) * gamma + ("beta",) * beta + ("moving_mean", "moving_variance")
         if count == 3 and not about:
             raise ValueError(
-                f"its {layer!r} lacks gamma or beta and a .weights.h5 does not say which; save the model as .keras"
+                f"its layer {layer!r} lacks gamma or beta, and a .weights.h5 does not say which; "
+                "save the model as .keras"
             )
         if count in (0, len(names)):
             return names[:count]
     if kind in KERNELS | NORMS:
-        raise ValueError(f"its {layer!r}, a {kind}, has {count} variables")
+        raise ValueError(f"its layer {layer!r}, a {kind}, has {count} variables")
     return tuple(map(str, range(count)))
 
 
 def _keys(config: list[dict[str, Any]]) -> Iterator[str]:
-    """The groups' names of a config's layers: the class in snake case, numbered among its like in the model's order."""
-    seen: Counter[str] = Counter()
+    """Group names of a config's layers: the class in snake case, numbered per class."""
+    counts: Counter[str] = Counter()
     for layer in config:
         word = re.sub(r"\W+", "", str(layer["class_name"]))
         word = re.sub(
             r"([a-z])([A-Z])", r"\1_\2", re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", word)
         ).lower()
-        yield f"{word}_{seen[word]}" if seen[word] else word
-        seen[word] += 1
+        yield f"{word}_{counts[word]}" if counts[word] else word
+        counts[word] += 1
 
 
 def _natural(key: str) -> tuple[str, int]:
-    """conv2d_2 before conv2d_10."""
+    """A sort key that puts conv2d_2 before conv2d_10."""
     kind, _, number = key.rpartition("_")
     return (kind, int(number)) if number.isdigit() else (key, 0)

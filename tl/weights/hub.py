@@ -1,12 +1,13 @@
-"""Weights from the Hugging Face hub, in timm's layout: `config.json` beside `model.safetensors` or `pytorch_model.bin`.
+"""Weights from the Hugging Face hub in timm's layout: `config.json` and a weights file.
 
-The only network code of `tl`, and all of it is huggingface-hub's: where its cache lies (HF_HOME, HF_HUB_CACHE), the server
-(HF_ENDPOINT), the token (HF_TOKEN) and working offline (HF_HUB_OFFLINE) are the client's own settings. It locks the cache,
-so that two processes may fetch at once, and goes on by a Range request where a connection breaks. After a download that was
-stopped from outside, 2.4 of the client starts again, where earlier versions went on.
+This is the only network code of `tl`, and huggingface-hub does all of it. The client's settings
+apply: cache (HF_HOME, HF_HUB_CACHE), server (HF_ENDPOINT), token (HF_TOKEN), offline mode
+(HF_HUB_OFFLINE). The client locks the cache, so that two processes can fetch at the same time, and
+resumes by a Range request when a connection breaks. After a download that was killed, version 2.4
+of the client starts again, while earlier versions resume.
 
-Every weights file is hashed when it is fetched and when it is found in the cache, and compared with the SHA-256 that the
-hub names it by: 0.14 s for 100 MB.
+Every weights file is hashed after the download and when it is found in the cache, and compared with
+the SHA-256 in the hub's name of the file. This takes 0.14 s for 100 MB.
 """
 
 from __future__ import annotations
@@ -27,28 +28,30 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 class HubFiles(NamedTuple):
-    """What a repository holds: its weights file, in the client's cache and verified, and its parsed `config.json`."""
+    """The verified weights file of a repository, in the client's cache, and its parsed config."""
 
     weights: Path
     config: dict[str, Any]
 
 
 def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
-    """A repository's config and weights, from the cache or the network.
+    """Config and weights of a repository, from the cache or the network.
 
     Args:
-      repo: `owner/name`, as `timm/resnet50.a1_in1k`.
-      revision: branch, tag or commit; default the main branch.
+      repo: `owner/name`, such as `timm/resnet50.a1_in1k`.
+      revision: branch, tag or commit; default: the main branch.
 
     Raises:
-      ValueError: no such repository, revision or file, no network and not cached, no permission, an interrupted download,
-        or a file other than the one that the hub names (it is removed first). One sentence that says what to do.
+      ValueError: the repository, revision or file does not exist; the network fails and no file is
+        cached; no permission; an interrupted download; or a file with the wrong hash, which is
+        removed first.
     """
     try:
         import huggingface_hub as client
     except ImportError:
         raise ValueError(
-            f'{repo} is on the hub, which huggingface-hub reads; bring it with: pip install "tl[hub]"'
+            f"{repo} is on the hub, which needs huggingface-hub; "
+            'install it with: pip install "tl[hub]"'
         ) from None
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -58,13 +61,11 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
 
     unreachable: Exception | None = None
     try:
-        # One question without the client's many retries: it answers at once whether the network is there.
+        # One request without the client's retries shows at once whether the hub can be reached.
         client.get_hf_file_metadata(client.hf_hub_url(repo, "config.json", revision=revision))
     except (EntryNotFoundError, RevisionNotFoundError) as error:
         raise ValueError(_sentence(error, repo, revision)) from error
-    except (
-        Exception
-    ) as error:  # no network, offline, no permission: then the cache may still have it
+    except Exception as error:  # no network, offline, no permission: the cache may have the file
         unreachable = error
 
     def download(file: str) -> Path:
@@ -80,7 +81,7 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
             weights = download(WEIGHTS[0])
         except EntryNotFoundError:
             weights = download(WEIGHTS[1])
-    except LocalEntryNotFoundError as error:  # says only that it is not in the cache
+    except LocalEntryNotFoundError as error:  # its message lacks the cause
         raise ValueError(_sentence(unreachable or error, repo, revision)) from (
             unreachable or error
         )
@@ -96,147 +97,159 @@ def _config(path: Path, repo: str) -> dict[str, Any]:
     except ValueError:
         config = None
     if not isinstance(config, dict):
-        raise ValueError(f"config.json of {repo} is no JSON object; wanted one that timm wrote")
+        raise ValueError(f"config.json of {repo} is not a JSON object, expected timm's format")
     return config
 
 
 def _verify(path: Path, repo: str) -> None:
-    """Compares a file with the name of its blob: of files in large storage, their SHA-256. Removes one that differs."""
-    if not path.is_symlink():  # the client keeps no names where there are no symbolic links
+    """Compares the SHA-256 of a file with the name of its blob; removes the file if they differ."""
+    if not path.is_symlink():  # without symbolic links the client does not keep the blob's name
         return
     blob = path.parent / os.readlink(path)
-    if not re.fullmatch("[0-9a-f]{64}", blob.name):  # a small file's git hash
+    if not re.fullmatch("[0-9a-f]{64}", blob.name):  # the git hash of a small file
         return
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != blob.name:
-        for each in (blob.resolve(), blob, path, blob.with_name(f"{blob.name}.incomplete")):
-            each.unlink(missing_ok=True)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != blob.name:
+        for damaged in (blob.resolve(), blob, path, blob.with_name(f"{blob.name}.incomplete")):
+            damaged.unlink(missing_ok=True)
         raise ValueError(
-            f"{path.name} of {repo} is not the file that the hub names: sha256 {found[:12]}..., wanted {blob.name[:12]}...; "
-            "it was removed, run again"
+            f"{path.name} of {repo} is damaged: got sha256 {digest[:12]}..., expected "
+            f"{blob.name[:12]}...; it was removed, run again"
         )
 
 
 def _sentence(error: Exception, repo: str, revision: str | None) -> str:
-    """What went wrong with the client, and what to do."""
+    """The message for an error of the client: the cause, and what to do."""
     from huggingface_hub import constants, errors
 
     fetch_elsewhere = (
-        f"or fetch it where there is one (hf download {repo}) and copy {constants.HF_HUB_CACHE}"
+        f"or fetch it on a machine with a network (hf download {repo}) "
+        f"and copy {constants.HF_HUB_CACHE}"
     )
     if isinstance(error, errors.HFValidationError):
-        return f"{repo!r} is no repository's name; wanted owner/name, as timm/resnet50.a1_in1k"
+        return f"invalid repository: got {repo!r}, expected owner/name as in timm/resnet50.a1_in1k"
     if isinstance(error, errors.GatedRepoError):
         return f"{repo} is gated; accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
         close = nearest(repo, [row.hub for row in PUBLISHED if row.hub])
         return (
-            f"no repository {repo} on the hub at {constants.ENDPOINT}; nearest that tl knows: {close}; "
-            "check the name, or set HF_TOKEN if it is private"
+            f"no repository {repo} on the hub at {constants.ENDPOINT}; "
+            f"nearest in tl's manifest: {close}; check the name, or set HF_TOKEN if it is private"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo} on the hub has no revision {revision!r}; take a branch, a tag or a commit of it"
+        return f"{repo} on the hub has no revision {revision!r}; take a branch, tag or commit"
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"{repo} is not in the cache and HF_HUB_OFFLINE is set; unset it where there is a network, {fetch_elsewhere}"
+        return (
+            f"{repo} is not in the cache and HF_HUB_OFFLINE is set; "
+            f"unset it if there is a network, {fetch_elsewhere}"
+        )
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(
         error, errors.LocalEntryNotFoundError
     ):
-        return f"{repo} on the hub lacks config.json or {' and '.join(WEIGHTS)}; wanted a repository in timm's layout"
+        return (
+            f"{repo} on the hub lacks config.json or {' and '.join(WEIGHTS)}; "
+            "expected a repository in timm's layout"
+        )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"the hub at {constants.ENDPOINT} refuses {repo} (HTTP {status}); set HF_TOKEN to a token that may read it"
-    why = f"HTTP {status}" if status else " ".join(str(error).split())[:200] or type(error).__name__
+        return (
+            f"the hub at {constants.ENDPOINT} denies access to {repo} (HTTP {status}); "
+            "set HF_TOKEN to a token that can read it"
+        )
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = f"HTTP {status}" if status else reason
     return (
-        f"cannot fetch {repo} from the hub at {constants.ENDPOINT} ({why}); run again once the network is there, "
-        f"{fetch_elsewhere}"
+        f"cannot fetch {repo} from the hub at {constants.ENDPOINT} ({reason}); "
+        f"run again when the network works, {fetch_elsewhere}"
     )
 
 
-def _field(config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], wanted: str) -> Any:
-    """A field of the pretrained part; older files are flat, without `pretrained_cfg`."""
+def _field(
+    config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], expected: str
+) -> Any:
+    """A field of `pretrained_cfg`; older files are flat, without that part."""
     part = config.get("pretrained_cfg", config)
-    found = part.get(name) if isinstance(part, Mapping) else None
-    if not isinstance(found, kind) or isinstance(found, bool):
-        raise ValueError(f"config.json has {name} {found!r}; wanted {wanted}, as timm writes it")
-    return found
+    value = part.get(name) if isinstance(part, Mapping) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise _misfit(name, value, expected)
+    return value
+
+
+def _misfit(name: str, value: Any, expected: str) -> ValueError:
+    """The error for a field of a config."""
+    return ValueError(f"wrong {name} in config.json: got {value!r}, expected {expected}")
 
 
 def _numbers(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
-    found = _field(config, name, list, "three numbers")
-    if len(found) != 3 or not all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) for x in found
+    values = _field(config, name, list, "three numbers")
+    if len(values) != 3 or not all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) for x in values
     ):
-        raise ValueError(
-            f"config.json has {name} {found!r}; wanted three numbers, as timm writes it"
-        )
-    return found[0], found[1], found[2]
+        raise _misfit(name, values, "three numbers")
+    return values[0], values[1], values[2]
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
-    """timm's name of the network that a `config.json` describes.
+    """timm's name of the architecture in a `config.json`.
 
     Raises:
-      ValueError: it names none.
+      ValueError: the config has none.
     """
-    found = config.get("architecture")
-    if not isinstance(found, str):
-        raise ValueError(
-            f"config.json has architecture {found!r}; wanted a network's name, as timm writes it"
-        )
-    return found
+    name = config.get("architecture")
+    if not isinstance(name, str):
+        raise _misfit("architecture", name, "the name of a network")
+    return name
 
 
 def tag_of(config: Mapping[str, Any]) -> str:
-    """The tag of the weights ("a1_in1k"), "" where the config has none, as of weights that somebody trained on."""
+    """The tag of the weights ("a1_in1k"), or "" if the config has none, as after fine-tuning."""
     part = config.get("pretrained_cfg", config)
     return str(part.get("tag") or "") if isinstance(part, Mapping) else ""
 
 
 def classes_of(config: Mapping[str, Any]) -> int:
-    """How many classes the classifier has; the network's own number goes before that of the weights it started from.
+    """The number of classes of the classifier.
+
+    The number at the top level of the config has precedence over that of the weights from which the
+    network was trained.
 
     Raises:
-      ValueError: the config says none.
+      ValueError: the config has none.
     """
-    found = config.get("num_classes")
-    return (
-        found
-        if isinstance(found, int)
-        else _field(config, "num_classes", int, "a number of classes")
-    )
+    count = config.get("num_classes")
+    if isinstance(count, int):
+        return count
+    return _field(config, "num_classes", int, "a number of classes")
 
 
 def licence_of(config: Mapping[str, Any]) -> str:
-    """The weights' licence by the config; most leave it to the model card, and then this says so."""
+    """The license of the weights in the config, which most configs leave to the model card."""
     part = config.get("pretrained_cfg", config)
     return str((isinstance(part, Mapping) and part.get("license")) or "see the model card")
 
 
 def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
-    """The preprocessing that a `config.json` describes, as `timm.data.create_transform` makes it for evaluation.
+    """The preprocessing in a `config.json`, as `timm.data.create_transform` builds it for
+    evaluation.
 
-    It is that of `input_size` and `crop_pct`, timm's default. Weights that are shown larger pictures in tests say so in
-    `test_input_size` and `test_crop_pct`: `clf.with_pixels(size=288, crop=1.0)` takes them. "random" interpolation (of
-    training) is bilinear in timm's evaluation, and here.
+    It uses `input_size` and `crop_pct`, timm's default. Configs of weights that are tested with
+    larger images have `test_input_size` and `test_crop_pct` too; to use those, call
+    `clf.with_pixels(size=288, crop=1.0)`. The interpolation "random", used for training, is
+    bilinear in timm's evaluation and here.
 
     Raises:
-      ValueError: a field is missing or of another kind, or asks for what `PixelSpec` does not do.
+      ValueError: a field is missing or has another type, or `PixelSpec` cannot represent it.
     """
     size = _field(config, "input_size", list, "[3, size, size]")
     if len(size) != 3 or size[0] != 3 or size[1] != size[2] or not isinstance(size[1], int):
-        raise ValueError(
-            f"config.json has input_size {size!r}; wanted [3, size, size]: tl shows networks square RGB"
-        )
-    crop = float(_field(config, "crop_pct", (int, float), "a share in (0, 1]"))
-    mode = (
-        config.get("pretrained_cfg", config).get("crop_mode") or "center"
-    )  # not in files before timm 0.9
+        raise _misfit("input_size", size, "[3, size, size], a square RGB image")
+    crop = float(_field(config, "crop_pct", (int, float), "a fraction in (0, 1]"))
+    # Files before timm 0.9 have no crop_mode.
+    mode = config.get("pretrained_cfg", config).get("crop_mode") or "center"
     if mode != "center" and not (mode == "squash" and crop == 1):
-        raise ValueError(
-            f"config.json has crop_mode {mode!r} with crop_pct {crop:g}; tl knows center, and squash with 1"
-        )
-    interpolation = _field(config, "interpolation", str, "a filter's name")
+        raise _misfit("crop_mode", mode, f"center, or squash with crop_pct 1 (it is {crop:g})")
+    interpolation = _field(config, "interpolation", str, "the name of a filter")
     return PixelSpec(
         size=size[1],
         crop=crop,

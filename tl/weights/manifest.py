@@ -1,19 +1,26 @@
-"""The published ImageNet weights of the zoo: a table, an architecture's first row its default. Data, no logic.
+"""The published ImageNet weights of the zoo: data, no logic. The first row of an architecture is
+its default.
 
-Where each kind of figure comes from, all read in November 2026. None is from memory; what has no source is left out:
-  timm         preprocessing, hub repository and licence: `default_cfgs` of timm 1.0.28. Top-1: results/results-imagenet.csv
-               of huggingface/pytorch-image-models at commit 7479d451, the line at the size and crop of the row's `pixels`.
-               That is the training size: many tags gain 0.6 to 1.7 points at the larger size that their model card names.
-               Only `tv2` tags are shown at their test size, as torchvision publishes them: timm's own default is 176.
-  torchvision  top-1, URL and preprocessing: the weight enums of torchvision 0.28; licence: the project's. The eight hex
-               digits in a file's name are the first of its SHA-256.
-  keras        URL: keras/src/applications of Keras 3.15.1. Licence: docs/templates/applications.md of keras-team/keras (2019).
-               Top-1: README.md of keras-team/keras-applications at commit df0e26c, 100 minus its errors, of which
-               keras.io/api/applications shows the rounded figure. MobileNetV3 is in neither: its top-1 are Google's, from
-               Keras' docstring; licence, crop and filter are those that timm states for the same authors' weights.
+Sources of the values, read in November 2026:
 
-A tag is its publisher's name for the weights: timm's tag, torchvision's enum member; `keras_in1k` is Keras' "imagenet".
-Architectures of timm without published weights (`untrained` tags) have no row.
+timm: preprocessing, hub repository and license are from `default_cfgs` of timm 1.0.28. Top-1 is
+from results/results-imagenet.csv of huggingface/pytorch-image-models at commit 7479d451, at the
+size and crop of the row's `pixels`. That is the training size; many tags gain 0.6 to 1.7 points at
+the larger size of their model card. Only `tv2` tags have their test size, as torchvision publishes
+them; timm's default is 176.
+
+torchvision: top-1, URL and preprocessing are from the weight enums of torchvision 0.28; the license
+is the project's. The eight hexadecimal digits in a file's name are the beginning of its SHA-256.
+
+Keras: the URL is from keras/src/applications of Keras 3.15.1, the license from
+docs/templates/applications.md of keras-team/keras (2019). Top-1 is 100 minus the error in README.md
+of keras-team/keras-applications at commit df0e26c; keras.io/api/applications shows it rounded.
+MobileNetV3 is in neither: its top-1 is Google's, from Keras' docstring; license, crop and filter
+are those that timm gives for the same authors' weights.
+
+A tag is the publisher's name for the weights: timm's tag or torchvision's enum member; `keras_in1k`
+is Keras' "imagenet". Architectures of timm without published weights (`untrained` tags) have no
+row.
 """
 
 from __future__ import annotations
@@ -21,11 +28,12 @@ from __future__ import annotations
 from tl.pixels import CAFFE, INCEPTION, TORCHVISION, PixelSpec
 from tl.weights.spec import WeightsSpec
 
-BICUBIC = PixelSpec(
-    interpolation="bicubic"
-)  # timm's usual form: resize 256, crop 224, ImageNet's mean and std
-A1 = BICUBIC.replace(crop=0.95)  # recipes A1 and A1h of Wightman et al. 2021, arXiv 2110.00476
-TORCHVISION_V2 = TORCHVISION.replace(crop=0.965)  # IMAGENET1K_V2: resize 232, crop 224
+# timm's default: resize 256, crop 224, ImageNet's mean and standard deviation.
+BICUBIC = PixelSpec(interpolation="bicubic")
+# Recipes A1 and A1h of Wightman et al. 2021, arXiv:2110.00476.
+A1 = BICUBIC.replace(crop=0.95)
+# IMAGENET1K_V2: resize 232, crop 224.
+TORCHVISION_V2 = TORCHVISION.replace(crop=0.965)
 TF_BILINEAR = INCEPTION.replace(interpolation="bilinear")
 
 
@@ -84,8 +92,9 @@ def _keras(
 ) -> WeightsSpec:
     """A legacy HDF5 file of `keras.applications`.
 
-    Keras' own `load_img(target_size=...)` squashes with nearest neighbours. Its figures were measured otherwise: shorter
-    side 256, cubic (OpenCV's), centre crop 224 (keras-team/keras-applications, issue 88), which is what `pixels` says.
+    The published accuracies were measured with the shorter side resized to 256, cubic (OpenCV), and
+    a center crop of 224 (keras-team/keras-applications, issue 88), which `pixels` has. Keras'
+    `load_img(target_size=...)` differs: it squashes with nearest neighbors.
     """
     return WeightsSpec(
         arch,
@@ -140,7 +149,10 @@ def _keras_mobilenetv2(width: str, alpha: str, top1: float) -> WeightsSpec:
 
 
 def _keras_mobilenetv3(arch: str, form: str, top1: float) -> WeightsSpec:
-    """In Keras the network itself brings 0-255 to [-1, 1]; here `pixels` does. Crop and filter as in timm."""
+    """Keras' MobileNetV3. Keras scales 0-255 to [-1, 1] in the network; here `pixels` does.
+
+    Crop and filter are those of timm.
+    """
     file = f"mobilenet_v3/weights_mobilenet_v3_{form}_float"
     return _keras_mobilenet(arch, file, top1, TF_BILINEAR)
 

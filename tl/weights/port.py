@@ -1,4 +1,8 @@
-"""From a file's tensors to `tl`'s variables by a rename table: strict both ways, and one error that lists everything."""
+"""Renames the tensors of a file to `tl`'s variables by a table.
+
+Every tensor must be used and every variable filled; one error lists all mismatches. The tables are
+in `tl.weights.tables`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ Shape = tuple[int, ...]
 
 
 class Layout(NamedTuple):
-    """How a source lays out a tensor.
+    """The layout of a tensor in a source.
 
     Attributes:
-      rank: number of axes there, or None for any.
-      ours: the tensor in tl's layout (kernels HWIO, dense IO, pictures flattened row by row).
-      theirs: the source's shape, from tl's.
+      rank: number of axes in the source, or None for any.
+      ours: converts a tensor to tl's layout (kernels HWIO, dense IO, maps flattened row by row).
+      theirs: converts tl's shape to the source's.
     """
 
     rank: int | None
@@ -31,35 +35,34 @@ LAYOUTS = {
     "same": Layout(None, lambda a: a, lambda s: s),
     "oihw": Layout(4, lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1])),
     "oi": Layout(2, lambda a: a.T, lambda s: (s[1], s[0])),
-    "oi11": Layout(
-        4, lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1)
-    ),  # torch's 1x1 convolution, dense here
-    "11io": Layout(
-        4, lambda a: a[0, 0], lambda s: (1, 1, *s)
-    ),  # Keras' 1x1 convolution, dense here
-    "hwcm": Layout(
-        4, lambda a: a.transpose(0, 1, 3, 2), lambda s: (s[0], s[1], s[3], s[2])
-    ),  # Keras' depthwise
-    "chw_7x7": Layout(  # torchvision's VGG: a 7x7 map, flattened channel by channel
+    # torch's 1x1 convolution, a dense layer in tl.
+    "oi11": Layout(4, lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1)),
+    # Keras' 1x1 convolution, a dense layer in tl.
+    "11io": Layout(4, lambda a: a[0, 0], lambda s: (1, 1, *s)),
+    # Keras' depthwise convolution.
+    "hwcm": Layout(4, lambda a: a.transpose(0, 1, 3, 2), lambda s: (s[0], s[1], s[3], s[2])),
+    # torchvision's VGG: a 7x7 map, flattened channel by channel.
+    "chw_7x7": Layout(
         2,
         lambda a: a.reshape(len(a), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(a)),
         lambda s: (s[1], s[0]),
     ),
-    "oi77": Layout(  # timm's VGG: the same matrix as a 7x7 convolution
+    # timm's VGG: the same matrix as a 7x7 convolution.
+    "oi77": Layout(
         4, lambda a: a.transpose(2, 3, 1, 0).reshape(-1, len(a)), lambda s: (s[1], s[0] // 49, 7, 7)
     ),
 }
 
 
 class Target(NamedTuple):
-    """Where one source tensor goes: `tl`'s name of the leaf, and the source's layout."""
+    """The leaf that a source tensor fills: its path in the variables, and the source's layout."""
 
     path: str
     layout: str = "same"
 
 
 Table = Mapping[str, Target]
-"""Source name -> target; made by the functions of `tl.weights.tables` from an architecture's own numbers."""
+"""Source name -> target. The functions of `tl.weights.tables` make it from an architecture."""
 
 
 def port(
@@ -70,66 +73,63 @@ def port(
     ignore: tuple[str, ...] = (),
     cast: bool = False,
 ) -> dict:
-    """The variables that a file holds, renamed and laid out as `tl` wants them.
+    """The variables of a file, with `tl`'s names and layouts.
 
     Args:
       arrays: name -> array, as `readers.read` returns them.
       table: source name -> target.
-      shapes: nested tree of things with a `shape`: the variables expected, all of them.
-      ignore: endings of source names that are known and not needed (torch's `num_batches_tracked`).
-      cast: whether numbers of another type than float32 are converted instead of refused.
+      shapes: nested tree of values with a `shape`: all variables of the network.
+      ignore: endings of names of tensors that are not needed (torch's `num_batches_tracked`).
+      cast: whether tensors of another number type are converted to float32 instead of being an
+        error.
 
     Returns:
       Nested variables, float32.
 
     Raises:
-      ValueError: missing, extra and misshaped tensors, other number types and non-finite values, every one in one message.
+      ValueError: missing, extra or misshaped tensors, other number types, or non-finite values; the
+        message lists all.
     """
-    wanted = {name: tuple(leaf.shape) for name, leaf in flatten(shapes).items()}
+    expected = {name: tuple(leaf.shape) for name, leaf in flatten(shapes).items()}
     problems, types, out = [], Counter(), {}
     for source in sorted(set(table) - set(arrays)):
         problems.append(f"missing {source} (for {table[source].path})")
     for source in sorted(arrays):
-        found = arrays[source]
+        array = arrays[source]
         if source not in table:
             if not source.endswith(ignore or ("\0",)):
-                problems.append(f"extra {source} {found.shape}")
+                problems.append(f"extra {source} {array.shape}")
             continue
         path, layout = table[source]
-        theirs = LAYOUTS[layout].theirs(wanted[path]) if path in wanted else found.shape
-        if found.shape != theirs:
-            hint = (
-                ", which is its transpose"
-                if found.shape in (theirs[::-1], _swapped(theirs))
-                else ""
-            )
+        theirs = LAYOUTS[layout].theirs(expected[path]) if path in expected else array.shape
+        if array.shape != theirs:
+            transposed = array.shape in (theirs[::-1], _swapped(theirs))
             problems.append(
-                f"shape of {source} is {found.shape}{hint}; {path} wants {theirs} in the layout {layout!r}"
+                f"shape of {source}: got {array.shape}{', the transpose' if transposed else ''}, "
+                f"expected {theirs} for {path} in the layout {layout!r}"
             )
             continue
-        if found.dtype != np.float32 and not cast:
-            problems.append(f"{source} is {found.dtype}, wanted float32")
-            types[str(found.dtype)] += 1
+        if array.dtype != np.float32 and not cast:
+            problems.append(f"{source} is {array.dtype}, expected float32")
+            types[str(array.dtype)] += 1
             continue
-        with np.errstate(
-            over="ignore"
-        ):  # what float32 cannot hold becomes infinity, and is told below
-            out[path] = LAYOUTS[layout].ours(found).astype(np.float32)
+        with np.errstate(over="ignore"):  # an overflow becomes infinity, which is reported below
+            out[path] = LAYOUTS[layout].ours(array).astype(np.float32)
         if not np.isfinite(out[path]).all():
             problems.append(f"{source} holds NaN or infinity")
     filled = Counter(target.path for target in table.values())
     problems += [
         f"two rows of the table fill {path}" for path in sorted(filled) if filled[path] > 1
     ]
-    for path in sorted(set(wanted) - set(filled)):
+    for path in sorted(set(expected) - set(filled)):
         problems.append(f"no row of the table fills {path}")
-    for path in sorted(set(out) - set(wanted)):
+    for path in sorted(set(out) - set(expected)):
         problems.append(f"the table fills {path}, which this network does not have")
     if types and len(problems) == sum(types.values()):
-        held = " and ".join(f"{count} tensors in {name}" for name, count in types.items())
+        counts = " and ".join(f"{count} tensors in {name}" for name, count in types.items())
         raise ValueError(
-            f"these weights hold {held} ({_some(problems)}); wanted float32, as they were trained: take the float32 file, "
-            "or say that a conversion is meant (tl.load(..., cast=True), --cast)"
+            f"wrong number type: got {counts} ({_first(problems)}), expected float32, the type of "
+            "the training; take the float32 file, or convert the tensors with `cast=True`"
         )
     if problems:
         raise ValueError(
@@ -139,9 +139,9 @@ def port(
 
 
 def _swapped(shape: Shape) -> Shape:
-    """A shape with its first two axes in the other order."""
+    """A shape with its first two axes swapped."""
     return (shape[1], shape[0], *shape[2:]) if len(shape) > 1 else shape
 
 
-def _some(problems: list[str], count: int = 3) -> str:
+def _first(problems: list[str], count: int = 3) -> str:
     return "; ".join(problems[:count]) + ("; ..." if len(problems) > count else "")

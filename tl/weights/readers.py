@@ -1,8 +1,9 @@
-"""Weights files as flat dicts of numpy arrays, with nothing in the file ever executed.
+"""Reads weights files as flat dicts of numpy arrays; nothing in a file is executed.
 
-`read` finds the format by content, not by ending: safetensors, torch's zip, torch's older pickle stream, a pickled dict
-of numpy arrays, and Keras' HDF5 files and archives (`hdf5`). Pickles go through an unpickler that knows a handful of
-harmless names; any other name in the file is refused and told. Nothing here knows architectures; that is `port`.
+`read` detects the format by content, not by the ending: safetensors, torch's zip, torch's older
+pickle stream, a pickled dict of numpy arrays, and Keras' HDF5 files and archives (`hdf5`). Pickles
+are read by an unpickler that accepts only a few harmless names; any other name in the file is an
+error. Architectures play no role here; tensors are renamed by `port`.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ Arrays = dict[str, np.ndarray]
 
 FORMATS = "safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras (.h5, .weights.h5, .keras)"
 
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # torch/serialization.py, MAGIC_NUMBER of the older stream
-STORAGES = {  # torch's typed storages; the names are in the file, the widths are numpy's
+# MAGIC_NUMBER of the older stream in torch/serialization.py.
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+# torch's typed storages, by their names in a file.
+STORAGES = {
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
     "HalfStorage": np.dtype("<f2"),
@@ -48,7 +51,7 @@ class _StorageType(NamedTuple):
 
 
 class _Storage:
-    """A run of numbers that tensors view; filled once its bytes have been read."""
+    """A block of numbers that tensors are views of; `data` is filled when its bytes are read."""
 
     def __init__(self, dtype: np.dtype, count: int):
         self.dtype, self.count, self.data = dtype, count, np.empty(0, dtype)
@@ -70,14 +73,14 @@ class _Tensor(NamedTuple):
             )
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         stored = self.storage.data.size
-        if 0 not in self.shape and (
-            last >= stored or math.prod(self.shape) > stored
-        ):  # stride 0 needs no storage
+        # The size is compared too, because a stride of 0 would need no storage.
+        if 0 not in self.shape and (last >= stored or math.prod(self.shape) > stored):
             raise ValueError(
-                f"a tensor of shape {self.shape} reaches past the {stored} numbers stored for it"
+                f"a tensor of shape {self.shape} exceeds the {stored} numbers stored for it"
             )
         width = self.storage.dtype.itemsize
-        return np.lib.stride_tricks.as_strided(  # no copy: a thousand tensors on one storage take its memory once
+        # A view: a thousand tensors on one storage use its memory once.
+        return np.lib.stride_tricks.as_strided(
             self.storage.data[self.offset :],
             self.shape,
             [s * width for s in self.strides],
@@ -92,7 +95,7 @@ def _rebuild_tensor(storage: Any, offset: int, shape: tuple, strides: tuple, *_:
 
 
 class _NumpyDtype:
-    """A number type as numpy pickles it; takes over numpy's own unpickling, which trusts the file."""
+    """A number type as numpy pickles it; replaces numpy's unpickling, which trusts the file."""
 
     def __init__(self, code: str, *_: Any):
         self.dtype = np.dtype(str(code))
@@ -121,7 +124,7 @@ class _NumpyArray:
 
 
 def _numpy_from_buffer(data: Any, dtype: Any, shape: tuple, order: str) -> _NumpyArray:
-    """How protocol 5, Python 3.14's default, writes a contiguous array."""
+    """A contiguous array as pickle protocol 5, the default of Python 3.14, writes it."""
     array = _NumpyArray()
     array.__setstate__((1, shape, dtype, order == "F", data))
     return array
@@ -135,11 +138,10 @@ _TORCH_NAMES: dict[tuple[str, str], Any] = {
 }
 _NUMPY_NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): lambda text, encoding: text.encode(
-        "latin1"
-    ),  # how protocol 2 wrote bytes
-    ("__builtin__", "bytes"): lambda: b"",  # how protocol 2 wrote no bytes
-    ("numpy", "ndarray"): None,  # only ever an argument of _reconstruct, which ignores it
+    # Protocol 2 writes bytes with `encode`, and empty bytes with `bytes`.
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
+    ("__builtin__", "bytes"): lambda: b"",
+    ("numpy", "ndarray"): None,  # an argument of _reconstruct, which ignores it
     ("numpy", "dtype"): _NumpyDtype,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _NumpyArray for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _numpy_from_buffer for core in ("core", "_core")},
@@ -147,7 +149,7 @@ _NUMPY_NAMES: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds containers, numbers and the given names; refuses every other name in the stream."""
+    """Builds containers, numbers and the given names; any other name in the stream is an error."""
 
     def __init__(
         self,
@@ -155,13 +157,13 @@ class _Unpickler(pickle.Unpickler):
         names: Mapping[tuple[str, str], Any],
         storage: Callable[[tuple], _Storage] | None = None,
     ):
-        super().__init__(file, encoding="latin1")  # numpy's Python-2 pickles hold bytes as str
+        super().__init__(file, encoding="latin1")  # Python 2 pickles hold bytes as str
         self.names, self.storage = names, storage
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
             raise ValueError(
-                f"it names {module}.{name}, which tensors do not need; nothing was run"
+                f"it names {module}.{name}, which tensors do not need; nothing was executed"
             )
         return self.names[module, name]
 
@@ -174,7 +176,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """The file for reading; unlike `open`'s, `read(n)` sets no memory aside for an `n` beyond the file's end."""
+    """The mapped file; unlike that of `open`, `read(n)` allocates no memory beyond its end."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -184,32 +186,33 @@ def _load(
     names: Mapping[tuple[str, str], Any],
     storage: Callable[[tuple], _Storage] | None = None,
 ) -> Any:
-    """The next pickle of a file, once its memo is known to be honest: `pickle` makes room for any index it reads."""
+    """The next pickle of a file.
+
+    The indices of its memo are checked first, because `pickle` allocates memory for any index that
+    it reads.
+    """
     start = file.tell()
     for count, (op, arg, _) in enumerate(pickletools.genops(file)):
         if op.name in ("PUT", "BINPUT", "LONG_BINPUT") and (arg or 0) > count:
-            raise ValueError(f"it puts memo {arg} after {count} steps")
+            raise ValueError(f"it writes memo {arg} after {count} steps")
     file.seek(start)
     return _Unpickler(file, names, storage).load()
 
 
 def _flat(tree: Any) -> Arrays:
-    """Nested dicts and lists of tensors as a flat dict; a `state_dict` wrapper (and the like) around them is taken off."""
+    """Flattens nested dicts and lists of tensors; removes wrappers such as `state_dict`."""
     for wrapper in ("state_dict", "model", "model_state_dict"):
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]
     flat: Arrays = {}
-    seen: set[int] = set()
+    visited: set[int] = set()
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, (Mapping, list, tuple)) and not isinstance(node, _Tensor):
-            if id(node) in seen and len(
-                node
-            ):  # in itself, or so often that walking them all would take for ever
-                raise ValueError(
-                    f"the {type(node).__name__} {prefix!r} is also found elsewhere in the file"
-                )
-            seen.add(id(node))
+            # A container in itself, or many times in others, could take forever to walk.
+            if id(node) in visited and len(node):
+                raise ValueError(f"the {type(node).__name__} {prefix!r} is in the file twice")
+            visited.add(id(node))
             for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
                 walk(value, f"{prefix}/{key}" if prefix else str(key))
         elif isinstance(node, _Tensor):
@@ -218,7 +221,8 @@ def _flat(tree: Any) -> Arrays:
             flat[prefix] = node.array
         else:
             raise ValueError(
-                f"{prefix or 'the top level'} is a {type(node).__name__}, not a tensor or a dict or list of tensors"
+                f"wrong type of {prefix or 'the top level'}: got {type(node).__name__}, "
+                "expected a tensor, or a dict or list of tensors"
             )
 
     walk(tree, "")
@@ -235,9 +239,9 @@ def _read_torch_zip(path: Path) -> Arrays:
     with zipfile.ZipFile(path) as archive:
         pickles = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError(f"it is a zip with {len(pickles)} data.pkl, where torch writes one")
+            raise ValueError(f"it is a zip with {len(pickles)} data.pkl, expected one")
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("it is a compressed zip, where torch stores tensors as they are")
+            raise ValueError("it is a compressed zip, but torch does not compress tensors")
         root, storages = pickles[0][: -len("data.pkl")], {}
         if (
             f"{root}byteorder" in archive.namelist()
@@ -258,13 +262,13 @@ def _read_torch_zip(path: Path) -> Arrays:
 
 
 def _read_torch_stream(path: Path) -> Arrays:
-    """torch before 1.6: four pickles (magic, version, system, object), the storages' keys, then their bytes in turn."""
+    """torch before 1.6: pickles of magic number, version, system, object, keys; then storages."""
     storages: dict[str, _Storage] = {}
 
     def storage(pid: tuple) -> _Storage:
         _, kind, key, _, count = pid[:5]
         if len(pid) > 5 and pid[5] is not None:
-            raise ValueError("it holds views of storages, as torch before 0.4 wrote them")
+            raise ValueError("it has views of storages, as torch before 0.4 wrote them")
         return storages.setdefault(key, _Storage(kind.dtype, count))
 
     with _mapped(path) as file:
@@ -275,9 +279,11 @@ def _read_torch_stream(path: Path) -> Arrays:
             (count,) = struct.unpack("<q", file.read(8))
             entry = storages[key]
             if count != entry.count:
-                raise ValueError(f"storage {key} announces {entry.count} numbers and holds {count}")
+                raise ValueError(
+                    f"wrong size of storage {key}: got {count}, expected {entry.count}"
+                )
             if not 0 <= count * entry.dtype.itemsize <= file.size() - file.tell():
-                raise ValueError("it ends in the middle of a tensor")
+                raise ValueError("it ends within a tensor")
             entry.data = np.frombuffer(file.read(count * entry.dtype.itemsize), entry.dtype)
     return _flat(tree)
 
@@ -293,9 +299,7 @@ def _read_keras(path: Path) -> Arrays:
 
 
 def _read_h5(path: Path) -> Arrays:
-    with path.open(
-        "rb"
-    ) as file:  # a Python file takes no lock, which some cluster file systems refuse
+    with path.open("rb") as file:  # HDF5 would lock the path, which can fail
         return hdf5.read_h5(file)
 
 
@@ -313,29 +317,29 @@ def _format(path: Path) -> Callable[[Path], Arrays]:
         with _mapped(path) as file:
             first = _load(file, {}) if TORCH_MAGIC.to_bytes(10, "little") in head else None
         return _read_torch_stream if first == TORCH_MAGIC else _read_numpy_pickle
-    raise ValueError(f"its first bytes {head[:8]!r} begin no format that tl reads: {FORMATS}")
+    raise ValueError(f"unknown format: its first bytes are {head[:8]!r}, expected {FORMATS}")
 
 
 def read(path: str | Path) -> Arrays:
-    """Every tensor in a weights file, by the file's own names (nested dicts and lists joined by "/").
+    """Reads every tensor of a weights file, under the file's names.
 
     Args:
-      path: safetensors, torch `.pth` (zip or older stream), a pickled dict of numpy arrays, or Keras' `.h5`,
-        `.weights.h5` or `.keras`, whatever its ending.
+      path: a file of safetensors, torch (`.pth`: zip or older stream), a pickled dict of numpy
+        arrays, or Keras (`.h5`, `.weights.h5`, `.keras`), with any ending.
 
     Returns:
-      name -> array, with the dtype and in the order of the file; of Keras' three under one naming (`hdf5`).
+      Name -> array, with the dtype and in the order of the file. Names of nested dicts and lists
+      are joined by "/"; Keras' layouts have the same names (`hdf5`).
 
     Raises:
-      ValueError: the file is missing, is none of these, is cut short, or holds anything but tensors.
+      ValueError: the file is missing, has another format, is truncated, or holds something other
+        than tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no weights file at {path}; give a path to a file of one of: {FORMATS}")
     try:
         return _format(path)(path)
-    except (
-        Exception
-    ) as error:  # whatever a hostile or broken file provokes, the user gets one sentence
-        why = " ".join(str(error).split())[:400] or type(error).__name__
-        raise ValueError(f"cannot read weights from {path}: {why}") from error
+    except Exception as error:  # a damaged or hostile file can raise anything
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        raise ValueError(f"cannot read weights from {path}: {reason}") from error

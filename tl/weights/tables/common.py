@@ -1,4 +1,7 @@
-"""What the rename tables share: the layers of torch and Keras, and what a source form is."""
+"""Building blocks of the rename tables: `Source`, and the layers of torch and Keras.
+
+In the docstrings, `path` is the path of a layer in `tl`'s backbone, without `params/backbone/`.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ Table = dict[str, Target]
 
 
 class Source(NamedTuple):
-    """One source's way to name a family's tensors and layers.
+    """The names of a family's tensors and layers in one source.
 
     Attributes:
-      table: `(module, *, head) -> source name -> Target`; with `head`, the classifier's rows too.
-      pixels: the preprocessing that goes with this source's weights where nothing else is known.
-      endpoints: `module -> {our endpoint: the source's layer whose output it is}`, every endpoint, for comparisons.
-      pooled: the source's layer whose output, flattened, are the pooled features (torch: its input, with "<" before the
-        name); "" where the pooled features are the mean of the last endpoint.
+      table: `(module, *, head) -> source name -> Target`; with `head`, including the classifier.
+      pixels: preprocessing of the source's weights if the manifest has no row for them.
+      endpoints: `module -> {endpoint: layer of the source with the same output}`, used for
+        comparisons.
+      pooled: layer of the source whose flattened output is the pooled features; "<NAME" for the
+        input of a layer (torch); "" if the pooled features are the mean of the last endpoint.
     """
 
     table: Callable[..., Table]
@@ -29,7 +33,7 @@ class Source(NamedTuple):
 
 
 def torch_norm(source: str, norm: str) -> Table:
-    """A torch BatchNorm's four tensors, as our `Norm` at the path `norm`."""
+    """A torch BatchNorm -> the `Norm` at the path `norm`."""
     params, stats = f"params/backbone/{norm}", f"batch_stats/backbone/{norm}"
     return {
         f"{source}.weight": Target(f"{params}/scale"),
@@ -40,16 +44,16 @@ def torch_norm(source: str, norm: str) -> Table:
 
 
 def torch_conv(source: str, path: str) -> Table:
-    """A torch convolution with bias, as our `Conv` at `path`."""
-    at = f"params/backbone/{path}"
+    """A torch convolution with bias -> the `Conv` at `path`."""
+    leaf = f"params/backbone/{path}"
     return {
-        f"{source}.weight": Target(f"{at}/kernel", "oihw"),
-        f"{source}.bias": Target(f"{at}/bias"),
+        f"{source}.weight": Target(f"{leaf}/kernel", "oihw"),
+        f"{source}.bias": Target(f"{leaf}/bias"),
     }
 
 
 def torch_conv_norm(conv: str, norm: str, path: str, *, bias: bool = False) -> Table:
-    """A torch convolution and the BatchNorm after it, as our `ConvNorm` at `path`."""
+    """A torch convolution and the BatchNorm after it -> the `ConvNorm` at `path`."""
     table = torch_conv(conv, path) | torch_norm(norm, f"{path}/norm")
     if not bias:
         del table[f"{conv}.bias"]
@@ -57,7 +61,7 @@ def torch_conv_norm(conv: str, norm: str, path: str, *, bias: bool = False) -> T
 
 
 def torch_dense(source: str, path: str, layout: str = "oi") -> Table:
-    """A torch linear layer, as our dense layer at `path` (from the top: `params/` is put before it)."""
+    """A torch linear layer -> the dense layer at `params/` plus `path`."""
     return {
         f"{source}.weight": Target(f"params/{path}/kernel", layout),
         f"{source}.bias": Target(f"params/{path}/bias"),
@@ -65,7 +69,7 @@ def torch_dense(source: str, path: str, layout: str = "oi") -> Table:
 
 
 def keras_norm(source: str, norm: str) -> Table:
-    """A Keras BatchNormalization, as our `Norm` at the path `norm`."""
+    """A Keras BatchNormalization -> the `Norm` at the path `norm`."""
     params, stats = f"params/backbone/{norm}", f"batch_stats/backbone/{norm}"
     return {
         f"{source}/gamma": Target(f"{params}/scale"),
@@ -76,15 +80,18 @@ def keras_norm(source: str, norm: str) -> Table:
 
 
 def keras_conv(source: str, path: str) -> Table:
-    """A Keras Conv2D with bias, as our `Conv` at `path`."""
-    at = f"params/backbone/{path}"
-    return {f"{source}/kernel": Target(f"{at}/kernel"), f"{source}/bias": Target(f"{at}/bias")}
+    """A Keras Conv2D with bias -> the `Conv` at `path`."""
+    leaf = f"params/backbone/{path}"
+    return {f"{source}/kernel": Target(f"{leaf}/kernel"), f"{source}/bias": Target(f"{leaf}/bias")}
 
 
 def keras_conv_norm(
     conv: str, norm: str, path: str, *, bias: bool = False, layout: str = "same"
 ) -> Table:
-    """A Keras convolution and the BatchNormalization after it, as our `ConvNorm` at `path`; "hwcm" for a depthwise one."""
+    """A Keras convolution and the BatchNormalization after it -> the `ConvNorm` at `path`.
+
+    A depthwise convolution has the layout "hwcm".
+    """
     table = {f"{conv}/kernel": Target(f"params/backbone/{path}/kernel", layout)} | keras_norm(
         norm, f"{path}/norm"
     )
@@ -92,7 +99,10 @@ def keras_conv_norm(
 
 
 def keras_dense(source: str, path: str, layout: str = "same") -> Table:
-    """A Keras Dense layer, as our dense layer at `path` (from the top); "11io" where it is a 1x1 convolution."""
+    """A Keras Dense layer -> the dense layer at `params/` plus `path`.
+
+    A 1x1 convolution has the layout "11io".
+    """
     return {
         f"{source}/kernel": Target(f"params/{path}/kernel", layout),
         f"{source}/bias": Target(f"params/{path}/bias"),

@@ -1,4 +1,4 @@
-"""MobileNet V1 to V3 and EfficientNet-Lite: chains of depthwise blocks, which every source numbers in its own way."""
+"""MobileNet V1 to V3 and EfficientNet-Lite: chains of depthwise blocks."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def _blocks(module: InvertedResidualNet) -> Iterator[_Block]:
 
 
 def _is_v3(module: InvertedResidualNet) -> bool:
-    """Whether the classifier has a hidden layer: V3 alone changes its activation on the way, or has none but ReLU."""
+    """Whether it is MobileNetV3, the only one without ReLU6; its classifier has a hidden layer."""
     return module.activation is not relu6
 
 
 def _steps(row: Row) -> list[str]:
-    """Our names of a block's parts, in order."""
+    """`tl`'s names of the parts of a block, in order."""
     return (
         ["expand_conv"] * (row.expand != 1)
         + ["depthwise_conv"]
@@ -64,20 +64,20 @@ def _torch_squeeze(reduce: str, expand: str, path: str) -> Table:
 def _layers(
     module: InvertedResidualNet, stem: str, top: str, block: Callable[[_Block], str]
 ) -> dict[str, str]:
-    """Every endpoint's layer; a stage's is that of its last block."""
+    """Endpoint -> layer; the layer of a stage is that of its last block."""
     layers = {"stem": stem}
     for at in _blocks(module):
         layers[at.path] = layers[f"stage{at.stage}"] = block(at)
     return layers | ({"top": top} if module.top else {})
 
 
-# --- torch -----------------------------------------------------------------------------------------------------------
+# --- torch ------------------------------------------------------------------------------------
 
 
 def _numbered(
     module: InvertedResidualNet, head: bool, place: Callable[[int, bool], tuple[str, str]]
 ) -> Table:
-    """`features.N.conv.*`, where `place(step, is_last)` names a step's convolution and norm within `conv`."""
+    """`features.N.conv.*`; `place(step, is_last)` names a step's convolution and norm in `conv`."""
     last = _last(module)
     table = torch_conv_norm("features.0.0", "features.0.1", "stem")
     table |= torch_conv_norm(f"features.{last}.0", f"features.{last}.1", "top")
@@ -95,7 +95,10 @@ def _last(module: InvertedResidualNet) -> int:
 
 
 def torchvision(module: InvertedResidualNet, *, head: bool) -> Table:
-    """V2: convolution and norm in a group of their own, the projection's bare. V3: `features.N.block.M`."""
+    """V2: `features.N.conv.*`, with groups of convolution and norm except for the projection.
+
+    V3: `features.N.block.M`.
+    """
     if not _is_v3(module):
         return _numbered(
             module, head, lambda i, last: (f"{i}", f"{i + 1}") if last else (f"{i}.0", f"{i}.1")
@@ -120,12 +123,12 @@ def torchvision_layers(module: InvertedResidualNet) -> dict[str, str]:
 
 
 def tonylins(module: InvertedResidualNet, *, head: bool) -> Table:
-    """The older names of github.com/tonylins/pytorch-mobilenet-v2: convolution, norm, activation in one flat list."""
+    """github.com/tonylins/pytorch-mobilenet-v2: convolutions, norms, activations in a flat list."""
     return _numbered(module, head, lambda i, _: (f"{3 * i}", f"{3 * i + 1}"))
 
 
 def lukemelas(module: InvertedResidualNet, *, head: bool) -> Table:
-    """EfficientNet-PyTorch's names (github.com/lukemelas/EfficientNet-PyTorch): `_blocks.N._expand_conv`."""
+    """github.com/lukemelas/EfficientNet-PyTorch: `_blocks.N._expand_conv`."""
     table = torch_conv_norm("_conv_stem", "_bn0", "stem") | torch_conv_norm(
         "_conv_head", "_bn1", "top"
     )
@@ -138,7 +141,7 @@ def lukemelas(module: InvertedResidualNet, *, head: bool) -> Table:
 
 
 def timm(module: InvertedResidualNet, *, head: bool) -> Table:
-    """`blocks.S.B.conv_pw`, the same names in every family; V3's last convolution is one more stage."""
+    """`blocks.S.B.conv_pw` in every family; the last convolution of V3 is an additional stage."""
     table = torch_conv_norm("conv_stem", "bn1", "stem")
     if module.top and _is_v3(module):
         after = len(module.stages)
@@ -169,11 +172,14 @@ def timm_layers(module: InvertedResidualNet) -> dict[str, str]:
     return _layers(module, "bn1", top, lambda at: f"blocks.{at.stage - 1}.{at.block}")
 
 
-# --- Keras -----------------------------------------------------------------------------------------------------------
+# --- Keras ------------------------------------------------------------------------------------
 
 
 def keras(module: InvertedResidualNet, *, head: bool) -> Table:
-    """V1 `conv_dw_N`, V2 `block_N_depthwise`, V3 `expanded_conv_N_depthwise`, each with its own stem and classifier."""
+    """V1: `conv_dw_N`; V2: `block_N_depthwise`; V3: `expanded_conv_N_depthwise`.
+
+    Names of stem and classifier differ too.
+    """
     if module.separable:
         table = keras_conv_norm("conv1", "conv1_bn", "stem")
         for at in _blocks(module):
@@ -218,7 +224,7 @@ def _keras_prefix(at: _Block, v3: bool) -> str:
 
 
 def keras_layers(module: InvertedResidualNet) -> dict[str, str]:
-    """As `Source.endpoints`; "NAME>" is the layer, nameless in Keras, that follows NAME."""
+    """As `Source.endpoints`; "NAME>" is the layer after NAME, which has no name in Keras."""
     if module.separable:
         return _layers(module, "conv1_relu", "", lambda at: f"conv_pw_{at.number + 1}_relu")
     v3 = _is_v3(module)

