@@ -34,7 +34,7 @@ from tl.data import DataSpec, doctor
 from tl.data.decode import header
 from tl.evaluation import sets
 from tl.inference import features
-from tl.models import Classifier, heads
+from tl.models import Classifier
 from tl.reporting import Html
 from tl.training import fit, inputs
 from tl.training.recipe import Recipe
@@ -237,14 +237,10 @@ def train(
     """Trains a network with a fresh head and tests it."""
     (clf, variables), classes, began = network, parts.train.classes, time.monotonic()
     table = labels.from_names(classes, name=name)
-    clf = clf.with_head(heads.maker(head, clf.spec)(len(classes)), table)
-    params = {
-        "backbone": variables["params"]["backbone"],
-        "head": jax.tree.map(np.asarray, clf.init_head(jax.random.key(lesson.seed))),
-    }
+    clf, variables = clf.replace_head(variables, table, key=jax.random.key(lesson.seed), head=head)
     fitted = fit.fit(
         clf,
-        {**variables, "params": params},
+        variables,
         parts.train,
         parts.validation,
         dataclasses.replace(recipe, epochs=lesson.epochs or recipe.epochs),
