@@ -552,7 +552,7 @@ def test_a_group_is_reached_by_any_of_its_classes() -> None:
         (
             pictures(),
             4 / 255,
-            "images01 must be float32 in .0, 1.; got uint8.*tl.pixels.to_images01",
+            "`images01` must be float32 in .0, 1.: got uint8.*tl.pixels.to_images01",
         ),
         (IMAGES01 * 255, 4 / 255, "must lie in .0, 1. .*in .0, 255."),
         (np.where(IMAGES01 > 0.5, np.float32("nan"), IMAGES01), 4 / 255, "hold no NaN"),

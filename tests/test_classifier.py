@@ -454,7 +454,7 @@ def test_one_channel_is_the_sum_and_more_are_repeated(tmp_path: Path):
             np.testing.assert_allclose(
                 jitted(more)(adapted, IMAGES[..., :1]).logits, want, rtol=1e-5
             )
-        with pytest.raises(ValueError, match="images01 must be"):
+        with pytest.raises(ValueError, match="`images01` must be"):
             more.apply(adapted, np.zeros((1, 40, 40, 3), np.float32))
     with pytest.raises(ValueError, match="`in_channels` must be at least 1: got 0"):
         load("tiny", weights="random", in_channels=0)

@@ -1,4 +1,4 @@
-"""The class tables: right numbers for right names, one meaning a word, and errors that help."""
+"""Class tables: indices, names and groups, the selection of classes by words, and errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tl import labels
 
-KNOWN = [  # index, WordNet id, name: spot checks against the published list, the classic traps among them
+# Index, WordNet id, name: samples of the published list, with its ambiguous names.
+CLASSES = [
     (0, "n01440764", "tench"),
     (1, "n01443537", "goldfish"),
     (134, "n02012849", "crane (bird)"),
@@ -33,7 +34,8 @@ KNOWN = [  # index, WordNet id, name: spot checks against the published list, th
     (999, "n15075141", "toilet tissue"),
 ]
 
-GROUPS = [  # group, size, members, what it must not hold
+# Name, size, some members, some classes outside of the group.
+GROUPS = [
     (
         "any cat",
         5,
@@ -70,7 +72,7 @@ GROUPS = [  # group, size, members, what it must not hold
 ]
 
 
-@pytest.mark.parametrize("index, wnid, name", KNOWN)
+@pytest.mark.parametrize("index, wnid, name", CLASSES)
 def test_a_class_is_found_by_index_wordnet_id_and_name(index: int, wnid: str, name: str):
     table = labels.imagenet()
     assert table.entries[index].wnid == wnid
@@ -87,7 +89,7 @@ def test_a_class_is_found_by_index_wordnet_id_and_name(index: int, wnid: str, na
         assert table.find(word) == (index,), word
 
 
-def test_imagenet_is_in_wordnet_order_and_shows_no_name_twice():
+def test_imagenet_is_in_wordnet_order_with_unique_display_names():
     table = labels.imagenet()
     wnids = [entry.wnid or "" for entry in table.entries]
     assert len(table) == 1000 and wnids == sorted(set(wnids))
@@ -96,30 +98,30 @@ def test_imagenet_is_in_wordnet_order_and_shows_no_name_twice():
         assert table.find(name) == (index,)
 
 
-def test_every_name_leads_to_its_class_or_to_an_error_that_lists_it():
+def test_every_name_selects_its_class_or_raises_an_error_that_lists_it():
     table = labels.imagenet()
     ambiguous = set()
     for entry in table.entries:
         for name in entry.names:
             try:
-                (found,) = table.find(name)
+                (index,) = table.find(name)
             except ValueError as error:
                 assert f"{entry.index} {table.display(entry.index)!r}" in str(error)
                 ambiguous.add(name.lower())
             else:
-                assert name.casefold() in {n.casefold() for n in table.entries[found].names}
+                assert name.casefold() in {n.casefold() for n in table.entries[index].names}
     assert "crane" in ambiguous and len(ambiguous) < 20
 
 
-@pytest.mark.parametrize("group, size, members, strangers", GROUPS)
-def test_groups_hold_who_belongs_and_nobody_else(
-    group: str, size: int, members: list[str], strangers: list[str]
+@pytest.mark.parametrize("group, size, members, others", GROUPS)
+def test_groups_contain_their_members_only(
+    group: str, size: int, members: list[str], others: list[str]
 ):
     table = labels.imagenet()
     indices = table.find(group)
     assert len(indices) == size and indices == tuple(sorted(set(indices)))
     assert {table.find(name)[0] for name in members} <= set(indices)
-    assert not {table.find(name)[0] for name in strangers} & set(indices)
+    assert not {table.find(name)[0] for name in others} & set(indices)
     assert (
         table.find(group.removeprefix("any "))
         == indices
@@ -127,17 +129,20 @@ def test_groups_hold_who_belongs_and_nobody_else(
     )
 
 
-def test_a_first_name_beats_a_synonym_and_spelling_decides_the_rest():
+def test_a_first_name_has_precedence_over_a_synonym():
     table = labels.imagenet()
     assert table.display(table.find("harp")[0]) == "harp"  # also a name of the harmonica
     assert table.find("partridge") == (86,)  # also a name of the ruffed grouse
-    assert table.find("Cardigan") == (264,) and table.find("cardigan") == (
-        474,
-    )  # the corgi, the jacket
+
+
+def test_the_exact_spelling_decides_between_equal_names():
+    table = labels.imagenet()
+    assert table.find("Cardigan") == (264,)  # the corgi
+    assert table.find("cardigan") == (474,)  # the jacket
 
 
 @pytest.mark.parametrize(
-    "word, says",
+    "word, message",
     [
         ("crane", "134 'crane (bird)', 517 'crane (machine)'"),
         ("maillot", "638 'maillot (tights)', 639 'maillot (tank suit)'"),
@@ -151,19 +156,21 @@ def test_a_first_name_beats_a_synonym_and_spelling_decides_the_rest():
         ("-1", "indices go from 0 to 999"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_help(word: str | int, says: str):
+def test_unknown_and_ambiguous_words_are_errors_with_suggestions(word: str | int, message: str):
     with pytest.raises(ValueError) as error:
         labels.imagenet().find(word)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
-def test_targets_keep_the_order_and_refuse_empty_words():
-    table = labels.imagenet()
-    found = table.targets("zebra, any cat,281")
-    assert found == [("zebra", (340,)), ("any cat", (281, 282, 283, 284, 285)), ("281", (281,))]
-    for words in ("", "tabby,,zebra", "tabby,"):
-        with pytest.raises(ValueError, match="empty word"):
-            table.targets(words)
+def test_targets_keep_the_order_of_the_words():
+    targets = labels.imagenet().targets("zebra, any cat,281")
+    assert targets == [("zebra", (340,)), ("any cat", (281, 282, 283, 284, 285)), ("281", (281,))]
+
+
+@pytest.mark.parametrize("words", ["", "tabby,,zebra", "tabby,"])
+def test_targets_with_an_empty_word_are_an_error(words: str):
+    with pytest.raises(ValueError, match="empty word"):
+        labels.imagenet().targets(words)
 
 
 def test_imagenet_agrees_with_the_shared_photographs(shared_data: Path):
@@ -181,9 +188,8 @@ def test_pets_are_37_breeds_of_two_species():
     assert len(table) == 37
     assert len(table.find("any cat")) == 12 and len(table.find("any dog")) == 25
     assert set(table.find("cat")) | set(table.find("dog")) == set(range(37))
-    assert table.find("american_pit_bull_terrier") == (2,) and table.find("sphynx")[
-        0
-    ] in table.find("any cat")
+    assert table.find("american_pit_bull_terrier") == (2,)
+    assert table.find("sphynx")[0] in table.find("any cat")
 
 
 def test_pets_agree_with_the_shared_photographs(shared_data: Path):
@@ -198,7 +204,7 @@ def test_pets_agree_with_the_shared_photographs(shared_data: Path):
         assert [labels.pets().find(n)[0] for n in info.read_text().split()] == list(range(37))
 
 
-def test_own_classes_called_by_digits_win_over_indices():
+def test_classes_named_by_digits_have_precedence_over_indices():
     table = labels.from_names(["3", "7", "1"])
     assert table.find("1") == (2,) and table.find("7") == (1,) and table.find("0") == (0,)
     assert table.find(1) == (1,)  # an int is always an index
@@ -206,31 +212,34 @@ def test_own_classes_called_by_digits_win_over_indices():
         table.find("9")
 
 
-def test_own_classes_are_told_apart_by_spelling_alone():
+def test_classes_may_differ_in_spelling_only():
     table = labels.from_names(["C", "C++", "c"])
     assert [table.find(name)[0] for name in ("C", "C++", "c")] == [0, 1, 2]
     assert len(set(table.display_names)) == 3
 
 
 @pytest.mark.parametrize("names", [[], ["cat", "cat"], ["cat", " "]])
-def test_tables_that_cannot_name_their_classes_are_refused(names: list[str]):
+def test_missing_empty_and_repeated_names_are_errors(names: list[str]):
     with pytest.raises(ValueError):
         labels.from_names(names)
 
 
-def test_tables_with_wrong_indices_are_refused():
+def test_tables_with_wrong_indices_are_errors():
     with pytest.raises(ValueError, match="in order"):
         labels.ClassTable("t", (labels.ClassEntry(1, None, ("a",)),))
     with pytest.raises(ValueError, match="'any a' has"):
         labels.from_names(["a"], groups={"any a": (1,)})
-    with pytest.raises(ValueError, match="no stored class table"):
+
+
+def test_a_dict_without_classes_is_an_error():
+    with pytest.raises(ValueError, match="not a stored class table"):
         labels.from_dict({"name": "t"})
 
 
 @pytest.mark.parametrize(
     "table", [labels.imagenet(), labels.pets(), labels.cats_vs_dogs()], ids=lambda t: t.name
 )
-def test_tables_survive_json(table: labels.ClassTable):
+def test_tables_are_restored_from_json(table: labels.ClassTable):
     assert labels.from_dict(json.loads(json.dumps(table.as_dict()))) == table
 
 
@@ -240,7 +249,7 @@ NAMES = (
 
 
 @given(st.lists(NAMES, min_size=1, max_size=8, unique=True))
-def test_any_names_give_a_table_that_finds_each_or_says_why_not(names: list[str]):
+def test_any_names_are_found_or_reported_as_ambiguous(names: list[str]):
     table = labels.from_names(names)
     assert [table.find(i) for i in range(len(names))] == [(i,) for i in range(len(names))]
     assert labels.from_dict(json.loads(json.dumps(table.as_dict()))) == table
@@ -248,4 +257,4 @@ def test_any_names_give_a_table_that_finds_each_or_says_why_not(names: list[str]
         try:
             assert table.find(name) == (index,)
         except ValueError as error:
-            assert "say which by index" in str(error)
+            assert "select one by index" in str(error)

@@ -1,4 +1,7 @@
-"""Names for the values that pass between `tl`'s modules. A leaf: it imports nothing of `tl` and holds no logic."""
+"""Types of the values that modules of `tl` exchange.
+
+This module contains no logic and imports no other module of `tl`.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,34 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
-"""What public functions take where a device array and a host array are equally good."""
+"""An array on a device or on the host, for parameters that accept both."""
 
 Params = Mapping[str, Any]
-"""Nested dict of arrays; a leaf's name is its path, `backbone/stage1/block0/conv1/kernel`."""
+"""Nested dict of arrays. A leaf is named by its path: `backbone/stage1/block0/conv1/kernel`."""
 
 Variables = Mapping[str, Params]
-"""`{"params": ..., "batch_stats": ...}`: what is learned by gradients, and what is counted by BatchNorm."""
+"""`{"params": ..., "batch_stats": ...}`: parameters, and running statistics of BatchNorm."""
 
 
 class Mode(enum.Enum):
-    """How BatchNorm behaves: whose statistics normalise, and whether the running ones move."""
+    """The behavior of BatchNorm: which statistics normalize, and whether running ones change."""
 
     EVAL = "eval"
-    """Running statistics normalise and stay as they are; every image is treated alone."""
+    """Running statistics normalize and stay unchanged; images are independent."""
 
     TRAIN = "train"
-    """The batch's own statistics normalise, and the running ones move towards them."""
+    """The statistics of the batch normalize, and the running statistics move toward them."""
 
 
 class Output(NamedTuple):
-    """What one forward pass yields.
+    """The result of one forward pass.
 
     Attributes:
       logits: f32[b k], or None for a network without a classifier.
-      features: f32[b d], the pooled activations that a head sees.
-      endpoints: name -> f32[b h w c], every stage and block; unused ones cost nothing under `jit`.
-      stats: the `batch_stats` after this pass: moved in `Mode.TRAIN`, unchanged in `Mode.EVAL`.
+      features: f32[b d], the pooled activations that are the input of the head.
+      endpoints: name -> f32[b h w c], activations of each stage and block; `jit` removes unused
+        ones.
+      stats: the `batch_stats` after this pass: updated in `Mode.TRAIN`, unchanged in `Mode.EVAL`.
     """
 
     logits: jax.Array | None

@@ -1,8 +1,9 @@
-"""Class tables: what the numbers a classifier answers with are called, and how a user names them.
+"""Class tables: the names of the classes of a classifier, and the words that select them.
 
-A class is named by index (`281`), WordNet id (`n02123045`), name (`"tabby"`) or group (`"any cat"`). The names of
-ImageNet and its groups are data beside this file; `from_names` makes the table of a user's own classes. This module
-does not map one data set's classes onto another's, and reads no pictures.
+A class is selected by index (`281`), WordNet id (`n02123045`), name (`"tabby"`) or group
+(`"any cat"`). The names and groups of ImageNet are data files next to this module; `from_names`
+creates the table of other classes. This module does not map the classes of one data set to those of
+another (`tl.data.remap_labels` does), and it reads no images.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, SupportsIndex
 from tl.paths import nearest
 
 Groups = Mapping[str, tuple[int, ...]]
-"""Name of a group -> indices of its classes; the name begins with "any "."""
+"""Name of a group, which begins with "any " -> indices of its classes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,11 @@ class ClassEntry:
     """One class.
 
     Attributes:
-      index: its place in the logits.
-      wnid: WordNet 3.0 id, `n` and eight digits, or None for a class that WordNet does not know.
-      names: every name it answers to, the one to show first.
-      note: tells it from a class of the same first name: "bird" for the crane that flies; else "".
+      index: position in the logits.
+      wnid: WordNet 3.0 id, `n` and eight digits; None for a class that is not in WordNet.
+      names: all names of the class; the first is the displayed one.
+      note: distinguishes the class from another with the same first name, e.g. "bird" for the crane
+        that is not a machine; "" if that is not necessary.
     """
 
     index: int
@@ -40,7 +42,12 @@ class ClassEntry:
 
 
 class Target(NamedTuple):
-    """What one word of a user's list means: the word as typed, and the class or classes it names."""
+    """The meaning of one word in a list of classes.
+
+    Attributes:
+      word: the word as typed.
+      indices: the classes that it selects.
+    """
 
     word: str
     indices: tuple[int, ...]
@@ -51,12 +58,13 @@ class ClassTable:
     """The classes of a classifier in the order of its logits.
 
     Attributes:
-      name: of the table, for messages: "ImageNet".
-      entries: entry i has index i.
-      groups: name, beginning with "any ", -> indices.
+      name: name of the table for messages, e.g. "ImageNet".
+      entries: the classes; entry i has index i.
+      groups: name of a group -> indices of its classes.
 
     Raises:
-      ValueError: no class at all, indices that are not 0, 1, ..., or a group of an index that is not there.
+      ValueError: the table is empty, the indices are not 0, 1, ..., or a group has an index outside
+        the table.
 
     Example:
       >>> table = imagenet()
@@ -70,15 +78,17 @@ class ClassTable:
 
     def __post_init__(self) -> None:
         if not self.entries:
-            raise ValueError(f"the class table {self.name!r} is empty; expected at least one class")
+            raise ValueError(f"the class table {self.name!r} is empty, expected at least one class")
         if [entry.index for entry in self.entries] != list(range(len(self.entries))):
             raise ValueError(
-                f"the class table {self.name!r} needs indices 0 to {len(self.entries) - 1} in order"
+                f"the class table {self.name!r} must have the indices 0 to "
+                f"{len(self.entries) - 1} in order"
             )
         for group, indices in self.groups.items():
             if not indices or not all(0 <= index < len(self.entries) for index in indices):
                 raise ValueError(
-                    f"group {group!r} has {indices}; expected indices from 0 to {len(self.entries) - 1}"
+                    f"the group {group!r} has {indices}, expected indices from 0 to "
+                    f"{len(self.entries) - 1}"
                 )
 
     def __len__(self) -> int:
@@ -86,7 +96,7 @@ class ClassTable:
 
     @functools.cached_property
     def display_names(self) -> tuple[str, ...]:
-        """One short name a class, all different: the first name, with its note where two classes share it."""
+        """A unique short name per class: the first name, with the note if two classes share it."""
         firsts = [_fold(entry.names[0]) for entry in self.entries]
         times = collections.Counter(firsts)
         return tuple(
@@ -97,7 +107,7 @@ class ClassTable:
         )
 
     def display(self, index: SupportsIndex) -> str:
-        """The short name of one class, unique in this table.
+        """The short name of a class, unique in this table.
 
         Raises:
           ValueError: `index` is not a class of this table.
@@ -109,22 +119,23 @@ class ClassTable:
         return self.display_names[self._checked(operator.index(index))]
 
     def find(self, word: str | SupportsIndex) -> tuple[int, ...]:
-        """The classes that a word names, one unless the word is a group.
+        """The classes that a word selects: one class, or those of a group.
 
-        Letter case, and whether words are joined by " ", "_" or "-", does not matter. The first name of a class beats
-        another class's synonym ("harp" is no harmonica); where two classes remain, the exact spelling decides. A
-        string of digits is an index unless a class is so called; an int is always an index. The "any " of a group may
-        be left out where no class has that name.
+        Letter case is ignored, and " ", "_" and "-" are equivalent. The first name of a class has
+        precedence over a synonym of another class ("harp" does not select the harmonica). If two
+        classes remain, the exact spelling decides. A string of digits is an index unless it is the
+        name of a class; an int is always an index. The prefix "any " of a group is optional if no
+        class has the rest as its name.
 
         Args:
-          word: an index, a WordNet id, a name, or a group.
+          word: an index, a WordNet id, a name, or the name of a group.
 
         Returns:
           Indices in ascending order.
 
         Raises:
-          ValueError: an unknown word (the message lists the nearest), an ambiguous one (it lists the classes), or an
-            index out of range.
+          ValueError: the word is unknown (the message lists the nearest), ambiguous (it lists the
+            classes), or an index out of range.
 
         Example:
           >>> imagenet().find("any cat"), imagenet().find("cat") == imagenet().find("any cat")
@@ -135,43 +146,43 @@ class ClassTable:
         """
         if not isinstance(word, str):
             return (self._checked(operator.index(word)),)
-        asked, folded = word.strip(), _fold(word)
+        stripped, folded = word.strip(), _fold(word)
         for level in self._named:
             matches = level.get(folded, ())
             if len(matches) > 1:
-                exact = tuple(index for index in matches if asked in self.entries[index].names)
+                exact = tuple(i for i in matches if stripped in self.entries[i].names)
                 matches = exact if len(exact) == 1 else matches
             if len(matches) > 1:
                 classes = ", ".join(f"{index} {self.display(index)!r}" for index in matches)
                 raise ValueError(
-                    f"{word!r} names {len(matches)} {self.name} classes: {classes}; say which by index"
+                    f"{word!r} matches {len(matches)} {self.name} classes: {classes}; select one "
+                    "by index"
                 )
             if matches:
                 return matches
-        if re.fullmatch(r"[+-]?[0-9]+", asked):
-            return (self._checked(int(asked)),)
-        if asked.lower() in self._by_wnid:
-            return (self._by_wnid[asked.lower()],)
+        if re.fullmatch(r"[+-]?[0-9]+", stripped):
+            return (self._checked(int(stripped)),)
+        if stripped.lower() in self._by_wnid:
+            return (self._by_wnid[stripped.lower()],)
         groups = {_fold(group): indices for group, indices in self.groups.items()}
         for group in (folded, f"any {folded}"):
             if group in groups:
                 return tuple(sorted(groups[group]))
-        is_wnid = re.fullmatch(r"n[0-9]{8}", asked.lower()) and self._by_wnid
-        known = (
-            self._by_wnid
-            if is_wnid
-            else [*(n for entry in self.entries for n in entry.names), *self.groups]
-        )
-        raise ValueError(f"unknown {self.name} class {word!r}; nearest: {nearest(asked, known)}")
+        is_wnid = re.fullmatch(r"n[0-9]{8}", stripped.lower()) and self._by_wnid
+        names = [*(n for entry in self.entries for n in entry.names), *self.groups]
+        choices = self._by_wnid if is_wnid else names
+        hint = f"nearest: {nearest(stripped, choices)}"
+        raise ValueError(f"unknown {self.name} class {word!r}; {hint}")
 
     def targets(self, words: str) -> list[Target]:
-        """What a comma-separated list names, in the order given.
+        """The classes that each word of a comma-separated list selects, in the order of the list.
 
         Args:
-          words: words as `find` takes them, separated by commas; a name that itself has a comma goes by index.
+          words: words as in `find`, separated by commas. A class whose name has a comma is selected
+            by index.
 
         Raises:
-          ValueError: an empty list, an empty word in it, or a word that `find` rejects.
+          ValueError: the list or one of its words is empty, or `find` raises an error.
 
         Example:
           >>> imagenet().targets("tabby, any shark")
@@ -180,12 +191,13 @@ class ClassTable:
         listed = [word.strip() for word in words.split(",")]
         if not all(listed):
             raise ValueError(
-                f"empty word in the list {words!r}; expected {self.name} classes, comma-separated"
+                f"empty word in the list {words!r}, expected {self.name} classes separated by "
+                "commas"
             )
         return [Target(word, self.find(word)) for word in listed]
 
     def as_dict(self) -> dict[str, Any]:
-        """This table as plain JSON values, to be stored with a classifier; `from_dict` is the inverse."""
+        """The table as JSON values, to be stored with a classifier; `from_dict` is the inverse."""
         entries = [{"wnid": e.wnid, "names": list(e.names), "note": e.note} for e in self.entries]
         return {
             "name": self.name,
@@ -202,10 +214,10 @@ class ClassTable:
 
     @functools.cached_property
     def _named(self) -> tuple[dict[str, tuple[int, ...]], ...]:
-        """Folded name -> indices: display names and first names, then all names."""
+        """Folded name -> indices, once for display names and first names, once for all names."""
         firsts: dict[str, tuple[int, ...]] = {}
-        for entry, shown in zip(self.entries, self.display_names, strict=True):
-            for name in {_fold(entry.names[0]), _fold(shown)}:
+        for entry, displayed in zip(self.entries, self.display_names, strict=True):
+            for name in {_fold(entry.names[0]), _fold(displayed)}:
                 firsts[name] = (*firsts.get(name, ()), entry.index)
         every: dict[str, tuple[int, ...]] = {}
         for entry in self.entries:
@@ -221,15 +233,15 @@ class ClassTable:
 def from_names(
     names: Sequence[str], *, name: str = "own", groups: Groups | None = None
 ) -> ClassTable:
-    """The table of a user's own classes, in the order of the logits.
+    """A class table from names.
 
     Args:
-      names: one name a class, all different.
-      name: of the table, for messages.
-      groups: "any ..." -> indices, if there are any.
+      names: one name per class, all different, in the order of the logits.
+      name: name of the table for messages.
+      groups: name of a group, which begins with "any " -> indices of its classes.
 
     Raises:
-      ValueError: no name, an empty one, or the same name twice.
+      ValueError: `names` is empty, or a name in it is empty or repeated.
 
     Example:
       >>> from_names(["cracked", "whole"]).find("Whole")
@@ -239,7 +251,8 @@ def from_names(
     wrong = [n for n, times in collections.Counter(names).items() if times > 1 or not n]
     if wrong:
         raise ValueError(
-            f"class names must differ and not be empty; got {wrong[0]!r} among {len(names)} names"
+            f"class names must be different and not empty: got {wrong[0]!r} among {len(names)} "
+            "names"
         )
     return ClassTable(
         name, tuple(ClassEntry(i, None, (n,)) for i, n in enumerate(names)), dict(groups or {})
@@ -247,10 +260,10 @@ def from_names(
 
 
 def from_dict(stored: Mapping[str, Any]) -> ClassTable:
-    """The table that `ClassTable.as_dict` stored.
+    """The inverse of `ClassTable.as_dict`.
 
     Raises:
-      ValueError: `stored` lacks a key or holds no table.
+      ValueError: `stored` is not a class table.
 
     Example:
       >>> from_dict(pets().as_dict()) == pets()
@@ -266,16 +279,19 @@ def from_dict(stored: Mapping[str, Any]) -> ClassTable:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"no stored class table ({error!r}); expected what ClassTable.as_dict wrote"
+            f"not a stored class table ({error!r}), expected a result of ClassTable.as_dict"
         ) from error
 
 
 @functools.cache
 def imagenet() -> ClassTable:
-    """ImageNet's 1000 classes (ILSVRC2012), by ascending WordNet id as in Keras, timm and torchvision.
+    """The 1000 classes of ImageNet (ILSVRC2012).
+
+    The order is by WordNet id, as in Keras, timm and torchvision.
 
     Reference:
-      Russakovsky et al., 2015, arXiv 1409.0575; names, ids and groups from WordNet 3.0 (Fellbaum, 1998).
+      Russakovsky et al., 2015, arXiv 1409.0575. Names, ids and groups: WordNet 3.0 (Fellbaum,
+      1998).
     """
     entries = tuple(
         ClassEntry(int(index), wnid, tuple(names.split(", ")), *note)
@@ -287,10 +303,13 @@ def imagenet() -> ClassTable:
 
 @functools.cache
 def pets() -> ClassTable:
-    """The 37 breeds of the Oxford-IIIT Pet data set, 12 of cats and 25 of dogs, in its authors' order.
+    """The 37 breeds of the Oxford-IIIT Pet data set, 12 of cats and 25 of dogs.
+
+    The order is that of its authors.
 
     Reference:
-      Parkhi et al., 2012, "Cats and Dogs". A capital letter starts a cat breed's name there, a small one a dog breed's.
+      Parkhi et al., 2012, "Cats and Dogs". There, names of cat breeds begin with a capital letter
+      and names of dog breeds with a small one.
     """
     species = {"any cat": str.isupper, "any dog": str.islower}
     groups = {
@@ -303,12 +322,12 @@ def pets() -> ClassTable:
 
 @functools.cache
 def cats_vs_dogs() -> ClassTable:
-    """The two classes of Kaggle's Dogs vs. Cats, numbered as TensorFlow Datasets numbers them: cat 0, dog 1."""
+    """The two classes of Kaggle's Dogs vs. Cats, in the order of TFDS: cat 0, dog 1."""
     return from_names(["cat", "dog"], name="cats vs. dogs")
 
 
 def known_groups(names: Sequence[str]) -> Groups:
-    """The groups of a user's own classes, where every class is a pet breed that `pets` knows: "any cat", "any dog".
+    """The groups "any cat" and "any dog", if all class names are breeds of `pets`; otherwise {}.
 
     Example:
       >>> known_groups(["Bengal", "pug", "Siamese"])
@@ -317,24 +336,25 @@ def known_groups(names: Sequence[str]) -> Groups:
     member = {_fold(breed): "any cat" if breed[0].isupper() else "any dog" for breed in _BREEDS}
     if not all(_fold(name) in member for name in names):
         return {}
-    found = {
+    groups = {
         group: tuple(i for i, name in enumerate(names) if member[_fold(name)] == group)
         for group in ("any cat", "any dog")
     }
-    return {group: indices for group, indices in found.items() if indices}
+    return {group: indices for group, indices in groups.items() if indices}
 
 
-_BREEDS = (
-    "Abyssinian american_bulldog american_pit_bull_terrier basset_hound beagle Bengal Birman Bombay boxer "
-    "British_Shorthair chihuahua Egyptian_Mau english_cocker_spaniel english_setter german_shorthaired great_pyrenees "
-    "havanese japanese_chin keeshond leonberger Maine_Coon miniature_pinscher newfoundland Persian pomeranian pug "
-    "Ragdoll Russian_Blue saint_bernard samoyed scottish_terrier shiba_inu Siamese Sphynx staffordshire_bull_terrier "
-    "wheaten_terrier yorkshire_terrier"
-).split()
+_BREEDS = """
+    Abyssinian american_bulldog american_pit_bull_terrier basset_hound beagle Bengal Birman Bombay
+    boxer British_Shorthair chihuahua Egyptian_Mau english_cocker_spaniel english_setter
+    german_shorthaired great_pyrenees havanese japanese_chin keeshond leonberger Maine_Coon
+    miniature_pinscher newfoundland Persian pomeranian pug Ragdoll Russian_Blue saint_bernard
+    samoyed scottish_terrier shiba_inu Siamese Sphynx staffordshire_bull_terrier wheaten_terrier
+    yorkshire_terrier
+""".split()
 
 
 def _fold(name: str) -> str:
-    """The name without what does not distinguish names: letter case, and all but letters and digits."""
+    """The name in lower case, with spaces for all characters but letters and digits."""
     return re.sub(r"[\W_]+", " ", name.casefold()).strip() or name.strip()
 
 
