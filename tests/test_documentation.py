@@ -397,6 +397,8 @@ def test_the_matrices_of_ideal_images_list_every_row() -> None:
     assert set(column(VISUALIZE, "--transforms")) == set(grid.TRANSFORMS)
 
 
-def test_the_table_of_augmentations_lists_every_row() -> None:
+def test_the_tables_of_data_list_every_row() -> None:
+    kinds = [word.partition(":")[0] for word in column(ROOT / "tl/data/README.md", "name")]
+
+    assert set(kinds) == set(tl.data.SETS)
     assert column(ROOT / "tl/data/README.md", "word") == list(augment.AUGMENTATIONS)
-    assert column(ROOT / "tl/data/README.md", "name")[-1] == "elpv"
