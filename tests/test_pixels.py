@@ -222,7 +222,7 @@ def images(
         (images(shape=(1, 3, 8, 8)), r"f32\[b h w 3\], RGB: got float32\[1, 3, 8, 8\]"),
         (images(1.5), r"lie in \[0, 1\].*in \[1.5, 1.5\]"),
         (images(-0.25), r"lie in \[0, 1\].*in \[-0.25, -0.25\]"),
-        (images(np.nan), r"without NaN.*in \[nan, nan\]"),
+        (images(np.nan), r"hold no NaN.*in \[nan, nan\]"),
         (images(np.inf), r"in \[inf, inf\]"),
         ([[0.5]], r"must be an array f32\[b h w c\] in \[0, 1\]: got list"),
         (None, r"got NoneType"),
