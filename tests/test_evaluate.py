@@ -1,7 +1,4 @@
-"""A saved classifier examined.
-
-The same bits as `predict`, classes by name, mistakes, and what is said of wrong input.
-"""
+"""Evaluation of a saved classifier: figures, page, hardest images, parts, accuracy under attack."""
 
 from __future__ import annotations
 
@@ -9,190 +6,232 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from tests import toys
+from tests.toys import toy_zoo  # noqa: F401
 from tl import data, inference, labels, metrics, models, pages, pixels, reporting
 from tl.evaluation import robust, sets
-from tl.models import heads
 from tl.pages import evaluation
 
-SIZE = 32
+CLASSES = ("pug", "bengal", "siamese")
 TEMPERATURE = 2.5
-
-
-@functools.cache
-def network():
-    clf, _ = models.load("mobilenetv1_025_keras", weights="random")
-    clf = clf.with_pixels(size=SIZE, resize="squash")
-    clf = clf.with_head(
-        heads.Linear(3), labels.from_names(["pug", "bengal", "siamese"], name="pets")
-    )
-    variables = jax.tree.map(np.asarray, jax.jit(clf.init)(jax.random.key(0)))
-    variables["params"]["head"]["kernel"] = (
-        np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
-    )
-    return clf, variables
+network = functools.partial(toys.classifier, "toy_mobilenet", CLASSES, resize="squash")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.save(
-        tmp_path_factory.mktemp("model"), *network(), metadata={"temperature": TEMPERATURE}
-    )
+    folder = tmp_path_factory.mktemp("model")
+    return models.save(folder, *network(), metadata={"temperature": TEMPERATURE})
 
 
 @pytest.fixture(scope="module")
-def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two of the three classes, in another order than the network's.
-
-    Eleven and seven pictures, one of them broken.
-    """
+def pets(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
+    """11 images of a Bengal and 7 of a pug, in another order than the network's; one more is broken."""
     folder = tmp_path_factory.mktemp("pets")
-    rng = np.random.default_rng(1)
     for name, n in (("Bengal", 11), ("pug", 7)):
         (folder / name).mkdir()
         for i in range(n):
-            reporting.save_png(
-                folder / name / f"{i}.png", rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
-            )
-    (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
-    return folder
+            image = toys.noise(40, 50, 3, seed=100 * n + i)
+            reporting.save_png(folder / name / f"{i}.png", image)
+    (folder / "pug" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
+    return data.get(f"folder:{folder}")
 
 
-def test_evaluate_counts_shows_and_keeps(saved: Path, pets: Path, tmp_path: Path) -> None:
-    clf, variables = models.load(str(saved))
-    spec = data.get(f"folder:{pets}")
-    run = reporting.start("evaluate", tmp_path, {"seed": 0})
-    temperature = models.metadata(saved)["temperature"]
-    pages.finish(run, sets.evaluation_result(run, clf, variables, spec, temperature))
-    result = json.loads((tmp_path / "result.json").read_text())
+# ---- the result and its page ----
 
-    pictures = [
-        clf.prepare(data.decode(e.path)) for e in spec.examples if "broken" not in str(e.path)
-    ]
-    logits = inference.predict_logits(clf, variables, np.stack(pictures))
-    truth = np.array([1] * 11 + [0] * 7)
-    for name, value in metrics.summarize(logits, truth).items():
+TRUTH = np.array([1] * 11 + [0] * 7)
+
+
+@pytest.fixture(scope="module")
+def logits(pets: data.DataSpec) -> np.ndarray:
+    clf, variables = network()
+    readable = [example.path for example in pets.examples if "broken" not in str(example.path)]
+    images = np.stack([clf.prepare(data.decode(path)) for path in readable])
+    return inference.predict_logits(clf, variables, images)
+
+
+@pytest.fixture(scope="module")
+def folder(pets: data.DataSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    run = reporting.start("evaluate", tmp_path_factory.mktemp("run"), {"seed": 0})
+    pages.finish(run, sets.evaluation_result(run, *network(), pets, TEMPERATURE))
+    return run.workdir
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_the_figures_are_those_of_the_logits(result: dict, logits: np.ndarray) -> None:
+    for name, value in metrics.summarize(logits, TRUTH).items():
         assert result[name] == value, name
-    calm = metrics.summarize(logits / np.float32(TEMPERATURE), truth)
-    assert (
-        (result["nll_calibrated"], result["ece_calibrated"])
-        == (calm["nll"], calm["ece"])
-        != (result["nll"],)
-    )
-    assert result["temperature"] == TEMPERATURE and result["top1"] == calm["top1"]
-    assert result["classes"] == ["pug", "bengal", "siamese"]
+    assert result["majority"] == 11 / 18
+    assert result["classes"] == list(CLASSES)
+
+
+def test_calibrated_figures_are_at_the_temperature(result: dict, logits: np.ndarray) -> None:
+    calibrated = metrics.summarize(logits / np.float32(TEMPERATURE), TRUTH)
+    assert result["temperature"] == TEMPERATURE and result["top1"] == calibrated["top1"]
+    assert result["nll_calibrated"] == calibrated["nll"] != result["nll"]
+    assert result["ece_calibrated"] == calibrated["ece"]
+
+
+def test_every_image_is_counted_once(result: dict) -> None:
     matrix = np.array(result["confusion"])
     assert matrix.sum(axis=1).tolist() == [7, 11, 0]
     assert sum(row["count"] for row in result["most_confused"]) == 18 - np.trace(matrix)
     assert [row["n"] for row in result["per_class"]] == [7, 11, 0]
     assert sum(row["n"] for row in result["reliability"]) == 18
-    assert result["majority"] == 11 / 18
     (skip,) = result["skipped"]
     assert skip["path"].endswith("broken.jpg")
-    mistakes = result["mistakes"]
-    assert len(mistakes) == min(12, 18 - np.trace(matrix)) > 0
-    assert all(
-        Path(row["path"]).parent.name.lower() == row["true"] != row["topk"][0]["name"]
-        for row in mistakes
+
+
+def test_the_hardest_images_are_mistakes_by_rising_probability_of_the_truth(
+    result: dict, logits: np.ndarray, folder: Path
+) -> None:
+    rows, wrong = result["mistakes"], logits.argmax(axis=1) != TRUTH
+    assert len(rows) == min(12, wrong.sum()) > 0
+    of_truth = metrics.softmax(logits)[np.arange(18), TRUTH]
+    assert [row["row"] for row in rows] == [
+        i for i in np.argsort(of_truth, kind="stable")[:12] if wrong[i]
+    ]
+    for row in rows:
+        assert Path(row["path"]).parent.name.lower() == row["true"] != row["topk"][0]["name"]
+        assert CLASSES[row["label"]] == row["true"]
+        image = network()[0].prepare(data.decode(Path(row["path"])))
+        np.testing.assert_array_equal(data.decode(folder / row["figure"]), image)
+    assert (folder / "figures" / "worst_mistakes.png").exists()
+
+
+def test_the_page_has_the_standard_sections(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    for heading in (
+        "Accuracy",
+        "Calibration",
+        "Confusion matrix",
+        "Hardest test images",
+        "Per-class accuracy",
+        "at temperature 2.50",
+        "broken.jpg",
+    ):
+        assert heading in page, heading
+
+
+def test_top3_is_shown_for_more_than_three_classes_only(result: dict) -> None:
+    text = "\n".join(evaluation.lines(result))
+    assert "top-3" not in text + evaluation.accuracy_section(result)
+    more = result | {"classes": [*CLASSES, "sphynx"]}
+    assert "top-3" in evaluation.accuracy_section(more)
+    assert "top-3" in "\n".join(evaluation.lines(more))
+
+
+def test_two_accuracies_under_attack_share_one_axis() -> None:
+    row = {"attack": "pgd", "eps": 2 / 255, "n": 9, "clean": 0.9, "top1_ci95": [0.2, 0.7]}
+    section = evaluation.robust_section(
+        {"before": row | {"top1": 0.3}, "after": row | {"top1": 0.6}}
     )
-    page = (tmp_path / "report.html").read_text()
-    assert (tmp_path / "figures" / "worst_mistakes.png").exists()
-    assert all(
-        word in page
-        for word in ("Per-class accuracy", "at temperature 2.50", "Hardest test images")
-    )
+    assert section.count('class="axis"') == 1
+    assert "30.0 %" in section and "60.0 %" in section
 
 
 @pytest.mark.optimized
-def test_logits_are_the_same_bits_wherever_the_artefact_is_asked(saved: Path, pets: Path) -> None:
-    """In `evaluate`, in `predict`, and by a user who calls what `load` returned on a batch of the
-    same size.
-    """
+def test_logits_of_a_saved_classifier_are_the_same_bits_everywhere(
+    saved: Path,
+    pets: data.DataSpec,
+    toy_zoo: None,  # noqa: F811
+) -> None:
+    """In `evaluate`, in `predict`, and in a jitted function of the user at the same batch size."""
     clf, variables = models.load(str(saved))
-    spec = data.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
-    said = inference.predict(clf, jax.device_put(variables), spec)
-    pictures = inference.read_images(clf, str(pets))
-    assert [str(path) for path in pictures.paths] == [str(path) for path in said.paths]
-    np.testing.assert_array_equal(
-        said.logits, inference.predict_logits(clf, variables, pictures.images)
-    )
-    by_hand = jax.jit(lambda v, x: clf.apply(v, x).logits)(
-        variables, pixels.to_images01(pictures.images[:16])
-    )
-    np.testing.assert_array_equal(said.logits[:16], by_hand)
-    original = jax.jit(network()[0].logits)(network()[1], pixels.to_images01(pictures.images[:16]))
-    np.testing.assert_array_equal(said.logits[:16], original)
+    predicted = inference.predict(clf, jax.device_put(variables), pets)
+    images = inference.read_images(clf, [str(example.path) for example in pets.examples])
+    assert list(predicted.paths) == images.paths
+    logits = inference.predict_logits(clf, variables, images.images)
+    np.testing.assert_array_equal(predicted.logits, logits)
+    images01 = pixels.to_images01(images.images[:16])
+    by_hand = jax.jit(lambda v, x: clf.apply(v, x).logits)(variables, images01)
+    np.testing.assert_array_equal(predicted.logits[:16], by_hand)
+    before_saving, variables = network()
+    original = jax.jit(before_saving.logits)(variables, images01)
+    np.testing.assert_array_equal(predicted.logits[:16], original)
 
 
-def test_a_class_that_nobody_learned_is_told(pets: Path) -> None:
-    clf, _ = network()
-    spec = dataclasses.replace(data.get(f"folder:{pets}"), classes=("bengal", "pugg"))
-    with pytest.raises(
-        ValueError,
-        match="a class that was not learned: unknown pets class 'pugg'; nearest: 'pug'",
-    ):
+# ---- errors ----
+
+
+def test_an_unknown_class_is_reported_with_the_nearest(pets: data.DataSpec) -> None:
+    clf, variables = network()
+    spec = dataclasses.replace(pets, classes=("bengal", "pugg"))
+    message = "a class that was not learned: unknown toy class 'pugg'; nearest: 'pug'"
+    with pytest.raises(ValueError, match=message):
         data.remap_labels(spec, inference.class_table(clf))
-    imagenet = labels.imagenet()
-    spec = dataclasses.replace(spec, classes=("tabby", "any cat"))
-    with pytest.raises(
-        ValueError,
-        match="the class 'any cat' of folder:.* matches 5 learned classes, expected one",
-    ):
-        data.remap_labels(spec, imagenet)
+    with pytest.raises(ValueError, match=message):
+        inference.predict(clf, variables, spec)
 
 
-def test_the_part_of_a_set_that_is_asked(pets: Path) -> None:
-    spec = data.get(f"folder:{pets}")
-    assert sets.select_part(spec, "") is sets.select_part(spec, "all") is spec
-    parts = tuple(
-        dataclasses.replace(e, part="train" if i else "test") for i, e in enumerate(spec.examples)
+def test_a_class_that_matches_several_is_refused(pets: data.DataSpec) -> None:
+    spec = dataclasses.replace(pets, classes=("tabby", "any cat"))
+    message = "the class 'any cat' of folder:.* matches 5 learned classes, expected one"
+    with pytest.raises(ValueError, match=message):
+        data.remap_labels(spec, labels.imagenet())
+
+
+def test_the_official_part_is_selected(pets: data.DataSpec) -> None:
+    assert sets.select_part(pets, "") is sets.select_part(pets, "all") is pets
+    examples = tuple(
+        dataclasses.replace(e, part="train" if i else "test") for i, e in enumerate(pets.examples)
     )
-    official = dataclasses.replace(spec, examples=parts)
-    assert (
-        sets.select_part(official, "").examples == parts[:1]
-        and sets.select_part(official, "train").examples == parts[1:]
-    )
-    with pytest.raises(
-        ValueError, match="has no part 'validation': it has test, train; use `part=all`"
-    ):
+    official = dataclasses.replace(pets, examples=examples)
+    assert sets.select_part(official, "").examples == examples[:1]
+    assert sets.select_part(official, "train").examples == examples[1:]
+    message = "has no part 'validation': it has test, train; use `part=all`"
+    with pytest.raises(ValueError, match=message):
         sets.select_part(official, "validation")
 
 
-def test_a_set_of_broken_pictures_is_told(saved: Path, tmp_path: Path) -> None:
-    clf, variables = models.load(str(saved))
+def test_a_data_set_of_broken_images_is_refused(tmp_path: Path) -> None:
     for name in ("pug", "bengal"):
         (tmp_path / "set" / name).mkdir(parents=True)
-        (tmp_path / "set" / name / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+        (tmp_path / "set" / name / "a.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
     run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
-    with pytest.raises(
-        ValueError, match="none of the 2 images of folder:.* can be read; run doctor on it"
-    ):
-        sets.evaluation_result(run, clf, variables, data.get(f"folder:{tmp_path / 'set'}"), 1.0)
+    spec = data.get(f"folder:{tmp_path / 'set'}")
+    message = "none of the 2 images of folder:.* can be read; run doctor on it"
+    with pytest.raises(ValueError, match=message):
+        sets.evaluation_result(run, *network(), spec, 1.0)
 
 
-def test_accuracy_under_attack(pets: Path) -> None:
-    """Fewer stand an attack than are named rightly, and more queries are asked only of who has any."""
+# ---- accuracy under attack ----
+
+
+def test_accuracy_under_attack_is_below_clean_accuracy(
+    pets: data.DataSpec, logits: np.ndarray
+) -> None:
     clf, variables = network()
-    spec = data.remap_labels(data.get(f"folder:{pets}"), inference.class_table(clf))
+    readable = [e for e in pets.examples if "broken" not in str(e.path)]
+    labels = logits.argmax(axis=1)
+    labels[:2] = (labels[:2] + 1) % 3  # 16 of 18 images are classified correctly
+    examples = tuple(
+        dataclasses.replace(e, label=int(label)) for e, label in zip(readable, labels, strict=True)
+    )
+    spec = dataclasses.replace(pets, examples=examples, classes=CLASSES)
     row = robust.robust(clf, variables, spec, eps=8 / 255, method="fgsm")
-    said = inference.predict(clf, variables, spec)
-    assert row["n"] == 18 and row["clean"] == (said.logits.argmax(axis=1) == said.labels).mean()
-    assert 0 <= row["top1"] < row["clean"] and row["top1_ci95"] == list(
-        metrics.wilson(round(18 * row["top1"]), 18)
-    )
+    assert row["n"] == 18 and row["clean"] == 16 / 18
+    assert row["clean"] == sets.accuracy(inference.predict(clf, variables, spec))
+    assert 0 <= row["top1"] < row["clean"]
+    assert row["top1_ci95"] == list(metrics.wilson(round(18 * row["top1"]), 18))
     (line,) = evaluation.robust_lines({"now": row})
-    assert (
-        line.startswith(f"now: {reporting.percent(row['top1'])} ")
-        and "within 8/255 under fgsm" in line
-    )
-    with pytest.raises(
-        ValueError,
-        match=r"`robust_eps` is a share of the pixel range: got 2, expected a number in \[0, 1\]",
-    ):
-        robust.robust(clf, variables, spec, eps=2.0)
-    with pytest.raises(ValueError, match="`robust_queries` has no effect on `robust_attack=fgsm`"):
-        robust.robust(clf, variables, spec, eps=0.01, method="fgsm", queries=9)
+    assert line.startswith(f"now: {reporting.percent(row['top1'])} ")
+    assert "within 8/255 under fgsm" in line
+
+
+def test_arguments_of_an_attack_are_checked(pets: data.DataSpec) -> None:
+    clf, variables = network()
+    with pytest.raises(ValueError, match=r"`robust_eps` .*: got 2, expected .* such as 2/255"):
+        robust.robust(clf, variables, pets, eps=2.0)
+    with pytest.raises(ValueError, match="no effect on `robust_attack=fgsm`"):
+        robust.robust(clf, variables, pets, eps=0.01, method="fgsm", queries=9)
