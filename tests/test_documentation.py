@@ -207,6 +207,13 @@ def test_the_readme_is_one_page() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_lines_of_a_page_end_by_column_100(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+
+    assert not [line for line in lines if len(line) > 100 and line[0] not in "|!"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_relative_links_resolve(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]

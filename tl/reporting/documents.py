@@ -67,10 +67,15 @@ def readme_rows(claims: Mapping[str, Claim]) -> str:
     """The table of README.md: the claims with a `readme` number, in that order."""
     chosen = sorted((c for c in claims.values() if "readme" in c), key=lambda c: c["readme"])
     rows = [
-        [claim["claim"], format_value(claim) + _compared(claim), f"`{claim['name']}`"]
+        [
+            claim["claim"],
+            format_value(claim) + _compared(claim),
+            claim["machine"].partition(",")[0],
+            f"`{claim['name']}`",
+        ]
         for claim in chosen
     ]
-    return table(["claim", "value", "`./launch.sh rerun`"], rows)
+    return table(["claim", "value", "machine", "`./launch.sh rerun`"], rows)
 
 
 def replace_block(text: str, name: str, content: str) -> str:
