@@ -1,4 +1,4 @@
-"""The one written rule of `tl.data.decode`, by pixel values; every bad file is made here."""
+"""The rule of `tl.data.decode`, by pixel values, and its errors on damaged files."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def ramp(height: int = 12, width: int = 16) -> np.ndarray:
-    """A picture without symmetry: red grows to the right, green downwards, blue marks the upper left corner."""
-    out = np.zeros((height, width, 3), np.uint8)
-    out[..., 0] = np.linspace(0, 255, width).astype(np.uint8)
-    out[..., 1] = np.linspace(0, 255, height).astype(np.uint8)[:, None]
-    out[: height // 3, : width // 3, 2] = 255
-    return out
+    """An image without symmetry: red grows to the right, green downward; blue at the upper left."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width).astype(np.uint8)
+    pixels[..., 1] = np.linspace(0, 255, height).astype(np.uint8)[:, None]
+    pixels[: height // 3, : width // 3, 2] = 255
+    return pixels
 
 
 @given(
@@ -43,17 +43,17 @@ def ramp(height: int = 12, width: int = 16) -> np.ndarray:
     st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=30)
-def test_lossless_rgb_comes_back_exactly(height: int, width: int, kind: str, seed: int) -> None:
+def test_lossless_rgb_is_restored_exactly(height: int, width: int, kind: str, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    found = decode(encoded(Image.fromarray(pixels), kind))
-    assert found.dtype == np.uint8
-    assert found.flags.c_contiguous
-    np.testing.assert_array_equal(found, pixels)
+    decoded = decode(encoded(Image.fromarray(pixels), kind))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.c_contiguous
+    np.testing.assert_array_equal(decoded, pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
-def test_orientation_is_applied_as_pillow_and_by_the_standard(orientation: int, kind: str) -> None:
+def test_the_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = (
@@ -64,24 +64,24 @@ def test_orientation_is_applied_as_pillow_and_by_the_standard(orientation: int, 
         else {}
     )
     data = encoded(Image.fromarray(ramp()), kind, exif=exif, **options)
-    found = decode(data)
-    assert found.shape == ((12, 16, 3) if orientation < 5 else (16, 12, 3))
+    decoded = decode(data)
+    assert decoded.shape == ((12, 16, 3) if orientation < 5 else (16, 12, 3))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    np.testing.assert_array_equal(found, np.asarray(upright))
-    # EXIF 2.3: which visual corner is the stored picture's first row, first column (its blue mark)
+    np.testing.assert_array_equal(decoded, np.asarray(upright))
+    # EXIF 2.3 defines the visual corner of the first row and column, which is blue here.
     corners = ((0, 0), (0, -1), (-1, -1), (-1, 0))
-    marks = {corner: int(found[corner][2]) for corner in corners}
+    marks = {corner: int(decoded[corner][2]) for corner in corners}
     assert max(marks, key=lambda c: marks[c]) == (*corners, *corners)[orientation - 1]
 
 
-def test_broken_exif_leaves_the_picture_as_stored() -> None:
+def test_a_damaged_exif_block_is_ignored() -> None:
     data = encoded(
         Image.fromarray(ramp()), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage"
     )
     np.testing.assert_array_equal(decode(data), ramp())
 
 
-def test_grey_is_repeated() -> None:
+def test_gray_is_repeated() -> None:
     gray = ramp()[..., 0]
     np.testing.assert_array_equal(
         decode(encoded(Image.fromarray(gray), "PNG")), np.repeat(gray[..., None], 3, -1)
@@ -93,72 +93,84 @@ def test_grey_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
+def test_sixteen_bit_gray_is_scaled_and_not_clipped(kind: str) -> None:
     wide = np.array([[0, 128, 129, 257], [1000, 32768, 65406, 65535]], np.uint16)
-    found = decode(encoded(Image.fromarray(wide), kind))
-    expected = np.rint(wide / 257.0).astype(
-        np.uint8
-    )  # 129 / 257 > 1/2; no value lies on a half, for 257 is odd
-    np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, -1))
+    decoded = decode(encoded(Image.fromarray(wide), kind))
+    # 129 / 257 > 1/2; no value lies at a half, because 257 is odd.
+    expected = np.rint(wide / 257.0).astype(np.uint8)
+    np.testing.assert_array_equal(decoded, np.repeat(expected[..., None], 3, -1))
 
 
 def test_transparency_is_composited_on_white() -> None:
     rgba = np.zeros((2, 4, 4), np.uint8)
     rgba[..., 0], rgba[..., 3] = 255, [255, 0, 128, 51]  # red at four opacities
-    found = decode(encoded(Image.fromarray(rgba), "PNG"))
+    decoded = decode(encoded(Image.fromarray(rgba), "PNG"))
     for column, alpha in enumerate((1.0, 0.0, 128 / 255, 0.2)):
-        np.testing.assert_allclose(
-            found[0, column], [255, 255 * (1 - alpha), 255 * (1 - alpha)], atol=1
-        )
-    grey_alpha = np.stack(
-        [np.zeros((2, 2), np.uint8), np.array([[255, 0], [0, 255]], np.uint8)], -1
-    )
-    expected = np.array([[0, 255], [255, 0]], np.uint8)
-    np.testing.assert_array_equal(
-        decode(encoded(Image.fromarray(grey_alpha), "PNG"))[..., 1], expected
-    )
+        rest = 255 * (1 - alpha)
+        np.testing.assert_allclose(decoded[0, column], [255, rest, rest], atol=1)
 
 
-def test_palette_and_key_colours() -> None:
-    image = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").copy()
+def test_transparent_gray_is_composited_on_white() -> None:
+    alpha = np.array([[255, 0], [0, 255]], np.uint8)
+    image = Image.fromarray(np.stack([np.zeros((2, 2), np.uint8), alpha], -1))
+    np.testing.assert_array_equal(decode(encoded(image, "PNG"))[..., 1], 255 - alpha)
+
+
+def palette_image() -> Image.Image:
+    """Red and green above blue and green."""
     palette = Image.new("P", (2, 2))
     palette.putdata([0, 1, 2, 1])
     palette.putpalette([*RED, *GREEN, *BLUE])
-    plain = np.array([[RED, GREEN], [BLUE, GREEN]], np.uint8)
-    clear = np.array([[RED, WHITE], [BLUE, WHITE]], np.uint8)
-    np.testing.assert_array_equal(decode(encoded(palette, "PNG")), plain)
-    np.testing.assert_array_equal(decode(encoded(palette, "PNG", transparency=1)), clear)
-    np.testing.assert_array_equal(
-        decode(encoded(palette, "PNG", transparency=bytes([255, 0, 255]))), clear
-    )
-    np.testing.assert_array_equal(decode(encoded(palette, "GIF", transparency=1)), clear)
-    np.testing.assert_array_equal(
-        decode(encoded(palette.convert("RGB"), "PNG", transparency=GREEN)), clear
-    )
-    np.testing.assert_array_equal(
-        decode(encoded(image, "PNG", transparency=1))[..., 0], [[0, 255], [2, 255]]
-    )
+    return palette
+
+
+def test_a_palette_becomes_rgb() -> None:
+    expected = np.array([[RED, GREEN], [BLUE, GREEN]], np.uint8)
+    np.testing.assert_array_equal(decode(encoded(palette_image(), "PNG")), expected)
+
+
+@pytest.mark.parametrize(
+    "kind, transparency", [("PNG", 1), ("PNG", bytes([255, 0, 255])), ("GIF", 1)]
+)
+def test_a_transparent_palette_entry_becomes_white(kind: str, transparency: int | bytes) -> None:
+    expected = np.array([[RED, WHITE], [BLUE, WHITE]], np.uint8)
+    data = encoded(palette_image(), kind, transparency=transparency)
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_a_key_color_becomes_white() -> None:
+    expected = np.array([[RED, WHITE], [BLUE, WHITE]], np.uint8)
+    data = encoded(palette_image().convert("RGB"), "PNG", transparency=GREEN)
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_a_key_value_of_gray_becomes_white() -> None:
+    gray = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").copy()
     wide = Image.fromarray(np.array([[0, 25700], [514, 25700]], np.uint16))
-    np.testing.assert_array_equal(
-        decode(encoded(wide, "PNG", transparency=25700))[..., 0], [[0, 255], [2, 255]]
-    )
+    for image, key in ((gray, 1), (wide, 25700)):
+        decoded = decode(encoded(image, "PNG", transparency=key))
+        np.testing.assert_array_equal(decoded[..., 0], [[0, 255], [2, 255]])
 
 
-def test_cmyk_jpeg_has_the_colours_that_were_meant() -> None:
-    """Pillow writes the Adobe marker and inverted values; read without inverting, white paper would be black."""
-    for name, cmyk, rgb in (
-        ("paper", (0, 0, 0, 0), WHITE),
-        ("cyan", (255, 0, 0, 0), (0, 255, 255)),
-        ("yellow", (0, 0, 255, 0), (255, 255, 0)),
-        ("black", (0, 0, 0, 255), (0, 0, 0)),
-    ):
-        data = encoded(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=95)
-        assert b"Adobe" in data
-        assert np.abs(decode(data).astype(int) - rgb).max() <= 3, name
+@pytest.mark.parametrize(
+    "cmyk, rgb",
+    [
+        ((0, 0, 0, 0), WHITE),
+        ((255, 0, 0, 0), (0, 255, 255)),
+        ((0, 0, 255, 0), (255, 255, 0)),
+        ((0, 0, 0, 255), (0, 0, 0)),
+    ],
+    ids=["paper", "cyan", "yellow", "black"],
+)
+def test_a_cmyk_jpeg_is_read_as_inverted(cmyk: tuple[int, ...], rgb: tuple[int, ...]) -> None:
+    """Pillow writes the Adobe marker and inverted values."""
+    data = encoded(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=95)
+    assert b"Adobe" in data
+    assert np.abs(decode(data).astype(int) - rgb).max() <= 3
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "BMP"])
-def test_a_wrong_extension_is_read_by_content(kind: str, tmp_path: Path) -> None:
+def test_a_file_with_another_suffix_is_read_by_content(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(
         encoded(
@@ -171,7 +183,7 @@ def test_a_wrong_extension_is_read_by_content(kind: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
-def test_the_first_frame_of_a_moving_picture(kind: str) -> None:
+def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (6, 4), color) for color in (RED, GREEN, BLUE)]
     lossless = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
@@ -182,15 +194,15 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), n
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9])
-def test_a_truncated_file_is_an_error_and_not_half_a_picture(kind: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.02, 0.3, 0.5, 0.9])
+def test_a_truncated_file_is_an_error(kind: str, fraction: float) -> None:
     data = encoded(NOISE, kind)
     with pytest.raises(ImageError, match="truncated|not a readable image|holds"):
-        decode(data[: int(len(data) * share)])
+        decode(data[: int(len(data) * fraction)])
 
 
 def bomb_png(side: int) -> bytes:
-    """A PNG whose header promises `side` x `side` pixels; the right checksum, hardly any data."""
+    """A PNG with `side` x `side` pixels in its header, a valid checksum and little data."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return (
@@ -207,7 +219,7 @@ def bomb_png(side: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "why"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b"hello, I am a text file", "not a readable image .it begins with b'hello, I'"),
@@ -225,19 +237,21 @@ def bomb_png(side: int) -> bytes:
     ],
     ids=["empty", "text", "svg", "eps", "1x1", "9x1", "bomb", "big bomb", "float", "int32"],
 )
-def test_what_is_refused_says_why(data: bytes, why: str, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=why) as caught:
+def test_a_file_that_is_not_a_usable_image_is_an_error(
+    data: bytes, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
         decode(data)
     assert str(caught.value) == caught.value.why
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
-    with pytest.raises(ImageError, match=why) as caught:
+    with pytest.raises(ImageError, match=message) as caught:
         decode(path)
     assert str(caught.value) == f"{path}: {caught.value.why}"
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_file_says_why(tmp_path: Path) -> None:
+def test_a_folder_a_pipe_and_a_missing_file_are_errors(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ImageError, match=r"folder\.jpg: is a folder"):
         decode(tmp_path / "folder.jpg")
@@ -248,51 +262,50 @@ def test_what_is_no_file_says_why(tmp_path: Path) -> None:
         decode(str(tmp_path / "none.jpg"))
 
 
-def test_pillow_says_nothing_of_its_own() -> None:
-    """Under the filters of a plain `python`, where a warning would be printed, and under errors."""
+def test_warnings_of_pillow_are_hidden() -> None:
+    """With filters that would print warnings, and with filters that would raise them."""
     noisy = Image.new("P", (4, 4))
     noisy.putpalette([*RED, *GREEN])
     data = encoded(noisy, "PNG", transparency=b"\x00\xff")
     for action in ("always", "error"):
-        with warnings.catch_warnings(record=True) as seen:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter(action)
             decode(data)
-            # another filter, and the first once more, before the one that decoding put
+            # Two filters before the one that decoding inserted.
             warnings.simplefilter("default")
             warnings.simplefilter(action)
             with pytest.raises(ImageError, match="expected at most 89,478,485"):
                 decode(bomb_png(int(MAX_PIXELS**0.5) + 100))
-            assert not seen
+            assert not caught
 
 
 @given(st.integers(0, 2**31), st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]))
 @settings(deadline=None, max_examples=60)
-def test_damage_anywhere_is_a_picture_or_an_image_error(seed: int, kind: str) -> None:
+def test_a_damaged_file_gives_an_image_or_an_image_error(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
     data = np.frombuffer(encoded(NOISE.resize((24, 24)), kind), np.uint8).copy()
-    where = rng.integers(0, len(data) if rng.random() < 0.5 else min(len(data), 200), 4)
-    data[where] = rng.integers(0, 256, 4, np.uint8)
+    positions = rng.integers(0, len(data) if rng.random() < 0.5 else min(len(data), 200), 4)
+    data[positions] = rng.integers(0, 256, 4, np.uint8)
     try:
-        found = decode(data.tobytes())
+        decoded = decode(data.tobytes())
     except ImageError:
         return
-    assert found.dtype == np.uint8
-    assert found.ndim == 3
-    assert found.shape[2] == 3
+    assert decoded.dtype == np.uint8
+    assert decoded.ndim == 3
+    assert decoded.shape[2] == 3
 
 
-# ---------------------------------------------------------------------------------------------------- glance and header
+# ---- glance and header ----
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_glance_is_the_picture_at_a_smaller_size(orientation: int) -> None:
+def test_a_glance_is_a_smaller_image(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(ramp(480, 640)), "JPEG", exif=exif, quality=95)
     small, whole = glance(data, 64), decode(data)
-    assert small.shape == (
-        (120, 160, 3) if orientation == 1 else (160, 120, 3)
-    )  # an eighth would be less than 64 high
+    # A reduction to 1/8 would be less than 64 pixels high.
+    assert small.shape == ((120, 160, 3) if orientation == 1 else (160, 120, 3))
     means = whole.reshape(small.shape[0], 4, small.shape[1], 4, 3).mean(axis=(1, 3))
     assert np.abs(means - small).mean() < 2
     assert glance(data, 300).shape == whole.shape
@@ -300,13 +313,13 @@ def test_a_glance_is_the_picture_at_a_smaller_size(orientation: int) -> None:
     np.testing.assert_array_equal(glance(png, 4), decode(png))
 
 
-def test_a_glance_is_refused_what_decode_is_refused(tmp_path: Path) -> None:
+def test_a_glance_at_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(encoded(Image.fromarray(ramp(480, 640)), "JPEG")[:-3000])
     with pytest.raises(ImageError, match="cut.jpg: is a damaged or truncated JPEG"):
         glance(tmp_path / "cut.jpg", 32)
 
 
-def test_header_says_what_the_file_is(tmp_path: Path) -> None:
+def test_the_header_has_format_mode_and_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     (tmp_path / "a.png").write_bytes(

@@ -1,4 +1,4 @@
-"""Dividing a set: by content, stratified, in folds, with official parts; and which pictures count as the same."""
+"""Division of data sets by content, stratified, in folds and by official parts; duplicates."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
 
 
 def picture(path: Path, value: int = 0) -> Path:
-    """A flat PNG: no two of them are near-duplicates, for they show nothing."""
+    """A uniform PNG; without contrast, no two of them are near-duplicates."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (8, 6), (value, value, value)).save(path, "PNG")
     return path
 
 
 def photograph(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Soft coloured blobs, different for each seed."""
+    """Soft colored blobs, different for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -69,21 +69,21 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def made(root: Path, contents: Sequence[tuple[int, bytes]], **changes: object) -> DataSpec:
-    """A set of files with these labels and bytes."""
+def data_set(root: Path, contents: Sequence[tuple[int, bytes]], **changes: object) -> DataSpec:
+    """A data set of files with these labels and bytes."""
     examples = []
     for i, (label, content) in enumerate(contents):
         (root / f"{i}.png").write_bytes(content)
         examples.append(Example(root / f"{i}.png", label))
-    spec = DataSpec("made", tuple(examples), ("a", "b"), "here", "none")
+    spec = DataSpec("test", tuple(examples), ("a", "b"), "here", "none")
     return dataclasses.replace(spec, **changes)
 
 
-def members(spec: DataSpec) -> list[bytes]:
+def contents_of(spec: DataSpec) -> list[bytes]:
     return [e.path.read_bytes() for e in spec.examples]
 
 
-def test_split_by_content_ignores_names_and_places(pets: Path, tmp_path: Path) -> None:
+def test_a_split_by_content_ignores_file_names_and_folders(pets: Path, tmp_path: Path) -> None:
     train, test = tl.data.split(folder(pets), seed=0)
     assert Counter(e.label for e in test.examples) == {0: 2, 1: 2}
     assert Counter(e.label for e in train.examples) == {0: 7, 1: 6}
@@ -93,37 +93,40 @@ def test_split_by_content_ignores_names_and_places(pets: Path, tmp_path: Path) -
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(e.path.read_bytes())
     again = split_by_content(folder(renamed))
-    assert [Counter(members(s)) for s in again] == [Counter(members(s)) for s in (train, test)]
-    assert not set(members(train)) & set(members(test))
+    assert [Counter(contents_of(s)) for s in again] == [
+        Counter(contents_of(s)) for s in (train, test)
+    ]
+    assert not set(contents_of(train)) & set(contents_of(test))
 
 
 @given(st.data())
-def test_equal_files_are_never_on_both_sides(
+def test_equal_files_are_never_in_both_parts(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """Copies within a class and across classes, in any number, by either split."""
+    """Any number of copies, within a class and across classes, for both rules."""
     root = tmp_path_factory.mktemp("copies")
     contents = data.draw(
         st.lists(st.tuples(st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=30)
     )
     contents += [(k, 100 + 10 * k + i) for k in (0, 1) for i in range(3)]  # enough to divide
-    spec = made(root, [(label, bytes([content])) for label, content in contents])
+    spec = data_set(root, [(label, bytes([content])) for label, content in contents])
     fraction = data.draw(st.floats(0.05, 0.95))
     for train, test in (
         split_by_content(spec, test_fraction=fraction),
         split_stratified(spec, test_fraction=fraction, seed=0),
     ):
-        assert not set(members(train)) & set(members(test))
+        assert not set(contents_of(train)) & set(contents_of(test))
         assert sorted(e.path for e in train.examples + test.examples) == sorted(
             e.path for e in spec.examples
         )
         assert {e.label for e in train.examples} == {e.label for e in test.examples} == {0, 1}
-        assert [e for e in spec.examples if e in test.examples] == list(test.examples)  # order kept
+        # The order stays.
+        assert [e for e in spec.examples if e in test.examples] == list(test.examples)
 
 
 def test_a_file_in_two_classes_stays_in_train(pets: Path) -> None:
     for i in range(8):
-        picture(pets / "cat" / f"dog{i}.png", 16 * i)  # every dog, filed as a cat too
+        picture(pets / "cat" / f"dog{i}.png", 16 * i)  # every dog is also a cat
     picture(pets / "dog" / "a.png", 201)
     picture(pets / "dog" / "b.png", 202)
     for train, test in (
@@ -135,14 +138,14 @@ def test_a_file_in_two_classes_stays_in_train(pets: Path) -> None:
         assert {e.path.name for e in train.examples} >= {f"dog{i}.png" for i in range(8)}
 
 
-def test_stratified_is_the_seeds_and_nothing_elses(pets: Path) -> None:
+def test_a_stratified_split_depends_on_the_seed_only(pets: Path) -> None:
     spec = folder(pets)
     tests = [split_stratified(spec, test_fraction=0.5, seed=s)[1].examples for s in (0, 0, 1)]
     assert tests[0] == tests[1] != tests[2]
     assert Counter(e.label for e in tests[0]) in ({0: 4, 1: 4}, {0: 5, 1: 4})
 
 
-def test_what_cannot_be_divided_is_named(pets: Path, tmp_path: Path) -> None:
+def test_a_class_with_too_few_images_is_an_error(pets: Path, tmp_path: Path) -> None:
     picture(tmp_path / "pets/ape/1.png", 200)
     picture(tmp_path / "pets/ape/2.png", 200)  # the same bytes
     picture(tmp_path / "pets/yak/1.png", 201)
@@ -152,12 +155,15 @@ def test_what_cannot_be_divided_is_named(pets: Path, tmp_path: Path) -> None:
         split_by_content(folder(pets))
     with pytest.raises(ValueError, match="'yak' has 1 different"):
         split_stratified(folder(pets), seed=0)
-    for fraction in (0.0, 1.0, -1.0, float("nan")):
-        with pytest.raises(ValueError, match="`test_fraction` must be in \\(0, 1\\): got"):
-            split_by_content(folder(pets), test_fraction=fraction)
 
 
-def test_content_hash_sees_a_change(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_a_fraction_outside_its_range_is_an_error(pets: Path, fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"`test_fraction` must be in \(0, 1\): got"):
+        split_by_content(folder(pets), test_fraction=fraction)
+
+
+def test_the_content_hash_changes_with_the_content(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"abc")
     assert tl.data.content_hash(path).startswith("ba7816bf8f01cfea")  # FIPS 180-2, appendix B.1
@@ -165,11 +171,11 @@ def test_content_hash_sees_a_change(tmp_path: Path) -> None:
     assert tl.data.content_hash(path).startswith("88d4266f")
 
 
-# ------------------------------------------------------------------------------------------------------ near-duplicates
+# ---- near-duplicates ----
 
 
 def copies(image: Image.Image) -> dict[str, bytes]:
-    """The same picture as it comes back from the web."""
+    """The same image as it is copied on the web."""
     return {
         "jpeg": encoded(image, "JPEG", quality=60),
         "half": encoded(image.resize((80, 60), Image.Resampling.BICUBIC)),
@@ -180,15 +186,15 @@ def copies(image: Image.Image) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("how", ["jpeg", "half", "squashed", "brighter"])
-def test_copies_are_found_and_other_pictures_are_not(how: str) -> None:
+@pytest.mark.parametrize("kind", ["jpeg", "half", "squashed", "brighter"])
+def test_copies_are_recognized_and_other_images_are_not(kind: str) -> None:
     prints = {str(i): fingerprint(encoded(photograph(i))) for i in range(20)}
     assert near_pairs(prints) == []
-    prints |= {f"{i} copy": fingerprint(copies(photograph(i))[how]) for i in range(20)}
+    prints |= {f"{i} copy": fingerprint(copies(photograph(i))[kind]) for i in range(20)}
     assert near_pairs(prints) == sorted((str(i), f"{i} copy") for i in range(20))
 
 
-def test_a_turned_copy_is_the_same_picture() -> None:
+def test_a_copy_turned_by_exif_is_a_duplicate() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = encoded(
@@ -198,19 +204,19 @@ def test_a_turned_copy_is_the_same_picture() -> None:
     assert near_pairs(prints) == [("turned", "upright")]
 
 
-def test_flat_pictures_are_like_nothing() -> None:
+def test_uniform_images_have_no_near_duplicates() -> None:
     flat = [Image.new("RGB", (40, 40), (v, v, v)) for v in (100, 101, 102)]
     assert near_pairs({str(i): fingerprint(encoded(image)) for i, image in enumerate(flat)}) == []
 
 
-def test_where_all_are_alike_likeness_proves_nothing(tmp_path: Path) -> None:
-    """Pictures of one kind of thing from one place, each with a small mark of its own."""
+def test_similarity_is_ignored_if_all_images_are_similar(tmp_path: Path) -> None:
+    """Images of one object from one place, each with a small mark."""
     contents = []
     for i in range(24):
         cell = photograph(0)
         cell.putpixel((i, 5), (255, 0, 0))
         contents.append((i % 2, encoded(cell)))
-    spec = made(tmp_path, contents)
+    spec = data_set(tmp_path, contents)
     assert (
         near_pairs({str(i): fingerprint(content) for i, (_, content) in enumerate(contents)})
         is None
@@ -219,19 +225,19 @@ def test_where_all_are_alike_likeness_proves_nothing(tmp_path: Path) -> None:
     assert len(divide(spec, seed=0).test.examples) == 6
 
 
-def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
+def test_near_duplicates_stay_in_one_part(tmp_path: Path) -> None:
     contents = [(i % 2, encoded(photograph(i))) for i in range(16)]
     contents += [
         (i % 2, copy) for i in range(16) for copy in list(copies(photograph(i)).values())[: i % 3]
     ]
-    spec = made(tmp_path, contents)
+    spec = data_set(tmp_path, contents)
     names = clusters(spec)
     assert len(set(names)) == 16
     hashes = clusters(spec, near=False)
     assert names == [
         min(h for h, other in zip(hashes, names, strict=True) if other == name) for name in names
     ]
-    shows = dict(zip((e.path for e in spec.examples), names, strict=True))
+    group_of = dict(zip((e.path for e in spec.examples), names, strict=True))
     for kind in Split:
         parts = divide(
             dataclasses.replace(spec, split=kind),
@@ -239,20 +245,20 @@ def test_near_duplicates_stay_on_one_side(tmp_path: Path) -> None:
             validation_fraction=0.3,
             seed=0,
         )
-        sides = [{shows[e.path] for e in part.examples} for part in parts]
-        assert all(sides) and sum(map(len, sides)) == len(set.union(*sides))
+        groups = [{group_of[e.path] for e in part.examples} for part in parts]
+        assert all(groups) and sum(map(len, groups)) == len(set.union(*groups))
         assert not leaks(parts.train, parts.test) and not leaks(parts.train, parts.validation)
     for train, test in folds(spec, 4, seed=0):
         assert not leaks(train, test)
     blind = divide(spec, seed=0, near_duplicates=False)
-    assert leaks(blind.train, blind.test)  # so the test can fail
+    assert leaks(blind.train, blind.test)  # so that the test can fail
 
 
-def test_leaks_name_both_pictures(tmp_path: Path) -> None:
-    spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)])
+def test_leaks_are_pairs_of_images(tmp_path: Path) -> None:
+    spec = data_set(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)])
     other = tmp_path / "other"
     other.mkdir()
-    test = made(
+    test = data_set(
         other,
         [
             (0, copies(photograph(2))["jpeg"]),
@@ -268,21 +274,23 @@ def test_leaks_name_both_pictures(tmp_path: Path) -> None:
 
 def test_fingerprints_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)] + [(0, b"broken")])
+    spec = data_set(
+        tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)] + [(0, b"broken")]
+    )
     first = clusters(spec)
-    seen = []
+    computed = []
     monkeypatch.setattr(
         "tl.data.duplicates.fingerprint",
-        lambda source: seen.append(source) or np.zeros(776, np.uint8),
+        lambda source: computed.append(source) or np.zeros(776, np.uint8),
     )
     assert clusters(spec) == first
-    assert seen == [spec.examples[-1].path]  # what is broken is tried again
+    assert computed == [spec.examples[-1].path]  # a broken image is tried again
 
 
-# ---------------------------------------------------------------------------------------------------------------- parts
+# ---- parts ----
 
 
-def test_three_parts_by_content(pets: Path) -> None:
+def test_three_parts_are_taken_by_content(pets: Path) -> None:
     spec = folder(pets)
     parts = divide(spec, test_fraction=0.25, validation_fraction=0.3, seed=0)
     assert [len(part.examples) for part in parts] == [9, 4, 4]
@@ -300,7 +308,7 @@ def test_three_parts_by_content(pets: Path) -> None:
     assert whole.validation.examples == () and whole.test == parts.test
 
 
-def test_three_parts_stratified(pets: Path) -> None:
+def test_three_parts_are_taken_from_strata(pets: Path) -> None:
     spec = dataclasses.replace(folder(pets), split=Split.STRATIFIED)
     parts = divide(spec, validation_fraction=0.3, seed=3)
     assert parts.test == split_stratified(spec, seed=3)[1]
@@ -319,41 +327,46 @@ def with_parts(spec: DataSpec, parts: Sequence[str]) -> DataSpec:
     )
 
 
-def test_official_parts_are_kept(pets: Path) -> None:
+def test_an_official_test_part_is_kept(pets: Path) -> None:
     spec = with_parts(folder(pets), ["test" if i % 4 == 0 else "train" for i in range(17)])
     parts = divide(spec, test_fraction=0.9, seed=0)
     assert [e.part for e in parts.test.examples] == ["test"] * 5
-    assert {e.part for e in parts.validation.examples} == {"train"} and len(
-        parts.validation.examples
-    ) == 2
+    assert [e.part for e in parts.validation.examples] == ["train"] * 2
     assert tl.data.split(spec, seed=0)[1] == parts.test
 
+
+def test_an_official_validation_part_is_kept(pets: Path) -> None:
     spec = with_parts(folder(pets), ["validation" if i % 4 == 0 else "train" for i in range(17)])
     parts = divide(spec, seed=0)
     assert [e.part for e in parts.validation.examples] == ["validation"] * 5
     assert {e.part for e in parts.test.examples} == {"train"}
     assert tl.data.split(spec, seed=0)[1] == parts.test
 
+
+def test_three_official_parts_are_kept(pets: Path) -> None:
     spec = with_parts(folder(pets), [("train", "validation", "test")[i % 3] for i in range(17)])
-    assert [{e.part for e in part.examples} for part in divide(spec, seed=0)] == [
-        {"train"},
-        {"validation"},
-        {"test"},
-    ]
+    parts = [{e.part for e in part.examples} for part in divide(spec, seed=0)]
+    assert parts == [{"train"}, {"validation"}, {"test"}]
 
 
-def test_classes_that_cannot_be_learned_or_divided(pets: Path, tmp_path: Path) -> None:
+def test_a_class_without_training_images_is_an_error(pets: Path) -> None:
     spec = folder(pets)
-    dogs_are_tested = ["test" if e.label == 1 else "train" for e in spec.examples]
+    dogs_in_test = ["test" if e.label == 1 else "train" for e in spec.examples]
     with pytest.raises(
         ValueError,
-        match="no image of 'dog' is in the training part of folder:.*, expected at least one of each",
+        match="no image of 'dog' is in the training part of folder:.*, expected at least one of",
     ):
-        divide(with_parts(spec, dogs_are_tested), seed=0)
+        divide(with_parts(spec, dogs_in_test), seed=0)
     with pytest.raises(ValueError, match="no image of 'cat', 'dog' is in the training part"):
         divide(with_parts(spec, ["test"] * 17), seed=0)
+
+
+def test_an_empty_data_set_is_an_error(pets: Path) -> None:
     with pytest.raises(ValueError, match="'cat' has 0, 'dog' has 0 different images"):
-        divide(dataclasses.replace(spec, examples=()), seed=0)
+        divide(dataclasses.replace(folder(pets), examples=()), seed=0)
+
+
+def test_too_few_images_for_a_validation_part_are_an_error(pets: Path, tmp_path: Path) -> None:
     for i in range(2):
         picture(tmp_path / "pets/ape" / f"{i}.png", 200 + i)
     with pytest.raises(
@@ -362,66 +375,72 @@ def test_classes_that_cannot_be_learned_or_divided(pets: Path, tmp_path: Path) -
     ):
         divide(folder(pets), seed=0)
     assert len(divide(folder(pets), validation_fraction=0, seed=0).test.examples) == 5
-    with pytest.raises(ValueError, match="`validation_fraction` must be in \\(0, 1\\): got 1.0"):
-        divide(spec, validation_fraction=1.0, seed=0)
 
 
-# ---------------------------------------------------------------------------------------------------------------- folds
+def test_a_validation_fraction_of_one_is_an_error(pets: Path) -> None:
+    with pytest.raises(ValueError, match=r"`validation_fraction` must be in \(0, 1\): got 1.0"):
+        divide(folder(pets), validation_fraction=1.0, seed=0)
+
+
+# ---- folds ----
 
 
 @given(st.lists(st.integers(4, 9), min_size=2, max_size=4), st.integers(2, 6), st.integers(0, 9))
-def test_folds_test_every_picture_once(
+def test_folds_test_every_image_once(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], k: int, seed: int
 ):
     root = tmp_path_factory.mktemp("folds")
     contents = [(label, bytes([label, i])) for label, n in enumerate(sizes) for i in range(n)]
-    spec = made(root, contents, classes=tuple("abcd"[: len(sizes)]))
-    found = folds(spec, k, seed=seed)
-    assert len(found) == k and found == folds(spec, k, seed=seed)
-    assert sorted(e.path for _, test in found for e in test.examples) == sorted(
+    spec = data_set(root, contents, classes=tuple("abcd"[: len(sizes)]))
+    pairs = folds(spec, k, seed=seed)
+    assert len(pairs) == k and pairs == folds(spec, k, seed=seed)
+    assert sorted(e.path for _, test in pairs for e in test.examples) == sorted(
         e.path for e in spec.examples
     )
-    for train, test in found:
+    for train, test in pairs:
         assert sorted(e.path for e in train.examples + test.examples) == sorted(
             e.path for e in spec.examples
         )
         per_class = Counter(e.label for e in test.examples)
         assert all(n // k <= per_class[label] <= -(-n // k) for label, n in enumerate(sizes))
-    lengths = [len(test.examples) for _, test in found]
+    lengths = [len(test.examples) for _, test in pairs]
     assert max(lengths) - min(lengths) <= 1
 
 
-def test_folds_refuse(pets: Path, tmp_path: Path) -> None:
-    for k in (1, 18):
-        with pytest.raises(
-            ValueError, match=f"`folds` must be in .2, .* got {k} folds of 17 different"
-        ):
-            folds(folder(pets), k, seed=0)
+@pytest.mark.parametrize("k", [1, 18])
+def test_too_few_and_too_many_folds_are_errors(pets: Path, k: int) -> None:
+    with pytest.raises(
+        ValueError, match=f"`folds` must be in .2, .* got {k} folds of 17 different"
+    ):
+        folds(folder(pets), k, seed=0)
+
+
+def test_folds_of_a_class_with_one_image_are_an_error(pets: Path, tmp_path: Path) -> None:
     picture(tmp_path / "pets/ape/1.png", 200)
     with pytest.raises(ValueError, match="'ape' has 1 different images, .* for 3 folds"):
         folds(folder(pets), 3, seed=0)
 
 
-# --------------------------------------------------------------------------------------------------------------- digest
+# ---- digest ----
 
 
-def test_the_digest_is_of_contents_and_labels(pets: Path, tmp_path: Path) -> None:
-    spec = made(tmp_path, [(0, b"x"), (1, b"y")])
-    rows = sorted(
-        f"{hashlib.sha256(content).hexdigest()} {name}"
-        for content, name in ((b"x", "a"), (b"y", "b"))
-    )
+def test_the_digest_is_a_hash_of_contents_and_class_names(tmp_path: Path) -> None:
+    spec = data_set(tmp_path, [(0, b"x"), (1, b"y")])
+    rows = sorted(f"{hashlib.sha256(c).hexdigest()} {n}" for c, n in ((b"x", "a"), (b"y", "b")))
     assert split_digest(spec) == hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def test_the_digest_depends_on_contents_and_labels_only(tmp_path: Path) -> None:
+    spec = data_set(tmp_path, [(0, b"x"), (1, b"y")])
     shuffled = dataclasses.replace(spec, examples=spec.examples[::-1], name="another")
     assert split_digest(shuffled) == split_digest(spec)
-    other = dataclasses.replace(
-        spec, examples=(dataclasses.replace(spec.examples[0], label=1), spec.examples[1])
-    )
-    assert split_digest(other) != split_digest(spec)
-    assert split_digest(dataclasses.replace(spec, examples=spec.examples[:1])) != split_digest(spec)
+    first, second = spec.examples
+    relabeled = dataclasses.replace(spec, examples=(dataclasses.replace(first, label=1), second))
+    assert split_digest(relabeled) != split_digest(spec)
+    assert split_digest(dataclasses.replace(spec, examples=(first,))) != split_digest(spec)
 
 
-def test_real_photographs_of_the_same_puppies(shared_data: Path) -> None:
+def test_near_duplicates_among_real_photographs_are_recognized(shared_data: Path) -> None:
     spec = folder(shared_data / "cats_vs_dogs")
     groups = Counter(clusters(spec))
     same = [
@@ -434,11 +453,11 @@ def test_real_photographs_of_the_same_puppies(shared_data: Path) -> None:
     assert not leaks(train, test)
 
 
-# ------------------------------------------------------------------------------- labels by name
+# ---- labels by name ----
 
 
 def test_labels_are_remapped_by_the_exact_name(tmp_path: Path) -> None:
-    spec = made(tmp_path, [(0, b"x"), (1, b"y")])
+    spec = data_set(tmp_path, [(0, b"x"), (1, b"y")])
     remapped = remap_labels(spec, ["b", "c", "a"])
     assert remapped.classes == ("b", "c", "a")
     assert [example.label for example in remapped.examples] == [2, 0]
@@ -450,7 +469,7 @@ def test_labels_are_remapped_by_the_exact_name(tmp_path: Path) -> None:
 
 def test_labels_are_remapped_by_the_synonyms_of_a_class_table(tmp_path: Path) -> None:
     table = labels.from_names(["Russian Blue", "pug"])
-    spec = made(tmp_path, [(0, b"x"), (1, b"y")], classes=("pug", "russian_blue"))
+    spec = data_set(tmp_path, [(0, b"x"), (1, b"y")], classes=("pug", "russian_blue"))
     remapped = remap_labels(spec, table)
     assert remapped.classes == ("Russian Blue", "pug")
     assert [example.label for example in remapped.examples] == [1, 0]
@@ -458,10 +477,10 @@ def test_labels_are_remapped_by_the_synonyms_of_a_class_table(tmp_path: Path) ->
 
 def test_a_separate_test_set_shares_no_image_with_the_training_set(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
-    spec = made(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(4)])
-    test = made(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 5)])
+    spec = data_set(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(4)])
+    test = data_set(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 5)])
     assert [e.label for e in remap_test_labels(test, spec).examples] == [1, 1]
-    test = made(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 1)])
+    test = data_set(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 1)])
     with pytest.raises(
         ValueError, match="test/1.png of the test set is also in `data`, as .*1.png"
     ):
