@@ -1,4 +1,4 @@
-"""The feature bank: what is reused and what is not, over interruptions, broken files and company."""
+"""The feature bank: reuse, keys, unreadable files, interruptions, damage and concurrent runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
-from tl import backbones, data, paths, pixels
+from tests import toys
+from tl import data, paths, pixels, reporting
 from tl.data import Batch, shards
 from tl.inference import features
 from tl.models import Classifier, Provenance
@@ -29,8 +29,8 @@ BATCH = 4
 
 @pytest.fixture(scope="session")
 def net() -> Net:
-    """A MobileNetV2 without a head, at 32 pixels, its random weights drawn by numpy: compiling `init` takes longer."""
-    spec, rng = backbones.get("mobilenetv2_100"), np.random.default_rng(0)
+    """A small MobileNet without a head; NumPy draws the weights, because compiling `init` is slower."""
+    spec, rng = toys.TOYS["toy_mobilenet"], np.random.default_rng(0)
     clf = Classifier(
         spec.name, spec, None, pixels.PixelSpec(size=32), None, Provenance("random", "random")
     )
@@ -48,17 +48,16 @@ def net() -> Net:
 
 @pytest.fixture(scope="session")
 def album(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Ten different pictures; tests that change one copy it first."""
-    folder, rng = tmp_path_factory.mktemp("album"), np.random.default_rng(0)
+    """Ten different images; tests that change one copy it first."""
+    folder = tmp_path_factory.mktemp("album")
     for i in range(10):
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3)).astype(np.uint8))
-        coarse.resize((48, 40), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+        reporting.save_png(folder / f"{i}.png", toys.smooth(40, 48, seed=i))
     return tuple(sorted(folder.iterdir()))
 
 
 @pytest.fixture
 def extract(net: Net, tmp_path: Path) -> Extract:
-    """`features.extract` with a bank of its own."""
+    """`features.extract` with a new bank."""
 
     def run(paths: Iterable[Path], *, of: Net = net, **kwargs: Any) -> features.Features:
         return features.extract(
@@ -68,22 +67,22 @@ def extract(net: Net, tmp_path: Path) -> Extract:
     return run
 
 
-def computed(seen: list[int]) -> Callable[[Iterable[Batch], int], Iterator[Batch]]:
-    """A `progress` that notes how many pictures each batch computes."""
+def computed(counts: list[int]) -> Callable[[Iterable[Batch], int], Iterator[Batch]]:
+    """A `progress` that appends the number of images of each batch to `counts`."""
 
     def progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
         for batch in batches:
-            seen.append(int(batch.valid.sum()))
+            counts.append(int(batch.valid.sum()))
             yield batch
 
     return progress
 
 
-# -------------------------------------------------------------------------------------------------------------- values
+# ---- values ----
 
 
 @pytest.fixture(scope="session")
-def wanted(net: Net, album: tuple[Path, ...]) -> dict[str, np.ndarray]:
+def expected(net: Net, album: tuple[Path, ...]) -> dict[str, np.ndarray]:
     """Features and the mean of stage 1, by one direct pass."""
     clf, variables = net
 
@@ -99,65 +98,69 @@ def wanted(net: Net, album: tuple[Path, ...]) -> dict[str, np.ndarray]:
     return jax.tree.map(np.asarray, forward(variables, jnp.asarray(pixels.to_images01(images))))
 
 
-def test_features_are_the_networks_own_in_the_order_of_the_paths(
-    wanted: Any, album: Any, extract: Extract
+def test_features_are_those_of_a_direct_pass_in_the_order_of_the_paths(
+    expected: Any, album: Any, extract: Extract
 ) -> None:
-    found = extract(album[::-1])
-    values = wanted["features"][::-1]
-    assert found.values.dtype == np.float32 and found.values.shape == (10, 1280)
-    np.testing.assert_allclose(found.values, values, atol=1e-4 * values.max())
-    assert found.valid.all() and not found.skipped and found.reused == 0
+    result = extract(album[::-1])
+    values = expected["features"][::-1]
+    assert result.values.dtype == np.float32 and result.values.shape == (10, 16)
+    np.testing.assert_allclose(result.values, values, atol=1e-4 * values.max())
+    assert result.valid.all() and not result.skipped and result.reused == 0
     gaps = np.abs(values[:, None] - values[None]).max(axis=-1) / values.max() + np.eye(10)
-    assert gaps.min() > 1e-2  # these pictures can be told apart
-    assert found.bank.parent.name == "banks" and found.bank.name.startswith("mobilenetv2_100-")
+    assert gaps.min() > 1e-2  # the images differ
+    assert result.bank.parent.name == "banks" and result.bank.name.startswith("toy_mobilenet-")
 
 
-def test_an_endpoint_is_the_mean_of_its_map(wanted: Any, album: Any, extract: Extract) -> None:
-    found = extract(album, endpoint="stage1")
+def test_features_of_an_endpoint_are_the_mean_of_its_map(
+    expected: Any, album: Any, extract: Extract
+) -> None:
+    result = extract(album, endpoint="stage1")
     np.testing.assert_allclose(
-        found.values, wanted["stage1"], atol=1e-4 * np.abs(wanted["stage1"]).max()
+        result.values, expected["stage1"], atol=1e-4 * np.abs(expected["stage1"]).max()
     )
     with pytest.raises(
-        ValueError, match="mobilenetv2_100 has no endpoint 'stage99'; nearest: 'stage"
+        ValueError, match="toy_mobilenet has no endpoint 'stage99'; nearest: 'stage"
     ):
         extract(album[:1], endpoint="stage99")
 
 
-def test_no_picture_at_all(extract: Extract) -> None:
-    found = extract([])
-    assert found.values.shape == (0, 1280) and found.valid.shape == (0,) and found.reused == 0
+def test_no_paths_give_no_features(extract: Extract) -> None:
+    result = extract([])
+    assert result.values.shape == (0, 16) and result.valid.shape == (0,) and result.reused == 0
 
 
-# --------------------------------------------------------------------------------------------------------------- reuse
+# ---- reuse ----
 
 
-def test_a_second_run_computes_nothing_and_finds_every_bit(album: Any, extract: Extract) -> None:
-    seen: list[int] = []
-    first = extract(album, progress=computed(seen))
-    assert seen == [4, 4, 2]
-    again = extract(album[::-1], progress=computed(seen))
-    assert seen == [4, 4, 2]
+def test_a_second_run_computes_nothing_and_returns_the_same_bits(
+    album: Any, extract: Extract
+) -> None:
+    counts: list[int] = []
+    first = extract(album, progress=computed(counts))
+    assert counts == [4, 4, 2]
+    again = extract(album[::-1], progress=computed(counts))
+    assert counts == [4, 4, 2]
     assert (first.reused, again.reused) == (0, 10)
     np.testing.assert_array_equal(again.values, first.values[::-1])
     assert again.bank == first.bank
 
 
-def test_renamed_is_found_changed_is_not_and_a_new_picture_computes_itself_alone(
+def test_a_renamed_image_is_reused_and_changed_and_new_ones_are_computed(
     album: Any, extract: Extract, tmp_path: Path
 ) -> None:
     first = extract(album[:6])
-    moved = tmp_path / "elsewhere" / "another name.jpeg"
-    moved.parent.mkdir()
-    shutil.copy(album[2], moved)
-    changed = tmp_path / "elsewhere" / album[3].name
+    renamed = tmp_path / "other" / "another name.jpeg"
+    renamed.parent.mkdir()
+    shutil.copy(album[2], renamed)
+    changed = tmp_path / "other" / album[3].name
     shutil.copy(album[9], changed)
-    seen: list[int] = []
-    found = extract([moved, changed, *album[4:8]], progress=computed(seen))
-    assert seen == [3]  # changed, 6, 7
-    assert found.reused == 3
-    np.testing.assert_array_equal(found.values[0], first.values[2])
-    np.testing.assert_array_equal(found.values[2:4], first.values[4:6])
-    assert (found.values[1] != first.values[3]).any()
+    counts: list[int] = []
+    result = extract([renamed, changed, *album[4:8]], progress=computed(counts))
+    assert counts == [3]  # changed, 6, 7
+    assert result.reused == 3
+    np.testing.assert_array_equal(result.values[0], first.values[2])
+    np.testing.assert_array_equal(result.values[2:4], first.values[4:6])
+    assert (result.values[1] != first.values[3]).any()
 
 
 def test_a_file_that_changes_under_its_name_is_computed_again(
@@ -173,19 +176,21 @@ def test_a_file_that_changes_under_its_name_is_computed_again(
     assert (other.values != one.values).any()
 
 
-def test_copies_are_computed_once(album: Any, extract: Extract, tmp_path: Path) -> None:
+def test_copies_of_an_image_are_computed_once(album: Any, extract: Extract, tmp_path: Path) -> None:
     shutil.copy(album[0], tmp_path / "copy.png")
-    seen: list[int] = []
-    found = extract([album[0], tmp_path / "copy.png", album[1], album[0]], progress=computed(seen))
-    assert sum(seen) == 2
-    np.testing.assert_array_equal(found.values[[1, 3]], found.values[[0, 0]])
+    counts: list[int] = []
+    result = extract(
+        [album[0], tmp_path / "copy.png", album[1], album[0]], progress=computed(counts)
+    )
+    assert sum(counts) == 2
+    np.testing.assert_array_equal(result.values[[1, 3]], result.values[[0, 0]])
     assert extract([album[0], album[0]]).reused == 2
 
 
-# ---------------------------------------------------------------------------------------------------------------- keys
+# ---- keys ----
 
 
-def test_whatever_decides_the_numbers_has_its_own_bank(net: Net) -> None:
+def test_everything_that_decides_the_features_changes_the_key(net: Net) -> None:
     clf, variables = net
     one = jax.tree.map(np.copy, variables)
     one["params"]["backbone"]["stem"]["kernel"].view(np.uint32)[0, 0, 0, 0] ^= 1
@@ -204,11 +209,11 @@ def test_whatever_decides_the_numbers_has_its_own_bank(net: Net) -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_the_head_decides_nothing_and_the_key_repeats(net: Net) -> None:
+def test_the_head_does_not_change_the_key(net: Net) -> None:
     clf, variables = net
     other = {
         **variables,
-        "params": {**variables["params"], "head": {"kernel": np.ones((1280, 2), np.float32)}},
+        "params": {**variables["params"], "head": {"kernel": np.ones((16, 2), np.float32)}},
     }
     key = features.bank_key(clf, variables)
     assert features.bank_key(clf, other) == key
@@ -226,10 +231,10 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     assert paths.cache_dir() == Path.home() / ".cache" / "tl"
 
 
-# ------------------------------------------------------------------------------------------------------ broken pictures
+# ---- unreadable images ----
 
 
-def test_broken_pictures_are_skipped_with_a_reason_and_zero(
+def test_unreadable_images_are_skipped_with_a_reason_and_zero_features(
     album: Any, extract: Extract, tmp_path: Path
 ) -> None:
     empty, text, gone = tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "gone.png"
@@ -238,12 +243,12 @@ def test_broken_pictures_are_skipped_with_a_reason_and_zero(
     cut = tmp_path / "cut.png"
     cut.write_bytes(album[5].read_bytes()[:-200])
     paths = [album[0], empty, album[1], text, cut, gone, tmp_path, empty]
-    for reused in (0, 2):  # broken pictures are not kept: each run tries them again
-        found = extract(paths)
-        assert found.valid.tolist() == [True, False, True, False, False, False, False, False]
-        assert found.reused == reused
-        np.testing.assert_array_equal(found.values[~found.valid], np.zeros((6, 1280)))
-        assert [Path(skip.path) for skip in found.skipped] == [p for p in paths if p not in album]
+    for reused in (0, 2):  # each run tries unreadable images again
+        result = extract(paths)
+        assert result.valid.tolist() == [True, False, True, False, False, False, False, False]
+        assert result.reused == reused
+        np.testing.assert_array_equal(result.values[~result.valid], np.zeros((6, 16)))
+        assert [Path(skip.path) for skip in result.skipped] == [p for p in paths if p not in album]
         reasons = (
             "is empty",
             "is not a readable image",
@@ -252,28 +257,28 @@ def test_broken_pictures_are_skipped_with_a_reason_and_zero(
             "is a folder",
             "is empty",
         )
-        for skip, why in zip(found.skipped, reasons, strict=True):
-            assert why in skip.why
-    np.testing.assert_array_equal(found.values[found.valid], extract(album[:2]).values)
+        for skip, reason in zip(result.skipped, reasons, strict=True):
+            assert reason in skip.why
+    np.testing.assert_array_equal(result.values[result.valid], extract(album[:2]).values)
 
 
-def test_nothing_but_broken_pictures(extract: Extract, tmp_path: Path) -> None:
+def test_a_list_of_unreadable_images_writes_nothing(extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("x")
-    found = extract([tmp_path / "x.png"])
-    assert found.values.shape == (1, 1280) and not found.valid.any() and len(found.skipped) == 1
-    assert list(found.bank.iterdir()) == []
+    result = extract([tmp_path / "x.png"])
+    assert result.values.shape == (1, 16) and not result.valid.any() and len(result.skipped) == 1
+    assert list(result.bank.iterdir()) == []
 
 
-# -------------------------------------------------------------------------------- interruptions, damage and company
+# ---- interruptions, damage and concurrent runs ----
 
 
-def test_an_interrupted_run_keeps_its_shards_and_goes_on(
+def test_an_interrupted_run_keeps_its_shards_and_continues(
     album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "SHARD", BATCH)
     whole = extract(album, cache=album[0].parent.parent / "whole").values
 
-    def pulled(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+    def interrupted(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
         assert total == 3
         for i, batch in enumerate(batches):
             if i == 2:
@@ -281,27 +286,27 @@ def test_an_interrupted_run_keeps_its_shards_and_goes_on(
             yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        extract(album, progress=pulled)
-    seen: list[int] = []
-    found = extract(album, progress=computed(seen))
-    assert found.reused == 8 and seen == [2]
-    np.testing.assert_array_equal(found.values, whole)
-    assert sorted(p.suffix for p in found.bank.iterdir()) == [".safetensors"] * 3
+        extract(album, progress=interrupted)
+    counts: list[int] = []
+    result = extract(album, progress=computed(counts))
+    assert result.reused == 8 and counts == [2]
+    np.testing.assert_array_equal(result.values, whole)
+    assert sorted(p.suffix for p in result.bank.iterdir()) == [".safetensors"] * 3
 
 
-def test_a_write_that_fails_leaves_no_shard(
+def test_a_failed_write_leaves_no_shard(
     album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: Any) -> None:
+    def disk_full(*args: Any) -> None:
         Path(args[1]).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(shards, "save_file", full)
+        patch.setattr(shards, "save_file", disk_full)
         extract(album[:2])
-    found = extract(album[:2])
-    assert found.reused == 0 and found.valid.all()
-    assert len(list(found.bank.glob("*.safetensors"))) == 1
+    result = extract(album[:2])
+    assert result.reused == 0 and result.valid.all()
+    assert len(list(result.bank.glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "no hashes", "other hashes"])
@@ -319,17 +324,17 @@ def test_a_corrupt_shard_is_computed_again(damage: str, album: Any, extract: Ext
             save_file({"features": first.values}, shard)
         case "other hashes":
             save_file({"features": first.values}, shard, {"hashes": '{"not": "a list"}'})
-    found = extract(album[:3])
-    assert found.reused == 0 and found.valid.all()
-    np.testing.assert_array_equal(found.values, first.values)
+    result = extract(album[:3])
+    assert result.reused == 0 and result.valid.all()
+    np.testing.assert_array_equal(result.values, first.values)
     assert extract(album[:3]).reused == 3
 
 
 @pytest.mark.optimized
-def test_two_at_once_fill_one_bank(
+def test_concurrent_runs_fill_one_bank(
     album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "SHARD", 1)  # as many writes as there can be
+    monkeypatch.setattr(features, "SHARD", 1)  # a write per image
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(extract, paths) for paths in (album, album[::-1], album[3:])]
         one, other, part = (run.result() for run in runs)

@@ -136,10 +136,19 @@ def smooth(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def color_folder(folder: Path, n: int = 12, *, side: int = 40) -> data.DataSpec:
-    """Writes `n` PNG images of each of two classes, red and blue with noise, and returns the data set."""
+def color_folder(
+    folder: Path, n: int = 12, *, side: int = 40, classes: Sequence[str] = ("red", "blue")
+) -> data.DataSpec:
+    """Writes `n` noisy PNG images of each of two colors, red and blue, and returns the data set.
+
+    Args:
+      folder: receives one folder per class.
+      n: images per class.
+      side: of the images, in pixels.
+      classes: the names of the red and of the blue class.
+    """
     rng = np.random.default_rng(0)
-    for name, color in (("red", (0.9, 0.3, 0.1)), ("blue", (0.1, 0.4, 0.9))):
+    for name, color in zip(classes, ((0.9, 0.3, 0.1), (0.1, 0.4, 0.9)), strict=True):
         (folder / name).mkdir(parents=True)
         for i in range(n):
             values = np.array(color) + 0.2 * rng.standard_normal((side, side, 3))

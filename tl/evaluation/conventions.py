@@ -145,10 +145,11 @@ def verdict(result: Mapping[str, Any]) -> str:
     """The outcome of `compare_conventions` as a sentence."""
     best = result["conventions"][0]
     if best["name"] == PUBLISHED:
-        relation = ""
+        text = "These weights expect the convention they came with"
+    elif best["own"]:
+        text = f"These weights expect {best['name']} (their own)"
     else:
-        relation = " (their own)" if best["own"] else ", which is not the convention they came with"
-    text = f"These weights expect {best['name']}{relation}"
+        text = f"These weights expect {best['name']}, which is not the convention they came with"
     if result["ranked_by"] == "information":
         return f"{text}; ranked without labels, by the information of the predictions."
     if overlapping := result["cannot_be_told_apart"]:

@@ -153,6 +153,7 @@ def _sources(
     clf: Classifier, images: Any, labels: Any
 ) -> tuple[list[Source], np.ndarray, list[Skipped]]:
     """Where the images are, their labels i64[n], and the files that are left out already."""
+    sources: list[Source]
     skipped: list[Skipped] = []
     if isinstance(images, DataSpec):
         sources = [example.path for example in images.examples]
