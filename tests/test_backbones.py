@@ -1,14 +1,16 @@
-"""Every architecture of the zoo against what its source computed (golden files, no torch or Keras needed), and its promises.
+"""Every architecture of the zoo against the results of its source library, in golden files.
 
-The weights are drawn from the name of each source tensor and go through the rename table, so these tests hold tables,
-layouts, padding, eps and BatchNorm at once. How the golden files are made: golden/make_golden.py.
+The weights are drawn from the name of each source tensor and pass through the rename table, so
+these tests cover tables, layouts, padding, eps and BatchNorm together. The golden files are made by
+golden/make_golden.py; torch and Keras are not needed here. By default one network of each form
+runs, with --full all of the zoo.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +45,43 @@ from tl.types import Mode, Variables
 from tl.weights import port, tables
 
 NAMES = backbones.names()
+
+# The networks of several tests. They come last in `ALL`, so that the next tests find them in the
+# caches.
+SHARED = (
+    "vgg11_bn",
+    "resnet18",
+    "resnetv2_50_keras",
+    "mobilenetv2_035",
+    "mobilenetv3_small_050",
+    "mobilenetv1_025_keras",
+)
 CHEAP = ("resnet18", "mobilenetv2_035", "mobilenetv3_small_050", "mobilenetv1_025_keras")
+
+# One network of each structural feature.
+QUICK = {
+    *SHARED,
+    "vgg11",  # convolutions with bias
+    "wide_resnet50_2",  # bottleneck
+    "resnext50_32x4d",  # grouped
+    "resnet50_keras",  # stride in the first 1x1, bias and BatchNorm
+    "mobilenetv1_100",  # separable blocks, torch's padding
+    "mobilenetv2_035_keras",  # "same" padding
+    "mobilenetv2_110d",  # scaled depth
+    "mobilenet_v3_small",  # torchvision's V3
+    "tf_mobilenetv3_small_075",
+    "tf_mobilenetv3_small_minimal_100",  # ReLU only
+    "tf_efficientnet_lite0",
+    "squeezenet1_1",
+}
+
+
+def quick_first(names: Iterable[str], quick: Collection[str] = QUICK) -> list[Any]:
+    """Parameters for all names; those outside of `quick` run with --full."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
+ALL = quick_first([*(name for name in NAMES if name not in SHARED), *SHARED])
 PARAMETERS = {
     "vgg11": 132_863_336,
     "vgg11_bn": 132_868_840,
@@ -112,14 +150,14 @@ PARAMETERS = {
     "tf_efficientnet_lite4": 13_006_568,
     "squeezenet1_1": 1_235_496,
 }
-"""Trainable numbers under 1000 classes: torchvision's published `num_params`, else counted in the source's own network."""
+"""Parameters with 1000 classes: torchvision's `num_params`, else counted in the source."""
 
 
 class Network(NamedTuple):
     clf: Classifier
     variables: Variables
     table: port.Table
-    arrays: dict[str, np.ndarray]  # by the source's names
+    arrays: dict[str, np.ndarray]  # by the names of the source
 
 
 def classifier(name: str) -> Classifier:
@@ -128,9 +166,9 @@ def classifier(name: str) -> Classifier:
     return Classifier(name, spec, head, PixelSpec(), None, Provenance("seeded", ""))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=6)
 def network(name: str) -> Network:
-    """An architecture with seeded weights under a head of 16 classes, as its golden file has it."""
+    """An architecture with seeded weights and a head of 16 classes, as in its golden file."""
     if not (HERE / f"{name}.npz").is_file():
         pytest.fail(f"no golden file of {name}: run python -m tests.golden.make_golden {name}")
     clf = classifier(name)
@@ -148,21 +186,26 @@ def compiled(clf: Classifier, mode: Mode = Mode.EVAL) -> Callable:
     return jax.jit(lambda variables, images: clf.apply(variables, images, mode))
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=6)
 def evaluated(name: str) -> Any:
     net = network(name)
     return jax.tree.map(np.asarray, compiled(net.clf)(net.variables, golden_images()))
 
 
-def error(got: Any, want: np.ndarray) -> float:
+def error(actual: Any, expected: np.ndarray) -> float:
     """Largest difference, in units of the largest value."""
-    assert got.shape == want.shape
-    return float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+    assert actual.shape == expected.shape
+    return float(np.abs(np.asarray(actual, np.float64) - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_network_is_its_sources(name: str):
-    out, golden, clf = evaluated(name), read(name), network(name).clf
+@pytest.fixture(scope="module", params=ALL)
+def name(request: pytest.FixtureRequest) -> str:
+    """Every architecture; the scope lets pytest run the tests of one network after another."""
+    return request.param
+
+
+def test_every_endpoint_equals_the_source(name: str):
+    out, golden = evaluated(name), read(name)
     results = {"logits": out.logits, "features": out.features, **out.endpoints}
     assert {end: array.shape for end, array in results.items()} == golden.shapes
     errors = {
@@ -174,7 +217,9 @@ def test_a_network_is_its_sources(name: str):
         k: v for k, v in errors.items() if not v <= 1e-5
     }
 
-    spec = clf.spec
+
+def test_spec_states_endpoints_features_and_parameters_of_the_network(name: str):
+    spec, out = backbones.get(name), evaluated(name)
     assert set(spec.endpoints) == {end for end in out.endpoints if "/" not in end}
     sides = [out.endpoints[end].shape[1] for end in spec.endpoints]
     assert sides == sorted(sides, reverse=True), (
@@ -189,55 +234,72 @@ def test_a_network_is_its_sources(name: str):
         leaf.size for path, leaf in leaves.items() if path.startswith("params/backbone/")
     )
     assert backbone + sum(leaf.size for leaf in flatten(head).values()) == PARAMETERS[name]
-    if name == "vgg16":  # the published size of VGG-16 without its top
+    if name == "vgg16":  # the published size of VGG-16 without its classifier
         assert backbone == 14_714_688
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_training_agrees_in_features_and_moved_statistics(name: str):
+QUICK_TRAINING = ("vgg11_bn", "mobilenetv3_small_050", "mobilenetv1_025_keras")
+QUICK_FOLDING = ("vgg11_bn", "resnetv2_50_keras", "mobilenetv1_025_keras")
+QUICK_SIZES = ("resnet18", "mobilenetv1_025_keras", "mobilenetv2_035_keras")  # every padding
+
+
+@pytest.mark.parametrize("name", quick_first(REPRESENTATIVES, QUICK_TRAINING))
+def test_training_mode_equals_the_source_in_features_and_new_statistics(name: str):
     clf, variables, table, _ = network(name)
     out, golden = compiled(clf, Mode.TRAIN)(variables, golden_images()), read(name)
-    # The last statistics are of 18 numbers a channel.
+    # The last statistics are computed from 18 numbers per channel.
     assert error(sampled(out.features), golden.features) < 1e-4
-    moved = flatten({"batch_stats": out.stats})
-    assert set(moved) == {path for path in flatten(variables) if path.startswith("batch_stats/")}
+    statistics = flatten({"batch_stats": out.stats})
+    assert set(statistics) == {
+        path for path in flatten(variables) if path.startswith("batch_stats/")
+    }
     stats = {
-        source: moved[target.path]
+        source: statistics[target.path]
         for source, target in table.items()
         if source.endswith(STATISTICS)
     }
     np.testing.assert_allclose(joined(stats), golden.stats, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-def test_folding_leaves_the_same_network_without_batchnorm(name: str):
+@pytest.mark.parametrize("name", quick_first(REPRESENTATIVES, QUICK_FOLDING))
+def test_folding_gives_the_same_network_without_batchnorm(name: str):
     clf, variables, _, _ = network(name)
     folded = clf.fold_batch_norm(variables)
     assert not flatten(folded["batch_stats"]) and len(flatten(folded)) < len(flatten(variables))
     assert digest(clf.fold_batch_norm(folded)) == digest(folded)
-    out, want = compiled(clf)(folded, golden_images()), evaluated(name)
-    assert error(out.logits, want.logits) <= 1e-5 and error(out.features, want.features) <= 1e-5
-    if name in CHEAP:  # there is no batch to be seen any more
-        out = compiled(clf, Mode.TRAIN)(folded, golden_images())
-        assert error(out.logits, want.logits) <= 1e-5 and not flatten(out.stats)
+    out, expected = compiled(clf)(folded, golden_images()), evaluated(name)
+    assert error(out.logits, expected.logits) <= 1e-5
+    assert error(out.features, expected.features) <= 1e-5
 
 
-@pytest.mark.parametrize("name", [*CHEAP, "vgg11_bn", "resnetv2_50_keras"])
-def test_bfloat16_stays_near_and_comes_out_in_float32(name: str):
+@pytest.mark.parametrize("name", quick_first(CHEAP, ["mobilenetv1_025_keras"]))
+def test_a_folded_network_has_no_training_mode(name: str):
     clf, variables, _, _ = network(name)
-    out, want = compiled(clf.with_dtype("bfloat16"))(variables, golden_images()), evaluated(name)
+    folded = clf.fold_batch_norm(variables)
+    out = compiled(clf, Mode.TRAIN)(folded, golden_images())
+    assert error(out.logits, evaluated(name).logits) <= 1e-5 and not flatten(out.stats)
+
+
+@pytest.mark.parametrize("name", quick_first(SHARED, ["mobilenetv1_025_keras"]))
+def test_bfloat16_is_close_and_its_outputs_are_float32(name: str):
+    clf, variables, _, _ = network(name)
+    out, expected = (
+        compiled(clf.with_dtype("bfloat16"))(variables, golden_images()),
+        evaluated(name),
+    )
     assert out.logits.dtype == out.features.dtype == jnp.float32
     assert out.endpoints[clf.spec.endpoints[0]].dtype == jnp.bfloat16
     distance = [
         float(np.abs(a - b).max() / np.abs(b).max())
-        for a, b in ((out.logits, want.logits), (out.features, want.features))
+        for a, b in ((out.logits, expected.logits), (out.features, expected.features))
     ]
     assert 1e-6 < max(distance) < 0.03
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv1_025_keras"])
-def test_other_numbers_of_channels(name: str, tmp_path: Path):
-    """A grey picture gives what its three equal channels give, and four channels keep the kernel's sum."""
+@pytest.mark.parametrize(
+    "name", quick_first(["resnet18", "mobilenetv1_025_keras"], ["mobilenetv1_025_keras"])
+)
+def test_a_network_for_gray_images_equals_that_for_three_equal_channels(name: str, tmp_path: Path):
     net = network(name)
     save_file(
         {source: np.ascontiguousarray(array) for source, array in net.arrays.items()},
@@ -248,9 +310,17 @@ def test_other_numbers_of_channels(name: str, tmp_path: Path):
     same = dataclasses.replace(
         net.clf, pixels=PixelSpec(mean=gray.pixels.mean * 3, std=gray.pixels.std * 3)
     )
-    want = compiled(same)(net.variables, np.repeat(images, 3, axis=3))
-    assert error(compiled(gray)(variables, images).logits, np.asarray(want.logits)) <= 1e-5
+    expected = compiled(same)(net.variables, np.repeat(images, 3, axis=3))
+    assert error(compiled(gray)(variables, images).logits, np.asarray(expected.logits)) <= 1e-5
 
+
+def test_a_fourth_input_channel_repeats_the_first_and_keeps_the_scale(tmp_path: Path):
+    name = "mobilenetv1_025_keras"
+    net = network(name)
+    save_file(
+        {source: np.ascontiguousarray(array) for source, array in net.arrays.items()},
+        tmp_path / "w",
+    )
     _, variables = load(name, weights=tmp_path / "w", in_channels=4)
     kernel, three = (
         np.asarray(v["params"]["backbone"]["stem"]["kernel"]) for v in (variables, net.variables)
@@ -259,11 +329,15 @@ def test_other_numbers_of_channels(name: str, tmp_path: Path):
     np.testing.assert_allclose(kernel[:, :, :3], three * 0.75, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", CHEAP)
-def test_eval_leaves_statistics_bit_identical_and_rows_do_not_see_their_neighbours(name: str):
+@pytest.mark.parametrize("name", quick_first(CHEAP, ["mobilenetv1_025_keras"]))
+def test_eval_mode_changes_no_bit_of_the_statistics(name: str):
+    assert digest(evaluated(name).stats) == digest(network(name).variables["batch_stats"])
+
+
+@pytest.mark.parametrize("name", quick_first(CHEAP, ["mobilenetv1_025_keras"]))
+def test_eval_mode_computes_each_image_of_a_batch_alone(name: str):
     clf, variables, _, _ = network(name)
     first = evaluated(name)
-    assert digest(first.stats) == digest(variables["batch_stats"])
     images = golden_images()
     other = compiled(clf)(variables, np.stack([np.zeros_like(images[0]), images[0]]))
     for end in ("stem", "stage1"):
@@ -272,29 +346,30 @@ def test_eval_leaves_statistics_bit_identical_and_rows_do_not_see_their_neighbou
     assert error(other.logits[1], first.logits[0]) <= 1e-5
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
-@pytest.mark.parametrize("side, across", [(0, 0), (1, 130)])
-def test_every_size_from_the_smallest_up(name: str, side: int, across: int):
-    clf, variables, _, _ = network(name)
-    small = clf.spec.min_size
-    images = jax.ShapeDtypeStruct((3, small + side, small + across, 3), jnp.float32)
+@pytest.mark.parametrize("name", quick_first(REPRESENTATIVES, QUICK_SIZES))
+@pytest.mark.parametrize("more_height, more_width", [(0, 0), (1, 130)])
+def test_every_size_from_the_smallest_up_is_accepted(name: str, more_height: int, more_width: int):
+    clf = classifier(name)
+    small, variables = clf.spec.min_size, jax.eval_shape(clf.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((3, small + more_height, small + more_width, 3), jnp.float32)
     out = jax.eval_shape(clf.apply, variables, images)
     assert out.logits.shape == (3, CLASSES) and out.features.shape == (3, clf.spec.features)
     assert all(0 not in end.shape for end in out.endpoints.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("cut", [(1, 0), (0, 1)])
-def test_smaller_is_refused_with_the_size_it_wants(name: str, cut: tuple[int, int]):
+@pytest.mark.parametrize("less_height, less_width", [(1, 0), (0, 1)])
+def test_a_smaller_image_is_an_error(name: str, less_height: int, less_width: int):
     clf = classifier(name)
-    h, w = (clf.spec.min_size - c for c in cut)
-    with pytest.raises(
-        ValueError, match=rf"{name} wants images of at least {clf.spec.min_size} pixels.*{h}, {w}"
-    ):
+    h, w = clf.spec.min_size - less_height, clf.spec.min_size - less_width
+    message = (
+        rf"too small for {name}: got .*{h}, {w}.*, expected at least {clf.spec.min_size} pixel"
+    )
+    with pytest.raises(ValueError, match=message):
         clf.apply({}, np.zeros((1, h, w, 3), np.float32))
 
 
-def test_names_aliases_and_forms():
+def test_names_aliases_and_forms_are_consistent():
     assert len(set(NAMES)) == len(NAMES)
     for name in NAMES:
         assert backbones.get(name).name == name
@@ -304,6 +379,9 @@ def test_names_aliases_and_forms():
     assert len(set(aliases) | set(NAMES)) == len(aliases) + len(NAMES), (
         "an alias names two architectures"
     )
+
+
+def test_an_unknown_architecture_names_the_nearest():
     with pytest.raises(ValueError, match="unknown architecture 'resnet5o'; nearest: 'resnet50'"):
         backbones.get("resnet5o")
 
@@ -321,20 +399,20 @@ def test_every_source_names_every_endpoint_and_every_variable_once(name: str):
             ), source
 
 
-def test_the_golden_files_stay_small():
+def test_there_is_one_small_golden_file_per_architecture():
     assert sum(file.stat().st_size for file in Path(HERE).glob("*.npz")) < 1_000_000
     assert {file.stem for file in Path(HERE).glob("*.npz")} == set(NAMES), (
-        "a golden file of no architecture"
+        "a golden file without an architecture"
     )
 
 
-# --- BatchNorm, on one layer, against the formula --------------------------------------------------------------------
+# --- BatchNorm of one layer, against the formula ----------------------------------------------
 
 
 @pytest.mark.parametrize(
     "eps, momentum, unbiased", [(1e-5, 0.1, True), (1e-3, 0.1, True), (1.001e-5, 0.01, False)]
 )
-def test_batchnorm_by_hand(eps: float, momentum: float, unbiased: bool):
+def test_batchnorm_equals_its_formula(eps: float, momentum: float, unbiased: bool):
     rng = np.random.RandomState(1)
     x = rng.standard_normal((3, 5, 4, 2)).astype(np.float32)
     layer = ConvNorm(2, 1, norm=NormSpec(eps, momentum, unbiased))
@@ -354,12 +432,12 @@ def test_batchnorm_by_hand(eps: float, momentum: float, unbiased: bool):
         out, (wide - old_mean) / np.sqrt(old_var + eps) * scale + bias, rtol=1e-5, atol=1e-5
     )
 
-    out, moved = layer.apply(variables, x, Mode.TRAIN, mutable=["batch_stats"])
+    out, updates = layer.apply(variables, x, Mode.TRAIN, mutable=["batch_stats"])
     mean, var, n = wide.mean((0, 1, 2)), wide.var((0, 1, 2)), 3 * 5 * 4
     np.testing.assert_allclose(
         out, (wide - mean) / np.sqrt(var + eps) * scale + bias, rtol=1e-5, atol=1e-5
     )
-    stats = moved["batch_stats"]["norm"]
+    stats = updates["batch_stats"]["norm"]
     np.testing.assert_allclose(
         stats["mean"], (1 - momentum) * old_mean + momentum * mean, rtol=1e-5
     )
@@ -369,8 +447,8 @@ def test_batchnorm_by_hand(eps: float, momentum: float, unbiased: bool):
     )
 
 
-def test_batchnorm_with_a_large_mean_keeps_its_digits():
-    """E[x^2] - E[x]^2 in float32 would leave none of the variance here."""
+def test_batchnorm_with_a_large_mean_is_accurate():
+    """E[x^2] - E[x]^2 in float32 would lose all digits of the variance here."""
     x = (1000.0 + np.random.RandomState(2).standard_normal((2, 8, 8, 1))).astype(np.float32)
     layer = ConvNorm(1, 1)
     variables = layer.init(jax.random.key(0), x, Mode.EVAL)
@@ -383,8 +461,8 @@ def test_batchnorm_with_a_large_mean_keeps_its_digits():
     np.testing.assert_allclose(out, (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5), atol=2e-3)
 
 
-def test_gradients_of_the_folded_form_are_those_of_the_unfolded():
-    """In EVAL the norm is folded into the kernel: image and parameters get the gradients of the plain formula."""
+def test_gradients_of_the_folded_form_equal_those_of_the_unfolded_form():
+    """In `Mode.EVAL` the norm is folded into the kernel, which must not change gradients."""
     rng = np.random.RandomState(3)
     x = rng.standard_normal((2, 6, 6, 3)).astype(np.float32)
     layer = ConvNorm(4, 3)
@@ -417,12 +495,12 @@ def test_gradients_of_the_folded_form_are_those_of_the_unfolded():
     both = jax.jit(
         lambda params, x: [jax.grad(f, argnums=(0, 1))(params, x) for f in (folded, unfolded)]
     )
-    got, want = both(variables["params"], x)
-    jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-4), got, want)
+    actual, expected = both(variables["params"], x)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, actual, expected)
 
 
-# --- Modules made with other numbers than the zoo's: what a new variant relies on ------------------------------------
-
+# --- modules with other numbers than the zoo's, as a new variant would have --------------------
 
 TWO_STAGES = ((Row(1, 4, 1, 1),), (Row(2, 8, 2, 2, 5, squeeze=True),))
 
@@ -437,7 +515,7 @@ TWO_STAGES = ((Row(1, 4, 1, 1),), (Row(2, 8, 2, 2, 5, squeeze=True),))
         (InvertedResidualNet(TWO_STAGES, stem=4, top=0, padding="after", separable=True), 17, 8),
     ],
 )
-def test_other_variants_run(module: Any, side: int, last: int):
+def test_modules_accept_other_depths_and_widths(module: Any, side: int, last: int):
     def forward(key: jax.Array, x: jax.Array) -> Any:
         return module.apply(module.init(key, x, Mode.EVAL), x, Mode.EVAL)
 
@@ -448,20 +526,20 @@ def test_other_variants_run(module: Any, side: int, last: int):
     assert ends["stem"].shape[1] == -(-side // 2)  # both paddings give ceil(side / 2)
 
 
-def test_fresh_kernels_are_jaxs_own_he_normal():
+def test_fresh_kernels_equal_jaxs_he_normal():
     key, shape = jax.random.key(5), (3, 3, 8, 20)
-    want = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, jnp.float32)
-    np.testing.assert_allclose(he_normal(key, shape), want, rtol=1e-6)
+    init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    np.testing.assert_allclose(he_normal(key, shape), init(key, shape, jnp.float32), rtol=1e-6)
 
 
 @settings(max_examples=50)
 @given(
     st.integers(1, 300), st.integers(1, 300), st.sampled_from([1, 3, 5, 7]), st.sampled_from([1, 2])
 )
-def test_both_paddings_give_as_many_outputs_but_lay_the_odd_pixel_elsewhere(
+def test_torch_and_same_padding_differ_only_in_the_side_of_the_odd_pixel(
     h: int, w: int, window: int, stride: int
 ):
-    for padding in ("torch", "same"):  # "after" leaves the odd side one short, as Keras does
+    for padding in ("torch", "same"):  # "after" gives odd sizes one output less, as in Keras
         for size, (before, after) in zip(
             (h, w), pads((h, w), window, stride, padding), strict=True
         ):

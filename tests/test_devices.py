@@ -1,4 +1,4 @@
-"""Eight simulated devices compute what one does; two processes compute as one; batches that fit."""
+"""`tl.devices`: eight simulated devices, two processes, and batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -22,16 +22,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(code: str, *words: str, count: int, **variables: str) -> subprocess.Popen[str]:
-    """A process with so many simulated devices, strict as the tests are."""
-    environment = (
-        os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0",  # compiles soon
-            "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-            "JAX_NUMPY_RANK_PROMOTION": "raise",
-        }
-    )
+    """A process with `count` simulated devices, as strict as the tests."""
+    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+    }
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *words],
         cwd=ROOT,
@@ -42,8 +40,8 @@ def run(code: str, *words: str, count: int, **variables: str) -> subprocess.Pope
     )
 
 
-def answer(child: subprocess.Popen[str]) -> dict:
-    """What it printed last."""
+def report(child: subprocess.Popen[str]) -> dict:
+    """The last line that the process printed, as JSON."""
     with child:
         try:
             out, err = child.communicate(timeout=240)
@@ -53,7 +51,7 @@ def answer(child: subprocess.Popen[str]) -> dict:
     return json.loads(out.strip().splitlines()[-1])
 
 
-# -------------------------------------------------------------------------------------------------------- eight devices
+# --- eight devices ----------------------------------------------------------------------------
 
 EIGHT = """
 import contextlib, json, sys
@@ -66,62 +64,82 @@ mesh = devices.mesh()
 report = {"banner": devices.banner(), "devices": mesh.size, "errors": {}}
 
 
-def difference(ours, theirs):
-    # Relative to the largest entry of the tree: before a BatchNorm some gradients and means are zero but for rounding.
-    ours, theirs = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, theirs))
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+def difference(actual, expected):
+    # Relative to the largest entry of the tree, because some gradients and means before a BatchNorm
+    # are zero up to rounding.
+    flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+    return float(np.abs(flat(actual) - flat(expected)).max() / np.abs(flat(expected)).max())
 
 
-# The first stages of two real networks, with convolutions of every kind and the pool, at a size that compiles soon.
+# The first stages of two real networks, which have every kind of convolution and the pool.
 resnet, mobilenet = (backbones.get(name).module for name in ("resnet18", "mobilenetv2_035"))
-networks = {"resnet": resnet.clone(depths=(1,)), "mobilenet": mobilenet.clone(stages=mobilenet.stages[:2], top=16)}
+networks = {
+    "resnet": resnet.clone(depths=(1,)),
+    "mobilenet": mobilenet.clone(stages=mobilenet.stages[:2], top=16),
+}
 inputs = np.random.default_rng(0).normal(size=(16, 32, 32, 3)).astype(np.float32)
-inputs[:8] *= 3  # what one device sees is not what all see
+inputs[:8] *= 3  # the statistics of one device differ from those of the batch
 for name, network in networks.items():
     variables = jax.jit(lambda x: network.init(jax.random.key(0), x, Mode.EVAL))(inputs[:1])
 
     def loss(params, stats, inputs):
-        given = {"params": params, "batch_stats": stats}
-        (features, _), moved = network.apply(given, inputs, Mode.TRAIN, mutable=["batch_stats"])
-        return jnp.mean(jnp.sin(3 * features)), moved["batch_stats"]
+        variables = {"params": params, "batch_stats": stats}
+        out, updates = network.apply(variables, inputs, Mode.TRAIN, mutable=["batch_stats"])
+        return jnp.mean(jnp.sin(3 * out[0])), updates["batch_stats"]
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 2), has_aux=True))
     params, stats = variables["params"], variables["batch_stats"]
-    (one, moved), slopes = step(params, stats, inputs)
-    shared = devices.shard(inputs, mesh)
-    (eight, moved8), slopes8 = step(devices.replicate(params, mesh), devices.replicate(stats, mesh), shared)
+    (loss1, stats1), gradient1 = step(params, stats, inputs)
+    sharded = devices.shard(inputs, mesh)
+    replicated = devices.replicate(params, mesh), devices.replicate(stats, mesh)
+    (loss8, stats8), gradient8 = step(*replicated, sharded)
     report["errors"][name] = {
-        "loss": difference(eight, one), "gradient": difference(slopes8, slopes), "statistics": difference(moved8, moved)
+        "loss": difference(loss8, loss1),
+        "gradient": difference(gradient8, gradient1),
+        "statistics": difference(stats8, stats1),
     }
-    report["divided"] = len({str(s.index) for s in shared.addressable_shards})
-    report["moved"] = difference(stats, moved)
+    report["shards"] = len({str(s.index) for s in sharded.addressable_shards})
+    report["change"] = difference(stats, stats1)
 
-with contextlib.closing(checkpoints.open(sys.argv[1])) as kept:
-    tree = {"rows": devices.shard(np.arange(16.0, dtype=np.float32), mesh), "all": devices.replicate(np.ones(3), mesh)}
-    kept.save(1, tree, position={})
-    again = kept.restore(1, like=tree)[0]
-    report["restored"] = [bool((again[k] == tree[k]).all() and again[k].sharding == tree[k].sharding) for k in tree]
-    whole = kept.restore(1, like=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree))[0]
-    report["elsewhere"] = len(whole["rows"].devices())
+with contextlib.closing(checkpoints.open(sys.argv[1])) as folder:
+    rows = devices.shard(np.arange(16.0, dtype=np.float32), mesh)
+    tree = {"rows": rows, "all": devices.replicate(np.ones(3), mesh)}
+    folder.save(1, tree, position={})
+    restored = folder.restore(1, like=tree)[0]
+    same = lambda a, b: bool((a == b).all() and a.sharding == b.sharding)
+    report["restored"] = [same(restored[k], tree[k]) for k in tree]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+    report["unsharded"] = len(folder.restore(1, like=shapes)[0]["rows"].devices())
     try:
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-        kept.restore(1, like={**tree, "all": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=sharding)})
+        wrong = jax.ShapeDtypeStruct((3,), jnp.float32, sharding=sharding)
+        folder.restore(1, like={**tree, "all": wrong})
     except ValueError as error:
-        report["refused"] = str(error)
+        report["error"] = str(error)
 print(json.dumps(report))
 """
 
 
-def test_gradient_and_statistics_of_eight_devices_are_those_of_one(tmp_path):
-    found = answer(run(EIGHT, str(tmp_path), count=8))
-    assert found["devices"] == found["divided"] == 8 and found["banner"].startswith("8 x cpu (cpu)")
-    assert set(found["errors"]) == {"resnet", "mobilenet"}
-    assert all(error < 1e-5 for errors in found["errors"].values() for error in errors.values()), (
-        found["errors"]
-    )
-    assert found["moved"] > 1e-3  # BatchNorm did follow the batch
-    assert found["restored"] == [True, True] and found["elsewhere"] == 1
-    assert "'all' of float32[3] cannot be divided" in found["refused"]
+@pytest.fixture(scope="module")
+def eight(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The report of a process with eight devices."""
+    return report(run(EIGHT, str(tmp_path_factory.mktemp("checkpoints")), count=8))
+
+
+def test_a_batch_is_sharded_over_eight_devices(eight: dict):
+    assert eight["devices"] == eight["shards"] == 8
+    assert eight["banner"].startswith("8 x cpu (cpu)")
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_loss_gradient_and_statistics_of_eight_devices_equal_those_of_one(eight: dict, name: str):
+    assert all(error < 1e-5 for error in eight["errors"][name].values()), eight["errors"]
+    assert eight["change"] > 1e-3, "BatchNorm did not follow the batch"
+
+
+def test_a_checkpoint_restores_with_or_without_shards(eight: dict):
+    assert eight["restored"] == [True, True] and eight["unsharded"] == 1
+    assert "'all' of float32[3] cannot be divided" in eight["error"]
 
 
 TWO = """
@@ -136,7 +154,9 @@ rows = np.arange(4, dtype=np.float32) + 4 * jax.process_index()  # 0..7 over bot
 batch = devices.shard({"rows": rows}, mesh)
 weight = devices.replicate(np.float32(2), mesh)
 total = jax.jit(lambda w, b: w * b["rows"].sum())(weight, batch)
-print(json.dumps({"joined": joined, "total": float(total), "shape": batch["rows"].shape, "banner": devices.banner()}))
+shape = batch["rows"].shape
+result = {"joined": joined, "total": float(total), "shape": shape, "banner": devices.banner()}
+print(json.dumps(result))
 """
 
 
@@ -144,12 +164,12 @@ def test_two_processes_compute_as_one():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    told = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    children = [run(TWO, count=2, JAX_PROCESS_ID=str(rank), **told) for rank in range(2)]
-    for found in [answer(child) for child in children]:
-        assert found["joined"] == [True, True]
-        assert found["total"] == 56 and found["shape"] == [8]
-        assert found["banner"].startswith("4 x cpu (cpu), 2 hosts")
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    children = [run(TWO, count=2, JAX_PROCESS_ID=str(rank), **variables) for rank in range(2)]
+    for result in [report(child) for child in children]:
+        assert result["joined"] == [True, True]
+        assert result["total"] == 56 and result["shape"] == [8]
+        assert result["banner"].startswith("4 x cpu (cpu), 2 hosts")
 
 
 @pytest.mark.parametrize(
@@ -164,14 +184,14 @@ def test_two_processes_compute_as_one():
         ({"JAX_COORDINATOR_ADDRESS": "a:1"}, True),
     ],
 )
-def test_the_environment_says_whether_there_are_others(variables, several):
+def test_environment_variables_show_several_hosts(variables, several):
     assert devices.several_hosts(variables) is several
 
 
 @pytest.mark.parametrize(
     "variables", [{"JAX_NUM_PROCESSES": "2"}, {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "x"}]
 )
-def test_half_an_environment_is_refused(monkeypatch, variables):
+def test_an_incomplete_environment_is_an_error(monkeypatch, variables):
     for name, value in {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **variables}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="both as numbers, or neither"):
@@ -180,28 +200,27 @@ def test_half_an_environment_is_refused(monkeypatch, variables):
     assert devices.init_distributed() is False
 
 
-# ----------------------------------------------------------------------------------------------------------- the batch
+# --- batches ----------------------------------------------------------------------------------
 
 
 class Eight:
-    """As much of a mesh as the checks look at."""
+    """The attribute of a mesh that the checks read."""
 
     local_devices = range(8)
 
 
-def test_a_batch_that_cannot_be_divided_is_told_what_can():
-    with pytest.raises(
-        ValueError,
-        match="a batch of 30 cannot be divided over 8 devices; give a batch size of 24 or 32",
-    ):
+def test_a_batch_that_cannot_be_sharded_is_an_error_with_the_nearest_sizes():
+    message = "got 30 rows, expected a multiple of 8, .*; give a batch size of 24 or 32"
+    with pytest.raises(ValueError, match=message):
         devices.shard({"images": np.zeros((30, 2))}, Eight())
     with pytest.raises(ValueError, match="give a batch size of 8$"):
         devices.shard(np.zeros(3), Eight())
-    with pytest.raises(
-        ValueError, match=r"one size along axis 0 of all its arrays; found \[8, 16\]"
-    ):
+
+
+def test_arrays_of_different_batch_sizes_are_an_error():
+    with pytest.raises(ValueError, match=r"differ along axis 0: got sizes \[8, 16\]"):
         devices.shard((np.zeros(8), np.zeros(16)), Eight())
-    with pytest.raises(ValueError, match=r"found \[0, 8\]"):
+    with pytest.raises(ValueError, match=r"got sizes \[0, 8\]"):
         devices.shard((np.zeros(8), np.float32(1)), Eight())
 
 
@@ -218,36 +237,39 @@ def test_a_batch_on_one_device_keeps_its_values_and_types():
         assert (jax.random.key_data(keys) == jax.random.key_data(batch[1])).all()
 
 
-# --------------------------------------------------------------------------------------------------------------- memory
+# --- memory -----------------------------------------------------------------------------------
 
 
-def test_what_a_program_needs_counts_donated_arguments_once():
+def test_the_memory_of_a_program_counts_donated_arguments_once():
     x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
     plain = jax.jit(lambda x: x * 2).lower(x)
     donated = jax.jit(lambda x: x * 2, donate_argnums=0).lower(x)
-    assert devices.needs(plain) == 2 * 4 * 256**2 == 2 * devices.needs(donated.compile())
+    assert (
+        devices.memory_needed(plain)
+        == 2 * 4 * 256**2
+        == 2 * devices.memory_needed(donated.compile())
+    )
 
 
-def test_a_program_that_is_larger_than_the_machine_is_made_smaller():
+def test_a_batch_that_exceeds_the_memory_is_made_smaller():
     def program(side: int) -> jax.stages.Lowered:
         return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((side, 1 << 20), jnp.float32))
 
-    assert (
-        devices.limit() is None
-        or 1 <= devices.largest_batch(lambda b: devices.needs(program(b)), 1 << 22) < 1 << 22
-    )
+    if devices.memory_limit() is not None:
+        largest = devices.largest_batch(lambda b: devices.memory_needed(program(b)), 1 << 22)
+        assert 1 <= largest < 1 << 22
 
 
 @hypothesis.given(batch=st.integers(1, 3000), room=st.integers(1, 3000))
 def test_the_largest_batch_is_the_first_halving_with_room(batch, room):
-    asked = []
-    found = devices.largest_batch(lambda b: asked.append(b) or b, batch, room=room)
-    assert found <= room and found in {batch >> i for i in range(12)}
-    assert asked[-1] == found and all(size > room for size in asked[:-1])
+    tried = []
+    largest = devices.largest_batch(lambda b: tried.append(b) or b, batch, room=room)
+    assert largest <= room and largest in {batch >> i for i in range(12)}
+    assert tried[-1] == largest and all(size > room for size in tried[:-1])
 
 
-def test_one_picture_that_is_too_large():
-    with pytest.raises(ValueError, match="one picture alone needs 2 GB and there are 1 GB"):
+def test_an_image_that_exceeds_the_memory_is_an_error():
+    with pytest.raises(ValueError, match="one image does not fit into memory: it needs 2 GB"):
         devices.largest_batch(lambda b: b * 2 * 10**9, 8, room=10**9)
 
 

@@ -298,8 +298,8 @@ def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
     parts: data.Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phase = prepared(parts, dataclasses.replace(SMALL, tune="head", batch_size=4))
-    memory = devices.needs(phase.step)
-    monkeypatch.setattr(devices, "limit", lambda: memory)
+    memory = devices.memory_needed(phase.step)
+    monkeypatch.setattr(devices, "memory_limit", lambda: memory)
     message = r"`batch_size=64` needs .* GB are free; use `batch_size=\d+` or `microbatches="
     with pytest.raises(ValueError, match=message):
         run(parts, dataclasses.replace(SMALL, tune="head", batch_size=64))

@@ -1,4 +1,4 @@
-"""`heads` and the classifiers of the architectures: zero at first, shapes by name, torch's adaptive pooling by its rule."""
+"""`tl.models.heads` and the classifiers of the architectures, against their formulas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl import backbones, labels, models
+from tests import toys
+from tl import backbones, labels
 from tl.backbones.layers import Dense
 from tl.backbones.mobilenet import MobileNetV3Top
 from tl.backbones.vgg import VGGTop, adaptive_mean
@@ -18,7 +19,7 @@ from tl.models.heads import Flat, Linear, maker, own
 from tl.paths import flatten
 
 
-def test_linear_starts_from_even_odds_and_is_a_matrix_and_a_bias():
+def test_linear_starts_at_zero_and_is_an_affine_map():
     features = np.random.RandomState(0).standard_normal((3, 5)).astype(np.float32)
     head = Linear(4)
     params = head.init(jax.random.key(0), features, {})["params"]
@@ -28,42 +29,46 @@ def test_linear_starts_from_even_odds_and_is_a_matrix_and_a_bias():
     }
     assert (head.apply({"params": params}, features, {}) == 0).all()
     kernel, bias = np.arange(20, dtype=np.float32).reshape(5, 4), np.float32([1, 2, 3, 4])
-    got = head.apply({"params": {"kernel": kernel, "bias": bias}}, features, {})
+    logits = head.apply({"params": {"kernel": kernel, "bias": bias}}, features, {})
     np.testing.assert_allclose(
-        got, features.astype(np.float64) @ kernel + bias, rtol=1e-5, atol=1e-5
+        logits, features.astype(np.float64) @ kernel + bias, rtol=1e-5, atol=1e-5
     )
 
 
-def test_dense_starts_with_the_variance_he_et_al_give():
+def test_dense_starts_with_the_variance_of_he_et_al():
     kernel = Dense(300).init(jax.random.key(0), np.zeros((1, 400), np.float32))["params"]["kernel"]
     assert kernel.dtype == jnp.float32 and abs(float(jnp.std(kernel)) / np.sqrt(2 / 400) - 1) < 0.01
 
 
 @pytest.mark.parametrize("side", [7, 1, 9])
-def test_vggs_top_reads_the_last_map_row_by_row(side: int):
+def test_vgg_top_equals_dense_layers_on_the_map_flattened_by_rows(side: int):
     rng = np.random.RandomState(1)
     stage5 = rng.standard_normal((2, side, side, 3)).astype(np.float32)
     head = VGGTop(4, width=6)
     variables = head.init(jax.random.key(0), np.zeros((2, 3), np.float32), {"stage5": stage5})
     shapes = {name: leaf.shape for name, leaf in flatten(variables["params"]).items()}
     assert shapes == {
-        "fc6/bias": (6,), "fc6/kernel": (147, 6), "fc7/bias": (6,), "fc7/kernel": (6, 6), "fc8/bias": (4,), "fc8/kernel": (6, 4)
-    }  # fmt: skip
+        "fc6/kernel": (147, 6),
+        "fc6/bias": (6,),
+        "fc7/kernel": (6, 6),
+        "fc7/bias": (6,),
+        "fc8/kernel": (6, 4),
+        "fc8/bias": (4,),
+    }
     params = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), variables["params"]
     )
-    x = by_hand(stage5, 7).reshape(2, -1)
+    x = adaptive_mean_by_loops(stage5, 7).reshape(2, -1)
     for name in ("fc6", "fc7"):
         x = np.maximum(x @ params[name]["kernel"] + params[name]["bias"], 0)
-    want = x @ params["fc8"]["kernel"] + params["fc8"]["bias"]
-    got = head.apply(
-        {"params": params}, np.full((2, 3), np.nan, np.float32), {"stage5": stage5}
-    )  # features are not used
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+    expected = x @ params["fc8"]["kernel"] + params["fc8"]["bias"]
+    unused = np.full((2, 3), np.nan, np.float32)
+    logits = head.apply({"params": params}, unused, {"stage5": stage5})
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def by_hand(x: np.ndarray, size: int) -> np.ndarray:
-    """torch's rule: bin i runs from floor(i n / size) to ceil((i + 1) n / size)."""
+def adaptive_mean_by_loops(x: np.ndarray, size: int) -> np.ndarray:
+    """torch's rule: bin i covers floor(i n / size) to ceil((i + 1) n / size)."""
     out = np.zeros((len(x), size, size, x.shape[3]))
     for i in range(size):
         for j in range(size):
@@ -79,14 +84,13 @@ def by_hand(x: np.ndarray, size: int) -> np.ndarray:
 
 @settings(max_examples=8)  # each size compiles
 @given(h=st.integers(1, 20), w=st.integers(1, 20), size=st.sampled_from([1, 3, 7]))
-def test_adaptive_mean_is_torchs(h: int, w: int, size: int):
+def test_adaptive_mean_follows_the_rule_of_torch(h: int, w: int, size: int):
     x = np.random.RandomState(h * 100 + w).standard_normal((2, h, w, 2)).astype(np.float32)
-    np.testing.assert_allclose(
-        adaptive_mean(jnp.asarray(x), size), by_hand(x, size), rtol=1e-5, atol=1e-6
-    )
+    expected = adaptive_mean_by_loops(x, size)
+    np.testing.assert_allclose(adaptive_mean(jnp.asarray(x), size), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_flat_reads_the_last_map_row_by_row():
+def test_flat_is_a_dense_layer_on_the_last_map_flattened_by_rows():
     last = np.random.RandomState(3).standard_normal((2, 2, 3, 4)).astype(np.float32)
     features = np.zeros((2, 4), np.float32)
     head = Flat(1)
@@ -97,13 +101,16 @@ def test_flat_reads_the_last_map_row_by_row():
         and (head.apply({"params": params}, features, ends) == 0).all()
     )
     kernel = np.arange(24, dtype=np.float32)[:, None]
-    got = head.apply({"params": {"kernel": kernel, "bias": np.ones(1, np.float32)}}, features, ends)
+    params = {"kernel": kernel, "bias": np.ones(1, np.float32)}
     np.testing.assert_allclose(
-        got, last.reshape(2, -1).astype(np.float64) @ kernel + 1, rtol=1e-5, atol=1e-4
+        head.apply({"params": params}, features, ends),
+        last.reshape(2, -1).astype(np.float64) @ kernel + 1,
+        rtol=1e-5,
+        atol=1e-4,
     )
 
 
-def test_mobilenet_v3s_top_is_dense_hard_swish_dense():
+def test_mobilenet_v3_top_is_dense_hard_swish_dense():
     features = np.random.RandomState(4).standard_normal((3, 5)).astype(np.float32) * 4
     head = MobileNetV3Top(2, width=6)
     params = head.init(jax.random.key(0), features, {})["params"]
@@ -112,13 +119,12 @@ def test_mobilenet_v3s_top_is_dense_hard_swish_dense():
     )
     hidden = features.astype(np.float64) @ params["hidden"]["kernel"] + params["hidden"]["bias"]
     hidden = hidden * np.clip(hidden + 3, 0, 6) / 6
-    want = hidden @ params["logits"]["kernel"] + params["logits"]["bias"]
-    np.testing.assert_allclose(
-        head.apply({"params": params}, features, {}), want, rtol=1e-5, atol=1e-4
-    )
+    expected = hidden @ params["logits"]["kernel"] + params["logits"]["bias"]
+    logits = head.apply({"params": params}, features, {})
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_heads_by_name():
+def test_maker_returns_the_constructor_of_a_kind():
     resnet, vgg = backbones.get("resnet18"), backbones.get("vgg16")
     assert (own(resnet), maker("own", vgg), maker("linear", vgg), maker("flat", vgg)) == (
         Linear,
@@ -129,14 +135,13 @@ def test_heads_by_name():
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", "concat", "cosine", "flat"])
-def test_a_fresh_head_fits_what_the_network_gives_it(kind: str) -> None:
-    """Endpoints keep the order of the forward pass, on which `Flat` and `ConcatPool` count."""
-    clf, variables = models.load("vgg11", weights="random")
-    clf = clf.with_pixels(size=64).with_head(
-        heads.maker(kind, clf.spec)(3), labels.from_names("abc", name="letters")
-    )
+def test_fresh_head_parameters_fit_the_outputs_of_the_network(kind: str) -> None:
+    """Endpoints keep the forward order, because `Flat` and `ConcatPool` read the last one."""
+    clf, variables = toys.classifier("toy_vgg")
+    clf = clf.with_head(heads.maker(kind, clf.spec)(3), labels.from_names("abc", name="letters"))
     params = {**variables["params"], "head": clf.init_head(jax.random.key(0))}
-    output = clf.apply({**variables, "params": params}, jnp.full((2, 64, 64, 3), 0.5))
+    images = jnp.full((2, 32, 32, 3), 0.5)
+    output = jax.jit(clf.apply)({**variables, "params": params}, images)
     assert (
         output.logits is not None
         and output.logits.shape == (2, 3)

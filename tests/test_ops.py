@@ -1,8 +1,12 @@
-"""The CPU forms of `tl.ops` against lax: values, both gradients, and what each platform is given.
+"""The CPU forms of `tl.ops` against lax: values, both gradients, and the form of each platform.
 
-Tolerance: both sides sum the same float32 products in another order. A sum of n terms errs by about sqrt(n) * 6e-8 of
-its size; the longest here have a few hundred terms, so 1e-5 of the largest value is ten times what is expected, and
-a wrong tap or a shifted border is off by order one.
+Tolerance: both sides sum the same float32 products in another order. The error of a sum of n terms
+is about sqrt(n) * 6e-8 of its size; the longest sums here have a few hundred terms, so 1e-5 of the
+largest value is ten times the expected error. A wrong tap or a shifted border gives an error of
+order one.
+
+Every program is compiled as users compile it. By default one form of each kind runs, with --full
+all.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ from tl import ops
 
 TOLERANCE = 1e-5
 
-pytestmark = pytest.mark.optimized  # the forms were chosen for what XLA makes of them
+pytestmark = pytest.mark.optimized  # the forms were chosen for the programs that XLA compiles
+
+full = pytest.mark.full
 
 
 def reference(x, kernel, *, stride=1, padding=((0, 0), (0, 0)), groups=1):
@@ -40,15 +46,15 @@ def normal(seed: int, shape) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def assert_close(got, want):
-    assert got.shape == want.shape and got.dtype == want.dtype
-    if want.size:
-        error = float(jnp.max(jnp.abs(got - want)))
-        assert error <= TOLERANCE * max(float(jnp.max(jnp.abs(want))), 1e-3), error
+def assert_close(actual, expected):
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    if expected.size:
+        error = float(jnp.max(jnp.abs(actual - expected)))
+        assert error <= TOLERANCE * max(float(jnp.max(jnp.abs(expected))), 1e-3), error
 
 
 def check_conv(x_shape, k_shape, **options):
-    # Outputs of order one: `sin` would magnify the rounding of large ones.
+    # Outputs are of order one, because `sin` would amplify the rounding of large ones.
     x, kernel = normal(0, x_shape), normal(1, k_shape) / max(np.prod(k_shape[:3]), 1) ** 0.5
 
     @partial(jax.jit, static_argnums=0)
@@ -56,13 +62,12 @@ def check_conv(x_shape, k_shape, **options):
         y, pull = jax.vjp(partial(conv, **options), x, kernel)
         return y, *pull(jnp.sin(3.0 * y))
 
-    for got, want in zip(
-        all_three(ops.conv2d, x, kernel), all_three(reference, x, kernel), strict=True
-    ):
-        assert_close(got, want)
+    actual, expected = all_three(ops.conv2d, x, kernel), all_three(reference, x, kernel)
+    for a, b in zip(actual, expected, strict=True):
+        assert_close(a, b)
 
 
-# One row for each form that a CPU may be given: (x, kernel, options).
+# (shape of x, shape of the kernel, options) of each form for a CPU.
 SAME3 = ((1, 1), (1, 1))
 FORMS = {
     "pointwise": ((2, 6, 5, 4), (1, 1, 4, 7), {}),
@@ -83,8 +88,8 @@ FORMS = {
         (5, 5, 1, 5),
         {"padding": ((1, 2), (2, 2)), "groups": 5, "stride": 2},
     ),
-    "depthwise 19 pictures": ((19, 6, 6, 3), (3, 3, 1, 3), {"padding": SAME3, "groups": 3}),
-    "depthwise 20 pictures": (
+    "depthwise 19 images": ((19, 6, 6, 3), (3, 3, 1, 3), {"padding": SAME3, "groups": 3}),
+    "depthwise 20 images": (
         (20, 6, 6, 3),
         (3, 3, 1, 3),
         {"padding": SAME3, "groups": 3, "stride": 2},
@@ -108,15 +113,30 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_forms_match_lax(name):
+QUICK = {
+    "pointwise stride 2",
+    "depthwise stride 2",
+    "depthwise 20 images",
+    "stem 3x3",
+    "dense",
+    "grouped bundles",
+    "winograd 2x4",
+    "winograd kernel gradient",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=full) for name in FORMS]
+)
+def test_forms_equal_lax(name):
     x_shape, k_shape, options = FORMS[name]
     check_conv(x_shape, k_shape, **options)
 
 
+@full
 @settings(deadline=None, max_examples=6)
 @given(data=st.data())
-def test_any_shape_matches_lax(data):
+def test_any_shape_equals_lax(data):
     draw = data.draw
     kind = draw(st.sampled_from(["depthwise", "dense", "pointwise"]))
     kh, kw = (1, 1) if kind == "pointwise" else (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
@@ -141,15 +161,20 @@ def test_any_shape_matches_lax(data):
 @pytest.mark.parametrize(
     "name",
     [
-        "pointwise stride 2",
         "depthwise stride 2",
-        "stem 3x3",
-        "dense stride 2",
-        "grouped",
-        "winograd kernel gradient",
+        *(
+            pytest.param(name, marks=full)
+            for name in (
+                "pointwise stride 2",
+                "stem 3x3",
+                "dense stride 2",
+                "grouped",
+                "winograd kernel gradient",
+            )
+        ),
     ],
 )
-def test_gradient_of_gradient_vmap_and_checkpoint(name):
+def test_gradient_of_gradient_vmap_and_checkpoint_equal_lax(name):
     x_shape, k_shape, options = FORMS[name]
     x, kernel = normal(0, x_shape), normal(1, k_shape)
 
@@ -159,21 +184,23 @@ def test_gradient_of_gradient_vmap_and_checkpoint(name):
     def penalty(conv, x, kernel):
         return sum(jnp.sum(d**2) for d in jax.grad(partial(loss, conv), (0, 1))(x, kernel))
 
-    def each(conv):
-        one = jax.grad(jax.checkpoint(lambda x: loss(conv, x[None], kernel)))
-        per_example = jax.vmap(one)(x)
+    def derivatives(conv):
+        gradient = jax.grad(jax.checkpoint(lambda x: loss(conv, x[None], kernel)))
+        per_example = jax.vmap(gradient)(x)
         return *jax.grad(partial(penalty, conv), (0, 1))(x, kernel), per_example
 
-    run = jax.jit(each, static_argnums=0)
-    for got, want in zip(run(ops.conv2d), run(reference), strict=True):
-        assert_close(got, want)
+    run = jax.jit(derivatives, static_argnums=0)
+    for actual, expected in zip(run(ops.conv2d), run(reference), strict=True):
+        assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("name", ["winograd 2x4", "winograd kernel gradient"])
-def test_winograd_in_blocks_of_pictures(name, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["winograd kernel gradient", pytest.param("winograd 2x4", marks=full)]
+)
+def test_winograd_in_blocks_of_images_equals_lax(name, monkeypatch):
     monkeypatch.setattr(ops.winograd, "_BLOCK", 1)
     x_shape, k_shape, options = FORMS[name]
-    ops.forms.cache_clear()  # those made under the other number
+    ops.forms.cache_clear()  # the forms with the other block size
     check_conv((4, *x_shape[1:]), k_shape, **options)
     ops.forms.cache_clear()
 
@@ -198,23 +225,31 @@ def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
     assert len(traced) == 1
 
 
-def test_winograd_errs_like_a_direct_sum():
+def test_winograd_has_the_error_of_a_direct_sum():
     x, kernel = (
         np.abs(np.asarray(normal(0, (1, 16, 16, 256)))),
         np.asarray(normal(1, (3, 3, 256, 128))),
     )
     wide = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    want = sum(
+    expected = sum(
         wide[:, i : i + 16, j : j + 16] @ kernel[i, j].astype(np.float64)
         for i in range(3)
         for j in range(3)
     )
-    got = ops.conv2d(jnp.asarray(x), jnp.asarray(kernel), padding=SAME3)
-    assert np.max(np.abs(got - want)) <= 3e-6 * np.max(np.abs(want))
+    actual = ops.conv2d(jnp.asarray(x), jnp.asarray(kernel), padding=SAME3)
+    assert np.max(np.abs(actual - expected)) <= 3e-6 * np.max(np.abs(expected))
 
 
 @pytest.mark.parametrize(
-    "name", ["pointwise", "depthwise stride 2", "stem 3x3", "dense", "dense stride 2", "grouped"]
+    "name",
+    [
+        "depthwise stride 2",
+        "dense",
+        *(
+            pytest.param(name, marks=full)
+            for name in ("pointwise", "stem 3x3", "dense stride 2", "grouped")
+        ),
+    ],
 )
 def test_bfloat16_sums_in_float32(name):
     x_shape, k_shape, options = FORMS[name]
@@ -225,28 +260,27 @@ def test_bfloat16_sums_in_float32(name):
         y, pull = jax.vjp(partial(ops.conv2d, **options), x, kernel)
         return y, *pull(jnp.ones_like(y))
 
-    halves = all_three(x, kernel)
-    for got, want in zip(
-        halves, all_three(x.astype(jnp.float32), kernel.astype(jnp.float32)), strict=True
-    ):
-        assert got.dtype == jnp.bfloat16
-        # One rounding to 8 bits of what float32 gives: sums in bfloat16 would be off by several.
-        np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=2**-8, atol=1e-5)
+    half = all_three(x, kernel)
+    single = all_three(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    for actual, expected in zip(half, single, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        # One rounding to 8 bits; sums in bfloat16 would have several.
+        np.testing.assert_allclose(np.asarray(actual, np.float32), expected, rtol=2**-8, atol=1e-5)
 
 
-def test_bfloat16_pool():
+def test_max_pool_in_bfloat16_equals_lax():
     x = normal(0, (2, 9, 8, 3)).astype(jnp.bfloat16)
 
     def both(pool):
         y, pull = jax.vjp(partial(pool, window=3, stride=2, padding=SAME3), x)
         return y, pull(jnp.ones_like(y))[0]
 
-    for got, want in zip(both(ops.max_pool), both(lax_pool), strict=True):
-        assert got.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(want, np.float32))
+    for actual, expected in zip(both(ops.max_pool), both(lax_pool), strict=True):
+        assert actual.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(actual.astype(jnp.float32), expected.astype(jnp.float32))
 
 
-def test_two_dtypes_are_refused():
+def test_two_dtypes_are_an_error():
     with pytest.raises(ValueError, match="expected one dtype"):
         ops.conv2d(jnp.zeros((1, 4, 4, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 2)))
 
@@ -260,7 +294,7 @@ def hlo(name: str) -> str:
     return str(jax.jit(both).lower(normal(0, x_shape), normal(1, k_shape)).compile().as_text())
 
 
-def test_cpu_program_has_no_trace_of_the_other_branch():
+def test_a_cpu_program_has_nothing_of_the_other_branch():
     text = hlo("depthwise stride 2")
     assert not re.search(r"feature_group_count|conditional|convolution\(", text)
     assert "conditional" not in hlo("dense stride 2")
@@ -278,15 +312,14 @@ def test_other_platforms_get_the_plain_convolution(platforms):
     )
     text = exported.mlir_module()
     assert "feature_group_count = 5" in text
-    assert ("stablehlo.concatenate" in text) == (
-        "cpu" in platforms
-    )  # the CPU form interleaves its phases
+    # The CPU form interleaves its phases.
+    assert ("stablehlo.concatenate" in text) == ("cpu" in platforms)
     if "cpu" in platforms:
         x, kernel = normal(0, x_shape), normal(1, k_shape)
         assert_close(exported.call(x, kernel), dx(x, kernel))
 
 
-# --- pooling ---------------------------------------------------------------------------------------------------------
+# --- pooling ----------------------------------------------------------------------------------
 
 POOLS = [
     (2, 2, ((0, 0), (0, 0))),
@@ -306,7 +339,7 @@ def lax_pool(x, *, window, stride, padding):
 
 @pytest.mark.parametrize("levels", [None, 2], ids=["distinct", "ties"])
 @pytest.mark.parametrize("window,stride,padding", POOLS)
-def test_max_pool_matches_lax_also_in_ties(window, stride, padding, levels):
+def test_max_pool_equals_lax_also_in_ties(window, stride, padding, levels):
     x = normal(0, (2, 9, 8, 3))
     x = x if levels is None else jnp.floor(x) % levels
 
@@ -319,50 +352,50 @@ def test_max_pool_matches_lax_also_in_ties(window, stride, padding, levels):
     assert_close(dx, dx_lax)
 
 
-def test_max_pool_tie_goes_to_the_first_pixel():
+def test_the_gradient_of_a_tie_goes_to_the_first_pixel():
     dx = jax.grad(lambda x: jnp.sum(ops.max_pool(x, window=2, stride=2)))(jnp.zeros((1, 2, 2, 1)))
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1.0, 0.0], [0.0, 0.0]])
 
 
-def test_max_pool_second_derivative_and_vmap():
+def test_max_pool_has_second_derivatives_under_vmap():
     x = normal(0, (2, 7, 7, 3))
 
-    def each(pool):
+    def derivatives(pool):
         def loss(x):
             return jnp.sum(pool(x[None], window=3, stride=2, padding=SAME3) ** 3)
 
         return jax.jit(jax.vmap(jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))))(x)
 
-    assert_close(each(ops.max_pool), each(lax_pool))
+    assert_close(derivatives(ops.max_pool), derivatives(lax_pool))
 
 
-def test_max_pool_cpu_gradient_has_no_select_and_scatter():
+def test_the_max_pool_gradient_on_a_cpu_has_no_select_and_scatter():
     lowered = jax.jit(jax.grad(lambda x: jnp.sum(ops.max_pool(x, window=2, stride=2)))).lower(
         normal(0, (1, 4, 4, 1))
     )
     assert "select-and-scatter" not in str(lowered.compile().as_text())
 
 
-# --- the rest --------------------------------------------------------------------------------------------------------
+# --- other functions --------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=30)
 @given(
     h=st.integers(1, 40), w=st.integers(1, 40), window=st.integers(1, 7), stride=st.integers(1, 3)
 )
-def test_same_padding_is_the_rule_of_lax(h, w, window, stride):
-    want = lax.padtype_to_pads((h, w), (window, window), (stride, stride), "SAME")
+def test_same_padding_follows_the_rule_of_lax(h, w, window, stride):
+    expected = lax.padtype_to_pads((h, w), (window, window), (stride, stride), "SAME")
     assert ops.same_padding((h, w), window=window, stride=stride) == tuple(
-        tuple(int(n) for n in p) for p in want
+        tuple(int(n) for n in p) for p in expected
     )
 
 
-def test_global_mean():
+def test_global_mean_is_the_mean_over_height_and_width():
     x = normal(0, (2, 3, 5, 4))
     np.testing.assert_allclose(ops.global_mean(x), np.asarray(x).mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("k_shape,groups", [((3, 3, 4, 2), 1), ((3, 3, 3, 3), 2), ((3, 3, 6), 1)])
-def test_shapes_that_do_not_fit_are_refused(k_shape, groups):
+def test_shapes_that_do_not_fit_are_an_error(k_shape, groups):
     with pytest.raises(ValueError, match="expected"):
         ops.conv2d(jnp.zeros((1, 8, 8, 6)), jnp.zeros(k_shape), groups=groups)

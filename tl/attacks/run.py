@@ -147,7 +147,7 @@ def make_attack(
       goal: what for. Its success is what is looked for, its score ranks what failed.
       eight_bit: whether pictures are seen, and given back, on the k / 255 grid, as an 8-bit file holds them; else anywhere in
         the ball, for eps below a level.
-      slots: images that a device steps side by side; None leaves it to `devices.side_by_side` and how many are left, fewer
+      slots: images that a device steps side by side; None leaves it to `devices.images_at_once` and how many are left, fewer
         of which may mean another program. With 1 an image's bits are its own on any network; with more they may differ in
         the last from those of the image alone, as XLA's sums do.
 
@@ -167,7 +167,7 @@ def make_attack(
         raise ValueError("an attack wants at least one search; got none")
     for one in chain:
         check_norm(one, norm)
-    look = batched_logits(logits, slots or devices.side_by_side())
+    look = batched_logits(logits, slots or devices.images_at_once())
 
     def searched(
         one: Search, variables: Variables, all_rows: tuple[Rows, Best, jax.Array]
@@ -176,7 +176,7 @@ def make_attack(
         left = None if isinstance(todo, Tracer) else -(-int(todo.sum()) // jax.local_device_count())
         if left == 0:  # and nothing is compiled
             return before, jnp.zeros(len(todo), jnp.int32)
-        return _searched(one, logits, norm, goal, eight_bit, slots or devices.side_by_side(left))(
+        return _searched(one, logits, norm, goal, eight_bit, slots or devices.images_at_once(left))(
             variables, all_rows
         )
 
@@ -221,7 +221,7 @@ def make_find(
             "this attack does not look for the nearest picture; take deepfool, cw or fab"
         )
     check_norm(search, norm)
-    side_by_side = slots or devices.side_by_side()
+    side_by_side = slots or devices.images_at_once()
     look = batched_logits(logits, side_by_side)
     run = _searched(search, logits, norm, goal, False, side_by_side)
 

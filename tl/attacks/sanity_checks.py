@@ -198,7 +198,7 @@ def check_attack(
             "`curve` must rise and contain 1.0, the multiple for the attack's own eps: got "
             f"{list(curve)}"
         )
-    slots = devices.side_by_side()
+    slots = devices.images_at_once()
     logits = batched_logits(logits, slots)
     images01, class_mask = jnp.asarray(images01), jnp.asarray(class_mask)
     clean = np.asarray(logits(variables, images01))

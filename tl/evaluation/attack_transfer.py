@@ -192,7 +192,7 @@ def make_images(
     n, adversarial = len(images.images), np.zeros_like(images.images)
     class_mask = goals.class_mask(images.labels[:, None].tolist(), k)
     keys = norms.per_image_keys(jax.random.key(settings.seed), n)
-    batch = max(BATCH, devices.side_by_side())
+    batch = max(BATCH, devices.images_at_once())
     size, starts = min(batch, n), range(0, n, batch)
     for start in reporting.progress(starts, len(starts), f"attacking {label}, batches of {size}"):
         rows = np.resize(np.arange(start, min(start + size, n)), size)

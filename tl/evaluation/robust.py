@@ -74,7 +74,7 @@ def robust(
     variables = jax.device_put(clf.fold_batch_norm(variables))
     # Several rounds of images per batch, because slots stay empty while the last images of a batch
     # finish.
-    batch_size = 8 * devices.side_by_side()
+    batch_size = 8 * devices.images_at_once()
     n = clean = robust = 0
     batches = data.load(inputs.sources(spec), clf.prepare, batch_size=batch_size)
     for batch in reporting.progress(

@@ -270,14 +270,14 @@ def compile_step(
         )
         return step.lower(state, devices.shard(batch, mesh)).compile()  # type: ignore[attr-defined]
 
-    program, memory = compiled(b), devices.limit()
-    if memory is not None and devices.needs(program) > memory:
+    program, memory = compiled(b), devices.memory_limit()
+    if memory is not None and devices.memory_needed(program) > memory:
         size = 0
         if b > 1:
             size = devices.largest_batch(
-                lambda size: devices.needs(compiled(size)), b // 2, room=memory
+                lambda size: devices.memory_needed(compiled(size)), b // 2, room=memory
             )
-        needed, free = devices.needs(program) / 1e9, memory / 1e9
+        needed, free = devices.memory_needed(program) / 1e9, memory / 1e9
         raise ValueError(
             f"a step of `batch_size={b}` needs {needed:.1f} GB, but {free:.1f} GB are free; use "
             f"`batch_size={size}` or `microbatches={b // max(size, 1)}`"
