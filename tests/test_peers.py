@@ -1,4 +1,4 @@
-"""Beside other people's attacks: foolbox takes our networks as they are, and `experiments.benchmarks.peers` counts fairly."""
+"""Other libraries' attacks on the same network, and how `experiments.benchmarks.peers` counts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dense(variables: Any, images01: jax.Array) -> jax.Array:
 
 
 class Dense(NamedTuple):
-    """As much of a classifier as `peers` looks at."""
+    """The part of a classifier that `peers` uses."""
 
     logits: Any = dense
     classes: tuple[int, ...] = tuple(range(CLASSES))
@@ -39,7 +39,7 @@ class Dense(NamedTuple):
 
 @functools.cache
 def net() -> attack_libraries.Twin:
-    """Two dense layers, in both libraries."""
+    """Two dense layers in both libraries."""
     import torch
 
     rng = np.random.default_rng(1)
@@ -63,14 +63,14 @@ def net() -> attack_libraries.Twin:
 
 
 @functools.cache
-def pictures() -> peers.Pictures:
-    return peers.Pictures(
-        noise(SIZE), attack_libraries.our_logits(net(), noise(SIZE)).argmax(axis=1), 0.0
+def images() -> peers.Images:
+    return peers.Images(
+        noise(SIZE), attack_libraries.tl_logits(net(), noise(SIZE)).argmax(axis=1), 0.0
     )
 
 
-def test_foolbox_takes_a_classifier_as_it_is() -> None:
-    """LinfPGD, DeepFool and Carlini-Wagner find pictures on a JAXModel around `apply`, and tl confirms them."""
+def test_foolbox_accepts_a_classifier() -> None:
+    """LinfPGD, DeepFool and Carlini-Wagner find adversarial examples on a JAXModel of `apply`; tl confirms them."""
     clf, variables = models.load("squeezenet1_1", weights="random")
     images01 = noise(32, 2)
     logits = jax.jit(lambda variables, x: clf.apply(variables, x).logits)
@@ -86,29 +86,29 @@ def test_foolbox_takes_a_classifier_as_it_is() -> None:
                 "l2",
             ),
         ):
-            _, found, success = attack(
+            _, examples, success = attack(
                 model, jnp.asarray(images01), jnp.asarray(label), epsilons=eps
             )
-            found = np.asarray(found)
+            examples = np.asarray(examples)
             assert np.asarray(success).all(), attack
-            assert (np.asarray(logits(variables, found)).argmax(axis=1) != label).all(), attack
-            assert (peers.distances(norm, found, images01) <= eps * (1 + peers.INSIDE)).all(), (
+            assert (np.asarray(logits(variables, examples)).argmax(axis=1) != label).all(), attack
+            assert (peers.distances(norm, examples, images01) <= eps * (1 + peers.INSIDE)).all(), (
                 attack
             )
-            assert found.min() >= 0 and found.max() <= 1
+            assert examples.min() >= 0 and examples.max() <= 1
 
 
-def test_a_twin_is_one_network_in_two_libraries_or_refused() -> None:
+def test_a_twin_with_different_weights_is_an_error() -> None:
     both = attack_libraries.twin("squeezenet1_1", weights="random", size=32)
     assert attack_libraries.disagreement(both, noise(32, 2)) < attack_libraries.AGREE
     next(p for p in reversed(list(both.module.parameters()))).add_(1.0)
-    with pytest.raises(ValueError, match="logits of torch and tl differ by"):
+    with pytest.raises(ValueError, match="logits of torch and tl differ: got"):
         attack_libraries.disagreement(both, noise(32, 2))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_every_attack_is_judged_by_its_own_network_in_the_ball(norm: str) -> None:
-    """Within a radius all are fooled, by each attack of each library; outside of the one that is claimed, nobody."""
+def test_an_attack_succeeds_only_within_the_claimed_radius(norm: str) -> None:
+    """Every attack of every library succeeds at a radius, and never at a claimed radius of 0."""
     if not attack_libraries.installed("torchattacks"):
         pytest.skip("torchattacks is not installed")
     cases = [
@@ -123,24 +123,24 @@ def test_every_attack_is_judged_by_its_own_network_in_the_ball(norm: str) -> Non
     eps = {"linf": 0.2, "l2": 2.0}[norm]
     for library, name in cases:
         if library == "tl":
-            run = attack_libraries.ours(name, net(), norm, BUDGET)(eps)
+            run = attack_libraries.tl_attack(name, net(), norm, BUDGET)(eps)
         else:
-            run = attack_libraries.theirs(library, name, net(), norm, eps, BUDGET)
+            run = attack_libraries.peer_attack(library, name, net(), norm, eps, BUDGET)
         assert run is not None
-        attempt = functools.partial(run, *pictures()[:2])
-        own = library in ("tl", "foolbox on JAX")
-        judged = functools.partial(peers.robust, net(), attempt, pictures(), norm, ours=own)
-        assert judged(eps).right.sum() <= 2, (library, name)
-        assert judged(0.0).right.all(), (library, name)
+        attempt = functools.partial(run, *images()[:2])
+        ours = library in ("tl", "foolbox on JAX")
+        evaluate = functools.partial(peers.robust, net(), attempt, images(), norm, ours=ours)
+        assert evaluate(eps).right.sum() <= 2, (library, name)
+        assert evaluate(0.0).right.all(), (library, name)
 
 
-def test_an_attack_or_library_that_is_not_there() -> None:
-    assert attack_libraries.theirs("foolbox", "apgd_t", net(), "linf", 0.1, BUDGET) is None
-    with pytest.raises(ValueError, match="wanted some of foolbox, torchattacks"):
+def test_an_unknown_attack_is_none_and_an_unknown_library_an_error() -> None:
+    assert attack_libraries.peer_attack("foolbox", "apgd_t", net(), "linf", 0.1, BUDGET) is None
+    with pytest.raises(ValueError, match="expected some of foolbox, torchattacks"):
         attack_libraries.installed("foolbax")
 
 
-def test_medians_and_intervals_count_failures() -> None:
+def test_medians_count_failures_as_infinite() -> None:
     assert peers.median(np.array([3.0, np.inf, 1.0, np.inf])) == 3.0
     assert peers.median(np.array([3.0, np.inf, np.inf])) == np.inf
     assert peers.percent(np.array([True, False])) == 50.0

@@ -1,6 +1,6 @@
-"""Other people's attacks on `tl`'s networks: the same weights in torch, and foolbox and torchattacks behind one signature.
+"""Attacks of foolbox and torchattacks on the same weights, with one signature for all libraries.
 
-torch, foolbox and torchattacks are imported inside the functions. Nothing is measured here; `peers` does that.
+torch, foolbox and torchattacks are imported inside the functions. `peers` does the measuring.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ from tl.weights import readers, store
 
 INSTALL = {"foolbox": "pip install foolbox", "torchattacks": "pip install --no-deps torchattacks"}
 LIBRARIES = tuple(INSTALL)
-NORMS = {"linf": "Linf", "l2": "L2"}  # torchattacks' names of the norms
-TARGETS = 9  # classes that APGD-T and FAB-T go for: AutoAttack's own number (arXiv:2003.01690, section 6), and tl's
-IN_ORDER = "lukemelas"  # the packaged files with a head whose tensors stand in the order of timm's
-AGREE = (
-    1e-4  # of the largest logit, by which the two networks may differ: float32 through fifty layers
-)
+ON_JAX = "foolbox on JAX"
+# torchattacks' names of the norms.
+NORMS = {"linf": "Linf", "l2": "L2"}
+# Target classes of APGD-T and FAB-T, as in AutoAttack (arXiv:2003.01690, section 6) and in tl.
+TARGETS = 9
+# Publisher of the packaged files with a head whose tensors are in the order of timm's.
+IN_ORDER = "lukemelas"
+# Largest difference of the logits, in units of the largest logit: float32 through fifty layers.
+AGREE = 1e-4
 
 
 class Twin(NamedTuple):
-    """One network twice.
+    """One network in both libraries.
 
     Attributes:
-      clf, variables: ours, BatchNorm folded away, on the device.
-      module: torch's, frozen, in evaluation mode: f32[b 3 h w] in [0, 1] -> logits; normalises inside.
-      weights: "packaged", or "random" where no package has any.
+      clf, variables: of tl, BatchNorm folded, on the device.
+      module: of torch, frozen, in eval mode: f32[b 3 h w] in [0, 1] -> logits.
+      weights: "packaged", or "random" where no package has weights.
     """
 
     clf: Classifier
@@ -51,7 +54,7 @@ class Twin(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """What an attack may spend, the same for every library: steps of PGD, of APGD and FAB, queries of Square."""
+    """Steps of PGD, steps of APGD and FAB, and queries of Square, equal for every library."""
 
     steps: int = 40
     apgd_steps: int = 50
@@ -60,19 +63,21 @@ class Budget(NamedTuple):
 
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""`(images01 f32[n h w 3], labels i[n]) -> adversarial pictures f32[n h w 3]`, done when it returns."""
+"""`(images01 f32[n h w 3], labels i[n]) -> adversarial examples f32[n h w 3]`, on the host."""
 
 
-# --- libraries ---------------------------------------------------------------------------------------------------------
+# ---- libraries ----
 
 
 def installed(library: str) -> str:
-    """Its name and version, or "" where it is not there, which is told in one sentence."""
+    """Name and version of a library, or "" where it is not installed."""
     if library not in LIBRARIES:
-        raise ValueError(f"unknown peer {library!r}; wanted some of {', '.join(LIBRARIES)}")
+        raise ValueError(
+            f"unknown `peers`: got {library!r}, expected some of {', '.join(LIBRARIES)}"
+        )
     try:
-        with imported(library) as found:
-            return f"{library} {found.__version__}"
+        with imported(library) as module:
+            return f"{library} {module.__version__}"
     except ValueError as error:
         print(f"without {library}: {error}", flush=True)
         return ""
@@ -80,7 +85,7 @@ def installed(library: str) -> str:
 
 @contextlib.contextmanager
 def imported(library: str) -> Iterator[Any]:
-    """foolbox or torchattacks, their own warnings silenced, and JAX as permissive as it is out of the box, while they run."""
+    """foolbox or torchattacks without their warnings, and JAX with its default promotions."""
     with (
         warnings.catch_warnings(),
         jax.numpy_dtype_promotion("standard"),
@@ -89,18 +94,18 @@ def imported(library: str) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         try:
             if library == "foolbox":
-                import foolbox as found
+                import foolbox as module
             else:
                 sources.import_torchvision()
-                import torchattacks as found
+                import torchattacks as module
         except ImportError as error:
             raise ValueError(
-                f"{library} is not installed ({error}); bring it with: {INSTALL[library]}"
+                f"{library} is not installed ({error}); install it with: {INSTALL[library]}"
             ) from None
-        yield found
+        yield module
 
 
-# --- the network, twice ------------------------------------------------------------------------------------------------
+# ---- the network in both libraries ----
 
 
 def twin(
@@ -109,25 +114,22 @@ def twin(
     """The network in both libraries.
 
     Args:
-      arch: by timm's name; torchvision or timm must have it too.
-      weights: "package" is an installed package's torch file, or seeded ones where there is none; "random" always seeded.
-      size: of the pictures; default: the weights' own.
+      arch: timm's name; torchvision or timm must have it too.
+      weights: "package" for an installed package's torch file, or seeded weights where there is
+        none; "random" for seeded weights.
+      size: side of the images; default: the weights' own.
 
     Raises:
-      ValueError: unknown name, torch's libraries are not there, or neither has the network.
+      ValueError: unknown name, torch is not installed, or neither library has the network.
     """
     row = store.packaged_row([form.name for form in backbones.forms(arch)], "")
-    if row is not None and not (
-        weights == "package" and row.source == IN_ORDER and store.installed(row)
-    ):
-        row = None
+    usable = row is not None and row.source == IN_ORDER and store.installed(row)
+    row = row if usable and weights == "package" else None
     name = row.arch if row else backbones.get(arch).name
     calls = backbones.get(name).sources
     library = next((library for library in ("torchvision", "timm") if calls.get(library)), "")
     if not library:
-        raise ValueError(
-            f"neither torchvision nor timm has {name}, so there is no torch network to attack beside it"
-        )
+        raise ValueError(f"neither torchvision nor timm has {name}; choose another `arch`")
     network = sources.make(library, calls[library])
     if row:
         sources.fill_in_order(network, readers.read(store.verified(row)))
@@ -137,14 +139,13 @@ def twin(
             path = sources.save(sources.fill(network), Path(folder) / f"{name}.pth", "zip")
             clf, variables = models.load(name, weights=path)
     clf = clf if size is None else clf.with_pixels(size=size)
+    variables = jax.device_put(clf.fold_batch_norm(variables))
     module = as_module(network.model, clf.pixels)
-    return Twin(
-        clf, jax.device_put(clf.fold_batch_norm(variables)), module, "packaged" if row else "random"
-    )
+    return Twin(clf, variables, module, "packaged" if row else "random")
 
 
 def torch_device() -> str:
-    """Where torch computes: beside JAX on a GPU, if it can, else on the CPU."""
+    """Torch's device: the GPU if JAX and torch both have it, else the CPU."""
     import torch
 
     return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
@@ -152,23 +153,21 @@ def torch_device() -> str:
 
 @contextlib.contextmanager
 def precision(word: Literal["float32", "tf32"]) -> Iterator[None]:
-    """Both libraries' products and convolutions on a GPU in float32, or with TF32's 10 bits of fraction; a CPU knows no TF32.
+    """Sets the precision of products and convolutions on a GPU in both libraries.
 
-    Left alone, either takes TF32 for convolutions, and torch float32 for products.
+    TF32 has 10 bits of fraction; CPUs do not have it. By default both libraries use TF32 for
+    convolutions, and torch uses float32 for products.
     """
     with sources.imported("torchvision"):
         import torch
     switches: Any = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
-    name = (
-        {"float32": "float32", "tf32": "tensorfloat32"}[word]
-        if jax.default_backend() == "gpu"
-        else None
-    )
+    names = {"float32": "float32", "tf32": "tensorfloat32"}
     try:
         for switch in switches:
             switch.allow_tf32 = word == "tf32"
-        with jax.default_matmul_precision(name):
+        on_gpu = jax.default_backend() == "gpu"
+        with jax.default_matmul_precision(names[word] if on_gpu else None):
             yield
     finally:
         for switch, allowed in zip(switches, before, strict=True):
@@ -176,43 +175,40 @@ def precision(word: Literal["float32", "tf32"]) -> Iterator[None]:
 
 
 def as_module(model: Any, spec: PixelSpec) -> Any:
-    """A torch network that takes [0, 1] pictures, frozen, in the faster of torch's two memory formats."""
+    """A frozen torch network on images in [0, 1], in the faster of torch's two memory formats."""
     import torch
 
-    class Normalised(torch.nn.Module):
+    class Normalized(torch.nn.Module):
         def __init__(self, memory_format: Any) -> None:
             super().__init__()
             self.model, self.memory_format = model, memory_format
             for name in ("mean", "std"):
-                self.register_buffer(
-                    name, torch.tensor(getattr(spec, name), dtype=torch.float32).view(1, -1, 1, 1)
-                )
+                values = torch.tensor(getattr(spec, name), dtype=torch.float32)
+                self.register_buffer(name, values.view(1, -1, 1, 1))
 
         def forward(self, x: Any) -> Any:
             x = contiguous_gradient(x)
             x = x.flip(1) if spec.channels == "bgr" else x
-            return self.model(
-                ((x - self.mean) / self.std).contiguous(memory_format=self.memory_format)
-            )
+            x = (x - self.mean) / self.std
+            return self.model(x.contiguous(memory_format=self.memory_format))
 
     def placed(memory_format: Any) -> Any:
-        module = Normalised(memory_format).eval().requires_grad_(False)
+        module = Normalized(memory_format).eval().requires_grad_(False)
         return module.to(device=torch_device()).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
-    def gradient(module: Any) -> float:
-        """Seconds of one."""
+    def gradient_seconds(module: Any) -> float:
         x = torch.full((4, 3, spec.size, spec.size), 0.5, device=torch_device(), requires_grad=True)
         began = time.perf_counter()
         torch.autograd.grad(module(x).sum(), x)[0].cpu()
         return time.perf_counter() - began
 
     formats = (torch.contiguous_format, torch.channels_last)
-    spent = [min(gradient(module) for _ in range(3)) for module in map(placed, formats)]
-    return placed(formats[int(np.argmin(spent))])
+    times = [min(gradient_seconds(module) for _ in range(3)) for module in map(placed, formats)]
+    return placed(formats[int(np.argmin(times))])
 
 
 def contiguous_gradient(x: Any) -> Any:
-    """x, whose gradient lies in memory as x does: torchattacks takes `view`s of it."""
+    """x with a contiguous gradient, of which torchattacks takes `view`s."""
     import torch
 
     class Same(torch.autograd.Function):
@@ -228,11 +224,11 @@ def contiguous_gradient(x: Any) -> Any:
 
 
 def to_torch(images01: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:
-    """Tensors f32[n 3 h w], contiguous as the libraries' `view` wants them, and i64[n], on torch's device."""
+    """Contiguous tensors f32[n 3 h w] and i64[n] on torch's device."""
     import torch
 
-    x = torch.from_numpy(np.ascontiguousarray(images01.transpose(0, 3, 1, 2))).to(torch_device())
-    return x, torch.from_numpy(np.asarray(labels, np.int64)).to(torch_device())
+    x = torch.from_numpy(np.ascontiguousarray(images01.transpose(0, 3, 1, 2)))
+    return x.to(torch_device()), torch.from_numpy(np.asarray(labels, np.int64)).to(torch_device())
 
 
 def from_torch(x: Any) -> np.ndarray:
@@ -243,170 +239,159 @@ def torch_logits(net: Twin, images01: np.ndarray, *, batch_size: int = 32) -> np
     """Logits f32[n k] of torch's network."""
     import torch
 
-    found = []
+    rows = []
     for start in range(0, len(images01), batch_size):
         x, _ = to_torch(images01[start : start + batch_size], np.zeros(0))
         with torch.inference_mode():
-            found.append(net.module(x).cpu().numpy())
-    return np.concatenate(found)
+            rows.append(net.module(x).cpu().numpy())
+    return np.concatenate(rows)
 
 
-def our_logits(net: Twin, images01: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
-    """Logits f32[n k] of our network, from a program of its own: what an attack says of its pictures plays no part."""
-    return inference.predict_logits(
-        net.clf, net.variables, images01, batch_size=min(batch_size, len(images01))
-    )
+def tl_logits(net: Twin, images01: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
+    """Logits f32[n k] of tl's network, from another program than the attack's."""
+    size = min(batch_size, len(images01))
+    return inference.predict_logits(net.clf, net.variables, images01, batch_size=size)
 
 
 def batches(n: int, size: int) -> list[np.ndarray]:
-    """Row numbers in batches of one shape, the last filled up with its own; `[:n]` of what comes of them is everything."""
+    """Indices in batches of one shape; the last repeats its own, so only the first n rows count."""
     size = min(size, n)
     return [np.resize(np.arange(start, min(start + size, n)), size) for start in range(0, n, size)]
 
 
 def disagreement(net: Twin, images01: np.ndarray) -> float:
-    """Largest difference of the two networks' logits in float32, as a share of the largest logit.
+    """Largest difference of the two networks' logits in float32, in units of the largest logit.
 
     Raises:
-      ValueError: it is above `AGREE`: two networks were attacked, not one.
+      ValueError: it is above `AGREE`: the two networks are not the same.
     """
     with precision("float32"):
-        ours, theirs = our_logits(net, images01), torch_logits(net, images01)
+        ours, theirs = tl_logits(net, images01), torch_logits(net, images01)
     error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     if not error <= AGREE:
         raise ValueError(
-            f"the logits of torch and tl differ by {error:.1e} of the largest; wanted at most {AGREE:.0e}"
+            f"the logits of torch and tl differ: got {error:.1e} of the largest, expected at most "
+            f"{AGREE:.0e}"
         )
     return error
 
 
-# --- attacks within a ball ---------------------------------------------------------------------------------------------
+# ---- attacks within a ball ----
 
 
-def ours(
+def tl_attack(
     name: str, net: Twin, norm: str, budget: Budget, *, slots: int = 0, **options: Any
 ) -> Callable[[float], Run]:
-    """Our attack for any eps, anywhere in the ball and not on the 8-bit grid; one compile for all radii."""
+    """tl's attack for any eps, without rounding to 8 bits; all radii share one program."""
     if name == "autoattack":
         options |= {"steps": budget.apgd_steps, "queries": budget.queries}
     else:
-        options["steps"] = {"pgd": budget.steps, "square": budget.queries}.get(
-            name, budget.apgd_steps
-        )
-    search = attacks.get(name)(**options)
+        steps = {"pgd": budget.steps, "square": budget.queries}
+        options["steps"] = steps.get(name, budget.apgd_steps)
     attack = attacks.make(
-        search,
+        attacks.get(name)(**options),
         net.clf.logits,
         norm=norms.get(norm),
         goal=goals.UNTARGETED,
         eight_bit=False,
         slots=slots or None,
     )
-    k = len(inference.class_table(net.clf))
 
     def at(eps: float) -> Run:
-        def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            class_mask = goals.class_mask([(int(label),) for label in labels], k)
-            return np.asarray(
-                attack(
-                    net.variables, jax.random.key(budget.seed), images01, class_mask, eps=eps
-                ).images
-            )
-
-        return run
+        return lambda images01, labels: np.asarray(
+            attack(
+                net.variables,
+                jax.random.key(budget.seed),
+                images01,
+                label_mask(net, labels),
+                eps=eps,
+            ).images
+        )
 
     return at
 
 
-def theirs(library: str, name: str, net: Twin, norm: str, eps: float, budget: Budget) -> Run | None:
+def label_mask(net: Twin, labels: np.ndarray) -> Any:
+    """The class mask of one label per image."""
+    classes = len(inference.class_table(net.clf))
+    return goals.class_mask([(int(label),) for label in labels], classes)
+
+
+def peer_attack(
+    library: str, name: str, net: Twin, norm: str, eps: float, budget: Budget
+) -> Run | None:
     """The same attack of another library; None where it has none.
 
-    PGD's step is ours, 2.5 eps / steps; torchattacks' AutoAttack gets our steps and queries in place of its own (10 steps,
-    where the paper has 100).
+    PGD has tl's step size, 2.5 eps / steps. torchattacks' AutoAttack gets the steps and queries of
+    the budget instead of its own (10 steps; the paper has 100).
     """
-    make = {"foolbox": _foolbox, "foolbox on JAX": _foolbox_on_jax, "torchattacks": _torchattacks}[
-        library
-    ]
-    return make(name, net, norm, eps, budget)
+    make = _torchattacks if library == "torchattacks" else _foolbox
+    return make(library, name, net, norm, eps, budget)
 
 
-def _foolbox_attack(found: Any, name: str, norm: str, budget: Budget) -> Any:
+def jax_model(foolbox: Any, net: Twin) -> Any:
+    """tl's network, jitted, as a foolbox model."""
+    forward = jax.jit(net.clf.logits)
+    return foolbox.JAXModel(lambda x: forward(net.variables, x), bounds=(0, 1))
+
+
+def _foolbox(
+    library: str, name: str, net: Twin, norm: str, eps: float, budget: Budget
+) -> Run | None:
     kinds = {("pgd", "linf"): "LinfPGD", ("pgd", "l2"): "L2PGD"}
     if (name, norm) not in kinds:
         return None
-    kind = getattr(found.attacks, kinds[name, norm])
-    return kind(rel_stepsize=2.5 / budget.steps, steps=budget.steps, random_start=True)
+    with imported("foolbox") as foolbox:
+        attack = getattr(foolbox.attacks, kinds[name, norm])(
+            rel_stepsize=2.5 / budget.steps, steps=budget.steps, random_start=True
+        )
+        if library == ON_JAX:
+            model = jax_model(foolbox, net)
+        else:
+            model = foolbox.PyTorchModel(net.module, bounds=(0, 1), device=torch_device())
 
+    def on_jax(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        with imported("foolbox"):
+            result = attack(model, jnp.asarray(images01), jnp.asarray(labels), epsilons=eps)
+            return np.asarray(result[1])
 
-def _foolbox(name: str, net: Twin, norm: str, eps: float, budget: Budget) -> Run | None:
-    import torch
+    def on_torch(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        import torch
 
-    with imported("foolbox") as found:
-        attack = _foolbox_attack(found, name, norm, budget)
-        model = found.PyTorchModel(net.module, bounds=(0, 1), device=torch_device())
-
-    def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
         torch.manual_seed(budget.seed)
         return from_torch(attack(model, *to_torch(images01, labels), epsilons=eps)[1])
 
-    return run if attack else None
+    return on_jax if library == ON_JAX else on_torch
 
 
-def jax_model(found: Any, net: Twin) -> Any:
-    """Our network, jitted, as foolbox takes it."""
-    return found.JAXModel(lambda x: inference.forward(net.clf)(net.variables, x), bounds=(0, 1))
-
-
-def _foolbox_on_jax(name: str, net: Twin, norm: str, eps: float, budget: Budget) -> Run | None:
-    with imported("foolbox") as found:
-        attack, model = _foolbox_attack(found, name, norm, budget), jax_model(found, net)
-
-    def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        with imported("foolbox"):
-            return np.asarray(
-                attack(model, jnp.asarray(images01), jnp.asarray(labels), epsilons=eps)[1]
-            )
-
-    return run if attack else None
-
-
-def _torchattacks(name: str, net: Twin, norm: str, eps: float, budget: Budget) -> Run | None:
+def _torchattacks(
+    library: str, name: str, net: Twin, norm: str, eps: float, budget: Budget
+) -> Run | None:
     import torch
 
-    shared = {"norm": NORMS[norm], "eps": eps, "seed": budget.seed}
-    steps, classes = (
-        budget.apgd_steps,
-        TARGETS + 1,
-    )  # its n_classes is only the number of targets and one
-
-    def pgd(found: Any) -> Any:
-        kind = found.PGD if norm == "linf" else found.PGDL2
-        return kind(net.module, eps=eps, alpha=2.5 * eps / budget.steps, steps=budget.steps)
-
-    def autoattack(found: Any) -> Any:
-        attack = found.AutoAttack(net.module, n_classes=classes, **shared)
-        for part in attack._autoattack.attacks:
-            if hasattr(part, "steps"):
-                part.steps = steps
-            else:
-                part.n_queries = budget.queries
-        return attack
-
-    makers: dict[str, Callable[[Any], Any]] = {
-        "pgd": pgd,
-        "apgd_ce": lambda found: found.APGD(net.module, steps=steps, loss="ce", **shared),
-        "apgd_dlr": lambda found: found.APGD(net.module, steps=steps, loss="dlr", **shared),
-        "apgd_t": lambda found: found.APGDT(net.module, steps=steps, n_classes=classes, **shared),
-        "fab": lambda found: found.FAB(
-            net.module, steps=steps, multi_targeted=True, n_classes=classes, **shared
-        ),
-        "square": lambda found: found.Square(net.module, n_queries=budget.queries, **shared),
-        "autoattack": autoattack,
+    shared: dict[str, Any] = {"norm": NORMS[norm], "eps": eps, "seed": budget.seed}
+    # `n_classes` is only used as the number of targets plus one.
+    multi: dict[str, Any] = {"steps": budget.apgd_steps, "n_classes": TARGETS + 1, **shared}
+    pgd = {"eps": eps, "alpha": 2.5 * eps / budget.steps, "steps": budget.steps}
+    table: dict[str, tuple[str, dict[str, Any]]] = {
+        "pgd": ("PGD" if norm == "linf" else "PGDL2", pgd),
+        "apgd_ce": ("APGD", {"steps": budget.apgd_steps, "loss": "ce", **shared}),
+        "apgd_dlr": ("APGD", {"steps": budget.apgd_steps, "loss": "dlr", **shared}),
+        "apgd_t": ("APGDT", multi),
+        "fab": ("FAB", {"multi_targeted": True, **multi}),
+        "square": ("Square", {"n_queries": budget.queries, **shared}),
+        "autoattack": ("AutoAttack", {"n_classes": TARGETS + 1, **shared}),
     }
-    if name not in makers:
+    if name not in table:
         return None
-    with imported("torchattacks") as found:
-        attack = makers[name](found)
+    kind, options = table[name]
+    with imported(library) as torchattacks:
+        attack = getattr(torchattacks, kind)(net.module, **options)
+    for part in attack._autoattack.attacks if name == "autoattack" else ():
+        if hasattr(part, "steps"):
+            part.steps = budget.apgd_steps
+        else:
+            part.n_queries = budget.queries
 
     def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
         torch.manual_seed(budget.seed)
@@ -415,31 +400,33 @@ def _torchattacks(name: str, net: Twin, norm: str, eps: float, budget: Budget) -
     return run
 
 
-# --- nearest adversarial pictures --------------------------------------------------------------------------------------
+# ---- nearest adversarial examples ----
 
-SEARCHES = {("deepfool", "l2"): "L2DeepFoolAttack", ("deepfool", "linf"): "LinfDeepFoolAttack"}
-SEARCHES |= {("cw", "l2"): "L2CarliniWagnerAttack"}
-"""Ours, and foolbox's name of it."""
+SEARCHES = {
+    ("deepfool", "l2"): "L2DeepFoolAttack",
+    ("deepfool", "linf"): "LinfDeepFoolAttack",
+    ("cw", "l2"): "L2CarliniWagnerAttack",
+}
+"""(tl's name, norm) -> foolbox's name."""
 
 
-def our_search(name: str, net: Twin, norm: str, steps: int, *, seed: int = 0) -> Run:
-    """The nearest picture by DeepFool or Carlini-Wagner; the clean picture where nothing was found."""
+def tl_search(name: str, net: Twin, norm: str, steps: int, *, seed: int = 0) -> Run:
+    """The nearest example by DeepFool or Carlini-Wagner; the original where none was found."""
     search = {"deepfool": minimum_norm.deepfool, "cw": minimum_norm.cw}[name](steps=steps)
     find = attacks.find(search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED)
-    k = len(inference.class_table(net.clf))
-
-    def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        class_mask = goals.class_mask([(int(label),) for label in labels], k)
-        return np.asarray(find(net.variables, jax.random.key(seed), images01, class_mask).images)
-
-    return run
+    return lambda images01, labels: np.asarray(
+        find(net.variables, jax.random.key(seed), images01, label_mask(net, labels)).images
+    )
 
 
-def their_search(name: str, net: Twin, norm: str, steps: int) -> Run:
-    """foolbox's, on torch, with its own numbers, which are ours: 10 candidates, overshoot 0.02; 9 searches, rate 0.01."""
-    with imported("foolbox") as found:
-        attack = getattr(found.attacks, SEARCHES[name, norm])(steps=steps)
-        model = found.PyTorchModel(net.module, bounds=(0, 1), device=torch_device())
+def peer_search(name: str, net: Twin, norm: str, steps: int) -> Run:
+    """foolbox's search, on torch, with its defaults, which are tl's too.
+
+    DeepFool: 10 candidates, overshoot 0.02. Carlini-Wagner: 9 searches, learning rate 0.01.
+    """
+    with imported("foolbox") as foolbox:
+        attack = getattr(foolbox.attacks, SEARCHES[name, norm])(steps=steps)
+        model = foolbox.PyTorchModel(net.module, bounds=(0, 1), device=torch_device())
     return lambda images01, labels: from_torch(
         attack(model, *to_torch(images01, labels), epsilons=None)[0]
     )

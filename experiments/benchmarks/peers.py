@@ -1,27 +1,32 @@
-"""Attacks beside foolbox's and torchattacks': the same weights, pictures and budget; what is found, how near, and how fast.
+"""Attacks compared with foolbox's and torchattacks': same weights, images and budget.
 
   ./launch.sh peers --what=attack_strength --data=DATA/imagenet_samples
-  ./launch.sh peers --what=attack_strength --attacks=autoattack --l2= --linf=0.5 --data=DATA/imagenet_samples
+  ./launch.sh peers --attacks=autoattack --l2= --linf=0.5 --data=DATA/imagenet_samples
   ./launch.sh peers --what=attack_distance --data=DATA/imagenet_samples --cw_pictures=16
   ./launch.sh peers --what=attack --arch=efficientnet_lite0,resnet50 --data=DATA/imagenet_samples
   ./launch.sh peers --what=attack_sweep
   ./launch.sh peers --what=autoattack --apgd_steps=100 --queries=5000 --data=DATA/imagenet_samples
 
-  attack_strength  robust accuracy at each radius, of --limit pictures that both networks call right; each library's pictures
-                   judged by the network that it attacked. Ours shall be no more than one point above theirs
-  attack_distance  median distance of DeepFool's and Carlini-Wagner's pictures, infinity where none was found. Ours shall be
-                   at most 1.02 times theirs
-  attack           pictures a second of PGD, stopping early and walking all steps, which is all that the others can
-  attack_sweep     seconds of eight radii beside one. At most 8.2 times
-  autoattack       pictures a second of AutoAttack at --autoattack_eps. At least 1.5 times torchattacks'
+  attack_strength  robust accuracy at each radius, of --limit images that both networks classify
+                   correctly; each library's examples are evaluated by the network that it attacked.
+                   Goal: at most one point above the other library's
+  attack_distance  median distance of DeepFool's and Carlini-Wagner's examples, infinity where none
+                   was found. Goal: at most 1.02 times the other library's
+  attack           images per second of PGD with early stopping and with all steps; the other
+                   libraries always take all steps
+  attack_sweep     seconds of eight radii compared with one. Goal: at most 8.2 times
+  autoattack       images per second of AutoAttack at --autoattack_eps. Goal: at least 1.5 times
+                   torchattacks'
 
-torch, torchvision and timm make the networks (the `parity` extra); foolbox comes with it, and torchattacks without its
-dependencies, which want an old requests: `pip install --no-deps torchattacks`. A library that is missing is left out. Without
---data the pictures are the twenty labelled ones of the `offline` extra. On a GPU torch computes there too, if it can, both in
-float32 or both, as either does when left alone, with --precision=tf32.
+torch, torchvision and timm make the networks (the `parity` extra), which includes foolbox;
+torchattacks is installed without its dependencies, which require an old requests:
+`pip install --no-deps torchattacks`. A missing library is left out. Without --data the images are
+the twenty labeled photographs of the `offline` extra. On a GPU torch uses it too, if it can, both
+libraries in float32 or, with --precision=tf32, in TF32.
 
-Times are from the call to pictures on the host; the libraries take turns. Compiling is told apart: the first call less the
-second. Where no package has a network's weights they are random, and what it calls a picture counts as right.
+Times are from the call to examples on the host; the libraries take turns. Compilation is reported
+separately: the first call minus the second. Where no package has a network's weights they are
+random, and the network's own predictions are the labels.
 """
 
 from __future__ import annotations
@@ -29,7 +34,6 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,150 +42,153 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import attack_libraries, bench
-from experiments.benchmarks.attack_libraries import Budget, Run, Twin
+from experiments.benchmarks import attack_libraries, measure
+from experiments.benchmarks.attack_libraries import ON_JAX, Budget, Run, Twin
+from experiments.benchmarks.measure import Row, spent
 from tl import attacks, backbones, cli, data, metrics, pixels, reporting
 from tl.inference import folder_labels
 
-os.environ.setdefault(
-    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-)  # torch wants some of a GPU's memory
+# torch needs part of a GPU's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 FLAGS = flags.FLAGS
-SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)  # levels
-INSIDE, TINY = 1e-4, 1e-6  # of eps, and beside it, by which float32 may leave the ball
-
-Row = dict[str, Any]
+# Radii of the sweep, in levels of 255.
+SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+# Tolerance of float32 for the ball: as a share of eps, and absolute.
+INSIDE, TINY = 1e-4, 1e-6
+ATTACKS = "pgd,apgd_ce,apgd_t,fab,square,autoattack"
 
 
 def define_flags() -> None:
     flags.DEFINE_list("what", "attack_strength", f"What is compared: {', '.join(WORKS)}.")
     flags.DEFINE_list("arch", "efficientnet_lite0", "Architectures.")
     flags.DEFINE_string(
-        "data", "", "Folder of pictures, each in one named after its class. Default: packaged ones."
+        "data", "", "Folder of images in folders named after their classes. Default: packaged."
     )
     flags.DEFINE_list(
         "peers", ",".join(attack_libraries.LIBRARIES), "Libraries to compare with; empty for none."
     )
-    flags.DEFINE_list(
-        "attacks",
-        "pgd,apgd_ce,apgd_t,fab,square,autoattack",
-        "For attack_strength: which, by our names.",
-    )
-    flags.DEFINE_list(
-        "linf",
-        "0.25,0.5,1",
-        "For attack_strength: radii in 8-bit levels, of which black to white is 255.",
-    )
+    flags.DEFINE_list("attacks", ATTACKS, "For attack_strength: attacks, by tl's names.")
+    flags.DEFINE_list("linf", "0.25,0.5,1", "For attack_strength: Linf radii, in levels of 255.")
     flags.DEFINE_list("l2", "0.25", "For attack_strength: L2 radii, in [0, 1] pixel units.")
     flags.DEFINE_string("eps", "1/255", "For attack: the Linf radius.")
     flags.DEFINE_string("autoattack_eps", "1/510", "For autoattack: the Linf radius; half a level.")
-    flags.DEFINE_integer(
-        "limit", 100, "For attack_strength and attack_distance: pictures.", lower_bound=1
-    )
-    flags.DEFINE_integer(
-        "cw_pictures",
-        32,
-        "For attack_distance: how many of them Carlini-Wagner gets.",
-        lower_bound=1,
-    )
-    flags.DEFINE_integer("batch_size", 32, "Pictures a call.", lower_bound=1)
-    flags.DEFINE_integer("steps", 40, "Of PGD.", lower_bound=1)
-    flags.DEFINE_integer(
-        "apgd_steps", 50, "Of APGD, APGD-T and FAB, alone and in AutoAttack.", lower_bound=1
-    )
-    flags.DEFINE_integer("queries", 1000, "Of Square, alone and in AutoAttack.", lower_bound=1)
-    flags.DEFINE_integer("deepfool_steps", 50, "Of DeepFool.", lower_bound=1)
-    flags.DEFINE_integer(
-        "cw_steps", 200, "Of each of Carlini-Wagner's nine searches.", lower_bound=1
-    )
+    for name, default, words in (
+        ("limit", 100, "For attack_strength and attack_distance: number of images."),
+        ("cw_pictures", 32, "For attack_distance: number of images for Carlini-Wagner."),
+        ("batch_size", 32, "Images per call."),
+        ("steps", 40, "Steps of PGD."),
+        ("apgd_steps", 50, "Steps of APGD, APGD-T and FAB, alone and in AutoAttack."),
+        ("queries", 1000, "Queries of Square, alone and in AutoAttack."),
+        ("deepfool_steps", 50, "Steps of DeepFool."),
+        ("cw_steps", 200, "Steps of each of Carlini-Wagner's nine searches."),
+        ("rounds", 3, "Timed rounds, of which the median counts."),
+    ):
+        flags.DEFINE_integer(name, default, words, lower_bound=1)
     flags.DEFINE_enum(
-        "precision",
-        "float32",
-        ["float32", "tf32"],
-        "Of both libraries' convolutions and products, on a GPU.",
-    )
-    flags.DEFINE_integer("rounds", 3, "Timed rounds; the median counts.", lower_bound=1)
-    flags.DEFINE_integer(
-        "slots",
-        0,
-        "For attack: pictures that ours steps side by side; 0: tl's own choice.",
-        lower_bound=0,
+        "precision", "float32", ["float32", "tf32"], "Precision of both libraries on a GPU."
     )
     flags.DEFINE_integer(
-        "size", 0, "Side of the pictures. Default: the weights' own.", lower_bound=0
+        "slots", 0, "For attack: images that tl attacks at a time; 0: automatic.", lower_bound=0
     )
+    flags.DEFINE_integer("size", 0, "Side of the images; 0: the weights' own.", lower_bound=0)
 
 
 def budget() -> Budget:
     return Budget(FLAGS.steps, FLAGS.apgd_steps, FLAGS.queries, FLAGS.seed)
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------
+# ---- images ----
 
 
-class Pictures(NamedTuple):
-    """Pictures f32[n s s 3] and their classes i[n], by which both networks call them; `error` is theirs, of the logits."""
+class Images(NamedTuple):
+    """Images that both networks classify correctly.
+
+    Attributes:
+      images01: f32[n s s 3].
+      labels: i[n].
+      error: largest difference of the networks' logits, in units of the largest.
+    """
 
     images01: np.ndarray
     labels: np.ndarray
     error: float
 
+    def take(self, rows: Any) -> Images:
+        return self._replace(images01=self.images01[rows], labels=self.labels[rows])
+
 
 def read(net: Twin, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(pictures, classes), batch after batch in random order; of packaged ones and from --data."""
+    """(images01, labels) of --data or of the packaged photographs, in batches in random order."""
     if FLAGS.data:
         paths = list(data.find_images(FLAGS.data)[0])
         classes = folder_labels(net.clf, paths)
     else:
-        known = [photo for photo in data.photographs() if photo.index is not None]
-        paths, classes = [photo.path for photo in known], np.array([photo.index for photo in known])
+        labeled = [photo for photo in data.photographs() if photo.index is not None]
+        paths, classes = [p.path for p in labeled], np.array([p.index for p in labeled])
     order = np.random.default_rng(FLAGS.seed).permutation(len(paths))
     for rows in np.split(order, range(limit, len(order), limit)):
         for batch in data.load([paths[i] for i in rows], net.clf.prepare, batch_size=len(rows)):
-            yield (
-                pixels.to_images01(batch.images[batch.valid]),
-                classes[rows[batch.index[batch.valid]]],
-            )
+            images01 = pixels.to_images01(batch.images[batch.valid])
+            yield images01, classes[rows[batch.index[batch.valid]]]
 
 
-def called_right(net: Twin, limit: int) -> Pictures:
-    """At most `limit` pictures that both networks call right; with random weights, what both of them call a picture.
+def correct_images(net: Twin, limit: int) -> Images:
+    """At most `limit` images that both networks classify correctly.
+
+    With random weights the common prediction counts as correct.
 
     Raises:
-      ValueError: the networks disagree, or there is no such picture.
+      ValueError: the networks differ, or there is no such image.
     """
-    found, labels, error = [], [], 0.0
+    images, labels, error = [], [], 0.0
     for images01, classes in read(net, limit):
         error = max(error, attack_libraries.disagreement(net, images01))
-        ours = attack_libraries.our_logits(net, images01).argmax(axis=1)
+        ours = attack_libraries.tl_logits(net, images01).argmax(axis=1)
         theirs = attack_libraries.torch_logits(net, images01).argmax(axis=1)
         right = (ours == theirs) & ((ours == classes) | (net.weights == "random"))
-        found.append(images01[right])
+        images.append(images01[right])
         labels.append(ours[right])
-        if sum(map(len, found)) >= limit:
+        if sum(map(len, images)) >= limit:
             break
-    if not sum(map(len, found)):
+    if not sum(map(len, images)):
         raise ValueError(
-            f"none of the pictures of {FLAGS.data or 'the packages'} is called by its class"
+            f"no image of {FLAGS.data or 'the packages'} is classified correctly; give `data`"
         )
-    return Pictures(np.concatenate(found)[:limit], np.concatenate(labels)[:limit], error)
+    return Images(np.concatenate(images)[:limit], np.concatenate(labels)[:limit], error)
 
 
-def in_batches(run: Run, pictures: Pictures, *, ours: bool) -> np.ndarray:
-    """All of an attack's pictures; ours in batches of one shape, of which there is one program."""
-    n, size = len(pictures.labels), FLAGS.batch_size
-    rows = (
-        attack_libraries.batches(n, size) if ours else np.split(np.arange(n), range(size, n, size))
-    )
-    return np.concatenate([run(pictures.images01[i], pictures.labels[i]) for i in rows])[:n]
+def one_batch(net: Twin) -> Images:
+    """--batch_size images that are classified correctly, repeated where there are fewer."""
+    images = correct_images(net, FLAGS.batch_size)
+    return images.take(np.resize(np.arange(len(images.labels)), FLAGS.batch_size))
 
 
-# --- how strong --------------------------------------------------------------------------------------------------------
+def in_batches(run: Run, images: Images, *, ours: bool) -> np.ndarray:
+    """Adversarial examples for all images; tl's in batches of one shape, which share a program."""
+    n, size = len(images.labels), FLAGS.batch_size
+    split = np.split(np.arange(n), range(size, n, size))
+    rows = attack_libraries.batches(n, size) if ours else split
+    return np.concatenate([run(images.images01[i], images.labels[i]) for i in rows])[:n]
+
+
+def predictions(net: Twin, images01: np.ndarray, *, ours: bool) -> np.ndarray:
+    """Classes i[n], by tl's network or by torch's."""
+    logits = attack_libraries.tl_logits if ours else attack_libraries.torch_logits
+    return logits(net, images01).argmax(axis=1)
+
+
+# ---- robust accuracy ----
 
 
 class Robust(NamedTuple):
-    """How many pictures are left: bool[n] right still, by the attacked network; the same by the other; seconds."""
+    """Result of an attack on a set of images.
+
+    Attributes:
+      right: bool[n], classified correctly by the attacked network after the attack.
+      elsewhere: the same for the other library's network.
+      seconds: of the attack.
+    """
 
     right: np.ndarray
     elsewhere: np.ndarray
@@ -191,33 +198,32 @@ class Robust(NamedTuple):
 def robust(
     net: Twin,
     attempt: Callable[[], np.ndarray],
-    pictures: Pictures,
+    images: Images,
     norm: str,
     eps: float,
     *,
     ours: bool,
 ) -> Robust:
-    """Attacks and judges. What lies outside of the ball or the box fools nobody."""
-    seconds, found = spent(attempt)
-    far = distances(norm, found, pictures.images01) > eps * (1 + INSIDE) + TINY
-    outside = far | (found.min(axis=(1, 2, 3)) < 0) | (found.max(axis=(1, 2, 3)) > 1)
-    judges = (attack_libraries.our_logits, attack_libraries.torch_logits)[:: 1 if ours else -1]
-    own, other = (
-        (judge(net, found).argmax(axis=1) == pictures.labels) | outside for judge in judges
+    """Attacks and evaluates; an example outside of the ball or of [0, 1] counts as a failure."""
+    seconds, examples = spent(attempt)
+    far = distances(norm, examples, images.images01) > eps * (1 + INSIDE) + TINY
+    outside = far | (examples.min(axis=(1, 2, 3)) < 0) | (examples.max(axis=(1, 2, 3)) > 1)
+    attacked, other = (
+        (predictions(net, examples, ours=side) == images.labels) | outside
+        for side in (ours, not ours)
     )
-    return Robust(own, other, seconds)
+    return Robust(attacked, other, seconds)
 
 
-def distances(norm: str, found: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """f64[n], not by what an attack says of itself."""
-    change = np.abs(found.astype(np.float64) - clean).reshape(len(clean), -1)
+def distances(norm: str, examples: np.ndarray, originals: np.ndarray) -> np.ndarray:
+    """f64[n], measured on the images, not as the attack reports them."""
+    change = np.abs(examples.astype(np.float64) - originals).reshape(len(originals), -1)
     return change.max(axis=1) if norm == "linf" else np.sqrt((change**2).sum(axis=1))
 
 
-def attack_strength(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
-    """A row an attack, radius and library: per cent of the pictures that are called right still."""
-    net = attack_libraries.twin(arch, size=FLAGS.size or None)
-    pictures = called_right(net, FLAGS.limit)
+def attack_strength(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
+    """One row per attack, radius and library: robust accuracy in percent."""
+    images = correct_images(net, FLAGS.limit)
     radii = [
         ("linf", cli.fraction(word, "linf") / 255, f"linf {word}/255")
         for word in FLAGS.linf
@@ -226,49 +232,41 @@ def attack_strength(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
     radii += [("l2", cli.fraction(word, "l2"), f"l2 {word}") for word in FLAGS.l2 if word]
     for name in FLAGS.attacks:
         made = {
-            norm: attack_libraries.ours(name, net, norm, budget())
-            for norm in {norm: 0 for norm, _, _ in radii}
+            norm: attack_libraries.tl_attack(name, net, norm, budget())
+            for norm in dict.fromkeys(norm for norm, _, _ in radii)
         }
         for norm, eps, where in radii:
-            run = made[norm](eps)
-            attempt = functools.partial(in_batches, run, pictures, ours=True)
-            if (
-                name == "autoattack"
-            ):  # which makes batches of its own, of the pictures that are left
-                attempt = functools.partial(run, *pictures[:2])
-            mine = robust(net, attempt, pictures, norm, eps, ours=True)
-            row: Row = {
-                "what": f"robust accuracy, {where}, {name}",
-                "arch": net.clf.arch,
-                "unit": "%",
-            }
-            row |= {
-                "ours": percent(mine.right),
-                "interval": interval(mine.right),
-                "n": len(mine.right),
-            }
-            row |= {"ours_elsewhere": percent(mine.elsewhere), "ours_seconds": mine.seconds}
-            row["logit_error"] = pictures.error
-            beside: list[Row] = [{}]
+            # AutoAttack makes its own batches, of the images that are left.
+            attempt = functools.partial(made[norm](eps), *images[:2])
+            if name != "autoattack":
+                attempt = functools.partial(in_batches, made[norm](eps), images, ours=True)
+            result = robust(net, attempt, images, norm, eps, ours=True)
+            row: Row = {"what": f"robust accuracy, {where}, {name}", "arch": net.clf.arch}
+            row |= {"unit": "%", "ours": percent(result.right), "interval": interval(result.right)}
+            row |= {"n": len(result.right), "ours_elsewhere": percent(result.elsewhere)}
+            row |= {"ours_seconds": result.seconds, "logit_error": images.error}
+            rows = []
             for library, version in libraries.items():
-                run = attack_libraries.theirs(library, name, net, norm, eps, budget())
+                run = attack_libraries.peer_attack(library, name, net, norm, eps, budget())
                 if run is not None:
-                    attempt = functools.partial(in_batches, run, pictures, ours=False)
-                    beside.append(
-                        compared(
-                            row, version, robust(net, attempt, pictures, norm, eps, ours=False)
-                        )
-                    )
-            yield from [row | other for other in beside[1:] or beside]
+                    attempt = functools.partial(in_batches, run, images, ours=False)
+                    other = robust(net, attempt, images, norm, eps, ours=False)
+                    rows.append(next_to(row, version, other))
+            yield from rows or [row]
 
 
-def compared(row: Row, version: str, other: Robust) -> Row:
-    """What a library adds to a row."""
+def next_to(row: Row, version: str, other: Robust) -> Row:
+    """The row with a library's result."""
     value = percent(other.right)
-    found: Row = {"peer": version, "peer_value": value, "peer_interval": interval(other.right)}
-    found |= {"peer_elsewhere": percent(other.elsewhere), "peer_seconds": other.seconds}
-    found |= {"ratio": row["ours"] / value if value else None, "difference": row["ours"] - value}
-    return found | goal("at most 1 point above", row["ours"] - value <= 1 + TINY)
+    difference = row["ours"] - value
+    return {
+        **measure.compared(row, version, value),
+        "peer_interval": interval(other.right),
+        "peer_elsewhere": percent(other.elsewhere),
+        "peer_seconds": other.seconds,
+        "difference": difference,
+        **goal("at most 1 point above", difference <= 1 + TINY),
+    }
 
 
 def percent(right: np.ndarray) -> float:
@@ -276,7 +274,7 @@ def percent(right: np.ndarray) -> float:
 
 
 def interval(right: np.ndarray) -> list[float]:
-    """Wilson's, at 95 %, in per cent."""
+    """Wilson's 95 % interval, in percent."""
     return [100 * end for end in metrics.wilson(int(right.sum()), len(right))]
 
 
@@ -284,257 +282,161 @@ def goal(words: str, met: bool) -> Row:
     return {"goal": words, "met": bool(met)}
 
 
-# --- how near ----------------------------------------------------------------------------------------------------------
+# ---- distance ----
 
 
-def attack_distance(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
-    """A row a search: the median distance; infinity where its pictures are called right still by the attacked network."""
-    net = attack_libraries.twin(arch, size=FLAGS.size or None)
-    everything = called_right(net, FLAGS.limit)
+def attack_distance(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
+    """One row per search: the median distance; infinity where no example was found."""
+    all_images = correct_images(net, FLAGS.limit)
     for name, norm in attack_libraries.SEARCHES:
-        pictures, steps = everything, FLAGS.deepfool_steps
-        if name == "cw":
-            rows = slice(FLAGS.cw_pictures)
-            pictures = everything._replace(
-                images01=everything.images01[rows], labels=everything.labels[rows]
-            )
-            steps = FLAGS.cw_steps
-        mine, seconds = reach(
-            net,
-            attack_libraries.our_search(name, net, norm, steps, seed=FLAGS.seed),
-            pictures,
-            norm,
-            ours=True,
-        )
-        row: Row = {
-            "what": f"median distance, {name}, {norm}",
-            "arch": net.clf.arch,
-            "unit": norm,
-            "n": len(mine),
-        }
-        row |= {
-            "ours": median(mine),
-            "not_found": int(np.isinf(mine).sum()),
-            "ours_seconds": seconds,
-        }
+        cw = name == "cw"
+        images = all_images.take(slice(FLAGS.cw_pictures)) if cw else all_images
+        steps = FLAGS.cw_steps if cw else FLAGS.deepfool_steps
+        run = attack_libraries.tl_search(name, net, norm, steps, seed=FLAGS.seed)
+        ours, seconds = reach(net, run, images, norm, ours=True)
+        row: Row = {"what": f"median distance, {name}, {norm}", "arch": net.clf.arch, "unit": norm}
+        row |= {"n": len(ours), "ours": median(ours), "not_found": int(np.isinf(ours).sum())}
+        row["ours_seconds"] = seconds
         if "foolbox" in libraries:
-            run = attack_libraries.their_search(name, net, norm, steps)
-            other, seconds = reach(net, run, pictures, norm, ours=False)
-            ratio = median(mine) / median(other)  # not a number where neither has a median
+            run = attack_libraries.peer_search(name, net, norm, steps)
+            other, seconds = reach(net, run, images, norm, ours=False)
+            ratio = median(ours) / median(other)  # NaN where neither has a finite median
             row |= {"peer": libraries["foolbox"], "peer_value": median(other), "ratio": ratio}
             row |= {"peer_not_found": int(np.isinf(other).sum()), "peer_seconds": seconds}
-            row |= {"nearer": percent(mine < other)} | goal("at most 1.02 times", ratio <= 1.02)
+            row |= {"nearer": percent(ours < other)} | goal("at most 1.02 times", ratio <= 1.02)
         yield row
 
 
 def reach(
-    net: Twin, run: Run, pictures: Pictures, norm: str, *, ours: bool
+    net: Twin, run: Run, images: Images, norm: str, *, ours: bool
 ) -> tuple[np.ndarray, float]:
-    """Distances f64[n] and seconds."""
-    seconds, found = spent(functools.partial(in_batches, run, pictures, ours=ours))
-    judge = attack_libraries.our_logits if ours else attack_libraries.torch_logits
-    fooled = judge(net, found).argmax(axis=1) != pictures.labels
-    return np.where(fooled, distances(norm, found, pictures.images01), np.inf), seconds
+    """Distances f64[n], and seconds."""
+    seconds, examples = spent(functools.partial(in_batches, run, images, ours=ours))
+    fooled = predictions(net, examples, ours=ours) != images.labels
+    return np.where(fooled, distances(norm, examples, images.images01), np.inf), seconds
 
 
 def median(values: np.ndarray) -> float:
-    """The lower of the middle two, so that half failures are not infinity less infinity."""
+    """The lower of the two middle values, so that it is defined when half of them are infinite."""
     return float(np.sort(values)[(len(values) - 1) // 2])
 
 
-# --- how fast ----------------------------------------------------------------------------------------------------------
+# ---- speed ----
 
 
-def spent(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what it returned."""
-    began = time.perf_counter()
-    result = call()
-    return time.perf_counter() - began, result
+def timed_rows(
+    net: Twin,
+    what: Callable[[str], str],
+    ours: dict[str, Run],
+    theirs: dict[str, tuple[Run, str]],
+    rounds: int,
+    **more: Any,
+) -> Iterator[Row]:
+    """Images per second: one row per run of tl and per library; compilation is separate.
 
-
-def timed(
-    calls: dict[str, Callable[[], Any]], rounds: int
-) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of each one's calls, a first and `rounds` more in which they take turns; and what the last returned."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    results = {}
+    Args:
+      net: the attacked network.
+      what: name of a run of tl -> `what` of its rows.
+      ours: name -> run of tl.
+      theirs: library -> its run, and its name for the row.
+      rounds: timed rounds, after a first call that compiles.
+      **more: further entries of the rows.
+    """
+    images = one_batch(net)
+    runs = {**ours, **{library: run for library, (run, _) in theirs.items()}}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    examples: dict[str, np.ndarray] = {}
     for _ in range(1 + rounds):
-        for name, call in calls.items():
-            seconds, results[name] = spent(call)
+        for name, run in runs.items():
+            seconds, examples[name] = spent(functools.partial(run, *images[:2]))
             times[name].append(seconds)
-    return times, results
+    n = len(images.labels)
 
-
-def speed_rows(
-    row: Row, own: str, peers: dict[str, str], n: int, times: dict[str, list[float]]
-) -> list[Row]:
-    """Pictures a second of ours, called `own`, beside each of `peers`; the first of the times is with compiling."""
-
-    def rate(name: str) -> tuple[float, list[float], float]:
+    def values(name: str, prefix: str) -> Row:
         first, *rest = times[name]
-        return n / float(np.median(rest)), [n / max(rest), n / min(rest)], max(first - rest[0], 0.0)
-
-    row = (
-        row
-        | dict(zip(("ours", "spread", "compile_seconds"), rate(own), strict=True))
-        | {"unit": "images/s", "n": n}
-    )
-    rows = []
-    for name, version in peers.items():
-        other = dict(
-            zip(("peer_value", "peer_spread", "peer_compile_seconds"), rate(name), strict=True)
-        )
-        rows.append(row | {"peer": version} | other | {"ratio": row["ours"] / other["peer_value"]})
-    return rows or [row]
-
-
-def solved(net: Twin, found: np.ndarray, pictures: Pictures, *, ours: bool) -> float:
-    """Per cent of the pictures that the attacked network does not call right any more."""
-    judge = attack_libraries.our_logits if ours else attack_libraries.torch_logits
-    return percent(judge(net, found).argmax(axis=1) != pictures.labels)
-
-
-def attack(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
-    """PGD's pictures a second, at one radius, from a random start: two rows a library."""
-    net = attack_libraries.twin(arch, size=FLAGS.size or None)
-    eps, pictures = cli.fraction(FLAGS.eps, "eps"), a_batch(net)
-    runs = {
-        kind: attack_libraries.ours(
-            "pgd", net, "linf", budget(), slots=FLAGS.slots, early_stop=kind == "early stopping"
-        )(eps)
-        for kind in ("early stopping", "all steps")
-    }
-    peers = {}
-    for library in [*libraries, *(["foolbox on JAX"] if "foolbox" in libraries else [])]:
-        made = attack_libraries.theirs(library, "pgd", net, "linf", eps, budget())
-        assert made is not None
-        runs[library], peers[library] = made, named(library, libraries)
-    times, found = timed(
-        {name: functools.partial(run, *pictures[:2]) for name, run in runs.items()}, FLAGS.rounds
-    )
-    for kind in ("early stopping", "all steps"):
-        row: Row = {
-            "what": f"PGD-{FLAGS.steps}, linf {FLAGS.eps}, {kind}",
-            "arch": net.clf.arch,
-            "weights": net.weights,
+        side = name not in theirs or name == ON_JAX
+        solved = percent(predictions(net, examples[name], ours=side) != images.labels)
+        return {
+            f"{prefix}spread": [n / max(rest), n / min(rest)],
+            f"{prefix}compile_seconds": max(first - rest[0], 0.0),
+            f"{prefix}solved": solved,
         }
-        row["solved"] = solved(net, found[kind], pictures, ours=True)
-        for done, library in zip(
-            speed_rows(row, kind, peers, len(pictures.labels), times), peers or [""], strict=True
-        ):
-            if library:
-                done["peer_solved"] = solved(
-                    net, found[library], pictures, ours=library == "foolbox on JAX"
-                )
-            yield done
+
+    rate = lambda name: n / float(np.median(times[name][1:]))
+    for name in ours:
+        row: Row = {"what": what(name), "arch": net.clf.arch, "weights": net.weights, **more}
+        row |= {"ours": rate(name), "unit": "images/s", "n": n, **values(name, "")}
+        for library, (_, version) in theirs.items():
+            yield measure.compared(row, version, rate(library)) | values(library, "peer_")
+        if not theirs:
+            yield row
 
 
-def a_batch(net: Twin) -> Pictures:
-    """--batch_size pictures that are called right, over and over where there are fewer."""
-    pictures = called_right(net, FLAGS.batch_size)
-    rows = np.resize(np.arange(len(pictures.labels)), FLAGS.batch_size)
-    return pictures._replace(images01=pictures.images01[rows], labels=pictures.labels[rows])
+def peer_runs(
+    net: Twin, name: str, eps: float, names: Sequence[str], libraries: dict[str, str]
+) -> dict[str, tuple[Run, str]]:
+    """Library -> its attack, and its version with the place where it computes."""
+    runs = {}
+    for library in names:
+        run = attack_libraries.peer_attack(library, name, net, "linf", eps, budget())
+        assert run is not None
+        words = f"{libraries['foolbox']} on our network in JAX" if library == ON_JAX else ""
+        words = words or f"{libraries[library]} on torch, {attack_libraries.torch_device()}"
+        runs[library] = run, words
+    return runs
 
 
-def named(library: str, libraries: dict[str, str]) -> str:
-    """A library, its version, and where it computes."""
-    if library == "foolbox on JAX":
-        return f"{libraries['foolbox']} on our network in JAX"
-    return f"{libraries[library]} on torch, {attack_libraries.torch_device()}"
+def attack(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
+    """PGD at one radius from a random start: two rows per library."""
+    eps = cli.fraction(FLAGS.eps, "eps")
+    ours = {
+        kind: attack_libraries.tl_attack(
+            "pgd", net, "linf", budget(), slots=FLAGS.slots, early_stop=stop
+        )(eps)
+        for kind, stop in (("early stopping", True), ("all steps", False))
+    }
+    names = [*libraries, *([ON_JAX] if "foolbox" in libraries else [])]
+    theirs = peer_runs(net, "pgd", eps, names, libraries)
+    what = lambda kind: f"PGD-{FLAGS.steps}, linf {FLAGS.eps}, {kind}"
+    yield from timed_rows(net, what, ours, theirs, FLAGS.rounds)
 
 
-def attack_sweep(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
-    """Seconds of PGD at eight radii, all steps walked, beside those of one: eps is traced, nothing compiles again."""
+def autoattack(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
+    """AutoAttack: one round, which takes minutes, after a first call that compiles."""
+    eps = cli.fraction(FLAGS.autoattack_eps, "autoattack_eps")
+    ours = {"tl": attack_libraries.tl_attack("autoattack", net, "linf", budget())(eps)}
+    names = [library for library in libraries if library == "torchattacks"]
+    theirs = peer_runs(net, "autoattack", eps, names, libraries)
+    what = lambda _: f"AutoAttack, linf {FLAGS.autoattack_eps}"
+    more = {"apgd_steps": FLAGS.apgd_steps, "queries": FLAGS.queries}
+    for row in timed_rows(net, what, ours, theirs, 1, **more):
+        met = goal("at least 1.5 times", row["ratio"] >= 1.5) if "ratio" in row else {}
+        yield row | met
+
+
+def attack_sweep(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
+    """Seconds of PGD with all steps at eight radii and at one: eps is traced, so one program."""
     del libraries
-    net = attack_libraries.twin(arch, size=FLAGS.size or None)
-    pictures, at = (
-        a_batch(net),
-        attack_libraries.ours("pgd", net, "linf", budget(), early_stop=False),
-    )
+    images = one_batch(net)
+    at = attack_libraries.tl_attack("pgd", net, "linf", budget(), early_stop=False)
 
     def over(radii: Sequence[float]) -> None:
         for levels in radii:
-            at(levels / 255)(*pictures[:2])
+            at(levels / 255)(*images[:2])
 
     over(SWEEP[:1])  # compiles
-    times, _ = timed(
-        {"one": lambda: over([2.5]), "all": lambda: over(SWEEP)}, max(FLAGS.rounds - 1, 0)
-    )
-    one, all_ = (float(np.median(times[name])) for name in ("one", "all"))
-    row: Row = {
-        "what": f"PGD-{FLAGS.steps}, a sweep of {len(SWEEP)} eps",
-        "arch": net.clf.arch,
-        "ours": all_,
-        "unit": "s",
-    }
-    row |= {
-        "spread": [max(times["all"]), min(times["all"])],
-        "peer": "one eps",
-        "peer_value": one,
-        "ratio": all_ / one,
-    }
-    yield row | goal("at most 8.2 times", all_ / one <= 8.2)
+    calls = {"one": lambda: over([2.5]), "all": lambda: over(SWEEP)}
+    times = measure.take_turns(calls, FLAGS.rounds, warm_up=0)
+    one = float(np.median(times["one"]))
+    what = f"PGD-{FLAGS.steps}, a sweep of {len(SWEEP)} eps"
+    row = measure.rate_row(what, net.clf.arch, times["all"], unit="s")
+    row = measure.compared(row, "one eps", one)
+    yield row | goal("at most 8.2 times", row["ratio"] <= 8.2)
 
 
-def autoattack(arch: str, libraries: dict[str, str]) -> Iterator[Row]:
-    """AutoAttack's pictures a second; one round, of minutes, after a first call that compiles."""
-    net = attack_libraries.twin(arch, size=FLAGS.size or None)
-    eps, pictures = cli.fraction(FLAGS.autoattack_eps, "autoattack_eps"), a_batch(net)
-    runs, peers = {"tl": attack_libraries.ours("autoattack", net, "linf", budget())(eps)}, {}
-    if "torchattacks" in libraries:
-        made = attack_libraries.theirs("torchattacks", "autoattack", net, "linf", eps, budget())
-        assert made is not None
-        runs["torchattacks"], peers["torchattacks"] = made, named("torchattacks", libraries)
-    times, found = timed(
-        {name: functools.partial(run, *pictures[:2]) for name, run in runs.items()}, 1
-    )
-    row: Row = {
-        "what": f"AutoAttack, linf {FLAGS.autoattack_eps}",
-        "arch": net.clf.arch,
-        "weights": net.weights,
-    }
-    row |= {"apgd_steps": FLAGS.apgd_steps, "queries": FLAGS.queries}
-    row["solved"] = solved(net, found["tl"], pictures, ours=True)
-    for done in speed_rows(row, "tl", peers, len(pictures.labels), times):
-        if peers:
-            done["peer_solved"] = solved(net, found["torchattacks"], pictures, ours=False)
-            done |= goal("at least 1.5 times", done["ratio"] >= 1.5)
-        yield done
+# ---- the run ----
 
-
-# --- the run -----------------------------------------------------------------------------------------------------------
-
-
-def line(row: Row) -> str:
-    """One row as the terminal shows it."""
-    said = f"{row['arch']:22s} {row['what']:40s} {shown(row, 'ours')}"
-    if row.get("peer"):
-        said += f"   {row['peer']} {shown(row, 'peer_value')}"
-    if row.get("ratio") is not None:
-        said += f"   ratio {row['ratio']:.3f}"
-    if "goal" in row:
-        said += f"   {row['goal']}: {'yes' if row['met'] else 'NO'}"
-    return said
-
-
-def shown(row: Row, key: str) -> str:
-    """A value with what belongs to it: its interval, its slowest and fastest round."""
-    side = "peer_" if key == "peer_value" else ""
-    said = f"{row[key]:.4g} {row['unit']}"
-    for name in ("interval", "spread"):
-        if f"{side}{name}" in row:
-            said += " ({:.4g} to {:.4g})".format(*row[f"{side}{name}"])
-    for name, word in (
-        ("compile_seconds", "compiling {:.0f} s"),
-        ("solved", "{:.0f} % solved"),
-        ("not_found", "{} missed"),
-    ):
-        if f"{side}{name}" in row:
-            said += ", " + word.format(row[f"{side}{name}"])
-    return said
-
-
-WORKS: dict[str, Callable[[str, dict[str, str]], Iterator[Row]]] = {
+WORKS: dict[str, Callable[[Twin, dict[str, str]], Iterator[Row]]] = {
     "attack_strength": attack_strength,
     "attack_distance": attack_distance,
     "attack": attack,
@@ -543,51 +445,42 @@ WORKS: dict[str, Callable[[str, dict[str, str]], Iterator[Row]]] = {
 }
 
 
+def rows(archs: Sequence[str], libraries: dict[str, str]) -> Iterator[Row]:
+    """The rows of all comparisons that the flags name."""
+    for what in dict.fromkeys(FLAGS.what):
+        for arch in archs:
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                measure.empty_caches(Path(folder)),
+                attack_libraries.precision(FLAGS.precision),
+            ):
+                net = attack_libraries.twin(arch, size=FLAGS.size or None)
+                yield from WORKS[what](net, libraries)
+
+
 def main(run: reporting.Run) -> None:
     archs = [backbones.get(arch).name for arch in FLAGS.arch]
     for what in FLAGS.what:
         if what not in WORKS:
-            raise ValueError(f"unknown --what={what}; wanted some of {', '.join(WORKS)}")
+            raise ValueError(f"unknown `what`: got {what!r}, expected some of {', '.join(WORKS)}")
     for name in FLAGS.attacks if "attack_strength" in FLAGS.what else []:
-        attacks.get(name)  # an unknown one is told before an hour is spent
+        attacks.get(name)  # an unknown name is an error before an hour of work
     libraries = {
         library: version
         for library in FLAGS.peers
         if (version := attack_libraries.installed(library))
     }
-    rows: list[Row] = []
-    for what in dict.fromkeys(FLAGS.what):
-        for arch in archs:
-            folder = tempfile.TemporaryDirectory()
-            with (
-                folder as path,
-                bench.nothing_known(Path(path)),
-                attack_libraries.precision(FLAGS.precision),
-            ):
-                for row in WORKS[what](arch, libraries):
-                    run.log(row)
-                    print(line(row), flush=True)
-                    rows.append(row)
-    header = ("what", "architecture", "tl", "peer", "the peer's", "ratio", "goal")
-    cells = [
-        (row["what"], row["arch"], shown(row, "ours"), row.get("peer") or "-")
-        + (
-            shown(row, "peer_value") if row.get("peer") else "-",
-            f"{row['ratio']:.3f}" if row.get("ratio") else "-",
-        )
-        + (f"{row['goal']}: {'yes' if row['met'] else 'no'}" if "goal" in row else "-",)
-        for row in rows
-    ]
-    missed = [row["what"] for row in rows if not row.get("met", True)]
-    lead = f"The same weights, pictures and budget, on {jax.devices()[0].device_kind}. Intervals are Wilson's, at 95 %."
-    table = reporting.section("Beside other libraries", reporting.table(cells, header))
-    run.finish(
-        {"rows": rows, "missed": missed},
-        reporting.page("Attacks beside others'", lead, [table], facts=run.facts()),
+    result = measure.collect(run, rows(archs, libraries))
+    missed = [row["what"] for row in result if not row.get("met", True)]
+    lead = (
+        f"The same weights, images and budget, on {jax.devices()[0].device_kind}. Intervals are "
+        "Wilson's, at 95 %; spreads are the slowest and the fastest round."
     )
-    print(
-        f"{sum('met' in row for row in rows)} goals, {len(missed)} missed\n{run.workdir / 'report.html'}"
-    )
+    table = measure.section("Comparison with other libraries", result)
+    page = reporting.page("Attacks of several libraries", lead, [table], facts=run.facts())
+    run.finish({"rows": result, "missed": missed}, page)
+    print(f"{sum('met' in row for row in result)} goals, {len(missed)} missed")
+    print(f"{run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":

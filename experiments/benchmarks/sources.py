@@ -1,7 +1,8 @@
-"""Everything about the libraries that `tl` takes its networks from: make one, fill it, write its file, run it in float64.
+"""Networks of other libraries: make one, fill it, write its file, run it in float64.
 
-torchvision, timm and Keras (on torch) are imported inside the functions: the tests without them draw the same weights
-from `seeded` and compare with golden files. Names of tensors are those that `tl.weights.readers` gives.
+torchvision, timm and Keras (on torch) are imported inside the functions: tests without them draw
+the same weights from `seeded` and compare with golden files. Tensors have the names that
+`tl.weights.readers` gives them.
 """
 
 from __future__ import annotations
@@ -21,21 +22,22 @@ import numpy as np
 from tl.pixels import PixelSpec
 
 LIBRARIES = ("torchvision", "timm", "keras")
-FORMS = {  # how each library writes weights
+# The formats in which each library writes weights.
+FORMS = {
     "torchvision": ("zip", "stream", "safetensors"),
     "timm": ("safetensors", "zip", "stream"),
     "keras": ("h5", "weights.h5", "keras"),
 }
 INSTALL = "pip install torch==2.13.0 keras h5py && pip install --no-deps torchvision==0.28.0 timm"
-QUIET = 8  # every 8th channel of a BatchNorm has a variance as small as eps
-_MISSING_OPERATORS: list[
-    Any
-] = []  # those declared for torchvision; they live as long as what is in here
+# Every 8th channel of a BatchNorm has a variance as small as eps.
+QUIET = 8
+# Operators declared for torchvision; they exist as long as this list.
+_MISSING_OPERATORS: list[Any] = []
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 
 
 class Network(NamedTuple):
-    """A network of another library: whose it is, the call that makes it, and what that returned."""
+    """A network of another library, the call that makes it, and the number of classes."""
 
     source: str
     call: str
@@ -44,13 +46,13 @@ class Network(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a source computed, float64, NHWC.
+    """Output of a source, float64, NHWC.
 
     Attributes:
-      logits: [b k]; None for Keras' VGG at other sizes than its own, for which it has no top.
+      logits: [b k]; None for Keras' VGG at other sizes than 224, where it has no top.
       features: pooled, [b d].
-      endpoints: by our names, in the order of the forward pass.
-      stats: in training mode the running statistics afterwards, by the source's names.
+      endpoints: by tl's names, in the order of the forward pass.
+      stats: running statistics after a pass in training mode, by the source's names.
     """
 
     logits: np.ndarray | None
@@ -59,15 +61,16 @@ class Result(NamedTuple):
     stats: dict[str, np.ndarray]
 
 
-# --- numbers: numpy alone ----------------------------------------------------------------------------------------------
+# ---- numbers: numpy alone ----
 
 
 def seeded(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     """The f32 tensor that belongs to a source's name, in the source's layout.
 
-    Kernels have variance 1 / fan-in, and BatchNorm's numbers are as a network's after training: no mean is 0, no variance 1,
-    so that activations stay near 1 through 152 layers. Every 8th channel has a variance near 1e-5, where eps decides.
-    RandomState is frozen: unlike `default_rng`, its streams are the same in every version of numpy.
+    Kernels have variance 1 / fan-in. BatchNorm's tensors look like those of a trained network: no
+    mean is 0 and no variance is 1, so that activations stay near 1 through 152 layers. Every 8th
+    channel has a variance near 1e-5, where eps matters. The streams of RandomState are the same in
+    every version of NumPy, unlike those of `default_rng`.
     """
     rng = np.random.RandomState(zlib.crc32(f"{seed or ''}{name}".encode()))
     leaf = name.replace("/", ".").rpartition(".")[2]
@@ -84,19 +87,19 @@ def seeded(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def fan_in(leaf: str, shape: tuple[int, ...]) -> int:
-    """Inputs of one output: torch has OIHW and OI, Keras (whose leaf is "kernel") HWIO and IO, and depthwise HWC1."""
+    """Inputs per output: torch has OIHW and OI; Keras ("kernel") HWIO and IO, depthwise HWC1."""
     if leaf != "kernel":
         return int(np.prod(shape[1:]))
     return int(np.prod(shape[:2] if len(shape) == 4 and shape[3] == 1 else shape[:-1]))
 
 
 def normalized(images01: np.ndarray, pixels: PixelSpec) -> np.ndarray:
-    """f64[b h w 3] of RGB in [0, 1], in `pixels`' channel order, range and scale: `tl.pixels.normalize` in float64."""
+    """`tl.pixels.normalize` in float64: f[b h w 3] in [0, 1] -> f64[b h w 3]."""
     wide = images01.astype(np.float64)
     return ((wide[..., ::-1] if pixels.channels == "bgr" else wide) - pixels.mean) / pixels.std
 
 
-# --- one network of a library ------------------------------------------------------------------------------------------
+# ---- one network of a library ----
 
 
 def make(source: str, call: str, classes: int = 1000, *, width: int = 4096) -> Network:
@@ -104,39 +107,32 @@ def make(source: str, call: str, classes: int = 1000, *, width: int = 4096) -> N
 
     Args:
       source: one of LIBRARIES.
-      call: how it is made there, `"resnet50"` or `"MobileNetV2(alpha=0.35)"`; keywords are literals.
+      call: `"resnet50"` or `"MobileNetV2(alpha=0.35)"`; keywords are literals.
       classes: width of the classifier.
       width: of the hidden layers of torchvision's VGG.
 
     Raises:
-      ValueError: the library is not installed, or knows no such network.
+      ValueError: the library is not installed, or does not have the network.
     """
     if source not in LIBRARIES:
         raise ValueError(
-            f"unknown source {source!r}; the libraries to compare with are {', '.join(LIBRARIES)}"
+            f"unknown `source`: got {source!r}, expected one of {', '.join(LIBRARIES)}"
         )
     name, options = parse(call)
     with imported(source) as library:
         if source == "keras":
             return Network(source, call, classes, _keras(library, name, options, classes))
-        if source == "timm":
-            if not library.is_model(name):
-                raise ValueError(f"timm {library.__version__} knows no {name}")
-            return Network(
-                source, call, classes, library.create_model(name, num_classes=classes, **options)
-            )
-        if name not in library.models.list_models():
-            raise ValueError(f"torchvision {library.__version__} knows no {name}")
-        if not name.startswith("vgg"):
-            return Network(
-                source, call, classes, getattr(library.models, name)(num_classes=classes, **options)
-            )
-        model = getattr(library.models, name)(
-            num_classes=classes, init_weights=False, **options
-        )  # which takes seconds
-        return Network(
-            source, call, classes, model if width == 4096 else _narrow(model, width, classes)
-        )
+        timm = source == "timm"
+        if not (library.is_model(name) if timm else name in library.models.list_models()):
+            raise ValueError(f"{source} {library.__version__} does not have {name}")
+        if timm:
+            model = library.create_model(name, num_classes=classes, **options)
+        else:
+            fast = {"init_weights": False} if name.startswith("vgg") else {}
+            model = getattr(library.models, name)(num_classes=classes, **fast, **options)
+            if name.startswith("vgg") and width != 4096:
+                model = _narrow(model, width, classes)
+        return Network(source, call, classes, model)
 
 
 def parse(call: str) -> tuple[str, dict[str, Any]]:
@@ -156,16 +152,16 @@ def parse(call: str) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def imported(source: str) -> Iterator[Any]:
-    """A library, its own warnings silenced while it is imported and used.
+    """A library, its warnings off while it is imported and used.
 
-    Keras takes torch for its backend unless KERAS_BACKEND says otherwise.
+    The backend of Keras is torch unless KERAS_BACKEND is set.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             if source == "keras":
                 os.environ.setdefault("KERAS_BACKEND", "torch")
-                import h5py  # noqa: F401  (Keras writes its files with it)
+                import h5py  # noqa: F401  # Keras writes its files with it
                 import keras as library
             else:
                 library = import_torchvision()
@@ -175,13 +171,13 @@ def imported(source: str) -> Iterator[Any]:
                     import lucent as library
         except ImportError as error:
             raise ValueError(
-                f"{source} is not installed ({error}); bring it with: {INSTALL}"
+                f"{source} is not installed ({error}); install it with: {INSTALL}"
             ) from None
         yield library
 
 
 def import_torchvision() -> Any:
-    """torchvision; beside a torch without its compiled operators, the two that its import needs are declared."""
+    """torchvision; declares the two operators that its import needs if they are not compiled."""
     import torch
 
     try:
@@ -218,11 +214,11 @@ def _keras(
     size: tuple[int, int] = (224, 224),
     dtype: str = "float32",
 ) -> Any:
-    """Keras fixes an input's size, and pads by it, when a network is made; VGG's dense layers want 224."""
+    """A Keras network; its input size, and so its padding, is fixed. VGG's top needs 224."""
     if name.startswith("MobileNetV3"):
         options = {**options, "include_preprocessing": False}
     policy = keras.config.dtype_policy()
-    keras.utils.clear_session()  # the numbers in layers' names start anew
+    keras.utils.clear_session()  # restarts the numbers in layers' names
     keras.config.set_dtype_policy(dtype)
     try:
         return getattr(keras.applications, name)(
@@ -238,7 +234,7 @@ def _keras(
 
 
 def variables(network: Network) -> dict[str, Any]:
-    """The library's own tensors by the names that its files have for `tl`, without torch's counters."""
+    """The network's tensors by the names that `tl` reads in its files, without torch's counters."""
     if network.source == "keras":
         return _keras_variables(network.model)
     return {
@@ -251,7 +247,7 @@ def _keras_variables(model: Any) -> dict[str, Any]:
 
 
 def fill(network: Network, seed: int = 0) -> Network:
-    """Puts the seeded tensors into a network, in place."""
+    """Writes the seeded tensors into a network, in place."""
     import torch
 
     for name, tensor in variables(network).items():
@@ -264,33 +260,33 @@ def fill(network: Network, seed: int = 0) -> Network:
 
 
 def fill_in_order(network: Network, arrays: Mapping[str, np.ndarray], prefix: str = "") -> Network:
-    """Puts a torch file's tensors into a torch network, in place, by their order alone: no table of ours takes part.
+    """Writes a file's tensors into a torch network, in place, by their order, without a table.
 
     Args:
+      network: of torchvision or timm.
       arrays: as `tl.weights.readers` reads them; torch's counters are left out.
-      prefix: of the names of the network's tensors that are meant.
+      prefix: of the names of the tensors to fill.
 
     Raises:
-      ValueError: another number of tensors.
-      RuntimeError: torch's, which names those whose shapes differ.
+      ValueError: the number of tensors differs.
+      RuntimeError: torch's, with the names of tensors whose shapes differ.
     """
     import torch
 
-    own = [name for name in variables(network) if name.startswith(prefix)]
-    given = [array for name, array in arrays.items() if not name.endswith("num_batches_tracked")]
-    if len(own) != len(given):
+    names = [name for name in variables(network) if name.startswith(prefix)]
+    values = [array for name, array in arrays.items() if not name.endswith("num_batches_tracked")]
+    if len(names) != len(values):
         raise ValueError(
-            f"{network.source}'s {network.call} has {len(own)} tensors {prefix}*; the file has {len(given)}"
+            f"{network.source}'s {network.call} has {len(names)} tensors {prefix}*: got a file "
+            f"with {len(values)}"
         )
-    state = {
-        name: torch.from_numpy(np.array(array)) for name, array in zip(own, given, strict=True)
-    }
+    state = {n: torch.from_numpy(np.array(a)) for n, a in zip(names, values, strict=True)}
     network.model.load_state_dict(state, strict=False)  # without the counters
     return network
 
 
 def save(network: Network, path: Path, form: str) -> Path:
-    """Writes a network's weights in one of its library's FORMS; `path` bears no promise of the format."""
+    """Writes a network's weights in one of `FORMS`; the name of `path` does not show the format."""
     import torch
 
     if form == "safetensors":
@@ -301,7 +297,7 @@ def save(network: Network, path: Path, form: str) -> Path:
         torch.save(network.model.state_dict(), path, _use_new_zipfile_serialization=form == "zip")
     else:
         with imported("keras"):
-            named = path.with_name(f"{path.name}.{form}")  # Keras goes by the ending
+            named = path.with_name(f"{path.name}.{form}")  # Keras chooses by the ending
             if form == "h5":
                 import h5py
                 from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
@@ -317,10 +313,10 @@ def save(network: Network, path: Path, form: str) -> Path:
 
 
 def load(network: Network, path: Path) -> Network:
-    """The library's own reading of a weights file into a network, in place.
+    """Reads a weights file into a network with the library's own reader, in place.
 
     Raises:
-      ValueError: the library cannot read it, or its tensors are another network's.
+      ValueError: the library cannot read it, or its tensors are of another network.
     """
     with imported(network.source):
         import torch
@@ -335,15 +331,15 @@ def load(network: Network, path: Path) -> Network:
             else:
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 network.model.load_state_dict(state.get("state_dict", state))
-        except Exception as error:  # whatever the library raises
-            why = " ".join(str(error).split())[:200]
+        except Exception as error:  # each library raises its own
+            reason = " ".join(str(error).split())[:200]
             raise ValueError(
-                f"{network.source}'s {network.call} does not take {path}: {why}"
+                f"{network.source}'s {network.call} does not take {path}: {reason}"
             ) from error
     return network
 
 
-# --- a forward pass ------------------------------------------------------------------------------------------------------
+# ---- a forward pass ----
 
 
 def run(
@@ -357,16 +353,15 @@ def run(
     """A forward pass in float64.
 
     Args:
-      network: a torch model is turned to float64 for good; a Keras model is made again in float64 and the inputs' size.
-      inputs: f64[b h w 3], normalised.
+      network: a torch model stays in float64; a Keras model is made again for the inputs' size.
+      inputs: f64[b h w 3], normalized.
       ends, pooled: as in `tl.weights.tables.Source`.
-      training: BatchNorm normalises by the batch. Dropout draws at random then, so the logits mean nothing.
+      training: BatchNorm uses the batch's statistics. Dropout is random, so ignore the logits.
     """
     import torch
 
-    torch.set_num_threads(
-        1
-    )  # two threads in a float64 depthwise convolution, beside JAX's own, take 100 times longer
+    # Next to JAX's threads, two threads in a float64 depthwise convolution take 100 times longer.
+    torch.set_num_threads(1)
     forward = _run_keras if network.source == "keras" else _run_torch
     with imported(network.source), torch.no_grad():
         logits, features, maps, stats = forward(network, inputs, ends, pooled, training)
@@ -401,11 +396,8 @@ def _run_torch(
     logits = model(torch.from_numpy(inputs.transpose(0, 3, 1, 2).copy())).numpy()
     for hook in hooks:
         hook.remove()
-    stats = (
-        {k: v.numpy() for k, v in model.state_dict().items() if k.endswith(STATISTICS)}
-        if training
-        else {}
-    )
+    state = model.state_dict() if training else {}
+    stats = {k: v.numpy() for k, v in state.items() if k.endswith(STATISTICS)}
     return logits, maps.pop("", None), maps, stats
 
 
@@ -416,28 +408,28 @@ def _run_keras(
 
     if keras.backend.backend() != "torch":
         raise ValueError(
-            f"Keras computes on {keras.backend.backend()}, not in float64; set KERAS_BACKEND=torch"
+            f"Keras has the backend {keras.backend.backend()}, expected torch for float64; set "
+            "KERAS_BACKEND=torch"
         )
     name, options = parse(network.call)
     size = (inputs.shape[1], inputs.shape[2])
     twin = _keras(keras, name, options, network.classes, size=size, dtype="float64")
-    own, given = _keras_variables(twin), _keras_variables(network.model)
-    for key, variable in own.items():
-        variable.assign(given[key].numpy())
+    tensors, source = _keras_variables(twin), _keras_variables(network.model)
+    for key, variable in tensors.items():
+        variable.assign(source[key].numpy())
     outputs = {end: _keras_layer(twin, place).output for end, place in ends.items()}
     if pooled:
         outputs[""] = twin.get_layer(pooled).output
-    whole = len(own) == len(given)
-    if whole:
+    if len(tensors) == len(source):  # with the top
         outputs["logits"] = twin.output
     maps = keras.Model(twin.input, outputs)(inputs, training=training)
     maps = {end: array.cpu().numpy() for end, array in maps.items()}
-    stats = {k: v.numpy() for k, v in own.items() if k.endswith(STATISTICS)} if training else {}
+    stats = {k: v.numpy() for k, v in tensors.items() if k.endswith(STATISTICS)} if training else {}
     return maps.pop("logits", None), maps.pop("", None), maps, stats
 
 
 def _keras_layer(model: Any, place: str) -> Any:
-    """The layer of a name; of `NAME>`, the one that reads NAME's output."""
+    """The layer of a name; for `NAME>` the layer that reads NAME's output."""
     layer = model.get_layer(place.removesuffix(">"))
     if not place.endswith(">"):
         return layer
