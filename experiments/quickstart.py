@@ -1,14 +1,14 @@
-"""The main job on packaged weights and photographs: predict, transfer, ideal image, attack; one report.
+"""The main job on packaged weights and photographs: predict, transfer, ideal image, attack.
 
-  ./launch.sh quickstart           (--quick: a look in about a minute)
+  ./launch.sh quickstart           --quick: with fewer images and steps, in about a minute
 
-Photographs named by a pretrained network; a classifier for solar cells, which it never saw; its ideal tabby and zebra; and
-a dalmatian that it calls a cat.
+A pretrained network classifies photographs; it becomes a classifier of solar cells, which it never
+saw; its ideal tabby and zebra are computed; and a dalmatian is changed until it is classified as a
+cat. One page shows all four.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -20,99 +20,73 @@ from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.attacked import evaluate_attack
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.pages import common
+from tl.reporting import percent
 from tl.visualize import grid, ideal, specs
 
 FLAGS = flags.FLAGS
-DALMATIAN = 251  # its ImageNet class; one of foolbox's photographs
+# ImageNet's class of one of foolbox's photographs.
+DALMATIAN = 251
 
 
 def define_flags() -> None:
     flags.DEFINE_bool(
-        "quick", False, "Fewer pictures and steps: shows that everything works, not how well."
+        "quick", False, "Fewer images and steps: a check that everything works, not a result."
     )
 
 
 def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model()
     inference.class_table(clf)
-    began = time.monotonic()
 
-    print("1 of 4: naming the packaged photographs", flush=True)
+    print("1 of 4: classifying the packaged photographs", flush=True)
     photographs = data.photographs()
-    pictures = inference.read_images(clf, [str(photo.path) for photo in photographs])
+    images = inference.read_images(clf, [str(photo.path) for photo in photographs])
     labels = np.array([-1 if photo.index is None else photo.index for photo in photographs])
-    predicted = inference.predict(clf, variables, pictures.paths, labels=labels)
-    named = sets.predictions_result(run, clf, predicted)
-    named_sections = pages.predict.page(reporting.jsonable(named), run.workdir).sections
+    predicted = inference.predict(clf, variables, images.paths, labels=labels)
+    predictions = sets.predictions_result(run, clf, predicted)
 
-    print("2 of 4: learning a classifier for solar cells", flush=True)
+    print("2 of 4: training a classifier of solar cells", flush=True)
     cells = data.get("elpv")
     if FLAGS.quick:
         cells = data.split_stratified(
             cells, test_fraction=0.15, seed=FLAGS.seed, near_duplicates=False
         )[1]
     settings = TransferSettings(first_seed=FLAGS.seed)
-    learned = transfer(run, clf, variables, cells, None, settings)
-    learned_sections = pages.training.page(reporting.jsonable(learned), run.workdir).sections
+    trained = transfer(run, clf, variables, cells, None, settings)
 
-    print("3 of 4: climbing to the ideal tabby and the ideal zebra", flush=True)
+    print("3 of 4: optimizing ideal images of a tabby and a zebra", flush=True)
     chosen = specs.class_objectives(clf, "tabby,zebra")
-    how = grid.IdealSettings(
-        tv=(300.0, 0.0), steps=64 if FLAGS.quick else grid.STEPS, seed=FLAGS.seed
-    )
-    climbed = ideal.save(run, ideal.ideal([grid.network(clf, variables)], chosen, how))
-    climbed_sections = pages.ideal.page(reporting.jsonable(climbed), run.workdir).sections
+    steps = 64 if FLAGS.quick else grid.STEPS
+    ideal_settings = grid.IdealSettings(tv=(300.0, 0.0), steps=steps, seed=FLAGS.seed)
+    ideals = ideal.save(run, ideal.ideal([grid.network(clf, variables)], chosen, ideal_settings))
 
-    print("4 of 4: turning the dalmatian into a cat", flush=True)
-    dogs = np.flatnonzero(labels == DALMATIAN)
-    dog = inference.LoadedImages([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
-    settings = AttackSettings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
-    truth = np.full(len(dogs), DALMATIAN)
+    print("4 of 4: attacking the photograph of a dalmatian", flush=True)
+    rows = np.flatnonzero(labels == DALMATIAN)
+    dog = inference.LoadedImages([images.paths[i] for i in rows], images.images[rows], [])
+    attack_settings = AttackSettings(eps=(4 / 255,), panel=not FLAGS.quick, seed=FLAGS.seed)
     attacked = evaluate_attack(
-        run, clf, variables, dog, settings, target="any cat", labels=truth
+        run, clf, variables, dog, attack_settings, target="any cat", labels=labels[rows]
     ).json()
-    attacked_sections = pages.attack.page(reporting.jsonable(attacked), run.workdir).sections
 
     result: dict[str, Any] = {
-        "predict": named,
-        "transfer": learned,
-        "ideal": climbed,
+        "predict": predictions,
+        "transfer": trained,
+        "ideal": ideals,
         "attack": attacked,
+        "facts": common.weights_facts(clf) | {"solar cells": f"{cells.source}; {cells.licence}"},
     }
-    low, high = learned["test"]["top1_ci95"]
-    shares = [row["probability"] for row in climbed["images"] if row["tv_weight"]]
-    percent, fooled = reporting.percent, attacked["images"][0]
-    lines = [
-        f"predict:  {percent(named['top1'])} of {named['labelled']} photographs classified correctly",
-        f"transfer: solar cells {percent(learned['test']['top1'])} ({percent(low)} to {percent(high)}),"
-        f" majority class {percent(learned['majority'])}",
-        f"ideal:    tabby {shares[0]:.3f}, zebra {shares[1]:.3f}",
-        f"attack:   {fooled['from']} -> {fooled['to']} ({fooled['probability']:.3f}) at eps {fooled['eps']}",
-    ]
-    headings = (
-        ("What the network sees in photographs", named_sections),
-        ("A classifier for pictures that it never saw: solar cells", learned_sections),
-        ("What it thinks is ideal", climbed_sections),
-        ("A dog that it calls a cat", attacked_sections),
+    page = pages.finish(run, result)
+    low, high = trained["test"]["top1_ci95"]
+    tabby, zebra = (row["probability"] for row in ideals["images"] if row["tv_weight"])
+    example = attacked["images"][0]
+    print(
+        f"predict:  {percent(predictions['top1'])} of {predictions['labelled']} photographs "
+        f"classified correctly\ntransfer: solar cells {percent(trained['test']['top1'])} "
+        f"({percent(low)} to {percent(high)}), majority class {percent(trained['majority'])}\n"
+        f"ideal:    tabby {tabby:.3f}, zebra {zebra:.3f}\n"
+        f"attack:   {example['from']} -> {example['to']} ({example['probability']:.3f}) at eps "
+        f"{example['eps']}\n{run.seconds:.0f} s; open {page}"
     )
-    sections = [
-        part for heading, parts in headings for part in (reporting.chapter(heading), *parts)
-    ]
-    lead = (
-        f"One pretrained network, {clf.arch}: it names photographs, learns to find broken solar cells, "
-        "shows what it thinks a tabby and a zebra are, and is talked into calling a dalmatian a cat."
-    )
-    facts = (
-        run.facts()
-        | common.weights_facts(clf)
-        | {"solar cells": f"{cells.source}; {cells.licence}"}
-    )
-    run.finish(
-        result,
-        reporting.page("Four things a pretrained network can do", lead, sections, facts=facts),
-    )
-    print("\n".join(lines))
-    print(f"{time.monotonic() - began:.0f} s; open {run.workdir / 'report.html'}")
 
 
 if __name__ == "__main__":

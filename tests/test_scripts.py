@@ -20,7 +20,7 @@ ROOMS = {"benchmarks": ("bench", "parity", "peers"), "lesson": ("__main__",)}
 COMMANDS = [*SCRIPTS, *(f"{room}.{script}" for room in ROOMS for script in ROOMS[room])]
 
 # Scripts that still import others.
-PENDING = {"quickstart"}
+PENDING: set[str] = set()
 
 
 def imports(path: Path) -> Iterator[str]:

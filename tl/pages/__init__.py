@@ -23,6 +23,7 @@ from tl.pages import (
     export,
     ideal,
     predict,
+    quickstart,
     remeasured,
     training,
 )
@@ -40,6 +41,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "features": activations.page,
     "ideal": ideal.page,
     "predict": predict.page,
+    "quickstart": quickstart.page,
     "rerun": remeasured.page,
     "transfer": training.page,
 }
