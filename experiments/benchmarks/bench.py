@@ -86,14 +86,14 @@ from tl.visualize import grid, specs
 
 FLAGS = flags.FLAGS
 SPEED = ("forward", "input_gradient", "param_gradient")
-WHAT = (*SPEED, "start", "bfloat16", "loader", "step", "frozen_fit", "ideal", "probe")
+KINDS = (*SPEED, "start", "bfloat16", "loader", "step", "frozen_fit", "ideal", "probe")
 PEERS = ("torch", "keras", "lucent")
 ARCHS = "resnet50,vgg16,mobilenetv2_100,efficientnet_lite0"
 
 
 def define_flags() -> None:
     flags.DEFINE_list("arch", ARCHS, "Architectures.")
-    flags.DEFINE_list("what", ",".join(SPEED), f"What is timed: {', '.join(WHAT)}.")
+    flags.DEFINE_list("what", ",".join(SPEED), f"What is timed: {', '.join(KINDS)}.")
     flags.DEFINE_integer("batch_size", 16, "Images per call.", lower_bound=1)
     flags.DEFINE_string(
         "data",
@@ -117,7 +117,7 @@ def define_flags() -> None:
 # ---- the same work in each library ----
 
 
-def tl_call(arch: str, what: str, images01: np.ndarray) -> Callable[[], Any]:
+def tl_call(arch: str, kind: str, images01: np.ndarray) -> Callable[[], Any]:
     """A call that does the work once and waits for the result."""
     clf, variables = models.load(arch, weights="random")
     clf, frozen = clf.with_dtype(FLAGS.dtype), jax.device_put(clf.fold_batch_norm(variables))
@@ -134,8 +134,8 @@ def tl_call(arch: str, what: str, images01: np.ndarray) -> Callable[[], Any]:
         "forward": clf.logits,
         "input_gradient": jax.grad(loss, argnums=1),
         "param_gradient": param_gradient,
-    }[what]
-    arguments = (variables["params"] if what == "param_gradient" else frozen, x)
+    }[kind]
+    arguments = (variables["params"] if kind == "param_gradient" else frozen, x)
     compiled = jax.jit(work).lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
 
@@ -149,7 +149,7 @@ def constructor(arch: str, *libraries: str) -> tuple[str, str]:
     return "", ""
 
 
-def torch_calls(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], Any]]:
+def torch_calls(arch: str, kind: str, images01: np.ndarray) -> list[Callable[[], Any]]:
     """The same work in torch, once for each memory format."""
     library, call = constructor(arch, "torchvision", "timm")
     if not call:
@@ -166,15 +166,15 @@ def torch_calls(arch: str, what: str, images01: np.ndarray) -> list[Callable[[],
         model = model.to(memory_format=memory_format, dtype=dtype)
         parameters = list(model.parameters())
         for parameter in parameters:
-            parameter.requires_grad_(what == "param_gradient")
+            parameter.requires_grad_(kind == "param_gradient")
         x = torch.tensor(images01.transpose(0, 3, 1, 2).copy(), dtype=dtype)
         x = x.contiguous(memory_format=memory_format)
 
         def work() -> Any:
-            if what == "forward":
+            if kind == "forward":
                 with torch.inference_mode():
                     return model((x - mean) / std)
-            by_input = what == "input_gradient"
+            by_input = kind == "input_gradient"
             inputs = x.detach().requires_grad_(True) if by_input else x
             loss = torch.nn.functional.cross_entropy(
                 model((inputs - mean) / std).float(),
@@ -188,7 +188,7 @@ def torch_calls(arch: str, what: str, images01: np.ndarray) -> list[Callable[[],
     return [in_format(form) for form in (torch.contiguous_format, torch.channels_last)]
 
 
-def keras_calls(arch: str, what: str, images01: np.ndarray) -> list[Callable[[], Any]]:
+def keras_calls(arch: str, kind: str, images01: np.ndarray) -> list[Callable[[], Any]]:
     """The same work in Keras on JAX, jitted."""
     _, call = constructor(arch, "keras")
     if not call or FLAGS.dtype != "float32":
@@ -207,7 +207,7 @@ def keras_calls(arch: str, what: str, images01: np.ndarray) -> list[Callable[[],
         return jnp.sum(losses.cross_entropy(logits(train, x), labels))
 
     gradients = {"input_gradient": 1, "param_gradient": 0}
-    work = jax.jit(logits if what == "forward" else jax.grad(loss, argnums=gradients[what]))
+    work = jax.jit(logits if kind == "forward" else jax.grad(loss, argnums=gradients[kind]))
     return [lambda: jax.block_until_ready(work(train, x))]
 
 
@@ -232,17 +232,17 @@ def installed(peer: str) -> str:
         return ""
 
 
-def speed(arch: str, what: str, peers: dict[str, str]) -> list[Row]:
+def speed(arch: str, kind: str, peers: dict[str, str]) -> list[Row]:
     """One row per peer (or one without): images per second and the ratio to the peer's rate."""
     n = FLAGS.batch_size
     images01 = np.random.default_rng(FLAGS.seed).random((n, FLAGS.size, FLAGS.size, 3), np.float32)
     makers = {"torch": torch_calls, "keras": keras_calls}
-    calls = {"tl": tl_call(arch, what, images01)}
+    calls = {"tl": tl_call(arch, kind, images01)}
     for peer in peers:
-        made = makers[peer](arch, what, images01) if peer in makers else []
-        calls |= {f"{peer} {i}": call for i, call in enumerate(made)}
+        timed = makers[peer](arch, kind, images01) if peer in makers else []
+        calls |= {f"{peer} {i}": call for i, call in enumerate(timed)}
     times = take_turns(calls, FLAGS.rounds)
-    row = rate_row(what, arch, n / np.array(times["tl"]))
+    row = rate_row(kind, arch, n / np.array(times["tl"]))
     rows = []
     for peer, version in peers.items():
         medians = [np.median(t) for name, t in times.items() if name.startswith(f"{peer} ")]
@@ -635,7 +635,7 @@ def rows(kinds: list[str], archs: list[str], peers: dict[str, str]) -> Iterator[
         "step": step,
         "frozen_fit": functools.partial(frozen_fit, peers=peers),
         "ideal": functools.partial(ideal_images, peers=peers),
-        **{kind: functools.partial(speed, what=kind, peers=peers) for kind in SPEED},
+        **{kind: functools.partial(speed, kind=kind, peers=peers) for kind in SPEED},
     }
     for arch in archs:
         for kind in sorted(kinds, key=lambda kind: kind in SPEED):
@@ -645,8 +645,8 @@ def rows(kinds: list[str], archs: list[str], peers: dict[str, str]) -> Iterator[
 def main(run: reporting.Run) -> None:
     archs = [backbones.get(arch).name for arch in FLAGS.arch]
     for kind in FLAGS.what:
-        if kind not in WHAT:
-            raise ValueError(f"unknown `what`: got {kind!r}, expected some of {', '.join(WHAT)}")
+        if kind not in KINDS:
+            raise ValueError(f"unknown `what`: got {kind!r}, expected some of {', '.join(KINDS)}")
     peers = {peer: version for peer in FLAGS.peers if (version := installed(peer))}
     result = measure.collect(run, rows(list(dict.fromkeys(FLAGS.what)), archs, peers))
     lead = (

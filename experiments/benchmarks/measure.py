@@ -41,11 +41,11 @@ def take_turns(
     return times
 
 
-def rate_row(what: str, arch: str, rates: Iterable[float], **more: Any) -> Row:
+def rate_row(name: str, arch: str, rates: Iterable[float], **more: Any) -> Row:
     """A row with the median of rates (or of seconds), and its slowest and fastest round."""
     values = np.array(list(rates), float)
     spread = [float(values.min()), float(values.max())][:: -1 if more.get("unit") == "s" else 1]
-    return {"what": what, "arch": arch, "ours": float(np.median(values)), "spread": spread, **more}
+    return {"what": name, "arch": arch, "ours": float(np.median(values)), "spread": spread, **more}
 
 
 def compared(row: Row, peer: str | None, value: float | None) -> Row:

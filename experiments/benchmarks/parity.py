@@ -365,11 +365,11 @@ def pairs_of_flags() -> list[Pair]:
         raise ValueError("--weights and --against compare one network: give one --arch")
     if FLAGS.against:
         source, _, call = FLAGS.against.partition(":")
-        known = [library for library, made in backbones.get(archs[0]).sources.items() if made]
-        if source not in known:
+        libraries = [name for name, made_by in backbones.get(archs[0]).sources.items() if made_by]
+        if source not in libraries:
             raise ValueError(
                 f"`against` is not a library that {archs[0]} is compared with: got {source!r}, "
-                f"expected {', '.join(known)}"
+                f"expected {', '.join(libraries)}"
             )
         return [Pair(archs[0], source, call)]
     result = pairs(archs, FLAGS.source)

@@ -231,15 +231,15 @@ def attack_strength(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
     ]
     radii += [("l2", cli.fraction(word, "l2"), f"l2 {word}") for word in FLAGS.l2 if word]
     for name in FLAGS.attacks:
-        made = {
+        made_attacks = {
             norm: attack_libraries.tl_attack(name, net, norm, budget())
             for norm in dict.fromkeys(norm for norm, _, _ in radii)
         }
         for norm, eps, where in radii:
             # AutoAttack makes its own batches, of the images that are left.
-            attempt = functools.partial(made[norm](eps), *images[:2])
+            attempt = functools.partial(made_attacks[norm](eps), *images[:2])
             if name != "autoattack":
-                attempt = functools.partial(in_batches, made[norm](eps), images, ours=True)
+                attempt = functools.partial(in_batches, made_attacks[norm](eps), images, ours=True)
             result = robust(net, attempt, images, norm, eps, ours=True)
             row: Row = {"what": f"robust accuracy, {where}, {name}", "arch": net.clf.arch}
             row |= {"unit": "%", "ours": percent(result.right), "interval": interval(result.right)}
@@ -326,7 +326,7 @@ def median(values: np.ndarray) -> float:
 
 def timed_rows(
     net: Twin,
-    what: Callable[[str], str],
+    title: Callable[[str], str],
     ours: dict[str, Run],
     theirs: dict[str, tuple[Run, str]],
     rounds: int,
@@ -336,7 +336,7 @@ def timed_rows(
 
     Args:
       net: the attacked network.
-      what: name of a run of tl -> `what` of its rows.
+      title: name of a run of tl -> `what` of its rows.
       ours: name -> run of tl.
       theirs: library -> its run, and its name for the row.
       rounds: timed rounds, after a first call that compiles.
@@ -364,7 +364,7 @@ def timed_rows(
 
     rate = lambda name: n / float(np.median(times[name][1:]))
     for name in ours:
-        row: Row = {"what": what(name), "arch": net.clf.arch, "weights": net.weights, **more}
+        row: Row = {"what": title(name), "arch": net.clf.arch, "weights": net.weights, **more}
         row |= {"ours": rate(name), "unit": "images/s", "n": n, **values(name, "")}
         for library, (_, version) in theirs.items():
             yield measure.compared(row, version, rate(library)) | values(library, "peer_")
@@ -397,8 +397,8 @@ def attack(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
     }
     names = [*libraries, *([ON_JAX] if "foolbox" in libraries else [])]
     theirs = peer_runs(net, "pgd", eps, names, libraries)
-    what = lambda kind: f"PGD-{FLAGS.steps}, linf {FLAGS.eps}, {kind}"
-    yield from timed_rows(net, what, ours, theirs, FLAGS.rounds)
+    title = lambda kind: f"PGD-{FLAGS.steps}, linf {FLAGS.eps}, {kind}"
+    yield from timed_rows(net, title, ours, theirs, FLAGS.rounds)
 
 
 def autoattack(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
@@ -407,9 +407,9 @@ def autoattack(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
     ours = {"tl": attack_libraries.tl_attack("autoattack", net, "linf", budget())(eps)}
     names = [library for library in libraries if library == "torchattacks"]
     theirs = peer_runs(net, "autoattack", eps, names, libraries)
-    what = lambda _: f"AutoAttack, linf {FLAGS.autoattack_eps}"
+    title = lambda _: f"AutoAttack, linf {FLAGS.autoattack_eps}"
     more = {"apgd_steps": FLAGS.apgd_steps, "queries": FLAGS.queries}
-    for row in timed_rows(net, what, ours, theirs, 1, **more):
+    for row in timed_rows(net, title, ours, theirs, 1, **more):
         met = goal("at least 1.5 times", row["ratio"] >= 1.5) if "ratio" in row else {}
         yield row | met
 
@@ -428,8 +428,8 @@ def attack_sweep(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
     calls = {"one": lambda: over([2.5]), "all": lambda: over(SWEEP)}
     times = measure.take_turns(calls, FLAGS.rounds, warm_up=0)
     one = float(np.median(times["one"]))
-    what = f"PGD-{FLAGS.steps}, a sweep of {len(SWEEP)} eps"
-    row = measure.rate_row(what, net.clf.arch, times["all"], unit="s")
+    title = f"PGD-{FLAGS.steps}, a sweep of {len(SWEEP)} eps"
+    row = measure.rate_row(title, net.clf.arch, times["all"], unit="s")
     row = measure.compared(row, "one eps", one)
     yield row | goal("at most 8.2 times", row["ratio"] <= 8.2)
 
@@ -447,7 +447,7 @@ WORKS: dict[str, Callable[[Twin, dict[str, str]], Iterator[Row]]] = {
 
 def rows(archs: Sequence[str], libraries: dict[str, str]) -> Iterator[Row]:
     """The rows of all comparisons that the flags name."""
-    for what in dict.fromkeys(FLAGS.what):
+    for kind in dict.fromkeys(FLAGS.what):
         for arch in archs:
             with (
                 tempfile.TemporaryDirectory() as folder,
@@ -455,14 +455,14 @@ def rows(archs: Sequence[str], libraries: dict[str, str]) -> Iterator[Row]:
                 attack_libraries.precision(FLAGS.precision),
             ):
                 net = attack_libraries.twin(arch, size=FLAGS.size or None)
-                yield from WORKS[what](net, libraries)
+                yield from WORKS[kind](net, libraries)
 
 
 def main(run: reporting.Run) -> None:
     archs = [backbones.get(arch).name for arch in FLAGS.arch]
-    for what in FLAGS.what:
-        if what not in WORKS:
-            raise ValueError(f"unknown `what`: got {what!r}, expected some of {', '.join(WORKS)}")
+    for kind in FLAGS.what:
+        if kind not in WORKS:
+            raise ValueError(f"unknown `what`: got {kind!r}, expected some of {', '.join(WORKS)}")
     for name in FLAGS.attacks if "attack_strength" in FLAGS.what else []:
         attacks.get(name)  # an unknown name is an error before an hour of work
     libraries = {
