@@ -2,6 +2,5 @@
 
 from pathlib import Path
 
-__path__ += [
-    str(Path(__file__).parent / "benchmarks")
-]  # `python -m experiments.bench` finds its room, as ./launch.sh does
+# `python -m experiments.bench` finds the scripts of this room, as ./launch.sh does.
+__path__ += [str(Path(__file__).parent / "benchmarks")]

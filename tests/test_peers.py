@@ -70,7 +70,7 @@ def images() -> peers.Images:
 
 
 def test_foolbox_accepts_a_classifier() -> None:
-    """LinfPGD, DeepFool and Carlini-Wagner find adversarial examples on a JAXModel of `apply`; tl confirms them."""
+    """Three attacks find adversarial examples on a JAXModel of `apply`, and tl confirms them."""
     clf, variables = models.load("squeezenet1_1", weights="random")
     images01 = noise(32, 2)
     logits = jax.jit(lambda variables, x: clf.apply(variables, x).logits)

@@ -8,6 +8,7 @@ import io
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -18,15 +19,18 @@ import pytest
 from PIL import Image
 
 from tl import pages, reporting
+from tl.pages import quickstart
 from tl.pages.common import Page
 from tl.reporting import charts
 
-HOSTILE = "<script>alert(1)</script>\"' onerror='x' & \udcff"  # the last: a byte of a file name that is not UTF-8
+ROOT = Path(__file__).resolve().parents[1]
+# The last character is a byte of a file name that is not UTF-8.
+HOSTILE = "<script>alert(1)</script>\"' onerror='x' & \udcff"
 VOID = {"meta", "img"}
 
 
 class Parsed(html.parser.HTMLParser):
-    """Elements in order, visible text, and a check that every element that opens is closed in its turn."""
+    """Elements in order, visible text, and a check that elements are closed in the right order."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -515,6 +519,26 @@ def test_a_run_without_a_page_is_an_error_with_the_names_of_those_that_have_one(
     monkeypatch.setitem(pages.PAGES, "y", text_page)
     with pytest.raises(ValueError, match="x has no page that can be drawn again; .* y"):
         pages.redraw(tmp_path)
+
+
+def test_the_page_of_quickstart_has_the_sections_of_its_parts(tmp_path, monkeypatch):
+    keys = [key for key, _, _ in quickstart.CHAPTERS]
+    assert keys == ["predict", "transfer", "ideal", "attack"]
+    part = lambda result, folder: Page("", "", [reporting.note(f"{result['value']} in {folder}")])
+    monkeypatch.setattr(
+        quickstart, "CHAPTERS", tuple((key, f"Chapter {key}", part) for key in keys)
+    )
+    result = {key: {"value": key.upper(), "arch": "resnet50"} for key in keys}
+    page = pages.PAGES["quickstart"](result, tmp_path)
+    text = Parsed("".join(page.sections)).text
+    assert text == " ".join(f"Chapter {key} {key.upper()} in {tmp_path}" for key in keys)
+    assert "resnet50" in page.lead
+
+
+@pytest.mark.parametrize("name", sorted(pages.PAGES))
+def test_each_row_is_the_page_of_a_script(name):
+    script = (ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8")
+    assert "pages.finish(run" in script and f'cli.launch("{name}"' in script
 
 
 @pytest.mark.parametrize("arguments", [(), ("a", "b")])

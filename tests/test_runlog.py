@@ -287,7 +287,8 @@ def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypa
 
 
 def test_import_starts_no_accelerator():
-    code = "import sys, tl.reporting; from jax._src import xla_bridge; sys.exit(bool(xla_bridge._backends))"
+    code = "import sys, tl.reporting; from jax._src import xla_bridge; "
+    code += "sys.exit(bool(xla_bridge._backends))"
     root = pathlib.Path(runlog.__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 
@@ -323,7 +324,7 @@ def test_progress_on_a_terminal_is_one_complete_line(monkeypatch):
         for i in reporting.progress(range(50), label="x", stream=screen):
             if i == 20:
                 raise KeyboardInterrupt
-    # The generator is closed here; what it had drawn stays, and the prompt starts on a line of its own.
+    # The closed generator ends its line, so that the prompt starts on a new one.
     assert screen.getvalue().endswith("\n") and "/50" in screen.getvalue()
 
 

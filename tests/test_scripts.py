@@ -1,4 +1,4 @@
-"""Each script of `experiments/` runs when it is copied alone into an empty folder and only `tl` can be imported."""
+"""Each script of `experiments/` runs when copied alone into an empty folder, with only `tl`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__in
 # A room is a folder of scripts that share helpers; it is copied as a whole.
 ROOMS = {"benchmarks": ("bench", "parity", "peers"), "lesson": ("__main__",)}
 COMMANDS = [*SCRIPTS, *(f"{room}.{script}" for room in ROOMS for script in ROOMS[room])]
-
-# Scripts that still import others.
-PENDING: set[str] = set()
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -63,8 +60,6 @@ def run_copy(command: str, folder: Path, *arguments: str) -> subprocess.Complete
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_copied_script_prints_its_help(command: str, tmp_path: Path) -> None:
-    if command in PENDING:
-        pytest.skip("imports another script")
     run = run_copy(command, tmp_path, "--help")
 
     assert "./launch.sh" in run.stdout and "--help" in run.stdout, run.stderr
@@ -73,8 +68,6 @@ def test_a_copied_script_prints_its_help(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_copied_script_reports_an_error_in_one_sentence(command: str, tmp_path: Path) -> None:
-    if command in PENDING:
-        pytest.skip("imports another script")
     run = run_copy(command, tmp_path, "not_a_flag")
 
     assert run.returncode == 1 and "Traceback" not in run.stderr
@@ -84,15 +77,11 @@ def test_a_copied_script_reports_an_error_in_one_sentence(command: str, tmp_path
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_imports_no_other_script(script: str) -> None:
-    if script in PENDING:
-        pytest.skip("imports another script")
     assert not list(imports(FOLDER / f"{script}.py"))
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_its_own_modules(room: str) -> None:
-    if any(command.startswith(f"{room}.") for command in PENDING):
-        pytest.skip("imports a script")
     for path in (FOLDER / room).glob("*.py"):
         assert all(name.startswith(f"experiments.{room}") for name in imports(path)), path
 
