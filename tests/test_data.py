@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import tl.data
+from tests import toys
 from tl.data import (
     DataSpec,
     Skipped,
@@ -26,19 +27,12 @@ from tl.data import (
 )
 
 
-def picture(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
-    """A gray PNG of one value, with any file name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, value, value)).save(path, "PNG")
-    return path
-
-
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     """Two classes of 8 different images, and the other files that a real folder has."""
     for k, name in enumerate(("dog", "cat")):
         for i in range(8):
-            picture(tmp_path / "pets" / name / f"{i}.png", 16 * i + k)
+            toys.gray_png(tmp_path / "pets" / name / f"{i}.png", 16 * i + k)
     for other in ("README.md", "cat/notes.txt", "cat/.hidden.jpg", "cat/Thumbs.db", ".git/x.jpg"):
         (tmp_path / "pets" / other).parent.mkdir(exist_ok=True)
         (tmp_path / "pets" / other).write_text("x")
@@ -50,7 +44,7 @@ def pets(tmp_path: Path) -> Path:
 
 def add_nested_image(pets: Path) -> None:
     """Adds an image in a folder one level deeper."""
-    picture(pets / "cat" / "more" / "deep.JPG", 255)
+    toys.gray_png(pets / "cat" / "more" / "deep.JPG", 255)
 
 
 def test_folders_are_searched_recursively_and_in_order(pets: Path) -> None:
@@ -84,7 +78,7 @@ def test_a_file_that_is_listed_explicitly_is_always_included(pets: Path) -> None
 
 def test_an_existing_name_may_contain_commas_and_brackets(tmp_path: Path) -> None:
     for name in ("a, b.png", "c[1].png", "d,e/f.png"):
-        path = picture(tmp_path / name)
+        path = toys.gray_png(tmp_path / name)
         assert find_images(str(path))[0] == (path,)
     assert find_images(str(tmp_path / "d,e"))[0] == (tmp_path / "d,e/f.png",)
 
@@ -275,7 +269,7 @@ def square(image: np.ndarray) -> np.ndarray:
 def test_batches_have_one_shape_and_keep_the_order_of_the_paths(
     tmp_path: Path, threads: int
 ) -> None:
-    paths = [picture(tmp_path / f"{i}.png", i, (4 + i, 9)) for i in range(11)]
+    paths = [toys.gray_png(tmp_path / f"{i}.png", i, (4 + i, 9)) for i in range(11)]
     paths[1].write_bytes(b"no image")
     paths[6].unlink()
     batches = list(load(paths, square, batch_size=4, threads=threads))
@@ -316,13 +310,13 @@ def test_a_batch_size_of_zero_is_an_error() -> None:
 
 
 def test_a_transform_to_several_shapes_is_an_error(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
+    paths = [toys.gray_png(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
     with pytest.raises(ValueError, match="expected one shape and dtype"):
         list(load(paths, lambda image: image, batch_size=2))
 
 
 def test_an_error_of_the_transform_is_raised(tmp_path: Path) -> None:
-    paths = [picture(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
+    paths = [toys.gray_png(tmp_path / f"{i}.png", 0, (4 + i, 9)) for i in range(3)]
 
     def transform(image: np.ndarray) -> np.ndarray:
         if image.shape[1] == 5:

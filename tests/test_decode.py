@@ -15,16 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from tests import toys
 from tl.data import ImageError, decode
 from tl.data.decode import MAX_PIXELS, glance, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def ramp(height: int = 12, width: int = 16) -> np.ndarray:
@@ -45,7 +40,7 @@ def ramp(height: int = 12, width: int = 16) -> np.ndarray:
 @settings(deadline=None, max_examples=30)
 def test_lossless_rgb_is_restored_exactly(height: int, width: int, kind: str, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    decoded = decode(encoded(Image.fromarray(pixels), kind))
+    decoded = decode(toys.encoded(Image.fromarray(pixels), kind))
     assert decoded.dtype == np.uint8
     assert decoded.flags.c_contiguous
     np.testing.assert_array_equal(decoded, pixels)
@@ -63,7 +58,7 @@ def test_the_exif_orientation_is_applied(orientation: int, kind: str) -> None:
         if kind == "JPEG"
         else {}
     )
-    data = encoded(Image.fromarray(ramp()), kind, exif=exif, **options)
+    data = toys.encoded(Image.fromarray(ramp()), kind, exif=exif, **options)
     decoded = decode(data)
     assert decoded.shape == ((12, 16, 3) if orientation < 5 else (16, 12, 3))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
@@ -75,7 +70,7 @@ def test_the_exif_orientation_is_applied(orientation: int, kind: str) -> None:
 
 
 def test_a_damaged_exif_block_is_ignored() -> None:
-    data = encoded(
+    data = toys.encoded(
         Image.fromarray(ramp()), "PNG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage"
     )
     np.testing.assert_array_equal(decode(data), ramp())
@@ -84,18 +79,18 @@ def test_a_damaged_exif_block_is_ignored() -> None:
 def test_gray_is_repeated() -> None:
     gray = ramp()[..., 0]
     np.testing.assert_array_equal(
-        decode(encoded(Image.fromarray(gray), "PNG")), np.repeat(gray[..., None], 3, -1)
+        decode(toys.encoded(Image.fromarray(gray), "PNG")), np.repeat(gray[..., None], 3, -1)
     )
     one_bit = Image.fromarray(gray > 100)
     np.testing.assert_array_equal(
-        decode(encoded(one_bit, "PNG"))[..., 2], np.where(gray > 100, 255, 0)
+        decode(toys.encoded(one_bit, "PNG"))[..., 2], np.where(gray > 100, 255, 0)
     )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bit_gray_is_scaled_and_not_clipped(kind: str) -> None:
     wide = np.array([[0, 128, 129, 257], [1000, 32768, 65406, 65535]], np.uint16)
-    decoded = decode(encoded(Image.fromarray(wide), kind))
+    decoded = decode(toys.encoded(Image.fromarray(wide), kind))
     # 129 / 257 > 1/2; no value lies at a half, because 257 is odd.
     expected = np.rint(wide / 257.0).astype(np.uint8)
     np.testing.assert_array_equal(decoded, np.repeat(expected[..., None], 3, -1))
@@ -104,7 +99,7 @@ def test_sixteen_bit_gray_is_scaled_and_not_clipped(kind: str) -> None:
 def test_transparency_is_composited_on_white() -> None:
     rgba = np.zeros((2, 4, 4), np.uint8)
     rgba[..., 0], rgba[..., 3] = 255, [255, 0, 128, 51]  # red at four opacities
-    decoded = decode(encoded(Image.fromarray(rgba), "PNG"))
+    decoded = decode(toys.encoded(Image.fromarray(rgba), "PNG"))
     for column, alpha in enumerate((1.0, 0.0, 128 / 255, 0.2)):
         rest = 255 * (1 - alpha)
         np.testing.assert_allclose(decoded[0, column], [255, rest, rest], atol=1)
@@ -113,7 +108,7 @@ def test_transparency_is_composited_on_white() -> None:
 def test_transparent_gray_is_composited_on_white() -> None:
     alpha = np.array([[255, 0], [0, 255]], np.uint8)
     image = Image.fromarray(np.stack([np.zeros((2, 2), np.uint8), alpha], -1))
-    np.testing.assert_array_equal(decode(encoded(image, "PNG"))[..., 1], 255 - alpha)
+    np.testing.assert_array_equal(decode(toys.encoded(image, "PNG"))[..., 1], 255 - alpha)
 
 
 def palette_image() -> Image.Image:
@@ -126,7 +121,7 @@ def palette_image() -> Image.Image:
 
 def test_a_palette_becomes_rgb() -> None:
     expected = np.array([[RED, GREEN], [BLUE, GREEN]], np.uint8)
-    np.testing.assert_array_equal(decode(encoded(palette_image(), "PNG")), expected)
+    np.testing.assert_array_equal(decode(toys.encoded(palette_image(), "PNG")), expected)
 
 
 @pytest.mark.parametrize(
@@ -134,13 +129,13 @@ def test_a_palette_becomes_rgb() -> None:
 )
 def test_a_transparent_palette_entry_becomes_white(kind: str, transparency: int | bytes) -> None:
     expected = np.array([[RED, WHITE], [BLUE, WHITE]], np.uint8)
-    data = encoded(palette_image(), kind, transparency=transparency)
+    data = toys.encoded(palette_image(), kind, transparency=transparency)
     np.testing.assert_array_equal(decode(data), expected)
 
 
 def test_a_key_color_becomes_white() -> None:
     expected = np.array([[RED, WHITE], [BLUE, WHITE]], np.uint8)
-    data = encoded(palette_image().convert("RGB"), "PNG", transparency=GREEN)
+    data = toys.encoded(palette_image().convert("RGB"), "PNG", transparency=GREEN)
     np.testing.assert_array_equal(decode(data), expected)
 
 
@@ -148,7 +143,7 @@ def test_a_key_value_of_gray_becomes_white() -> None:
     gray = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "L").copy()
     wide = Image.fromarray(np.array([[0, 25700], [514, 25700]], np.uint16))
     for image, key in ((gray, 1), (wide, 25700)):
-        decoded = decode(encoded(image, "PNG", transparency=key))
+        decoded = decode(toys.encoded(image, "PNG", transparency=key))
         np.testing.assert_array_equal(decoded[..., 0], [[0, 255], [2, 255]])
 
 
@@ -164,7 +159,7 @@ def test_a_key_value_of_gray_becomes_white() -> None:
 )
 def test_a_cmyk_jpeg_is_read_as_inverted(cmyk: tuple[int, ...], rgb: tuple[int, ...]) -> None:
     """Pillow writes the Adobe marker and inverted values."""
-    data = encoded(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=95)
+    data = toys.encoded(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=95)
     assert b"Adobe" in data
     assert np.abs(decode(data).astype(int) - rgb).max() <= 3
 
@@ -173,7 +168,7 @@ def test_a_cmyk_jpeg_is_read_as_inverted(cmyk: tuple[int, ...], rgb: tuple[int, 
 def test_a_file_with_another_suffix_is_read_by_content(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(
-        encoded(
+        toys.encoded(
             Image.new("RGB", (9, 5), BLUE), kind, **({"lossless": True} if kind == "WEBP" else {})
         )
     )
@@ -186,7 +181,7 @@ def test_a_file_with_another_suffix_is_read_by_content(kind: str, tmp_path: Path
 def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (6, 4), color) for color in (RED, GREEN, BLUE)]
     lossless = {"lossless": True} if kind == "WEBP" else {}
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
+    data = toys.encoded(frames[0], kind, save_all=True, append_images=frames[1:], **lossless)
     np.testing.assert_array_equal(decode(data), np.broadcast_to(np.array(RED, np.uint8), (4, 6, 3)))
 
 
@@ -196,7 +191,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), n
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 @pytest.mark.parametrize("fraction", [0.02, 0.3, 0.5, 0.9])
 def test_a_truncated_file_is_an_error(kind: str, fraction: float) -> None:
-    data = encoded(NOISE, kind)
+    data = toys.encoded(NOISE, kind)
     with pytest.raises(ImageError, match="truncated|not a readable image|holds"):
         decode(data[: int(len(data) * fraction)])
 
@@ -225,15 +220,18 @@ def bomb_png(side: int) -> bytes:
         (b"hello, I am a text file", "not a readable image .it begins with b'hello, I'"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a readable image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a readable image"),
-        (encoded(Image.new("RGB", (1, 1)), "PNG"), "is 1 x 1 pixels, expected at least 2 x 2"),
-        (encoded(Image.new("L", (9, 1)), "JPEG"), "is 9 x 1 pixels"),
+        (toys.encoded(Image.new("RGB", (1, 1)), "PNG"), "is 1 x 1 pixels, expected at least 2 x 2"),
+        (toys.encoded(Image.new("L", (9, 1)), "JPEG"), "is 9 x 1 pixels"),
         (bomb_png(10_000), "is 10000 x 10000 pixels, expected at most 89,478,485"),
         (bomb_png(100_000), "has more than 178,956,970 pixels"),
         (
-            encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
+            toys.encoded(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"),
             "whose white is undefined",
         ),
-        (encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"), "whose white is undefined"),
+        (
+            toys.encoded(Image.fromarray(np.zeros((4, 4), np.int32)), "TIFF"),
+            "whose white is undefined",
+        ),
     ],
     ids=["empty", "text", "svg", "eps", "1x1", "9x1", "bomb", "big bomb", "float", "int32"],
 )
@@ -266,7 +264,7 @@ def test_warnings_of_pillow_are_hidden() -> None:
     """With filters that would print warnings, and with filters that would raise them."""
     noisy = Image.new("P", (4, 4))
     noisy.putpalette([*RED, *GREEN])
-    data = encoded(noisy, "PNG", transparency=b"\x00\xff")
+    data = toys.encoded(noisy, "PNG", transparency=b"\x00\xff")
     for action in ("always", "error"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter(action)
@@ -283,7 +281,7 @@ def test_warnings_of_pillow_are_hidden() -> None:
 @settings(deadline=None, max_examples=60)
 def test_a_damaged_file_gives_an_image_or_an_image_error(seed: int, kind: str) -> None:
     rng = np.random.default_rng(seed)
-    data = np.frombuffer(encoded(NOISE.resize((24, 24)), kind), np.uint8).copy()
+    data = np.frombuffer(toys.encoded(NOISE.resize((24, 24)), kind), np.uint8).copy()
     positions = rng.integers(0, len(data) if rng.random() < 0.5 else min(len(data), 200), 4)
     data[positions] = rng.integers(0, 256, 4, np.uint8)
     try:
@@ -302,19 +300,21 @@ def test_a_damaged_file_gives_an_image_or_an_image_error(seed: int, kind: str) -
 def test_a_glance_is_a_smaller_image(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encoded(Image.fromarray(ramp(480, 640)), "JPEG", exif=exif, quality=95)
+    data = toys.encoded(Image.fromarray(ramp(480, 640)), "JPEG", exif=exif, quality=95)
     small, whole = glance(data, 64), decode(data)
     # A reduction to 1/8 would be less than 64 pixels high.
     assert small.shape == ((120, 160, 3) if orientation == 1 else (160, 120, 3))
     means = whole.reshape(small.shape[0], 4, small.shape[1], 4, 3).mean(axis=(1, 3))
     assert np.abs(means - small).mean() < 2
     assert glance(data, 300).shape == whole.shape
-    png = encoded(Image.fromarray(ramp()), "PNG")
+    png = toys.encoded(Image.fromarray(ramp()), "PNG")
     np.testing.assert_array_equal(glance(png, 4), decode(png))
 
 
 def test_a_glance_at_a_truncated_file_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "cut.jpg").write_bytes(encoded(Image.fromarray(ramp(480, 640)), "JPEG")[:-3000])
+    (tmp_path / "cut.jpg").write_bytes(
+        toys.encoded(Image.fromarray(ramp(480, 640)), "JPEG")[:-3000]
+    )
     with pytest.raises(ImageError, match="cut.jpg: is a damaged or truncated JPEG"):
         glance(tmp_path / "cut.jpg", 32)
 
@@ -323,10 +323,10 @@ def test_the_header_has_format_mode_and_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 8
     (tmp_path / "a.png").write_bytes(
-        encoded(Image.fromarray(ramp()).convert("L"), "JPEG", exif=exif)
+        toys.encoded(Image.fromarray(ramp()).convert("L"), "JPEG", exif=exif)
     )
     assert header(tmp_path / "a.png") == ("JPEG", "L", False, False, 8)
-    assert header(encoded(Image.fromarray(ramp()).convert("RGBA"), "PNG")) == (
+    assert header(toys.encoded(Image.fromarray(ramp()).convert("RGBA"), "PNG")) == (
         "PNG",
         "RGBA",
         True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 
 from experiments import doctor as command
+from tests import toys
 from tl import pages, reporting
 from tl.data import DataSpec, Example, Source, folder
 from tl.data.doctor import examine
@@ -25,17 +25,6 @@ from tl.data.doctor import examine
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-
-
-def photograph(seed: int) -> Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return Image.fromarray(coarse).resize((160, 120), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def turned() -> Image.Exif:
@@ -57,30 +46,34 @@ def wide_color() -> bytes:
 
 
 def two_frames() -> bytes:
-    return encoded(photograph(20), "GIF", save_all=True, append_images=[photograph(21)])
+    return toys.encoded(
+        toys.photograph(20), "GIF", save_all=True, append_images=[toys.photograph(21)]
+    )
 
 
 FILES: dict[str, bytes] = {
-    "cat/fine.jpg": encoded(photograph(0), "JPEG"),
-    "cat/fine.png": encoded(photograph(1), "PNG"),
-    "cat/cut.jpg": encoded(photograph(2), "JPEG")[:-400],
+    "cat/fine.jpg": toys.encoded(toys.photograph(0), "JPEG"),
+    "cat/fine.png": toys.encoded(toys.photograph(1), "PNG"),
+    "cat/cut.jpg": toys.encoded(toys.photograph(2), "JPEG")[:-400],
     "cat/empty.jpg": b"",
     "cat/page.jpg": b"<html>not found</html>",
-    "cat/gif.jpg": encoded(photograph(3), "GIF"),
-    "cat/png.JPEG": encoded(photograph(4), "PNG"),
-    "cat/gray.png": encoded(photograph(5).convert("L"), "PNG"),
-    "cat/cmyk.jpg": encoded(photograph(6).convert("CMYK"), "JPEG"),
-    "cat/deep.png": encoded(Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)), "PNG"),
+    "cat/gif.jpg": toys.encoded(toys.photograph(3), "GIF"),
+    "cat/png.JPEG": toys.encoded(toys.photograph(4), "PNG"),
+    "cat/gray.png": toys.encoded(toys.photograph(5).convert("L"), "PNG"),
+    "cat/cmyk.jpg": toys.encoded(toys.photograph(6).convert("CMYK"), "JPEG"),
+    "cat/deep.png": toys.encoded(
+        Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)), "PNG"
+    ),
     "cat/wide.png": wide_color(),
-    "cat/clear.png": encoded(photograph(7).convert("RGBA"), "PNG"),
+    "cat/clear.png": toys.encoded(toys.photograph(7).convert("RGBA"), "PNG"),
     "cat/moving.gif": two_frames(),
-    "cat/turned.jpg": encoded(photograph(8), "JPEG", exif=turned()),
-    "cat/Abyssinian_34.jpg": encoded(photograph(9), "GIF"),
-    "dog/one.png": encoded(photograph(10), "PNG"),
-    "dog/same.png": encoded(photograph(10), "PNG"),
-    "dog/saved again.jpg": encoded(photograph(10), "JPEG", quality=70),
-    "dog/also a cat.png": encoded(photograph(1), "PNG"),
-    "dog/fine.png": encoded(photograph(11), "PNG"),
+    "cat/turned.jpg": toys.encoded(toys.photograph(8), "JPEG", exif=turned()),
+    "cat/Abyssinian_34.jpg": toys.encoded(toys.photograph(9), "GIF"),
+    "dog/one.png": toys.encoded(toys.photograph(10), "PNG"),
+    "dog/same.png": toys.encoded(toys.photograph(10), "PNG"),
+    "dog/saved again.jpg": toys.encoded(toys.photograph(10), "JPEG", quality=70),
+    "dog/also a cat.png": toys.encoded(toys.photograph(1), "PNG"),
+    "dog/fine.png": toys.encoded(toys.photograph(11), "PNG"),
 }
 
 
@@ -170,7 +163,7 @@ def test_a_deleted_file_is_reported(defective: DataSpec) -> None:
 def test_near_duplicates_are_unknown_if_all_images_are_similar(tmp_path: Path) -> None:
     examples = []
     for i in range(12):
-        cell = photograph(0)
+        cell = toys.photograph(0)
         cell.putpixel((i, 5), (255, 0, 0))
         cell.save(tmp_path / f"{i}.png")
         examples.append(Example(tmp_path / f"{i}.png", i % 2))

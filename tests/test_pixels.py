@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests import toys
 from tl import data
 from tl.pixels import (
     CAFFE,
@@ -36,11 +37,6 @@ ALL_BYTES = np.arange(256, dtype=np.uint8)
 SIDES = st.integers(1, 90)
 
 
-def photograph(h: int, w: int) -> np.ndarray:
-    """uint8[h w 3] noise, a function of the size."""
-    return np.random.RandomState(h * 1000 + w).randint(0, 256, (h, w, 3), dtype=np.uint8)
-
-
 @given(
     h=SIDES, w=SIDES, size=st.integers(1, 40), crop=st.sampled_from([0.05, 0.5, 0.875, 0.9, 1.0])
 )
@@ -50,7 +46,7 @@ def test_every_image_becomes_a_square_of_the_size_of_the_spec(
     h: int, w: int, size: int, crop: float
 ):
     for resize in ("shorter", "squash"):
-        square = prepare(PixelSpec(size=size, crop=crop, resize=resize), photograph(h, w))
+        square = prepare(PixelSpec(size=size, crop=crop, resize=resize), toys.noise(h, w, 3))
         assert square.shape == (size, size, 3) and square.dtype == np.uint8
 
 
@@ -73,7 +69,7 @@ def resize_and_gradient(spec: PixelSpec, images01: np.ndarray, weights: np.ndarr
 @RESIZES
 def test_the_resize_with_a_gradient_equals_pillow_within_two_levels(interpolation: str, size: int):
     spec = PixelSpec(size=size, crop=1.0, interpolation=interpolation)
-    image, weights = photograph(24, 24), np.ones((size, size, 3), np.float32)
+    image, weights = toys.noise(24, 24, 3), np.ones((size, size, 3), np.float32)
     resized, _ = resize_and_gradient(spec, to_images01(image)[None], weights)
     levels = resized[0] * 255
     np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
@@ -86,7 +82,7 @@ def test_the_resize_with_a_gradient_equals_pillow_within_two_levels(interpolatio
 def test_the_gradient_of_the_resize_predicts_the_change_of_pillow(interpolation: str, size: int):
     """Compared on an image of low contrast, where nothing is clipped and the resize is linear."""
     spec = PixelSpec(size=size, crop=1.0, interpolation=interpolation)
-    images01 = to_images01(photograph(24, 24))[None]
+    images01 = to_images01(toys.noise(24, 24, 3))[None]
     weights = np.random.default_rng(0).normal(size=(size, size, 3)).astype(np.float32)
     _, gradient = resize_and_gradient(spec, images01, weights)
     low_contrast = np.float32(0.5) + np.float32(0.2) * (images01 - np.float32(0.5))
@@ -99,7 +95,7 @@ def test_the_gradient_of_the_resize_predicts_the_change_of_pillow(interpolation:
 
 
 def test_the_resize_to_the_same_size_is_the_identity():
-    images01 = to_images01(photograph(24, 24))[None]
+    images01 = to_images01(toys.noise(24, 24, 3))[None]
     assert resize_on_device(PixelSpec(size=24), images01) is images01
 
 
@@ -112,7 +108,7 @@ def test_a_uniform_color_stays_uniform_up_to_the_border(h: int, w: int, size: in
 
 
 def test_an_image_of_the_right_size_is_only_cropped_at_the_center():
-    image = photograph(256, 256)
+    image = toys.noise(256, 256, 3)
     np.testing.assert_array_equal(prepare(PixelSpec(), image), image[16:240, 16:240])
     np.testing.assert_array_equal(prepare(PixelSpec(size=256, crop=1.0), image), image)
 
@@ -121,14 +117,14 @@ def test_an_image_of_the_right_size_is_only_cropped_at_the_center():
     "h, w, corner", [(8, 11, (0, 2)), (8, 13, (0, 2)), (11, 8, (2, 0)), (9, 8, (0, 0))]
 )
 def test_half_pixels_round_to_even_as_in_torchvision(h: int, w: int, corner: tuple[int, int]):
-    image, (y, x) = photograph(h, w), corner  # 1.5 -> 2, 2.5 -> 2, 0.5 -> 0
+    image, (y, x) = toys.noise(h, w, 3), corner  # 1.5 -> 2, 2.5 -> 2, 0.5 -> 0
     np.testing.assert_array_equal(
         prepare(PixelSpec(size=8, crop=1.0), image), image[y : y + 8, x : x + 8]
     )
 
 
 def test_squash_is_the_resize_of_pillow_without_a_crop():
-    image = photograph(30, 70)
+    image = toys.noise(30, 70, 3)
     for name, resample in INTERPOLATIONS.items():
         want = np.asarray(Image.fromarray(image).resize((20, 20), resample))
         np.testing.assert_array_equal(
@@ -138,7 +134,7 @@ def test_squash_is_the_resize_of_pillow_without_a_crop():
 
 def test_interpolations_differ():
     squares = [
-        prepare(PixelSpec(size=20, interpolation=name), photograph(50, 60)).tobytes()
+        prepare(PixelSpec(size=20, interpolation=name), toys.noise(50, 60, 3)).tobytes()
         for name in INTERPOLATIONS
     ]
     assert len(set(squares)) == len(INTERPOLATIONS)
@@ -271,7 +267,7 @@ def test_normalize_subtracts_the_mean_and_divides_in_the_channel_order(channels:
 
 def test_a_spec_expresses_the_preprocessing_of_caffe():
     """BGR, 0 to 255, minus (103.939, 116.779, 123.68), as VGG and ResNet of Keras."""
-    rgb = photograph(5, 4)
+    rgb = toys.noise(5, 4, 3)
     want = rgb[None, ..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
     np.testing.assert_allclose(
         normalize(CAFFE, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5
@@ -291,7 +287,7 @@ FOUR = PixelSpec(size=8, mean=(0.1, 0.2, 0.3, 0.4), std=(0.5, 0.5, 0.5, 0.25))
 
 @pytest.mark.parametrize("resize", ["shorter", "squash"])
 def test_a_single_input_channel_is_the_luma(resize: str):
-    image = photograph(9, 12)
+    image = toys.noise(9, 12, 3)
     luma = np.asarray(Image.fromarray(image).convert("L"))
     want = prepare(PixelSpec(size=8, resize=resize), np.repeat(luma[..., None], 3, axis=2))
     got = prepare(GRAY.replace(resize=resize), image)
@@ -307,7 +303,7 @@ def test_other_numbers_of_channels_accept_arrays_only():
         ValueError,
         match=r"the network has 4 input channels; pass arrays f32\[b h w 4\]",
     ):
-        prepare(FOUR, photograph(9, 9))
+        prepare(FOUR, toys.noise(9, 9, 3))
 
 
 @pytest.mark.parametrize("spec", [GRAY, FOUR], ids=["gray", "four"])
@@ -398,7 +394,7 @@ def test_the_device_resizes_as_pillow_within_its_levels(
     h: int, w: int, size: int, crop: float, resize: str, interpolation: str
 ):
     spec = PixelSpec(size=size, crop=crop, resize=resize, interpolation=interpolation)
-    want, got = (f(spec, photograph(h, w)).astype(int) for f in (prepare, on_device))
+    want, got = (f(spec, toys.noise(h, w, 3)).astype(int) for f in (prepare, on_device))
     assert np.abs(want - got).max() <= LEVELS[interpolation]
 
 
@@ -409,7 +405,7 @@ def test_nearest_on_the_device_equals_pillow(h: int, w: int, resize: str):
     """With sizes for which no pixel center is between two source pixels."""
     spec = PixelSpec(size=16, crop=1.0, resize=resize, interpolation="nearest")
     np.testing.assert_array_equal(
-        on_device(spec, photograph(h, w)), prepare(spec, photograph(h, w))
+        on_device(spec, toys.noise(h, w, 3)), prepare(spec, toys.noise(h, w, 3))
     )
 
 
@@ -419,7 +415,7 @@ def test_nearest_on_the_device_equals_pillow(h: int, w: int, resize: str):
     ids=["narrow strip", "gray"],
 )
 def test_narrow_strips_and_gray_on_the_device(spec: PixelSpec, shape: tuple[int, int]):
-    image = photograph(*shape)
+    image = toys.noise(*shape, 3)
     difference = on_device(spec, image).astype(int) - prepare(spec, image)
     assert np.abs(difference).max() <= 1
 
@@ -430,7 +426,7 @@ def test_one_exported_program_accepts_every_size():
     fn = jax.jit(lambda images: prepare_on_device(spec, images))
     program = jax.export.export(fn)(jax.ShapeDtypeStruct((b, h, w, 3), np.uint8))
     for n, height, width in ((1, 30, 20), (3, 17, 41)):
-        batch = np.stack([photograph(height, width)] * n)
+        batch = np.stack([toys.noise(height, width, 3)] * n)
         got = to_uint8(np.asarray(program.call(batch))).astype(int)
         assert np.abs(got - prepare(spec, batch[0])[None].astype(int)).max() <= 1
 

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 import tl.data
+from tests import toys
 from tl.data import (
     DataSpec,
     Example,
@@ -45,15 +46,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encoded(value: int, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((6, 8, 3), value, np.uint8)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def picture(path: Path, value: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(value))
-    return path
+    """An image file of one gray value."""
+    return toys.encoded(Image.new("RGB", (8, 6), (value, value, value)), kind)
 
 
 # ---- folder ----
@@ -67,9 +61,9 @@ def class_and_part(spec: DataSpec) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("val", ["", "val", "validation"])
 def test_train_and_test_folders_are_official_parts(tmp_path: Path, val: str) -> None:
     for i, part in enumerate(filter(None, ("train", "test", val))):
-        picture(tmp_path / part / "dog/1.png", 2 * i)
-        picture(tmp_path / part / "cat/1.png", 2 * i + 1)
-    picture(tmp_path / "train/README.png")
+        toys.gray_png(tmp_path / part / "dog/1.png", 2 * i)
+        toys.gray_png(tmp_path / part / "cat/1.png", 2 * i + 1)
+    toys.gray_png(tmp_path / "train/README.png")
     (tmp_path / "notes.txt").write_text("x")
     spec = folder(tmp_path)
     assert spec.classes == ("cat", "dog")
@@ -81,8 +75,8 @@ def test_train_and_test_folders_are_official_parts(tmp_path: Path, val: str) -> 
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    picture(tmp_path / "train/1.png")
-    picture(tmp_path / "test/1.png", 1)
+    toys.gray_png(tmp_path / "train/1.png")
+    toys.gray_png(tmp_path / "test/1.png", 1)
     assert class_and_part(folder(tmp_path)) == [
         ("test/1.png", "test", ""),
         ("train/1.png", "train", ""),
@@ -91,7 +85,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_parts_with_unknown_or_empty_classes_are_errors(tmp_path: Path) -> None:
     for i, name in enumerate(("train/cat", "train/dog", "test/cat", "test/dgo")):
-        picture(tmp_path / name / "1.png", i)
+        toys.gray_png(tmp_path / name / "1.png", i)
     with pytest.raises(
         ValueError,
         match="the test part of .* has 'dgo', which its train part lacks.*nearest: 'dog'",
@@ -105,7 +99,7 @@ def test_parts_with_unknown_or_empty_classes_are_errors(tmp_path: Path) -> None:
 
 def test_a_folder_of_images_inside_a_class_folder_is_an_error(tmp_path: Path) -> None:
     for i, name in enumerate(("cat", "dog", "dog/puppies")):
-        picture(tmp_path / name / "1.png", i)
+        toys.gray_png(tmp_path / name / "1.png", i)
     with pytest.raises(
         ValueError,
         match="'dog/puppies' of .* is a folder with images inside the class folder 'dog', expect",
@@ -127,7 +121,7 @@ def written(
 ) -> Path:
     for row in rows:
         if row and row[0].endswith(".png"):
-            picture(path.parent / row[0], len(list(path.parent.rglob("*.png"))))
+            toys.gray_png(path.parent / row[0], len(list(path.parent.rglob("*.png"))))
     with open(path, "w", newline="", **{"encoding": "utf-8", **options}) as file:
         csv.writer(file, delimiter=delimiter).writerows([header, *rows])
     return path
@@ -165,7 +159,7 @@ def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) ->
         ["test", "9", "4.png"],
     ]
     for row in rows:
-        picture(tmp_path / row[2], int(row[2][0]))
+        toys.gray_png(tmp_path / row[2], int(row[2][0]))
     spec = table(written(tmp_path / "t.csv", ["split", "label", "path"], rows))
     assert spec.classes == ("9", "10")
     assert [(e.label, e.part) for e in spec.examples] == [

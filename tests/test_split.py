@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import tl.data
+from tests import toys
 from tl import labels
 from tl.data import (
     DataSpec,
@@ -41,31 +41,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-def picture(path: Path, value: int = 0) -> Path:
-    """A uniform PNG; without contrast, no two of them are near-duplicates."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 6), (value, value, value)).save(path, "PNG")
-    return path
-
-
-def photograph(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
-    """Soft colored blobs, different for each seed."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
     """Nine cats and eight dogs, all different."""
     for k, name in enumerate(("dog", "cat")):
         for i in range(8 + k):
-            picture(tmp_path / "pets" / name / f"{i}.png", 16 * i + k)
+            toys.gray_png(tmp_path / "pets" / name / f"{i}.png", 16 * i + k)
     return tmp_path / "pets"
 
 
@@ -126,9 +107,9 @@ def test_equal_files_are_never_in_both_parts(
 
 def test_a_file_in_two_classes_stays_in_train(pets: Path) -> None:
     for i in range(8):
-        picture(pets / "cat" / f"dog{i}.png", 16 * i)  # every dog is also a cat
-    picture(pets / "dog" / "a.png", 201)
-    picture(pets / "dog" / "b.png", 202)
+        toys.gray_png(pets / "cat" / f"dog{i}.png", 16 * i)  # every dog is also a cat
+    toys.gray_png(pets / "dog" / "a.png", 201)
+    toys.gray_png(pets / "dog" / "b.png", 202)
     for train, test in (
         split_by_content(folder(pets), test_fraction=0.9),
         split_stratified(folder(pets), test_fraction=0.9, seed=0),
@@ -146,9 +127,9 @@ def test_a_stratified_split_depends_on_the_seed_only(pets: Path) -> None:
 
 
 def test_a_class_with_too_few_images_is_an_error(pets: Path, tmp_path: Path) -> None:
-    picture(tmp_path / "pets/ape/1.png", 200)
-    picture(tmp_path / "pets/ape/2.png", 200)  # the same bytes
-    picture(tmp_path / "pets/yak/1.png", 201)
+    toys.gray_png(tmp_path / "pets/ape/1.png", 200)
+    toys.gray_png(tmp_path / "pets/ape/2.png", 200)  # the same bytes
+    toys.gray_png(tmp_path / "pets/yak/1.png", 201)
     with pytest.raises(
         ValueError, match="'ape' has 1, 'yak' has 1 different images, expected at least 2"
     ):
@@ -177,45 +158,50 @@ def test_the_content_hash_changes_with_the_content(tmp_path: Path) -> None:
 def copies(image: Image.Image) -> dict[str, bytes]:
     """The same image as it is copied on the web."""
     return {
-        "jpeg": encoded(image, "JPEG", quality=60),
-        "half": encoded(image.resize((80, 60), Image.Resampling.BICUBIC)),
-        "squashed": encoded(
+        "jpeg": toys.encoded(image, "JPEG", quality=60),
+        "half": toys.encoded(image.resize((80, 60), Image.Resampling.BICUBIC)),
+        "squashed": toys.encoded(
             image.resize((112, 112), Image.Resampling.BILINEAR), "JPEG", quality=90
         ),
-        "brighter": encoded(image.point(lambda v: min(255, round(1.1 * v)))),
+        "brighter": toys.encoded(image.point(lambda v: min(255, round(1.1 * v)))),
     }
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "half", "squashed", "brighter"])
 def test_copies_are_recognized_and_other_images_are_not(kind: str) -> None:
-    prints = {str(i): fingerprint(encoded(photograph(i))) for i in range(20)}
+    prints = {str(i): fingerprint(toys.encoded(toys.photograph(i))) for i in range(20)}
     assert near_pairs(prints) == []
-    prints |= {f"{i} copy": fingerprint(copies(photograph(i))[kind]) for i in range(20)}
+    prints |= {f"{i} copy": fingerprint(copies(toys.photograph(i))[kind]) for i in range(20)}
     assert near_pairs(prints) == sorted((str(i), f"{i} copy") for i in range(20))
 
 
 def test_a_copy_turned_by_exif_is_a_duplicate() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = encoded(
-        photograph(0).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95
+    turned = toys.encoded(
+        toys.photograph(0).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95
     )
-    prints = {"upright": fingerprint(encoded(photograph(0))), "turned": fingerprint(turned)}
+    prints = {
+        "upright": fingerprint(toys.encoded(toys.photograph(0))),
+        "turned": fingerprint(turned),
+    }
     assert near_pairs(prints) == [("turned", "upright")]
 
 
 def test_uniform_images_have_no_near_duplicates() -> None:
     flat = [Image.new("RGB", (40, 40), (v, v, v)) for v in (100, 101, 102)]
-    assert near_pairs({str(i): fingerprint(encoded(image)) for i, image in enumerate(flat)}) == []
+    assert (
+        near_pairs({str(i): fingerprint(toys.encoded(image)) for i, image in enumerate(flat)}) == []
+    )
 
 
 def test_similarity_is_ignored_if_all_images_are_similar(tmp_path: Path) -> None:
     """Images of one object from one place, each with a small mark."""
     contents = []
     for i in range(24):
-        cell = photograph(0)
+        cell = toys.photograph(0)
         cell.putpixel((i, 5), (255, 0, 0))
-        contents.append((i % 2, encoded(cell)))
+        contents.append((i % 2, toys.encoded(cell)))
     spec = data_set(tmp_path, contents)
     assert (
         near_pairs({str(i): fingerprint(content) for i, (_, content) in enumerate(contents)})
@@ -226,9 +212,11 @@ def test_similarity_is_ignored_if_all_images_are_similar(tmp_path: Path) -> None
 
 
 def test_near_duplicates_stay_in_one_part(tmp_path: Path) -> None:
-    contents = [(i % 2, encoded(photograph(i))) for i in range(16)]
+    contents = [(i % 2, toys.encoded(toys.photograph(i))) for i in range(16)]
     contents += [
-        (i % 2, copy) for i in range(16) for copy in list(copies(photograph(i)).values())[: i % 3]
+        (i % 2, copy)
+        for i in range(16)
+        for copy in list(copies(toys.photograph(i)).values())[: i % 3]
     ]
     spec = data_set(tmp_path, contents)
     names = clusters(spec)
@@ -255,15 +243,15 @@ def test_near_duplicates_stay_in_one_part(tmp_path: Path) -> None:
 
 
 def test_leaks_are_pairs_of_images(tmp_path: Path) -> None:
-    spec = data_set(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)])
+    spec = data_set(tmp_path, [(i % 2, toys.encoded(toys.photograph(i))) for i in range(6)])
     other = tmp_path / "other"
     other.mkdir()
     test = data_set(
         other,
         [
-            (0, copies(photograph(2))["jpeg"]),
-            (1, encoded(photograph(5))),
-            (1, encoded(photograph(9))),
+            (0, copies(toys.photograph(2))["jpeg"]),
+            (1, toys.encoded(toys.photograph(5))),
+            (1, toys.encoded(toys.photograph(9))),
         ],
     )
     assert leaks(spec, test) == [
@@ -275,7 +263,7 @@ def test_leaks_are_pairs_of_images(tmp_path: Path) -> None:
 def test_fingerprints_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     spec = data_set(
-        tmp_path, [(i % 2, encoded(photograph(i))) for i in range(6)] + [(0, b"broken")]
+        tmp_path, [(i % 2, toys.encoded(toys.photograph(i))) for i in range(6)] + [(0, b"broken")]
     )
     first = clusters(spec)
     computed = []
@@ -368,7 +356,7 @@ def test_an_empty_data_set_is_an_error(pets: Path) -> None:
 
 def test_too_few_images_for_a_validation_part_are_an_error(pets: Path, tmp_path: Path) -> None:
     for i in range(2):
-        picture(tmp_path / "pets/ape" / f"{i}.png", 200 + i)
+        toys.gray_png(tmp_path / "pets/ape" / f"{i}.png", 200 + i)
     with pytest.raises(
         ValueError,
         match="'ape' has 1 different .* in addition to the test part; .*`validation_fraction=0`",
@@ -416,7 +404,7 @@ def test_too_few_and_too_many_folds_are_errors(pets: Path, k: int) -> None:
 
 
 def test_folds_of_a_class_with_one_image_are_an_error(pets: Path, tmp_path: Path) -> None:
-    picture(tmp_path / "pets/ape/1.png", 200)
+    toys.gray_png(tmp_path / "pets/ape/1.png", 200)
     with pytest.raises(ValueError, match="'ape' has 1 different images, .* for 3 folds"):
         folds(folder(pets), 3, seed=0)
 
@@ -477,10 +465,10 @@ def test_labels_are_remapped_by_the_synonyms_of_a_class_table(tmp_path: Path) ->
 
 def test_a_separate_test_set_shares_no_image_with_the_training_set(tmp_path: Path) -> None:
     (tmp_path / "test").mkdir()
-    spec = data_set(tmp_path, [(i % 2, encoded(photograph(i))) for i in range(4)])
-    test = data_set(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 5)])
+    spec = data_set(tmp_path, [(i % 2, toys.encoded(toys.photograph(i))) for i in range(4)])
+    test = data_set(tmp_path / "test", [(1, toys.encoded(toys.photograph(i))) for i in (4, 5)])
     assert [e.label for e in remap_test_labels(test, spec).examples] == [1, 1]
-    test = data_set(tmp_path / "test", [(1, encoded(photograph(i))) for i in (4, 1)])
+    test = data_set(tmp_path / "test", [(1, toys.encoded(toys.photograph(i))) for i in (4, 1)])
     with pytest.raises(
         ValueError, match="test/1.png of the test set is also in `data`, as .*1.png"
     ):

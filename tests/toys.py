@@ -8,6 +8,7 @@ Images: `noise` (any values), `smooth` (structure, as photographs have), `color_
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from tl import backbones, data, labels, models, reporting
 from tl.backbones.mobilenet import InvertedResidualNet, Row
@@ -130,10 +132,30 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 
 def smooth(height: int, width: int, *, seed: int = 0) -> np.ndarray:
     """uint8[h w 3]: soft blobs of color, different for each seed, as photographs differ."""
-    from PIL import Image
-
     coarse = Image.fromarray(noise(6, 8, 3, seed=seed))
     return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def photograph(seed: int = 0) -> Image.Image:
+    """`smooth` as an image of 160 x 120 pixels, to be saved in any format."""
+    return Image.fromarray(smooth(120, 160, seed=seed))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """The bytes of an image file; `options` are those of `Image.save`."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def gray_png(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
+    """Writes a PNG of one gray value (width, height), under any file name.
+
+    Without contrast, it has no near-duplicates.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, value, value)).save(path, "PNG")
+    return path
 
 
 def color_folder(
