@@ -121,12 +121,13 @@ def examine(
     """
     sources = [example.path for example in spec.examples]
     with ThreadPoolExecutor() as pool:
-        images = list(progress(pool.map(_examine_image, sources), len(sources)))
+        images: list[_Image] = list(progress(pool.map(_examine_image, sources), len(sources)))
     examined = list(zip(sources, images, strict=True))
     valid = {image.hash: source for source, image in examined if image.hash and not image.error}
     near_groups = near_duplicate_groups(valid)
     equal = _groups(spec.examples, [image.hash for image in images])
-    similar = _groups(spec.examples, [(near_groups or {}).get(i.hash, i.hash) for i in images])
+    group_of = near_groups or {}
+    similar = _groups(spec.examples, [group_of.get(i.hash, i.hash) for i in images])
     hashes = {e: image.hash for e, image in zip(spec.examples, images, strict=True)}
     near = [group for group in similar if len({hashes[e] for e in group}) > 1]
     counts = Counter(e.label for e in spec.examples)
