@@ -6,8 +6,9 @@
   ./launch.sh transfer --data=folder:DIR --tune=all --workdir=W --resume      continue a killed run
   ./launch.sh transfer --data=folder:DIR --tune=lp_ft --adversarial=pgd       adversarial training
 
-The table of what trains is printed before the first step. After training, every frozen parameter is
-compared bit by bit with the saved file. `experiments/README.md` has the expected numbers and costs.
+The table of trainable parameters is printed before the first step. After training, every frozen
+parameter is compared bit by bit with the saved file. `experiments/README.md` has the expected
+numbers and costs.
 """
 
 from __future__ import annotations
@@ -74,12 +75,13 @@ def define_flags() -> None:
         "Processes that decode images; 0: threads, -1: chosen for the machine.",
         lower_bound=-1,
     )
-    # ---- what trains
-    text("tune", "probe", f"What trains: {', '.join(rules.TUNE)}.")
+    # ---- trainable parameters
+    text("tune", "probe", f"Trainable parameters: {', '.join(rules.TUNE)}.")
     flags.DEFINE_multi_string(
         "rules",
         [],
-        "What trains, instead of --tune: REGEX=LABEL. Repeat the flag; the first match wins.",
+        "Trainable parameters, instead of --tune: REGEX=LABEL. May be repeated; the first match "
+        "wins.",
     )
     one_of(
         "bn",

@@ -27,7 +27,7 @@ from tl.training.phase import FitContext, Phase, prepare
 from tl.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE = 32
+SIZE = 16
 SMALL = Recipe(epochs=1, batch_size=8, workers=0)
 
 

@@ -26,23 +26,23 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_cross_entropy(smoothing: float) -> None:
     targets = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
-    found = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing=smoothing)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, -(targets * log_softmax(LOGITS)).sum(axis=1), rtol=1e-6)
+    actual = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing=smoothing)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(actual, -(targets * log_softmax(LOGITS)).sum(axis=1), rtol=1e-6)
     theirs = optax.softmax_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(targets, jnp.float32))
-    np.testing.assert_allclose(found, theirs, rtol=1e-6)
+    np.testing.assert_allclose(actual, theirs, rtol=1e-6)
 
 
 def test_a_label_that_is_not_sure_leaves_the_rest_to_the_others() -> None:
-    found = smooth_labels(jnp.asarray([1, 0]), 3, confidence=jnp.asarray([0.6, 1.0]))
-    np.testing.assert_allclose(found, [[0.2, 0.6, 0.2], [1, 0, 0]], rtol=1e-6)
+    actual = smooth_labels(jnp.asarray([1, 0]), 3, confidence=jnp.asarray([0.6, 1.0]))
+    np.testing.assert_allclose(actual, [[0.2, 0.6, 0.2], [1, 0, 0]], rtol=1e-6)
     both = smooth_labels(jnp.asarray([1]), 2, 0.1, jnp.asarray([2 / 3]))
     np.testing.assert_allclose(both, [[0.9 / 3 + 0.05, 0.9 * 2 / 3 + 0.05]], rtol=1e-6)
 
 
 def test_cross_entropy_by_hand() -> None:
-    found = cross_entropy(jnp.asarray([[0.0, np.log(3.0)]] * 2, jnp.float32), jnp.asarray([0, 1]))
-    np.testing.assert_allclose(found, [np.log(4.0), np.log(4.0 / 3.0)], rtol=1e-6)
+    actual = cross_entropy(jnp.asarray([[0.0, np.log(3.0)]] * 2, jnp.float32), jnp.asarray([0, 1]))
+    np.testing.assert_allclose(actual, [np.log(4.0), np.log(4.0 / 3.0)], rtol=1e-6)
 
 
 def test_cross_entropy_stays_finite_at_the_end_of_float32() -> None:
@@ -57,10 +57,10 @@ def test_cross_entropy_stays_finite_at_the_end_of_float32() -> None:
 )
 def test_group_log_probability(rows: list[list[bool]]) -> None:
     members = np.array(rows)
-    found = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(members))
-    wanted = np.log((np.exp(log_softmax(LOGITS)) * members).sum(axis=1))
-    np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6)
-    assert (np.asarray(found) <= 0).all()
+    actual = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(members))
+    expected = np.log((np.exp(log_softmax(LOGITS)) * members).sum(axis=1))
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=2e-6)
+    assert (np.asarray(actual) <= 0).all()
 
 
 def test_a_group_of_one_is_cross_entropy_and_of_all_is_certain() -> None:

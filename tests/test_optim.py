@@ -1,4 +1,4 @@
-"""Schedules, optimizers, and the partitioned optimizer: groups, clipping, moments that are carried over."""
+"""Schedules, optimizers, and the partitioned optimizer: groups, clipping, carried moments."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_two_groups_move_as_optax_alone_would_move_each(maker: str) -> None:
         lambda _: 0.1,
         factors={"fast": 1.0, "slow": 0.01},
     )
-    moved = flatten(descend(whole, trainable[0], trainable[1:]))
-    assert moved.pop("body/low/w") is None
-    for name, leaf in moved.items():
+    after = flatten(descend(whole, trainable[0], trainable[1:]))
+    assert after.pop("body/low/w") is None
+    for name, leaf in after.items():
         alone = descend(
             at_rate(maker, rates[parts.labels[name]]),
             flatten(params)[name],
@@ -94,7 +94,7 @@ def test_two_groups_move_as_optax_alone_would_move_each(maker: str) -> None:
     # The two rates differ by a factor of 100, and so do the updates under gradients of one scale.
     change = {
         name: np.abs(np.asarray(leaf - flatten(params)[name])).mean()
-        for name, leaf in moved.items()
+        for name, leaf in after.items()
     }
     assert change["head/kernel"] > 20 * change["body/high/w"]
 
@@ -163,14 +163,17 @@ def test_unfreezing_carries_the_moments_and_starts_new_ones_at_zero() -> None:
 
 def test_sgd_is_nesterov_momentum() -> None:
     """Sutskever et al. 2013 with mu = 0.9: two steps by hand under gradients 1 and 2, rate 0.1."""
-    moved = descend(at_rate("sgd", 0.1, 0.0), jnp.zeros(1), [jnp.ones(1), jnp.full(1, 2.0)])
+    after = descend(at_rate("sgd", 0.1, 0.0), jnp.zeros(1), [jnp.ones(1), jnp.full(1, 2.0)])
     first, second = 1.0, 0.9 * 1.0 + 2.0
     expected = -0.1 * (1.0 + 0.9 * first) - 0.1 * (2.0 + 0.9 * second)
-    np.testing.assert_allclose(moved, [expected], rtol=1e-6)
+    np.testing.assert_allclose(after, [expected], rtol=1e-6)
 
 
-def test_adamw_decays_kernels_apart_from_the_gradient_and_biases_not_at_all() -> None:
-    """Loshchilov & Hutter 2019, algorithm 2: p <- p (1 - 1e-4 rate) - rate m / sqrt(v), at first a sign."""
+def test_adamw_decays_kernels_independently_of_the_gradient_and_does_not_decay_biases() -> None:
+    """Loshchilov & Hutter 2019, algorithm 2: p <- p (1 - 1e-4 rate) - rate m / sqrt(v).
+
+    In the first step m / sqrt(v) is a sign.
+    """
     start = {"kernel": jnp.asarray([[5.0, -3.0]]), "bias": jnp.asarray([5.0])}
     zero = jax.tree.map(jnp.zeros_like, start)
     decayed = descend(at_rate("adamw", 0.5), start, [zero] * 3)

@@ -1,4 +1,4 @@
-"""Names of leaves: flatten, partition, split, merge, digest and "did you mean", on trees that hypothesis draws."""
+"""Operations on leaves by name: flatten, partition, split, merge, digest, nearest."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ NET = {
 }
 
 
-def sketch(tree: Any, prefix: str = "") -> set[tuple[str, Any]]:
-    """The leaves of a nested dict, by another road than `flatten`."""
+def pairs(tree: Any, prefix: str = "") -> set[tuple[str, Any]]:
+    """`(name, leaf)` of a nested dict, computed independently of `flatten`."""
     if not isinstance(tree, dict):
         return {(prefix, tree)}
     return {
-        pair for key, node in tree.items() for pair in sketch(node, f"{prefix}/{key}".lstrip("/"))
+        pair for key, node in tree.items() for pair in pairs(node, f"{prefix}/{key}".lstrip("/"))
     }
 
 
-# -------------------------------------------------------------------------------------------------- flatten, unflatten
+# ---- flatten, unflatten --------------------------------------------------------------------------
 
 
 @given(trees)
 def test_flatten_names_every_leaf_and_unflatten_is_its_inverse(tree: dict[str, Any]) -> None:
     flat = flatten(tree)
-    assert set(flat.items()) == sketch(tree)
+    assert set(flat.items()) == pairs(tree)
     assert list(flat) == sorted(flat)
     assert unflatten(flat) == tree
     assert flatten(unflatten(flat)) == flat
@@ -64,7 +64,7 @@ def test_holes_are_leaves_of_flatten() -> None:
     assert flatten({"a": {"b": None}, "c": 1}) == {"a/b": None, "c": 1}
 
 
-# -------------------------------------------------------------------------------------------------------- split, merge
+# ---- split, merge --------------------------------------------------------------------------------
 
 
 @given(trees, st.data())
@@ -74,21 +74,21 @@ def test_merge_undoes_split_and_every_leaf_is_on_one_side(
     flat = flatten(tree)
     labels = {name: data.draw(st.sampled_from(["slow", "fast", FROZEN])) for name in flat}
     for keep in ("slow", FROZEN):
-        kept, rest = split(tree, labels, keep)
-        assert merge(kept, rest) == merge(rest, kept) == tree
-        assert flatten(kept) == {
+        inside, rest = split(tree, labels, keep)
+        assert merge(inside, rest) == merge(rest, inside) == tree
+        assert flatten(inside) == {
             name: leaf if labels[name] == keep else None for name, leaf in flat.items()
         }
-        assert sorted(jax.tree.leaves(kept)) == sorted(
+        assert sorted(jax.tree.leaves(inside)) == sorted(
             flat[name] for name in flat if labels[name] == keep
         )  # no holes
-        assert len(jax.tree.leaves(kept)) + len(jax.tree.leaves(rest)) == len(flat)
+        assert len(jax.tree.leaves(inside)) + len(jax.tree.leaves(rest)) == len(flat)
 
 
-# --------------------------------------------------------------------------------------------------------------- label
+# ---- label ---------------------------------------------------------------------------------------
 
 
-def test_the_first_rule_that_matches_the_whole_name_decides() -> None:
+def test_the_first_rule_that_matches_the_whole_name_gives_the_label() -> None:
     rules = (("head/bias", "slow"), ("head/.*", TRAINABLE), ("backbone/.*", FROZEN))
     assert partition(NET, rules).labels == {
         "backbone/stage1/scale": FROZEN,
@@ -102,7 +102,7 @@ REST = (".*", FROZEN)
 
 
 @pytest.mark.parametrize(
-    ("rules", "says"),
+    ("rules", "parts"),
     [
         (
             [("head/.*", TRAINABLE)],
@@ -133,31 +133,33 @@ REST = (".*", FROZEN)
         ),
     ],
 )
-def test_rules_that_do_not_fit_are_one_error(rules: list[tuple[str, str]], says: list[str]) -> None:
+def test_rules_that_do_not_fit_are_one_error(
+    rules: list[tuple[str, str]], parts: list[str]
+) -> None:
     with pytest.raises(ValueError, match="do not fit this tree") as caught:
         partition(NET, rules)
-    assert all(words in str(caught.value) for words in says)
+    assert all(part in str(caught.value) for part in parts)
     assert "\n" not in str(caught.value)
 
 
-def test_a_rule_that_is_no_regular_expression() -> None:
+def test_a_rule_that_is_not_a_regular_expression_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"rule 'head/\(' is not a regular expression: missing \)"):
         partition(NET, [("head/(", TRAINABLE), REST])
 
 
-def test_nothing_is_reported_that_is_right() -> None:
+def test_correct_rules_are_not_reported() -> None:
     with pytest.raises(ValueError) as caught:
         partition(NET, (("head/kernel", TRAINABLE), ("backbone/.*", FROZEN), ("tail", FROZEN)))
-    said = str(caught.value).split("tree: ")[1]
-    assert said.startswith("no rule covers 'head/bias'; rule 'tail' decides no leaf")
-    assert "'backbone/.*'" not in said
-    assert "frozen, so" not in said
+    message = str(caught.value).split("tree: ")[1]
+    assert message.startswith("no rule covers 'head/bias'; rule 'tail' decides no leaf")
+    assert "'backbone/.*'" not in message
+    assert "frozen, so" not in message
 
 
-# -------------------------------------------------------------------------------------------------------------- digest
+# ---- digest --------------------------------------------------------------------------------------
 
 
-def test_digest_sees_one_bit_names_dtypes_and_shapes_and_not_the_order_of_keys() -> None:
+def test_digest_depends_on_every_bit_name_dtype_and_shape_but_not_on_the_order_of_keys() -> None:
     weights = np.arange(6, dtype=np.float32).reshape(2, 3)
     same = digest({"a": weights, "b": {"c": np.zeros(2, np.float32)}})
     assert digest({"b": {"c": jnp.zeros(2)}, "a": jnp.asarray(weights)}) == same
@@ -175,21 +177,21 @@ def test_digest_sees_one_bit_names_dtypes_and_shapes_and_not_the_order_of_keys()
     assert len({digest(tree) for tree in others} | {same}) == len(others) + 1
 
 
-def test_digest_tells_a_number_from_a_list_of_one() -> None:
+def test_digest_distinguishes_a_scalar_from_an_array_of_one() -> None:
     assert digest({"a": np.float32(1)}) != digest({"a": np.ones(1, np.float32)})
 
 
-def test_digest_passes_over_holes_and_is_sha256() -> None:
+def test_digest_ignores_holes_and_is_sha256() -> None:
     assert digest({"a": None, "b": np.int32(1)}) == digest({"b": np.int32(1)})
-    wanted = hashlib.sha256(b"b|int32|()|" + b"\x01\x00\x00\x00").hexdigest()
-    assert digest({"b": np.int32(1)}) == wanted
+    expected = hashlib.sha256(b"b|int32|()|" + b"\x01\x00\x00\x00").hexdigest()
+    assert digest({"b": np.int32(1)}) == expected
 
 
-# ------------------------------------------------------------------------------------------------------------- nearest
+# ---- nearest -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("name", "names", "n", "wanted"),
+    ("name", "names", "n", "expected"),
     [
         ("resnet5", ["vgg16", "resnet50", "resnet18"], 1, "'resnet50'"),
         ("RESNET50", ["vgg16", "resnet50"], 1, "'resnet50'"),
@@ -200,29 +202,29 @@ def test_digest_passes_over_holes_and_is_sha256() -> None:
             3,
             "'a long name with a cat in it'",
         ),  # contained, not similar
-        ("zzzz", ["b", "a", "c", "d"], 2, "'a', 'b'"),  # nothing is near: what there is
+        ("zzzz", ["b", "a", "c", "d"], 2, "'a', 'b'"),  # nothing is near: the first names
         ("", ["b", "a"], 3, "'a', 'b'"),
         ("x", [], 3, ""),
         ("tabby", ["tabby", "tabby"], 3, "'tabby'"),
     ],
 )
-def test_nearest(name: str, names: list[str], n: int, wanted: str) -> None:
-    assert nearest(name, names, n) == wanted
+def test_nearest(name: str, names: list[str], n: int, expected: str) -> None:
+    assert nearest(name, names, n) == expected
 
 
 @given(st.text(max_size=6), st.lists(st.text(max_size=6), max_size=6), st.integers(1, 4))
 def test_nearest_quotes_at_most_n_known_names_once_each(
     name: str, names: list[str], n: int
 ) -> None:
-    said = nearest(name, names, n)
+    listed = nearest(name, names, n)
     pieces = [repr(k) for k in set(names)]
-    assert (said == "") == (not names)
-    known, rest = 0, said
+    assert (listed == "") == (not names)
+    count, rest = 0, listed
     while rest:
         piece = max((p for p in pieces if rest.startswith(p)), key=len)
         pieces.remove(piece)
-        known, rest = known + 1, rest[len(piece) :].removeprefix(", ")
-    assert known <= n
+        count, rest = count + 1, rest[len(piece) :].removeprefix(", ")
+    assert count <= n
 
 
 # ---- Partition -----------------------------------------------------------------------------------

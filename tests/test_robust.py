@@ -1,9 +1,10 @@
-"""Adversarial training on a toy network: where the pictures go, what the steps are equal to, and what they are good for."""
+"""Adversarial training on toys: perturbations, equal steps, robustness, validation, errors."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,10 @@ import optax
 import pytest
 
 from tests import toys
-from tl import backbones, data, labels, losses, models, reporting
+from tests.toys import toy_zoo  # noqa: F401 (a fixture)
+from tl import data, losses, models, reporting
 from tl.attacks import norms
-from tl.backbones.spec import BackboneSpec
-from tl.backbones.vgg import VGG
 from tl.evaluation.transfer import TransferSettings, transfer
-from tl.models import heads
 from tl.pages import training as page
 from tl.paths import TRAINABLE, digest, partition
 from tl.training import adversarial, fit, loop, step
@@ -31,19 +30,10 @@ SIDE, B = 4, 32
 N = SIDE * SIDE * 3
 EPS = 0.05
 SGD = optax.sgd(0.5)
-TINY = BackboneSpec(
-    name="tiny",
-    module=VGG((1, 1), widths=(8, 8)),
-    features=8,
-    endpoints=("stage1", "stage2"),
-    sources={},
-    reference="of this test",
-    min_size=8,
-)
 
 
 def forward(params: Any, stats: Any, images01: jax.Array) -> tuple[jax.Array, Any]:
-    """Two layers; statistics that count pictures, so that a step's use of them shows."""
+    """Two layers, with statistics that count images."""
     x = jnp.tanh((images01.reshape(len(images01), N) - 0.5) @ params["body"])
     return x @ params["head"], {"seen": stats["seen"] + len(images01)}
 
@@ -64,7 +54,7 @@ def begin(optimizer: Any = SGD) -> step.TrainState:
 
 
 def batch(seed: int, n: int = B, valid: int | None = None) -> step.Examples:
-    """One value in the middle says the class nine times out of ten, the others by a hair's breadth always.
+    """One value predicts the class of 90 % of the images, all others that of all, narrowly.
 
     Reference: Tsipras et al. 2019, arXiv:1805.12152, section 2.1.
     """
@@ -79,28 +69,28 @@ def batch(seed: int, n: int = B, valid: int | None = None) -> step.Examples:
 
 
 @functools.cache
-def make_step(method: str = "none", microbatches: int = 1, **how: Any) -> step.Step:
+def make_step(method: str = "none", microbatches: int = 1, **options: Any) -> step.Step:
     hooks = (
         adversarial.Hooks()
         if method == "none"
-        else adversarial.hooks(Adversary(method, **how), forward)
+        else adversarial.hooks(Adversary(method, **options), forward)
     )
     return step.make_train_step(
         forward, SGD, loss=hooks.loss, replay=hooks.replay, microbatches=microbatches
     )
 
 
-def after(step: Step, examples: Examples, steps: int = 3) -> tuple[TrainState, dict[str, Any]]:
-    state, measured = begin(), {}
+def trained(step: Step, examples: Examples, steps: int = 3) -> tuple[TrainState, dict[str, Any]]:
+    state, metrics = begin(), {}
     for _ in range(steps):
-        state, measured = step(state, examples)
-    return state, measured
+        state, metrics = step(state, examples)
+    return state, metrics
 
 
-# --------------------------------------------------------------------------------------------------------- where they go
+# ---- perturbations -------------------------------------------------------------------------------
 
 
-def test_moved_pictures_stay_in_the_ball_and_the_box_and_are_worse() -> None:
+def test_perturbed_images_stay_in_the_ball_and_the_box_and_have_a_larger_loss() -> None:
     state, examples = begin(), batch(0)
     images01 = jnp.asarray(examples.inputs).at[:, 0].set(0.01).at[:, 1].set(0.99)  # the box is near
     targets, keys = (
@@ -109,33 +99,33 @@ def test_moved_pictures_stay_in_the_ball_and_the_box_and_are_worse() -> None:
     )
     for steps, reach in ((4, 2.5), (1, 1.25)):
         perturb = jax.jit(adversarial.make_perturb(forward, steps=steps, reach=reach))
-        moved = perturb(state.params, state.stats, keys, images01, targets, jnp.float32(EPS))
-        far = np.abs(moved - images01).max(axis=(1, 2, 3))
-        assert far.max() <= EPS + 1e-6 and far.min() > 0.9 * EPS
-        assert moved.min() >= 0 and moved.max() <= 1
+        perturbed = perturb(state.params, state.stats, keys, images01, targets, jnp.float32(EPS))
+        distance = np.abs(perturbed - images01).max(axis=(1, 2, 3))
+        assert distance.max() <= EPS + 1e-6 and distance.min() > 0.9 * EPS
+        assert perturbed.min() >= 0 and perturbed.max() <= 1
         loss = lambda x: losses.soft_cross_entropy(
             forward(state.params, state.stats, x)[0], targets
         )
-        assert (loss(moved) > loss(images01)).mean() > 0.95
+        assert (loss(perturbed) > loss(images01)).mean() > 0.95
         alone = perturb(
             state.params, state.stats, keys[3:4], images01[3:4], targets[3:4], jnp.float32(EPS)
         )
-        np.testing.assert_allclose(alone[0], moved[3], atol=1e-6)
+        np.testing.assert_allclose(alone[0], perturbed[3], atol=1e-6)
 
 
-def test_a_replay_climbs_within_the_ball() -> None:
+def test_a_replay_moves_along_the_gradient_within_the_ball() -> None:
     replay = adversarial.hooks(Adversary("free", EPS), forward).replay
     assert replay is not None and replay.times == 4
     center, step = jnp.asarray(batch(0).inputs), jnp.int32(0)
     x = replay.start(norms.per_image_keys(jax.random.key(0), B), step, center)
     assert 0 < jnp.abs(x - center).max() <= EPS + 1e-6
-    up = jax.random.normal(jax.random.key(1), x.shape)
-    moved = replay.move(up, step, x, center)
-    assert jnp.abs(moved - center).max() <= EPS + 1e-6 and moved.min() >= 0 and moved.max() <= 1
-    assert ((moved - x) * up >= 0).all() and (moved != x).mean() > 0.9
+    gradient = jax.random.normal(jax.random.key(1), x.shape)
+    after = replay.move(gradient, step, x, center)
+    assert jnp.abs(after - center).max() <= EPS + 1e-6 and after.min() >= 0 and after.max() <= 1
+    assert ((after - x) * gradient >= 0).all() and (after != x).mean() > 0.9
 
 
-def test_the_radius_grows() -> None:
+def test_the_radius_grows_during_the_warmup() -> None:
     warm = Adversary("pgd", 0.1, warmup=4)
     np.testing.assert_allclose(
         [warm.radius(jnp.int32(i)) for i in (0, 1, 3, 9)], [0.025, 0.05, 0.1, 0.1], rtol=1e-6
@@ -143,37 +133,36 @@ def test_the_radius_grows() -> None:
     assert Adversary("pgd", 0.1).radius(jnp.int32(0)) == jnp.float32(0.1)
 
 
-# ------------------------------------------------------------------------------------------------- what they are equal to
+# ---- equal steps ---------------------------------------------------------------------------------
 
 
-def test_steps_that_are_plain_steps() -> None:
-    plain, measured = after(make_step(), batch(0))
+def test_at_radius_zero_every_method_takes_plain_steps() -> None:
+    plain, plain_metrics = trained(make_step(), batch(0))
     for make in (
         make_step("pgd", eps=0.0),
         make_step("fast", eps=0.0),
         make_step("free", eps=0.0, replays=1),
     ):
-        state, found = after(make, batch(0))
+        state, metrics = trained(make, batch(0))
         assert digest(state.params) == digest(plain.params) and digest(state.stats) == digest(
             plain.stats
         )
-        assert all(found[name] == measured[name] for name in measured)
-    state, found = after(
-        make_step("trades", eps=EPS, beta=0.0), batch(0)
-    )  # whose accuracy is that of moved pictures
+        assert all(metrics[name] == plain_metrics[name] for name in plain_metrics)
+    # With beta = 0 too; only its accuracy is that of adversarial examples.
+    state, metrics = trained(make_step("trades", eps=EPS, beta=0.0), batch(0))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         state.params,
         plain.params,
     )
-    np.testing.assert_allclose(found["loss"], measured["loss"], rtol=1e-6)
-    state, found = after(make_step("pgd", eps=EPS), batch(0))
-    assert digest(state.params) != digest(plain.params) and found["loss"] > measured["loss"]
+    np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], rtol=1e-6)
+    state, metrics = trained(make_step("pgd", eps=EPS), batch(0))
+    assert digest(state.params) != digest(plain.params) and metrics["loss"] > plain_metrics["loss"]
 
 
-def test_replays_are_as_many_steps_of_the_optimizer_as_told() -> None:
-    thrice, _ = after(make_step("free", eps=0.0, replays=3), batch(0), steps=1)
-    plain, _ = after(make_step(), batch(0), steps=3)
+def test_replays_are_that_many_optimizer_steps() -> None:
+    thrice, _ = trained(make_step("free", eps=0.0, replays=3), batch(0), steps=1)
+    plain, _ = trained(make_step(), batch(0), steps=3)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         thrice.params,
@@ -183,24 +172,26 @@ def test_replays_are_as_many_steps_of_the_optimizer_as_told() -> None:
 
 
 @pytest.mark.parametrize("method", ["pgd", "free"])
-def test_parts_of_a_batch_and_padding_change_nothing(method: str) -> None:
-    whole, measured = after(make_step(method, eps=EPS), batch(0, valid=24))
+def test_microbatches_and_padding_have_no_effect(method: str) -> None:
+    whole, plain_metrics = trained(make_step(method, eps=EPS), batch(0, valid=24))
     nonsense = batch(0, valid=24)
     nonsense.inputs[24:], nonsense.labels[24:] = 0.7, -1
     for adversarial_step, examples in (
         (make_step(method, eps=EPS, microbatches=4), batch(0, valid=24)),
         (make_step(method, eps=EPS), nonsense),
     ):
-        state, found = after(adversarial_step, examples)
+        state, metrics = trained(adversarial_step, examples)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
             state.params,
             whole.params,
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, measured)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, plain_metrics
+        )
 
 
-def test_trades_is_its_formula() -> None:
+def test_the_loss_of_trades_is_its_formula() -> None:
     state, examples = begin(), batch(0)
     hooks = adversarial.hooks(Adversary("trades", 0.0, beta=3.0), forward)
     keys, targets = (
@@ -226,111 +217,121 @@ def test_trades_is_its_formula() -> None:
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
-# ------------------------------------------------------------------------------------------------- what they are good for
+# ---- robustness ----------------------------------------------------------------------------------
 
 
-def test_plain_training_is_not_robust_and_adversarial_training_is() -> None:
-    """Within 0.05 all small hints can be turned round, the large one not."""
+def test_adversarial_training_is_robust_and_plain_training_is_not() -> None:
+    """A perturbation of 0.05 can reverse all weakly predictive values, but not the strong one."""
     test = batch(99, n=256)
     perturb = jax.jit(adversarial.make_perturb(forward, steps=10))
     targets, keys = (
         losses.smooth_labels(jnp.asarray(test.labels), 2),
         norms.per_image_keys(jax.random.key(1), 256),
     )
-    clean, stood = {}, {}
+    clean, robust = {}, {}
     for method, steps in {"none": 300, "pgd": 300, "trades": 300, "fast": 300, "free": 75}.items():
         state = begin()
         for i in range(steps):
             state, _ = (make_step() if method == "none" else make_step(method, eps=EPS))(
                 state, batch(i % 40)
             )
-        moved = perturb(state.params, state.stats, keys, test.inputs, targets, jnp.float32(EPS))
-        said = [
+        perturbed = perturb(state.params, state.stats, keys, test.inputs, targets, jnp.float32(EPS))
+        correct = [
             forward(state.params, state.stats, x)[0].argmax(axis=1) == test.labels
-            for x in (test.inputs, moved)
+            for x in (test.inputs, perturbed)
         ]
-        clean[method], stood[method] = (float(right.mean()) for right in said)
-    assert clean["none"] > 0.98 and stood["none"] < 0.1
+        clean[method], robust[method] = (float(values.mean()) for values in correct)
+    assert clean["none"] > 0.98 and robust["none"] < 0.1
     assert all(
-        stood[method] > 0.75 and clean[method] > 0.85 for method in stood if method != "none"
-    ), (clean, stood)
+        robust[method] > 0.75 and clean[method] > 0.85 for method in robust if method != "none"
+    ), (clean, robust)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
+def images(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
     return toys.color_folder(tmp_path_factory.mktemp("robust") / "set")
 
 
 @pytest.fixture()
-def network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[models.Classifier, Any]:
-    """Two layers of convolutions under a head for two classes."""
+def network(
+    toy_zoo: None,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> tuple[models.Classifier, Any]:
+    """Three convolutions without BatchNorm under a zero head for two classes."""
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(backbones._SPECS, "tiny", TINY)
-    clf, variables = models.load("tiny", weights="random")
-    clf = clf.with_pixels(size=16, resize="squash")
-    clf = clf.with_head(heads.Linear(2), labels.from_names(["red", "blue"], name="colours"))
-    head = jax.tree.map(np.asarray, clf.init_head(jax.random.key(0)))
-    return clf, {**variables, "params": {**variables["params"], "head": head}}
+    clf, variables = toys.classifier("toy_vgg", ("red", "blue"), size=16, resize="squash")
+    return clf, clf.reset_head(variables, key=jax.random.key(0))
 
 
-def test_transfer_trains_chooses_and_tests_under_attack(
-    pictures: data.DataSpec, network: tuple[models.Classifier, Any], tmp_path: Path
+FREE = Recipe(
+    tune="lp_ft",
+    epochs=2,
+    batch_size=8,
+    lr=1e-3,
+    workers=0,
+    adversarial="free",
+    adversarial_eps=8 / 255,
+    adversarial_replays=2,
+)
+
+
+def test_transfer_trains_selects_and_tests_under_attack(
+    images: data.DataSpec, network: tuple[models.Classifier, Any], tmp_path: Path
 ) -> None:
-    how = Recipe(
-        tune="lp_ft",
-        epochs=2,
-        batch_size=8,
-        lr=1e-3,
-        workers=0,
-        adversarial="free",
-        adversarial_eps=8 / 255,
-    )
-    run = reporting.start("test", tmp_path / "run", {"seed": 0})
-    settings = TransferSettings(dataclasses.replace(how, adversarial_replays=2), robust_eps=4 / 255)
-    result = reporting.jsonable(transfer(run, *network, pictures, None, settings))
-    sections = page.sections(result, run.workdir)
+    run = reporting.start("transfer", tmp_path / "run", {"seed": 0})
+    settings = TransferSettings(FREE, robust_eps=4 / 255)
+    result = reporting.jsonable(transfer(run, *network, images, None, settings))
     for row in result["history"]:
         assert row["val_robust_nll"] > row["val_nll"] and row["val_robust_top1"] <= row["val_top1"]
-    assert result["history"][-1]["lr"] == pytest.approx(
-        0.0, abs=2e-4
-    )  # the schedule ends with the last replay
+    # The schedule ends with the last replay.
+    assert result["history"][-1]["lr"] == pytest.approx(0.0, abs=2e-4)
     best = max(result["history"], key=lambda row: (row["val_robust_top1"], -row["val_robust_nll"]))
     assert result["best_epoch"] == best
-    rows = [
-        {"val_robust_top1": share, "val_robust_nll": nll, "val_nll": 0.0}
-        for share, nll in ((0.6, 9), (0.5, 1), (0.6, 8))
-    ]
-    assert (
-        min(rows, key=loop.selection_metric) is rows[2]
-        and loop.selection_metric({"val_nll": 0.3}) == 0.3
-    )
     assert set(result["robust"]) == {"before", "after"}
     for row in result["robust"].values():
         low, high = row["top1_ci95"]
-        assert (
-            row["n"] == result["test"]["n"] == 6
-            and row["eps"] == 4 / 255
-            and low <= row["top1"] <= high
-        )
+        assert row["n"] == result["test"]["n"] == 6
+        assert row["eps"] == 4 / 255 and low <= row["top1"] <= high
         assert row["top1"] <= row["clean"] and "PGD-20" in row["attack"]
     assert result["robust"]["after"]["clean"] == pytest.approx(result["test"]["top1"])
+    sections = page.sections(result, run.workdir)
     assert any("Accuracy under attack" in str(section) for section in sections)
-    probe = dataclasses.replace(settings, recipe=Recipe(tune="probe"))
-    run = reporting.start("test", tmp_path / "probe", {"seed": 0})
-    result = transfer(run, *network, pictures, None, probe)
-    assert set(result["robust"]) == {"now"}  # there is no other to compare it with
 
 
-# ----------------------------------------------------------------------------------------------------------- wrong input
+def test_a_probe_is_compared_with_no_other_classifier_under_attack(
+    images: data.DataSpec,
+    network: tuple[models.Classifier, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = importlib.import_module("tl.evaluation.transfer")
+    monkeypatch.setattr(module, "robust", lambda *args, **options: options)
+    run = reporting.start("transfer", tmp_path / "run", {"seed": 0})
+    settings = TransferSettings(Recipe(tune="probe"), robust_eps=4 / 255)
+    result = transfer(run, *network, images, None, settings)
+    assert result["robust"] == {"now": {"eps": 4 / 255, "method": "pgd", "seed": 0}}
+
+
+def test_the_epoch_with_the_smallest_error_under_attack_is_selected() -> None:
+    rows = [
+        {"val_robust_top1": top1, "val_robust_nll": nll, "val_nll": 0.0}
+        for top1, nll in ((0.6, 9), (0.5, 1), (0.6, 8))
+    ]
+    assert min(rows, key=loop.selection_metric) is rows[2]
+    assert loop.selection_metric({"val_nll": 0.3}) == 0.3
+
+
+# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"method": "pdg"}, "unknown adversarial training 'pdg'; nearest: .*'pgd'"),
-        ({"eps": 2.0}, r"eps is a share of the pixel range \[0, 1\], such as 2/255; got 2"),
-        ({"steps": 0}, "steps and replays must be at least 1"),
-        ({"beta": -1.0}, "beta and warmup at least 0"),
+        ({"method": "pdg"}, "unknown `adversarial` method: got 'pdg'; nearest: .*'pgd'"),
+        ({"eps": 2.0}, r"`adversarial_eps` must be in \[0, 1\], such as 2/255: got 2"),
+        ({"steps": 0}, "`adversarial_steps` and `adversarial_replays` must be at least 1"),
+        ({"beta": -1.0}, "`adversarial_beta` and `adversarial_warmup` at least 0"),
     ],
 )
 def test_an_adversary_out_of_range_is_an_error(wrong: dict[str, Any], message: str) -> None:
@@ -351,7 +352,7 @@ def test_an_adversary_out_of_range_is_an_error(wrong: dict[str, Any], message: s
         ),
         (
             Recipe(tune="last:1"),
-            "changes pixels, but last:1 trains on the output of the frozen stage1",
+            "changes pixels, but last:1 trains on the output of the frozen stage2",
         ),
         (
             Recipe(tune="all", adversarial_warmup=2.0),
@@ -360,11 +361,11 @@ def test_an_adversary_out_of_range_is_an_error(wrong: dict[str, Any], message: s
     ],
 )
 def test_a_recipe_that_cannot_train_against_an_adversary_is_an_error(
-    pictures: data.DataSpec,
+    images: data.DataSpec,
     network: tuple[models.Classifier, Any],
     recipe: Recipe,
     message: str,
 ) -> None:
     recipe = dataclasses.replace(recipe, adversarial="pgd")
     with pytest.raises(ValueError, match=message):
-        fit.fit(*network, pictures, None, recipe)
+        fit.fit(*network, images, None, recipe)

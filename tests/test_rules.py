@@ -1,4 +1,4 @@
-"""Short forms of `tune`, rules, rate factors, frozen prefixes and the table of what trains."""
+"""Short forms of `tune`, rules, rate factors, frozen prefixes and the table of groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Freezing proved with bytes and with XLA's own count of operations; padding without weight; donated state."""
+"""The train step: freezing (bytes and XLA's operation counts), metrics, padding, donation."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ STEP = step.make_train_step(step_forward, ADAMW)
 # ---- frozen --------------------------------------------------------------------------------------
 
 
-def test_frozen_leaves_keep_every_bit_and_the_others_move() -> None:
+def test_frozen_leaves_keep_every_bit_and_all_others_change() -> None:
     params = network()
     state = begin(params, HEAD, ADAMW)
     before = digest(state.frozen)
@@ -77,7 +77,7 @@ def test_frozen_leaves_keep_every_bit_and_the_others_move() -> None:
     assert jax.tree.structure(state.params) == jax.tree.structure(params)
 
 
-def test_training_everything_moves_every_leaf() -> None:
+def test_training_everything_changes_every_leaf() -> None:
     params = network()
     state, _ = STEP(begin(params, ALL, ADAMW), examples(0))
     assert jax.tree.leaves(state.frozen) == []
@@ -85,7 +85,7 @@ def test_training_everything_moves_every_leaf() -> None:
     assert all((after[name] != leaf).any() for name, leaf in flatten(params).items())
 
 
-def test_optimizer_state_has_no_leaf_for_what_is_frozen() -> None:
+def test_the_optimizer_state_has_no_leaf_for_frozen_parameters() -> None:
     params = network()
 
     def size(tree: Any) -> int:
@@ -97,7 +97,7 @@ def test_optimizer_state_has_no_leaf_for_what_is_frozen() -> None:
     assert size(begin(params, ALL, ADAMW).opt_state) - counter == 2 * size(params)
 
 
-def test_weight_decay_reaches_the_trainable_leaves_alone() -> None:
+def test_weight_decay_changes_only_trainable_leaves() -> None:
     params = network()
     heavy = optax.chain(optax.add_decayed_weights(10.0), optax.scale(-0.01))
     step = make_train_step(
@@ -116,8 +116,8 @@ def flops(function: Any, *args: Any) -> float:
     return lower(*args).compile().cost_analysis()["flops"]
 
 
-def test_a_frozen_body_costs_its_forward_pass_and_no_more() -> None:
-    """XLA's count: a head's training is a forward pass, training everything three (so is `optax.freeze`)."""
+def test_a_frozen_body_costs_only_its_forward_pass() -> None:
+    """Operations counted by XLA: a forward pass for the head, three for all (as `optax.freeze`)."""
     params, batch = network(), examples(0, n=256)
     head = flops(STEP, begin(params, HEAD, ADAMW), batch)
     everything = flops(STEP, begin(params, ALL, ADAMW), batch)
@@ -126,6 +126,7 @@ def test_a_frozen_body_costs_its_forward_pass_and_no_more() -> None:
     assert everything > 2.4 * alone
 
 
+@pytest.mark.full
 def test_resnet18_with_a_frozen_backbone() -> None:
     clf, variables = models.load("resnet18", weights="random")
     images = jnp.asarray(np.random.default_rng(0).random((4, 32, 32, 3)), jnp.float32)
@@ -141,14 +142,13 @@ def test_resnet18_with_a_frozen_backbone() -> None:
     state = begin(variables["params"], HEAD, sgd, stats=stats)
     compiled = step.lower(state, batch).compile()
     forward_alone = 4 * 2 * 1.814e9 / 7**2  # timm's 1.814 GMAC at 224 x 224, on 4 images of 32 x 32
-    assert (
-        0.5 * forward_alone < compiled.cost_analysis()["flops"] < forward_alone
-    )  # XLA leaves out padding's products
+    # XLA does not count products with padding.
+    assert 0.5 * forward_alone < compiled.cost_analysis()["flops"] < forward_alone
     losses = []
     for _ in range(3):
         state, metrics = compiled(state, batch)
         losses.append(float(metrics["loss"]))
-    assert losses[0] == pytest.approx(np.log(1000), rel=1e-5)  # the head begins at zero
+    assert losses[0] == pytest.approx(np.log(1000), rel=1e-5)  # the head is zero at the start
     assert losses[2] < losses[1] < losses[0]
     assert digest({"b": state.params["backbone"]}) == digest({"b": variables["params"]["backbone"]})
     assert digest(state.trainable) != digest(
@@ -178,13 +178,12 @@ def test_metrics_and_the_gradient_are_those_of_the_mean_loss() -> None:
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-5)
     right = np.argmax(forward(params, batch.inputs), axis=1) == np.asarray(batch.labels)
     np.testing.assert_allclose(metrics["accuracy"], right.mean(), rtol=1e-6)
-    moved = jax.tree.map(
-        lambda new, old: old - new, state.params, params
-    )  # rate 1: the gradient itself
-    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, atol=1e-6), moved, gradient)
+    # At a learning rate of 1 the update is the gradient.
+    update = jax.tree.map(lambda new, old: old - new, state.params, params)
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, g, atol=1e-6), update, gradient)
 
 
-def test_smoothing_reaches_the_loss() -> None:
+def test_label_smoothing_is_part_of_the_loss() -> None:
     plain = optax.sgd(0.0)
     step = make_train_step(step_forward, plain, smoothing=0.3)
     _, metrics = step(begin(network(), HEAD, plain), examples(0))
@@ -231,7 +230,7 @@ def test_the_old_state_is_donated_and_the_callers_parameters_survive() -> None:
     assert digest({"body": new.params["body"]}) == digest({"body": params["body"]})
 
 
-def test_init_raises_the_errors_of_the_rules() -> None:
+def test_rules_that_do_not_fit_are_an_error_before_the_first_step() -> None:
     with pytest.raises(ValueError, match="nothing to train"):
         begin(network(), ((".*", FROZEN),), ADAMW)
     with pytest.raises(

@@ -48,6 +48,7 @@ TOYS = {
             endpoints=("stage1", "stage2", "stage3"),
             sources={},
             reference="chosen for the tests",
+            min_size=8,
         ),
         BackboneSpec(  # no BatchNorm
             name="toy_vgg",
@@ -56,6 +57,7 @@ TOYS = {
             endpoints=("stage1", "stage2", "stage3"),
             sources={},
             reference="chosen for the tests",
+            min_size=8,
         ),
     )
 }

@@ -190,8 +190,8 @@ def run_round(
             f"none of the {len(parts.test.examples)} test images can be read; run doctor on them"
         )
     if frozen:
-        known = sets.predict_set(clf, fitted.variables, parts.train, frozen=True)
-        train = metrics.summarize(known.logits, known.labels)
+        train_predictions = sets.predict_set(clf, fitted.variables, parts.train, frozen=True)
+        train = metrics.summarize(train_predictions.logits, train_predictions.labels)
     else:
         # As measured during training, because another pass over the images would be expensive.
         row = fitted.best or {}

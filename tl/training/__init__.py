@@ -1,1 +1,1 @@
-"""Training: rules and phases, the step, the recipe, the loop, probes, adversarial training, checkpoints."""
+"""Training: rules, recipes, phases, the train step, probes, adversarial training, checkpoints."""

@@ -1,8 +1,9 @@
-"""Adversarial training: losses of pictures moved, within a ball, to where the network does worst. For `train.make_train_step`.
+"""Adversarial training: losses on adversarial examples, for `step.make_train_step`.
 
-Four ways, a row of `METHODS` each. All climb with `ascend` in the geometry of `attacks.norms`, from a random start, on
-pictures in [0, 1] that are not normalised. The network is in the mode in which it trains. It does not measure robustness:
-an attack of `tl.attacks` on held-out pictures does.
+There are four methods, one row of `METHODS` each. All use gradient ascent (`tl.ascent.ascend`) in
+the geometry of `attacks.norms`, from a random start, on images in [0, 1] before normalization, with
+the network in its training mode. This module does not measure robustness: an attack of `tl.attacks`
+on held-out images does.
 """
 
 from __future__ import annotations
@@ -21,23 +22,31 @@ from tl.paths import nearest
 from tl.training.step import Forward, Loss, Replay, plain_loss
 
 Perturb = Callable[[Any, Any, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(params, stats, keys, images01, targets f32[b k], eps) -> images01`, in the ball around them and in [0, 1]."""
+"""`(params, stats, keys, images01, targets f32[b k], eps) -> images01`, within the ball."""
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(logits f32[b k], targets f32[b k]) -> f32[b]`, what is climbed; targets may be logits too, where the score knows it."""
+"""`(logits f32[b k], targets f32[b k]) -> f32[b]`, which the perturbation maximizes.
+
+Targets are probabilities, or logits where a score such as `losses.kl_divergence` expects them.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Adversary:
-    """How a network is trained against changes of its pictures.
+    """The adversary of adversarial training.
 
     Attributes:
-      method: a row of `METHODS`.
-      eps: radius in [0, 1] pixel units, 2/255.
-      steps: of the inner climb, each 2.5 eps / steps long; "fast" makes one of 1.25 eps, "free" its replays.
-      beta: of "trades": weight of the divergence; 1 / lambda in the paper, which takes 6 on CIFAR-10.
-      replays: of "free": steps that each batch makes; 4 is the paper's on ImageNet.
-      warmup: steps of training over which the radius grows from 0 to `eps`.
+      method: a name of `METHODS`.
+      eps: radius in Linf, in [0, 1] pixel units.
+      steps: attack steps per training step, each 2.5 eps / steps long; "fast" takes one of 1.25
+        eps, and "free" uses its replays.
+      beta: of "trades": weight of the divergence; 1 / lambda in the paper, which uses 6 on
+        CIFAR-10.
+      replays: of "free": optimizer steps per batch; the paper uses 4 on ImageNet.
+      warmup: training steps over which the radius grows from 0 to `eps`.
+
+    Raises:
+      ValueError: an unknown method, or a field out of range.
     """
 
     method: str = "pgd"
@@ -50,26 +59,28 @@ class Adversary:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(
-                f"unknown adversarial training {self.method!r}; nearest: {nearest(self.method, METHODS)}"
+                f"unknown `adversarial` method: got {self.method!r}; nearest: "
+                f"{nearest(self.method, METHODS)}"
             )
         if not 0 <= self.eps <= 1:
             raise ValueError(
-                f"eps is a share of the pixel range [0, 1], such as 2/255; got {self.eps:.4g}"
+                f"`adversarial_eps` must be in [0, 1], such as 2/255: got {self.eps:.4g}"
             )
         if min(self.steps, self.replays) < 1 or min(self.beta, self.warmup) < 0:
             raise ValueError(
-                "steps and replays must be at least 1, beta and warmup at least 0; got "
+                "`adversarial_steps` and `adversarial_replays` must be at least 1, "
+                "`adversarial_beta` and `adversarial_warmup` at least 0: got "
                 f"{self.steps}, {self.replays}, {self.beta:g} and {self.warmup}"
             )
 
     def radius(self, step: jax.Array) -> jax.Array:
-        """f32[], the radius at a step of training, i32[]."""
+        """The radius f32[] at a training step i32[]."""
         share = jnp.minimum((step.astype(jnp.float32) + 1.0) / max(self.warmup, 1), 1.0)
         return jnp.float32(self.eps) * (share if self.warmup else 1.0)
 
 
 class Hooks(NamedTuple):
-    """What adversarial training gives to `train.make_train_step`."""
+    """The arguments of `step.make_train_step` for adversarial training."""
 
     loss: Loss | None = None
     replay: Replay | None = None
@@ -83,16 +94,19 @@ def make_perturb(
     score: Score = losses.soft_cross_entropy,
     norm: Norm = LINF,
 ) -> Perturb:
-    """Projected gradient ascent from a random start; call it inside `jit`. No gradient passes through what it finds.
+    """Projected gradient ascent from a random start, to be called inside `jit`.
+
+    No gradient passes through the perturbation.
 
     Args:
-      forward: the network, of pictures in [0, 1].
+      forward: the network on images in [0, 1].
       steps: static, at least 1.
-      reach: length of the whole way, in eps; each step is `reach / steps` of it.
-      score: what is climbed.
-      norm: the ball.
+      reach: sum of all step lengths in units of eps; each step has length `reach * eps / steps`.
+      score: the quantity to maximize.
+      norm: the norm of the ball.
 
-    Reference: Madry et al. 2018, arXiv:1706.06083, section 2.1 and, for the step, 5.
+    Reference:
+      Madry et al. 2018, arXiv:1706.06083, sections 2.1 and 5 (step length).
     """
 
     def perturb(
@@ -118,16 +132,22 @@ def make_perturb(
 
 
 def pgd(adversary: Adversary, forward: Forward) -> Hooks:
-    """The loss is that of the moved pictures alone. Reference: Madry et al. 2018, arXiv:1706.06083, equation 2.1."""
-    return Hooks(_at_the_worst(adversary, forward, make_perturb(forward, steps=adversary.steps)))
+    """The loss on adversarial examples of PGD.
+
+    Reference: Madry et al. 2018, arXiv:1706.06083, equation 2.1.
+    """
+    return Hooks(_perturbed_loss(adversary, forward, make_perturb(forward, steps=adversary.steps)))
 
 
 def fast(adversary: Adversary, forward: Forward) -> Hooks:
-    """One step of 1.25 eps from a random start. Reference: Wong et al. 2020, arXiv:2001.03994, algorithm 3."""
-    return Hooks(_at_the_worst(adversary, forward, make_perturb(forward, steps=1, reach=1.25)))
+    """The loss on adversarial examples of one step of 1.25 eps from a random start.
+
+    Reference: Wong et al. 2020, arXiv:2001.03994, algorithm 3.
+    """
+    return Hooks(_perturbed_loss(adversary, forward, make_perturb(forward, steps=1, reach=1.25)))
 
 
-def _at_the_worst(adversary: Adversary, forward: Forward, perturb: Perturb) -> Loss:
+def _perturbed_loss(adversary: Adversary, forward: Forward, perturb: Perturb) -> Loss:
     plain = plain_loss(forward)
 
     def loss(
@@ -138,17 +158,18 @@ def _at_the_worst(adversary: Adversary, forward: Forward, perturb: Perturb) -> L
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array, Any]:
-        moved = perturb(params, stats, keys, inputs, targets, adversary.radius(step))
-        return plain(params, stats, keys, step, moved, targets)
+        perturbed = perturb(params, stats, keys, inputs, targets, adversary.radius(step))
+        return plain(params, stats, keys, step, perturbed, targets)
 
     return loss
 
 
 def trades(adversary: Adversary, forward: Forward) -> Hooks:
-    """Clean cross-entropy, and beta times the divergence of what is said of moved pictures from what is said of clean ones.
+    """Clean cross-entropy plus beta times the divergence between clean and adversarial logits.
 
-    The climb is on that divergence. It starts anywhere in the ball; the paper's starts a thousandth from the picture. The
-    logits given back are those of the moved pictures.
+    The adversarial examples maximize that divergence, starting anywhere in the ball (0.001 from the
+    image in the paper). The logits returned, and the accuracy of the step, are those of the
+    adversarial examples.
 
     Reference: Zhang et al. 2019, arXiv:1901.08573, equation 5 and algorithm 1.
     """
@@ -163,19 +184,21 @@ def trades(adversary: Adversary, forward: Forward) -> Hooks:
         targets: jax.Array,
     ) -> tuple[jax.Array, jax.Array, Any]:
         logits, after = forward(params, stats, inputs)
-        moved = perturb(params, stats, keys, inputs, logits, adversary.radius(step))
-        found, after = forward(params, after, moved)
-        away = losses.kl_divergence(found, logits)
-        return losses.soft_cross_entropy(logits, targets) + adversary.beta * away, found, after
+        perturbed = perturb(params, stats, keys, inputs, logits, adversary.radius(step))
+        adversarial_logits, after = forward(params, after, perturbed)
+        divergence = losses.kl_divergence(adversarial_logits, logits)
+        value = losses.soft_cross_entropy(logits, targets) + adversary.beta * divergence
+        return value, adversarial_logits, after
 
     return Hooks(loss)
 
 
 def free(adversary: Adversary, forward: Forward) -> Hooks:
-    """Each batch makes several steps, and the backward pass of each moves the pictures too, by eps. One replay is a step.
+    """Several optimizer steps per batch; the same backward pass also perturbs the images, by eps.
 
-    Each batch starts anywhere in the ball; the paper's starts where the batch before ended. A schedule of the learning rate
-    counts `replays` steps a batch; to spend what plain training does, divide the epochs by them.
+    Each batch starts anywhere in the ball; in the paper it starts where the batch before ended. A
+    learning-rate schedule counts `replays` steps per batch. Divide the epochs by `replays` for the
+    cost of plain training.
 
     Reference: Shafahi et al. 2019, arXiv:1904.12843, algorithm 1.
     """
@@ -199,8 +222,14 @@ METHODS: Mapping[str, Callable[[Adversary, Forward], Hooks]] = {
     "fast": fast,
     "free": free,
 }
+"""Name -> `(adversary, forward) -> hooks`."""
 
 
 def hooks(adversary: Adversary, forward: Forward) -> Hooks:
-    """The arguments of `train.make_train_step` that make it train against this adversary; inputs are pictures in [0, 1]."""
+    """The arguments of `step.make_train_step` for an adversary.
+
+    Args:
+      adversary: method and strength.
+      forward: the network on images in [0, 1].
+    """
     return METHODS[adversary.method](adversary, forward)

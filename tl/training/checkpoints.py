@@ -1,27 +1,30 @@
-"""Checkpoints of a run that may be killed at any moment: any pytree of arrays, and the position that belongs to it.
+"""Checkpoints of a run that may be killed at any moment: a pytree of arrays and a position.
 
-    folder/step_00000120/   one checkpoint, whole or absent: Orbax writes beside its place and renames
-      tree/                 the leaves by name, `opt_state/0/mu/head/kernel`; typed keys as their words
-      meta/metadata         JSON: shape and dtype of every leaf, and `position` (epoch, place in the data, history)
-      metrics/metrics       JSON, where there are any
+    folder/step_00000120/   one checkpoint, complete or absent: Orbax writes to a temporary folder
+    and renames it
+      tree/                 leaves by name, `opt_state/0/mu/head/kernel`; typed keys as their
+      integers meta/metadata         JSON: shape and dtype of every leaf, and `position` (epoch,
+      place in the data, history) metrics/metrics       JSON, if there are any
 
-A save returns once the leaves are copied to the host, after which a train step may donate them; a thread writes. What
-that thread meets is raised by the next `save`, `wait`, `latest`, `best`, `restore` or `close`, never lost. Kept are the
-newest checkpoints and the best one.
+A save returns as soon as the leaves are copied to the host, so a train step may donate them
+afterwards; a thread writes. An error in that thread is raised by the next `save`, `wait`, `latest`,
+`best`, `restore` or `close`. The newest checkpoints and the best one are kept.
 
-The resume rule. A run goes on only in a workdir that was started with the same flags (`same_flags`, asked *before*
-`tl.reporting.run.start` writes the new ones), from `latest()`. It then takes everything that moves from the checkpoint:
-parameters, statistics, optimizer, averages, step and keys from the tree, the loader's place from `position`; nothing is
-drawn anew. Steps since that checkpoint are computed again, and on a CPU end in the same bits.
+Resuming. A run continues only in a workdir that was started with the same flags (`same_flags`,
+called *before* `tl.reporting.run.start` writes the new ones), from `latest()`. Everything that
+changes is read from the checkpoint: parameters, statistics, optimizer, averages, step and keys from
+the tree, and the place in the data from `position`. Nothing is drawn again. Steps after that
+checkpoint are computed again, and on a CPU they give the same bits.
 
-It does not decide when to save, and its folders are not for keeping: what others load is an artefact of safetensors and
-JSON (`classifier.save`). This is the only module that imports Orbax, and it does so when a folder is opened.
+This module does not decide when to save. Its folders are not for distribution: `tl.models.save`
+writes artifacts of safetensors and JSON. It is the only module that imports Orbax, and does so when
+a folder is opened.
 
 Example:
-  with contextlib.closing(checkpoints.open(run.workdir / "checkpoints")) as kept:
-    if kept.latest() is not None:
-      train_state, position, _ = kept.restore(kept.latest(), like=train_state)
-    kept.save(step, train_state, position={"loader": stream.state()}, metrics={"loss": loss})
+  with contextlib.closing(checkpoints.open(run.workdir / "checkpoints")) as store:
+    if store.latest() is not None:
+      train_state, position, _ = store.restore(store.latest(), like=train_state)
+    store.save(step, train_state, position={"loader": stream.state()}, metrics={"loss": loss})
 """
 
 from __future__ import annotations
@@ -47,11 +50,15 @@ import numpy as np
 from tl import reporting
 from tl.paths import nearest
 
-PREFIX, DIGITS = "step", 8  # step_00000120, so that names sort as numbers
+# Folders are named step_00000120, so that their names sort as numbers.
+PREFIX, DIGITS = "step", 8
 
 
 class Checkpoints:
-    """The checkpoints in one folder. Made by `open`; call `close` when done, so that the last save is on disk."""
+    """The checkpoints in one folder, made by `open`.
+
+    `close` makes sure that the last save is on disk.
+    """
 
     def __init__(self, folder: Path, keep: int, best: Literal["min", "max"]):
         import orbax.checkpoint as ocp
@@ -87,23 +94,26 @@ class Checkpoints:
         position: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Copies the tree to the host and has a thread write it; waits first where the save before is not done.
+        """Copies the tree to the host and writes it in a thread; first waits for the save before.
 
         Args:
-          step: larger than that of every checkpoint here.
-          tree: any pytree whose leaves are JAX or NumPy arrays, typed keys included.
-          position: what JSON can hold: the place in the data, the epoch, whatever else the run needs to go on.
-          metrics: name -> number; the first decides which checkpoint is the best. NaN is never the best.
+          step: larger than that of every checkpoint in the folder.
+          tree: a pytree of JAX or NumPy arrays, typed keys included.
+          position: JSON-ready: the place in the data, the epoch, and everything else that the run
+            needs to continue.
+          metrics: name -> number; the first decides which checkpoint is the best. NaN is never the
+            best.
 
         Raises:
-          ValueError: the save before failed or this one cannot begin (disk full, folder gone); a step that is not new;
-            leaves that are no arrays; a position that JSON cannot hold.
+          ValueError: the save before failed or this one cannot begin (disk full, folder missing); a
+            step that is not new; leaves that are not arrays; a position that JSON cannot hold.
         """
         self.wait()
         newest = max(self._manager.all_steps(), default=None)
         if newest is not None and step <= newest:
             raise ValueError(
-                f"step {step} does not come after {newest}, the newest checkpoint in {str(self.folder)!r}"
+                f"`step` must be larger than {newest}, the newest checkpoint in "
+                f"{str(self.folder)!r}: got {step}"
             )
         leaves = _named(tree)
         meta = {
@@ -119,9 +129,8 @@ class Checkpoints:
             name: jax.random.key_data(leaf) if _is_key(leaf) else leaf
             for name, leaf in leaves.items()
         }
-        stored = {
-            name: leaf for name, leaf in stored.items() if leaf.size
-        }  # Orbax refuses arrays without entries
+        # Orbax does not save empty arrays.
+        stored = {name: leaf for name, leaf in stored.items() if leaf.size}
         ocp = self._ocp
         items = {"meta": ocp.args.JsonSave(meta)} | (
             {"tree": ocp.args.PyTreeSave(stored)} if stored else {}
@@ -139,36 +148,37 @@ class Checkpoints:
         return max(self._manager.all_steps(), default=None)
 
     def best(self) -> int | None:
-        """The step of the checkpoint with the best metric, of equals the newest; None where none has a finite one."""
+        """The step of the best checkpoint, the newest of equals; None without a finite metric."""
         self.wait()
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        scores = {step: self._score(each) for step, each in metrics.items() if each}
+        scores = {step: self._score(values) for step, values in metrics.items() if values}
         finite = [(score, step) for step, score in scores.items() if score > -math.inf]
         return max(finite)[1] if finite else None
 
     def restore(
         self, step: int, like: Any
     ) -> tuple[Any, dict[str, Any], dict[str, float | None] | None]:
-        """What was saved at a step, bit for bit.
+        """Reads a checkpoint; the tree has the bits that were saved.
 
         Args:
-          step: of `latest()` or `best()`.
-          like: a pytree of the structure that was saved; leaves are arrays or `jax.ShapeDtypeStruct`. A leaf comes back
-            as NumPy where `like` has NumPy, with the sharding of `like` where that has a committed one, and otherwise
-            as an uncommitted array, as if it had just been computed.
+          step: such as `latest()` or `best()`.
+          like: a pytree of the saved structure; leaves are arrays or `jax.ShapeDtypeStruct`. A leaf
+            is returned as a NumPy array where `like` has one, with the sharding of `like` where
+            that is committed, and otherwise as an uncommitted array, as a computation returns it.
 
         Returns:
           `(tree, position, metrics)`.
 
         Raises:
-          ValueError: no such step; names, shapes, dtypes or shardings that do not fit, all in one message; a damaged
-            checkpoint.
+          ValueError: no such step; names, shapes, dtypes or shardings that do not fit, all in one
+            message; a damaged checkpoint.
         """
         self.wait()
         steps = sorted(self._manager.all_steps())
         if step not in steps:
             raise ValueError(
-                f"{str(self.folder)!r} has no checkpoint of step {step}; it has those of {steps}"
+                f"{str(self.folder)!r} has no checkpoint of step {step}; it has those of "
+                f"steps {steps}"
             )
         ocp, targets = self._ocp, _named(like)
         try:
@@ -183,16 +193,17 @@ class Checkpoints:
                     if math.prod(leaf.shape)
                 }
                 item = ocp.args.PyTreeRestore(dict.fromkeys(arguments, 0), restore_args=arguments)
-                found = (
+                arrays = (
                     self._manager.restore(step, args=ocp.args.Composite(tree=item))["tree"]
                     if arguments
                     else {}
                 )
         except (OSError, KeyError, ValueError) as error:
             path = self.folder / f"{PREFIX}_{step:0{DIGITS}}"
-            why = str(error).strip().split("\n")[0][:200]
+            reason = str(error).strip().split("\n")[0][:200]
             raise ValueError(
-                f"checkpoint {str(path)!r} is damaged ({why}); delete it to go on from the one before"
+                f"checkpoint {str(path)!r} is damaged ({reason}); delete it to continue from the "
+                "one before"
             ) from error
         if problems:
             more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -201,7 +212,7 @@ class Checkpoints:
             )
         leaves = []
         for name, leaf in targets.items():
-            value: Any = found[name] if name in found else np.zeros(leaf.shape, leaf.dtype)
+            value: Any = arrays[name] if name in arrays else np.zeros(leaf.shape, leaf.dtype)
             if not isinstance(leaf, np.ndarray):
                 value = jnp.asarray(value)
             leaves.append(
@@ -211,28 +222,32 @@ class Checkpoints:
         return tree, meta["position"], self._manager.metrics(step)
 
     def _argument(self, leaf: Any) -> Any:
-        """How Orbax is to read one leaf: onto the devices of a committed sharding, else to the host."""
+        """Where Orbax reads a leaf to: the devices of a committed sharding, otherwise the host."""
         sharding = _sharding(leaf)
         if sharding is None:
             return self._ocp.RestoreArgs(restore_type=np.ndarray)
         return self._ocp.ArrayRestoreArgs(sharding=sharding)
 
     def wait(self) -> None:
-        """Returns once nothing is being written; raises ValueError where the last save failed, once."""
+        """Waits for the last save.
+
+        Raises:
+          ValueError: the save failed; raised once.
+        """
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # of a thread that ran tensorstore and the file system: any kind
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> ValueError:
-        why = str(error).strip().split("\n")[0][:200]
-        where = str(self.folder)
+        reason = str(error).strip().split("\n")[0][:200]
         return ValueError(
-            f"the checkpoint of step {self._writing} could not be written to {where!r} ({why}); make room there"
+            f"the checkpoint of step {self._writing} could not be written to {str(self.folder)!r} "
+            f"({reason}); free disk space there"
         )
 
     def close(self) -> None:
-        """Waits for the last save and ends the threads; raises as `wait` does."""
+        """Waits for the last save and ends the threads; raises the errors of `wait`."""
         try:
             self.wait()
         finally:
@@ -242,35 +257,37 @@ class Checkpoints:
 def open(
     folder: str | os.PathLike[str], *, keep: int = 2, best: Literal["min", "max"] = "min"
 ) -> Checkpoints:
-    """The checkpoints in a folder, made where it is missing; what a killed save left half-written is removed.
+    """Opens a folder of checkpoints; creates a missing folder and removes incomplete checkpoints.
 
     Args:
-      folder: holds the checkpoints of one run; other files and folders in it are left alone.
-      keep: how many of the newest stay; the best one stays beside them.
-      best: whether the metric that decides is good when it is small ("min": a loss) or large ("max": an accuracy).
+      folder: holds the checkpoints of one run; other files and folders in it are not touched.
+      keep: number of newest checkpoints that are kept, in addition to the best one.
+      best: whether a small ("min", a loss) or a large metric ("max", an accuracy) is better.
 
     Raises:
-      ValueError: a file, a folder of other things, `keep` below 1, another word for `best`.
+      ValueError: `folder` is a file or holds something else, `keep` is below 1, or `best` is
+        another word.
     """
     if keep < 1 or best not in ("min", "max"):
         raise ValueError(
-            f"keep={keep!r}, best={best!r}; wanted keep of at least 1, and best as 'min' or 'max'"
+            f"`keep` must be at least 1 and `best` 'min' or 'max': got keep={keep!r}, best={best!r}"
         )
     path = Path(os.path.abspath(os.path.expanduser(folder)))
     if path.exists() and not path.is_dir():
-        raise ValueError(f"{str(path)!r} is a file; wanted a folder for checkpoints")
+        raise ValueError(f"{str(path)!r} is a file; expected a folder for checkpoints")
     names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     if names and not any(re.match(rf"{PREFIX}_\d", name) for name in names):
         raise ValueError(
-            f"{str(path)!r} holds other things ({names[0]!r}) and no checkpoint; give an empty or a new folder"
+            f"{str(path)!r} holds other files ({names[0]!r}) and no checkpoint; use an empty or a "
+            "new folder"
         )
     if jax.process_index() == 0:
-        for (
-            name
-        ) in names:  # Orbax would do it in a thread, and might not be done before the process ends
+        # Orbax does this in a thread, which may not finish before the process ends.
+        for name in names:
             if re.match(rf"{PREFIX}_\d{{{DIGITS}}}\.orbax-checkpoint-tmp", name):
                 shutil.rmtree(path / name)
-    # Orbax tells every step of its work, and a failure that is raised here as a traceback too.
+    # Orbax logs every step of its work, and errors that are raised here a second time with a
+    # traceback.
     log = logging.getLogger("absl")
     if _not_of_orbax not in log.filters:
         log.addFilter(_not_of_orbax)
@@ -280,15 +297,17 @@ def open(
 def same_flags(
     workdir: str | os.PathLike[str], flags: Mapping[str, Any], *, ignore: Iterable[str] = ()
 ) -> None:
-    """Refuses to resume in a workdir that was started with other flags; one without a `config.json` is new, and fine.
+    """Checks that a run is resumed with the flags that it was started with.
+
+    A workdir without `config.json` is new and passes.
 
     Args:
-      workdir: where `runlog.start` wrote `config.json`.
-      flags: name -> value, as they will be given to `runlog.start`.
-      ignore: names that may differ, beside `resume` and `workdir`.
+      workdir: where `reporting.start` wrote `config.json`.
+      flags: name -> value, as they will be passed to `reporting.start`.
+      ignore: names that may differ, in addition to `resume` and `workdir`.
 
     Raises:
-      ValueError: naming every flag that differs, with what it was and what it is; or `config.json` cannot be read.
+      ValueError: flags that differ, each with both values; or `config.json` cannot be read.
     """
     path = Path(workdir).expanduser() / "config.json"
     if not path.exists():
@@ -297,27 +316,28 @@ def same_flags(
         before = json.loads(path.read_text(encoding="utf-8"))["flags"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"cannot read the flags of the run before from {str(path)!r} ({error}); use a new workdir"
+            f"cannot read the flags of the earlier run from {str(path)!r} ({error}); use a new "
+            "workdir"
         ) from error
     now = reporting.jsonable(flags)
     passed = {"resume", "workdir", *ignore}
     differ = [
-        f"--{name} was {before.get(name, 'not given')!r}, is {now.get(name, 'not given')!r}"
+        f"`{name}` was {before.get(name, 'not set')!r}, is {now.get(name, 'not set')!r}"
         for name in sorted(before.keys() | now.keys())
         if name not in passed and (name in before, before.get(name)) != (name in now, now.get(name))
     ]
     if differ:
         raise ValueError(
-            f"cannot resume in {str(workdir)!r}: {'; '.join(differ)}; give the flags it began with"
+            f"cannot resume in {str(workdir)!r}: {'; '.join(differ)}; use the flags of its start"
         )
 
 
 @functools.cache
 def _open_managers() -> weakref.WeakSet[Any]:
-    """Those of this process, each of which may end its save before Python stops the thread pools that write it.
+    """The open managers of this process; they finish before Python stops its thread pools.
 
-    Without this a process that did not call `close` would never end: Orbax waits for the stopped threads. `atexit` itself
-    comes too late; this hook is the one that `concurrent.futures` uses.
+    Otherwise a process that did not call `close` would hang, because Orbax waits for the stopped
+    threads. `atexit` runs too late; this is the hook that `concurrent.futures` uses.
     """
     managers: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -325,7 +345,9 @@ def _open_managers() -> weakref.WeakSet[Any]:
         for manager in list(managers):
             try:
                 manager.wait_until_finished()
-            except Exception as error:  # as in `Checkpoints.wait`; nobody is left to raise to
+            except (
+                Exception
+            ) as error:  # as in `Checkpoints.wait`; there is no caller to raise it to
                 print(f"the last checkpoint could not be written: {error}", file=sys.stderr)
 
     threading._register_atexit(finish)  # type: ignore[attr-defined]
@@ -337,7 +359,7 @@ def _not_of_orbax(record: logging.LogRecord) -> bool:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by name, in the tree's own order; `None` is no leaf to JAX, so holes need no name."""
+    """The leaves by name, in the order of the tree; JAX does not count `None` as a leaf."""
     pairs = jax.tree_util.tree_flatten_with_path(tree)[0]
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     wrong = [
@@ -348,7 +370,8 @@ def _named(tree: Any) -> dict[str, Any]:
     if wrong:
         kind = type(leaves[wrong[0]]).__name__
         raise ValueError(
-            f"leaf {wrong[0]!r} is a {kind} ({len(wrong)} such); a checkpoint holds arrays: use jnp.asarray"
+            f"a checkpoint holds arrays: leaf {wrong[0]!r} is a {kind} ({len(wrong)} such leaves); "
+            "use jnp.asarray"
         )
     if len(leaves) < len(pairs):
         raise ValueError("two leaves have the same name; a checkpoint needs keys without '/'")
@@ -365,7 +388,7 @@ def _described(leaf: Any) -> str:
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
-    """Where `like` insists that a leaf lies; None for the host and for wherever JAX puts things."""
+    """The sharding that a leaf of `like` requires; None for the host and for JAX's default."""
     if isinstance(leaf, jax.Array):
         return (
             (jax.random.key_data(leaf) if _is_key(leaf) else leaf).sharding
@@ -376,20 +399,20 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding | None:
 
 
 def _misfits(saved: Mapping[str, str], targets: Mapping[str, Any]) -> list[str]:
-    """Why leaves that were saved cannot take the places of `targets`; empty where they can."""
+    """The differences between saved leaves and `targets`; empty if the leaves fit."""
     problems = [
         f"it has no {name!r}; nearest: {nearest(name, saved, 1)}"
         for name in targets
         if name not in saved
     ]
-    problems += [f"{name!r} is not wanted" for name in saved if name not in targets]
+    problems += [f"{name!r} is not expected" for name in saved if name not in targets]
     for name in targets.keys() & saved.keys():
         leaf = targets[name]
         if saved[name] != _described(leaf):
-            problems.append(f"{name!r} is {saved[name]}, wanted {_described(leaf)}")
+            problems.append(f"{name!r} is {saved[name]}, expected {_described(leaf)}")
         elif (sharding := _sharding(leaf)) is not None:
             try:
                 sharding.shard_shape(leaf.shape)
             except ValueError:
-                problems.append(f"{name!r} of {saved[name]} cannot be divided as {sharding} asks")
+                problems.append(f"{name!r} of {saved[name]} cannot be sharded as {sharding}")
     return sorted(problems)

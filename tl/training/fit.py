@@ -89,7 +89,7 @@ def fit(
       folder: for checkpoints; a run that finds its own checkpoints there continues from the newest.
         None saves none.
       log: called with one row per step and one per epoch.
-      say: called with lines for a reader, such as the table of what trains before the first step.
+      say: called with lines for a reader, such as the table of trainable groups.
 
     Returns:
       FitResult.

@@ -70,7 +70,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                     return PhaseResult(state, history, best)
         last_saved = first
 
-        def save(step: int, *, done: bool, scores: Mapping[str, float] | None = None) -> None:
+        def save(step: int, *, final: bool, scores: Mapping[str, float] | None = None) -> None:
             nonlocal last_saved
             if store is not None and step > last_saved:
                 position = {
@@ -79,7 +79,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                     "epoch": epoch,
                     "history": history,
                     "stale": stale,
-                    "done": done,
+                    "done": final,
                 }
                 store.save(step, _without_frozen(state), position=position, metrics=scores)
                 last_saved = step
@@ -99,7 +99,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             row = {name: float(value) for name, value in values.items()}
             if not row.pop("finite"):
                 # One more step may have followed; the step that was not finite changed nothing.
-                save(int(state.step), done=False)
+                save(int(state.step), final=False)
                 raise ValueError(not_finite_message(context, phase, step, row, rows))
             rate = float(phase.schedule(step))
             context.log({"phase": phase.name, "step": step, "lr": rate, **row})
@@ -115,7 +115,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             if steps_done % plan.steps_per_epoch:
                 if context.recipe.save_every and steps_done % context.recipe.save_every == 0:
                     settle()
-                    save(steps_done, done=False)
+                    save(steps_done, final=False)
                 continue
             settle()
             row: dict[str, Any] = {
@@ -134,7 +134,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             stop = bool(context.recipe.patience and scores and stale >= context.recipe.patience)
             # `Checkpoints.best` compares the first metric.
             compared = {"selection_metric": selection_metric(scores), **scores} if scores else None
-            save(steps_done, done=stop or steps_done == len(plan), scores=compared)
+            save(steps_done, final=stop or steps_done == len(plan), scores=compared)
             if stop:
                 context.say(
                     f"{phase.name}: no better validation loss for {stale} epochs; stopped after "

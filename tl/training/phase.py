@@ -53,7 +53,7 @@ class Phase(NamedTuple):
 
     Attributes:
       name: of `rules.Phase`.
-      groups: `rules.table` of what trains.
+      groups: `rules.table`.
       source: "images" or "cached STAGE".
       train_inputs, validation_inputs: of the two sets.
       plan: the order of the examples over all steps.
@@ -135,7 +135,7 @@ def prepare(
     *,
     schedules: Callable[[float, int], Callable[[Any], Any]] | None = None,
 ) -> Phase:
-    """Everything of a phase except its loop; reports the table of what trains.
+    """Everything of a phase except its loop; reports the table of trainable groups.
 
     Args:
       context: the arguments of `fit`.

@@ -1,8 +1,9 @@
-"""Linear probes on a feature bank: how much of the answer the frozen features hold already.
+"""Linear classifiers of frozen features, with an L2 penalty chosen on held-out examples.
 
-The result is a head in the units of the raw features (`params/head` of a `heads.Linear`); standardisation is folded in.
-One eigendecomposition of the bank serves both methods, every strength and every part that is held out. All of it is numpy
-on the host: nothing to compile, and the ridge is done before a compiler would be. (`launch.sh` gives NumPy one thread.)
+The result is a head for the original features (`params/head` of a `heads.Linear`); standardization
+is folded into it. One eigendecomposition of the features serves both methods, all strengths and all
+folds. Everything is NumPy on the host, so nothing is compiled; a ridge probe takes less time than a
+compilation would. (`launch.sh` gives NumPy one thread.)
 """
 
 from __future__ import annotations
@@ -16,25 +17,39 @@ from tl import metrics
 from tl.paths import nearest
 
 STRENGTHS = tuple(float(c) for c in 10.0 ** (np.arange(-18, 2) / 3))
-"""Values of C tried, scikit-learn's inverse strength: C * sum of losses + |W|^2 / 2. From 1e-6 to about 2: on standardised
-ImageNet features the logistic probe wants about 0.01 to 1, the ridge 1e-5 to 1e-3."""
+"""Candidate values of C, scikit-learn's inverse strength: C * sum of losses + |W|^2 / 2.
 
-MAX_STEPS = 300  # of the solver at one strength, reached where classes are separable and the penalty is weak; harmless there
-TOLERANCE = 1e-4  # of the largest preconditioned gradient, in units of the largest weight (of the logit, for the bias)
-PATH_TOLERANCE = 5e-3  # the same while a strength is sought: held-out accuracies are then the minimum's (measured: +-0.005)
-MEMORY = 10  # pairs that L-BFGS keeps (chosen, not tuned)
+From 1e-6 to about 2: on standardized ImageNet features the best C is about 0.01 to 1 for the
+logistic probe and 1e-5 to 1e-3 for the ridge.
+"""
+
+# Steps of the solver at one strength. The limit is reached for separable classes and a weak
+# penalty, where it is harmless.
+MAX_STEPS = 300
+
+# Limit on the largest preconditioned gradient, in units of the largest weight (for the bias, of the
+# logit).
+TOLERANCE = 1e-4
+
+# The same while the strength is chosen; held-out accuracies are then within 0.005 of those at the
+# minimum (measured).
+PATH_TOLERANCE = 5e-3
+
+# Pairs that L-BFGS keeps; chosen, not tuned.
+MEMORY = 10
 
 
 class Probe(NamedTuple):
     """A fitted probe.
 
     Attributes:
-      params: `{"kernel": f32[d k], "bias": f32[k]}`, on raw features.
-      strength: the C that was chosen.
+      params: `{"kernel": f32[d k], "bias": f32[k]}`, for features that are not standardized.
+      strength: the chosen C.
       scores: C -> held-out accuracy.
       method: a name of `METHODS`.
-      temperature: what the logits of `params` want to be divided by, fitted to the held-out examples; 1 for "ridge", whose
-        least-squares scores have no unit of their own and are scaled by it already.
+      temperature: divisor of the logits that calibrates them on the held-out examples. It is 1 for
+        "ridge", whose scores are already divided by it, because least-squares scores have no scale
+        of their own.
     """
 
     params: dict[str, np.ndarray]
@@ -45,14 +60,15 @@ class Probe(NamedTuple):
 
 
 def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The fold of each example, i[n] in [0, count), every class spread evenly."""
+    """Stratified folds: the fold of each example, i[n] in [0, count)."""
     rng = np.random.default_rng(seed)
     fold = np.zeros(len(labels), np.int64)
     offset = 0
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
         fold[members] = (np.arange(len(members)) + offset) % count
-        offset += len(members)  # classes smaller than `count` must not all fill the first folds
+        # Without it, classes smaller than `count` would fill the first folds only.
+        offset += len(members)
     return fold
 
 
@@ -65,7 +81,7 @@ def logistic(
     fold_count: int = 5,
     seed: int = 0,
 ) -> Probe:
-    """`fit` of a multinomial logistic regression, its strength chosen by cross-validation on these examples."""
+    """Multinomial logistic regression whose strength is chosen by cross-validation; see `fit`."""
     return fit(features, labels, classes, strengths=strengths, fold_count=fold_count, seed=seed)
 
 
@@ -82,73 +98,76 @@ def fit(
     seed: int = 0,
     class_weights: np.ndarray | None = None,
 ) -> Probe:
-    """A linear classifier of features with an L2 penalty, its strength chosen on examples that were held out.
+    """Fits a linear classifier with an L2 penalty, and chooses its strength on held-out examples.
 
     Args:
       features: f32[n d], n at least 2.
       labels: i[n] in [0, classes).
-      classes: k.
-      method: "logistic" (multinomial), or "ridge": least squares on each class against the rest.
-      validation: `(f32[m d], i[m])` on which the strength is chosen; None chooses it by cross-validation.
-      refit: with `validation`, whether the chosen strength is fitted to those examples as well.
-      strengths: values of C, stronger penalties first; of those within half a standard error of the best accuracy the one
-        with the best likelihood is taken.
-      fold_count: parts of the cross-validation, at most n.
-      seed: for the folds.
-      class_weights: f64[k], how much an example of each class counts, in the fit and in the choice; default all alike.
+      classes: k, the number of classes.
+      method: "logistic" (multinomial), or "ridge": least squares of each class against the rest.
+      validation: `(f32[m d], i[m])`, the examples on which the strength is chosen; None uses
+        cross-validation.
+      refit: whether the final fit includes the validation examples.
+      strengths: candidate values of C, strongest penalty first. Of those within half a standard
+        error of the best accuracy, the one with the best likelihood is chosen.
+      fold_count: number of cross-validation folds, at most n.
+      seed: of the folds.
+      class_weights: f64[k], weight of an example of each class in the fit and in the choice;
+        default 1.
 
     Returns:
       Probe.
 
     Raises:
-      ValueError: fewer than two examples, labels out of range, no validation example, weights that are not positive, or an
-        unknown method.
+      ValueError: fewer than two examples, labels out of range, no validation example, weights that
+        are not positive, or an unknown method.
 
     Reference:
-      L2-regularised multinomial logistic regression on fixed features, its strength chosen on held-out pictures, is the
-      protocol of Kornblith et al. 2019, arXiv:1805.08974; least squares that of big_vision's few-shot evaluator (Kolesnikov
-      et al. 2020, arXiv:1912.11370, section 3.3). Here features are standardised and the bias is not penalised; mean and
-      deviation are taken over all examples, held out or not.
+      L2-regularized multinomial logistic regression on fixed features, with the strength chosen on
+      held-out images, is the protocol of Kornblith et al. 2019, arXiv:1805.08974; least squares is
+      that of big_vision's few-shot evaluator (Kolesnikov et al. 2020, arXiv:1912.11370, section
+      3.3). Here features are standardized and the bias is not penalized; mean and deviation are
+      computed over all examples, held-out ones included.
     """
     n = len(labels)
     if n < 2 or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
-            f"a probe wants at least 2 examples with labels in [0, {classes}); got {n} examples"
+            f"a probe needs at least 2 examples with labels in [0, {classes}): got {n} examples"
         )
     if method not in METHODS:
-        raise ValueError(f"unknown probe {method!r}; nearest: {nearest(method, METHODS)}")
+        raise ValueError(f"unknown `method`: got {method!r}; nearest: {nearest(method, METHODS)}")
     if validation is None:
         fold = folds(labels, min(fold_count, n), seed)
     else:
         others, answers = validation
         if not len(answers) or answers.min() < 0 or answers.max() >= classes:
             raise ValueError(
-                f"validation wants at least 1 example with a label in [0, {classes}); got {len(answers)}"
+                f"`validation` needs at least 1 example with a label in [0, {classes}): got "
+                f"{len(answers)}"
             )
         fold = np.concatenate([np.full(n, -1), np.zeros(len(answers), np.int64)])
         features, labels = np.concatenate([features, others]), np.concatenate([labels, answers])
     weights = np.ones(classes) if class_weights is None else np.asarray(class_weights, np.float64)
     if weights.shape != (classes,) or not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError(
-            f"class_weights are {classes} numbers above 0; got {np.asarray(class_weights).tolist()}"
+            f"`class_weights` must be {classes} positive numbers: got "
+            f"{np.asarray(class_weights).tolist()}"
         )
     weights = weights[labels] / weights[labels].mean()
     bank = _factorize(features, weights)
 
-    held = np.flatnonzero(fold >= 0)
-    truth, worth = labels[held], weights[held]
+    held_out = np.flatnonzero(fold >= 0)
+    truth, worth, rows = labels[held_out], weights[held_out], np.arange(len(held_out))
     accuracy, likelihood, temperatures = [], [], []
-    for scores in METHODS[method].validation_set(bank, labels, weights, classes, fold, strengths):
-        temperatures.append(metrics.temperature(scores[held], truth))
+    for scores in METHODS[method].held_out_scores(bank, labels, weights, classes, fold, strengths):
+        temperatures.append(metrics.temperature(scores[held_out], truth))
         scale = temperatures[-1] if method == "ridge" else 1.0
         accuracy.append(
-            float(np.sum(worth * (scores[held].argmax(axis=1) == truth)) / np.sum(worth))
+            float(np.sum(worth * (scores[held_out].argmax(axis=1) == truth)) / np.sum(worth))
         )
-        likelihood.append(
-            float(worth @ metrics.log_softmax(scores[held] / scale)[np.arange(len(held)), truth])
-        )
+        likelihood.append(float(worth @ metrics.log_softmax(scores[held_out] / scale)[rows, truth]))
     top = max(accuracy)
-    error = np.sqrt(max(top * (1 - top), 1e-12) / len(held))
+    error = np.sqrt(max(top * (1 - top), 1e-12) / len(held_out))
     best = int(np.argmax(np.where(np.array(accuracy) >= top - 0.5 * error, likelihood, -np.inf)))
 
     inside = weights if validation is None or refit else np.where(fold < 0, weights, 0.0)
@@ -163,17 +182,19 @@ def fit(
     )
 
 
-# ------------------------------------------------------------------------------------------------- the factorisation
+# ---- the factorisation ---------------------------------------------------------------------------
 
 
 class _Bank(NamedTuple):
-    """Features in their principal axes.
+    """Features in the coordinates of their principal axes.
 
     Attributes:
-      z: f64[n r], r <= min(n, d): weighted mean 0, weighted mean square `values` along each axis, no correlation.
-      values: f64[r], above 0.
-      basis: f64[d r], the axes in standardised features.
-      mean, scale: f64[d]; a standardised feature is `(feature - mean) * scale`, and 0 where it is constant.
+      z: f64[n r] with r <= min(n, d): uncorrelated, with weighted mean 0 and weighted mean square
+        `values` on each axis.
+      values: f64[r], positive.
+      basis: f64[d r], the axes in the space of standardized features.
+      mean, scale: f64[d]; a standardized feature is `(feature - mean) * scale`, and 0 if the
+        feature is constant.
     """
 
     z: np.ndarray
@@ -184,26 +205,27 @@ class _Bank(NamedTuple):
 
 
 def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
-    """The bank of features f32[n d] with example weights f64[n] of mean 1.
+    """Principal axes of features f32[n d] with example weights f64[n] of mean 1.
 
-    Penalised solutions lie in the span of the examples, so a fit in these coordinates has the same minimum; and in them
-    the second moments are diagonal, which solves the ridge and preconditions the logistic probe at every strength.
+    Penalized solutions lie in the span of the examples, so a fit in these coordinates has the same
+    minimum. The second moments are diagonal in them, which solves the ridge and preconditions the
+    logistic probe at every strength.
     """
-    from scipy import linalg  # JAX brings it; here, for `import tl` is light
+    from scipy import linalg  # a dependency of JAX, imported here to keep `import tl` light
 
     n, d = features.shape
     wide = features.astype(np.float64)  # in float32 a constant feature differs from its mean
     mean = np.average(wide, axis=0, weights=weights)
     wide -= mean[None]
     std = np.sqrt(np.average(np.square(wide), axis=0, weights=weights))
-    rounding = np.maximum(
-        1e-6 * std.max(), 1e-7 * np.abs(mean)
-    )  # below it nothing is left of a float32 feature
+    # A smaller deviation is rounding noise of float32.
+    rounding = np.maximum(1e-6 * std.max(), 1e-7 * np.abs(mean))
     scale = np.where(std > rounding, 1.0 / np.maximum(std, 1e-30), 0.0)
     root = np.sqrt(weights)[:, None]
     x = wide * scale[None] * root
     moments = x @ x.T / n if n < d else x.T @ x / n
-    # Not numpy's driver: where its threads share their cores with other work it takes 10 times as long (measured).
+    # NumPy's driver takes 10 times as long when its threads share their cores with other work
+    # (measured).
     values, vectors = linalg.eigh(moments, driver="evr", overwrite_a=True, check_finite=False)
     keep = values > 1e-10 * max(values[-1], 1e-30)
     values, vectors = values[keep], vectors[:, keep]
@@ -218,7 +240,7 @@ def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
     return _Bank(x @ vectors / root, values, vectors, mean, scale)
 
 
-# ------------------------------------------------------------------------------------------------------------- ridge
+# ---- ridge ---------------------------------------------------------------------------------------
 
 
 def _ridge_held_out(
@@ -229,38 +251,39 @@ def _ridge_held_out(
     fold: np.ndarray,
     strengths: Sequence[float],
 ) -> Iterator[np.ndarray]:
-    """Scores f64[n k] at each strength, every example's from the fit without its fold; rows of fold -1 mean nothing.
+    """Scores f64[n k] at each strength; each example is scored by the fit without its fold.
 
-    Exact, and without another fit: a fold's residuals without it follow from those with it, for a penalised least-squares
-    fit is linear in its targets. `weights` are those that the bank was made with.
+    Exact and without another fit: a penalized least-squares fit is linear in its targets, so the
+    residuals without a fold follow from those with it. Rows of fold -1 have no meaning. `weights`
+    are those of `_factorize`.
 
-    Reference: Hastie, Tibshirani & Friedman 2009, "The elements of statistical learning", equation 7.64, by blocks.
+    Reference: Hastie, Tibshirani & Friedman 2009, "The elements of statistical learning", equation
+    7.64, by blocks.
     """
     n, root, targets = len(labels), np.sqrt(weights)[:, None], np.eye(classes)[labels]
     z, y = root * _with_bias(bank.z), root * targets
     right = z.T @ y
     for strength in strengths:
-        curvature = np.append(
-            n * bank.values + 1.0 / strength, n
-        )  # the bank's axes and the bias are uncorrelated
-        left = y - z @ (right / curvature[:, None])
+        # The axes and the bias are uncorrelated.
+        curvature = np.append(n * bank.values + 1.0 / strength, n)
+        residual = y - z @ (right / curvature[:, None])
         for f in range(fold.max() + 1):
-            own, rest = z[fold == f], left[fold == f]
-            if len(own) <= len(curvature):
-                left[fold == f] = np.linalg.solve(
-                    np.eye(len(own)) - (own / curvature[None]) @ own.T, rest
+            block, rest = z[fold == f], residual[fold == f]
+            if len(block) <= len(curvature):
+                residual[fold == f] = np.linalg.solve(
+                    np.eye(len(block)) - (block / curvature[None]) @ block.T, rest
                 )
             else:  # the same by Woodbury's identity, in the smaller of the two sizes
-                left[fold == f] += own @ np.linalg.solve(
-                    np.diag(curvature) - own.T @ own, own.T @ rest
+                residual[fold == f] += block @ np.linalg.solve(
+                    np.diag(curvature) - block.T @ block, block.T @ rest
                 )
-        yield targets - left / root
+        yield targets - residual / root
 
 
 def _ridge(
     bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
 ) -> np.ndarray:
-    """argmin C / 2 * sum of weighted squares + |W|^2 / 2, the bias free: f64[r + 1, k], the bias last."""
+    """argmin C / 2 * sum of weighted squares + |W|^2 / 2, bias free: f64[r + 1, k], bias last."""
     z = _with_bias(bank.z)
     penalty = np.append(np.full(len(bank.values), 1.0 / strength), 0.0)
     weighted = weights[:, None] * z
@@ -271,7 +294,7 @@ def _with_bias(z: np.ndarray) -> np.ndarray:
     return np.concatenate([z, np.ones((len(z), 1), z.dtype)], axis=1)
 
 
-# ---------------------------------------------------------------------------------------------------------- logistic
+# ---- logistic ------------------------------------------------------------------------------------
 
 
 def _logistic_held_out(
@@ -282,7 +305,7 @@ def _logistic_held_out(
     fold: np.ndarray,
     strengths: Sequence[float],
 ) -> Iterator[np.ndarray]:
-    """As `_ridge_held_out`. Each fold's fit starts where the one at the strength before it ended, all folds together."""
+    """As `_ridge_held_out`; all folds are fitted together, each from its previous solution."""
     n, count = len(labels), fold.max() + 1
     problem = _Problem(
         bank,
@@ -292,22 +315,23 @@ def _logistic_held_out(
     )
     params = problem.start()
     for strength in strengths:
-        params = problem.minimise(strength, params, PATH_TOLERANCE)
+        params = problem.minimize(strength, params, PATH_TOLERANCE)
         yield problem.scores(params)[np.arange(n), fold]
 
 
 def _logistic(
     bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
 ) -> np.ndarray:
-    """argmin C * sum of weighted losses + |W|^2 / 2, the bias free: f32[r + 1, k], the bias last."""
+    """argmin C * sum of weighted losses + |W|^2 / 2 with a free bias: f32[r + 1, k], bias last."""
     problem = _Problem(bank, labels, weights[:, None], classes)
-    return problem.minimise(strength, problem.start(), TOLERANCE)[:, 0]
+    return problem.minimize(strength, problem.start(), TOLERANCE)[:, 0]
 
 
 class _Problem:
-    """Logistic fits of f different weightings of the same n examples, in float32, solved side by side.
+    """Logistic fits for f weightings of the same n examples, in float32, solved together.
 
-    Parameters are f32[r + 1, f, k], the bias last, so that all products are two matrix products.
+    Parameters are f32[r + 1, f, k] with the bias last, so that all products are two matrix
+    products.
     """
 
     def __init__(self, bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int):
@@ -327,13 +351,13 @@ class _Problem:
     def loss(
         self, params: np.ndarray, penalty: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The mean losses f64[f], their gradient f32[r + 1, f, k], and the weighted means of p (1 - p), f32[f k]."""
+        """Mean losses f64[f], gradient f32[r + 1, f, k], weighted means f32[f k] of p (1 - p)."""
         p = self.scores(params)
         p -= p.max(axis=2, keepdims=True)
-        own = np.take_along_axis(p, self.labels[:, None, None], axis=2)[..., 0]
+        true_logit = np.take_along_axis(p, self.labels[:, None, None], axis=2)[..., 0]
         np.exp(p, out=p)
         total = p.sum(axis=2)
-        losses = np.einsum("nf,nf->f", self.weights, np.log(total) - own, dtype=np.float64)
+        losses = np.einsum("nf,nf->f", self.weights, np.log(total) - true_logit, dtype=np.float64)
         losses += 0.5 * np.einsum("rfk,rfk->f", penalty, np.square(params), dtype=np.float64)
         p /= total[..., None]
         spread = np.einsum("nf,nfk->fk", self.weights, p * (1 - p))
@@ -345,28 +369,30 @@ class _Problem:
             spread,
         )
 
-    def minimise(self, strength: float, params: np.ndarray, tolerance: float) -> np.ndarray:
-        """The minimum by L-BFGS, every weighting with its own step length.
+    def minimize(self, strength: float, params: np.ndarray, tolerance: float) -> np.ndarray:
+        """The minimum by L-BFGS; every weighting has its own step length.
 
-        The first guess of the Hessian is its diagonal as it would be if how sure the fit is of an example had nothing to
-        do with where the example lies: the mean of p (1 - p) times the mean square along the axis.
+        The initial Hessian is diagonal: the mean of p (1 - p) times the mean square along the axis,
+        which would be exact if p (1 - p) were independent of the position of an example.
 
-        Reference: Nocedal & Wright 2006, "Numerical optimization", algorithms 7.4 and 3.1 (c = 1e-4, halving).
+        Reference: Nocedal & Wright 2006, "Numerical optimization", algorithms 7.4 and 3.1 (c =
+        1e-4, halving).
         """
         penalty = (1.0 / (strength * self.total))[None, :, None].astype(np.float32) * np.ones_like(
             params
         )
         penalty[-1] = 0.0
         loss, gradient, spread = self.loss(params, penalty)
-        # 1e-3 (chosen, not tuned): the bias of a class that is sure everywhere has no curvature and no penalty.
+        # 1e-3 (chosen, not tuned): the bias of a saturated class has no curvature and no penalty.
         inverse = (1.0 / (self.values * np.maximum(spread, 1e-3)[None] + penalty)).astype(
             np.float32
         )
         pairs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for _ in range(MAX_STEPS):
-            left = np.abs(inverse * gradient).max(axis=2)
+            remaining = np.abs(inverse * gradient).max(axis=2)
             size = np.abs(params[:-1]).max(axis=(0, 2), initial=0.0)
-            far = (left[:-1].max(axis=0, initial=0.0) > tolerance * size) | (left[-1] > tolerance)
+            far = remaining[:-1].max(axis=0, initial=0.0) > tolerance * size
+            far |= remaining[-1] > tolerance
             if not far.any():
                 break
             move, shares = -gradient, []
@@ -380,21 +406,21 @@ class _Problem:
             for (s, t, rho), share in zip(pairs, reversed(shares), strict=True):
                 move += (share - rho * _dot(t, move))[:, None] * s
             slope = _dot(gradient, move)
-            # Those that have arrived stay; the bias of a class that is everywhere or nowhere may not run off to infinity.
+            # Converged weightings stay. The step is limited, because the bias of a class that has
+            # every example, or none, would diverge.
             step = far * (5.0 / np.maximum(np.abs(move[-1]).max(axis=1), 5.0)).astype(np.float32)
             while True:
                 new = params + step[:, None] * move
                 new_loss, new_gradient, _ = self.loss(new, penalty)
-                # 1e-6: below it float32 does not tell two losses apart.
+                # float32 cannot resolve relative differences of the loss below 1e-6.
                 long = (new_loss > loss + 1e-4 * step * slope + 1e-6 * np.abs(loss)) & (step > 1e-4)
                 if not long.any():
                     break
                 step = np.where(long, 0.5 * step, step)
             s, t = new - params, new_gradient - gradient
             bend = _dot(s, t)
-            rho = np.where(bend > 1e-12, 1.0 / np.maximum(bend, 1e-12), 0.0).astype(
-                np.float32
-            )  # 0: forget the pair
+            # 0 ignores the pair.
+            rho = np.where(bend > 1e-12, 1.0 / np.maximum(bend, 1e-12), 0.0).astype(np.float32)
             pairs = [*pairs, (s, t, rho)][-MEMORY:]
             params, loss, gradient = new, new_loss, new_gradient
         return params
@@ -406,9 +432,9 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class _Method(NamedTuple):
-    """`validation_set` gives the scores that choose the strength, `solve` the fit at one strength."""
+    """`held_out_scores` choose the strength; `solve` is the fit at one strength."""
 
-    validation_set: Callable[..., Iterator[np.ndarray]]
+    held_out_scores: Callable[..., Iterator[np.ndarray]]
     solve: Callable[..., np.ndarray]
 
 
@@ -416,3 +442,4 @@ METHODS = {
     "logistic": _Method(_logistic_held_out, _logistic),
     "ridge": _Method(_ridge_held_out, _ridge),
 }
+"""The probes by name."""

@@ -19,7 +19,7 @@ class Recipe:
     """Everything that decides how a classifier is trained, except data, network and seed.
 
     Attributes:
-      tune: one of `rules.TUNE`: what trains.
+      tune: which parameters train, one of `rules.TUNE`.
       rules: `((regex, label), ...)` instead of `tune`.
       bn: one of `rules.BN`.
       method: of a probe, one of `probe.METHODS`.

@@ -254,7 +254,7 @@ def table(
     norms: Collection[str] = (),
     moments: int = 2,
 ) -> list[dict[str, Any]]:
-    """What trains: one row per group, in the order of the rules, frozen last.
+    """The trainable groups: one row per group, in the order of the rules, frozen last.
 
     Args:
       params: the whole tree.
