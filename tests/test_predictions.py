@@ -215,6 +215,7 @@ def test_the_top_classes_are_sorted_by_probability(
     for row, p in zip(result["predictions"], predicted.probabilities, strict=True):
         shares = [entry["probability"] for entry in row["topk"]]
         assert len(shares) == 2 and shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1
         assert shares[0] == p.max() and row["topk"][0]["index"] == p.argmax()
     assert "label" not in result["predictions"][0]
     assert result["predictions"][1]["label"]["name"] == folders(predicted)[1]
