@@ -302,6 +302,29 @@ def test_the_page_of_commands_lists_every_command_and_only_its_flags() -> None:
     ]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_flag_in_backticks_is_a_flag_of_some_command(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    known = set[str]().union(*map(flags_of, scripts())) | {"full", "help", "flag"}
+    known |= {f"no{flag}" for flag in known}
+
+    assert not set(re.findall(r"`--(\w+)[^`]*`", text)) - known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_path_and_every_result_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:tl|tests|experiments)/[\w/.]+)`", text)
+    names = re.findall(r"\[`(\w+)`\]\([./\w]*RESULTS.md\)", text)
+
+    assert not [
+        p
+        for p in paths
+        if not {"NAME", "FAMILY"} & set(re.split(r"[/.]", p)) and not (ROOT / p).exists()
+    ]
+    assert not set(names) - set(CLAIMS)
+
+
 # ---- examples ----
 
 

@@ -234,7 +234,7 @@ def remeasure(item: Claim, result: Any) -> Claim | None:
     if "path" not in item:
         return None
     scale, (*before, last) = scale_of(item), item["path"]
-    new: Claim = {"value": round(read(result, item["path"]) * scale, 6)}
+    new: Claim = {"value": _round(read(result, item["path"]) * scale)}
     first = INTERVALS.get(str(item["path"][0]), item["path"][0])
     for path in ([*before, INTERVALS.get(last, f"{last}_ci95")], [first, *item["path"][1:]]):
         try:
@@ -242,7 +242,7 @@ def remeasure(item: Claim, result: Any) -> Claim | None:
         except ValueError:
             continue
         if isinstance(interval, list):
-            new["interval"] = [round(bound * scale, 6) for bound in interval]
+            new["interval"] = [_round(bound * scale) for bound in interval]
             break
     return new
 
@@ -335,6 +335,10 @@ def format_published(item: Claim) -> str:
     """The published value that a measurement is compared with, and its source; may be empty."""
     published = item.get("published")
     return f"{_number(published['value'])} ({published['source']})" if published else ""
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _number(value: float) -> str:
