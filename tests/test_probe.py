@@ -1,4 +1,4 @@
-"""The probes against Newton's method, least squares and refits in float64, and what must not matter."""
+"""Probes against Newton's method, least squares and refits in float64, and their invariances."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tl.training import probe
 
 
 def clusters(
-    n: int, d: int, classes: int, *, apart: float = 1.0, seed: int = 0
+    n: int, d: int, classes: int, *, distance: float = 1.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian classes whose centres are `apart` standard deviations from the origin; f32[n d], i[n]."""
+    """Gaussian classes with centers `distance` deviations from the origin; f32[n d], i[n]."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % classes
-    centres = rng.normal(size=(classes, d))
-    centres *= apart / np.linalg.norm(centres, axis=1, keepdims=True)
-    return (centres[labels] + rng.normal(size=(n, d))).astype(np.float32), labels
+    centers = rng.normal(size=(classes, d))
+    centers *= distance / np.linalg.norm(centers, axis=1, keepdims=True)
+    return (centers[labels] + rng.normal(size=(n, d))).astype(np.float32), labels
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -29,13 +29,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def logits(fitted: probe.Probe, features: np.ndarray) -> np.ndarray:
-    """Of raw features, centred: a constant added to every class changes no prediction."""
+    """Logits minus their mean over classes, which changes no prediction."""
     raw = features.astype(np.float64) @ fitted.params["kernel"] + fitted.params["bias"]
     return raw - raw.mean(axis=1, keepdims=True)
 
 
 def newton(x: np.ndarray, labels: np.ndarray, classes: int, c: float) -> np.ndarray:
-    """argmin C * sum of losses + |W|^2 / 2 with a free bias, f64[d + 1, k]; x is standardised."""
+    """argmin C * sum of losses + |W|^2 / 2 with a free bias, f64[d + 1, k]; x is standardized."""
     ones = np.concatenate([x.astype(np.float64), np.ones((len(x), 1))], axis=1)
     w, free = np.zeros((ones.shape[1], classes)), np.ones(ones.shape[1])
     free[-1] = 0.0
@@ -52,12 +52,12 @@ def newton(x: np.ndarray, labels: np.ndarray, classes: int, c: float) -> np.ndar
     return w
 
 
-# ------------------------------------------------------------------------------------------------------------- minimum
+# ---- minimum -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("c", [1e-3, 1e-2, 0.1, 1.0])
 @pytest.mark.parametrize(("n", "d", "classes"), [(60, 4, 2), (45, 5, 3), (20, 30, 2), (50, 3, 5)])
-def test_the_fit_is_where_scikit_learns_objective_has_no_slope(
+def test_the_gradient_of_scikit_learns_objective_is_zero_at_the_fit(
     n: int, d: int, classes: int, c: float
 ) -> None:
     features, labels = clusters(n, d, classes)
@@ -80,43 +80,42 @@ def test_the_fit_is_where_scikit_learns_objective_has_no_slope(
 @pytest.mark.parametrize(
     ("n", "d", "classes", "c"), [(40, 3, 2, 0.1), (40, 3, 3, 0.01), (30, 2, 5, 1.0)]
 )
-def test_the_fit_is_newtons(n: int, d: int, classes: int, c: float) -> None:
+def test_the_fit_is_that_of_newtons_method(n: int, d: int, classes: int, c: float) -> None:
     features, labels = clusters(n, d, classes)
     features = features * np.float32([3.0, 0.1, 50.0][:d]) + np.float32([100.0, -2.0, 7.0][:d])
     x = (features - features.mean(axis=0, dtype=np.float64)) / features.std(
         axis=0, dtype=np.float64
     )
-    wanted = np.concatenate([x, np.ones((n, 1))], axis=1) @ newton(x, labels, classes, c)
-    found = logits(probe.logistic(features, labels, classes, strengths=(c,)), features)
-    np.testing.assert_allclose(found, wanted - wanted.mean(axis=1, keepdims=True), atol=2e-3)
+    expected = np.concatenate([x, np.ones((n, 1))], axis=1) @ newton(x, labels, classes, c)
+    actual = logits(probe.logistic(features, labels, classes, strengths=(c,)), features)
+    np.testing.assert_allclose(actual, expected - expected.mean(axis=1, keepdims=True), atol=2e-3)
 
 
-def test_cross_validation_counts_what_newton_gets_right() -> None:
-    """Each fold's fit, too, is the minimum; the penalty is the sum's, so fewer examples are held more tightly."""
-    features, labels = clusters(60, 4, 3, apart=1.5)
-    found = probe.logistic(features, labels, 3, strengths=(0.01, 1.0), fold_count=4, seed=7)
+def test_cross_validated_accuracies_are_those_of_newtons_method() -> None:
+    """Each fold is fitted to its minimum; the penalty is relative to the sum of the losses."""
+    features, labels = clusters(60, 4, 3, distance=1.5)
+    actual = probe.logistic(features, labels, 3, strengths=(0.01, 1.0), fold_count=4, seed=7)
     x = (features - features.mean(axis=0)) / features.std(axis=0)
     ones = np.concatenate([x, np.ones((60, 1))], axis=1)
     fold = probe.folds(labels, 4, 7)
-    for c, accuracy in found.scores.items():
-        right = np.zeros(60, bool)
+    for c, accuracy in actual.scores.items():
+        correct = np.zeros(60, bool)
         for f in range(4):
             w = newton(x[fold != f], labels[fold != f], 3, c)
-            right[fold == f] = (ones @ w).argmax(axis=1)[fold == f] == labels[fold == f]
-        assert accuracy == pytest.approx(
-            right.mean(), abs=1.1 / 60
-        )  # one example may lie on the border
+            correct[fold == f] = (ones @ w).argmax(axis=1)[fold == f] == labels[fold == f]
+        # One example may lie on the decision boundary.
+        assert accuracy == pytest.approx(correct.mean(), abs=1.1 / 60)
 
 
-# ---------------------------------------------------------------------------------------------- what must not matter
+# ---- invariances ---------------------------------------------------------------------------------
 
 
 def fit(features: np.ndarray, labels: np.ndarray, classes: int) -> probe.Probe:
     return probe.logistic(features, labels, classes, strengths=(0.1,))
 
 
-def test_zero_columns_lead_through_the_other_factorisation_to_the_same_fit() -> None:
-    """n > d factorises d x d, n < d n x n."""
+def test_both_factorizations_give_the_same_fit() -> None:
+    """n > d factorizes a d x d matrix, n < d an n x n matrix; columns of zeros change only that."""
     features, labels = clusters(24, 6, 3)
     padded = np.concatenate([features, np.zeros((24, 40), np.float32)], axis=1)
     few, many = fit(features, labels, 3), fit(padded, labels, 3)
@@ -125,8 +124,8 @@ def test_zero_columns_lead_through_the_other_factorisation_to_the_same_fit() -> 
 
 
 @pytest.mark.parametrize("value", [0.1, 123.456, -3e4])
-def test_constant_features_do_no_harm(value: float) -> None:
-    """In float32 the mean of many equal numbers is not that number: what is left must not pass for a feature."""
+def test_constant_features_have_no_effect(value: float) -> None:
+    """The float32 mean of many equal numbers differs from them; the rest is not a feature."""
     features, labels = clusters(3000, 3, 2)
     more = np.concatenate([features, np.full((3000, 2), value, np.float32)], axis=1)
     plain, padded = fit(features, labels, 2), fit(more, labels, 2)
@@ -134,7 +133,7 @@ def test_constant_features_do_no_harm(value: float) -> None:
     np.testing.assert_array_equal(padded.params["kernel"][3:], 0)
 
 
-def test_features_that_are_all_constant_give_the_shares_of_the_classes() -> None:
+def test_with_constant_features_the_probabilities_are_the_class_frequencies() -> None:
     labels = np.array([0] * 12 + [1] * 4)
     fitted = fit(np.full((16, 3), 2.5, np.float32), labels, 2)
     np.testing.assert_allclose(
@@ -146,7 +145,7 @@ def test_features_that_are_all_constant_give_the_shares_of_the_classes() -> None
 @given(
     st.lists(st.sampled_from([1e-4, 0.02, 1.0, 30.0]), min_size=4, max_size=4), st.floats(-50, 50)
 )
-def test_the_unit_and_the_zero_of_a_feature_do_not_matter(units: list[float], shift: float) -> None:
+def test_scale_and_shift_of_a_feature_have_no_effect(units: list[float], shift: float) -> None:
     features, labels = clusters(40, 4, 3)
     other = ((features.astype(np.float64) + shift) * units).astype(np.float32)
     np.testing.assert_allclose(
@@ -160,8 +159,8 @@ def PLAIN() -> probe.Probe:
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5])
-def test_separable_classes_are_separated(classes: int) -> None:
-    features, labels = clusters(20 * classes, 16, classes, apart=25.0)
+def test_separable_classes_are_classified_without_error(classes: int) -> None:
+    features, labels = clusters(20 * classes, 16, classes, distance=25.0)
     fitted = probe.logistic(features, labels, classes)
     assert (logits(fitted, features).argmax(axis=1) == labels).all()
     assert max(fitted.scores.values()) == 1.0
@@ -172,26 +171,26 @@ def test_separable_classes_are_separated(classes: int) -> None:
     }
 
 
-def test_a_class_without_an_example_is_possible_and_improbable() -> None:
+def test_a_class_without_an_example_is_allowed_and_never_predicted() -> None:
     features, labels = clusters(40, 3, 2)
-    fitted = probe.logistic(features, labels * 2, 3)  # nobody is called 1
+    fitted = probe.logistic(features, labels * 2, 3)  # no example of class 1
     assert not (logits(fitted, features).argmax(axis=1) == 1).any()
     assert all(np.isfinite(a).all() for a in fitted.params.values())
 
 
 @pytest.mark.parametrize("n", [2, 4, 6])
-def test_the_fewest_examples(n: int) -> None:
-    features, labels = clusters(n, 5, 2, apart=10.0)
+def test_few_examples_are_enough(n: int) -> None:
+    features, labels = clusters(n, 5, 2, distance=10.0)
     fitted = probe.logistic(features, labels, 2)
     assert (logits(fitted, features).argmax(axis=1) == labels).all()
 
 
-# ----------------------------------------------------------------------------------------------------- folds, strength
+# ---- folds, strength -----------------------------------------------------------------------------
 
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 6), st.integers(0, 9))
-def test_folds_spread_every_class_and_fill_evenly(drawn: list[int], count: int, seed: int) -> None:
+def test_folds_are_stratified_and_of_equal_size(drawn: list[int], count: int, seed: int) -> None:
     labels = np.array(drawn)
     fold = probe.folds(labels, count, seed)
     assert set(fold) <= set(range(count))
@@ -208,42 +207,40 @@ def test_folds_are_random_within_a_class() -> None:
     assert (np.diff(np.flatnonzero(probe.folds(labels, 5, 0) == 0)) != 5).any()
 
 
-def test_the_same_seed_is_the_same_probe() -> None:
-    features, labels = clusters(50, 6, 2, apart=0.7)
+def test_the_seed_decides_the_probe() -> None:
+    features, labels = clusters(50, 6, 2, distance=0.7)
     one, again, other = (probe.logistic(features, labels, 2, seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.params["kernel"], again.params["kernel"])
     assert one.scores == again.scores != other.scores
 
 
-def test_noise_wants_a_strong_penalty_and_signal_a_weak_one() -> None:
+def test_noise_selects_a_strong_penalty_and_signal_a_weak_one() -> None:
     rng = np.random.default_rng(0)
     noise = probe.logistic(rng.normal(size=(120, 60)).astype(np.float32), np.arange(120) % 2, 2)
-    weak = probe.logistic(*clusters(120, 60, 2, apart=1.5), 2)
-    clear = probe.logistic(*clusters(120, 60, 2, apart=6.0), 2)
-    assert (
-        max(noise.scores.values()) < 0.65
-    )  # cross-validation sees through 60 dimensions of chance
+    weak = probe.logistic(*clusters(120, 60, 2, distance=1.5), 2)
+    clear = probe.logistic(*clusters(120, 60, 2, distance=6.0), 2)
+    assert max(noise.scores.values()) < 0.65  # chance, in spite of 60 dimensions
     assert weak.strength <= 0.01 and 0.65 < weak.scores[weak.strength] < 0.85
     assert (
         clear.strength >= 0.1 and clear.scores[clear.strength] > 0.97
-    )  # all are right: the likelihood decides
+    )  # all accuracies are equal; the likelihood decides
     assert tuple(noise.scores) == probe.STRENGTHS and weak.strength in probe.STRENGTHS
 
 
-def test_of_equally_right_strengths_the_likelier_is_taken() -> None:
-    """At C = 1e-9 the order of the logits is right and their size nothing."""
-    found = probe.logistic(*clusters(80, 10, 2, apart=8.0), 2, strengths=(1e-9, 0.1))
-    assert set(found.scores.values()) == {1.0}
-    assert found.strength == 0.1
+def test_of_equally_accurate_strengths_the_more_likely_is_chosen() -> None:
+    """At C = 1e-9 the order of the logits is correct, but their size is almost zero."""
+    actual = probe.logistic(*clusters(80, 10, 2, distance=8.0), 2, strengths=(1e-9, 0.1))
+    assert set(actual.scores.values()) == {1.0}
+    assert actual.strength == 0.1
 
 
-# --------------------------------------------------------------------------------------- ridge, validation, class weights
+# ---- ridge, validation, class weights ------------------------------------------------------------
 
 
 def least_squares(
     x: np.ndarray, labels: np.ndarray, classes: int, c: float, weights: np.ndarray
 ) -> np.ndarray:
-    """argmin C / 2 * sum of weighted squares + |W|^2 / 2 with a free bias, f64[d + 1, k], from the normal equations."""
+    """argmin C / 2 * sum of weighted squares + |W|^2 / 2, from the normal equations: f64[d + 1, k]."""
     ones = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     penalty = np.diag([1.0 / c] * x.shape[1] + [0.0])
     right = ones.T @ (weights[:, None] * np.eye(classes)[labels])
@@ -255,11 +252,11 @@ def standard(features: np.ndarray) -> np.ndarray:
     return (wide - wide.mean(axis=0)) / wide.std(axis=0)
 
 
-def same_up_to_scale(found: np.ndarray, wanted: np.ndarray) -> None:
+def same_up_to_scale(actual: np.ndarray, expected: np.ndarray) -> None:
     """The ridge's scores are divided by a temperature."""
-    found, wanted = (a - a.mean(axis=1, keepdims=True) for a in (found, wanted))
+    actual, expected = (a - a.mean(axis=1, keepdims=True) for a in (actual, expected))
     np.testing.assert_allclose(
-        found * (np.vdot(found, wanted) / np.vdot(found, found)), wanted, atol=2e-5
+        actual * (np.vdot(actual, expected) / np.vdot(actual, actual)), expected, atol=2e-5
     )
 
 
@@ -281,7 +278,7 @@ def test_the_ridge_is_least_squares(n: int, d: int, classes: int, c: float) -> N
     st.sampled_from([2, 5]),
     st.floats(0.5, 3.0),
 )
-def test_what_the_ridge_says_of_a_fold_is_what_a_refit_without_it_says(
+def test_the_held_out_scores_of_the_ridge_are_those_of_a_refit(
     seed: int, shape: tuple[int, int], count: int, weight: float
 ) -> None:
     """Both sizes of block: folds of 12 and 5 against 3 axes, and against 23."""
@@ -303,20 +300,20 @@ def test_what_the_ridge_says_of_a_fold_is_what_a_refit_without_it_says(
 
 
 @pytest.mark.parametrize("method", list(probe.METHODS))
-def test_the_strength_is_chosen_on_validation_and_its_answers_are_used_only_if_asked(
+def test_validation_labels_choose_the_strength_and_are_fitted_only_with_refit(
     method: str,
 ) -> None:
-    features, labels = clusters(120, 40, 3, apart=2.0)
+    features, labels = clusters(120, 40, 3, distance=2.0)
     train, held = (features[:80], labels[:80]), (features[80:], labels[80:])
     wrong = (held[0], (held[1] + 1) % 3)
     call = functools.partial(probe.fit, *train, 3, method=method)
-    right, fooled = (
+    correct, misled = (
         call(validation=held, refit=False),
         call(validation=wrong, refit=False, strengths=(0.01,)),
     )
-    assert max(right.scores.values()) > 0.6 > 0.4 > fooled.scores[0.01]
+    assert max(correct.scores.values()) > 0.6 > 0.4 > misled.scores[0.01]
     plain = call(validation=held, refit=False, strengths=(0.01,))
-    kernels = [p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (plain, fooled)]
+    kernels = [p.params["kernel"] / np.linalg.norm(p.params["kernel"]) for p in (plain, misled)]
     np.testing.assert_allclose(*kernels, atol=1e-4)  # trained without them
     again = call(validation=held, strengths=(0.01,))
     whole = probe.fit(features, labels, 3, method=method, strengths=(0.01,))
@@ -328,7 +325,7 @@ def test_the_strength_is_chosen_on_validation_and_its_answers_are_used_only_if_a
     )
 
 
-def test_without_refit_the_fit_is_of_the_training_examples_alone() -> None:
+def test_without_refit_only_the_training_examples_are_fitted() -> None:
     features, labels = clusters(60, 20, 3)
     fitted = probe.fit(
         features[:40],
@@ -339,14 +336,14 @@ def test_without_refit_the_fit_is_of_the_training_examples_alone() -> None:
         strengths=(0.02,),
     )
     x = standard(features)
-    wanted = np.concatenate([x, np.ones((60, 1))], axis=1) @ newton(x[:40], labels[:40], 3, 0.02)
+    expected = np.concatenate([x, np.ones((60, 1))], axis=1) @ newton(x[:40], labels[:40], 3, 0.02)
     np.testing.assert_allclose(
-        logits(fitted, features), wanted - wanted.mean(axis=1, keepdims=True), atol=2e-3
+        logits(fitted, features), expected - expected.mean(axis=1, keepdims=True), atol=2e-3
     )
 
 
 @pytest.mark.parametrize("method", list(probe.METHODS))
-def test_a_class_of_weight_two_counts_as_if_each_of_its_pictures_were_there_twice(
+def test_a_class_weight_of_two_is_equal_to_repeating_its_examples(
     method: str,
 ) -> None:
     features, labels = clusters(30, 6, 3)
@@ -365,15 +362,15 @@ def test_a_class_of_weight_two_counts_as_if_each_of_its_pictures_were_there_twic
 
 
 @pytest.mark.parametrize("method", list(probe.METHODS))
-def test_the_probabilities_of_a_probe_say_how_often_it_is_right(method: str) -> None:
-    """At its temperature, and that of a fit that is far too sure."""
-    features, labels = clusters(1200, 30, 3, apart=1.5)
+def test_probabilities_are_calibrated(method: str) -> None:
+    """After division by the temperature, of an overconfident fit too."""
+    features, labels = clusters(1200, 30, 3, distance=1.5)
     fitted = probe.fit(features[:300], labels[:300], 3, method=method, strengths=(10.0,))
     p = softmax(logits(fitted, features[300:]) / fitted.temperature)
     assert abs(p.max(axis=1).mean() - (p.argmax(axis=1) == labels[300:]).mean()) < 0.05
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
+# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -381,10 +378,10 @@ def test_the_probabilities_of_a_probe_say_how_often_it_is_right(method: str) -> 
     [([0], 2), ([], 2), ([0, 1, 2], 2), ([0, -1, 1], 2)],
     ids=["one", "none", "high", "low"],
 )
-def test_refusals(labels: list[int], classes: int) -> None:
+def test_few_examples_and_labels_out_of_range_are_errors(labels: list[int], classes: int) -> None:
     with pytest.raises(
         ValueError,
-        match=rf"at least 2 examples with labels in \[0, {classes}\); got {len(labels)} examples",
+        match=rf"at least 2 examples with labels in \[0, {classes}\): got {len(labels)} examples",
     ):
         probe.logistic(np.zeros((len(labels), 3), np.float32), np.array(labels, int), classes)
 
@@ -392,19 +389,19 @@ def test_refusals(labels: list[int], classes: int) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "logistics"}, "unknown probe 'logistics'; nearest: 'logistic'"),
+        ({"method": "logistics"}, "unknown `method`: got 'logistics'; nearest: 'logistic'"),
         (
             {"validation": (np.zeros((0, 3)), np.zeros(0, int))},
-            "validation wants at least 1 example.*got 0",
+            "`validation` needs at least 1 example.*got 0",
         ),
-        ({"validation": (np.zeros((1, 3)), np.array([2]))}, r"with a label in \[0, 2\); got 1"),
+        ({"validation": (np.zeros((1, 3)), np.array([2]))}, r"with a label in \[0, 2\): got 1"),
         (
             {"class_weights": np.array([1.0, 0.0])},
-            r"class_weights are 2 numbers above 0; got \[1.0, 0.0\]",
+            r"`class_weights` must be 2 positive numbers: got \[1.0, 0.0\]",
         ),
-        ({"class_weights": np.ones(3)}, "class_weights are 2 numbers"),
+        ({"class_weights": np.ones(3)}, "`class_weights` must be 2 positive numbers"),
     ],
 )
-def test_more_refusals(change: dict, message: str) -> None:
+def test_wrong_arguments_are_errors(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         probe.fit(*clusters(8, 3, 2), 2, **change)
