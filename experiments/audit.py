@@ -1,12 +1,15 @@
-"""Finds the preprocessing that weights expect, and the one that an array of images has gone through.
+"""Finds the preprocessing that weights expect, and the one that an array has gone through.
 
   ./launch.sh audit --images=FOLDER --labels=folder
   ./launch.sh audit --images=a.jpg,b.jpg --array=MINE.npy
 
-The images are classified under eight usual conventions and the weights' own. With labels the accuracy
-ranks them; without, the information of the predictions. --array holds the input that other code feeds
-to a network: it is compared with the same images in the same order, or judged by its values alone.
-Cost: at most nine forward passes per image.
+The images are classified under eight usual conventions and the weights' own. With labels the
+accuracy ranks them; without, the information of the predictions. --array holds the input that other
+code feeds to a network: it is compared with the same images in the same order, or judged by its
+values alone. Cost: at most nine forward passes per image.
+
+On 500 ImageNet images the weights of EfficientNet-Lite0 do best under the convention they came
+with. "-1 to 1" is within its confidence interval, "torch" is at 78.2 % (74.4 to 81.6).
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Evaluates a saved classifier on a data set: accuracy, calibration, confusion, hardest images.
 
   ./launch.sh evaluate --model=DIR --data=folder:IMAGES
-  ./launch.sh evaluate --model=DIR --data=folder:IMAGES --robust_eps=2/255 --robust_attack=autoattack
+  ./launch.sh evaluate --model=DIR --data=elpv --robust_eps=2/255 --robust_attack=autoattack
 
-Classes are matched by name. The logits are those of `predict`, bit by bit. NLL and ECE are reported as
-trained and at the temperature that `transfer` fitted on held-out images. Cost: one forward pass per
-image; the attack of --robust_attack=pgd adds 20 forward and backward passes.
+Classes are matched by name. The logits are those of `predict`, bit by bit. NLL and ECE are reported
+as trained and at the temperature that `transfer` fitted on held-out images. Cost: one forward pass
+per image; the attack of --robust_attack=pgd adds 20 forward and backward passes.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
-    """11 images of a Bengal and 7 of a pug, in another order than the network's; one more is broken."""
+    """11 images of a Bengal and 7 of a pug, and a broken one; the order is not the network's."""
     folder = tmp_path_factory.mktemp("pets")
     for name, n in (("Bengal", 11), ("pug", 7)):
         (folder / name).mkdir()

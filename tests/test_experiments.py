@@ -47,7 +47,7 @@ def test_wrong_input_is_one_sentence(words: tuple[str, ...], message: str, tmp_p
 
 @pytest.fixture()
 def default_sigint() -> Iterator[None]:
-    """Restores SIGINT for child processes: a shell's background jobs, and their children, ignore it."""
+    """Restores SIGINT for child processes: background jobs of a shell ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -29,7 +29,7 @@ BATCH = 4
 
 @pytest.fixture(scope="session")
 def net() -> Net:
-    """A small MobileNet without a head; NumPy draws the weights, because compiling `init` is slower."""
+    """A small MobileNet without a head; NumPy draws the weights, as compiling `init` is slower."""
     spec, rng = toys.TOYS["toy_mobilenet"], np.random.default_rng(0)
     clf = Classifier(
         spec.name, spec, None, pixels.PixelSpec(size=32), None, Provenance("random", "random")

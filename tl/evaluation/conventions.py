@@ -1,8 +1,8 @@
 """The preprocessing that weights expect, and the preprocessing that an array has gone through.
 
-`compare_conventions` classifies images under the usual conventions and ranks them. `match_array` finds
-the convention that explains an array of preprocessed images, such as the input that other code feeds
-to a network. Only affine conventions are considered, in either order of the channels.
+`compare_conventions` classifies images under the usual conventions and ranks them. `match_array`
+finds the convention that explains an array of preprocessed images, such as the input that other
+code feeds to a network. Only affine conventions are considered, in either order of the channels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ PUBLISHED = "the weights' own"
 
 # Images with which an array is compared (chosen, not tuned; more do not change the result).
 COMPARED = 32
-# Largest mean difference, in 8-bit levels, that another library's resize explains (chosen, not tuned).
+# Largest mean difference, in 8-bit levels, explained by another library's resize (chosen, not
+# tuned).
 RESIZE_DIFFERENCE = 12
 # Values from 0 to 1, unchanged.
 UNIT = PixelSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -214,8 +215,8 @@ def read_array(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     if not is_array or array.dtype.kind not in "uif" or array.ndim not in (3, 4) or not array.size:
         got = f"{array.dtype}{list(array.shape)}" if is_array else "several arrays"
         raise ValueError(
-            f"`array` has the wrong type: got {got}, expected numbers [b h w 3], [h w 3], [b 3 h w] "
-            "or [3 h w]"
+            f"`array` has the wrong type: got {got}, expected numbers [b h w 3], [h w 3], "
+            "[b 3 h w] or [3 h w]"
         )
     batch = array if array.ndim == 4 else array[None]
     if batch.shape[-1] != 3 and batch.shape[1] != 3:
@@ -267,8 +268,8 @@ def match_array(
     n, h, w, _ = array.shape
     if photographs is not None and n != len(photographs):
         raise ValueError(
-            f"`array` and `images` differ in length: got {n} and {len(photographs)} images, expected "
-            "the same images in the same order"
+            f"`array` and `images` differ in length: got {n} and {len(photographs)} images, "
+            "expected the same images in the same order"
         )
     specs, notes = candidates(expected), []
     if description["dtype"].startswith(("uint", "int")):
@@ -335,8 +336,8 @@ def rank_by_images(
       photographs: the n images as decoded, uint8[h w 3].
 
     Returns:
-      Rows `{"name", "largest_difference", "mean_difference", "resize", "interpolation"}`; differences
-      in 8-bit levels.
+      Rows `{"name", "largest_difference", "mean_difference", "resize", "interpolation"}`;
+      differences in 8-bit levels.
 
     Raises:
       ValueError: every image of the array has a value that is not finite.
@@ -377,13 +378,13 @@ def rank_by_images(
 def rank_by_values(array: np.ndarray, expected: PixelSpec) -> list[dict[str, Any]]:
     """Every candidate with the evidence of the values alone, most likely first.
 
-    The inverse of the right convention gives 8-bit levels: within 0 to 255, integers if the image was
-    resized in 8 bits, and with about ImageNet's mean and standard deviation. The order of the channels
-    cannot be determined.
+    The inverse of the right convention gives 8-bit levels: within 0 to 255, integers if the image
+    was resized in 8 bits, and with about ImageNet's mean and standard deviation. The order of the
+    channels cannot be determined.
 
     Returns:
-      Rows `{"name", "outside", "whole", "unlike"}`: the share of values outside of 0 to 255, the share
-      of integers, and the distance from ImageNet's mean and standard deviation.
+      Rows `{"name", "outside", "whole", "unlike"}`: the share of values outside of 0 to 255, the
+      share of integers, and the distance from ImageNet's mean and standard deviation.
     """
     rows = []
     for name, spec in candidates(expected).items():

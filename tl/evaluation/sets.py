@@ -105,7 +105,8 @@ def evaluation_result(
       temperature: the network's, fitted on held-out images; 1 if unknown.
 
     Returns:
-      The keys of `summary`; "classes", "references", "mistakes", "skipped", "arch", "data", "facts".
+      The keys of `summary`; "classes", "references", "mistakes", "skipped", "arch", "data",
+      "facts".
 
     Raises:
       ValueError: a class is not among the network's, or no image can be read.
@@ -134,15 +135,16 @@ def predictions_result(
     """The result of `predict`.
 
     Args:
-      run: receives images as figures: at most `PAGE_IMAGES`, the lowest probabilities of a label first.
+      run: receives images as figures: at most `PAGE_IMAGES`, the lowest probabilities of a label
+        first.
       clf: the network.
       predicted: its predictions for files.
       k: classes per image.
 
     Returns:
       "n", "skipped", "arch", "size" (pixels), "classes" (their number); "predictions", one row
-      `{"path", "topk", "label"}` per image; "shown", rows `{"row", "figure"}`. Where labels are known,
-      "labelled" (their number), "top1", "top1_ci95" and "top5".
+      `{"path", "topk", "label"}` per image; "shown", rows `{"row", "figure"}`. Where labels are
+      known, "labelled" (their number), "top1", "top1_ci95" and "top5".
 
     Raises:
       ValueError: no image could be read.
@@ -193,9 +195,9 @@ def hardest_images(clf: Classifier, predicted: Predictions, n: int = 12) -> list
     """The `n` misclassified images with the lowest probability of the true class.
 
     Returns:
-      JSON-ready rows `{"path", "row", "true", "label", "topk"}`: `row` is a position in `predicted`,
-      `true` and `label` are name and index of the true class, and `topk` is as `tl.inference.topk`
-      returns it for 3 classes. Lowest probability first.
+      JSON-ready rows `{"path", "row", "true", "label", "topk"}`: `row` is a position in
+      `predicted`, `true` and `label` are name and index of the true class, and `topk` is as
+      `tl.inference.topk` returns it for 3 classes. Lowest probability first.
     """
     table, probabilities = inference.class_table(clf), predicted.probabilities
     of_truth = probabilities[np.arange(len(predicted.labels)), predicted.labels]

@@ -1,9 +1,9 @@
 """The batched forward pass: a function of many images, called with batches of one shape.
 
-Each shape compiles once per process, because `forward` returns the same jitted function for the same
-classifier and every batch is padded to the same size. `in_batches` takes arrays and `map_sources`
-reads files. Sharding over devices is not done here: training (`tl.training`) and attacks
-(`tl.attacks.run`) do it.
+Each shape compiles once per process, because `forward` returns the same jitted function for the
+same classifier and every batch is padded to the same size. `in_batches` takes arrays and
+`map_sources` reads files. Sharding over devices is not done here: training (`tl.training`) and
+attacks (`tl.attacks.run`) do it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tl.models import Classifier
 from tl.types import Variables
 
 BATCH_SIZE = 16
-"""Images per forward pass, chosen, not tuned. Other sizes may change the last bits of the logits."""
+"""Images per forward pass (chosen, not tuned). Other sizes may change the last bits of logits."""
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """`(batches, number of batches) -> batches`, such as `tl.reporting.progress`."""

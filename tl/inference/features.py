@@ -1,8 +1,8 @@
 """The feature bank: pooled features of images, computed once and kept on disk.
 
 A bank is a folder named by everything that decides the features: the variables of the backbone, the
-preprocessing and the endpoint. Inside, an image is identified by the SHA-256 of its file, so a renamed
-or moved image is found again and a changed one is not. Features are appended in shards
+preprocessing and the endpoint. Inside, an image is identified by the SHA-256 of its file, so a
+renamed or moved image is found again and a changed one is not. Features are appended in shards
 (`tl.data.shards`), so an interrupted run continues where it stopped.
 """
 

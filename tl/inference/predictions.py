@@ -79,8 +79,8 @@ def predict(
           (`tl.data.remap_labels`),
         - a path, or several: image files, folders (searched recursively) or globs. In a string,
           commas separate several.
-      labels: i[n] class indices of the images, -1 where unknown, or "folder": the folder of an image
-        names its class (`folder_labels`). Default: those of the data set, else unknown.
+      labels: i[n] class indices of the images, -1 where unknown, or "folder": the folder of an
+        image names its class (`folder_labels`). Default: those of the data set, else unknown.
       views: maps of the input over whose log-probabilities the mean is taken (test-time
         augmentation); default: the image itself.
       batch_size: images per forward pass.
@@ -90,9 +90,9 @@ def predict(
       `Predictions`, in the order of `images`.
 
     Raises:
-      ValueError: the network has no head; an array is not uint8[n s s c]; a path does not exist; the
-        number of labels differs from the number of images; a class of the data set is not among the
-        network's.
+      ValueError: the network has no head; an array is not uint8[n s s c]; a path does not exist;
+        the number of labels differs from the number of images; a class of the data set is not among
+        the network's.
 
     Example:
       >>> import tl
@@ -210,7 +210,7 @@ def read_images(clf: Classifier, paths: str | Sequence[str]) -> LoadedImages:
     if not readable:
         reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in skipped[:3])
         raise ValueError(
-            f"none of the {len(skipped)} files in {paths!r} is an image that can be read ({reasons})"
+            f"none of the {len(skipped)} files in {paths!r} is a readable image ({reasons})"
         )
     images = np.concatenate([batch.values for batch in rows])
     return LoadedImages(readable, images, [skip._asdict() for skip in skipped])
@@ -273,8 +273,8 @@ def folder_labels(clf: Classifier, paths: Sequence[Source]) -> np.ndarray:
         matches = class_table(clf).find(folder)
         if len(matches) != 1:
             raise ValueError(
-                f"the folder {folder!r} matches {len(matches)} classes: `labels=folder` expects one "
-                "class per folder"
+                f"the folder {folder!r} matches {len(matches)} classes: `labels=folder` expects "
+                "one class per folder"
             )
         indices[folder] = matches[0]
     return np.array([indices[folder] for folder in folders], np.int64)

@@ -85,7 +85,7 @@ def confusion_section(summary: Mapping[str, Any]) -> Html:
 
 
 def per_class_section(summary: Mapping[str, Any]) -> Html:
-    """Recall and precision per class, lowest recall first; classes without an image are left out."""
+    """Recall and precision per class, lowest recall first; absent classes are left out."""
     rows = [row for row in summary["per_class"] if row["n"] or row["called"]]
     rows.sort(key=lambda row: 1.0 if row["recall"] is None else row["recall"])
     text = "Sorted by recall, lowest first, with 95 % intervals."
@@ -146,7 +146,8 @@ def robust_lines(robust: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         low, high = map(percent, row["top1_ci95"])
         yield (
             f"{when}: {percent(row['top1'])} (95 % interval {low} to {high}) within "
-            f"{255 * row['eps']:g}/255 under {row['attack']}; {percent(row['clean'])} without attack"
+            f"{255 * row['eps']:g}/255 under {row['attack']}; {percent(row['clean'])} without "
+            "attack"
         )
 
 
