@@ -15,7 +15,6 @@ from absl import flags
 from PIL import Image
 
 from tl import cli, data, pages, reporting
-from tl.data.doctor import examine
 from tl.pages import doctor
 
 FLAGS = flags.FLAGS
@@ -43,7 +42,7 @@ def thumbnail(source: data.Source) -> np.ndarray:
 
 def main(run: reporting.Run) -> None:
     spec = data.get(FLAGS.data)
-    report = examine(spec, progress=lambda items, n: reporting.progress(items, n, "images"))
+    report = data.examine(spec, progress=lambda items, n: reporting.progress(items, n, "images"))
     result = report.as_dict() | {
         "data": spec.name,
         "skipped": [skip._asdict() for skip in spec.skipped],

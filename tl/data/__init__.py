@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from tl.data.augment import Augment, make_augment
 from tl.data.decode import ImageError, decode
+from tl.data.doctor import Report, examine
 from tl.data.duplicates import content_hash, leaks, split_digest
+from tl.data.feed import BatchIterator, Prefetched, prefetch
 from tl.data.find import find_images
 from tl.data.folder import folder
-from tl.data.loader import Batch, load
+from tl.data.loader import Batch, Stream, load, stream
 from tl.data.packaged import Photograph, elpv, photographs
+from tl.data.plan import Plan, balanced, class_weights
 from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored
 from tl.data.split import (
     Parts,
@@ -80,29 +84,40 @@ def get(word: str) -> DataSpec:
 
 
 __all__ = [
+    "Augment",
     "Batch",
+    "BatchIterator",
     "DataSpec",
     "Example",
     "ImageError",
     "Parts",
     "Photograph",
+    "Plan",
+    "Prefetched",
     "Record",
+    "Report",
     "Skipped",
     "Source",
     "Split",
     "Stored",
+    "Stream",
+    "balanced",
+    "class_weights",
     "content_hash",
     "decode",
     "divide",
     "elpv",
+    "examine",
     "find_images",
     "folder",
     "folds",
     "get",
     "leaks",
     "load",
+    "make_augment",
     "names",
     "photographs",
+    "prefetch",
     "remap_labels",
     "remap_test_labels",
     "split",
@@ -110,6 +125,7 @@ __all__ = [
     "split_digest",
     "split_stratified",
     "split_validation",
+    "stream",
     "table",
     "tfds",
 ]
