@@ -1,11 +1,11 @@
-"""Before and after fine-tuning: similarity of stages, change of filters, and the same channels under both weights.
+"""Before and after fine-tuning: similarity of stages, change of filters, ideal images of channels.
 
   ./launch.sh compare --model=DIR --data=folder:IMAGES
   ./launch.sh compare --model=DIR --data=folder:IMAGES --before=NAME --channel=stage7:12,top:881
 
-`--before` is by default the pretrained weights that `transfer` began with. Frozen layers are compared bit by bit. On 500 cats
-and dogs, EfficientNet-Lite0 before and after one epoch of `--tune=last:1`: CKA of `stage7` 0.959, of `top` 0.861; the 45
-layers below are the same bits.
+`--before` is by default the pretrained weights that `transfer` began with. Frozen layers are
+compared bit by bit. On 500 cats and dogs, EfficientNet-Lite0 before and after one epoch of
+`--tune=last:1`: CKA of `stage7` 0.959, of `top` 0.861; the 45 layers below are the same bits.
 """
 
 from __future__ import annotations

@@ -4,10 +4,11 @@
   ./launch.sh features --data=folder:DIR
   ./launch.sh features --data=folder:DIR --endpoint=stage3,stage4 --show=IMAGE
 
-With `--show` alone no data set is read: the page has, for each endpoint, the strongest channels of the image's map and the whole
-map (VGG-16's last stage: (7, 7, 512)). With `--data` as well it has the top-activating images of the data set next to a channel;
-that takes one pass over the set per endpoint the first time. `result.json` gives n, dim, bank and reused of the last endpoint,
-and of each endpoint under "banks".
+With `--show` alone no data set is read: the page has, for each endpoint, the strongest channels of
+the image's map and the whole map (VGG-16's last stage: (7, 7, 512)). With `--data` as well it has
+the top-activating images of the data set next to a channel; that takes one pass over the set per
+endpoint the first time. `result.json` gives n, dim, bank and reused of the last endpoint, and of
+each endpoint under "banks".
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Ideal images of a class, channel, neuron, direction or layer, or of the activations of a photograph.
+"""Ideal images of a class, channel, neuron, direction or layer, or of a photograph's activations.
 
   ./launch.sh ideal --target=tabby,zebra
-  ./launch.sh ideal --target=zebra --tv=0,100,400 --count=4                    a grid, one compiled program
-  ./launch.sh ideal --objective=channel:stage3:12,neuron:stage4:7 --data=folder:DIR
-  ./launch.sh ideal --objective=inversion:stage2,caricature:stage3 --photograph=FILE
-  ./launch.sh ideal --model=DIR --target=cat                                   a classifier that transfer saved
+  ./launch.sh ideal --target=zebra --tv=0,100,400 --count=4                    a grid, one compiled
+  program ./launch.sh ideal --objective=channel:stage3:12,neuron:stage4:7 --data=folder:DIR
+  ./launch.sh ideal --objective=inversion:stage2,caricature:stage3 --photograph=FILE ./launch.sh
+  ideal --model=DIR --target=cat                                   a classifier that transfer saved
 
 Results, with the probabilities that held-out networks give: README, "Ideal images".
 """

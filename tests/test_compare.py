@@ -1,4 +1,4 @@
-"""Two sets of weights compared: what a change of one stage shows in stages, filters and channels, and wrong input."""
+"""Two sets of weights compared: a change of one stage, equal weights, and wrong input."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NETWORK = toys.classifier
 
 
 def perturbed() -> Any:
-    """The toy's variables with one changed stage: a layer scaled, one filter doubled, and one bias of a BatchNorm."""
+    """The toy's variables with a changed stage: a scaled layer, a doubled filter, and a bias."""
     variables = jax.tree.map(np.copy, NETWORK()[1])
     stage2 = variables["params"]["backbone"]["stage2"]
     stage2["block0"]["expand_conv"]["kernel"] *= np.float32(1.25)

@@ -1,4 +1,4 @@
-"""Which real pictures drive a unit or a class: against a direct pass, with a bank, a broken file and wrong wishes."""
+"""The real images that activate a channel or class most: a direct pass, the bank, wrong input."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tl.models import Classifier, classifier, heads
 from tl.types import Variables
 from tl.visualize import exemplars
 
-COLOURS = {
+COLORS = {
     "red": (1, 0, 0),
     "green": (0, 1, 0),
     "blue": (0, 0, 1),
-    "grey": (0.5, 0.5, 0.5),
+    "gray": (0.5, 0.5, 0.5),
     "white": (1, 1, 1),
 }
 
@@ -30,13 +30,13 @@ def net() -> tuple[Classifier, Variables]:
 
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A picture a colour, with some noise, and one that is broken."""
+    """One noisy image per color, and an unreadable file."""
     folder, rng = tmp_path_factory.mktemp("album"), np.random.default_rng(0)
-    for name, color in COLOURS.items():
+    for name, color in COLORS.items():
         noisy = np.array(color) + 0.1 * rng.standard_normal((70, 80, 3))
         reporting.save_png(folder / f"{name}.png", np.clip(noisy, 0, 1).astype(np.float32))
-    (folder / "broken.png").write_bytes(b"not a picture")
-    return [folder / "broken.png", *(folder / f"{name}.png" for name in COLOURS)]
+    (folder / "broken.png").write_bytes(b"not an image")
+    return [folder / "broken.png", *(folder / f"{name}.png" for name in COLORS)]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def direct(net, album) -> dict[str, np.ndarray]:
-    """Means of each channel, features and logits of the five that can be read, by one pass."""
+    """Channel means, features and logits of the five readable images, by one pass."""
     clf, variables = net
     images = pixels.to_images01(np.stack([clf.prepare(data.decode(path)) for path in album[1:]]))
     output = jax.jit(clf.apply)(variables, images)
@@ -56,7 +56,7 @@ def direct(net, album) -> dict[str, np.ndarray]:
     return {**means, "features": np.asarray(output.features), "logits": np.asarray(output.logits)}
 
 
-def test_top_rows_leave_nan_out_and_keep_the_order_of_equals():
+def test_top_rows_skip_nan_and_keep_the_order_of_ties():
     assert exemplars.top_rows(np.array([1.0, 2.0, np.nan, 2.0, -np.inf]), 9).tolist() == [
         1,
         3,
@@ -71,27 +71,27 @@ def test_top_rows_leave_nan_out_and_keep_the_order_of_equals():
 
 
 @pytest.mark.parametrize("endpoint", ["stem", "stage2", "features"])
-def test_top_pictures_are_those_of_a_direct_pass(net, album, cache, direct, endpoint):
-    found = exemplars.top_pictures(*net, album, endpoint, [5, 0], 3, cache=cache)
-    for channel, top in zip([5, 0], found, strict=True):
-        wanted = direct[endpoint][:, channel]
+def test_top_images_of_channels_are_those_of_a_direct_pass(net, album, cache, direct, endpoint):
+    tops = exemplars.top_channels(*net, album, endpoint, [5, 0], 3, cache=cache)
+    for channel, top in zip([5, 0], tops, strict=True):
+        expected = direct[endpoint][:, channel]
         assert len(top) == 3 and album[0] not in [path for path, _ in top]
         np.testing.assert_allclose(
-            [value for _, value in top], np.sort(wanted)[::-1][:3], rtol=1e-4, atol=1e-6
+            [value for _, value in top], np.sort(expected)[::-1][:3], rtol=1e-4, atol=1e-6
         )
         for path, value in top:
-            np.testing.assert_allclose(value, wanted[album.index(path) - 1], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(value, expected[album.index(path) - 1], rtol=1e-4, atol=1e-6)
 
 
-def test_a_second_channel_costs_no_second_pass(net, album, cache):
-    exemplars.top_pictures(*net, album[1:], "stem", [0], cache=cache)
+def test_a_second_channel_needs_no_second_pass(net, album, cache):
+    exemplars.top_channels(*net, album[1:], "stem", [0], cache=cache)
 
     def refuse(batches, total):
         raise AssertionError("computed again")
 
     assert (
         len(
-            exemplars.top_pictures(*net, album[1:], "stem", [63], 9, cache=cache, progress=refuse)[
+            exemplars.top_channels(*net, album[1:], "stem", [63], 9, cache=cache, progress=refuse)[
                 0
             ]
         )
@@ -99,29 +99,29 @@ def test_a_second_channel_costs_no_second_pass(net, album, cache):
     )
 
 
-def test_wishes_that_cannot_be_met_are_told_before_a_picture_is_read(net):
+def test_unknown_channels_and_endpoints_are_errors_before_an_image_is_read(net):
     nowhere = [Path("/nowhere.png")]
     for channel in (64, -1):
         with pytest.raises(
-            ValueError, match=f"stem has 64 channels, 0 to 63; got channel {channel}"
+            ValueError, match=f"has 64 channels: got channel {channel}, expected 0 to 63"
         ):
-            exemplars.top_pictures(*net, nowhere, "stem", [0, channel])
+            exemplars.top_channels(*net, nowhere, "stem", [0, channel])
     with pytest.raises(ValueError, match="no endpoint 'stage9'; nearest: 'stage"):
-        exemplars.top_pictures(*net, nowhere, "stage9", [0])
+        exemplars.top_channels(*net, nowhere, "stage9", [0])
 
 
 def test_top_classes_of_a_head_that_reads_endpoints(net, album, direct):
     clf, variables = net
-    members = np.zeros((2, 1000), bool)
-    members[0, 7], members[1, [3, 11]] = True, True
-    found = exemplars.top_classes(clf, variables, album, members, 4, batch_size=4)
-    for row, top in zip(members, found, strict=True):
-        wanted = direct["logits"][:, row].mean(axis=1)
+    class_mask = np.zeros((2, 1000), bool)
+    class_mask[0, 7], class_mask[1, [3, 11]] = True, True
+    tops = exemplars.top_classes(clf, variables, album, class_mask, 4, batch_size=4)
+    for row, top in zip(class_mask, tops, strict=True):
+        expected = direct["logits"][:, row].mean(axis=1)
         assert len(top) == 4
         np.testing.assert_allclose(
-            [value for _, value in top], np.sort(wanted)[::-1][:4], rtol=1e-4, atol=1e-5
+            [value for _, value in top], np.sort(expected)[::-1][:4], rtol=1e-4, atol=1e-5
         )
-        assert wanted[album.index(top[0][0]) - 1] == wanted.max()
+        assert expected[album.index(top[0][0]) - 1] == expected.max()
 
 
 def test_top_classes_of_a_pooled_head_come_from_the_bank(net, album, cache, direct):
@@ -129,26 +129,26 @@ def test_top_classes_of_a_pooled_head_come_from_the_bank(net, album, cache, dire
     clf = clf.with_head(heads.Linear(3), labels.from_names(["a", "b", "c"], name="abc"))
     kernel = np.random.default_rng(0).standard_normal((512, 3)).astype(np.float32)
     params = {**variables["params"], "head": {"kernel": kernel, "bias": np.float32([0, 1, 2])}}
-    found = exemplars.top_classes(
+    tops = exemplars.top_classes(
         clf, {**variables, "params": params}, album, np.eye(3, dtype=bool), 5, cache=cache
     )
     logits = direct["features"] @ kernel + np.float32([0, 1, 2])
-    for k, top in enumerate(found):
+    for k, top in enumerate(tops):
         np.testing.assert_allclose(
             [v for _, v in top], np.sort(logits[:, k])[::-1], rtol=1e-4, atol=1e-5
         )
         assert [path for path, _ in top] == [album[1 + i] for i in np.argsort(-logits[:, k])]
 
 
-def test_members_that_are_none_are_refused(net, album):
+def test_wrong_class_masks_are_errors(net, album):
     clf, variables = net
-    for wrong, says in (
-        (np.zeros((1, 1000), np.float32), r"bool\[m 1000\].*float32"),
+    for wrong, message in (
+        (np.zeros((1, 1000), np.float32), r"got float32.*bool\[m 1000\]"),
         (np.zeros(1000, bool), r"bool\[1000\]"),
         (np.ones((1, 5), bool), r"bool\[1, 5\]"),
         (np.zeros((2, 1000), bool), "row 0 .*no class"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             exemplars.top_classes(clf, variables, album, wrong)
     bare = classifier.dataclasses.replace(clf, head=None, classes=None)
     with pytest.raises(ValueError, match="no classifier"):

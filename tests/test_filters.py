@@ -1,4 +1,4 @@
-"""Filters as tiles, and their change, against values computed by hand and the names of a real network."""
+"""Filters as tiles, and their change, against values by hand and a real network's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ideal images end to end on a toy network: the grid, the measurements, the files, the page, and wrong input."""
+"""Ideal images end to end on a toy network: grid, measurements, files, page, wrong input."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def finish(run: reporting.Run, images: ideal.IdealResult) -> tuple[dict[str, Any
 
 @pytest.fixture(scope="module")
 def class_grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """The folder, result and page of two classes, two weights and two noises, with a held-out network: the same one."""
+    """Folder, result and page of two classes x two weights x two noises.
+
+    The held-out network is the same one under another name.
+    """
     settings = QUICK._replace(tv=(0.0, 1e5), count=2)
     held_out = [network()._replace(clf=dataclasses.replace(network().clf, arch="another"))]
     chosen = specs.class_objectives(network().clf, "tabby,any dog")

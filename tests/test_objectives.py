@@ -1,4 +1,4 @@
-"""Every objective: its value by hand, its sign by a climb, and a finite gradient where nothing is to be seen."""
+"""Every objective: its value by hand, its sign, and a finite gradient for uniform images."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def noise(*shape: int, seed: int = 0) -> jax.Array:
 
 
 def net(variables: Any, images01: jax.Array) -> Output:
-    """Three maps, how much of each colour there is more than grey; their means; four classes that mix them."""
+    """Three maps, the colors minus gray; their means; and four classes that mix them."""
     maps = images01 - 0.5
     features = jnp.mean(maps, axis=(1, 2))
     return Output(features @ jnp.asarray(WEIGHTS.T), features, {"maps": maps}, {})
 
 
 class Row(NamedTuple):
-    """An objective for each of two images: how it is made, from what, and its value in NumPy."""
+    """An objective for each of two images: how it is made, its targets, and its value in NumPy."""
 
     make: Callable[[Any], Objective]
     targets: Any
@@ -192,37 +192,39 @@ TARGETS = {name: row.targets for name, row in ROWS.items()}
 
 
 @jax.jit
-def answers(targets: dict[str, Any], images01: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Of every objective the values f32[2], and the gradient of their sum."""
+def values_and_gradients(
+    targets: dict[str, Any], images01: jax.Array
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """The values f32[2] of every objective, and the gradient of their sum."""
 
-    def pulled(name: str) -> tuple[jax.Array, jax.Array]:
+    def one(name: str) -> tuple[jax.Array, jax.Array]:
         value, pull = jax.vjp(lambda x: ROWS[name].make(targets[name])(net({}, x), x), images01)
         return value, pull(jnp.ones_like(value))[0]
 
-    return {name: pulled(name) for name in ROWS}
+    return {name: one(name) for name in ROWS}
 
 
 @pytest.fixture(scope="module")
-def climbed() -> dict[str, np.ndarray]:
-    """The scores f32[steps + 1] of a climb of each: a grid of images that want different things, in one program."""
+def optimized() -> dict[str, np.ndarray]:
+    """The scores f32[steps + 1] of each objective, optimized in one grid by one program."""
     names = [
         name for name in ROWS if name != "diversity"
-    ]  # which moves its neighbours too: see test_render
+    ]  # it depends on the neighbors: see test_render
     n = len(names)
     row_each = jax.tree.map(lambda leaf: np.broadcast_to(leaf[:1], (n, *leaf.shape[1:])), TARGETS)
 
-    def wanted(targets: dict[str, Any]) -> Objective:
+    def objective(targets: dict[str, Any]) -> Objective:
         return objectives.either([ROWS[name].make(targets[0][name]) for name in names], targets[1])
 
     plain = lambda key, image: image
     image = images.box(SIZE, spread=0.1)
-    climb = render.make(net, image, wanted, transform=plain, steps=8, optimizer="sign")
+    optimize = render.make(net, image, objective, transform=plain, steps=8, optimizer="sign")
     keys = jax.random.split(jax.random.key(0), n)
-    scores = climb({}, keys, (row_each, np.arange(n, dtype=np.int32)), step_size=0.03).scores
+    scores = optimize({}, keys, (row_each, np.arange(n, dtype=np.int32)), step_size=0.03).scores
     return dict(zip(names, np.asarray(scores).T, strict=True))
 
 
-def test_the_table_is_all_there_is() -> None:
+def test_every_objective_of_the_module_is_in_the_table() -> None:
     made = {
         name
         for name, f in vars(objectives).items()
@@ -236,39 +238,41 @@ def test_the_table_is_all_there_is() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_every_objective_has_its_value(name: str) -> None:
+def test_every_objective_has_its_value_by_hand(name: str) -> None:
     images01 = noise(2, SIZE, SIZE, 3, seed=1)
     output = net({}, images01)
-    found, slope = answers(TARGETS, images01)[name]
-    assert found.shape == (2,) and found.dtype == jnp.float32
+    value, gradient = values_and_gradients(TARGETS, images01)[name]
+    assert value.shape == (2,) and value.dtype == jnp.float32
     arrays = (
         np.asarray(x, np.float64) for x in (output.endpoints["maps"], output.logits, images01)
     )
-    np.testing.assert_allclose(found, ROWS[name].value(*arrays), rtol=2e-4, atol=1e-6)
-    assert (np.abs(slope).max(axis=(1, 2, 3)) > 1e-4).all()
+    np.testing.assert_allclose(value, ROWS[name].value(*arrays), rtol=2e-4, atol=1e-6)
+    assert (np.abs(gradient).max(axis=(1, 2, 3)) > 1e-4).all()
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "diversity"])
-def test_every_objective_is_what_a_climb_raises(name: str, climbed: dict[str, np.ndarray]) -> None:
-    assert climbed[name].shape == (9,)
-    assert climbed[name][-1] > climbed[name][0] + 1e-4
+def test_every_objective_rises(name: str, optimized: dict[str, np.ndarray]) -> None:
+    assert optimized[name].shape == (9,)
+    assert optimized[name][-1] > optimized[name][0] + 1e-4
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("nothing", [False, True], ids=["something wanted", "nothing wanted"])
-def test_gradients_are_finite_where_nothing_is_to_be_seen(level: float, nothing: bool) -> None:
-    """A flat picture, at grey with no activation at all; and a photograph that had none, a vector of zeros."""
+@pytest.mark.parametrize("nothing", [False, True], ids=["target", "zero target"])
+def test_gradients_of_uniform_images_are_finite(level: float, nothing: bool) -> None:
+    """At gray all activations are 0; a target may be zero as well."""
     targets = TARGETS | {
         name: 0 * TARGETS[name]
         for name in ("direction", "cosine", "likeness", "caricature")
         if nothing
     }
-    for name, (value, slope) in answers(targets, jnp.full((2, SIZE, SIZE, 3), level)).items():
+    for name, (value, slope) in values_and_gradients(
+        targets, jnp.full((2, SIZE, SIZE, 3), level)
+    ).items():
         assert np.isfinite(value).all() and np.isfinite(slope).all(), name
 
 
 def at(objective: Objective, maps: jax.Array) -> np.ndarray:
-    """The objective of an Output that has only this map."""
+    """The objective of an Output that has this map only."""
 
     @jax.jit
     def value(maps: jax.Array) -> jax.Array:
@@ -277,7 +281,7 @@ def at(objective: Objective, maps: jax.Array) -> np.ndarray:
     return np.asarray(value(maps))
 
 
-# ------------------------------------------------------------------------------------------------- classes and activations
+# ---- classes and activations ----
 
 
 def test_an_unknown_endpoint_names_the_nearest() -> None:
@@ -285,27 +289,27 @@ def test_an_unknown_endpoint_names_the_nearest() -> None:
         at(objectives.layer("map"), noise(1, 2, 2, 3))
     for objective in (objectives.class_logit(jnp.ones((1, 3), bool)), objectives.layer("logits")):
         with pytest.raises(
-            ValueError, match="wants class logits, and the network has no classifier"
+            ValueError, match="reads class logits, and the network has no classifier"
         ):
             at(objective, noise(1, 2, 2, 3))
 
 
-def test_a_neurons_place_is_clipped_and_the_middle_by_default() -> None:
+def test_a_neurons_place_is_clipped_and_the_center_by_default() -> None:
     maps = noise(4, 5, 6, 3)
     index = jnp.asarray([0, 1, 2, 9])
-    found = at(
+    values = at(
         objectives.neuron("maps", index, jnp.asarray([[0, 5], [9, 9], [-1, 2], [-1, -1]])), maps
     )
     np.testing.assert_array_equal(
-        found, [maps[0, 0, 5, 0], maps[1, 4, 5, 1], maps[2, 2, 2, 2], maps[3, 2, 3, 2]]
+        values, [maps[0, 0, 5, 0], maps[1, 4, 5, 1], maps[2, 2, 2, 2], maps[3, 2, 3, 2]]
     )
     np.testing.assert_array_equal(
         at(objectives.neuron("maps", index), maps)[:2], [maps[0, 2, 3, 0], maps[1, 2, 3, 1]]
     )
 
 
-def test_cosine_prefers_the_mixture_and_nothing_else() -> None:
-    """Power 0 is the direction. At 2: at an angle of 60 degrees a quarter; turned away, 0.1 of the cosine is left."""
+def test_cosine_penalizes_other_channels() -> None:
+    """Power 0 is the direction. At power 2 an angle of 60 degrees has a quarter of it."""
     maps = jnp.asarray([[4.0, 0.0], [2.0, np.sqrt(12.0)], [-3.0, 0.0]])[:, None, None]
     vector = jnp.asarray([[1.0, 0.0]] * 3)
     np.testing.assert_allclose(
@@ -319,44 +323,44 @@ def test_cosine_prefers_the_mixture_and_nothing_else() -> None:
     )
 
 
-def test_likeness_and_caricature_have_their_units() -> None:
-    """At the photograph 0 and 1; at no activation -1 and 0; at twice its activations -1 and 2."""
+def test_likeness_and_caricature_are_relative_to_the_photograph() -> None:
+    """0 and 1 at the photograph, -1 and 0 at zero, -1 and 2 at twice its activations."""
     photo = noise(3, 4, 5, 6) - 0.5
     seen = photo * jnp.asarray([1.0, 0.0, 2.0])[:, None, None, None]
     np.testing.assert_allclose(at(objectives.likeness("maps", photo), seen), [0, -1, -1], atol=1e-5)
     np.testing.assert_allclose(at(objectives.caricature("maps", photo), seen), [1, 0, 2], atol=1e-5)
 
 
-@pytest.mark.parametrize("wants", [objectives.likeness, objectives.caricature])
+@pytest.mark.parametrize("make", [objectives.likeness, objectives.caricature])
 def test_a_photographs_map_may_have_another_size_but_not_other_channels(
-    wants: Callable[..., Objective],
+    make: Callable[..., Objective],
 ) -> None:
     levels = jnp.arange(1.0, 4.0)[None, None, None]
     large, small = (jnp.broadcast_to(levels, (1, side, side, 3)) for side in (6, 4))
-    assert at(wants("maps", small), large) == pytest.approx(
-        0.0 if wants is objectives.likeness else 1.0, abs=1e-5
+    assert at(make("maps", small), large) == pytest.approx(
+        0.0 if make is objectives.likeness else 1.0, abs=1e-5
     )
-    with pytest.raises(ValueError, match="maps has 3 channels, the wanted map 2"):
-        at(wants("maps", small[..., :2]), large)
+    with pytest.raises(ValueError, match="does not fit maps: got 2 channels, expected 3"):
+        at(make("maps", small[..., :2]), large)
 
 
-def test_diversity_is_from_minus_one_to_zero() -> None:
-    """The same texture, elsewhere or brighter, costs all; channels that never meet cost nothing; so does no company."""
+def test_diversity_is_between_minus_one_and_zero() -> None:
+    """-1 for the same texture, shifted or brighter; 0 for disjoint channels, and for one image."""
     diversity = objectives.diversity("maps")
     one = noise(1, 4, 4, 3)
     np.testing.assert_allclose(at(diversity, one), [0.0])
     same = jnp.concatenate([one, 2.0 * one, jnp.roll(one, 2, 1)])
     np.testing.assert_allclose(at(diversity, same), [-1, -1, -1], rtol=1e-5)
-    apart = jnp.eye(3)[:, None, None]
-    np.testing.assert_allclose(at(diversity, apart), [0, 0, 0], atol=1e-6)
+    disjoint = jnp.eye(3)[:, None, None]
+    np.testing.assert_allclose(at(diversity, disjoint), [0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(
-        at(diversity, apart[jnp.asarray([0, 0, 1])]), [-0.5, -0.5, 0], atol=1e-6
+        at(diversity, disjoint[jnp.asarray([0, 0, 1])]), [-0.5, -0.5, 0], atol=1e-6
     )
     some = at(diversity, noise(6, 4, 4, 5) - 0.5)
     assert (-1 <= some).all() and (some <= 0).all()
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ---- costs of the image itself ----
 
 
 def test_total_variation_by_hand() -> None:
@@ -368,14 +372,14 @@ def test_total_variation_by_hand() -> None:
     )
     both = (
         np.hypot([0.5, 0.25, 0.0], [1.0, 0.0, 0.5]).sum() + 0.5 + 0.25
-    )  # the last row has no neighbour below
+    )  # the last row has no neighbor below
     np.testing.assert_allclose(
         objectives.isotropic_variation(jnp.asarray(image)), [both / 6], rtol=1e-5
     )
 
 
-def test_variations_have_their_unit() -> None:
-    """White noise in [0, 1] has 1/3 each way, whatever its size; stripes of one pixel have 1, a flat picture 0."""
+def test_variations_of_noise_stripes_and_uniform_images() -> None:
+    """White noise has 1/3 per direction at any size, stripes of one pixel 1, uniform images 0."""
     assert list(objectives.VARIATIONS) == ["anisotropic", "isotropic"]
     anisotropic, isotropic = (jax.jit(cost) for cost in objectives.VARIATIONS.values())
     for size in (16, 64):
@@ -391,21 +395,21 @@ def test_variations_have_their_unit() -> None:
         np.testing.assert_allclose(variation(flat), [0.0], atol=2e-6)
 
 
-def test_energy_is_the_distance_from_grey() -> None:
+def test_energy_is_the_squared_distance_from_gray() -> None:
     levels = jnp.asarray([0.0, 0.25, 0.5, 1.0])[:, None, None, None] * jnp.ones((4, 2, 2, 3))
     np.testing.assert_allclose(objectives.energy(levels), [1, 0.25, 0, 1])
 
 
-def test_roughness_leads_to_the_blur() -> None:
-    """0 for a flat picture; one step of half the slope goes all the way to the blurred image, which is held fixed."""
+def test_a_step_down_the_roughness_is_the_blurred_image() -> None:
+    """0 for a uniform image. No gradient flows through the blurred image."""
     images01 = noise(2, 6, 7, 3)
     np.testing.assert_allclose(objectives.roughness(jnp.full((1, 4, 4, 3), 0.3)), [0.0], atol=1e-12)
     slope = jax.jit(jax.grad(lambda x: jnp.sum(objectives.roughness(x))))(images01)
-    wanted = blurred(np.asarray(images01))
-    np.testing.assert_allclose(images01 - slope * (6 * 7 * 3 / 2), wanted, atol=1e-5)
+    expected = blurred(np.asarray(images01))
+    np.testing.assert_allclose(images01 - slope * (6 * 7 * 3 / 2), expected, atol=1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------- algebra
+# ---- algebra ----
 
 
 @given(st.floats(-3, 3, width=32), st.floats(-3, 3, width=32))
@@ -417,7 +421,7 @@ def test_objectives_add_scale_and_subtract(a: float, b: float) -> None:
 
 
 @pytest.mark.parametrize("array", [jnp.asarray, np.asarray])
-def test_a_weight_for_each_image_from_either_side(array: Callable) -> None:
+def test_a_weight_per_image_multiplies_from_either_side(array: Callable) -> None:
     one = Objective(lambda output, x: x)
     x, weights = jnp.asarray([0.5, -2.0]), array([3.0, 10.0], dtype="float32")
     for weighted in (weights * one, one * weights):
@@ -426,12 +430,12 @@ def test_a_weight_for_each_image_from_either_side(array: Callable) -> None:
     np.testing.assert_allclose((weights[0] * one)(None, x), [1.5, -6.0])
 
 
-def test_either_is_the_one_that_is_meant() -> None:
-    """An index that is out of range for another objective does no harm; one objective alone needs no number."""
+def test_either_selects_one_objective_per_image() -> None:
+    """An index out of range of another objective has no effect."""
     maps = noise(3, 2, 2, 4)
     index = jnp.asarray([3, 700, 1])
     both = [objectives.channel("maps", index), objectives.layer("maps")]
-    found = at(objectives.either(both, jnp.asarray([0, 1, 0])), maps)
-    wanted = [maps[0, :, :, 3].mean(), jnp.mean(maps[1] ** 2), maps[2, :, :, 1].mean()]
-    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    values = at(objectives.either(both, jnp.asarray([0, 1, 0])), maps)
+    expected = [maps[0, :, :, 3].mean(), jnp.mean(maps[1] ** 2), maps[2, :, :, 1].mean()]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
     assert objectives.either(both[:1], jnp.zeros(3, jnp.int32)) is both[0]

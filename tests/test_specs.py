@@ -1,4 +1,4 @@
-"""Objectives as words: parsing, the batched program, default transforms, and a new row from outside."""
+"""Objectives as words: parsing, the batched program, default transforms, and a new row."""
 
 from __future__ import annotations
 

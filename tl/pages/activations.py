@@ -22,7 +22,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     """The page of `result.json` of `features`.
 
     Args:
-      result: keys of `tl.visualize.activations.fill_banks` and `show`, and `arch`, `endpoints` and `data`.
+      result: keys of `tl.visualize.activations.fill_banks` and `show`, and `arch`, `endpoints` and
+        `data`.
       folder: the run's folder, which holds `figures/`.
     """
     lead, sections = [], []
@@ -31,7 +32,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         lead.append(f"Activations of {result['arch']} for {names} at {_and(result['endpoints'])}.")
     if "banks" in result:
         lead.append(
-            f"{result['n']} images of {result['data']} through {result['arch']}, {result['reused']} of them cached."
+            f"{result['n']} images of {result['data']} through {result['arch']}, "
+            f"{result['reused']} of them cached."
         )
         sections.append(bank_section(result["banks"]))
     for image in images or []:
@@ -83,8 +85,9 @@ def map_section(row: Mapping[str, Any], folder: Path) -> Html:
         words = f"The whole map, {height * width} positions by {c} channels: {row['flat']}"
         parts.append(reporting.note(words))
     text = (
-        f"A map of shape ({height}, {width}, {c}). The {len(strongest)} channels with the highest mean activation, each with "
-        "its index and mean, and scaled to its own range: black is the channel's smallest value, white its largest."
+        f"A map of shape ({height}, {width}, {c}). The {len(strongest)} channels with the highest "
+        "mean activation, each with its index and mean, and scaled to its own range: black is "
+        "the channel's smallest value, white its largest."
     )
     named = row["endpoint"] == row["stage"]
     title = row["endpoint"] if named else f"{row['endpoint']} ({row['stage']})"
@@ -92,7 +95,7 @@ def map_section(row: Mapping[str, Any], folder: Path) -> Html:
 
 
 def exemplars_strip(rows: Sequence[Mapping[str, Any]], folder: Path) -> Html:
-    """For each channel its map of this image next to the images of the data set that activate it most."""
+    """Each channel's map of this image next to the real images that activate it most."""
     cards = []
     for row in rows:
         if "png" not in row:
@@ -116,8 +119,8 @@ def first_layer_section(about: Mapping[str, Any], folder: Path) -> Html:
     """The first convolution's filters as color tiles."""
     n = about["shape"][3]
     text = (
-        f"The {n} filters of {about['kernel']}, shape {tuple(about['shape'])}, in color and in order. Mid-gray is a weight of "
-        "0; each filter is scaled by its own largest weight."
+        f"The {n} filters of {about['kernel']}, shape {tuple(about['shape'])}, in color and in "
+        "order. Mid-gray is a weight of 0; each filter is scaled by its own largest weight."
     )
     tiles = _cut(common.figure(folder, about["png"]), n)
     return reporting.section("First convolution", _gallery(tiles, map(str, range(n))), text=text)

@@ -25,8 +25,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     """
     changed = [layer for layer, mean in result["layers"].items() if mean > 0]
     lead = (
-        f"{result['arch']} before and after fine-tuning: the filters of {len(changed)} layers changed, "
-        f"{len(result['unmoved_layers'])} layers are the same bits."
+        f"{result['arch']} before and after fine-tuning: the filters of {len(changed)} layers "
+        f"changed, {len(result['unmoved_layers'])} layers are the same bits."
     )
     sections = [stages_section(result), filters_section(result, folder)]
     sections += [channels_section(result, folder)] if result["channels"] else []
@@ -42,8 +42,8 @@ def stages_section(result: Mapping[str, Any]) -> Html:
     }
     rows = [(name, value or 0.0, words[name]) for name, value in cka.items()]
     text = (
-        f"Linear CKA between the pooled activations before and after, on {n} images. 1: the same representation up to a "
-        "rotation and a scale of the channels."
+        f"Linear CKA between the pooled activations before and after, on {n} images. 1: the same "
+        "representation up to a rotation and a scale of the channels."
     )
     wide = [name for name in cka if result["widths"][name] >= n]
     warning = f"CKA is biased upward with fewer images than channels, here at {', '.join(wide)}."
@@ -70,8 +70,9 @@ def filters_section(result: Mapping[str, Any], folder: Path) -> Html:
         summary = tag("summary", "", f"{len(unchanged)} layers are unchanged, every bit")
         parts.append(tag("details", "", summary, tag("p", "note", ", ".join(unchanged))))
     text = (
-        "Relative change of a filter, ||after - before|| / ||before||. Filters that were nearly dead before (below "
-        f"{100 * filters.DEAD:.0f} % of their layer's median norm) are left out; biases and BatchNorm are not filters."
+        "Relative change of a filter, ||after - before|| / ||before||. Filters that were nearly "
+        f"dead before (below {100 * filters.DEAD:.0f} % of their layer's median norm) are left "
+        "out; biases and BatchNorm are not filters."
     )
     return reporting.section(
         "Change of filters", *parts, text=text if means else "No filter changed."
@@ -106,9 +107,10 @@ def channels_section(result: Mapping[str, Any], folder: Path) -> Html:
         title = f"{row['endpoint']}, channel {row['channel']}"
         strips.append(reporting.strip(cards, title=title, caption=caption))
     text = (
-        "The image that maximizes a channel, optimized from the same noise under the weights before and after; below it the "
-        "channel's mean activation under both. The optimization is sensitive: where two images differ and their activations "
-        "do not, the channel hardly changed."
+        "The image that maximizes a channel, optimized from the same noise under the weights "
+        "before and after; below it the channel's mean activation under both. The optimization "
+        "is sensitive: where two images differ and their activations do not, the channel hardly "
+        "changed."
     )
     return reporting.section("Channels before and after", *strips, text=text)
 

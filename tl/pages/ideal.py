@@ -36,7 +36,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 
 
 def images_section(result: Mapping[str, Any], folder: Path) -> Html:
-    """Each image with its optimization path, held-out probabilities and top-activating real images."""
+    """Each image with its animation, held-out probabilities and top-activating real images."""
     settings = result["settings"]
     strips = []
     for row in result["images"]:
@@ -46,9 +46,11 @@ def images_section(result: Mapping[str, Any], folder: Path) -> Html:
         strips.append(reporting.strip(_cards(row, result, folder), title=title))
     transforms = " and ".join(settings["transforms"]) or "no transform"
     text = (
-        f"Each image maximizes an objective of {result['judged_by']['network']}: {settings['steps']} steps of "
-        f"{settings['optimizer']} in the {settings['parameterization']} parameterization, under the random transforms "
-        f"{transforms}. No photograph or generative model shapes it. Probabilities are of the saved PNG."
+        f"Each image maximizes an objective of {result['judged_by']['network']}: "
+        f"{settings['steps']} steps of {settings['optimizer']} in the "
+        f"{settings['parameterization']} parameterization, under the random transforms "
+        f"{transforms}. No photograph or generative model shapes it. Probabilities are of the "
+        "saved PNG."
     )
     return reporting.section("Ideal images", *strips, text=text)
 
@@ -107,9 +109,9 @@ def numbers_section(result: Mapping[str, Any]) -> Html:
         tv, slope = photos["tv"], photos["spectral_slope"]
         parts.append(
             reporting.note(
-                f"{photos['n']} photographs of this size have a total variation of {tv['mean']:.3f} "
-                f"({tv['low']:.3f} to {tv['high']:.3f}) and a spectral slope of {slope['mean']:.2f} "
-                f"({slope['low']:.2f} to {slope['high']:.2f})."
+                f"{photos['n']} photographs of this size have a total variation of "
+                f"{tv['mean']:.3f} ({tv['low']:.3f} to {tv['high']:.3f}) and a spectral slope of "
+                f"{slope['mean']:.2f} ({slope['low']:.2f} to {slope['high']:.2f})."
             )
         )
     if diversity := result.get("diversity"):

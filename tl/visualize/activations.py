@@ -1,6 +1,7 @@
-"""The activations of one network for single images, and the feature banks of a data set, as the files of a run.
+"""Feature maps of single images and feature banks of a data set, as the files of a run.
 
-The functions write images into `figures/` and return rows of `result.json`; the page is `tl.pages.activations`.
+The functions write images into `figures/` and return rows of `result.json`; the page is
+`tl.pages.activations`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ SEARCHED = 6
 
 
 def endpoints(clf: Classifier, variables: Variables, names: Sequence[str]) -> list[str]:
-    """The named endpoints, each once; every stage by default. The map of "features" is the last stage's.
+    """The named endpoints, each once; every stage by default.
+
+    The map of "features" is the last stage's.
 
     Raises:
       ValueError: if the network has no such endpoint. Names the nearest.
@@ -53,7 +56,7 @@ def endpoints(clf: Classifier, variables: Variables, names: Sequence[str]) -> li
 def forward(
     clf: Classifier, names: tuple[str, ...]
 ) -> Callable[[Variables, Array], dict[str, jax.Array]]:
-    """A compiled function from one image f32[1 s s c] to the maps f32[h w c] of the named endpoints."""
+    """A jitted function from one image f32[1 s s c] to the maps f32[h w c] of named endpoints."""
 
     @jax.jit
     def activations(variables: Variables, images01: jax.Array) -> dict[str, jax.Array]:
@@ -129,8 +132,8 @@ def show(
       batch_size: images per forward pass over the data set.
 
     Returns:
-      `shown`, one row per image and endpoint; `inputs`, the images as the network reads them; and `filters`, where a named
-      endpoint belongs to the first stage.
+      `shown`, one row per image and endpoint; `inputs`, the images as the network reads them; and
+      `filters`, where a named endpoint belongs to the first stage.
     """
     shown, read, on_device = [], [], jax.device_put(variables)
     for path, image in zip(images.paths, images.images, strict=True):
@@ -200,7 +203,15 @@ def save_exemplars(
     *,
     image: str,
 ) -> list[dict[str, Any]]:
-    """Writes the top-activating images of the strongest channels of a map, one row per channel; arguments as `save_maps`."""
+    """Writes the top-activating images of the strongest channels of a map.
+
+    Args:
+      run, clf, endpoint, values, image: as for `save_maps`.
+      top: for each channel the images of `exemplars.top_channels`.
+
+    Returns:
+      One row of `result.json` per channel.
+    """
     order, rows = maps.strongest(values, len(top)), []
     for channel, tile, images in zip(order, maps.tiles(values, order), top, strict=True):
         name = f"{endpoint}-{image}-channel-{channel}"
@@ -219,7 +230,7 @@ def save_exemplars(
 
 
 def save_first_layer(run: reporting.Run, clf: Classifier, variables: Variables) -> dict[str, Any]:
-    """Writes the first convolution's filters as color tiles; {} where it does not read color images."""
+    """Writes the first convolution's filters as color tiles; {} if it reads no color images."""
     kernels = filters.kernels(variables["params"]["backbone"])
     color = [name for name, kernel in kernels.items() if kernel.shape[2] == 3]
     if not color or len(clf.pixels.mean) != 3:
@@ -238,7 +249,7 @@ def enlarge(tile: np.ndarray, side: int = TILE) -> np.ndarray:
 
 
 def thumbnail(clf: Classifier, source: Source) -> np.ndarray | None:
-    """A small version of what the network reads of an image; None if the file is gone since the bank was filled."""
+    """The image as the network reads it, smaller; None if the file no longer exists."""
     try:
         return pixels.prepare(clf.pixels.replace(size=THUMB), data.decode(source))
     except ImageError:

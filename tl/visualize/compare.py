@@ -1,6 +1,7 @@
-"""Comparison of two sets of weights of one network: similarity of stages, change of filters, ideal images of channels.
+"""Two sets of weights of one network compared by stages, by filters, and by ideal images.
 
-`compare` returns a value; `save` writes its images and returns what `result.json` holds. The page is `tl.pages.compare`.
+`compare` returns a value; `save` writes its images and returns what `result.json` holds. The page
+is `tl.pages.compare`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tl.data import DataSpec, Source
 from tl.inference import features
 from tl.models import Classifier
 from tl.training import inputs
-from tl.types import Variables
+from tl.types import Params, Variables
 from tl.visualize import filters, grid, objectives, specs
 from tl.visualize.filters import FilterChange
 from tl.visualize.specs import ObjectiveSpec, Shapes
@@ -41,7 +42,7 @@ class Weights(NamedTuple):
     variables: Variables
 
     @property
-    def params(self) -> Any:
+    def params(self) -> Params:
         """The backbone's parameters."""
         return self.variables["params"]["backbone"]
 
@@ -54,9 +55,12 @@ class Comparison(NamedTuple):
     """A comparison of two sets of weights.
 
     Attributes:
-      result: JSON-ready: `cka`, `same_bits`, `moved`, `layers`, `unmoved_layers`, `channels`, `n`, `skipped`, `widths`, `arch`.
-      channels: "before" and "after" -> ideal images uint8[b s s 3], one per row of `result["channels"]`.
-      first_layer: "before" and "after" -> the first layer's filters as a contact sheet; empty if they did not change.
+      result: JSON-ready: `cka`, `same_bits`, `moved`, `layers`, `unmoved_layers`, `channels`, `n`,
+        `skipped`, `widths`, `arch`.
+      channels: "before" and "after" -> ideal images uint8[b s s 3], one per row of
+        `result["channels"]`.
+      first_layer: "before" and "after" -> the first layer's filters as a contact sheet; empty if
+        they did not change.
     """
 
     result: dict[str, Any]
@@ -72,17 +76,21 @@ def load_pair(model: str, before: str = "") -> tuple[Classifier, Classifier, Wei
 
     Args:
       model: the folder of a classifier that `transfer` saved.
-      before: NAME, NAME.TAG, folder or file of the other weights. Default: the pretrained weights that training began with.
+      before: NAME, NAME.TAG, folder or file of the other weights. Default: the pretrained weights
+        that training began with.
 
     Returns:
-      The fine-tuned classifier, the other one, and the weights before and after, with the same image geometry.
+      The fine-tuned classifier, the other one, and the weights before and after, with the same
+      image geometry.
 
     Raises:
-      ValueError: if `model` holds no classifier, `before` is of another architecture, or its default cannot be found.
+      ValueError: if `model` holds no classifier, `before` is of another architecture, or its
+        default cannot be found.
     """
     if not (Path(model) / models.ARTIFACT).is_file():
         raise ValueError(
-            f"`model={model}` holds no saved classifier; give a folder that the transfer experiment wrote"
+            f"`model={model}` holds no saved classifier; give a folder that the transfer "
+            "experiment wrote"
         )
     clf, variables = models.load(model)
     name, weights = (before, "") if before else models.pretrained_source(clf)
@@ -93,7 +101,8 @@ def load_pair(model: str, before: str = "") -> tuple[Classifier, Classifier, Wei
     )
     if old.arch != clf.arch:
         raise ValueError(
-            f"`before={before}` is {old.arch} and `model={model}` is {clf.arch}: expected weights of one architecture"
+            f"`before={before}` is {old.arch} and `model={model}` is {clf.arch}: expected weights "
+            "of one architecture"
         )
     return clf, old, *pair(clf, variables, old, old_variables)
 
@@ -101,7 +110,7 @@ def load_pair(model: str, before: str = "") -> tuple[Classifier, Classifier, Wei
 def pair(
     clf: Classifier, variables: Variables, old: Classifier, old_variables: Variables
 ) -> tuple[Weights, Weights]:
-    """Both sets of weights without heads: the geometry of `clf`, each with its own weights' normalization."""
+    """Both sets of weights without heads: geometry of `clf`, and their own normalization."""
     geometry = {
         name: getattr(clf.pixels, name) for name in ("size", "crop", "resize", "interpolation")
     }
@@ -137,7 +146,8 @@ def compare(
       before, after: the two sets of weights.
       data_set: the images on which stages are compared.
       endpoints: the endpoints to compare. Default: every stage.
-      channel: "ENDPOINT:INDEX" of channels whose ideal images are made. Default: those whose filters changed most.
+      channel: "ENDPOINT:INDEX" of channels whose ideal images are made. Default: those whose
+        filters changed most.
       channels: how many channels by default.
       steps: optimization steps of an ideal image.
       limit: images drawn from the data set, at most.
@@ -213,7 +223,7 @@ def sample(data_set: DataSpec, limit: int, seed: int) -> list[Source]:
 
 
 def same_bits(before: Weights, after: Weights, unchanged: Sequence[str], endpoint: str) -> bool:
-    """Whether no layer up to an endpoint's stage changed, so that its activations are equal bit by bit."""
+    """Whether no layer up to an endpoint's stage changed, so that its activations are equal."""
     stages = after.clf.spec.endpoints
     stage = endpoint.split("/")[0]
     below = stages[: stages.index(stage) + 1] if stage in stages else stages
@@ -234,11 +244,12 @@ def stage_similarity(
       before, after: the two sets of weights.
       sources: the images.
       endpoints: the endpoints.
-      same: endpoints whose activations are equal bit by bit: their CKA is 1, and they are computed once.
+      same: endpoints whose activations are equal bit by bit: their CKA is 1, and they are computed
+        once.
 
     Returns:
-      Endpoint -> CKA in [0, 1], None where the activations are the same for all images; the number of images that could be
-      read; and those that could not.
+      Endpoint -> CKA in [0, 1], None where the activations are the same for all images; the number
+      of images that could be read; and those that could not.
     """
     cka: dict[str, float | None] = {}
     valid, skipped = np.zeros(0, bool), ()
@@ -248,7 +259,8 @@ def stage_similarity(
         valid, skipped = old.valid & new.valid, new.skipped
         if valid.sum() < 2:
             raise ValueError(
-                f"{valid.sum()} of {len(sources)} images can be read; expected at least 2: run doctor on the data set"
+                f"{valid.sum()} of {len(sources)} images can be read; expected at least 2: run "
+                "doctor on the data set"
             )
         x, y = old.values[valid], new.values[valid]
         constant = (x == x[0]).all() or (y == y[0]).all()
@@ -260,7 +272,7 @@ def stage_similarity(
 
 
 def layers(variables: Variables) -> dict[str, dict[str, Any]]:
-    """The backbone's leaves by layer: a convolution with its bias and BatchNorm, statistics included."""
+    """The backbone's leaves by layer: a convolution, its bias, its BatchNorm and statistics."""
     by_layer: dict[str, dict[str, Any]] = {}
     for name, leaf in paths.flatten(variables).items():
         layer = name.partition("/backbone/")[2].rpartition("/")[0].removesuffix("/norm")
@@ -286,7 +298,12 @@ def mean_by_layer(rows: Iterable[FilterChange], stages: Sequence[str]) -> dict[s
 def first_layer(
     before: Weights, after: Weights
 ) -> tuple[dict[str, Any] | None, dict[str, np.ndarray]]:
-    """The first layer's filters as color tiles under both weights, if they changed: the kernel, and a sheet of each."""
+    """The first layer's filters under both weights as sheets of color tiles, if they changed.
+
+    Returns:
+      `{"kernel", "side"}` and "before" and "after" -> sheet uint8[h w 3]; None and {} if no filter
+      changed.
+    """
     new = filters.kernels(after.params)
     name = next((name for name, kernel in new.items() if kernel.shape[2] == 3), None)
     if name is None or np.array_equal(filters.kernels(before.params)[name], new[name]):
@@ -304,7 +321,7 @@ def first_layer(
 def most_changed_channels(
     rows: Sequence[FilterChange], after: Weights, n: int
 ) -> list[ObjectiveSpec]:
-    """The `n` channels whose filters changed most, of the last two stages that changed; the last stage first."""
+    """The `n` channels whose filters changed most, of the last two stages that changed."""
     shapes, groups = after.shapes(), []
     for stage in reversed(after.clf.spec.endpoints):
         if ranked := channel_changes(rows, after.params, stage, shapes):
@@ -319,9 +336,9 @@ def most_changed_channels(
 
 
 def channel_changes(
-    rows: Sequence[FilterChange], params: Any, endpoint: str, shapes: Shapes
+    rows: Sequence[FilterChange], params: Params, endpoint: str, shapes: Shapes
 ) -> dict[tuple[str, int], float]:
-    """(endpoint, channel) -> relative change of the filter that computes it; changed ones only, the largest first."""
+    """(endpoint, channel) -> relative change of its filter, without 0, the largest first."""
     changed = {(row.name, row.index): row.relative for row in rows if row.relative > 0}
     writers = filters.writers(params, endpoint, shapes[endpoint][-1])
     by_channel = {(endpoint, i): changed[w] for i, w in enumerate(writers) if w in changed}
@@ -331,7 +348,7 @@ def channel_changes(
 def ideal_images(
     before: Weights, after: Weights, chosen: Sequence[ObjectiveSpec], *, steps: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """The ideal images uint8[b s s 3] of channels under both weights, from the same noise as `ideal --seed`."""
+    """Ideal images uint8[b s s 3] of channels under both weights, from the noise of `ideal`."""
     settings = grid.IdealSettings(steps=steps, redirect=min(REDIRECT, steps), frames=0, seed=seed)
     cells, images, ascents = grid.make_cells(chosen, settings), {}, {}
     for when, weights in zip(WHEN, (before, after), strict=True):
@@ -354,7 +371,7 @@ def activations(
 
 @functools.cache
 def _pooled(clf: Classifier, endpoints: tuple[str, ...]) -> Any:
-    """The mean over each endpoint's map, endpoint -> f32[b c], compiled once for both sets of weights."""
+    """Endpoint -> f32[b c], the mean over its map, compiled once for both sets of weights."""
 
     def means(variables: Variables, images01: jax.Array) -> dict[str, jax.Array]:
         output = clf.apply(variables, images01)
@@ -371,7 +388,7 @@ def _channel_rows(
     ideal: Mapping[str, np.ndarray],
     rows: Sequence[FilterChange],
 ) -> list[dict[str, Any]]:
-    """The result's rows: how far each channel's filter changed, and its activation on each image under both weights."""
+    """The result's rows: the change of each channel's filter, and its activations."""
     shapes, changed = after.shapes(), {}
     for endpoint in {spec.endpoint for spec in chosen}:
         changed |= channel_changes(rows, after.params, endpoint, shapes)

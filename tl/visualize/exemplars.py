@@ -1,10 +1,12 @@
 """The real images that activate a channel or a class most.
 
-Activations come from the feature bank (`tl.inference.features`), so a second channel needs no second pass. Which channels an
-image activates is in `tl.visualize.maps`; images that are optimized for a unit are in `tl.visualize.render`.
+Activations come from the feature bank (`tl.inference.features`), so a second channel needs no
+second pass. Which channels an image activates is in `tl.visualize.maps`; images that are optimized
+for a unit are in `tl.visualize.render`.
 
 Reference:
-  Zeiler & Fergus 2014, arXiv:1311.2901, section 4 (the nine strongest activations of a feature map).
+  Zeiler & Fergus 2014, arXiv:1311.2901, section 4 (the nine strongest activations of a feature
+  map).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Progress = Callable[[Iterable[Batch], int], Iterable[Batch]]
 
 
 def top_rows(values: np.ndarray, k: int) -> np.ndarray:
-    """The indices of the `k` largest of f32[n], largest first; ties keep their order, and NaN (unreadable) is left out.
+    """The indices of the `k` largest of f32[n], largest first; ties keep their order.
+
+    NaN, the value of an unreadable image, is left out.
 
     Example:
       >>> top_rows(np.array([0.5, np.nan, 2.0, 1.0]), 3).tolist()
@@ -65,12 +69,14 @@ def top_channels(
       For each channel at most k pairs (image, activation), the highest first.
 
     Raises:
-      ValueError: if the endpoint is unknown (names the nearest) or a channel is out of range, before any image is read.
+      ValueError: if the endpoint is unknown (names the nearest) or a channel is out of range,
+        before any image is read.
     """
     width = _width(clf, variables, endpoint)
     if outside := [int(channel) for channel in channels if not 0 <= channel < width]:
         raise ValueError(
-            f"{endpoint} of {clf.arch} has {width} channels: got channel {outside[0]}, expected 0 to {width - 1}"
+            f"{endpoint} of {clf.arch} has {width} channels: got channel {outside[0]}, expected 0 "
+            f"to {width - 1}"
         )
     bank = features.extract(
         clf,
@@ -98,8 +104,8 @@ def top_classes(
 ) -> list[Top]:
     """The images with the highest mean logit of each row's classes.
 
-    Logits come from the feature bank if the head reads pooled features only; else (VGG's own classifier) each call runs a
-    forward pass.
+    Logits come from the feature bank if the head reads pooled features only; else (VGG's own
+    classifier) each call runs a forward pass.
 
     Args:
       clf, variables: the network.
@@ -112,19 +118,21 @@ def top_classes(
       For each row at most k pairs (image, mean logit), the highest first.
 
     Raises:
-      ValueError: if the network has no head, or if `class_mask` has another shape or dtype or an empty row.
+      ValueError: if the network has no head, or if `class_mask` has another shape or dtype or an
+        empty row.
     """
     if clf.head is None or clf.classes is None:
         raise ValueError(clf.no_head_message())
     mask, classes = np.asarray(class_mask), len(clf.classes.entries)
     if mask.dtype != bool or mask.ndim != 2 or mask.shape[1] != classes:
         raise ValueError(
-            f"`class_mask` has a wrong type: got {mask.dtype}{list(mask.shape)}, expected bool[m {classes}], one row "
-            "per objective"
+            f"`class_mask` has a wrong type: got {mask.dtype}{list(mask.shape)}, expected bool[m "
+            f"{classes}], one row per objective"
         )
     if not mask.any(axis=1).all():
         raise ValueError(
-            f"row {mask.any(axis=1).argmin()} of `class_mask` names no class: expected at least one per row"
+            f"row {mask.any(axis=1).argmin()} of `class_mask` names no class: expected at least "
+            "one per row"
         )
     if heads.pooled(clf.head):
         bank = features.extract(

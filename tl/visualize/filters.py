@@ -1,4 +1,4 @@
-"""Convolution filters without an image: the first layer's as color tiles, and the change of each between two weights."""
+"""Convolution filters: the first layer as color tiles, and the change between two weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tl.paths import flatten, nearest
 from tl.pixels import PixelSpec
 from tl.types import Array, Params
 
-# A filter whose norm is below this share of its layer's median is dead: its ratio means nothing (chosen, not tuned).
+# A filter whose norm is below this share of its layer's median is dead: its ratio means nothing
+# (chosen, not tuned).
 DEAD = 0.05
 
 
@@ -31,10 +32,13 @@ class FilterChange(NamedTuple):
 
 
 def tiles(kernel: Array) -> list[np.ndarray]:
-    """A first layer's filters as color images, each scaled by its own largest absolute weight around mid-gray.
+    """A first layer's filters as color images around mid-gray.
+
+    Each filter is scaled by its own largest absolute weight.
 
     Args:
-      kernel: f32[h w 3 o], input channels red, green, blue (see `rgb_kernel`), or f32[h w 1 o], gray.
+      kernel: f32[h w 3 o], input channels red, green, blue (see `rgb_kernel`), or f32[h w 1 o],
+        gray.
 
     Returns:
       o images f32[h w 3] in [0, 1]. A weight of 0 is 0.5, and a filter of zeros is uniform gray.
@@ -50,8 +54,8 @@ def tiles(kernel: Array) -> list[np.ndarray]:
     weights = np.asarray(kernel, np.float32)
     if weights.ndim != 4 or weights.shape[2] not in (1, 3):
         raise ValueError(
-            f"`kernel` cannot be shown in color: got {list(weights.shape)}, expected [h w 3 o] or [h w 1 o]; pass the "
-            "first layer's"
+            f"`kernel` cannot be shown in color: got {list(weights.shape)}, expected [h w 3 o] or "
+            "[h w 1 o]; pass the first layer's"
         )
     largest = np.abs(weights).max(axis=(0, 1, 2))
     scale = np.where(largest > 0, largest, np.float32(1))
@@ -66,7 +70,7 @@ def rgb_kernel(kernel: np.ndarray, spec: PixelSpec) -> np.ndarray:
 
 
 def kernels(params: Params) -> dict[str, np.ndarray]:
-    """The convolution kernels f32[h w i o] of a backbone by path; biases, scales and dense layers are left out."""
+    """The convolution kernels f32[h w i o] of a backbone by path."""
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
     return {
         name: leaf
@@ -76,10 +80,12 @@ def kernels(params: Params) -> dict[str, np.ndarray]:
 
 
 def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int]]:
-    """The filter that computes each channel of an endpoint: of the last convolution of its last block.
+    """The filter that computes each channel of an endpoint.
 
-    Where the last convolutions are concatenated (fire modules), of the one that computes the channel. The contribution of a
-    shortcut is not counted.
+    It belongs to the last convolution of the last block.
+
+    Where the last convolutions are concatenated (fire modules), of the one that computes the
+    channel. The contribution of a shortcut is not counted.
 
     Args:
       params: a backbone's parameters.
@@ -87,10 +93,12 @@ def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int
       channels: the number of channels of the endpoint.
 
     Returns:
-      `(kernel's name, index)` for each channel, in order; empty if no convolution computes them (a last BatchNorm).
+      `(kernel's name, index)` for each channel, in order; empty if no convolution computes them (a
+      last BatchNorm).
 
     Example:
-      >>> fire = {"expand1x1": {"kernel": np.ones((1, 1, 4, 2))}, "expand3x3": {"kernel": np.ones((3, 3, 4, 1))}}
+      >>> left, right = np.ones((1, 1, 4, 2)), np.ones((3, 3, 4, 1))
+      >>> fire = {"expand1x1": {"kernel": left}, "expand3x3": {"kernel": right}}
       >>> writers({"stage1": {"block0": fire}}, "stage1", 3)[1:]
       [('stage1/block0/expand1x1/kernel', 1), ('stage1/block0/expand3x3/kernel', 0)]
     """
@@ -117,11 +125,12 @@ def natural_order(name: str) -> list[str | int]:
 def changes(before: Params, after: Params) -> list[FilterChange]:
     """The change of every filter between two sets of weights of one network, the largest first.
 
-    Pass the weights without BatchNorm folded in. Dead filters, whose norm before is below `DEAD` of their layer's median,
-    are left out.
+    Pass the weights without BatchNorm folded in. Dead filters, whose norm before is below `DEAD` of
+    their layer's median, are left out.
 
     Args:
-      before, after: a backbone's parameters, `variables["params"]["backbone"]`; kernels f32[h w i o] (depthwise: i = 1).
+      before, after: a backbone's parameters, `variables["params"]["backbone"]`; kernels f32[h w i
+        o] (depthwise: i = 1).
 
     Returns:
       One row per filter, by falling `relative`, then by name and index.
@@ -154,12 +163,12 @@ def _check_same_network(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndar
     if single := sorted(set(old) ^ set(new)):
         others = new if single[0] in old else old
         raise ValueError(
-            f"`before` and `after` are of two networks: {single[0]!r} is a kernel of one only; nearest in the other: "
-            f"{nearest(single[0], others)}"
+            f"`before` and `after` are of two networks: {single[0]!r} is a kernel of one only; "
+            f"nearest in the other: {nearest(single[0], others)}"
         )
     for name, kernel in old.items():
         if kernel.shape != new[name].shape:
             raise ValueError(
-                f"`before` and `after` are of two networks: {name} is {list(kernel.shape)} before and "
-                f"{list(new[name].shape)} after"
+                f"`before` and `after` are of two networks: {name} is {list(kernel.shape)} before "
+                f"and {list(new[name].shape)} after"
             )

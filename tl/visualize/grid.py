@@ -1,4 +1,4 @@
-"""A grid of ideal images: objective x weight of the variation x noise, optimized by one compiled program.
+"""A grid of ideal images, optimized by one compiled program: objective x variation weight x noise.
 
 It returns images and scores. `tl.visualize.ideal` evaluates the images and writes them.
 """
@@ -44,7 +44,7 @@ TRANSFORMS: dict[str, Callable[[int], transforms.Transform]] = {
     "resized": lambda size: transforms.resized(0.5, 1.0),
     "jpeg": lambda size: transforms.jpeg(50, 95),
 }
-"""Name -> function from the image's side in pixels to the transform. Lengths are shares of the side."""
+"""Name -> function from the side in pixels to the transform, so that lengths are shares of it."""
 
 
 class IdealSettings(NamedTuple):
@@ -100,7 +100,7 @@ class Network(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One image of the grid: its objective, its weight of the variation, and the number of its noise."""
+    """One image of the grid: its objective, its variation weight, and the number of its noise."""
 
     spec: ObjectiveSpec
     tv: float
@@ -121,7 +121,8 @@ def ensemble(first: Network, names: Sequence[str], specs: Sequence[ObjectiveSpec
       specs: the objectives.
 
     Raises:
-      ValueError: if an objective is not of a class, or if a further network does not have the class.
+      ValueError: if an objective is not of a class, or if a further network does not have the
+        class.
     """
     networks = [first]
     for name in names:
@@ -137,7 +138,7 @@ def ensemble(first: Network, names: Sequence[str], specs: Sequence[ObjectiveSpec
 
 
 def make_cells(specs: Sequence[ObjectiveSpec], settings: IdealSettings) -> list[Cell]:
-    """Objective x weight of the variation x noise; images of one objective and weight are neighbors."""
+    """Objective x variation weight x noise; images of one objective and weight are neighbors."""
     return [
         Cell(spec, tv, i)
         for spec in specs
@@ -169,18 +170,18 @@ def make_transform(names: Sequence[str], size: int) -> transforms.Transform:
 
 
 def check(clf: Classifier, settings: IdealSettings, chosen: Sequence[ObjectiveSpec]) -> int:
-    """Checks the settings before any image is computed, and returns the side of the images in pixels.
+    """Checks the settings before any image is computed, and returns the side in pixels.
 
     Raises:
-      ValueError: if the network does not accept images of this size, a weight of the variation is negative, or the
-        transforms are unknown or differ between the objectives.
+      ValueError: if the network does not accept images of this size, a weight of the variation is
+        negative, or the transforms are unknown or differ between the objectives.
     """
     check_size(clf, settings.size)
     size = settings.size or clf.pixels.size
     if any(not weight >= 0 for weight in settings.tv):
         raise ValueError(
-            f"`tv` has a negative weight: got {', '.join(f'{tv:g}' for tv in settings.tv)}, expected weights "
-            "of at least 0, because the variation is a cost"
+            f"`tv` has a negative weight: got {', '.join(f'{tv:g}' for tv in settings.tv)}, "
+            "expected weights of at least 0, because the variation is a cost"
         )
     make_transform(transform_names(settings, chosen), size)
     return size
@@ -190,13 +191,13 @@ def check_size(clf: Classifier, size: int) -> None:
     """Raises ValueError if the network does not accept images of this side; 0 is its own side."""
     if size and size < clf.spec.min_size:
         raise ValueError(
-            f"`size` is too small for {clf.arch}, which halves its maps until {clf.spec.min_size} pixels "
-            f"are one: got {size}, expected at least {clf.spec.min_size}"
+            f"`size` is too small for {clf.arch}, which halves its maps until {clf.spec.min_size} "
+            f"pixels are one: got {size}, expected at least {clf.spec.min_size}"
         )
     if size and size != clf.pixels.size and isinstance(clf.head, heads.Flat):
         raise ValueError(
-            f"this classifier's head reads images of {clf.pixels.size} pixels only: got `size` {size}; "
-            "leave `size` out"
+            f"this classifier's head reads images of {clf.pixels.size} pixels only: got `size` "
+            f"{size}; leave `size` out"
         )
 
 
@@ -206,16 +207,18 @@ def make_ascent(
     settings: IdealSettings,
     photograph: np.ndarray | None = None,
 ) -> Callable[..., render.Ideal]:
-    """A function that optimizes a whole grid by one compiled program; a second call does not compile again.
+    """A function that optimizes a whole grid by one compiled program; it compiles once.
 
-    The function takes the networks' variables, by default their own: other weights need no other program.
+    The function takes the networks' variables, by default their own: other weights need no other
+    program.
 
     Args:
-      networks: an ensemble. Objectives of classes are the mean over all of them, others read the first.
+      networks: an ensemble. Objectives of classes are the mean over all of them, others read the
+        first.
       cells: the images.
       settings: how they are optimized.
-      photograph: f32[s s 3] in [0, 1], the start. Objectives that read a photograph's activations read this one, and
-        the whole grid then starts from noise.
+      photograph: f32[s s 3] in [0, 1], the start. Objectives that read a photograph's activations
+        read this one, and the whole grid then starts from noise.
 
     Raises:
       ValueError: if an objective reads a photograph and none is given.
@@ -226,7 +229,8 @@ def make_ascent(
     endpoints = specs.photograph_endpoints(chosen)
     if endpoints and photograph is None:
         raise ValueError(
-            "inversion and caricature read the activations of a photograph; name one with `photograph`"
+            "inversion and caricature read the activations of a photograph; name one with "
+            "`photograph`"
         )
     photo_maps = (
         {}

@@ -1,6 +1,7 @@
 """Ideal images with everything that is measured of them, and the files of a run.
 
-`ideal` returns a value; `save` writes its images and returns what `result.json` holds. The page is `tl.pages.ideal`.
+`ideal` returns a value; `save` writes its images and returns what `result.json` holds. The page is
+`tl.pages.ideal`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from tl.visualize.grid import (
 )
 from tl.visualize.specs import ObjectiveSpec
 
-# Packaged networks with a classifier, which evaluate images that were optimized under another network.
+# Packaged networks with a classifier, which evaluate images that were optimized under another
+# network.
 HELD_OUT = ("efficientnet_lite1", "efficientnet_lite2", "squeezenet1_1", "efficientnet_lite0")
 # Real images shown next to an ideal one, and their side in pixels (chosen, not tuned).
 TOP, TOP_SIZE = 9, 96
@@ -43,8 +45,8 @@ class IdealResult(NamedTuple):
       cells: what each image is optimized for.
       images: uint8[b s s 3], as a PNG holds them. All measurements are of these.
       render: start, path and scores of the optimization, NumPy arrays.
-      result: JSON-ready: `images` (one row per cell), `judged_by`, `photographs`, `settings`, and `diversity` where a cell
-        has replicates.
+      result: JSON-ready: `images` (one row per cell), `judged_by`, `photographs`, `settings`, and
+        `diversity` where a cell has replicates.
       top: objective -> the real images that activate it most.
       photograph: the photograph of the objectives or of the start, f32[s s 3] in [0, 1].
     """
@@ -69,7 +71,8 @@ def ideal(
     """Optimizes a grid of images by one compiled program and measures them.
 
     Args:
-      networks: an ensemble. Objectives of classes are the mean over all of them, others read the first.
+      networks: an ensemble. Objectives of classes are the mean over all of them, others read the
+        first.
       chosen: the objectives.
       settings: the grid and how it is optimized.
       held_out: networks that take no part in the optimization and evaluate the images.
@@ -141,13 +144,14 @@ def dead_message(rows: Sequence[Mapping[str, Any]], settings: IdealSettings) -> 
     """What to do about the units that stayed at 0; "" where there are none."""
     dead = dict.fromkeys(row["target"] for row in rows if row["dead"])
     return dead and (
-        f"{', '.join(dead)} stayed at 0 for all {settings.steps} steps: the unit is dead for this start and has no "
-        "gradient; pass it with `redirect=16`, or set another `seed` or `photograph`"
+        f"{', '.join(dead)} stayed at 0 for all {settings.steps} steps: the unit is dead for this "
+        "start and has no gradient; pass it with `redirect=16`, or set another `seed` or "
+        "`photograph`"
     )
 
 
 def save(run: reporting.Run, ideal: IdealResult) -> dict[str, Any]:
-    """Writes images, animations and scores into the folder of a run, and returns what `result.json` holds."""
+    """Writes images, animations and scores of a run, and returns the content of `result.json`."""
     cells, result = ideal.cells, dict(ideal.result)
     settings, scores = result["settings"], ideal.render.scores
     for i in range(0, len(scores), max((len(scores) - 1) // 20, 1)):
@@ -252,8 +256,8 @@ def held_out_networks(networks: Sequence[Network], names: Sequence[str]) -> list
             if auto:
                 continue
             raise ValueError(
-                f"{name} takes part in the optimization: got it among the held-out networks, expected a network "
-                "that does not"
+                f"{name} takes part in the optimization: got it among the held-out networks, "
+                "expected a network that does not"
             )
         held_out.append(network(clf.with_dtype(networks[0].clf.dtype), variables))
     return held_out
@@ -265,7 +269,8 @@ def held_out_probabilities(
     """The probability of each image's class under held-out networks.
 
     Returns:
-      For each image architecture -> probability. A network that does not have the class is left out.
+      For each image architecture -> probability. A network that does not have the class is left
+      out.
     """
     rows: list[dict[str, float]] = [{} for _ in cells]
     for each in held_out:
@@ -344,7 +349,10 @@ def _judged_by(rows: Sequence[dict[str, Any]], networks: Sequence[Network]) -> d
 def _diversities(
     first: Network, held_out: Sequence[Network], cells: Sequence[Cell], images: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The diversity of the images of each objective and weight, by the features of a held-out network where there is one."""
+    """The diversity of the images of each objective and weight.
+
+    Features are those of the first held-out network, if there is one, or of the network itself.
+    """
     each = held_out[0] if held_out else first
     whole = each.clf.with_pixels(crop=1.0)
     resized = pixels.to_images01(np.stack([whole.prepare(image) for image in images]))

@@ -1,6 +1,6 @@
-"""Parameterisations: what is optimised in place of the pixels, and how it becomes a picture.
+"""Parameterizations: the variables that are optimized, and the images that they decode to.
 
-To add one: a function `(count, size) -> Image` and a row in `PARAMETERIZATIONS`.
+To add one: a function `size -> Image` and a row in `PARAMETERIZATIONS`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 
 
 class Image(NamedTuple):
-    """A family of pictures.
+    """A parameterization of images.
 
     Attributes:
-      init: key -> theta f32[b ...], the start; a picture of its own for each of `b` keys.
-      decode: theta -> images01 f32[b h w 3], always within [0, 1].
-      encode: images01 f32[b h w 3] -> theta whose picture is as near to them as the family has one, to start there.
-      project: theta -> theta, back to where it may be after a step.
+      init: keys [b] -> theta f32[b ...], the start; each image depends on its own key only.
+      decode: theta -> images01 f32[b h w 3], always in [0, 1].
+      encode: images01 f32[b h w 3] -> theta of the nearest image that the parameterization has.
+      project: theta -> theta, applied after each step.
     """
 
     init: Callable[[jax.Array], jax.Array]
@@ -31,30 +31,30 @@ class Image(NamedTuple):
 
 
 def _normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Normal numbers, drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4."""
+    """Normal samples, drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4."""
     return jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
 
 
 def _each(draw: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The draw for keys [b]: an image's start depends on its own key alone."""
+    """The draw for keys [b]; the start of an image depends on its own key only."""
     return jax.vmap(draw)
 
 
 def _logit(images01: jax.Array) -> jax.Array:
-    """The inverse of the sigmoid; 0 and 1 become the levels 1/512 away, since theirs are infinite."""
+    """The inverse of the sigmoid. 0 and 1 are moved by 1/512, because their logits are infinite."""
     inside = jnp.clip(images01, 1 / 512, 511 / 512)
     return jnp.log(inside) - jnp.log1p(-inside)
 
 
-# Square root of the covariance of RGB in ImageNet photographs, over its largest column norm: independent colours on the
-# right become natural ones. Lucid, `lucid/optvis/param/color.py` (Apache-2.0).
+# Square root of the covariance of RGB in ImageNet photographs, over its largest column norm: it
+# maps decorrelated colors to RGB. lucid, `lucid/optvis/param/color.py` (Apache-2.0).
 COLOR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
 COLOR = COLOR / np.linalg.norm(COLOR, axis=0).max()
 PLAIN = np.linalg.inv(COLOR)
 
 
 def _mixed(x: jax.Array, matrix: np.ndarray) -> jax.Array:
-    """x @ matrix.T over the colours, plane by plane: a product with a 3 x 3 matrix is ten times slower on a CPU."""
+    """x @ matrix.T over the colors, by plane: a matrix product is ten times slower on a CPU."""
     r, g, b = x[..., 0], x[..., 1], x[..., 2]
     return jnp.stack(
         [float(row[0]) * r + float(row[1]) * g + float(row[2]) * b for row in matrix], axis=-1
@@ -62,39 +62,42 @@ def _mixed(x: jax.Array, matrix: np.ndarray) -> jax.Array:
 
 
 def pixel(size: int, *, spread: float = 0.1) -> Image:
-    """The pixels themselves, kept in [0, 1] by a sigmoid, so that no gradient dies at the border of the box.
+    """Pixels through a sigmoid, whose gradient does not vanish at the bounds of [0, 1].
 
     Args:
-      size: side, in pixels.
-      spread: standard deviation of the start in logits; 0.1 is grey noise of 0.025 (chosen, not tuned).
+      size: side in pixels.
+      spread: standard deviation of the start in logits; 0.1 is gray noise of 0.025 (chosen, not
+        tuned).
     """
     return Image(_each(lambda key: spread * _normal(key, (size, size, 3))), jax.nn.sigmoid, _logit)
 
 
 def box(size: int, *, spread: float = 0.025) -> Image:
-    """The pixels themselves, cut off at 0 and 1 after each step; the start is grey noise, as that of `pixel`."""
-    cut = lambda theta: jnp.clip(theta, 0.0, 1.0)
-    return Image(_each(lambda key: 0.5 + spread * _normal(key, (size, size, 3))), cut, cut, cut)
+    """Pixels clipped to [0, 1] after each step; the start is gray noise, as for `pixel`."""
+    clip = lambda theta: jnp.clip(theta, 0.0, 1.0)
+    return Image(_each(lambda key: 0.5 + spread * _normal(key, (size, size, 3))), clip, clip, clip)
 
 
 def _frequencies(size: int) -> np.ndarray:
-    """Cycles a pixel f32[size, size // 2 + 1] of a real two-dimensional transform; 1/size in place of zero."""
+    """Cycles per pixel f32[size, size // 2 + 1] of a real 2-D transform; 1/size instead of 0."""
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
     return np.maximum(f, 1.0 / size).astype(np.float32)
 
 
 def fourier(size: int, *, spread: float = 0.01, decay: float = 1.0) -> Image:
-    """Coefficients of a real 2-D Fourier series, weighted 1/f^decay, in decorrelated colours, through a sigmoid.
+    """Coefficients of a real 2-D Fourier series, weighted 1/f^decay, in decorrelated colors.
 
-    A step of the same length changes all scales with the energy that photographs have there, so large shapes come first.
+    The weights give each scale the energy that it has in photographs, so large shapes form first.
+    A sigmoid bounds the image.
 
     Args:
-      size: side, in pixels.
+      size: side in pixels.
       spread: standard deviation of the starting coefficients (lucid's 0.01).
       decay: photographs have about 1 (Field 1987).
 
-    Reference: Olah, Mordvintsev & Schubert 2017, Distill, "Feature visualization", section "Preconditioning and
-      parameterization"; lucid's constants.
+    Reference:
+      Olah, Mordvintsev & Schubert 2017, Distill, "Feature visualization", section "Preconditioning
+      and parameterization"; lucid's constants.
     """
     weight = (size / 4.0 / _frequencies(size) ** decay)[:, :, None]  # lucid: sqrt(w h) / 4
 
@@ -115,14 +118,17 @@ def fourier(size: int, *, spread: float = 0.01, decay: float = 1.0) -> Image:
 
 
 def pyramid(size: int, *, spread: float = 0.1, levels: int = 5) -> Image:
-    """A sum of pictures of halved sides, each enlarged bilinearly: coarse levels move large shapes in one step.
+    """A Laplacian pyramid: a sum of images of halved sides, each resized bilinearly.
+
+    A step at a coarse level moves large shapes.
 
     Args:
-      size: side, in pixels.
+      size: side in pixels.
       spread: standard deviation of each level's start (chosen, not tuned).
-      levels: at most so many; none is smaller than two pixels.
+      levels: maximal number of levels; the smallest has two pixels or more.
 
-    Reference: lucid, `lucid/optvis/param/lowres.py`, in decorrelated colours.
+    Reference:
+      lucid, `lucid/optvis/param/lowres.py`, in decorrelated colors.
     """
     sides = [side for side in (-(-size // 2**i) for i in range(levels)) if side >= min(2, size)]
     ends = np.cumsum([0, *(3 * side * side for side in sides)]).tolist()
@@ -142,21 +148,21 @@ def pyramid(size: int, *, spread: float = 0.1, levels: int = 5) -> Image:
 
 
 def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
-    """Phases alone: the magnitude of each frequency stays that of photographs, so no energy can go into fine noise.
+    """MACO: phases at fixed magnitudes, those of photographs, so that fine noise cannot grow.
 
     Args:
-      size: side, in pixels.
-      decay: magnitude is 1/f^decay in each decorrelated colour (Field 1987). The paper takes the mean magnitude over
-        ImageNet in its place; that of photographs in general needs no data set.
-      contrast: standard deviation of the colours before the sigmoid (the paper's 1).
+      size: side in pixels.
+      decay: the magnitude is 1/f^decay in each decorrelated color (Field 1987), which needs no data
+        set. The paper uses the mean magnitude over ImageNet instead.
+      contrast: standard deviation of the colors before the sigmoid (the paper's 1).
 
-    Reference: Fel et al. 2023, arXiv:2306.06805, section 3 (MAgnitude Constrained Optimization).
+    Reference:
+      Fel et al. 2023, arXiv:2306.06805, section 3 (MAgnitude Constrained Optimization).
     """
     magnitude = (1.0 / _frequencies(size) ** decay)[:, :, None]
     rows, columns = np.arange(size)[:, None, None], np.arange(size // 2 + 1)[:, None]
-    twin = (rows > size - rows) & (
-        2 * columns % size == 0
-    )  # in two columns a wave stands twice: once must do
+    # Two columns hold each wave twice; the second is the conjugate of the first.
+    twin = (rows > size - rows) & (2 * columns % size == 0)
 
     def decode(theta: jax.Array) -> jax.Array:
         theta = jnp.where(twin[None], -jnp.roll(theta[:, ::-1], 1, axis=1), theta)

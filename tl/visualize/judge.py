@@ -1,6 +1,7 @@
 """Quality measures of ideal images that need no network: the slope of the spectrum, and diversity.
 
-Other measures: `objectives.total_variation`, and the probability under held-out networks, `ideal.held_out_probabilities`.
+Other measures: `objectives.total_variation`, and the probability under held-out networks,
+  `ideal.held_out_probabilities`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ SMALLEST = 32
 
 
 def spectral_slope(images01: Array) -> np.ndarray:
-    """The exponent a of the amplitude spectrum, amplitude ~ f^a, by least squares on logarithmic axes.
+    """The exponent a of the amplitude spectrum f^a, by least squares on logarithmic axes.
 
-    Photographs have about -1 to -1.3 and white noise has 0; images with much fine texture lie between.
+    Photographs have about -1 to -1.3 and white noise has 0; images with much fine texture lie
+    between.
 
     Args:
-      images01: f32[b h w c]. The luminance is measured under a Hann window, over rings from 3 cycles per image to
-        0.35 cycles per pixel (chosen: the window dominates below, the sensor and JPEG above).
+      images01: f32[b h w c]. The luminance is measured under a Hann window, over rings from 3
+        cycles per image to 0.35 cycles per pixel (chosen: the window dominates below, the sensor
+        and JPEG above).
 
     Returns:
       f64[b].
@@ -29,15 +32,15 @@ def spectral_slope(images01: Array) -> np.ndarray:
       ValueError: if a side has fewer than 32 pixels.
 
     Reference:
-      Field 1987, "Relations between the statistics of natural images and the response properties of cortical cells",
-      figure 7.
+      Field 1987, "Relations between the statistics of natural images and the response properties of
+      cortical cells", figure 7.
     """
     gray = np.asarray(images01, np.float64).mean(axis=3)
     b, h, w = gray.shape
     if min(h, w) < SMALLEST:
         raise ValueError(
-            f"`images01` are too small for a spectral slope: got {h} x {w}, expected at least {SMALLEST} "
-            "pixels per side"
+            f"`images01` are too small for a spectral slope: got {h} x {w}, expected at least "
+            f"{SMALLEST} pixels per side"
         )
     window = np.hanning(h)[:, None] * np.hanning(w)[None]
     amplitude = np.abs(np.fft.rfft2((gray - gray.mean(axis=(1, 2), keepdims=True)) * window[None]))
@@ -51,7 +54,7 @@ def spectral_slope(images01: Array) -> np.ndarray:
 
 
 def diversity(features: Array) -> float:
-    """One minus the mean cosine between the features of images of one objective; 0 where all are equal.
+    """One minus the mean cosine between the features of images; 0 if all are equal.
 
     Args:
       features: f32[n d], n >= 2.

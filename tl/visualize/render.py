@@ -1,4 +1,4 @@
-"""Ideal images: objective x parameterisation x transforms, a whole grid of them climbed by one compiled program."""
+"""The compiled optimization of images: objective x parameterization x transforms."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tl.visualize.images import Image
 
 
 class Ideal(NamedTuple):
-    """What a climb found.
+    """Optimized images.
 
     Attributes:
       images: images01 f32[b h w 3].
-      start: images01 f32[b h w 3], where it began.
-      scores: f32[steps + 1 b], the objective less the costs, under random transforms.
-      frames: images01 f32[frames b h w 3], the way from the start to the image.
+      start: images01 f32[b h w 3], the images before the first step.
+      scores: f32[steps + 1 b], the objective minus the costs, under random transforms.
+      frames: images01 f32[frames b h w 3], the path from the start to the image.
     """
 
     images: jax.Array
@@ -36,7 +36,7 @@ class Ideal(NamedTuple):
 
 
 class Render(Protocol):
-    """A jitted climb."""
+    """A jitted optimization of images."""
 
     def __call__(
         self,
@@ -50,21 +50,23 @@ class Render(Protocol):
         step_size: float,
         start: Array | None = None,
     ) -> Ideal:
-        """Ideal images, one for each key.
+        """Ideal images, one per key.
 
         Args:
-          variables: the network's, or those of several, as `apply` takes them.
-          keys: `jax.random.key`s [b]. An image depends on its own key and target alone, unless its objective looks at others.
-          targets: what `objective` is made from; every leaf has a row an image.
-          tv: weight of the variation, in the objective's units per unit of `objectives.total_variation`; a number, or f32[b].
-          l2: weight of `objectives.energy`, likewise.
-          blur: weight of `objectives.roughness`, likewise.
-          step_size: of the first step.
-          start: images01 f32[b h w 3] to begin with, in place of noise.
+          variables: the variables of one network or several, as `apply` takes them.
+          keys: `jax.random.key`s [b]. An image depends on its own key and target only, unless its
+            objective reads other images.
+          targets: argument of `objective`; each leaf has one row per image.
+          tv: weight of the variation, in units of the objective per unit of
+            `objectives.total_variation`; a number, or f32[b].
+          l2: weight of `objectives.energy`; a number, or f32[b].
+          blur: weight of `objectives.roughness`; a number, or f32[b].
+          step_size: size of the first step.
+          start: images01 f32[b h w 3], the start instead of noise.
 
         Raises:
-          ValueError: a score is NaN (names the step), a weight is negative or has another length, or there are not whole
-            groups of images.
+          ValueError: if a score is NaN (names the step), a weight is negative or has another
+            length, or the images do not fill whole groups.
         """
         ...
 
@@ -84,31 +86,35 @@ def make(
     together: int = 0,
     progress: Callable[[Sequence[int]], Iterable[int]] = lambda groups: groups,
 ) -> Render:
-    """A jitted function from targets to their ideal images; all but the arguments below is traced, so a sweep compiles once.
+    """A jitted function from targets to their ideal images.
 
-    The objective is judged on the transformed image, the costs on the image itself.
+    The arguments of that function are traced, so a sweep over them compiles once. The objective is
+    computed on the transformed image, the costs on the image itself.
 
     Args:
-      apply: `(variables, images01) -> Output`, in evaluation mode; or a tuple of Outputs, for an objective that takes one.
-      image: parameterisation.
+      apply: `(variables, images01) -> Output` in evaluation mode, or a tuple of Outputs for an
+        objective that takes one.
+      image: the parameterization.
       objective: targets -> objective, such as `lambda t: channel("stage3", t)`.
-      transform: random views, of one image; see `tl.ascent.transforms`.
-      steps: static.
+      transform: random transform of one image; see `tl.ascent.transforms`.
+      steps: number of steps, static.
       optimizer: a row of `ascend.OPTIMIZERS`.
       variation: a row of `objectives.VARIATIONS`.
-      last_step_size: the step's size falls along a straight line to this share of the first.
-      redirect: in so many first steps gradients pass dead units; see `redirected_gradients`.
-      frames: how many pictures of the way to keep.
-      together: how many images climb side by side, 0 for all. Groups climb one after another, by the same program. At 1 a grid
-        of any size compiles once, and an image is the same to the last bit alone and in any grid; on a CPU it is also the
-        fastest.
-      progress: wraps the groups, to show how far the climb is.
+      last_step_size: size of the last step as a share of the first; it falls linearly.
+      redirect: number of first steps in which gradients pass dead units; see
+        `redirected_gradients`.
+      frames: number of images of the path to keep.
+      together: images per group, 0 for all. Groups are optimized one after another by one program.
+        At 1 a grid of any size compiles once, and an image has the same bits alone and in any
+        grid; on a CPU it is also the fastest.
+      progress: wraps the groups, to report progress.
 
     Raises:
-      ValueError: unknown optimizer or variation; gives the nearest.
+      ValueError: if the optimizer or variation is unknown. Names the nearest.
 
-    Reference: Simonyan et al. 2014, arXiv:1312.6034, section 2; Olah et al. 2017, Distill, "Feature visualization"; variation
-      as a cost: Mahendran & Vedaldi 2015, arXiv:1412.0035, section 3.
+    Reference:
+      Simonyan et al. 2014, arXiv:1312.6034, section 2; Olah et al. 2017, Distill, "Feature
+      visualization"; variation as a cost: Mahendran & Vedaldi 2015, arXiv:1412.0035, section 3.
     """
     if optimizer not in ascend.OPTIMIZERS:
         raise ValueError(
@@ -121,17 +127,17 @@ def make(
     costs = objectives.VARIATIONS[variation], objectives.energy, objectives.roughness
 
     @jax.jit
-    def group(variables: Variables, step_size: jax.Array, mine: tuple) -> Ideal:
-        """One group's climb; every leaf of `mine` has a row an image."""
-        keys, targets, weights, start = mine
+    def optimize(variables: Variables, step_size: jax.Array, group: tuple) -> Ideal:
+        """Optimizes one group; each leaf of `group` has one row per image."""
+        keys, targets, weights, start = group
         pairs = jax.vmap(jax.random.split)(keys)
-        wanted = objective(targets)
+        total = objective(targets)
         for cost, weight in zip(costs, weights, strict=True):
-            wanted = wanted + objectives.costs(cost) * weight
+            total = total + objectives.costs(cost) * weight
 
         def score(theta: jax.Array, keys: jax.Array) -> jax.Array:
             images01 = image.decode(theta)
-            return wanted(apply(variables, jax.vmap(transform)(keys, images01)), images01)
+            return total(apply(variables, jax.vmap(transform)(keys, images01)), images01)
 
         def redirected(theta: jax.Array, keys: jax.Array) -> jax.Array:
             with redirected_gradients():
@@ -149,10 +155,10 @@ def make(
             first=(redirect, redirected),
             frames=min(frames, steps),
         )
-        film = jax.lax.map(image.decode, path.frames)
-        return Ideal(image.decode(path.last), image.decode(theta), path.scores, film)
+        decoded = jax.lax.map(image.decode, path.frames)
+        return Ideal(image.decode(path.last), image.decode(theta), path.scores, decoded)
 
-    def ideal(
+    def render(
         variables: Any,
         keys: jax.Array,
         targets: Any,
@@ -170,23 +176,27 @@ def make(
         size = together or b
         if b % size:
             raise ValueError(
-                f"images climb in groups of {size}; got {b} images, which is no whole number of groups"
+                f"`together` does not divide the images into whole groups: got {b} images, "
+                f"expected a multiple of {size}"
             )
-        begin = None if start is None else jnp.asarray(start)
-        mine = (keys, jax.tree.map(jnp.asarray, targets), weights, begin)
-        cut = lambda i: jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, size), mine)
-        found = []
+        first = None if start is None else jnp.asarray(start)
+        rows = (keys, jax.tree.map(jnp.asarray, targets), weights, first)
+        group = lambda i: jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, size), rows
+        )
+        parts = []
         for i in progress(range(0, b, size)):
-            found.append(jax.block_until_ready(group(variables, jnp.float32(step_size), cut(i))))
-            if not isinstance(found[-1].scores, Tracer):
-                _finite(np.asarray(found[-1].scores), i, step_size)
-        images, begun, scores, film = zip(*found, strict=True)
+            part = optimize(variables, jnp.float32(step_size), group(i))
+            parts.append(jax.block_until_ready(part))
+            if not isinstance(part.scores, Tracer):
+                _check_finite(np.asarray(part.scores), i, step_size)
+        images, starts, scores, paths = zip(*parts, strict=True)
         return Ideal(
-            *map(jnp.concatenate, (images, begun)),
-            *(jnp.concatenate(x, axis=1) for x in (scores, film)),
+            *map(jnp.concatenate, (images, starts)),
+            *(jnp.concatenate(x, axis=1) for x in (scores, paths)),
         )
 
-    return ideal
+    return render
 
 
 def _weight(name: str, value: Any, b: int) -> jax.Array:
@@ -194,17 +204,23 @@ def _weight(name: str, value: Any, b: int) -> jax.Array:
         numbers = np.asarray(value, np.float32)
         if numbers.shape not in ((), (b,)) or not (numbers >= 0).all():
             raise ValueError(
-                f"{name} is a weight of at least 0, or one for each of {b} images; got {value}"
+                f"`{name}` must be a weight of at least 0, or one per image ({b}): got {value}"
             )
     return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (b,))
 
 
-def _finite(scores: np.ndarray, before: int, step_size: float) -> None:
-    """Raises where a climb broke: the first step whose score is not a finite number; `before` images came before these."""
+def _check_finite(scores: np.ndarray, before: int, step_size: float) -> None:
+    """Raises ValueError for the first step with a score that is not finite.
+
+    Args:
+      scores: f32[steps + 1 b].
+      before: number of images in earlier groups.
+      step_size: for the message.
+    """
     broken = ~np.isfinite(scores)
     if broken.any():
         step, image = np.argwhere(broken)[0].tolist()
         raise ValueError(
-            f"the objective of image {before + image} became {scores[step, image]} at step {step}; take a smaller step size "
-            f"than {step_size:g}, or another objective"
+            f"the objective of image {before + image} became {scores[step, image]} at step {step}; "
+            f"set `step_size` below {step_size:g}, or another objective"
         )

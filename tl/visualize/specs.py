@@ -1,8 +1,8 @@
-"""Objectives as users write them (`channel:stage3:12`, `logit:zebra`), and the program that maximizes a batch of them.
+"""Objectives as users write them, such as `channel:stage3:12`, and a program for a batch of them.
 
-`KINDS` has one row per objective. To add an objective: a function in `tl/visualize/objectives.py` and a row in `KINDS`.
-The row says how the word is parsed and which array the function receives, by one of the targets of this module (`CLASSES`,
-`CHANNEL`, `NEURON`, `VECTOR`, `PHOTOGRAPH`, `LAYER`).
+`KINDS` has one row per objective. To add an objective: a function in `tl/visualize/objectives.py`
+and a row in `KINDS`. The row says how the word is parsed and which array the function receives, by
+one of the targets of this module (`CLASSES`, `CHANNEL`, `NEURON`, `VECTOR`, `PHOTOGRAPH`, `LAYER`).
 """
 
 from __future__ import annotations
@@ -67,9 +67,11 @@ class Target(NamedTuple):
 
     Attributes:
       form: what follows the kind in a user's word, "ENDPOINT:INDEX".
-      parse: `(clf, shapes, text) -> fields of ObjectiveSpec`. Raises `MalformedError` for a word in another form.
+      parse: `(clf, shapes, text) -> fields of ObjectiveSpec`. Raises `MalformedError` for a word in
+        another form.
       array: `(spec, context) -> array or tuple of arrays`, without a batch axis.
-      ensemble: whether the objective is the mean over all networks of an ensemble, or reads the first network only.
+      ensemble: whether the objective is the mean over all networks of an ensemble, or reads the
+        first network only.
       photograph: whether `array` reads `Context.photo_maps`.
     """
 
@@ -199,7 +201,7 @@ PHOTOGRAPH = Target(
 """f32[h w c], the activations of a photograph."""
 
 LAYER = Target("ENDPOINT", _parse_layer, lambda spec, context: None)
-"""None: the endpoint is all that the objective reads."""
+"""None: the objective has no argument but its endpoint."""
 
 
 # ---- the table of objectives ----
@@ -209,10 +211,12 @@ class Kind(NamedTuple):
     """A row of `KINDS`.
 
     Attributes:
-      make: `(endpoint, targets) -> Objective`; `targets` are the target's arrays with a batch axis in front.
+      make: `(endpoint, targets) -> Objective`; `targets` are the target's arrays with a batch axis
+        in front.
       target: how the objective's argument is parsed, and its array.
       tv, l2: default weights of variation and energy, in the objective's own units (chosen by eye).
-      transforms: default transforms, names of `grid.TRANSFORMS`. Objectives that compare positions have none.
+      transforms: default transforms, names of `grid.TRANSFORMS`. Objectives that compare positions
+        have none.
     """
 
     make: Callable[[str, Any], Objective]
@@ -248,7 +252,7 @@ def form(kind: str) -> str:
 
 
 def photograph_endpoints(specs: Sequence[ObjectiveSpec]) -> list[str]:
-    """The endpoints, each once and sorted, at which the objectives read a photograph's activations."""
+    """The endpoints at which the objectives read a photograph's activations, sorted."""
     return sorted({spec.endpoint for spec in specs if KINDS[spec.kind].target.photograph})
 
 
@@ -302,8 +306,8 @@ def parse_objective(clf: Classifier, shapes: Shapes, word: str) -> ObjectiveSpec
       word: a kind and its argument, in the form that `form` returns.
 
     Raises:
-      ValueError: if the kind, class or endpoint is unknown (names the nearest), if a channel or place lies outside the map
-        (gives the range), or if the word has another form.
+      ValueError: if the kind, class or endpoint is unknown (names the nearest), if a channel or
+        place lies outside the map (gives the range), or if the word has another form.
     """
     kind, _, text = (part.strip() for part in word.partition(":"))
     if kind not in KINDS:
@@ -340,11 +344,13 @@ def program(
     """One objective for a whole batch of images, over a tuple of Outputs, and its targets.
 
     Args:
-      networks: an ensemble. Objectives of classes are the mean over all of them, others read the first.
+      networks: an ensemble. Objectives of classes are the mean over all of them, others read the
+        first.
       specs: one for each image.
       shapes: the endpoints of the first network.
       photo_maps: endpoint -> f32[h w c], for the objectives that read a photograph.
-      diversity: weight of `objectives.diversity` at the objective's endpoint, for a class at the last stage.
+      diversity: weight of `objectives.diversity` at the objective's endpoint, for a class at the
+        last stage.
 
     Returns:
       A function from targets to the objective, and the targets; each leaf has one row per image.
