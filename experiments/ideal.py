@@ -108,7 +108,8 @@ def main(run: reporting.Run) -> None:
     images = ideal.ideal(
         networks, chosen, how, held_out=held_out, photograph=photograph, data_set=data_set
     )
-    result = ideal.save(run, images) | {"facts": common.weights_facts(clf)}
+    result = ideal.save(run, images)
+    result["facts"] = common.weights_facts(clf)
     report = pages.finish(run, result)
     if dead := ideal.dead_message(result["images"], how):
         print(f"ideal: {cli.with_dashes(dead)}")

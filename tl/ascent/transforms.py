@@ -4,7 +4,7 @@ A transform is `(key, image f32[h w 3]) -> f32[h' w' 3]` of one image, its outpu
 over a batch with a key for each, so that an image's views do not depend on its neighbours. `compose` puts them in a row.
 Resampling is a product with two matrices, of rows and of columns: on a CPU many times faster than a gather.
 
-To add one: a function that returns a `Transform`, and a row in `experiments/ideal.py`.
+To add one: a function that returns a `Transform`, and a row in `TRANSFORMS` of `tl/visualize/grid.py`.
 """
 
 from __future__ import annotations

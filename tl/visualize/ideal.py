@@ -143,7 +143,9 @@ def ideal(
 def dead_message(rows: Sequence[Mapping[str, Any]], settings: IdealSettings) -> str:
     """What to do about the units that stayed at 0; "" where there are none."""
     dead = dict.fromkeys(row["target"] for row in rows if row["dead"])
-    return dead and (
+    if not dead:
+        return ""
+    return (
         f"{', '.join(dead)} stayed at 0 for all {settings.steps} steps: the unit is dead for this "
         "start and has no gradient; pass it with `redirect=16`, or set another `seed` or "
         "`photograph`"
