@@ -59,8 +59,8 @@ def main(run: reporting.Run) -> None:
         result |= activations.fill_banks(clf, variables, data_set, names, batch_size=size)
         result["data"] = data_set.name
     if images:
-        how = {"topk": FLAGS.topk, "data_set": data_set, "batch_size": FLAGS.batch_size}
-        result |= activations.show(run, clf, variables, images, names, **how)
+        options = {"topk": FLAGS.topk, "data_set": data_set, "batch_size": FLAGS.batch_size}
+        result |= activations.show(run, clf, variables, images, names, **options)
         result["skipped"] = result["skipped"] + images.skipped
     report = pages.finish(run, result)
 

@@ -83,16 +83,16 @@ def main(run: reporting.Run) -> None:
         raise ValueError("--as_in_lesson is a step of the course: ./launch.sh lesson --steps=ideal")
     if bool(FLAGS.target) == bool(FLAGS.objective):
         raise ValueError("give the objective by one of --target=CLASS and --objective=KIND:...")
-    how = settings()
+    options = settings()
     clf, variables = cli.load_model()
-    grid.check_size(clf, how.size)
+    grid.check_size(clf, options.size)
     if FLAGS.target:
         chosen = specs.class_objectives(clf, FLAGS.target)
     else:
-        shapes = specs.endpoint_shapes(clf, variables, how.size or clf.pixels.size)
+        shapes = specs.endpoint_shapes(clf, variables, options.size or clf.pixels.size)
         words = FLAGS.objective.split(",")
         chosen = [specs.parse_objective(clf, shapes, word.strip()) for word in words]
-    size = grid.check(clf, how, chosen)
+    size = grid.check(clf, options, chosen)
     networks = grid.ensemble(grid.network(clf, variables), FLAGS.ensemble, chosen)
     photograph = None
     if FLAGS.photograph:
@@ -103,15 +103,15 @@ def main(run: reporting.Run) -> None:
     if any(spec.classes for spec in chosen):
         held_out = ideal.held_out_networks(networks, [name for name in FLAGS.judges if name])
 
-    n = len(grid.make_cells(chosen, how))
-    print(f"optimizing {n} images of {size} x {size} pixels: {how.steps} steps", flush=True)
+    n = len(grid.make_cells(chosen, options))
+    print(f"optimizing {n} images of {size} x {size} pixels: {options.steps} steps", flush=True)
     images = ideal.ideal(
-        networks, chosen, how, held_out=held_out, photograph=photograph, data_set=data_set
+        networks, chosen, options, held_out=held_out, photograph=photograph, data_set=data_set
     )
     result = ideal.save(run, images)
     result["facts"] = common.weights_facts(clf)
     report = pages.finish(run, result)
-    if dead := ideal.dead_message(result["images"], how):
+    if dead := ideal.dead_message(result["images"], options):
         print(f"ideal: {cli.with_dashes(dead)}")
     for row in result["images"]:
         value = f"value {row['value']:.4g}"
@@ -121,7 +121,7 @@ def main(run: reporting.Run) -> None:
             value += f", under held-out networks {np.mean(list(row['judges'].values())):.3f}"
         weight = f"total variation {row['tv']:.4f} at weight {row['tv_weight']:g}"
         print(f"{row['target']}: {value}, {weight}")
-        if not how.steps and row["called"]:
+        if not options.steps and row["called"]:
             called = (f"{top['name']} {top['probability']:.4f}" for top in row["called"])
             print("  " + ", ".join(called))
     if (mean := result["judged_by"]["mean"]) is not None:

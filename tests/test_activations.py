@@ -85,11 +85,11 @@ def test_a_row_of_the_result_has_the_values_of_the_map(
 ) -> None:
     row = activations.save_maps(run, net[0], "top", top_map, image="noise", topk=5)
     h, w, c = top_map.shape
-    means = [each["mean"] for each in row["strongest"]]
+    means = [entry["mean"] for entry in row["strongest"]]
     assert row["shape"] == [h, w, c] and means == sorted(means, reverse=True)
-    for each in row["strongest"]:
-        mean = top_map[..., each["channel"]].mean()
-        np.testing.assert_allclose(each["mean"], mean, rtol=1e-5)
+    for entry in row["strongest"]:
+        mean = top_map[..., entry["channel"]].mean()
+        np.testing.assert_allclose(entry["mean"], mean, rtol=1e-5)
     assert data.decode(run.workdir / row["flat"]).shape[:2] == (h * w, c)
     assert len(data.decode(run.workdir / row["png"])) >= activations.TILE
 
@@ -146,12 +146,12 @@ def test_the_page_is_drawn_from_the_result_and_the_figures(
     assert top.count("<img") == 5 + 2 * activations.SEARCHED + 1
     assert "Top-activating images" in stem and "First convolution" in first
     assert first.count("<img") == 8
-    for each in result["shown"][1]["strongest"]:
-        assert f"{each['channel']}: {each['mean']:.3g}" in top
+    for entry in result["shown"][1]["strongest"]:
+        assert f"{entry['channel']}: {entry['mean']:.3g}" in top
 
 
 def test_a_call_without_images_and_data_is_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.features", f"--workdir={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("features: give --show=IMAGE")
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1].startswith("features: give --show=IMAGE")

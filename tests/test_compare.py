@@ -78,10 +78,12 @@ class Finished:
     folder: Path
 
 
-def finish(folder: Path, before: Any, after: Any, data_set: data.DataSpec, **how: Any) -> Finished:
+def finish(
+    folder: Path, before: Any, after: Any, data_set: data.DataSpec, **options: Any
+) -> Finished:
     """Compares, writes the run, and reads it again."""
     run = reporting.start("compare", folder, {"seed": 0})
-    pages.finish(run, compare.save(run, compare.compare(before, after, data_set, **how)))
+    pages.finish(run, compare.save(run, compare.compare(before, after, data_set, **options)))
     result = json.loads((folder / "result.json").read_text())
     return Finished(before, after, result, (folder / "report.html").read_text(), folder)
 
@@ -175,8 +177,8 @@ def equal(images, environment, tmp_path_factory: pytest.TempPathFactory) -> Fini
     clf, variables = NETWORK()
     before, after = compare.pair(clf, variables, clf, variables)
     channels = ["stage2/block0:5", " stem:3", "stage2/block0:0"]
-    how = {"endpoints": ["stage2/block0"], "channel": channels, "steps": 2, "limit": 3}
-    return finish(tmp_path_factory.mktemp("run"), before, after, images, **how)
+    options = {"endpoints": ["stage2/block0"], "channel": channels, "steps": 2, "limit": 3}
+    return finish(tmp_path_factory.mktemp("run"), before, after, images, **options)
 
 
 def test_equal_weights_have_no_change(equal: Finished) -> None:
@@ -278,7 +280,7 @@ def test_another_architecture_is_an_error(
 ) -> None:
     real, (clf, variables) = models.load, NETWORK()
     other = dataclasses.replace(clf, arch="resnet18")
-    load = lambda name, **how: (other, variables) if "/" not in name else real(name)
+    load = lambda name, **options: (other, variables) if "/" not in name else real(name)
     monkeypatch.setattr(models, "load", load)
     message = f"`before=resnet18` is resnet18 and `model={folders[1]}` is toy_mobilenet"
     with pytest.raises(ValueError, match=message):

@@ -106,10 +106,10 @@ def test_held_out_probabilities_and_diversities_are_summarized(class_grid) -> No
 def test_the_page_is_drawn_from_the_result_and_the_figures(class_grid, tmp_path: Path) -> None:
     folder, result, html = class_grid
     assert "image/webp" in html and "Reproduce" in html and "any dog" in html
-    moved = tmp_path / "elsewhere"
-    folder.rename(moved)
-    again = pages.PAGES["ideal"](result, moved)
-    moved.rename(folder)
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    again = pages.PAGES["ideal"](result, elsewhere)
+    elsewhere.rename(folder)
     assert all(section in html for section in again.sections)
 
 
@@ -161,7 +161,7 @@ def test_inversion_recovers_the_activations_of_a_photograph() -> None:
     chosen = [parse("inversion:stage1"), parse("caricature:stage1")]
     settings = QUICK._replace(steps=40, transforms=(), tv=(0.0,))
     rows = ideal.ideal([network()], chosen, settings, photograph=photograph).result["images"]
-    assert -0.6 < rows[0]["value"] <= 0  # -1 is no activation at all
+    assert -0.6 < rows[0]["value"] <= 0  # -1: all activations are 0
     assert rows[1]["value"] > 0.5
 
 
@@ -268,8 +268,13 @@ def ideal_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
     line = [sys.executable, "-m", "experiments.ideal", f"--workdir={tmp_path / 'run'}"]
     line += ["--arch=squeezenet1_1", "--weights=random"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "TL_CACHE": str(tmp_path / "cache")}
-    how: dict[str, Any] = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
-    return lambda *flags: subprocess.run([*line, *flags], timeout=120, **how)
+    options: dict[str, Any] = {
+        "cwd": ROOT,
+        "env": environment,
+        "capture_output": True,
+        "text": True,
+    }
+    return lambda *flags: subprocess.run([*line, *flags], timeout=120, **options)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +290,8 @@ def ideal_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
 def test_wrong_flags_are_one_sentence(
     flags: tuple[str, ...], message: str, tmp_path: Path, ideal_command
 ) -> None:
-    done = ideal_command(*flags)
-    assert done.returncode == 1
-    assert message in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    process = ideal_command(*flags)
+    assert process.returncode == 1
+    assert message in process.stderr and "Traceback" not in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "result.json").exists()

@@ -32,7 +32,7 @@ def net(variables: Any, images01: jax.Array) -> Output:
 
 
 class Row(NamedTuple):
-    """An objective for each of two images: how it is made, its targets, and its value in NumPy."""
+    """An objective for each of two images: how it is names, its targets, and its value in NumPy."""
 
     make: Callable[[Any], Objective]
     targets: Any
@@ -225,13 +225,13 @@ def optimized() -> dict[str, np.ndarray]:
 
 
 def test_every_objective_of_the_module_is_in_the_table() -> None:
-    made = {
+    names = {
         name
         for name, f in vars(objectives).items()
         if callable(f) and f.__module__ == objectives.__name__
     }
     rows = {row.make.__name__ for row in ROWS.values()} | {name.replace(" ", "_") for name in ROWS}
-    assert {name for name in made if name.islower() and not name.startswith("_")} <= rows | {
+    assert {name for name in names if name.islower() and not name.startswith("_")} <= rows | {
         "costs",
         "activations",
     }
@@ -326,9 +326,9 @@ def test_cosine_penalizes_other_channels() -> None:
 def test_likeness_and_caricature_are_relative_to_the_photograph() -> None:
     """0 and 1 at the photograph, -1 and 0 at zero, -1 and 2 at twice its activations."""
     photo = noise(3, 4, 5, 6) - 0.5
-    seen = photo * jnp.asarray([1.0, 0.0, 2.0])[:, None, None, None]
-    np.testing.assert_allclose(at(objectives.likeness("maps", photo), seen), [0, -1, -1], atol=1e-5)
-    np.testing.assert_allclose(at(objectives.caricature("maps", photo), seen), [1, 0, 2], atol=1e-5)
+    maps = photo * jnp.asarray([1.0, 0.0, 2.0])[:, None, None, None]
+    np.testing.assert_allclose(at(objectives.likeness("maps", photo), maps), [0, -1, -1], atol=1e-5)
+    np.testing.assert_allclose(at(objectives.caricature("maps", photo), maps), [1, 0, 2], atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [objectives.likeness, objectives.caricature])

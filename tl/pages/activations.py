@@ -70,7 +70,7 @@ def map_section(row: Mapping[str, Any], folder: Path) -> Html:
     """The strongest channels of one map, their top-activating images, and the whole map."""
     height, width, c = row["shape"]
     strongest = row["strongest"]
-    words = [f"{each['channel']}: {each['mean']:.3g}" for each in strongest]
+    words = [f"{entry['channel']}: {entry['mean']:.3g}" for entry in strongest]
     parts = [_gallery(_cut(common.figure(folder, row["png"]), len(words)), words)]
     if "driven" in row:
         parts.append(exemplars_strip(row["driven"], folder))
@@ -132,7 +132,9 @@ def _cut(sheet: np.ndarray, n: int, *, gap: int = 4) -> list[np.ndarray]:
     height = (sheet.shape[0] + gap) // -(-n // columns)
     width = (sheet.shape[1] + gap) // columns
     corners = [(i // columns * height, i % columns * width) for i in range(n)]
-    return [sheet[top : top + height - gap, left : left + width - gap] for top, left in corners]
+    return [
+        sheet[row : row + height - gap, column : column + width - gap] for row, column in corners
+    ]
 
 
 def _gallery(tiles: Iterable[np.ndarray], words: Iterable[str]) -> Html:

@@ -100,9 +100,9 @@ def numbers_section(result: Mapping[str, Any]) -> Html:
     """Mean probabilities, the statistics of photographs, and diversity."""
     rows, mean, photos = result["images"], result["judged_by"]["mean"], result["photographs"]
     numbers: dict[str, object] = {"images": len(rows)}
-    own = [row["probability"] for row in rows if row["probability"] is not None]
+    probabilities = [row["probability"] for row in rows if row["probability"] is not None]
     percent = reporting.percent
-    numbers |= {"mean probability": percent(float(np.mean(own)))} if own else {}
+    numbers |= {"mean probability": percent(float(np.mean(probabilities)))} if probabilities else {}
     numbers |= {"under held-out networks": percent(mean)} if mean is not None else {}
     parts = [reporting.numbers(numbers)]
     if photos:

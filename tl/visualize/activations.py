@@ -135,7 +135,7 @@ def show(
       `shown`, one row per image and endpoint; `inputs`, the images as the network reads them; and
       `filters`, where a named endpoint belongs to the first stage.
     """
-    shown, read, on_device = [], [], jax.device_put(variables)
+    rows, read, on_device = [], [], jax.device_put(variables)
     for path, image in zip(images.paths, images.images, strict=True):
         figure = run.figure(f"{path.stem}-input", image)
         read.append({"picture": str(path), "png": run.relative(figure)})
@@ -154,10 +154,10 @@ def show(
                     batch_size=batch_size,
                 )
                 row["driven"] = save_exemplars(run, clf, name, values, top, image=path.stem)
-            shown.append(row)
+            rows.append(row)
     first = any(name.partition("/")[0] == clf.spec.endpoints[0] for name in names)
     about = save_first_layer(run, clf, variables) if first else {}
-    return {"shown": shown, "inputs": read, **about}
+    return {"shown": rows, "inputs": read, **about}
 
 
 def save_maps(

@@ -27,7 +27,7 @@ from tl.visualize.filters import FilterChange
 from tl.visualize.specs import ObjectiveSpec, Shapes
 
 # Filters in `result.json`, those that changed most (chosen, not tuned).
-KEPT = 1000
+LISTED = 1000
 # Stages whose channels are shown by default: the last ones that changed (chosen, not tuned).
 STAGES = 2
 # lucid's number of first steps in which gradients pass dead units.
@@ -180,7 +180,7 @@ def compare(
                 "filter": row.index,
                 "relative": row.relative,
             }
-            for row in rows[:KEPT]
+            for row in rows[:LISTED]
             if row.relative > 0
         ],
         "layers": mean_by_layer(rows, clf.spec.endpoints),
@@ -376,7 +376,7 @@ def _pooled(clf: Classifier, endpoints: tuple[str, ...]) -> Any:
     def means(variables: Variables, images01: jax.Array) -> dict[str, jax.Array]:
         output = clf.apply(variables, images01)
         maps = {end: objectives.activations(output, end) for end in endpoints}
-        return {end: jnp.mean(each, axis=(1, 2)) for end, each in maps.items()}
+        return {end: jnp.mean(values, axis=(1, 2)) for end, values in maps.items()}
 
     return jax.jit(means)
 

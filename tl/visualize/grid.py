@@ -238,13 +238,13 @@ def make_ascent(
         else specs.photograph_maps(first.clf, first.variables, photograph, endpoints)
     )
     objective, targets = specs.program(
-        [each.clf for each in networks], chosen, shapes, photo_maps, diversity=settings.diversity
+        [net.clf for net in networks], chosen, shapes, photo_maps, diversity=settings.diversity
     )
     one_by_one = 1 if jax.default_backend() == "cpu" else 0
     ascend = render.make(
         lambda variables, images01: tuple(
-            each.clf.apply(own_variables, images01)
-            for each, own_variables in zip(networks, variables, strict=True)
+            net.clf.apply(own_variables, images01)
+            for net, own_variables in zip(networks, variables, strict=True)
         ),
         images.PARAMETERIZATIONS[settings.parameterization](size),
         objective,
@@ -267,7 +267,7 @@ def make_ascent(
     l2 = np.array(default_l2 if settings.l2 is None else [settings.l2] * len(cells), np.float32)
     starts = photograph is not None and not endpoints
     start = np.stack([photograph] * len(cells)) if starts and photograph is not None else None
-    variables = tuple(each.variables for each in networks)
+    variables = tuple(net.variables for net in networks)
     return lambda variables=variables: ascend(
         variables,
         keys,

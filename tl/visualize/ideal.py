@@ -186,8 +186,8 @@ def _name(cell: Cell, *, weights: int, count: int) -> str:
 
 
 def _save_top(run: reporting.Run, name: str, top: exemplars.Top) -> dict[str, Any]:
-    shown = pixels.PixelSpec(size=TOP_SIZE, crop=1.0)
-    thumbs = [pixels.prepare(shown, data.decode(source)) for source, _ in top]
+    geometry = pixels.PixelSpec(size=TOP_SIZE, crop=1.0)
+    thumbs = [pixels.prepare(geometry, data.decode(source)) for source, _ in top]
     path = run.figure(f"{name}-top-activating", reporting.contact_sheet(thumbs, columns=3))
     listed = [{"path": str(source), "activation": value} for source, value in top]
     return {"png": run.relative(path), "images": listed}
@@ -217,21 +217,21 @@ def objective_values(
     photo_maps: dict[str, Any] = {}
     if photograph is not None:
         photo_maps = specs.photograph_maps(first.clf, first.variables, photograph, endpoints)
-    objective, targets = specs.program([each.clf for each in networks], chosen, shapes, photo_maps)
+    objective, targets = specs.program([net.clf for net in networks], chosen, shapes, photo_maps)
 
     @jax.jit
     def measure(variables: Any, targets: Any, images01: jax.Array) -> jax.Array:
         def one(row: Any) -> jax.Array:
             target, image = jax.tree.map(lambda leaf: leaf[None], row)
             outputs: Any = tuple(
-                each.clf.apply(own_variables, image)
-                for each, own_variables in zip(networks, variables, strict=True)
+                net.clf.apply(own_variables, image)
+                for net, own_variables in zip(networks, variables, strict=True)
             )
             return objective(target)(outputs, image)[0]
 
         return jax.lax.map(one, (targets, images01))
 
-    variables = tuple(each.variables for each in networks)
+    variables = tuple(net.variables for net in networks)
     return np.asarray(measure(variables, targets, pixels.to_images01(images)))
 
 
@@ -246,7 +246,7 @@ def held_out_networks(networks: Sequence[Network], names: Sequence[str]) -> list
       ValueError: if a name is unknown or takes part.
     """
     auto, held_out = list(names) == ["auto"], []
-    optimized = {each.clf.arch for each in networks}
+    optimized = {net.clf.arch for net in networks}
     for name in HELD_OUT if auto else names:
         try:
             clf, variables = models.load(name)
@@ -275,21 +275,21 @@ def held_out_probabilities(
       out.
     """
     rows: list[dict[str, float]] = [{} for _ in cells]
-    for each in held_out:
+    for net in held_out:
         # A held-out network reads the image to its edges, at its own size.
-        whole, probabilities = each.clf.with_pixels(crop=1.0), None
+        whole, probabilities = net.clf.with_pixels(crop=1.0), None
         for i, cell in enumerate(cells):
             if not cell.spec.classes:
                 continue
             try:
-                classes = list(inference.class_table(each.clf).find(cell.spec.word))
+                classes = list(inference.class_table(net.clf).find(cell.spec.word))
             except ValueError:
                 continue
             if probabilities is None:
                 resized = np.stack([whole.prepare(image) for image in images])
-                logits = inference.predict_logits(each.clf, each.variables, resized)
+                logits = inference.predict_logits(net.clf, net.variables, resized)
                 probabilities = metrics.softmax(logits)
-            rows[i][each.clf.arch] = float(probabilities[i, classes].sum())
+            rows[i][net.clf.arch] = float(probabilities[i, classes].sum())
     return rows
 
 
@@ -324,8 +324,8 @@ def photo_statistics(clf: Classifier, size: int) -> dict[str, Any]:
         paths = [photo.path for photo in data.photographs()]
     except ValueError:
         return {}
-    shown = clf.with_pixels(size=size)
-    x = pixels.to_images01(np.stack([shown.prepare(data.decode(path)) for path in paths]))
+    resized = clf.with_pixels(size=size)
+    x = pixels.to_images01(np.stack([resized.prepare(data.decode(path)) for path in paths]))
     slopes, tv = judge.spectral_slope(x), np.asarray(total_variation(x))
     summary = lambda v: {"mean": float(v.mean()), "low": float(v.min()), "high": float(v.max())}
     return {"n": len(paths), "spectral_slope": summary(slopes), "tv": summary(tv)}
@@ -337,7 +337,7 @@ def _judged_by(rows: Sequence[dict[str, Any]], networks: Sequence[Network]) -> d
     mean = lambda numbers: float(np.mean(numbers)) if len(numbers) else None
     return {
         "network": networks[0].clf.arch,
-        "climbed_under": [each.clf.arch for each in networks],
+        "climbed_under": [net.clf.arch for net in networks],
         "on": "the PNG as read back, without transforms",
         "networks": {
             arch: mean([row["judges"][arch] for row in rows if arch in row["judges"]])
@@ -355,11 +355,11 @@ def _diversities(
 
     Features are those of the first held-out network, if there is one, or of the network itself.
     """
-    each = held_out[0] if held_out else first
-    whole = each.clf.with_pixels(crop=1.0)
+    net = held_out[0] if held_out else first
+    whole = net.clf.with_pixels(crop=1.0)
     resized = pixels.to_images01(np.stack([whole.prepare(image) for image in images]))
-    forward = jax.jit(lambda variables, x: each.clf.apply(variables, x).features)
-    features = np.concatenate([np.asarray(forward(each.variables, x[None])) for x in resized])
+    forward = jax.jit(lambda variables, x: net.clf.apply(variables, x).features)
+    features = np.concatenate([np.asarray(forward(net.variables, x[None])) for x in resized])
     groups: dict[tuple[str, float], list[int]] = {}
     for i, cell in enumerate(cells):
         groups.setdefault((cell.spec.word, cell.tv), []).append(i)
@@ -368,7 +368,7 @@ def _diversities(
             "target": word,
             "tv_weight": tv,
             "diversity": judge.diversity(features[rows]),
-            "by": each.clf.arch,
+            "by": net.clf.arch,
         }
         for (word, tv), rows in groups.items()
     ]

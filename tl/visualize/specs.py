@@ -150,14 +150,14 @@ def check_endpoint(clf: Classifier, shapes: Shapes, endpoint: str) -> str:
     return endpoint
 
 
-def _index(text: str, count: int, what: str) -> int:
+def _index(text: str, count: int, noun: str) -> int:
     try:
         index = int(text)
     except ValueError:
         raise MalformedError from None
     if not 0 <= index < count:
         raise ValueError(
-            f"there is no {what} number {index}: there are {count}, from 0 to {count - 1}"
+            f"there is no {noun} number {index}: there are {count}, from 0 to {count - 1}"
         )
     return index
 
@@ -348,7 +348,7 @@ def program(
         first.
       specs: one for each image.
       shapes: the endpoints of the first network.
-      photo_maps: endpoint -> f32[h w c], for the objectives that read a photograph.
+      photo_maps: endpoint -> f32[h w c], read by objectives of a photograph.
       diversity: weight of `objectives.diversity` at the objective's endpoint, for a class at the
         last stage.
 
