@@ -23,18 +23,28 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Folder of a classifier that transfer saved.", required=True)
     names = ", ".join(data.names())
     flags.DEFINE_string("data", None, f"Data set of the comparison: {names}.", required=True)
-    words = "Weights before: NAME, NAME.TAG, folder or file. Default: those --model began with."
-    flags.DEFINE_string("before", "", words)
-    words = "Endpoints whose pooled activations are compared. Default: every stage."
-    flags.DEFINE_list("endpoints", [], words)
-    words = "Number of channels shown under both weights; 0 for none."
-    flags.DEFINE_integer("channels", 4, words, lower_bound=0)
-    words = "Channels to show, ENDPOINT:INDEX. Default: those whose filters changed most."
-    flags.DEFINE_list("channel", [], words)
-    words = "Optimization steps of a channel's ideal image."
-    flags.DEFINE_integer("steps", grid.STEPS, words, lower_bound=0)
-    words = "Most images of --data that are used, drawn at random."
-    flags.DEFINE_integer("limit", 500, words, lower_bound=2)
+    flags.DEFINE_string(
+        "before",
+        "",
+        "Weights before: NAME, NAME.TAG, folder or file. Default: those --model began with.",
+    )
+    flags.DEFINE_list(
+        "endpoints", [], "Endpoints whose pooled activations are compared. Default: every stage."
+    )
+    flags.DEFINE_integer(
+        "channels", 4, "Number of channels shown under both weights; 0 for none.", lower_bound=0
+    )
+    flags.DEFINE_list(
+        "channel",
+        [],
+        "Channels to show, ENDPOINT:INDEX. Default: those whose filters changed most.",
+    )
+    flags.DEFINE_integer(
+        "steps", grid.STEPS, "Optimization steps of a channel's ideal image.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "limit", 500, "Most images of --data that are used, drawn at random.", lower_bound=2
+    )
 
 
 def main(run: reporting.Run) -> None:

@@ -35,8 +35,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_list("endpoint", [], words)
     flags.DEFINE_string("show", "", "Images whose feature maps are shown, separated by commas.")
-    words = "Channels shown of each map, those with the highest mean activation."
-    flags.DEFINE_integer("topk", 48, words, lower_bound=1)
+    flags.DEFINE_integer(
+        "topk",
+        48,
+        "Channels shown of each map, those with the highest mean activation.",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("batch_size", 16, "Images per forward pass.", lower_bound=1)
 
 
