@@ -85,7 +85,11 @@ def logits_of(images01: jax.Array, targets: np.ndarray = TARGETS) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer", "step_size"), [("pyramid", "sign", 0.05), ("maco", "adam", 0.1)]
+    ("name", "optimizer", "step_size"),
+    [
+        ("pyramid", "sign", 0.05),
+        pytest.param("maco", "adam", 0.1, marks=pytest.mark.full),
+    ],
 )
 def test_the_objective_rises(name: str, optimizer: str, step_size: float) -> None:
     image = images.PARAMETERIZATIONS[name](SIZE)
@@ -125,15 +129,15 @@ def test_an_image_has_the_same_bits_alone_and_in_any_grid(one_by_one: render.Ren
             np.testing.assert_array_equal(getattr(alone, name)[:, 0], getattr(grid, name)[:, i])
 
 
-def test_the_group_size_changes_rounding_only(one_by_one: render.Render) -> None:
+@pytest.mark.parametrize("together", [2, pytest.param(0, marks=pytest.mark.full)])
+def test_the_group_size_changes_rounding_only(one_by_one: render.Render, together: int) -> None:
     """Groups of four, two or one have the same keys and transforms, and their rows in order."""
     tv = np.array([0.0, 3.0, 10.0, 30.0], np.float32)
     single = one_by_one(TOY, KEYS, TARGETS, tv=tv, step_size=1.0)
-    for together in (0, 2):
-        optimize = make(images.fourier(SIZE), together=together, frames=3)
-        ideal = optimize(TOY, KEYS, TARGETS, tv=tv, step_size=1.0)
-        for a, b in zip(ideal, single, strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-4)
+    optimize = make(images.fourier(SIZE), together=together, frames=3)
+    ideal = optimize(TOY, KEYS, TARGETS, tv=tv, step_size=1.0)
+    for a, b in zip(ideal, single, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 def test_frames_are_the_path_and_the_last_is_the_image(one_by_one: render.Render) -> None:
@@ -300,7 +304,10 @@ def dead(variables: Any, images01: jax.Array) -> Output:
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize(("endpoint", "sign"), [("off", 1.0), ("full", -1.0)])
+@pytest.mark.parametrize(
+    ("endpoint", "sign"),
+    [("off", 1.0), pytest.param("full", -1.0, marks=pytest.mark.full)],
+)
 def test_a_redirect_moves_a_dead_unit(endpoint: str, sign: float) -> None:
     """Without it the image keeps its bits; with it the unit becomes active."""
     objective = lambda t: objectives.channel(endpoint, t) * sign

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -321,14 +322,20 @@ def photo_statistics(clf: Classifier, size: int) -> dict[str, Any]:
     if size < judge.SMALLEST:
         return {}
     try:
-        paths = [photo.path for photo in data.photographs()]
+        data.photographs()
     except ValueError:
         return {}
-    resized = clf.with_pixels(size=size)
-    x = pixels.to_images01(np.stack([resized.prepare(data.decode(path)) for path in paths]))
-    slopes, tv = judge.spectral_slope(x), np.asarray(total_variation(x))
+    tv, slopes = _photo_measures(clf.pixels.replace(size=size))
     summary = lambda v: {"mean": float(v.mean()), "low": float(v.min()), "high": float(v.max())}
-    return {"n": len(paths), "spectral_slope": summary(slopes), "tv": summary(tv)}
+    return {"n": len(tv), "spectral_slope": summary(slopes), "tv": summary(tv)}
+
+
+@functools.cache
+def _photo_measures(spec: pixels.PixelSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Total variation and spectral slope of each packaged photograph, f[n] each."""
+    images = [pixels.prepare(spec, data.decode(photo.path)) for photo in data.photographs()]
+    images01 = pixels.to_images01(np.stack(images))
+    return np.asarray(total_variation(images01)), judge.spectral_slope(images01)
 
 
 def _judged_by(rows: Sequence[dict[str, Any]], networks: Sequence[Network]) -> dict[str, Any]:
