@@ -124,6 +124,24 @@ def test_a_missing_path_in_a_new_run_is_an_error() -> None:
         results.compare(claim(), {"test": {}}, {"commit": "", "date": "", "machine": ""})
 
 
+def test_a_path_selects_items_and_combines_lists() -> None:
+    result = {"rows": [{"arch": "a", "error": 1.0}, {"arch": "b", "error": 3.0}]}
+
+    assert results.read(result, ["rows", {"arch": "b"}, "error"]) == 3.0
+    assert results.read(result, ["rows", 0, "error"]) == 1.0
+    assert results.read(result, ["rows", "max", "error"]) == 3.0
+    assert results.read(result, ["rows", "mean", "error"]) == 2.0
+
+
+def test_parity_covers_every_pair_of_network_and_library() -> None:
+    libraries = {"torchvision", "timm", "keras"}
+    pairs = {(n, s) for n in tl.names() for s in libraries & set(tl.backbones.get(n).sources)}
+
+    assert {f"{n}, {s}" for n, s in pairs} == {row["what"] for row in CLAIMS["parity"]["also"]}
+    assert CLAIMS["parity"]["n"] == len(pairs)
+    assert CLAIMS["parity"]["value"] == max(row["value"] for row in CLAIMS["parity"]["also"])
+
+
 def test_placeholders_of_a_command_must_have_values() -> None:
     data = claim(command="./launch.sh predict --images=DATA/dogs --model=DIR")
 

@@ -197,7 +197,8 @@ def read(result: Any, path: Sequence[Any]) -> Any:
 
     Args:
       result: the content of `result.json`.
-      path: keys and indices; a dict selects the first item of a list that has these entries.
+      path: keys and indices. A dict selects the first item of a list that has these entries; "max"
+        and "mean" combine what the rest of the path gives for all items of a list.
 
     Raises:
       ValueError: if the path leads nowhere.
@@ -208,8 +209,11 @@ def read(result: Any, path: Sequence[Any]) -> Any:
       2
     """
     value = result
-    for step in path:
+    for i, step in enumerate(path):
         try:
+            if step in ("max", "mean") and isinstance(value, list):
+                values = [read(row, path[i + 1 :]) for row in value]
+                return max(values) if step == "max" else sum(values) / len(values)
             if isinstance(step, dict):
                 value = next(row for row in value if step.items() <= row.items())
             else:
