@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from tests import toys
 from tl.data import ImageError, decode
-from tl.data.decode import MAX_PIXELS, glance, header
+from tl.data.decode import MAX_PIXELS, decode_reduced, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -293,30 +293,30 @@ def test_a_damaged_file_gives_an_image_or_an_image_error(seed: int, kind: str) -
     assert decoded.shape[2] == 3
 
 
-# ---- glance and header ----
+# ---- reduced decoding and header ----
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_glance_is_a_smaller_image(orientation: int) -> None:
+def test_reduced_decoding_gives_a_smaller_image(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = toys.encoded(Image.fromarray(ramp(480, 640)), "JPEG", exif=exif, quality=95)
-    small, whole = glance(data, 64), decode(data)
+    small, whole = decode_reduced(data, 64), decode(data)
     # A reduction to 1/8 would be less than 64 pixels high.
     assert small.shape == ((120, 160, 3) if orientation == 1 else (160, 120, 3))
     means = whole.reshape(small.shape[0], 4, small.shape[1], 4, 3).mean(axis=(1, 3))
     assert np.abs(means - small).mean() < 2
-    assert glance(data, 300).shape == whole.shape
+    assert decode_reduced(data, 300).shape == whole.shape
     png = toys.encoded(Image.fromarray(ramp()), "PNG")
-    np.testing.assert_array_equal(glance(png, 4), decode(png))
+    np.testing.assert_array_equal(decode_reduced(png, 4), decode(png))
 
 
-def test_a_glance_at_a_truncated_file_is_an_error(tmp_path: Path) -> None:
+def test_reduced_decoding_of_a_truncated_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(
         toys.encoded(Image.fromarray(ramp(480, 640)), "JPEG")[:-3000]
     )
     with pytest.raises(ImageError, match="cut.jpg: is a damaged or truncated JPEG"):
-        glance(tmp_path / "cut.jpg", 32)
+        decode_reduced(tmp_path / "cut.jpg", 32)
 
 
 def test_the_header_has_format_mode_and_orientation(tmp_path: Path) -> None:

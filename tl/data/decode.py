@@ -1,4 +1,4 @@
-"""One written rule that turns any image file into uint8 RGB, or says in one sentence why it cannot.
+"""The single rule that converts an image file to uint8 RGB, or raises an error of one sentence.
 
 The content of the file decides about its format, never the name. The rule, in this order:
 1. The first frame of an image with several frames or pages is taken.
@@ -99,7 +99,7 @@ def decode(source: Source | str | bytes) -> np.ndarray:
     return _with_name(source, lambda data: _decode(data))
 
 
-def glance(source: Source | str | bytes, side: int) -> np.ndarray:
+def decode_reduced(source: Source | str | bytes, side: int) -> np.ndarray:
     """`decode` at reduced size for JPEG: 1/2, 1/4 or 1/8, which is up to ten times as fast.
 
     Args:
@@ -151,7 +151,7 @@ def _read(path: Source) -> bytes:
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("is empty (0 bytes), expected an image file")
-    _silence_pillow()
+    _hide_warnings()
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -236,7 +236,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _silence_pillow() -> None:
+def _hide_warnings() -> None:
     """Hides Pillow's warnings: each case is an error above or has no effect on the pixels.
 
     One filter for the process, inserted again if a caller replaced the filters or put another one

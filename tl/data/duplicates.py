@@ -11,7 +11,7 @@ copies are not recognized.
 
 Similarity proves nothing if all images of a data set resemble each other, such as solar cells
 photographed by one camera. Near-duplicates are not computed if the median image has `NEIGHBORS`
-others with a correlation above `ALIKE`. (The correlation of the median image with its eighth
+others with a correlation above `SIMILAR`. (The correlation of the median image with its eighth
 neighbor is 0.52 in the photographs above and 0.86 in ELPV, where different cells reach 0.998.)
 
 Fingerprints are cached in `cache_dir()` by content hash, 776 bytes per image. JPEG decoders differ
@@ -32,14 +32,14 @@ import numpy as np
 from PIL import Image
 
 from tl.data import shards
-from tl.data.decode import ImageError, glance
+from tl.data.decode import ImageError, decode_reduced
 from tl.data.spec import DataSpec, Source, Stored
 from tl.paths import cache_dir
 
 # Chosen on the photographs of the module's docstring.
 MAX_BITS = 8
 MIN_CORRELATION = 0.95
-ALIKE = 0.75
+SIMILAR = 0.75
 # More copies of one image than a data set should contain; chosen, not tuned.
 NEIGHBORS = 8
 # Standard deviation in levels of 255: a flat image resembles every other; chosen, not tuned.
@@ -121,7 +121,7 @@ def fingerprint(source: Source | str | bytes) -> np.ndarray:
 
     Reference: N. Krawetz, "Kind of Like That", 2013 (dHash).
     """
-    image = Image.fromarray(glance(source, 4 * _SIDE))
+    image = Image.fromarray(decode_reduced(source, 4 * _SIDE))
     gray = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
     thumbnail = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))
     return np.concatenate([np.packbits(gray[:, 1:] > gray[:, :-1]), thumbnail.ravel()])
@@ -178,7 +178,7 @@ def near_pairs(prints: Mapping[str, np.ndarray]) -> list[tuple[str, str]] | None
     rows = np.stack([prints[name] for name in names])
     bits = np.ascontiguousarray(rows[:, :8]).view(np.uint64)[:, 0]
     thumbnails = _standardized(rows[:, 8:])
-    if _all_alike(thumbnails):
+    if _all_similar(thumbnails):
         return None
     pairs: list[tuple[str, str]] = []
     for start in range(0, len(names), _BLOCK):
@@ -203,7 +203,7 @@ def _standardized(thumbnails: np.ndarray) -> np.ndarray:
     return np.where(has_contrast, flat / np.maximum(norms, 1e-6), np.float32(0))
 
 
-def _all_alike(thumbnails: np.ndarray) -> bool:
+def _all_similar(thumbnails: np.ndarray) -> bool:
     """Whether the median image has `NEIGHBORS` similar ones.
 
     The first 256 images by content hash are the sample, so that all machines use the same one.
@@ -213,7 +213,7 @@ def _all_alike(thumbnails: np.ndarray) -> bool:
         return False
     # The largest correlation is that of an image with itself.
     nth_neighbor = np.partition(sample, -NEIGHBORS - 1, axis=1)[:, -NEIGHBORS - 1]
-    return float(np.median(nth_neighbor)) > ALIKE
+    return float(np.median(nth_neighbor)) > SIMILAR
 
 
 def clusters(spec: DataSpec, *, near: bool = True) -> list[str]:
