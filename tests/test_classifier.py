@@ -1,4 +1,4 @@
-"""`tl.models`: what goes in is checked, what `load` brings, what `save` keeps, and real photographs by their names."""
+"""`Classifier`, `load` and `save`: checks of the input, sources of weights, and saved folders."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ IMAGES = np.random.RandomState(0).uniform(size=(2, 40, 48, 3)).astype(np.float32
 
 @pytest.fixture(autouse=True)
 def small_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two architectures that compile in no time join the zoo; and nothing reaches the network."""
+    """Adds two small architectures to the zoo, and makes every connection an error."""
     monkeypatch.setitem(backbones._SPECS, "tiny", TINY)
     monkeypatch.setitem(backbones._SPECS, "tiny_vgg", TINY_VGG)
 
@@ -64,7 +64,7 @@ def small_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def tiny() -> tuple[Classifier, Variables]:
-    """The tiny network under a head of three classes, all of its numbers drawn at random."""
+    """The tiny network with a head of three classes and random variables."""
     classes = labels.from_names(["ant", "bee", "cat"], name="three")
     clf = Classifier(
         "tiny",
@@ -78,9 +78,8 @@ def tiny() -> tuple[Classifier, Variables]:
     shapes = jax.eval_shape(clf.init, jax.random.key(0))
 
     def draw(leaf: Any) -> np.ndarray:
-        if (
-            leaf.ndim > 1
-        ):  # kernels that keep activations near 1, so that ReLU6 does not hide a difference
+        # Kernels keep activations near 1, so that ReLU6 hides no difference.
+        if leaf.ndim > 1:
             return (rng.standard_normal(leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))).astype(
                 np.float32
             )
@@ -94,7 +93,7 @@ def jitted(clf: Classifier, mode: Mode = Mode.EVAL) -> Callable:
     return jax.jit(lambda variables, images01: clf.apply(variables, images01, mode))
 
 
-# --- apply -----------------------------------------------------------------------------------------------------------
+# --- apply ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,13 +115,13 @@ def jitted(clf: Classifier, mode: Mode = Mode.EVAL) -> Callable:
         (IMAGES.tolist(), r"must be an array .* got list"),
     ],
 )
-def test_apply_refuses_what_are_no_images01(wrong: Any, message: str):
+def test_apply_checks_images01(wrong: Any, message: str):
     clf, variables = tiny()
     with pytest.raises(ValueError, match=message):
         clf.apply(variables, wrong)
 
 
-def test_apply_under_jit_checks_what_a_trace_knows():
+def test_apply_under_jit_checks_shape_and_dtype():
     clf, variables = tiny()
     assert jitted(clf)(variables, IMAGES).logits.shape == (2, 3)
     for wrong in ((IMAGES * 255).astype(np.uint8), IMAGES[0], IMAGES[:, :31]):
@@ -130,17 +129,17 @@ def test_apply_under_jit_checks_what_a_trace_knows():
             jitted(clf)(variables, wrong)
 
 
-def test_train_moves_the_statistics_and_eval_does_not_move_them_by_a_bit():
+def test_train_updates_the_statistics_and_eval_changes_no_bit_of_them():
     clf, variables = tiny()
-    still, moved = (jitted(clf, mode)(variables, IMAGES) for mode in (Mode.EVAL, Mode.TRAIN))
-    assert digest(still.stats) == digest(variables["batch_stats"])
-    before, after = flatten(variables["batch_stats"]), flatten(moved.stats)
+    evaluated, trained = (jitted(clf, mode)(variables, IMAGES) for mode in (Mode.EVAL, Mode.TRAIN))
+    assert digest(evaluated.stats) == digest(variables["batch_stats"])
+    before, after = flatten(variables["batch_stats"]), flatten(trained.stats)
     assert before.keys() == after.keys() and all(
         (before[name] != after[name]).any() for name in before
     )
 
 
-def test_the_head_sees_the_features_and_its_logits_are_the_outputs():
+def test_logits_are_the_head_of_the_features():
     clf, variables = tiny()
     out = jitted(clf)(variables, IMAGES)
     head = variables["params"]["head"]
@@ -151,7 +150,7 @@ def test_the_head_sees_the_features_and_its_logits_are_the_outputs():
     np.testing.assert_allclose(out.features, out.endpoints["top"].mean((1, 2)), rtol=1e-5)
 
 
-def test_pixels_are_normalised_inside():
+def test_apply_normalizes_the_pixels():
     clf, variables = tiny()
     plain = clf.with_pixels(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     stretched = clf.with_pixels(mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5))
@@ -166,7 +165,7 @@ def test_pixels_are_normalised_inside():
     )
 
 
-def test_a_network_without_head_says_how_to_get_one():
+def test_a_network_without_a_head_has_no_logits_and_an_error_that_says_what_to_do():
     clf, variables = tiny()
     bare = dataclasses.replace(clf, head=None, classes=None)
     assert jitted(bare)(variables, IMAGES).logits is None
@@ -180,7 +179,7 @@ def test_a_network_without_head_says_how_to_get_one():
     assert not Path("nowhere").exists()
 
 
-# --- load ------------------------------------------------------------------------------------------------------------
+# --- load -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ def test_a_network_without_head_says_how_to_get_one():
         (
             "tiny",
             None,
-            "no package and no known hub repository contains weights of tiny; give `weights` as a file",
+            "no package and no known hub repository contains weights of tiny; give `weights`",
         ),
         (
             "tiny",
@@ -211,15 +210,16 @@ def test_a_network_without_head_says_how_to_get_one():
         ("runs/none", None, "no saved classifier in runs/none: it has no classifier.json"),
     ],
 )
-def test_load_of_what_there_is_not(name: str, weights: str | None, message: str):
+def test_load_of_unknown_names_and_weights_is_an_error(
+    name: str, weights: str | None, message: str
+):
     with pytest.raises(ValueError, match=re.escape(message)):
         load(name, weights=weights)
 
 
-def test_random_weights_depend_on_the_key_alone(monkeypatch: pytest.MonkeyPatch):
-    net = InvertedResidualNet(
-        ((Row(1, 4, 1, 1),),), stem=4, top=4
-    )  # each random kernel takes a second to compile
+def test_random_weights_depend_only_on_the_key(monkeypatch: pytest.MonkeyPatch):
+    # Each random kernel takes a second to compile.
+    net = InvertedResidualNet(((Row(1, 4, 1, 1),),), stem=4, top=4)
     monkeypatch.setitem(backbones._SPECS, "tiny", dataclasses.replace(TINY, module=net, features=4))
     clf, first = load("tiny", weights="random")
     again, other = (load("tiny", weights="random", key=jax.random.key(seed))[1] for seed in (0, 7))
@@ -245,7 +245,7 @@ def test_random_weights_depend_on_the_key_alone(monkeypatch: pytest.MonkeyPatch)
 def source_arrays(
     spec: BackboneSpec, head: heads.Linear | VGGTop | None, source: str
 ) -> dict[str, np.ndarray]:
-    """Tensors under a source's names and in torch's layouts."""
+    """Tensors with the names of a source, in torch's layouts."""
     clf = Classifier(spec.name, spec, head, PixelSpec(), None, Provenance("", ""))
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
     rng = np.random.RandomState(2)
@@ -260,7 +260,7 @@ def source_arrays(
 
 @pytest.mark.parametrize("source", ["torchvision", "timm", "lukemelas", "tonylins"])
 @pytest.mark.parametrize("classes", [None, 1000, 5])
-def test_a_file_tells_its_own_source_head_and_width(
+def test_source_head_and_number_of_classes_are_read_from_the_file(
     tmp_path: Path, source: str, classes: int | None
 ):
     arrays = source_arrays(TINY, heads.Linear(classes) if classes else None, source)
@@ -278,7 +278,7 @@ def test_a_file_tells_its_own_source_head_and_width(
     assert (out.logits is None) if classes is None else (out.logits.shape == (2, classes))
 
 
-def test_a_file_of_another_network_lists_what_does_not_fit(tmp_path: Path):
+def test_a_file_that_does_not_fit_is_an_error_with_all_mismatches(tmp_path: Path):
     arrays = source_arrays(TINY, heads.Linear(1000), "timm")
     del arrays["conv_stem.weight"]
     arrays["blocks.9.9.conv_pw.weight"] = np.zeros((1, 1, 1, 1), np.float32)
@@ -294,7 +294,7 @@ def test_a_file_of_another_network_lists_what_does_not_fit(tmp_path: Path):
         assert part in str(caught.value)
 
 
-def test_a_file_of_another_architecture_names_the_one_it_holds(tmp_path: Path):
+def test_a_file_of_another_architecture_is_an_error_that_names_it(tmp_path: Path):
     arrays = source_arrays(backbones.get("resnet18"), heads.Linear(1000), "torchvision")
     save_file(arrays, tmp_path / "w")
     with pytest.raises(
@@ -304,13 +304,13 @@ def test_a_file_of_another_architecture_names_the_one_it_holds(tmp_path: Path):
         load("resnet50", weights=tmp_path / "w")
     with pytest.raises(
         ValueError,
-        match="; expected the tensors of tiny_vgg under the names of torchvision; take a file of this",
+        match="; expected the tensors of tiny_vgg under the names of torchvision; take a file",
     ):
         save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other")
         load("tiny_vgg", weights=tmp_path / "other")
 
 
-def test_one_tensor_in_another_number_type_is_refused_and_converted_on_demand(tmp_path: Path):
+def test_a_tensor_of_another_number_type_is_an_error_unless_cast_is_set(tmp_path: Path):
     arrays = source_arrays(TINY, heads.Linear(1000), "timm")
     save_file({**arrays, "bn1.bias": arrays["bn1.bias"].astype(np.float16)}, tmp_path / "w")
     with pytest.raises(
@@ -324,12 +324,11 @@ def test_one_tensor_in_another_number_type_is_refused_and_converted_on_demand(tm
     np.testing.assert_array_equal(bias, arrays["bn1.bias"].astype(np.float16).astype(np.float32))
 
 
-def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path):
+def test_a_published_file_must_have_the_hash_in_its_name(tmp_path: Path):
     arrays = source_arrays(TINY, heads.Linear(1000), "timm")
     save_file(arrays, tmp_path / "w")
-    mine = (tmp_path / "w").rename(
-        tmp_path / "tiny-20240101.pth"
-    )  # no published file: its digits are a date
+    # Not a published name: the digits are a date.
+    mine = (tmp_path / "w").rename(tmp_path / "tiny-20240101.pth")
     load("tiny", weights=mine)
     wrong = mine.rename(tmp_path / "resnet50-0676ba61.pth")
     with pytest.raises(
@@ -339,7 +338,7 @@ def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path):
         load("tiny", weights=wrong)
 
 
-def test_a_saved_folder_serves_as_weights(tmp_path: Path):
+def test_a_saved_folder_can_be_used_as_weights(tmp_path: Path):
     tiny_net, variables = tiny()
     folder = save(tmp_path / "saved", tiny_net, variables)
     for place in (folder, folder / "variables.safetensors"):
@@ -349,7 +348,7 @@ def test_a_saved_folder_serves_as_weights(tmp_path: Path):
         load("tiny_vgg", weights=folder)
 
 
-# --- forms of one network, and the hub -------------------------------------------------------------------------------
+# --- forms of one network, and the hub --------------------------------------------------------
 
 SISTER = dataclasses.replace(
     TINY,
@@ -361,12 +360,12 @@ SISTER = dataclasses.replace(
 
 
 @pytest.fixture
-def sisters(monkeypatch: pytest.MonkeyPatch) -> None:
+def tf_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backbones._SPECS, "tf_tiny", SISTER)
 
 
-@pytest.mark.usefixtures("sisters")
-def test_a_file_that_only_another_form_can_hold_brings_that_form(tmp_path: Path):
+@pytest.mark.usefixtures("tf_tiny")
+def test_a_file_of_another_form_of_the_network_loads_that_form(tmp_path: Path):
     keras = source_arrays(SISTER, heads.Linear(1000), "keras")
     save_file(keras, tmp_path / "keras")
     clf, variables = load("tiny", weights=tmp_path / "keras")
@@ -374,15 +373,15 @@ def test_a_file_that_only_another_form_can_hold_brings_that_form(tmp_path: Path)
     kernel = variables["params"]["backbone"]["stage2"]["block0"]["depthwise_conv"]["kernel"]
     np.testing.assert_array_equal(kernel[:, :, 0], keras["block_1_depthwise/kernel"][..., 0])
     save_file(source_arrays(TINY, heads.Linear(1000), "timm"), tmp_path / "timm")
-    for name in ("tiny", "tf_tiny"):  # both can hold it: the one that was asked for
+    for name in ("tiny", "tf_tiny"):  # both fit: the requested one
         assert load(name, weights=tmp_path / "timm")[0].arch == name
 
 
 def served(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, architecture: str, **config: Any
 ) -> list[str]:
-    """The hub, as a function that has one repository; returns what was asked of it."""
-    asked: list[str] = []
+    """Replaces the hub by one repository; returns the requested names."""
+    requested: list[str] = []
     classes = config.get("num_classes", 1000)
     save_file(
         source_arrays(backbones.get(architecture), heads.Linear(classes), "timm"), tmp_path / "hub"
@@ -397,21 +396,19 @@ def served(
     whole = {"architecture": architecture, "num_classes": 1000, "pretrained_cfg": spec} | config
 
     def fetch(repo: str) -> hub.HubFiles:
-        asked.append(repo)
+        requested.append(repo)
         return hub.HubFiles(tmp_path / "hub", whole)
 
     monkeypatch.setattr(hub, "fetch", fetch)
-    return asked
+    return requested
 
 
-@pytest.mark.usefixtures("sisters")
-def test_hub_weights_bring_their_pixels_classes_and_form(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+@pytest.mark.usefixtures("tf_tiny")
+def test_hub_weights_have_pixels_classes_and_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     names = ["ant", "bee", "cat", "dog"]
-    asked = served(monkeypatch, tmp_path, "tf_tiny", num_classes=4, label_names=names)
+    requested = served(monkeypatch, tmp_path, "tf_tiny", num_classes=4, label_names=names)
     clf, variables = load("tiny.mine")
-    assert asked == ["timm/tiny.mine"] and clf.arch == "tf_tiny"
+    assert requested == ["timm/tiny.mine"] and clf.arch == "tf_tiny"
     assert clf.pixels == PixelSpec(
         48, 0.9, interpolation="bilinear", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
     )
@@ -423,36 +420,36 @@ def test_hub_weights_bring_their_pixels_classes_and_form(
     )
     assert variables["params"]["head"]["kernel"].shape == (16, 4)
     load("tiny", weights="hub:me/mine")
-    assert asked[1:] == ["me/mine"]
+    assert requested[1:] == ["me/mine"]
 
 
-@pytest.mark.usefixtures("sisters")
-def test_a_tag_of_another_architecture_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+@pytest.mark.usefixtures("tf_tiny")
+def test_a_tag_of_another_architecture_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     served(monkeypatch, tmp_path, "tiny")
     with pytest.raises(
         ValueError,
-        match="tiny_vgg.a on the hub holds another .* got tiny, expected tiny_vgg; take `arch=tiny`",
+        match="tiny_vgg.a on the hub holds .* got tiny, expected tiny_vgg; take `arch=tiny`",
     ):
         load("tiny_vgg.a", weights="hub")
 
 
-# --- channels, folding, dtype ----------------------------------------------------------------------------------------
+# --- channels, folding, dtype -----------------------------------------------------------------
 
 
-def test_one_channel_is_the_sum_and_more_are_repeated(tmp_path: Path):
+def test_the_first_kernel_is_summed_for_one_channel_and_repeated_for_more(tmp_path: Path):
     save_file(source_arrays(TINY, heads.Linear(3), "timm"), tmp_path / "w")
     clf, variables = load("tiny", weights=tmp_path / "w")
     clf = clf.with_pixels(mean=(0.5,) * 3, std=(0.25,) * 3)
-    want = jitted(clf)(variables, np.repeat(IMAGES[..., :1], 3, axis=3)).logits
+    expected = jitted(clf)(variables, np.repeat(IMAGES[..., :1], 3, axis=3)).logits
     for channels in (1, 2, 7):
         more, adapted = load("tiny", weights=tmp_path / "w", in_channels=channels)
         assert len(more.pixels.mean) == len(more.pixels.std) == channels
         more = more.with_pixels(mean=(0.5,) * channels, std=(0.25,) * channels)
         kernel = adapted["params"]["backbone"]["stem"]["kernel"]
         assert kernel.shape == (3, 3, channels, 8)
-        if channels == 1:  # equal planes see what the three saw
+        if channels == 1:  # as three equal channels
             np.testing.assert_allclose(
-                jitted(more)(adapted, IMAGES[..., :1]).logits, want, rtol=1e-5
+                jitted(more)(adapted, IMAGES[..., :1]).logits, expected, rtol=1e-5
             )
         with pytest.raises(ValueError, match="`images01` must be"):
             more.apply(adapted, np.zeros((1, 40, 40, 3), np.float32))
@@ -461,46 +458,46 @@ def test_one_channel_is_the_sum_and_more_are_repeated(tmp_path: Path):
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4, 6, 8])
-def test_repeated_channels_are_timms(channels: int):
+def test_repeated_channels_follow_the_rule_of_timm(channels: int):
     kernel = np.random.RandomState(0).standard_normal((3, 3, 3, 5)).astype(np.float32)
-    got = adapt_channels(kernel, channels)
+    adapted = adapt_channels(kernel, channels)
     for c in range(channels):  # timm's adapt_input_conv: the three in turn, times 3 / channels
-        np.testing.assert_allclose(got[:, :, c], kernel[:, :, c % 3] * 3 / channels, rtol=1e-6)
+        np.testing.assert_allclose(adapted[:, :, c], kernel[:, :, c % 3] * 3 / channels, rtol=1e-6)
 
 
-def test_folding_leaves_no_batch_norm_and_the_same_logits():
+def test_folding_removes_batch_norm_and_keeps_the_logits():
     clf, variables = tiny()
     folded = clf.fold_batch_norm(variables)
     assert folded["batch_stats"] == {} and not any("norm" in name for name in flatten(folded))
-    want = jitted(clf)(variables, IMAGES)
+    expected = jitted(clf)(variables, IMAGES)
     for mode in Mode:
-        got = jitted(clf, mode)(folded, IMAGES)
-        np.testing.assert_allclose(got.logits, want.logits, rtol=1e-5)
-        assert got.stats == {}
+        actual = jitted(clf, mode)(folded, IMAGES)
+        np.testing.assert_allclose(actual.logits, expected.logits, rtol=1e-5)
+        assert actual.stats == {}
     assert digest(clf.fold_batch_norm(folded)) == digest(folded)
     plain, weights = load("tiny_vgg", weights="random")
     assert digest(plain.fold_batch_norm(weights)) == digest(weights)
 
 
-def test_bfloat16_computes_in_it_and_answers_in_float32():
+def test_bfloat16_computes_in_it_and_returns_float32():
     clf, variables = tiny()
     half = clf.with_dtype("bfloat16")
-    got, want = jitted(half)(variables, IMAGES), jitted(clf)(variables, IMAGES)
+    actual, expected = jitted(half)(variables, IMAGES), jitted(clf)(variables, IMAGES)
     assert (
-        got.logits.dtype == got.features.dtype == np.float32
-        and got.endpoints["stage1"].dtype == "bfloat16"
+        actual.logits.dtype == actual.features.dtype == np.float32
+        and actual.endpoints["stage1"].dtype == "bfloat16"
     )
-    np.testing.assert_allclose(got.features, want.features, rtol=0.03, atol=0.01)
-    assert (np.asarray(got.features) != want.features).any()
-    moved = jitted(half, Mode.TRAIN)(variables, IMAGES)
-    assert all(leaf.dtype == np.float32 for leaf in flatten(moved.stats).values())
+    np.testing.assert_allclose(actual.features, expected.features, rtol=0.03, atol=0.01)
+    assert (np.asarray(actual.features) != expected.features).any()
+    trained = jitted(half, Mode.TRAIN)(variables, IMAGES)
+    assert all(leaf.dtype == np.float32 for leaf in flatten(trained.stats).values())
     gradient = jax.grad(lambda v: jitted(half)(v, IMAGES).logits.sum())(variables)
     assert all(leaf.dtype == np.float32 for leaf in flatten(gradient["params"]).values())
     with pytest.raises(ValueError, match="got 'float16', expected float32 or bfloat16"):
         clf.with_dtype("float16")
 
 
-# --- save, and load again --------------------------------------------------------------------------------------------
+# --- save and load ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -509,45 +506,45 @@ def folder(tmp_path: Path) -> Path:
     return save(tmp_path / "made" / "here", clf, variables, metadata={"accuracy": 0.5})
 
 
-def test_a_saved_classifier_comes_back_bit_for_bit(folder: Path):
+def test_a_saved_classifier_loads_bit_for_bit(folder: Path):
     clf, variables = tiny()
-    back, back_variables = load(str(folder))
-    assert digest(back_variables) == digest(variables)
+    loaded, loaded_variables = load(str(folder))
+    assert digest(loaded_variables) == digest(variables)
     assert (
-        jitted(back)(back_variables, IMAGES).logits.tobytes()
+        jitted(loaded)(loaded_variables, IMAGES).logits.tobytes()
         == jitted(clf)(variables, IMAGES).logits.tobytes()
     )
-    assert (back.arch, back.pixels, back.head) == (clf.arch, clf.pixels, clf.head)
-    assert back.classes.as_dict() == clf.classes.as_dict() and back.classes.display_names == (
+    assert (loaded.arch, loaded.pixels, loaded.head) == (clf.arch, clf.pixels, clf.head)
+    assert loaded.classes.as_dict() == clf.classes.as_dict() and loaded.classes.display_names == (
         "ant",
         "bee",
         "cat",
     )
-    assert back.weights.name == "tiny.test"
+    assert loaded.weights.name == "tiny.test"
     assert json.loads((folder / "classifier.json").read_text())["record"] == {"accuracy": 0.5}
 
 
-def test_saving_over_it_is_loading_the_new_one(folder: Path):
+def test_saving_to_a_folder_again_replaces_the_classifier(folder: Path):
     clf, variables = tiny()
     changed = {**variables, "params": jax.tree.map(lambda leaf: leaf * 2, variables["params"])}
     save(folder, clf, changed)
     assert digest(load(str(folder))[1]) == digest(changed)
 
 
-def test_a_vgg_brings_its_own_top_and_keeps_it_and_its_empty_statistics(tmp_path: Path):
+def test_a_vgg_is_saved_with_its_classifier_and_empty_statistics(tmp_path: Path):
     save_file(source_arrays(TINY_VGG, VGGTop(5), "torchvision"), tmp_path / "w")
     clf, variables = load("tiny_vgg", weights=str(tmp_path / "w"))
     assert isinstance(clf.head, VGGTop) and clf.head.classes == 5
     assert jax.eval_shape(clf.apply, variables, IMAGES).logits.shape == (2, 5)
-    back, back_variables = load(str(save(tmp_path / "v", clf, variables)))
+    loaded, loaded_variables = load(str(save(tmp_path / "v", clf, variables)))
     assert (
-        back.head == clf.head
-        and digest(back_variables) == digest(variables)
-        and back_variables["batch_stats"] == {}
+        loaded.head == clf.head
+        and digest(loaded_variables) == digest(variables)
+        and loaded_variables["batch_stats"] == {}
     )
 
 
-def test_tampered_variables_are_refused(folder: Path):
+def test_damaged_variables_are_an_error(folder: Path):
     file = folder / "variables.safetensors"
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
@@ -564,7 +561,7 @@ def test_tampered_variables_are_refused(folder: Path):
         load(str(folder))
 
 
-def test_variables_of_another_shape_are_refused_even_under_their_own_hash(folder: Path):
+def test_variables_of_another_shape_are_an_error_even_with_the_right_hash(folder: Path):
     file = folder / "variables.safetensors"
     arrays = load_file(file)
     arrays["params/head/bias"] = np.zeros(4, np.float32)
@@ -592,7 +589,7 @@ def test_variables_of_another_shape_are_refused_even_under_their_own_hash(folder
     ],
     ids=str,
 )
-def test_a_tampered_description_is_refused(folder: Path, change: dict):
+def test_a_changed_description_is_an_error(folder: Path, change: dict):
     about = json.loads((folder / "classifier.json").read_text()) | change
     (folder / "classifier.json").write_text(
         json.dumps({key: value for key, value in about.items() if value is not ...})
@@ -602,7 +599,7 @@ def test_a_tampered_description_is_refused(folder: Path, change: dict):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "\x00\xff"])
-def test_a_description_that_is_none_is_refused(folder: Path, text: str):
+def test_a_description_of_another_format_is_an_error(folder: Path, text: str):
     (folder / "classifier.json").write_bytes(text.encode("latin1"))
     with pytest.raises(
         ValueError, match="classifier.json is not a classifier that this version of tl wrote"
@@ -610,13 +607,13 @@ def test_a_description_that_is_none_is_refused(folder: Path, text: str):
         load(str(folder))
 
 
-def test_a_folder_without_a_description_is_refused(folder: Path):
+def test_a_folder_without_a_description_is_an_error(folder: Path):
     (folder / "classifier.json").unlink()
     with pytest.raises(ValueError, match="no saved classifier in .*: it has no classifier.json"):
         load(str(folder))
 
 
-# --- the packaged weights, on photographs ----------------------------------------------------------------------------
+# --- packaged weights -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -629,7 +626,7 @@ def lite0() -> Iterator[tuple[Classifier, Variables]]:
         pytest.skip(str(error))
 
 
-def test_photographs_by_their_names(lite0: tuple[Classifier, Variables]):
+def test_the_packaged_lite0_classifies_photographs(lite0: tuple[Classifier, Variables]):
     clf, variables = lite0
     try:
         named = [photograph for photograph in photographs() if photograph.index is not None]
@@ -651,7 +648,7 @@ def test_photographs_by_their_names(lite0: tuple[Classifier, Variables]):
     )
 
 
-def test_the_packaged_vgg_has_no_top():
+def test_the_packaged_vgg_has_no_classifier():
     try:
         clf, variables = load("vgg16")
     except ValueError as error:

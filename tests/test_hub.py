@@ -1,7 +1,7 @@
-"""`tl.weights.hub`: the real huggingface-hub client against a server on loopback, and what timm's config.json says.
+"""`tl.weights.hub`: the real huggingface-hub client with a local server, and timm's config.json.
 
-The client reads its environment when it is imported: tests of the environment fetch in a process of their own, the others
-set what the client read.
+The client reads its environment when it is imported. Tests of the environment therefore fetch in
+another process; the others set the client's constants.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from tl.weights import hub
 
 COMMIT = "b9c5426c0e0d0e5b2d2ff0e6ae2b8a9b2f3c1d10"
 REPO = "timm/resnet18.a1_in1k"
-CONFIG: dict[str, Any] = {  # resnet18.a1_in1k's, as timm wrote it
+# The config of resnet18.a1_in1k, written by timm.
+CONFIG: dict[str, Any] = {
     "architecture": "resnet18",
     "num_classes": 1000,
     "num_features": 512,
@@ -53,20 +54,20 @@ CONFIG: dict[str, Any] = {  # resnet18.a1_in1k's, as timm wrote it
         "paper_ids": "arXiv:2110.00476",
     },
 }
-NOBODY = "http://127.0.0.1:9"  # the discard port: refused at once
+NOBODY = "http://127.0.0.1:9"  # the discard port, which has no server
 TENSORS = save({"w": np.arange(100_000, dtype=np.float32)})
 
 
 class Hub(ThreadingHTTPServer):
-    """A repository in the hub's layout: `files`, and what goes wrong with them."""
+    """A repository in the hub's layout: `files`, and the faults of the server."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {"config.json": json.dumps(CONFIG).encode(), "model.safetensors": TENSORS}
-        self.sent: dict[str, bytes] = {}  # other bytes than those that the ETag names
-        self.break_after: list[int] = []  # bytes after which the next bodies of weights end
-        self.status: tuple[int, str] | None = None  # of every answer, with the hub's error code
-        self.together: threading.Barrier | None = None  # for whose parties the answers to HEAD wait
+        self.sent: dict[str, bytes] = {}  # bytes that differ from the ETag
+        self.break_after: list[int] = []  # bytes after which the next downloads end
+        self.status: tuple[int, str] | None = None  # HTTP status and error code of every response
+        self.together: threading.Barrier | None = None  # responses to HEAD wait for it
         self.log: list[tuple[str, str, str | None]] = []  # method, file, Range
 
     def bodies(self, file: str) -> list[str | None]:
@@ -108,10 +109,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound")
         if file not in self.server.files:
             return self.refuse(404, "EntryNotFound")
-        named = self.server.files[file]
-        body = self.server.sent.get(file, named)
-        large = file != "config.json"  # those have their SHA-256 for a name, the others git's
-        git = hashlib.sha1(f"blob {len(named)}\0".encode() + named).hexdigest()
+        content = self.server.files[file]
+        body = self.server.sent.get(file, content)
+        large = file != "config.json"  # large files are named by SHA-256, others by git's hash
+        git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
         start = (
             int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
             if self.headers["Range"]
@@ -121,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{git}"')
         if large:
-            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(named).hexdigest()}"')
+            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(content).hexdigest()}"')
             self.send_header("X-Linked-Size", str(len(body)))
         self.send_header("Accept-Ranges", "bytes")
         if self.headers["Range"]:
@@ -154,23 +155,23 @@ import sys
 from tl.weights import hub
 try:
     files = hub.fetch(sys.argv[1])
-    print("FOUND", files.weights, hub.architecture_of(files.config))
+    print("PATH", files.weights, hub.architecture_of(files.config))
 except ValueError as error:
-    print("REFUSED", error)
+    print("ERROR", error)
 """
 
 
 @pytest.fixture
 def here(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The client of this process, set to the server and to an empty cache."""
-    at = f"http://127.0.0.1:{server.server_port}"
+    """Sets the client of this process to the server and to an empty cache."""
+    url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "ENDPOINT", at)
-    for module in (constants, file_download):  # where the client's 0.x copies it
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    for module in (constants, file_download):  # the client's 0.x copies it
         monkeypatch.setattr(
             module,
             "HUGGINGFACE_CO_URL_TEMPLATE",
-            at + "/{repo_id}/resolve/{revision}/{filename}",
+            url + "/{repo_id}/resolve/{revision}/{filename}",
             raising=False,
         )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -180,16 +181,16 @@ def here(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(server: Hub, cache: Path, **environ: str) -> subprocess.Popen:
-    """A process that fetches, with nothing of this machine's own hub settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    own = {
+    """A process that fetches, without the hub settings of this machine."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    settings = {
         "HF_HOME": str(cache),
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "NO_PROXY": "127.0.0.1",
     }
     return subprocess.Popen(
         [sys.executable, "-c", FETCH, REPO],
-        env={**kept, **own, **environ},
+        env={**inherited, **settings, **environ},
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -199,24 +200,24 @@ def start(server: Hub, cache: Path, **environ: str) -> subprocess.Popen:
 
 def outcome(process: subprocess.Popen) -> str:
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and out.startswith(("FOUND ", "REFUSED ")), out + err
+    assert process.returncode == 0 and out.startswith(("PATH ", "ERROR ")), out + err
     return out.strip()
 
 
-def found(process: subprocess.Popen) -> Path:
+def path_of(process: subprocess.Popen) -> Path:
     word, path, arch = outcome(process).split(" ")
-    assert word == "FOUND" and arch == "resnet18"
+    assert word == "PATH" and arch == "resnet18"
     assert Path(path).read_bytes() == TENSORS
     return Path(path)
 
 
-def refused(process: subprocess.Popen) -> str:
+def error_of(process: subprocess.Popen) -> str:
     out = outcome(process)
-    assert out.startswith("REFUSED ") and "\n" not in out and len(out) < 600, out
-    return out.removeprefix("REFUSED ")
+    assert out.startswith("ERROR ") and "\n" not in out and len(out) < 600, out
+    return out.removeprefix("ERROR ")
 
 
-def refused_here(repo: str = REPO, **options: Any) -> str:
+def error_here(repo: str = REPO, **options: Any) -> str:
     with pytest.raises(ValueError) as caught:
         hub.fetch(repo, **options)
     message = str(caught.value)
@@ -225,7 +226,7 @@ def refused_here(repo: str = REPO, **options: Any) -> str:
 
 
 def entries(cache: Path) -> list[str]:
-    """What the cache holds of weights, whole or in part."""
+    """Names of the cache's files of weights, complete or partial."""
     sha256 = hashlib.sha256(TENSORS).hexdigest()
     return [
         p.name
@@ -234,48 +235,48 @@ def entries(cache: Path) -> list[str]:
     ]
 
 
-# --- the client's environment, in processes of their own -------------------------------------------------------------
+# --- the client's environment, in other processes ---------------------------------------------
 
 
-def test_fetched_once_and_then_found_in_the_cache_even_without_the_server(
+def test_a_file_is_fetched_once_and_then_read_from_the_cache_without_the_server(
     server: Hub, tmp_path: Path
 ):
-    path = found(start(server, tmp_path))
+    path = path_of(start(server, tmp_path))
     assert path.name == "model.safetensors" and path.is_relative_to(tmp_path / "hub")
     assert server.bodies("model.safetensors") == [None] and server.bodies("config.json") == [None]
-    assert found(start(server, tmp_path)) == path
+    assert path_of(start(server, tmp_path)) == path
     assert len(server.bodies("model.safetensors")) == 1, "the cache was not used"
-    asked = len(server.log)
-    assert found(start(server, tmp_path, HF_HUB_OFFLINE="1")) == path
-    assert found(start(server, tmp_path, HF_ENDPOINT=NOBODY)) == path
-    assert len(server.log) == asked
+    requests = len(server.log)
+    assert path_of(start(server, tmp_path, HF_HUB_OFFLINE="1")) == path
+    assert path_of(start(server, tmp_path, HF_ENDPOINT=NOBODY)) == path
+    assert len(server.log) == requests
 
 
-def test_no_network_and_nothing_in_the_cache(server: Hub, tmp_path: Path):
-    message = refused(start(server, tmp_path, HF_HUB_OFFLINE="1"))
+def test_without_network_and_cache_the_error_says_what_to_do(server: Hub, tmp_path: Path):
+    message = error_of(start(server, tmp_path, HF_HUB_OFFLINE="1"))
     assert f"{REPO} is not in the cache and HF_HUB_OFFLINE is set; unset it" in message
     assert message.endswith(f"(hf download {REPO}) and copy {tmp_path / 'hub'}") and not server.log
-    message = refused(
+    message = error_of(
         start(server, tmp_path, HF_ENDPOINT=NOBODY, HF_HUB_CACHE=str(tmp_path / "mine"))
     )
     assert message.startswith(f"cannot fetch {REPO} from the hub at {NOBODY} (")
     assert message.endswith(f"and copy {tmp_path / 'mine'}")
 
 
-def test_two_processes_at_once(server: Hub, tmp_path: Path):
+def test_two_processes_can_fetch_at_the_same_time(server: Hub, tmp_path: Path):
     server.together = threading.Barrier(2)
     both = [start(server, tmp_path), start(server, tmp_path)]
-    assert found(both[0]) == found(both[1])
+    assert path_of(both[0]) == path_of(both[1])
     assert sorted(set(entries(tmp_path))) == [
         hashlib.sha256(TENSORS).hexdigest(),
         "model.safetensors",
     ]
 
 
-# --- what the server does, in this process ---------------------------------------------------------------------------
+# --- faults of the server, in this process ----------------------------------------------------
 
 
-def test_the_hub_being_down_is_no_matter_for_what_is_in_the_cache(server: Hub, here: Path):
+def test_a_cached_file_is_used_when_the_hub_is_down(server: Hub, here: Path):
     path, config = hub.fetch(REPO)
     assert path.read_bytes() == TENSORS and config == CONFIG
     assert hub.fetch(REPO, revision=COMMIT).weights == path
@@ -283,13 +284,12 @@ def test_the_hub_being_down_is_no_matter_for_what_is_in_the_cache(server: Hub, h
     assert hub.fetch(REPO).weights == path
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(server: Hub, here: Path):
-    size = constants.DOWNLOAD_CHUNK_SIZE  # of which the client writes whole ones only
+def test_an_interrupted_download_resumes(server: Hub, here: Path):
+    size = constants.DOWNLOAD_CHUNK_SIZE  # the client writes complete chunks only
     server.files["model.safetensors"] = body = np.random.RandomState(0).bytes(size + 1000)
     server.break_after = [size + 500]
-    with contextlib.suppress(
-        ValueError
-    ):  # the client's 0.x goes on with the next call, later ones within the first
+    # The client's 0.x resumes in the next call, later versions within the first.
+    with contextlib.suppress(ValueError):
         hub.fetch(REPO)
     assert hub.fetch(REPO).weights.read_bytes() == body
     first, second = server.bodies("model.safetensors")
@@ -301,12 +301,12 @@ def test_an_interrupted_download_goes_on_where_it_stopped(server: Hub, here: Pat
 
 
 @pytest.mark.parametrize("wrong", ["one bit", "shorter"])
-def test_a_file_that_is_not_the_one_named_is_refused_and_removed(
+def test_a_download_with_the_wrong_hash_is_an_error_and_is_removed(
     server: Hub, here: Path, wrong: str
 ):
     server.sent["model.safetensors"] = sent = TENSORS[:-1] + (b"\1" if wrong == "one bit" else b"")
     bad, good = hashlib.sha256(sent).hexdigest(), hashlib.sha256(TENSORS).hexdigest()
-    assert refused_here() == (
+    assert error_here() == (
         f"model.safetensors of {REPO} is damaged: got sha256 {bad[:12]}..., expected "
         f"{good[:12]}...; it was removed, run again"
     )
@@ -315,14 +315,14 @@ def test_a_file_that_is_not_the_one_named_is_refused_and_removed(
     assert hub.fetch(REPO).weights.read_bytes() == TENSORS
 
 
-def test_a_file_damaged_in_the_cache_is_refused_removed_and_fetched_again(server: Hub, here: Path):
+def test_a_file_damaged_in_the_cache_is_an_error_and_is_fetched_again(server: Hub, here: Path):
     hub.fetch(REPO).weights.resolve().write_bytes(TENSORS[:-1] + b"\1")
-    assert f"model.safetensors of {REPO} is damaged" in refused_here()
+    assert f"model.safetensors of {REPO} is damaged" in error_here()
     assert not entries(here)
     assert hub.fetch(REPO).weights.read_bytes() == TENSORS
 
 
-def test_the_older_file_where_there_is_no_safetensors(server: Hub, here: Path):
+def test_pytorch_model_bin_is_used_without_safetensors(server: Hub, here: Path):
     server.files["pytorch_model.bin"] = server.files.pop("model.safetensors")
     path = hub.fetch(REPO).weights
     assert path.name == "pytorch_model.bin" and path.read_bytes() == TENSORS
@@ -330,8 +330,8 @@ def test_the_older_file_where_there_is_no_safetensors(server: Hub, here: Path):
     assert hub.fetch(REPO).weights == path
 
 
-def test_what_the_hub_does_not_have(server: Hub, here: Path):
-    message = refused_here("timm/resnet18.a1_in")
+def test_a_missing_repository_revision_or_file_is_named_in_the_error(server: Hub, here: Path):
+    message = error_here("timm/resnet18.a1_in")
     assert message.startswith(
         f"no repository timm/resnet18.a1_in on the hub at {constants.ENDPOINT}; "
         "nearest in tl's manifest: "
@@ -339,44 +339,45 @@ def test_what_the_hub_does_not_have(server: Hub, here: Path):
     assert f"{REPO!r}, " in message and message.endswith(
         "; check the name, or set HF_TOKEN if it is private"
     )
-    assert f"{REPO} on the hub has no revision 'v9'" in refused_here(revision="v9")
-    assert "invalid repository: got 'a/b/c', expected owner/name" in refused_here("a/b/c")
+    assert f"{REPO} on the hub has no revision 'v9'" in error_here(revision="v9")
+    assert "invalid repository: got 'a/b/c', expected owner/name" in error_here("a/b/c")
     del server.files["model.safetensors"]
     lacks = f"{REPO} on the hub lacks config.json or model.safetensors and pytorch_model.bin"
-    assert lacks in refused_here()
+    assert lacks in error_here()
     del server.files["config.json"]
-    assert lacks in refused_here()
+    assert lacks in error_here()
 
 
 @pytest.mark.parametrize(
-    "status, code, says",
+    "status, code, expected",
     [
         (403, "GatedRepo", "is gated; accept its terms at "),
         (401, "", "denies access to timm/resnet18.a1_in1k (HTTP 401); set HF_TOKEN"),
         (503, "", "(HTTP 503); run again when the network works"),
     ],
 )
-def test_what_the_hub_does_not_give(server: Hub, here: Path, status: int, code: str, says: str):
+def test_denied_access_is_one_request_and_an_error_that_says_what_to_do(
+    server: Hub, here: Path, status: int, code: str, expected: str
+):
     server.status = (status, code)
-    assert says in refused_here()
-    files = [
-        path for _, path, _ in server.log if path
-    ]  # huggingface-hub 2.0 also asks for the repository
+    assert expected in error_here()
+    # huggingface-hub 2.0 requests the repository too.
+    files = [path for _, path, _ in server.log if path]
     assert files == ["config.json"], "the client must not retry"
 
 
 @pytest.mark.parametrize("config", [b"[]", b"{", b"\xff"])
-def test_a_config_that_is_none(server: Hub, here: Path, config: bytes):
+def test_a_config_that_is_not_a_json_object_is_an_error(server: Hub, here: Path, config: bytes):
     server.files["config.json"] = config
-    assert f"config.json of {REPO} is not a JSON object" in refused_here()
+    assert f"config.json of {REPO} is not a JSON object" in error_here()
 
 
-def test_without_the_client_it_says_how_to_bring_it(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_client_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert refused_here().endswith('pip install "tl[hub]"')
+    assert error_here().endswith('pip install "tl[hub]"')
 
 
-# --- config.json -----------------------------------------------------------------------------------------------------
+# --- config.json ------------------------------------------------------------------------------
 
 
 def without(name: str) -> dict[str, Any]:
@@ -388,7 +389,7 @@ def changed(**fields: Any) -> dict[str, Any]:
     return {**CONFIG, "pretrained_cfg": {**CONFIG["pretrained_cfg"], **fields}}
 
 
-FLAT = {**CONFIG["pretrained_cfg"], "architecture": "resnet18"}  # as timm wrote them before 0.8
+FLAT = {**CONFIG["pretrained_cfg"], "architecture": "resnet18"}  # the format of timm before 0.8
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_a_config_gives_the_preprocessing(config: dict[str, Any]):
     assert hub.classes_of(config) == 1000 and hub.licence_of(config) == "see the model card"
 
 
-def test_what_a_config_may_say_otherwise():
+def test_a_config_can_have_other_values():
     lite = changed(
         input_size=[3, 240, 240], mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], crop_pct=0.882
     )
@@ -416,7 +417,7 @@ def test_what_a_config_may_say_otherwise():
 
 
 @pytest.mark.parametrize(
-    "config, says",
+    "config, expected",
     [
         *(
             (without(name), f"wrong {name} in config.json: got None")
@@ -438,14 +439,14 @@ def test_what_a_config_may_say_otherwise():
         ({}, "input_size in config.json: got None"),
     ],
 )
-def test_fields_that_are_missing_or_of_another_kind(config: dict[str, Any], says: str):
+def test_missing_or_wrong_fields_are_an_error(config: dict[str, Any], expected: str):
     with pytest.raises(ValueError) as caught:
         hub.pixels_of(config)
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("config", [{}, {"architecture": 18}])
-def test_a_config_without_an_architecture_or_classes(config: dict[str, Any]):
+def test_a_config_without_an_architecture_or_classes_is_an_error(config: dict[str, Any]):
     with pytest.raises(
         ValueError,
         match="wrong architecture in config.json: got .*, expected the name of a network",

