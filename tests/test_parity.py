@@ -1,7 +1,8 @@
-"""What `python -m experiments.benchmarks.parity --all` leaves out, with torch at hand: `pytest -m parity`.
+"""Parity with torch's libraries: `pytest -m parity`.
 
-The tool compares every network with every source on seeded weights. Here: the packaged weights on photographs, torch's files
-in every number type, and the tool itself: that it finds a damaged port, says where, and names the damage.
+`./launch.sh parity --all` compares every network with every source on seeded weights. The tests
+here cover the packaged weights on photographs, torch's files in every number type, and the tool
+itself: it finds a damaged port, reports the first layer that differs, and names the damage.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def torch() -> Any:
     return torch
 
 
-# --- the packaged weights, put into torch's networks by their order in the file --------------------------------------
+# ---- the packaged weights, put into torch's networks by their order in the file ----
 
 
 def packaged(arch: str) -> tuple[Classifier, Variables]:
@@ -70,7 +71,7 @@ def some_photographs(count: int = 4) -> tuple:
         ("vgg16", "torchvision", "vgg16"),
     ],
 )
-def test_packaged_weights_on_photographs(torch: Any, arch: str, source: str, call: str):
+def test_packaged_weights_agree_on_photographs(torch: Any, arch: str, source: str, call: str):
     clf, variables = packaged(arch)
     row = store.packaged_row([arch], "")
     assert row is not None
@@ -94,11 +95,11 @@ def test_packaged_weights_on_photographs(torch: Any, arch: str, source: str, cal
     assert parity.first_divergence(errors) is None, errors
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 @pytest.mark.parametrize("form", ["zip", "stream"])
-def test_torchs_own_files_in_every_number_type(torch: Any, tmp_path: Path, form: str):
+def test_torch_files_are_read_in_every_number_type(torch: Any, tmp_path: Path, form: str):
     base = torch.arange(24).reshape(4, 6)
     state = {
         str(dtype): base.to(dtype)
@@ -125,24 +126,24 @@ def test_torchs_own_files_in_every_number_type(torch: Any, tmp_path: Path, form:
         tmp_path / "w",
         _use_new_zipfile_serialization=form == "zip",
     )
-    found = readers.read(tmp_path / "w")
-    assert set(found) == set(state)
+    arrays = readers.read(tmp_path / "w")
+    assert set(arrays) == set(state)
     for name, tensor in state.items():
         tensor = tensor.detach()
-        assert found[name].shape == tuple(tensor.shape), name
+        assert arrays[name].shape == tuple(tensor.shape), name
         want = tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-        np.testing.assert_array_equal(found[name].astype(want.dtype), want, err_msg=name)
-        assert str(found[name].dtype) == str(tensor.dtype).removeprefix("torch."), name
+        np.testing.assert_array_equal(arrays[name].astype(want.dtype), want, err_msg=name)
+        assert str(arrays[name].dtype) == str(tensor.dtype).removeprefix("torch."), name
 
 
-# --- the tool ------------------------------------------------------------------------------------------------------------
+# ---- the tool ----
 
 
 @functools.cache
 def compared(
     arch: str, source: str, call: str, size: tuple[int, int]
 ) -> tuple[Classifier, Variables, tuple[parity.Case, ...]]:
-    """A port that agrees with its source, under a head of 16 classes."""
+    """A port that agrees with its source, with a head of 16 classes."""
     network, spec = sources.fill(sources.make(source, call, 16, width=16)), backbones.get(arch)
     head = spec.head(16, width=16) if spec.head is VGGTop else heads.own(spec)(16)
     clf = Classifier(arch, spec, head, pixels.TORCHVISION, None, Provenance("seeded", ""))
@@ -174,7 +175,7 @@ VGG = ("vgg11", "torchvision", "vgg11", (32, 48))
 
 
 @pytest.mark.parametrize("pair", [LITE, RESNET, VGG], ids=lambda pair: pair[0])
-def test_a_good_port_agrees(pair: tuple):
+def test_a_correct_port_agrees_at_every_endpoint(pair: tuple):
     clf, variables, cases = compared(*pair)
     errors = parity.compare(clf, variables, cases)
     assert parity.first_divergence(errors) is None, errors
@@ -232,7 +233,7 @@ def test_a_good_port_agrees(pair: tuple):
     ],
     ids=["padding", "eps", "BGR", "transposed", "stride", "flatten", "unknown"],
 )
-def test_a_damaged_port_is_found_and_the_damage_named(
+def test_the_damage_of_a_port_is_located_and_named(
     pair: tuple, damage: Callable, first: str, words: list[str]
 ):
     clf, variables, cases = compared(*pair)
@@ -243,15 +244,15 @@ def test_a_damaged_port_is_found_and_the_damage_named(
     assert all(word in cause for word in words), cause
 
 
-def test_what_is_no_number_or_has_another_shape_diverges():
+def test_nan_and_another_shape_count_as_divergence():
     want = np.array([1.0, -4.0])
     assert parity.error(np.array([1.0, -3.0]), want) == 0.25
     for wrong in (np.array([np.nan, -4.0]), np.array([np.inf, -4.0]), np.array([1.0])):
         assert parity.first_divergence({"stem": 0.0, "top": parity.error(wrong, want)}) == "top"
 
 
-def test_plain_efficientnet_lite0_of_timm_is_another_network_than_tensorflows():
-    """The same names, but torch's padding and eps: TensorFlow's weights belong to the `tf_` form alone."""
+def test_timms_plain_efficientnet_lite0_differs_from_tensorflows():
+    """It has torch's padding and eps; TensorFlow's weights belong to the `tf_` form only."""
     pair = parity.Pair("efficientnet_lite0", "timm", "tf_efficientnet_lite0")
     row, errors = parity.check(pair, "safetensors", [(64, 74)])
     assert row["first_divergence"] == "stem" == list(errors)[0] and row["max_rel_error"] > 0.01
@@ -261,8 +262,8 @@ def test_plain_efficientnet_lite0_of_timm_is_another_network_than_tensorflows():
     )
 
 
-def test_the_command_on_keras_and_what_it_writes(tmp_path: Path):
-    """In a process of its own: Keras has one backend a process."""
+def test_the_command_compares_with_keras_and_writes_a_report(tmp_path: Path):
+    """In a separate process, because Keras has one backend per process."""
     command = [
         sys.executable,
         "-m",
@@ -288,7 +289,7 @@ def test_the_command_on_keras_and_what_it_writes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("form", ["zip", "stream", "safetensors"])
-def test_a_file_is_compared_on_both_sides(tmp_path: Path, form: str):
+def test_both_sides_read_a_weights_file(tmp_path: Path, form: str):
     network = sources.fill(sources.make("timm", "mobilenetv2_035", 16), seed=3)
     path = sources.save(network, tmp_path / "weights.pth", form)
     row, errors = parity.check_file(

@@ -169,11 +169,7 @@ def test_floats_round_to_the_nearest_level():
     ],
 )
 def test_other_values_than_images_are_errors(image, says, tmp_path):
-    for use in (
-        reporting.img,
-        reporting.card,
-        lambda x: reporting.save_png(tmp_path / "x.png", x),
-    ):
+    for use in (reporting.img, reporting.card, lambda x: reporting.save_png(tmp_path / "x.png", x)):
         with pytest.raises(ValueError, match=says):
             use(image)
     assert not list(tmp_path.iterdir())

@@ -3,10 +3,7 @@
   ./launch.sh bench
   ./launch.sh bench --what=forward,input_gradient --arch=resnet50,vgg16 --batch_size=16
   ./launch.sh bench --what=forward --arch=mobilenetv2_100 --peers=torch,keras
-  ./launch.sh bench --what=start --arch=resnet50
-  ./launch.sh bench --what=bfloat16 --arch=efficientnet_lite0
   ./launch.sh bench --what=loader --data=folder:images --batch_size=32
-  ./launch.sh bench --what=step --arch=resnet50
   ./launch.sh bench --what=ideal --arch=efficientnet_lite0 --peers=lucent --steps=512 --rounds=1
   ./launch.sh bench --what=frozen_fit --arch=mobilenetv2_100 --peers=keras --data=folder:images
 

@@ -246,10 +246,7 @@ def _parts(row: Mapping[str, Any], folder: Path) -> list[Html]:
         for words, way, change in lines
     ]
     header = ["input", "prediction", "confidence", row["target"], "change"]
-    return [
-        reporting.strip(cards, title=Path(row["path"]).name),
-        reporting.table(cells, header),
-    ]
+    return [reporting.strip(cards, title=Path(row["path"]).name), reporting.table(cells, header)]
 
 
 def _save(

@@ -39,7 +39,8 @@ from tl.reporting import Html
 from tl.training import fit, inputs
 from tl.training.recipe import Recipe
 from tl.types import Variables
-from tl.visualize import grid, specs
+from tl.visualize import grid, maps, specs
+from tl.visualize import ideal as ideal_images
 
 FLAGS = flags.FLAGS
 LESSON, RIGHT = "as in the lesson", "as it should be"
@@ -490,25 +491,17 @@ def ideal(lesson: Lesson) -> Iterator[Row]:
             f"{percent(row['probability_of_png_as_shown'])} as displayed"
             for row in chosen
         )
-        words, n = f"{lesson.arch}, {way}, {lesson.ideal_steps} steps", len(chosen)
-        reported = f"Siamese cat {lesson_ideal.REPORTED[way]:.3f}"
-        yield Row("ideal", LESSON, words, None, n, None, seconds=seconds, lesson=reported,
-                  found=results)  # fmt: skip
+        words = f"{lesson.arch}, {way}, {lesson.ideal_steps} steps"
+        row = Row("ideal", LESSON, words, n=len(chosen), seconds=seconds, found=results)
+        yield row._replace(lesson=f"Siamese cat {lesson_ideal.REPORTED[way]:.3f}")
     began = time.monotonic()
     settings = grid.IdealSettings(
         steps=min(grid.STEPS, lesson.ideal_steps), frames=0, seed=lesson.seed
     )
-    network = grid.network(clf, variables)
-    images = grid.make_ascent([network], grid.make_cells(objectives, settings), settings)().images
-    files = [
-        lesson.run.figure(f"ideal-{spec.word}", np.asarray(image))
-        for spec, image in zip(objectives, images, strict=True)
-    ]
-    saved = np.stack([data.decode(file) for file in files])
-    shares = metrics.softmax(inference.predict_logits(clf, variables, saved))
+    ideals = ideal_images.ideal([grid.network(clf, variables)], objectives, settings)
+    saved = ideal_images.save(lesson.run, ideals)["images"]
     results = "; ".join(
-        f"{spec.word}: {percent(float(p[list(spec.classes)].sum()))} as displayed"
-        for spec, p in zip(objectives, shares, strict=True)
+        f"{row['target']}: {percent(row['probability'])} as displayed" for row in saved
     )
     words = f"in [0, 1], Fourier, transforms, {settings.steps} steps"
     seconds = time.monotonic() - began
@@ -700,24 +693,20 @@ def sample(lesson: Lesson) -> list[Html]:
     few = [lesson.cats.examples[i] for i in indices]
     clf, variables = lesson.network(lesson.arch)
     images = np.stack([clf.prepare(data.decode(example.path)) for example in few])
-    last = clf.spec.endpoints[-1]
-    maps = np.asarray(jax.jit(clf.apply)(variables, pixels.to_images01(images)).endpoints[last])
-    scaled = np.clip(maps[0] / max(maps[0].max(), 1e-6), 0, 1)  # the last layer may be signed
-    flat = scaled.reshape(-1, maps.shape[-1])
+    last, images01 = clf.spec.endpoints[-1], pixels.to_images01(images)
+    features_map = np.asarray(jax.jit(clf.apply)(variables, images01).endpoints[last])[0]
+    flat = maps.flat(features_map)
     lesson.run.figure("features", flat)
-    strongest = np.argsort(-maps[0].max(axis=(0, 1)))[:16]
-    tiles = [
-        np.clip(maps[0, :, :, i] / max(maps[0, :, :, i].max(), 1e-6), 0, 1).astype(np.float32)
-        for i in strongest
-    ]
-    enlarged = [np.kron(tile, np.ones((12, 12), np.float32)) for tile in tiles]
-    sheet = reporting.contact_sheet(enlarged, columns=8)
+    tiles = maps.tiles(features_map, np.argsort(-features_map.max(axis=(0, 1)))[:16])
+    sheet = reporting.contact_sheet(
+        [np.kron(tile, np.ones((12, 12), np.float32)) for tile in tiles], columns=8
+    )
     cards = [
         reporting.card(image, caption=lesson.cats.classes[example.label])
         for image, example in zip(images, few, strict=True)
     ]
     words = (
-        f"{last} of {lesson.arch}: shape {tuple(maps.shape[1:])}; positions by channels, and the "
+        f"{last} of {lesson.arch}: shape {features_map.shape}; positions by channels, and the "
         "16 most active channels."
     )
     figures = reporting.img(flat, scale=max(1024 // flat.shape[1], 1)), reporting.img(sheet)
@@ -750,17 +739,8 @@ def main(run: reporting.Run) -> None:
         order = np.random.default_rng(FLAGS.seed).permutation(len(cats.examples))
         chosen = np.sort(order[: FLAGS.limit])
         cats = dataclasses.replace(cats, examples=tuple(cats.examples[i] for i in chosen))
-    lesson = Lesson(
-        run,
-        cats,
-        pets,
-        FLAGS.arch,
-        FLAGS.small,
-        FLAGS.seed,
-        epochs=FLAGS.epochs,
-        images=tuple(FLAGS.images),
-        target=FLAGS.target,
-    )
+    further = {"epochs": FLAGS.epochs, "images": tuple(FLAGS.images), "target": FLAGS.target}
+    lesson = Lesson(run, cats, pets, FLAGS.arch, FLAGS.small, FLAGS.seed, **further)
     result = run_steps(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)
     print(reporting.columns(HEADER, [cells(row) for row in result["rows"]]))
     run.finish(result, page(lesson, result))
