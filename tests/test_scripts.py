@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -32,47 +33,96 @@ def imports(path: Path) -> Iterator[str]:
         yield from (name for name in modules if name.startswith(("experiments", ".")))
 
 
-def run_copy(command: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs a copy of one script, or of its room, where `tl` is the only module of the checkout."""
+# Runs each job in a fork of a process that has imported `tl`, which takes most of the time.
+DRIVER = """
+import json, os, runpy, sys, traceback
+import tl
+from tl import cli, pages
+
+for job in json.load(sys.stdin):
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        continue
+    os.chdir(job["folder"])
+    for stream in (1, 2):
+        os.dup2(os.open(f"{job['output']}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
+    sys.path.insert(0, "site")
+    sys.argv = job["argv"]
+    code = 0
+    try:
+        if job["module"]:
+            runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+        print(error.code if isinstance(error.code, str) else "", file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    print(f"exit code {code}", file=sys.stderr)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(0)
+"""
+
+
+def copy_alone(command: str, folder: Path) -> str:
+    """Copies a script, or its room, into a folder; returns the module to run, "" for a file."""
     # This package hides the checkout's, which an editable installation puts on the path.
     package = folder / "site" / "experiments"
     package.mkdir(parents=True)
-    (folder / "site" / "tl").symlink_to(ROOT / "tl")
     room, _, script = command.rpartition(".")
-    if room:
-        (package / "__init__.py").touch()
-        shutil.copytree(FOLDER / room, package / room)
-        words = ["-m", f"experiments.{room}" if script == "__main__" else f"experiments.{command}"]
-    else:
+    if not room:
         (package / "__init__.py").write_text('raise ImportError("experiments is not installed")')
         shutil.copy(FOLDER / f"{script}.py", folder)
-        words = [f"{script}.py"]
-    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-P", *words, *arguments],
-        cwd=folder,
+        return ""
+    (package / "__init__.py").touch()
+    shutil.copytree(FOLDER / room, package / room)
+    return f"experiments.{room}" if script == "__main__" else f"experiments.{command}"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[str, str]]:
+    """(command, argument) -> stdout and stderr of the copy."""
+    root = tmp_path_factory.mktemp("copies")
+    (root / "tl").symlink_to(ROOT / "tl")
+    jobs, files = [], {}
+    for command in COMMANDS:
+        folder = root / "copies" / command
+        module = copy_alone(command, folder)
+        for argument in ("--help", "not_a_flag"):
+            output = str(folder / argument.strip("-"))
+            argv = [f"{command}.py", argument]
+            jobs.append({"folder": str(folder), "module": module, "argv": argv, "output": output})
+            files[command, argument] = output
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", DRIVER],
+        cwd=root,
         env=environment,
+        input=json.dumps(jobs),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
+    assert run.returncode == 0, run.stderr
+    read = lambda file: (Path(f"{file}.1").read_text(), Path(f"{file}.2").read_text())
+    return {key: read(file) for key, file in files.items()}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_copied_script_prints_its_help(command: str, tmp_path: Path) -> None:
-    run = run_copy(command, tmp_path, "--help")
-
-    assert "./launch.sh" in run.stdout and "--help" in run.stdout, run.stderr
-    assert "Traceback" not in run.stderr
+def test_a_copied_script_prints_its_help(command: str, outputs: dict) -> None:
+    out, err = outputs[command, "--help"]
+    assert "launch.sh" in out and "--help" in out, err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_copied_script_reports_an_error_in_one_sentence(command: str, tmp_path: Path) -> None:
-    run = run_copy(command, tmp_path, "not_a_flag")
-
-    assert run.returncode == 1 and "Traceback" not in run.stderr
+def test_a_copied_script_reports_an_error_in_one_sentence(command: str, outputs: dict) -> None:
+    _, err = outputs[command, "not_a_flag"]
+    assert "exit code 1" in err and "Traceback" not in err
     errors = ("unexpected argument 'not_a_flag'", "must have a value", "'not_a_flag' is not the")
-    assert any(error in run.stderr for error in errors), run.stderr
+    assert any(error in err for error in errors), err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
