@@ -13,6 +13,7 @@ Reference: Liu et al. 2017, arXiv:1611.02770, section 5 (attacks on an ensemble 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import io
 from collections.abc import Sequence
@@ -189,16 +190,27 @@ def make_images(
     search = attacks.get(settings.attack)(steps=settings.steps, early_stop=False)
     goal, norm = goals.get("untargeted", LOSS), norms.get(settings.norm)
     attack = attacks.make(search, logits, norm=norm, goal=goal, eight_bit=True)
-    n, adversarial = len(images.images), np.zeros_like(images.images)
+    n = len(images.images)
     class_mask = goals.class_mask(images.labels[:, None].tolist(), k)
     keys = norms.per_image_keys(jax.random.key(settings.seed), n)
     batch = max(BATCH, devices.images_at_once())
-    size, starts = min(batch, n), range(0, n, batch)
-    for start in reporting.progress(starts, len(starts), f"attacking {label}, batches of {size}"):
-        rows = np.resize(np.arange(start, min(start + size, n)), size)
-        images01 = pixels.to_images01(images.images[rows])
-        result = attack(variables, keys[rows], images01, class_mask[rows], eps=settings.eps)
-        adversarial[rows] = pixels.to_uint8(result.images)
+    size = min(batch, n)
+
+    def attack_batch(images: np.ndarray, class_mask: np.ndarray, keys: jax.Array) -> np.ndarray:
+        images01 = pixels.to_images01(images)
+        result = attack(variables, keys, images01, class_mask, eps=settings.eps)
+        return pixels.to_uint8(result.images)
+
+    adversarial = inference.in_batches(
+        attack_batch,
+        images.images,
+        class_mask,
+        keys,
+        batch_size=size,
+        progress=functools.partial(
+            reporting.progress, label=f"attacking {label}, batches of {size}"
+        ),
+    )
     return read_back(adversarial)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import models, pixels
+from tl import inference, models, pixels
 from tl.attacks import norms
 from tl.types import Array, Variables
 from tl.weights import readers, store
@@ -196,11 +196,8 @@ def distances(
 
 def batched_distance(distance: PairDistance, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Distances f64[m] of m pairs, computed in batches of one shape."""
-    size, rows = min(BATCH, len(x)), []
-    for start in range(0, len(x), size):
-        batch = np.resize(np.arange(start, min(start + size, len(x))), size)
-        rows.append(np.asarray(distance(x[batch], y[batch]), np.float64)[: len(x) - start])
-    return np.concatenate(rows)
+    values = inference.in_batches(distance, x, y, batch_size=min(BATCH, len(x)))
+    return values.astype(np.float64)
 
 
 def jitted_lpips() -> PairDistance | None:

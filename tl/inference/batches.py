@@ -40,15 +40,19 @@ def forward(clf: Classifier) -> Callable[[Variables, Any], jax.Array]:
 
 
 def in_batches(
-    function: Callable[..., Any], *arrays: np.ndarray, batch_size: int = BATCH_SIZE
+    function: Callable[..., Any],
+    *arrays: Any,
+    batch_size: int = BATCH_SIZE,
+    progress: Progress = silent,
 ) -> Any:
     """A function of many rows, computed in batches of one shape.
 
     Args:
       function: takes one [b ...] array per array and returns an array [b ...], or a pytree of them.
         Row i of the result may depend on row i of the arguments only.
-      arrays: [n ...] each, n at least 1.
+      arrays: [n ...] each, n at least 1; NumPy or JAX arrays.
       batch_size: rows per call, b; the last batch is filled up with copies of its own rows.
+      progress: wraps the positions at which batches start.
 
     Returns:
       NumPy arrays [n ...], in the order of the arguments.
@@ -65,8 +69,8 @@ def in_batches(
         raise ValueError(
             f"`batch_size` and the number of rows must be at least 1: got {batch_size} and {n}"
         )
-    parts = []
-    for start in range(0, n, batch_size):
+    parts, starts = [], range(0, n, batch_size)
+    for start in progress(starts, len(starts)):
         rows = np.resize(np.arange(start, min(start + batch_size, n)), batch_size)
         outputs = function(*(array[rows] for array in arrays))
         parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: n - start], outputs))  # noqa: B023
