@@ -56,7 +56,7 @@ def main(run: reporting.Run) -> None:
     result["facts"] = common.weights_facts(clf) | {
         "weights before": f"{old.weights.name} (sha256 {old.weights.sha256[:12]})",
         "images": data_set.source,
-        "license of the images": data_set.licence,
+        "license of the images": data_set.license,
     }
     report = pages.finish(run, result)
 

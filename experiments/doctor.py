@@ -46,7 +46,7 @@ def main(run: reporting.Run) -> None:
     result = report.as_dict() | {
         "data": spec.name,
         "skipped": [skip._asdict() for skip in spec.skipped],
-        "facts": {"images": spec.source, "license of the images": spec.licence},
+        "facts": {"images": spec.source, "license of the images": spec.license},
     }
     examples = {str(example.path): example for example in spec.examples}
     in_groups = {path: examples[path] for path in doctor.paths_with_thumbnail(result)}

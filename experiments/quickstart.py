@@ -73,7 +73,7 @@ def main(run: reporting.Run) -> None:
         "transfer": trained,
         "ideal": ideals,
         "attack": attacked,
-        "facts": common.weights_facts(clf) | {"solar cells": f"{cells.source}; {cells.licence}"},
+        "facts": common.weights_facts(clf) | {"solar cells": f"{cells.source}; {cells.license}"},
     }
     page = pages.finish(run, result)
     low, high = trained["test"]["top1_ci95"]

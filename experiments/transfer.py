@@ -286,7 +286,7 @@ def main(run: reporting.Run) -> None:
     result["tune"] = "rules" if FLAGS.rules else FLAGS.tune
     result["facts"] = common.weights_facts(clf) | {
         "images": spec.source,
-        "license of the images": spec.licence,
+        "license of the images": spec.license,
     }
     page = pages.finish(run, result)
     report(result)

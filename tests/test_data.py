@@ -146,7 +146,7 @@ def test_a_folder_has_a_class_per_sub_folder(pets: Path) -> None:
     assert Counter(e.label for e in spec.examples) == {0: 8, 1: 8}
     assert all(spec.classes[e.label] in e.path.parts for e in spec.examples)
     assert [Path(s.path).name for s in spec.skipped] == ["README.md", "notes.txt"]
-    assert spec.licence == "unknown"
+    assert spec.license == "unknown"
     assert get(f"folder:{pets}") == dataclasses.replace(spec, name=f"folder:{pets}")
 
 

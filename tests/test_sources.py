@@ -422,7 +422,7 @@ def test_tfds_returns_the_encoded_files(tmp_path: Path, monkeypatch: pytest.Monk
     assert (
         spec.classes == ("cat", "dog")
         and spec.name == f"tfds:pets@{tmp_path}"
-        and spec.licence == "unknown"
+        and spec.license == "unknown"
     )
     assert [(e.label, e.part) for e in spec.examples] == [(i % 2, "") for i in range(5)]
     for (file, content, _), example in zip(written, spec.examples, strict=True):

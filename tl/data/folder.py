@@ -61,7 +61,7 @@ def folder(directory: Path | str) -> DataSpec:
         examples=tuple(examples),
         classes=classes,
         source=str(root.absolute()),
-        licence="unknown",
+        license="unknown",
         skipped=tuple(skipped),
     )
 

@@ -63,7 +63,7 @@ def elpv() -> DataSpec:
         examples=tuple(examples),
         classes=classes,
         source="ELPV, PyPI package elpv-dataset (Deitsch et al. 2019, arXiv 1807.02894)",
-        licence="CC BY-NC-SA 4.0",
+        license="CC BY-NC-SA 4.0",
         split=Split.STRATIFIED,
         # Five seeds: cropped 85.6 +- 0.7 %, whole 85.1 +- 1.2 %, no difference beyond the spread.
         whole=False,

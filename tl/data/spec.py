@@ -116,7 +116,7 @@ class DataSpec:
       examples: the images, in a fixed order.
       classes: class names; `Example.label` indexes them.
       source: the origin of the images, as text.
-      licence: the license of the images, as text; "unknown" if none is stated.
+      license: the license of the images, as text; "unknown" if none is stated.
       split: the rule that divides the data set.
       whole: resize the whole image to the network's square instead of taking the center crop of
         the weights. The label describes the whole image, and the crop cuts off animals at the edge
@@ -130,7 +130,7 @@ class DataSpec:
     examples: tuple[Example, ...]
     classes: tuple[str, ...]
     source: str
-    licence: str
+    license: str
     split: Split = Split.CONTENT
     whole: bool = True
     references: tuple[tuple[str, float], ...] = ()

@@ -94,7 +94,7 @@ def table(file: Path | str) -> DataSpec:
         ),
         classes=classes,
         source=str(path.absolute()),
-        licence="unknown",
+        license="unknown",
     )
 
 

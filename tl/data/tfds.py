@@ -170,7 +170,7 @@ def tfds(word: str) -> DataSpec:
         examples=tuple(examples),
         classes=tuple(label.names),
         source=" ".join(filter(None, origin)),
-        licence=_one_line(info.redistribution_info.license) or "unknown",
+        license=_one_line(info.redistribution_info.license) or "unknown",
         skipped=tuple(skipped),
     )
 
