@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from tl import data, labels, models, pixels, reporting
-from tl.models import Classifier, classifier, heads
+from tests import toys
+from tl import data, pixels, reporting
+from tl.models import Classifier, heads
 from tl.types import Variables
 from tl.visualize import exemplars
 
@@ -22,10 +24,24 @@ COLORS = {
 }
 
 
+CLASSES = tuple(f"class {i}" for i in range(12))
+
+
 @pytest.fixture(scope="module")
 def net() -> tuple[Classifier, Variables]:
-    clf, variables = models.load("squeezenet1_1", weights="random")
-    return clf.with_pixels(size=64), variables
+    """A toy with a head that reads pooled features."""
+    return toys.classifier("toy_mobilenet", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def flat_net(net) -> tuple[Classifier, Variables]:
+    """The same backbone with a head that reads the last map."""
+    clf, variables = net
+    clf = clf.with_head(heads.Flat(len(CLASSES)), clf.classes)
+    shapes = jax.eval_shape(clf.init, jax.random.key(0))["params"]["head"]
+    rng = np.random.default_rng(0)
+    head = {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
+    return clf, {**variables, "params": {**variables["params"], "head": head}}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def direct(net, album) -> dict[str, np.ndarray]:
+def direct(net, flat_net, album) -> dict[str, np.ndarray]:
     """Channel means, features and logits of the five readable images, by one pass."""
     clf, variables = net
     images = pixels.to_images01(np.stack([clf.prepare(data.decode(path)) for path in album[1:]]))
@@ -53,7 +69,13 @@ def direct(net, album) -> dict[str, np.ndarray]:
     means = {
         name: np.asarray(output.endpoints[name]).mean(axis=(1, 2)) for name in ("stem", "stage2")
     }
-    return {**means, "features": np.asarray(output.features), "logits": np.asarray(output.logits)}
+    flat = jax.jit(flat_net[0].logits)(flat_net[1], images)
+    return {
+        **means,
+        "features": np.asarray(output.features),
+        "logits": np.asarray(output.logits),
+        "flat logits": np.asarray(flat),
+    }
 
 
 def test_top_rows_skip_nan_and_keep_the_order_of_ties():
@@ -89,34 +111,29 @@ def test_a_second_channel_needs_no_second_pass(net, album, cache):
     def refuse(batches, total):
         raise AssertionError("computed again")
 
-    assert (
-        len(
-            exemplars.top_channels(*net, album[1:], "stem", [63], 9, cache=cache, progress=refuse)[
-                0
-            ]
-        )
-        == 5
-    )
+    (top,) = exemplars.top_channels(*net, album[1:], "stem", [7], cache=cache, progress=refuse)
+    assert len(top) == 5
 
 
-def test_unknown_channels_and_endpoints_are_errors_before_an_image_is_read(net):
-    nowhere = [Path("/nowhere.png")]
-    for channel in (64, -1):
-        with pytest.raises(
-            ValueError, match=f"has 64 channels: got channel {channel}, expected 0 to 63"
-        ):
-            exemplars.top_channels(*net, nowhere, "stem", [0, channel])
+@pytest.mark.parametrize("channel", [8, -1])
+def test_an_unknown_channel_is_an_error_before_an_image_is_read(net, channel):
+    message = f"has 8 channels: got channel {channel}, expected 0 to 7"
+    with pytest.raises(ValueError, match=message):
+        exemplars.top_channels(*net, [Path("/nowhere.png")], "stem", [0, channel])
+
+
+def test_an_unknown_endpoint_is_an_error_before_an_image_is_read(net):
     with pytest.raises(ValueError, match="no endpoint 'stage9'; nearest: 'stage"):
-        exemplars.top_channels(*net, nowhere, "stage9", [0])
+        exemplars.top_channels(*net, [Path("/nowhere.png")], "stage9", [0])
 
 
-def test_top_classes_of_a_head_that_reads_endpoints(net, album, direct):
-    clf, variables = net
-    class_mask = np.zeros((2, 1000), bool)
+def test_top_classes_of_a_head_that_reads_endpoints(flat_net, album, direct):
+    clf, variables = flat_net
+    class_mask = np.zeros((2, len(CLASSES)), bool)
     class_mask[0, 7], class_mask[1, [3, 11]] = True, True
     tops = exemplars.top_classes(clf, variables, album, class_mask, 4, batch_size=4)
     for row, top in zip(class_mask, tops, strict=True):
-        expected = direct["logits"][:, row].mean(axis=1)
+        expected = direct["flat logits"][:, row].mean(axis=1)
         assert len(top) == 4
         np.testing.assert_allclose(
             [value for _, value in top], np.sort(expected)[::-1][:4], rtol=1e-4, atol=1e-5
@@ -125,31 +142,37 @@ def test_top_classes_of_a_head_that_reads_endpoints(net, album, direct):
 
 
 def test_top_classes_of_a_pooled_head_come_from_the_bank(net, album, cache, direct):
-    clf, variables = net
-    clf = clf.with_head(heads.Linear(3), labels.from_names(["a", "b", "c"], name="abc"))
-    kernel = np.random.default_rng(0).standard_normal((512, 3)).astype(np.float32)
-    params = {**variables["params"], "head": {"kernel": kernel, "bias": np.float32([0, 1, 2])}}
-    tops = exemplars.top_classes(
-        clf, {**variables, "params": params}, album, np.eye(3, dtype=bool), 5, cache=cache
-    )
-    logits = direct["features"] @ kernel + np.float32([0, 1, 2])
+    exemplars.top_channels(*net, album, "features", [0], cache=cache)
+
+    def refuse(batches, total):
+        raise AssertionError("computed again")
+
+    class_mask = np.eye(3, len(CLASSES), dtype=bool)
+    tops = exemplars.top_classes(*net, album[1:], class_mask, 5, cache=cache, progress=refuse)
     for k, top in enumerate(tops):
+        logits = direct["logits"][:, k]
         np.testing.assert_allclose(
-            [v for _, v in top], np.sort(logits[:, k])[::-1], rtol=1e-4, atol=1e-5
+            [value for _, value in top], np.sort(logits)[::-1], rtol=1e-4, atol=1e-5
         )
-        assert [path for path, _ in top] == [album[1 + i] for i in np.argsort(-logits[:, k])]
+        assert [path for path, _ in top] == [album[1 + i] for i in np.argsort(-logits)]
 
 
-def test_wrong_class_masks_are_errors(net, album):
-    clf, variables = net
-    for wrong, message in (
-        (np.zeros((1, 1000), np.float32), r"got float32.*bool\[m 1000\]"),
-        (np.zeros(1000, bool), r"bool\[1000\]"),
+@pytest.mark.parametrize(
+    ("class_mask", "message"),
+    [
+        (np.zeros((1, 12), np.float32), r"got float32.*bool\[m 12\]"),
+        (np.zeros(12, bool), r"bool\[12\]"),
         (np.ones((1, 5), bool), r"bool\[1, 5\]"),
-        (np.zeros((2, 1000), bool), "row 0 .*no class"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            exemplars.top_classes(clf, variables, album, wrong)
-    bare = classifier.dataclasses.replace(clf, head=None, classes=None)
+        (np.zeros((2, 12), bool), "row 0 .*no class"),
+    ],
+)
+def test_a_wrong_class_mask_is_an_error(net, album, class_mask, message):
+    with pytest.raises(ValueError, match=message):
+        exemplars.top_classes(*net, album, class_mask)
+
+
+def test_a_network_without_a_head_has_no_top_classes(net, album):
+    clf, variables = net
+    bare = dataclasses.replace(clf, head=None, classes=None)
     with pytest.raises(ValueError, match="no classifier"):
-        exemplars.top_classes(bare, variables, album, np.ones((1, 1000), bool))
+        exemplars.top_classes(bare, variables, album, np.ones((1, 12), bool))

@@ -10,16 +10,23 @@ import jax
 import numpy as np
 import pytest
 
-from tl import models
+from tests import toys
+from tl import backbones, models
 from tl.visualize.filters import DEAD, changes, kernels, natural_order, tiles, writers
 
 
 @functools.cache
+def squeezenet() -> models.Classifier:
+    """SqueezeNet without a head, for images of 64 pixels."""
+    toy, _ = toys.classifier("toy_vgg", size=64)
+    spec = backbones.get("squeezenet1_1")
+    return dataclasses.replace(toy, arch=spec.name, spec=spec, head=None, classes=None)
+
+
+@functools.cache
 def params() -> dict[str, Any]:
-    """The parameters of a backbone, drawn by NumPy."""
-    clf, _ = models.load("squeezenet1_1", weights="random")
-    clf = clf.with_pixels(size=64)
-    shapes = jax.eval_shape(clf.init, jax.random.key(0))["params"]["backbone"]
+    """The parameters of the backbone, drawn by NumPy."""
+    shapes = jax.eval_shape(squeezenet().init, jax.random.key(0))["params"]["backbone"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
@@ -77,8 +84,7 @@ def test_only_a_first_layer_is_shown_in_color(shape: tuple[int, ...]) -> None:
 
 def test_a_change_of_a_writer_changes_its_channel_and_no_other() -> None:
     """Fire modules concatenate two convolutions."""
-    clf, _ = models.load("squeezenet1_1", weights="random")
-    clf = dataclasses.replace(clf.with_pixels(size=64), head=None)
+    clf = squeezenet()
     images01 = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
     forward = jax.jit(
         lambda p: clf.apply({"params": {"backbone": p}, "batch_stats": {}}, images01).endpoints[

@@ -134,7 +134,8 @@ def test_each_image_of_a_batch_gets_its_own_objective() -> None:
         logits=jnp.repeat(out.logits, len(words), 0),
         endpoints={name: jnp.repeat(end, len(words), 0) for name, end in out.endpoints.items()},
     )
-    values = make(targets)((many,), jnp.repeat(image, len(words), 0))  # pyright: ignore[reportArgumentType]
+    images01 = jnp.repeat(image, len(words), 0)
+    values = jax.jit(lambda t, out: make(t)((out,), images01))(targets, many)  # pyright: ignore[reportArgumentType]
     maps, target = np.asarray(out.endpoints["stage2"][0]), np.asarray(photo[0])
     h, w, _ = maps.shape
     mean = maps.mean(axis=(0, 1))
