@@ -306,7 +306,10 @@ def _evaluate(
         distance=perceptual.distances(originals, images, lpips=lpips),
         after=after,
         equal_calls=bool(
-            (inference.predict_logits(clf, variables, images[:16]) == logits[:16]).all()
+            (
+                inference.predict_logits(clf, variables, images[: inference.BATCH_SIZE])
+                == logits[: inference.BATCH_SIZE]
+            ).all()
         ),
         equal_files=bool((pixels.to_images01(saved) == adversarial).all()),
     )
