@@ -1,12 +1,14 @@
 """Adversarial examples: attacks images within eps and counts successes on the saved PNG files.
 
-  ./launch.sh attack --images=DOGS --target="any cat" --only="any dog" --limit=100 --eps=2/255 --steps=40
-  ./launch.sh attack --images=DIR --labels=folder --attack=autoattack --eps=1/255        accuracy under attack
-  ./launch.sh attack --images=DIR --labels=folder --eps=0.25/255,0.5/255,1/255,2/255 --noeight_bit        over eps
-  ./launch.sh attack --images=DOGS --target="any cat" --eps=4/255 --views=jpeg,resized,crop     robust to JPEG
+  ./launch.sh attack --images=DIR --target="any cat" --only="any dog" --eps=2/255 --steps=40
+  ./launch.sh attack --images=DIR --labels=folder --attack=autoattack --eps=1/255
+  ./launch.sh attack --images=DIR --labels=folder --eps=0.25/255,0.5/255,1/255 --noeight_bit
+  ./launch.sh attack --images=DIR --target="any cat" --eps=4/255 --views=jpeg,resized,crop
 
+The second command measures accuracy under attack, the third accuracy over eps (the sweep compiles
+once), and the fourth makes adversarial examples that survive JPEG, resizing and cropping.
 The attack is untargeted without --target. Images that the network misclassifies without an attack
-count against its accuracy and not as successes. A sweep over eps compiles once.
+count against its accuracy and not as successes.
 """
 
 from __future__ import annotations
@@ -134,8 +136,8 @@ def main(run: reporting.Run) -> None:
         low, high = map(reporting.percent, row.success_ci95)
         print(
             f"eps {row.name}: {reporting.percent(row.success_rate)} of {result['clean_correct']} "
-            "succeed "
-            f"({low} to {high}), accuracy under attack {reporting.percent(row.robust_accuracy)}"
+            f"succeed ({low} to {high}), accuracy under attack "
+            f"{reporting.percent(row.robust_accuracy)}"
         )
     print(*evaluation.checks, page, sep="\n")
 

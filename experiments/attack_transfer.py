@@ -2,7 +2,7 @@
 protect?
 
   ./launch.sh attack_transfer --images=DIR --labels=folder --eps=8/255 --limit=100
-  ./launch.sh attack_transfer --images=DIR --networks=squeezenet1_1,MODELDIR --attack=di_fgsm --eps=4/255
+  ./launch.sh attack_transfer --images=DIR --networks=squeezenet1_1,MODELDIR --attack=di_fgsm
 
 All networks see one square image of --size pixels, in which eps is measured, and resize it by their
 own rules. The default is the smallest network's input size, so that no network averages the change
@@ -102,10 +102,8 @@ def main(run: reporting.Run) -> None:
     best = defense["best_member_attacked_itself"]["accuracy"]
     print(
         f"accuracy of the ensemble: {reporting.percent(worst)} on images made on one member (the "
-        "worst), "
-        f"{reporting.percent(defense['adaptive']['accuracy'])} on images made on the ensemble; "
-        "best member, attacked "
-        f"itself: {reporting.percent(best)}"
+        f"worst), {reporting.percent(defense['adaptive']['accuracy'])} on images made on the "
+        f"ensemble; best member, attacked itself: {reporting.percent(best)}"
     )
     print(page)
 

@@ -1,4 +1,4 @@
-"""The one climb: uphill for every optimizer, best kept, images apart, one compile for a sweep."""
+"""Gradient ascent: optimizers, the best point, independent images, one compilation per sweep."""
 
 from __future__ import annotations
 
@@ -31,40 +31,40 @@ def hill(theta: jax.Array, key: jax.Array) -> jax.Array:
     ("name", "step_size"),
     [("sgd", 0.1), ("momentum", 0.02), ("adam", 0.1), ("sign", 0.05), ("lbfgs", 1.0)],
 )
-def test_every_optimizer_climbs_a_hill(name: str, step_size: float) -> None:
-    fall = lambda done: step_size * (1.0 - 0.9 * done)
+def test_every_optimizer_reaches_the_top_of_a_hill(name: str, step_size: float) -> None:
+    decay = lambda done: step_size * (1.0 - 0.9 * done)
     theta = jnp.zeros((2, 3))
-    path = ascend(hill, theta, KEY, steps=100, optimizer=OPTIMIZERS[name](), step_size=fall)
-    assert (
-        path.scores[-1] > 0.01 * path.scores[0]
-    ).all()  # scores are negative: within a hundredth of the way
+    path = ascend(hill, theta, KEY, steps=100, optimizer=OPTIMIZERS[name](), step_size=decay)
+    # Scores are negative: at most a hundredth of the first score is left.
+    assert (path.scores[-1] > 0.01 * path.scores[0]).all()
     np.testing.assert_allclose(path.last, TOPS, atol=0.06)
     np.testing.assert_allclose(path.scores[0], hill(theta, KEY))
     np.testing.assert_allclose(path.scores[-1], hill(path.last, KEY), rtol=1e-5)
 
 
-def test_the_table_is_all_there_is_to_test() -> None:
+def test_the_tests_cover_every_optimizer() -> None:
     assert set(OPTIMIZERS) == {"sgd", "momentum", "adam", "sign", "lbfgs"}
 
 
-def test_one_step_of_each_by_hand() -> None:
-    """At 0 the gradient is 2 tops; all five first steps are known."""
-    unit = TOPS / jnp.linalg.norm(TOPS, axis=1, keepdims=True)  # both gradients are longer than one
-    wanted = {
+def test_the_first_step_of_every_optimizer() -> None:
+    """At 0 the gradient is 2 TOPS, so all five steps are known."""
+    # Both gradients are longer than one.
+    unit = TOPS / jnp.linalg.norm(TOPS, axis=1, keepdims=True)
+    expected = {
         "sgd": 2 * TOPS,
         "momentum": 2 * TOPS,
         "adam": jnp.sign(TOPS),
         "sign": jnp.sign(TOPS),
         "lbfgs": unit,
     }
-    for name, uphill in wanted.items():
+    for name, uphill in expected.items():
         path = ascend(
             hill, jnp.zeros((2, 3)), KEY, steps=1, optimizer=OPTIMIZERS[name](), step_size=0.25
         )
         np.testing.assert_allclose(path.last, 0.25 * uphill, rtol=1e-5, err_msg=name)
 
 
-def test_momentum_is_the_heavy_ball() -> None:
+def test_momentum_adds_a_decaying_sum_of_gradients() -> None:
     path = ascend(
         slope, jnp.zeros((1, 1)), KEY, steps=3, optimizer=OPTIMIZERS["momentum"](), step_size=1.0
     )
@@ -72,8 +72,8 @@ def test_momentum_is_the_heavy_ball() -> None:
 
 
 @given(st.floats(0.01, 1.5), st.integers(1, 8))
-def test_best_is_where_the_highest_score_was(step_size: float, steps: int) -> None:
-    """Steps beyond 1 overshoot and climb down again: then the best is not the last."""
+def test_best_has_the_highest_score(step_size: float, steps: int) -> None:
+    """Steps larger than 1 overshoot and scores fall, so the best is not the last."""
     path = RUN[steps](jnp.zeros((2, 3)), jnp.float32(step_size))
     np.testing.assert_allclose(hill(path.best, KEY), path.scores.max(axis=0), rtol=1e-6)
     if step_size > 1.01:
@@ -81,7 +81,7 @@ def test_best_is_where_the_highest_score_was(step_size: float, steps: int) -> No
         assert (path.scores[-1] < path.scores[0]).all()
 
 
-def climb(steps: int) -> Any:
+def jitted(steps: int) -> Any:
     def run(theta: jax.Array, step_size: jax.Array) -> Ascent:
         return ascend(
             hill, theta, KEY, steps=steps, optimizer=OPTIMIZERS["sgd"](), step_size=step_size
@@ -90,10 +90,10 @@ def climb(steps: int) -> Any:
     return jax.jit(run)
 
 
-RUN = {steps: climb(steps) for steps in range(9)}
+RUN = {steps: jitted(steps) for steps in range(9)}
 
 
-def test_no_step_is_the_start() -> None:
+def test_zero_steps_give_the_start() -> None:
     start = jnp.asarray([[0.5, 0.5, 0.5]])
     path = RUN[0](start, jnp.float32(0.1))
     np.testing.assert_array_equal(path.last, start)
@@ -103,8 +103,8 @@ def test_no_step_is_the_start() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_images_do_not_see_each_other(name: str) -> None:
-    """A batch climbs as each image alone: no optimizer may normalise over the batch."""
+def test_images_do_not_depend_on_each_other(name: str) -> None:
+    """A batch gives the same as each image alone: no optimizer may normalize over the batch."""
 
     @jax.jit
     def run(theta: jax.Array, tops: jax.Array) -> Ascent:
@@ -120,13 +120,13 @@ def test_images_do_not_see_each_other(name: str) -> None:
 
 
 def test_a_sweep_over_step_sizes_compiles_once() -> None:
-    run = climb(4)
+    run = jitted(4)
     ends = [run(jnp.zeros((2, 3)), jnp.float32(size)).last for size in (0.01, 0.1, 0.3)]
     assert run._cache_size() == 1
     assert len({float(end[0, 0]) for end in ends}) == 3
 
 
-def test_each_step_has_its_own_key_and_the_same_key_the_same_climb() -> None:
+def test_each_step_has_its_own_key_and_equal_keys_give_equal_scores() -> None:
     noise = lambda theta, key: theta[:, 0] * 0 + jax.random.normal(key, theta.shape[:1])
 
     def run(seed: int) -> Ascent:
@@ -145,7 +145,7 @@ def test_each_step_has_its_own_key_and_the_same_key_the_same_climb() -> None:
     assert len(np.unique(once.scores)) == once.scores.size
 
 
-def test_projection_after_every_step() -> None:
+def test_every_step_is_projected() -> None:
     path = ascend(
         slope,
         jnp.zeros((1, 2)),
@@ -159,14 +159,14 @@ def test_projection_after_every_step() -> None:
     np.testing.assert_array_equal(path.last, [[1.0, 0.5]])
 
 
-def test_the_rate_sees_the_share_that_is_done() -> None:
+def test_the_step_size_is_a_function_of_the_completed_share() -> None:
     path = ascend(
         slope, jnp.zeros((1, 1)), KEY, steps=4, optimizer=optax.identity(), step_size=lambda d: d
     )
     np.testing.assert_allclose(np.diff(path.scores[:, 0]), [0, 0.25, 0.5, 0.75], rtol=1e-6)
 
 
-def test_a_score_that_is_nan_is_never_the_best() -> None:
+def test_a_nan_score_is_never_the_best() -> None:
     cliff = lambda theta, key: jnp.where(theta[:, 0] > 0.25, jnp.nan, theta[:, 0])
     path = ascend(
         cliff, jnp.zeros((1, 1)), KEY, steps=5, optimizer=OPTIMIZERS["sign"](), step_size=0.1
@@ -174,11 +174,14 @@ def test_a_score_that_is_nan_is_never_the_best() -> None:
     np.testing.assert_allclose(path.best, [[0.2]], rtol=1e-6)
 
 
-# --------------------------------------------------------------------------------------------------------------- lbfgs
+# ---- lbfgs ----
 
 
-def test_lbfgs_learns_the_scales_of_a_hill() -> None:
-    """Curvatures from 1 to 1000: thirty steps reach the top, where the largest step that sgd bears leaves half the way."""
+def test_lbfgs_adapts_to_the_curvature() -> None:
+    """Curvatures from 1 to 1000.
+
+    Thirty steps reach the top, unlike the largest stable step of SGD.
+    """
     scales = jnp.asarray([[1.0, 10.0, 100.0, 1000.0]])
     score = lambda theta, key: -0.5 * jnp.sum(scales * jnp.square(theta - 1.0), axis=1)
 
@@ -197,8 +200,10 @@ def test_lbfgs_learns_the_scales_of_a_hill() -> None:
     assert gap("sgd", 2 / 1001).max() > 0.9
 
 
-def test_lbfgs_never_turns_downhill() -> None:
-    """A valley, a saddle and waves: the curvature that was seen would lead down there, and the gradient takes its place."""
+def test_lbfgs_never_steps_downhill() -> None:
+    """On a valley, a saddle and waves, where the estimated curvature points downhill, it uses the
+    gradient.
+    """
     bends = jnp.asarray([[1.0, 4.0, 9.0], [-1.0, 4.0, -9.0], [0.0, 0.0, 0.0]])
     waves = jnp.asarray([0.0, 0.0, 1.0])
 
@@ -230,36 +235,37 @@ def test_lbfgs_never_turns_downhill() -> None:
                 1.0, jnp.linalg.norm(step, axis=1, keepdims=True)
             )
     assert (np.array(slopes["ours"]) > 0).all()
-    assert (
-        (np.array(slopes["optax's"])[:, :2] < 0).any(axis=0).all()
-    )  # else this test could not fail
+    # Otherwise this test could not fail.
+    assert (np.array(slopes["optax's"])[:, :2] < 0).any(axis=0).all()
 
 
-def test_lbfgs_stays_where_there_is_no_slope() -> None:
+def test_lbfgs_stays_at_a_zero_gradient() -> None:
     flat = lambda theta, key: jnp.sum(0.0 * theta, axis=1)
     path = ascend(flat, TOPS, KEY, steps=12, optimizer=OPTIMIZERS["lbfgs"](), step_size=1.0)
     np.testing.assert_array_equal(path.last, TOPS)
 
 
-# --------------------------------------------------------------------------------------------- keys, first steps, frames
+# ---- keys, first steps, frames ----
 
 
 def draw(key: jax.Array) -> jax.Array:
-    """A number in [0, 1] from a key, quicker to compile than `jax.random`."""
+    """A number in [0, 1] from a key; compiles faster than `jax.random`."""
     return jax.random.key_data(key)[-1].astype(jnp.float32) / 2.0**32
 
 
 @pytest.mark.parametrize("name", ["sgd", "lbfgs"])
-def test_with_a_key_each_an_image_climbs_as_it_would_alone(name: str) -> None:
-    """The score's noise is of the image's own key: neither its place in the batch nor its neighbours change its path."""
+def test_with_one_key_per_image_each_gives_the_same_as_alone(name: str) -> None:
+    """The score's noise depends on the image's key, not on its position in the batch or on other
+    images.
+    """
 
-    def shaken(theta: jax.Array, keys: jax.Array) -> jax.Array:
+    def noisy(theta: jax.Array, keys: jax.Array) -> jax.Array:
         return -jnp.sum(jnp.square(theta - jax.vmap(draw)(keys)[:, None]), axis=1)
 
     @jax.jit
     def run(keys: jax.Array) -> Ascent:
         theta = jnp.zeros((keys.shape[0], 3))
-        return ascend(shaken, theta, keys, steps=5, optimizer=OPTIMIZERS[name](), step_size=0.2)
+        return ascend(noisy, theta, keys, steps=5, optimizer=OPTIMIZERS[name](), step_size=0.2)
 
     keys = jax.random.split(KEY, 3)
     together = run(keys)
@@ -267,13 +273,12 @@ def test_with_a_key_each_an_image_climbs_as_it_would_alone(name: str) -> None:
         alone = run(keys[i : i + 1])
         np.testing.assert_allclose(together.scores[:, i], alone.scores[:, 0], rtol=1e-5)
         np.testing.assert_allclose(together.last[i], alone.last[0], rtol=1e-5)
-    assert (
-        len(np.unique(together.scores)) == together.scores.size
-    )  # each step and each image has noise of its own
+    # Each step and each image has its own noise.
+    assert len(np.unique(together.scores)) == together.scores.size
 
 
-def test_the_first_steps_may_climb_another_score() -> None:
-    """Slope 1 for two steps, then 10, at rates 0, 1/4, 2/4, 3/4: by hand."""
+def test_the_first_steps_may_maximize_another_score() -> None:
+    """Slope 1 for two steps, then 10, with step sizes 0, 1/4, 2/4, 3/4."""
     steeper = lambda theta, key: 10.0 * slope(theta, key)
 
     def run(first: tuple | None) -> Ascent:
@@ -291,23 +296,24 @@ def test_the_first_steps_may_climb_another_score() -> None:
     path = run((2, slope))
     np.testing.assert_allclose(path.scores[:, 0], [0.0, 0.0, 2.5, 52.5, 127.5], rtol=1e-6)
     np.testing.assert_allclose(path.last, [[12.75]], rtol=1e-6)
-    np.testing.assert_allclose(
-        run((9, slope)).scores[:, 0], [0.0, 0.0, 0.25, 0.75, 15.0], rtol=1e-6
-    )  # the end is the score's
+    # The last score is always that of the final objective.
+    scores = run((9, slope)).scores[:, 0]
+    np.testing.assert_allclose(scores, [0.0, 0.0, 0.25, 0.75, 15.0], rtol=1e-6)
     for a, b in zip(run((0, slope)), run(None), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["adam", "lbfgs"])  # those with a count and a memory
-def test_the_change_from_the_first_score_is_no_break(name: str) -> None:
-    """Twice the same score, keys included: state, rate and keys go on as if there were one loop."""
-    shaken = lambda theta, key: hill(theta + 0.1 * draw(key), key)
+# Adam has a step count, L-BFGS a memory.
+@pytest.mark.parametrize("name", ["adam", "lbfgs"])
+def test_state_rate_and_keys_continue_when_the_score_changes(name: str) -> None:
+    """With the same score twice, the result is that of a single loop."""
+    noisy = lambda theta, key: hill(theta + 0.1 * draw(key), key)
 
     def run(first: tuple | None) -> Ascent:
         rate = lambda d: 0.1 * (1.0 - 0.9 * d)
         start = jnp.zeros((2, 3))
         return ascend(
-            shaken,
+            noisy,
             start,
             KEY,
             steps=7,
@@ -317,7 +323,7 @@ def test_the_change_from_the_first_score_is_no_break(name: str) -> None:
             frames=3,
         )
 
-    for a, b in zip(run((3, shaken)), run(None), strict=True):
+    for a, b in zip(run((3, noisy)), run(None), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -332,7 +338,7 @@ def test_the_change_from_the_first_score_is_no_break(name: str) -> None:
         (0, 0, []),
     ],
 )
-def test_frames_lie_evenly_and_the_last_is_the_end(
+def test_frames_are_evenly_spaced_and_end_with_the_last_point(
     steps: int, frames: int, places: list[int]
 ) -> None:
     start = jnp.zeros((2, 1))

@@ -114,7 +114,7 @@ def test_the_page_is_a_function_of_the_result_and_the_figures(finished: tuple) -
     html = (folder / "report.html").read_text()
     page = pages.PAGES["attack_transfer"](result, folder)
     assert all(section in html for section in page.sections) and page.lead in html
-    assert html.count("difference</figcaption>") == attack_transfer.SHOWN
+    assert html.count("difference</figcaption>") == attack_transfer.PAGE_IMAGES
     # Results of older versions lack these keys.
     newer = ("norm", "steps", "clean_ensemble", "shown")
     old = {k: v for k, v in result.items() if k not in newer}

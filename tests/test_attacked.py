@@ -183,15 +183,15 @@ def test_the_least_likely_target_is_the_smallest_clean_logit(
     [
         ({"attack": "pdg"}, "unknown attack 'pdg'; nearest: 'pgd'"),
         ({"norm": "l3"}, "unknown norm 'l3'; nearest: 'l"),
-        ({"attack": "cw"}, "works in the norms l2; got 'linf'"),
-        ({"steps": 0}, "must be at least 1; got 0"),
+        ({"attack": "cw"}, "got 'linf', expected one of l2"),
+        ({"steps": 0}, "must be at least 1: got 0"),
         ({"views": ("jpg",)}, "unknown view 'jpg'; nearest: 'jpeg'"),
         ({"views": ("jpeg",), "attack": "apgd_ce"}, "`views` needs .* expected `attack=pgd`"),
         (
             {"early_stop": False, "attack": "square"},
             "`early_stop` can be switched off for bim, di_fgsm, mi_fgsm, pgd only",
         ),
-        ({"attack": "fgsm", "steps": 40}, "fgsm is one step; got steps=40"),
+        ({"attack": "fgsm", "steps": 40}, "fgsm takes one step: got `steps=40`"),
     ],
 )
 def test_wrong_settings_are_one_sentence(

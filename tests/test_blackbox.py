@@ -1,4 +1,7 @@
-"""Square: the paper's moves, a query a step, and never a gradient. That it is an attack is told by `test_attacks`."""
+"""Square: the paper's moves, one query per step, and no gradient.
+
+Its promises as an attack are in `test_attacks`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests import toys
 from tl import attacks, pixels
 from tl.attacks import blackbox, goals, norms
 
@@ -31,13 +35,12 @@ def sixteen_levels(x: jax.Array) -> jax.Array:
 
 @sixteen_levels.defjvp
 def _no_gradient(*_: Any) -> Any:
-    raise AssertionError("a gradient was asked for")
+    raise AssertionError("a gradient was computed")
 
 
 def network(variables: Any, images01: jax.Array) -> jax.Array:
-    """Two layers over a picture in 16 levels, which nobody may differentiate."""
-    x = sixteen_levels(images01)
-    return jnp.tanh((x.reshape(images01.shape[0], -1) - 0.5) @ variables["in"]) @ variables["out"]
+    """Two layers over an image in 16 levels, which raise an error when differentiated."""
+    return toys.mlp(variables, sixteen_levels(images01))
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -45,8 +48,12 @@ def normal(seed: int, *shape: int) -> jax.Array:
 
 
 NET = {"in": normal(1, N, 16) / 6, "out": normal(2, 16, CLASSES)}
-TOP = np.asarray(network(NET, jnp.asarray(IMAGES01))).argmax(axis=1)
-RIGHT = goals.class_mask(TOP[:, None].tolist(), CLASSES)
+
+
+@functools.cache
+def true_classes() -> np.ndarray:
+    top = np.asarray(jax.jit(network)(NET, jnp.asarray(IMAGES01))).argmax(axis=1)
+    return goals.class_mask(top[:, None].tolist(), CLASSES)
 
 
 MARGINS: list[np.ndarray] = []
@@ -54,81 +61,81 @@ MARGINS: list[np.ndarray] = []
 
 @functools.cache
 def attack(norm: str) -> attacks.Attack:
-    """One jitted attack for all tests that want it; all pictures side by side. It notes its margins down."""
+    """One jitted attack for all tests, with all images in slots; records its margins."""
     search = blackbox.square(steps=200) if norm == "l2" else blackbox.square(steps=20, restarts=2)
 
-    def spied(task: Any, at: Any) -> Any:
-        jax.debug.callback(lambda above: MARGINS.append(np.asarray(above)), at.above, ordered=True)
-        return search.step(task, at)
+    def recorded(task: Any, state: Any) -> Any:
+        record = lambda margin: MARGINS.append(np.asarray(margin))
+        jax.debug.callback(record, state.margin, ordered=True)
+        return search.step(task, state)
 
-    spy = search._replace(step=spied)
-    return attacks.make(spy, network, norm=norms.get(norm), goal=goals.UNTARGETED, slots=COUNT)
-
-
-# --------------------------------------------------------------------------------------------------------- the attack
+    search_ = search._replace(step=recorded)
+    return attacks.make(search_, network, norm=norms.get(norm), goal=goals.UNTARGETED, slots=COUNT)
 
 
-def test_a_step_is_a_query_and_none_is_asked_after_success() -> None:
-    class_mask = RIGHT.copy()
-    class_mask[0] = ~class_mask[0]  # met as it is
+# ---- the attack ----
+
+
+def test_a_step_is_a_query_and_success_ends_the_queries() -> None:
+    class_mask = true_classes().copy()
+    class_mask[0] = ~class_mask[0]  # the clean image meets the goal
     steps, success = [], []
     for eps in (1.0, 0.25):
-        found = attack("l2")(NET, KEY, IMAGES01, class_mask, eps=eps)
-        steps, success = steps + found.steps.tolist()[1:], success + found.success.tolist()[1:]
-        assert found.success[0] and found.steps[0] == 0
+        result = attack("l2")(NET, KEY, IMAGES01, class_mask, eps=eps)
+        steps, success = steps + result.steps.tolist()[1:], success + result.success.tolist()[1:]
+        assert result.success[0] and result.steps[0] == 0
     print(steps, success)
     assert 0 < sum(success) < len(success)
-    assert all(
-        (1 <= taken < 200) if met else taken == 200
-        for taken, met in zip(steps, success, strict=True)
-    )
-    assert (
-        max(taken for taken, met in zip(steps, success, strict=True) if met) > 1
-    )  # not all by the start
+    rows = list(zip(steps, success, strict=True))
+    assert all((1 <= taken < 200) if met else taken == 200 for taken, met in rows)
+    # Some succeed after the start.
+    assert max(taken for taken, met in rows if met) > 1
 
 
-def test_another_start_is_for_those_that_are_left() -> None:
-    found = attack("linf")(NET, KEY, IMAGES01, RIGHT, eps=np.float32([6, 9, 14, 18, 22, 26]) / 255)
-    steps, success = np.asarray(found.steps), np.asarray(found.success)
+def test_a_restart_is_for_the_images_that_are_not_solved() -> None:
+    eps = np.float32([6, 9, 14, 18, 22, 26]) / 255
+    result = attack("linf")(NET, KEY, IMAGES01, true_classes(), eps=eps)
+    steps, success = np.asarray(result.steps), np.asarray(result.success)
     print(steps, success)
-    assert (steps <= 20).any() and (
-        (steps > 20) & success
-    ).any()  # some by the first start, some by the second
+    # Some are solved in the first 20 queries, some in the next 20.
+    assert (steps <= 20).any() and ((steps > 20) & success).any()
     assert (steps[~success] == 40).all() and (steps[success] < 40).all() and not success.all()
 
 
-def test_the_margin_only_grows() -> None:
+def test_the_margin_never_falls() -> None:
     MARGINS.clear()
-    jax.block_until_ready(attack("l2")(NET, KEY, IMAGES01, RIGHT, eps=0.05).images)
+    result = attack("l2")(NET, KEY, IMAGES01, true_classes(), eps=0.05)
+    jax.block_until_ready(result.images)
     jax.effects_barrier()
-    above = np.stack(MARGINS)
-    assert above.shape == (200, COUNT) and np.isinf(above[0]).all()
-    assert (np.diff(above[1:], axis=0) >= 0).all() and np.unique(above[:, 0]).size > 5
+    margins = np.stack(MARGINS)
+    assert margins.shape == (200, COUNT) and np.isinf(margins[0]).all()
+    assert (np.diff(margins[1:], axis=0) >= 0).all() and np.unique(margins[:, 0]).size > 5
 
 
-# ------------------------------------------------------------------------------------------------------------ its moves
+# ---- moves ----
 
 
-def test_the_schedule_of_sides_by_hand() -> None:
-    """Of 10,000 queries on 224 x 224: 0.8 of the picture until query 10, then a half, ...; scaled to fewer."""
-    sides = [
-        int(blackbox.side_at(jnp.int32(i), 10_000, 0.8, (224, 224, 3), 1))
-        for i in (0, 10, 11, 51, 201, 8001, 9999)
-    ]
+def test_the_schedule_of_sides() -> None:
+    """Of 10,000 queries on 224 x 224: 0.8 of the image until query 10, then half of that, ....
+
+    Scaled to fewer.
+    """
+    side = lambda i, *arguments: int(blackbox.side_at(jnp.int32(i), *arguments))
+    queries = (0, 10, 11, 51, 201, 8001, 9999)
+    sides = [side(i, 10_000, 0.8, (224, 224, 3), 1) for i in queries]
     assert sides == [round(224 * (0.8 * 0.5**n) ** 0.5) for n in (0, 0, 1, 2, 3, 9, 9)]
-    assert int(blackbox.side_at(jnp.int32(26), 5_000, 0.8, (224, 224, 3), 1)) == sides[3]
-    assert int(blackbox.side_at(jnp.int32(9_999), 10_000, 0.1, (8, 8, 3), 3)) == 3
-    assert int(blackbox.side_at(jnp.int32(0), 10_000, 1.0, (8, 6, 3), 1)) == 6
+    assert side(26, 5_000, 0.8, (224, 224, 3), 1) == sides[3]
+    assert side(9_999, 10_000, 0.1, (8, 8, 3), 3) == 3
+    assert side(0, 10_000, 1.0, (8, 6, 3), 1) == 6
 
 
-def test_bumps_by_hand() -> None:
-    """A window of 4: two halves of 2 x 4, the rings around each one's middle 1, 1/4 and 1/9 high in sum from outside in."""
+def test_the_l2_square_has_two_halves_of_rings() -> None:
+    """A window of 4: two halves of 2 x 4, whose rings add 1, 1/4 and 1/9 from outside to inside."""
     i, j = jnp.meshgrid(jnp.arange(4), jnp.arange(4), indexing="ij")
-    look = [1 + 1 / 4 + 1 / 9, 1 / 4 + 1 / 9, 1 / 9]
-    half = np.asarray([[look[2], look[1], look[1], look[1]], [look[2], look[1], look[0], look[1]]])
-    np.testing.assert_allclose(
-        jax.jit(blackbox.bumps)(i, j, 4), np.concatenate([half, -half]), rtol=1e-6
-    )
+    ring = [1 + 1 / 4 + 1 / 9, 1 / 4 + 1 / 9, 1 / 9]
+    half = np.asarray([[ring[2], ring[1], ring[1], ring[1]], [ring[2], ring[1], ring[0], ring[1]]])
+    square = jax.jit(blackbox.bumps)(i, j, 4)
+    np.testing.assert_allclose(square, np.concatenate([half, -half]), rtol=1e-6)
 
 
 JITTED = {norm: tuple(jax.jit(move) for move in moves) for norm, moves in blackbox.MOVES.items()}
@@ -137,39 +144,39 @@ JITTED = {norm: tuple(jax.jit(move) for move in moves) for norm, moves in blackb
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @settings(max_examples=30)
 @given(seed=st.integers(0, 999), side=st.integers(1, SIZE))
-def test_a_move_changes_squares_and_stays_in_ball_and_box(norm: str, seed: int, side: int) -> None:
+def test_a_move_changes_squares_and_stays_in_the_ball(norm: str, seed: int, side: int) -> None:
     begin, move = JITTED[norm]
     center, eps = jnp.asarray(IMAGES01[seed % COUNT]), jnp.float32(EPS[norm])
     x = begin(jax.random.key(seed), center, eps)
-    new = move(jax.random.key(seed + 1), x, center, eps, jnp.int32(side))
-    for picture in map(np.asarray, (x, new)):
-        assert np.isfinite(picture).all() and picture.min() >= 0 and picture.max() <= 1
-        far = {"linf": np.abs(picture - center).max(), "l2": np.linalg.norm(picture - center)}[norm]
-        assert far <= EPS[norm] * (1 + 1e-5)
-    changed = np.argwhere((np.asarray(new) != np.asarray(x)).any(axis=2))
+    moved = move(jax.random.key(seed + 1), x, center, eps, jnp.int32(side))
+    for image in map(np.asarray, (x, moved)):
+        assert np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1
+        change = np.asarray(image - center)
+        distance = np.abs(change).max() if norm == "linf" else np.linalg.norm(change)
+        assert distance <= EPS[norm] * (1 + 1e-5)
+    changed = np.argwhere((np.asarray(moved) != np.asarray(x)).any(axis=2))
     squares = 1 if norm == "linf" else 2
     assert len(changed) <= squares * side * side
     if squares == 1 and len(changed):
         assert (np.ptp(changed, axis=0) < side).all()
 
 
-def test_every_place_of_a_square_is_drawn() -> None:
-    corners = jax.vmap(lambda key: blackbox._corner(key, jnp.int32(6), (8, 7, 3)))(
-        jax.random.split(KEY, 200)
-    )
-    assert {tuple(c) for c in np.asarray(corners).tolist()} == {
-        (i, j) for i in range(3) for j in range(2)
-    }
+def test_every_position_of_a_square_is_drawn() -> None:
+    keys = jax.random.split(KEY, 200)
+    corners = jax.vmap(lambda key: blackbox._corner(key, jnp.int32(6), (8, 7, 3)))(keys)
+    positions = {(i, j) for i in range(3) for j in range(2)}
+    assert {tuple(corner) for corner in np.asarray(corners).tolist()} == positions
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
+# ---- errors ----
 
 
-def test_bad_input_is_told() -> None:
-    with pytest.raises(ValueError, match="works in the norms linf, l2; got 'l1'"):
+def test_an_unsupported_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 'l1', expected one of linf, l2"):
         attacks.make(blackbox.square(), network, norm=norms.L1, goal=goals.UNTARGETED)
-    for share in (0.0, 1.5):
-        with pytest.raises(
-            ValueError, match=f"share is a part of the picture, in .0, 1.; got {share}"
-        ):
-            blackbox.square(share=share)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_outside_its_range_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=f"`share` of the image must be in .0, 1.: got {share}"):
+        blackbox.square(share=share)

@@ -1,1 +1,4 @@
-"""The one loop that improves an objective on an input, and the random views of the input between its steps."""
+"""Optimization of an input.
+
+The loop that maximizes a score, and the random transforms between its steps.
+"""

@@ -1,7 +1,8 @@
-"""The one loop that climbs a score on an input: ideal images and attacks alike. Scores are always MAXIMISED.
+"""Gradient ascent on an input, for both ideal images and attacks. Scores are always MAXIMIZED.
 
-A climb is one `lax.scan`: no Python per step, and everything that is not a shape (eps, step size, targets, the weights)
-is traced, so a sweep compiles once. Only this module turns a gradient into a step uphill.
+The ascent is one `lax.scan`, without Python per step. Everything but shapes (eps, step size,
+targets, weights) is traced, so a sweep compiles once. Only this module turns a gradient into a
+step.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ import optax
 from tl import optim
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(theta, key) -> f32[b]`: one value an image, larger is better; the key, or a key an image, is for random transforms."""
+"""`(theta, key) -> f32[b]`, one value per image, larger is better.
 
+The key, or one per image, is for random transforms.
+"""
 
 Optimizer = optax.GradientTransformation
-"""Gradient -> direction uphill."""
+"""Gradient -> ascent direction."""
 
 
 class Ascent(NamedTuple):
-    """Where a climb went.
+    """Result of an ascent.
 
     Attributes:
       last: theta [b ...] after the last step.
-      best: theta [b ...], of each image the one with its highest score on the way; for scores without randomness.
+      best: theta [b ...] with the highest score of each image, meaningful for scores without
+        randomness.
       scores: f32[steps + 1 b], the score before each step and after the last.
-      frames: theta [frames b ...], at even distances on the way; the last of them is `last`.
+      frames: theta [frames b ...] at equal intervals; the last frame is `last`.
     """
 
     last: jax.Array
@@ -41,52 +45,61 @@ class Ascent(NamedTuple):
 
 
 def direction(rule: Callable[[jax.Array], jax.Array]) -> Optimizer:
-    """A stateless optimizer from a rule gradient -> direction, such as `jnp.sign`."""
+    """A stateless optimizer from a function gradient -> direction, such as `jnp.sign`."""
     return optax.stateless(lambda updates, params: jax.tree.map(rule, updates))
 
 
-def gathered(
-    scale: Callable[[jax.Array], jax.Array], decay: float, rule: Callable[[jax.Array], jax.Array]
+def normalized_momentum(
+    normalize: Callable[[jax.Array], jax.Array],
+    decay: float,
+    rule: Callable[[jax.Array], jax.Array],
 ) -> Optimizer:
-    """The rule on a decaying sum of gradients, each brought to one size by `scale` before it is added."""
-    return optax.chain(direction(scale), optax.trace(decay), direction(rule))
+    """The direction `rule` of a decaying sum of gradients, each normalized before it is added."""
+    return optax.chain(direction(normalize), optax.trace(decay), direction(rule))
 
 
-def each(optimizer: Optimizer) -> Optimizer:
-    """The optimizer for each image on its own: every leaf of its state has a row an image, a count of steps too."""
+def per_image(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with separate state for each image.
+
+    Every leaf, step counts too, has one row per image.
+    """
     return optax.GradientTransformation(jax.vmap(optimizer.init), jax.vmap(optimizer.update))  # pyright: ignore
 
 
 def lbfgs() -> Optimizer:
-    """L-BFGS with a memory of ten steps, of each image on its own, so that no image's curvature bends another's path.
+    """L-BFGS with a memory of ten steps, for each image separately.
 
-    Directions only: the step is `step_size` times them, without a line search. Where the curvature that was seen would
-    lead downhill, the plain gradient, at most of length one, takes its place. Meant for scores without randomness.
+    It gives directions only: the step is `step_size` times the direction, without a line search. If
+    the estimated curvature points downhill, the gradient is used instead, at most at length one.
+    Meant for scores without randomness.
 
-    Reference: Nocedal & Wright 2006, "Numerical Optimization", algorithm 7.4; optax's, turned uphill.
+    Reference: Nocedal & Wright 2006, "Numerical Optimization", algorithm 7.4; optax's
+      implementation with flipped sign.
     """
-    inner = optax.scale_by_lbfgs(memory_size=10)  # optax's default
+    # optax's default memory.
+    inner = optax.scale_by_lbfgs(memory_size=10)
 
-    def one(
-        uphill: jax.Array, opt_state: optax.OptState, theta: jax.Array
+    def update(
+        gradient: jax.Array, opt_state: optax.OptState, theta: jax.Array
     ) -> tuple[jax.Array, optax.OptState]:
-        direction, opt_state = inner.update(-uphill, opt_state, theta)
-        down, plain = jnp.asarray(direction), uphill / jnp.maximum(jnp.linalg.norm(uphill), 1.0)
-        return jnp.where(jnp.vdot(down, uphill) < 0.0, -down, plain), opt_state
+        downhill, opt_state = inner.update(-gradient, opt_state, theta)
+        downhill = jnp.asarray(downhill)
+        plain = gradient / jnp.maximum(jnp.linalg.norm(gradient), 1.0)
+        return jnp.where(jnp.vdot(downhill, gradient) < 0.0, -downhill, plain), opt_state
 
-    return optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(one))  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(update))  # pyright: ignore[reportArgumentType]
 
 
 OPTIMIZERS: dict[str, Callable[[], Optimizer]] = {
     "sgd": optax.identity,
-    "momentum": lambda: optax.trace(decay=0.9),  # chosen, not tuned
-    "adam": lambda: optax.scale_by_adam(
-        b1=0.9, b2=0.999
-    ),  # Kingma & Ba 2015, arXiv:1412.6980, algorithm 1
+    # Chosen, not tuned.
+    "momentum": lambda: optax.trace(decay=0.9),
+    # Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
+    "adam": lambda: optax.scale_by_adam(b1=0.9, b2=0.999),
     "sign": lambda: direction(jnp.sign),
     "lbfgs": lbfgs,
 }
-"""What `--optimizer` names: gradient -> direction, without a step size and without a sign."""
+"""name -> gradient to ascent direction, without the step size."""
 
 
 def step(
@@ -98,26 +111,28 @@ def step(
     step_size: jax.Array,
     project: Callable[[jax.Array], jax.Array] = lambda theta: theta,
 ) -> tuple[jax.Array, optax.OptState, jax.Array, Any]:
-    """One look at the score and one step uphill.
+    """One step of gradient ascent.
 
     Args:
-      score: `theta -> (f32[b], anything)`.
+      score: `theta -> (f32[b], auxiliary output)`.
       theta: f32[b ...].
       opt_state: of `optimizer`.
-      step_size: f32, of a shape that goes with theta.
-      project: brings theta back to where it may be.
+      optimizer: gradient -> ascent direction.
+      step_size: f32, broadcasts with theta.
+      project: maps theta back into its domain.
 
     Returns:
-      theta after the step, the optimizer's state, and what the score said before it.
+      theta after the step, the optimizer's state, and the scores and the auxiliary output before
+      the step.
     """
 
     def total(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        scores, told = score(theta)
-        return jnp.sum(scores), (scores, told)
+        scores, aux = score(theta)
+        return jnp.sum(scores), (scores, aux)
 
-    (_, (scores, told)), gradient = jax.value_and_grad(total, has_aux=True)(theta)
+    (_, (scores, aux)), gradient = jax.value_and_grad(total, has_aux=True)(theta)
     uphill, opt_state = optim.update(optimizer, gradient, opt_state, theta)
-    return project(theta + step_size * uphill), opt_state, scores, told
+    return project(theta + step_size * uphill), opt_state, scores, aux
 
 
 def ascend(
@@ -132,66 +147,72 @@ def ascend(
     first: tuple[int, Score] | None = None,
     frames: int = 0,
 ) -> Ascent:
-    """Climbs `score` from `theta`; call it inside `jit`.
+    """Maximizes `score` from `theta`; for use inside `jit`.
 
     Args:
-      score: `(theta, key) -> f32[b]`. Gradients are of the sum over images: where an image's score depends on another image
-        (diversity), both climb it.
+      score: `(theta, key) -> f32[b]`. The gradient is that of the sum over images: if an image's
+        score depends on another image (diversity), both are changed.
       theta: f32[b ...], the start.
-      key: `jax.random.key`, or one for each image; each step's score gets its own.
+      key: `jax.random.key`, or one per image; each step derives its own.
       steps: static, at least 0.
-      optimizer: gradient -> direction, a row of `OPTIMIZERS` or any optax transformation that keeps the sign.
-      step_size: traced; a number, or a function of the share of the climb that is done, f32 in [0, 1).
-      project: brings theta back to where it may be, after each step.
-      first: a number of steps, static, and the score that is climbed in them instead: the same with other gradients.
-      frames: static, at most `steps`, how many thetas on the way to keep.
+      optimizer: gradient -> ascent direction: a row of `OPTIMIZERS`, or any optax transformation
+        that keeps the sign.
+      step_size: traced; a number, or a function of the completed share of the steps, f32 in [0, 1).
+      project: maps theta back into its domain, after each step.
+      first: a static number of steps and the score that they maximize instead.
+      frames: static, at most `steps`; number of intermediate thetas to keep.
 
     Returns:
       Ascent.
 
     Example:
       >>> hill = lambda x, key: -jnp.square(x - 3.0)
-      >>> path = ascend(hill, jnp.zeros(1), jax.random.key(0), steps=60, optimizer=OPTIMIZERS["sgd"](), step_size=0.1)
+      >>> sgd = OPTIMIZERS["sgd"]()
+      >>> start, key = jnp.zeros(1), jax.random.key(0)
+      >>> path = ascend(hill, start, key, steps=60, optimizer=sgd, step_size=0.1)
       >>> float(path.last[0].round(2))
       3.0
     """
-    own = lambda i: (jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in)(
-        key, i
-    )
+    fold_in = jax.vmap(jax.random.fold_in, (0, None)) if key.ndim else jax.random.fold_in
     rate = step_size if callable(step_size) else lambda _: jnp.asarray(step_size, jnp.float32)
 
-    def better(
+    def update_best(
         best: tuple[jax.Array, jax.Array], scores: jax.Array, theta: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         wins = scores > best[0]
-        return jnp.where(wins, scores, best[0]), jnp.where(
-            wins.reshape(-1, *(1,) * (theta.ndim - 1)), theta, best[1]
-        )
+        wins_theta = wins.reshape(-1, *(1,) * (theta.ndim - 1))
+        return jnp.where(wins, scores, best[0]), jnp.where(wins_theta, theta, best[1])
 
-    def turn(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
-        theta, best, opt_state, kept = carry
-        moved, opt_state, scores, _ = step(
-            lambda theta: (score(theta, own(i)), None),
+    def body(score: Score, carry: tuple, i: jax.Array) -> tuple[tuple, jax.Array]:
+        theta, best, opt_state, kept_frames = carry
+        next_theta, opt_state, scores, _ = step(
+            lambda theta: (score(theta, fold_in(key, i)), None),
             theta,
             opt_state,
             optimizer=optimizer,
             step_size=rate(i.astype(jnp.float32) / max(steps, 1)),
             project=project,
         )
-        if frames:  # each place is written until its time is over
-            kept = jax.lax.dynamic_update_index_in_dim(kept, moved, i * frames // max(steps, 1), 0)
-        return (moved, better(best, scores, theta), opt_state, kept), scores
-
-    start = (jnp.full(theta.shape[:1], -jnp.inf, theta.dtype), theta)
-    carry = (theta, start, optimizer.init(theta), jnp.broadcast_to(theta, (frames, *theta.shape)))
-    cut = min(first[0], steps) if first else 0
-    parts = []
-    for part, begin, end in ((first[1] if first else score, 0, cut), (score, cut, steps)):
-        if begin < end:
-            carry, scores = jax.lax.scan(
-                functools.partial(turn, part), carry, jnp.arange(begin, end)
+        # Each frame is overwritten until its interval ends.
+        if frames:
+            kept_frames = jax.lax.dynamic_update_index_in_dim(
+                kept_frames, next_theta, i * frames // max(steps, 1), 0
             )
+        return (next_theta, update_best(best, scores, theta), opt_state, kept_frames), scores
+
+    best = (jnp.full(theta.shape[:1], -jnp.inf, theta.dtype), theta)
+    carry = (theta, best, optimizer.init(theta), jnp.broadcast_to(theta, (frames, *theta.shape)))
+    change = min(first[0], steps) if first else 0
+    parts = []
+    for part, begin, end in (
+        (first[1] if first else score, 0, change),
+        (score, change, steps),
+    ):
+        if begin < end:
+            rows = jnp.arange(begin, end)
+            carry, scores = jax.lax.scan(functools.partial(body, part), carry, rows)
             parts.append(scores)
-    last, best, _, kept = carry
-    final = score(last, own(jnp.int32(steps)))
-    return Ascent(last, better(best, final, last)[1], jnp.concatenate([*parts, final[None]]), kept)
+    last, best, _, kept_frames = carry
+    final = score(last, fold_in(key, jnp.int32(steps)))
+    scores = jnp.concatenate([*parts, final[None]])
+    return Ascent(last, update_best(best, final, last)[1], scores, kept_frames)

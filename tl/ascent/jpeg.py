@@ -1,12 +1,18 @@
-"""JPEG's arithmetic as a traced function: what a picture looks like after it was saved as a JPEG file and read back.
+"""JPEG as a traced function.
 
-All that a codec does to the pixels, and nothing of what it does to the bytes: colours, chroma at half size, cosines of 8 x 8
-blocks, the standard's tables, every rounding. It follows libjpeg, as Pillow's `save(quality=q)` calls it, to its choice of
-sides at ties, so the pictures are Pillow's own but for a value in ten thousand or fewer (`tests/test_jpeg.py`).
+The pixels of an image after it was saved as a JPEG file and read back.
 
-What this module does NOT do: files (`attacks.treatments.compressed`), other chroma sampling than 4:2:0, optimised tables.
+Computes everything that a codec does to pixels and nothing that it does to bytes: color conversion,
+chroma at half resolution, the cosine transform of 8 x 8 blocks, quantization with the standard's
+tables, and all roundings. It follows libjpeg, as called by Pillow's `save(quality=q)`, including
+the direction of ties, so at most one value in ten thousand differs from Pillow's
+(`tests/test_jpeg.py`).
 
-Reference: ITU-T T.81 and T.871; libjpeg's jccolor.c, jcsample.c, jfdctint.c, jcparam.c, jidctint.c, jdsample.c, jdcolor.c.
+This module does NOT write files (`tl.evaluation.postprocessing.compressed` does) and supports
+neither chroma sampling other than 4:2:0 nor optimized tables.
+
+Reference: ITU-T T.81 and T.871; libjpeg's jccolor.c, jcsample.c, jfdctint.c, jcparam.c, jidctint.c,
+  jdsample.c, jdcolor.c.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SIDE = 8  # of a block
-# ITU-T T.81, annex K, tables K.1 and K.2: the standard's steps for luma and chroma, at libjpeg's quality 50.
+# ITU-T T.81, annex K, tables K.1 and K.2: steps of luma and chroma at libjpeg's quality 50.
 LUMA = np.array(
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
@@ -48,12 +54,13 @@ CHROMA = np.array(
 )
 
 
-# T.871, section 7, rounded to 16 bits as jccolor.c and jdcolor.c have it; every sum of these is exact in float32.
+# T.871, section 7, rounded to 16 bits as in jccolor.c and jdcolor.c; their sums are exact in
+# float32.
 YCC = np.array([[19595, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]]) / 2**16
-RGB = (
-    np.array([[0, 91881], [-22554, -46802], [116130, 0]]) / 2**16
-)  # from the two differences, beside the luma
-# sqrt(8) x the cosines of T.81, A.3.3, as jfdctint.c and jidctint.c have them: sums of constants that are rounded to 13 bits.
+# Contribution of the two chroma planes, which is added to the luma.
+RGB = np.array([[0, 91881], [-22554, -46802], [116130, 0]]) / 2**16
+# sqrt(8) x the cosines of T.81, A.3.3, as in jfdctint.c and jidctint.c: sums of constants rounded
+# to 13 bits.
 COSINES = np.array(
     [
         [8192, 8192, 8192, 8192, 8192, 8192, 8192, 8192],
@@ -67,46 +74,49 @@ COSINES = np.array(
     ],
     np.float32,
 ) / np.float32(2**13)
-ROWS = np.kron(
-    np.eye(SIDE, dtype=np.float32), COSINES
-).T  # [64 64], on flattened blocks: the cosines of their rows
+# [64 64], cosine transforms of the rows and of the columns of flattened blocks.
+ROWS = np.kron(np.eye(SIDE, dtype=np.float32), COSINES).T
 COLUMNS = np.kron(COSINES, np.eye(SIDE, dtype=np.float32)).T
 
 
 def steps(table: np.ndarray, quality: jax.Array) -> jax.Array:
-    """f32[8 8]: the standard's steps at a quality from 1 to 100, at most 255 as baseline files want (libjpeg's jcparam.c)."""
+    """Quantization steps f32[8 8] at a quality from 1 to 100, at most 255 as in baseline files
+    (jcparam.c).
+    """
     percent = jnp.where(quality < 50, 5000 // jnp.maximum(quality, 1), 200 - 2 * quality)
     return jnp.clip((table * percent + 50) // 100, 1, 255).astype(jnp.float32)
 
 
 def decoded(image01: jax.Array, quality: jax.Array | int) -> jax.Array:
-    """What a JPEG file of a picture shows: 4:2:0, as Pillow writes and reads it.
+    """The image after a JPEG file with 4:2:0 chroma, as Pillow writes and reads it.
 
-    Sides that are no multiple of 16 are continued by their last pixels, as libjpeg does; pictures of up to four columns it
-    enlarges otherwise. Gradients pass roundings and cut-offs unchanged (straight through), so all that is left of JPEG in
-    them is the blur of the chroma: who climbs through it knows the values exactly and the slope roughly.
+    Sides that are not a multiple of 16 are padded with their last pixels, as in libjpeg; images of
+    up to four columns differ, because libjpeg enlarges them in another way. Gradients pass
+    roundings and clipping unchanged (straight-through): values are exact, and the gradient contains
+    only the blur of the chroma.
 
     Args:
-      image01: f32[h w 3] RGB in [0, 1]; seen at 8 bit, as a file would hold it.
+      image01: f32[h w 3] RGB in [0, 1]; rounded to 8 bits first, as in a file.
       quality: i32[], traced, 1 to 100.
 
     Returns:
       f32[h w 3] in [0, 1], multiples of 1 / 255.
 
-    Reference: straight-through, Bengio et al. 2013, arXiv:1308.3432, section 4; JPEG within an attack, Shin & Song 2017
-      ("JPEG-resistant adversarial images", with a cubic in place of the rounding), Athalye et al. 2018, arXiv:1802.00420.
+    Reference: straight-through, Bengio et al. 2013, arXiv:1308.3432, section 4; JPEG within an
+      attack, Shin & Song 2017 ("JPEG-resistant adversarial images", with a cubic instead of the
+      rounding), Athalye et al. 2018, arXiv:1802.00420.
     """
     h, w, _ = image01.shape
     quality = jnp.asarray(quality, jnp.int32)
-    ycc = _ycc(_through(jnp.rint, _through(_cut, image01.transpose(2, 0, 1) * 255.0)))
+    ycc = _ycc(_through(jnp.rint, _through(_clip, image01.transpose(2, 0, 1) * 255.0)))
     luma = _quantized(_padded(ycc[:1], SIDE, SIDE), steps(LUMA, quality))[0, :h, :w]
     chroma = _quantized(_halved(ycc[1:]), steps(CHROMA, quality))[:, : -(-h // 2), : -(-w // 2)]
-    colors = _through(_half_up, _mixed(RGB, _doubled(chroma, h, w) - 128.0))
-    return _through(_cut, luma[:, :, None] + colors.transpose(1, 2, 0)) / 255.0
+    colors = _through(_half_up, _mix(RGB, _doubled(chroma, h, w) - 128.0))
+    return _through(_clip, luma[:, :, None] + colors.transpose(1, 2, 0)) / 255.0
 
 
 def _through(f: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """f(x), exactly, with the gradient of x."""
+    """The value f(x) with the gradient of x."""
     fixed = jax.lax.stop_gradient(x)
     return f(fixed) + (x - fixed)
 
@@ -119,19 +129,22 @@ def _half_away(x: jax.Array) -> jax.Array:
     return jnp.sign(x) * jnp.floor(jnp.abs(x) + 0.5)
 
 
-def _cut(levels: jax.Array) -> jax.Array:
+def _clip(levels: jax.Array) -> jax.Array:
     return jnp.clip(levels, 0.0, 255.0)
 
 
 def _ycc(rgb: jax.Array) -> jax.Array:
-    """Luma, blue and red difference of levels f32[3 h w], whole numbers; chroma's ties go down, as in jccolor.c."""
-    luma, chroma = _mixed(YCC[:1], rgb), _mixed(YCC[1:], rgb) + 128.0
+    """Luma and the blue and red differences of levels f32[3 h w], rounded.
+
+    Ties of chroma go down (jccolor.c).
+    """
+    luma, chroma = _mix(YCC[:1], rgb), _mix(YCC[1:], rgb) + 128.0
     return jnp.concatenate(
         [_through(_half_up, luma), _through(lambda x: jnp.ceil(x - 0.5), chroma)]
     )
 
 
-def _mixed(weights: np.ndarray, planes: jax.Array) -> jax.Array:
+def _mix(weights: np.ndarray, planes: jax.Array) -> jax.Array:
     """Weighted sums of planes, `[q p] x f32[p h w] -> f32[q h w]`."""
     sums = (
         sum((float(v) * plane for v, plane in zip(row, planes, strict=True)), np.float32(0.0))
@@ -141,13 +154,16 @@ def _mixed(weights: np.ndarray, planes: jax.Array) -> jax.Array:
 
 
 def _padded(x: jax.Array, rows: int, columns: int) -> jax.Array:
-    """f32[p h w], continued by its last row and column to multiples of these."""
+    """f32[p h w], padded with its last row and column to multiples of these."""
     _, h, w = x.shape
     return jnp.pad(x, ((0, 0), (0, -h % rows), (0, -w % columns)), mode="edge")
 
 
 def _halved(x: jax.Array) -> jax.Array:
-    """Means of 2 x 2, whole numbers, in whole blocks. Ties go down and up in turn, as in jcsample.c's `h2v2_downsample`."""
+    """Rounded means of 2 x 2, in whole blocks.
+
+    Ties alternate down and up, as in `h2v2_downsample` of jcsample.c.
+    """
     x = _padded(x, 2, 2 * SIDE)
     p, h, w = x.shape
     mean = jnp.sum(x.reshape(p, h // 2, 2, w // 2, 2), axis=(2, 4)) / 4.0
@@ -156,9 +172,12 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 def _doubled(x: jax.Array, h: int, w: int) -> jax.Array:
-    """To h x w: three parts the nearer pixel, one the next, both ways (jdsample.c's `h2v2_fancy_upsample`, and its ties)."""
+    """Upsampling to h x w with weights 3/4 and 1/4 and the ties of `h2v2_fancy_upsample` in
+    jdsample.c.
+    """
 
-    def spread(x: jax.Array) -> jax.Array:  # twice as many rows, and their transpose
+    def double_rows(x: jax.Array) -> jax.Array:
+        """Twice as many rows, transposed."""
         p, n, m = x.shape
         around = jnp.pad(x, ((0, 0), (1, 1), (0, 0)), mode="edge")
         rows = jnp.stack(
@@ -166,17 +185,18 @@ def _doubled(x: jax.Array, h: int, w: int) -> jax.Array:
         )
         return rows.reshape(p, 2 * n, m).transpose(0, 2, 1)
 
-    wide = spread(spread(x)[:, :, :h])[:, :, :w]
+    wide = double_rows(double_rows(x)[:, :, :h])[:, :, :w]
     bias = jnp.asarray((8.0 - np.arange(w) % 2) / 16.0, jnp.float32).reshape(1, 1, -1)
     return _through(lambda wide: jnp.floor(wide + bias), wide)
 
 
 def _quantized(x: jax.Array, step: jax.Array) -> jax.Array:
-    """What is left of levels f32[p h w], whole blocks, once their coefficients are whole multiples of the steps f32[8 8]."""
+    """Levels f32[p h w], whole blocks, with coefficients rounded to multiples of the steps f32[8
+    8].
+    """
     p, h, w = x.shape
-    product = partial(
-        jnp.matmul, precision=jax.lax.Precision.HIGHEST
-    )  # shorter floats would move the ties
+    # Lower precision would change ties.
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     blocks = (
         x.reshape(p, h // SIDE, SIDE, w // SIDE, SIDE)
         .transpose(0, 1, 3, 2, 4)
@@ -184,13 +204,12 @@ def _quantized(x: jax.Array, step: jax.Array) -> jax.Array:
         - 128.0
     )
     parts = _through(_half_up, product(blocks, ROWS) * 4.0)
-    parts = _through(
-        _half_up, product(parts, COLUMNS) / 4.0
-    )  # eight times the orthonormal coefficients
+    # Eight times the orthonormal coefficients.
+    parts = _through(_half_up, product(parts, COLUMNS) / 4.0)
     step = step.reshape(1, -1) * 8.0
     parts = _through(_half_away, parts / step) * step
     lines = _through(_half_up, product(parts, COLUMNS.T) / 2.0)
-    levels = _through(lambda x: _cut(_half_up(x)), product(lines, ROWS.T) / 32.0 + 128.0)
+    levels = _through(lambda x: _clip(_half_up(x)), product(lines, ROWS.T) / 32.0 + 128.0)
     return (
         levels.reshape(p, h // SIDE, w // SIDE, SIDE, SIDE)
         .transpose(0, 1, 3, 2, 4)

@@ -1,10 +1,11 @@
-"""Random views of an image between the steps: what stays good under them is seen, not only computed.
+"""Random transforms of an image between steps: features that survive them are visible and robust.
 
-A transform is `(key, image f32[h w 3]) -> f32[h' w' 3]` of one image, its output shape fixed by the input's; `render` maps it
-over a batch with a key for each, so that an image's views do not depend on its neighbours. `compose` puts them in a row.
-Resampling is a product with two matrices, of rows and of columns: on a CPU many times faster than a gather.
+A transform is `(key, image f32[h w 3]) -> f32[h' w' 3]` of one image, with an output shape fixed by
+the input's. `render` and the attacks map it over a batch with one key per image, so an image's
+views do not depend on the batch. `compose` chains transforms. Resampling is a product with a matrix
+of rows and one of columns, which is many times faster than a gather on a CPU.
 
-To add one: a function that returns a `Transform`, and a row in `TRANSFORMS` of `tl/visualize/grid.py`.
+To add one: a function that returns a `Transform`, and a row in `tl.visualize.grid.TRANSFORMS`.
 """
 
 from __future__ import annotations
@@ -20,16 +21,27 @@ from tl.ascent.jpeg import decoded
 from tl.pixels import KERNELS
 
 Transform = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(key, image f32[h w 3]) -> f32[h' w' 3]`."""
 
 
 def pad(pixels: int, value: float = 0.5) -> Transform:
-    """A frame of grey around the image. Reference: lucid, `transform.pad(12, mode="constant", constant_value=.5)`."""
+    """A gray frame around the image.
+
+    Args:
+      pixels: width of the frame.
+      value: its gray value in [0, 1].
+
+    Reference: lucid, `transform.pad(12, mode="constant", constant_value=.5)`.
+    """
     frame = ((pixels, pixels), (pixels, pixels), (0, 0))
     return lambda key, image: jnp.pad(image, frame, constant_values=value)
 
 
 def jitter(pixels: int) -> Transform:
-    """Cuts a window `pixels` smaller, at a place that is even over all there are. Reference: lucid, `transform.jitter`."""
+    """A random crop that is `pixels` smaller, uniform over all positions.
+
+    Reference: lucid, `transform.jitter`.
+    """
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         h, w, c = image.shape
@@ -40,7 +52,7 @@ def jitter(pixels: int) -> Transform:
 
 
 def roll(pixels: int) -> Transform:
-    """Moves the image by up to `pixels` down and across, either way; what leaves comes back opposite.
+    """Shifts the image cyclically by up to `pixels` in each direction.
 
     Reference: Mordvintsev, Olah & Tyka 2015, "Inceptionism".
     """
@@ -53,42 +65,45 @@ def roll(pixels: int) -> Transform:
 
 
 def flip() -> Transform:
-    """Left and right exchanged, every other time."""
+    """Mirrors the image left to right with probability one half."""
     return lambda key, image: jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
 def noise(low: float, high: float) -> Transform:
-    """Normal noise, its standard deviation drawn in [low, high] [0, 1] pixel units each time; cut off at 0 and 1.
+    """Gaussian noise with a random standard deviation in [low, high], in [0, 1] pixel units,
+    clipped to [0, 1].
 
-    What is finer than the noise is not seen, so it does not grow: images become far cleaner. A clean view in between keeps
-    the network sure of the image itself.
+    Detail finer than the noise is invisible to the network and does not grow, so images become much
+    cleaner. With `low` = 0 some views are almost clean, which keeps the network confident on the
+    image itself.
     """
     if not 0.0 <= low <= high:
-        raise ValueError(f"noise wants 0 <= low <= high; got {low} and {high}")
+        raise ValueError(f"noise needs 0 <= `low` <= `high`: got {low} and {high}")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        key_spread, key_grain = jax.random.split(key)
-        spread = jax.random.uniform(key_spread, minval=low, maxval=high)
-        grain = jax.random.normal(key_grain, (math.prod(image.shape),)).reshape(image.shape)
-        return jnp.clip(image + spread * grain, 0.0, 1.0)
+        key_std, key_noise = jax.random.split(key)
+        std = jax.random.uniform(key_std, minval=low, maxval=high)
+        normal = jax.random.normal(key_noise, (math.prod(image.shape),)).reshape(image.shape)
+        return jnp.clip(image + std * normal, 0.0, 1.0)
 
     return apply
 
 
 def zoom(low: float, high: float) -> Transform:
-    """Scales the image by a random factor in [low, high], at a random place, in front of a plain colour, another each time.
+    """Scales the image by a random factor in [low, high], log-uniform, at a random position.
 
-    Made smaller it lies whole within the frame, made larger it fills it. The factor is even on a log scale.
+    Zooming out places the whole image onto a random background color; zooming in crops it.
 
-    Reference: random scaling is Olah et al. 2017, Distill, "Feature visualization"; there within a tenth, about the middle.
-      Factors of a half show the network a whole animal, and the unknown colour beside it keeps the animal within the image:
-      where the image was mirrored at its edges instead, half animals stood there and were whole beside their mirror image.
+    Reference: random scaling: Olah et al. 2017, Distill, "Feature visualization", there within 10 %
+      about the center. Factors of one half with a random background force the whole animal into the
+      frame: with mirrored edges instead, half animals at the edge were completed by their mirror
+        image.
     """
     if not 0.0 < low <= high:
-        raise ValueError(f"zoom wants 0 < low <= high; got {low} and {high}")
+        raise ValueError(f"zoom needs 0 < `low` <= `high`: got {low} and {high}")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        key_scale, key_place, key_colour = jax.random.split(key, 3)
+        key_scale, key_place, key_color = jax.random.split(key, 3)
         scale = jnp.exp(jax.random.uniform(key_scale, minval=math.log(low), maxval=math.log(high)))
         place = jax.random.uniform(key_place, (2,), minval=-0.5, maxval=0.5) * jnp.abs(
             1.0 - 1.0 / scale
@@ -99,19 +114,21 @@ def zoom(low: float, high: float) -> Transform:
             for i, side in enumerate(image.shape[:2])
         )
         covered = jnp.sum(rows, axis=1)[:, None] * jnp.sum(columns, axis=1)[None]
-        color = jax.random.uniform(key_colour, (1, 1, 3))
+        color = jax.random.uniform(key_color, (1, 1, 3))
         return _resampled(image, rows, columns) + (1.0 - covered)[:, :, None] * color
 
     return apply
 
 
 def scale(factors: tuple[float, ...]) -> Transform:
-    """Scales about the middle by one of the factors; what is beyond the edge is its mirror image.
+    """Scales about the center by one of the factors, at least 0.5.
 
-    Reference: lucid, `transform.random_scale`, whose output changes its size; here it keeps it, as `jit` wants.
+    Positions outside the image are mirrored.
+
+    Reference: lucid, `transform.random_scale`.
     """
     if not all(factor >= 0.5 for factor in factors):
-        raise ValueError(f"scale wants factors of at least 0.5; got {factors}")
+        raise ValueError(f"`factors` of scale must be at least 0.5: got {factors}")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         factor = jnp.asarray(factors, jnp.float32)[jax.random.randint(key, (), 0, len(factors))]
@@ -122,12 +139,13 @@ def scale(factors: tuple[float, ...]) -> Transform:
 
 
 def crop(low: float, high: float) -> Transform:
-    """A random window of a share of the side in [low, high], enlarged to the whole image.
+    """A random window, a share of the side in [low, high], enlarged to the whole image.
 
-    Reference: Fel et al. 2023, arXiv:2306.06805, section 3 (there 0.2 to 0.25 of ImageNet-sized images).
+    Reference: Fel et al. 2023, arXiv:2306.06805, section 3 (there 0.2 to 0.25 of ImageNet-sized
+      images).
     """
     if not 0.0 < low <= high <= 1.0:
-        raise ValueError(f"crop wants 0 < low <= high <= 1; got {low} and {high}")
+        raise ValueError(f"crop needs 0 < `low` <= `high` <= 1: got {low} and {high}")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         key_share, key_place = jax.random.split(key)
@@ -142,20 +160,24 @@ def crop(low: float, high: float) -> Transform:
 
 
 def rotate(degrees: tuple[float, ...]) -> Transform:
-    """Turns about the middle by one of the angles, at most 45 degrees, positive counter-clockwise; mirrored beyond the edge.
+    """Rotates about the center by one of the angles in degrees, at most 45, positive
+    counterclockwise.
 
-    Three shears, of rows, columns and rows, each a shift that is linear between pixels.
+    Three shears, of rows, columns and rows, with linear interpolation; positions outside the image
+    are mirrored.
 
-    Reference: lucid, `transform.random_rotate`. Shears: Paeth 1986, "A fast algorithm for general raster rotation".
+    Reference: lucid, `transform.random_rotate`. Shears: Paeth 1986, "A fast algorithm for general
+      raster rotation".
     """
     if not all(abs(angle) <= 45 for angle in degrees):
-        raise ValueError(f"rotate wants angles of at most 45 degrees; got {degrees}")
+        raise ValueError(f"`degrees` of rotate must be at most 45: got {degrees}")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         angle = jnp.asarray(degrees, jnp.float32)[jax.random.randint(key, (), 0, len(degrees))] * (
             math.pi / 180
         )
-        across, down = jnp.tan(angle / 2), -jnp.sin(angle)  # rows count downwards
+        # Rows count downwards.
+        across, down = jnp.tan(angle / 2), -jnp.sin(angle)
         image = _sheared(image, across)
         image = _sheared(image.transpose(1, 0, 2), down).transpose(1, 0, 2)
         return _sheared(image, across)
@@ -164,18 +186,19 @@ def rotate(degrees: tuple[float, ...]) -> Transform:
 
 
 def resize(size: int) -> Transform:
-    """To size x size, smoothed where it shrinks: the last of lucid's set, where windows have made the image smaller."""
+    """Resizes to size x size with antialiasing: the last transform of lucid's set, after crops."""
     return lambda key, image: jax.image.resize(image, (size, size, 3), "linear")
 
 
 def resized(low: float, high: float) -> Transform:
-    """Made smaller by a random share of the side in [low, high], and as large as before again: what is finest is lost.
+    """Shrinks the image to a random share of the side, uniform in [low, high], and enlarges it
+    again: removes fine detail.
 
-    Both times with Pillow's bicubic filter, columns first and cut off at 0 and 1 as there, but not rounded to 8 bit in between.
-    The share is even.
+    Uses Pillow's bicubic filter both times, columns first and clipped to [0, 1] as in Pillow, but
+    not rounded to 8 bits.
     """
     if not 0.0 < low <= high <= 1.0:
-        raise ValueError(f"resized wants 0 < low <= high <= 1; got {low} and {high}")
+        raise ValueError(f"resized needs 0 < `low` <= `high` <= 1: got {low} and {high}")
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         share = jax.random.uniform(key, minval=low, maxval=high)
@@ -193,17 +216,18 @@ def resized(low: float, high: float) -> Transform:
 
 
 def jpeg(low: int, high: int) -> Transform:
-    """Saved as a JPEG file of a random quality in low, ..., high, and read back, to the level as Pillow does.
+    """Saves as a JPEG file of a random quality in low, ..., high and reads it back, equal to Pillow
+    in 8-bit levels.
 
-    The gradient passes the roundings unchanged; see `tl.ascent.jpeg.decoded`, whose references hold here.
+    The gradient passes the roundings unchanged; see `tl.ascent.jpeg.decoded` and its references.
     """
     if not 1 <= low <= high <= 100:
-        raise ValueError(f"jpeg wants qualities with 1 <= low <= high <= 100; got {low} and {high}")
+        raise ValueError(f"jpeg needs qualities 1 <= `low` <= `high` <= 100: got {low} and {high}")
     return lambda key, image: decoded(image, jax.random.randint(key, (), low, high + 1))
 
 
 def compose(*transforms: Transform) -> Transform:
-    """The transforms one after another, each with a key of its own."""
+    """The transforms one after another, each with its own key."""
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         for i, transform in enumerate(transforms):
@@ -214,9 +238,11 @@ def compose(*transforms: Transform) -> Transform:
 
 
 def lucid() -> Transform:
-    """Lucid's standard set: pad 12, jitter 8, scale by 0.9 to 1.1, turn by up to 10 degrees, jitter 4.
+    """Lucid's standard transforms.
 
-    The result has the size of the image and 12 pixels more, as there.
+    Pad 12, jitter 8, scale 0.9 to 1.1, rotate by up to 10 degrees, jitter 4.
+
+    The result is 12 pixels larger than the image, as in lucid.
 
     Reference: lucid, `lucid/optvis/transform.py`, `standard_transforms`.
     """
@@ -225,64 +251,66 @@ def lucid() -> Transform:
     return compose(pad(12), jitter(8), scale(scales), rotate(angles), jitter(4))
 
 
-# ----------------------------------------------------------------------------------------------------------- resampling
+# ---- resampling ----
 
 
 def _reach(side: int, low: float) -> int:
-    """How far beyond an edge a view may look that is scaled by `low` or more, in pixels."""
+    """Distance in pixels beyond an edge that a view scaled by `low` or more may see."""
     return math.ceil(side * max(1.0 / low - 1.0, 0.0)) + 2
 
 
 def _triangles(side: int, scale: jax.Array, shift: jax.Array, reach: int) -> jax.Array:
-    """f32[side, reach + side + reach], a row an output pixel: linear resampling, smoothed where it shrinks; rows sum to 1.
+    """Linear resampling with antialiasing, f32[side, reach + side + reach], one row per output
+    pixel; rows sum to 1.
 
     Args:
       side: pixels.
-      scale: traced, above 1 enlarges.
-      shift: traced; where the middle of the window lies, in pixels from the middle of the image.
+      scale: traced; above 1 enlarges.
+      shift: traced; center of the window in pixels from the center of the image.
       reach: pixels beyond either edge that the window may see.
     """
     places = np.arange(-reach, side + reach) + 0.5
-    centres = (jnp.arange(side, dtype=jnp.float32) + 0.5 - 0.5 * side) / scale + 0.5 * side + shift
-    distance = jnp.abs(centres[:, None] - jnp.asarray(places, jnp.float32)[None])
+    centers = (jnp.arange(side, dtype=jnp.float32) + 0.5 - 0.5 * side) / scale + 0.5 * side + shift
+    distance = jnp.abs(centers[:, None] - jnp.asarray(places, jnp.float32)[None])
     triangle = jnp.maximum(1.0 - distance / jnp.maximum(1.0 / scale, 1.0), 0.0)
     return triangle / jnp.sum(triangle, axis=1, keepdims=True)
 
 
 def _weights(side: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """f32[side side], `_triangles` of a scale of at least a half about the middle, with the mirror image beyond the edges."""
+    """`_triangles` f32[side side] for a scale of at least one half, with mirrored edges."""
     reach = side // 2 + 2
     places = np.arange(-reach, side + reach)
-    mirror = np.minimum(
-        places % (2 * side), (-1 - places) % (2 * side)
-    )  # -1 is the mirror image of 0, -2 of 1
-    return _triangles(side, scale, shift, reach) @ jnp.asarray(
-        np.eye(side, dtype=np.float32)[mirror]
-    )
+    # -1 is the mirror image of 0, -2 of 1.
+    mirror = np.minimum(places % (2 * side), (-1 - places) % (2 * side))
+    fold = jnp.asarray(np.eye(side, dtype=np.float32)[mirror])
+    return _triangles(side, scale, shift, reach) @ fold
 
 
 def _cubic(side: int, of: jax.Array, to: jax.Array) -> jax.Array:
-    """f32[side side], a row an output pixel: `of` pixels as `to`, both traced and at most `side`; the rest is zero."""
+    """Bicubic resampling from `of` to `to` pixels, both traced and at most `side`, f32[side side],
+    padded with zeros.
+    """
     index = jnp.arange(side, dtype=jnp.float32)
-    centres = (index + 0.5) * (of / to)
-    away = (index[None, :] + 0.5 - centres[:, None]) / jnp.maximum(of / to, 1.0)
-    weights = jnp.where(
-        (index < of)[None, :] & (index < to)[:, None], KERNELS["bicubic"](away), 0.0
-    )
-    return weights / jnp.maximum(
-        jnp.sum(weights, axis=1, keepdims=True), 0.5
-    )  # 0.5 is below every row's but the empty ones'
+    centers = (index + 0.5) * (of / to)
+    away = (index[None, :] + 0.5 - centers[:, None]) / jnp.maximum(of / to, 1.0)
+    used = (index < of)[None, :] & (index < to)[:, None]
+    weights = jnp.where(used, KERNELS["bicubic"](away), 0.0)
+    # Only rows of zeros sum to less than 0.5.
+    return weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 0.5)
 
 
 def _resampled(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """rows @ image @ columns.T for each colour."""
+    """rows @ image @ columns.T for each color channel."""
     h, w, c = image.shape
     tall = (rows @ image.reshape(h, w * c)).reshape(-1, w, c)
     return jnp.einsum("xw,hwc->hxc", columns, tall)
 
 
 def _sheared(image: jax.Array, slope: jax.Array) -> jax.Array:
-    """Row y moved right by slope times its distance from the middle row; linear between pixels, mirrored beyond the edge."""
+    """Shifts row y right by slope times its distance from the center row.
+
+    Linear interpolation, mirrored edges.
+    """
     h, w, _ = image.shape
     reach = min(w - 1, int(math.ceil(0.5 * h)) + 1)
     wide = jnp.pad(image, ((0, 0), (reach, reach), (0, 0)), mode="symmetric")

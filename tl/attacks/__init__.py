@@ -1,9 +1,13 @@
-"""Adversarial pictures: `norms` (where one may go) x `goals` (what for) x the searches of `ATTACKS` (how).
+"""Adversarial attacks.
 
-  run = attacks.make(attacks.get("pgd")(steps=40), clf.logits, norm=norms.LINF, goal=goals.UNTARGETED)
-  found = run(variables, jax.random.key(0), images01, goals.members(labels, k), eps=4 / 255)
+A norm (where the image may move), a goal (what to reach) and a search of `ATTACKS` (how).
 
-To add one: a function that returns a `frame.Search`, how an image begins and what one step does, and a row in `ATTACKS`.
+  attack = attacks.make(attacks.get("pgd")(steps=40), clf.logits, norm=norms.LINF,
+  goal=goals.UNTARGETED) result = attack(variables, jax.random.key(0), images01,
+  goals.class_mask(labels, k), eps=4 / 255)
+
+To add an attack: a function that returns a `base.Search`, which is how an image begins and what one
+step does, and a row in `ATTACKS`.
 """
 
 from __future__ import annotations
@@ -48,16 +52,22 @@ ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
     "noise": baselines.noise,
     "blur": baselines.blur,
 }
-"""name -> `(*, steps, restarts=1, ...) -> Search`, or several of them in a row."""
+"""name -> `(*, steps, restarts=1, ...) -> Search`, or a sequence of searches that run one after
+another.
+"""
 
 
 def get(name: str) -> Callable[..., Search | Sequence[Search]]:
-    """What makes the search called `name`; ValueError with the nearest names where there is none."""
+    """The function that makes the search of a name.
+
+    Raises:
+      ValueError: the name is not in `ATTACKS`; the message has the nearest names.
+    """
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; nearest: {nearest(name, ATTACKS)}")
     return ATTACKS[name]
 
 
 def steps(name: str) -> int:
-    """How many steps that attack takes unless told otherwise."""
+    """The default number of steps of an attack."""
     return inspect.signature(get(name)).parameters["steps"].default

@@ -1,4 +1,6 @@
-"""Auto-PGD: gradient ascent whose steps shrink by themselves where an image's climb stalls. No step size to choose."""
+"""Auto-PGD: projected gradient ascent whose step size halves where progress stalls, so that none
+has to be chosen.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,21 @@ import numpy as np
 
 from tl.attacks import goals
 from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
-from tl.attacks.slots import choose, rows
+from tl.attacks.slots import expand, select
 
-MOMENTUM = 0.75  # alpha, Croce & Hein 2020, section 3.1: the share of the new step; the rest goes on as before
-RISES = 0.75  # rho, section 3.2: the share of steps uphill below which a step size is too large
-TARGETS = 9  # section 5, of APGD-T
+# alpha of Croce & Hein 2020, section 3.1: weight of the new step; the rest repeats the last move.
+MOMENTUM = 0.75
+# rho of section 3.2: share of improving steps below which the step size is too large.
+IMPROVING_SHARE = 0.75
+# Section 5, of APGD-T.
+TARGETS = 9
 
 Loss = Callable[[jax.Array], jax.Array]
-"""`logits f32[b k] -> f32[b]`, to be maximised."""
+"""`logits f32[b k] -> f32[b]`, to be maximized."""
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Steps after which the step size is looked at, from 0, at shrinking distances.
+    """Steps after which the step size may be halved, starting with 0; the intervals shrink.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 3.3, equation 5.
 
@@ -35,167 +40,195 @@ def checkpoints(steps: int) -> list[int]:
     while shares[-1] <= 1:
         gap = max(gap - 0.03, 0.06)
         shares.append(shares[-1] + gap)
-    return sorted(
-        {min(math.ceil(round(share * steps, 6)), steps) for share in shares if share <= 1}
-    )
+    counts = (math.ceil(round(share * steps, 6)) for share in shares if share <= 1)
+    return sorted({min(count, steps) for count in counts})
 
 
 class _Peak(NamedTuple):
-    """Algorithm 1's x_max: the highest point of this climb."""
+    """The best point of one start, x_max in algorithm 1."""
 
     x: jax.Array
     loss: jax.Array
     gradient: jax.Array
 
 
-class _Climb(NamedTuple):
-    """Where each image's climb is: x is to be looked at after k steps of the climb of that number.
+class _State(NamedTuple):
+    """Each image at x, after k steps from the start with index `start`.
 
-    `before` is the point that the last step left, `loss` was there; `rises` counts steps uphill since the last checkpoint, at
-    which `halved` the step was halved or not, and the peak's loss was `top`.
+    Attributes:
+      previous, loss: the point that the last step left, and its loss.
+      peak: the best point of this start.
+      size: step size.
+      improved: number of improving steps since the last checkpoint.
+      halved: whether the step size was halved at the last checkpoint.
+      checkpoint_loss: the peak's loss at the last checkpoint.
     """
 
     x: jax.Array
     k: jax.Array
-    number: jax.Array
-    before: jax.Array
+    start: jax.Array
+    previous: jax.Array
     loss: jax.Array
     peak: _Peak
     size: jax.Array
-    rises: jax.Array
+    improved: jax.Array
     halved: jax.Array
-    top: jax.Array
+    checkpoint_loss: jax.Array
     best: Best
-    done: jax.Array
+    finished: jax.Array
 
 
-def _climbs(
-    loss: Callable[[Task, jax.Array], Loss], *, steps: int, tries: Callable[[int], int] | int
+def _apgd_search(
+    make_loss: Callable[[Task, jax.Array], Loss],
+    *,
+    steps: int,
+    starts: Callable[[int], int] | int,
 ) -> Search:
-    """Algorithm 1, `tries` times, or as often as it says for k classes, on `loss(task, number i32[b])`.
+    """Algorithm 1 from several starts; an image stops at its first success.
 
-    An image stops where it is solved.
+    Args:
+      make_loss: `(task, start i32[b]) -> loss`.
+      steps: static, per start.
+      starts: their number, or a function of the number of classes.
     """
     places = checkpoints(steps)
-    width = np.zeros(steps + 1, np.float32)  # of the interval that ends here, 0 where none does
-    width[places[1:]] = np.diff(places)
+    # Length of the interval that ends at each step; 0 between checkpoints.
+    interval = np.zeros(steps + 1, np.float32)
+    interval[places[1:]] = np.diff(places)
 
-    def begin(task: Task, number: jax.Array, best: Best) -> _Climb:
-        x = task.norm.start(fold_in_each(task.keys, number), task.center, task.eps)
+    def begin(task: Task, start: jax.Array, best: Best) -> _State:
+        x = task.norm.start(fold_in_each(task.keys, start), task.center, task.eps)
+        zero, no = jnp.zeros_like(task.eps), jnp.zeros_like(best.solved)
         low = jnp.full_like(task.eps, -jnp.inf)
-        flat, no = jnp.zeros_like(task.eps), jnp.zeros_like(best.solved)
-        peak = _Peak(x, low, jnp.zeros_like(x))
-        return _Climb(
-            x, jnp.zeros_like(number), number, x, low, peak, task.step_size, flat, no, low, best, no
+        return _State(
+            x=x,
+            k=jnp.zeros_like(start),
+            start=start,
+            previous=x,
+            loss=low,
+            peak=_Peak(x, low, jnp.zeros_like(x)),
+            size=task.step_size,
+            improved=zero,
+            halved=no,
+            checkpoint_loss=low,
+            best=best,
+            finished=no,
         )
 
-    def init(task: Task, best: Best) -> _Climb:
+    def init(task: Task, best: Best) -> _State:
         return begin(task, jnp.zeros_like(best.solved, jnp.int32), best)
 
-    def step(task: Task, at: _Climb) -> _Climb:
-        climbed = loss(task, at.number)
-        often = tries if isinstance(tries, int) else tries(task.clean.shape[1])
+    def step(task: Task, state: _State) -> _State:
+        loss = make_loss(task, state.start)
+        count = starts if isinstance(starts, int) else starts(task.clean.shape[1])
 
         def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            answer = task.logits(task.saved(x))
-            value = climbed(answer)
-            return jnp.sum(value), (value, answer)
+            logits = task.logits(task.saved(x))
+            values = loss(logits)
+            return jnp.sum(values), (values, logits)
 
-        (_, (value, answer)), gradient = jax.value_and_grad(total, has_aux=True)(at.x)
-        best = update_best(at.best, at.x, *task.judge(answer))
-        peak = choose(value > at.peak.loss, _Peak(at.x, value, gradient), at.peak)
-        first = at.k == 0
-        top = jnp.where(first, value, at.top)
+        (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(state.x)
+        best = update_best(state.best, state.x, *task.judge(logits))
+        current = _Peak(state.x, values, gradient)
+        peak = select(values > state.peak.loss, current, state.peak)
+        first = state.k == 0
+        checkpoint_loss = jnp.where(first, values, state.checkpoint_loss)
 
-        due = jnp.asarray(width)[at.k]
-        rises = at.rises + (~first & (value > at.loss)).astype(jnp.float32)
-        slow = rises < RISES * due  # condition 1
-        stuck = ~at.halved & (peak.loss == top)  # condition 2
-        halve = (due > 0) & (slow | stuck)
-        here = choose(halve, peak, _Peak(at.x, value, gradient))
-        size = jnp.where(halve, 0.5 * at.size, at.size)
+        length = jnp.asarray(interval)[state.k]
+        at_checkpoint = length > 0
+        improved = state.improved + (~first & (values > state.loss)).astype(jnp.float32)
+        condition_1 = improved < IMPROVING_SHARE * length
+        condition_2 = ~state.halved & (peak.loss == checkpoint_loss)
+        halve = at_checkpoint & (condition_1 | condition_2)
+        here = select(halve, peak, current)
+        size = jnp.where(halve, 0.5 * state.size, state.size)
 
-        ahead = task.project(here.x + rows(size, at.x) * task.norm.direction(here.gradient))
-        share = rows(jnp.where(first, 1.0, MOMENTUM), at.x)
-        moved = task.project(
-            here.x + share * (ahead - here.x) + (1.0 - share) * (here.x - at.before)
+        direction = task.norm.direction(here.gradient)
+        ahead = task.project(here.x + expand(size, state.x) * direction)
+        share = expand(jnp.where(first, 1.0, MOMENTUM), state.x)
+        next_x = here.x + share * (ahead - here.x) + (1.0 - share) * (here.x - state.previous)
+        last = state.k == steps
+        next_ = _State(
+            x=task.project(next_x),
+            k=state.k + 1,
+            start=state.start,
+            previous=here.x,
+            loss=here.loss,
+            peak=peak,
+            size=size,
+            improved=jnp.where(at_checkpoint, 0.0, improved),
+            halved=jnp.where(at_checkpoint, halve, state.halved),
+            checkpoint_loss=jnp.where(at_checkpoint, peak.loss, checkpoint_loss),
+            best=best,
+            finished=best.solved | (last & (state.start + 1 == count)),
         )
-        last = at.k == steps
-        climb = _Climb(
-            moved,
-            at.k + 1,
-            at.number,
-            here.x,
-            here.loss,
-            peak,
-            size,
-            jnp.where(due > 0, 0.0, rises),
-            jnp.where(due > 0, halve, at.halved),
-            jnp.where(due > 0, peak.loss, top),
-            best,
-            best.solved | (last & (at.number + 1 == often)),
-        )
-        if often == 1:
-            return climb
-        again = lambda climb: choose(
-            last & ~climb.done, begin(task, at.number + 1, climb.best), climb
-        )
-        return jax.lax.cond(jnp.any(last), again, lambda climb: climb, climb)
+        if count == 1:
+            return next_
+
+        def restart(next_: _State) -> _State:
+            fresh = begin(task, state.start + 1, next_.best)
+            return select(last & ~next_.finished, fresh, next_)
+
+        return jax.lax.cond(jnp.any(last), restart, lambda next_: next_, next_)
 
     return Search(init, step, lambda eps: 2.0 * eps)
 
 
 def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
-    """Auto-PGD: momentum, and a step that starts at 2 eps and is halved, back at the best point, where the climb stalls.
+    """Auto-PGD: ascent with momentum whose step size starts at 2 eps and halves, back at the best
+    point, where it stalls.
 
-    An image stops where it is solved, before the steps are over; later starts are for those that are not. In L1 the step is
-    SLIDE's, not that of Croce & Hein 2021 (arXiv:2103.01208), whose share of coordinates adapts.
+    An image stops at its first success; later starts are for the others. In L1 the step is that of
+    SLIDE, not that of Croce & Hein 2021 (arXiv:2103.01208), whose share of coordinates adapts.
 
     Args:
       steps: static; 100 is the paper's.
       restarts: static; random starts, one after another.
-      loss: what is climbed, a row of `goals.LOSSES`: "ce" is APGD-CE, "dlr" APGD-DLR. What failed is ranked, and given back,
-        by the goal's own score.
+      loss: the loss that is maximized, a row of `goals.LOSSES`: "ce" is APGD-CE, "dlr" APGD-DLR.
+        Images that failed are ranked by the goal's own score.
 
     Raises:
-      ValueError: steps or restarts below 1, an unknown loss; and, when called, too few classes for the loss.
+      ValueError: steps or restarts below 1, or an unknown loss; when called, too few classes for
+        the loss.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, algorithm 1.
     """
     check_counts(steps=steps, restarts=restarts)
     goals.get("untargeted", loss)
 
-    def climbed(task: Task, number: jax.Array) -> Loss:
+    def make_loss(task: Task, start: jax.Array) -> Loss:
         score = goals.get("untargeted" if task.goal.away else "targeted", loss).score
-        return lambda answer: score(answer, task.class_mask)
+        return lambda logits: score(logits, task.class_mask)
 
-    return _climbs(climbed, steps=steps, tries=restarts)
+    return _apgd_search(make_loss, steps=steps, starts=restarts)
 
 
 def apgd_t(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Search:
-    """Targeted Auto-PGD: towards the likeliest class that is a success, then the next, with the targeted DLR loss.
+    """Targeted Auto-PGD.
 
-    Arguments as in `apgd`. Any class that fulfils the goal ends an image's search, whichever was aimed at. With a targeted
-    goal the classes are those of its group, over again where the group is smaller. With fewer than four classes, for which
-    that loss is not defined, it is the margin that is climbed.
+    Towards one class after another that meets the goal, by clean logits, with the targeted DLR
+    loss.
+
+    Arguments as in `apgd`. Any class that meets the goal ends an image's search, whichever was the
+    target. With a targeted goal the targets are the classes of its group, repeated where the group
+    is smaller. With fewer than four classes, for which the loss is not defined, the margin is
+    maximized.
 
     Args:
-      restarts: random starts for each class.
-      targets: static; classes, one after another, by the clean picture's logits; all but one where there are fewer.
+      restarts: random starts per target.
+      targets: static; number of targets, at most the number of classes minus one.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 4.2 and equation 7.
     """
     check_counts(steps=steps, restarts=restarts, targets=targets)
-    aims = lambda k: min(targets, max(k - 1, 1))
+    count = lambda k: min(targets, max(k - 1, 1))
 
-    def climbed(task: Task, number: jax.Array) -> Loss:
-        if task.clean.shape[1] < 4:
-            return lambda answer: goals.margin(answer, task.success_mask)
-        target = goals.likeliest(
-            task.clean, task.success_mask, jnp.mod(number, aims(task.clean.shape[1]))
-        )
-        return lambda answer: goals.targeted_dlr(
-            answer, target, task.class_mask if task.goal.away else None
-        )
+    def make_loss(task: Task, start: jax.Array) -> Loss:
+        k = task.clean.shape[1]
+        if k < 4:
+            return lambda logits: goals.margin(logits, task.success_mask)
+        target = goals.likeliest(task.clean, task.success_mask, jnp.mod(start, count(k)))
+        leave = task.class_mask if task.goal.away else None
+        return lambda logits: goals.targeted_dlr(logits, target, leave)
 
-    return _climbs(climbed, steps=steps, tries=lambda k: restarts * aims(k))
+    return _apgd_search(make_loss, steps=steps, starts=lambda k: restarts * count(k))

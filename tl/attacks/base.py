@@ -1,6 +1,8 @@
-"""What an attack is and gives back. The attacks themselves are in the modules beside this one; `run` runs them.
+"""Types that all attacks share.
 
-An attack is a `Search`: how an image begins, and what one step with one look at the network does.
+The attack as a function, its result, and the search that defines it.
+
+A `Search` defines an attack: how an image begins, and what one step does. `tl.attacks.run` runs it.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ Logits = Callable[[Variables, jax.Array], jax.Array]
 
 
 class AttackResult(NamedTuple):
-    """What an attack found.
+    """Adversarial images.
 
     Attributes:
-      images: f32[b h w 3] in the ball and in [0, 1]. With `eight_bit` they lie on the k / 255 grid, so that an 8-bit file
-        holds exactly these pictures. Where nothing better was found, and with eps = 0, the clean picture.
-      success: bool[b], by the network, on `images`. What counts is the file: read it back.
-      score: f32[b], the goal's score on `images`.
-      steps: i32[b], how many steps were taken with each image; 0 where the clean picture meets the goal.
-      solved_by: i32[b], of several searches the place of the one that met the goal; -1 where none had to, or could.
+      images: f32[b h w 3] in the ball and in [0, 1]. With `eight_bit` all values are multiples of 1
+        / 255, so that an 8-bit file holds exactly these images. The clean image where no better one
+        was found, and at eps = 0.
+      success: bool[b], whether the network's prediction for `images` meets the goal.
+      score: f32[b], the goal's score of `images`.
+      steps: i32[b], steps that each image took; 0 where the clean image meets the goal.
+      solved_by: i32[b], index of the search that met the goal; -1 where none had to or none could.
     """
 
     images: jax.Array
@@ -39,7 +42,7 @@ class AttackResult(NamedTuple):
 
 
 class Attack(Protocol):
-    """A jitted attack; `eps` and `step_size` are traced, a sweep over them compiles once."""
+    """A jitted attack; `eps` and `step_size` are traced, so a sweep over them compiles once."""
 
     def __call__(
         self,
@@ -52,30 +55,35 @@ class Attack(Protocol):
         step_size: Array | float | None = None,
         skip: Array | None = None,
     ) -> AttackResult:
-        """Adversarial pictures.
+        """Attacks a batch of images.
 
         Args:
-          key: `jax.random.key`, from which each row takes its own, whatever the batch; or one an image (`norms.per_image_keys`).
-          images01: f32[b h w 3] in [0, 1], read from 8-bit pictures.
+          variables: of the network.
+          key: `jax.random.key`, from which each image derives its own key, or one key per image
+            (`norms.per_image_keys`). An image's random numbers do not depend on the rest of the
+            batch.
+          images01: f32[b h w 3] in [0, 1], read from 8-bit images.
           class_mask: bool[b k], the classes that the goal is about.
-          eps: radius of the ball, in [0, 1] pixel units: 4/255, not 4; a number, or f32[b].
-          step_size: length of one step, in the same units, likewise; None is the attack's own.
-          skip: bool[b], images that are not to be searched; they come back as they are.
+          eps: radius of the ball in [0, 1] pixel units (4/255, not 4): a number, or f32[b].
+          step_size: in the same units: a number, or f32[b]; None is the attack's default.
+          skip: bool[b], images that are returned without an attack.
 
         Raises:
-          ValueError: `images01` or `eps` out of range.
+          ValueError: `images01` or `eps` is out of range.
         """
         ...
 
 
 class NearestResult(NamedTuple):
-    """The nearest adversarial pictures that were found.
+    """The nearest adversarial images that a search found.
 
     Attributes:
-      images: f32[b h w c] in [0, 1], anywhere in it (not on the 8-bit grid); the clean picture where nothing was found.
-      distance: f32[b] in the norm and [0, 1] pixel units; 0 where the clean picture meets the goal already, infinity where
-        nothing was found. Medians over all pictures so count the failures.
-      success: bool[b], by the network, on `images`.
+      images: f32[b h w c] in [0, 1], not restricted to 8-bit values; the clean image where none was
+        found.
+      distance: f32[b] in the norm and [0, 1] pixel units; 0 where the clean image meets the goal,
+        infinity where no adversarial image was found. A median over all images therefore counts
+        failures as infinitely far.
+      success: bool[b], whether the network's prediction for `images` meets the goal.
     """
 
     images: jax.Array
@@ -84,7 +92,7 @@ class NearestResult(NamedTuple):
 
 
 class Find(Protocol):
-    """A jitted search for the nearest."""
+    """A jitted search for the nearest adversarial image."""
 
     def __call__(
         self,
@@ -95,16 +103,16 @@ class Find(Protocol):
         *,
         stop_distance: float = 0.0,
     ) -> NearestResult:
-        """Nearest adversarial pictures; arguments as in `Attack`.
+        """Nearest adversarial images; other arguments as in `Attack`.
 
         Args:
-          stop_distance: traced; an image whose distance is no larger is not looked at again.
+          stop_distance: traced; the search of an image ends at this distance or below.
         """
         ...
 
 
 class Best(NamedTuple):
-    """The best picture so far, of each image: any that succeeds beats any that does not, then the higher score."""
+    """The best version so far of each image: success beats failure, then the higher score wins."""
 
     x: jax.Array
     score: jax.Array
@@ -112,19 +120,19 @@ class Best(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What a search works on, inside of `jit`; axis 0 of each array is the image.
+    """The problem of a search, inside `jit`; axis 0 of each array is the image.
 
     Attributes:
-      logits: `x -> f32[b k]`, the logits of x as it is.
-      saved: x -> the picture that would be saved for it: rounded, on the grid; else x. Gradients pass it unchanged (straight
-        through), so what is climbed is what will be saved.
+      logits: `x -> f32[b k]`.
+      saved: x -> the image that would be saved for x: with `eight_bit`, rounded. The gradient
+        passes the rounding unchanged (straight-through), so the score is that of the saved image.
       judge: `logits -> (score f32[b], success bool[b])`.
-      project: x -> the nearest point in the ball and in the box.
+      project: x -> the nearest point in the ball and in [0, 1].
       norm: the geometry.
-      goal: as it was made.
-      keys, center, class_mask, eps, step_size: as called, a row an image.
-      clean: f32[b k], logits of the clean pictures.
-      success_mask: bool[b k], the classes that meet the goal where they are on top.
+      goal: the goal.
+      keys, center, class_mask, eps, step_size: arguments of the call, one row per image.
+      clean: f32[b k], logits of the clean images.
+      success_mask: bool[b k], the classes that meet the goal when predicted.
     """
 
     logits: Callable[[jax.Array], jax.Array]
@@ -143,15 +151,16 @@ class Task(NamedTuple):
 
 
 class Search(NamedTuple):
-    """An attack's own part; a state is a `queue.State` whose `best` is a `Best`.
+    """The definition of an attack; its state is a `slots.State` whose `best` is a `Best`.
 
     Attributes:
-      init: `(task, best) -> state`, without a look at the network; `best` is the clean picture and how it does.
-      step: `(task, state) -> state`; it need not care for rows that are done.
+      init: `(task, best) -> state`, without a forward pass; `best` is the clean image.
+      step: `(task, state) -> state`; changes to images that are finished are discarded.
       default_step: eps -> the step size that None stands for.
-      norms: names of those it works in; empty for all.
-      nearest: whether it looks for the NEAREST adversarial picture: a `Best.score` is then minus the distance, infinite where
-        there is none, eps the distance that is near enough, and `find` gives what it found, however far.
+      norms: names of the supported norms; empty for all.
+      nearest: whether it searches for the nearest adversarial image. `Best.score` is then minus the
+        distance, infinite where there is none; eps is the distance that ends the search; and
+        `make_find` returns the result at any distance.
     """
 
     init: Callable[[Task, Best], Any]
@@ -162,21 +171,31 @@ class Search(NamedTuple):
 
 
 def update_best(best: Best, x: jax.Array, score: jax.Array, solved: jax.Array) -> Best:
-    """The better of the two, image by image; the first where they are equal."""
+    """The better of `best` and x, per image; `best` where they are equal."""
     wins = (solved & ~best.solved) | ((solved == best.solved) & (score > best.score))
-    return slots.choose(wins, Best(x, score, solved), best)
+    return slots.select(wins, Best(x, score, solved), best)
 
 
-def fold_in_each(keys: jax.Array, *places: jax.Array) -> jax.Array:
-    """Each image's key, folded in with counts of its own: key[b], i32[b] ... -> key[b]."""
-    for place in places:
-        keys = jax.vmap(jax.random.fold_in)(keys, place)
+def fold_in_each(keys: jax.Array, *counts: jax.Array) -> jax.Array:
+    """Folds counts of each image into its key: key[b], i32[b] ... -> key[b]."""
+    for count in counts:
+        keys = jax.vmap(jax.random.fold_in)(keys, count)
     return keys
 
 
 def check_counts(**counts: int) -> None:
-    """ValueError where one of the counts, all of them named, is below one."""
+    """Raises ValueError where one of the counts is below one; the message names all."""
     if any(n < 1 for n in counts.values()):
+        names, values = (
+            " and ".join(words) for words in (map("`{}`".format, counts), map(str, counts.values()))
+        )
+        raise ValueError(f"{names} must be at least 1: got {values}")
+
+
+def check_one_start(attack: str, restarts: int) -> None:
+    """Raises ValueError where an attack without randomness is to be restarted."""
+    if restarts > 1:
         raise ValueError(
-            f"{' and '.join(counts)} must be at least 1; got {' and '.join(map(str, counts.values()))}"
+            f"{attack} is deterministic, so all restarts are equal: got `restarts={restarts}`, "
+            "expected 1"
         )

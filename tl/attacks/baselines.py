@@ -1,4 +1,7 @@
-"""What an attack has to beat: changes of the same size that do not look at the gradient."""
+"""Baselines that an attack has to beat.
+
+Changes of the same size that do not use the network's gradient.
+"""
 
 from __future__ import annotations
 
@@ -8,87 +11,94 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
-from tl.attacks.slots import rows
+from tl.attacks.base import (
+    Best,
+    Search,
+    Task,
+    check_counts,
+    check_one_start,
+    fold_in_each,
+    update_best,
+)
+from tl.attacks.slots import expand
 
 
-class _Try(NamedTuple):
-    """After i tries."""
+class _State(NamedTuple):
+    """After `count` candidates."""
 
-    i: jax.Array
+    count: jax.Array
     best: Best
-    done: jax.Array
+    finished: jax.Array
 
 
-def _tries(propose: Callable[[Task, jax.Array], jax.Array], n: int) -> Search:
-    """`propose`: `(task, i) -> x`, the i-th try of each image; until an image is solved."""
+def _try_candidates(candidate: Callable[[Task, jax.Array], jax.Array], n: int) -> Search:
+    """Evaluates n candidates `(task, i) -> x`, or as many as the first success takes."""
 
-    def init(task: Task, best: Best) -> _Try:
-        return _Try(jnp.zeros_like(best.solved, jnp.int32), best, jnp.zeros_like(best.solved))
+    def init(task: Task, best: Best) -> _State:
+        return _State(jnp.zeros_like(best.solved, jnp.int32), best, jnp.zeros_like(best.solved))
 
-    def step(task: Task, at: _Try) -> _Try:
-        x = task.project(propose(task, at.i))
-        best = update_best(at.best, x, *task.judge(task.logits(task.saved(x))))
-        return _Try(at.i + 1, best, best.solved | (at.i + 1 == n))
+    def step(task: Task, state: _State) -> _State:
+        x = task.project(candidate(task, state.count))
+        best = update_best(state.best, x, *task.judge(task.logits(task.saved(x))))
+        return _State(state.count + 1, best, best.solved | (state.count + 1 == n))
 
     return Search(init, step)
 
 
 def noise(*, steps: int = 40, restarts: int = 1) -> Search:
-    """Random noise as large as the ball allows, drawn again and again; the best draw is kept.
+    """Random noise of length eps; the best of several draws is kept.
 
-    Each draw is a point of the ball pushed out to length eps by the norm's own direction, where noise does most: plus or minus
-    eps everywhere (Linf), an even direction (L2), plus or minus on a random hundredth of the channels (L1).
+    Each draw is a point of the ball moved to length eps along the norm's own direction, where noise
+    has the largest effect: plus or minus eps in every channel (Linf), a uniform direction (L2),
+    plus or minus in a random 1 % of the channels (L1).
 
     Args:
-      steps, restarts: static; as many draws as their product, until an image is solved.
+      steps, restarts: static; their product is the number of draws. An image stops at its first
+        success.
 
     Raises:
       ValueError: steps or restarts below 1.
     """
     check_counts(steps=steps, restarts=restarts)
 
-    def propose(task: Task, i: jax.Array) -> jax.Array:
+    def candidate(task: Task, i: jax.Array) -> jax.Array:
         half = jnp.full_like(task.center, 0.5)
         draw = task.norm.start(fold_in_each(task.keys, i), half, jnp.float32(0.5)) - 0.5
-        return task.center + rows(task.eps, half) * task.norm.direction(draw)
+        return task.center + expand(task.eps, half) * task.norm.direction(draw)
 
-    return _tries(propose, steps * restarts)
+    return _try_candidates(candidate, steps * restarts)
 
 
 def blur(*, steps: int = 40, restarts: int = 1, widest: float = 0.25) -> Search:
-    """Gaussian blur, wider from step to step; the first that solves an image is kept, else the best.
+    """Gaussian blur of growing width; the first success is kept, otherwise the best score.
 
-    In a ball that does not reach as far as the blurred picture, what is tried is the ball's point that is nearest to it: a
-    picture whose changes are cut off at eps (Linf), or that is mixed with the photograph (L2).
+    If the blurred image is outside the ball, the nearest point of the ball is used: changes are
+    clipped at eps (Linf), or the blurred image is mixed with the original (L2).
 
     Args:
-      steps: static; widths.
-      restarts: other than 1 is an error: nothing is random.
-      widest: standard deviation of the last, as a share of the longer side (chosen, not tuned).
+      steps: static; number of widths.
+      restarts: must be 1, because blur is deterministic.
+      widest: standard deviation of the last blur as a share of the longer side (chosen, not tuned).
 
     Raises:
-      ValueError: steps below 1, or more restarts.
+      ValueError: steps below 1, or more than one restart.
     """
     check_counts(steps=steps, restarts=restarts)
-    if restarts > 1:
-        raise ValueError(
-            f"blur has nothing random: restarts must be 1, not {restarts}, which would all be the same"
+    check_one_start("blur", restarts)
+
+    def candidate(task: Task, i: jax.Array) -> jax.Array:
+        sides = task.center.shape[1:3]
+        width = (i.astype(jnp.float32) + 1.0) / steps * widest * max(sides)
+        rows, columns = (
+            jax.vmap(lambda sigma, side=side: _gaussian(side, sigma))(width) for side in sides
         )
+        return jnp.einsum("bij,bjkc,blk->bilc", rows, task.center, columns)
 
-    def propose(task: Task, i: jax.Array) -> jax.Array:
-        width = (i.astype(jnp.float32) + 1.0) / steps * widest * max(task.center.shape[1:3])
-        high, wide = (
-            jax.vmap(lambda own, side=side: _gaussian(side, own))(width)
-            for side in task.center.shape[1:3]
-        )
-        return jnp.einsum("bij,bjkc,blk->bilc", high, task.center, wide)
-
-    return _tries(propose, steps)
+    return _try_candidates(candidate, steps)
 
 
-def _gaussian(side: int, width: jax.Array) -> jax.Array:
-    """f32[side side], rows of weights that sum to one: at the edges only what is in the picture counts."""
-    at = jnp.arange(side, dtype=jnp.float32)
-    weights = jnp.exp(-0.5 * jnp.square((at[:, None] - at[None]) / width))
+def _gaussian(side: int, sigma: jax.Array) -> jax.Array:
+    """Weights f32[side side] whose rows sum to one; positions outside the image do not count."""
+    position = jnp.arange(side, dtype=jnp.float32)
+    weights = jnp.exp(-0.5 * jnp.square((position[:, None] - position[None]) / sigma))
     return weights / jnp.sum(weights, axis=1, keepdims=True)

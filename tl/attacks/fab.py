@@ -1,4 +1,7 @@
-"""FAB, the fast adaptive boundary attack, targeted: it looks for the nearest adversarial picture of each likely class."""
+"""FAB-T, the targeted fast adaptive boundary attack.
+
+A search for the nearest adversarial image of each likely class.
+"""
 
 from __future__ import annotations
 
@@ -10,95 +13,104 @@ import jax.numpy as jnp
 from tl.attacks import norms
 from tl.attacks.base import Best, Search, Task, check_counts
 from tl.attacks.linearized import (
-    gap_to,
-    keep_nearer,
-    likely,
-    near_enough,
-    onto_plane,
-    restart,
-    tiny,
-    total,
-    unknown,
+    TINY,
+    initial_best,
+    is_near_enough,
+    likeliest_classes,
+    linearize,
+    project_onto_plane,
+    restart_point,
+    sum_per_image,
+    update_nearest,
 )
-from tl.attacks.slots import choose, rows
+from tl.attacks.slots import expand, select
 
-TARGETS = 9  # classes; Croce & Hein 2020, arXiv:2003.01690, section 5 (FAB-T)
-ALPHA_MAX, BETA, ETA = (
-    0.1,
-    0.9,
-    1.05,
-)  # Croce & Hein 2020, arXiv:1907.02044, section 4 (experiments)
+# Number of target classes; Croce & Hein 2020, arXiv:2003.01690, section 5 (FAB-T).
+TARGETS = 9
+# Croce & Hein 2020, arXiv:1907.02044, section 4 (experiments).
+ALPHA_MAX, BETA, ETA = 0.1, 0.9, 1.05
 
 
-class _Along(NamedTuple):
-    """At x, after k steps along the boundary to the class of that number, over all restarts."""
+class _State(NamedTuple):
+    """Each image at x, after k steps towards one class.
+
+    `index` counts classes over all restarts.
+    """
 
     x: jax.Array
     k: jax.Array
-    number: jax.Array
+    index: jax.Array
     best: Best
-    done: jax.Array
+    finished: jax.Array
 
 
 def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Search:
-    """FAB-T: along the boundary to each likely class, drawn back towards the clean picture after every crossing.
+    """FAB-T: moves along the boundary to each likely class, and back towards the clean image after
+    every crossing.
 
-    Every step projects the present point and the clean one onto the linearised boundary met with the box, goes a little
-    beyond both, and takes a mean of the two that leans to the nearer. The projection is exact (`onto_plane`).
+    Each step projects the current and the clean image onto the linearized boundary within [0, 1],
+    moves slightly beyond both projections, and averages them with more weight on the nearer one.
+    The projection is exact (`project_onto_plane`).
 
-    Differs from the paper: its final search, three steps of the secant method, is a bisection of the way to the clean
-    picture (`find`); and the goal may be a group of classes, or to be in one.
+    Differs from the paper: the final search, three steps of the secant method, is a bisection
+    towards the clean image (`make_find`); and the goal may be to leave or to enter a group of
+    classes.
 
     Args:
-      steps: static, for each class.
-      restarts: static; the first from the clean picture, the others from a random point within half of the distance that
-        has been found.
-      targets: static, how many classes, of those that the clean picture is called next; 9 is AutoAttack's.
+      steps: static, per class.
+      restarts: static; the first start is the clean image, the others are random points within half
+        of the best distance so far.
+      targets: static; number of classes, by clean logits; 9 is AutoAttack's.
 
     Raises:
-      ValueError: a count below 1; another norm than L2 and Linf.
+      ValueError: a count below 1, or a norm other than L2 and Linf.
 
-    Reference: Croce & Hein 2020, arXiv:1907.02044, algorithm 1; targeted: arXiv:2003.01690, section 5.
+    Reference: Croce & Hein 2020, arXiv:1907.02044, algorithm 1; targeted: arXiv:2003.01690, section
+      5.
     """
     check_counts(steps=steps, restarts=restarts, targets=targets)
 
-    def init(task: Task, best: Best) -> _Along:
-        zero, none = jnp.zeros_like(best.solved, jnp.int32), unknown(best)
-        return _Along(task.center, zero, zero, none, near_enough(task, none))
+    def init(task: Task, best: Best) -> _State:
+        zero, best = jnp.zeros_like(best.solved, jnp.int32), initial_best(best)
+        return _State(task.center, zero, zero, best, is_near_enough(task, best))
 
-    def step(task: Task, at: _Along) -> _Along:
-        classes, standing = likely(task, targets)
+    def step(task: Task, state: _State) -> _State:
+        classes, valid = likeliest_classes(task, targets)
         count = classes.shape[1]
-        turn = jnp.mod(at.number, count)[:, None]
-        aim, real = (
-            jnp.take_along_axis(table, turn, axis=1)[:, 0] for table in (classes, standing)
+        place = jnp.mod(state.index, count)[:, None]
+        target, is_valid = (
+            jnp.take_along_axis(values, place, axis=1)[:, 0] for values in (classes, valid)
         )
 
-        logits, pull = jax.vjp(task.logits, at.x)
-        w, gap = gap_to(task, logits, pull, aim)
-        there = gap + total(w * (at.x - task.center))  # <w, center + d - x> = gap
-        both = (jnp.concatenate(pair) for pair in ((at.x, task.center), (w, w), (gap, there)))
-        here, there = jnp.split(onto_plane(norms.name(task.norm), *both), 2)
-        zeros = jnp.zeros_like(at.x)
-        near, far = task.norm.distance(here, zeros), task.norm.distance(there, zeros)
-        alpha = rows(jnp.minimum(near / jnp.maximum(near + far, tiny), ALPHA_MAX), at.x)
-        x = jnp.clip(
-            (1 - alpha) * (at.x + ETA * here) + alpha * (task.center + ETA * there), 0.0, 1.0
-        )
+        logits, pullback = jax.vjp(task.logits, state.x)
+        w, gap = linearize(task, logits, pullback, target)
+        # The plane seen from the clean image: <w, center + d - x> = gap.
+        clean_gap = gap + sum_per_image(w * (state.x - task.center))
+        pairs = ((state.x, task.center), (w, w), (gap, clean_gap))
+        both = (jnp.concatenate(pair) for pair in pairs)
+        d, clean_d = jnp.split(project_onto_plane(norms.name(task.norm), *both), 2)
+        zeros = jnp.zeros_like(state.x)
+        length, clean_length = task.norm.distance(d, zeros), task.norm.distance(clean_d, zeros)
+        share = length / jnp.maximum(length + clean_length, TINY)
+        alpha = expand(jnp.minimum(share, ALPHA_MAX), state.x)
+        x = (1 - alpha) * (state.x + ETA * d) + alpha * (task.center + ETA * clean_d)
+        x = jnp.clip(x, 0.0, 1.0)
         _, met = task.judge(task.logits(x))
-        best = keep_nearer(task, at.best, x, met & real)
-        x = jnp.where(rows(met, x), (1 - BETA) * task.center + BETA * x, x)
+        best = update_nearest(task, state.best, x, met & is_valid)
+        x = jnp.where(expand(met, x), (1 - BETA) * task.center + BETA * x, x)
 
-        over = (at.k + 1 == steps) | ~real
-        done = near_enough(task, best) | (over & (at.number + 1 == restarts * count))
-        walk = _Along(x, at.k + 1, at.number, best, done)
+        over = (state.k + 1 == steps) | ~is_valid
+        last = state.index + 1 == restarts * count
+        finished = is_near_enough(task, best) | (over & last)
+        next_ = _State(x, state.k + 1, state.index, best, finished)
 
-        def again(walk: _Along) -> _Along:
-            start = restart(task, best, (at.number + 1) // count) if restarts > 1 else task.center
-            return choose(
-                over, _Along(start, jnp.zeros_like(at.k), at.number + 1, best, done), walk
-            )
+        def next_class(next_: _State) -> _State:
+            start = task.center
+            if restarts > 1:
+                start = restart_point(task, best, (state.index + 1) // count)
+            fresh = _State(start, jnp.zeros_like(state.k), state.index + 1, best, finished)
+            return select(over, fresh, next_)
 
-        return jax.lax.cond(jnp.any(over), again, lambda walk: walk, walk)
+        return jax.lax.cond(jnp.any(over), next_class, lambda next_: next_, next_)
 
     return Search(init, step, norms=("linf", "l2"), nearest=True)

@@ -1,7 +1,8 @@
-"""What an attack wants: into a group of classes, or out of one. Scores are maximised; success is the top class's matter.
+"""Goals of attacks: reach a group of classes (targeted), or leave it (untargeted).
 
-A `Goal` is a kind (targeted, untargeted) with a loss (`LOSSES`). To add a loss: a function of logits and the group, a row.
-In the losses made of single logits (margin, DLR) a group counts once, with the logit of its likeliest class.
+A `Goal` has a kind and a loss (a row of `LOSSES`); its score is maximized, and success depends on
+the top class only. To add a loss: a function of logits and the class mask, and a row. Losses of
+single logits (margin, DLR) count a group once, with its largest logit.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from tl.paths import nearest
 from tl.types import Array
 
 Score = Callable[[Array, Array], jax.Array]
-"""`(logits f32[b k], class_mask bool[b k]) -> f32[b]`, to be maximised."""
+"""`(logits f32[b k], class_mask bool[b k]) -> f32[b]`, to be maximized."""
 
 
 class Goal(NamedTuple):
-    """An attack's aim, with respect to `class_mask` bool[b k], the classes that it is about.
+    """The goal of an attack; `class_mask` bool[b k] are the classes that it is about.
 
     Attributes:
-      score: `(logits f32[b k], class_mask) -> f32[b]`, to be maximised.
-      success: `(logits, class_mask) -> bool[b]`; logits with a NaN are none.
-      away: whether `class_mask` are the classes to get away from (untargeted), not those to get to (targeted).
+      score: `(logits f32[b k], class_mask) -> f32[b]`, to be maximized.
+      success: `(logits, class_mask) -> bool[b]`; False where the logits contain NaN.
+      away: True if the prediction should leave `class_mask` (untargeted), False if it should enter
+        it (targeted).
     """
 
     score: Score
@@ -35,73 +37,85 @@ class Goal(NamedTuple):
     away: bool
 
 
-def _inside(logits: Array, class_mask: Array) -> jax.Array:
-    numbers = ~jnp.any(jnp.isnan(logits), axis=1)  # argmax takes a NaN for the largest
-    return (
-        jnp.take_along_axis(class_mask, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0] & numbers
-    )
+def _predicts(logits: Array, class_mask: Array) -> jax.Array:
+    """Whether the top class is in the mask. `argmax` would return a NaN as the largest value."""
+    finite = ~jnp.any(jnp.isnan(logits), axis=1)
+    top = jnp.argmax(logits, axis=1)[:, None]
+    return jnp.take_along_axis(class_mask, top, axis=1)[:, 0] & finite
 
 
-def _best(logits: Array, class_mask: Array) -> jax.Array:
+def _largest(logits: Array, class_mask: Array) -> jax.Array:
     return jnp.max(jnp.where(class_mask, logits, -jnp.inf), axis=1)
 
 
-def _as_one(logits: Array, class_mask: Array) -> jax.Array:
-    """Logits in which only the likeliest of the members is left; the others are minus infinity."""
+def _merge_group(logits: Array, class_mask: Array) -> jax.Array:
+    """Logits in which all of the group but its largest are minus infinity."""
     first = jnp.argmax(jnp.where(class_mask, logits, -jnp.inf), axis=1)
-    return jnp.where(
-        class_mask & (jnp.arange(logits.shape[1])[None] != first[:, None]), -jnp.inf, logits
-    )
+    others = class_mask & (jnp.arange(logits.shape[1])[None] != first[:, None])
+    return jnp.where(others, -jnp.inf, logits)
 
 
-def _ranks(logits: Array, counted: Array, n: int) -> jax.Array:
-    """The n largest of the counted logits, f32[b n]; where fewer count, the lowest of all logits stands in."""
+def _top_logits(logits: Array, counted: Array, n: int) -> jax.Array:
+    """The n largest finite values of `counted`, f32[b n]; missing ones are the smallest logit."""
     if logits.shape[1] < n:
         raise ValueError(
-            f"this DLR loss wants at least {n} classes; the logits have {logits.shape[1]}; take 'margin'"
+            f"this DLR loss needs at least {n} classes: got logits of {logits.shape[1]}; use "
+            "'margin'"
         )
     top = jax.lax.top_k(counted, n)[0]
     return jnp.where(jnp.isfinite(top), top, jnp.min(logits, axis=1, keepdims=True))
 
 
-def _ratio(gap: jax.Array, shard_rows: jax.Array) -> jax.Array:
-    return gap / jnp.maximum(
-        shard_rows, 1e-12
-    )  # equal logits, as a broken network has them, score zero
+def _ratio(gap: jax.Array, scale: jax.Array) -> jax.Array:
+    """Zero where all logits are equal, instead of NaN."""
+    return gap / jnp.maximum(scale, 1e-12)
 
 
 def margin(logits: Array, class_mask: Array) -> jax.Array:
-    """By how much the group's best logit is above the best of all others: f32[b k], bool[b k] -> f32[b]."""
-    return _best(logits, class_mask) - _best(logits, ~class_mask)
+    """Largest logit of the group minus the largest of all other classes.
+
+    F32[b k], bool[b k] -> f32[b].
+    """
+    return _largest(logits, class_mask) - _largest(logits, ~class_mask)
 
 
 def dlr(logits: Array, class_mask: Array) -> jax.Array:
-    """Difference of logits ratio, f32[b]: how far the best other class is above the group, over the first three's spread.
+    """Untargeted difference of logits ratio, f32[b].
 
-    Neither adding to all logits nor scaling them changes it. Where the network is right it lies in [-1, 0]. The three are
-    ranked with the group as one class; were its own second best among them, the spread would grow inside of the group.
+    Minus the margin over the difference of the first and third logits.
 
-    Reference: Croce & Hein 2020, arXiv:2003.01690, equation 6; groups are ours.
+    It does not depend on the scale and shift of the logits, and lies in [-1, 0] where the
+    prediction is in the group. The group is ranked as one class; otherwise its second-largest logit
+    would change the ratio.
+
+    Reference: Croce & Hein 2020, arXiv:2003.01690, equation 6; there for single classes.
     """
-    top = _ranks(logits, _as_one(logits, class_mask), 3)
+    top = _top_logits(logits, _merge_group(logits, class_mask), 3)
     return _ratio(-margin(logits, class_mask), top[:, 0] - top[:, 2])
 
 
-def targeted_dlr(logits: Array, class_mask: Array, left: Array | None = None) -> jax.Array:
-    """How far the group `class_mask` is above `left`, or above the best of all others: f32[b], of any scale and shift.
+def targeted_dlr(logits: Array, class_mask: Array, leave: Array | None = None) -> jax.Array:
+    """Targeted difference of logits ratio, f32[b].
 
-    The divisor is the first logit less the mean of the third and the fourth, each group as one class.
+    The largest logit of the group minus the largest of `leave`, or of all others, divided by the
+    first logit minus the mean of the third and fourth, each group as one class. It does not depend
+    on the scale and shift of the logits.
 
-    Reference: Croce & Hein 2020, arXiv:2003.01690, equation 7, where both are single classes.
+    Args:
+      logits: f32[b k].
+      class_mask: bool[b k], the target group.
+      leave: bool[b k], the group to leave; None is all other classes.
+
+    Reference: Croce & Hein 2020, arXiv:2003.01690, equation 7; there for single classes.
     """
-    gap = _best(logits, class_mask) - _best(logits, ~class_mask if left is None else left)
-    counted = _as_one(logits, class_mask)
-    top = _ranks(logits, counted if left is None else _as_one(counted, left), 4)
+    gap = _largest(logits, class_mask) - _largest(logits, ~class_mask if leave is None else leave)
+    counted = _merge_group(logits, class_mask)
+    top = _top_logits(logits, counted if leave is None else _merge_group(counted, leave), 4)
     return _ratio(gap, top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]))
 
 
 class Loss(NamedTuple):
-    """One loss in its two directions."""
+    """A loss for both kinds of goal."""
 
     targeted: Score
     untargeted: Score
@@ -114,17 +128,22 @@ LOSSES = {
     "margin": Loss(margin, lambda logits, class_mask: -margin(logits, class_mask)),
     "dlr": Loss(targeted_dlr, dlr),
 }
-"""ce: the log of the probability to be in the group, or out of it. Untargeted, it climbs in the direction of the usual
-cross-entropy and in the same order, and unlike it is not flat in float32 where the network is sure."""
+"""ce: log probability of the group (targeted) or of all other classes (untargeted). The latter has
+the gradient direction and the order of the usual cross-entropy, but is not flat in float32 where
+the network is confident.
+"""
 
 SUCCESSES = {
-    "targeted": _inside,
-    "untargeted": lambda logits, class_mask: _inside(logits, ~class_mask),
+    "targeted": _predicts,
+    "untargeted": lambda logits, class_mask: _predicts(logits, ~class_mask),
 }
 
 
 def get(kind: Literal["targeted", "untargeted"] | str, loss: str = "ce") -> Goal:
-    """The goal of that kind with that loss; ValueError with the nearest names where there is none.
+    """The goal of a kind with a loss of `LOSSES`.
+
+    Raises:
+      ValueError: an unknown kind or loss; the message has the nearest names.
 
     Example:
       >>> get("untargeted", "dlr").away
@@ -138,19 +157,22 @@ def get(kind: Literal["targeted", "untargeted"] | str, loss: str = "ce") -> Goal
 
 
 TARGETED = get("targeted")
-"""To be called one of `class_mask`: the log of their joint probability."""
+"""The prediction enters `class_mask`; the score is the log of the group's probability."""
 
 UNTARGETED = get("untargeted")
-"""Not to be called any of `class_mask`, the classes that are right: the log of the probability of all others."""
+"""The prediction leaves `class_mask`, the true classes.
+
+The score is the log probability of all others.
+"""
 
 
 def success_mask(goal: Goal, class_mask: Array) -> Array:
-    """bool[b k], the classes of which any, as the top one, is success."""
+    """bool[b k], the classes that meet the goal when predicted."""
     return ~class_mask if goal.away else class_mask
 
 
 def class_mask(groups: Sequence[Sequence[int]], k: int) -> np.ndarray:
-    """bool[b k] from each picture's class indices.
+    """bool[b k] from the class indices of each image.
 
     Example:
       >>> class_mask([[0], [1, 2]], 3).astype(int).tolist()
@@ -163,7 +185,7 @@ def class_mask(groups: Sequence[Sequence[int]], k: int) -> np.ndarray:
 
 
 def least_likely(logits: Array) -> np.ndarray:
-    """Members bool[b k] for a targeted goal: of clean logits f32[b k], the least likely class.
+    """Class mask bool[b k] of a targeted goal: the least likely class of clean logits f32[b k].
 
     Reference: Kurakin et al. 2017, arXiv:1607.02533, section 2.3.
 
@@ -175,7 +197,13 @@ def least_likely(logits: Array) -> np.ndarray:
 
 
 def likeliest(logits: Array, among: Array, rank: int | jax.Array) -> jax.Array:
-    """bool[b k], of the classes `among` bool[b k] the one of that rank, 0 the likeliest; past the last, from the first."""
+    """Class mask bool[b k] of the class at a rank among those of `among` bool[b k].
+
+    0 is the largest logit.
+
+    Ranks beyond the last class start again at the first.
+    """
     order = jnp.argsort(jnp.where(among, logits, -jnp.inf), axis=1, descending=True)
-    place = jnp.mod(rank, jnp.maximum(jnp.sum(among, axis=1, dtype=jnp.int32), 1))
-    return jnp.arange(logits.shape[1])[None] == jnp.take_along_axis(order, place[:, None], axis=1)
+    position = jnp.mod(rank, jnp.maximum(jnp.sum(among, axis=1, dtype=jnp.int32), 1))
+    chosen = jnp.take_along_axis(order, position[:, None], axis=1)
+    return jnp.arange(logits.shape[1])[None] == chosen

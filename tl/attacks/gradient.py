@@ -1,6 +1,8 @@
-"""Attacks that follow the gradient: FGSM, BIM, PGD, MI-FGSM and DI-FGSM are one climb with other starts and directions.
+"""First-order attacks.
 
-APGD, whose steps depend on how the climb goes, is in `tl.attacks.apgd`.
+FGSM, BIM, PGD, MI-FGSM and DI-FGSM are one gradient ascent with other starts and directions.
+
+APGD, whose step size adapts, is in `tl.attacks.apgd`.
 """
 
 from __future__ import annotations
@@ -12,26 +14,40 @@ import jax
 import jax.numpy as jnp
 
 from tl.ascent import ascend
-from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
+from tl.attacks.base import (
+    Best,
+    Search,
+    Task,
+    check_counts,
+    check_one_start,
+    fold_in_each,
+    update_best,
+)
 from tl.attacks.norms import Norm
-from tl.attacks.slots import choose, rows
+from tl.attacks.slots import expand, select
 
 View = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(key, image f32[h w 3]) -> f32[h w 3]`, a random view of one image; rows of `tl.ascent.transforms` are."""
+"""`(key, image f32[h w 3]) -> f32[h w 3]`, a random transform.
+
+Those of `tl.ascent.transforms` that keep the size are.
+"""
+
+Judge = Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""`(task, keys, x) -> (score f32[b], solved bool[b])`."""
 
 
-class _Walk(NamedTuple):
-    """Where each image's climb is: at x, after k steps from the start of that number."""
+class _State(NamedTuple):
+    """Each image at x, after k steps from the start with index `start`."""
 
     x: jax.Array
     k: jax.Array
     start: jax.Array
     opt_state: Any
     best: Best
-    done: jax.Array
+    finished: jax.Array
 
 
-def _climb(
+def _gradient_search(
     *,
     steps: int,
     restarts: int,
@@ -39,85 +55,75 @@ def _climb(
     random_start: bool,
     optimizer: Callable[[Norm], ascend.Optimizer],
     default_step: Callable[[jax.Array], jax.Array],
-    judge: Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    judge: Judge,
 ) -> Search:
-    """`judge`: `(task, keys, x) -> (score, solved)`."""
+    """Gradient ascent on `judge`'s score; each step also judges the point that it leaves."""
     check_counts(steps=steps, restarts=restarts)
 
     def begin(task: Task, start: jax.Array) -> jax.Array:
-        return (
-            task.norm.start(fold_in_each(task.keys, start), task.center, task.eps)
-            if random_start
-            else task.center
-        )
+        if not random_start:
+            return task.center
+        return task.norm.start(fold_in_each(task.keys, start), task.center, task.eps)
 
-    def init(task: Task, best: Best) -> _Walk:
+    def init(task: Task, best: Best) -> _State:
         zero = jnp.zeros_like(best.solved, jnp.int32)
         x = begin(task, zero)
-        return _Walk(x, zero, zero, optimizer(task.norm).init(x), best, jnp.zeros_like(best.solved))
+        opt_state = optimizer(task.norm).init(x)
+        return _State(x, zero, zero, opt_state, best, jnp.zeros_like(best.solved))
 
-    def step(task: Task, at: _Walk) -> _Walk:
-        keys = fold_in_each(task.keys, at.start, at.k)
-        moved, opt_state, score, solved = ascend.step(
+    def step(task: Task, state: _State) -> _State:
+        keys = fold_in_each(task.keys, state.start, state.k)
+        next_x, opt_state, score, solved = ascend.step(
             lambda x: judge(task, keys, x),
-            at.x,
-            at.opt_state,
+            state.x,
+            state.opt_state,
             optimizer=optimizer(task.norm),
-            step_size=rows(task.step_size, at.x),
+            step_size=expand(task.step_size, state.x),
             project=task.project,
         )
-        best = update_best(at.best, at.x, score, solved)
-        last = at.k == steps  # this was the look at where the last step led
-        done = last & (at.start + 1 == restarts)
-        walk = _Walk(
-            moved, at.k + 1, at.start, opt_state, best, done | solved if early_stop else done
-        )
+        best = update_best(state.best, state.x, score, solved)
+        # At k = steps only the last point is judged; the move is discarded.
+        last = state.k == steps
+        finished = last & (state.start + 1 == restarts)
+        finished = finished | solved if early_stop else finished
+        next_ = _State(next_x, state.k + 1, state.start, opt_state, best, finished)
         if restarts == 1:
-            return walk
+            return next_
 
-        def again(walk: _Walk) -> _Walk:
-            x = begin(task, at.start + 1)
-            fresh = walk._replace(
+        def restart(next_: _State) -> _State:
+            x = begin(task, state.start + 1)
+            fresh = next_._replace(
                 x=x,
-                k=jnp.zeros_like(at.k),
-                start=at.start + 1,
+                k=jnp.zeros_like(state.k),
+                start=state.start + 1,
                 opt_state=optimizer(task.norm).init(x),
             )
-            return choose(last, fresh, walk)
+            return select(last, fresh, next_)
 
-        return jax.lax.cond(jnp.any(last), again, lambda walk: walk, walk)
+        return jax.lax.cond(jnp.any(last), restart, lambda next_: next_, next_)
 
     return Search(init, step, default_step)
 
 
-def _seen_as_saved(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _judge_saved(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     del keys
     return task.judge(task.logits(task.saved(x)))
 
 
-def _expected(
-    view: View, draws: int
-) -> Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The mean score over random views of the saved picture, and whether all of them succeed."""
+def _judge_views(view: View, draws: int) -> Judge:
+    """Mean score over random views of the saved image, and whether all of them succeed."""
 
     def judge(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         saved = task.saved(x)
 
         def one(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            own = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-            return task.judge(task.logits(jax.vmap(view)(own, saved)))
+            view_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+            return task.judge(task.logits(jax.vmap(view)(view_keys, saved)))
 
         scores, solved = jax.lax.map(one, jnp.arange(draws))
         return jnp.mean(scores, axis=0), jnp.all(solved, axis=0)
 
     return judge
-
-
-def _check_alone(name: str, restarts: int) -> None:
-    if restarts > 1:
-        raise ValueError(
-            f"{name} has no random start: restarts must be 1, not {restarts}, which would all be the same"
-        )
 
 
 def pgd(
@@ -128,90 +134,99 @@ def pgd(
     view: View | None = None,
     draws: int = 4,
 ) -> Search:
-    """Projected gradient ascent from a random start, on the lattice of 8-bit pictures.
+    """Projected gradient descent.
 
-    Every score is that of the rounded picture, and the gradient passes the rounding unchanged (straight through), so what
-    is climbed is what will be saved. The best point on the way is kept, of all restarts.
+    Gradient ascent on the score from a random start, projected into the ball.
+
+    Each score is that of the rounded image, and the gradient passes the rounding unchanged
+    (straight-through), so the score that is maximized is that of the saved image. The best point of
+    all steps and restarts is kept.
 
     Args:
-      steps: static. Their size, where it is not given, is 2.5 eps / steps: past the ball's edge and back.
-      restarts: static; independent starts, one after another, of the images that are not solved yet.
-      early_stop: an image that is solved is left as it is. False climbs on, towards pictures that other networks, or this one
-        after JPEG, are wrong about too.
-      view: expectation over transformation (EOT): what is climbed is the mean score over random views of the picture, and
-        solved is one whose views all are; `draws` of them a step, each as dear as a step without.
+      steps: static. The default step size is 2.5 eps / steps.
+      restarts: static; random starts, one after another, for images that are not solved yet.
+      early_stop: stop each image at its first success. False continues, which makes success more
+        likely on other networks and after JPEG.
+      view: expectation over transformation (EOT): maximizes the mean score over random views of the
+        image; success means that all views of a step succeed.
+      draws: views per step; each costs as much as a step without views.
 
     Raises:
       ValueError: steps, restarts or draws below 1.
 
-    Reference: Madry et al. 2018, arXiv:1706.06083, section 2.1 and, for the step, 5; straight-through rounding:
-      Bengio et al. 2013, arXiv:1308.3432; why on the lattice: Carlini & Wagner 2017, arXiv:1608.04644, on discretization;
-      EOT: Athalye et al. 2018, arXiv:1707.07397, section 2.1.
+    Reference: Madry et al. 2018, arXiv:1706.06083, section 2.1 and, for the step size, 5.
+      Straight-through rounding: Bengio et al. 2013, arXiv:1308.3432; the reason to round: Carlini &
+      Wagner 2017, arXiv:1608.04644, on discretization. EOT: Athalye et al. 2018, arXiv:1707.07397,
+      section 2.1.
     """
     check_counts(draws=draws)
-    return _climb(
+    return _gradient_search(
         steps=steps,
         restarts=restarts,
         early_stop=early_stop,
         random_start=True,
         optimizer=lambda norm: ascend.direction(norm.direction),
         default_step=lambda eps: 2.5 * eps / steps,
-        judge=_seen_as_saved if view is None else _expected(view, draws),
+        judge=_judge_saved if view is None else _judge_views(view, draws),
     )
 
 
 def bim(*, steps: int = 40, restarts: int = 1, early_stop: bool = True) -> Search:
-    """Iterative FGSM (basic iterative method): PGD from the picture itself, with steps of eps / steps.
+    """Basic iterative method (iterative FGSM): PGD from the image itself with steps of eps / steps.
 
-    Differs from the paper, which steps by one level, 1 / 255. Arguments as in `pgd`; `restarts` other than 1 is an error.
+    Differs from the paper, whose step is 1 / 255. Arguments as in `pgd`; `restarts` must be 1.
 
     Reference: Kurakin et al. 2017, arXiv:1607.02533, section 2.2.
     """
-    _check_alone("bim", restarts)
-    return _climb(
+    check_one_start("bim", restarts)
+    return _gradient_search(
         steps=steps,
         restarts=restarts,
         early_stop=early_stop,
         random_start=False,
         optimizer=lambda norm: ascend.direction(norm.direction),
         default_step=lambda eps: eps / steps,
-        judge=_seen_as_saved,
+        judge=_judge_saved,
     )
 
 
 def fgsm(*, steps: int = 1, restarts: int = 1) -> Search:
-    """One step of eps from the picture itself, along the gradient's sign (Linf) or the gradient (L2), or SLIDE's (L1).
+    """Fast gradient sign method: one step of length eps from the image itself.
 
-    `steps` or `restarts` other than 1 is an error.
+    The direction is the gradient's sign (Linf), the gradient (L2), or SLIDE's (L1). `steps` and
+    `restarts` must be 1.
 
     Reference: Goodfellow et al. 2015, arXiv:1412.6572, section 4.
     """
     if steps != 1:
-        raise ValueError(f"fgsm is one step; got steps={steps}; take 'bim' for more")
+        raise ValueError(
+            f"fgsm takes one step: got `steps={steps}`, expected 1; use 'bim' for more"
+        )
     return bim(steps=1, restarts=restarts)
 
 
 def mi_fgsm(
     *, steps: int = 10, restarts: int = 1, early_stop: bool = True, decay: float = 1.0
 ) -> Search:
-    """BIM along a sum of the gradients so far, each at L1 length one: pictures that fool other networks more often.
+    """Momentum iterative FGSM: BIM along a decaying sum of gradients of L1 norm one.
 
-    Arguments as in `bim`; for transfer take `early_stop=False`.
+    Its images transfer to other networks more often; use `early_stop=False` for that. Arguments as
+    in `bim`.
 
     Args:
-      decay: of the sum, from step to step; 1 is the paper's.
+      decay: of the sum per step; 1 is the paper's.
 
     Reference: Dong et al. 2018, arXiv:1710.06081, algorithm 1.
     """
-    _check_alone("mi_fgsm", restarts)
-    return _climb(
+    check_one_start("mi_fgsm", restarts)
+    return _gradient_search(
         steps=steps,
         restarts=restarts,
         early_stop=early_stop,
         random_start=False,
-        optimizer=lambda norm: _gathered(decay, norm),
+        optimizer=lambda norm: _momentum(decay, norm),
         default_step=lambda eps: eps / steps,
-        judge=_seen_as_saved,
+        judge=_judge_saved,
     )
 
 
@@ -224,68 +239,75 @@ def di_fgsm(
     probability: float = 0.5,
     smallest: float = 0.9,
 ) -> Search:
-    """MI-FGSM whose gradients are, with some probability, those of the picture made smaller, on black, at a random place.
+    """Diverse inputs: MI-FGSM with gradients of the image shrunk onto black at a random position,
+    with some probability.
 
-    What is kept is judged by the picture itself. Differs from the paper, where pictures of 299 grow to at most 330 pixels,
-    zeros around them: here the network's size is fixed, so they shrink (299 of 330 is 0.9). Arguments as in `mi_fgsm`;
-    restarts differ in their views.
+    The score of the image itself decides which point is kept. Differs from the paper, where images
+    of 299 pixels grow to at most 330 with zeros around them: here the network's input size is
+    fixed, so images shrink (299 / 330 is 0.9). Arguments as in `mi_fgsm`; restarts differ in their
+    views.
 
     Args:
       decay: of MI-FGSM; 0 is DI-FGSM without momentum, 1 the paper's M-DI-FGSM.
-      probability: of a changed view, in [0, 1]; 0.5 is the paper's.
-      smallest: size of the smallest view, as a share of the side, in (0, 1].
+      probability: of a transformed view, in [0, 1]; 0.5 is the paper's.
+      smallest: side of the smallest view as a share of the image's, in (0, 1].
 
     Raises:
-      ValueError: `probability` or `smallest` out of range.
+      ValueError: `probability` or `smallest` is out of range.
 
     Reference: Xie et al. 2019, arXiv:1803.06978, sections 3 and 4.
     """
     if not (0 <= probability <= 1 and 0 < smallest <= 1):
         raise ValueError(
-            f"probability lies in [0, 1], smallest in (0, 1]; got {probability} and {smallest}"
+            f"`probability` must be in [0, 1] and `smallest` in (0, 1]: got {probability} and "
+            f"{smallest}"
         )
-    view = jax.vmap(_smaller_views(probability, smallest))
+    view = jax.vmap(_random_shrink(probability, smallest))
 
     def judge(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         score, solved = jax.lax.stop_gradient(task.judge(task.logits(task.saved(x))))
-        seen, _ = task.judge(task.logits(view(keys, task.saved(x))))
-        return score + (
-            seen - jax.lax.stop_gradient(seen)
-        ), solved  # the picture's own value, the view's gradient
+        view_score, _ = task.judge(task.logits(view(keys, task.saved(x))))
+        # The value is that of the image, the gradient that of the view.
+        return score + (view_score - jax.lax.stop_gradient(view_score)), solved
 
-    return _climb(
+    return _gradient_search(
         steps=steps,
         restarts=restarts,
         early_stop=early_stop,
         random_start=False,
-        optimizer=lambda norm: _gathered(decay, norm),
+        optimizer=lambda norm: _momentum(decay, norm),
         default_step=lambda eps: eps / steps,
         judge=judge,
     )
 
 
-def _gathered(decay: float, norm: Norm) -> ascend.Optimizer:
-    """The norm's direction of a decaying sum of gradients, each brought to L1 length one before it is added."""
-    return ascend.gathered(_at_l1_length_one, decay, norm.direction)
+def _momentum(decay: float, norm: Norm) -> ascend.Optimizer:
+    """The norm's direction of a decaying sum of gradients of L1 norm one."""
+    return ascend.normalized_momentum(_l1_normalize, decay, norm.direction)
 
 
-def _at_l1_length_one(gradient: jax.Array) -> jax.Array:
-    """f32[b ...] of any size, however small, unless zero."""
+def _l1_normalize(gradient: jax.Array) -> jax.Array:
+    """Gradients f32[b ...] of any magnitude scaled to L1 norm one; zero stays zero."""
     axes = tuple(range(1, gradient.ndim))
-    scaled = gradient / jnp.maximum(
-        jnp.max(jnp.abs(gradient), axis=axes, keepdims=True), jnp.finfo(jnp.float32).tiny
-    )
+    largest = jnp.max(jnp.abs(gradient), axis=axes, keepdims=True)
+    scaled = gradient / jnp.maximum(largest, jnp.finfo(jnp.float32).tiny)
     return scaled / jnp.maximum(jnp.sum(jnp.abs(scaled), axis=axes, keepdims=True), 0.5)
 
 
-def _smaller_views(probability: float, smallest: float) -> View:
-    """`(key, image f32[h w 3]) -> f32[h w 3]`; resampling is bilinear, two matrix products."""
+def _random_shrink(probability: float, smallest: float) -> View:
+    """Shrinks an image onto black with a probability.
 
-    def shrink(side: int, share: jax.Array, place: jax.Array) -> jax.Array:
-        """f32[side side]: each new pixel's weights of the old; rows of zeros where the frame is."""
+    Bilinear resampling as two matrix products.
+    """
+
+    def shrink(side: int, share: jax.Array, position: jax.Array) -> jax.Array:
+        """f32[side side], weights of the old pixels in each new pixel.
+
+        Zero rows are the black frame.
+        """
         size = jnp.round(side * share)
         old = jnp.arange(side, dtype=jnp.float32)
-        new = old - jnp.floor(place * (side - size + 1.0))
+        new = old - jnp.floor(position * (side - size + 1.0))
         source = jnp.clip((new + 0.5) * (side / size) - 0.5, 0.0, side - 1.0)
         weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[:, None] - old[None]))
         return jnp.where(((new >= 0.0) & (new < size))[:, None], weights, 0.0)
@@ -293,10 +315,9 @@ def _smaller_views(probability: float, smallest: float) -> View:
     def view(key: jax.Array, image: jax.Array) -> jax.Array:
         draws = jax.random.uniform(key, (4,))
         share = smallest + (1.0 - smallest) * draws[0]
-        rows, columns = (
-            shrink(side, share, draws[1 + i]) for i, side in enumerate(image.shape[:2])
-        )
-        changed = jnp.einsum("ij,jkc,lk->ilc", rows, image, columns)
-        return jnp.where(draws[3] < probability, changed, image)
+        sides = enumerate(image.shape[:2])
+        rows, columns = (shrink(side, share, draws[1 + i]) for i, side in sides)
+        shrunk = jnp.einsum("ij,jkc,lk->ilc", rows, image, columns)
+        return jnp.where(draws[3] < probability, shrunk, image)
 
     return view

@@ -1,6 +1,9 @@
-"""Attacks that look for the NEAREST adversarial picture: DeepFool and Carlini-Wagner (FAB is in `tl.attacks.fab`).
+"""Minimum-norm attacks.
 
-As an `Attack` each gives what it found, if it lies within eps; `frame.find` gives the distance, whatever it is.
+DeepFool and Carlini-Wagner search for the NEAREST adversarial image (FAB is in `tl.attacks.fab`).
+
+As an `Attack`, each returns its result if it lies within eps; `attacks.find` returns it at any
+distance.
 """
 
 from __future__ import annotations
@@ -17,142 +20,152 @@ from tl.attacks.base import Best, Search, Task, check_counts
 from tl.attacks.goals import margin
 from tl.attacks.linearized import (
     DUALS,
-    gap_to,
-    keep_nearer,
-    likely,
-    near_enough,
-    onto_plane,
-    restart,
-    total,
-    unknown,
+    initial_best,
+    is_near_enough,
+    likeliest_classes,
+    linearize,
+    project_onto_plane,
+    restart_point,
+    sum_per_image,
+    update_nearest,
 )
-from tl.attacks.slots import choose, rows
+from tl.attacks.slots import expand, select
 
-OVERSHOOT = 0.02  # Moosavi-Dezfooli et al. 2016, section 2: beyond the boundary, not onto it
-
-
-# ------------------------------------------------------------------------------------------------------------ DeepFool
+# Moosavi-Dezfooli et al. 2016, section 2: the step ends beyond the boundary, not on it.
+OVERSHOOT = 0.02
 
 
-class _Stepping(NamedTuple):
-    """At x, after k steps; `walked` is their sum, without the overshoot, from `start`."""
+# ---- DeepFool ----
+
+
+class _DeepFoolState(NamedTuple):
+    """Each image at x, after k steps from `origin`; `walked` is their sum without the overshoot."""
 
     x: jax.Array
-    start: jax.Array
+    origin: jax.Array
     walked: jax.Array
     k: jax.Array
-    number: jax.Array
+    start: jax.Array
     best: Best
-    done: jax.Array
+    finished: jax.Array
 
 
 def deepfool(
     *, steps: int = 50, restarts: int = 1, candidates: int = 10, overshoot: float = OVERSHOOT
 ) -> Search:
-    """DeepFool: step after step to the nearest boundary of the linearised network, until it is crossed.
+    """DeepFool: repeated steps to the nearest boundary of the linearized network, until it is
+    crossed.
 
-    Differs from the paper: every point is kept in the box [0, 1]; images that half of the steps did not free begin again, and
-    step to the boundary's nearest point in the box; `find` bisects the way at the end, which takes the overshoot back;
-    restarts after the first begin at a random point; and the goal may be a group of classes, or to be in one.
+    Differs from the paper: every point stays in [0, 1]; images that half of the steps did not solve
+    start again, with steps to the boundary's nearest point in [0, 1]; `attacks.find` bisects at the
+    end, which removes the overshoot; restarts after the first begin at a random point; and the goal
+    may be to leave or to enter a group of classes.
 
     Args:
-      steps: static, at most so many; an image stops when it has crossed. 50 is the paper's.
-      restarts: static; the first from the clean picture.
-      candidates: static; boundaries looked at, of the classes that the clean picture is called next. One backward pass
-        each in every step.
+      steps: static, at most; an image stops after crossing. 50 is the paper's.
+      restarts: static; the first start is the clean image.
+      candidates: static; number of boundaries, by clean logits. One backward pass each per step.
       overshoot: share added to the way.
 
     Raises:
-      ValueError: a count below 1; another norm than L2 and Linf.
+      ValueError: a count below 1, or a norm other than L2 and Linf.
 
-    Reference: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2, and section 2.3 for Linf.
+    Reference: Moosavi-Dezfooli et al. 2016, arXiv:1511.04599, algorithm 2, and section 2.3 for
+      Linf.
     """
     check_counts(steps=steps, restarts=restarts, candidates=candidates)
     half = (steps + 1) // 2
 
-    def init(task: Task, best: Best) -> _Stepping:
-        zero, none = jnp.zeros_like(best.solved, jnp.int32), unknown(best)
-        return _Stepping(
-            task.center,
-            task.center,
-            jnp.zeros_like(task.center),
-            zero,
-            zero,
-            none,
-            near_enough(task, none),
-        )
+    def begin(
+        origin: jax.Array, start: jax.Array, best: Best, finished: jax.Array
+    ) -> _DeepFoolState:
+        zeros = jnp.zeros_like(origin)
+        return _DeepFoolState(origin, origin, zeros, jnp.zeros_like(start), start, best, finished)
 
-    def step(task: Task, at: _Stepping) -> _Stepping:
+    def init(task: Task, best: Best) -> _DeepFoolState:
+        best = initial_best(best)
+        start = jnp.zeros_like(best.solved, jnp.int32)
+        return begin(task.center, start, best, is_near_enough(task, best))
+
+    def step(task: Task, state: _DeepFoolState) -> _DeepFoolState:
         name = norms.name(task.norm)
         dual = DUALS[name]
-        classes, standing = likely(task, candidates)
-        logits, pull = jax.vjp(task.logits, at.x)
+        classes, valid = likeliest_classes(task, candidates)
+        logits, pullback = jax.vjp(task.logits, state.x)
         _, met = task.judge(logits)
-        best = keep_nearer(task, at.best, at.x, met)
+        best = update_nearest(task, state.best, state.x, met)
 
         def nearer(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            length, way, gap = carry
-            w, new_gap = gap_to(task, logits, pull, classes[:, j])
-            new = jnp.where(standing[:, j], jnp.abs(new_gap) / dual.size(w), jnp.inf)
-            closer = new < length
+            length, w, gap = carry
+            new_w, new_gap = linearize(task, logits, pullback, classes[:, j])
+            new_length = jnp.where(valid[:, j], jnp.abs(new_gap) / dual.size(new_w), jnp.inf)
+            closer = new_length < length
             return (
-                jnp.minimum(new, length),
-                jnp.where(rows(closer, w), w, way),
+                jnp.minimum(new_length, length),
+                jnp.where(expand(closer, w), new_w, w),
                 jnp.where(closer, new_gap, gap),
             )
 
-        flat = jnp.zeros_like(at.best.score)
-        count = jnp.max(
-            jnp.sum(standing, axis=1, dtype=jnp.int32)
-        )  # a targeted goal may have one class only
-        _, w, gap = jax.lax.fori_loop(
-            0, count, nearer, (flat + jnp.inf, jnp.zeros_like(at.x), flat)
+        zero = jnp.zeros_like(state.best.score)
+        # A targeted goal may have one class only.
+        count = jnp.max(jnp.sum(valid, axis=1, dtype=jnp.int32))
+        nearest = (zero + jnp.inf, jnp.zeros_like(state.x), zero)
+        _, w, gap = jax.lax.fori_loop(0, count, nearer, nearest)
+        plain = expand(gap / dual.size(w), state.x) * dual.unit(w)
+        late = state.k > half
+
+        def within_box() -> jax.Array:
+            return jnp.where(expand(late, w), project_onto_plane(name, state.x, w, gap), plain)
+
+        walked = state.walked + jax.lax.cond(jnp.any(late), within_box, lambda: plain)
+        next_x = jnp.clip(state.origin + (1 + overshoot) * walked, 0.0, 1.0)
+
+        # After half of the steps without a success, the way within [0, 1] begins at the origin.
+        turn = state.k == half
+        walked = jnp.where(expand(turn, walked), 0.0, walked)
+        next_x = jnp.where(expand(turn, next_x), state.origin, next_x)
+        over = met | (state.k == steps)
+        finished = is_near_enough(task, best) | (over & (state.start + 1 == restarts))
+        next_ = _DeepFoolState(
+            next_x, state.origin, walked, state.k + 1, state.start, best, finished
         )
-        plain = rows(gap / dual.size(w), at.x) * dual.unit(w)
-        late = at.k > half
-        boxed = lambda: jnp.where(rows(late, w), onto_plane(name, at.x, w, gap), plain)
-        walked = at.walked + jax.lax.cond(jnp.any(late), boxed, lambda: plain)
-        moved = jnp.clip(at.start + (1 + overshoot) * walked, 0.0, 1.0)
-
-        anew = at.k == half  # the plain way, whose last point this was, was no way out
-        walked = jnp.where(rows(anew, walked), 0.0, walked)
-        moved = jnp.where(rows(anew, moved), at.start, moved)
-        over = met | (at.k == steps)
-        done = near_enough(task, best) | (over & (at.number + 1 == restarts))
-        walk = _Stepping(moved, at.start, walked, at.k + 1, at.number, best, done)
         if restarts == 1:
-            return walk
+            return next_
 
-        def again(walk: _Stepping) -> _Stepping:
-            start = restart(task, best, at.number + 1)
-            fresh = _Stepping(
-                start, start, jnp.zeros_like(start), jnp.zeros_like(at.k), at.number + 1, best, done
-            )
-            return choose(over, fresh, walk)
+        def restart(next_: _DeepFoolState) -> _DeepFoolState:
+            start = state.start + 1
+            fresh = begin(restart_point(task, best, start), start, best, finished)
+            return select(over, fresh, next_)
 
-        return jax.lax.cond(jnp.any(over), again, lambda walk: walk, walk)
+        return jax.lax.cond(jnp.any(over), restart, lambda next_: next_, next_)
 
     return Search(init, step, norms=tuple(DUALS), nearest=True)
 
 
-# ------------------------------------------------------------------------------------------------------ Carlini-Wagner
+# ---- Carlini-Wagner ----
 
 
-class _Weighing(NamedTuple):
-    """At theta, after k steps with the weight c of that number; c is known to lie between low and high."""
+class _CarliniWagnerState(NamedTuple):
+    """Each image at theta, after k steps with the weight c, which has this index over all restarts.
+
+    Attributes:
+      low, high: bounds of the bisection over c.
+      least: the least loss so far with this c. previous_least: at the last check of progress.
+      crossed: whether the goal was met in the second half of the steps.
+    """
 
     theta: jax.Array
     opt_state: Any
     k: jax.Array
-    number: jax.Array
+    index: jax.Array
     c: jax.Array
     low: jax.Array
     high: jax.Array
     least: jax.Array
-    before: jax.Array
+    previous_least: jax.Array
     crossed: jax.Array
     best: Best
-    done: jax.Array
+    finished: jax.Array
 
 
 def cw(
@@ -163,95 +176,105 @@ def cw(
     rate: float = 0.01,
     first: float = 1e-3,
 ) -> Search:
-    """Carlini and Wagner in L2: Adam on distance^2 + c margin in tanh space, bisection over c around it.
+    """Carlini and Wagner in L2.
 
-    Early abort: from half of `steps` on, every tenth of them, a climb ends whose least loss has not fallen by 1 in 10,000
-    since the last look.
+    Adam on distance^2 + c margin in tanh space, and a bisection over c.
 
-    Differs from the paper: the rate falls to zero along a half cosine, without which the steps of Adam are longer than many a
-    distance; c counts as large enough if the goal is met in the second half, not by a stray step at the start; kappa, the
-    confidence, is zero; and `find` bisects the way at the end.
+    Early abort: from half of `steps` on, progress is checked every tenth of them. The steps with
+    this c end if the least loss has not fallen by 1 in 10,000 since the last check.
+
+    Differs from the paper: the learning rate falls to zero along a half cosine, because constant
+    steps of Adam are longer than many distances; c counts as large enough if the goal is met in the
+    second half, not by a step near the start; kappa, the confidence, is zero; and `attacks.find`
+    bisects at the end.
 
     Args:
-      steps: static, for each c at most so many.
-      restarts: static; the first from the clean picture.
-      searches: static, how many c are tried; tenfold larger until one succeeds, then halfway.
-      rate: of Adam, in tanh space, at the start.
+      steps: static, at most, per c.
+      restarts: static; the first start is the clean image.
+      searches: static, number of values of c: tenfold larger until one succeeds, then halfway.
+      rate: initial learning rate of Adam, in tanh space.
       first: the first c.
 
     Raises:
-      ValueError: a count below 1; another norm than L2.
+      ValueError: a count below 1, or a norm other than L2.
 
-    Reference: Carlini & Wagner 2017, arXiv:1608.04644, section VI-A, with f6 of section V-A; constants: the authors' code.
+    Reference: Carlini & Wagner 2017, arXiv:1608.04644, section VI-A, with f6 of section V-A;
+      constants: the authors' code.
     """
     check_counts(steps=steps, restarts=restarts, searches=searches)
-    adam = ascend.each(ascend.OPTIMIZERS["adam"]())
-    often = max(steps // 10, 1)
+    adam = ascend.per_image(ascend.OPTIMIZERS["adam"]())
+    check_every = max(steps // 10, 1)
 
     def begin(
-        task: Task, best: Best, number: jax.Array, c: jax.Array, low: jax.Array, high: jax.Array
-    ) -> _Weighing:
-        start = task.center if restarts == 1 else restart(task, best, number // searches)
-        theta = jnp.arctanh(
-            (2 * start - 1) * (1 - 1e-6)
-        )  # the paper's change of variables; 1e-6 keeps it finite
-        never, no = jnp.full_like(c, jnp.inf), jnp.zeros_like(best.solved)
-        zero = jnp.zeros_like(number)
-        return _Weighing(
-            theta, adam.init(theta), zero, number, c, low, high, never, never, no, best, no
+        task: Task, best: Best, index: jax.Array, c: jax.Array, low: jax.Array, high: jax.Array
+    ) -> _CarliniWagnerState:
+        x = task.center if restarts == 1 else restart_point(task, best, index // searches)
+        # The paper's change of variables; the factor keeps it finite at black and white.
+        theta = jnp.arctanh((2 * x - 1) * (1 - 1e-6))
+        infinite, no = jnp.full_like(c, jnp.inf), jnp.zeros_like(best.solved)
+        return _CarliniWagnerState(
+            theta=theta,
+            opt_state=adam.init(theta),
+            k=jnp.zeros_like(index),
+            index=index,
+            c=c,
+            low=low,
+            high=high,
+            least=infinite,
+            previous_least=infinite,
+            crossed=no,
+            best=best,
+            finished=no,
         )
 
-    def init(task: Task, best: Best) -> _Weighing:
-        none, flat = unknown(best), jnp.zeros_like(best.score)
-        at = begin(
-            task, none, jnp.zeros_like(best.solved, jnp.int32), flat + first, flat, flat + jnp.inf
-        )
-        return at._replace(done=near_enough(task, none))
+    def init(task: Task, best: Best) -> _CarliniWagnerState:
+        best, zero = initial_best(best), jnp.zeros_like(best.score)
+        index = jnp.zeros_like(best.solved, jnp.int32)
+        state = begin(task, best, index, zero + first, zero, zero + jnp.inf)
+        return state._replace(finished=is_near_enough(task, best))
 
-    def step(task: Task, at: _Weighing) -> _Weighing:
-        def lost(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def step(task: Task, state: _CarliniWagnerState) -> _CarliniWagnerState:
+        def loss(theta: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
             x = (jnp.tanh(theta) + 1) / 2
             logits = task.logits(x)
-            short = jnp.maximum(-margin(logits, task.success_mask), 0.0)
-            losses = total(jnp.square(x - task.center)) + at.c * short
+            unmet = jnp.maximum(-margin(logits, task.success_mask), 0.0)
+            losses = sum_per_image(jnp.square(x - task.center)) + state.c * unmet
             return jnp.sum(losses), (losses, x, task.judge(logits)[1])
 
-        (_, (losses, x, met)), gradient = jax.value_and_grad(lost, has_aux=True)(at.theta)
-        best = keep_nearer(task, at.best, x, met)
-        late, look = 2 * at.k >= steps, at.k % often == 0
-        least = jnp.minimum(at.least, losses)
-        stuck = look & late & (least > 0.9999 * at.before)
-        crossed = at.crossed | (met & late)
-        uphill, opt_state = optim.update(adam, -gradient, at.opt_state, at.theta)
-        slower = rate * (0.5 + 0.5 * jnp.cos(jnp.pi * at.k.astype(jnp.float32) / steps))
-        theta = at.theta + rows(slower, x) * uphill
+        (_, (losses, x, met)), gradient = jax.value_and_grad(loss, has_aux=True)(state.theta)
+        best = update_nearest(task, state.best, x, met)
+        late, check = 2 * state.k >= steps, state.k % check_every == 0
+        least = jnp.minimum(state.least, losses)
+        stuck = check & late & (least > 0.9999 * state.previous_least)
+        crossed = state.crossed | (met & late)
+        uphill, opt_state = optim.update(adam, -gradient, state.opt_state, state.theta)
+        decayed = rate * (0.5 + 0.5 * jnp.cos(jnp.pi * state.k.astype(jnp.float32) / steps))
 
-        over = stuck | (at.k + 1 == steps)
-        done = near_enough(task, best) | (over & (at.number + 1 == searches * restarts))
-        before = jnp.where(look, least, at.before)
-        climb = _Weighing(
-            theta,
-            opt_state,
-            at.k + 1,
-            at.number,
-            at.c,
-            at.low,
-            at.high,
-            least,
-            before,
-            crossed,
-            best,
-            done,
+        over = stuck | (state.k + 1 == steps)
+        last = state.index + 1 == searches * restarts
+        finished = is_near_enough(task, best) | (over & last)
+        next_ = state._replace(
+            theta=state.theta + expand(decayed, x) * uphill,
+            opt_state=opt_state,
+            k=state.k + 1,
+            least=least,
+            previous_least=jnp.where(check, least, state.previous_least),
+            crossed=crossed,
+            best=best,
+            finished=finished,
         )
 
-        def again(climb: _Weighing) -> _Weighing:
-            low, high = jnp.where(crossed, at.low, at.c), jnp.where(crossed, at.c, at.high)
-            c = jnp.where(jnp.isfinite(high), (low + high) / 2, 10 * at.c)
-            anew = (at.number + 1) % searches == 0  # the next start begins with the first weight
-            c, low = jnp.where(anew, first, c), jnp.where(anew, 0.0, low)
-            high = jnp.where(anew, jnp.inf, high)
-            return choose(over & ~done, begin(task, best, at.number + 1, c, low, high), climb)
+        def next_weight(next_: _CarliniWagnerState) -> _CarliniWagnerState:
+            low = jnp.where(crossed, state.low, state.c)
+            high = jnp.where(crossed, state.c, state.high)
+            c = jnp.where(jnp.isfinite(high), (low + high) / 2, 10 * state.c)
+            # A restart begins with the first weight.
+            restarted = (state.index + 1) % searches == 0
+            c, low = jnp.where(restarted, first, c), jnp.where(restarted, 0.0, low)
+            high = jnp.where(restarted, jnp.inf, high)
+            fresh = begin(task, best, state.index + 1, c, low, high)
+            return select(over & ~finished, fresh, next_)
 
-        return jax.lax.cond(jnp.any(over), again, lambda climb: climb, climb)
+        return jax.lax.cond(jnp.any(over), next_weight, lambda next_: next_, next_)
 
     return Search(init, step, norms=("l2",), nearest=True)

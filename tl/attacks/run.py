@@ -1,7 +1,9 @@
-"""How a search runs: the checks before it, the queue and the devices, and the test of what comes out.
+"""Runs a search as an attack.
 
-Images that meet the goal are left alone, the rest are searched through `queue.work` on all local devices, and what comes
-out is put into the ball and on the grid, and shown to the network once more.
+Checks the arguments, distributes images over slots and devices, evaluates the result.
+
+Images that meet the goal already are not attacked. The results are projected into the ball, rounded
+to 8-bit values and classified once more, so `success` and `score` are those of the returned images.
 """
 
 from __future__ import annotations
@@ -31,101 +33,114 @@ from tl.attacks.base import (
 )
 from tl.attacks.goals import Goal, success_mask
 from tl.attacks.norms import Norm, per_image_keys
-from tl.attacks.slots import rows, work
+from tl.attacks.slots import expand, run_slots
 from tl.types import Array, Variables
 
-HALVINGS = 8  # of the way between the clean picture and the nearest one found; chosen, not tuned: to 1/256 of it
-BEYOND = (
-    0.0,
-    1 / 32,
-    1 / 8,
-    1 / 2,
-    1.0,
-)  # how far past such a picture rounding may look, of what eps leaves; chosen
+# Bisection steps between the clean image and the nearest one found, to 1/256 of the way. Chosen,
+# not tuned.
+HALVINGS = 8
+# Rounding may undo the success of a nearest image, so images further out are tried too: shares of
+# the distance that is left to eps. Chosen, not tuned.
+BEYOND = (0.0, 1 / 32, 1 / 8, 1 / 2, 1.0)
 
 
 def check_call(norm: Norm, images01: Array, eps: Any) -> None:
-    """ValueError where `images01` are not float32 in [0, 1], or a known `eps` is not between 0 and white's from black."""
+    """Checks the arguments of an attack.
+
+    Raises:
+      ValueError: `images01` is not float32 in [0, 1], or a concrete `eps` is not between 0 and the
+        distance from black to white.
+    """
     pixels.check(images01, ndim=4)
     largest = norms.largest(norm, images01.shape[1:])
-    if not isinstance(eps, Tracer):
-        given = np.asarray(eps, np.float32)
-        if given.shape not in ((), images01.shape[:1]):
-            raise ValueError(
-                f"eps is one number, or one for each of {len(images01)} images; got {list(given.shape)}"
-            )
-        fits = (given >= 0) & (given <= largest * (1 + 1e-6))
-        if not fits.all():
-            units = (
-                "share of the pixel range [0, 1]"
-                if largest == 1
-                else f"distance in [0, {largest:.4g}], black to white"
-            )
-            raise ValueError(f"eps is a {units}, such as 4/255; got {given[~fits].ravel()[0]:.4g}")
+    if isinstance(eps, Tracer):
+        return
+    radii = np.asarray(eps, np.float32)
+    if radii.shape not in ((), images01.shape[:1]):
+        raise ValueError(
+            f"`eps` has the wrong shape: got {list(radii.shape)}, expected a number or one per "
+            f"image ({len(images01)})"
+        )
+    valid = (radii >= 0) & (radii <= largest * (1 + 1e-6))
+    if not valid.all():
+        expected = (
+            "a share of the pixel range [0, 1]"
+            if largest == 1
+            else f"a distance in [0, {largest:.4g}], black to white"
+        )
+        raise ValueError(
+            f"`eps` is out of range: got {radii[~valid].ravel()[0]:.4g}, expected {expected}, "
+            "such as 4/255"
+        )
 
 
 def shard_rows(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`(variables, rows [b ...]) -> rows [b ...]`, jitted, each local device with its part of the rows.
+    """Jits `(variables, rows [b ...]) -> rows [b ...]` and splits the rows over the local devices.
 
-    Rows that are missing to a whole number for each device are repeats of the first, and taken off again. Several hosts
-    work on their own rows each.
+    Rows are padded with copies of the first one to a multiple of the number of devices. On several
+    hosts, each works on its own rows.
     """
-    whole = jax.jit(run)
+    unsharded = jax.jit(run)
 
     @functools.cache
-    def parts(count: int) -> Callable[..., Any]:
+    def sharded(count: int) -> Callable[..., Any]:
         mesh = devices.mesh(jax.local_devices()[:count])
-        each = jax.sharding.PartitionSpec(devices.AXIS)
-        here = jax.sharding.PartitionSpec()
+        rows, replicated = jax.sharding.PartitionSpec(devices.AXIS), jax.sharding.PartitionSpec()
         return jax.jit(
-            jax.shard_map(run, mesh=mesh, in_specs=(here, each), out_specs=each, check_vma=False)
+            jax.shard_map(
+                run, mesh=mesh, in_specs=(replicated, rows), out_specs=rows, check_vma=False
+            )
         )
 
-    def call(variables: Variables, tasks: Any) -> Any:
-        count, n = jax.local_device_count(), len(jax.tree.leaves(tasks)[0])
-        if (
-            count == 1
-            or n == 1
-            or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, tasks)))
-        ):
-            return whole(variables, tasks)
-        missing = -n % count
-        padded = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], missing, axis=0)]), tasks
-        )
-        return jax.tree.map(lambda leaf: leaf[:n], parts(count)(variables, padded))
+    def call(variables: Variables, rows: Any) -> Any:
+        count, n = jax.local_device_count(), len(jax.tree.leaves(rows)[0])
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, rows)))
+        if count == 1 or n == 1 or traced:
+            return unsharded(variables, rows)
+        outputs = sharded(count)(variables, _pad(rows, -n % count))
+        return jax.tree.map(lambda leaf: leaf[:n], outputs)
 
     return call
 
 
-def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
-    """`(variables, rows [n ...]) -> rows [n ...]`, `slots` rows at a time: no more than that many in memory."""
+def _pad(rows: Any, count: int) -> Any:
+    """Appends copies of the first row."""
+    return jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], count, axis=0)]), rows
+    )
 
-    def call(variables: Variables, tasks: Any) -> Any:
-        n = len(jax.tree.leaves(tasks)[0])
+
+def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
+    """`(variables, rows [n ...]) -> rows [n ...]` `slots` rows at a time, to bound memory."""
+
+    def call(variables: Variables, rows: Any) -> Any:
+        n = len(jax.tree.leaves(rows)[0])
         if n <= slots:
-            return run(variables, tasks)
-        padded = jax.tree.map(
-            lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], -n % slots, axis=0)]), tasks
+            return run(variables, rows)
+        chunks = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, slots, *leaf.shape[1:]), _pad(rows, -n % slots)
         )
-        groups = jax.tree.map(lambda leaf: leaf.reshape(-1, slots, *leaf.shape[1:]), padded)
-        found = jax.lax.map(lambda group: run(variables, group), groups)
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], found)
+        outputs = jax.lax.map(lambda chunk: run(variables, chunk), chunks)
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], outputs)
 
     return call
 
 
 @functools.lru_cache(maxsize=64)
 def batched_logits(logits: Logits, slots: int) -> Callable[[Variables, Array], jax.Array]:
-    """`(variables, images01 [n h w c]) -> f32[n k]`, jitted, `slots` images at a time; one for all attacks on a network."""
+    """Jitted `(variables, images01 [n h w c]) -> f32[n k]`, `slots` images at a time.
+
+    Cached per network.
+    """
     return shard_rows(map_in_chunks(logits, slots))
 
 
 def check_norm(search: Search, norm: Norm) -> None:
-    """ValueError where the search does not work in that norm."""
+    """Raises ValueError where the search does not support the norm."""
     if search.norms and norms.name(norm) not in search.norms:
         raise ValueError(
-            f"this attack works in the norms {', '.join(search.norms)}; got {norms.name(norm) or 'another'!r}"
+            f"this attack does not support the `norm`: got {norms.name(norm) or 'another'!r}, "
+            f"expected one of {', '.join(search.norms)}"
         )
 
 
@@ -138,69 +153,78 @@ def make_attack(
     eight_bit: bool = True,
     slots: int | None = None,
 ) -> Attack:
-    """An `Attack` of one search, or of several, one after another, each on what those before it left unsolved.
+    """An `Attack` of one search, or of several in sequence, each on the images that the earlier
+    ones did not solve.
 
     Args:
-      search: how.
+      search: one or more definitions of attacks.
       logits: `(variables, images01) -> f32[b k]`, in evaluation mode.
-      norm: where it may go.
-      goal: what for. Its success is what is looked for, its score ranks what failed.
-      eight_bit: whether pictures are seen, and given back, on the k / 255 grid, as an 8-bit file holds them; else anywhere in
-        the ball, for eps below a level.
-      slots: images that a device steps side by side; None leaves it to `devices.images_at_once` and how many are left, fewer
-        of which may mean another program. With 1 an image's bits are its own on any network; with more they may differ in
-        the last from those of the image alone, as XLA's sums do.
+      norm: bounds the change.
+      goal: defines success; its score ranks images that failed.
+      eight_bit: restrict the search and the result to multiples of 1 / 255, which an 8-bit file
+        holds. False allows any value in the ball, for eps below 1 / 255.
+      slots: images that a device steps together. None: `devices.images_at_once` of the images that
+        are left, which may compile a second program. With 1, an image's result is equal to the bit
+        whatever the batch; with more, the last bits may differ, because XLA's sums depend on the
+        batch.
 
     Raises:
-      ValueError: no search, or a norm that one of them does not work in.
+      ValueError: no search, or one that does not support the norm.
 
     Example:
       >>> from tl.attacks import gradient, goals, norms
-      >>> mean = lambda variables, x: jnp.stack([jnp.mean(x, (1, 2, 3)), jnp.full(len(x), 0.5)], axis=1)
-      >>> run = make_attack(gradient.pgd(steps=5), mean, norm=norms.LINF, goal=goals.UNTARGETED)
+      >>> def brightness(variables, x):
+      ...   return jnp.stack([jnp.mean(x, (1, 2, 3)), jnp.full(len(x), 0.5)], axis=1)
+      >>> pgd = gradient.pgd(steps=5)
+      >>> attack = make_attack(pgd, brightness, norm=norms.LINF, goal=goals.UNTARGETED)
       >>> gray = jnp.full((1, 8, 8, 3), norms.GRID[125])
-      >>> bool(run(None, jax.random.key(0), gray, jnp.array([[False, True]]), eps=4 / 255).success[0])
+      >>> bright = jnp.array([[False, True]])
+      >>> bool(attack(None, jax.random.key(0), gray, bright, eps=4 / 255).success[0])
       True
     """
-    chain = (search,) if isinstance(search, Search) else tuple(search)
-    if not chain:
-        raise ValueError("an attack wants at least one search; got none")
-    for one in chain:
+    searches = (search,) if isinstance(search, Search) else tuple(search)
+    if not searches:
+        raise ValueError("an attack needs at least one search: got none")
+    for one in searches:
         check_norm(one, norm)
-    look = batched_logits(logits, slots or devices.images_at_once())
+    evaluate = batched_logits(logits, slots or devices.images_at_once())
 
-    def searched(
-        one: Search, variables: Variables, all_rows: tuple[Rows, Best, jax.Array]
+    def run(
+        search: Search, variables: Variables, rows: tuple[TaskRows, Best, jax.Array]
     ) -> tuple[Best, jax.Array]:
-        _, before, todo = all_rows
-        left = None if isinstance(todo, Tracer) else -(-int(todo.sum()) // jax.local_device_count())
-        if left == 0:  # and nothing is compiled
-            return before, jnp.zeros(len(todo), jnp.int32)
-        return _searched(one, logits, norm, goal, eight_bit, slots or devices.images_at_once(left))(
-            variables, all_rows
+        _, before, todo = rows
+        remaining = (
+            None if isinstance(todo, Tracer) else -(-int(todo.sum()) // jax.local_device_count())
         )
+        # Without images to attack, nothing is compiled.
+        if remaining == 0:
+            return before, jnp.zeros(len(todo), jnp.int32)
+        size = slots or devices.images_at_once(remaining)
+        return _compile_search(search, logits, norm, goal, eight_bit, size)(variables, rows)
 
     def attack(variables, key, images01, class_mask, *, eps, step_size=None, skip=None):
         check_call(norm, images01, eps)
         center, class_mask, b = jnp.asarray(images01), jnp.asarray(class_mask), len(images01)
         eps = jnp.broadcast_to(jnp.asarray(eps, jnp.float32), (b,))
-        clean = look(variables, center)
-        best = before = Best(center, *_judged(clean, class_mask, goal))
-        apart = jnp.zeros(b, bool) if skip is None else jnp.asarray(skip)
-        keys = per_image_keys(key, b)  # first the row's, then the place's: a row alone has the same
+        clean = evaluate(variables, center)
+        best = before = Best(center, *_judge(clean, class_mask, goal))
+        skipped = jnp.zeros(b, bool) if skip is None else jnp.asarray(skip)
+        # The image's key comes before the search's index, so that an image alone has the same keys.
+        keys = per_image_keys(key, b)
         steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
-        for place, one in enumerate(chain):
-            size = (
-                one.default_step(eps) if step_size is None else jnp.asarray(step_size, jnp.float32)
-            )
-            own = keys if len(chain) == 1 else fold_in_each(keys, jnp.full(b, place, jnp.int32))
-            tasks = Rows(own, center, class_mask, eps, jnp.broadcast_to(size, (b,)), clean)
-            found, taken = searched(one, variables, (tasks, before, ~(best.solved | apart)))
-            solved, steps = best.solved, steps + taken
-            for share in BEYOND if eight_bit and one.nearest else (0.0,):
-                images = _finalize(found.x, center, eps, jnp.float32(share), norm, eight_bit)
-                best = _kept(best, images, *_judged(look(variables, images), class_mask, goal))
-            solved_by = jnp.where(best.solved & ~solved, place, solved_by)
+        for index, search in enumerate(searches):
+            size = search.default_step(eps) if step_size is None else step_size
+            size = jnp.broadcast_to(jnp.asarray(size, jnp.float32), (b,))
+            index_keys = fold_in_each(keys, jnp.full(b, index, jnp.int32))
+            search_keys = keys if len(searches) == 1 else index_keys
+            tasks = TaskRows(search_keys, center, class_mask, eps, size, clean)
+            result, new_steps = run(search, variables, (tasks, before, ~(best.solved | skipped)))
+            solved, steps = best.solved, steps + new_steps
+            for share in BEYOND if eight_bit and search.nearest else (0.0,):
+                images = _finalize(result.x, center, eps, jnp.float32(share), norm, eight_bit)
+                score, success = _judge(evaluate(variables, images), class_mask, goal)
+                best = _update_best(best, images, score, success)
+            solved_by = jnp.where(best.solved & ~solved, index, solved_by)
         return AttackResult(best.x, best.solved, best.score, steps, solved_by)
 
     return attack
@@ -209,71 +233,75 @@ def make_attack(
 def make_find(
     search: Search, logits: Logits, *, norm: Norm, goal: Goal, slots: int | None = None
 ) -> Find:
-    """A search for the nearest adversarial picture as a function that gives it, however far it is, anywhere in the box.
+    """A search for the nearest adversarial image as a function that returns it at any distance.
 
-    Arguments as in `make_attack`; at the end the way from the clean picture to the found one is halved `HALVINGS` times.
+    Arguments as in `make_attack`. At the end, the line from the clean image to the result is
+    bisected `HALVINGS` times.
 
     Raises:
-      ValueError: the search is not for the nearest, or does not work in that norm.
+      ValueError: the search does not minimize the distance, or does not support the norm.
     """
     if not search.nearest:
         raise ValueError(
-            "this attack does not look for the nearest picture; take deepfool, cw or fab"
+            "this attack does not search for the nearest image: expected deepfool, cw or fab"
         )
     check_norm(search, norm)
-    side_by_side = slots or devices.images_at_once()
-    look = batched_logits(logits, side_by_side)
-    run = _searched(search, logits, norm, goal, False, side_by_side)
+    size = slots or devices.images_at_once()
+    evaluate = batched_logits(logits, size)
+    run = _compile_search(search, logits, norm, goal, False, size)
 
     def find(variables, key, images01, class_mask, *, stop_distance=0.0):
         check_call(norm, images01, stop_distance)
         center, class_mask, b = jnp.asarray(images01), jnp.asarray(class_mask), len(images01)
-        near = jnp.full(b, stop_distance, jnp.float32)
-        clean = look(variables, center)
-        before = Best(center, *_judged(clean, class_mask, goal))
-        tasks = Rows(per_image_keys(key, b), center, class_mask, near, near, clean)
-        found, _ = run(variables, (tasks, before, ~before.solved))
+        eps = jnp.full(b, stop_distance, jnp.float32)
+        clean = evaluate(variables, center)
+        before = Best(center, *_judge(clean, class_mask, goal))
+        tasks = TaskRows(per_image_keys(key, b), center, class_mask, eps, eps, clean)
+        result, _ = run(variables, (tasks, before, ~before.solved))
         low, high = jnp.zeros(b), jnp.ones(b)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            _, met = _judged(look(variables, _between(center, found.x, middle)), class_mask, goal)
+            images = _interpolate(center, result.x, middle)
+            _, met = _judge(evaluate(variables, images), class_mask, goal)
             low, high = jnp.where(met, low, middle), jnp.where(met, middle, high)
-        images = _between(center, found.x, high)
-        _, success = _judged(look(variables, images), class_mask, goal)
-        images = jnp.where(rows(success, center), images, center)
-        return NearestResult(
-            images, jnp.where(success, norm.distance(images, center), jnp.inf), success
-        )
+        images = _interpolate(center, result.x, high)
+        _, success = _judge(evaluate(variables, images), class_mask, goal)
+        images = jnp.where(expand(success, center), images, center)
+        distance = jnp.where(success, norm.distance(images, center), jnp.inf)
+        return NearestResult(images, distance, success)
 
     return find
 
 
 @jax.jit
-def _between(here: jax.Array, there: jax.Array, share: jax.Array) -> jax.Array:
-    """`there` itself, bit for bit, at a share of 1."""
-    return jnp.where(rows(share < 1, here), here + rows(share, here) * (there - here), there)
+def _interpolate(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
+    """From a to b; at a share of 1, b to the bit."""
+    return jnp.where(expand(share < 1, a), a + expand(share, a) * (b - a), b)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "eight_bit"))
 def _finalize(
     x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, eight_bit: bool
 ) -> jax.Array:
-    """x, moved outwards by a share of what eps leaves, in the ball and in the box; and on the grid."""
+    """x in the ball, in [0, 1] and rounded, after a move outwards by a share of the distance that
+    is left to eps.
+    """
     length = norm.distance(x, center)
-    longer = 1.0 + share * jnp.maximum(eps - length, 0.0) / jnp.maximum(length, 1e-12)
-    x = norm.project(jnp.where(share > 0, center + rows(longer, x) * (x - center), x), center, eps)
+    factor = 1.0 + share * jnp.maximum(eps - length, 0.0) / jnp.maximum(length, 1e-12)
+    outer = jnp.where(share > 0, center + expand(factor, x) * (x - center), x)
+    x = norm.project(outer, center, eps)
     return norm.quantize(x, center, eps) if eight_bit else x
 
 
 @functools.partial(jax.jit, static_argnames=("goal",))
-def _judged(found: jax.Array, class_mask: jax.Array, goal: Goal) -> tuple[jax.Array, jax.Array]:
-    return goal.score(found, class_mask), goal.success(found, class_mask)
+def _judge(logits: jax.Array, class_mask: jax.Array, goal: Goal) -> tuple[jax.Array, jax.Array]:
+    return goal.score(logits, class_mask), goal.success(logits, class_mask)
 
 
-_kept = jax.jit(update_best)
+_update_best = jax.jit(update_best)
 
 
-class Rows(NamedTuple):
+class TaskRows(NamedTuple):
     """The arrays of a `Task`."""
 
     keys: jax.Array
@@ -285,40 +313,41 @@ class Rows(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _searched(
+def _compile_search(
     search: Search, logits: Logits, norm: Norm, goal: Goal, eight_bit: bool, slots: int
-) -> Callable[[Variables, tuple[Rows, Best, jax.Array]], tuple[Best, jax.Array]]:
-    """`(variables, (tasks, best, todo)) -> (best, steps)`, jitted and over all local devices; one for the same search."""
+) -> Callable[[Variables, tuple[TaskRows, Best, jax.Array]], tuple[Best, jax.Array]]:
+    """Jitted `(variables, (tasks, best, todo)) -> (best, steps)` over all local devices.
 
-    def run(variables: Variables, all_rows: tuple[Rows, Best, jax.Array]) -> tuple[Best, jax.Array]:
-        def task(own: Rows) -> Task:
-            def saved(x: jax.Array) -> jax.Array:
-                if not eight_bit:
-                    return x
-                fixed = jax.lax.stop_gradient(x)
-                return norm.quantize(fixed, own.center, own.eps) + (x - fixed)  # exactly on it
+    Cached per search.
+    """
 
-            return Task(
-                logits=lambda x: logits(variables, x),
-                saved=saved,
-                judge=lambda found: (
-                    goal.score(found, own.class_mask),
-                    goal.success(found, own.class_mask),
-                ),
-                project=lambda x: norm.project(x, own.center, own.eps),
-                norm=norm,
-                goal=goal,
-                success_mask=jnp.asarray(success_mask(goal, own.class_mask)),
-                **own._asdict(),
-            )
+    def make_task(variables: Variables, rows: TaskRows) -> Task:
+        def saved(x: jax.Array) -> jax.Array:
+            if not eight_bit:
+                return x
+            constant = jax.lax.stop_gradient(x)
+            # The difference is exactly zero, so the value is the rounded one.
+            return norm.quantize(constant, rows.center, rows.eps) + (x - constant)
 
-        tasks, best, todo = all_rows
-        return work(
-            lambda own, best: search.init(task(own), best),
-            lambda own, state: search.step(task(own), state),
-            tasks,
-            best,
-            todo,
+        return Task(
+            logits=lambda x: logits(variables, x),
+            saved=saved,
+            judge=lambda outputs: (
+                goal.score(outputs, rows.class_mask),
+                goal.success(outputs, rows.class_mask),
+            ),
+            project=lambda x: norm.project(x, rows.center, rows.eps),
+            norm=norm,
+            goal=goal,
+            success_mask=jnp.asarray(success_mask(goal, rows.class_mask)),
+            **rows._asdict(),
+        )
+
+    def run(variables: Variables, rows: tuple[TaskRows, Best, jax.Array]) -> tuple[Best, jax.Array]:
+        return run_slots(
+            lambda rows, best: search.init(make_task(variables, rows), best),
+            lambda rows, state: search.step(make_task(variables, rows), state),
+            *rows,
             slots=slots,
         )
 

@@ -1,8 +1,9 @@
-"""A queue of images before a few slots: whoever is done leaves, and the next takes its place.
+"""Runs a search for many images on a fixed number of slots per device.
 
-An attack's cost is its looks at the network, and images need unlike many of them: most are fooled in a step or two, a few
-never. In a batch the first wait for the last. Here each image is a row with a state of its own, a device works on `slots`
-rows side by side, and no look is spent on an image that is done: all inside of one compiled program.
+Images need different numbers of steps: most attacks succeed after one or two, some never. Each
+device steps a fixed number of images at a time. As soon as one is finished, its slot goes to the
+next image, so no forward pass is spent on finished images. All of this happens inside one
+compiled program.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ S = TypeVar("S", bound="State")
 
 
 class State(Protocol):
-    """Where a search is: a pytree whose every leaf has a row an image.
+    """State of a search: a pytree whose leaves have one row per image.
 
     Attributes:
-      best: what has been found so far.
-      done: bool[b], rows that are not to be stepped any more.
+      best: the best result so far.
+      finished: bool[b], images that take no more steps.
     """
 
     @property
     def best(self) -> Any: ...
 
     @property
-    def done(self) -> jax.Array: ...
+    def finished(self) -> jax.Array: ...
 
 
-def rows(values: jax.Array, x: jax.Array) -> jax.Array:
-    """[b], shaped to go with x [b ...]."""
+def expand(values: jax.Array, x: jax.Array) -> jax.Array:
+    """[b] reshaped to broadcast with x [b ...]."""
     return values.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def choose(mask: jax.Array, there: Any, here: Any) -> Any:
-    """Two trees of the same shapes: of each row the first where mask bool[b] holds, else the second."""
-    return jax.tree.map(lambda a, b: jnp.where(rows(mask, a), a, b), there, here)
+def select(mask: jax.Array, a: Any, b: Any) -> Any:
+    """Row by row, pytree `a` where mask bool[b] holds and pytree `b` elsewhere."""
+    return jax.tree.map(lambda x, y: jnp.where(expand(mask, x), x, y), a, b)
 
 
-def work(
+def run_slots(
     init: Callable[[Any, Any], S],
     step: Callable[[Any, S], S],
     tasks: Any,
@@ -50,57 +51,65 @@ def work(
     *,
     slots: int,
 ) -> tuple[Any, jax.Array]:
-    """Steps every image until it is done; call it inside `jit`.
+    """Steps every image until it is finished; for use inside `jit`.
 
     Args:
-      init: `(tasks, best) -> state`, before the first step; without a look at the network.
-      step: `(tasks, state) -> state`; rows that are done are put back as they were.
-      tasks: pytree [n ...], what a row is about.
-      best: pytree [n ...], as in a state: what is known before.
-      todo: bool[n], the rows that want a search.
-      slots: static; rows that are stepped side by side, all n where there are fewer.
+      init: `(tasks, best) -> state` before the first step, without a forward pass.
+      step: `(tasks, state) -> state`; rows that are finished keep their old state.
+      tasks: pytree [n ...], the problem of each image.
+      best: pytree [n ...], the result before the search.
+      todo: bool[n], the images to search.
+      slots: static; images that are stepped together, at most n.
 
     Returns:
-      best [n ...], and i32[n], how many steps each row took.
+      The best results [n ...], and i32[n], steps that each image took.
     """
-    n, at = len(todo), min(slots, len(todo))
+    n, size = len(todo), min(slots, len(todo))
     order, count = jnp.argsort(~todo, stable=True), jnp.sum(todo, dtype=jnp.int32)
     take = lambda tree, places: jax.tree.map(lambda leaf: leaf[places], tree)
 
-    def one_step(mine: Any, carry: tuple[S, jax.Array]) -> tuple[S, jax.Array]:
-        state, taken = carry
-        return choose(state.done, state, step(mine, state)), taken + (~state.done).astype(jnp.int32)
+    def one_step(in_slots: Any, carry: tuple[S, jax.Array]) -> tuple[S, jax.Array]:
+        state, steps = carry
+        stepped = select(state.finished, state, step(in_slots, state))
+        return stepped, steps + (~state.finished).astype(jnp.int32)
 
     def refill(
-        begun: jax.Array, places: jax.Array, state: S, taken: jax.Array, kept: tuple
+        begun: jax.Array, places: jax.Array, state: S, steps: jax.Array, results: tuple
     ) -> tuple:
-        kept = jax.tree.map(lambda all_, own: all_.at[places].set(own), kept, (state.best, taken))
-        next_ = begun + jnp.cumsum(state.done, dtype=jnp.int32) - 1
-        fresh = state.done & (next_ < count)
+        """Stores the results of all slots and gives finished slots to the next images."""
+        results = jax.tree.map(
+            lambda stored, new: stored.at[places].set(new), results, (state.best, steps)
+        )
+        next_ = begun + jnp.cumsum(state.finished, dtype=jnp.int32) - 1
+        fresh = state.finished & (next_ < count)
         places = jnp.where(fresh, order[jnp.minimum(next_, n - 1)], places)
-        mine = take(tasks, places)
-        state = choose(fresh, init(mine, take(kept[0], places)), state)
+        in_slots = take(tasks, places)
+        state = select(fresh, init(in_slots, take(results[0], places)), state)
         return (
             begun + jnp.sum(fresh, dtype=jnp.int32),
             places,
-            mine,
+            in_slots,
             state,
-            jnp.where(fresh, 0, taken),
-            kept,
+            jnp.where(fresh, 0, steps),
+            results,
         )
 
     def turn(carry: tuple) -> tuple:
-        begun, places, mine, state, taken, kept = carry
+        begun, places, in_slots, state, steps, results = carry
         waiting = begun < count
-        going = lambda now: ~jnp.where(waiting, jnp.any(now[0].done), jnp.all(now[0].done))
-        state, taken = jax.lax.while_loop(going, lambda now: one_step(mine, now), (state, taken))
-        return refill(begun, places, state, taken, kept)
+        goes_on = lambda now: (
+            ~jnp.where(waiting, jnp.any(now[0].finished), jnp.all(now[0].finished))
+        )
+        state, steps = jax.lax.while_loop(
+            goes_on, lambda now: one_step(in_slots, now), (state, steps)
+        )
+        return refill(begun, places, state, steps, results)
 
-    open_ = lambda carry: (carry[0] < count) | ~jnp.all(carry[3].done)
-    none = jnp.zeros(n, jnp.int32)
-    places = order[:at]
+    unfinished = lambda carry: (carry[0] < count) | ~jnp.all(carry[3].finished)
+    zeros = jnp.zeros(n, jnp.int32)
+    places = order[:size]
     empty = init(take(tasks, places), take(best, places))
-    empty = empty._replace(done=jnp.ones_like(empty.done))  # pyright: ignore[reportAttributeAccessIssue]
-    carry = refill(jnp.int32(0), places, empty, none[:at], (best, none))
-    _, _, _, _, _, (best, taken) = jax.lax.while_loop(open_, turn, carry)
-    return best, taken
+    empty = empty._replace(finished=jnp.ones_like(empty.finished))  # pyright: ignore[reportAttributeAccessIssue]
+    carry = refill(jnp.int32(0), places, empty, zeros[:size], (best, zeros))
+    *_, (best, steps) = jax.lax.while_loop(unfinished, turn, carry)
+    return best, steps

@@ -36,7 +36,7 @@ TOGETHER, OTHERS = "all together", "all the others"
 # Images per call of an attack, unless a device steps more at a time; chosen, not tuned.
 BATCH = 20
 # Images whose adversarial versions are saved for the page.
-SHOWN = 2
+PAGE_IMAGES = 2
 ATTACKS = tuple(
     name
     for name, make in attacks.ATTACKS.items()
@@ -279,7 +279,9 @@ def evaluate_transfer(
     adversarial = [
         make_images(logits[i], variables[i], images, k, settings, names[i]) for i in everyone
     ]
-    single = [errors(made, name) for made, name in zip(adversarial, names, strict=True)]
+    single = [
+        errors(made_images, name) for made_images, name in zip(adversarial, names, strict=True)
+    ]
     others = []
     for i in everyone:
         label = f"all but {names[i]}"
@@ -298,7 +300,7 @@ def evaluate_transfer(
         labelled,
         [
             _save_figures(run, networks, images, adversarial, i)
-            for i in range(len(images.paths))[:SHOWN]
+            for i in range(len(images.paths))[:PAGE_IMAGES]
         ],
     )
 
@@ -320,7 +322,7 @@ def _save_figures(
         images.paths[i],
     )
     save = lambda name, image: f"figures/{run.figure(f'{name}-{i:03d}-{path.stem}', image).name}"
-    versions = np.stack([original, *(made[i] for made in adversarial)])
+    versions = np.stack([original, *(images[i] for images in adversarial)])
     predicted = predict_all(networks, versions).argmax(axis=2).T
     change = pixels.to_images01(versions[1]) - pixels.to_images01(original)
     factor = max(1, int(0.5 / max(float(np.abs(change).max()), 1 / 255)))

@@ -32,7 +32,7 @@ from tl.types import Variables
 # Images that the sanity checks use, and queries of their black-box attack; chosen, not tuned.
 CHECKED_IMAGES, QUERIES = 8, 500
 # Images whose original and difference are saved for the page; all adversarial images are saved.
-SHOWN = 12
+PAGE_IMAGES = 12
 
 
 class Selection(NamedTuple):
@@ -112,8 +112,8 @@ class AttackEvaluation(NamedTuple):
         of_each = lambda field: {e.name: getattr(e, field) for e in self.by_eps}
         rows = [row for e in self.by_eps for row in _image_rows(self.clf, self.selection, e)]
         largest = max(self.by_eps, key=lambda e: e.eps).name
-        shown = [row for row in rows if row["eps"] == largest]
-        for row, figure in zip(shown, self.figures, strict=False):
+        at_largest = [row for row in rows if row["eps"] == largest]
+        for row, figure in zip(at_largest, self.figures, strict=False):
             row |= figure
         return {
             "arch": self.clf.arch,
@@ -233,8 +233,7 @@ def select_images(
     if not len(correct):
         raise ValueError(
             f"the network classifies none of the {len(rows)} images correctly: expected at least "
-            "one, "
-            "because an attack on a misclassified image is no success; check the labels"
+            "one, because misclassified images are not attacked; check the labels"
         )
     if target == LEAST_LIKELY:
         class_mask = goals.least_likely(clean[correct])
@@ -346,7 +345,7 @@ def _save_figures(
     table = inference.class_table(clf)
     before, after = metrics.softmax(selection.logits), metrics.softmax(row.logits)
     rows = []
-    for i, path in enumerate(selection.paths[:SHOWN]):
+    for i, path in enumerate(selection.paths[:PAGE_IMAGES]):
         change = row.images[i] - pixels.to_images01(selection.images[i])
         # The largest change uses the whole range; changes below one level are enlarged as one level
         # is.

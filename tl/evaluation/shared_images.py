@@ -23,7 +23,10 @@ READ_BATCH = 16
 
 
 class Network(NamedTuple):
-    """A network that sees the whole image; BatchNorm is folded and the variables are on the device."""
+    """A network that sees the whole image.
+
+    BatchNorm is folded and the variables are on the device.
+    """
 
     name: str
     clf: Classifier

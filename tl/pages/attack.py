@@ -142,7 +142,7 @@ def _postprocessing(result: Mapping[str, Any]) -> Html:
 
 
 def _images(result: Mapping[str, Any], folder: Path) -> Html:
-    """Original, adversarial image and amplified difference of the images whose figures were saved."""
+    """Original, adversarial image and amplified difference, where their figures were saved."""
     strips = [_strip(row, folder) for row in result["images"] if "original" in row]
     eps = max(result["eps"], key=result["eps"].get) if "eps" in result else ""
     text = f"Within eps = {eps} ({result['norm']}) of the original, at true pixels."

@@ -83,12 +83,10 @@ def _matrix(result: Mapping[str, Any]) -> Html:
         numbers["steps"] = result["steps"]
     widest = max(c["ci95"][1] - c["ci95"][0] for _, cells in rows for c in cells if c)
     text = (
-        f"Error rates (%) on the same {result['n']} images, which all networks classify "
-        "correctly without an attack. "
-        f"The 95 % intervals are at most {50 * widest:.0f} points to either side. Marked: images "
-        "that were made on the "
-        "network that classifies them. In the row of all the others each network classifies "
-        "images made on the rest."
+        f"Error rates (%) on the same {result['n']} images, which all networks classify correctly "
+        f"without an attack. The 95 % intervals are at most {50 * widest:.0f} points to either "
+        "side. Marked: images that were made on the network that classifies them. In the row of "
+        "all the others each network classifies images made on the rest."
     )
     labels = [label for label, _ in rows]
     heat_map = reporting.heat_map(
@@ -129,10 +127,9 @@ def _defense(result: Mapping[str, Any]) -> Html:
     weak, strong = (outcome[defense["protects"][key]] for key in ("one_member", "adaptive"))
     text = (
         "The ensemble averages the logits of all networks. It protects if its accuracy is above "
-        "that of its best member, "
-        "attacked itself, and the 95 % intervals do not overlap. Against an attacker who knows "
-        "one member it "
-        f"{weak}; against one who knows all members and attacks their mean it {strong}."
+        "that of its best member, attacked itself, and the 95 % intervals do not overlap. "
+        f"Against an attacker who knows one member it {weak}; against one who knows all members "
+        f"and attacks their mean it {strong}."
     )
     table = reporting.table(
         [(label, _format(cell, "accuracy")) for label, cell in rows], ["", "accuracy"]
