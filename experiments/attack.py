@@ -9,6 +9,12 @@ The second command measures accuracy under attack, the third accuracy over eps (
 once), and the fourth makes adversarial examples that survive JPEG, resizing and cropping.
 The attack is untargeted without --target. Images that the network misclassifies without an attack
 count against its accuracy and not as successes.
+
+Expected: the first command on 100 dogs of cats_vs_dogs (--limit=100), with EfficientNet-Lite0,
+  gives
+success on 100 % (96.3 % to 100 %, experiments/results/attack_dogs_to_cats.json). Cost: `steps`
+forward and backward passes per image at most, fewer where images stop at their first success, plus
+the sanity checks on 8 images (--nopanel leaves them out).
 """
 
 from __future__ import annotations
@@ -107,7 +113,7 @@ def main(run: reporting.Run) -> None:
         early_stop=FLAGS.early_stop,
         views=FLAGS.views,
         draws=FLAGS.draws,
-        panel=FLAGS.panel,
+        sanity_checks=FLAGS.panel,
         lpips=FLAGS.lpips,
         seed=FLAGS.seed,
     )

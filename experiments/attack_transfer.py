@@ -1,5 +1,4 @@
-"""Transferability: do adversarial images made on one network fool the others, and does an ensemble
-protect?
+"""Transferability of adversarial examples, and accuracy of an ensemble of networks under attack.
 
   ./launch.sh attack_transfer --images=DIR --labels=folder --eps=8/255 --limit=100
   ./launch.sh attack_transfer --images=DIR --networks=squeezenet1_1,MODELDIR --attack=di_fgsm
@@ -12,6 +11,11 @@ used.
 Each network is attacked alone and together with the others, without the one that judges (Liu et al.
 2017, arXiv:1611.02770, section 5); random noise of the same length is the control. The ensemble of
 all networks is tested on images made on one member, and on images made on the ensemble itself.
+
+Expected: the first command with 100 images of ImageNet and the default networks gives an error of
+100 % of the ensemble attacked itself, and of at least 96 % on images made on one member
+(experiments/results/ensemble_attacked.json). Cost: `steps` gradients per image and network for each
+network, and as many for all but one and for all together.
 """
 
 from __future__ import annotations

@@ -201,9 +201,7 @@ def test_lbfgs_adapts_to_the_curvature() -> None:
 
 
 def test_lbfgs_never_steps_downhill() -> None:
-    """On a valley, a saddle and waves, where the estimated curvature points downhill, it uses the
-    gradient.
-    """
+    """It uses the gradient where the estimated curvature points downhill: valley, saddle, waves."""
     bends = jnp.asarray([[1.0, 4.0, 9.0], [-1.0, 4.0, -9.0], [0.0, 0.0, 0.0]])
     waves = jnp.asarray([0.0, 0.0, 1.0])
 
@@ -255,9 +253,7 @@ def draw(key: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize("name", ["sgd", "lbfgs"])
 def test_with_one_key_per_image_each_gives_the_same_as_alone(name: str) -> None:
-    """The score's noise depends on the image's key, not on its position in the batch or on other
-    images.
-    """
+    """The score's noise depends on the image's key, not on its batch."""
 
     def noisy(theta: jax.Array, keys: jax.Array) -> jax.Array:
         return -jnp.sum(jnp.square(theta - jax.vmap(draw)(keys)[:, None]), axis=1)

@@ -132,8 +132,9 @@ def test_noise_has_length_eps_and_is_one_draw() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of two images, of which all networks classify one each correctly, and a broken
-    file.
+    """Two folders of two images and a broken file.
+
+    One image in each is correct for all networks.
     """
     folder = tmp_path_factory.mktemp("folder")
     for name, image in {

@@ -147,7 +147,7 @@ def test_the_sanity_checks_of_a_network_with_constant_logits_fail(
     run: reporting.Run, images: inference.LoadedImages
 ) -> None:
     variables = jax.tree.map(np.zeros_like, network()[1])
-    settings = SHORT(steps=2, eps=(8 / 255,), panel=True)
+    settings = SHORT(steps=2, eps=(8 / 255,), sanity_checks=True)
     checks = evaluate(run, images, settings, variables, limit=2)["checks"]
     failed = {name for name, check in checks.items() if not check["passed"]}
     assert len(checks) == 12

@@ -346,9 +346,7 @@ def attack_six_images() -> attacks.AttackResult:
 
 
 def test_more_steps_and_more_restarts_are_never_worse() -> None:
-    """The steps overshoot, so that an attack that kept its last point instead of its best would
-    fail.
-    """
+    """The steps overshoot, so an attack that kept its last point instead of its best would fail."""
 
     def score(**steps: int) -> np.ndarray:
         run = attack("pgd", "linf", "targeted", early_stop=False, **steps)
@@ -448,8 +446,9 @@ def assert_one_step(norm: str, search: Any) -> None:
 
 @pytest.mark.parametrize(("goal", "index"), [("targeted", 1), ("untargeted", 0)])
 def test_one_long_step_on_a_linear_network_is_fgsm(goal: str, index: int) -> None:
-    """A step of 2 eps from any point of the ball ends at x + eps sign(gradient), Goodfellow et al.
-    2015, section 4.
+    """A step of 2 eps from any point of the ball ends at x + eps sign(gradient).
+
+    Reference: Goodfellow et al. 2015, arXiv:1412.6572, section 4.
     """
     images = np.clip(images8(1), 6, 249)
     run = make("pgd", "linf", goal, line, steps=1, restarts=1, early_stop=False)
@@ -581,7 +580,11 @@ def test_a_group_is_reached_where_any_of_its_classes_is() -> None:
 @pytest.mark.parametrize(
     ("images01", "eps", "message"),
     [
-        (images8(), 4 / 255, "`images01` must be float32 in .0, 1.: got uint8.*tl.pixels.to_images01"),
+        (
+            images8(),
+            4 / 255,
+            "`images01` must be float32 in .0, 1.: got uint8.*tl.pixels.to_images01",
+        ),
         (IMAGES01 * 255, 4 / 255, "must lie in .0, 1. .*in .0, 255."),
         (np.where(IMAGES01 > 0.5, np.float32("nan"), IMAGES01), 4 / 255, "hold no NaN"),
         (IMAGES01[0], 4 / 255, r"must be f32\[b h w 3\]"),

@@ -50,9 +50,7 @@ class Step(NamedTuple):
 
 @functools.cache
 def brighten(amount: float | None, *, steps: int = 1) -> Search:
-    """Adds `amount` everywhere, or with None a number drawn with the image's key, and takes `steps`
-    steps.
-    """
+    """Adds `amount` everywhere in `steps` steps; None draws it with the image's key."""
 
     def init(task: Task, best: Best) -> Step:
         return Step(jnp.zeros_like(best.solved, jnp.int32), best, jnp.zeros_like(best.solved))
@@ -73,9 +71,7 @@ BRIGHT = goals.class_mask([[1]] * 7, 2)
 
 
 def chain(*amounts: float | None, steps: tuple[int, ...] = (1, 10, 100)) -> attacks.Attack:
-    """Searches of 1, 10 and 100 steps, so that the number of steps shows which searches an image
-    went through.
-    """
+    """Searches of 1, 10 and 100 steps, so that the number of steps shows which of them ran."""
     searches = [brighten(amount, steps=n) for amount, n in zip(amounts, steps, strict=False)]
     return attacks.make(
         searches, brightness, norm=norms.LINF, goal=goals.TARGETED, eight_bit=False, slots=2

@@ -1,6 +1,4 @@
-"""Norms: projection, rounding to 8 bits, starts and directions, compared with references in
-float64.
-"""
+"""Norms: projection, rounding to 8 bits, starts and directions, on references in float64."""
 
 from __future__ import annotations
 

@@ -187,9 +187,7 @@ def test_scale_one_and_angle_zero_are_the_identity(shape: Shape) -> None:
 def test_scaling_by_one_half_shows_the_image_and_its_mirror_images(
     side: int, ahead: int, kernel: np.ndarray
 ) -> None:
-    """At scale 1/2 the whole image is in the center of its mirror images, smoothed by a triangle of
-    width two.
-    """
+    """The image is in the center of its mirror images, smoothed by a triangle twice as wide."""
     image = random_image(side, side, 3)
     frame = np.pad(np.asarray(image), ((ahead, ahead), (ahead, ahead), (0, 0)), mode="symmetric")
     expected = np.zeros((side, side, 3))

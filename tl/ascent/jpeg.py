@@ -80,9 +80,7 @@ COLUMNS = np.kron(COSINES, np.eye(SIDE, dtype=np.float32)).T
 
 
 def steps(table: np.ndarray, quality: jax.Array) -> jax.Array:
-    """Quantization steps f32[8 8] at a quality from 1 to 100, at most 255 as in baseline files
-    (jcparam.c).
-    """
+    """Quantization steps f32[8 8] at a quality from 1 to 100, at most 255 (jcparam.c)."""
     percent = jnp.where(quality < 50, 5000 // jnp.maximum(quality, 1), 200 - 2 * quality)
     return jnp.clip((table * percent + 50) // 100, 1, 255).astype(jnp.float32)
 
@@ -172,9 +170,7 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 def _doubled(x: jax.Array, h: int, w: int) -> jax.Array:
-    """Upsampling to h x w with weights 3/4 and 1/4 and the ties of `h2v2_fancy_upsample` in
-    jdsample.c.
-    """
+    """Upsampling to h x w with weights 3/4 and 1/4 (`h2v2_fancy_upsample` in jdsample.c)."""
 
     def double_rows(x: jax.Array) -> jax.Array:
         """Twice as many rows, transposed."""
@@ -191,9 +187,7 @@ def _doubled(x: jax.Array, h: int, w: int) -> jax.Array:
 
 
 def _quantized(x: jax.Array, step: jax.Array) -> jax.Array:
-    """Levels f32[p h w], whole blocks, with coefficients rounded to multiples of the steps f32[8
-    8].
-    """
+    """Levels f32[p h w], whole blocks, after rounding coefficients to multiples of f32[8 8]."""
     p, h, w = x.shape
     # Lower precision would change ties.
     product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)

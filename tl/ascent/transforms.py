@@ -70,8 +70,9 @@ def flip() -> Transform:
 
 
 def noise(low: float, high: float) -> Transform:
-    """Gaussian noise with a random standard deviation in [low, high], in [0, 1] pixel units,
-    clipped to [0, 1].
+    """Gaussian noise with a random standard deviation, clipped to [0, 1].
+
+    The standard deviation is uniform in [low, high], in [0, 1] pixel units.
 
     Detail finer than the noise is invisible to the network and does not grow, so images become much
     cleaner. With `low` = 0 some views are almost clean, which keeps the network confident on the
@@ -160,8 +161,7 @@ def crop(low: float, high: float) -> Transform:
 
 
 def rotate(degrees: tuple[float, ...]) -> Transform:
-    """Rotates about the center by one of the angles in degrees, at most 45, positive
-    counterclockwise.
+    """Rotates about the center by one of the angles, at most 45 degrees, positive counterclockwise.
 
     Three shears, of rows, columns and rows, with linear interpolation; positions outside the image
     are mirrored.
@@ -191,8 +191,9 @@ def resize(size: int) -> Transform:
 
 
 def resized(low: float, high: float) -> Transform:
-    """Shrinks the image to a random share of the side, uniform in [low, high], and enlarges it
-    again: removes fine detail.
+    """Shrinks the image to a random share of the side and enlarges it again: removes fine detail.
+
+    The share is uniform in [low, high].
 
     Uses Pillow's bicubic filter both times, columns first and clipped to [0, 1] as in Pillow, but
     not rounded to 8 bits.
@@ -216,8 +217,7 @@ def resized(low: float, high: float) -> Transform:
 
 
 def jpeg(low: int, high: int) -> Transform:
-    """Saves as a JPEG file of a random quality in low, ..., high and reads it back, equal to Pillow
-    in 8-bit levels.
+    """A JPEG file of a random quality in low, ..., high, equal to Pillow's in 8-bit levels.
 
     The gradient passes the roundings unchanged; see `tl.ascent.jpeg.decoded` and its references.
     """
@@ -260,8 +260,9 @@ def _reach(side: int, low: float) -> int:
 
 
 def _triangles(side: int, scale: jax.Array, shift: jax.Array, reach: int) -> jax.Array:
-    """Linear resampling with antialiasing, f32[side, reach + side + reach], one row per output
-    pixel; rows sum to 1.
+    """Linear resampling with antialiasing, f32[side, reach + side + reach].
+
+    One row per output pixel; rows sum to 1.
 
     Args:
       side: pixels.
@@ -287,8 +288,9 @@ def _weights(side: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
 
 
 def _cubic(side: int, of: jax.Array, to: jax.Array) -> jax.Array:
-    """Bicubic resampling from `of` to `to` pixels, both traced and at most `side`, f32[side side],
-    padded with zeros.
+    """Bicubic resampling from `of` to `to` pixels, f32[side side], padded with zeros.
+
+    Both are traced and at most `side`.
     """
     index = jnp.arange(side, dtype=jnp.float32)
     centers = (index + 0.5) * (of / to)

@@ -1,6 +1,4 @@
-"""Auto-PGD: projected gradient ascent whose step size halves where progress stalls, so that none
-has to be chosen.
-"""
+"""Auto-PGD: projected gradient ascent whose step size halves where progress stalls."""
 
 from __future__ import annotations
 
@@ -175,8 +173,9 @@ def _apgd_search(
 
 
 def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
-    """Auto-PGD: ascent with momentum whose step size starts at 2 eps and halves, back at the best
-    point, where it stalls.
+    """Auto-PGD: ascent with momentum, whose step size of 2 eps halves where progress stalls.
+
+    After halving, it continues at the best point.
 
     An image stops at its first success; later starts are for the others. In L1 the step is that of
     SLIDE, not that of Croce & Hein 2021 (arXiv:2103.01208), whose share of coordinates adapts.

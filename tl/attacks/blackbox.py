@@ -118,9 +118,7 @@ def _l2_begin(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 def _l2_try(
     key: jax.Array, x: jax.Array, center: jax.Array, eps: jax.Array, side: jax.Array
 ) -> jax.Array:
-    """Replaces the change in two windows by a new square in the first, with all of the free L2
-    budget: algorithm 3.
-    """
+    """Replaces the change in two windows by a new square with the free L2 budget: algorithm 3."""
     first, second, which, turn = jax.random.split(key, 4)
     here, i, j = _window(_corner(first, side, x.shape), side, x.shape)
     there, _, _ = _window(_corner(second, side, x.shape), side, x.shape)
@@ -160,8 +158,9 @@ class _State(NamedTuple):
 
 
 def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Search:
-    """Square: changes one random square at a time to a corner of the ball, and keeps changes that
-    raise the margin.
+    """Square: random search that changes one square at a time to a corner of the ball.
+
+    Changes that raise the margin are kept.
 
     The margin is the largest logit of the classes that meet the goal minus the largest of the
     others. An image stops at its first success. No gradient is used, and one step is one query.

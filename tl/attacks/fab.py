@@ -45,8 +45,7 @@ class _State(NamedTuple):
 
 
 def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Search:
-    """FAB-T: moves along the boundary to each likely class, and back towards the clean image after
-    every crossing.
+    """FAB-T: moves along the boundary to each likely class, and back after every crossing.
 
     Each step projects the current and the clean image onto the linearized boundary within [0, 1],
     moves slightly beyond both projections, and averages them with more weight on the nearer one.

@@ -239,8 +239,7 @@ def di_fgsm(
     probability: float = 0.5,
     smallest: float = 0.9,
 ) -> Search:
-    """Diverse inputs: MI-FGSM with gradients of the image shrunk onto black at a random position,
-    with some probability.
+    """Diverse inputs: MI-FGSM with gradients of randomly shrunk images on black.
 
     The score of the image itself decides which point is kept. Differs from the paper, where images
     of 299 pixels grow to at most 330 with zeros around them: here the network's input size is

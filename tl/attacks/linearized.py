@@ -1,5 +1,4 @@
-"""Geometry of a linearized network, shared by the attacks that search for the nearest adversarial
-image.
+"""Geometry of a linearized network, for attacks that search for the nearest adversarial image.
 
 The attacks are in `minimum_norm` and `fab`. In their states `Best.score` is minus the distance from
 the clean image.
@@ -137,9 +136,7 @@ def strongest_failing_class(task: Task, logits: jax.Array) -> jax.Array:
 
 
 def likeliest_classes(task: Task, count: int) -> tuple[jax.Array, jax.Array]:
-    """The classes i32[b count] that meet the goal, by clean logits, and bool[b count], which of
-    them exist.
-    """
+    """Classes i32[b count] that meet the goal, by clean logits, and bool[b count], which exist."""
     logits = jnp.where(task.success_mask, task.clean, -jnp.inf)
     _, classes = jax.lax.top_k(logits, min(count, task.clean.shape[1]))
     return classes, jnp.take_along_axis(task.success_mask, classes, axis=1)

@@ -53,8 +53,7 @@ class _DeepFoolState(NamedTuple):
 def deepfool(
     *, steps: int = 50, restarts: int = 1, candidates: int = 10, overshoot: float = OVERSHOOT
 ) -> Search:
-    """DeepFool: repeated steps to the nearest boundary of the linearized network, until it is
-    crossed.
+    """DeepFool: steps to the nearest boundary of the linearized network until it is crossed.
 
     Differs from the paper: every point stays in [0, 1]; images that half of the steps did not solve
     start again, with steps to the boundary's nearest point in [0, 1]; `attacks.find` bisects at the

@@ -111,9 +111,7 @@ def _last_inside(
 
 
 def _levels(x: jax.Array, center: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The change in units of 1 / 255, whole where x is a multiple of it, and the center in these
-    units.
-    """
+    """The change in units of 1 / 255, rounded to whole units if close, and the center in units."""
     level = x * LEVELS
     whole, middle = jnp.rint(level), jnp.rint(center * LEVELS)
     return jnp.where(jnp.abs(level - whole) < 1e-3, whole, level) - middle, middle
@@ -215,8 +213,7 @@ def _l2_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def _l2_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    """Rounds the change times the largest s for which the result is longer neither than the change
-    nor than eps.
+    """Rounds s times the change, with the largest s that makes it no longer than before or eps.
 
     Rounding to nearest would leave the ball or, where all changes are below half a level, remove
     them. By Lagrange, a scaled change gives the whole numbers of a given length that are best
@@ -259,8 +256,7 @@ def l1_direction(gradient: jax.Array) -> jax.Array:
 
 
 def _l1_project(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    """The nearest point reduces every change by the same amount, at most to zero, and clips it
-    (KKT).
+    """The nearest point reduces all changes by one amount, at most to zero, and clips them (KKT).
 
     The amount is found by bisection to float32 precision, from above, so that the point is in the
     ball.
@@ -290,8 +286,9 @@ def _l1_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def _l1_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    """Reduces every change by the smallest amount for which the rounded result is longer neither
-    than before nor than eps.
+    """Reduces all changes by the smallest amount that makes them no longer than before or eps.
+
+    The result is rounded.
 
     The amount may be negative, down to minus half a level, to restore length lost to rounding; zero
     changes stay zero. As in L2, whole changes stay as they are, and equal changes are rounded

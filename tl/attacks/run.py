@@ -153,8 +153,7 @@ def make_attack(
     eight_bit: bool = True,
     slots: int | None = None,
 ) -> Attack:
-    """An `Attack` of one search, or of several in sequence, each on the images that the earlier
-    ones did not solve.
+    """An `Attack` of one search, or of several in sequence, each on the unsolved images.
 
     Args:
       search: one or more definitions of attacks.
@@ -283,8 +282,9 @@ def _interpolate(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
 def _finalize(
     x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, eight_bit: bool
 ) -> jax.Array:
-    """x in the ball, in [0, 1] and rounded, after a move outwards by a share of the distance that
-    is left to eps.
+    """x in the ball, in [0, 1] and rounded.
+
+    Before that, x moves outwards by a share of the distance that is left to eps.
     """
     length = norm.distance(x, center)
     factor = 1.0 + share * jnp.maximum(eps - length, 0.0) / jnp.maximum(length, 1e-12)

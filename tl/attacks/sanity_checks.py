@@ -145,8 +145,9 @@ def steps_suffice(rate: float, doubled: float, n: int) -> Check:
 
 @functools.lru_cache(maxsize=8)
 def _score_gradients(logits: Logits, goal: Goal, slots: int) -> Callable[..., jax.Array]:
-    """`(variables, (images01, class_mask)) -> f32[b h w c]`, the score's gradient, `slots` images
-    at a time.
+    """Jitted gradient of the score, `(variables, (images01, class_mask)) -> f32[b h w c]`.
+
+    It is computed for `slots` images at a time.
     """
 
     def run(variables: Variables, rows: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -1,6 +1,4 @@
-"""The parameters of an attack, the search that they describe, and its run over a set of images in
-batches.
-"""
+"""The parameters of an attack, the search that they describe, and its run in batches."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ class AttackSettings(NamedTuple):
         raises the target's probability.
       views: rows of `VIEWS`; the gradient is a mean over random views (with pgd).
       draws: views per gradient.
-      panel: run the sanity checks.
+      sanity_checks: run the sanity checks.
       lpips: compute the perceptual distance LPIPS, where its weights are installed.
       seed: of the attack's random numbers.
     """
@@ -64,7 +62,7 @@ class AttackSettings(NamedTuple):
     early_stop: bool | None = None
     views: Sequence[str] = ()
     draws: int = 4
-    panel: bool = False
+    sanity_checks: bool = False
     lpips: bool = False
     seed: int = 0
 

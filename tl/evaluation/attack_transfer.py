@@ -1,5 +1,4 @@
-"""Transferability of adversarial examples between networks, and the accuracy of an ensemble under
-attack.
+"""Transferability of adversarial examples, and accuracy of an ensemble under attack.
 
 All networks see the same square image, in which eps is measured. Each network, as source or as
 judge, resizes the whole image to its own input size by its own rule; images are judged after an
@@ -184,9 +183,7 @@ def make_images(
     settings: TransferSettings,
     label: str,
 ) -> np.ndarray:
-    """Adversarial images uint8[n s s 3] for one network, or for several as one, with k classes, as
-    read back.
-    """
+    """Adversarial images uint8[n s s 3] for a network of k classes, after an 8-bit PNG."""
     search = attacks.get(settings.attack)(steps=settings.steps, early_stop=False)
     goal, norm = goals.get("untargeted", LOSS), norms.get(settings.norm)
     attack = attacks.make(search, logits, norm=norm, goal=goal, eight_bit=True)
@@ -215,8 +212,9 @@ def make_images(
 
 
 def add_noise(images: np.ndarray, settings: TransferSettings) -> np.ndarray:
-    """The control: uint8[n s s 3] with one draw of noise of length eps, in Linf plus or minus eps,
-    as read back.
+    """The control: uint8[n s s 3] with one draw of noise of length eps, after an 8-bit PNG.
+
+    In Linf every value changes by plus or minus eps.
 
     The attack "noise" keeps the best of several draws for one network; this is one draw for all
     networks.
@@ -249,8 +247,7 @@ def evaluate_transfer(
     *,
     labelled: bool = True,
 ) -> TransferEvaluation:
-    """Attacks each network, all but one, and all together, and evaluates every network on every set
-    of images.
+    """Attacks each network, all but one, and all together; evaluates all networks on all results.
 
     Args:
       run: receives a line of metrics per set of images, and the figures of the first images.

@@ -184,7 +184,7 @@ def evaluate_attack(
         rates = {"success_rate": row.success_rate, "robust_accuracy": row.robust_accuracy}
         run.log({"eps": row.name, **rates})
     checks = []
-    if settings.panel and max(settings.eps) > 0:
+    if settings.sanity_checks and max(settings.eps) > 0:
         checks = run_sanity_checks(clf, variables, selection, settings, target)
     checks += check_images(list(by_eps.values()), settings)
     figures = _save_figures(run, clf, selection, by_eps[max(by_eps)])
@@ -339,9 +339,7 @@ def _image_rows(clf: Classifier, selection: Selection, row: EpsEvaluation) -> li
 def _save_figures(
     run: reporting.Run, clf: Classifier, selection: Selection, row: EpsEvaluation
 ) -> list[dict[str, Any]]:
-    """Saves the original and the amplified difference of the first images, with the classes that
-    changed most.
-    """
+    """Saves originals and amplified differences of the first images, and lists top classes."""
     table = inference.class_table(clf)
     before, after = metrics.softmax(selection.logits), metrics.softmax(row.logits)
     rows = []

@@ -48,8 +48,7 @@ def compressed(images: np.ndarray, quality: int) -> np.ndarray:
 
 
 def resized(images: np.ndarray, share: float) -> np.ndarray:
-    """The images after resizing to a share of the side, in (0, 1], and back, with Pillow's bicubic
-    filter.
+    """The images after resizing to a share of the side, in (0, 1], and back (Pillow's bicubic).
 
     Raises:
       ValueError: `share`, the dtype or the shape is wrong.
@@ -65,8 +64,7 @@ def resized(images: np.ndarray, share: float) -> np.ndarray:
 
 
 def cropped(images: np.ndarray, share: float) -> np.ndarray:
-    """The center of each image, a share of the side in (0, 1], enlarged to full size with Pillow's
-    bicubic filter.
+    """The center of each image, a share of the side in (0, 1], enlarged (Pillow's bicubic).
 
     Raises:
       ValueError: `share`, the dtype or the shape is wrong.

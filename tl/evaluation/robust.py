@@ -48,8 +48,7 @@ def robust(
     queries: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Share of images that the network classifies correctly under every perturbation that the
-    attack finds.
+    """Accuracy under attack: share of images that stay correct under all found perturbations.
 
     The attack works in Linf on 8-bit images. It may miss adversarial examples, so the accuracy is
     an upper bound.
