@@ -87,9 +87,9 @@ def test_a_step_is_a_query_and_success_ends_the_queries() -> None:
     print(steps, success)
     assert 0 < sum(success) < len(success)
     rows = list(zip(steps, success, strict=True))
-    assert all((1 <= taken < 200) if met else taken == 200 for taken, met in rows)
+    assert all((1 <= count < 200) if met else count == 200 for count, met in rows)
     # Some succeed after the start.
-    assert max(taken for taken, met in rows if met) > 1
+    assert max(count for count, met in rows if met) > 1
 
 
 def test_a_restart_is_for_the_images_that_are_not_solved() -> None:

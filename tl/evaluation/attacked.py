@@ -176,10 +176,10 @@ def evaluate_attack(
     lpips = perceptual.jitted_lpips() if settings.lpips else None
     by_eps: dict[float, EpsEvaluation] = {}
     for eps in settings.eps:
-        found = attack_batches(
+        outputs = attack_batches(
             attack, variables, selection.images, selection.class_mask, eps, settings
         )
-        row = _evaluate(run, clf, variables, selection, settings, eps, *found, lpips=lpips)
+        row = _evaluate(run, clf, variables, selection, settings, eps, *outputs, lpips=lpips)
         by_eps[eps] = row
         rates = {"success_rate": row.success_rate, "robust_accuracy": row.robust_accuracy}
         run.log({"eps": row.name, **rates})

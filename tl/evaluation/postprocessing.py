@@ -73,8 +73,8 @@ def cropped(images: np.ndarray, share: float) -> np.ndarray:
 
     def process(image: Image.Image) -> Image.Image:
         w, h = image.size
-        left, top = 0.5 * (1.0 - share) * w, 0.5 * (1.0 - share) * h
-        box = (left, top, w - left, h - top)
+        x, y = 0.5 * (1.0 - share) * w, 0.5 * (1.0 - share) * h
+        box = (x, y, w - x, h - y)
         return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
 
     return _each(process, images)

@@ -41,7 +41,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     """Rows of the matrix.
 
-    What the images were made on, and the error of each network and of the ensemble.
+    Each has the source of its images, and the error of every network and of the ensemble.
     """
     defense = result["defence"]
     rows = [
