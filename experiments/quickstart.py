@@ -60,11 +60,10 @@ def main(run: reporting.Run) -> None:
     ideal_settings = grid.IdealSettings(tv=(300.0, 0.0), steps=steps, seed=FLAGS.seed)
     ideals = ideal.save(run, ideal.ideal([grid.network(clf, variables)], chosen, ideal_settings))
 
-    print("4 of 4: turning the dalmatian into a cat", flush=True)
-    dogs = np.flatnonzero(labels == DALMATIAN)
-    dog = inference.LoadedImages([pictures.paths[i] for i in dogs], pictures.images[dogs], [])
-    settings = AttackSettings(eps=(4 / 255,), sanity_checks=not FLAGS.quick, seed=FLAGS.seed)
-    truth = np.full(len(dogs), DALMATIAN)
+    print("4 of 4: attacking the photograph of a dalmatian", flush=True)
+    rows = np.flatnonzero(labels == DALMATIAN)
+    dog = inference.LoadedImages([images.paths[i] for i in rows], images.images[rows], [])
+    attack_settings = AttackSettings(eps=(4 / 255,), sanity_checks=not FLAGS.quick, seed=FLAGS.seed)
     attacked = evaluate_attack(
         run, clf, variables, dog, attack_settings, target="any cat", labels=labels[rows]
     ).json()
