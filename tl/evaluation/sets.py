@@ -125,7 +125,7 @@ def evaluation_result(
         "references": spec.references,
         "mistakes": save_hardest_images(run, clf, predicted),
         "skipped": [skip._asdict() for skip in (*spec.skipped, *predicted.skipped)],
-        "facts": {"images": spec.source, "license of the images": spec.licence},
+        "facts": {"images": spec.source, "license of the images": spec.license},
     }
 
 

@@ -276,7 +276,7 @@ def transfer(
         "model": str(run.workdir / "model"),
     }
     metadata = {
-        "data": {"name": spec.name, "source": spec.source, "licence": spec.licence},
+        "data": {"name": spec.name, "source": spec.source, "licence": spec.license},
         "split": {
             name: data.split_digest(part) for name, part in first.round.parts._asdict().items()
         },
