@@ -61,18 +61,13 @@ CHEAP = ("resnet18", "mobilenetv2_035", "mobilenetv3_small_050", "mobilenetv1_02
 # One network of each structural feature.
 QUICK = {
     *SHARED,
-    "vgg11",  # convolutions with bias
     "wide_resnet50_2",  # bottleneck
     "resnext50_32x4d",  # grouped
     "resnet50_keras",  # stride in the first 1x1, bias and BatchNorm
-    "mobilenetv1_100",  # separable blocks, torch's padding
     "mobilenetv2_035_keras",  # "same" padding
-    "mobilenetv2_110d",  # scaled depth
-    "mobilenet_v3_small",  # torchvision's V3
-    "tf_mobilenetv3_small_075",
     "tf_mobilenetv3_small_minimal_100",  # ReLU only
     "tf_efficientnet_lite0",
-    "squeezenet1_1",
+    "squeezenet1_1",  # convolutions with bias, a convolution as classifier
 }
 
 

@@ -40,7 +40,7 @@ def test_dense_starts_with_the_variance_of_he_et_al():
     assert kernel.dtype == jnp.float32 and abs(float(jnp.std(kernel)) / np.sqrt(2 / 400) - 1) < 0.01
 
 
-@pytest.mark.parametrize("side", [7, 1, 9])
+@pytest.mark.parametrize("side", [7, 9, pytest.param(1, marks=pytest.mark.full)])
 def test_vgg_top_equals_dense_layers_on_the_map_flattened_by_rows(side: int):
     rng = np.random.RandomState(1)
     stage5 = rng.standard_normal((2, side, side, 3)).astype(np.float32)

@@ -320,7 +320,7 @@ class Classifier:
         return dataclasses.replace(self, dtype=dtype)
 
     def fold_batch_norm(self, variables: Variables) -> Variables:
-        """Variables of an equivalent network without BatchNorm, for a frozen backbone.
+        """Variables of an equivalent network without BatchNorm, for use with a frozen backbone.
 
         The statistics, scale and bias of each BatchNorm are merged into the kernel before it and a
         bias. A BatchNorm without a convolution before it becomes an affine map. `apply` accepts the

@@ -20,7 +20,7 @@ from tl.paths import nearest
 class Linear(nn.Module):
     """One dense layer on the pooled features, initialized to zero (equal probabilities).
 
-    Reference: Kolesnikov et al. 2020, arXiv:1912.11370 (BiT), for the initialization.
+    Reference: Kolesnikov et al. 2020, arXiv:1912.11370 (BiT).
     """
 
     classes: int
