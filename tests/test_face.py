@@ -62,7 +62,7 @@ def test_replace_head_keeps_the_backbone_and_fits_the_classes(head: str) -> None
     assert heads.kind(clf.head) == head  # type: ignore[arg-type]
     backbone = lambda tree: {"backbone": tree["params"]["backbone"]}
     assert digest(backbone(changed)) == digest(backbone(variables))
-    logits = clf.logits(changed, jax.numpy.full((2, 32, 32, 3), 0.5))
+    logits = jax.jit(clf.logits)(changed, jax.numpy.full((2, 32, 32, 3), 0.5))
     assert logits.shape == (2, 3) and np.isfinite(logits).all()
 
 
