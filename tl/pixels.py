@@ -372,7 +372,8 @@ def check(images01: Any, *, ndim: int | None = None, channels: int = 3) -> None:
     low, high = float(np.min(images01)), float(np.max(images01))
     if not (low >= 0.0 and high <= 1.0):  # NaN fails both comparisons
         raise ValueError(
-            f"`images01` must lie in [0, 1] and hold no NaN: got {actual} in [{low:.4g}, {high:.4g}]"
+            f"`images01` must lie in [0, 1] and hold no NaN: got {actual} in "
+            f"[{low:.4g}, {high:.4g}]"
         )
 
 
