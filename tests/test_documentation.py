@@ -364,7 +364,7 @@ def test_the_code_of_a_page_uses_names_and_arguments_that_exist(page: Path) -> N
 
 
 def unresolved(source: str) -> Iterator[str]:
-    """Attributes of imported modules that do not exist, and arguments that functions do not take."""
+    """Attributes of imported modules that do not exist, and arguments that no function takes."""
     tree, scope = ast.parse(source), {}
     for node in tree.body:
         if isinstance(node, ast.Import | ast.ImportFrom):
