@@ -176,7 +176,9 @@ def validate(phase: Phase, state: step.TrainState) -> dict[str, float]:
       ValueError: logits that are not finite.
     """
     scores: dict[str, float] = {}
-    functions = {"val_": lambda params, stats, batch: phase.logits(params, stats, batch.inputs)}
+    functions: dict[str, Callable[..., jax.Array]] = {
+        "val_": lambda params, stats, batch: phase.logits(params, stats, batch.inputs)
+    }
     if attacked := phase.attacked_logits:
         functions["val_robust_"] = lambda p, s, batch: attacked(p, s, batch.inputs, batch.labels)
     for prefix, function in functions.items():
