@@ -178,16 +178,16 @@ TESTS = {
 }
 
 
-def named_files(what: str) -> set[str]:
+def named_files(kind: str) -> set[str]:
     """The files that the README names in the paragraph about one kind of addition."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    paragraph = re.findall(rf"^- An? \*\*{what}\*\*.*?(?=^- |^\w)", text, flags=re.M | re.S)[0]
+    paragraph = re.findall(rf"^- An? \*\*{kind}\*\*.*?(?=^- |^\w)", text, flags=re.M | re.S)[0]
     return set(re.findall(r"`((?:tl|tests|experiments)/[\w/]+\.(?:py|md))`", paragraph))
 
 
-@pytest.mark.parametrize("what", ADDITIONS)
-def test_the_readme_names_exactly_the_files_that_change(what: str) -> None:
-    assert named_files(what) == set(ADDITIONS[what])
+@pytest.mark.parametrize("kind", ADDITIONS)
+def test_the_readme_names_exactly_the_files_that_change(kind: str) -> None:
+    assert named_files(kind) == set(ADDITIONS[kind])
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def insert(file: Path, insertion: Insertion) -> None:
 
 def run(project: Path, *words: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(project), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *words],
         cwd=project,
         env=environment,
@@ -229,7 +229,7 @@ def run(project: Path, *words: str) -> None:
         text=True,
         timeout=500,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.mark.full
