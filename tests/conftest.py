@@ -1,4 +1,4 @@
-"""Strict JAX, programs that compile cheaply, repeatable hypothesis, and the shared photographs, for every test."""
+"""Settings of every test: strict JAX, cheap compilation, repeatable hypothesis, photographs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ os.environ.setdefault(
 import hypothesis
 import jax
 import pytest
+
+collect_ignore = ["golden/make_artifacts.py"]  # runs with earlier versions of `tl`
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -33,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects `full` tests without --full, and `parity` tests without torch (the `parity` extra)."""
+    """Deselects `full` tests without --full, and `parity` tests without torch."""
     left_out = [] if config.getoption("--full") else ["full"]
     left_out += [] if importlib.util.find_spec("torch") else ["parity"]
     excluded = [any(item.get_closest_marker(name) for name in left_out) for item in items]
@@ -70,11 +72,14 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real photographs, from `TL_SHARED_DATA` or beside the project; the test is skipped without it."""
-    given = os.environ.get("TL_SHARED_DATA")
-    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    """The folder of photographs: `TL_SHARED_DATA`, or shared/data next to the project.
+
+    A test that needs it is skipped without it.
+    """
+    variable = os.environ.get("TL_SHARED_DATA")
+    folder = Path(variable) if variable else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(
-            f"no photographs at {folder}: set TL_SHARED_DATA to the folder that holds imagenet_samples/"
+            f"no photographs at {folder}: set TL_SHARED_DATA to the folder of imagenet_samples/"
         )
     return folder

@@ -1,4 +1,4 @@
-"""The tree's promises: imports only go up, heavy libraries stay where they belong, and `import tl` is light."""
+"""Imports follow the map of tl/README.md, heavy libraries stay at home, `import tl` is light."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def unit(path: Path) -> str:
 
 
 def home_of(module: str) -> str:
-    """The layout's word for the file that a module or a name is in: `tl.weights.store.Row` -> "weights/store"."""
+    """The file of a module or name, as in the map: `tl.weights.store.Row` -> "weights/store"."""
     parts = module.split(".")[1:]
     for n in range(len(parts), 0, -1):
         for file in ("/".join(parts[:n]), "/".join([*parts[:n], "__init__"])):
@@ -86,7 +86,8 @@ def problems(path: Path, source: str) -> list[str]:
             wrong.append(f"line {line}: {module} is not before tl/{file} in the layout")
         if package not in HOMES.get(top, {package}):
             wrong.append(
-                f"line {line}: {top} belongs to {sorted(HOMES[top]) or 'no module of tl'}, not to tl/{package}"
+                f"line {line}: {top} belongs to {sorted(HOMES[top]) or 'no module of tl'}, "
+                f"not to tl/{package}"
             )
     return wrong
 

@@ -21,14 +21,15 @@ TOOLS = "bash dirname basename cksum sed head awk grep tr cat rm mv tee df env"
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project without .venv in a folder with a space in its name; bin/ holds tools but no Python."""
+    """A project without .venv, in a folder with a space in its name; bin/ has no Python."""
     root = tmp_path / "my project"
     (root / "experiments").mkdir(parents=True)
     for file in ("launch.sh", "pyproject.toml"):
         shutil.copy(ROOT / file, root / file)
     for name in ("quickstart", "attack", "ideal"):
         (root / f"experiments/{name}.py").write_text(
-            f'"""What {name} does.\n\nMore of it.\n"""\n"""Not this."""\nif __name__ == "__main__":\n    pass\n'
+            f'"""What {name} does.\n\nMore of it.\n"""\n"""Not this."""\n'
+            'if __name__ == "__main__":\n    pass\n'
         )
     (root / "experiments/_shared.py").write_text('"""Not an experiment."""\n')
     (root / "bin").mkdir()
@@ -113,7 +114,8 @@ def test_a_full_disk_is_refused(project: Path):
     tool(
         project,
         "df",
-        "printf 'Filesystem 1024-blocks Used Available Capacity Mounted\\n/dev/x 9 9 2097152 9%% /\\n'",
+        "printf 'Filesystem 1024-blocks Used Available Capacity Mounted\\n"
+        "/dev/x 9 9 2097152 9%% /\\n'",
     )
     stops(launch(project, "quickstart"), "disk is too full", "3 GB", "2 GB free")
 

@@ -240,7 +240,7 @@ def test_of_equally_accurate_strengths_the_more_likely_is_chosen() -> None:
 def least_squares(
     x: np.ndarray, labels: np.ndarray, classes: int, c: float, weights: np.ndarray
 ) -> np.ndarray:
-    """argmin C / 2 * sum of weighted squares + |W|^2 / 2, from the normal equations: f64[d + 1, k]."""
+    """argmin C / 2 * weighted squares + |W|^2 / 2, by the normal equations: f64[d + 1, k]."""
     ones = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     penalty = np.diag([1.0 / c] * x.shape[1] + [0.0])
     right = ones.T @ (weights[:, None] * np.eye(classes)[labels])

@@ -1,8 +1,9 @@
-"""Toy networks and images: the one home of what tests are made of.
+"""Toy networks and images: the only place where tests create them.
 
-Networks, from the cheapest: `mlp` (logits of an image by two dense layers, a plain function), `classifier` (a `Classifier` with
-one of the `TOYS` below, which compile in a second or two), and real architectures with random weights where a test is about them.
-Images: `noise` (any values), `smooth` (structure, as photographs have), `color_folder` (two classes that a color separates).
+Networks, from the cheapest: `mlp` (logits of two dense layers, a plain function), `classifier` (a
+`Classifier` with one of the `TOYS` below, which compile in a second or two, or with a real
+architecture and random weights). Images: `noise` (independent values), `smooth` (structure, as in
+photographs), `color_folder` (two classes that a color separates).
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ TOYS = {
 
 @pytest.fixture()
 def toy_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets `models.load` find the toys by name for one test: `from tests.toys import toy_zoo` and ask for it."""
+    """A fixture with which `models.load` finds the toys by name."""
     for name, spec in TOYS.items():
         monkeypatch.setitem(backbones._SPECS, name, spec)
 
@@ -79,7 +80,7 @@ def classifier(
     seed: int = 0,
     **pixels: Any,
 ) -> tuple[models.Classifier, Variables]:
-    """A toy of `TOYS`, or a real architecture, with random weights under a linear head that is not zero.
+    """A toy of `TOYS`, or a real architecture, with random weights and a nonzero linear head.
 
     Args:
       name: a key of `TOYS` or a name of the zoo.

@@ -52,8 +52,8 @@ def as_uint8(image: Any) -> np.ndarray:
     if pixels.dtype.kind == "f":
         if not (pixels.min() >= 0 and pixels.max() <= 1):
             raise ValueError(
-                f"pixels are out of range: got {pixels.min():g} to {pixels.max():g}, expected [0, 1] "
-                "for floats; rescale the image"
+                f"pixels are out of range: got {pixels.min():g} to {pixels.max():g}, "
+                "expected [0, 1] for floats; rescale the image"
             )
         pixels = np.rint(pixels * np.asarray(255, pixels.dtype)).astype(np.uint8)
     if pixels.dtype != np.uint8:
