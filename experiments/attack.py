@@ -10,11 +10,10 @@ once), and the fourth makes adversarial examples that survive JPEG, resizing and
 The attack is untargeted without --target. Images that the network misclassifies without an attack
 count against its accuracy and not as successes.
 
-Expected: the first command on 100 dogs of cats_vs_dogs (--limit=100), with EfficientNet-Lite0,
-  gives
-success on 100 % (96.3 % to 100 %, experiments/results/attack_dogs_to_cats.json). Cost: `steps`
-forward and backward passes per image at most, fewer where images stop at their first success, plus
-the sanity checks on 8 images (--nopanel leaves them out).
+Expected: the first command on 100 dogs (--limit=100) with EfficientNet-Lite0 succeeds on 100 %
+(96.3 to 100, `attack_dogs_to_cats` in RESULTS.md). Cost: at most `steps` forward and backward
+passes per image, fewer where an image stops at its first success, and the sanity checks on 8 images
+(--nopanel omits them).
 """
 
 from __future__ import annotations

@@ -7,8 +7,13 @@
   ./launch.sh transfer --data=folder:DIR --tune=lp_ft --adversarial=pgd       adversarial training
 
 The table of trainable parameters is printed before the first step. After training, every frozen
-parameter is compared bit by bit with the saved file. `experiments/README.md` has the expected
-numbers and costs.
+parameter is compared bit by bit with the saved file.
+
+Expected: the first command on cats against dogs (749 images to train on, 251 to test on) with
+EfficientNet-Lite0 has a test accuracy of 99.2 % (97.1 to 99.8, `cats_vs_dogs_probe` in
+RESULTS.md); the third recipe with more options has 89.7 +- 1.3 % over five splits of ELPV
+(`elpv_fine_tuned`). Cost: a probe takes one forward pass per image and a convex fit; gradient steps
+take a forward and a backward pass of the stages that train, per image and epoch.
 """
 
 from __future__ import annotations
