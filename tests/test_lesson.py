@@ -16,7 +16,8 @@ import pytest
 
 from experiments.lesson import attack, ideal, lesson
 from tests import toys
-from tl import backbones, data, inference, labels, models, pixels, reporting
+from tl import backbones, data, inference, labels, models, pages, pixels, reporting
+from tl.pages import lesson as page
 from tl.visualize import specs
 
 ARCH = "toy_mobilenet"
@@ -38,6 +39,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lesson.Lesson:
     monkeypatch.setenv("TL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "load", load)
     return make_lesson(tmp_path)
+
+
+def draw(result: dict[str, Any], run: reporting.Run) -> str:
+    """The page, from the result as `result.json` holds it."""
+    return pages.draw(run, json.loads(json.dumps(reporting.jsonable(result))))
 
 
 class Report:
@@ -102,8 +108,8 @@ def test_the_lesson_would_delete_files_and_ours_leaks_none(report: Report) -> No
 
 
 def test_the_page_has_a_row_per_version_and_the_features(report: Report) -> None:
-    assert all(len(lesson.cells(row)) == len(lesson.HEADER) for row in report.rows)
-    html = lesson.page(report.lesson, report.result)
+    assert all(len(page.cells(row)) == len(page.HEADER) for row in report.rows)
+    html = draw(report.result, report.lesson.run)
     assert f"{ARCH}: shape" in html and "tests_on_train" in html
     assert (report.lesson.run.workdir / "figures" / "features.png").is_file()
 
@@ -256,7 +262,7 @@ def test_pgd_stays_within_its_radius_on_the_file(attacked: Any) -> None:
 
 def test_the_attacks_section_is_drawn_from_rows_and_files(attacked: Any) -> None:
     row, folder = attacked
-    html = attack.section("linear", [row], folder)
+    html = "".join(page.page({"arch": "linear", "rows": [], "attack": [row]}, folder).sections)
     assert "Adversarial example as in the lesson" in html and "PGD within 4/255" in html
 
 
@@ -275,7 +281,8 @@ def test_the_lessons_ideal_image_reports_both_losses(tmp_path: Path) -> None:
     reported = [(row["way"], row["lesson"]) for row in rows]
     assert reported == [(ideal.FIRST, 0.645), (ideal.SECOND, 0.920)]
     assert all(0 <= row["probability"] <= 1 for row in rows)
-    assert "Ideal images as in the lesson" in ideal.section(clf.arch, rows, tmp_path)
+    html = draw({"arch": clf.arch, "rows": [], "ideal": rows}, run)
+    assert "Ideal images as in the lesson" in html
 
 
 def test_the_lessons_ideal_image_is_of_a_class(tmp_path: Path) -> None:
@@ -296,7 +303,7 @@ def test_a_descent_is_a_step_with_details(
     result = lesson.run_steps(small, [step], as_in_lesson=True)
     assert [row["way"] for row in result["rows"]] == [lesson.LESSON] * count
     assert len(result[step]) == 4 and all(row["found"] for row in result["rows"])
-    assert "as in the lesson</h2>" in lesson.page(small, result)
+    assert "as in the lesson</h2>" in draw(result, run)
 
 
 def dog_logits(clf: Any, variables: Any, images: np.ndarray, **_: Any) -> np.ndarray:

@@ -533,7 +533,9 @@ def test_the_page_of_quickstart_has_the_sections_of_its_parts(tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", sorted(pages.PAGES))
 def test_each_row_is_the_page_of_a_script(name):
-    script = (ROOT / "experiments" / f"{name}.py").read_text(encoding="utf-8")
+    folder = ROOT / "experiments"
+    path = next(path for g in ("", "*/") for path in folder.glob(f"{g}{name}.py"))
+    script = path.read_text(encoding="utf-8")
     assert "pages.finish(run" in script and f'cli.launch("{name}"' in script
 
 

@@ -67,6 +67,7 @@ from tl import (
     losses,
     models,
     optim,
+    pages,
     paths,
     pixels,
     reporting,
@@ -645,15 +646,10 @@ def main(run: reporting.Run) -> None:
         if kind not in KINDS:
             raise ValueError(f"unknown `what`: got {kind!r}, expected some of {', '.join(KINDS)}")
     peers = {peer: version for peer in FLAGS.peers if (version := installed(peer))}
-    result = measure.collect(run, rows(list(dict.fromkeys(FLAGS.what)), archs, peers))
-    lead = (
-        f"Batch size {FLAGS.batch_size}, {FLAGS.size} pixels, {FLAGS.dtype}, on "
-        f"{jax.devices()[0].device_kind}, median of {FLAGS.rounds} rounds with the slowest and the "
-        "fastest. A ratio above 1 means that tl is faster."
-    )
-    table = measure.section("Images per second", result)
-    run.finish({"rows": result}, reporting.page("Speed", lead, [table], facts=run.facts()))
-    print(f"{run.workdir / 'report.html'}")
+    result = {name: FLAGS[name].value for name in ("batch_size", "size", "dtype", "rounds")}
+    result["device"] = jax.devices()[0].device_kind
+    result["rows"] = measure.collect(run, rows(list(dict.fromkeys(FLAGS.what)), archs, peers))
+    print(pages.finish(run, result))
 
 
 if __name__ == "__main__":

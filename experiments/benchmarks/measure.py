@@ -1,4 +1,4 @@
-"""What `bench` and `peers` share: timing in turns, rows of a comparison, and their report."""
+"""What `bench` and `peers` share: timing in turns, and rows of a comparison."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from tl import cli, reporting
+from tl.pages import bench as page
 
 Row = dict[str, Any]
 """`what`, `arch`, `ours`, and where measured `unit` (images/s by default), `spread` or `interval`,
@@ -72,62 +73,11 @@ def empty_caches(folder: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-EXTRAS = {
-    "compile_seconds": "compiling {:.0f} s",
-    "solved": "{:.0f} % solved",
-    "not_found": "{} not found",
-}
-
-
-def value_text(row: Row, key: str) -> str:
-    """A value with its unit and its interval or spread; `key` is "ours" or "peer_value"."""
-    if row.get(key) is None:
-        return "-"
-    side = "peer_" if key == "peer_value" else ""
-    text = f"{row[key]:.4g} {row.get('unit', 'images/s')}"
-    for name in ("interval", "spread"):
-        if f"{side}{name}" in row:
-            text += " ({:.4g} to {:.4g})".format(*row[f"{side}{name}"])
-    for name, form in EXTRAS.items():
-        if f"{side}{name}" in row:
-            text += ", " + form.format(row[f"{side}{name}"])
-    return text
-
-
-def line(row: Row) -> str:
-    """A row as the terminal shows it."""
-    text = f"{row['arch']:22s} {row['what']:24s} {value_text(row, 'ours')}"
-    if row.get("peer"):
-        text += f"   {row['peer']} {value_text(row, 'peer_value')}"
-    if row.get("ratio") is not None:
-        text += f"   ratio {row['ratio']:.3f}"
-    if "goal" in row:
-        text += f"   {row['goal']}: {'yes' if row['met'] else 'NO'}"
-    if "parts" in row:
-        text += "   " + ", ".join(f"{name} {value:.1f} s" for name, value in row["parts"].items())
-    if "same_top1" in row:
-        text += f"   logits differ by {row['logit_error']:.1%} of the largest,"
-        text += f" the same top-1 for {row['same_top1']:.1%} of {row['n']} images"
-    return text
-
-
 def collect(run: reporting.Run, rows: Iterable[Row]) -> list[Row]:
     """The rows, logged and printed one by one."""
     collected = []
     for row in rows:
         run.log(row)
-        print(line(row), flush=True)
+        print(page.line(row), flush=True)
         collected.append(row)
     return collected
-
-
-def section(heading: str, rows: Iterable[Row]) -> reporting.Html:
-    """The table of the rows."""
-    header = ("what", "architecture", "tl", "peer", "value of the peer", "ratio", "goal")
-    cells = [
-        (row["what"], row["arch"], value_text(row, "ours"), row.get("peer") or "-")
-        + (value_text(row, "peer_value"), f"{row['ratio']:.3f}" if row.get("ratio") else "-")
-        + (f"{row['goal']}: {'yes' if row['met'] else 'no'}" if "goal" in row else "-",)
-        for row in rows
-    ]
-    return reporting.section(heading, reporting.table(cells, header))

@@ -28,9 +28,10 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks import sources
-from tl import backbones, cli, models, pixels, reporting
+from tl import backbones, cli, models, pages, pixels, reporting
 from tl.backbones import fold
 from tl.models import Classifier
+from tl.pages import parity as page
 from tl.paths import flatten, unflatten
 from tl.types import Mode, Variables
 from tl.weights import tables
@@ -403,7 +404,7 @@ def compare_pairs(
         run.log(row | {"errors": errors})
         if len(todo) == 1 or weights:
             print("\n".join(f"  {end:24s} {value:.1e}" for end, value in errors.items()))
-        print(f"[{len(results)}/{len(todo)}] {_line(row)}", flush=True)
+        print(f"[{len(results)}/{len(todo)}] {page.line(row)}", flush=True)
     read = [result for result in results if result[1]]
     return read if weights and read else results
 
@@ -420,64 +421,17 @@ def main(run: reporting.Run) -> None:
             pass
     results = compare_pairs(run, todo, sizes, weights)
     rows = [row for row, _ in results]
-    compared = [row["max_rel_error"] for row in rows if row["max_rel_error"] is not None]
-    wrong = [row for row in rows if row["max_rel_error"] is None or row["first_divergence"]]
-    table = summary(rows)
-    count = f"{len(rows)} pair{'s' * (len(rows) != 1)}"
-    largest = f"largest error {max(compared):.1e}" if compared else "none could be compared"
-    lead = (
-        f"{count} of a network and its source, batch size {BATCH} at "
-        f"{', '.join(f'{h} x {w}' for h, w in sizes)} pixels, float32 in tl and float64 in the "
-        "source. An error is the largest difference in units of the largest value, over logits, "
-        f"pooled features and every endpoint; the tolerance is {TOLERANCE:g}. "
-        f"{largest.capitalize()}."
-    )
-    sections = [reporting.section("Errors by architecture", reporting.table(table[1:], table[0]))]
-    if wrong:
-        cells = [
-            (row["arch"], row["source"], row["first_divergence"] or "not compared", row["cause"])
-            for row in wrong
-        ]
-        header = ("architecture", "source", "first divergence", "likely cause")
-        sections.insert(0, reporting.section("Divergences", reporting.table(cells, header)))
-    for row, errors in results if len(rows) <= LAYERS_SHOWN else ():
-        cells = [(end, f"{value:.1e}") for end, value in errors.items()]
-        title = f"{row['arch']} and {row['source']}"
-        sections.append(reporting.section(title, reporting.table(cells, ("endpoint", "error"))))
-    page = reporting.page("Parity with the source libraries", lead, sections, facts=run.facts())
-    run.finish({"rows": rows}, page)
-    print(reporting.columns(table[0], table[1:]))
-    print(f"{count}, {largest}, {run.seconds:.0f} s")
-    print(f"{run.workdir / 'report.html'}")
-    if wrong:
+    few = results if len(rows) <= LAYERS_SHOWN else []
+    result = {"rows": rows, "errors": [errors for _, errors in few], "sizes": sizes}
+    report = pages.finish(run, {**result, "batch_size": BATCH, "tolerance": TOLERANCE})
+    header, *lines = page.summary(rows)
+    print(reporting.columns(header, lines))
+    print(f"{page.count(rows)}, {page.largest(rows)}, {run.seconds:.0f} s\n{report}")
+    if wrong := page.failures(rows):
         raise ValueError(
-            f"{len(wrong)} of {count} diverge or cannot be compared; the first: {_line(wrong[0])}"
+            f"{len(wrong)} of {page.count(rows)} diverge or cannot be compared; the first: "
+            f"{page.line(wrong[0])}"
         )
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    pair = f"{row['arch']} against {row['source']}'s {row['call']}"
-    if row["max_rel_error"] is None:
-        return f"{pair}, not compared: {row['cause']}"
-    first = row["first_divergence"]
-    where = f", first at {first}; likely cause: {row['cause']}" if first else ""
-    return f"{pair} ({row['form']}): {row['max_rel_error']:.1e}{where}"
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """The largest error of each architecture and source as a table, its header first."""
-    libraries = [name for name in sources.LIBRARIES if any(row["source"] == name for row in rows)]
-    errors = {(row["arch"], row["source"]): row["max_rel_error"] for row in rows}
-
-    def cell(arch: str, library: str) -> str:
-        if (arch, library) not in errors:
-            return "-"
-        value = errors[arch, library]
-        return "failed" if value is None else f"{value:.1e}"
-
-    archs = dict.fromkeys(row["arch"] for row in rows)
-    lines = [(arch, *(cell(arch, library) for library in libraries)) for arch in archs]
-    return [("architecture", *libraries), *lines]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from absl import flags
 from experiments.benchmarks import attack_libraries, measure
 from experiments.benchmarks.attack_libraries import ON_JAX, Budget, Run, Twin
 from experiments.benchmarks.measure import Row, spent
-from tl import attacks, backbones, cli, data, metrics, pixels, reporting
+from tl import attacks, backbones, cli, data, metrics, pages, pixels, reporting
 from tl.inference import folder_labels
 
 # torch needs part of a GPU's memory.
@@ -472,15 +472,10 @@ def main(run: reporting.Run) -> None:
     }
     result = measure.collect(run, rows(archs, libraries))
     missed = [row["what"] for row in result if not row.get("met", True)]
-    lead = (
-        f"The same weights, images and budget, on {jax.devices()[0].device_kind}. Intervals are "
-        "Wilson's, at 95 %; spreads are the slowest and the fastest round."
-    )
-    table = measure.section("Comparison with other libraries", result)
-    page = reporting.page("Attacks of several libraries", lead, [table], facts=run.facts())
-    run.finish({"rows": result, "missed": missed}, page)
+    device = jax.devices()[0].device_kind
+    page = pages.finish(run, {"device": device, "rows": result, "missed": missed})
     print(f"{sum('met' in row for row in result)} goals, {len(missed)} missed")
-    print(f"{run.workdir / 'report.html'}")
+    print(page)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from tl.attacks import goals, norms
 from tl.labels import ClassTable
 from tl.losses import group_log_probability
 from tl.models import Classifier
-from tl.reporting import Html
 from tl.types import Array, Variables
 
 # The lesson's steps, learning rate and scale.
@@ -121,6 +120,7 @@ def without_bounds(
                 "path": str(path),
                 "target": ", ".join(table.display(j) for j in target),
                 "steps": steps,
+                "learning_rate": ETA,
                 "lesson": REPORTED,
                 **answers,
                 "start_is_called_the_same": answers["start"]["still"],
@@ -180,73 +180,6 @@ def merge(
     """The rows of both functions, image by image."""
     pairs = zip(rows, others, strict=True)
     return [{**row, **other, "png": {**row["png"], **other["png"]}} for row, other in pairs]
-
-
-def section(arch: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Html:
-    """The page's section.
-
-    Args:
-      arch: the attacked network.
-      rows: of `without_bounds`, or merged with those of `within_bounds`.
-      folder: of the run.
-    """
-    same, first = sum(row["start_is_called_the_same"] for row in rows), rows[0]
-    percent = reporting.percent
-    text = (
-        f"{arch}, {first['steps']} steps of plain gradient descent on the cross-entropy, learning "
-        f"rate {ETA:g}, from the photograph at 1/255 of the contrast at which it was classified; "
-        "no bounds, no 8-bit rounding. The lesson reports "
-        f"{percent(REPORTED['classified'])} Italian greyhound before and "
-        f"{percent(REPORTED['tensor'])} Siamese cat after (VGG-16). It displays x rescaled from "
-        f"its minimum to its maximum.\n\nAt the scale that is attacked, {same} of {len(rows)} "
-        f"starts have the class of the photograph; {Path(first['path']).name} is classified as "
-        f"{first['start']['called']} with {percent(first['start']['probability'])}."
-    )
-    if "right" in first:
-        text += (
-            " For comparison: PGD with the same number of steps, at most "
-            f"{first['right_eps'] * 255:g}/255 from the photograph, on the 8-bit grid."
-        )
-    parts = [part for row in rows for part in _parts(row, folder)]
-    return reporting.section("Adversarial example as in the lesson", *parts, text=text)
-
-
-def _parts(row: Mapping[str, Any], folder: Path) -> list[Html]:
-    """The images of one photograph in a row, and a table of the predictions."""
-    percent = reporting.percent
-    titles = {
-        "prepared": ("Photograph", "photograph"),
-        "shown": ("Lesson, rescaled to be displayed", "shown"),
-        "clipped": ("Lesson, clipped", "clipped"),
-        "right": (f"PGD within {row.get('right_eps', 0) * 255:g}/255", "right"),
-    }
-    cards = []
-    for way, file in row["png"].items():
-        title, answer = titles[way]
-        caption = f"{row[answer]['called']}, {percent(row[answer]['probability'])}"
-        image = data.decode(folder / file)
-        cards.append(reporting.card(image, title=title, caption=caption))
-    distance = lambda name: (
-        f"Linf {255 * row[name]['linf']:.0f} levels, L2 {row[name]['l2']:.3g} of [0, 1]"
-    )
-    outside = f"; {percent(row['change']['outside'])} of the values outside of [0, 1]"
-    lines = [
-        ("photograph, preprocessing of the weights", "photograph", ""),
-        ("photograph, preprocessing of the lesson", "classified", ""),
-        ("photograph at 1/255 of that contrast: the start", "start", ""),
-        ("result of the lesson, as a tensor", "tensor", distance("change") + outside),
-        ("its file as displayed", "shown", ""),
-        ("its file, clipped", "clipped", distance("change_clipped")),
-    ]
-    if "right" in row:
-        lines.append(("result of PGD, its file", "right", distance("change_right")))
-    cells = [
-        (words, row[way]["called"], percent(row[way]["probability"]))
-        + (percent(row[way]["target"]), change)
-        for words, way, change in lines
-    ]
-    header = ["input", "prediction", "confidence", row["target"], "change"]
-    return [reporting.strip(cards, title=Path(row["path"]).name), reporting.table(cells, header)]
 
 
 def _save(

@@ -9,8 +9,7 @@ probability it reports. A second descent adds a variation loss.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ from tl.ascent import ascend
 from tl.attacks import goals
 from tl.losses import group_log_probability
 from tl.models import Classifier
-from tl.reporting import Html
 from tl.types import Variables
 from tl.visualize import objectives
 from tl.visualize.specs import ObjectiveSpec
@@ -104,6 +102,7 @@ def without_bounds(
                     "target": spec.word,
                     "way": way,
                     "steps": steps,
+                    "learning_rate": ETA,
                     "loss": -float(path.scores[-1, 0]),
                     "probability": float(np.exp(log_p(variables, x, mask[None])[0])),
                     "probability_of_png_as_shown": float(probabilities[0][mask].sum()),
@@ -116,37 +115,3 @@ def without_bounds(
                 }
             )
     return rows
-
-
-def section(arch: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> Html:
-    """The page's section.
-
-    Args:
-      arch: the network.
-      rows: of `without_bounds`.
-      folder: of the run.
-    """
-    percent = reporting.percent
-    strips = []
-    for target in dict.fromkeys(row["target"] for row in rows):
-        cards = []
-        for row in (row for row in rows if row["target"] == target):
-            shown = (
-                f"rescaled to be displayed: tensor {percent(row['probability'])}, this file "
-                f"{percent(row['probability_of_png_as_shown'])}; the lesson: {row['lesson']}"
-            )
-            clipped = f"this file: {percent(row['probability_of_png_as_it_is'])}"
-            for key, title, caption in (
-                ("png", row["way"], shown),
-                ("png_as_it_is", "clipped to [0, 1]", clipped),
-            ):
-                image = data.decode(folder / row[key])
-                cards.append(reporting.card(image, title=title, caption=caption))
-        strips.append(reporting.strip(cards, title=target))
-    steps = rows[0]["steps"]
-    text = (
-        f"{arch}, x of N(0, 1) noise as the input of the first layer, plain gradient descent with "
-        f"learning rate {ETA:g}, {steps} steps; then {steps} more with the variation loss. The "
-        "lesson displays x rescaled from its minimum to its maximum."
-    )
-    return reporting.section("Ideal images as in the lesson", *strips, text=text)

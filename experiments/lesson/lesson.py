@@ -29,13 +29,14 @@ from absl import flags
 
 from experiments.lesson import attack as lesson_attack
 from experiments.lesson import ideal as lesson_ideal
-from tl import cli, data, inference, labels, metrics, models, paths, pixels, reporting
+from tl import cli, data, inference, labels, metrics, models, pages, paths, pixels, reporting
 from tl.data import DataSpec, doctor
 from tl.data.decode import header
 from tl.evaluation import sets
 from tl.inference import features
 from tl.models import Classifier
-from tl.reporting import Html
+from tl.pages import lesson as page
+from tl.pages.lesson import LESSON, RIGHT
 from tl.training import fit, inputs
 from tl.training.recipe import Recipe
 from tl.types import Variables
@@ -43,7 +44,6 @@ from tl.visualize import grid, maps, specs
 from tl.visualize import ideal as ideal_images
 
 FLAGS = flags.FLAGS
-LESSON, RIGHT = "as in the lesson", "as it should be"
 # The lesson feeds RGB pixels from 0 to 255, squashed, to weights that were trained on BGR from 0 to
 # 255 minus the mean.
 RAW: dict[str, Any] = {
@@ -614,7 +614,7 @@ def steps_of(lesson: Lesson, words: Sequence[str]) -> list[str]:
     ]
 
 
-# ---- the table and the page ----
+# ---- the run ----
 
 
 def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
@@ -653,84 +653,31 @@ def run_steps(
             points, overlap = costs([*rows, row] if row.way == RIGHT else rows) or (None, None)
             lines.append({**row._asdict(), "points": points, "overlap": overlap})
             lesson.run.log(lines[-1])
-    return {"rows": lines, **lesson.details}
+    return {"arch": lesson.arch, "rows": lines, **sample(lesson), **lesson.details}
 
 
-NOTE = (
-    "Accuracies in percent, with Wilson's 95 % interval; points are the corrected version's "
-    "accuracy minus the lesson's; if the two intervals overlap, the difference may be due to "
-    "chance. Seconds are of training and testing, without features that the bank on disk held."
-)
-HEADER = (
-    *("step", "version", "setting", "training images", "test images", "top-1 (95 %)", "top-3"),
-    *("NLL", "seconds", "reported by the lesson", "result"),
-)
-
-
-def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """One row of the table; the difference is shown in the row of the corrected version."""
-    share = lambda value: "" if value is None else f"{100 * value:.1f}"
-    number = lambda value, form: "" if value is None else format(value, form)
-    top1 = ""
-    if row["top1"] is not None:
-        top1 = "{} ({} to {})".format(*map(share, (row["top1"], *row["top1_ci95"])))
-    cost = ""
-    if row["points"] is not None and row["way"] == RIGHT:
-        cost = f"{row['points']:+.1f} points" + (", intervals overlap" if row["overlap"] else "")
-    return (
-        *(row["step"], row["way"], row["setting"]),
-        *(number(row[name], "d") for name in ("learned", "n")),
-        *(top1, share(row["top3"]), number(row["nll"], ".3f"), number(row["seconds"], ".1f")),
-        *(row["lesson"], row["found"] or cost),
-    )
-
-
-def sample(lesson: Lesson) -> list[Html]:
-    """Eight images, and the features of the first: positions by channels, as the lesson shows."""
+def sample(lesson: Lesson) -> dict[str, Any]:
+    """Figures of eight images, and of the features of the first, as the lesson shows them."""
     if lesson.cats is None:
-        return []
+        return {}
     indices = np.linspace(0, len(lesson.cats.examples) - 1, 8).astype(int)
     few = [lesson.cats.examples[i] for i in indices]
     clf, variables = lesson.network(lesson.arch)
     images = np.stack([clf.prepare(data.decode(example.path)) for example in few])
     last, images01 = clf.spec.endpoints[-1], pixels.to_images01(images)
     features_map = np.asarray(jax.jit(clf.apply)(variables, images01).endpoints[last])[0]
-    flat = maps.flat(features_map)
-    lesson.run.figure("features", flat)
     tiles = maps.tiles(features_map, np.argsort(-features_map.max(axis=(0, 1)))[:16])
     sheet = reporting.contact_sheet(
         [np.kron(tile, np.ones((12, 12), np.float32)) for tile in tiles], columns=8
     )
-    cards = [
-        reporting.card(image, caption=lesson.cats.classes[example.label])
+    saved = lambda name, image: lesson.run.relative(lesson.run.figure(name, image))
+    rows = [
+        {"png": saved("sample", image), "class": lesson.cats.classes[example.label]}
         for image, example in zip(images, few, strict=True)
     ]
-    words = (
-        f"{last} of {lesson.arch}: shape {features_map.shape}; positions by channels, and the "
-        "16 most active channels."
-    )
-    figures = reporting.img(flat, scale=max(1024 // flat.shape[1], 1)), reporting.img(sheet)
-    return [
-        reporting.section("Training images", reporting.gallery(cards)),
-        reporting.section("Features of the first image", *figures, text=words),
-    ]
-
-
-def page(lesson: Lesson, result: dict[str, Any]) -> str:
-    """The report."""
-    lead = (
-        "Each step of the lesson as it was written and corrected, on the same images, and the "
-        "difference between the two."
-    )
-    table = reporting.table([cells(row) for row in result["rows"]], HEADER)
-    # The table is too wide for a section.
-    sections = [reporting.chapter("Steps"), reporting.note(NOTE), table, *sample(lesson)]
-    for name, module in (("ideal", lesson_ideal), ("attack", lesson_attack)):
-        if name in result:
-            sections.append(module.section(lesson.arch, result[name], lesson.run.workdir))
-    return reporting.page(
-        "Lesson, as written and corrected", lead, sections, facts=lesson.run.facts()
-    )
+    figures = {"features": saved("features", maps.flat(features_map))}
+    figures["channels"] = saved("channels", sheet)
+    return {"sample": {"images": rows, "layer": last, "shape": features_map.shape, **figures}}
 
 
 def main(run: reporting.Run) -> None:
@@ -742,9 +689,8 @@ def main(run: reporting.Run) -> None:
     further = {"epochs": FLAGS.epochs, "images": tuple(FLAGS.images), "target": FLAGS.target}
     lesson = Lesson(run, cats, pets, FLAGS.arch, FLAGS.small, FLAGS.seed, **further)
     result = run_steps(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)
-    print(reporting.columns(HEADER, [cells(row) for row in result["rows"]]))
-    run.finish(result, page(lesson, result))
-    print(f"{run.workdir / 'report.html'}")
+    print(reporting.columns(page.HEADER, [page.cells(row) for row in result["rows"]]))
+    print(pages.finish(run, result))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,16 @@ from tl.pages import (
     attack,
     attack_transfer,
     audit,
+    bench,
     compare,
     describe,
     doctor,
     evaluation,
     export,
     ideal,
+    lesson,
+    parity,
+    peers,
     predict,
     quickstart,
     remeasured,
@@ -33,6 +37,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "attack": attack.page,
     "audit": audit.page,
     "attack_transfer": attack_transfer.page,
+    "bench": bench.page,
     "compare": compare.page,
     "describe": describe.page,
     "doctor": doctor.page,
@@ -40,6 +45,9 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "export": export.page,
     "features": activations.page,
     "ideal": ideal.page,
+    "lesson": lesson.page,
+    "parity": parity.page,
+    "peers": peers.page,
     "predict": predict.page,
     "quickstart": quickstart.page,
     "rerun": remeasured.page,
@@ -76,7 +84,8 @@ def redraw(folder: Path) -> Path:
       folder: holds `result.json`, `config.json` and `figures/`.
 
     Raises:
-      ValueError: the folder holds no finished run, or its experiment has no row in `PAGES`.
+      ValueError: the folder holds no finished run, its experiment has no row in `PAGES`, or an
+        older version wrote it and the page needs more.
     """
     run, result = reporting.read_run(folder)
     if run.name not in PAGES:
@@ -84,4 +93,10 @@ def redraw(folder: Path) -> Path:
             f"{run.name} has no page that can be drawn again; experiments that have one: "
             f"{', '.join(sorted(PAGES)) or 'none'}"
         )
-    return run.write_report(draw(run, result))
+    try:
+        return run.write_report(draw(run, result))
+    except KeyError as error:
+        raise ValueError(
+            f"{str(folder)!r} was written by an older version: result.json has no {error}, which "
+            f"the page needs; run {run.name} again"
+        ) from error

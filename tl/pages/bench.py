@@ -1,0 +1,81 @@
+"""The page of `bench`: speeds next to those of other libraries. `peers` shares its table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl import reporting
+from tl.pages.common import Page
+
+EXTRAS = {
+    "compile_seconds": "compiling {:.0f} s",
+    "solved": "{:.0f} % solved",
+    "not_found": "{} not found",
+}
+HEADER = ("what", "architecture", "tl", "peer", "value of the peer", "ratio", "goal")
+
+
+def page(result: Mapping[str, Any], folder: Path) -> Page:
+    """The page of `bench`.
+
+    Args:
+      result: `rows`, `batch_size`, `size` in pixels, `dtype`, `device`, and `rounds`.
+      folder: the run's folder, which is not used.
+    """
+    del folder
+    lead = (
+        f"Batch size {result['batch_size']}, {result['size']} pixels, {result['dtype']}, on "
+        f"{result['device']}, median of {result['rounds']} rounds with the slowest and the "
+        "fastest. A ratio above 1 means that tl is faster."
+    )
+    return Page("Speed", lead, [section("Images per second", result["rows"])])
+
+
+def section(heading: str, rows: Iterable[Mapping[str, Any]]) -> reporting.Html:
+    """The table of the rows."""
+    cells = [
+        (row["what"], row["arch"], value_text(row, "ours"), row.get("peer") or "-")
+        + (value_text(row, "peer_value"), f"{row['ratio']:.3f}" if row.get("ratio") else "-")
+        + (f"{row['goal']}: {'yes' if row['met'] else 'no'}" if "goal" in row else "-",)
+        for row in rows
+    ]
+    return reporting.section(heading, reporting.table(cells, HEADER))
+
+
+def value_text(row: Mapping[str, Any], key: str) -> str:
+    """A value with its unit and its interval or spread; `key` is "ours" or "peer_value".
+
+    JSON's null, the median distance of a search that mostly fails, is infinity.
+    """
+    side = "peer_" if key == "peer_value" else ""
+    value = row.get(key)
+    if value is None and not row.get(f"{side}not_found"):
+        return "-"
+    text = f"{math.inf if value is None else value:.4g} {row.get('unit', 'images/s')}"
+    for name in ("interval", "spread"):
+        if f"{side}{name}" in row:
+            text += " ({:.4g} to {:.4g})".format(*row[f"{side}{name}"])
+    for name, form in EXTRAS.items():
+        if f"{side}{name}" in row:
+            text += ", " + form.format(row[f"{side}{name}"])
+    return text
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row as the terminal shows it."""
+    text = f"{row['arch']:22s} {row['what']:24s} {value_text(row, 'ours')}"
+    if row.get("peer"):
+        text += f"   {row['peer']} {value_text(row, 'peer_value')}"
+    if row.get("ratio") is not None:
+        text += f"   ratio {row['ratio']:.3f}"
+    if "goal" in row:
+        text += f"   {row['goal']}: {'yes' if row['met'] else 'NO'}"
+    if "parts" in row:
+        text += "   " + ", ".join(f"{name} {value:.1f} s" for name, value in row["parts"].items())
+    if "same_top1" in row:
+        text += f"   logits differ by {row['logit_error']:.1%} of the largest,"
+        text += f" the same top-1 for {row['same_top1']:.1%} of {row['n']} images"
+    return text
