@@ -283,6 +283,15 @@ def test_ticks_are_few_distinct_and_enclose_the_data(a, b):
     assert len({charts._number(t) for t in ticks}) == len(ticks)
 
 
+def test_epochs_have_whole_numbers_as_ticks():
+    series = {"training": [(1.0, 3.0), (2.0, 1.0)]}
+    parsed = Parsed(reporting.curves(series, x_label="epoch", y_label="loss"))
+    assert [tick["style"] for tick in parsed.all("span") if tick["class"] == "x"] == [
+        "left:0.0%",
+        "left:100.0%",
+    ]
+
+
 def test_curves_draw_each_point_and_leave_gaps_at_nan():
     series = {
         "a": [(0.0, 0.0), (1.0, 1.0), (2.0, float("nan")), (3.0, 0.5), (4.0, 0.25)],

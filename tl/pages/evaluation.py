@@ -47,7 +47,7 @@ def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[A
     figures = {"test images": summary["n"], "top-1": percent(summary["top1"])}
     if common.shows_top3(summary["classes"]):
         figures["top-3"] = percent(summary["top3"])
-    calibrated = f"ECE at temperature {summary['temperature']:.2f}"
+    calibrated = f"ECE, T = {summary['temperature']:.2f}"
     figures |= {
         "balanced": percent(summary["balanced"]),
         "NLL": f"{summary['nll']:.3f}",

@@ -237,6 +237,8 @@ def curves(
     )
     y_ticks = _ticks(y_low, y_high)
     x_ticks = [t for t in _ticks(x_low, x_high) if x_low <= t <= x_high]
+    if all(x.is_integer() for x, _ in finite):  # there is no epoch 1.2
+        x_ticks = [t for t in x_ticks if t.is_integer()]
 
     def to_x(x: float) -> float:
         return round(100 * (x - x_low) / (x_high - x_low), 3) if x_high > x_low else 50.0
