@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarks import attack_libraries, peers
+from experiments.benchmarks import attack_libraries, peers, sources
 from tl import models, pixels
 
 pytestmark = pytest.mark.parity
@@ -75,7 +75,7 @@ def test_foolbox_accepts_a_classifier() -> None:
     images01 = noise(32, 2)
     logits = jax.jit(lambda variables, x: clf.apply(variables, x).logits)
     label = np.asarray(logits(variables, images01)).argmax(axis=1)
-    with attack_libraries.imported("foolbox") as foolbox:
+    with sources.imported("foolbox") as foolbox:
         model = foolbox.JAXModel(lambda x: logits(variables, x), bounds=(0, 1))
         for attack, eps, norm in (
             (foolbox.attacks.LinfPGD(rel_stepsize=0.2, steps=5), 8 / 255, "linf"),
@@ -109,7 +109,7 @@ def test_a_twin_with_different_weights_is_an_error() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_attack_succeeds_only_within_the_claimed_radius(norm: str) -> None:
     """Every attack of every library succeeds at a radius, and never at a claimed radius of 0."""
-    if not attack_libraries.installed("torchattacks"):
+    if not sources.installed("torchattacks", attack_libraries.LIBRARIES):
         pytest.skip("torchattacks is not installed")
     cases = [
         ("tl", "pgd"),
@@ -137,7 +137,7 @@ def test_an_attack_succeeds_only_within_the_claimed_radius(norm: str) -> None:
 def test_an_unknown_attack_is_none_and_an_unknown_library_an_error() -> None:
     assert attack_libraries.peer_attack("foolbox", "apgd_t", net(), "linf", 0.1, BUDGET) is None
     with pytest.raises(ValueError, match="expected some of foolbox, torchattacks"):
-        attack_libraries.installed("foolbax")
+        sources.installed("foolbax", attack_libraries.LIBRARIES)
 
 
 def test_medians_count_failures_as_infinite() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,8 +24,7 @@ from tl.pixels import PixelSpec
 from tl.types import Variables
 from tl.weights import readers, store
 
-INSTALL = {"foolbox": "pip install foolbox", "torchattacks": "pip install --no-deps torchattacks"}
-LIBRARIES = tuple(INSTALL)
+LIBRARIES = ("foolbox", "torchattacks")
 ON_JAX = "foolbox on JAX"
 # torchattacks' names of the norms.
 NORMS = {"linf": "Linf", "l2": "L2"}
@@ -64,45 +62,6 @@ class Budget(NamedTuple):
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """`(images01 f32[n h w 3], labels i[n]) -> adversarial examples f32[n h w 3]`, on the host."""
-
-
-# ---- libraries ----
-
-
-def installed(library: str) -> str:
-    """Name and version of a library, or "" where it is not installed."""
-    if library not in LIBRARIES:
-        raise ValueError(
-            f"unknown `peers`: got {library!r}, expected some of {', '.join(LIBRARIES)}"
-        )
-    try:
-        with imported(library) as module:
-            return f"{library} {module.__version__}"
-    except ValueError as error:
-        print(f"without {library}: {error}", flush=True)
-        return ""
-
-
-@contextlib.contextmanager
-def imported(library: str) -> Iterator[Any]:
-    """foolbox or torchattacks without their warnings, and JAX with its default promotions."""
-    with (
-        warnings.catch_warnings(),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        warnings.simplefilter("ignore")
-        try:
-            if library == "foolbox":
-                import foolbox as module
-            else:
-                sources.import_torchvision()
-                import torchattacks as module
-        except ImportError as error:
-            raise ValueError(
-                f"{library} is not installed ({error}); install it with: {INSTALL[library]}"
-            ) from None
-        yield module
 
 
 # ---- the network in both libraries ----
@@ -239,24 +198,18 @@ def torch_logits(net: Twin, images01: np.ndarray, *, batch_size: int = 32) -> np
     """Logits f32[n k] of torch's network."""
     import torch
 
-    rows = []
-    for start in range(0, len(images01), batch_size):
-        x, _ = to_torch(images01[start : start + batch_size], np.zeros(0))
+    def logits(images01: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            rows.append(net.module(x).cpu().numpy())
-    return np.concatenate(rows)
+            return net.module(to_torch(images01, np.zeros(0))[0]).cpu().numpy()
+
+    size = min(batch_size, len(images01))
+    return inference.in_batches(logits, images01, batch_size=size)
 
 
 def tl_logits(net: Twin, images01: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
     """Logits f32[n k] of tl's network, from another program than the attack's."""
     size = min(batch_size, len(images01))
     return inference.predict_logits(net.clf, net.variables, images01, batch_size=size)
-
-
-def batches(n: int, size: int) -> list[np.ndarray]:
-    """Indices in batches of one shape; the last repeats its own, so only the first n rows count."""
-    size = min(size, n)
-    return [np.resize(np.arange(start, min(start + size, n)), size) for start in range(0, n, size)]
 
 
 def disagreement(net: Twin, images01: np.ndarray) -> float:
@@ -341,7 +294,7 @@ def _foolbox(
     kinds = {("pgd", "linf"): "LinfPGD", ("pgd", "l2"): "L2PGD"}
     if (name, norm) not in kinds:
         return None
-    with imported("foolbox") as foolbox:
+    with sources.imported("foolbox") as foolbox:
         attack = getattr(foolbox.attacks, kinds[name, norm])(
             rel_stepsize=2.5 / budget.steps, steps=budget.steps, random_start=True
         )
@@ -351,7 +304,7 @@ def _foolbox(
             model = foolbox.PyTorchModel(net.module, bounds=(0, 1), device=torch_device())
 
     def on_jax(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        with imported("foolbox"):
+        with sources.imported("foolbox"):
             result = attack(model, jnp.asarray(images01), jnp.asarray(labels), epsilons=eps)
             return np.asarray(result[1])
 
@@ -385,7 +338,7 @@ def _torchattacks(
     if name not in table:
         return None
     kind, options = table[name]
-    with imported(library) as torchattacks:
+    with sources.imported(library) as torchattacks:
         attack = getattr(torchattacks, kind)(net.module, **options)
     for part in attack._autoattack.attacks if name == "autoattack" else ():
         if hasattr(part, "steps"):
@@ -424,7 +377,7 @@ def peer_search(name: str, net: Twin, norm: str, steps: int) -> Run:
 
     DeepFool: 10 candidates, overshoot 0.02. Carlini-Wagner: 9 searches, learning rate 0.01.
     """
-    with imported("foolbox") as foolbox:
+    with sources.imported("foolbox") as foolbox:
         attack = getattr(foolbox.attacks, SEARCHES[name, norm])(steps=steps)
         model = foolbox.PyTorchModel(net.module, bounds=(0, 1), device=torch_device())
     return lambda images01, labels: from_torch(

@@ -39,6 +39,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import subprocess
@@ -46,7 +47,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +58,11 @@ from PIL import Image
 
 from experiments.benchmarks import measure, sources
 from experiments.benchmarks.measure import Row, compared, rate_row, take_turns
-from tl import (
-    backbones,
-    cli,
-    data,
-    inference,
-    labels,
-    losses,
-    models,
-    optim,
-    pages,
-    paths,
-    pixels,
-    reporting,
-)
+from tl import backbones, cli, data, inference, losses, models, optim, pages, paths, pixels
 from tl.data.feed import cores
 from tl.data.loader import stream
 from tl.data.plan import Plan
-from tl.models import heads
+from tl.reporting import Run
 from tl.training import fit, inputs, probe
 from tl.training.recipe import Recipe
 from tl.training.rules import frozen_prefix, phases
@@ -210,24 +197,15 @@ def keras_calls(arch: str, kind: str, images01: np.ndarray) -> list[Callable[[],
 
 
 def installed(peer: str) -> str:
-    """Name and version of the peer, or "" where it is not installed."""
-    if peer not in PEERS:
-        raise ValueError(f"unknown `peers`: got {peer!r}, expected some of {', '.join(PEERS)}")
-    if peer == "keras":
-        os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
-    try:
-        with sources.imported("torchvision" if peer == "torch" else peer) as library:
-            if peer == "lucent":
-                return f"lucent {metadata.version('torch-lucent')}"
-            if peer == "torch":
-                import torch as library
-            elif library.backend.backend() != "jax":
-                backend = library.backend.backend()
-                raise ValueError(f"Keras runs on {backend}, expected jax; set KERAS_BACKEND=jax")
-            return f"{peer} {library.__version__}" + (" on JAX" if peer == "keras" else "")
-    except ValueError as error:
-        print(f"without {peer}: {error}", flush=True)
+    """Name and version of the peer, or "" where it is not installed or Keras is not on JAX."""
+    if peer != "keras":
+        return sources.installed(peer, PEERS)
+    os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
+    version = sources.installed(peer, PEERS)
+    if version and (backend := importlib.import_module("keras").backend.backend()) != "jax":
+        print(f"without keras: it runs on {backend}, expected jax; set KERAS_BACKEND=jax")
         return ""
+    return version and f"{version} on JAX"
 
 
 def speed(arch: str, kind: str, peers: dict[str, str]) -> list[Row]:
@@ -240,13 +218,12 @@ def speed(arch: str, kind: str, peers: dict[str, str]) -> list[Row]:
         timed = makers[peer](arch, kind, images01) if peer in makers else []
         calls |= {f"{peer} {i}": call for i, call in enumerate(timed)}
     times = take_turns(calls, FLAGS.rounds)
-    row = rate_row(kind, arch, n / np.array(times["tl"]))
-    rows = []
+    rates = {name: n / np.array(t) for name, t in times.items()}
+    row, rows = rate_row(kind, arch, rates["tl"]), []
     for peer, version in peers.items():
-        medians = [np.median(t) for name, t in times.items() if name.startswith(f"{peer} ")]
-        if medians:
-            rows.append(compared(row, version, n / float(min(medians))))
-    return rows or [compared(row, None, None)]
+        if variants := [r for name, r in rates.items() if name.startswith(f"{peer} ")]:
+            rows.append(compared(row, version, max(variants, key=np.median)))
+    return rows or [compared(row, None, ())]
 
 
 # ---- ideal images ----
@@ -286,13 +263,10 @@ def ideal_images(arch: str, peers: dict[str, str]) -> list[Row]:
         calls |= {lucid: optimize(settings._replace(transforms=("lucid",))), "lucent": lucent}
     times = take_turns(calls, FLAGS.rounds)
     rates = {name: n * steps / np.array(t) for name, t in times.items()}
-    best = max(float(np.median(r)) for name, r in rates.items() if name.startswith("gradients"))
-    rows = [compared(rate_row("ideal", arch, rates["ideal"], unit="steps/s"),
-                     "the bare gradient", best)]  # fmt: skip
-    if lucent:
-        row = rate_row(lucid, arch, rates[lucid], unit="steps/s")
-        rows.append(compared(row, peers["lucent"], float(np.median(rates["lucent"]))))
-    return rows
+    best = max((r for name, r in rates.items() if name.startswith("gradients")), key=np.median)
+    row = lambda name: rate_row(name, arch, rates[name], unit="steps/s")
+    rows = [compared(row("ideal"), "the bare gradient", best)]
+    return rows + ([compared(row(lucid), peers["lucent"], rates["lucent"])] if lucent else [])
 
 
 def lucent_call(arch: str, n: int, steps: int) -> Callable[[], Any] | None:
@@ -362,8 +336,8 @@ def bfloat16(arch: str) -> list[Row]:
     programs = {"bfloat16": jax.jit(half.logits), "float32": jax.jit(clf.logits)}
     forward = lambda program: lambda: jax.block_until_ready(program(variables, x))
     times = take_turns({name: forward(p) for name, p in programs.items()}, FLAGS.rounds)
-    rate, plain = (len(x) / float(np.median(t)) for t in times.values())
-    row = {"what": "bfloat16", "arch": clf.arch, "ours": rate, "n": len(images)}
+    rate, plain = (len(x) / np.array(t) for t in times.values())
+    row = {**rate_row("bfloat16", clf.arch, rate), "n": len(images)}
     row["logit_error"] = float(np.abs(rounded - full).max() / np.abs(full).max())
     row["same_top1"] = float((rounded.argmax(axis=1) == full.argmax(axis=1)).mean())
     return [compared(row, "float32", plain)]
@@ -452,14 +426,8 @@ def loader(peers: dict[str, str]) -> list[Row]:
                 rates[name].append(rate)
     theirs = rates.pop("torch")
     version = f"torchvision's DataLoader, {workers} processes" if theirs else None
-    return [
-        compared(
-            rate_row(f"loader, {name}", "-", values),
-            version,
-            float(np.median(theirs)) if theirs else None,
-        )
-        for name, values in rates.items()
-    ]
+    row = lambda name: rate_row(f"loader, {name}", "-", rates[name])
+    return [compared(row(name), version, theirs) for name in rates]
 
 
 # ---- training ----
@@ -521,7 +489,7 @@ def step(arch: str) -> list[Row]:
     peers = {"step, all": "the bare gradient", "step, last:1": "step, all"}
     peers["step, last:1, bank"] = "step, all"
     return [
-        compared(rate_row(name, arch, rates[name]), peer, float(np.median(rates[peer])))
+        compared(rate_row(name, arch, rates[name]), peer, rates[peer])
         for name, peer in peers.items()
     ]
 
@@ -546,18 +514,15 @@ def frozen_fit(arch: str, peers: dict[str, str]) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         noise_folder = Path(folder) / "noise"
         spec = data.get(FLAGS.data or f"folder:{noise(noise_folder, clf.pixels.size)}")
-        k, n = len(spec.classes), len(spec.examples)
-        head = heads.maker("linear", clf.spec)(k)
-        clf = clf.with_dtype(FLAGS.dtype).with_head(head, labels.from_names(spec.classes))
-        params = {**variables["params"], "head": clf.init_head(jax.random.key(FLAGS.seed))}
+        n, key = len(spec.examples), jax.random.key(FLAGS.seed)
+        clf, variables = clf.with_dtype(FLAGS.dtype).replace_head(variables, spec.classes, key=key)
         validation = dataclasses.replace(spec, examples=())
         recipe = Recipe(tune="head", epochs=2, batch_size=FLAGS.batch_size)
 
         def tl_fit() -> list[float]:
             ends = [time.perf_counter()]
             log = lambda row: ends.append(time.perf_counter()) if "epoch" in row else None
-            start = {**variables, "params": params}
-            fit.fit(clf, start, spec, validation, recipe, seed=FLAGS.seed, log=log)
+            fit.fit(clf, variables, spec, validation, recipe, seed=FLAGS.seed, log=log)
             return ends
 
         calls = {"tl": tl_fit, "keras": keras_fit(arch, clf, spec) if "keras" in peers else None}
@@ -570,8 +535,7 @@ def frozen_fit(arch: str, peers: dict[str, str]) -> list[Row]:
     for epoch, name in enumerate(("first epoch", "second epoch")):
         row = rate_row(f"frozen fit, {name}", arch, [r[epoch] for r in rates["tl"]], n=n)
         theirs = [r[epoch] for r in rates.get("keras", ())]
-        value = float(np.median(theirs)) if theirs else None
-        rows.append(compared(row, peers["keras"] if theirs else None, value))
+        rows.append(compared(row, peers["keras"] if theirs else None, theirs))
     return rows
 
 
@@ -640,7 +604,7 @@ def rows(kinds: list[str], archs: list[str], peers: dict[str, str]) -> Iterator[
             yield from works[kind](arch) if kind in works else ()
 
 
-def main(run: reporting.Run) -> None:
+def main(run: Run) -> None:
     archs = [backbones.get(arch).name for arch in FLAGS.arch]
     for kind in FLAGS.what:
         if kind not in KINDS:

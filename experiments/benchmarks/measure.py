@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ def rate_row(name: str, arch: str, rates: Iterable[float], **more: Any) -> Row:
     return {"what": name, "arch": arch, "ours": float(np.median(values)), "spread": spread, **more}
 
 
-def compared(row: Row, peer: str | None, value: float | None) -> Row:
-    """The row next to a peer's value; None where there is no peer."""
+def compared(row: Row, peer: str | None, values: Sequence[float] | np.ndarray) -> Row:
+    """The row next to the median of a peer's values; () where there is no peer."""
+    value = float(np.median(values)) if len(values) else None
     ratio = row["ours"] / value if value else None
     return {**row, "peer": peer, "peer_value": value, "ratio": ratio}
 

@@ -277,6 +277,12 @@ def diagnose(clf: Classifier, variables: Variables, cases: Sequence[Case], end: 
 # ---- pairs of a network and a source ----
 
 
+Sizes = Sequence[tuple[int, int]]
+Row = dict[str, Any]
+Comparison = tuple[Row, dict[str, float]]
+"""A row of `result.json`, and the error of every endpoint."""
+
+
 class Pair(NamedTuple):
     """An architecture, and the network of a library that it should equal."""
 
@@ -295,49 +301,40 @@ def pairs(archs: Sequence[str], libraries: Sequence[str]) -> list[Pair]:
     ]
 
 
-def check(
-    pair: Pair, form: str, sizes: Sequence[tuple[int, int]], seed: int = 0
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Compares a pair on seeded weights, through a file of the library's.
-
-    Returns:
-      The row of `result.json`, and the error of every endpoint.
-    """
+def check(pair: Pair, form: str, sizes: Sizes, seed: int = 0) -> Comparison:
+    """Compares a pair on seeded weights, through a file of the library's."""
     network = sources.fill(sources.make(pair.source, pair.call), seed)
     with tempfile.TemporaryDirectory() as folder:
         path = sources.save(network, Path(folder) / "weights", form)
-        clf, variables = models.load(pair.arch, weights=path)
-    return _row(pair, form, network, clf, variables, sizes, seed)
+        loaded = models.load(pair.arch, weights=path)
+    return _compared({**pair._asdict(), "form": form}, network, loaded, sizes, seed)
 
 
-def check_file(
-    pair: Pair, path: Path, sizes: Sequence[tuple[int, int]], seed: int = 0
-) -> tuple[dict, dict[str, float]]:
-    """Compares a pair on the weights of a file, which both sides read; returns as `check`."""
-    clf, variables = models.load(pair.arch, weights=path)
+def check_file(pair: Pair, path: Path, sizes: Sizes, seed: int = 0) -> Comparison:
+    """Compares a pair on the weights of a file, which both sides read."""
+    loaded = models.load(pair.arch, weights=path)
+    clf, _ = loaded
     if clf.arch != pair.arch:
         raise ValueError(f"{path} holds another form of {pair.arch}; use --arch={clf.arch}")
     classes = len(clf.classes.entries) if clf.classes else models.IMAGENET_CLASSES
     network = sources.load(sources.make(pair.source, pair.call, classes), path)
-    return _row(pair, path.name, network, clf, variables, sizes, seed)
+    return _compared({**pair._asdict(), "form": path.name}, network, loaded, sizes, seed)
 
 
-def _row(
-    pair: Pair,
-    form: str,
+def _compared(
+    row: Row,
     network: sources.Network,
-    clf: Classifier,
-    variables: Variables,
-    sizes: Sequence[tuple[int, int]],
+    loaded: tuple[Classifier, Variables],
+    sizes: Sizes,
     seed: int,
-) -> tuple[dict[str, Any], dict[str, float]]:
+) -> Comparison:
+    clf, variables = loaded[0], jax.device_put(loaded[1])
     cases = [case(network, clf, images(size, seed)) for size in sizes]
-    variables = jax.device_put(variables)
     errors = compare(clf, variables, cases)
     first = first_divergence(errors)
     cause = diagnose(clf, variables, cases, first) if first else None
     largest = {"max_rel_error": max(errors.values()), "first_divergence": first, "cause": cause}
-    return {**pair._asdict(), "form": form, **largest}, errors
+    return {**row, **largest}, errors
 
 
 # ---- the run ----
@@ -380,13 +377,13 @@ def pairs_of_flags() -> list[Pair]:
 
 
 def compare_pairs(
-    run: reporting.Run, todo: Sequence[Pair], sizes: Sequence[tuple[int, int]], weights: Path | None
-) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    run: reporting.Run, todo: Sequence[Pair], sizes: Sizes, weights: Path | None
+) -> list[Comparison]:
     """The row and the errors of each pair, logged and printed one by one.
 
     With a weights file, the pairs whose library does not read it are left out.
     """
-    results: list[tuple[dict[str, Any], dict[str, float]]] = []
+    results: list[Comparison] = []
     turns: Counter[str] = Counter()
     for pair in todo:
         forms = sources.FORMS[pair.source]

@@ -42,11 +42,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import attack_libraries, measure
+from experiments.benchmarks import attack_libraries, measure, sources
 from experiments.benchmarks.attack_libraries import ON_JAX, Budget, Run, Twin
 from experiments.benchmarks.measure import Row, spent
-from tl import attacks, backbones, cli, data, metrics, pages, pixels, reporting
-from tl.inference import folder_labels
+from tl import attacks, backbones, cli, data, inference, metrics, pages, pixels, reporting
 
 # torch needs part of a GPU's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -122,7 +121,7 @@ def read(net: Twin, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(images01, labels) of --data or of the packaged photographs, in batches in random order."""
     if FLAGS.data:
         paths = list(data.find_images(FLAGS.data)[0])
-        classes = folder_labels(net.clf, paths)
+        classes = inference.folder_labels(net.clf, paths)
     else:
         labeled = [photo for photo in data.photographs() if photo.index is not None]
         paths, classes = [p.path for p in labeled], np.array([p.index for p in labeled])
@@ -167,9 +166,10 @@ def one_batch(net: Twin) -> Images:
 def in_batches(run: Run, images: Images, *, ours: bool) -> np.ndarray:
     """Adversarial examples for all images; tl's in batches of one shape, which share a program."""
     n, size = len(images.labels), FLAGS.batch_size
-    split = np.split(np.arange(n), range(size, n, size))
-    rows = attack_libraries.batches(n, size) if ours else split
-    return np.concatenate([run(images.images01[i], images.labels[i]) for i in rows])[:n]
+    if ours:
+        return inference.in_batches(run, *images[:2], batch_size=min(size, n))
+    rows = [slice(start, start + size) for start in range(0, n, size)]
+    return np.concatenate([run(*images.take(some)[:2]) for some in rows])
 
 
 def predictions(net: Twin, images01: np.ndarray, *, ours: bool) -> np.ndarray:
@@ -260,7 +260,7 @@ def next_to(row: Row, version: str, other: Robust) -> Row:
     value = percent(other.right)
     difference = row["ours"] - value
     return {
-        **measure.compared(row, version, value),
+        **measure.compared(row, version, [value]),
         "peer_interval": interval(other.right),
         "peer_elsewhere": percent(other.elsewhere),
         "peer_seconds": other.seconds,
@@ -367,7 +367,7 @@ def timed_rows(
         row: Row = {"what": title(name), "arch": net.clf.arch, "weights": net.weights, **more}
         row |= {"ours": rate(name), "unit": "images/s", "n": n, **values(name, "")}
         for library, (_, version) in theirs.items():
-            yield measure.compared(row, version, rate(library)) | values(library, "peer_")
+            yield measure.compared(row, version, [rate(library)]) | values(library, "peer_")
         if not theirs:
             yield row
 
@@ -427,10 +427,9 @@ def attack_sweep(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
     over(SWEEP[:1])  # compiles
     calls = {"one": lambda: over([2.5]), "all": lambda: over(SWEEP)}
     times = measure.take_turns(calls, FLAGS.rounds, warm_up=0)
-    one = float(np.median(times["one"]))
     title = f"PGD-{FLAGS.steps}, a sweep of {len(SWEEP)} eps"
     row = measure.rate_row(title, net.clf.arch, times["all"], unit="s")
-    row = measure.compared(row, "one eps", one)
+    row = measure.compared(row, "one eps", times["one"])
     yield row | goal("at most 8.2 times", row["ratio"] <= 8.2)
 
 
@@ -468,7 +467,7 @@ def main(run: reporting.Run) -> None:
     libraries = {
         library: version
         for library in FLAGS.peers
-        if (version := attack_libraries.installed(library))
+        if (version := sources.installed(library, attack_libraries.LIBRARIES))
     }
     result = measure.collect(run, rows(archs, libraries))
     missed = [row["what"] for row in result if not row.get("met", True)]

@@ -8,15 +8,18 @@ the same weights from `seeded` and compare with golden files. Tensors have the n
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tl.pixels import PixelSpec
@@ -28,7 +31,14 @@ FORMS = {
     "timm": ("safetensors", "zip", "stream"),
     "keras": ("h5", "weights.h5", "keras"),
 }
-INSTALL = "pip install torch==2.13.0 keras h5py && pip install --no-deps torchvision==0.28.0 timm"
+INSTALL = {
+    "": "pip install torch==2.13.0 keras h5py && pip install --no-deps torchvision==0.28.0 timm",
+    "lucent": "pip install --no-deps torch-lucent kornia==0.4.1; pip install ipython",
+    "foolbox": "pip install foolbox",
+    "torchattacks": "pip install --no-deps torchattacks",
+}
+# Libraries whose distribution has another name.
+DISTRIBUTIONS = {"lucent": "torch-lucent"}
 # Every 8th channel of a BatchNorm has a variance as small as eps.
 QUIET = 8
 # Operators declared for torchvision; they exist as long as this list.
@@ -151,29 +161,41 @@ def parse(call: str) -> tuple[str, dict[str, Any]]:
 
 
 @contextmanager
-def imported(source: str) -> Iterator[Any]:
-    """A library, its warnings off while it is imported and used.
+def imported(library: str) -> Iterator[Any]:
+    """A library: its warnings are off and JAX's type promotions the default ones while it is used.
 
     The backend of Keras is torch unless KERAS_BACKEND is set.
     """
-    with warnings.catch_warnings():
+    defaults = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with warnings.catch_warnings(), defaults[0], defaults[1]:
         warnings.simplefilter("ignore")
         try:
-            if source == "keras":
+            if library == "keras":
                 os.environ.setdefault("KERAS_BACKEND", "torch")
-                import h5py  # noqa: F401  # Keras writes its files with it
-                import keras as library
-            else:
-                library = import_torchvision()
-                if source == "timm":
-                    import timm as library
-                elif source == "lucent":
-                    import lucent as library
+                importlib.import_module("h5py")  # Keras writes its files with it
+            elif library != "foolbox":
+                import_torchvision()
+            module = importlib.import_module(library)
         except ImportError as error:
+            how = INSTALL.get(library, INSTALL[""])
             raise ValueError(
-                f"{source} is not installed ({error}); install it with: {INSTALL}"
+                f"{library} is not installed ({error}); install it with: {how}"
             ) from None
-        yield library
+        yield module
+
+
+def installed(library: str, libraries: Sequence[str]) -> str:
+    """Name and version of one of some libraries, or "" where it is not installed."""
+    if library not in libraries:
+        raise ValueError(
+            f"unknown `peers`: got {library!r}, expected some of {', '.join(libraries)}"
+        )
+    try:
+        with imported(library):
+            return f"{library} {metadata.version(DISTRIBUTIONS.get(library, library))}"
+    except ValueError as error:
+        print(f"without {library}: {error}", flush=True)
+        return ""
 
 
 def import_torchvision() -> Any:
@@ -236,14 +258,11 @@ def _keras(
 def variables(network: Network) -> dict[str, Any]:
     """The network's tensors by the names that `tl` reads in its files, without torch's counters."""
     if network.source == "keras":
-        return _keras_variables(network.model)
-    return {
-        k: v for k, v in network.model.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
-
-
-def _keras_variables(model: Any) -> dict[str, Any]:
-    return {f"{layer.name}/{v.name}": v for layer in model.layers for v in layer.weights}
+        return {
+            f"{layer.name}/{v.name}": v for layer in network.model.layers for v in layer.weights
+        }
+    tensors = network.model.state_dict().items()
+    return {name: v for name, v in tensors if not name.endswith("num_batches_tracked")}
 
 
 def fill(network: Network, seed: int = 0) -> Network:
@@ -414,7 +433,7 @@ def _run_keras(
     name, options = parse(network.call)
     size = (inputs.shape[1], inputs.shape[2])
     twin = _keras(keras, name, options, network.classes, size=size, dtype="float64")
-    tensors, source = _keras_variables(twin), _keras_variables(network.model)
+    tensors, source = variables(network._replace(model=twin)), variables(network)
     for key, variable in tensors.items():
         variable.assign(source[key].numpy())
     outputs = {end: _keras_layer(twin, place).output for end, place in ends.items()}
