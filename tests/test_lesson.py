@@ -220,9 +220,8 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     run = reporting.start("lesson", tmp_path_factory.mktemp("attack"), {"seed": 0})
     photograph = np.full((1, SIDE, SIDE, 3), COLOR, np.uint8)
     clf: Any = Linear()
-    arguments = run, clf, jnp.asarray(WEIGHTS), [Path("a.png")], photograph, (1,)
-    rows = attack.without_bounds(*arguments, steps=1)
-    rows = attack.merge(rows, attack.within_bounds(*arguments, steps=1, eps=4 / 255))
+    one = attack.Attack(run, clf, jnp.asarray(WEIGHTS), [Path("a.png")], photograph, (1,), steps=1)
+    rows = attack.within_bounds(one, attack.without_bounds(one), eps=4 / 255)
     (row,) = json.loads(json.dumps(reporting.jsonable(rows)))
     return row, run.workdir
 

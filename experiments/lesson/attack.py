@@ -16,6 +16,7 @@ lesson's preprocessing at 255 x: at the start exactly the photograph. With Keras
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,6 @@ import numpy as np
 from tl import attacks, data, inference, metrics, pixels, reporting
 from tl.ascent import ascend
 from tl.attacks import goals, norms
-from tl.labels import ClassTable
 from tl.losses import group_log_probability
 from tl.models import Classifier
 from tl.types import Array, Variables
@@ -63,20 +63,11 @@ def shifted(spec: pixels.PixelSpec) -> pixels.PixelSpec:
     return spec.replace(mean=(0.0,) * len(spec.mean), std=spec.std[::-1], channels=channels)
 
 
-def without_bounds(
-    run: reporting.Run,
-    clf: Classifier,
-    variables: Variables,
-    paths: Sequence[Path],
-    images: np.ndarray,
-    target: Sequence[int] = (TARGET,),
-    *,
-    only: Collection[int] = (),
-    steps: int = STEPS,
-) -> list[dict[str, Any]]:
-    """The lesson's attack on each photograph: one row per image, its images in `figures/`.
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """Photographs, the network that is attacked, and the classes to reach.
 
-    Args:
+    Attributes:
       run: stores the figures.
       clf, variables: the network.
       paths: of the photographs.
@@ -86,122 +77,117 @@ def without_bounds(
         is predicted for the photograph.
       steps: of gradient descent.
     """
+
+    run: reporting.Run
+    clf: Classifier
+    variables: Variables
+    paths: Sequence[Path]
+    images: np.ndarray
+    target: Sequence[int] = (TARGET,)
+    only: Collection[int] = ()
+    steps: int = STEPS
+
+    @property
+    def class_mask(self) -> np.ndarray:
+        """bool[n k], the classes to reach."""
+        classes = len(inference.class_table(self.clf))
+        return goals.class_mask([self.target] * len(self.paths), classes)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """f32[n k] of uint8[n s s 3]."""
+        return metrics.softmax(inference.predict_logits(self.clf, self.variables, images))
+
+    @functools.cached_property
+    def _predicted(self) -> np.ndarray:
+        """i[n], the classes that are predicted for the photographs."""
+        return self.probabilities(self.images).argmax(axis=1)
+
+    def save(self, way: str, images01: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Saves f32[n s s 3] as figures: the names of the files, and uint8[n s s 3] as read."""
+        pairs = zip(self.paths, images01, strict=True)
+        files = [self.run.figure(f"lesson-{path.stem}-{way}", image) for path, image in pairs]
+        return list(map(self.run.relative, files)), np.stack([data.decode(file) for file in files])
+
+    def answers(self, probabilities: np.ndarray) -> list[dict[str, Any]]:
+        """Per image: the prediction, its probability, the target's, and whether it is in `only`."""
+        table, best = inference.class_table(self.clf), probabilities.argmax(axis=1)
+        return [
+            {
+                "called": table.display(int(j)),
+                "probability": float(row[j]),
+                "target": float(row[list(self.target)].sum()),
+                "still": j in (tuple(self.only) or (i,)),
+            }
+            for row, j, i in zip(probabilities, best, self._predicted, strict=True)
+        ]
+
+
+def without_bounds(attack: Attack) -> list[dict[str, Any]]:
+    """The lesson's attack on each photograph: one row per image, its images in `figures/`."""
+    clf, variables, steps = attack.clf, attack.variables, attack.steps
     table, spec = inference.class_table(clf), shifted(clf.pixels)
-    class_mask = jnp.asarray(goals.class_mask([target] * len(paths), len(table)))
-    photographs = pixels.to_images01(images)
+    photographs = pixels.to_images01(attack.images)
     inputs = pixels.normalize(spec, jnp.asarray(photographs))
-    x = _descend(clf, variables, class_mask, inputs / SCALE, steps)
+    x = _descend(clf, variables, jnp.asarray(attack.class_mask), inputs / SCALE, steps)
     after = np.asarray(pixels.denormalize(spec, x * SCALE))
     low, high = (op(after, axis=(1, 2, 3), keepdims=True) for op in (np.min, np.max))
-    files: dict[str, list[Path]] = {}
-    probabilities = {
-        "photograph": metrics.softmax(inference.predict_logits(clf, variables, images)),
-        **{
-            way: metrics.softmax(np.asarray(_logits_of_inputs(clf, variables, tensor)))
-            for way, tensor in (("classified", inputs), ("start", inputs / SCALE), ("tensor", x))
-        },
-    }
-    saved = {}
-    for way, arrays in (
-        ("prepared", photographs),
-        ("shown", (after - low) / np.maximum(high - low, 1e-6)),
-        ("clipped", np.clip(after, 0, 1)),
-    ):
-        files[way], saved[way] = _save(run, paths, way, arrays)
-        if way != "prepared":
-            logits = inference.predict_logits(clf, variables, saved[way])
-            probabilities[way] = metrics.softmax(logits)
-    rows = []
-    for i, path in enumerate(paths):
-        classes = tuple(only) or (int(probabilities["photograph"][i].argmax()),)
-        answers = {w: _answer(table, p[i], target, classes) for w, p in probabilities.items()}
-        rows.append(
-            {
-                "path": str(path),
-                "target": ", ".join(table.display(j) for j in target),
-                "steps": steps,
-                "learning_rate": ETA,
-                "lesson": REPORTED,
-                **answers,
-                "start_is_called_the_same": answers["start"]["still"],
-                "change": _distances(after[i], photographs[i]),
-                "change_clipped": _distances(
-                    pixels.to_images01(saved["clipped"][i]), photographs[i]
-                ),
-                "png": {way: run.relative(paths[i]) for way, paths in files.items()},
-            }
-        )
-    return rows
-
-
-def within_bounds(
-    run: reporting.Run,
-    clf: Classifier,
-    variables: Variables,
-    paths: Sequence[Path],
-    images: np.ndarray,
-    target: Sequence[int] = (TARGET,),
-    *,
-    only: Collection[int] = (),
-    steps: int = STEPS,
-    eps: float = EPS,
-    seed: int = 0,
-) -> list[dict[str, Any]]:
-    """PGD on the same photographs, within `eps` and on the 8-bit grid: one row per image.
-
-    Args:
-      run, clf, variables, paths, images, target, only, steps: as for `without_bounds`.
-      eps: Linf radius, in [0, 1] pixel units.
-      seed: of the random start.
-    """
-    table = inference.class_table(clf)
-    class_mask = goals.class_mask([target] * len(paths), len(table))
-    photographs = pixels.to_images01(images)
-    search = attacks.get("pgd")(steps=steps, early_stop=False)
-    attack = attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.TARGETED, eight_bit=True)
-    result = attack(variables, jax.random.key(seed), photographs, class_mask, eps=eps)
-    files, saved = _save(run, paths, "right", np.asarray(result.images))
-    before, after = (inference.predict_logits(clf, variables, x) for x in (images, saved))
-    classes, probabilities = before.argmax(axis=1), metrics.softmax(after)
+    rescaled, clipped = (after - low) / np.maximum(high - low, 1e-6), np.clip(after, 0, 1)
+    files = {"prepared": attack.save("prepared", photographs)[0]}
+    answers = {"photograph": attack.answers(attack.probabilities(attack.images))}
+    for way, tensor in (("classified", inputs), ("start", inputs / SCALE), ("tensor", x)):
+        logits = np.asarray(_logits_of_inputs(clf, variables, tensor))
+        answers[way] = attack.answers(metrics.softmax(logits))
+    for way, arrays in (("shown", rescaled), ("clipped", clipped)):
+        files[way], saved = attack.save(way, arrays)
+        answers[way] = attack.answers(attack.probabilities(saved))
     return [
         {
-            "right": _answer(table, probabilities[i], target, tuple(only) or (int(classes[i]),)),
-            "right_eps": eps,
-            "change_right": _distances(pixels.to_images01(saved[i]), photographs[i]),
-            "png": {"right": run.relative(files[i])},
+            "path": str(path),
+            "target": ", ".join(table.display(j) for j in attack.target),
+            "steps": steps,
+            "learning_rate": ETA,
+            "lesson": REPORTED,
+            **{way: rows[i] for way, rows in answers.items()},
+            "start_is_called_the_same": answers["start"][i]["still"],
+            "change": _distances(after[i], photographs[i]),
+            "change_clipped": _distances(pixels.to_images01(saved[i]), photographs[i]),
+            "png": {way: names[i] for way, names in files.items()},
         }
-        for i in range(len(paths))
+        for i, path in enumerate(attack.paths)
     ]
 
 
-def merge(
-    rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+def within_bounds(
+    attack: Attack, rows: Sequence[Mapping[str, Any]], *, eps: float = EPS, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The rows of both functions, image by image."""
-    pairs = zip(rows, others, strict=True)
-    return [{**row, **other, "png": {**row["png"], **other["png"]}} for row, other in pairs]
+    """PGD on the same photographs, within `eps` and on the 8-bit grid.
 
+    Args:
+      attack: the photographs and the network.
+      rows: of `without_bounds`.
+      eps: Linf radius, in [0, 1] pixel units.
+      seed: of the random start.
 
-def _save(
-    run: reporting.Run, paths: Sequence[Path], way: str, images01: np.ndarray
-) -> tuple[list[Path], np.ndarray]:
-    """Writes images f32[n s s 3] as figures; returns the paths, and uint8[n s s 3] as read back."""
-    pairs = zip(paths, images01, strict=True)
-    files = [run.figure(f"lesson-{path.stem}-{way}", image) for path, image in pairs]
-    return files, np.stack([data.decode(file) for file in files])
-
-
-def _answer(
-    table: ClassTable, probabilities: np.ndarray, target: Sequence[int], classes: Collection[int]
-) -> dict[str, Any]:
-    """The prediction, its probability, the target's, and whether the prediction is in `classes`."""
-    best = int(probabilities.argmax())
-    return {
-        "called": table.display(best),
-        "probability": float(probabilities[best]),
-        "target": float(probabilities[list(target)].sum()),
-        "still": best in classes,
-    }
+    Returns:
+      The rows with the results of PGD.
+    """
+    photographs = pixels.to_images01(attack.images)
+    search = attacks.get("pgd")(steps=attack.steps, early_stop=False)
+    options: dict[str, Any] = {"norm": norms.LINF, "goal": goals.TARGETED, "eight_bit": True}
+    pgd = attacks.make(search, attack.clf.logits, **options)
+    result = pgd(attack.variables, jax.random.key(seed), photographs, attack.class_mask, eps=eps)
+    files, saved = attack.save("right", np.asarray(result.images))
+    answers = attack.answers(attack.probabilities(saved))
+    return [
+        {
+            **row,
+            "right": answers[i],
+            "right_eps": eps,
+            "change_right": _distances(pixels.to_images01(saved[i]), photographs[i]),
+            "png": {**row["png"], "right": files[i]},
+        }
+        for i, row in enumerate(rows)
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -62,18 +62,16 @@ def without_bounds(
     def log_probability(variables: Variables, x: jax.Array, members: jax.Array) -> jax.Array:
         return group_log_probability(clf.logits(variables, images01(x)), members)
 
-    def first(variables: Variables, members: jax.Array, x: jax.Array, _: jax.Array) -> jax.Array:
-        return log_probability(variables, x, members)
-
-    def second(variables: Variables, members: jax.Array, x: jax.Array, _: jax.Array) -> jax.Array:
-        # `total_variation` is a mean, TensorFlow's a sum.
-        variation = objectives.total_variation(x) * float(side * (side - 1) * 3)
-        return 10.0 * log_probability(variables, x, members) - 0.005 * variation
-
     @functools.partial(jax.jit, static_argnums=0)
-    def descend(score: Any, variables: Variables, members: jax.Array, x: jax.Array) -> Any:
+    def descend(way: str, variables: Variables, members: jax.Array, x: jax.Array) -> Any:
+        def score(x: jax.Array, _: jax.Array) -> jax.Array:
+            value = log_probability(variables, x, members)
+            # `total_variation` is a mean, TensorFlow's a sum.
+            variation = objectives.total_variation(x) * float(side * (side - 1) * 3)
+            return value if way == FIRST else 10.0 * value - 0.005 * variation
+
         return ascend.ascend(
-            functools.partial(score, variables, members),
+            score,
             x,
             jax.random.key(0),  # the objective is not random
             steps=steps,
@@ -85,15 +83,13 @@ def without_bounds(
     rows = []
     for spec, mask in zip(objective_specs, members, strict=True):
         x = jax.random.normal(jax.random.key(seed), (side * side * 3,)).reshape(1, side, side, 3)
-        for way, score in ((FIRST, first), (SECOND, second)):
-            path = descend(score, variables, mask[None], x)
+        for way in (FIRST, SECOND):
+            path = descend(way, variables, mask[None], x)
             x = path.last
             image = np.asarray(images01(x))[0]
             rescaled = (image - image.min()) / max(float(image.max() - image.min()), 1e-6)
-            files = [
-                run.figure(f"lesson-{spec.word}-{name}", pixels01)
-                for name, pixels01 in (("shown", rescaled), ("as-it-is", np.clip(image, 0, 1)))
-            ]
+            views = {"shown": rescaled, "as-it-is": np.clip(image, 0, 1)}
+            files = [run.figure(f"lesson-{spec.word}-{name}", view) for name, view in views.items()]
             saved = np.stack([data.decode(file) for file in files])
             probabilities = metrics.softmax(inference.predict_logits(clf, variables, saved))
             tv = np.asarray(objectives.total_variation(jnp.asarray(pixels.to_images01(saved))))

@@ -187,19 +187,9 @@ def row_of(
 ) -> Row:
     """A row with the metrics of one test."""
     values = metrics.summarize(predictions.logits, predictions.labels)
-    return Row(
-        step,
-        way,
-        setting,
-        learned or None,
-        values["n"],
-        values["top1"],
-        tuple(values["top1_ci95"]),
-        values["top3"] if predictions.logits.shape[1] > 3 else None,
-        values["nll"],
-        seconds,
-        lesson,
-    )
+    top3 = values["top3"] if predictions.logits.shape[1] > 3 else None
+    tested = values["n"], values["top1"], tuple(values["top1_ci95"]), top3, values["nll"]
+    return Row(step, way, setting, learned or None, *tested, seconds, lesson)
 
 
 @functools.cache
@@ -522,12 +512,13 @@ def attack(lesson: Lesson) -> Iterator[Row]:
         raise ValueError(
             f"none of {len(calls)} images is classified as a dog by {clf.arch}; give --images"
         )
-    chosen = [photographs.paths[i] for i in indices], photographs.images[indices]
     target = table.find(lesson.target) if lesson.target else (lesson_attack.TARGET,)
-    options: dict[str, Any] = {"target": target, "only": dogs, "steps": lesson.attack_steps}
+    chosen = [photographs.paths[i] for i in indices], photographs.images[indices]
+    attack = lesson_attack.Attack(
+        lesson.run, clf, variables, *chosen, target, dogs, lesson.attack_steps
+    )
     began = time.monotonic()
-    rows = lesson_attack.without_bounds(lesson.run, clf, variables, *chosen, **options)
-    lesson.details["attack"] = rows
+    lesson.details["attack"] = rows = lesson_attack.without_bounds(attack)
     count = lambda answers: f"{sum(answers)} of {len(rows)}"
     results = (
         f"{count(row['start']['still'] for row in rows)} starts are classified as a dog; target as "
@@ -539,9 +530,7 @@ def attack(lesson: Lesson) -> Iterator[Row]:
     reported, seconds = "dog .928, then Siamese cat .865", time.monotonic() - began
     yield Row("attack", LESSON, words, n=len(rows), seconds=seconds, lesson=reported, found=results)
     began = time.monotonic()
-    options["seed"] = lesson.seed
-    bounded = lesson_attack.within_bounds(lesson.run, clf, variables, *chosen, **options)
-    lesson.details["attack"] = rows = lesson_attack.merge(rows, bounded)
+    lesson.details["attack"] = rows = lesson_attack.within_bounds(attack, rows, seed=lesson.seed)
     words = f"PGD, Linf {255 * lesson_attack.EPS:g}/255, 8-bit, {lesson.attack_steps} steps"
     results = f"target as a file {_mean(rows, 'right')}"
     seconds = time.monotonic() - began
