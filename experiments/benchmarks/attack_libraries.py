@@ -241,25 +241,16 @@ def tl_attack(
     else:
         steps = {"pgd": budget.steps, "square": budget.queries}
         options["steps"] = steps.get(name, budget.apgd_steps)
-    attack = attacks.make(
-        attacks.get(name)(**options),
-        net.clf.logits,
-        norm=norms.get(norm),
-        goal=goals.UNTARGETED,
-        eight_bit=False,
-        slots=slots or None,
-    )
+    ball: dict[str, Any] = {"norm": norms.get(norm), "goal": goals.UNTARGETED, "eight_bit": False}
+    search = attacks.get(name)(**options)
+    attack = attacks.make(search, net.clf.logits, slots=slots or None, **ball)
 
     def at(eps: float) -> Run:
-        return lambda images01, labels: np.asarray(
-            attack(
-                net.variables,
-                jax.random.key(budget.seed),
-                images01,
-                label_mask(net, labels),
-                eps=eps,
-            ).images
-        )
+        def run(images01: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            mask, key = label_mask(net, labels), jax.random.key(budget.seed)
+            return np.asarray(attack(net.variables, key, images01, mask, eps=eps).images)
+
+        return run
 
     return at
 

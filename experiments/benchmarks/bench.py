@@ -161,11 +161,8 @@ def torch_calls(arch: str, kind: str, images01: np.ndarray) -> list[Callable[[],
                     return model((x - mean) / std)
             by_input = kind == "input_gradient"
             inputs = x.detach().requires_grad_(True) if by_input else x
-            loss = torch.nn.functional.cross_entropy(
-                model((inputs - mean) / std).float(),
-                labels,
-                reduction="sum" if by_input else "mean",
-            )
+            logits, reduction = model((inputs - mean) / std).float(), "sum" if by_input else "mean"
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction=reduction)
             return torch.autograd.grad(loss, [inputs] if by_input else parameters)
 
         return work
@@ -179,10 +176,8 @@ def keras_calls(arch: str, kind: str, images01: np.ndarray) -> list[Callable[[],
     if not call or FLAGS.dtype != "float32":
         return []
     model = sources.make("keras", call).model
-    train, rest = (
-        [v.value for v in group]
-        for group in (model.trainable_variables, model.non_trainable_variables)
-    )
+    groups = model.trainable_variables, model.non_trainable_variables
+    train, rest = ([v.value for v in group] for group in groups)
     x, labels = jnp.asarray(images01), jnp.zeros(len(images01), jnp.int32)
 
     def logits(train: Any, x: jax.Array) -> jax.Array:
@@ -399,26 +394,19 @@ def loader(peers: dict[str, str]) -> list[Row]:
 
     rates: dict[str, list[float]] = {"threads": [], f"{workers} processes": [], "torch": []}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        child = None
+        child: Any = None
         if "torch" in peers:
             listed = Path(folder) / "files.txt"
             order = np.concatenate([plan.rows(step) for step in range(len(plan))])
             listed.write_text("\n".join(str(files[row].absolute()) for row in order[order >= 0]))
             words = [sys.executable, "-W", "ignore", "-c", PASSES, listed, b, workers]
-            child = subprocess.Popen(
-                list(map(str, words)),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=Path(__file__).parents[2],
-            )
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            child = subprocess.Popen(list(map(str, words)), cwd=Path(__file__).parents[2], **pipes)
             stack.enter_context(child)
         for i in range(FLAGS.rounds + 1):  # the first fills the file cache and does not count
             passes = {name: tl_rate(n) for name, n in zip(rates, (0, workers), strict=False)}
             if child is not None:
-                assert child.stdin is not None and child.stdout is not None
-                child.stdin.write("\n")
-                child.stdin.flush()
+                print(file=child.stdin, flush=True)
                 if not (answer := child.stdout.readline()):
                     raise ValueError("torchvision's loader failed; its message is above")
                 passes["torch"] = float(answer)
@@ -455,10 +443,8 @@ def step(arch: str) -> list[Row]:
     def train_step(tune: str, forward: Forward, batch: Examples) -> Callable[[], Any]:
         """A call that takes one step, each from the state that the step before returned."""
         partition = paths.partition(params, phases(tune, stages)[-1].rules)
-        schedule = optim.SCHEDULES["cosine"](1e-3, 1000)
-        optimizer = optim.partitioned(
-            partition, optim.OPTIMIZERS["adamw"](1e-2), schedule, clip=1.0
-        )
+        adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), optim.SCHEDULES["cosine"](1e-3, 1000)
+        optimizer = optim.partitioned(partition, adamw, schedule, clip=1.0)
         state = [init(params, partition, optimizer, stats=stats)]
         program = make_train_step(forward, optimizer).lower(state[0], batch).compile()  # type: ignore[attr-defined]
 

@@ -291,45 +291,29 @@ class Pair(NamedTuple):
     call: str
 
 
-def pairs(archs: Sequence[str], libraries: Sequence[str]) -> list[Pair]:
-    """All pairs of these architectures and libraries."""
-    return [
-        Pair(arch, source, call)
-        for arch in archs
-        for source, call in backbones.get(arch).sources.items()
-        if call and source in libraries
-    ]
-
-
 def check(pair: Pair, form: str, sizes: Sizes, seed: int = 0) -> Comparison:
     """Compares a pair on seeded weights, through a file of the library's."""
     network = sources.fill(sources.make(pair.source, pair.call), seed)
     with tempfile.TemporaryDirectory() as folder:
         path = sources.save(network, Path(folder) / "weights", form)
-        loaded = models.load(pair.arch, weights=path)
-    return _compared({**pair._asdict(), "form": form}, network, loaded, sizes, seed)
+        clf, variables = models.load(pair.arch, weights=path)
+    cases = [case(network, clf, images(size, seed)) for size in sizes]
+    return _compared({**pair._asdict(), "form": form}, clf, variables, cases)
 
 
 def check_file(pair: Pair, path: Path, sizes: Sizes, seed: int = 0) -> Comparison:
     """Compares a pair on the weights of a file, which both sides read."""
-    loaded = models.load(pair.arch, weights=path)
-    clf, _ = loaded
+    clf, variables = models.load(pair.arch, weights=path)
     if clf.arch != pair.arch:
         raise ValueError(f"{path} holds another form of {pair.arch}; use --arch={clf.arch}")
     classes = len(clf.classes.entries) if clf.classes else models.IMAGENET_CLASSES
     network = sources.load(sources.make(pair.source, pair.call, classes), path)
-    return _compared({**pair._asdict(), "form": path.name}, network, loaded, sizes, seed)
-
-
-def _compared(
-    row: Row,
-    network: sources.Network,
-    loaded: tuple[Classifier, Variables],
-    sizes: Sizes,
-    seed: int,
-) -> Comparison:
-    clf, variables = loaded[0], jax.device_put(loaded[1])
     cases = [case(network, clf, images(size, seed)) for size in sizes]
+    return _compared({**pair._asdict(), "form": path.name}, clf, variables, cases)
+
+
+def _compared(row: Row, clf: Classifier, variables: Variables, cases: Sequence[Case]) -> Comparison:
+    variables = jax.device_put(variables)
     errors = compare(clf, variables, cases)
     first = first_divergence(errors)
     cause = diagnose(clf, variables, cases, first) if first else None
@@ -370,7 +354,12 @@ def pairs_of_flags() -> list[Pair]:
                 f"expected {', '.join(libraries)}"
             )
         return [Pair(archs[0], source, call)]
-    result = pairs(archs, FLAGS.source)
+    result = [
+        Pair(arch, source, call)
+        for arch in archs
+        for source, call in backbones.get(arch).sources.items()
+        if call and source in FLAGS.source
+    ]
     if not result:
         raise ValueError(f"none of {', '.join(FLAGS.source)} has {', '.join(archs)}")
     return result

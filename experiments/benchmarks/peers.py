@@ -464,11 +464,8 @@ def main(run: reporting.Run) -> None:
             raise ValueError(f"unknown `what`: got {kind!r}, expected some of {', '.join(WORKS)}")
     for name in FLAGS.attacks if "attack_strength" in FLAGS.what else []:
         attacks.get(name)  # an unknown name is an error before an hour of work
-    libraries = {
-        library: version
-        for library in FLAGS.peers
-        if (version := sources.installed(library, attack_libraries.LIBRARIES))
-    }
+    versions = {name: sources.installed(name, attack_libraries.LIBRARIES) for name in FLAGS.peers}
+    libraries = {name: version for name, version in versions.items() if version}
     result = measure.collect(run, rows(archs, libraries))
     missed = [row["what"] for row in result if not row.get("met", True)]
     device = jax.devices()[0].device_kind

@@ -92,15 +92,11 @@ def seeded(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
     elif len(shape) == 1:  # BatchNorm's weight, or gamma
         values = rng.uniform(0.5, 1.5, shape) * np.where(quiet, 3e-3, 1.0)
     else:
-        values = rng.uniform(-1.0, 1.0, shape) * np.sqrt(3.0 / fan_in(leaf, shape))
+        # torch has OIHW and OI; Keras ("kernel") HWIO and IO, depthwise HWC1.
+        keras = shape[:2] if len(shape) == 4 and shape[3] == 1 else shape[:-1]
+        fan_in = int(np.prod(keras if leaf == "kernel" else shape[1:]))
+        values = rng.uniform(-1.0, 1.0, shape) * np.sqrt(3.0 / fan_in)
     return np.asarray(values, np.float32)
-
-
-def fan_in(leaf: str, shape: tuple[int, ...]) -> int:
-    """Inputs per output: torch has OIHW and OI; Keras ("kernel") HWIO and IO, depthwise HWC1."""
-    if leaf != "kernel":
-        return int(np.prod(shape[1:]))
-    return int(np.prod(shape[:2] if len(shape) == 4 and shape[3] == 1 else shape[:-1]))
 
 
 def normalized(images01: np.ndarray, pixels: PixelSpec) -> np.ndarray:

@@ -201,15 +201,20 @@ def _descend(
     clf: Classifier, variables: Variables, class_mask: jax.Array, x: jax.Array, steps: int
 ) -> jax.Array:
     """x after gradient descent, f32[b s s 3] in the units of the first layer."""
-    path = ascend.ascend(
-        lambda x, _: group_log_probability(_logits_of_inputs(clf, variables, x), class_mask),
-        x,
-        jax.random.key(0),  # the objective is not random
-        steps=steps,
-        optimizer=ascend.OPTIMIZERS["sgd"](),
-        step_size=ETA,
-    )
-    return path.last
+    logits = lambda x: _logits_of_inputs(clf, variables, x)
+    return descend(lambda x, _: group_log_probability(logits(x), class_mask), x, steps).last
+
+
+def descend(score: Any, x: jax.Array, steps: int) -> ascend.Ascent:
+    """Plain gradient descent on `-score` with the lesson's learning rate.
+
+    Args:
+      score: (f32[b s s 3], key) -> f32[b]; not random.
+      x: f32[b s s 3], the start.
+      steps: number of steps.
+    """
+    sgd, key = ascend.OPTIMIZERS["sgd"](), jax.random.key(0)
+    return ascend.ascend(score, x, key, steps=steps, optimizer=sgd, step_size=ETA)
 
 
 def _distances(image01: Array, photograph: Array) -> dict[str, float]:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lesson.attack import ETA, descend
 from tl import data, inference, metrics, pixels, reporting
-from tl.ascent import ascend
 from tl.attacks import goals
 from tl.losses import group_log_probability
 from tl.models import Classifier
@@ -25,8 +25,8 @@ from tl.types import Variables
 from tl.visualize import objectives
 from tl.visualize.specs import ObjectiveSpec
 
-# The lesson's steps and learning rate.
-STEPS, ETA = 1000, 1.0
+# The lesson's steps of each descent.
+STEPS = 1000
 FIRST, SECOND = "cross-entropy", "10 x cross-entropy + 0.005 x variation, from there on"
 # The lesson's probabilities of a Siamese cat under Keras' VGG-16.
 REPORTED = {FIRST: 0.645, SECOND: 0.920}
@@ -63,28 +63,21 @@ def without_bounds(
         return group_log_probability(clf.logits(variables, images01(x)), members)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def descend(way: str, variables: Variables, members: jax.Array, x: jax.Array) -> Any:
+    def descent(way: str, variables: Variables, members: jax.Array, x: jax.Array) -> Any:
         def score(x: jax.Array, _: jax.Array) -> jax.Array:
             value = log_probability(variables, x, members)
             # `total_variation` is a mean, TensorFlow's a sum.
             variation = objectives.total_variation(x) * float(side * (side - 1) * 3)
             return value if way == FIRST else 10.0 * value - 0.005 * variation
 
-        return ascend.ascend(
-            score,
-            x,
-            jax.random.key(0),  # the objective is not random
-            steps=steps,
-            optimizer=ascend.OPTIMIZERS["sgd"](),
-            step_size=ETA,
-        )
+        return descend(score, x, steps)
 
     log_p = jax.jit(log_probability)
     rows = []
     for spec, mask in zip(objective_specs, members, strict=True):
         x = jax.random.normal(jax.random.key(seed), (side * side * 3,)).reshape(1, side, side, 3)
         for way in (FIRST, SECOND):
-            path = descend(way, variables, mask[None], x)
+            path = descent(way, variables, mask[None], x)
             x = path.last
             image = np.asarray(images01(x))[0]
             rescaled = (image - image.min()) / max(float(image.max() - image.min()), 1e-6)

@@ -19,7 +19,7 @@ import functools
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +198,11 @@ def divided(lesson: Lesson, which: str = "cats_vs_dogs", validation: float = 0.0
     return data.divide(lesson.need(which), validation_fraction=validation, seed=lesson.seed)
 
 
+def subset(spec: DataSpec, rows: Iterable[int]) -> DataSpec:
+    """Some images of a data set, in its order."""
+    return dataclasses.replace(spec, examples=tuple(spec.examples[i] for i in sorted(rows)))
+
+
 def epochs_for(parts: data.Parts, images: int = 20_000) -> int:
     """Epochs in which a network reads as many images, repeated, as in the lesson's training."""
     return max(1, round(images / len(parts.train.examples)))
@@ -229,15 +234,10 @@ def train(
     (clf, variables), classes, began = network, parts.train.classes, time.monotonic()
     table = labels.from_names(classes, name=name)
     clf, variables = clf.replace_head(variables, table, key=jax.random.key(lesson.seed), head=head)
-    fitted = fit.fit(
-        clf,
-        variables,
-        parts.train,
-        parts.validation,
-        dataclasses.replace(recipe, epochs=lesson.epochs or recipe.epochs),
-        seed=lesson.seed,
-        log=lambda row: lesson.run.log({"training": name, **row}),
-    )
+    recipe = dataclasses.replace(recipe, epochs=lesson.epochs or recipe.epochs)
+    log = lambda row: lesson.run.log({"training": name, **row})
+    sides = parts.train, parts.validation
+    fitted = fit.fit(clf, variables, *sides, recipe, seed=lesson.seed, log=log)
     tested = predict_part(clf, fitted, parts.test)
     return Training(clf, fitted, tested, len(parts.train.examples), time.monotonic() - began)
 
@@ -263,29 +263,25 @@ def clean(lesson: Lesson) -> Iterator[Row]:
     removed = f"it would delete {sum(map(is_removed, sources))}; not done here"
     yield Row("clean", LESSON, words, n=len(sources), lesson=lost, found=removed)
     report = doctor.examine(lesson.need("cats_vs_dogs"))
-    twins = len(report.near_duplicates or ())
-    counts = (
-        f"{len(report.broken)} broken, {len(report.misnamed)} misnamed, {twins} near-duplicates"
-    )
-    counts += f", {len(report.turned)} turned"
+    counts = f"{len(report.broken)} broken, {len(report.misnamed)} misnamed, "
+    counts += f"{len(report.near_duplicates or ())} near-duplicates, {len(report.turned)} turned"
     yield Row("clean", RIGHT, "every pixel decoded, nothing deleted", n=report.n, found=counts)
 
 
 def division(lesson: Lesson) -> Iterator[Row]:
     spec = lesson.need("cats_vs_dogs")
-    order = np.random.default_rng(13).permutation(len(spec.examples))
-    test = set(order[: len(order) // 5].tolist())
-    sides = [
-        dataclasses.replace(
-            spec, examples=tuple(e for i, e in enumerate(spec.examples) if (i in test) is side)
-        )
-        for side in (False, True)
-    ]
-    leaks = lambda a, b: (
-        f"{len(data.leaks(a, b))} of {len(b.examples)} test images also in training"
-    )
+    n = len(spec.examples)
+    test, train = np.split(np.random.default_rng(13).permutation(n), [n // 5])
+    count = lambda a, b: f"{len(data.leaks(a, b))} of {len(b.examples)}"
+    leaks = lambda a, b: f"{count(a, b)} test images also in training"
     words, again = "20 % at random, seed 13 (torch: no seed)", "torch: a different split each run"
-    yield Row("division", LESSON, words, lesson=again, found=leaks(*sides))
+    yield Row(
+        "division",
+        LESSON,
+        words,
+        lesson=again,
+        found=leaks(subset(spec, train), subset(spec, test)),
+    )
     parts = divided(lesson)
     words = "by content, near-duplicates together"
     yield Row("division", RIGHT, words, found=leaks(parts.train, parts.test))
@@ -359,7 +355,7 @@ def save(lesson: Lesson) -> Iterator[Row]:
     network = lesson.network(lesson.arch)
     clf, fitted, *_ = train(lesson, "save", network, parts, Recipe(tune="probe"))
     folder = models.save(lesson.run.workdir / "save" / "model", clf, fitted.variables)
-    few = dataclasses.replace(parts.test, examples=parts.test.examples[:16])
+    few = subset(parts.test, range(len(parts.test.examples))[:16])
     before, after = (
         inference.predict(*pair, few).logits
         for pair in ((clf, fitted.variables), models.load(str(folder)))
@@ -485,15 +481,14 @@ def ideal(lesson: Lesson) -> Iterator[Row]:
         row = Row("ideal", LESSON, words, n=len(chosen), seconds=seconds, found=results)
         yield row._replace(lesson=f"Siamese cat {lesson_ideal.REPORTED[way]:.3f}")
     began = time.monotonic()
-    settings = grid.IdealSettings(
-        steps=min(grid.STEPS, lesson.ideal_steps), frames=0, seed=lesson.seed
-    )
+    steps = min(grid.STEPS, lesson.ideal_steps)
+    settings = grid.IdealSettings(steps=steps, frames=0, seed=lesson.seed)
     ideals = ideal_images.ideal([grid.network(clf, variables)], objectives, settings)
     saved = ideal_images.save(lesson.run, ideals)["images"]
     results = "; ".join(
         f"{row['target']}: {percent(row['probability'])} as displayed" for row in saved
     )
-    words = f"in [0, 1], Fourier, transforms, {settings.steps} steps"
+    words = f"in [0, 1], Fourier, transforms, {steps} steps"
     seconds = time.monotonic() - began
     yield Row("ideal", RIGHT, words, n=len(saved), seconds=seconds, found=results)
 
@@ -514,9 +509,8 @@ def attack(lesson: Lesson) -> Iterator[Row]:
         )
     target = table.find(lesson.target) if lesson.target else (lesson_attack.TARGET,)
     chosen = [photographs.paths[i] for i in indices], photographs.images[indices]
-    attack = lesson_attack.Attack(
-        lesson.run, clf, variables, *chosen, target, dogs, lesson.attack_steps
-    )
+    options = *chosen, target, dogs, lesson.attack_steps
+    attack = lesson_attack.Attack(lesson.run, clf, variables, *options)
     began = time.monotonic()
     lesson.details["attack"] = rows = lesson_attack.without_bounds(attack)
     count = lambda answers: f"{sum(answers)} of {len(rows)}"
@@ -524,9 +518,8 @@ def attack(lesson: Lesson) -> Iterator[Row]:
         f"{count(row['start']['still'] for row in rows)} starts are classified as a dog; target as "
         f"a tensor {_mean(rows, 'tensor')}, as displayed {_mean(rows, 'shown')}"
     )
-    words = (
-        f"{lesson.arch}, gradient descent from img / 255, {lesson.attack_steps} steps, no bounds"
-    )
+    words = f"{lesson.arch}, gradient descent from img / 255, "
+    words += f"{lesson.attack_steps} steps, no bounds"
     reported, seconds = "dog .928, then Siamese cat .865", time.monotonic() - began
     yield Row("attack", LESSON, words, n=len(rows), seconds=seconds, lesson=reported, found=results)
     began = time.monotonic()
@@ -592,15 +585,10 @@ def steps_of(lesson: Lesson, words: Sequence[str]) -> list[str]:
         return list(words)
     available = {"": True, "cats_vs_dogs": lesson.cats, "pets": lesson.pets}
     for flag in [flag for flag, value in available.items() if value is None]:
-        names = [name for name, step in STEPS.items() if step.needs == flag]
-        print(
-            f"without --{flag}=folder:DIR these steps are left out: {', '.join(names)}", flush=True
-        )
-    return [
-        name
-        for name, step in STEPS.items()
-        if available[step.needs] is not None and not step.by_name
-    ]
+        names = ", ".join(name for name, step in STEPS.items() if step.needs == flag)
+        print(f"without --{flag}=folder:DIR these steps are left out: {names}", flush=True)
+    usable = lambda step: available[step.needs] is not None and not step.by_name
+    return [name for name, step in STEPS.items() if usable(step)]
 
 
 # ---- the run ----
@@ -613,15 +601,12 @@ def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
       Points of accuracy that the corrected version gains, and whether the intervals overlap; None
       if one of the versions has no accuracy.
     """
-    last = {
-        row.way: (row.top1, row.top1_ci95)
-        for row in rows
-        if row.top1 is not None and row.top1_ci95 is not None
-    }
+    last: dict[str, Any] = {row.way: row for row in rows if row.top1_ci95 is not None}
     if len(last) < 2:
         return None
-    (a, (low_a, high_a)), (b, (low_b, high_b)) = last[LESSON], last[RIGHT]
-    return 100 * (b - a), high_a >= low_b and high_b >= low_a
+    before, after = last[LESSON], last[RIGHT]
+    (low, high), (low_after, high_after) = before.top1_ci95, after.top1_ci95
+    return 100 * (after.top1 - before.top1), high >= low_after and high_after >= low
 
 
 def run_steps(
@@ -673,8 +658,7 @@ def main(run: reporting.Run) -> None:
     cats, pets = (data.get(word) if word else None for word in (FLAGS.cats_vs_dogs, FLAGS.pets))
     if cats is not None and FLAGS.limit and len(cats.examples) > FLAGS.limit:
         order = np.random.default_rng(FLAGS.seed).permutation(len(cats.examples))
-        chosen = np.sort(order[: FLAGS.limit])
-        cats = dataclasses.replace(cats, examples=tuple(cats.examples[i] for i in chosen))
+        cats = subset(cats, order[: FLAGS.limit])
     further = {"epochs": FLAGS.epochs, "images": tuple(FLAGS.images), "target": FLAGS.target}
     lesson = Lesson(run, cats, pets, FLAGS.arch, FLAGS.small, FLAGS.seed, **further)
     result = run_steps(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)
