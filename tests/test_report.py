@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html.parser
 import io
+import math
 import re
 import subprocess
 import sys
@@ -538,6 +539,36 @@ def test_the_page_of_quickstart_has_the_sections_of_its_parts(tmp_path, monkeypa
     text = Parsed("".join(page.sections)).text
     assert text == " ".join(f"Chapter {key} {key.upper()} in {tmp_path}" for key in keys)
     assert "resnet50" in page.lead
+
+
+def test_a_result_of_an_older_version_is_one_sentence(tmp_path):
+    run = reporting.start("bench", tmp_path, {})
+    run.finish({"rows": []}, "")
+    with pytest.raises(ValueError, match="result.json has no 'batch_size'.*run bench again"):
+        pages.redraw(tmp_path)
+
+
+def test_the_page_of_bench_shows_an_infinite_median_distance(tmp_path):
+    row = {"what": "distance", "arch": "a", "unit": "l2", "n": 2, "ours": 0.25, "not_found": 0}
+    row |= {"peer": "foolbox", "peer_value": math.inf, "peer_not_found": 2, "ratio": 0.0}
+    page = pages.PAGES["peers"](reporting.jsonable({"device": "cpu", "rows": [row]}), tmp_path)
+    text = Parsed("".join(page.sections)).text
+    assert "0.25 l2, 0 not found" in text and "inf l2, 2 not found" in text
+
+
+def test_the_page_of_parity_tells_infinite_errors_from_failures(tmp_path):
+    def row(arch, error, first, cause):
+        largest = {"max_rel_error": error, "first_divergence": first, "cause": cause}
+        return {"arch": arch, "source": "timm", "call": arch, "form": "zip", **largest}
+
+    rows = [row("a", math.inf, "stem", "padding"), row("b", None, None, "no file")]
+    settings = {"sizes": [(224, 224)], "batch_size": 2, "tolerance": 1e-5}
+    result = {"rows": [*rows, row("c", 1e-7, None, None)], "errors": [{"stem": math.inf}]}
+    page = pages.PAGES["parity"](reporting.jsonable(result | settings), tmp_path)
+    text = Parsed("".join(page.sections)).text
+    assert page.lead.endswith("Largest error inf.") and "224 x 224 pixels" in page.lead
+    assert "a timm stem padding b timm not compared no file" in text
+    assert "a inf b failed c 1.0e-07" in text and "stem inf" in text
 
 
 @pytest.mark.parametrize("name", sorted(pages.PAGES))

@@ -428,9 +428,8 @@ def step(arch: str) -> list[Row]:
     params, stats = variables["params"], variables.get("batch_stats", {})
     stages, shape = clf.spec.endpoints, (n, FLAGS.size, FLAGS.size, 3)
     images = np.random.default_rng(FLAGS.seed).integers(0, 256, shape, np.uint8)
-    examples = lambda inputs: Examples(
-        jnp.asarray(inputs), jnp.zeros(n, jnp.int32), jnp.ones(n, bool)
-    )
+    rest = jnp.zeros(n, jnp.int32), jnp.ones(n, bool)
+    examples = lambda inputs: Examples(jnp.asarray(inputs), *rest)
 
     def from_images(params: Any, stats: Any, inputs: jax.Array) -> tuple[Any, Any]:
         output = clf.apply({"params": params, "batch_stats": stats}, pixels.to_images01(inputs))

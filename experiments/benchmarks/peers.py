@@ -224,22 +224,17 @@ def distances(norm: str, examples: np.ndarray, originals: np.ndarray) -> np.ndar
 def attack_strength(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
     """One row per attack, radius and library: robust accuracy in percent."""
     images = correct_images(net, FLAGS.limit)
-    radii = [
-        ("linf", cli.fraction(word, "linf") / 255, f"linf {word}/255")
-        for word in FLAGS.linf
-        if word
-    ]
-    radii += [("l2", cli.fraction(word, "l2"), f"l2 {word}") for word in FLAGS.l2 if word]
+    linf, l2 = (filter(None, words) for words in (FLAGS.linf, FLAGS.l2))
+    radii = [("linf", cli.fraction(word, "linf") / 255, f"linf {word}/255") for word in linf]
+    radii += [("l2", cli.fraction(word, "l2"), f"l2 {word}") for word in l2]
+    balls = dict.fromkeys(norm for norm, _, _ in radii)
     for name in FLAGS.attacks:
-        made_attacks = {
-            norm: attack_libraries.tl_attack(name, net, norm, budget())
-            for norm in dict.fromkeys(norm for norm, _, _ in radii)
-        }
+        at = {norm: attack_libraries.tl_attack(name, net, norm, budget()) for norm in balls}
         for norm, eps, where in radii:
             # AutoAttack makes its own batches, of the images that are left.
-            attempt = functools.partial(made_attacks[norm](eps), *images[:2])
+            attempt = functools.partial(at[norm](eps), *images[:2])
             if name != "autoattack":
-                attempt = functools.partial(in_batches, made_attacks[norm](eps), images, ours=True)
+                attempt = functools.partial(in_batches, at[norm](eps), images, ours=True)
             result = robust(net, attempt, images, norm, eps, ours=True)
             row: Row = {"what": f"robust accuracy, {where}, {name}", "arch": net.clf.arch}
             row |= {"unit": "%", "ours": percent(result.right), "interval": interval(result.right)}
