@@ -173,9 +173,9 @@ def imported(library: str) -> Iterator[Any]:
                 import_torchvision()
             module = importlib.import_module(library)
         except ImportError as error:
-            how = INSTALL.get(library, INSTALL[""])
+            command = INSTALL.get(library, INSTALL[""])
             raise ValueError(
-                f"{library} is not installed ({error}); install it with: {how}"
+                f"{library} is not installed ({error}); install it with: {command}"
             ) from None
         yield module
 

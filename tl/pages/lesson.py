@@ -84,13 +84,13 @@ def _ideal(arch: str, rows: Sequence[Row], folder: Path) -> list[Html]:
     for target in dict.fromkeys(row["target"] for row in rows):
         cards = []
         for row in (row for row in rows if row["target"] == target):
-            shown = (
+            rescaled = (
                 f"rescaled to be displayed: tensor {percent(row['probability'])}, this file "
                 f"{percent(row['probability_of_png_as_shown'])}; the lesson: {row['lesson']}"
             )
             clipped = f"this file: {percent(row['probability_of_png_as_it_is'])}"
             for key, title, caption in (
-                ("png", row["way"], shown),
+                ("png", row["way"], rescaled),
                 ("png_as_it_is", "clipped to [0, 1]", clipped),
             ):
                 cards.append(reporting.card(figure(folder, row[key]), title=title, caption=caption))
