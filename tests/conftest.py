@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full",
         action="store_true",
-        help="Run the tests marked `full` too, and compile every program as users do.",
+        help="Run the tests marked `full` too, and compile numerical programs as users do.",
     )
 
 
@@ -47,8 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # Compiling takes longer than running in most tests. With JAX's own switch the graph and XLA's
 # passes over it stay as they are, and LLVM optimizes less. Tests that compare the bits of two
-# programs, or a rounding, are marked `optimized`; with --full all tests are.
+# programs, or a rounding, are marked `optimized`; with --full the files below are compiled as users
+# compile them too.
 CHEAP = "jax_disable_most_optimizations"
+NUMERICAL = {
+    *("test_ascend", "test_goals", "test_images", "test_jpeg", "test_losses"),
+    *("test_metrics", "test_norms", "test_objectives", "test_perceptual", "test_pixels"),
+    *("test_probe", "test_robust", "test_train", "test_transforms"),
+}
 _cheap = False
 
 
@@ -56,7 +62,8 @@ _cheap = False
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Sets the switch before the fixtures of a test run; a change drops the compiled programs."""
     global _cheap
-    cheap = not (item.config.getoption("--full") or item.get_closest_marker("optimized"))
+    as_users = item.config.getoption("--full") and item.path.stem in NUMERICAL
+    cheap = not (as_users or item.get_closest_marker("optimized"))
     if cheap != _cheap:
         jax.clear_caches()
         with contextlib.suppress(AttributeError):  # a JAX without the switch compiles as users do
