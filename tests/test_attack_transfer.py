@@ -17,6 +17,8 @@ from tl.evaluation import attack_transfer, shared_images
 from tl.evaluation.attack_transfer import TransferSettings
 from tl.evaluation.shared_images import Network, SharedImages
 
+pytestmark = pytest.mark.full
+
 SIDE = 8
 EPS = 8 / 255
 

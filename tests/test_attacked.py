@@ -127,6 +127,7 @@ def test_images_that_are_misclassified_without_an_attack_are_no_success(
         evaluate(run, images, SHORT(), labels=(predicted(images.images) + 1) % CLASSES)
 
 
+@pytest.mark.full
 def test_results_do_not_depend_on_the_batch_size(
     run: reporting.Run, images: inference.LoadedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_results_do_not_depend_on_the_batch_size(
     assert np.mean(padded == one_batch) > 0.9
 
 
+@pytest.mark.full
 def test_the_sanity_checks_of_a_network_with_constant_logits_fail(
     run: reporting.Run, images: inference.LoadedImages
 ) -> None:

@@ -316,6 +316,7 @@ def test_each_image_takes_its_own_steps_and_slots_never_idle(slots: int) -> None
     assert slots < 20 or len(calls) == 9
 
 
+@pytest.mark.full
 def test_four_devices_give_the_same_as_one() -> None:
     code = """
 import os

@@ -626,6 +626,7 @@ def lite0() -> Iterator[tuple[Classifier, Variables]]:
         pytest.skip(str(error))
 
 
+@pytest.mark.full
 def test_the_packaged_lite0_classifies_photographs(lite0: tuple[Classifier, Variables]):
     clf, variables = lite0
     try:

@@ -18,6 +18,8 @@ from tl.models import Provenance
 from tl.visualize import compare, filters
 from tl.visualize.specs import ObjectiveSpec
 
+pytestmark = pytest.mark.full
+
 SIZE = 32
 NETWORK = toys.classifier
 

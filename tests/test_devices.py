@@ -139,7 +139,7 @@ def test_loss_gradient_and_statistics_of_eight_devices_equal_those_of_one(eight:
 
 def test_a_checkpoint_restores_with_or_without_shards(eight: dict):
     assert eight["restored"] == [True, True] and eight["unsharded"] == 1
-    assert "'all' of float32[3] cannot be divided" in eight["error"]
+    assert "'all' of float32[3] cannot be sharded" in eight["error"]
 
 
 TWO = """

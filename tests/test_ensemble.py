@@ -153,6 +153,7 @@ def true_classes() -> np.ndarray:
     return goals.class_mask(top[:, None].tolist(), CLASSES)
 
 
+@pytest.mark.full
 def test_a_sequence_gives_the_result_of_the_first_search_that_solves_an_image() -> None:
     """Alone, with the keys of its place, a search gives the same images to the bit."""
     searches = [baselines.noise(steps=4), fab.fab(steps=1, targets=1), gradient.bim(steps=10)]

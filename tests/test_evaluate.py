@@ -208,6 +208,7 @@ def test_a_data_set_of_broken_images_is_refused(tmp_path: Path) -> None:
 # ---- accuracy under attack ----
 
 
+@pytest.mark.full
 def test_accuracy_under_attack_is_below_clean_accuracy(
     pets: data.DataSpec, logits: np.ndarray
 ) -> None:

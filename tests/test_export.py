@@ -67,6 +67,7 @@ def test_winograd_convolution_exports_with_a_symbolic_batch() -> None:
     np.testing.assert_allclose(program.call(x), conv(x), atol=1e-3)
 
 
+@pytest.mark.full
 def test_the_script_runs_without_tl(folder: Path, tmp_path: Path) -> None:
     image = toys.noise(1, 70, 90, 3)
     np.save(tmp_path / "image.npy", image[0])

@@ -131,6 +131,7 @@ def test_cached_inputs_give_the_same_losses_as_images(parts: data.Parts) -> None
         assert one["val_nll"] == pytest.approx(other["val_nll"], rel=1e-3)
 
 
+@pytest.mark.full
 def test_gradual_unfreezes_one_stage_per_phase_from_the_top(
     parts: data.Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +309,7 @@ def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
 # ---- labels, the best epoch, rates, number types -------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("augmentation", ["flip", "crop"])  # cached inputs, and images
 def test_soft_labels_weight_labels_by_their_confidence(
     parts: data.Parts, augmentation: str

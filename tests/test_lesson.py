@@ -20,6 +20,8 @@ from tl import backbones, data, inference, labels, models, pages, pixels, report
 from tl.pages import lesson as page
 from tl.visualize import specs
 
+pytestmark = pytest.mark.full
+
 ARCH = "toy_mobilenet"
 STEPS = ("clean", "division", "precomputed", "frozen", "save", "tests_on_train")
 

@@ -276,6 +276,7 @@ FREE = Recipe(
 )
 
 
+@pytest.mark.full
 def test_transfer_trains_selects_and_tests_under_attack(
     images: data.DataSpec, network: tuple[models.Classifier, Any], tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_transfer_learns_and_reports(run: reporting.Run, pets: data.DataSpec, tu
     assert sum(map(sum, result["confusion"])) == 6
 
 
+@pytest.mark.full
 def test_transfer_is_repeatable(run: reporting.Run, pets: data.DataSpec, tmp_path: Path) -> None:
     again = reporting.start("transfer", tmp_path / "again", {"seed": 0})
     one, two = (
