@@ -251,7 +251,7 @@ def settings_of_flags() -> TransferSettings:
     if FLAGS.robust_eps:
         radius = cli.fraction(FLAGS.robust_eps, "robust_eps")
     robust.check_robust(radius, FLAGS.robust_attack)
-    others = fields_of_flags(TransferSettings) | {"robust_eps": radius}
+    others: dict[str, Any] = fields_of_flags(TransferSettings) | {"robust_eps": radius}
     return TransferSettings(recipe, **others, first_seed=FLAGS.seed, find_lr=FLAGS.lr == "find")
 
 

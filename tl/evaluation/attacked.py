@@ -214,14 +214,14 @@ def select_images(
     targets = table.find(target) if target and target != LEAST_LIKELY else ()
     clean = inference.predict_logits(clf, variables, images.images)
     predicted = clean.argmax(axis=1)
-    labels = predicted if labels is None else labels
+    true: np.ndarray = predicted if labels is None else labels
     candidates = np.isin(predicted, table.find(only)) if only else np.ones(len(predicted), bool)
     skipped, rows = list(images.skipped), []
     for i in np.flatnonzero(candidates):
-        if not {int(labels[i]), int(predicted[i])} & set(targets):
+        if not {int(true[i]), int(predicted[i])} & set(targets):
             rows.append(i)
             continue
-        name = table.display(labels[i] if labels[i] in targets else predicted[i])
+        name = table.display(true[i] if true[i] in targets else predicted[i])
         skipped.append({"path": str(images.paths[i]), "why": f"it is called {name} already"})
     rows = np.array(rows[: limit or None], int)
     if not len(rows):
@@ -229,7 +229,7 @@ def select_images(
             f"no image is left to attack: got {len(predicted)} images, `only`={only!r} and "
             f"`target`={target!r}; pass other images or another target"
         )
-    correct = rows[predicted[rows] == labels[rows]]
+    correct = rows[predicted[rows] == true[rows]]
     if not len(correct):
         raise ValueError(
             f"the network classifies none of the {len(rows)} images correctly: expected at least "
@@ -238,17 +238,17 @@ def select_images(
     if target == LEAST_LIKELY:
         class_mask = goals.least_likely(clean[correct])
     else:
-        groups = [targets or (int(label),) for label in labels[correct]]
+        groups = [targets or (int(label),) for label in true[correct]]
         class_mask = goals.class_mask(groups, len(table))
     return Selection(
         paths=[images.paths[i] for i in correct],
         images=images.images[correct],
         logits=clean[correct],
-        labels=labels[correct],
+        labels=true[correct],
         goal=goals.TARGETED if target else goals.UNTARGETED,
         class_mask=class_mask,
         n=len(rows),
-        misclassified=[str(images.paths[i]) for i in rows if predicted[i] != labels[i]],
+        misclassified=[str(images.paths[i]) for i in rows if predicted[i] != true[i]],
         skipped=skipped,
     )
 

@@ -56,8 +56,8 @@ def resized(images: np.ndarray, share: float) -> np.ndarray:
     _check_share(share)
 
     def process(image: Image.Image) -> Image.Image:
-        size = tuple(max(1, round(share * side)) for side in image.size)
-        small = image.resize(size, Image.Resampling.BICUBIC)
+        width, height = (max(1, round(share * side)) for side in image.size)
+        small = image.resize((width, height), Image.Resampling.BICUBIC)
         return small.resize(image.size, Image.Resampling.BICUBIC)
 
     return _each(process, images)
