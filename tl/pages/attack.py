@@ -57,7 +57,7 @@ def _rates(result: Mapping[str, Any]) -> Html:
     intervals, rows = [], []
     for eps, rate in result["success_rate"].items():
         low, high = result["success_ci95"][eps]
-        intervals.append(reporting.interval(rate, low, high, label=f"success rate at eps {eps}"))
+        intervals.append(reporting.Interval(f"success rate at eps {eps}", rate, low, high))
         accuracy = reporting.percent(result["robust_accuracy"][eps])
         bounds = " to ".join(map(reporting.percent, result["robust_ci95"][eps]))
         medians = [f"{np.median(values):.4g}" for values in _distances(result, eps).values()]
@@ -75,7 +75,7 @@ def _rates(result: Mapping[str, Any]) -> Html:
     )
     return reporting.section(
         "Success rate and accuracy under attack",
-        *intervals,
+        reporting.intervals(intervals),
         reporting.table(rows, header),
         text=text,
     )
