@@ -237,7 +237,7 @@ def curves(
     )
     y_ticks = _ticks(y_low, y_high)
     x_ticks = [t for t in _ticks(x_low, x_high) if x_low <= t <= x_high]
-    if all(x.is_integer() for x, _ in finite):  # there is no epoch 1.2
+    if all(x.is_integer() for x, _ in finite):  # epochs and steps are whole numbers
         x_ticks = [t for t in x_ticks if t.is_integer()]
 
     def to_x(x: float) -> float:
