@@ -193,12 +193,17 @@ def finish(child: subprocess.Popen, folder: Path) -> dict[str, Any]:
     return json.loads((folder / "done.json").read_text())
 
 
-def kill_after(child: subprocess.Popen, lines: int) -> list[dict[str, Any]]:
-    """The first lines that a run logs, after which it is killed."""
+def kill_after(child: subprocess.Popen, lines: int, folder: Path) -> list[dict[str, Any]]:
+    """The first lines that a run logs, after which it is killed.
+
+    A run that logs is killed when its folder has a checkpoint, so that the next one resumes.
+    """
     assert child.stdout is not None
     rows = [json.loads(child.stdout.readline()) for _ in range(lines)]
     if not lines:
         time.sleep(0.5)
+    while lines and not any(step.name[5:].isdigit() for step in folder.glob("*/*/step_*")):
+        assert child.poll() is None, "the run ended without a checkpoint"
     child.send_signal(signal.SIGKILL)
     child.communicate()
     return rows
@@ -212,7 +217,7 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(
     images = Path(str(parts.train.examples[0].path)).parents[1]
     whole = finish(start(tmp_path / "whole", images), tmp_path / "whole")
     killed = tmp_path / "killed"
-    rows = [row for lines in (0, 3, 4) for row in kill_after(start(killed, images), lines)]
+    rows = [row for lines in (0, 3, 4) for row in kill_after(start(killed, images), lines, killed)]
     assert not (killed / "done.json").exists()
     assert finish(start(killed, images), killed) == whole
     assert rows[3]["step"] > 0  # the second run resumed
