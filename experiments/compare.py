@@ -61,7 +61,7 @@ def main(run: reporting.Run) -> None:
     report = pages.finish(run, result)
 
     for stage, cka in result["cka"].items():
-        print(f"{stage}: CKA {compare.in_words(cka, stage in result['same_bits'])}")
+        print(f"{stage}: CKA {compare.cka_in_words(cka, stage in result['same_bits'])}")
     for row in result["moved"][:3]:
         print(f"{row['layer']}, filter {row['filter']}: changed by {100 * row['relative']:.2f} %")
     changed = sum(mean > 0 for mean in result["layers"].values())

@@ -93,7 +93,9 @@ def print_network(result: Mapping[str, Any]) -> None:
     for row in result["weights"]:
         top1 = "no top-1 published" if row["top1"] is None else f"top-1 {row['top1']:.2f} %"
         print(f"  {row['name']}: {top1}, {row['licence']}, {row['origin']}")
-        print(f"    {common.in_words(PixelSpec.from_dict(row['pixels']))}\n    {row['load']}")
+        print(
+            f"    {common.pixels_in_words(PixelSpec.from_dict(row['pixels']))}\n    {row['load']}"
+        )
 
 
 def main(run: reporting.Run) -> None:

@@ -317,4 +317,4 @@ def test_the_page_and_the_terminal_show_the_same(folder: Path, tmp_path: Path):
     ],
 )
 def test_a_spec_in_words(spec: PixelSpec, words: str):
-    assert common.in_words(spec) == words
+    assert common.pixels_in_words(spec) == words

@@ -170,8 +170,8 @@ def with_dashes(message: str) -> str:
       that are not flags stay as they are.
 
     Example:
-      >>> with_dashes("`not_a_flag` is missing")
-      '`not_a_flag` is missing'
+      >>> with_dashes("`verbosity` must be a number, and `not_a_flag` too")
+      '--verbosity must be a number, and `not_a_flag` too'
     """
     return re.sub(
         r"`(\w+)(=[^`]*)?`",

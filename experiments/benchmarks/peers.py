@@ -163,7 +163,7 @@ def one_batch(net: Twin) -> Images:
     return images.take(np.resize(np.arange(len(images.labels)), FLAGS.batch_size))
 
 
-def in_batches(run: Run, images: Images, *, ours: bool) -> np.ndarray:
+def run_in_batches(run: Run, images: Images, *, ours: bool) -> np.ndarray:
     """Adversarial examples for all images; tl's in batches of one shape, which share a program."""
     n, size = len(images.labels), FLAGS.batch_size
     if ours:
@@ -234,7 +234,7 @@ def attack_strength(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
             # AutoAttack makes its own batches, of the images that are left.
             attempt = functools.partial(at[norm](eps), *images[:2])
             if name != "autoattack":
-                attempt = functools.partial(in_batches, at[norm](eps), images, ours=True)
+                attempt = functools.partial(run_in_batches, at[norm](eps), images, ours=True)
             result = robust(net, attempt, images, norm, eps, ours=True)
             row: Row = {"what": f"robust accuracy, {where}, {name}", "arch": net.clf.arch}
             row |= {"unit": "%", "ours": percent(result.right), "interval": interval(result.right)}
@@ -244,7 +244,7 @@ def attack_strength(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
             for library, version in libraries.items():
                 run = attack_libraries.peer_attack(library, name, net, norm, eps, budget())
                 if run is not None:
-                    attempt = functools.partial(in_batches, run, images, ours=False)
+                    attempt = functools.partial(run_in_batches, run, images, ours=False)
                     other = robust(net, attempt, images, norm, eps, ours=False)
                     rows.append(next_to(row, version, other))
             yield from rows or [row]
@@ -306,7 +306,7 @@ def reach(
     net: Twin, run: Run, images: Images, norm: str, *, ours: bool
 ) -> tuple[np.ndarray, float]:
     """Distances f64[n], and seconds."""
-    seconds, examples = spent(functools.partial(in_batches, run, images, ours=ours))
+    seconds, examples = spent(functools.partial(run_in_batches, run, images, ours=ours))
     fooled = predictions(net, examples, ours=ours) != images.labels
     return np.where(fooled, distances(norm, examples, images.images01), np.inf), seconds
 

@@ -79,7 +79,7 @@ def _conventions(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]
     for row in result["conventions"]:
         shares = [row["top1"], *row["top1_ci95"]] if labeled else []
         numbers = [round(100 * share, 1) for share in (*shares, row["confidence"])]
-        spec = common.in_words(PixelSpec.from_dict(row["pixels"]))
+        spec = common.pixels_in_words(PixelSpec.from_dict(row["pixels"]))
         rows.append([_name(row), *numbers, round(row["information"], 2), spec])
     return header, rows
 

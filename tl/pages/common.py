@@ -57,7 +57,7 @@ def weights_facts(clf: Classifier) -> dict[str, str]:
     }
 
 
-def in_words(spec: PixelSpec) -> str:
+def pixels_in_words(spec: PixelSpec) -> str:
     """A `PixelSpec` in one line."""
     geometry = f"of {int(spec.size / spec.crop)}" if spec.resize == "shorter" else "squashed"
     levels = set(spec.std) == {1 / 255}

@@ -38,7 +38,8 @@ def stages_section(result: Mapping[str, Any]) -> Html:
     """The CKA of each stage."""
     cka, n = result["cka"], result["n"]
     words = {
-        name: compare.in_words(value, name in result["same_bits"]) for name, value in cka.items()
+        name: compare.cka_in_words(value, name in result["same_bits"])
+        for name, value in cka.items()
     }
     rows = [(name, value or 0.0, words[name]) for name, value in cka.items()]
     text = (

@@ -131,7 +131,7 @@ def _weights_section(result: Mapping[str, Any]) -> Html:
             "-" if row["top1"] is None else f"{row['top1']:.2f}\N{NO-BREAK SPACE}%",
             row["licence"],
             row["origin"],
-            common.in_words(PixelSpec.from_dict(row["pixels"])),
+            common.pixels_in_words(PixelSpec.from_dict(row["pixels"])),
             reporting.tag("code", "", row["load"]),
         )
         for row in result["weights"]

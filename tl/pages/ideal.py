@@ -129,15 +129,15 @@ def settings_section(result: Mapping[str, Any], folder: Path) -> Html:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     command = re.sub(r"^.*-m experiments\.", "./launch.sh ", config["command"])
     code = reporting.tag("p", "", reporting.tag("code", "", command))
-    rows = [(name, _in_words(value)) for name, value in result["settings"].items()]
+    rows = [(name, _displayed(value)) for name, value in result["settings"].items()]
     text = "The same seed gives the same image, bit for bit, on the same machine and versions."
     return reporting.section(
         "Reproduce", code, reporting.table(rows, ["setting", "value"]), text=text
     )
 
 
-def _in_words(value: Any) -> str:
+def _displayed(value: Any) -> str:
     """A setting as displayed."""
     if value is None:
         return "the objective's default"
-    return ", ".join(map(_in_words, value)) or "none" if isinstance(value, list) else f"{value}"
+    return ", ".join(map(_displayed, value)) or "none" if isinstance(value, list) else f"{value}"

@@ -408,7 +408,7 @@ def _channel_rows(
     return table
 
 
-def in_words(cka: float | None, same: bool) -> str:
+def cka_in_words(cka: float | None, same: bool) -> str:
     """A CKA as displayed, in which equal bits and nearly equal activations stay distinct."""
     if cka is None:
         return "the same for all images"
