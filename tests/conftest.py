@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault(
@@ -50,12 +52,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # programs, or a rounding, are marked `optimized`; with --full the files below are compiled as users
 # compile them too.
 CHEAP = "jax_disable_most_optimizations"
+# JAX 0.10 also has a compiler of fusions that takes a quarter of the time of these programs.
+# A flag that a release does not know ends the process, so another process tries it first.
+PLAIN_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
 NUMERICAL = {
     *("test_ascend", "test_goals", "test_images", "test_jpeg", "test_losses"),
     *("test_metrics", "test_norms", "test_objectives", "test_perceptual", "test_pixels"),
     *("test_probe", "test_robust", "test_train", "test_transforms"),
 }
 _cheap = False
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the flag in the first process, before the workers of pytest-xdist inherit it."""
+    if hasattr(config, "workerinput") or config.getoption("--full"):
+        return
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {PLAIN_FUSIONS}"}
+    command = [sys.executable, "-c", "import jax; jax.numpy.zeros(1)"]
+    if not subprocess.run(command, env=environment, capture_output=True).returncode:
+        os.environ["XLA_FLAGS"] = environment["XLA_FLAGS"]
 
 
 @pytest.hookimpl(tryfirst=True)

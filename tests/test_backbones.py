@@ -61,7 +61,7 @@ CHEAP = ("resnet18", "mobilenetv2_035", "mobilenetv3_small_050", "mobilenetv1_02
 # One network of each structural feature.
 QUICK = {
     *SHARED,
-    "wide_resnet50_2",  # bottleneck
+    "resnet50",  # bottleneck
     "resnext50_32x4d",  # grouped
     "resnet50_keras",  # stride in the first 1x1, bias and BatchNorm
     "mobilenetv2_035_keras",  # "same" padding
