@@ -1,4 +1,4 @@
-"""Checkpoints: round trips, killed saves, reported failures, other flags."""
+"""Checkpoints: round trips, killed saves, reported errors, and resuming with other flags."""
 
 from __future__ import annotations
 
@@ -66,9 +66,8 @@ def test_a_train_state_is_restored_with_every_bit_and_type(store):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optim.adamw(lambda _: 1e-3))
     rules = (("head/.*", TRAINABLE), (".*", FROZEN))
     state = {
-        "train": step.init(
-            params, partition(params, rules), optimizer
-        ),  # NamedTuples, empty states, None where a leaf is frozen
+        # NamedTuples, empty states, and None where a leaf is frozen.
+        "train": step.init(params, partition(params, rules), optimizer),
         "key": jax.random.key(7),
         "keys": jax.random.split(jax.random.key(3, impl="rbg"), 4),
         "half": jnp.array([1.0, jnp.inf, jnp.nan, 1e-40], jnp.bfloat16),
@@ -121,11 +120,11 @@ def test_changes_of_the_tree_after_a_save_do_not_reach_the_checkpoint(store):
         host += 1
         tree = jax.block_until_ready(step(tree))
     for i in range(2):
-        found = store.restore(i, like={"host": host, **tree})[0]
-        assert (found["w"] == i).all() and (found["host"] == i).all()
+        restored = store.restore(i, like={"host": host, **tree})[0]
+        assert (restored["w"] == i).all() and (restored["host"] == i).all()
 
 
-# ---- what stays ----------------------------------------------------------------------------------
+# ---- retention -----------------------------------------------------------------------------------
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
@@ -139,7 +138,7 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
                 position={},
                 metrics=None if top1 is None else {"top1": top1, "loss": -step},
             )
-    assert steps_in(folder) == [2, 5, 6]  # of two equally good ones the newer
+    assert steps_in(folder) == [2, 5, 6]  # 1 and 2 are equally good: the newer one is kept
     (folder / "notes").mkdir()
     (folder / "99").mkdir()
     (folder / "README").write_text("mine")
@@ -159,7 +158,7 @@ def test_without_a_finite_metric_there_is_no_best_checkpoint(store):
     assert store.latest() == 1 and store.best() is None
 
 
-# ---- what is wrong -------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 def test_a_tree_that_does_not_fit_is_an_error_with_every_difference(store):
@@ -200,7 +199,7 @@ def test_an_old_step_and_a_tree_that_cannot_be_saved_are_errors(store):
         ValueError, match="a checkpoint holds arrays: leaf 'opt/lr' is a float .*jnp.asarray"
     ):
         store.save(5, {"opt": {"lr": 0.1}}, position={})
-    with pytest.raises(ValueError, match="position/loader: JSON cannot hold a object"):
+    with pytest.raises(ValueError, match="position/loader: JSON cannot hold .* type object"):
         store.save(5, {"w": jnp.ones(1)}, position={"loader": object()})
     with pytest.raises(ValueError, match="same name"):
         store.save(5, {"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, position={})
@@ -236,9 +235,8 @@ def test_an_error_in_the_thread_of_a_save_is_raised_by_the_next_call(store, call
     store.save(1, tree, position={"epoch": 1})
     store.wait()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (1 << 16, hard)
-    )  # a full disk; Python ignores the signal
+    # As on a full disk, larger files cannot be written; Python ignores the signal.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     try:
         store.save(2, tree, position={"epoch": 2})
         with pytest.raises(ValueError, match="the checkpoint of step 2 could not be written"):
@@ -275,6 +273,8 @@ def test_nothing_is_printed_and_no_thread_is_left(tmp_path, caplog, capfd):
     ):
         store.save(1, {"w": jnp.ones(1)}, position={})
         store.restore(1, like={"w": jnp.ones(1)})
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=60)  # it may still be ending
     assert set(threading.enumerate()) <= before
     assert caplog.records == [] and capfd.readouterr() == ("", "")
 
@@ -298,14 +298,15 @@ while True:
 @pytest.mark.parametrize(
     "kills",
     [
-        # Saves that have begun before the kill, because machines differ in speed, and then seconds.
+        # Saves that have begun before the kill, and seconds from the last of them to the kill. The
+        # assertions depend on the number of saves only, because machines differ in speed.
         ((3, 0.01),),
         pytest.param(((0, 0.0), (1, 0.0), (3, 0.01), (4, 0.02)), marks=pytest.mark.full),
     ],
     ids=["once", "series"],
 )
 def test_after_a_kill_the_last_complete_checkpoint_is_restored(tmp_path, kills):
-    """SIGKILL during a save, between two saves, and during a deletion."""
+    """SIGKILL at several moments: during a save, between two saves, or during a deletion."""
     folder = tmp_path / "run"
     like = {"w": jnp.zeros(5000, jnp.int32), "twice": jnp.zeros(3, jnp.int32)}
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
@@ -340,18 +341,19 @@ def test_after_a_kill_the_last_complete_checkpoint_is_restored(tmp_path, kills):
 
 def test_a_process_without_close_exits_and_its_save_is_complete(tmp_path):
     code = VICTIM.replace("while True:", "if True:")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, "")
     with contextlib.closing(checkpoints.open(tmp_path)) as store:
         assert store.latest() == 1
 
 
-# ---- the rule ------------------------------------------------------------------------------------
+# ---- flags ---------------------------------------------------------------------------------------
 
 
 def test_resuming_with_other_flags_is_an_error_with_each_difference(tmp_path):

@@ -282,8 +282,8 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
     if isinstance(value, list | tuple):
         return [jsonable(v, where=inside(i), holes=holes) for i, v in enumerate(value)]
     raise ValueError(
-        f"{where or 'value'}: JSON cannot hold a {type(value).__name__}; pass numbers, text, "
-        "lists, dicts"
+        f"{where or 'value'}: JSON cannot hold a value of type {type(value).__name__}; pass "
+        "numbers, text, lists, dicts"
     )
 
 
