@@ -122,7 +122,7 @@ print(json.dumps(report))
 
 @pytest.fixture(scope="module")
 def eight(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The report of a process with eight devices."""
+    """The report of a process with eight simulated devices."""
     return report(run(EIGHT, str(tmp_path_factory.mktemp("checkpoints")), count=8))
 
 
@@ -231,10 +231,11 @@ def test_a_batch_on_one_device_keeps_its_values_and_types():
         jax.random.split(jax.random.key(0), 2),
         None,
     )
-    if mesh.size == 1:
-        images, keys, none = devices.shard(batch, mesh)
-        assert images.dtype == np.uint8 and (images == batch[0]).all() and none is None
-        assert (jax.random.key_data(keys) == jax.random.key_data(batch[1])).all()
+    if mesh.size > 1:
+        pytest.skip("this machine has several devices")
+    images, keys, none = devices.shard(batch, mesh)
+    assert images.dtype == np.uint8 and (images == batch[0]).all() and none is None
+    assert (jax.random.key_data(keys) == jax.random.key_data(batch[1])).all()
 
 
 # --- memory -----------------------------------------------------------------------------------
@@ -251,13 +252,13 @@ def test_the_memory_of_a_program_counts_donated_arguments_once():
     )
 
 
-def test_a_batch_that_exceeds_the_memory_is_made_smaller():
+def test_a_batch_that_exceeds_the_memory_is_made_smaller(monkeypatch):
     def program(side: int) -> jax.stages.Lowered:
         return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((side, 1 << 20), jnp.float32))
 
-    if devices.memory_limit() is not None:
-        largest = devices.largest_batch(lambda b: devices.memory_needed(program(b)), 1 << 22)
-        assert 1 <= largest < 1 << 22
+    room = 3 * devices.memory_needed(program(8))
+    monkeypatch.setattr(devices, "memory_limit", lambda: room)
+    assert devices.largest_batch(lambda b: devices.memory_needed(program(b)), 64) == 16
 
 
 @hypothesis.given(batch=st.integers(1, 3000), room=st.integers(1, 3000))

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -155,25 +154,40 @@ def test_lp_ft_starts_from_a_probe(parts: data.Parts) -> None:
 # ---- resuming ------------------------------------------------------------------------------------
 
 
+# Arguments: the folder of the run, the images, and the row of the log at which the process kills
+# itself (0: never). From the second row on it first waits for a complete checkpoint, so that the
+# moment of the kill does not depend on the speed of the machine.
 CHILD = """
-import json, sys
+import json, os, signal, sys
 from pathlib import Path
 from tests.test_fit import network
 from tl import data, paths
 from tl.training import fit
 from tl.training.recipe import Recipe
-folder, spec = Path(sys.argv[1]), data.folder(sys.argv[2])
+
+folder, spec, last = Path(sys.argv[1]), data.folder(sys.argv[2]), int(sys.argv[3])
+rows = []
+
+def log(row):
+    rows.append(row)
+    print(json.dumps(row), flush=True)
+    names = [path.name for path in folder.glob("checkpoints/*/step_*")]
+    is_saved = any(name.removeprefix("step_").isdigit() for name in names)
+    if 0 < last <= len(rows) and (last == 1 or is_saved):
+        os.kill(os.getpid(), signal.SIGKILL)
+
 parts = data.divide(spec, validation_fraction=0.25, seed=0)
 recipe = Recipe(tune="last:1", bn="update", augment="color,flip", epochs=4, batch_size=4,
                 save_every=2, ema=0.9, workers=0)
 result = fit.fit(*network(), parts.train, parts.validation, recipe, seed=0,
-                 folder=folder / "checkpoints", log=lambda row: print(json.dumps(row), flush=True))
+                 folder=folder / "checkpoints", log=log)
 outcome = {"digest": paths.digest(result.variables), "history": result.history}
 (folder / "done.json").write_text(json.dumps(outcome))
 """
 
 
-def start(folder: Path, images: Path) -> subprocess.Popen:
+def run_process(folder: Path, images: Path, last: int = 0) -> list[dict[str, Any]]:
+    """The rows that a run in a separate process logs, until it ends or kills itself."""
     folder.mkdir(exist_ok=True)
     environment = {
         **os.environ,
@@ -183,48 +197,31 @@ def start(folder: Path, images: Path) -> subprocess.Popen:
         "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-c", CHILD, str(folder), str(images)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(child: subprocess.Popen, folder: Path) -> dict[str, Any]:
-    child.communicate(timeout=300)
-    assert child.returncode == 0
-    return json.loads((folder / "done.json").read_text())
-
-
-def kill_after(child: subprocess.Popen, lines: int, folder: Path) -> list[dict[str, Any]]:
-    """The first lines that a run logs, after which it is killed.
-
-    A run that logs is killed when its folder has a checkpoint, so that the next one resumes.
-    """
-    assert child.stdout is not None
-    rows = [json.loads(child.stdout.readline()) for _ in range(lines)]
-    if not lines:
-        time.sleep(0.5)
-    while lines and not any(step.name[5:].isdigit() for step in folder.glob("*/*/step_*")):
-        assert child.poll() is None, "the run ended without a checkpoint"
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    return rows
+    command = [sys.executable, "-c", CHILD, str(folder), str(images), str(last)]
+    process = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=300
+    )
+    assert process.returncode == (-signal.SIGKILL if last else 0)
+    return [json.loads(line) for line in process.stdout.splitlines()]
 
 
 @pytest.mark.full
-def test_a_run_killed_at_any_moment_ends_in_the_same_bits(
+def test_a_run_that_was_killed_three_times_ends_in_the_same_bits(
     parts: data.Parts, tmp_path: Path
 ) -> None:
-    """SIGKILL while compiling, between checkpoints, during a save, and again after resuming."""
+    """SIGKILL before the first checkpoint, after it, and again in the run that resumed."""
     images = Path(str(parts.train.examples[0].path)).parents[1]
-    whole = finish(start(tmp_path / "whole", images), tmp_path / "whole")
-    killed = tmp_path / "killed"
-    rows = [row for lines in (0, 3, 4) for row in kill_after(start(killed, images), lines, killed)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_process(whole, images)
+    first_steps = [run_process(killed, images, last)[0]["step"] for last in (1, 3, 4)]
+    assert first_steps[:2] == [0, 0] and first_steps[2] > 0  # the third run resumed
     assert not (killed / "done.json").exists()
-    assert finish(start(killed, images), killed) == whole
-    assert rows[3]["step"] > 0  # the second run resumed
+    run_process(killed, images)
+    assert (killed / "done.json").read_text() == (whole / "done.json").read_text()
 
 
 def test_an_interrupted_run_ends_in_the_same_bits(parts: data.Parts, tmp_path: Path) -> None:
-    """The same in one process: an exception between two checkpoints, then the same call again."""
+    """In one process: an exception between two checkpoints, then the same call again."""
     recipe = dataclasses.replace(SMALL, tune="last:1", bn="update", augment="color,flip", ema=0.9)
     recipe = dataclasses.replace(recipe, epochs=3, batch_size=4, save_every=2)
     whole = run(parts, recipe)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tl import pixels
+from tl.data import feed
 from tl.data.feed import auto_workers, cores, prefetch
 from tl.data.loader import Batch, stream
 from tl.data.plan import Plan, balanced, class_weights
 
-# Picklable.
+# Picklable, for other processes.
 SQUARE = functools.partial(pixels.prepare, pixels.PixelSpec(size=4, resize="squash"))
 
 
@@ -215,12 +217,13 @@ def test_a_transform_to_several_shapes_is_an_error(images: list[Path]) -> None:
         list(batches)
 
 
-# A pipe holds less than a batch of size 200, so a worker is killed in the middle of one.
+# A pipe holds about 64 KiB. This is less than one batch of size 200, so a worker is killed in the
+# middle of it, and less than all batches of size 4, so no worker ends before it is killed.
 @pytest.mark.parametrize("size", [4, 200])
 def test_processes_give_the_batches_of_threads_until_they_are_killed(
     images: list[Path], size: int
 ) -> None:
-    plan = Plan(len(images), 4, 40, 5)
+    plan = Plan(len(images), 4, 1000, 5)
     square = functools.partial(pixels.prepare, pixels.PixelSpec(size=size, resize="squash"))
     with (
         stream(images, square, plan) as threaded,
@@ -371,26 +374,24 @@ def test_closing_early_ends_the_thread() -> None:
 def test_seconds_waiting_is_the_time_that_the_consumer_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a clock that the source advances once the consumer has begun to wait."""
-    now, is_waiting = [0.0], threading.Event()
+    """With a clock that the source advances by 5 while the consumer waits, and by 5 later."""
+    now, is_waiting, has_returned = [0.0], threading.Event(), threading.Event()
 
     def clock() -> float:
         is_waiting.set()
         return now[0]
 
     def produce() -> Iterator[int]:
-        for i in range(3):
-            if i < 2:
-                is_waiting.wait()
-                now[0] += 5.0
+        for i, event in enumerate((is_waiting, has_returned)):
+            event.wait(timeout=60)
+            now[0] += 5.0
             yield i
+        yield 2
 
-    monkeypatch.setattr("tl.data.feed.time.perf_counter", clock)
+    monkeypatch.setattr(feed, "time", types.SimpleNamespace(perf_counter=clock))
     with prefetch(produce(), lambda i: i) as ahead:
         assert next(ahead) == 0
+        has_returned.set()
         wait_until(lambda: len(ahead._ready.queue) == 2)  # the other items are ready
-        seconds = ahead.seconds_waiting
-        # The source may have advanced the clock twice before the consumer reads it again.
-        assert seconds in (5.0, 10.0)
         assert [next(ahead), next(ahead)] == [1, 2]
-        assert ahead.seconds_waiting == seconds
+        assert (now[0], ahead.seconds_waiting) == (10.0, 5.0)
