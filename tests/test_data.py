@@ -1,4 +1,4 @@
-"""Finding image files, data sets by name, and the loader, on made images and real photographs."""
+"""Finding image files, data sets by name, and the loader: generated images and photographs."""
 
 from __future__ import annotations
 
@@ -201,10 +201,8 @@ def test_the_error_for_a_bare_folder_has_the_right_name(pets: Path) -> None:
 
 @pytest.fixture(scope="module")
 def elpv() -> DataSpec:
-    try:
+    with toys.package_or_skip():
         return get("elpv")
-    except ValueError as error:
-        pytest.skip(str(error))
 
 
 def test_elpv_has_the_published_numbers_of_cells(elpv: DataSpec) -> None:
@@ -235,10 +233,8 @@ def test_elpv_images_are_gray_squares(elpv: DataSpec) -> None:
 
 
 def test_the_packaged_photographs_have_their_imagenet_class() -> None:
-    try:
+    with toys.package_or_skip():
         photographs = tl.data.photographs()
-    except ValueError as error:
-        pytest.skip(str(error))
     assert len(photographs) == 21
     # Class 251 is the dalmatian.
     assert next(p for p in photographs if "imagenet_16" in p.path.name).index == 251
@@ -261,7 +257,7 @@ def test_the_error_for_a_missing_package_has_the_command(monkeypatch: pytest.Mon
 
 
 def square(image: np.ndarray) -> np.ndarray:
-    """A thumbnail in which black is 1."""
+    """A thumbnail of 4 x 4 pixels, plus 1, so that black is 1."""
     return np.asarray(Image.fromarray(image).resize((4, 4), Image.Resampling.NEAREST)) + 1
 
 
@@ -286,7 +282,7 @@ def test_batches_have_one_shape_and_keep_the_order_of_the_paths(
     images = np.concatenate([b.images for b in batches])
     assert index.tolist() == [*range(11), -1]
     assert np.flatnonzero(~valid).tolist() == [1, 6, 11]
-    # i + 1; empty slots hold 0 + 1.
+    # i + 1, and 0 + 1 in an empty slot.
     assert images[:, 0, 0, 0].tolist() == [1, 1, 3, 4, 5, 6, 1, 8, 9, 10, 11, 1]
     assert [[Path(s.path).name for s in b.skipped] for b in batches] == [["1.png"], ["6.png"], []]
     assert "not a readable image" in batches[0].skipped[0].why
@@ -327,7 +323,7 @@ def test_an_error_of_the_transform_is_raised(tmp_path: Path) -> None:
         list(load(paths, transform, batch_size=2))
 
 
-def test_a_process_ends_though_a_loader_is_not_exhausted() -> None:
+def test_a_process_ends_even_if_its_loader_is_not_exhausted() -> None:
     """A consumer that stops after one batch leaves no running thread; Grain is imported late."""
     program = (
         "import sys, tl.data\n"

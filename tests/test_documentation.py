@@ -24,6 +24,7 @@ import pytest
 from absl import flags
 
 import tl
+from tests import toys
 from tl import attacks, cli
 from tl.attacks import norms
 from tl.data import augment
@@ -286,7 +287,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def problems(words: list[str]) -> list[str]:
-    """What is wrong with a command: an unknown name, or a flag that the script does not define."""
+    """The problems of a command: an unknown name, or flags that the script does not define."""
     name, *arguments = words
     if name in ("NAME", "test"):
         return []
@@ -392,11 +393,9 @@ def test_the_first_example_of_the_readme_trains(
 ) -> None:
     """On 33 of the packaged images at 48 pixels, with a network that compiles quickly."""
     load = tl.load
-    try:
+    with toys.package_or_skip():
         cells = tl.data.get("elpv")
         clf, variables = load("squeezenet1_1", weights="package")
-    except ValueError as error:
-        pytest.skip(str(error))
     few = dataclasses.replace(cells, examples=cells.examples[::80])
     small = lambda name: (clf.with_pixels(size=48), variables)
 

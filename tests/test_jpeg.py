@@ -1,4 +1,4 @@
-"""The traced JPEG equals Pillow's files, and its gradient passes the roundings."""
+"""The traced JPEG equals Pillow's files, and gradients pass through its roundings."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
+from tests import toys
 from tl import data, pixels
 from tl.ascent import jpeg
 from tl.evaluation.postprocessing import compressed
@@ -25,10 +26,8 @@ def photograph() -> np.ndarray:
 
     Neither side is a multiple of two blocks.
     """
-    try:
+    with toys.package_or_skip():
         path = data.photographs()[7].path
-    except ValueError as error:
-        pytest.skip(str(error))
     return np.ascontiguousarray(data.decode(path)[60:157, 40:170])
 
 
@@ -50,8 +49,7 @@ def test_a_photograph_equals_pillows_file(photograph: np.ndarray) -> None:
 @pytest.mark.parametrize("shape", [(7, 9), (1, 5)])
 def test_small_images_of_noise_and_plain_color_equal_pillows_files(shape: tuple[int, int]) -> None:
     """Every block touches an edge, and libjpeg's clipping and ties decide."""
-    rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    noise = toys.noise(*shape, 3)
     plain = np.broadcast_to(np.array([255, 0, 31], np.uint8), noise.shape)
     decoded = jax.jit(jpeg.decoded)
     for image in (noise, plain):

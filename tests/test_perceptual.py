@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import toys
 from tl import data, pixels
 from tl.evaluation import perceptual
 
@@ -23,10 +24,8 @@ LPIPS = (0.7653945088386536, 0.07713188230991364)
 @pytest.fixture(scope="module")
 def pairs() -> tuple[np.ndarray, np.ndarray]:
     """Two photographs, and the first with uniform noise of up to 16 levels."""
-    try:
+    with toys.package_or_skip():
         photographs = data.photographs()[:2]
-    except ValueError as error:
-        pytest.skip(str(error))
     spec = pixels.TORCHVISION.replace(size=SIDE)
     a, b = (pixels.prepare(spec, data.decode(photograph.path)) for photograph in photographs)
     grain = np.random.default_rng(0).integers(-16, 17, a.shape)
@@ -67,10 +66,8 @@ def test_ssim_of_one_window_follows_the_formula() -> None:
 
 
 def test_lpips_equals_its_authors_package(pairs: tuple[np.ndarray, np.ndarray]) -> None:
-    try:
+    with toys.package_or_skip():
         distance, variables = perceptual.load_lpips()
-    except ValueError as error:
-        pytest.skip(str(error))
     lpips, (x, y) = jax.jit(distance), pairs
     values = np.asarray(lpips(variables, x, y))
     np.testing.assert_allclose(values, LPIPS, rtol=1e-4)

