@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests import toys
 from tl import optim
 from tl.ascent.ascend import OPTIMIZERS, Ascent, ascend, direction
 
@@ -32,7 +33,7 @@ def hill(theta: jax.Array, key: jax.Array) -> jax.Array:
     [("sgd", 0.1), ("momentum", 0.02), ("adam", 0.1), ("sign", 0.05), ("lbfgs", 1.0)],
 )
 def test_every_optimizer_reaches_the_top_of_a_hill(name: str, step_size: float) -> None:
-    decay = lambda done: step_size * (1.0 - 0.9 * done)
+    decay = lambda progress: step_size * (1.0 - 0.9 * progress)
     theta = jnp.zeros((2, 3))
     path = ascend(hill, theta, KEY, steps=100, optimizer=OPTIMIZERS[name](), step_size=decay)
     # Scores are negative: at most a hundredth of the first score is left.
@@ -47,7 +48,7 @@ def test_the_tests_cover_every_optimizer() -> None:
 
 
 def test_the_first_step_of_every_optimizer() -> None:
-    """At 0 the gradient is 2 TOPS, so all five steps are known."""
+    """At 0 the gradient is 2 TOPS, so the first step of each optimizer is known."""
     # Both gradients are longer than one.
     unit = TOPS / jnp.linalg.norm(TOPS, axis=1, keepdims=True)
     expected = {
@@ -178,10 +179,7 @@ def test_a_nan_score_is_never_the_best() -> None:
 
 
 def test_lbfgs_adapts_to_the_curvature() -> None:
-    """Curvatures from 1 to 1000.
-
-    Thirty steps reach the top, unlike the largest stable step of SGD.
-    """
+    """Curvatures from 1 to 1000: 30 steps reach the top, which SGD does not at any stable step."""
     scales = jnp.asarray([[1.0, 10.0, 100.0, 1000.0]])
     score = lambda theta, key: -0.5 * jnp.sum(scales * jnp.square(theta - 1.0), axis=1)
 
@@ -201,7 +199,7 @@ def test_lbfgs_adapts_to_the_curvature() -> None:
 
 
 def test_lbfgs_never_steps_downhill() -> None:
-    """It uses the gradient where the estimated curvature points downhill: valley, saddle, waves."""
+    """It uses the gradient where the estimated curvature points downhill: bowl, saddle, waves."""
     bends = jnp.asarray([[1.0, 4.0, 9.0], [-1.0, 4.0, -9.0], [0.0, 0.0, 0.0]])
     waves = jnp.asarray([0.0, 0.0, 1.0])
 
@@ -246,17 +244,12 @@ def test_lbfgs_stays_at_a_zero_gradient() -> None:
 # ---- keys, first steps, frames ----
 
 
-def draw(key: jax.Array) -> jax.Array:
-    """A number in [0, 1] from a key; compiles faster than `jax.random`."""
-    return jax.random.key_data(key)[-1].astype(jnp.float32) / 2.0**32
-
-
 @pytest.mark.parametrize("name", ["sgd", "lbfgs"])
-def test_with_one_key_per_image_each_gives_the_same_as_alone(name: str) -> None:
+def test_with_one_key_per_image_an_image_gives_the_same_alone_and_in_a_batch(name: str) -> None:
     """The score's noise depends on the image's key, not on its batch."""
 
     def noisy(theta: jax.Array, keys: jax.Array) -> jax.Array:
-        return -jnp.sum(jnp.square(theta - jax.vmap(draw)(keys)[:, None]), axis=1)
+        return -jnp.sum(jnp.square(theta - jax.vmap(toys.uniform)(keys)[:, None]), axis=1)
 
     @jax.jit
     def run(keys: jax.Array) -> Ascent:
@@ -302,8 +295,8 @@ def test_the_first_steps_may_maximize_another_score() -> None:
 # Adam has a step count, L-BFGS a memory.
 @pytest.mark.parametrize("name", ["adam", "lbfgs"])
 def test_state_rate_and_keys_continue_when_the_score_changes(name: str) -> None:
-    """With the same score twice, the result is that of a single loop."""
-    noisy = lambda theta, key: hill(theta + 0.1 * draw(key), key)
+    """With the same score before and after the change, the result is that of a single loop."""
+    noisy = lambda theta, key: hill(theta + 0.1 * toys.uniform(key), key)
 
     def run(first: tuple | None) -> Ascent:
         rate = lambda d: 0.1 * (1.0 - 0.9 * d)

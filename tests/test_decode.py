@@ -1,4 +1,4 @@
-"""The rule of `tl.data.decode`, by pixel values, and its errors on damaged files."""
+"""`tl.data.decode`: the pixel values of each kind of file, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ramp(height: int = 12, width: int = 16) -> np.ndarray:
 )
 @settings(deadline=None, max_examples=30)
 def test_lossless_rgb_is_restored_exactly(height: int, width: int, kind: str, seed: int) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    pixels = toys.noise(height, width, 3, seed=seed)
     decoded = decode(toys.encoded(Image.fromarray(pixels), kind))
     assert decoded.dtype == np.uint8
     assert decoded.flags.c_contiguous
@@ -185,7 +185,7 @@ def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
     np.testing.assert_array_equal(decode(data), np.broadcast_to(np.array(RED, np.uint8), (4, 6, 3)))
 
 
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+NOISE = Image.fromarray(toys.noise(64, 64, 3))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import attack_libraries, peers, sources
+from tests import toys
 from tl import models, pixels
 
 pytestmark = pytest.mark.parity
@@ -25,21 +26,16 @@ def noise(size: int, count: int = COUNT) -> np.ndarray:
     )
 
 
-def dense(variables: Any, images01: jax.Array) -> jax.Array:
-    x = images01.reshape(images01.shape[0], -1) - 0.5
-    return jnp.tanh(x @ variables["in"]) @ variables["out"]
-
-
 class Dense(NamedTuple):
     """The part of a classifier that `peers` uses."""
 
-    logits: Any = dense
+    logits: Any = toys.mlp
     classes: tuple[int, ...] = tuple(range(CLASSES))
 
 
 @functools.cache
 def net() -> attack_libraries.Twin:
-    """Two dense layers in both libraries."""
+    """`toys.mlp` in both libraries."""
     import torch
 
     rng = np.random.default_rng(1)

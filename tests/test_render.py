@@ -1,4 +1,4 @@
-"""The compiled optimization of images, on a toy network whose outputs are known."""
+"""The compiled optimization of images, on a network whose logits are mean colors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import toys
 from tl.ascent import transforms
 from tl.backbones.layers import relu, relu6
 from tl.types import Output, Variables
@@ -32,14 +33,9 @@ def colors(variables: Variables, images01: jax.Array) -> Output:
     return Output(variables["params"]["gain"] * features, features, {"maps": maps}, {})
 
 
-def share(key: jax.Array) -> jax.Array:
-    """A number in [0, 1] from a key, much faster to compile than `jax.random`."""
-    return jax.random.key_data(key)[..., -1].astype(jnp.float32) / 2.0**32
-
-
 def flipped(key: jax.Array, image: jax.Array) -> jax.Array:
     """A random transform that changes no mean."""
-    return jnp.where(share(key) < 0.5, image[:, ::-1], image)
+    return jnp.where(toys.uniform(key) < 0.5, image[:, ::-1], image)
 
 
 def clipped(theta: jax.Array) -> jax.Array:
@@ -47,7 +43,7 @@ def clipped(theta: jax.Array) -> jax.Array:
 
 
 RAW = images.Image(
-    lambda keys: 0.5 + 0.1 * jnp.sin(1e3 * share(keys)[:, None, None, None] * WAVES),
+    lambda keys: 0.5 + 0.1 * jnp.sin(1e3 * toys.uniform(keys)[:, None, None, None] * WAVES),
     clipped,
     clipped,
     clipped,
@@ -252,9 +248,8 @@ def test_a_grid_of_weights_targets_and_keys_is_one_trace() -> None:
     other = optimize(TOY, KEYS[key[::-1]], target[::-1], tv=2.0 * tv, step_size=0.5)
     assert len(traced) == once > 0 and set(traced) == {(1, SIZE, SIZE, 3)}
     assert ideal.images.shape == other.images.shape == (64, SIZE, SIZE, 3)
-    np.testing.assert_array_equal(
-        ideal.start[:16], ideal.start[16:32]
-    )  # the start depends on the key only
+    # The start depends on the key only.
+    np.testing.assert_array_equal(ideal.start[:16], ideal.start[16:32])
     np.testing.assert_array_equal(ideal.start, other.start[::-1])
     assert len({x.tobytes() for x in np.asarray(ideal.images)}) == 4 * 3 * 4  # red is there twice
 
@@ -298,7 +293,7 @@ def test_diversity_lowers_the_similarity_of_a_grid() -> None:
 
 
 def dead(variables: Any, images01: jax.Array) -> Output:
-    """A relu below 0 and a relu6 above 6 for every color of the start, which is near gray."""
+    """A ReLU below 0 and a ReLU6 above 6 for every color of the start, which is near gray."""
     off, full = relu(4.0 * images01 - 3.0), relu6(20.0 * images01)
     return Output(None, jnp.mean(off, axis=(1, 2)), {"off": off, "full": full}, {})
 

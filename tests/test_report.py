@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import toys
 from tl import pages, reporting
 from tl.pages import quickstart
 from tl.pages.common import Page
@@ -154,7 +155,7 @@ def test_floats_round_to_the_nearest_level():
 
 
 @pytest.mark.parametrize(
-    ("image", "says"),
+    ("image", "message"),
     [
         (np.full([2, 2, 3], 1.001, np.float32), "1.001"),
         (np.full([2, 2, 3], -1e-3, np.float32), "-0.001"),
@@ -169,9 +170,9 @@ def test_floats_round_to_the_nearest_level():
         (Image.new("I;16", (2, 2)), "'I;16'"),
     ],
 )
-def test_other_values_than_images_are_errors(image, says, tmp_path):
+def test_other_values_than_images_are_errors(image, message, tmp_path):
     for use in (reporting.img, reporting.card, lambda x: reporting.save_png(tmp_path / "x.png", x)):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             use(image)
     assert not list(tmp_path.iterdir())
 
@@ -190,7 +191,7 @@ def test_gray_and_rgba_images_become_rgb():
 
 
 def test_a_png_is_read_back_bit_for_bit(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, [33, 17, 3], np.uint8)
+    image = toys.noise(33, 17, 3)
     reporting.save_png(tmp_path / "a.png", image)
     reporting.save_png(tmp_path / "b.png", (image / np.float32(255)).astype(np.float32))
     for name in ("a.png", "b.png"):
@@ -409,13 +410,8 @@ def test_a_table_aligns_numbers_and_the_page_shows_its_facts():
     parsed = Parsed(
         reporting.table([["head", 75813, np.float32(0.5), True]], ["tune", "n", "top-1", "frozen"])
     )
-    assert parsed.text.split()[-5:] == [
-        "head",
-        "75",
-        "813",
-        "0.5",
-        "yes",
-    ]  # a narrow space between the thousands
+    # There is a narrow space between the thousands.
+    assert parsed.text.split()[-5:] == ["head", "75", "813", "0.5", "yes"]
     assert [cell.get("class") for cell in parsed.all("td")] == [None, "n", "n", None]
     with pytest.raises(ValueError, match="2"):
         reporting.table([[1, 2, 3]], ["a", "b"])
@@ -470,7 +466,7 @@ def test_a_card_takes_an_animation():
 
 
 @pytest.mark.parametrize(
-    ("frames", "seconds", "says"),
+    ("frames", "seconds", "message"),
     [
         ([], 1, "got none"),
         ([*grown(2), np.zeros([20, 31, 3], np.uint8)], 1, r"\(20, 30\), \(20, 31\)"),
@@ -479,12 +475,12 @@ def test_a_card_takes_an_animation():
         ([np.zeros([2, 2, 4], np.uint8)], 1, r"\[2, 2, 4\]"),
     ],
 )
-def test_other_values_than_animations_are_errors(frames, seconds, says, tmp_path):
+def test_other_values_than_animations_are_errors(frames, seconds, message, tmp_path):
     for use in (
         reporting.animation,
         lambda f, seconds: reporting.save_animation(tmp_path / "a.webp", f, seconds=seconds),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             use(frames, seconds=seconds)
     assert not list(tmp_path.iterdir())
 
