@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import subprocess
-import sys
 from typing import NamedTuple
 
 import hypothesis
@@ -32,7 +31,7 @@ def read(path: pathlib.Path):
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def test_a_run_leaves_its_files(tmp_path):
+def test_the_config_has_flags_versions_device_and_commit(tmp_path):
     run = reporting.start(
         "predict", tmp_path / "a" / "b", {"seed": 3, "images": ["x.jpg"], "eps": 8 / 255}
     )
@@ -47,13 +46,20 @@ def test_a_run_leaves_its_files(tmp_path):
     assert config["device"]["platform"] in ("cpu", "gpu", "tpu") and config["device"]["count"] >= 1
     assert set(config) >= {"command", "git_commit", "git_changed", "started"}
     assert not (run.workdir / "result.json").exists()
+    assert {"command", "device", "versions", "seconds"} <= set(run.facts())
 
+
+def test_logged_rows_have_seconds_and_null_for_nan(tmp_path):
+    run = reporting.start("predict", tmp_path, {})
     run.log({"step": 1, "loss": np.float32(0.5)})
     run.log({"step": 2, "loss": jnp.float32(float("nan")), "seconds": 7})
     lines = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, None)]
-    assert 0 <= lines[0]["seconds"] < 600 and lines[1]["seconds"] == 7
+    assert lines[0]["seconds"] >= 0 and lines[1]["seconds"] == 7
 
+
+def test_a_figure_is_saved_as_png(tmp_path):
+    run = reporting.start("predict", tmp_path, {})
     image = np.random.default_rng(0).random([5, 7, 3], dtype=np.float32)
     path = run.figure("tabby", image)
     assert path == run.workdir / "figures" / "tabby.png"
@@ -61,13 +67,17 @@ def test_a_run_leaves_its_files(tmp_path):
         np.asarray(Image.open(path)), np.rint(image * 255).astype(np.uint8)
     )
 
+
+def test_a_finished_run_has_its_files_and_no_others(tmp_path):
+    run = reporting.start("predict", tmp_path, {})
+    run.log({"step": 1})
+    run.figure("tabby", np.zeros([5, 7, 3], np.float32))
     assert run.finish({"top1": np.float64(0.5)}, "<p>é</p>") == run.workdir / "report.html"
     assert read(run.workdir / "result.json") == {"top1": 0.5}
     assert (run.workdir / "report.html").read_text(encoding="utf-8") == "<p>é</p>"
     assert sorted(p.name for p in run.workdir.iterdir()) == [
         "config.json", "figures", "metrics.jsonl", "report.html", "result.json"
     ]  # fmt: skip
-    assert {"command", "device", "versions", "seconds"} <= set(run.facts())
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
@@ -185,9 +195,8 @@ def test_animations_are_numbered_like_figures_and_separately(tmp_path):
         assert image.format == "WEBP" and image.n_frames == 3 and image.info["loop"] == 0  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="got none"):
         run.animation("lynx", [], seconds=1)
-    assert (
-        run.animation("lynx", frames, seconds=1).name == "lynx.webp"
-    )  # an animation that was not written takes no name
+    # An animation that was not written uses no name.
+    assert run.animation("lynx", frames, seconds=1).name == "lynx.webp"
 
 
 class Norm(enum.Enum):
@@ -205,7 +214,7 @@ class Spec:
     mean: tuple[float, ...]
 
 
-def test_json_types():
+def test_arrays_records_and_enums_become_json_and_other_types_are_errors():
     value = {
         "scalars": [
             np.float32(0.25),
@@ -248,9 +257,8 @@ def test_holes_of_a_result_are_named(tmp_path, capsys):
 
 
 def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypatch):
-    for name in [
-        name for name in os.environ if name.startswith("GIT_")
-    ]:  # set where a git hook runs the tests
+    # These are set if a git hook runs the tests.
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
 
     def git(*words):
@@ -284,13 +292,6 @@ def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypa
     assert runlog._git(tmp_path) == {**clean, "git_changed": True}
     (tmp_path / "site-packages").mkdir()
     assert runlog._git(tmp_path / "site-packages") == nothing
-
-
-def test_import_starts_no_accelerator():
-    code = "import sys, tl.reporting; from jax._src import xla_bridge; "
-    code += "sys.exit(bool(xla_bridge._backends))"
-    root = pathlib.Path(runlog.__file__).resolve().parents[2]
-    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root).returncode == 0
 
 
 @hypothesis.given(st.integers(0, 3000), st.booleans())

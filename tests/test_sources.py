@@ -242,7 +242,7 @@ def test_a_file_that_is_not_a_table_is_an_error(tmp_path: Path) -> None:
 
 # ---- an archive ----
 
-# Support for a container that `tl` does not know: one class, one function and one row in `SETS`.
+# A container that `tl` does not support takes one class, one function and one row in `SETS`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,7 +415,7 @@ def rows(n: int, first: int = 0) -> list[Row]:
     return [(f"PetImages/Cat/{i}.jpg", encoded(i, "JPEG"), i % 2) for i in range(first, first + n)]
 
 
-def test_tfds_returns_the_encoded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tfds_returns_the_encoded_files(tmp_path: Path) -> None:
     written = rows(5)
     prepare(tmp_path / "pets/1.0.0", {"train": written})
     spec = get(f"tfds:pets@{tmp_path}")
@@ -434,6 +434,13 @@ def test_tfds_returns_the_encoded_files(tmp_path: Path, monkeypatch: pytest.Monk
         np.testing.assert_array_equal(decode(record), decode(content))
     names = [str(e.path) for e in spec.examples]
     assert len(set(names)) == 5 and names[3] == f"{tmp_path}/pets/1.0.0/train/3/PetImages/Cat/3.jpg"
+
+
+def test_tfds_searches_its_data_dir_and_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(tmp_path / "pets/1.0.0", {"train": rows(5)})
+    spec = get(f"tfds:pets@{tmp_path}")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert tfds("pets").examples == spec.examples
     monkeypatch.delenv("TFDS_DATA_DIR")
