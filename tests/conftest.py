@@ -1,4 +1,4 @@
-"""Settings of every test: strict JAX, cheap compilation, repeatable hypothesis, photographs."""
+"""Settings of all tests: strict JAX, cheap compilation, repeatable hypothesis, photographs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-)  # pytest-xdist's workers share one GPU
+# The workers of pytest-xdist share one GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import hypothesis
 import jax
@@ -88,7 +87,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Drops the compiled programs of a file that is done, or a worker would grow to gigabytes."""
+    """Drops the compiled programs after each file; otherwise a worker would grow to gigabytes."""
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()
 

@@ -141,8 +141,8 @@ def test_the_page_is_drawn_from_the_result_and_the_figures(
     h, w, c = result["shown"][1]["shape"]
     assert "Feature banks" in banks and image_section.count("<img") == 1
     assert f"({h}, {w}, {c})" in top
-    # Five channels, six pairs of a map and its exemplars, and the whole map; 32 x 32 positions are
-    # drawn, more are not.
+    # Five channels, a map and an exemplar of each searched channel, and the whole map, which is
+    # drawn because it has no more than `activations.TALL` positions.
     assert top.count("<img") == 5 + 2 * activations.SEARCHED + 1
     assert "Top-activating images" in stem and "First convolution" in first
     assert first.count("<img") == 8

@@ -1,4 +1,4 @@
-"""Imports follow the map of tl/README.md, heavy libraries stay at home, `import tl` is light."""
+"""Imports follow the map of tl/README.md, each library has its packages, `import tl` is light."""
 
 from __future__ import annotations
 
@@ -28,13 +28,12 @@ def read_layout(page: str) -> list[str]:
 # A file may import the files before it. To add a file: give it a place in the map of tl/README.md.
 LAYOUT = read_layout((ROOT / "tl" / "README.md").read_text(encoding="utf-8"))
 
-HOMES: dict[
-    str, set[str]
-] = {  # library -> the modules of tl that may import it; what is not listed, all may
+# Library -> the packages and modules of tl that may import it. All may import other libraries.
+HOMES: dict[str, set[str]] = {
     "flax": {"backbones", "models"},
     "optax": {"optim", "training", "ascent"},
     "orbax": {"training"},
-    "absl": {"cli", "data"},  # `data`: Grain reads a flag of its own; `cli` alone defines flags
+    "absl": {"cli", "data"},  # `data` parses a flag of Grain; only `cli` defines flags
     "tensorflow": set(),
     "torch": set(),
     "torchvision": set(),
@@ -49,7 +48,7 @@ SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "tl").rglob("*.py"))
 
 
 def imported(path: Path, source: str) -> Iterator[tuple[str, int]]:
-    """Every module a file imports, lazily or not, in full, with the line."""
+    """The full name of every module that a file imports, lazily or not, with the line."""
     package = path.with_suffix("").parts[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -61,7 +60,7 @@ def imported(path: Path, source: str) -> Iterator[tuple[str, int]]:
 
 
 def unit(path: Path) -> str:
-    """The layout's word for a file: `tl/weights/store.py` -> "weights/store"."""
+    """The name of a file in the layout: `tl/weights/store.py` -> "weights/store"."""
     return path.with_suffix("").as_posix().removeprefix("tl/")
 
 
@@ -76,7 +75,7 @@ def home_of(module: str) -> str:
 
 
 def problems(path: Path, source: str) -> list[str]:
-    """What a file of tl imports and should not."""
+    """The imports of a file of tl that break a rule, one message each."""
     file, wrong = unit(path), []
     package = file.partition("/")[0]
     before = LAYOUT[: LAYOUT.index(file)] if file in LAYOUT else LAYOUT
@@ -93,7 +92,7 @@ def problems(path: Path, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=str)
-def test_imports_only_go_up_and_libraries_stay_at_home(path: Path):
+def test_a_file_imports_only_files_before_it_and_libraries_of_its_package(path: Path):
     assert not problems(path, (ROOT / path).read_text(encoding="utf-8"))
 
 
@@ -114,7 +113,7 @@ def test_imports_only_go_up_and_libraries_stay_at_home(path: Path):
         ("tl/__init__.py", "from tl.models.classifier import load", True),
     ],
 )
-def test_the_check_itself(path: str, source: str, allowed: bool):
+def test_problems_reports_forbidden_imports_only(path: str, source: str, allowed: bool):
     assert (not problems(Path(path), source)) == allowed
 
 
@@ -122,7 +121,7 @@ def test_every_module_has_its_place_in_the_layout():
     assert {unit(path) for path in SOURCES} == set(LAYOUT)
 
 
-def test_importing_tl_is_light():
+def test_import_tl_loads_no_heavy_library_and_starts_no_backend():
     heavy = "matplotlib tensorflow torch huggingface_hub grain orbax tensorflow_datasets requests"
     code = f"""
 import socket, sys

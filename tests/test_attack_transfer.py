@@ -25,7 +25,7 @@ EPS = 8 / 255
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeanColor:
-    """Two classes: whether the mean of the normalized image, weighted by color, is above zero."""
+    """Two classes: the mean of the normalized image, weighted by color, is above zero or not."""
 
     pixels: pixels.PixelSpec
     arch: str = "mean_color"
@@ -89,8 +89,8 @@ def test_images_made_on_a_network_fool_those_that_use_the_same_color(finished: t
     assert low == 0 and 0.5 < high < 0.6  # Wilson, 0 of 3
 
 
-def test_images_made_on_the_others_leave_the_judge_out(finished: tuple) -> None:
-    """None of blue's others uses blue, so it is not fooled."""
+def test_the_ensemble_against_a_network_leaves_that_network_out(finished: tuple) -> None:
+    """`blue` is not fooled, because no network of the ensemble against it uses blue."""
     _, result = finished
     assert errors(result["ensemble"]["error"]) == [1, 1, 0]
 
@@ -123,7 +123,7 @@ def test_the_page_is_a_function_of_the_result_and_the_figures(finished: tuple) -
     assert pages.PAGES["attack_transfer"](old, folder).sections
 
 
-def test_noise_has_length_eps_and_is_one_draw() -> None:
+def test_noise_has_length_eps_except_at_the_bounds() -> None:
     images = np.stack([flat(128, 2, 128), flat(60, 90, 253)])
     noisy = attack_transfer.add_noise(images, TransferSettings(eps=EPS)).astype(int)
     change = np.abs(noisy - images)
@@ -134,10 +134,7 @@ def test_noise_has_length_eps_and_is_one_draw() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of two images and a broken file.
-
-    One image in each is correct for all networks.
-    """
+    """Two folders of two images, one of which all networks classify correctly; a broken file."""
     folder = tmp_path_factory.mktemp("folder")
     for name, image in {
         "bright/a": flat(140, 0, 140),

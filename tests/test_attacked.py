@@ -1,7 +1,4 @@
-"""The attack command's evaluation.
-
-Saved files count, the content of the result, the page, and errors.
-"""
+"""The evaluation of the attack command: saved files, the result, the page, and errors."""
 
 from __future__ import annotations
 
@@ -113,7 +110,7 @@ def test_the_page_of_a_result_without_the_newer_keys(sweep: tuple) -> None:
     assert pages.PAGES["attack"](old, folder).sections
 
 
-def test_images_that_are_misclassified_without_an_attack_are_no_success(
+def test_images_that_are_misclassified_without_an_attack_are_not_successes(
     run: reporting.Run, images: inference.LoadedImages
 ) -> None:
     labels = predicted(images.images)
@@ -131,7 +128,7 @@ def test_images_that_are_misclassified_without_an_attack_are_no_success(
 def test_results_do_not_depend_on_the_batch_size(
     run: reporting.Run, images: inference.LoadedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three images in batches of two: the last batch is padded and the padding left out."""
+    """Three images in batches of two: the last batch is padded, and its padding is removed."""
     settings = SHORT(eps=(2 / 255,), early_stop=False)
     read = lambda result: [data.decode(row["png"]) for row in result["images"]]
     three = inference.LoadedImages(images.paths[:3], images.images[:3], [])

@@ -1,4 +1,4 @@
-"""Conventions of preprocessing, on a network that knows colors under one of them, and on arrays."""
+"""Preprocessing conventions: of a network that is right under one of them, and of arrays."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_convention_that_the_weights_expect_is_the_best(name: str, folder: P
     assert f"expect {name} (their own)" in conventions.verdict(result)
 
 
-def test_a_convention_that_is_none_of_the_eight_is_the_ninth(folder: Path):
+def test_a_convention_outside_the_eight_is_added_as_the_ninth(folder: Path):
     result = compare(*network(LITE), folder)
     assert len(result["conventions"]) == 9 and result["best"] == conventions.PUBLISHED
     assert "-1 to 1" in result["cannot_be_told_apart"]

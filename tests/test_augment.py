@@ -187,9 +187,8 @@ def test_crops_have_the_distribution_of_area_aspect_ratio_and_position() -> None
     assert abs(np.log(ratio).mean()) < 0.05
     top = out[:, size // 2, size // 2, 0] - height / 2
     assert top.min() > -0.02 and (top + height).max() < 1.02
-    assert (
-        np.corrcoef(top / (1 - height + 1e-3), height)[0, 1] < 0.3
-    )  # uniform over all positions that fit
+    # Uniform over all positions that fit.
+    assert np.corrcoef(top / (1 - height + 1e-3), height)[0, 1] < 0.3
 
 
 def test_the_crop_of_a_wide_image_falls_back_on_the_largest_centered_box() -> None:

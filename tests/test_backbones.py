@@ -1,9 +1,9 @@
 """Every architecture of the zoo against the results of its source library, in golden files.
 
 The weights are drawn from the name of each source tensor and pass through the rename table, so
-these tests cover tables, layouts, padding, eps and BatchNorm together. The golden files are made by
-golden/make_golden.py; torch and Keras are not needed here. By default one network of each form
-runs, with --full all of the zoo.
+these tests cover tables, layouts, padding, eps and BatchNorm together. golden/make_golden.py writes
+the golden files; torch and Keras are not needed here. By default one network of each form is
+tested, with --full the whole zoo.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from tl.weights import port, tables
 
 NAMES = backbones.names()
 
-# The networks of several tests. They come last in `ALL`, so that the next tests find them in the
-# caches.
+# The networks of several tests. They come last in `ALL`, so that they are still cached when the
+# tests after those of `ALL` use them.
 SHARED = (
     "vgg11_bn",
     "resnet18",
@@ -213,7 +213,7 @@ def test_every_endpoint_equals_the_source(name: str):
     }
 
 
-def test_spec_states_endpoints_features_and_parameters_of_the_network(name: str):
+def test_a_spec_has_the_endpoints_features_and_parameters_of_its_network(name: str):
     spec, out = backbones.get(name), evaluated(name)
     assert set(spec.endpoints) == {end for end in out.endpoints if "/" not in end}
     sides = [out.endpoints[end].shape[1] for end in spec.endpoints]
@@ -223,8 +223,8 @@ def test_spec_states_endpoints_features_and_parameters_of_the_network(name: str)
     assert out.features.shape == (2, spec.features) and out.features.dtype == np.float32
     leaves = flatten(network(name).variables)
     assert all(leaf.dtype == np.float32 for leaf in leaves.values())
-    own = heads.own(spec)(1000)
-    head = jax.eval_shape(own.init, jax.random.key(0), out.features, out.endpoints)
+    published = heads.own(spec)(1000)
+    head = jax.eval_shape(published.init, jax.random.key(0), out.features, out.endpoints)
     backbone = sum(
         leaf.size for path, leaf in leaves.items() if path.startswith("params/backbone/")
     )
@@ -372,7 +372,7 @@ def test_names_aliases_and_forms_are_consistent():
         assert backbones.forms(name)[0].name == name
     aliases = [alias for name in NAMES for alias in backbones.get(name).aliases]
     assert len(set(aliases) | set(NAMES)) == len(aliases) + len(NAMES), (
-        "an alias names two architectures"
+        "an alias belongs to two architectures"
     )
 
 
@@ -397,7 +397,7 @@ def test_every_source_names_every_endpoint_and_every_variable_once(name: str):
 def test_there_is_one_small_golden_file_per_architecture():
     assert sum(file.stat().st_size for file in Path(HERE).glob("*.npz")) < 1_000_000
     assert {file.stem for file in Path(HERE).glob("*.npz")} == set(NAMES), (
-        "a golden file without an architecture"
+        "a golden file without an architecture, or an architecture without a golden file"
     )
 
 

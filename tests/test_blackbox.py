@@ -1,6 +1,6 @@
 """Square: the paper's moves, one query per step, and no gradient.
 
-Its promises as an attack are in `test_attacks`.
+Its properties as an attack are tested in `test_attacks`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ def test_a_step_is_a_query_and_success_ends_the_queries() -> None:
         result = attack("l2")(NET, KEY, IMAGES01, class_mask, eps=eps)
         steps, success = steps + result.steps.tolist()[1:], success + result.success.tolist()[1:]
         assert result.success[0] and result.steps[0] == 0
-    print(steps, success)
     assert 0 < sum(success) < len(success)
     rows = list(zip(steps, success, strict=True))
     assert all((1 <= count < 200) if met else count == 200 for count, met in rows)
@@ -92,11 +91,10 @@ def test_a_step_is_a_query_and_success_ends_the_queries() -> None:
     assert max(count for count, met in rows if met) > 1
 
 
-def test_a_restart_is_for_the_images_that_are_not_solved() -> None:
+def test_a_restart_attacks_only_unsolved_images() -> None:
     eps = np.float32([6, 9, 14, 18, 22, 26]) / 255
     result = attack("linf")(NET, KEY, IMAGES01, true_classes(), eps=eps)
     steps, success = np.asarray(result.steps), np.asarray(result.success)
-    print(steps, success)
     # Some are solved in the first 20 queries, some in the next 20.
     assert (steps <= 20).any() and ((steps > 20) & success).any()
     assert (steps[~success] == 40).all() and (steps[success] < 40).all() and not success.all()
@@ -115,10 +113,10 @@ def test_the_margin_never_falls() -> None:
 # ---- moves ----
 
 
-def test_the_schedule_of_sides() -> None:
-    """Of 10,000 queries on 224 x 224: 0.8 of the image until query 10, then half of that, ....
+def test_the_side_of_a_square_follows_the_schedule_of_the_paper() -> None:
+    """10,000 queries on 224 x 224: 0.8 of the image until query 10, then half of that, and so on.
 
-    Scaled to fewer.
+    The schedule is scaled to other numbers of queries.
     """
     side = lambda i, *arguments: int(blackbox.side_at(jnp.int32(i), *arguments))
     queries = (0, 10, 11, 51, 201, 8001, 9999)

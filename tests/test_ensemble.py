@@ -37,7 +37,7 @@ NET = weights(0)
 
 
 def brightness(variables: Any, images01: jax.Array) -> jax.Array:
-    """Class 0 for dark images, class 1 for bright ones."""
+    """The larger logit is that of class 0 for dark images, of class 1 for bright ones."""
     mean = jnp.mean(images01, axis=(1, 2, 3))
     return jnp.stack([0.5 - mean, mean - 0.5], axis=1)
 
@@ -169,7 +169,6 @@ def test_a_sequence_gives_the_result_of_the_first_search_that_solves_an_image() 
         np.testing.assert_array_equal(np.asarray(result.solved_by) == index, first)
         np.testing.assert_array_equal(result.images[first], alone.images[first])
         solved, best = solved | first, np.maximum(best, alone.score)
-        print(index, first.sum())
         assert first.any()
     np.testing.assert_array_equal(result.success, solved)
     assert not solved.all()
@@ -219,14 +218,14 @@ def test_apgd_t_targets_every_class_equally_often(monkeypatch: pytest.MonkeyPatc
 def test_an_ensemble_of_networks_gives_the_mean() -> None:
     nets = (NET, weights(1), {"in": weights(2)["in"], "out": 9 * weights(2)["out"]})
     images01 = jnp.asarray(IMAGES01)
-    each = [toys.mlp(net, images01) for net in nets]
+    parts = [toys.mlp(net, images01) for net in nets]
     logits = ensemble.ensemble([toys.mlp] * 3)(nets, images01)
-    np.testing.assert_allclose(logits, np.mean(each, axis=0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, np.mean(parts, axis=0), rtol=1e-5, atol=1e-5)
     log_probabilities = ensemble.ensemble([toys.mlp] * 3, mean="log_probability")(nets, images01)
-    expected = np.mean([jax.nn.log_softmax(z) for z in each], axis=0)
+    expected = np.mean([jax.nn.log_softmax(z) for z in parts], axis=0)
     np.testing.assert_allclose(log_probabilities, expected, rtol=1e-5, atol=1e-5)
     single = ensemble.ensemble([toys.mlp])((NET,), images01)
-    np.testing.assert_allclose(single, each[0], rtol=1e-6)
+    np.testing.assert_allclose(single, parts[0], rtol=1e-6)
 
 
 def test_ensembles_that_cannot_work_are_refused() -> None:

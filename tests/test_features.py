@@ -29,7 +29,7 @@ BATCH = 4
 
 @pytest.fixture(scope="session")
 def net() -> Net:
-    """A small MobileNet without a head; NumPy draws the weights, as compiling `init` is slower."""
+    """A small MobileNet without a head; NumPy draws the weights, because `init` compiles slowly."""
     spec, rng = toys.TOYS["toy_mobilenet"], np.random.default_rng(0)
     clf = Classifier(
         spec.name, spec, None, pixels.PixelSpec(size=32), None, Provenance("random", "random")
@@ -239,7 +239,7 @@ def test_unreadable_images_are_skipped_with_a_reason_and_zero_features(
 ) -> None:
     empty, text, gone = tmp_path / "empty.png", tmp_path / "text.png", tmp_path / "gone.png"
     empty.write_bytes(b"")
-    text.write_text("no picture")
+    text.write_text("no image")
     cut = tmp_path / "cut.png"
     cut.write_bytes(album[5].read_bytes()[:-200])
     paths = [album[0], empty, album[1], text, cut, gone, tmp_path, empty]

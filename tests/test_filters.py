@@ -1,4 +1,4 @@
-"""Filters as tiles, and their change, against values by hand and a real network's names."""
+"""Filters as tiles, and their changes: values by hand, and the layer names of SqueezeNet."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_only_a_first_layer_is_shown_in_color(shape: tuple[int, ...]) -> None:
 
 
 def test_a_change_of_a_writer_changes_its_channel_and_no_other() -> None:
-    """Fire modules concatenate two convolutions."""
+    """The output of a fire module is the concatenation of two convolutions."""
     clf = squeezenet()
     images01 = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)
     forward = jax.jit(
@@ -91,7 +91,8 @@ def test_a_change_of_a_writer_changes_its_channel_and_no_other() -> None:
             "stage1"
         ]
     )
-    before = jax.tree.map(lambda leaf: np.abs(leaf) * np.float32(0.05), params())  # no relu is off
+    # Positive weights, so that every ReLU is active.
+    before = jax.tree.map(lambda leaf: np.abs(leaf) * np.float32(0.05), params())
     rows = writers(before, "stage1", 128)
     assert rows == writers(before, "stage1/block1", 128) and len(rows) == 128
     for channel in (3, 75):

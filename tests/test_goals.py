@@ -45,8 +45,8 @@ def test_success_is_decided_by_the_top_class() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_with_nan_are_no_success(kind: str) -> None:
-    """`argmax` returns NaN as the largest value, so a network that breaks would count as fooled."""
+def test_logits_with_nan_are_not_a_success(kind: str) -> None:
+    """`argmax` treats NaN as the largest value, so a broken network would count as fooled."""
     logits = jnp.asarray([[0.0, jnp.nan, 1.0], [jnp.nan] * 3, [0.0, -jnp.inf, 1.0]])
     first = [1] if kind == "targeted" else [0]
     success = goals.get(kind).success(logits, mask(first, first, [2], k=3))

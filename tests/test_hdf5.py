@@ -1,7 +1,7 @@
-"""`tl.weights.hdf5`: Keras' three layouts have the assert_equal names, and no other file is read.
+"""`tl.weights.hdf5`: the layouts of Keras give the same names, and no other file is read.
 
-The files are written here with h5py as Keras writes them, so that no Keras is needed; with the
-`parity` extra, Keras writes.
+The tests write files with h5py as Keras writes them, so that Keras is not needed. With the `parity`
+extra they also read files that Keras wrote.
 """
 
 from __future__ import annotations
@@ -200,9 +200,8 @@ def test_a_weights_file_without_a_config_keeps_the_order_of_each_kind(tmp_path: 
         for i in range(12)
     )
     assert list(read(numbered(tmp_path / "w", (LAYERS[8], *layers)))) == [
-        *(
-            f"c{i}/kernel" for i in range(12)
-        ),  # by number, not conv2d_1, conv2d_10, conv2d_11, conv2d_2
+        # By number, not conv2d_1, conv2d_10, conv2d_11, conv2d_2.
+        *(f"c{i}/kernel" for i in range(12)),
         "top/kernel",
         "top/bias",
     ]
@@ -542,9 +541,8 @@ def save_in_every_form(keras: Any, model: Any, folder: Path) -> list[Path]:
     return [folder / name for name in ("m.keras", "m.h5", "weights_only.h5", "m.weights.h5")]
 
 
-keras_warns = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # of its own torch backend
+# A warning of Keras about its own torch backend.
+keras_warns = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.mark.parity

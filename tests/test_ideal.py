@@ -34,7 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> reporting.Run:
 
 
 def finish(run: reporting.Run, images: ideal.IdealResult) -> tuple[dict[str, Any], str]:
-    """What `result.json` and the page hold."""
+    """The content of `result.json`, and the HTML of the page."""
     pages.finish(run, ideal.save(run, images))
     folder = run.workdir
     return json.loads((folder / "result.json").read_text()), (folder / "report.html").read_text()
@@ -47,7 +47,7 @@ def finish(run: reporting.Run, images: ideal.IdealResult) -> tuple[dict[str, Any
 def class_grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     """Folder, result and page of two classes x two weights x two noises.
 
-    The held-out network is the same one under another name.
+    The held-out network is the same network under another name.
     """
     settings = QUICK._replace(tv=(0.0, 1e5), count=2)
     held_out = [network()._replace(clf=dataclasses.replace(network().clf, arch="another"))]
@@ -113,9 +113,9 @@ def test_the_page_is_drawn_from_the_result_and_the_figures(class_grid, tmp_path:
     assert all(section in html for section in again.sections)
 
 
-@pytest.mark.full  # the representative is in test_render.py
+@pytest.mark.full  # test_render.py has a test of this by default
 @pytest.mark.optimized
-def test_alone_or_in_a_grid_it_is_the_same_image_to_the_bit() -> None:
+def test_an_image_has_the_same_bits_alone_and_in_a_grid() -> None:
     chosen = specs.class_objectives(network().clf, "tabby,zebra")
     many, one = QUICK._replace(count=2, tv=(0.0, 3.0)), QUICK._replace(tv=(3.0,))
     cells = grid.make_cells(chosen, many)
@@ -189,7 +189,7 @@ def test_a_grid_of_dead_units_is_an_error(dead_network: grid.Network) -> None:
         ideal.ideal([dead_network], [parse("channel:stage2:5")], DEAD)
 
 
-def test_a_dead_unit_does_not_lose_the_others(dead_network: grid.Network) -> None:
+def test_a_dead_unit_among_others_is_reported_and_not_an_error(dead_network: grid.Network) -> None:
     chosen = [parse("channel:stage2:5"), parse("channel:stage2:1")]
     rows = ideal.ideal([dead_network], chosen, DEAD).result["images"]
     assert [row["dead"] for row in rows] == [True, False]
@@ -203,7 +203,7 @@ def test_a_redirect_moves_the_image_of_a_dead_unit(dead_network: grid.Network) -
     assert np.abs(np.asarray(path.images) - np.asarray(path.start)).max() > 1e-3
 
 
-def test_nan_stops_and_names_the_step() -> None:
+def test_nan_is_an_error_that_names_the_step() -> None:
     chosen = specs.class_objectives(network().clf, "zebra")
     settings = QUICK._replace(optimizer="sgd", step_size=float("inf"))
     with pytest.raises(ValueError, match="the objective of image 0 became nan at step 1"):
@@ -238,14 +238,14 @@ def test_a_size_below_the_smallest_is_an_error() -> None:
         grid.check_size(clf, 7)
 
 
-def test_a_flat_head_has_one_size() -> None:
+def test_a_flat_head_accepts_one_size_only() -> None:
     clf = network().clf.with_head(heads.Flat(2), labels.from_names(["cat", "dog"]))
     grid.check_size(clf, SIZE)
     with pytest.raises(ValueError, match="reads images of 32 pixels only: got `size` 64"):
         grid.check_size(clf, 64)
 
 
-def test_held_out_networks_take_no_part() -> None:
+def test_a_held_out_network_that_takes_part_in_the_optimization_is_an_error() -> None:
     clf = dataclasses.replace(network().clf, arch="squeezenet1_1")
     part = [network()._replace(clf=clf)]
     with pytest.raises(ValueError, match="squeezenet1_1 takes part in the optimization"):
@@ -254,7 +254,7 @@ def test_held_out_networks_take_no_part() -> None:
         ideal.held_out_networks(part, ["squeezenet9"])
 
 
-def test_an_ensemble_is_for_classes_that_all_networks_have() -> None:
+def test_an_ensemble_for_another_objective_than_a_class_is_an_error() -> None:
     with pytest.raises(ValueError, match="`ensemble` is for classes: got channel:stage2:7"):
         grid.ensemble(network(), ["squeezenet1_1"], [parse("channel:stage2:7")])
 

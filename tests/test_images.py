@@ -1,4 +1,4 @@
-"""Every parameterization: range, independence of keys, round trips, and spectra."""
+"""Every parameterization of images: range, one key per image, round trips, and spectra."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ def test_an_image_depends_on_its_own_key_and_is_in_range(name: str, size: int) -
     assert start.shape == (3, size, size, 3) and start.dtype == np.float32
     np.testing.assert_array_equal(start, images01(keys(3), no_shift, one))
     reversed_batch = np.asarray(images01(keys(3)[::-1], no_shift, one))
-    np.testing.assert_array_equal(
-        reversed_batch[1], start[1]
-    )  # the same row, other neighbors: the same bits
-    # Another row may fall into the scalar rest of a vectorized loop, whose sines round
-    # differently (JAX 0.12).
+    # The middle image is in the same row, next to other images: the same bits. In another row, an
+    # image may fall into the scalar rest of a vectorized loop, whose sines round differently
+    # (JAX 0.12).
+    np.testing.assert_array_equal(reversed_batch[1], start[1])
     np.testing.assert_allclose(
         reversed_batch[::-1], start, rtol=0, atol=2 * np.finfo(np.float32).eps
     )
@@ -209,11 +208,8 @@ def test_maco_keeps_the_phases_of_an_image(size: int) -> None:
     ]
     image01 = decode(theta)
     np.testing.assert_allclose(phases(decode(encode(image01))), phases(image01), atol=1e-3)
-    half = (
-        slice(None),
-        slice(None),
-        slice(1, (size + 1) // 2),
-    )  # where theta is the phase, without a conjugate
+    # Where theta is the phase, without a conjugate.
+    half = (slice(None), slice(None), slice(1, (size + 1) // 2))
     turns = np.asarray(encode(image01) - theta)[half] / (2 * np.pi)
     np.testing.assert_allclose(turns, np.round(turns), atol=1e-3)
     photos = photographs(2, size, size, 3)

@@ -1,4 +1,4 @@
-"""launch.sh up to the point where it would install: its messages and the commands that it runs."""
+"""launch.sh with stand-ins for Python: its messages, and the commands that it runs."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def launch(project: Path, *arguments: str, **environment: str) -> subprocess.Com
     )
 
 
-def stops(run: subprocess.CompletedProcess[str], *says: str) -> None:
-    """Asserts that the run failed with one line that holds all of `says`, and created no .venv."""
+def stops(run: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Asserts that the run failed with one line that has all `parts`, and created no .venv."""
     assert run.returncode != 0
     assert len(run.stderr.strip().splitlines()) == 1, run.stderr
-    for words in says:
-        assert words in run.stderr
+    for part in parts:
+        assert part in run.stderr
     assert not (Path(run.args[1]).parent / ".venv").exists()
 
 
@@ -166,7 +166,7 @@ def test_the_first_call_installs_and_runs_in_the_current_folder(project: Path, c
     assert run == f"run {project.parent} -P -m experiments.ideal --target=any cat"
 
 
-def test_scripts_of_a_room_are_found_by_their_name(project: Path, commands: Any):
+def test_scripts_in_a_subfolder_are_found_by_their_name(project: Path, commands: Any):
     (project / "experiments/benchmarks").mkdir()
     script = '"""Speed."""\nif __name__ == "__main__":\n    pass\n'
     (project / "experiments/benchmarks/bench.py").write_text(script)

@@ -1,4 +1,4 @@
-"""Relus within `redirected_gradients`: same values, and gradients for images without one."""
+"""ReLUs within `redirected_gradients`: same values, and gradients for images that have none."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_plain_gradients_are_zero_at_the_corners() -> None:
     )
 
 
-def test_an_image_without_gradient_receives_what_would_activate_a_unit() -> None:
-    """Below 0 only a push up passes, above 6 only a push down; at 0 and 6 both pass."""
+def test_an_image_without_gradient_receives_those_that_would_activate_a_unit() -> None:
+    """Below 0 only positive gradients pass, above 6 only negative ones; at 0 and 6 both pass."""
     below = jnp.asarray([[-1.0, -2.0, 0.0, 0.0]])
     g = jnp.asarray([[0.5, -0.7, 0.3, -0.2]])
     assert not gradient_at(relu, below, g, False).any()
@@ -99,9 +99,8 @@ def test_the_context_ends_with_its_block_even_after_an_exception() -> None:
     with redirected_gradients():
         with redirected_gradients():
             pass
-        np.testing.assert_array_equal(
-            gradient_at(relu, x, g, False), [[1.0]]
-        )  # still within the outer one
+        # Still within the outer block.
+        np.testing.assert_array_equal(gradient_at(relu, x, g, False), [[1.0]])
 
 
 def test_a_jitted_network_is_traced_again_within_the_context_and_after_it() -> None:

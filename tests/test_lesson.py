@@ -49,7 +49,7 @@ def draw(result: dict[str, Any], run: reporting.Run) -> str:
 
 
 class Report:
-    """A lesson whose first steps have run."""
+    """A lesson whose steps on cats and dogs have run."""
 
     def __init__(self, folder: Path) -> None:
         self.lesson = make_lesson(folder)
@@ -104,7 +104,7 @@ def test_cached_features_and_saved_models_are_equal_bit_by_bit(report: Report) -
     assert "bit by bit" in report.row("save", lesson.RIGHT)["found"]
 
 
-def test_the_lesson_would_delete_files_and_ours_leaks_none(report: Report) -> None:
+def test_the_lesson_would_delete_files_and_the_right_division_leaks_none(report: Report) -> None:
     assert "delete 24;" in report.row("clean", lesson.LESSON)["found"]  # all are PNG
     assert "0 of 6" in report.row("division", lesson.RIGHT)["found"]
 
@@ -192,13 +192,13 @@ def test_the_shifted_preprocessing_keeps_the_scale_of_the_weights(spec: Any, exp
 SIDE = 8
 WEIGHTS = np.float32([0.5, 0.0, 0.25])
 # With the preprocessing of the weights the logit is 0.5 * -4 + 0.25 * 2 = -1.5, "dark"; with the
-# lesson's it is positive.
+# preprocessing of the lesson it is positive.
 COLOR = (124, 7, 130)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Linear:
-    """Two classes: whether the weighted mean color of the first layer's input is above zero."""
+    """Two classes: the weighted mean color of the first layer's input is above zero or not."""
 
     pixels: pixels.PixelSpec = pixels.PixelSpec(
         size=SIDE, crop=1.0, mean=(128 / 255,) * 3, std=(1 / 255,) * 3
@@ -228,9 +228,9 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
     return row, run.workdir
 
 
-# Red and blue swapped, no mean, 1/255.
+# The logit at the start: red and blue are swapped, no mean is subtracted, and the scale is 1/255.
 START = (0.5 * 130 + 0.25 * 124) / 255
-# Of each pixel, in the units of the first layer: levels.
+# The change of each pixel by one step, in the unit of the first layer: levels.
 STEP = (1 - sigmoid(START)) * WEIGHTS / SIDE**2
 
 
@@ -294,7 +294,7 @@ def test_the_lessons_ideal_image_is_of_a_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step, count", [("ideal", 2), ("attack", 1)])
-def test_a_descent_is_a_step_with_details(
+def test_the_steps_ideal_and_attack_report_rows_and_details(
     step: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "load", lambda *_, **__: network())

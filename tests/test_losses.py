@@ -24,7 +24,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
-def test_cross_entropy(smoothing: float) -> None:
+def test_cross_entropy_equals_float64_and_optax(smoothing: float) -> None:
     targets = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
     actual = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing=smoothing)
     assert actual.dtype == jnp.float32
@@ -33,7 +33,7 @@ def test_cross_entropy(smoothing: float) -> None:
     np.testing.assert_allclose(actual, theirs, rtol=1e-6)
 
 
-def test_a_label_that_is_not_sure_leaves_the_rest_to_the_others() -> None:
+def test_an_uncertain_label_shares_the_rest_among_the_other_classes() -> None:
     actual = smooth_labels(jnp.asarray([1, 0]), 3, confidence=jnp.asarray([0.6, 1.0]))
     np.testing.assert_allclose(actual, [[0.2, 0.6, 0.2], [1, 0, 0]], rtol=1e-6)
     both = smooth_labels(jnp.asarray([1]), 2, 0.1, jnp.asarray([2 / 3]))
@@ -55,7 +55,7 @@ def test_cross_entropy_stays_finite_at_the_end_of_float32() -> None:
 @given(
     st.lists(st.lists(st.booleans(), min_size=3, max_size=3).filter(any), min_size=4, max_size=4)
 )
-def test_group_log_probability(rows: list[list[bool]]) -> None:
+def test_group_log_probability_equals_float64(rows: list[list[bool]]) -> None:
     members = np.array(rows)
     actual = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(members))
     expected = np.log((np.exp(log_softmax(LOGITS)) * members).sum(axis=1))
@@ -63,7 +63,7 @@ def test_group_log_probability(rows: list[list[bool]]) -> None:
     assert (np.asarray(actual) <= 0).all()
 
 
-def test_a_group_of_one_is_cross_entropy_and_of_all_is_certain() -> None:
+def test_a_group_of_one_class_has_the_cross_entropy_and_that_of_all_is_certain() -> None:
     one = group_log_probability(jnp.asarray(LOGITS), jnp.asarray(np.eye(3, dtype=bool)[LABELS]))
     np.testing.assert_allclose(
         one, -cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS)), rtol=1e-6, atol=1e-6
@@ -72,7 +72,7 @@ def test_a_group_of_one_is_cross_entropy_and_of_all_is_certain() -> None:
     np.testing.assert_array_equal(everyone, np.zeros(4))
 
 
-def test_a_hopeless_group_still_has_a_value_and_a_gradient() -> None:
+def test_a_very_improbable_group_has_a_finite_value_and_gradient() -> None:
     logits = jnp.asarray([[400.0, -300.0, -301.0]], jnp.float32)  # exp(-700) is 0 in float32
     members = jnp.asarray([[False, True, True]])
     value, gradient = jax.value_and_grad(lambda x: group_log_probability(x, members)[0])(logits)

@@ -12,7 +12,7 @@ from tl.visualize import maps
 
 @pytest.fixture(scope="module")
 def feature_map() -> np.ndarray:
-    """A ReLU's map f32[3 5 7], channel 4 flat and channel 6 the strongest."""
+    """A map after a ReLU, f32[3 5 7]; channel 4 is constant, and channel 6 is the strongest."""
     values = np.maximum(np.random.default_rng(0).standard_normal((3, 5, 7)), 0).astype(np.float32)
     values[..., 4], values[..., 6] = 0.25, values[..., 6] + 9
     return values
@@ -37,9 +37,10 @@ def test_each_channel_is_scaled_to_its_own_range(feature_map):
 def test_a_flat_map_has_one_scale_rows_of_positions_and_columns_of_channels(feature_map):
     flat = maps.flat(feature_map)
     assert flat.shape == (15, 7) and flat.dtype == np.float32
+    # 0 is black.
     np.testing.assert_allclose(
         flat[1 * 5 + 2, 3], feature_map[1, 2, 3] / feature_map.max(), rtol=1e-6
-    )  # 0 is black
+    )
     signed = maps.flat(feature_map - 1)
     assert (signed.min(), signed.max()) == (0, 1) and not maps.flat(
         np.zeros((2, 2, 3), np.float32)

@@ -1,6 +1,6 @@
 """DeepFool, Carlini-Wagner and FAB find the nearest image where it is known.
 
-Their promises as attacks are in `test_attacks`.
+Their properties as attacks are tested in `test_attacks`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ IMAGES01 = pixels.to_images01(IMAGES8)
 
 
 def network(variables: Any, images01: jax.Array) -> jax.Array:
-    """Two dense layers plus a linear one.
-
-    With `out` = 0 the nearest adversarial images are known.
-    """
+    """Two dense layers plus a linear one; if `out` is 0, the nearest images are known."""
     x = images01.reshape(images01.shape[0], -1)
     return toys.mlp(variables, images01) + x @ variables["line"] + variables["shift"][None]
 
@@ -111,7 +108,6 @@ def linear(norm: str) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
 def test_the_nearest_image_of_a_linear_network_is_found(name: str, norm: str) -> None:
     variables, x, mask, distances = linear(norm)
     result = find(name, norm)(variables, KEY, x, mask)
-    print(result.distance / distances)
     assert result.success.all()
     assert (np.asarray(result.distance) >= distances * (1 - 1e-3)).all()
     np.testing.assert_allclose(result.distance, distances, rtol=0.02)
@@ -142,10 +138,7 @@ def test_one_step_of_deepfool_computes_one_gradient_per_other_class() -> None:
 
 
 def nearest_on_plane(norm: str, x: np.ndarray, w: np.ndarray, gap: float) -> np.ndarray:
-    """`project_onto_plane` for one image in float64, by bisection of the multiplier.
-
-    (n,), (n,) -> (n,).
-    """
+    """`project_onto_plane` for one image f64[n], by bisection of the multiplier: f64[n]."""
     headroom = np.where(w > 0, 1 - x, x)
     speed = np.abs(w) if norm == "l2" else np.ones_like(w)
     if gap >= np.abs(w) @ headroom:  # out of reach: the corner
@@ -296,17 +289,16 @@ def test_the_stop_distance_ends_a_search_early() -> None:
     assert (early.distance > best.distance * 1.001).any()
 
 
-def test_fab_and_cw_are_no_further_than_deepfool() -> None:
+def test_fab_and_cw_find_images_no_further_than_deepfool() -> None:
     mask = class_mask("untargeted")
     distances = {name: find(name, "l2")(CURVED, KEY, IMAGES01, mask).distance for name in STEPS}
     medians = {name: float(np.median(values)) for name, values in distances.items()}
-    print(medians)
-    assert medians["fab"] <= 1.01 * medians["deepfool"]
-    assert medians["cw"] <= 1.01 * medians["deepfool"]
+    assert medians["fab"] <= 1.01 * medians["deepfool"], medians
+    assert medians["cw"] <= 1.01 * medians["deepfool"], medians
 
 
 @pytest.mark.parametrize(("name", "norm"), [("deepfool", "l2"), ("fab", "linf")])
-def test_as_an_attack_a_search_succeeds_from_its_distance_on(name: str, norm: str) -> None:
+def test_as_an_attack_a_search_succeeds_exactly_above_its_distance(name: str, norm: str) -> None:
     mask = class_mask("untargeted")
     distance = np.asarray(find(name, norm)(CURVED, KEY, IMAGES01, mask).distance)
     run = attack(make_search(name, norm, "untargeted"), norm)

@@ -1,4 +1,4 @@
-"""Norms: projection, rounding to 8 bits, starts and directions, on references in float64."""
+"""Norms: projection, rounding to 8 bits, starts and directions, against float64 references."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_rounded_images_are_8_bit_and_in_the_ball(
 @pytest.mark.parametrize("name", ["l1", "l2"])
 @pytest.mark.parametrize("levels", [3.0, 20.0, 200.0])
 def test_rounding_keeps_the_length_of_a_change(name: str, levels: float) -> None:
-    """3 levels over 108 values are small changes each; rounding to nearest would remove them."""
+    """3 levels over 108 values are small changes; rounding to the nearest would remove them."""
     c = jnp.full((COUNT, SIZE, SIZE, 3), norms.GRID[128])
     d = jax.random.normal(jax.random.key(0), c.shape)
     eps = jnp.float32(levels / 255)
@@ -210,10 +210,7 @@ def test_starts_are_in_the_ball_and_depend_on_the_image_and_its_key_only(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_starts_are_uniform_over_the_ball_or_in_l2_over_the_length(name: str) -> None:
-    """Far from the bounds, in three dimensions.
-
-    A share r ** 3 of a ball lies within r of its radius.
-    """
+    """In three dimensions, a share r ** 3 of a ball lies within r times its radius."""
     c = jnp.full((4000, 1, 1, 3), 0.5)
     x = jitted(name, "start")(jax.random.key(0), c, jnp.float32(0.4))
     distance = np.asarray(norms.get(name).distance(x, c)) / 0.4

@@ -32,13 +32,17 @@ def net(variables: Any, images01: jax.Array) -> Output:
 
 
 class Row(NamedTuple):
-    """An objective for each of two images: how it is names, its targets, and its value in NumPy."""
+    """An objective for two images.
+
+    Attributes:
+      make: returns the objective for the targets.
+      targets: one per image.
+      value: the objective in NumPy: maps [b h w c], logits [b k], images01 [b h w 3] -> [b].
+    """
 
     make: Callable[[Any], Objective]
     targets: Any
-    value: Callable[
-        [np.ndarray, np.ndarray, np.ndarray], np.ndarray
-    ]  # maps [b h w c], logits [b k], images01 -> [b]
+    value: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -207,9 +211,8 @@ def values_and_gradients(
 @pytest.fixture(scope="module")
 def optimized() -> dict[str, np.ndarray]:
     """The scores f32[steps + 1] of each objective, optimized in one grid by one program."""
-    names = [
-        name for name in ROWS if name != "diversity"
-    ]  # it depends on the neighbors: see test_render
+    # `diversity` depends on the other images of the grid; test_render has a test of it.
+    names = [name for name in ROWS if name != "diversity"]
     n = len(names)
     row_each = jax.tree.map(lambda leaf: np.broadcast_to(leaf[:1], (n, *leaf.shape[1:])), TARGETS)
 
@@ -370,9 +373,8 @@ def test_total_variation_by_hand() -> None:
     np.testing.assert_allclose(
         objectives.total_variation(jnp.asarray(image)), [across + down], rtol=1e-6
     )
-    both = (
-        np.hypot([0.5, 0.25, 0.0], [1.0, 0.0, 0.5]).sum() + 0.5 + 0.25
-    )  # the last row has no neighbor below
+    # The last row has no neighbor below.
+    both = np.hypot([0.5, 0.25, 0.0], [1.0, 0.0, 0.5]).sum() + 0.5 + 0.25
     np.testing.assert_allclose(
         objectives.isotropic_variation(jnp.asarray(image)), [both / 6], rtol=1e-5
     )

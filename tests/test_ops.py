@@ -1,12 +1,12 @@
-"""The CPU forms of `tl.ops` against lax: values, both gradients, and the form of each platform.
+"""The CPU forms of `tl.ops` equal lax in values and both gradients; each platform has its form.
 
 Tolerance: both sides sum the same float32 products in another order. The error of a sum of n terms
 is about sqrt(n) * 6e-8 of its size; the longest sums here have a few hundred terms, so 1e-5 of the
 largest value is ten times the expected error. A wrong tap or a shifted border gives an error of
 order one.
 
-Every program is compiled as users compile it. By default one form of each kind runs, with --full
-all.
+Every program is compiled as users compile it. By default one form of each kind is tested, with
+--full all forms.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def hlo(name: str) -> str:
     return str(jax.jit(both).lower(normal(0, x_shape), normal(1, k_shape)).compile().as_text())
 
 
-def test_a_cpu_program_has_nothing_of_the_other_branch():
+def test_a_cpu_program_contains_only_the_cpu_form():
     text = hlo("depthwise stride 2")
     assert not re.search(r"feature_group_count|conditional|convolution\(", text)
     assert "conditional" not in hlo("dense stride 2")
@@ -340,7 +340,7 @@ def lax_pool(x, *, window, stride, padding):
 @pytest.mark.parametrize(
     "window,stride,padding", [*POOLS[:2], *(pytest.param(*pool, marks=full) for pool in POOLS[2:])]
 )
-def test_max_pool_equals_lax_also_in_ties(window, stride, padding, levels):
+def test_max_pool_equals_lax_with_and_without_ties(window, stride, padding, levels):
     x = normal(0, (2, 9, 8, 3))
     x = x if levels is None else jnp.floor(x) % levels
 

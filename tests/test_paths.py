@@ -79,13 +79,14 @@ def test_merge_undoes_split_and_every_leaf_is_on_one_side(
         assert flatten(inside) == {
             name: leaf if labels[name] == keep else None for name, leaf in flat.items()
         }
+        # `jax.tree.leaves` has no holes.
         assert sorted(jax.tree.leaves(inside)) == sorted(
             flat[name] for name in flat if labels[name] == keep
-        )  # no holes
+        )
         assert len(jax.tree.leaves(inside)) + len(jax.tree.leaves(rest)) == len(flat)
 
 
-# ---- label ---------------------------------------------------------------------------------------
+# ---- partition -----------------------------------------------------------------------------------
 
 
 def test_the_first_rule_that_matches_the_whole_name_gives_the_label() -> None:
@@ -196,19 +197,17 @@ def test_digest_ignores_holes_and_is_sha256() -> None:
         ("resnet5", ["vgg16", "resnet50", "resnet18"], 1, "'resnet50'"),
         ("RESNET50", ["vgg16", "resnet50"], 1, "'resnet50'"),
         ("vgg", ["Vgg16", "a"], 3, "'Vgg16'"),
-        (
-            "cat",
-            ["a long name with a cat in it", "dog"],
-            3,
-            "'a long name with a cat in it'",
-        ),  # contained, not similar
+        # Contained, not similar.
+        ("cat", ["a long name with a cat in it", "dog"], 3, "'a long name with a cat in it'"),
         ("zzzz", ["b", "a", "c", "d"], 2, "'a', 'b'"),  # nothing is near: the first names
         ("", ["b", "a"], 3, "'a', 'b'"),
         ("x", [], 3, ""),
         ("tabby", ["tabby", "tabby"], 3, "'tabby'"),
     ],
 )
-def test_nearest(name: str, names: list[str], n: int, expected: str) -> None:
+def test_nearest_finds_similar_and_containing_names(
+    name: str, names: list[str], n: int, expected: str
+) -> None:
     assert nearest(name, names, n) == expected
 
 

@@ -126,9 +126,9 @@ def test_half_pixels_round_to_even_as_in_torchvision(h: int, w: int, corner: tup
 def test_squash_is_the_resize_of_pillow_without_a_crop():
     image = toys.noise(30, 70, 3)
     for name, resample in INTERPOLATIONS.items():
-        want = np.asarray(Image.fromarray(image).resize((20, 20), resample))
+        expected = np.asarray(Image.fromarray(image).resize((20, 20), resample))
         np.testing.assert_array_equal(
-            prepare(PixelSpec(size=20, resize="squash", interpolation=name), image), want
+            prepare(PixelSpec(size=20, resize="squash", interpolation=name), image), expected
         )
 
 
@@ -259,26 +259,28 @@ def test_normalize_subtracts_the_mean_and_divides_in_the_channel_order(channels:
     spec = PixelSpec(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0), channels=channels)
     pixel = np.array([[[[0.9, 0.4, 0.7]]]], np.float32)  # r, g, b
     ordered = [0.9, 0.4, 0.7] if channels == "rgb" else [0.7, 0.4, 0.9]
-    want = [(value - m) / s for value, m, s in zip(ordered, spec.mean, spec.std, strict=True)]
+    expected = [(value - m) / s for value, m, s in zip(ordered, spec.mean, spec.std, strict=True)]
     got = normalize(spec, jnp.asarray(pixel))
     assert got.shape == pixel.shape and got.dtype == jnp.float32
-    np.testing.assert_allclose(np.asarray(got)[0, 0, 0], want, rtol=2e-6)
+    np.testing.assert_allclose(np.asarray(got)[0, 0, 0], expected, rtol=2e-6)
 
 
 def test_a_spec_expresses_the_preprocessing_of_caffe():
     """BGR, 0 to 255, minus (103.939, 116.779, 123.68), as VGG and ResNet of Keras."""
     rgb = toys.noise(5, 4, 3)
-    want = rgb[None, ..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
+    expected = rgb[None, ..., ::-1].astype(np.float64) - [103.939, 116.779, 123.68]
     np.testing.assert_allclose(
-        normalize(CAFFE, jnp.asarray(to_images01(rgb[None]))), want, atol=2e-5
+        normalize(CAFFE, jnp.asarray(to_images01(rgb[None]))), expected, atol=2e-5
     )
 
 
 def test_a_spec_expresses_the_preprocessing_of_efficientnet_lite():
     """`(x - 127) / 128` on 0 to 255."""
     levels = np.broadcast_to(ALL_BYTES[None, None, :, None], (1, 1, 256, 3))
-    want = (levels.astype(np.float64) - 127) / 128
-    np.testing.assert_allclose(normalize(LITE, jnp.asarray(to_images01(levels))), want, atol=2e-7)
+    expected = (levels.astype(np.float64) - 127) / 128
+    np.testing.assert_allclose(
+        normalize(LITE, jnp.asarray(to_images01(levels))), expected, atol=2e-7
+    )
 
 
 GRAY = PixelSpec(size=8, mean=(0.45,), std=(0.25,))
@@ -289,10 +291,10 @@ FOUR = PixelSpec(size=8, mean=(0.1, 0.2, 0.3, 0.4), std=(0.5, 0.5, 0.5, 0.25))
 def test_a_single_input_channel_is_the_luma(resize: str):
     image = toys.noise(9, 12, 3)
     luma = np.asarray(Image.fromarray(image).convert("L"))
-    want = prepare(PixelSpec(size=8, resize=resize), np.repeat(luma[..., None], 3, axis=2))
+    expected = prepare(PixelSpec(size=8, resize=resize), np.repeat(luma[..., None], 3, axis=2))
     got = prepare(GRAY.replace(resize=resize), image)
     assert got.shape == (8, 8, 1) and got.dtype == np.uint8
-    np.testing.assert_array_equal(got, want[..., :1])
+    np.testing.assert_array_equal(got, expected[..., :1])
     pure = np.zeros((8, 8, 3), np.uint8)
     pure[..., 1] = 255  # ITU-R BT.601: 0.587 of green
     assert set(prepare(GRAY.replace(resize=resize), pure).flat) == {150}
@@ -311,9 +313,9 @@ def test_any_number_of_channels_is_checked_and_normalized(spec: PixelSpec):
     c = len(spec.mean)
     images01 = images(0.7, shape=(2, 8, 8, c))
     check(images01, ndim=4, channels=c)
-    want = (0.7 - np.array(spec.mean)) / np.array(spec.std)
+    expected = (0.7 - np.array(spec.mean)) / np.array(spec.std)
     np.testing.assert_allclose(
-        np.asarray(normalize(spec, jnp.asarray(images01)))[1, 3, 5], want, rtol=2e-6
+        np.asarray(normalize(spec, jnp.asarray(images01)))[1, 3, 5], expected, rtol=2e-6
     )
     with pytest.raises(ValueError, match=rf"must be f32\[b h w {c}\]: got float32\[1, 8, 8, 3\]"):
         check(images(), ndim=4, channels=c)
@@ -394,8 +396,8 @@ def test_the_device_resizes_as_pillow_within_its_levels(
     h: int, w: int, size: int, crop: float, resize: str, interpolation: str
 ):
     spec = PixelSpec(size=size, crop=crop, resize=resize, interpolation=interpolation)
-    want, got = (f(spec, toys.noise(h, w, 3)).astype(int) for f in (prepare, on_device))
-    assert np.abs(want - got).max() <= LEVELS[interpolation]
+    expected, got = (f(spec, toys.noise(h, w, 3)).astype(int) for f in (prepare, on_device))
+    assert np.abs(expected - got).max() <= LEVELS[interpolation]
 
 
 @pytest.mark.parametrize("resize", ["shorter", "squash"])
@@ -501,8 +503,8 @@ def test_presets_of_torchvision(preset: dict, spec: PixelSpec | None, photograph
     spec = spec or INCEPTION.replace(size=299, crop=299 / 342, interpolation="bilinear")
     transform = ImageClassification(**preset)
     for path in photographs:
-        want = transform(Image.open(path).convert("RGB")).numpy().transpose(1, 2, 0)
-        np.testing.assert_allclose(network_input(spec, path), want, atol=1e-6)
+        expected = transform(Image.open(path).convert("RGB")).numpy().transpose(1, 2, 0)
+        np.testing.assert_allclose(network_input(spec, path), expected, atol=1e-6)
 
 
 @pytest.mark.parity
@@ -531,5 +533,5 @@ def test_keras_load_img_and_preprocess_input(
     spec = spec.replace(resize="squash", interpolation=interpolation)
     for path in photographs:
         image = utils.load_img(path, target_size=(224, 224), interpolation=interpolation)
-        want = preprocess(utils.img_to_array(image)[None])[0]
-        np.testing.assert_allclose(network_input(spec, path), want, atol=2e-7 / min(spec.std))
+        expected = preprocess(utils.img_to_array(image)[None])[0]
+        np.testing.assert_allclose(network_input(spec, path), expected, atol=2e-7 / min(spec.std))

@@ -25,7 +25,7 @@ def test_every_row_keeps_shape_and_dtype_and_is_repeatable(name: str) -> None:
     assert processed.dtype == np.uint8 and processed.shape == images.shape
     np.testing.assert_array_equal(images, before)
     np.testing.assert_array_equal(process(images), processed)
-    np.testing.assert_array_equal(process(images[1:2]), processed[1:2])  # whatever the batch
+    np.testing.assert_array_equal(process(images[1:2]), processed[1:2])  # independent of the batch
     assert process(images[:0]).shape == (0, 37, 50, 3)
 
 

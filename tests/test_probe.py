@@ -1,4 +1,4 @@
-"""Probes against Newton's method, least squares and refits in float64, and their invariances."""
+"""Probes equal Newton's method, least squares and refits in float64; their invariances."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def newton(x: np.ndarray, labels: np.ndarray, classes: int, c: float) -> np.ndar
         inner = np.einsum("nk,kl->nkl", p, np.eye(classes)) - np.einsum("nk,nl->nkl", p, p)
         hessian = c * np.einsum("nd,nkl,ne->dkel", ones, inner, ones)
         hessian += np.einsum("de,kl->dkel", np.diag(free), np.eye(classes))
-        flat = hessian.reshape(w.size, w.size) + 1e-12 * np.eye(
-            w.size
-        )  # a shift of all biases is free
+        # A shift of all biases changes nothing, so the matrix is singular.
+        flat = hessian.reshape(w.size, w.size) + 1e-12 * np.eye(w.size)
         w = w - np.linalg.lstsq(flat, gradient.ravel(), rcond=1e-10)[0].reshape(w.shape)
     return w
 
@@ -71,9 +70,8 @@ def test_the_gradient_of_scikit_learns_objective_is_zero_at_the_fit(
     )
     slope = (c * x.T @ rest + w) / (c * n)  # in units of the mean loss
     assert np.abs(slope).max() < 1e-4
-    assert (
-        np.abs(rest.mean(axis=0)).max() < 1e-4
-    )  # the bias is free: predictions are right on average
+    # The bias is not penalized, so that predictions are right on average.
+    assert np.abs(rest.mean(axis=0)).max() < 1e-4
     assert fitted.strength == c
 
 
@@ -149,12 +147,12 @@ def test_scale_and_shift_of_a_feature_have_no_effect(units: list[float], shift: 
     features, labels = clusters(40, 4, 3)
     other = ((features.astype(np.float64) + shift) * units).astype(np.float32)
     np.testing.assert_allclose(
-        logits(fit(other, labels, 3), other), logits(PLAIN(), features), atol=5e-3
+        logits(fit(other, labels, 3), other), logits(unchanged_fit(), features), atol=5e-3
     )
 
 
 @functools.cache
-def PLAIN() -> probe.Probe:
+def unchanged_fit() -> probe.Probe:
     return fit(*clusters(40, 4, 3), 3)
 
 
@@ -221,9 +219,8 @@ def test_noise_selects_a_strong_penalty_and_signal_a_weak_one() -> None:
     clear = probe.logistic(*clusters(120, 60, 2, distance=6.0), 2)
     assert max(noise.scores.values()) < 0.65  # chance, in spite of 60 dimensions
     assert weak.strength <= 0.01 and 0.65 < weak.scores[weak.strength] < 0.85
-    assert (
-        clear.strength >= 0.1 and clear.scores[clear.strength] > 0.97
-    )  # all accuracies are equal; the likelihood decides
+    # All accuracies are equal; the likelihood decides.
+    assert clear.strength >= 0.1 and clear.scores[clear.strength] > 0.97
     assert tuple(noise.scores) == probe.STRENGTHS and weak.strength in probe.STRENGTHS
 
 
@@ -363,7 +360,7 @@ def test_a_class_weight_of_two_is_equal_to_repeating_its_examples(
 
 @pytest.mark.parametrize("method", list(probe.METHODS))
 def test_probabilities_are_calibrated(method: str) -> None:
-    """After division by the temperature, of an overconfident fit too."""
+    """After division by the temperature, even if the fit is overconfident."""
     features, labels = clusters(1200, 30, 3, distance=1.5)
     fitted = probe.fit(features[:300], labels[:300], 3, method=method, strengths=(10.0,))
     p = softmax(logits(fitted, features[300:]) / fitted.temperature)

@@ -316,7 +316,7 @@ def hostile(canary: Path) -> dict[str, Any]:
         "inside an object array": {
             "w": np.array([Run(os.system, f"touch {canary}")], dtype=object)
         },
-        "beside good tensors": {
+        "next to good tensors": {
             "w": MATRIX,
             "v": {"deep": [MATRIX, {"x": Run(os.system, f"touch {canary}")}]},
         },
@@ -337,10 +337,9 @@ def test_a_pickle_that_would_execute_something_is_an_error_and_executes_nothing(
         "which tensors do not need; nothing was executed" in message
         or "not a number type" in message
     )
-    pickle.loads(file.read_bytes()) if name in ("os.system", "builtins.exec") else None
-    assert canary.exists() == (name in ("os.system", "builtins.exec")), (
-        "the canary itself does not work"
-    )
+    if name in ("os.system", "builtins.exec"):
+        pickle.loads(file.read_bytes())
+        assert canary.exists(), "the canary itself does not work"
 
 
 @pytest.mark.parametrize("where", ["zip", "stream", "stream header", "storage id"])
@@ -404,12 +403,12 @@ LIES = {
     "a negative length": four((-1,), (1,)),
     "fewer strides": four((2, 2), (1,)),
     "shapes that are not integers": four((2.0,), (1,)),
-    "a shape that is no tuple": four(None, (1,)),
+    "a shape that is not a tuple": four(None, (1,)),
     "a terabyte from stride 0": four((10**12,), (0,)),
     "16 GB from strides 0": four((2**16, 2**16), (0, 0)),
     "beyond 64 bits": four((10**30,), (0,)),
     "a count beyond the data": four((2,), (1,), 0, 10**15),
-    "a count that is none": four((2,), (1,), 0, "many"),
+    "a count that is not a number": four((2,), (1,), 0, "many"),
     "an unknown storage": {"w": tensor(Persistent(("module", "x")), (1,), (1,))},
     "a storage of text": {
         "w": tensor(Persistent(("storage", "FloatStorage", "0", "cpu", 4, None)), (1,), (1,))
@@ -516,16 +515,12 @@ def test_recursive_and_deep_dicts_are_an_error(tmp_path: Path):
     laughs: dict[str, Any] = {"w": MATRIX}
     for _ in range(60):  # 2^60 paths
         laughs = {"a": laughs, "b": laughs}
-    deep: dict[str, Any] = {"w": MATRIX}
-    for _ in range(100_000):
-        deep = {"a": deep}
     lists: list[Any] = [MATRIX]
     for _ in range(60):
         lists = [lists, lists]
     raw = [pickle.dumps(loop), pickle.dumps(laughs), pickle.dumps(lists)]
-    raw.append(
-        b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b"."
-    )  # 100,000 dicts deep
+    # 100,000 nested dicts.
+    raw.append(b"\x80\x02" + b"}X\x01\0\0\0a" * 100_000 + b"}" + b"s" * 100_000 + b".")
     for content in raw:
         (tmp_path / "w").write_bytes(content)
         error_of(tmp_path / "w")

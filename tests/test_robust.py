@@ -54,7 +54,9 @@ def begin(optimizer: Any = SGD) -> step.TrainState:
 
 
 def batch(seed: int, n: int = B, valid: int | None = None) -> step.Examples:
-    """One value predicts the class of 90 % of the images, all others that of all, narrowly.
+    """The first value predicts the class of 90 % of the images, with a wide margin.
+
+    The other values predict the class of all images, with a narrow margin.
 
     Reference: Tsipras et al. 2019, arXiv:1805.12152, section 2.1.
     """
@@ -64,8 +66,8 @@ def batch(seed: int, n: int = B, valid: int | None = None) -> step.Examples:
     x = 0.5 + 0.02 * sign + 0.02 * rng.normal(size=(n, N))
     x[:, :1] = 0.5 + 0.4 * sign * np.where(rng.random((n, 1)) < 0.9, 1.0, -1.0)
     images01 = np.clip(x, 0, 1).astype(np.float32).reshape(n, SIDE, SIDE, 3)
-    there = np.arange(n) < (n if valid is None else valid)
-    return step.Examples(images01, labels.astype(np.int32), there)
+    is_valid = np.arange(n) < (n if valid is None else valid)
+    return step.Examples(images01, labels.astype(np.int32), is_valid)
 
 
 @functools.cache
@@ -90,9 +92,9 @@ def trained(step: Step, examples: Examples, steps: int = 3) -> tuple[TrainState,
 # ---- perturbations -------------------------------------------------------------------------------
 
 
-def test_perturbed_images_stay_in_the_ball_and_the_box_and_have_a_larger_loss() -> None:
+def test_perturbed_images_stay_in_the_ball_and_in_range_and_have_a_larger_loss() -> None:
     state, examples = begin(), batch(0)
-    images01 = jnp.asarray(examples.inputs).at[:, 0].set(0.01).at[:, 1].set(0.99)  # the box is near
+    images01 = jnp.asarray(examples.inputs).at[:, 0].set(0.01).at[:, 1].set(0.99)  # near 0 and 1
     targets, keys = (
         losses.smooth_labels(jnp.asarray(examples.labels), 2),
         norms.per_image_keys(jax.random.key(1), B),
@@ -138,17 +140,17 @@ def test_the_radius_grows_during_the_warmup() -> None:
 
 def test_at_radius_zero_every_method_takes_plain_steps() -> None:
     plain, plain_metrics = trained(make_step(), batch(0))
-    for make in (
+    for adversarial_step in (
         make_step("pgd", eps=0.0),
         make_step("fast", eps=0.0),
         make_step("free", eps=0.0, replays=1),
     ):
-        state, metrics = trained(make, batch(0))
+        state, metrics = trained(adversarial_step, batch(0))
         assert digest(state.params) == digest(plain.params) and digest(state.stats) == digest(
             plain.stats
         )
         assert all(metrics[name] == plain_metrics[name] for name in plain_metrics)
-    # With beta = 0 too; only its accuracy is that of adversarial examples.
+    # TRADES too at beta = 0, where only the accuracy is that of adversarial examples.
     state, metrics = trained(make_step("trades", eps=EPS, beta=0.0), batch(0))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
@@ -160,7 +162,7 @@ def test_at_radius_zero_every_method_takes_plain_steps() -> None:
     assert digest(state.params) != digest(plain.params) and metrics["loss"] > plain_metrics["loss"]
 
 
-def test_replays_are_that_many_optimizer_steps() -> None:
+def test_each_replay_is_an_optimizer_step() -> None:
     thrice, _ = trained(make_step("free", eps=0.0, replays=3), batch(0), steps=1)
     plain, _ = trained(make_step(), batch(0), steps=3)
     jax.tree.map(
@@ -202,9 +204,8 @@ def test_the_loss_of_trades_is_its_formula() -> None:
     values, logits, _ = hooks.loss(
         state.params, state.stats, keys, jnp.int32(0), examples.inputs, targets
     )
-    np.testing.assert_allclose(
-        values, losses.soft_cross_entropy(logits, targets), rtol=1e-5
-    )  # nothing moves
+    # At eps = 0 the images do not move.
+    np.testing.assert_allclose(values, losses.soft_cross_entropy(logits, targets), rtol=1e-5)
     one, other = jnp.float32([[2.0, 0.0], [90.0, -90.0]]), jnp.float32([[0.0, 1.0], [-90.0, 90.0]])
     p, q = jax.nn.softmax(other[:1]), jax.nn.softmax(one[:1])
     np.testing.assert_allclose(

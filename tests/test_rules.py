@@ -125,7 +125,7 @@ def test_a_word_that_is_not_a_rule_is_an_error(word: str) -> None:
         rules.parse_rules([word])
 
 
-# ---- what follows from a partition ---------------------------------------------------------------
+# ---- functions of a partition --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

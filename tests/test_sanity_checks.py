@@ -63,7 +63,7 @@ PROBABILITIES = np.float32([[0.9, 0.1], [0.2, 0.8]])
     ],
     ids=lambda value: value.name if isinstance(value, Check) else "",
 )
-def test_a_check_on_numbers(check: Check, passed: bool, value: float) -> None:
+def test_a_check_passes_or_fails_with_its_value(check: Check, passed: bool, value: float) -> None:
     assert check.passed is passed
     np.testing.assert_allclose(check.value, value, rtol=1e-5, atol=1e-7)
     assert str(check).startswith("pass  " if passed else "FAIL  ") and check.expected in str(check)
@@ -100,8 +100,11 @@ KINDS = ["plain", "quantized", "saturated", "softmax", "constant"]
 def network(variables: Any, images01: jax.Array) -> jax.Array:
     """Five networks that compile as one.
 
-    quantized: rounded inputs mask the gradient and change little else. saturated: sigmoids so steep
-    that their slope is zero in float32.
+    plain: two dense layers.
+    quantized: rounded inputs, which mask the gradient and change little else.
+    saturated: sigmoids so steep that their slope is zero in float32.
+    softmax: probabilities instead of logits.
+    constant: the same logits for every image.
     """
     kind = variables["kind"]
     rounded = jnp.round(images01 * 32) / 32
@@ -144,7 +147,6 @@ def checks(kind: str) -> dict[str, Check]:
     rows = sanity_checks.check_attack(
         network, variables, jax.random.key(0), IMAGES01, true_classes(variables), **arguments()
     )
-    print(*rows, sep="\n")
     return {check.name: check for check in rows}
 
 

@@ -1,4 +1,4 @@
-"""Each script of `experiments/` runs when copied alone into an empty folder, with only `tl`."""
+"""Each script of `experiments/` runs as a copy in an empty folder, with only `tl` installed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
-# A room is a folder of scripts that share helpers; it is copied as a whole.
-ROOMS = {"benchmarks": ("bench", "parity", "peers"), "lesson": ("__main__",)}
-COMMANDS = [*SCRIPTS, *(f"{room}.{script}" for room in ROOMS for script in ROOMS[room])]
+# Folders of scripts that share helpers; such a folder is copied as a whole.
+FOLDERS = {"benchmarks": ("bench", "parity", "peers"), "lesson": ("__main__",)}
+COMMANDS = [*SCRIPTS, *(f"{name}.{script}" for name in FOLDERS for script in FOLDERS[name])]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -67,18 +67,18 @@ for job in json.load(sys.stdin):
 
 
 def copy_alone(command: str, folder: Path) -> str:
-    """Copies a script, or its room, into a folder; returns the module to run, "" for a file."""
+    """Copies a script, or the folder of its helpers; returns the module to run, "" for a file."""
     # This package hides the checkout's, which an editable installation puts on the path.
     package = folder / "site" / "experiments"
     package.mkdir(parents=True)
-    room, _, script = command.rpartition(".")
-    if not room:
+    name, _, script = command.rpartition(".")
+    if not name:
         (package / "__init__.py").write_text('raise ImportError("experiments is not installed")')
         shutil.copy(FOLDER / f"{script}.py", folder)
         return ""
     (package / "__init__.py").touch()
-    shutil.copytree(FOLDER / room, package / room)
-    return f"experiments.{room}" if script == "__main__" else f"experiments.{command}"
+    shutil.copytree(FOLDER / name, package / name)
+    return f"experiments.{name}" if script == "__main__" else f"experiments.{command}"
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +130,10 @@ def test_a_script_imports_no_other_script(script: str) -> None:
     assert not list(imports(FOLDER / f"{script}.py"))
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_its_own_modules(room: str) -> None:
-    for path in (FOLDER / room).glob("*.py"):
-        assert all(name.startswith(f"experiments.{room}") for name in imports(path)), path
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_of_scripts_imports_only_its_own_modules(folder: str) -> None:
+    for path in (FOLDER / folder).glob("*.py"):
+        assert all(name.startswith(f"experiments.{folder}") for name in imports(path)), path
 
 
 def test_no_file_name_begins_with_an_underscore() -> None:

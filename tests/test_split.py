@@ -156,7 +156,7 @@ def test_the_content_hash_changes_with_the_content(tmp_path: Path) -> None:
 
 
 def copies(image: Image.Image) -> dict[str, bytes]:
-    """The same image as it is copied on the web."""
+    """The same image, changed as images are that are copied on the web."""
     return {
         "jpeg": toys.encoded(image, "JPEG", quality=60),
         "half": toys.encoded(image.resize((80, 60), Image.Resampling.BICUBIC)),
@@ -239,7 +239,7 @@ def test_near_duplicates_stay_in_one_part(tmp_path: Path) -> None:
     for train, test in folds(spec, 4, seed=0):
         assert not leaks(train, test)
     blind = divide(spec, seed=0, near_duplicates=False)
-    assert leaks(blind.train, blind.test)  # so that the test can fail
+    assert leaks(blind.train, blind.test)  # otherwise the assertions above could not fail
 
 
 def test_leaks_are_pairs_of_images(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`tl.weights.store`: choice of rows, and the hashes of files."""
+"""`tl.weights.store`: the choice of a row of the manifest, and the hashes of files."""
 
 from __future__ import annotations
 

@@ -100,9 +100,8 @@ def test_the_optimizer_state_has_no_leaf_for_frozen_parameters() -> None:
 def test_weight_decay_changes_only_trainable_leaves() -> None:
     params = network()
     heavy = optax.chain(optax.add_decayed_weights(10.0), optax.scale(-0.01))
-    step = make_train_step(
-        lambda p, s, x: (0.0 * forward(p, x), s), heavy
-    )  # no gradient but the decay's
+    # The loss has no gradient.
+    step = make_train_step(lambda p, s, x: (0.0 * forward(p, x), s), heavy)
     state, metrics = step(begin(params, HEAD, heavy), examples(0))
     assert metrics["grad_norm"] == 0
     np.testing.assert_allclose(
@@ -127,7 +126,7 @@ def test_a_frozen_body_costs_only_its_forward_pass() -> None:
 
 
 @pytest.mark.full
-def test_resnet18_with_a_frozen_backbone() -> None:
+def test_resnet18_with_a_frozen_backbone_learns_and_costs_a_forward_pass() -> None:
     clf, variables = models.load("resnet18", weights="random")
     images = jnp.asarray(np.random.default_rng(0).random((4, 32, 32, 3)), jnp.float32)
     batch = Examples(images, jnp.arange(4, dtype=jnp.int32), jnp.ones(4, bool))
@@ -194,7 +193,7 @@ def test_label_smoothing_is_part_of_the_loss() -> None:
     )
 
 
-def test_padding_has_no_influence() -> None:
+def test_padding_has_no_effect() -> None:
     batch, plain = examples(0, padded=6), optax.sgd(1.0)
     step = make_train_step(step_forward, plain)
     nonsense = Examples(batch.inputs.at[10:].set(77.0), batch.labels.at[10:].set(-1), batch.valid)

@@ -1,4 +1,4 @@
-"""`transfer`: what it learns, saves and returns, its rounds, and its page."""
+"""`transfer`: its accuracy, result and saved model, its rounds, and its page."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def finished(run: reporting.Run, result: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tune", ["probe", "head"])
-def test_transfer_learns_and_reports(run: reporting.Run, pets: data.DataSpec, tune: str) -> None:
+def test_transfer_reports_accuracy_frozen_parameters_and_skipped_images(
+    run: reporting.Run, pets: data.DataSpec, tune: str
+) -> None:
     clf, variables = network()
     settings = TransferSettings(dataclasses.replace(HEAD, tune=tune))
     result = finished(run, transfer(run, clf, variables, pets, None, settings))
@@ -92,7 +94,7 @@ def test_the_page_is_drawn_from_the_saved_result(run: reporting.Run, pets: data.
     html = pages.finish(run, result).read_text()
     for heading in ("Learning-rate search", "Training curves", "Accuracy", "Confusion matrix"):
         assert f">{heading}</h2>" in html, heading
-    # All but the run time in the footer.
+    # Except for the run time in the footer.
     body = lambda text: text.partition("<footer")[0]
     assert body(pages.redraw(run.workdir).read_text()) == body(html)
 
@@ -115,12 +117,12 @@ def test_there_is_a_round_per_seed_and_fold(
         assert len(tested) == len(set(tested)) == 25
 
 
-@pytest.mark.parametrize(("recipe", "n"), [(Recipe(tune="probe"), 0), (HEAD, 3)])
+@pytest.mark.parametrize(("recipe", "holds_out"), [(Recipe(tune="probe"), False), (HEAD, True)])
 def test_only_gradient_steps_hold_out_a_validation_part(
-    pets: data.DataSpec, recipe: Recipe, n: int
+    pets: data.DataSpec, recipe: Recipe, holds_out: bool
 ) -> None:
     (one,) = rounds(pets, None, TransferSettings(recipe))
-    assert (len(one.parts.validation.examples) > 0) == (n > 0)
+    assert bool(one.parts.validation.examples) == holds_out
 
 
 def test_folds_count_every_image_once(run: reporting.Run, pets: data.DataSpec) -> None:

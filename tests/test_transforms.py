@@ -1,7 +1,4 @@
-"""Random transforms.
-
-Shape, range and gradient of all, and the effect of each on suitable images.
-"""
+"""Random transforms: shape, range and gradient of all, and the effect of each."""
 
 from __future__ import annotations
 
@@ -56,10 +53,7 @@ def views(transform: Transform, image: jax.Array, count: int) -> np.ndarray:
 
 
 def ramp(h: int, w: int = 4) -> jax.Array:
-    """Rows of 0.5 / h, 1.5 / h, ....
-
-    The value of a pixel is its position as a share of the height.
-    """
+    """f32[h w 3]: row i has the value (i + 0.5) / h, its position as a share of the height."""
     return jnp.broadcast_to((jnp.arange(h, dtype=jnp.float32)[:, None, None] + 0.5) / h, (h, w, 3))
 
 
@@ -250,9 +244,8 @@ def test_scale_draws_each_factor_about_the_center() -> None:
 def test_crop_shows_a_window_inside_the_image() -> None:
     """A quarter of the side: the ramp has a quarter of its slope, and nothing is mirrored."""
     rows = views(transforms.crop(0.25, 0.25), ramp(32), 200)[:, :, 2, 0]
-    inside = (rows > 0.5 / 32 + 1e-4) & (
-        rows < 31.5 / 32 - 1e-4
-    )  # the outer half pixels are constant
+    # The outer half pixels are constant.
+    inside = (rows > 0.5 / 32 + 1e-4) & (rows < 31.5 / 32 - 1e-4)
     steps = np.diff(rows)
     np.testing.assert_allclose(steps[inside[:, 1:] & inside[:, :-1]], 1 / 128, atol=1e-4)
     assert steps.min() > -1e-5
@@ -400,10 +393,7 @@ def test_compose_chains_transforms_with_separate_keys() -> None:
 
 
 def test_lucids_transforms_keep_the_image_within_a_gray_frame() -> None:
-    """Pad 12 minus jitter 8 and 4.
-
-    The image stays within 4 + 2 pixels of the center in every view.
-    """
+    """The jitters of 8 and 4 move the image by at most 4 + 2 pixels, less than the frame of 12."""
     black = jnp.zeros((10, 14, 3))
     samples = views(transforms.lucid(), black, 20)
     assert samples.shape == (20, 10 + 24 - 8 - 4, 14 + 24 - 8 - 4, 3)

@@ -1,12 +1,13 @@
-"""Writes `artifacts/`: tiny classifiers as earlier versions of `tl` saved them, which `tl.load`
-must keep reading.
+"""Writes `artifacts/`: tiny classifiers in the formats of earlier versions of `tl`.
+
+`tl.load` must keep reading them. Run this script with the earlier version:
 
   git worktree add /tmp/old COMMIT
   PYTHONPATH=/tmp/old python tests/golden/make_artifacts.py tests/golden/artifacts
 
-Format 1 was written by d835f5d, format 2 by 946ce34. The networks are `tests/test_artifact.py`'s,
-under the names of architectures of the zoo. The metadata hold the logits that the commit computed
-for `images()`.
+Commit d835f5d wrote format 1, commit 946ce34 format 2. The networks are those of
+`tests/test_artifact.py`, under the names of architectures of the zoo. The metadata contain the
+logits that the commit computed for `images()`.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@ Run it in an environment with the `parity` extra, for some architectures or for 
 
     python -m tests.golden.make_golden [ARCH ...]
 
-The network is that of the first library in the architecture's `sources`, with a head of CLASSES.
-The files do not contain
-weights: both sides draw them from the name of each source tensor (`sources.seeded`). A golden file
-is a few kilobytes of results, computed in float64 and sampled.
+The network is that of the first library in the architecture's `sources`, with a head of CLASSES
+classes. The files do not contain weights: both sides draw them from the name of each source tensor
+(`sources.seeded`). A golden file is a few kilobytes of results, computed in float64 and sampled.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ from tl.pixels import PixelSpec
 from tl.weights import tables
 
 HERE = Path(__file__).resolve().parent
-# Few classes, so that weights are drawn quickly; also the width of the hidden layers of torch's
-# VGG.
+# Few classes, so that weights are drawn quickly; also the width of the hidden layers of VGG's head.
 CLASSES = 16
-# Height and width differ and are odd and even in turn when halved; with 2^n + 1, "same" and "torch"
-# padding would agree.
+# Height and width differ, and halving them gives odd and even sizes. With sides of 2^n + 1, "same"
+# and "torch" padding would agree.
 SHAPE = (2, 74, 92, 3)
-# Number of values per logits, features or stage; per block; of the running statistics.
+# Number of samples of logits, features and each stage; of each block; of the running statistics.
 SAMPLES, FEW, STATS = 48, 16, 600
 # One network of each form of block, norm and padding.
 REPRESENTATIVES = (
@@ -78,7 +76,8 @@ def golden_images() -> np.ndarray:
 def sampled(array: np.ndarray, count: int = SAMPLES) -> np.ndarray:
     """`count` values of an array.
 
-    Their positions follow the golden ratio: they are even, and not in step with the channels.
+    Their positions are multiples of the golden ratio: evenly spread, and not periodic in the
+    channels.
     """
     positions = np.arange(count) * 0.6180339887498949 % 1.0 * np.size(array)
     return np.asarray(array).reshape(-1)[positions.astype(int)]
