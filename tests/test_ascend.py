@@ -47,7 +47,7 @@ def test_the_tests_cover_every_optimizer() -> None:
     assert set(OPTIMIZERS) == {"sgd", "momentum", "adam", "sign", "lbfgs"}
 
 
-def test_the_first_step_of_every_optimizer() -> None:
+def test_the_first_step_of_every_optimizer_equals_the_formula() -> None:
     """At 0 the gradient is 2 TOPS, so the first step of each optimizer is known."""
     # Both gradients are longer than one.
     unit = TOPS / jnp.linalg.norm(TOPS, axis=1, keepdims=True)

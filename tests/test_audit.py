@@ -221,7 +221,7 @@ def test_one_image_and_half_precision_are_recognized(images: list | None, tmp_pa
     assert match(ARRAYS["torch"].astype(np.float16), tmp_path, images)["follows"] == "torch"
 
 
-def test_the_weights_expect_values_and_geometry(tmp_path: Path):
+def test_an_array_must_have_the_values_and_the_geometry_that_the_weights_expect(tmp_path: Path):
     bicubic = TORCHVISION.replace(interpolation="bicubic")
     assert match(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, bicubic)["as_the_weights_want"]
     result = match(ARRAYS["torch"], tmp_path, PHOTOGRAPHS, TORCHVISION)
@@ -316,5 +316,5 @@ def test_the_page_and_the_terminal_show_the_same(folder: Path, tmp_path: Path):
         (conventions.EIGHT_BIT, "224 of 256, bicubic, RGB, 0 to 255"),
     ],
 )
-def test_a_spec_in_words(spec: PixelSpec, words: str):
+def test_a_spec_is_written_in_words(spec: PixelSpec, words: str):
     assert common.pixels_in_words(spec) == words

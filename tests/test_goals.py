@@ -67,14 +67,14 @@ def losses(group: list[int]) -> dict[str, tuple]:
     }
 
 
-def test_losses_of_the_top_class() -> None:
+def test_losses_of_the_top_class_equal_the_formulas() -> None:
     """The margin is 1 and the first minus the third logit is 2. Equation 6: -(6 - 5) / (6 - 4)."""
     values = losses([0])
     assert values["margin"] == (1.0, -1.0)
     assert values["dlr"][1] == pytest.approx(-0.5)
 
 
-def test_losses_of_another_class() -> None:
+def test_losses_of_another_class_equal_the_formulas() -> None:
     """Equation 7 for target 2: -(6 - 4) / (6 - (4 + 1) / 2)."""
     values = losses([2])
     assert values["margin"] == (-2.0, 2.0)

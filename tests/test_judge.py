@@ -22,7 +22,7 @@ def noise(slope: float, size: int = 128, n: int = 4) -> np.ndarray:
 
 
 @pytest.mark.parametrize("slope", [0.0, -0.5, -1.0, -1.5])
-def test_the_spectral_slope_of_filtered_noise(slope: float) -> None:
+def test_the_spectral_slope_of_filtered_noise_is_that_of_the_filter(slope: float) -> None:
     slopes = judge.spectral_slope(noise(slope, n=32))
     assert slopes.shape == (32,)
     assert slopes.mean() == pytest.approx(slope, abs=0.05)
@@ -55,7 +55,7 @@ def test_photographs_have_the_slope_of_the_literature(shared_data) -> None:
     assert -1.45 < slopes.mean() < -0.9
 
 
-def test_diversity_of_features_by_hand() -> None:
+def test_diversity_equals_values_by_hand() -> None:
     assert judge.diversity(np.eye(3)) == pytest.approx(1.0)
     assert judge.diversity(np.ones((4, 5))) == pytest.approx(0.0, abs=1e-9)
     assert judge.diversity(np.array([[1.0, 0.0], [1.0, 1.0]])) == pytest.approx(1 - np.sqrt(0.5))

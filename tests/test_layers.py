@@ -28,7 +28,7 @@ def gradient_at(rule: Rule, x: jax.Array, g: jax.Array, redirect: bool = True) -
 
 
 @pytest.mark.parametrize(("rule", "top"), [(relu, np.inf), (relu6, 6.0)])
-def test_values_do_not_change(rule: Rule, top: float) -> None:
+def test_redirected_gradients_change_no_values(rule: Rule, top: float) -> None:
     expected = np.clip(np.asarray(X), 0.0, top)
     np.testing.assert_array_equal(rule(X), expected)
     with redirected_gradients():

@@ -40,7 +40,7 @@ def test_an_uncertain_label_shares_the_rest_among_the_other_classes() -> None:
     np.testing.assert_allclose(both, [[0.9 / 3 + 0.05, 0.9 * 2 / 3 + 0.05]], rtol=1e-6)
 
 
-def test_cross_entropy_by_hand() -> None:
+def test_cross_entropy_equals_values_by_hand() -> None:
     actual = cross_entropy(jnp.asarray([[0.0, np.log(3.0)]] * 2, jnp.float32), jnp.asarray([0, 1]))
     np.testing.assert_allclose(actual, [np.log(4.0), np.log(4.0 / 3.0)], rtol=1e-6)
 

@@ -50,13 +50,13 @@ def test_wilson_bounds_solve_the_score_equation(counts: tuple[int, int]) -> None
 
 
 @pytest.mark.parametrize("n", [1, 10, 104, 656, 100_000])
-def test_wilson_of_0_and_of_all_correct(n: int) -> None:
+def test_wilson_of_0_and_of_all_correct_has_its_closed_form(n: int) -> None:
     z2 = 1.959964**2
     assert wilson(0, n) == (0, pytest.approx(z2 / (n + z2)))
     assert wilson(n, n) == (pytest.approx(n / (n + z2)), 1)
 
 
-def test_wilson_of_0_trials_and_of_another_level() -> None:
+def test_wilson_accepts_0_trials_and_another_level() -> None:
     assert wilson(0, 0) == (0.0, 1.0)
     assert wilson(7, 9, z=0.0) == pytest.approx((7 / 9, 7 / 9))
     assert all(isinstance(bound, float) for bound in wilson(3, 4))
@@ -136,7 +136,7 @@ def test_most_confused_lists_the_largest_cells_off_the_diagonal() -> None:
 @given(
     st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(2, 4), st.sampled_from([1, 5, 15])
 )
-def test_ece_by_brute_force(seed: int, n: int, k: int, bins: int) -> None:
+def test_ece_equals_brute_force(seed: int, n: int, k: int, bins: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities, labels = rng.dirichlet(np.full(k, 0.5), n), rng.integers(0, k, n)
     expected = 0.0
@@ -150,7 +150,7 @@ def test_ece_by_brute_force(seed: int, n: int, k: int, bins: int) -> None:
     assert ece(probabilities, labels, bins=bins) == pytest.approx(expected, abs=1e-12)
 
 
-def test_ece_by_hand() -> None:
+def test_ece_equals_values_by_hand() -> None:
     certain = np.tile([1.0, 0.0], (4, 1))
     assert ece(certain, np.zeros(4, int)) == 0.0
     assert ece(certain, np.ones(4, int)) == 1.0
@@ -161,7 +161,7 @@ def test_ece_by_hand() -> None:
     assert ece(mixed, np.array([0, 1])) == pytest.approx((0.05 + 0.55) / 2)
 
 
-def test_reliability_by_hand() -> None:
+def test_reliability_equals_values_by_hand() -> None:
     p = np.array([[0.95, 0.05], [0.91, 0.09], [0.45, 0.55], [1.0, 0.0]])
     rows = reliability(p, np.array([0, 1, 1, 0]), bins=10)
     assert [(row["low"], row["high"], row["n"], row["accuracy"]) for row in rows] == [
@@ -213,7 +213,7 @@ def test_the_temperature_minimizes_the_nll_with_the_further_image(
 
 
 @pytest.mark.parametrize("n", [1, 10, 1000])
-def test_without_a_mistake_half_an_image_in_n_plus_1_remains(n: int) -> None:
+def test_without_mistakes_the_error_probability_is_half_an_image_in_n_plus_1(n: int) -> None:
     logits, labels = np.tile([3.0, 0.0], (n, 1)), np.zeros(n, int)
     p = np.exp(log_softmax(logits / temperature(logits, labels)))[0]
     assert p[1] == pytest.approx(0.5 / (n + 1))
@@ -249,7 +249,7 @@ def test_the_temperature_of_0_images_is_refused() -> None:
 # ---- per class ----
 
 
-def test_per_class_by_hand() -> None:
+def test_per_class_equals_values_by_hand() -> None:
     logits = np.eye(4)[[0, 0, 1, 1, 3]]
     rows = per_class(logits, np.array([0, 0, 0, 1, 2]), ["ape", "bee", "cow", "dog"])
     assert [(r["class"], r["n"], r["recall"], r["called"], r["precision"]) for r in rows] == [
@@ -285,7 +285,7 @@ def test_spread_is_mean_and_sample_deviation() -> None:
 # ---- summarize ----
 
 
-def test_summarize_by_hand() -> None:
+def test_summarize_equals_values_by_hand() -> None:
     p = np.array(
         [[0.7, 0.2, 0.06, 0.04], [0.6, 0.3, 0.06, 0.04], [0.1, 0.5, 0.3, 0.1], [0.4, 0.3, 0.2, 0.1]]
     )
@@ -304,7 +304,7 @@ def test_summarize_by_hand() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 7])
-def test_summarize_perfect_and_impossible(n: int) -> None:
+def test_summarize_has_the_values_of_perfect_and_impossible_predictions(n: int) -> None:
     logits = np.tile(np.array([40.0, -np.inf, -np.inf, 0.0], np.float32), (n, 1))
     perfect = summarize(logits, np.zeros(n, int))
     assert perfect["top1"] == perfect["balanced"] == 1.0
@@ -313,7 +313,7 @@ def test_summarize_perfect_and_impossible(n: int) -> None:
     assert summarize(logits, np.ones(n, int))["nll"] == np.inf
 
 
-def test_summarize_large_logits() -> None:
+def test_summarize_accepts_large_logits() -> None:
     summary = summarize(np.array([[1e30, -1e30], [500.0, -500.0]], np.float32), np.array([0, 1]))
     assert summary["top1"] == 0.5
     assert summary["nll"] == pytest.approx(500.0)

@@ -235,14 +235,14 @@ def test_directions_have_unit_length_and_point_uphill(name: str, scale: float, s
     ("name", "expected"),
     [("l2", [0.6, -0.8, 0.0]), ("l1", [0.5, -0.5, 0.0]), ("linf", [1.0, -1.0, 0.0])],
 )
-def test_directions_of_a_small_gradient(name: str, expected: list[float]) -> None:
+def test_directions_equal_values_by_hand(name: str, expected: list[float]) -> None:
     gradient = jnp.asarray([[3.0, -4.0, 0.0] + [0.0] * 197]).reshape(1, 1, 1, 200)
     direction = norms.get(name).direction(gradient).ravel()[:3]
     np.testing.assert_allclose(direction, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("linf", 4.0), ("l2", 5.0), ("l1", 7.0)])
-def test_distances_of_a_small_change(name: str, expected: float) -> None:
+def test_distances_equal_values_by_hand(name: str, expected: float) -> None:
     x = jnp.zeros((2, 1, 2, 3)).at[0, 0, 0, 0].set(3.0).at[0, 0, 1, 2].set(-4.0)
     assert norms.get(name).distance(x, jnp.zeros_like(x)).tolist() == [expected, 0.0]
 

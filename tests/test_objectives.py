@@ -366,7 +366,7 @@ def test_diversity_is_between_minus_one_and_zero() -> None:
 # ---- costs of the image itself ----
 
 
-def test_total_variation_by_hand() -> None:
+def test_total_variation_equals_values_by_hand() -> None:
     image = np.zeros((1, 2, 3, 1), np.float32)
     image[0, :, :, 0] = [[0.0, 0.5, 0.25], [1.0, 0.5, 0.75]]
     across, down = (0.5 + 0.25 + 0.5 + 0.25) / 4, (1.0 + 0.0 + 0.5) / 3
@@ -380,7 +380,7 @@ def test_total_variation_by_hand() -> None:
     )
 
 
-def test_variations_of_noise_stripes_and_uniform_images() -> None:
+def test_variations_of_noise_stripes_and_uniform_images_are_known() -> None:
     """White noise has 1/3 per direction at any size, stripes of one pixel 1, uniform images 0."""
     assert list(objectives.VARIATIONS) == ["anisotropic", "isotropic"]
     anisotropic, isotropic = (jax.jit(cost) for cost in objectives.VARIATIONS.values())

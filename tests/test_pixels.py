@@ -416,7 +416,9 @@ def test_nearest_on_the_device_equals_pillow(h: int, w: int, resize: str):
     [(PixelSpec(size=8), (2, 400)), (PixelSpec(size=8, mean=(0.5,), std=(0.5,)), (20, 30))],
     ids=["narrow strip", "gray"],
 )
-def test_narrow_strips_and_gray_on_the_device(spec: PixelSpec, shape: tuple[int, int]):
+def test_narrow_strips_and_gray_images_equal_the_host_within_one_level(
+    spec: PixelSpec, shape: tuple[int, int]
+):
     image = toys.noise(*shape, 3)
     difference = on_device(spec, image).astype(int) - prepare(spec, image)
     assert np.abs(difference).max() <= 1
@@ -493,7 +495,9 @@ def network_input(spec: PixelSpec, path: Path) -> np.ndarray:
     ],
     ids=["IMAGENET1K_V1", "IMAGENET1K_V2", "inception"],
 )
-def test_presets_of_torchvision(preset: dict, spec: PixelSpec | None, photographs: list[Path]):
+def test_pixels_equal_those_of_the_presets_of_torchvision(
+    preset: dict, spec: PixelSpec | None, photographs: list[Path]
+):
     """Pixels are equal; only the float32 rounding of the normalization differs."""
     from experiments.benchmarks.sources import import_torchvision
 
@@ -519,7 +523,7 @@ def test_presets_of_torchvision(preset: dict, spec: PixelSpec | None, photograph
     ],
 )
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-def test_keras_load_img_and_preprocess_input(
+def test_pixels_equal_those_of_keras_load_img_and_preprocess_input(
     module: str,
     spec: PixelSpec,
     interpolation: str,

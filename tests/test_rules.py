@@ -107,7 +107,7 @@ def test_an_unknown_short_form_is_an_error_with_the_known_ones(tune: str, messag
 # ---- rules and rates -----------------------------------------------------------------------------
 
 
-def test_written_rules_and_their_rate_factors() -> None:
+def test_written_rules_have_the_rate_factors_of_their_labels() -> None:
     parsed = rules.parse_rules(
         ["head/.*=head", "backbone/stage2/.*=slow*0.1", "backbone/stem/.*=stem", ".*=frozen"]
     )

@@ -609,7 +609,7 @@ def test_tfds_is_read_without_tensorflow_and_imported_late(tmp_path: Path) -> No
     assert process.stdout.strip() == "(6, 8, 3) False"
 
 
-def test_sets_that_tfds_prepared(shared_data: Path) -> None:
+def test_photographs_that_tfds_prepared_are_read(shared_data: Path) -> None:
     cats = get(f"tfds:cats_vs_dogs@{shared_data / 'tfds'}")
     assert (cats.classes, len(cats.examples)) == (("cat", "dog"), 200)
     assert all(
