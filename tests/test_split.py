@@ -30,6 +30,7 @@ from tl.data import (
     split_by_content,
     split_digest,
     split_stratified,
+    split_validation,
 )
 from tl.data.duplicates import clusters, fingerprint, near_pairs
 
@@ -337,6 +338,14 @@ def test_three_official_parts_are_kept(pets: Path) -> None:
     assert parts == [{"train"}, {"validation"}, {"test"}]
 
 
+def test_a_validation_part_without_a_test_part_is_the_official_one(pets: Path) -> None:
+    spec = with_parts(folder(pets), ["validation" if i % 4 == 0 else "train" for i in range(17)])
+    for fraction in (0.0, 0.2):
+        train, validation = split_validation(spec, fraction, seed=0)
+        assert [e.part for e in validation.examples] == ["validation"] * 5
+        assert {e.part for e in train.examples} == {"train"}
+
+
 def test_a_class_without_training_images_is_an_error(pets: Path) -> None:
     spec = folder(pets)
     dogs_in_test = ["test" if e.label == 1 else "train" for e in spec.examples]
@@ -393,6 +402,15 @@ def test_folds_test_every_image_once(
         assert all(n // k <= per_class[label] <= -(-n // k) for label, n in enumerate(sizes))
     lengths = [len(test.examples) for _, test in pairs]
     assert max(lengths) - min(lengths) <= 1
+
+
+def test_folds_ignore_official_parts(pets: Path) -> None:
+    spec = with_parts(folder(pets), ["test" if i % 4 == 0 else "train" for i in range(17)])
+    pairs = folds(spec, 2, seed=0)
+    assert pairs == folds(folder(pets), 2, seed=0)
+    train, _ = pairs[0]
+    validation = split_validation(train, 0.5, seed=0)[1]
+    assert len(validation.examples) == len(train.examples) // 2
 
 
 @pytest.mark.parametrize("k", [1, 18])

@@ -1,9 +1,8 @@
-"""Division of a data set into parts that share no image, neither equal bytes nor near-duplicates.
+"""Divides a data set into parts that share no image, neither equal bytes nor near-duplicates.
 
 `duplicates.py` defines when two images are duplicates; a group of duplicates stays in one part.
-Official parts (`Example.part`) are kept as they are, even if they share images; `leaks` and
-`doctor` report that. A second data set can serve as the test set; `remap_labels` translates its
-labels.
+Official parts (`Example.part`) are kept as they are, even if they share images, which `leaks` and
+`doctor` report. A second data set can serve as the test set; `remap_labels` translates its labels.
 """
 
 from __future__ import annotations
@@ -24,12 +23,13 @@ _ADVICE = "for a test part; add images, or provide a separate test set"
 
 
 class Parts(NamedTuple):
-    """Three parts of a data set, each with all its classes and its examples in their order.
+    """Three parts of a data set, each with all its classes and in the order of its examples.
 
     Attributes:
-      train: examples to train on.
-      validation: examples to select on (strengths, checkpoints, temperature); may be empty.
-      test: examples to measure on, once.
+      train: examples for training.
+      validation: examples for the choice of regularization, checkpoint and temperature; may be
+        empty.
+      test: examples for one final evaluation.
     """
 
     train: DataSpec
@@ -45,7 +45,7 @@ def divide(
     seed: int,
     near_duplicates: bool = True,
 ) -> Parts:
-    """The training, validation and test part of a data set.
+    """The training, validation and test parts of a data set.
 
     Official test and validation parts are used if they exist. Otherwise the test part is that of
     `split`, and the validation part is taken from the remaining examples by the same rule.
@@ -56,7 +56,7 @@ def divide(
       validation_fraction: fraction of the remaining examples, in [0, 1); 0 gives an empty
         validation part unless there is an official one.
       seed: as in `split`.
-      near_duplicates: keep near-duplicates in one part, in addition to equal files.
+      near_duplicates: whether to keep near-duplicates in one part, in addition to equal files.
 
     Raises:
       ValueError: a fraction is outside its range, a file cannot be read, a class or stratum has too
@@ -91,7 +91,7 @@ def split(
       spec: the data set.
       test_fraction: fraction of the test part, in (0, 1); unused if there is an official one.
       seed: seed of a stratified split; a split by content does not use it.
-      near_duplicates: keep near-duplicates in one part, in addition to equal files.
+      near_duplicates: whether to keep near-duplicates in one part, in addition to equal files.
 
     Raises:
       ValueError: as `divide`.
@@ -104,19 +104,19 @@ def split(
 def split_by_content(
     spec: DataSpec, *, test_fraction: float = 0.25, near_duplicates: bool = True
 ) -> tuple[DataSpec, DataSpec]:
-    """(train, test), equal on every machine and for all file names.
+    """(train, test) by file content: the same parts on every machine and for all file names.
 
     Within a class, duplicates form one group. Groups are sorted by their smallest SHA-256, and the
-    first `round(test_fraction * groups)` of them, at least one and never all, are the test part. A
+    first `round(test_fraction * groups)` of them, at least one but never all, are the test part. A
     group with two labels stays in the training part, because its label is doubtful.
 
     Args:
       spec: the data set; every file must be readable. Official parts are ignored.
       test_fraction: fraction of the test part, in (0, 1).
-      near_duplicates: count near-duplicates as duplicates, in addition to equal files.
+      near_duplicates: whether near-duplicates count as duplicates, in addition to equal files.
 
     Returns:
-      Two specs with the classes of `spec` and its examples in their order.
+      Two data sets with the classes of `spec`, in the order of its examples.
 
     Raises:
       ValueError: the fraction is outside (0, 1), a file cannot be read, or a class has fewer than
@@ -141,10 +141,10 @@ def split_stratified(
       spec: the data set; official parts are ignored.
       test_fraction: fraction of the test part, in (0, 1).
       seed: seed of the NumPy generator (PCG64).
-      near_duplicates: count near-duplicates as duplicates, in addition to equal files.
+      near_duplicates: whether near-duplicates count as duplicates, in addition to equal files.
 
     Returns:
-      Two specs with the classes of `spec` and its examples in their order.
+      Two data sets with the classes of `spec`, in the order of its examples.
 
     Raises:
       ValueError: the fraction is outside (0, 1), a file cannot be read, or a stratum has fewer than
@@ -159,21 +159,22 @@ def split_stratified(
 def folds(
     spec: DataSpec, k: int, *, seed: int, near_duplicates: bool = True
 ) -> list[tuple[DataSpec, DataSpec]]:
-    """`k` pairs (train, test) with disjoint test parts, each stratum distributed evenly over them.
+    """`k` pairs (train, test) with disjoint test parts, over which each stratum is spread evenly.
 
     Duplicates stay in one fold. A group of duplicates with two labels is in every training part and
     in no test part.
 
     Args:
-      spec: the data set; official parts are ignored.
+      spec: the data set; official parts are ignored, and removed from the result.
       k: number of folds, at least 2.
       seed: seed of the NumPy generator (PCG64) that shuffles each stratum.
-      near_duplicates: count near-duplicates as duplicates, in addition to equal files.
+      near_duplicates: whether near-duplicates count as duplicates, in addition to equal files.
 
     Raises:
       ValueError: `k` is below 2 or above the number of different images, a file cannot be read, or
         a class has fewer than two different images.
     """
+    spec = replace(spec, examples=tuple(replace(e, part="") for e in spec.examples))
     groups = _groups(spec, clusters(spec, near=near_duplicates), range(len(spec.examples)))
     if not 2 <= k <= len(groups):
         raise ValueError(
@@ -198,18 +199,29 @@ def folds(
 
 
 def split_validation(spec: DataSpec, fraction: float, seed: int) -> tuple[DataSpec, DataSpec]:
-    """(train, validation) of a data set without a test part; `fraction` 0 gives no validation part.
+    """(train, validation) of a data set that needs no test part.
+
+    The validation part is the official one if it exists, otherwise the test part of `split`.
+
+    Args:
+      spec: the data set.
+      fraction: fraction of the validation part, in [0, 1); 0 gives an empty validation part unless
+        there is an official one.
+      seed: as in `split`.
 
     Raises:
       ValueError: as `split`.
     """
+    if official := _official(spec, "validation"):
+        _check_train_classes(spec, _without(range(len(spec.examples)), official))
+        return _train_and_test(spec, official)
     if not fraction:
         return spec, replace(spec, examples=(), skipped=())
     return split(spec, test_fraction=fraction, seed=seed)
 
 
 def remap_labels(spec: DataSpec, classes: Sequence[str] | ClassTable) -> DataSpec:
-    """The same examples with labels that index other classes, matched by name.
+    """The data set with labels that index other classes, matched by name.
 
     Args:
       spec: the data set.
@@ -220,7 +232,7 @@ def remap_labels(spec: DataSpec, classes: Sequence[str] | ClassTable) -> DataSpe
       The data set with the classes of `classes`.
 
     Raises:
-      ValueError: a class of `spec` is missing in `classes`, or matches several of them.
+      ValueError: a class of `spec` is missing from `classes`, or matches several of them.
 
     Example:
       >>> pets = DataSpec("pets", (), ("dog", "cat"), "", "")
@@ -245,15 +257,15 @@ def remap_test_labels(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
     """A separate test set for `spec`, with labels that index the classes of `spec`.
 
     Raises:
-      ValueError: a class is missing in `spec`, or the two data sets share images.
+      ValueError: a class is missing from `spec`, or the two data sets share images.
     """
     test_spec = remap_labels(test_spec, spec.classes)
     if shared := leaks(spec, test_spec):
         (in_train, in_test), more = shared[0], f", and {len(shared) - 1} more"
         raise ValueError(
             f"{in_test} of the test set is also in `data`, as {in_train}"
-            f"{more if len(shared) > 1 else ''}; remove it from one of them, because an image in "
-            "both would be tested on after training on it"
+            f"{more if len(shared) > 1 else ''}; remove it from one of them, because a test image "
+            "must not be used for training"
         )
     return test_spec
 
@@ -294,7 +306,7 @@ def _take(
     seed: int,
     advice: str = _ADVICE,
 ) -> list[int]:
-    """The fraction of `rows` that the rule of the data set selects."""
+    """The part of `rows` that the rule of the data set selects, a share of `fraction`."""
     if spec.split is Split.CONTENT:
         return _by_content(spec, groups, rows, fraction, advice)
     return _stratified(spec, groups, rows, fraction, seed, advice)
@@ -334,7 +346,7 @@ def _by_content(
 
 
 def _count(fraction: float, n: int) -> int:
-    """At least one and never all of `n`."""
+    """`fraction` of `n`, rounded; at least one and never all."""
     return min(max(round(fraction * n), 1), n - 1)
 
 
