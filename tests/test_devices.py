@@ -61,7 +61,7 @@ from tl.training import checkpoints
 from tl.types import Mode
 
 mesh = devices.mesh()
-report = {"banner": devices.banner(), "devices": mesh.size, "errors": {}}
+report = {"devices": mesh.size, "errors": {}}
 
 
 def difference(actual, expected):
@@ -128,7 +128,6 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_a_batch_is_sharded_over_eight_devices(eight: dict):
     assert eight["devices"] == eight["shards"] == 8
-    assert eight["banner"].startswith("8 x cpu (cpu)")
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
@@ -155,7 +154,8 @@ batch = devices.shard({"rows": rows}, mesh)
 weight = devices.replicate(np.float32(2), mesh)
 total = jax.jit(lambda w, b: w * b["rows"].sum())(weight, batch)
 shape = batch["rows"].shape
-result = {"joined": joined, "total": float(total), "shape": shape, "banner": devices.banner()}
+hosts = jax.process_count()
+result = {"joined": joined, "total": float(total), "shape": shape, "hosts": hosts}
 print(json.dumps(result))
 """
 
@@ -169,7 +169,7 @@ def test_two_processes_compute_as_one():
     for result in [report(child) for child in children]:
         assert result["joined"] == [True, True]
         assert result["total"] == 56 and result["shape"] == [8]
-        assert result["banner"].startswith("4 x cpu (cpu), 2 hosts")
+        assert result["hosts"] == 2
 
 
 @pytest.mark.parametrize(

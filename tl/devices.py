@@ -1,9 +1,9 @@
 """Devices: batches sharded over all of them, several hosts, and the memory that a program needs.
 
-The mesh has one axis, "batch": images are sharded, parameters are replicated. Under `jit` a program
-then has the meaning that it has on one device: sums and means are over the whole batch, so
-BatchNorm's statistics are global, and XLA inserts the communication. The mesh is in JAX's automatic
-mode, in which functions need no sharding of their results.
+The mesh has one axis, "batch": images are sharded, parameters are replicated. A program under `jit`
+then computes the same values as on one device: sums and means are over the whole batch, so
+BatchNorm's statistics are global, and XLA inserts the communication. The axis has JAX's type
+`Auto`, with which XLA chooses the sharding of intermediate values.
 
 Parameters are not sharded. Training loops are in `tl.training`.
 
@@ -88,12 +88,12 @@ def images_at_once(n: int | None = None) -> int:
     """The number of images for which a device should compute gradients at once.
 
     Slots without an image cost as much as the others, so the number depends on `n`. Measured with
-    EfficientNet-Lite0 at 224 pixels on two cores: 38 images/s one at a time, 45 with four, the same
-    with 32. ResNet-50 gains another quarter with 16 (12.8 instead of 10.3), which helps only if no
-    image finishes before the others. The numbers for a GPU or TPU are chosen, not measured.
+    EfficientNet-Lite0 at 224 pixels on two cores: 38 images/s one at a time, 45 with 4 and with 32.
+    ResNet-50 is another quarter faster with 16 (12.8 instead of 10.3 images/s), which helps only if
+    no image finishes before the others. The numbers for a GPU or TPU are chosen, not measured.
 
     Args:
-      n: number of images that wait; default: many.
+      n: number of images to process; default: many.
     """
     if jax.default_backend() != "cpu":
         return 8 if n is not None and n <= 8 else 64
@@ -104,22 +104,6 @@ def images_at_once(n: int | None = None) -> int:
 def default_dtype() -> str:
     """The default compute type of networks: "bfloat16" on a GPU or TPU, "float32" on a CPU."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def banner() -> str:
-    """Devices, memory and compute type in one line, with the number of hosts if there are several.
-
-    For example `8 x NVIDIA H100 80GB HBM3 (gpu), 79.6 GB each, bfloat16 by default`.
-    """
-    first = jax.local_devices()[0]
-    room = memory_limit()
-    words = [
-        f"{jax.device_count()} x {first.device_kind} ({first.platform})",
-        *([f"{jax.process_count()} hosts"] if jax.process_count() > 1 else []),
-        *([f"{_gb(room)} {'free' if first.platform == 'cpu' else 'each'}"] if room else []),
-        f"{default_dtype()} by default",
-    ]
-    return ", ".join(words)
 
 
 # --- several hosts ----------------------------------------------------------------------------
@@ -156,7 +140,8 @@ def init_distributed() -> bool:
       Whether there are other hosts. A second call changes nothing.
 
     Raises:
-      ValueError: one of `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` is missing or is not a number.
+      ValueError: only one of `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` is set, or one is not a
+        number.
     """
     setting = os.environ.get("TL_DISTRIBUTED", "")
     if setting == "0" or not (setting or several_hosts(os.environ)):
@@ -196,17 +181,17 @@ def memory_needed(program: Any) -> int:
     """
     compiled = program.compile() if hasattr(program, "compile") else program
     sizes = compiled.memory_analysis()
-    both = sizes.alias_size_in_bytes  # donated: argument and result share memory
-    return (
-        sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes - both
-    )
+    # Donated arguments share memory with results.
+    shared = sizes.alias_size_in_bytes
+    total = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return total - shared
 
 
 def memory_limit() -> int | None:
     """Bytes that a program can use on one of this host's devices; None if unknown.
 
-    On a GPU or TPU, the limit of the allocator. On a CPU, the free memory of the machine or of its
-    container, whichever is less, divided by the number of simulated devices.
+    On a GPU or TPU this is the limit of the allocator. On a CPU it is the free memory of the
+    machine or of its container, whichever is less, divided by the number of simulated devices.
     """
     device = jax.local_devices()[0]
     if device.platform == "cpu":

@@ -1,18 +1,17 @@
 """Weights from the Hugging Face hub in timm's layout: `config.json` and a weights file.
 
-This is the only network code of `tl`, and huggingface-hub does all of it. The client's settings
-apply: cache (HF_HOME, HF_HUB_CACHE), server (HF_ENDPOINT), token (HF_TOKEN), offline mode
-(HF_HUB_OFFLINE). The client locks the cache, so that two processes can fetch at the same time, and
-resumes by a Range request when a connection breaks. After a download that was killed, version 2.4
-of the client starts again, while earlier versions resume.
+This is the only network code of `tl`, and its client, huggingface-hub, makes all requests. The
+client's settings apply: cache (HF_HOME, HF_HUB_CACHE), server (HF_ENDPOINT), token (HF_TOKEN) and
+offline mode (HF_HUB_OFFLINE). The client locks the cache, so two processes can fetch at the same
+time, and resumes by a Range request if the connection breaks. After a killed download, version 2.4
+of the client starts again, whereas earlier versions resume.
 
-Every weights file is hashed after the download and when it is found in the cache, and compared with
-the SHA-256 in the hub's name of the file. This takes 0.14 s for 100 MB.
+Every weights file is hashed, both after a download and when the cache has it. The hash is compared
+with the file's SHA-256 on the hub, by which the cache names the file. This takes 0.14 s for 100 MB.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,13 +21,14 @@ from typing import Any, NamedTuple
 
 from tl.paths import nearest
 from tl.pixels import PixelSpec
+from tl.weights import store
 from tl.weights.manifest import PUBLISHED
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 class HubFiles(NamedTuple):
-    """The verified weights file of a repository, in the client's cache, and its parsed config."""
+    """The verified weights file of a repository, in the client's cache, and the parsed config."""
 
     weights: Path
     config: dict[str, Any]
@@ -42,9 +42,9 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
       revision: branch, tag or commit; default: the main branch.
 
     Raises:
-      ValueError: the repository, revision or file does not exist; the network fails and no file is
-        cached; no permission; an interrupted download; or a file with the wrong hash, which is
-        removed first.
+      ValueError: the repository, revision or file does not exist; the network fails and the cache
+        lacks the files; permission is missing; the download was interrupted; or the file has the
+        wrong hash and was removed.
     """
     try:
         import huggingface_hub as client
@@ -108,14 +108,13 @@ def _verify(path: Path, repo: str) -> None:
     blob = path.parent / os.readlink(path)
     if not re.fullmatch("[0-9a-f]{64}", blob.name):  # the git hash of a small file
         return
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = store.sha256(path)
     if digest != blob.name:
         for damaged in (blob.resolve(), blob, path, blob.with_name(f"{blob.name}.incomplete")):
             damaged.unlink(missing_ok=True)
         raise ValueError(
             f"{path.name} of {repo} is damaged: got sha256 {digest[:12]}..., expected "
-            f"{blob.name[:12]}...; it was removed, run again"
+            f"{blob.name[:12]}...; the file was removed, run again"
         )
 
 
@@ -138,7 +137,7 @@ def _sentence(error: Exception, repo: str, revision: str | None) -> str:
             f"nearest in tl's manifest: {close}; check the name, or set HF_TOKEN if it is private"
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"{repo} on the hub has no revision {revision!r}; take a branch, tag or commit"
+        return f"{repo} on the hub has no revision {revision!r}; give a branch, tag or commit"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return (
             f"{repo} is not in the cache and HF_HUB_OFFLINE is set; "
@@ -168,7 +167,7 @@ def _sentence(error: Exception, repo: str, revision: str | None) -> str:
 def _field(
     config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], expected: str
 ) -> Any:
-    """A field of `pretrained_cfg`; older files are flat, without that part."""
+    """A field of `pretrained_cfg`, or of the whole config in older files, which are flat."""
     part = config.get("pretrained_cfg", config)
     value = part.get(name) if isinstance(part, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -202,41 +201,19 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     return name
 
 
-def tag_of(config: Mapping[str, Any]) -> str:
-    """The tag of the weights ("a1_in1k"), or "" if the config has none, as after fine-tuning."""
-    part = config.get("pretrained_cfg", config)
-    return str(part.get("tag") or "") if isinstance(part, Mapping) else ""
-
-
-def classes_of(config: Mapping[str, Any]) -> int:
-    """The number of classes of the classifier.
-
-    The number at the top level of the config has precedence over that of the weights from which the
-    network was trained.
-
-    Raises:
-      ValueError: the config has none.
-    """
-    count = config.get("num_classes")
-    if isinstance(count, int):
-        return count
-    return _field(config, "num_classes", int, "a number of classes")
-
-
 def licence_of(config: Mapping[str, Any]) -> str:
-    """The license of the weights in the config, which most configs leave to the model card."""
+    """The license of the weights; "see the model card" if the config has none, as is usual."""
     part = config.get("pretrained_cfg", config)
     return str((isinstance(part, Mapping) and part.get("license")) or "see the model card")
 
 
 def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
-    """The preprocessing in a `config.json`, as `timm.data.create_transform` builds it for
-    evaluation.
+    """The preprocessing in a `config.json`, as in the evaluation transform of timm.
 
-    It uses `input_size` and `crop_pct`, timm's default. Configs of weights that are tested with
-    larger images have `test_input_size` and `test_crop_pct` too; to use those, call
-    `clf.with_pixels(size=288, crop=1.0)`. The interpolation "random", used for training, is
-    bilinear in timm's evaluation and here.
+    As in `timm.data.create_transform`, size and crop are `input_size` and `crop_pct`. Configs of
+    weights that were also tested with larger images have `test_input_size` and `test_crop_pct`; to
+    use those, call for example `clf.with_pixels(size=288, crop=1.0)`. The interpolation "random" of
+    training is bilinear in timm's evaluation and here.
 
     Raises:
       ValueError: a field is missing or has another type, or `PixelSpec` cannot represent it.
