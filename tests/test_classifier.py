@@ -172,7 +172,7 @@ def test_a_network_without_a_head_has_no_logits_and_an_error_that_says_what_to_d
     assert jitted(bare)(variables, IMAGES).logits is None
     with pytest.raises(
         ValueError,
-        match="tiny.test hold tiny's features and no classifier; take `arch=efficientnet_lite0`",
+        match="tiny.test hold tiny's features and no classifier; use `arch=efficientnet_lite0`",
     ):
         jax.eval_shape(bare.logits, variables, IMAGES)
     with pytest.raises(ValueError, match="tiny has no head to save"):
@@ -298,12 +298,12 @@ def test_a_file_of_another_architecture_is_an_error_that_names_it(tmp_path: Path
     save_file(arrays, tmp_path / "w")
     with pytest.raises(
         ValueError,
-        match="w holds another architecture: got resnet18, expected resnet50; take `arch=resnet18`",
+        match="w holds another architecture: got resnet18, expected resnet50; use `arch=resnet18`",
     ):
         load("resnet50", weights=tmp_path / "w")
     with pytest.raises(
         ValueError,
-        match="; expected the tensors of tiny_vgg under the names of torchvision; take a file",
+        match="; expected the tensors of tiny_vgg under the names of torchvision; use a file",
     ):
         save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other")
         load("tiny_vgg", weights=tmp_path / "other")
@@ -427,7 +427,7 @@ def test_a_tag_of_another_architecture_is_an_error(monkeypatch: pytest.MonkeyPat
     serve(monkeypatch, tmp_path, "tiny")
     with pytest.raises(
         ValueError,
-        match="tiny_vgg.a on the hub holds .* got tiny, expected tiny_vgg; take `arch=tiny`",
+        match="tiny_vgg.a on the hub holds .* got tiny, expected tiny_vgg; use `arch=tiny`",
     ):
         load("tiny_vgg.a", weights="hub")
 
@@ -574,6 +574,7 @@ def test_variables_of_another_shape_are_an_error_even_with_the_right_hash(folder
 @pytest.mark.parametrize(
     "change",
     [
+        {"format": 3},
         {"arch": "no such"},
         {"head": "no such"},
         {"classes": None},

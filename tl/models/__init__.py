@@ -1,7 +1,6 @@
-"""Classifiers as values of backbone, head, preprocessing and class names: load, save, summarize.
+"""Classifiers, values of backbone, head, preprocessing and class names: load, save, summarize.
 
-Weights files are read by `tl.weights`, architectures are defined in `tl.backbones`, and training is
-in `tl.training`.
+`tl.weights` reads weights files, `tl.backbones` defines architectures, and `tl.training` trains.
 """
 
 from __future__ import annotations

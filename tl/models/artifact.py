@@ -1,8 +1,8 @@
 """Saves a classifier as a folder and reads it back.
 
 `classifier.json` and `variables.safetensors` hold what inference needs: architecture, kind of head,
-preprocessing, class names and variables. Optimizer state and checkpoints of a run that is not
-finished are the subject of `tl.training.checkpoints`.
+preprocessing, class names and variables. `tl.training.checkpoints` saves the optimizer state and
+the checkpoints of an unfinished run.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def metadata(folder: str | Path) -> dict[str, Any]:
     return json.loads((Path(folder) / ARTIFACT).read_text()).get("record", {})
 
 
-# Format 1 knew one form of EfficientNet-Lite0, TensorFlow's, under the plain name.
+# In format 1 the plain name meant TensorFlow's form, the only one of EfficientNet-Lite0.
 _FORMAT_1_ARCHS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
 
@@ -99,20 +99,25 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
       `(classifier, variables)`; variables are numpy arrays in float32.
 
     Raises:
-      ValueError: the description is damaged, the variables have another hash than the description
-        names, or their shapes do not fit the architecture.
+      ValueError: `classifier.json` is damaged or has another format, the hash of the variables
+        differs from the one in it, or their shapes do not fit the architecture.
     """
     try:
-        about = json.loads((folder / ARTIFACT).read_text())
-        classes = labels.from_dict(about["classes"])
-        pixel_spec = PixelSpec.from_dict(about["pixels"])
-        weights = Provenance(**about["weights"])
-        arch, digest = about["arch"], about["sha256"]
-        if about["format"] == 1:
+        stored = json.loads((folder / ARTIFACT).read_text())
+        classes = labels.from_dict(stored["classes"])
+        pixel_spec = PixelSpec.from_dict(stored["pixels"])
+        weights = Provenance(**stored["weights"])
+        arch, digest = stored["arch"], stored["sha256"]
+        if stored["format"] not in (1, 2):
+            raise ValueError(
+                f"{folder / ARTIFACT} has another format: got {stored['format']!r}, expected 1 or "
+                "2; load it with the version of tl that wrote it"
+            )
+        if stored["format"] == 1:
             arch = _FORMAT_1_ARCHS.get(arch, arch)
         spec = backbones.get(str(arch))
         # Early artifacts call VGG's own classifier "vgg".
-        kind = "own" if about["head"] == "vgg" else about["head"]
+        kind = "own" if stored["head"] == "vgg" else stored["head"]
         head = heads.maker(kind, spec)(len(classes.entries))
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(

@@ -33,7 +33,7 @@ class Provenance:
     """Where weights come from.
 
     Attributes:
-      name: `ARCH.TAG` of published weights, `ARCH:FILE` of a file.
+      name: `ARCH.TAG` for published weights, `ARCH:FILE` for a file.
       sha256: SHA-256 of the weights file, in hexadecimal.
       origin: publisher or repository.
       licence: license of the weights, an SPDX identifier where one is known.
@@ -51,7 +51,7 @@ class Classifier:
     """A network from `images01` to logits.
 
     Attributes:
-      arch: name of the architecture, timm's where timm has it.
+      arch: name of the architecture in the zoo.
       spec: the backbone's row in the zoo.
       head: Linen module `(features, endpoints) -> logits`, or None if the network has no
         classifier.
@@ -72,14 +72,14 @@ class Classifier:
     dtype: str = "float32"
 
     def init(self, key: jax.Array) -> Variables:
-        """Freshly initialized variables.
+        """Newly initialized variables.
 
         Args:
           key: from `jax.random.key`; the backbone and the head receive different keys.
 
         Returns:
           `{"params": {"backbone": ..., "head": ...}, "batch_stats": {"backbone": ...}}`, float32.
-          "head" is missing without a head, and "batch_stats" is empty without BatchNorm.
+          There is no "head" if the network has none, and "batch_stats" is empty without BatchNorm.
         """
         side = max(self.pixels.size, self.spec.min_size)
         inputs = jnp.zeros((1, side, side, len(self.pixels.mean)), jnp.float32)
@@ -93,7 +93,7 @@ class Classifier:
         return out
 
     def init_head(self, key: jax.Array) -> Params:
-        """Freshly initialized parameters of the head, without a forward pass of the backbone.
+        """Newly initialized parameters of the head, without a forward pass of the backbone.
 
         Args:
           key: from `jax.random.key`.
@@ -108,7 +108,7 @@ class Classifier:
             raise ValueError(self.no_head_message())
         side = max(self.pixels.size, self.spec.min_size)
         inputs = jax.ShapeDtypeStruct((1, side, side, len(self.pixels.mean)), jnp.float32)
-        # A head may rely on the forward order of the endpoints, and JAX sorts the keys of a dict.
+        # A head may depend on the forward order of the endpoints, but JAX sorts the keys of a dict.
         order: list[str] = []
 
         def trace(x: jax.Array) -> Any:
@@ -177,7 +177,7 @@ class Classifier:
           train_norms: as for `apply`.
 
         Returns:
-          As from `apply`; the endpoints are those after `start`.
+          As from `apply`; the endpoints are `start` and those after it, or none for "features".
 
         Raises:
           ValueError: unknown stage; the message lists the nearest names.
@@ -254,15 +254,15 @@ class Classifier:
         return logits
 
     def no_head_message(self) -> str:
-        """The error message of a network without a head where class probabilities are needed."""
+        """The error message where a network without a head would have to predict classes."""
         return (
             f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; "
-            "take `arch=efficientnet_lite0`, train a head with transfer and give `model=DIR`, "
+            "use `arch=efficientnet_lite0`, train a head with transfer and give `model=DIR`, "
             "or give `weights=FILE` of a network with a classifier"
         )
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Resizes and crops a decoded image uint8[h w 3] to the square input uint8[s s 3]."""
+        """Resizes and crops a decoded image uint8[h w 3] to the square input uint8[s s c]."""
         return pixels.prepare(self.pixels, image)
 
     def with_head(self, head: Module, classes: ClassTable) -> Classifier:
@@ -280,9 +280,9 @@ class Classifier:
         """The same backbone with a new head for other classes.
 
         Args:
-          variables: of this network; the parameters of its head, if any, are dropped.
+          variables: the variables of this network; the parameters of its head, if any, are dropped.
           classes: names of the new classes in the order of the logits, or a class table.
-          key: of the new head's initial parameters.
+          key: from `jax.random.key`, for the initial parameters of the new head.
           head: a name of `heads.KINDS`, or "own".
 
         Returns:
@@ -297,11 +297,11 @@ class Classifier:
         return clf, clf.reset_head(variables, key=key)
 
     def reset_head(self, variables: Variables, *, key: jax.Array) -> Variables:
-        """The variables with freshly initialized parameters of the head.
+        """The variables with newly initialized parameters of the head.
 
         Args:
-          variables: with or without a head.
-          key: of the initial parameters.
+          variables: as for `apply`, with or without a head.
+          key: from `jax.random.key`, for the initial parameters.
 
         Raises:
           ValueError: the network has no head.
@@ -322,10 +322,10 @@ class Classifier:
     def fold_batch_norm(self, variables: Variables) -> Variables:
         """Variables of an equivalent network without BatchNorm, for use with a frozen backbone.
 
-        The statistics, scale and bias of each BatchNorm are merged into the kernel before it and a
-        bias. A BatchNorm without a convolution before it becomes an affine map. `apply` accepts the
-        result as `variables`; every mode then acts as `Mode.EVAL`, because no statistics are left.
-        Logits agree to float32 rounding.
+        Each BatchNorm is merged into the kernel and the bias of the convolution before it. Without
+        such a convolution, it becomes an affine map. `apply` accepts the result as `variables`;
+        every mode then acts as `Mode.EVAL`, because no statistics are left. Logits agree to float32
+        rounding.
 
         Args:
           variables: as for `apply`.

@@ -32,9 +32,9 @@ def program(
 
     Args:
       clf: a network with a head.
-      variables: its variables. BatchNorm is folded, so that logits agree with `predict` to float32
-        rounding.
-      platforms: platforms to lower for, out of `PLATFORMS`; each gets its own form of the
+      variables: its variables. BatchNorm is folded, so logits agree with those of `predict` to
+        float32 rounding.
+      platforms: platforms to lower for, a subset of `PLATFORMS`; each gets its own form of the
         convolutions.
 
     Returns:

@@ -1,7 +1,7 @@
 """Heads: modules that map the features of a backbone to logits.
 
-Their parameters are the subtree `params/head`. The classifier of an architecture, where it has more
-than one linear layer, is defined in its file in `tl.backbones`.
+Their parameters are the subtree `params/head`. A paper's classifier of more than one linear layer
+is defined next to its architecture, in `tl.backbones`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Linear(nn.Module):
 class Flat(nn.Module):
     """One dense layer on the flattened last feature map, initialized to zero.
 
-    Like Keras' `Flatten` and `Dense`, it accepts one image size.
+    Like Keras' `Flatten` and `Dense`, it accepts only one image size.
     """
 
     classes: int
@@ -80,7 +80,7 @@ class ConcatPool(nn.Module):
 
 
 class Cosine(nn.Module):
-    """Cosine similarity of the features and a direction per class, times a learned scale.
+    """Cosine similarity between the features and a direction per class, times a learned scale.
 
     The scale starts at 10 (chosen, not tuned).
 

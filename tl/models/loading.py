@@ -1,7 +1,8 @@
 """Loads a classifier by name, with weights from a package, the hub, a file or a saved folder.
 
-Finding and reading weights files is `tl.weights`; this module chooses the form of the network and
-the rename table that fit a file, and sizes head and first kernel.
+`tl.weights` finds and reads weights files. This module chooses the form of the network and the
+rename table that fit a file, and adapts the head to the number of classes and the first kernel to
+the number of channels.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def load(
         by `save`.
       weights: source of the weights. "package": the file of an installed package. "hub": timm's
         repository `timm/ARCH.TAG`, from the cache or the network; "hub:OWNER/REPO" for another
-        repository in timm's layout. A path to a torch, Keras, safetensors or pickled numpy file, or
-        to a folder written by `save`. "random": freshly initialized.
-        Default: the package if it is installed, else the hub.
+        repository in timm's layout. A path: a torch, Keras, safetensors or pickled numpy file, or a
+        folder written by `save`. "random": newly initialized. Default: the package if it is
+        installed, else the hub.
       key: from `jax.random.key`, used for "random"; default: key 0.
       in_channels: number of input channels. If it is not 3, the first kernel is summed over its
         channels (1) or repeated and rescaled (`adapt_channels`), and mean and standard deviation
@@ -54,7 +55,7 @@ def load(
         error.
 
     Returns:
-      `(classifier, variables)`; variables are numpy arrays in float32 and not on a device yet. If
+      `(classifier, variables)`; the variables are float32 numpy arrays, not yet on a device. If
       the file holds another form of the architecture (Keras' or TensorFlow's), `classifier.arch`
       names that form.
 
@@ -84,7 +85,7 @@ def load(
 
 
 class _WeightsFile(NamedTuple):
-    """A weights file, and the facts that are known before it is read."""
+    """A weights file, and the metadata that is known before it is read."""
 
     path: Path
     weights: Provenance
@@ -131,7 +132,7 @@ def _fetch(spec: BackboneSpec, tag: str, repo: str) -> _WeightsFile:
     if arch not in [form.name for form in backbones.forms(spec.name)]:
         raise ValueError(
             f"{repo} on the hub holds another architecture: got {arch}, expected {spec.name}; "
-            f"take `arch={arch}`, or a tag of {spec.name}"
+            f"use `arch={arch}`, or a tag of {spec.name}"
         )
     names = files.config.get("label_names")
     classes = None
@@ -216,14 +217,14 @@ def _misfit(spec: BackboneSpec, path: Path, arrays: readers.Arrays, mismatches: 
     if fitting:
         return (
             f"{path} holds another architecture: got {fitting[0]}, expected {spec.name}; "
-            f"take `arch={fitting[0]}`, or a file of {spec.name}"
+            f"use `arch={fitting[0]}`, or a file of {spec.name}"
         )
     if "do not fit" not in mismatches:  # all tensors are there, in another number type
         return f"{path}: {mismatches}"
     sources = ", ".join(spec.sources)
     return (
         f"{path}: {mismatches}; expected the tensors of {spec.name} under the names of {sources}; "
-        "take a file of this network"
+        "use a file of this network"
     )
 
 
@@ -251,8 +252,8 @@ def _sized_head(
 ) -> tuple[Classifier, Variables]:
     """The classifier with as many logits as the file has, and its shapes.
 
-    A file with a number of classes other than ImageNet's 1000 holds no names for them: `classes` is
-    used if it fits, else the classes are numbered.
+    A file does not hold class names. If it has a number of classes other than ImageNet's 1000,
+    `classes` is used if it fits; otherwise the classes are numbered.
     """
     (last,) = (
         name
@@ -276,7 +277,7 @@ def _sized_head(
 
 
 def _averaged(spec: PixelSpec, channels: int) -> PixelSpec:
-    """The spec for another number of input channels: each gets the average of the three."""
+    """The spec for another number of input channels, each with the average of the three."""
     if channels == 3:
         return spec
     mean, std = (float(np.mean(v)) for v in (spec.mean, spec.std))
@@ -301,10 +302,9 @@ def _with_channels(
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     """A first kernel for images with another number of channels, by the rule of timm's `in_chans`.
 
-    One channel: the sum over the three, so that a gray image gives the activations that its three
-    equal channels gave. More
-    channels: the three are repeated in turn and multiplied by 3 / channels, which keeps the scale
-    of the sum.
+    For one channel, the three are summed, so that a gray image gives the activations that its three
+    equal channels gave. For more, the three are repeated in turn and multiplied by 3 / channels,
+    which keeps the scale of the sum.
 
     Args:
       kernel: f32[kh kw 3 o].
@@ -320,10 +320,10 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def pretrained_source(clf: Classifier) -> tuple[str, str]:
-    """The arguments that load the pretrained weights that a saved classifier was trained from.
+    """The arguments of `load` for the pretrained weights that a saved classifier was trained from.
 
-    `load(name, weights=weights)` with the result brings them back. A classifier that was trained
-    from a saved one has the source of that one.
+    `load(name, weights=weights)` then returns these weights. A classifier that was trained from a
+    saved one has the same source as the saved one.
 
     Args:
       clf: a classifier from `load`.

@@ -1,12 +1,12 @@
 """Classifies images with the exported classifier in this folder: `python run.py IMAGE...`
 
-Needs jax, numpy and flatbuffers. An image is an .npy file, uint8[h w 3] RGB of any size; with
-Pillow installed, also a JPEG, PNG or the like. The program contains resize, crop and normalization.
-In your own code:
+It needs jax, numpy and flatbuffers. An image is an .npy file with uint8[h w 3] RGB of any size, or,
+if Pillow is installed, a JPEG, PNG or similar file. The program contains resize, crop and
+normalization. In your own code:
 
-    program = jax.export.deserialize(open("model.stablehlo", "rb").read())
-    outputs = program.call(images)  # uint8[b h w 3] -> {"logits": f32[b k], "probabilities": f32[b
-    k]}
+    program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+    outputs = program.call(images)  # images: uint8[b h w 3]
+    outputs["logits"], outputs["probabilities"]  # f32[b k] each
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from tl.pixels import PixelSpec
 from tl.weights import store
 from tl.weights.spec import WeightsSpec
 
-# Size of a float32.
+# Size of a float32 in bytes.
 BYTES = 4
 
 
@@ -75,7 +75,7 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
         (`tl.paths.partition`).
 
     Returns:
-      One row per stage. Each parameter belongs to exactly one of them.
+      One row per stage. Each parameter belongs to exactly one row.
 
     Raises:
       ValueError: the rules do not fit the network, or `size` is too small for it.
@@ -128,7 +128,7 @@ def without_weights(
 
     Args:
       spec: the architecture.
-      pixels: its preprocessing; `size` sets the size of the input.
+      pixels: its preprocessing, which has the size of the input.
       head: a kind of `heads.maker`, or "none".
       classes: number of logits.
     """
@@ -137,7 +137,7 @@ def without_weights(
 
 
 def published(arch: str) -> list[WeightsSpec]:
-    """Every published weights file of an architecture; its own form comes before the others."""
+    """Every published weights file of an architecture: first its own form, then the others."""
     forms = [arch, *(form.name for form in backbones.forms(arch) if form.name != arch)]
     return [row for form in forms for row in store.MANIFEST if row.arch == form]
 
@@ -184,7 +184,7 @@ def describe_zoo(names: Iterable[str], *, size: int = 0) -> dict[str, Any]:
 
     Args:
       names: architectures.
-      size: side of the image in pixels; 0: that of the first published weights.
+      size: side of the image in pixels; 0: that of the first weights with a published accuracy.
 
     Returns:
       `{"architectures": [...]}`: rows with "name", "params", "multiply_adds", "flops", "size" and
@@ -259,7 +259,7 @@ def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     """The jaxprs in an operation's parameters.
 
-    Of the branches of a choice between platforms (`tl.ops`) only the last, the plain form.
+    For a choice between platforms (`tl.ops`), only the last branch is used: the plain form.
     """
     for name, value in params.items():
         values = value if isinstance(value, tuple | list) else (value,)
