@@ -1,6 +1,6 @@
 """Transfer learning with pretrained CNNs in JAX: backbones, freezing, ideal images, attacks.
 
-Importing `tl` touches no network, starts no accelerator and draws no plot.
+Importing `tl` makes no network request and initializes no accelerator.
 """
 
 from tl import (
@@ -37,8 +37,8 @@ __all__ = [
     "Mode",
     "Output",
     "PixelSpec",
-    "Recipe",
     "Predictions",
+    "Recipe",
     "Variables",
     "ascent",
     "attacks",

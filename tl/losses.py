@@ -28,17 +28,16 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.
 def smooth_labels(
     labels: jax.Array, k: int, smoothing: float = 0.0, confidence: jax.Array | None = None
 ) -> jax.Array:
-    """Soft targets of integer labels; every row sums to one.
+    """Soft targets of integer labels; the row of each label in [0, k) sums to one.
 
-    A label outside [0, k), as padding has it, gives the row without its one.
+    A label outside [0, k), as in padded slots, matches no class; its row does not sum to one.
 
     Args:
       labels: i32[b].
       k: number of classes.
       smoothing: share of the target that is spread evenly over all k classes, in [0, 1).
       confidence: f32[b] in [0, 1], the probability of each label; the other k - 1 classes share the
-        rest evenly.
-        Default: 1.
+        rest evenly. Default: 1.
 
     Returns:
       f32[b k].

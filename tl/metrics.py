@@ -1,6 +1,6 @@
 """Metrics of a classifier in NumPy: accuracy with intervals, confusion, likelihood, calibration.
 
-`cka` compares two representations. `tl.losses` has what training minimizes.
+`cka` compares two representations. The losses that training minimizes are in `tl.losses`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ TEMPERATURES = (0.01, 100.0)
 
 
 def wilson(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, at 95 % by default.
+    """Wilson's score interval for a proportion, at 95 % by default.
 
     Args:
       correct: number of successes, 0 to n.
       n: number of trials; 0 gives (0, 1).
-      z: normal quantile.
+      z: quantile of the standard normal distribution.
 
     Returns:
-      The bounds, shares in [0, 1].
+      `(low, high)`, proportions in [0, 1].
 
     Raises:
-      ValueError: `correct` is outside of 0 to n.
+      ValueError: `correct` is not between 0 and n.
 
     Reference: Wilson 1927, JASA 22, 209-212; Brown, Cai & DasGupta 2001, Statistical Science 16,
       section 3.1.1.
@@ -53,7 +53,7 @@ def topk_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     Args:
       scores: f[n c].
       labels: i[n].
-      k: with k of c or more, every label is.
+      k: number of scores to consider, at least 1; with k >= c every label is among them.
 
     Returns:
       bool[n].
@@ -73,7 +73,12 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, k: int) -> np.ndarray:
 
 
 def most_confused(matrix: np.ndarray, classes: Sequence[str], n: int = 10) -> list[dict[str, Any]]:
-    """The `n` largest cells of a confusion matrix off the diagonal.
+    """The `n` largest off-diagonal cells of a confusion matrix.
+
+    Args:
+      matrix: i[k k], as `confusion` returns it.
+      classes: k names.
+      n: largest number of cells.
 
     Returns:
       Rows `{"true", "predicted", "count", "of"}`, largest count first; "of" is the number of images
@@ -149,10 +154,10 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The temperature that calibrates logits: division by it minimizes the mean NLL.
 
-    The minimum is over one number, on images that nothing was fitted to. One further image, equally
-    likely of every class, is counted with the n images: it keeps the temperature away from 0 where
-    every prediction is correct (a confidence of about 1 - 1 / n remains). The predicted class never
-    changes.
+    Only this one number is fitted; the images must not have been used for training. One virtual
+    image with uniform class probabilities is added to the n images. It keeps the temperature away
+    from 0 if every prediction is correct (the confidence stays at about 1 - 1 / n). The predicted
+    class never changes.
 
     Args:
       logits: f[n k]; minus infinity marks an impossible class.
@@ -164,7 +169,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Raises:
       ValueError: the number of images is 0.
 
-    Reference: Guo et al. 2017, arXiv:1706.04599, section 4.2. The further image follows Platt 1999,
+    Reference: Guo et al. 2017, arXiv:1706.04599, section 4.2. The virtual image follows Platt 1999,
       "Probabilistic outputs for support vector machines", section 2.2.
     """
     if not len(logits):
@@ -191,7 +196,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return float((weight * mean - of_label).sum()), float((weight * variance).sum())
 
     beta = 1.0
-    # Newton steps; a step out of the bracket is replaced by the bracket's geometric mean.
+    # Newton's method; a step that leaves the bracket is replaced by the bracket's geometric mean.
     for _ in range(60):
         slope, curvature = derivatives(beta)
         low, high = (beta, high) if slope < 0 else (low, beta)
@@ -271,7 +276,7 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
       A number in [0, 1].
 
     Raises:
-      ValueError: the arrays are not two tables of the same n, n is less than 2, a value is not
+      ValueError: the arrays do not have two axes and the same n, n is less than 2, a value is not
         finite, or the features are equal for all images.
 
     Reference: Kornblith et al. 2019, arXiv:1905.00414, section 3 (HSIC and CKA) with the linear
@@ -315,7 +320,7 @@ def _centered(table: np.ndarray, name: str) -> np.ndarray:
 
 
 def summarize(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """The figures of an evaluation, JSON-ready.
+    """The metrics of an evaluation, JSON-ready.
 
     Args:
       logits: f32[n k], n at least 1.

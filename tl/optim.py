@@ -1,9 +1,9 @@
 """Optimizers, schedules, and one partitioned optax optimizer for the trainable leaves.
 
 Frozen leaves are not part of the optimizer: the train step differentiates the trainable subtree
-  only, so gradients,
-optimizer state, weight decay and clipping do not include them. Which leaves train is decided by a
-`paths.Partition`."""
+only, so gradients, optimizer state, weight decay and clipping do not include them. A
+`paths.Partition` decides which leaves train.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def decay_mask(tree: Any) -> Any:
 
 
 def sgd(weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """Nesterov momentum 0.9; the decay is added to the gradient before the momentum, as in torch.
+    """SGD with Nesterov momentum 0.9; weight decay is added to the gradient, as in torch.
 
     Reference: Sutskever et al. 2013, ICML, section 2.
     """
@@ -65,7 +65,7 @@ def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
 
 
 def one_cycle(lr: float, steps: int) -> optax.Schedule:
-    """From lr / 25 up to `lr` over 30 % of the steps, then down to lr / 250,000, along cosines.
+    """Rises from lr / 25 to `lr` over 30 % of the steps, then falls to lr / 250,000, along cosines.
 
     Reference: Smith & Topin 2018, arXiv:1708.07120; the constants are those of `OneCycleLR` in
       torch and fastai.
@@ -89,7 +89,7 @@ def constant(lr: float, steps: int) -> optax.Schedule:
 
 
 def rate_range(lr: float, steps: int) -> optax.Schedule:
-    """From lr / 1,000,000 up to `lr`, multiplied by the same factor at each step.
+    """Rises from lr / 1,000,000 to `lr`, by the same factor at each step.
 
     For the learning-rate finder, `training.rate_finder.find_rate`.
     """
@@ -132,10 +132,10 @@ def partitioned(
 
     Args:
       partition: labels of the whole tree, frozen leaves included.
-      optimizer: with learning rate 1, one of `OPTIMIZERS`.
+      optimizer: an optimizer with learning rate 1, made by one of `OPTIMIZERS`.
       schedule: step -> learning rate.
       factors: label -> factor on the rate (`training.rules.rate_factors`); default 1.
-      clip: largest norm of the gradient over all trainable leaves; 0 does not clip.
+      clip: largest global norm of the gradient of all trainable leaves; 0 does not clip.
 
     Returns:
       An optimizer for the trainable tree of `partition.split`, with state for its leaves only.

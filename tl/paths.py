@@ -1,7 +1,7 @@
-"""Operations on pytree leaves by name: partition, split, merge, hash; suggestions of names.
+"""Operations on pytree leaves by name (partition, split, merge, hash) and suggestions of names.
 
-A leaf's name is the "/"-joined path to it. Leaves are either *trainable* or *frozen*; there are no
-masks.
+The name of a leaf is its path, joined by "/". A leaf is either *trainable* or *frozen*; there are
+no masks. The module also gives the location of the cache, `cache_dir`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ Rules = Sequence[tuple[str, str]]
 
 
 def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
-    """The `n` names of `names` that are most similar to `name`, quoted, for an error message.
+    """The names most similar to `name`, quoted and joined by commas, for use in an error message.
+
+    Args:
+      name: the unknown name.
+      names: the known names.
+      n: largest number of names in the result.
 
     Example:
       >>> nearest("resnet5", ["vgg16", "resnet50", "resnet18"], n=1)
@@ -40,7 +45,7 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
 def cache_dir() -> Path:
     """The folder of feature banks, fingerprints and compiled programs.
 
-    `$TL_CACHE` where it is set, otherwise `tl` in the user's cache folder.
+    It is `$TL_CACHE` if that is set, otherwise `tl` in `$XDG_CACHE_HOME` or `~/.cache`.
     """
     if os.environ.get("TL_CACHE"):
         return Path(os.environ["TL_CACHE"])
@@ -104,7 +109,7 @@ class Partition:
         return unflatten({n: None if g == FROZEN else g for n, g in self.labels.items()})
 
     def split(self, tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """`(trainable, frozen)`: two trees of the shape of `tree` with `None` holes.
+        """`(trainable, frozen)`: two trees of the structure of `tree` with `None` holes.
 
         Args:
           tree: nested dict with the leaf names of the partitioned tree.
@@ -124,9 +129,9 @@ def partition(tree: Mapping[str, Any], rules: Rules) -> Partition:
       Partition.
 
     Raises:
-      ValueError: a leaf that no rule covers, a rule that decides no leaf, a label that is similar
-        to "frozen" but different from it, or no trainable leaf: all of them in one message. A rule
-        that is not a regular expression is reported first.
+      ValueError: a rule is not a regular expression; or no rule covers a leaf, a rule decides no
+        leaf, a label resembles "frozen" but differs from it, or no leaf is trainable. The message
+        lists all of the latter.
 
     Reference:
       Rules that must cover every leaf: big_vision, `optax.py::_split_frozen`.
@@ -178,7 +183,7 @@ def _like_frozen(group: str) -> bool:
 def split(
     tree: Mapping[str, Any], labels: Mapping[str, str], group: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The leaves with the label `group`, and all others: two trees with `None` holes.
+    """The leaves with the label `group`, and all other leaves: two trees with `None` holes.
 
     JAX treats `None` as an empty pytree, so gradients and optimizer states have no leaf for a hole.
 
@@ -203,7 +208,7 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(tree: Mapping[str, Any]) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes of all leaves: equal for bit-equal trees only."""
+    """SHA-256 of names, dtypes, shapes and bytes of all leaves: equal only for bit-equal trees."""
     sha = hashlib.sha256()
     for name, leaf in flatten(tree).items():
         if leaf is not None:

@@ -29,8 +29,8 @@ from tl.types import Array
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _PILLOW = int(PIL.__version__.partition(".")[0])
-# Longer strips are cropped to this aspect ratio before the resize, which would take gigabytes of
-# memory; chosen, not tuned.
+# A longer strip is cropped to this aspect ratio before the resize, which would otherwise need
+# gigabytes of memory; chosen, not tuned.
 MAX_ASPECT = 50
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -50,11 +50,11 @@ class PixelSpec:
         of 256.
       resize: "shorter" keeps the aspect ratio and crops; "squash" resizes both sides to `size` and
         crops nothing.
-      interpolation: Pillow's filter, antialiased. torchvision and timm use the same code for PIL
-        images.
+      interpolation: a name in `INTERPOLATIONS`, a filter of Pillow; all but "nearest" antialias.
+        torchvision and timm use the same code for PIL images.
       mean, std: one number per input channel, for values in [0, 1], in the order of `channels`.
-      channels: channel order of the network, "rgb", or "bgr" (Caffe, VGG and ResNet of Keras; c = 3
-        only).
+      channels: channel order of the network: "rgb", or "bgr" (Caffe; VGG and ResNet of Keras),
+        which needs three channels.
 
     Raises:
       ValueError: a field has an unknown name or a value outside its range.
@@ -127,7 +127,7 @@ LITE = PixelSpec(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 
 
 def prepare(spec: PixelSpec, image: np.ndarray) -> np.ndarray:
-    """The square input of a network from a decoded image, in 8 bit.
+    """The square 8-bit input of a network from a decoded image.
 
     Args:
       spec: preprocessing of the weights.
@@ -172,11 +172,11 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
 
     The two passes of Pillow, each rounded to 8 bit, are products with matrices that are computed
     from indices, so height and width may be symbolic (`jax.export`). The weights are float32,
-    whereas Pillow's have 22 bits: a sum at the border of two levels may be rounded to the other
+    whereas Pillow's have 22 bits, so a sum halfway between two levels may be rounded to the other
     level, once per pass. Compared with `prepare`, one value in 1,000 to 100,000 differs by one
     level with "bicubic" and "lanczos"; with "bilinear", whose weights are small fractions, up to a
     tenth differ, a few of them by two levels. Large images need more arithmetic than in Pillow:
-    2 * s * h * w * c operations for the first pass.
+    2 * size * h * w * c operations for the first pass.
 
     Args:
       spec: preprocessing of the weights.
@@ -243,14 +243,14 @@ def prepare_on_device(spec: PixelSpec, images: jax.Array) -> jax.Array:
 
 
 def resize_on_device(spec: PixelSpec, images01: jax.Array) -> jax.Array:
-    """`prepare` with `crop=1` on squares, as a function with a gradient.
+    """A differentiable version of `prepare` with `crop=1`, for square images.
 
     It uses Pillow's kernels and, like Pillow, clips to [0, 1] and rounds to 8 bit after each of the
     two passes; the gradient ignores the rounding (straight-through estimator). Values may differ
     from Pillow's by one or two levels, as in `prepare_on_device`.
 
     Args:
-      spec: only size and interpolation are used.
+      spec: preprocessing of the weights; only `size` and `interpolation` are used.
       images01: f32[b h w c] in [0, 1].
 
     Returns:
@@ -346,7 +346,7 @@ def check(images01: Any, *, ndim: int | None = None, channels: int = 3) -> None:
 
     Args:
       images01: the array.
-      ndim: required number of dimensions, the last of which has size `channels`; by default every
+      ndim: required number of dimensions, the last of which has size `channels`; by default, any
         shape is valid.
       channels: number of input channels of the network.
 

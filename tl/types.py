@@ -23,7 +23,7 @@ Variables = Mapping[str, Params]
 
 
 class Mode(enum.Enum):
-    """The behavior of BatchNorm: which statistics normalize, and whether running ones change."""
+    """The behavior of BatchNorm: the statistics it uses, and whether the running ones change."""
 
     EVAL = "eval"
     """Running statistics normalize and stay unchanged; images are independent."""
