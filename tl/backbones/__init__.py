@@ -1,7 +1,7 @@
-"""The zoo: every architecture by its name, timm's where timm has it.
+"""The zoo: architectures by name, with the names of timm where timm has the architecture.
 
-To add one: a file with a module and `VARIANTS`, and the file's name in `_SPECS`. Weights are in
-`tl.weights`, heads for new classes in `tl.models.heads`.
+To add a family, write a file with a Linen module and `VARIANTS`, and add the file to `_SPECS`.
+Weights are in `tl.weights`, heads for new classes in `tl.models.heads`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ALIASES = {alias: spec.name for spec in _SPECS.values() for alias in spec.alias
 
 
 def names() -> tuple[str, ...]:
-    """Name of every architecture, without aliases.
+    """The names of all architectures, without aliases.
 
     Example:
       >>> "resnet50" in names()
@@ -29,7 +29,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> BackboneSpec:
-    """The architecture of a name or alias.
+    """The architecture with a given name or alias.
 
     Args:
       name: such as `"resnet50"`, without the tag of its weights.
@@ -50,7 +50,9 @@ def get(name: str) -> BackboneSpec:
 
 
 def forms(name: str) -> tuple[BackboneSpec, ...]:
-    """The forms of one network: the architecture `name` first, then Keras' or TensorFlow's forms.
+    """The forms of one network: the architecture `name` first, then the other forms.
+
+    Forms are those of torch, TensorFlow and Keras (`BackboneSpec.base`).
 
     Args:
       name: as for `get`.

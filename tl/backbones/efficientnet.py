@@ -1,8 +1,8 @@
 """EfficientNet-Lite 0 to 4: no squeeze-and-excitation, ReLU6 instead of swish, fixed stem and top.
 
-Two forms have the same tensor names in their files: timm's `tf_efficientnet_lite*` is TensorFlow's
-form (SAME padding, eps 1e-3), in which the weights were published; timm's `efficientnet_lite*` has
-torch's padding and eps 1e-5.
+There are two forms, whose files have the same tensor names. timm's `tf_efficientnet_lite*` is the
+form of TensorFlow (SAME padding, eps 1e-3), in which the weights were published. timm's
+`efficientnet_lite*` has torch's padding and eps 1e-5.
 """
 
 from __future__ import annotations

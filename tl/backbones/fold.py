@@ -1,4 +1,4 @@
-"""Folds BatchNorm into the weights: equivalent parameters of a backbone, without statistics."""
+"""Folds BatchNorm into kernels, which gives equivalent parameters without statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 64
 def norms(
     module: nn.Module, params: Params, stats: Params, channels: int = 3
 ) -> dict[str, NormSpec]:
-    """Path -> constants of every BatchNorm of a network.
+    """The constants of every BatchNorm of a network, by its path.
 
     One forward pass is traced; nothing is computed.
     """
@@ -44,20 +44,20 @@ def norms(
 def fold(module: nn.Module, params: Params, stats: Params, channels: int = 3) -> dict[str, Any]:
     """Parameters of a backbone with every BatchNorm merged into the kernel before it.
 
-    A BatchNorm without a convolution before it becomes an affine map. Numpy arrays are computed on
+    A BatchNorm without a convolution before it becomes an affine map. NumPy arrays are folded on
     the host, device arrays on their device.
 
     Args:
-      module: of the zoo.
+      module: Linen module of the zoo.
       params: the subtree `params/backbone`.
       stats: the subtree `batch_stats/backbone`.
       channels: number of input channels.
 
     Returns:
-      Nested parameters, without statistics.
+      Nested parameters, without statistics: y = gain (W x + b - mean) + bias with gain = scale /
+      sqrt(var + eps).
 
-    Reference: y = gain (W x + b - mean) + bias with gain = scale / sqrt(var + eps); Jacob et al.
-    2018, arXiv:1712.05877, section 3.2, equation 14.
+    Reference: Jacob et al. 2018, arXiv:1712.05877, section 3.2, equation 14.
     """
     leaves, moments = flatten(params), flatten(stats)
     for path, spec in norms(module, params, stats, channels).items():

@@ -29,9 +29,11 @@ from tl.types import Mode
 Padding = Literal["torch", "same", "after", "valid"]
 """Padding of a window of side k.
 
-"torch": k // 2 on every side. "same": TensorFlow's rule, an odd pixel at the bottom and right.
-"after": Keras' MobileNet, which is "same" at stride 1, else one pixel at the bottom and right for
-every size. "valid": none.
+- "torch": k // 2 on every side.
+- "same": TensorFlow's rule, with an odd pixel at the bottom and right.
+- "after": the rule of Keras' MobileNet: "same" at stride 1, otherwise one pixel at the bottom and
+  right, whatever the size.
+- "valid": no padding.
 """
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -42,10 +44,10 @@ class NormSpec(NamedTuple):
 
     Attributes:
       eps: added to the variance.
-      momentum: weight of a new batch in the running statistics, as in torch; Keras and Flax give
-        one minus this.
-      unbiased: whether the running variance is the unbiased estimate, as in torch; in Keras it is
-        not.
+      momentum: weight of a new batch in the running statistics, as in torch; in Keras and Flax the
+        momentum is one minus this.
+      unbiased: whether the running variance is the unbiased estimate; it is in torch, but not in
+        Keras.
     """
 
     eps: float = 1e-5
@@ -79,8 +81,8 @@ def pads(
 def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Kernels f32[kh kw i o] from a normal distribution with variance 2 / (kh kw o).
 
-    The kernel is drawn flat and reshaped, which gives the same numbers: with four dimensions XLA
-    compiles each kernel for seconds on a CPU.
+    The kernel is drawn flat and then reshaped, which gives the same numbers. With four dimensions,
+    XLA takes seconds to compile each kernel on a CPU.
 
     Reference: He et al. 2015, arXiv:1502.01852, section 2.2, equation 14.
     """
@@ -95,10 +97,10 @@ _redirecting = contextvars.ContextVar("redirecting", default=False)
 
 @contextlib.contextmanager
 def redirected_gradients() -> Iterator[None]:
-    """Makes relus pass the incoming gradient of images for which their own gradient is zero.
+    """Makes ReLUs pass on the incoming gradient of images for which their own gradient is zero.
 
     A unit that is inactive at every position gives the image no gradient, and its feature
-    visualization stays gray. Within this context, an image whose gradient through a relu would be
+    visualization stays gray. Within this context, an image whose gradient through a ReLU would be
     zero everywhere receives the incoming gradient, except where that would push an inactive unit
     further down (or, at 6, further up). Gradient ascent can then activate the unit. Values do not
     change. Intended for the first steps of an ascent.
@@ -106,8 +108,8 @@ def redirected_gradients() -> Iterator[None]:
     The context applies to networks that are traced within it; it is part of the key of `jit`, so a
     jitted network is traced again.
 
-    Reference: lucid, `lucid/misc/redirected_relu_grad.py` (Apache-2.0), with the sign for ascent;
-    lucid minimizes.
+    Reference: lucid, `lucid/misc/redirected_relu_grad.py` (Apache-2.0), with the opposite sign,
+    because lucid minimizes.
     """
     token = _redirecting.set(True)
     try:
@@ -156,9 +158,9 @@ def _redirected_fwd(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array]:
 
 
 def _redirected_bwd(top: float, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    none = jnp.zeros_like(g)
-    plain = jnp.where((x > 0.0) & (x < top), g, none)
-    useful = jnp.where(((x < 0.0) & (g < 0.0)) | ((x > top) & (g > 0.0)), none, g)
+    zero = jnp.zeros_like(g)
+    plain = jnp.where((x > 0.0) & (x < top), g, zero)
+    useful = jnp.where(((x < 0.0) & (g < 0.0)) | ((x > top) & (g > 0.0)), zero, g)
     per_image = tuple(range(1, x.ndim))
     silent = jnp.all(plain == 0.0, axis=per_image, keepdims=True)
     return (jnp.where(silent, useful, plain),)
@@ -365,8 +367,7 @@ class Stage(nn.Module):
     path, and the last under the name of the stage.
 
     Attributes:
-      blocks: constructors of Linen modules, called with `name=`; the modules are called with `(x,
-        mode)`.
+      blocks: constructors of Linen modules, called with `name=`; the modules take `(x, mode)`.
       prefix: prefix of the names of the blocks.
     """
 
@@ -391,12 +392,12 @@ def chain(
     """Runs the parts of a backbone in order.
 
     Args:
-      parts: name -> function from a map to `(map, inner endpoints)`.
+      parts: name -> function from a feature map to `(feature map, inner endpoints)`.
       x: the network's inputs, or the endpoint `start`.
-      start: the part whose output `x` is; the parts up to it are skipped. "" runs all.
+      start: the part that returned `x`; the parts up to it are skipped. "" runs all.
 
     Returns:
-      `(features, endpoints)`.
+      `(features, endpoints)`; the endpoints include `start`.
     """
     names = list(parts)
     ends = {start: x} if start else {}

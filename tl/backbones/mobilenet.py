@@ -1,4 +1,4 @@
-"""MobileNet V1, V2 and V3: a chain of depthwise blocks, which EfficientNet-Lite uses too.
+"""MobileNet V1, V2 and V3: a chain of depthwise blocks, also used by EfficientNet-Lite.
 
 Each has up to three forms: torch's padding and eps (timm, torchvision), TensorFlow's (timm's `tf_`
 and Keras), and one that only Keras has.
@@ -127,7 +127,8 @@ class InvertedResidualNet(nn.Module):
       stem: channels of the first convolution.
       top: channels of the last convolution; 0 for none.
       norm: constants of BatchNorm.
-      padding: padding of the depthwise convolutions; the stem has "torch" or "same".
+      padding: padding of the depthwise convolutions; the stem has "torch" if this is "torch", else
+        "same".
       activation: activation of the first and the last convolution.
       separable: whether blocks are those of MobileNet V1.
     """
@@ -321,7 +322,7 @@ def _v3(
         name=name,
         module=InvertedResidualNet(
             _minimal(stages) if minimal else stages,
-            16 if width < 0.75 else divisible(16 * width),  # timm keeps the stem of narrower ones
+            16 if width < 0.75 else divisible(16 * width),  # timm does not narrow the stem further
             top,
             norm,
             "same" if name.startswith("tf_") else "torch",
@@ -339,7 +340,7 @@ def _v3(
 
 
 def _v3_tf(size: str, width: float, minimal: bool = False) -> BackboneSpec:
-    tail = f"{size}_minimal_100" if minimal else f"{size}_{round(100 * width):03d}"
+    tail = f"{size}_minimal_100" if minimal else f"{size}_{_percent(width)}"
     keras = f"MobileNetV3{size.title()}(alpha={width}, minimalistic={minimal})"
     return _v3(
         f"tf_mobilenetv3_{tail}",

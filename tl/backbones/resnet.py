@@ -1,8 +1,8 @@
 """ResNet, wide ResNet and ResNeXt, and Keras' ResNet and ResNetV2.
 
-In torchvision and timm the 3x3 convolution of a bottleneck has the stride ("v1.5"). In Keras'
-ResNet the first 1x1 convolution has it, and convolutions have a bias. In Keras' ResNetV2 (BatchNorm
-before the convolutions) the last block of a stage has the stride.
+In torchvision and timm, the 3x3 convolution of a bottleneck has the stride ("v1.5"). In Keras'
+ResNet, the first 1x1 convolution has it, and convolutions have a bias. In Keras' ResNetV2, which
+has BatchNorm before the convolutions, the last block of a stage has the stride.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class ResNetV2(nn.Module):
 
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
             if s == 1:
-                # Keras pads with zeros, which may exceed the values.
+                # Keras pads with zeros instead of minus infinity.
                 x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
                 x = ops.max_pool(x, window=3, stride=2)
             strides = (*(1,) * (self.depths[s - 1] - 1), 1 if s == len(self.depths) else 2)

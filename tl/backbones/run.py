@@ -24,11 +24,11 @@ def run(
     """Runs a backbone.
 
     Args:
-      module: of the zoo.
+      module: Linen module of the zoo.
       variables: `{"params": ..., "batch_stats": ...}` of the backbone.
       x: the network's inputs [b h w c], or the endpoint `start`.
       mode: mode of the BatchNorms.
-      start: an endpoint of a stage; this stage and those before it are skipped. "" runs all.
+      start: name of a stage; this stage and those before it are skipped. "" runs all.
       train_norms: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`; the
         others are in `Mode.EVAL`. Default: all follow `mode`.
 
@@ -42,12 +42,12 @@ def run(
     ) -> Any:
         layer = context.module
         if (
-            isinstance(layer, ConvNorm | Norm)
+            train_norms is not None
+            and isinstance(layer, ConvNorm | Norm)
             and context.method_name == "__call__"
-            and train_norms is not None
+            and "/".join(layer.path) not in train_norms
         ):
-            if "/".join(layer.path) not in train_norms:
-                return call(args[0], Mode.EVAL)
+            return call(args[0], Mode.EVAL)
         return call(*args, **kwargs)
 
     from_stage = (start,) if start else ()

@@ -20,13 +20,13 @@ class BackboneSpec:
       module: Linen module, `(inputs [b h w c], mode) -> (features f32[b d], endpoints)`.
       features: d, the width of the pooled features.
       endpoints: names of the stages, in the order of the forward pass.
-      sources: rename table (`tl.weights.tables`) of each library with weights for this network ->
-        the call that builds the network there (`"MobileNetV2(alpha=0.35)"`), or "" if the source is
-        a file and not a library.
+      sources: name of a rename table (`tl.weights.tables`), one per library with weights for this
+        network -> the call that builds the network there (`"MobileNetV2(alpha=0.35)"`), or "" if
+        the source is a file instead of a library.
       reference: the paper.
       head: `classes -> Linen module`, the classifier of the paper; None if that is one linear layer
         on the features.
-      min_size: smallest side of an input in pixels.
+      min_size: smallest side of an input, in pixels.
       aliases: torchvision's name and other common names.
       base: the network of which this is one form. Forms of a network differ in padding, eps or the
         position of the stride.

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1: fire modules, no padding in stem and pools, a convolution as classifier."""
+"""SqueezeNet 1.1: fire modules, no padding in stem and pools, a convolution as the classifier."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Stem 3x3/2, then three times a max-pool and fire modules.
+    """Stem 3x3/2, then three stages of a max-pool and fire modules.
 
     Endpoints: `stem`, `stageN`, `stageN/blockM`.
     """
@@ -53,7 +53,7 @@ class SqueezeNet(nn.Module):
             return Conv(64, 3, 2, padding="valid", activation=relu, name="stem")(x, mode), {}
 
         def stage(s: int, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            # The last window may reach over the border.
+            # The last window may extend past the border, as with `ceil_mode` in torch.
             over = [(0, (side - 3) % 2) for side in x.shape[1:3]]
             x = ops.max_pool(x, window=3, stride=2, padding=(over[0], over[1]))
             return Stage([partial(Fire, *fire) for fire in self.stages[s - 1]], name=f"stage{s}")(

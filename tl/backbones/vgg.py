@@ -42,7 +42,7 @@ class VGG(nn.Module):
 
 
 class VGGTop(nn.Module):
-    """VGG's classifier: dense layers of 4096, 4096 and k units on the flattened last 7x7 map.
+    """VGG's classifier: dense layers with 4096, 4096 and k units on the flattened last 7x7 map.
 
     As in torchvision, maps of other sizes are averaged to 7x7 (adaptive pooling). Dropout is
     omitted, as at test time.
@@ -66,7 +66,7 @@ class VGGTop(nn.Module):
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
     """torch's `AdaptiveAvgPool2d`: f32[b h w c] -> f32[b size size c].
 
-    Bin i covers the rows from floor(i h / size) to ceil((i + 1) h / size); for columns, with w.
+    Bin i covers the rows from floor(i h / size) to ceil((i + 1) h / size), and columns likewise.
     """
 
     def weights(length: int) -> jax.Array:

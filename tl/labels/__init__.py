@@ -2,8 +2,8 @@
 
 A class is selected by index (`281`), WordNet id (`n02123045`), name (`"tabby"`) or group
 (`"any cat"`). The names and groups of ImageNet are data files next to this module; `from_names`
-creates the table of other classes. This module does not map the classes of one data set to those of
-another (`tl.data.remap_labels` does), and it reads no images.
+creates a table of other classes. This module reads no images and does not map the classes of one
+data set to those of another; `tl.data.remap_labels` does that.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class ClassTable:
 
     @functools.cached_property
     def display_names(self) -> tuple[str, ...]:
-        """A unique short name per class: the first name, with the note if two classes share it."""
+        """A unique short name per class: the first name, with note or index if classes share it."""
         firsts = [_fold(entry.names[0]) for entry in self.entries]
         times = collections.Counter(firsts)
         return tuple(
@@ -121,11 +121,11 @@ class ClassTable:
     def find(self, word: str | SupportsIndex) -> tuple[int, ...]:
         """The classes that a word selects: one class, or those of a group.
 
-        Letter case is ignored, and " ", "_" and "-" are equivalent. The first name of a class has
-        precedence over a synonym of another class ("harp" does not select the harmonica). If two
-        classes remain, the exact spelling decides. A string of digits is an index unless it is the
-        name of a class; an int is always an index. The prefix "any " of a group is optional if no
-        class has the rest as its name.
+        Letter case is ignored, and characters other than letters and digits count as spaces. The
+        first name of a class has precedence over a synonym of another class ("harp" does not select
+        the harmonica). If several classes remain, the exact spelling decides. A string of digits is
+        an index unless it is the name of a class; an int is always an index. The prefix "any " of a
+        group is optional if no class has the rest as its name.
 
         Args:
           word: an index, a WordNet id, a name, or the name of a group.
@@ -134,8 +134,8 @@ class ClassTable:
           Indices in ascending order.
 
         Raises:
-          ValueError: the word is unknown (the message lists the nearest), ambiguous (it lists the
-            classes), or an index out of range.
+          ValueError: the word is unknown (the message lists the nearest), ambiguous (the message
+            lists the classes), or an index out of range.
 
         Example:
           >>> imagenet().find("any cat"), imagenet().find("cat") == imagenet().find("any cat")
@@ -182,7 +182,7 @@ class ClassTable:
             by index.
 
         Raises:
-          ValueError: the list or one of its words is empty, or `find` raises an error.
+          ValueError: the list or one of its words is empty, or as `find`.
 
         Example:
           >>> imagenet().targets("tabby, any shark")
@@ -197,7 +197,7 @@ class ClassTable:
         return [Target(word, self.find(word)) for word in listed]
 
     def as_dict(self) -> dict[str, Any]:
-        """The table as JSON values, to be stored with a classifier; `from_dict` is the inverse."""
+        """The table as JSON-ready values to store with a classifier; `from_dict` is the inverse."""
         entries = [{"wnid": e.wnid, "names": list(e.names), "note": e.note} for e in self.entries]
         return {
             "name": self.name,
@@ -214,7 +214,7 @@ class ClassTable:
 
     @functools.cached_property
     def _named(self) -> tuple[dict[str, tuple[int, ...]], ...]:
-        """Folded name -> indices, once for display names and first names, once for all names."""
+        """Folded name -> indices: for display and first names, and then for all names."""
         firsts: dict[str, tuple[int, ...]] = {}
         for entry, displayed in zip(self.entries, self.display_names, strict=True):
             for name in {_fold(entry.names[0]), _fold(displayed)}:
@@ -251,8 +251,7 @@ def from_names(
     wrong = [n for n, times in collections.Counter(names).items() if times > 1 or not n]
     if wrong:
         raise ValueError(
-            f"class names must be different and not empty: got {wrong[0]!r} among {len(names)} "
-            "names"
+            f"class names must be distinct and not empty: got {wrong[0]!r} among {len(names)} names"
         )
     return ClassTable(
         name, tuple(ClassEntry(i, None, (n,)) for i, n in enumerate(names)), dict(groups or {})
@@ -289,9 +288,8 @@ def imagenet() -> ClassTable:
 
     The order is by WordNet id, as in Keras, timm and torchvision.
 
-    Reference:
-      Russakovsky et al., 2015, arXiv 1409.0575. Names, ids and groups: WordNet 3.0 (Fellbaum,
-      1998).
+    Reference: Russakovsky et al. 2015, arXiv:1409.0575. Names, ids and groups: WordNet 3.0
+      (Fellbaum 1998).
     """
     entries = tuple(
         ClassEntry(int(index), wnid, tuple(names.split(", ")), *note)
@@ -305,11 +303,10 @@ def imagenet() -> ClassTable:
 def pets() -> ClassTable:
     """The 37 breeds of the Oxford-IIIT Pet data set, 12 of cats and 25 of dogs.
 
-    The order is that of its authors.
+    They are in the order of the authors, who capitalize the names of cat breeds but not those of
+    dog breeds.
 
-    Reference:
-      Parkhi et al., 2012, "Cats and Dogs". There, names of cat breeds begin with a capital letter
-      and names of dog breeds with a small one.
+    Reference: Parkhi et al. 2012, "Cats and Dogs".
     """
     species = {"any cat": str.isupper, "any dog": str.islower}
     groups = {
@@ -354,7 +351,7 @@ _BREEDS = """
 
 
 def _fold(name: str) -> str:
-    """The name in lower case, with spaces for all characters but letters and digits."""
+    """The name in lower case, with spaces instead of all characters but letters and digits."""
     return re.sub(r"[\W_]+", " ", name.casefold()).strip() or name.strip()
 
 

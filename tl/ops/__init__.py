@@ -1,9 +1,10 @@
-"""Convolution and pooling that are fast on every platform: the only package that depends on it.
+"""Convolution and pooling that are fast on every platform.
 
 On a TPU or GPU each operation is the plain one of `lax`. On a CPU, XLA lowers some convolutions to
 slow programs, so these are computed in another form. The form is chosen during lowering
-(`jax.lax.platform_dependent`): one traced program, or one exported module, serves all platforms.
-Layers, parameters, normalization and activations are in `tl.backbones.layers`.
+(`jax.lax.platform_dependent`), so one traced program, or one exported module, serves all platforms.
+No other package of `tl` chooses operations by platform. Layers, parameters, normalization and
+activations are in `tl.backbones.layers`.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ def global_mean(x: Array) -> Array:
 def conv2d(
     x: Array, kernel: Array, *, stride: int = 1, padding: Padding = NO_PADDING, groups: int = 1
 ) -> Array:
-    """Cross-correlation of images with a kernel, which networks call a convolution.
+    """Cross-correlation of images with a kernel, which neural networks call a convolution.
 
-    Equals `lax.conv_general_dilated` with NHWC images and HWIO kernels, up to the order of the
-    sums. Differentiable any number of times in reverse mode; forward mode (`jax.jvp`) is not
+    It equals `lax.conv_general_dilated` with NHWC images and HWIO kernels, up to the order of the
+    sums. It is differentiable any number of times in reverse mode; forward mode (`jax.jvp`) is not
     supported. In bfloat16, values and gradients are summed in float32 and rounded once.
 
     Args:
-        x: f32 or bf16[b h w c].
-        kernel: [kh kw c/groups o], of the dtype of `x`.
-        stride: step of the window, the same in both directions.
-        padding: zeros around the image, `((top, bottom), (left, right))`.
-        groups: number of channel groups; `c` for a depthwise convolution.
+      x: f32 or bf16[b h w c].
+      kernel: [kh kw c/groups o], of the dtype of `x`.
+      stride: step of the window, the same in both directions.
+      padding: zeros around the image, `((top, bottom), (left, right))`.
+      groups: number of channel groups; `c` for a depthwise convolution.
 
     Returns:
-        [b h' w' o] of the dtype of `x`, with `h' = (h + top + bottom - kh) // stride + 1`.
+      [b h' w' o] of the dtype of `x`, with `h' = (h + top + bottom - kh) // stride + 1`.
 
     Raises:
-        ValueError: the shapes do not fit each other, or the dtypes differ.
+      ValueError: the shapes do not fit each other, or the dtypes differ.
     """
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(
@@ -68,26 +69,26 @@ def conv2d(
 
 
 def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDING) -> Array:
-    """Maximum of each channel in a sliding window; the padding counts as minus infinity.
+    """Maximum of each channel in a sliding window; padding has the value minus infinity.
 
     If several pixels of a window share the maximum, the gradient goes to the first of them in
     row-major order, as in lax and torch.
 
     Args:
-        x: f32[b h w c].
-        window: side of the square window.
-        stride: step of the window.
-        padding: `((top, bottom), (left, right))`.
+      x: f32[b h w c].
+      window: side of the square window.
+      stride: step of the window.
+      padding: `((top, bottom), (left, right))`.
 
     Returns:
-        f32[b h' w' c].
+      f32[b h' w' c].
     """
     pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
     return _max_pool(x, int(window), int(stride), pads)
 
 
 # --- choice of the form -----------------------------------------------------------------------
-# The gradient rule is outside of the choice of platform, so that a first derivative never
+# The gradient rule is outside the choice of platform, so that a first derivative never
 # differentiates a `cond`.
 
 

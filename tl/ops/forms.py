@@ -1,4 +1,7 @@
-"""Forms of convolution for a CPU: for each kind of convolution the fastest one."""
+"""Forms of convolution for a CPU: the fastest one for each kind of convolution.
+
+Each function returns the `Form` of one kind for fixed shapes. `forms` chooses among them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Form(NamedTuple):
 # Equal shapes get the same functions, so that JAX traces a branch once instead of once per layer.
 @lru_cache(maxsize=1024)
 def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple[Form, Form]:
-    """The plain form, for all platforms, and the form for CPUs."""
+    """The plain form, which suits all platforms, and the form for CPUs."""
     args = (x_shape, k_shape, stride, padding)
     plain = by_autodiff(
         partial(lax_conv, stride=stride, padding=padding, groups=groups), x_shape, k_shape
@@ -61,7 +64,7 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
 
 
 def in_float32(f: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Computes in float32; the result has the dtype of the arguments."""
+    """`f` computed in float32; the result has the dtype of the first argument."""
 
     def widened(a: Array, b: Array) -> Array:
         return f(a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
@@ -129,22 +132,24 @@ def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     def kernel_grad(x: Array, g: Array) -> Array:
         # One row of outputs at a time, so that all k * k sums read it from the cache. Partial sums
         # keep the width, because XLA vectorizes additions of vectors but not a reduction to [c].
-        # Several images per step amortize its cost.
+        # Several images per step amortize the cost of a step.
         x = pad(x, padding)
-        some = next(n for n in range(16, 0, -1) if b % n == 0)
+        per_step = next(n for n in range(16, 0, -1) if b % n == 0)
 
         def add_row(step: Array, sums: Array) -> Array:
-            row, first = step // (b // some), step % (b // some) * some
-            gs = lax.dynamic_slice(g, (first, row, 0, 0), (some, 1, *g.shape[2:]))
-            xs = lax.dynamic_slice(x, (first, row * stride, 0, 0), (some, taps[0], *x.shape[2:]))
+            row, first = step // (b // per_step), step % (b // per_step) * per_step
+            gs = lax.dynamic_slice(g, (first, row, 0, 0), (per_step, 1, *g.shape[2:]))
+            xs = lax.dynamic_slice(
+                x, (first, row * stride, 0, 0), (per_step, taps[0], *x.shape[2:])
+            )
             products = [
-                reduce(jnp.add, [gs[n] * s[n] for n in range(some)])
+                reduce(jnp.add, [gs[n] * s[n] for n in range(per_step)])
                 for s in shifted(xs, taps, (1, size[1]), stride)
             ]
             return sums + jnp.concatenate(products)
 
         sums = jnp.zeros((taps[0] * taps[1], *g.shape[2:]), g.dtype)
-        return jnp.sum(lax.fori_loop(0, size[0] * (b // some), add_row, sums), axis=1).reshape(
+        return jnp.sum(lax.fori_loop(0, size[0] * (b // per_step), add_row, sums), axis=1).reshape(
             k_shape
         )
 
@@ -155,7 +160,7 @@ def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
 
 
 def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) -> Form:
-    """Patches for the image gradient and a narrow output; windows for the kernel gradient."""
+    """Patches for the input gradient and a narrow output; windows for the kernel gradient."""
     kh, kw, c, out = k_shape
     size = out_size(x_shape, (kh, kw), stride, padding)
     patches = by_autodiff(partial(stem, stride=stride, padding=padding), x_shape, k_shape)
@@ -241,19 +246,19 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
         return jnp.einsum("bhwc,co->bhwo", pad(x, padding), kernel[0, 0])
     if (kh, kw) == (3, 3) and min(c, out) >= 128 and min(size) >= 14:
         return winograd.correlate(x, kernel, padding)
-    # XLA gives a convolution to YNNPACK unless the output is higher than the input; Eigen's is 1.1
-    # to 1.8 times as fast. The additional rows are cropped when the next operation reads them.
+    # XLA passes a convolution to YNNPACK unless the output has more rows than the input. Eigen's
+    # convolution is 1.1 to 1.8 times as fast, so rows are added, and cropped by the next operation.
     (top, bottom), sides = padding
-    more = max(x.shape[1] - size[0] + 1, 0)
-    if more > max(size[0] // 6, 1) or min(size) < 1:
+    extra = max(x.shape[1] - size[0] + 1, 0)
+    if extra > max(size[0] // 6, 1) or min(size) < 1:
         return lax_conv(x, kernel, padding=padding)
-    return lax_conv(x, kernel, padding=((top, bottom + more), sides))[:, : size[0]]
+    return lax_conv(x, kernel, padding=((top, bottom + extra), sides))[:, : size[0]]
 
 
 def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
     """Several groups at a time as a dense convolution with a block-diagonal kernel.
 
-    It has more multiply-adds, but a shape that runs faster.
+    This needs more multiply-adds, but its larger shapes run faster.
     """
     b, h, w, c = x_shape
     kh, kw, i, out = k_shape

@@ -1,4 +1,4 @@
-"""Forces XLA on a CPU to compute an array once before its readers run."""
+"""Makes XLA on a CPU compute an array once instead of once per reader."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def materialize(x: Array, key: Array) -> Array:
 
     Args:
       x: f32[...].
-      key: any key of `jax.random`. A random number from it, below 1, is compared with 1.
+      key: any key of `jax.random`. A uniform number in [0, 1) drawn from it is compared with 1.
 
     Returns:
       `x`.

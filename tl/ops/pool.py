@@ -20,6 +20,7 @@ def _lax_max_pool(x: Array, *, window: int, stride: int, padding: Padding) -> Ar
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
+    """See `tl.ops.max_pool`."""
     plain = partial(_lax_max_pool, window=window, stride=stride, padding=padding)
     return lax.platform_dependent(
         x, cpu=lambda x: _max_and_tap(x, window, stride, padding)[0], default=plain
@@ -27,7 +28,7 @@ def max_pool(x: Array, window: int, stride: int, padding: Padding) -> Array:
 
 
 def _max_and_tap(x: Array, window: int, stride: int, padding: Padding) -> tuple[Array, Array]:
-    """The maximum of each window, and the index of the first tap that has it."""
+    """The maximum of each window, and the index i8 of the first tap that has it."""
     taps = (window, window)
     shifts = shifted(
         pad(x, padding, -jnp.inf), taps, out_size(x.shape, taps, stride, padding), stride

@@ -1,4 +1,7 @@
-"""Helpers for sliding windows: padding, shifted images, and the transpose of a window."""
+"""Helpers for sliding windows: padding, shifted images, and the transpose of a window.
+
+Images are [b h w c]; a `Pair` is (height, width) or (top, bottom) and so on, in pixels.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,19 @@ NO_PADDING: Padding = ((0, 0), (0, 0))
 def same_padding(size: Pair, *, window: int, stride: int) -> Padding:
     """Padding of TensorFlow's `SAME` rule, which gives `ceil(size / stride)` outputs.
 
-    An odd pixel of padding is at the bottom and right.
+    If the padding is odd, the additional pixel is at the bottom and right.
 
     Args:
-        size: height and width of the input, in pixels.
-        window: side of the square window.
-        stride: step of the window.
+      size: height and width of the input, in pixels.
+      window: side of the square window.
+      stride: step of the window.
 
     Returns:
-        `((top, bottom), (left, right))`, as `conv2d` and `max_pool` take it.
+      `((top, bottom), (left, right))`, as `conv2d` and `max_pool` take it.
 
     Example:
-        >>> same_padding((224, 224), window=3, stride=2)
-        ((0, 1), (0, 1))
+      >>> same_padding((224, 224), window=3, stride=2)
+      ((0, 1), (0, 1))
     """
 
     def one(n: int) -> Pair:
@@ -60,7 +63,7 @@ def pad(x: Array, padding: Padding, value: float = 0.0) -> Array:
 
 
 def shifted(x: Array, taps: Pair, size: Pair, stride: int = 1) -> list[Array]:
-    """The input of each tap of a window, in row-major order: `kh * kw` images of `size` pixels."""
+    """The pixels that each tap of a window reads: `kh * kw` images of `size`, row by row."""
     high = ((size[0] - 1) * stride + 1, (size[1] - 1) * stride + 1)
     return [
         x[:, i : i + high[0] : stride, j : j + high[1] : stride]
@@ -96,12 +99,20 @@ def products(x: Array, g: Array) -> Array:
 
 
 def by_phases(g, x_shape, taps: Pair, stride: int, padding: Padding, gather: Callable) -> Array:
-    """The transpose of a sliding window: for each pixel the sum over the windows that cover it.
+    """The transpose of a sliding window: for each pixel, the sum over the windows that cover it.
 
-    The pixels (stride * m + r, stride * n + t) of the padded input, its phase (r, t), are covered
-    only by the taps [r::stride, t::stride]. Within a phase the transpose is a stride-1 window over
-    `g` with these taps in reverse order, which `gather(padded g, rows of taps, columns of taps,
-    size)` computes. `g` may be any pytree of images.
+    The pixels (stride * m + r, stride * n + t) of the padded input form its phase (r, t). Only the
+    taps [r::stride, t::stride] cover them. Within a phase the transpose is a stride-1 window over
+    `g` with these taps in reverse order.
+
+    Args:
+      g: cotangent of the outputs, any pytree of images.
+      x_shape: shape of the input.
+      taps, stride, padding: the window.
+      gather: `(padded g, rows of taps, columns of taps, size) -> image` computes one phase.
+
+    Returns:
+      An image of shape `x_shape`.
     """
     b, h, w, c = x_shape
     (top, _), (left, _) = padding
