@@ -155,7 +155,7 @@ def test_another_number_type_is_an_error_unless_cast_is_set(dtype: Any):
     name = np.dtype(dtype).name
     message = (
         f"wrong number type: got 1 tensors in {name} (fc.bias is {name}, expected float32), "
-        "expected float32, the type of the training; take the float32 file, or convert"
+        "expected float32, the type of the training; use the float32 file, or convert"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         port(other, TABLE, SHAPES)

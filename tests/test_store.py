@@ -111,7 +111,7 @@ def test_an_unknown_tag_names_the_nearest(row: WeightsSpec):
         store.no_package(row.arch, "mien")
         == f"no package contains {row.arch}.mien; nearest: 'mine'"
     )
-    assert store.no_package("resnet18", "").endswith(f"or take one of: {row.arch}")
+    assert store.no_package("resnet18", "").endswith(f"or use one of: {row.arch}")
 
 
 @pytest.mark.parametrize(

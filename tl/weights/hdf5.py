@@ -1,26 +1,25 @@
 """Reads Keras' weights files, with names `<layer>/<weight>`; nothing in a file is executed.
 
-The content of a file gives its layout:
+The layout is detected by the content of a file:
 
-legacy `.h5`: `layer_names` and `weight_names` give the names in the model's order, under
-`model_weights` for a whole model and at the root for a file of weights.
+- legacy `.h5`: `layer_names` and `weight_names` list the names in the model's order, under
+  `model_weights` for a whole model and at the root for a file of weights.
+- `.weights.h5`: groups are named by kind and number (`layers/conv2d_3/vars/0`). Keras 3 adds the
+  layer's name as an attribute; for files without it, the group's name (`conv2d_3`) is used. Layers
+  of one kind are in the model's order; kinds are sorted by name, because the file does not order
+  them.
+- `.keras`: a zip with a `.weights.h5` file and `config.json`, which has the model's order and the
+  options of each layer.
 
-`.weights.h5`: groups are named by kind and number (`layers/conv2d_3/vars/0`). Keras 3 adds the
-layer's name as an attribute; for files without it, the group's name (`conv2d_3`) is used. Layers of
-one kind are in the model's order; kinds are sorted by name, because the file does not order them.
-
-`.keras`: a zip with a `.weights.h5` file and `config.json`, which has the model's order and the
-options of each layer.
-
-Weights are named kernel (also of depthwise convolutions), bias, gamma, beta, moving_mean and
-moving_variance; for other kinds of layer, by the name or number in the file. The state of an
-optimizer is not read.
+Weights are named kernel (also in depthwise convolutions), bias, gamma, beta, moving_mean and
+moving_variance. Weights of other kinds of layer have the name or number in the file. The state of
+an optimizer is not read.
 
 The structure is that of keras/src/saving/saving_lib.py and
 keras/src/legacy/saving/legacy_h5_format.py (Keras 3.15). A file that refers to other files (links,
 virtual data sets, external storage) is an error. HDF5's C library reads the bytes, through h5py. It
-reports truncated files, but a deliberately damaged file can crash it, so files from untrusted
-sources are better read as .safetensors.
+reports truncated files, but a deliberately damaged file can crash it, so prefer .safetensors for
+files from untrusted sources.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ import ml_dtypes
 import numpy as np
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-# Last part of a name in a legacy file -> name of the weight. The first four are Keras 1's, which
-# the official files of 2016 have.
+# Last part of a name in a legacy file -> name of the weight. The first four are those of Keras 1,
+# which the official files of 2016 have.
 LEGACY_NAMES = {
     "W": "kernel",
     "b": "bias",
@@ -47,7 +46,7 @@ LEGACY_NAMES = {
     "running_std": "moving_variance",  # a variance, despite its name
     "depthwise_kernel": "kernel",
 }
-# Groups that hold the layers; the second in Keras 2.12 and 2.13.
+# Groups that hold the layers; Keras 2.12 and 2.13 write the second.
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 KERNELS = {"dense", "depthwise_conv2d"} | {
     f"conv{n}d{form}" for n in (1, 2, 3) for form in ("", "_transpose")
@@ -56,7 +55,11 @@ NORMS = {"batch_normalization", "sync_batch_normalization"}
 
 
 def read_keras(archive: ZipFile) -> dict[str, np.ndarray]:
-    """The weights of a `.keras` archive, in the order of the layers in its `config.json`."""
+    """The weights of a `.keras` archive, in the order of the layers in its `config.json`.
+
+    Raises:
+      ValueError: as `read_h5`, or the archive is compressed or lacks the weights.
+    """
     names = archive.namelist()
     if "model.weights.h5" not in names:
         raise ValueError(
@@ -79,6 +82,10 @@ def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[
 
     Returns:
       `<layer>/<weight>` -> array, in the file's order and dtype.
+
+    Raises:
+      ValueError: h5py is not installed, the layout is not one of Keras, or the file refers to other
+        files. The message lacks the path, which `readers.read` adds.
     """
     try:
         import h5py
@@ -193,29 +200,29 @@ def _numbered(
     configs = dict(zip(_keys(config), config, strict=True))
     keys = set(layers)
     for key in [key for key in configs if key in keys] + sorted(keys - set(configs), key=_natural):
-        group, about = _child(layers, key), configs.get(key, {}).get("config", {})
+        group, options = _child(layers, key), configs.get(key, {}).get("config", {})
         parts = set(group)
         variables = _child(group, "vars") if "vars" in parts else None
         stored_name = key if variables is None else variables.attrs.get("name", key)
-        layer = about.get("name", stored_name)
+        layer = options.get("name", stored_name)
         for part in parts - {"vars", "seed_generator"}:  # the second is the random state of dropout
             if any(
                 name != "vars" or len(_child(group, f"{part}/vars")) for name in _child(group, part)
             ):
                 raise _nested(layer)
         kind = re.sub(r"_\d+$", "", key)
-        for number, weight in enumerate(_weights(kind, len(variables or ()), about, layer)):
+        for number, weight in enumerate(_weights(kind, len(variables or ()), options, layer)):
             yield f"{layer}/{weight}", reader.array(variables, str(number))
 
 
-def _weights(kind: str, count: int, about: Mapping[str, Any], layer: str) -> tuple[str, ...]:
+def _weights(kind: str, count: int, options: Mapping[str, Any], layer: str) -> tuple[str, ...]:
     """Names of a layer's variables, in the order in which Keras numbers them."""
     if kind in KERNELS and count in (0, 1, 2):
         return ("kernel", "bias")[:count]
     if kind in NORMS and count in (0, 2, 3, 4):
-        gamma, beta = about.get("scale", count == 4), about.get("center", count == 4)
+        gamma, beta = options.get("scale", count == 4), options.get("center", count == 4)
         names = ("gamma",) * gamma + ("beta",) * beta + ("moving_mean", "moving_variance")
-        if count == 3 and not about:
+        if count == 3 and not options:
             raise ValueError(
                 f"its layer {layer!r} lacks gamma or beta, and a .weights.h5 does not say which; "
                 "save the model as .keras"

@@ -1,13 +1,14 @@
-"""The published ImageNet weights of the zoo: data, no logic. The first row of an architecture is
-its default.
+"""The published ImageNet weights of the zoo: data, no logic.
+
+The first row of an architecture that the hub has is the default of `weights="hub"`.
 
 Sources of the values, read in November 2026:
 
 timm: preprocessing, hub repository and license are from `default_cfgs` of timm 1.0.28. Top-1 is
 from results/results-imagenet.csv of huggingface/pytorch-image-models at commit 7479d451, at the
 size and crop of the row's `pixels`. That is the training size; many tags gain 0.6 to 1.7 points at
-the larger size of their model card. Only `tv2` tags have their test size, as torchvision publishes
-them; timm's default is 176.
+the larger size of their model card. Only `tv2` tags have their test size, 224, with which
+torchvision publishes them; timm's default for them is 176.
 
 torchvision: top-1, URL and preprocessing are from the weight enums of torchvision 0.28; the license
 is the project's. The eight hexadecimal digits in a file's name are the beginning of its SHA-256.
@@ -93,8 +94,8 @@ def _keras(
     """A legacy HDF5 file of `keras.applications`.
 
     The published accuracies were measured with the shorter side resized to 256, cubic (OpenCV), and
-    a center crop of 224 (keras-team/keras-applications, issue 88), which `pixels` has. Keras'
-    `load_img(target_size=...)` differs: it squashes with nearest neighbors.
+    a center crop of 224 (keras-team/keras-applications, issue 88), as in `pixels`. Keras'
+    `load_img(target_size=...)` differs: it resizes to a square with nearest-neighbor interpolation.
     """
     return WeightsSpec(
         arch,

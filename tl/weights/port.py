@@ -1,7 +1,7 @@
 """Renames the tensors of a file to `tl`'s variables by a table.
 
-Every tensor must be used and every variable filled; one error lists all mismatches. The tables are
-in `tl.weights.tables`.
+Every tensor must be used and every variable must be filled; one error lists all mismatches. The
+tables are in `tl.weights.tables`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Layout(NamedTuple):
 
     Attributes:
       rank: number of axes in the source, or None for any.
-      ours: converts a tensor to tl's layout (kernels HWIO, dense IO, maps flattened row by row).
+      ours: converts a tensor to tl's layout (kernels HWIO, dense layers IO, feature maps flattened
+        row by row).
       theirs: converts tl's shape to the source's.
     """
 
@@ -41,7 +42,7 @@ LAYOUTS = {
     "11io": Layout(4, lambda a: a[0, 0], lambda s: (1, 1, *s)),
     # Keras' depthwise convolution.
     "hwcm": Layout(4, lambda a: a.transpose(0, 1, 3, 2), lambda s: (s[0], s[1], s[3], s[2])),
-    # torchvision's VGG: a 7x7 map, flattened channel by channel.
+    # torchvision's VGG: a dense layer on a 7x7 map that is flattened channel by channel.
     "chw_7x7": Layout(
         2,
         lambda a: a.reshape(len(a), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(a)),
@@ -62,7 +63,7 @@ class Target(NamedTuple):
 
 
 Table = Mapping[str, Target]
-"""Source name -> target. The functions of `tl.weights.tables` make it from an architecture."""
+"""Source name -> target. The functions in `tl.weights.tables` create it from an architecture."""
 
 
 def port(
@@ -79,16 +80,16 @@ def port(
       arrays: name -> array, as `readers.read` returns them.
       table: source name -> target.
       shapes: nested tree of values with a `shape`: all variables of the network.
-      ignore: endings of names of tensors that are not needed (torch's `num_batches_tracked`).
-      cast: whether tensors of another number type are converted to float32 instead of being an
+      ignore: suffixes of the names of unneeded tensors, such as torch's `num_batches_tracked`.
+      cast: whether to convert tensors of another number type to float32 instead of raising an
         error.
 
     Returns:
       Nested variables, float32.
 
     Raises:
-      ValueError: missing, extra or misshaped tensors, other number types, or non-finite values; the
-        message lists all.
+      ValueError: there are missing, extra or misshaped tensors, other number types, or non-finite
+        values; the message lists all of them.
     """
     expected = {name: tuple(leaf.shape) for name, leaf in flatten(shapes).items()}
     problems, types, out = [], Counter(), {}
@@ -97,7 +98,7 @@ def port(
     for source in sorted(arrays):
         array = arrays[source]
         if source not in table:
-            if not source.endswith(ignore or ("\0",)):
+            if not source.endswith(ignore):
                 problems.append(f"extra {source} {array.shape}")
             continue
         path, layout = table[source]
@@ -129,7 +130,7 @@ def port(
         counts = " and ".join(f"{count} tensors in {name}" for name, count in types.items())
         raise ValueError(
             f"wrong number type: got {counts} ({_first(problems)}), expected float32, the type of "
-            "the training; take the float32 file, or convert the tensors with `cast=True`"
+            "the training; use the float32 file, or convert the tensors with `cast=True`"
         )
     if problems:
         raise ValueError(

@@ -1,9 +1,9 @@
 """Reads weights files as flat dicts of numpy arrays; nothing in a file is executed.
 
-`read` detects the format by content, not by the ending: safetensors, torch's zip, torch's older
-pickle stream, a pickled dict of numpy arrays, and Keras' HDF5 files and archives (`hdf5`). Pickles
-are read by an unpickler that accepts only a few harmless names; any other name in the file is an
-error. Architectures play no role here; tensors are renamed by `port`.
+`read` detects the format by the content of a file, not by its suffix: safetensors, torch's zip,
+torch's older pickle stream, a pickled dict of numpy arrays, and Keras' HDF5 files and archives
+(`hdf5`). Pickles are read by an unpickler that accepts only a few harmless names; any other name in
+the file is an error. This module does not depend on architectures; `port` renames the tensors.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _StorageType(NamedTuple):
 
 
 class _Storage:
-    """A block of numbers that tensors are views of; `data` is filled when its bytes are read."""
+    """A block of numbers of which tensors are views; `data` is filled when its bytes are read."""
 
     def __init__(self, dtype: np.dtype, count: int):
         self.dtype, self.count, self.data = dtype, count, np.empty(0, dtype)
@@ -73,13 +73,13 @@ class _Tensor(NamedTuple):
             )
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         stored = self.storage.data.size
-        # The size is compared too, because a stride of 0 would need no storage.
+        # The number of elements is compared too, because strides of 0 need almost no storage.
         if 0 not in self.shape and (last >= stored or math.prod(self.shape) > stored):
             raise ValueError(
                 f"a tensor of shape {self.shape} exceeds the {stored} numbers stored for it"
             )
         width = self.storage.dtype.itemsize
-        # A view: a thousand tensors on one storage use its memory once.
+        # A view, so that a thousand tensors on one storage need its memory only once.
         return np.lib.stride_tricks.as_strided(
             self.storage.data[self.offset :],
             self.shape,
@@ -176,7 +176,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """The mapped file; unlike that of `open`, `read(n)` allocates no memory beyond its end."""
+    """The memory-mapped file, whose `read(n)` allocates no memory beyond the end of the file."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
@@ -209,7 +209,7 @@ def _flat(tree: Any) -> Arrays:
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, (Mapping, list, tuple)) and not isinstance(node, _Tensor):
-            # A container in itself, or many times in others, could take forever to walk.
+            # A container that contains itself, or is in many others, could take forever to walk.
             if id(node) in visited and len(node):
                 raise ValueError(f"the {type(node).__name__} {prefix!r} is in the file twice")
             visited.add(id(node))
@@ -325,11 +325,11 @@ def read(path: str | Path) -> Arrays:
 
     Args:
       path: a file of safetensors, torch (`.pth`: zip or older stream), a pickled dict of numpy
-        arrays, or Keras (`.h5`, `.weights.h5`, `.keras`), with any ending.
+        arrays, or Keras (`.h5`, `.weights.h5`, `.keras`); the suffix of its name is not used.
 
     Returns:
       Name -> array, with the dtype and in the order of the file. Names of nested dicts and lists
-      are joined by "/"; Keras' layouts have the same names (`hdf5`).
+      are joined by "/"; all of Keras' layouts have names of one form (`hdf5`).
 
     Raises:
       ValueError: the file is missing, has another format, is truncated, or holds something other

@@ -13,7 +13,7 @@ class WeightsSpec:
 
     Attributes:
       arch: the architecture.
-      tag: the publisher's name for the weights; `arch.tag` identifies them.
+      tag: the publisher's name for the weights; `ARCH.TAG` identifies them.
       source: the rename table, a key of `tl.weights.tables.sources`.
       classes: class table of the classifier, or None if the file holds features only.
       pixels: preprocessing that the weights were trained with.
@@ -22,10 +22,10 @@ class WeightsSpec:
       top1: published ImageNet top-1 accuracy at `pixels`, in percent; None if none was published.
       package: the Python distribution that contains the file, or "".
       file: path of the file inside the distribution, or "".
-      sha256: SHA-256 of the file, which is checked; "" if only the hub gives it.
+      sha256: SHA-256 of the packaged file, which is checked; "" for other files.
       hub: repository of the Hugging Face hub in timm's layout, or "".
       url: page or file where the weights were published.
-      ignore: endings of names of tensors that are in the file and not needed.
+      ignore: suffixes of the names of tensors in the file that are not needed.
     """
 
     arch: str

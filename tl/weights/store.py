@@ -1,6 +1,6 @@
 """Finds weights in the manifest, and verifies the files of installed packages.
 
-It uses no network; files of the hub are fetched by `tl.weights.hub`.
+This module makes no network requests; `tl.weights.hub` fetches files from the hub.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ LITE_URL = "https://github.com/tensorflow/tpu/tree/master/models/official/effici
 def _lite(n: int, size: int, digest: str, top1: float) -> WeightsSpec:
     """An EfficientNet-Lite of TensorFlow.
 
-    Size: efficientnet_lite_builder.py; crop: a border of 32 pixels, as in timm; top-1: its README.
+    The size is from efficientnet_lite_builder.py, the crop leaves a border of 32 pixels as in timm,
+    and top-1 is from the README at `LITE_URL`.
     """
     return WeightsSpec(
         arch=f"tf_efficientnet_lite{n}",
@@ -146,12 +147,12 @@ def verified(row: WeightsSpec) -> Path:
 
 
 def packaged_row(archs: Sequence[str], tag: str) -> WeightsSpec | None:
-    """The packaged weights of the first form that has some; with a tag, only those of the tag."""
+    """The packaged weights of the first form that has any; with a tag, only those with this tag."""
     return _first(archs, lambda row: bool(row.package) and tag in ("", row.tag))
 
 
 def hub_row(archs: Sequence[str], arch: str, tag: str) -> WeightsSpec | None:
-    """The hub's weights of `arch`, else of another form; with a tag, only those of the tag."""
+    """The hub's weights of `arch`, else of another form; with a tag, only those with this tag."""
     return _first([arch, *archs], lambda row: bool(row.hub) and tag in ("", row.tag))
 
 
@@ -168,7 +169,7 @@ def installed(row: WeightsSpec) -> bool:
 
 
 def pixels_for(arch: str, source: str) -> PixelSpec | None:
-    """The preprocessing of published weights of a source; None if the manifest has none."""
+    """The preprocessing of the published weights of a source; None if the manifest has none."""
     row = _first([arch], lambda row: row.source == source)
     return row.pixels if row else None
 
@@ -181,7 +182,7 @@ def no_package(arch: str, tag: str) -> str:
     archs = ", ".join(dict.fromkeys(row.arch for row in MANIFEST if row.package))
     return (
         f"no package contains weights of {arch}; give `weights` as hub, a file or random, "
-        f"or take one of: {archs}"
+        f"or use one of: {archs}"
     )
 
 

@@ -1,4 +1,4 @@
-"""A Markdown table of all networks and of the weights that are published for them."""
+"""Markdown tables of all networks and of the weights that are published for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COLUMNS = ("network", "aliases", "features", "the same network in", "published w
 
 
 def table() -> str:
-    """One row per network, in the order of `tl.names()`.
+    """A Markdown table with one row per network, in the order of `tl.names()`.
 
     The weights are tags for `tl.load("NETWORK.TAG")`, each with the published ImageNet top-1
     accuracy in percent. Tags in bold are in a package of the `offline` extra.
@@ -31,7 +31,7 @@ def table() -> str:
 
 
 def packages() -> str:
-    """One row per packaged weights file: network, content, license, package."""
+    """A Markdown table with one row per packaged weights file."""
     rows = [
         [
             f"`{row.arch}`",
@@ -46,7 +46,7 @@ def packages() -> str:
 
 
 def blocks() -> dict[str, str]:
-    """The generated blocks of READMEs: name -> Markdown."""
+    """The generated blocks of the READMEs: name -> Markdown."""
     return {"zoo": table(), "packages": packages(), "count": f"{len(backbones.names())} networks"}
 
 

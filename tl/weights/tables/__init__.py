@@ -1,7 +1,7 @@
 """Rename tables, one file per family: functions from an architecture to `source name -> Target`.
 
-To add a family: a file with `SOURCES`, and a row here for the class of its Linen module. The
-sources that hold a particular architecture are in its row of the zoo (`BackboneSpec.sources`).
+To add a family, write a file with `SOURCES` and add a row here for the class of its Linen module.
+The row of an architecture in the zoo lists the sources that hold it (`BackboneSpec.sources`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class Source(NamedTuple):
     """The names of a family's tensors and layers in one source.
 
     Attributes:
-      table: `(module, *, head) -> source name -> Target`; with `head`, including the classifier.
+      table: `(module, *, head) -> Table`; the table includes the classifier if `head` is True.
       pixels: preprocessing of the source's weights if the manifest has no row for them.
       endpoints: `module -> {endpoint: layer of the source with the same output}`, used for
         comparisons.

