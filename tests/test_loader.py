@@ -129,8 +129,8 @@ def test_class_weights_give_present_classes_the_same_total(labels: list[int]) ->
         ({"epochs": 0}, "`epochs` must be at least 1: got 0"),
         ({"seed": -1}, "`seed` must be at least 0: got -1"),
         ({"weights": np.ones(3)}, "must be 4 finite numbers"),
-        ({"weights": np.zeros(4)}, "one above"),
-        ({"weights": np.array([1, 1, 1, -1.0])}, "none below 0"),
+        ({"weights": np.zeros(4)}, "not all 0"),
+        ({"weights": np.array([1, 1, 1, -1.0])}, "of at least 0"),
         ({"weights": np.array([1, 1, 1, np.nan])}, "finite"),
     ],
 )

@@ -1,8 +1,8 @@
-"""Labeled data sets by name, their division into parts, image files, and batches of fixed shape.
+"""Labeled data sets by name, their division into parts, image files, and batches of one shape.
 
-To add a data set: one function that returns a `DataSpec` and one row in `SETS`. If the images are
-in a container, such as a tar file, the function creates a `Stored` for each of them. This package
-does not normalize pixels; see `tl.pixels`.
+To add a data set, write a function that returns a `DataSpec` and add a row to `SETS`. If the images
+are in a container, such as a tar file, the function creates a `Stored` for each of them. This
+package does not normalize pixels; see `tl.pixels`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tl.data.table import table
 from tl.data.tfds import Record, tfds
 from tl.paths import nearest
 
-# Name -> (function, the placeholder after the colon or "" if the function has no parameter).
+# Name -> (function, placeholder after the colon, or "" if the function has no parameter).
 SETS: dict[str, tuple[Callable[..., DataSpec], str]] = {
     "folder": (folder, "DIR"),
     "csv": (table, "FILE"),
@@ -62,7 +62,8 @@ def get(word: str) -> DataSpec:
       word: `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR` or `elpv`.
 
     Raises:
-      ValueError: an unknown name (the message lists the nearest), or the data set is not readable.
+      ValueError: the name is unknown (the message lists the nearest), or the data set cannot be
+        read.
     """
     kind, colon, rest = word.partition(":")
     if kind not in SETS:

@@ -1,8 +1,8 @@
 """Augmentations by name, presets, and their composition, applied to batches on the device.
 
 `make_augment("standard", size=224)` returns an `Augment`, whose `apply` composes rows of
-`AUGMENTATIONS`. The same key gives the same images. To add one: a function in `augmentations.py`
-and a row in `AUGMENTATIONS`.
+`AUGMENTATIONS`. The same key gives the same images. To add an augmentation, write a function in
+`augmentations.py` and add a row to `AUGMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Augmentation(NamedTuple):
     """A row of `AUGMENTATIONS`.
 
     Attributes:
-      make: side of the network's input, in pixels -> a transform, or with `mixes` a mix.
-      mixes: whether it also changes the targets.
+      make: side of the network's input, in pixels -> a transform, or a mix if `mixes` is True.
+      mixes: whether the augmentation also changes the targets.
       margin: side of the squares that it takes, as a multiple of the side that it returns.
-      views: number of deterministic views from which it draws uniformly; they are the first
-        symmetries. 0 if the views cannot be counted.
+      views: number of deterministic views among which it draws uniformly, the first ones of
+        `augmentations.symmetry`. 0 if the views cannot be counted.
     """
 
     make: Callable[[int], Transform | Mix]
@@ -39,7 +39,7 @@ class Augmentation(NamedTuple):
 AUGMENTATIONS: Mapping[str, Augmentation] = {
     "flip": Augmentation(lambda _: augmentations.flip(), views=2),
     "dihedral": Augmentation(lambda _: augmentations.dihedral(), views=8),
-    # 256 pixels for 224.
+    # The host prepares 256 pixels for 224.
     "crop": Augmentation(augmentations.random_resized_crop, margin=8 / 7),
     # Chosen, not tuned.
     "shift": Augmentation(lambda size: augmentations.shift(max(size // 16, 1))),
@@ -60,10 +60,10 @@ _ALIASES = {"colour": "color"}
 
 @dataclass(frozen=True)
 class Augment:
-    """A sequence of augmentations; made by `make_augment`. Hashable, so it may be static in `jit`.
+    """A sequence of augmentations; made by `make_augment`. It may be a static argument of `jit`.
 
     Attributes:
-      words: rows of `AUGMENTATIONS`, in their order.
+      words: names in `AUGMENTATIONS`, in the order of application.
       size: side of the result, in pixels.
     """
 
@@ -72,7 +72,7 @@ class Augment:
 
     @property
     def source_size(self) -> int:
-        """Side of the squares that the host prepares; above `size` if crops are cut from them."""
+        """Side of the squares that the host prepares, in pixels; above `size` for random crops."""
         margins = (AUGMENTATIONS[word].margin for word in self.words)
         return round(self.size * max(margins, default=1.0))
 
@@ -80,7 +80,7 @@ class Augment:
     def views(self) -> tuple[Callable[[jax.Array], jax.Array], ...] | None:
         """All possible results, as equally likely functions of the images; None if not countable.
 
-        The output of a frozen part of the network can then be computed once per view and cached.
+        With countable views, the output of a frozen prefix is computed once per view and cached.
         """
         if not self.words:
             count = 1
@@ -92,7 +92,7 @@ class Augment:
         """The views that `apply` draws with this key.
 
         Returns:
-          i32[n]: `apply` maps image i to `views[choose(key, n)[i]]` of it.
+          i32[n]; `apply` with the same key gives view number `choose(key, n)[i]` of image i.
 
         Raises:
           ValueError: the views cannot be counted.
@@ -112,11 +112,11 @@ class Augment:
         Args:
           key: the only source of randomness.
           images01: f32[b s s c] in [0, 1] with s = `source_size`.
-          targets: f32[b k], rows of sum 1.
-          valid: bool[b]; slots without an image are not mixed into others.
+          targets: f32[b k], rows sum to one.
+          valid: bool[b], False for slots without an image, which are not mixed into others.
 
         Returns:
-          images01: f32[b size size c] in [0, 1], and targets f32[b k], rows of sum 1.
+          `(images01, targets)`: f32[b size size c] in [0, 1], and f32[b k] whose rows sum to one.
 
         Raises:
           ValueError: the images have another size.

@@ -4,13 +4,13 @@ A transform is `(key, images01) -> images01`. A mix is `(key, images01, targets,
 (images01, targets)`. Both take and return f32[b h w c] in [0, 1], have a static output shape, and
 are jitted by the caller. `augment.py` gives them names and composes them.
 
-The result for slot i of a batch is a function of the key and i alone. A larger batch or a sharded
-batch therefore changes nothing for the slots that both have. A mix also depends on the other
-images of the batch, from which it takes partners.
+The random numbers of slot i of a batch depend only on the key and i, so they do not change with the
+size or the sharding of the batch. A mix also depends on the other images of the batch, among which
+it finds partners.
 
 This module reads no files and does not resize from the original image. The host prepares squares
-of `Augment.source_size` from which crops are cut, so a crop of a quarter of the area is enlarged,
-whereas torchvision would cut it from the full resolution.
+of `Augment.source_size` from which crops are cut. A crop of a quarter of the area is therefore
+enlarged, whereas torchvision would cut it from the full resolution.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRIES = 10
 # ---- geometry ----
 
 # On f32[b h w c]. Each of the eight symmetries of the square is a product of some of these
-# generators: bit i of the number of a symmetry selects generator i.
+# generators. Bit i of the number of a symmetry selects generator i.
 _GENERATORS: Sequence[Callable[[jax.Array], jax.Array]] = (
     lambda images01: images01[:, :, ::-1],
     lambda images01: images01[:, ::-1],
@@ -66,7 +66,7 @@ def _random_symmetry(bits: int) -> Transform:
 
 
 def symmetry(number: int) -> Callable[[jax.Array], jax.Array]:
-    """The symmetry of the square with this number in [0, 8), applied to all images of a batch."""
+    """A symmetry of the square by its number in [0, 8), applied to all images of a batch."""
 
     def apply(images01: jax.Array) -> jax.Array:
         for bit, generator in enumerate(_GENERATORS):
@@ -83,20 +83,20 @@ def random_resized_crop(
 
     The box has the distribution of torchvision's RandomResizedCrop (`TRIES` attempts, then the
     largest centered box), but its corners are not rounded to whole pixels. Resizing is bilinear and
-    antialiased, as torchvision does it for PIL images; without antialiasing a box larger than
-    `size` would alias, at the same cost.
+    antialiased, as in torchvision for PIL images; without antialiasing, a box larger than `size`
+    would alias at the same cost.
 
     Args:
       size: side of the result, in pixels.
       scale: smallest and largest fraction of the area.
       ratio: smallest and largest width / height, log-uniform.
 
-    Reference: Szegedy et al. 2015, arXiv 1409.4842, section 6.
+    Reference: Szegedy et al. 2015, arXiv:1409.4842, section 6.
     """
 
     def crop(key: jax.Array, image: jax.Array) -> jax.Array:
         height, width, c = image.shape
-        # All numbers in one draw: each draw is a separate cipher to compile and run.
+        # All numbers come from one draw, because each draw compiles and runs the generator again.
         drawn = jax.random.uniform(key, (2 * TRIES + 2,))
         areas = height * width * _scale(drawn[:TRIES], *scale)
         ratios = jnp.exp(_scale(drawn[TRIES : 2 * TRIES], *np.log(ratio)))
@@ -152,13 +152,13 @@ def shift(pixels: int) -> Transform:
 def color(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4) -> Transform:
     """Brightness, contrast and saturation, in this order, each by a factor in [1 - x, 1 + x].
 
-    torchvision's ColorJitter differs in two points: it draws the order, and it clips to [0, 1]
+    torchvision's ColorJitter differs in two points: its order is random, and it clips to [0, 1]
     after each of the three steps instead of at the end. Saturation applies to RGB images only.
 
     Args:
       brightness, contrast, saturation: half the width of the interval of the factor.
 
-    Reference: Howard 2013, arXiv 1312.5402, section 2.1.
+    Reference: Howard 2013, arXiv:1312.5402, section 2.1.
     """
 
     def jitter(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -167,7 +167,8 @@ def color(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.
         by_brightness, by_contrast, by_saturation = factors
         height, width, c = image.shape
         luma = jnp.asarray(GRAY if c == 3 else (1.0 / c,) * c, jnp.float32)
-        # By whole rows: a sum over the short last axis takes ten times as long on a CPU.
+        # Whole rows are summed, because a sum over the short last axis takes ten times as long on a
+        # CPU.
         rows = image.reshape(height, width * c) * jnp.tile(luma, width)[None]
         mean = jnp.sum(rows) / (height * width)
         image = by_brightness * (by_contrast * image + (1.0 - by_contrast) * mean)
@@ -184,7 +185,7 @@ def erasing(
     scale: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Transform:
-    """Replaces a box of some images by noise, uniform in [0, 1].
+    """Replaces a random box in some of the images by noise, uniform in [0, 1].
 
     All boxes of a batch are cut from one image of noise.
 
@@ -193,7 +194,7 @@ def erasing(
       scale: smallest and largest fraction of the area; a box that does not fit is clipped.
       ratio: smallest and largest width / height, log-uniform as in timm (uniform in the paper).
 
-    Reference: Zhong et al. 2017, arXiv 1708.04896, algorithm 1 (noise: "RE-R", their best).
+    Reference: Zhong et al. 2017, arXiv:1708.04896, algorithm 1, with noise (their best, "RE-R").
     """
 
     def mask(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -221,7 +222,7 @@ def erasing(
 def mixup(alpha: float = 0.2) -> Mix:
     """Convex combination of two images and of their targets, weighted by Beta(alpha, alpha).
 
-    Reference: Zhang et al. 2018, arXiv 1710.09412, equation 1; alpha for ImageNet in section 3.1.
+    Reference: Zhang et al. 2018, arXiv:1710.09412, equation 1; alpha for ImageNet in section 3.1.
     """
 
     def blend(
@@ -235,10 +236,10 @@ def mixup(alpha: float = 0.2) -> Mix:
 def cutmix(alpha: float = 1.0) -> Mix:
     """Pastes a box of a second image; the targets are weighted by area.
 
-    The fraction of the area that stays is drawn from Beta(alpha, alpha). A box that is clipped at
-    the border counts with its visible area.
+    The fraction of the area that remains is drawn from Beta(alpha, alpha). A box that is clipped at
+    the border is weighted by its visible area.
 
-    Reference: Yun et al. 2019, arXiv 1905.04899, equations 1 and 2.
+    Reference: Yun et al. 2019, arXiv:1905.04899, equations 1 and 2.
     """
 
     def paste(
@@ -254,7 +255,7 @@ def cutmix(alpha: float = 1.0) -> Mix:
 
 
 def _mix(alpha: float, combine: Callable[..., tuple[jax.Array, jax.Array]]) -> Mix:
-    """A mix by `combine(weight, place, image, partner) -> (image, weight)` of each valid image."""
+    """A mix that applies `combine(weight, place, image, partner) -> (image, weight)` per image."""
 
     def draw(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         drawn = jax.random.uniform(key, (4,))
@@ -279,11 +280,14 @@ def _mix(alpha: float, combine: Callable[..., tuple[jax.Array, jax.Array]]) -> M
 
 
 def _partners(ranks: jax.Array, valid: jax.Array) -> jax.Array:
-    """i32[b]: a cycle through all valid slots in the order of `ranks`; empty slots stay fixed.
+    """The partner of each slot: the next valid slot in the order of `ranks`, cyclically.
 
     Args:
       ranks: f32[b] in [0, 1).
       valid: bool[b].
+
+    Returns:
+      i32[b]; the partner of an empty slot is the slot itself.
     """
     order = jnp.argsort(jnp.where(valid, ranks, 2.0)).astype(jnp.int32)  # the valid slots first
     place = jnp.arange(len(valid), dtype=jnp.int32)
@@ -301,7 +305,7 @@ def fold_in_each(key: jax.Array, n: int) -> jax.Array:
 
 
 def choose(key: jax.Array, n: int, views: int) -> jax.Array:
-    """i32[n], uniform in [0, views)."""
+    """Random view numbers i32[n], uniform in [0, views)."""
     return (jax.vmap(jax.random.uniform)(fold_in_each(key, n)) * views).astype(jnp.int32)
 
 
@@ -320,7 +324,7 @@ def _scale(drawn: jax.Array, low: float, high: float) -> jax.Array:
 
 
 def _box(image: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """bool[h w 1], true where the center of a pixel is in [low, high)."""
+    """The mask bool[h w 1] of the pixels whose center is in [low, high), each (row, column)."""
     centers = [jnp.arange(side, dtype=jnp.float32) + 0.5 for side in image.shape[:2]]
     inside = [(low[axis] <= center) & (center < high[axis]) for axis, center in enumerate(centers)]
     return inside[0][:, None, None] & inside[1][None, :, None]

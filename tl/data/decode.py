@@ -1,7 +1,8 @@
-"""The single rule that converts an image file to uint8 RGB, or raises an error of one sentence.
+"""The only conversion of image files to uint8 RGB; a file that fails gives a one-sentence error.
 
-The content of the file decides about its format, never the name. The rule, in this order:
-1. The first frame of an image with several frames or pages is taken.
+The format is detected by the content of the file, never by its name. The rules, in this order:
+
+1. The first frame of an image with several frames or pages is used.
 2. 16-bit gray: value / 257, rounded (65535 is white). 16-bit color: Pillow keeps the high byte,
    within one level.
 3. Transparency (RGBA, LA, of a palette or a key color) is composited on white.
@@ -29,9 +30,9 @@ from PIL import Image
 
 from tl.data.spec import Source
 
-# Without EPS, for which Pillow starts Ghostscript, and without formats that photographs do not use.
+# No EPS, for which Pillow starts Ghostscript, and no formats that photographs do not use.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
-# Pixels; chosen, not tuned: a side of 1 is a tracking pixel or a placeholder.
+# In pixels; chosen, not tuned. An image with a side of 1 is a tracking pixel or a placeholder.
 MIN_SIDE = 2
 # Pillow's MAX_IMAGE_PIXELS: 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
@@ -53,7 +54,7 @@ Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
-    """A file that cannot be used as an image; `why` is the reason without the file name."""
+    """An error about a file that is not a usable image; `why` is the reason without the path."""
 
     def __init__(self, why: str, path: Source | None = None):
         super().__init__(why if path is None else f"{path}: {why}")
@@ -64,7 +65,7 @@ class Header(NamedTuple):
     """The properties of an image file that are known before its pixels are read.
 
     Attributes:
-      format: by content, one of `FORMATS`.
+      format: the format by content, one of `FORMATS`.
       mode: Pillow's mode, e.g. "RGB", "L" (gray), "CMYK", "I;16" (16-bit gray); "RGB;16" is 16-bit
         color.
       transparent: whether the image has transparency.
@@ -100,15 +101,15 @@ def decode(source: Source | str | bytes) -> np.ndarray:
 
 
 def decode_reduced(source: Source | str | bytes, side: int) -> np.ndarray:
-    """`decode` at reduced size for JPEG: 1/2, 1/4 or 1/8, which is up to ten times as fast.
+    """`decode` with JPEG reduced to 1/2, 1/4 or 1/8 of its size, up to ten times as fast.
 
     Args:
       source: as in `decode`.
       side: lower bound of height and width after the reduction, in pixels.
 
     Returns:
-      uint8[h w 3], as `decode`. The reduction uses the low frequencies of the JPEG; the result
-      serves for comparison and display, not as the input of a model.
+      uint8[h w 3], as `decode`. The reduction uses the low frequencies of the JPEG, so the result
+      is suitable for comparison and display, but not as the input of a model.
 
     Raises:
       ImageError: as `decode`.
@@ -126,7 +127,7 @@ def header(source: Source | str | bytes) -> Header:
 
 
 def _with_name(source: Source | str | bytes, work: Callable[[bytes], Result]) -> Result:
-    """`work` on the bytes of `source`; an `ImageError` gets the name of the file."""
+    """Applies `work` to the bytes of `source`, and adds the path to an `ImageError`."""
     if isinstance(source, bytes):
         return work(source)
     path = Path(source) if isinstance(source, str) else source
@@ -194,7 +195,7 @@ def _decode(data: bytes, side: int | None = None) -> np.ndarray:
 
 def _header(data: bytes) -> Header:
     with _open(data) as image:
-        # MPO is a JPEG with a second one behind it.
+        # MPO is a JPEG followed by a second one.
         kind = "JPEG" if image.format == "MPO" else str(image.format)
         wide = image.mode == "RGB" and any(
             "RGB;16" in str(tile[3]) for tile in getattr(image, "tile", ())
@@ -210,7 +211,7 @@ def _header(data: bytes) -> Header:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """Rules 2 to 5."""
+    """The pixels uint8[h w 3] by rules 2 to 5."""
     # "I" of PNG and PPM holds 0 to 65535, as "I;16" does.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         wide = np.asarray(image).astype(np.uint32)
@@ -229,7 +230,10 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Called after `load`: Pillow's TIFF reader turns the image and then removes the tag."""
+    """The EXIF orientation, 1 if there is none.
+
+    After `load` it is 1 for a TIFF, because Pillow's reader turns the image and removes the tag.
+    """
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # rule 6
@@ -239,8 +243,8 @@ def _orientation(image: Image.Image) -> int:
 def _hide_warnings() -> None:
     """Hides Pillow's warnings: each case is an error above or has no effect on the pixels.
 
-    One filter for the process, inserted again if a caller replaced the filters or put another one
-    before it: `warnings.catch_warnings` is not safe in threads before Python 3.14.
+    The process has one filter, which is inserted again if a caller replaced the filters or put
+    another one first, because `warnings.catch_warnings` is not thread-safe before Python 3.14.
     """
     action, _, _, module, _ = warnings.filters[0] if warnings.filters else ("", None, None, None, 0)
     if action != "ignore" or getattr(module, "pattern", None) != r"PIL\.":

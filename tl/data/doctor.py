@@ -1,4 +1,4 @@
-"""Examination of a data set: every image is decoded, and duplicates are searched.
+"""Examines a data set: decodes every image and searches for duplicates.
 
 Nothing is deleted, moved or written next to the images. `tl.pages.doctor` shows the report.
 """
@@ -15,7 +15,7 @@ from tl.data.duplicates import content_hash, near_duplicate_groups
 from tl.data.spec import DataSpec, Example, Source
 from tl.data.tfds import known_bad
 
-# Suffix of a file name -> the format that it promises.
+# Suffix of a file name -> the format that it indicates.
 FORMATS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
     **dict.fromkeys((".tif", ".tiff"), "TIFF"),
@@ -39,7 +39,7 @@ MODES = {
 
 
 class Finding(NamedTuple):
-    """A property of one image that a user should know.
+    """A property of one image that a user should know about.
 
     Attributes:
       source: the image.
@@ -58,13 +58,13 @@ class Report(NamedTuple):
       classes: class name -> number of images.
       parts: official part -> number of images; {} if the data set has none.
       broken: images that cannot be decoded.
-      misnamed: images whose format differs from the suffix of the name; they are decoded.
+      misnamed: images whose format differs from the suffix of the name; `decode` reads them.
       odd: images other than 8-bit RGB with one frame, with the conversion by `decode`.
-      turned: images with an EXIF orientation, which is applied.
-      known: images whose name is known to be bad in published data sets.
+      turned: images with an EXIF orientation, which `decode` applies.
+      known: images with the name of a published file that is known to be defective.
       duplicates: groups of files with equal bytes.
       near_duplicates: groups of near-duplicates that are not all equal; None if all images resemble
-        each other, so that near-duplicates cannot be recognized.
+        each other, because near-duplicates cannot be recognized then.
       two_labels: groups of either kind with different labels.
       leaks: groups of either kind in more than one official part.
     """
@@ -117,7 +117,10 @@ def examine(
 
     Args:
       spec: the data set.
-      progress: wraps the iteration over the images; called with it and their number.
+      progress: wraps the iterator over the images; called with it and the number of images.
+
+    Returns:
+      `Report`. Images that cannot be read or decoded are listed in it and raise no error.
     """
     sources = [example.path for example in spec.examples]
     with ThreadPoolExecutor() as pool:
@@ -166,7 +169,7 @@ def _examine_image(source: Source) -> _Image:
 
 
 def _groups(examples: Sequence[Example], names: Sequence[str]) -> list[list[Example]]:
-    """Groups of several examples with the same name; examples with the name "" are left out."""
+    """Groups of two or more examples with the same name; those with the name "" are left out."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example, name in zip(examples, names, strict=True):
         groups[name].append(example)
@@ -186,8 +189,7 @@ def _findings(
 
 
 def _misnamed(source: Source, image_header: Header) -> str:
-    promised = FORMATS.get(source.suffix.lower(), image_header.format)
-    if image_header.format == promised:
+    if image_header.format == FORMATS.get(source.suffix.lower(), image_header.format):
         return ""
     return f"it is a {image_header.format}, its name ends in {source.suffix}"
 

@@ -2,17 +2,18 @@
 
 Two images are near-duplicates if their difference hashes differ in at most `MAX_BITS` of 64 bits
 and their thumbnails have a correlation of at least `MIN_CORRELATION`. The limits were chosen on
-1,759 photographs (cats_vs_dogs, oxford_pets, imagenet_samples), in which unrelated images with so
-few differing bits reach a correlation of at most 0.51 and exactly one true pair was found, and on
-copies of 180 of them. These copies are all found (at most 7 bits, correlation at least 0.984): JPEG
-at quality 60 and 30, half the size, the shorter side 192, squashed to 224 x 224, 10 % brighter. Of
-copies that lack 2 % at each side, 170 are found. Mirrored, rotated, gray or more tightly cropped
-copies are not recognized.
+1,759 photographs (cats_vs_dogs, oxford_pets, imagenet_samples) and on copies of 180 of them. Among
+the photographs, unrelated images with so few differing bits reach a correlation of at most 0.51,
+and exactly one true pair was found. All copies of these kinds are found (at most 7 bits,
+correlation at least 0.984): JPEG at quality 60 and 30, half the size, the shorter side 192,
+squashed to 224 x 224, 10 % brighter. Of the copies that lack 2 % at each side, 170 are found.
+Mirrored, rotated, gray or more tightly cropped copies are not recognized.
 
 Similarity proves nothing if all images of a data set resemble each other, such as solar cells
-photographed by one camera. Near-duplicates are not computed if the median image has `NEIGHBORS`
-others with a correlation above `SIMILAR`. (The correlation of the median image with its eighth
-neighbor is 0.52 in the photographs above and 0.86 in ELPV, where different cells reach 0.998.)
+photographed by one camera. Near-duplicates are therefore not computed if the median image has
+`NEIGHBORS` others with a correlation above `SIMILAR`. (The correlation of the median image with its
+eighth neighbor is 0.52 in the photographs above and 0.86 in ELPV, where different cells reach
+0.998.)
 
 Fingerprints are cached in `cache_dir()` by content hash, 776 bytes per image. JPEG decoders differ
 by at most one level, so another machine may decide differently about a pair at the limit; equal
@@ -36,7 +37,7 @@ from tl.data.decode import ImageError, decode_reduced
 from tl.data.spec import DataSpec, Source, Stored
 from tl.paths import cache_dir
 
-# Chosen on the photographs of the module's docstring.
+# Chosen on the photographs that the module's docstring describes.
 MAX_BITS = 8
 MIN_CORRELATION = 0.95
 SIMILAR = 0.75
@@ -82,7 +83,7 @@ def content_hashes(spec: DataSpec) -> list[str]:
     """`content_hash` of every image of a data set.
 
     Raises:
-      ValueError: a file that cannot be read.
+      ValueError: a file cannot be read.
     """
     hashes = []
     for example in spec.examples:
@@ -97,9 +98,12 @@ def content_hashes(spec: DataSpec) -> list[str]:
 
 
 def split_digest(spec: DataSpec) -> str:
-    """SHA-256 over the content and the class name of every image; independent of file names.
+    """SHA-256 of the contents and class names of all images; independent of file names.
 
     It identifies a part of a split.
+
+    Raises:
+      ValueError: a file cannot be read.
     """
     rows = sorted(
         f"{h} {spec.classes[e.label]}"
@@ -112,9 +116,9 @@ def fingerprint(source: Source | str | bytes) -> np.ndarray:
     """A difference hash and a thumbnail of an image.
 
     Returns:
-      uint8[776]: 64 bits, one for each of 8 x 8 cells of the gray image, set if the cell is darker
-      than its right neighbor, followed by 16 x 16 x 3 levels of RGB. Both are means over cells of
-      an image of any shape.
+      uint8[776]: 64 bits, one per cell of the gray image in 8 x 8 cells, set if the cell is darker
+      than its right neighbor; then 16 x 16 x 3 levels of RGB. Both are means over the cells of an
+      image of any shape.
 
     Raises:
       ImageError: the image cannot be decoded.
@@ -169,8 +173,8 @@ def near_pairs(prints: Mapping[str, np.ndarray]) -> list[tuple[str, str]] | None
       prints: content hash -> uint8[776] as `fingerprint` returns it.
 
     Returns:
-      Pairs of content hashes, each pair and the list sorted; None if all images resemble each
-      other, so that similarity proves nothing.
+      Sorted pairs of content hashes, in sorted order; None if all images resemble each other,
+      because similarity proves nothing then.
     """
     names = sorted(prints)
     if len(names) < 2:
@@ -206,7 +210,7 @@ def _standardized(thumbnails: np.ndarray) -> np.ndarray:
 def _all_similar(thumbnails: np.ndarray) -> bool:
     """Whether the median image has `NEIGHBORS` similar ones.
 
-    The first 256 images by content hash are the sample, so that all machines use the same one.
+    The median is over the first 256 images by content hash, which are the same on all machines.
     """
     sample = thumbnails[:256] @ thumbnails.T
     if sample.shape[1] <= NEIGHBORS + 1:
@@ -225,7 +229,7 @@ def clusters(spec: DataSpec, *, near: bool = True) -> list[str]:
         of equal bytes do.
 
     Raises:
-      ValueError: a file that cannot be read.
+      ValueError: a file cannot be read.
     """
     hashes = content_hashes(spec)
     groups = (
@@ -244,7 +248,7 @@ def near_duplicate_groups(sources: Mapping[str, Source]) -> dict[str, str] | Non
 
     Returns:
       content hash of each image that has near-duplicates -> smallest content hash of its group;
-      None if all images resemble each other, so that near-duplicates cannot be recognized.
+      None if all images resemble each other, because near-duplicates cannot be recognized then.
     """
     pairs = near_pairs(fingerprints(sources))
     if pairs is None:
@@ -263,7 +267,7 @@ def leaks(train: DataSpec, test: DataSpec) -> list[tuple[Source, Source]]:
       Pairs (image in `train`, image in `test`).
 
     Raises:
-      ValueError: a file that cannot be read.
+      ValueError: a file cannot be read.
     """
     examples = (*train.examples, *test.examples)
     names = clusters(DataSpec(f"{train.name} and {test.name}", examples, train.classes, "", ""))

@@ -1,9 +1,9 @@
-"""Iterators over batches for a training loop: position, waiting time, and prefetch to the device.
+"""Iterators over batches for a training loop: position, waiting time, prefetch to the device.
 
 `BatchIterator` is the interface between a source of batches (`loader.Stream`, or cached features)
-and the training loop: it can be saved at a position and closed. `prefetch` runs such an iterator in
-a thread and keeps batches on the device ahead of the loop. This module knows nothing about images;
-`loader.py` decodes them, `plan.py` decides their order.
+and the training loop; it has a position that can be saved, and it can be closed. `prefetch` runs
+such an iterator in a thread and keeps batches on the device ahead of the loop. This module does not
+depend on images; `loader.py` decodes them, and `plan.py` decides their order.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MAX_WORKERS = 8
 
 
 class BatchIterator(Iterator[Any]):
-    """An iterator over batches that has a position and measures how long its consumer waits.
+    """An iterator over batches with a position, which measures how long its consumer waits.
 
     A subclass implements `_next`, `state` and `close`.
 
     Attributes:
-      seconds_waiting: time spent in `next()` so far. Of the last iterator before the training loop,
-        it is the time that the loop waited for data.
+      seconds_waiting: time spent in `next()` so far. For the last iterator before the training
+        loop, it is the time that the loop waited for data.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class BatchIterator(Iterator[Any]):
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """The position, JSON-ready: the batch after the last that `next()` returned."""
+        """The position after the last batch that `next()` returned, JSON-ready."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -66,10 +66,10 @@ def cores() -> int:
 def auto_workers() -> int:
     """Number of decoding processes suited to this machine.
 
-    Below 4 cores it is 0: XLA computes on all of them, and a process would add an interpreter and
-    300 MB at the same speed as threads. Otherwise it is one less than the cores, at most
-    `MAX_WORKERS`: beyond a few threads the interpreter lock becomes the bottleneck, which Pillow
-    releases and the other Python code does not.
+    Below 4 cores it is 0, because XLA computes on all of them, and a process would add an
+    interpreter and 300 MB at the same speed as threads. Otherwise it is one less than the number of
+    cores, at most `MAX_WORKERS`: beyond a few threads the interpreter lock becomes the bottleneck,
+    which Pillow releases and other Python code does not.
     """
     return 0 if cores() < 4 else min(cores() - 1, MAX_WORKERS)
 
@@ -97,7 +97,7 @@ class Prefetched(BatchIterator):
             try:
                 item = self._put(next(self._batches))
                 position = self._source_state()
-            # Also StopIteration: it reaches the consumer after the batches before it.
+            # StopIteration too: it reaches the consumer after the batches before it.
             except BaseException as error:
                 failure = error
             self._ready.put((item, position, failure))
@@ -130,18 +130,18 @@ class Prefetched(BatchIterator):
 
 
 def prefetch(batches: Iterator[Any], put: Callable[[Any], Any], depth: int = 2) -> Prefetched:
-    """Keeps `depth` batches ahead of the consumer, in order, in a thread that starts at once.
+    """Reads up to `depth` batches ahead of the consumer, in a thread that starts at once.
 
     Args:
       batches: a `loader.Stream`, or any iterator.
       put: maps a batch to the item that the consumer gets, for example
         `lambda batch: jax.device_put(batch.images, sharding)`.
-      depth: number of batches that wait on the device, at least 1.
+      depth: largest number of batches that wait on the device, at least 1.
 
     Returns:
-      A `Prefetched`. Its `seconds_waiting` is the time that the training loop waited for data, its
-      `state()` the position to save. Errors of `batches` and `put` are raised after the batches
-      before them.
+      A `Prefetched`, in the order of `batches`. Its `seconds_waiting` is the time that the training
+      loop waited for data, and its `state()` is the position to save. Errors of `batches` and `put`
+      are raised after the batches before them.
 
     Raises:
       ValueError: `depth` is below 1.

@@ -1,8 +1,8 @@
-"""Image files named by a list of files, folders and globs, such as `cat.jpg,holiday/,more/*.png`.
+"""Finds image files by a list of files, folders and globs, such as `cat.jpg,holiday/,more/*.png`.
 
 The order of the files is the same on every machine. Only names are examined: a file that is listed
-explicitly is always included; a file in a folder or matched by a glob is included if its suffix is
-that of an image. `decode.py` checks the content.
+explicitly is always included, whereas a file in a folder or matched by a glob is included if it has
+the suffix of an image. `decode.py` checks the content.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ _IGNORED = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Skipped, ...]]:
-    """The image files named by files, folders (searched recursively) and globs.
+    """The image files in a list of files, folders (searched recursively) and globs.
 
     Args:
       words: one string with parts separated by commas, or a sequence of such strings. A string that
-        is the path of an existing file or folder is taken whole, even with commas or brackets.
+        is the path of an existing file or folder is not divided, even with commas or brackets.
 
     Returns:
-      The paths, in the order of the words, sorted within a folder or glob, each file once; and the
-      files in folders or matched by globs whose suffix is not that of an image. Hidden files are
-      ignored.
+      `(paths, skipped)`. The paths are in the order of the words, sorted within a folder or glob,
+      and each file occurs once. Files in folders or matched by globs that lack the suffix of an
+      image are skipped. Hidden files are ignored.
 
     Raises:
-      ValueError: a file, folder or glob does not exist, a folder has no image, or `words` is empty.
+      ValueError: a file or folder does not exist, a folder or glob has no image, or `words` is
+        empty.
     """
     paths: dict[str, Path] = {}
     skipped: dict[str, Skipped] = {}
@@ -56,7 +57,7 @@ def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Ski
 def images_under(folder: Path) -> tuple[list[Path], list[Skipped]]:
     """The files below `folder`, sorted by path: those with the suffix of an image, and the others.
 
-    Links are followed.
+    Links to folders are followed.
     """
     files, visited, errors = [], set(), []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=errors.append):
@@ -71,7 +72,7 @@ def images_under(folder: Path) -> tuple[list[Path], list[Skipped]]:
 
 
 def missing(path: Path) -> str:
-    """A sentence on a path that does not exist: its last existing folder, and the nearest names."""
+    """A sentence about a missing path: its last existing folder, and the nearest names in it."""
     parent = path.parent
     while not os.path.isdir(parent) and parent != parent.parent:
         path, parent = parent, parent.parent

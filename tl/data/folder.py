@@ -14,9 +14,10 @@ def folder(directory: Path | str) -> DataSpec:
     """A data set whose classes are the sub-folders of a folder.
 
     Args:
-      directory: a folder with one sub-folder per class; or with `train/` and `test/` (and `val/` or
-        `validation/`) that have one. Hidden folders are ignored. Files next to the class folders
-        and files that are not images are listed as skipped.
+      directory: a folder with one sub-folder per class, or with `train/` and one or more of
+        `test/`, `val/` and `validation/`, which have one sub-folder per class. Hidden folders are
+        ignored. Files next to the class folders and files that are not images are listed as
+        skipped.
 
     Returns:
       A `DataSpec` with the sorted names of the sub-folders as classes and an unknown license.
@@ -69,7 +70,7 @@ def folder(directory: Path | str) -> DataSpec:
 def _parts(root: Path) -> dict[str, Path]:
     """Folder name -> folder of each official part; {} if `root` holds the classes themselves.
 
-    Classes may be called train and test: a part must have sub-folders.
+    Classes may be called train and test, so a part must have sub-folders.
     """
     folders = {p.name: p for p in _classes(root)[0]}
     if (

@@ -2,7 +2,7 @@
 
 There are two ways to read a data set. `load` reads a list of images once, in its order. `stream`
 reads it for training, epoch after epoch, in the order of a `plan.Plan`. Because a plan is a pure
-function of seed and epoch, the position of a stream is one number, the step: the batches do not
+function of seed and epoch, the position of a stream is one number, the step. The batches do not
 depend on the number of threads or processes, and a run that is resumed at step k gets the batches
 of the uninterrupted run.
 
@@ -28,7 +28,7 @@ from tl.data.feed import BatchIterator, cores
 from tl.data.plan import Plan
 from tl.data.spec import Skipped, Source
 
-# Chosen, not tuned: decoding releases the interpreter lock, other Python code does not.
+# Chosen, not tuned: decoding releases the interpreter lock, but other Python code does not.
 MAX_THREADS = 16
 
 Transform = Callable[[np.ndarray], np.ndarray]
@@ -36,12 +36,13 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 
 class Batch(NamedTuple):
-    """`b` slots, some of which may be empty.
+    """A batch of `b` slots, some of which may be empty.
 
     Attributes:
-      images: uint8[b s s 3] as returned by `transform`; an empty slot holds the transform of black.
-      valid: bool[b], false if the image cannot be decoded or the slot is padding.
-      index: int32[b], position in the list of sources; -1 for padding.
+      images: [b ...] with the shape and dtype of `transform`, such as uint8[b s s 3]. An empty slot
+        holds the transform of a black image.
+      valid: bool[b], False if the image cannot be decoded or the slot is padding.
+      index: i32[b], position in the list of sources; -1 for padding.
       skipped: the images of this batch that cannot be decoded.
     """
 
@@ -61,13 +62,13 @@ def load(
     batch_size: int,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """The images of `paths`, in their order, as batches of one shape.
+    """The images in files, in the order of `paths`, as batches of one shape.
 
     Args:
       paths: image files, or images inside a container (`Source`).
       transform: maps a decoded image to an array of fixed shape and dtype; called in threads.
       batch_size: slots in every batch, including the last.
-      threads: decoding threads; by default one per core, at most `MAX_THREADS`.
+      threads: number of decoding threads; default: one per core, at most `MAX_THREADS`.
 
     Returns:
       An iterator over ceil(len(paths) / batch_size) values of type `Batch`.
@@ -100,7 +101,7 @@ class _Reader:
 
     def __init__(self, sources: list[Source], transform: Transform):
         self.sources, self.transform = sources, transform
-        # The content of an empty slot; defines shape and dtype before any image is read.
+        # The content of an empty slot; it gives shape and dtype before any image is read.
         self.blank = transform(np.zeros((64, 64, 3), np.uint8))
 
     def read(self, index: int) -> tuple[int, np.ndarray | Skipped]:
@@ -180,7 +181,7 @@ class Stream(BatchIterator):
         return {"step": self._step, **self._plan.identity()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Moves to a position from `state`, possibly of another process with other `workers`.
+        """Moves to a position that `state` returned, possibly in a process with other `workers`.
 
         Raises:
           ValueError: the position belongs to another plan; the message lists the differences.
@@ -215,10 +216,10 @@ def stream(
 ) -> Stream:
     """The images of `sources` in the order of `plan`, one `Batch` per step.
 
-    The batches are equal, bit by bit, for all values of `workers` and `threads`. Processes are
-    spawned, not forked, because a fork next to XLA's threads can hang; a script that uses them must
-    keep its work under `if __name__ == "__main__"`. They end with the process that started them,
-    also if that is killed.
+    The batches are bit-equal for all values of `workers` and `threads`. Processes are spawned, not
+    forked, because a fork next to XLA's threads can hang; a script that uses them must keep its
+    work under `if __name__ == "__main__"`. They end with the process that started them, even if
+    that is killed.
 
     Args:
       sources: `plan.n` image files, or images inside a container (`Source`).
@@ -226,15 +227,17 @@ def stream(
         is above 0, such as `functools.partial(pixels.prepare, spec)`.
       plan: the examples of each step.
       start: the first step.
-      workers: decoding processes; 0 decodes in threads of this process. See `feed.auto_workers`.
-      threads: decoding threads if `workers` is 0; by default one per core, at most `MAX_THREADS`.
+      workers: number of decoding processes; 0 decodes in threads of this process. See
+        `feed.auto_workers`.
+      threads: number of decoding threads if `workers` is 0; default: one per core, at most
+        `MAX_THREADS`.
 
     Returns:
-      A `Stream` of len(plan) - start batches, to be closed or used in a `with`. An image that
-      cannot be decoded leaves its slot empty and is listed in `skipped` of each of its batches.
+      A `Stream` of len(plan) - start batches. Close it, or use it in a `with` statement. An image
+      that cannot be decoded leaves its slot empty and is listed in `skipped` of its batches.
 
     Raises:
-      ValueError: `plan` is for another number of images, or `start` is outside of it; or, during
+      ValueError: `plan` is for another number of images, or `start` is outside the plan; or, during
         iteration, the results of `transform` differ in shape or dtype, or a worker was killed.
     """
     if len(sources) != plan.n:
@@ -245,7 +248,7 @@ def stream(
 
 
 def _decoded(reader: _Reader, plan: Plan, start: int, workers: int, threads: int) -> Any:
-    """An iterator over the steps from `start`, to be closed; it starts with the first `next`."""
+    """A closable iterator over the steps from `start`; it starts to work at the first `next`."""
     if workers:
         return _in_processes(reader, plan, start, workers)
     import grain
@@ -268,9 +271,9 @@ def _read_step(reader: _Reader, plan: Plan, step: int) -> Batch:
 def _in_processes(reader: _Reader, plan: Plan, start: int, workers: int) -> Iterator[Batch]:
     """Batches from spawned processes: worker k reads steps start + k, start + k + workers, ...
 
-    Each worker has its own pipe, and they share no lock, so a process that is killed, even in
-    the middle of a batch, only ends its pipe. Grain's workers share queues and events with their
-    parent; if one of them dies with a lock or half a batch, the parent waits forever.
+    Each worker has its own pipe, and workers share no lock. A process that is killed, even in the
+    middle of a batch, therefore ends only its own pipe. Grain's workers share queues and events
+    with their parent; if one dies with a lock or half a batch, the parent waits forever.
     """
     spawn = multiprocessing.get_context("spawn")
     pipes, processes = [], []
@@ -308,7 +311,7 @@ def _in_processes(reader: _Reader, plan: Plan, start: int, workers: int) -> Iter
 def _send_steps(pipe: Any, reader: _Reader, plan: Plan, steps: range) -> None:
     """The main function of a worker; the parent alone handles Ctrl-C.
 
-    The worker ends with its parent, also if that is killed, because the pipe then breaks.
+    The worker ends with its parent, even if that is killed, because the pipe then breaks.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for step in steps:

@@ -1,7 +1,7 @@
 """Images in installed Python packages, located through the package metadata.
 
-The packages are not imported, because that would import their requirements, and some of them fail
-with current libraries. The files are independent of that.
+The packages are not imported, because that would import their requirements, some of which fail with
+current libraries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tl.data.spec import DataSpec, Example, Split
 from tl.weights.store import packaged_file
 
-# The upper two of the grades 0, 1/3, 2/3 and 1, as in Deitsch et al. 2019, arXiv 1807.02894.
+# The two upper grades of 0, 1/3, 2/3 and 1, as in Deitsch et al. 2019, arXiv:1807.02894.
 DEFECTIVE_FROM = 0.5
 
 
@@ -21,7 +21,7 @@ class Photograph(NamedTuple):
 
     Attributes:
       path: the image file.
-      index: index of the ImageNet class; None if its author names none.
+      index: index of the ImageNet class; None if no class was published.
       source: the origin, as text.
     """
 
@@ -40,8 +40,8 @@ def elpv() -> DataSpec:
     Raises:
       ValueError: the package `elpv-dataset` is not installed, or its table has another format.
 
-    Reference: Deitsch et al., Solar Energy 185 (2019), arXiv 1807.02894; Buerhop-Lutz et al., EU
-    PVSEC 2018.
+    Reference: Deitsch et al. 2019, Solar Energy 185, arXiv:1807.02894; Buerhop-Lutz et al. 2018, EU
+      PVSEC.
     """
     table = packaged_file("elpv-dataset", "elpv_dataset/data/labels.csv")
     classes = ("functional", "defective")
@@ -78,8 +78,8 @@ def photographs() -> tuple[Photograph, ...]:
     """Twenty ImageNet photographs from foolbox, and the photograph of a cat from scikit-image.
 
     The cat (`chelsea.png`, by S. van der Walt, CC0) has a tabby coat, but no published ImageNet
-    label: 281 (tabby), 282 (tiger cat) and 285 (Egyptian cat) all fit. Its index is None and it
-    does not count in any accuracy.
+    label: 281 (tabby), 282 (tiger cat) and 285 (Egyptian cat) all fit. Its index is None, and no
+    accuracy includes it.
 
     Raises:
       ValueError: foolbox or scikit-image is not installed.

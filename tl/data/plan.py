@@ -18,8 +18,8 @@ import numpy as np
 class Plan:
     """The assignment of `n` examples to the steps of all epochs.
 
-    An epoch contains every example once, in a new random order. With `weights` it is n draws with
-    replacement, for example to balance classes. The last batch of an epoch is padded, so that all
+    An epoch contains every example once, in a new random order. With `weights`, it contains n draws
+    with replacement, for example to balance classes. The last batch of an epoch is padded, so all
     batches have one shape and no example is left out.
 
     Attributes:
@@ -30,8 +30,8 @@ class Plan:
       weights: f64[n], the relative frequency of each example; see `balanced`.
 
     Raises:
-      ValueError: a number is below 1 (`seed`: below 0), or `weights` are not n finite numbers, none
-        below 0 and one above.
+      ValueError: `n`, `batch_size` or `epochs` is below 1, `seed` is below 0, or `weights` are not
+        n finite numbers of at least 0, of which one is above 0.
 
     Example:
       >>> plan = Plan(n=3, batch_size=2, epochs=2, seed=1)
@@ -55,8 +55,8 @@ class Plan:
                 np.isfinite(weights).all() and weights.min() >= 0 and weights.max() > 0
             ):
                 raise ValueError(
-                    f"`weights` must be {self.n} finite numbers, one for each example, none below "
-                    f"0 and one above: got {weights.dtype}{list(weights.shape)}"
+                    f"`weights` must be {self.n} finite numbers of at least 0, one per example and "
+                    f"not all 0: got {weights.dtype}{list(weights.shape)}"
                 )
 
     @property
@@ -69,7 +69,7 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     def rows(self, step: int) -> np.ndarray:
-        """int32[b], the examples of a step in [0, len(self)); -1 is padding."""
+        """The examples of a step in [0, len(self)), i32[b]; -1 is padding."""
         if not 0 <= step < len(self):
             raise IndexError(f"`step` must be in [0, {len(self)}): got {step}")
         epoch, batch = divmod(step, self.steps_per_epoch)
@@ -101,12 +101,12 @@ def class_weights(labels: np.ndarray, k: int) -> np.ndarray:
     """Loss weights that give every class with examples the same total weight.
 
     Args:
-      labels: int[n] in [0, k).
+      labels: i[n] in [0, k).
       k: number of classes.
 
     Returns:
       f32[k], inversely proportional to the frequency of the class. The mean over the n examples is
-      1, so that the scale of the loss and the learning rate do not change. A class without examples
+      1, so the scale of the loss does not change. A class without examples
       has weight 0.
 
     Example:
@@ -123,10 +123,10 @@ def balanced(labels: np.ndarray) -> np.ndarray:
     """`Plan.weights` that draw all classes with the same frequency.
 
     Args:
-      labels: int[n], at least 0.
+      labels: i[n], at least 0.
 
     Returns:
-      f64[n] of sum 1.
+      f64[n], sums to one.
     """
     counts = np.bincount(labels)
     return 1.0 / (np.count_nonzero(counts) * counts[labels])

@@ -1,8 +1,8 @@
 """The value that describes a data set: images, labels, classes, origin and license.
 
 This module holds data and no logic: creating a `DataSpec` opens no file. `folder.py`, `table.py`,
-`tfds.py` and `packaged.py` create one; `split.py` divides it, `doctor.py` checks it, `loader.py`
-reads its images.
+`tfds.py` and `packaged.py` create one; `split.py` divides it, `doctor.py` examines it, and
+`loader.py` reads its images.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Skipped(NamedTuple):
 class Stored(Protocol):
     """An image file inside a container, such as a tar archive or a prepared TFDS data set.
 
-    A data set may use it in every place where the `Path` of an image can stand. An implementation
-    is a small frozen dataclass that holds the position and no open file, so that it can be hashed,
-    compared and pickled for another process. `str` of it is unique within a data set and readable,
-    because error messages and reports show it.
+    A data set may use it wherever it may use the `Path` of an image. An implementation is a small
+    frozen dataclass that holds the position and no open file, so that it can be hashed, compared
+    and pickled for another process. Its `str` is unique within a data set and readable, because
+    error messages and reports show it.
 
     Example:
       >>> import dataclasses
@@ -77,10 +77,10 @@ class Split(Enum):
     """The rule that divides a data set without an official test part."""
 
     CONTENT = "content"
-    """By the SHA-256 of each file: needs no seed and gives the same parts on every machine."""
+    """By the SHA-256 of each file, which needs no seed and gives the same parts everywhere."""
 
     STRATIFIED = "stratified"
-    """At random, with the exact proportion of every stratum: comparable with published splits."""
+    """At random with the exact proportion of every stratum, comparable with published splits."""
 
 
 # Names of official parts in folders, columns and TFDS -> `Example.part`.
@@ -94,10 +94,10 @@ class Example:
     Attributes:
       path: the image file.
       label: index into `DataSpec.classes`.
-      stratum: group whose proportion a stratified split keeps, in addition to the label; "" for
-        the label alone.
+      stratum: group whose proportion a stratified split keeps, in addition to the label; "" for the
+        label alone.
       part: the official part, "train", "validation" or "test"; "" if the data set has none.
-      confidence: probability in (0, 1] that the label is right, as stated by its annotator.
+      confidence: probability in (0, 1] that the label is correct, as stated by its annotator.
     """
 
     path: Source
@@ -109,7 +109,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class DataSpec:
-    """A labeled data set, with the facts that a user needs to evaluate on it correctly.
+    """A labeled data set, with the information that a correct evaluation on it needs.
 
     Attributes:
       name: the name on the command line, e.g. "elpv" or "folder:pets".
@@ -118,10 +118,10 @@ class DataSpec:
       source: the origin of the images, as text.
       license: the license of the images, as text; "unknown" if none is stated.
       split: the rule that divides the data set.
-      whole: resize the whole image to the network's square instead of taking the center crop of
-        the weights. The label describes the whole image, and the crop cuts off animals at the edge
-        (cats_vs_dogs, 250 test images: MobileNetV2 99.2 % whole and 96.8 % cropped, VGG-16 98.8
-        and 96.8 %, EfficientNet-Lite0 99.2 and 99.2 %).
+      whole: whether to resize the whole image to the network's square instead of using the center
+        crop of the weights. The label describes the whole image, and the crop cuts off animals at
+        the edge (cats_vs_dogs, 250 test images: MobileNetV2 99.2 % whole and 96.8 % cropped, VGG-16
+        98.8 and 96.8 %, EfficientNet-Lite0 99.2 and 99.2 %).
       references: published accuracies to compare with, as (source, accuracy in [0, 1]).
       skipped: files next to the images that were left out.
     """

@@ -30,13 +30,13 @@ def table(file: Path | str) -> DataSpec:
         meaning of the attributes of `Example`.
 
     Returns:
-      A `DataSpec` in the order of the lines. Its classes are the sorted labels, sorted as numbers
-      if all are integers; its license is unknown.
+      A `DataSpec` in the order of the lines. Its classes are the labels, sorted as numbers if all
+      consist of digits and as text otherwise; its license is unknown.
 
     Raises:
       ValueError: the file does not exist or is not UTF-8, a required column is missing, or there
         are fewer than two labels; or a line has no label, an invalid split or confidence, or an
-        image that does not exist. The message has the first such lines and their number.
+        image that does not exist. The message has the numbers of the first such lines.
     """
     path = Path(os.path.expanduser(file))
     if not path.is_file():

@@ -1,9 +1,9 @@
 """Data sets prepared by TensorFlow Datasets (TFDS), read in place and without TensorFlow.
 
-Images are read through the random access of TFDS, which only the file format array_record has.
-They stay encoded files, so that the single rule of `decode.py` turns them into pixels, as for all
-other data sets. This module downloads and prepares nothing, because that needs TensorFlow; the
-error for a missing data set contains the command.
+Images are read by the random access of TFDS, for which the file format must be array_record. They
+stay encoded, so that `decode.py` converts them to pixels, as for all other data sets. This module
+downloads and prepares nothing, because that needs TensorFlow; the error for a missing data set
+contains the command.
 """
 
 from __future__ import annotations
@@ -177,11 +177,11 @@ def tfds(word: str) -> DataSpec:
 
 @functools.lru_cache(maxsize=16)
 def _open(directory: str, split: str, _process: int) -> Sequence[dict[str, Any]]:
-    """A split as a sequence of rows; the process is a key because a fork breaks open files."""
+    """A split as a sequence of rows, cached per process because a fork breaks open files."""
     import tensorflow_datasets as library
 
     builder: Any = library.builder_from_directory(directory)
-    # All images stay encoded, also masks, which would be decoded in vain.
+    # All images stay encoded, including masks, which are not used.
     encoded = {
         name: library.decode.SkipDecoding()
         for name, feature in _features(builder.info).items()

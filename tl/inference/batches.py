@@ -45,17 +45,17 @@ def in_batches(
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
 ) -> Any:
-    """A function of many rows, computed in batches of one shape.
+    """Applies a function to many rows, in batches of one shape.
 
     Args:
-      function: takes one [b ...] array per array and returns an array [b ...], or a pytree of them.
-        Row i of the result may depend on row i of the arguments only.
+      function: takes as many arrays [b ...] as `arrays` has and returns an array [b ...], or a
+        pytree of them. Row i of the result must depend only on row i of the arguments.
       arrays: [n ...] each, n at least 1; NumPy or JAX arrays.
-      batch_size: rows per call, b; the last batch is filled up with copies of its own rows.
-      progress: wraps the positions at which batches start.
+      batch_size: rows per call, b; the last batch is padded with copies of its own rows.
+      progress: wraps the iterator over the batches.
 
     Returns:
-      NumPy arrays [n ...], in the order of the arguments.
+      NumPy arrays [n ...], in the order of the rows.
 
     Raises:
       ValueError: `batch_size` or the number of rows is less than 1.
@@ -81,10 +81,10 @@ class SourceBatch(NamedTuple):
     """The results for one batch of sources.
 
     Attributes:
-      index: i[m], positions of the images that could be read in the list of sources.
+      index: i[m], positions in the list of sources of the images that could be read.
       values: their results, [m ...] each.
       failed: i[f], positions of the images that could not be read.
-      skipped: why, for each position in `failed`.
+      skipped: the path and the reason for each position in `failed`.
     """
 
     index: np.ndarray
@@ -101,12 +101,13 @@ def map_sources(
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
 ) -> Iterator[SourceBatch]:
-    """A function of the images in files, read and computed batch by batch.
+    """Applies a function to the images in files, which are read batch by batch.
 
     Args:
-      function: uint8[b s s c] -> array [b ...], or a pytree of them; row i depends on image i only.
+      function: uint8[b s s c] -> array [b ...], or a pytree of them; row i depends only on image i.
       sources: image files, or images inside a container.
-      prepare: makes the array of one image, such as `Classifier.prepare`; runs in threads.
+      prepare: maps a decoded image to the input of the network, such as `Classifier.prepare`; runs
+        in threads.
       batch_size: images per call, b.
       progress: wraps the batches.
 

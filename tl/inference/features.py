@@ -1,9 +1,9 @@
 """The feature bank: pooled features of images, computed once and kept on disk.
 
-A bank is a folder named by everything that decides the features: the variables of the backbone, the
-preprocessing and the endpoint. Inside, an image is identified by the SHA-256 of its file, so a
-renamed or moved image is found again and a changed one is not. Features are appended in shards
-(`tl.data.shards`), so an interrupted run continues where it stopped.
+A bank is a folder whose name is a hash of everything that determines the features: the variables of
+the backbone, the preprocessing and the endpoint. In a bank, an image is identified by the SHA-256
+of its file, so a renamed or moved image is found again and a changed one is not. Features are
+appended in shards (`tl.data.shards`), so an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tl.types import Array, Variables
 
 # Part of every key: a new format starts new banks.
 BANK_FORMAT = 2
-# Images between two writes (chosen, not tuned).
+# Images per shard, which is written at once (chosen, not tuned).
 SHARD = 512
 
 
@@ -40,7 +40,7 @@ class Features(NamedTuple):
       valid: bool[n], whether the image could be read.
       skipped: the images that could not be read.
       bank: the folder of the bank.
-      reused: how many of the n images were in the bank already.
+      reused: number of images, out of n, that were in the bank already.
     """
 
     values: np.ndarray
@@ -78,15 +78,16 @@ def extract(
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
 ) -> Features:
-    """The features of every image: from the bank where it has them, else computed and added to it.
+    """The features of images, read from the bank or computed and added to it.
 
     Args:
       clf, variables: the network; its head is not used.
       paths: image files, or images inside a container.
-      endpoint: "features", or the name of an endpoint, whose map is averaged over its positions.
-      cache: folder of all banks; default: `cache_dir()`.
+      endpoint: "features", or the name of an endpoint, whose feature map is averaged over its
+        positions.
+      cache: folder that contains `banks`; default: `cache_dir()`.
       batch_size: images per forward pass.
-      progress: wraps the batches that have to be computed.
+      progress: wraps the iterator over the batches that have to be computed.
 
     Returns:
       `Features`, in the order of `paths`.

@@ -1,4 +1,7 @@
-"""Predictions of a classifier for arrays, files, folders and data sets: `predict`."""
+"""Predictions of a classifier for arrays, files, folders and data sets.
+
+`predict` is the entry point; metrics of its result are in `tl.metrics`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Predictions(NamedTuple):
     Attributes:
       logits: f32[n k].
       labels: i64[n], the class of each image as an index of a logit; -1 where unknown.
-      paths: where the n images are; () for images that were given as an array.
+      paths: the n image files; () for images that were given as an array.
       skipped: the images that could not be read.
     """
 
@@ -46,7 +49,7 @@ class LoadedImages(NamedTuple):
     """Images as the network receives them.
 
     Attributes:
-      paths: of the n images that could be read.
+      paths: the n files that could be read.
       images: uint8[n s s c].
       skipped: `{"path", "why"}` of each image that could not be read.
     """
@@ -68,8 +71,8 @@ def predict(
 ) -> Predictions:
     """The logits of a classifier for images, computed in batches of one shape.
 
-    BatchNorm is not folded, so the logits of a saved classifier are the same bits here, in every
-    script, and in `clf.logits` jitted by the user at the same batch size.
+    BatchNorm is not folded, so the logits are bit-equal to those of every script and of
+    `jax.jit(clf.logits)` at the same batch size.
 
     Args:
       clf, variables: the network.
@@ -77,22 +80,22 @@ def predict(
         - uint8[n s s c], images as the network receives them (`clf.prepare`),
         - a data set, whose labels are matched with the network's classes by name
           (`tl.data.remap_labels`),
-        - a path, or several: image files, folders (searched recursively) or globs. In a string,
-          commas separate several.
-      labels: i[n] class indices of the images, -1 where unknown, or "folder": the folder of an
+        - one or several paths: image files, folders (searched recursively) or globs. A string may
+          contain several, separated by commas.
+      labels: i[n] class indices of the images, -1 where unknown, or "folder" if the folder of an
         image names its class (`folder_labels`). Default: those of the data set, else unknown.
-      views: maps of the input over whose log-probabilities the mean is taken (test-time
-        augmentation); default: the image itself.
+      views: functions of the input for test-time augmentation, over which the log-probabilities are
+        averaged. Default: none, which gives the logits of the image itself.
       batch_size: images per forward pass.
-      progress: wraps the batches of files, such as `tl.reporting.progress`.
+      progress: wraps the iterator over the batches of files, such as `tl.reporting.progress`.
 
     Returns:
       `Predictions`, in the order of `images`.
 
     Raises:
       ValueError: the network has no head; an array is not uint8[n s s c]; a path does not exist;
-        the number of labels differs from the number of images; a class of the data set is not among
-        the network's.
+        the number of labels differs from the number of images; or the network lacks a class of the
+        data set.
 
     Example:
       >>> import tl
@@ -152,21 +155,19 @@ def _predict_array(
 def _sources(
     clf: Classifier, images: Any, labels: Any
 ) -> tuple[list[Source], np.ndarray, list[Skipped]]:
-    """Where the images are, their labels i64[n], and the files that are left out already."""
+    """The image files, their labels i64[n], and the files that were left out."""
     sources: list[Source]
     skipped: list[Skipped] = []
     if isinstance(images, DataSpec):
         sources = [example.path for example in images.examples]
         labels = _set_labels(clf, images) if labels is None else labels
     else:
-        several = (
-            [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
-        )
-        if all(isinstance(word, str | Path) for word in several):
-            paths, left_out = data.find_images([str(word) for word in several])
+        words = [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
+        if all(isinstance(word, str | Path) for word in words):
+            paths, left_out = data.find_images([str(word) for word in words])
             sources, skipped = list(paths), list(left_out)
-        else:  # images inside a container among them
-            sources = [Path(word) if isinstance(word, str) else word for word in several]
+        else:  # at least one image is inside a container
+            sources = [Path(word) if isinstance(word, str) else word for word in words]
     if isinstance(labels, str):
         if labels != "folder":
             raise ValueError(f"`labels` must be indices or 'folder': got {labels!r}")
@@ -194,7 +195,7 @@ def _checked_labels(labels: Any, n: int) -> np.ndarray:
 
 
 def read_images(clf: Classifier, paths: str | Sequence[str]) -> LoadedImages:
-    """All images in files, folders and globs, each resized and cropped for the network.
+    """The images in files, folders and globs, each resized and cropped for the network.
 
     Args:
       clf: the network, which decides the preprocessing.
@@ -204,15 +205,15 @@ def read_images(clf: Classifier, paths: str | Sequence[str]) -> LoadedImages:
       ValueError: a path does not exist, or no image can be read.
     """
     sources, skipped = data.find_images(paths)
-    rows = list(map_sources(lambda images: images, sources, clf.prepare))
-    skipped = [*skipped, *(skip for batch in rows for skip in batch.skipped)]
-    readable = [sources[i] for batch in rows for i in batch.index]
+    batches = list(map_sources(lambda images: images, sources, clf.prepare))
+    skipped = [*skipped, *(skip for batch in batches for skip in batch.skipped)]
+    readable = [sources[i] for batch in batches for i in batch.index]
     if not readable:
         reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in skipped[:3])
         raise ValueError(
             f"none of the {len(skipped)} files in {paths!r} is a readable image ({reasons})"
         )
-    images = np.concatenate([batch.values for batch in rows])
+    images = np.concatenate([batch.values for batch in batches])
     return LoadedImages(readable, images, [skip._asdict() for skip in skipped])
 
 
@@ -221,7 +222,7 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits f32[n k] of images uint8[n s s c], or images01 f32[n s s c] in [0, 1].
 
-    The bits are those of `predict`.
+    They are bit-equal to those of `predict`.
     """
     function = lambda rows: forward(clf)(
         variables, pixels.to_images01(rows) if rows.dtype == np.uint8 else rows
@@ -233,7 +234,7 @@ def topk(clf: Classifier, probabilities: np.ndarray, k: int) -> list[dict[str, A
     """The `k` most probable classes of one image.
 
     Args:
-      clf: the network, which has the names.
+      clf: the network, whose class names are used.
       probabilities: f[classes].
       k: at most this many rows.
 
@@ -250,7 +251,7 @@ def class_table(clf: Classifier) -> ClassTable:
     """The classes of a network.
 
     Raises:
-      ValueError: the network has no head, as `Classifier.logits` raises it.
+      ValueError: the network has no head.
     """
     if clf.classes is None:
         raise ValueError(clf.no_head_message())
@@ -262,10 +263,10 @@ def folder_labels(clf: Classifier, paths: Sequence[Source]) -> np.ndarray:
 
     Args:
       clf: the network.
-      paths: image files; the folder is named by index, WordNet id or class name.
+      paths: image files; the name of a folder is an index, a WordNet id or a class name.
 
     Raises:
-      ValueError: a folder names no class, or several.
+      ValueError: the name of a folder matches no class, or several.
     """
     indices: dict[str, int] = {}
     folders = [Path(str(path)).parent.name for path in paths]
