@@ -50,7 +50,7 @@ MIN_CONTRAST = 2.0
 _SIDE = 16
 # Version of the fingerprint; part of the cache folder's name.
 _FORMAT = 1
-# Fingerprints between two writes to the cache; chosen, not tuned.
+# Fingerprints per shard of the cache; chosen, not tuned.
 _SHARD = 4096
 # Images that are compared with all others at a time: 50 MB of bits for 25,000 images.
 _BLOCK = 256

@@ -306,7 +306,7 @@ def _take(
     seed: int,
     advice: str = _ADVICE,
 ) -> list[int]:
-    """The part of `rows` that the rule of the data set selects, a share of `fraction`."""
+    """The `fraction` of `rows` that the rule of the data set selects."""
     if spec.split is Split.CONTENT:
         return _by_content(spec, groups, rows, fraction, advice)
     return _stratified(spec, groups, rows, fraction, seed, advice)

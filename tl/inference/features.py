@@ -28,7 +28,7 @@ from tl.types import Array, Variables
 
 # Part of every key: a new format starts new banks.
 BANK_FORMAT = 2
-# Images per shard, which is written at once (chosen, not tuned).
+# Images per shard of a bank (chosen, not tuned).
 SHARD = 512
 
 
