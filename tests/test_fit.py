@@ -297,15 +297,28 @@ def test_rules_that_do_not_fit_are_an_error(
         run(parts, dataclasses.replace(SMALL, rules=written))
 
 
+@pytest.mark.parametrize(
+    ("fits", "batch_size", "message"),
+    [
+        (
+            4,
+            64,
+            r"`batch_size=64` needs .* GB are free; use `batch_size=\d+` or `microbatches=\d+`",
+        ),
+        (4, 11, r"use `batch_size=[25]` or `microbatches=11`"),  # a divisor of the batch
+        (0, 1, "one image does not fit into memory"),
+    ],
+)
 def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
-    parts: data.Parts, monkeypatch: pytest.MonkeyPatch
+    parts: data.Parts, monkeypatch: pytest.MonkeyPatch, fits: int, batch_size: int, message: str
 ) -> None:
-    phase = prepared(parts, dataclasses.replace(SMALL, tune="head", batch_size=4))
-    memory = devices.memory_needed(phase.step)
+    memory = 0
+    if fits:
+        phase = prepared(parts, dataclasses.replace(SMALL, tune="head", batch_size=fits))
+        memory = devices.memory_needed(phase.step)
     monkeypatch.setattr(devices, "memory_limit", lambda: memory)
-    message = r"`batch_size=64` needs .* GB are free; use `batch_size=\d+` or `microbatches="
     with pytest.raises(ValueError, match=message):
-        run(parts, dataclasses.replace(SMALL, tune="head", batch_size=64))
+        run(parts, dataclasses.replace(SMALL, tune="head", batch_size=batch_size))
 
 
 # ---- labels, the best epoch, rates, number types -------------------------------------------------

@@ -25,8 +25,8 @@ from tl.types import Mode, Params, Variables
 # Steps of the attack on the validation set after each epoch; chosen, not tuned.
 VALIDATION_STEPS = 5
 
-# Peak learning rate where `Recipe.lr` is 0: for a head alone, and for everything else (chosen on
-# ELPV).
+# Peak learning rate where `Recipe.lr` is 0: for a head on pooled features alone, and for everything
+# else (chosen on ELPV).
 HEAD_LR, LR = 1e-3, 5e-3
 
 
@@ -52,17 +52,17 @@ class Phase(NamedTuple):
     """One phase, ready to be trained.
 
     Attributes:
-      name: of `rules.Phase`.
-      groups: `rules.table`.
+      name: name of the `rules.Phase`.
+      groups: rows of `rules.table`.
       source: "images" or "cached STAGE".
-      train_inputs, validation_inputs: of the two sets.
+      train_inputs, validation_inputs: inputs of the two sets.
       plan: the order of the examples over all steps.
-      state: before the first step, which donates its buffers.
-      key: that of the state, in its own buffer.
+      state: the state before the first step, which donates its buffers.
+      key: the key of the state, in a buffer of its own.
       step: the compiled train step.
       schedule: step -> learning rate.
       train_norms: layers whose BatchNorm trains.
-      logits: `(params, stats, inputs) -> f32[b k]`, in the evaluation mode.
+      logits: `(params, stats, inputs) -> f32[b k]`, in evaluation mode.
       attacked_logits: `(params, stats, inputs, labels) -> f32[b k]` of adversarial examples; None
         without an adversary.
       host: state -> `(params, stats)` on the host, with the head in the units of unstandardized
@@ -139,11 +139,11 @@ def prepare(
 
     Args:
       context: the arguments of `fit`.
-      number: of the phase; part of its random key.
+      number: position of the phase; part of its random key.
       phase: name, rules and share of the epochs.
       partition: the rules applied to `params`.
       params, stats: the variables at the start of the phase.
-      opt_state: of the phase before; None starts from zero moments.
+      opt_state: optimizer state of the previous phase; None starts from zero moments.
       schedules: `(peak, steps) -> schedule` instead of the one of the recipe.
     """
     clf, recipe, stages = context.clf, context.recipe, context.clf.spec.endpoints
@@ -264,23 +264,26 @@ def compile_step(
     example = train_inputs.example_input()
 
     def compiled(size: int) -> Any:
-        sure = None if confidence(context.train_set) is None else np.ones(size, np.float32)
+        certain = confidence(context.train_set) is None
         batch = Examples(
-            np.repeat(example, size, 0), np.zeros(size, np.int32), np.zeros(size, bool), sure
+            np.repeat(example, size, 0),
+            np.zeros(size, np.int32),
+            np.zeros(size, bool),
+            None if certain else np.ones(size, np.float32),
         )
         return step.lower(state, devices.shard(batch, mesh)).compile()  # type: ignore[attr-defined]
 
     program, memory = compiled(b), devices.memory_limit()
     if memory is not None and devices.memory_needed(program) > memory:
-        size = 0
-        if b > 1:
-            size = devices.largest_batch(
-                lambda size: devices.memory_needed(compiled(size)), b // 2, room=memory
-            )
+        size = devices.largest_batch(
+            lambda size: devices.memory_needed(compiled(size)), max(b // 2, 1), room=memory
+        )
+        part = max(size // context.recipe.microbatches, 1)
+        microbatches = next(n for n in range(2, b + 1) if b % n == 0 and b // n <= part)
         needed, free = devices.memory_needed(program) / 1e9, memory / 1e9
         raise ValueError(
             f"a step of `batch_size={b}` needs {needed:.1f} GB, but {free:.1f} GB are free; use "
-            f"`batch_size={size}` or `microbatches={b // max(size, 1)}`"
+            f"`batch_size={size}` or `microbatches={microbatches}`"
         )
     return program
 
