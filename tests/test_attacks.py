@@ -607,7 +607,8 @@ def test_no_steps_or_no_restarts_are_refused(counts: dict[str, int]) -> None:
 
 def test_deterministic_attacks_refuse_restarts_and_fgsm_more_steps() -> None:
     for name in DETERMINISTIC:
-        with pytest.raises(ValueError, match="is deterministic.*got `restarts=2`, expected 1"):
+        message = f"{name} is deterministic.*got `restarts=2`, expected 1"
+        with pytest.raises(ValueError, match=message):
             attacks.get(name)(steps=1, restarts=2)
     with pytest.raises(ValueError, match="fgsm takes one step: got `steps=40`.*use 'bim'"):
         attacks.get("fgsm")(steps=40)

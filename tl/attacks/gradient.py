@@ -1,8 +1,7 @@
-"""First-order attacks.
+"""First-order attacks: FGSM, BIM, PGD, MI-FGSM and DI-FGSM.
 
-FGSM, BIM, PGD, MI-FGSM and DI-FGSM are one gradient ascent with other starts and directions.
-
-APGD, whose step size adapts, is in `tl.attacks.apgd`.
+They are one gradient ascent with different starts and directions. APGD, whose step size adapts, is
+in `tl.attacks.apgd`.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ from tl.attacks.norms import Norm
 from tl.attacks.slots import expand, select
 
 View = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(key, image f32[h w 3]) -> f32[h w 3]`, a random transform.
-
-Those of `tl.ascent.transforms` that keep the size are.
+"""`(key, image f32[h w 3]) -> f32[h w 3]`, such as a transform of `tl.ascent.transforms` that
+keeps the size.
 """
 
 Judge = Callable[[Task, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -57,7 +55,7 @@ def _gradient_search(
     default_step: Callable[[jax.Array], jax.Array],
     judge: Judge,
 ) -> Search:
-    """Gradient ascent on `judge`'s score; each step also judges the point that it leaves."""
+    """Gradient ascent on the score of `judge`; each step also judges the point that it leaves."""
     check_counts(steps=steps, restarts=restarts)
 
     def begin(task: Task, start: jax.Array) -> jax.Array:
@@ -134,13 +132,11 @@ def pgd(
     view: View | None = None,
     draws: int = 4,
 ) -> Search:
-    """Projected gradient descent.
+    """Projected gradient descent: gradient ascent on the score, projected into the ball.
 
-    Gradient ascent on the score from a random start, projected into the ball.
-
-    Each score is that of the rounded image, and the gradient passes the rounding unchanged
-    (straight-through), so the score that is maximized is that of the saved image. The best point of
-    all steps and restarts is kept.
+    It begins at a random point of the ball. Each score is that of the rounded image, and the
+    gradient passes the rounding unchanged (straight-through), so the score that is maximized is
+    that of the saved image. The best point of all steps and restarts is kept.
 
     Args:
       steps: static. The default step size is 2.5 eps / steps.
@@ -198,6 +194,7 @@ def fgsm(*, steps: int = 1, restarts: int = 1) -> Search:
 
     Reference: Goodfellow et al. 2015, arXiv:1412.6572, section 4.
     """
+    check_one_start("fgsm", restarts)
     if steps != 1:
         raise ValueError(
             f"fgsm takes one step: got `steps={steps}`, expected 1; use 'bim' for more"
@@ -210,11 +207,11 @@ def mi_fgsm(
 ) -> Search:
     """Momentum iterative FGSM: BIM along a decaying sum of gradients of L1 norm one.
 
-    Its images transfer to other networks more often; use `early_stop=False` for that. Arguments as
-    in `bim`.
+    Its images transfer to other networks more often; for transfer, use `early_stop=False`. Other
+    arguments as in `bim`.
 
     Args:
-      decay: of the sum per step; 1 is the paper's.
+      decay: factor on the sum in each step; 1 is the paper's.
 
     Reference: Dong et al. 2018, arXiv:1710.06081, algorithm 1.
     """
@@ -243,12 +240,12 @@ def di_fgsm(
 
     The score of the image itself decides which point is kept. Differs from the paper, where images
     of 299 pixels grow to at most 330 with zeros around them: here the network's input size is
-    fixed, so images shrink (299 / 330 is 0.9). Arguments as in `mi_fgsm`; restarts differ in their
-    views.
+    fixed, so images shrink (299 / 330 is 0.9). Other arguments as in `bim`; restarts differ in
+    their random views.
 
     Args:
-      decay: of MI-FGSM; 0 is DI-FGSM without momentum, 1 the paper's M-DI-FGSM.
-      probability: of a transformed view, in [0, 1]; 0.5 is the paper's.
+      decay: as in `mi_fgsm`; 0 is DI-FGSM without momentum, 1 the paper's M-DI-FGSM.
+      probability: probability of a transformed view, in [0, 1]; 0.5 is the paper's.
       smallest: side of the smallest view as a share of the image's, in (0, 1].
 
     Raises:
@@ -294,9 +291,9 @@ def _l1_normalize(gradient: jax.Array) -> jax.Array:
 
 
 def _random_shrink(probability: float, smallest: float) -> View:
-    """Shrinks an image onto black with a probability.
+    """Shrinks an image onto black with the given probability.
 
-    Bilinear resampling as two matrix products.
+    The resampling is bilinear, as two matrix products.
     """
 
     def shrink(side: int, share: jax.Array, position: jax.Array) -> jax.Array:
