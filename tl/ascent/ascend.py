@@ -1,8 +1,8 @@
 """Gradient ascent on an input, for both ideal images and attacks. Scores are always MAXIMIZED.
 
-The ascent is one `lax.scan`, without Python per step. Everything but shapes (eps, step size,
-targets, weights) is traced, so a sweep compiles once. Only this module turns a gradient into a
-step.
+The ascent is one `lax.scan`, so no Python runs between steps. Everything except shapes is traced
+(eps, step size, targets, weights), so a sweep compiles once. Only this module turns a gradient into
+a step.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tl import optim
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 """`(theta, key) -> f32[b]`, one value per image, larger is better.
 
-The key, or one per image, is for random transforms.
+The key is one for the batch or one per image; random transforms use it.
 """
 
 Optimizer = optax.GradientTransformation
-"""Gradient -> ascent direction."""
+"""An optax transformation from the gradient of the score to the ascent direction."""
 
 
 class Ascent(NamedTuple):
@@ -32,8 +32,8 @@ class Ascent(NamedTuple):
 
     Attributes:
       last: theta [b ...] after the last step.
-      best: theta [b ...] with the highest score of each image, meaningful for scores without
-        randomness.
+      best: theta [b ...] with the highest score of each image; only meaningful if the score is
+        deterministic.
       scores: f32[steps + 1 b], the score before each step and after the last.
       frames: theta [frames b ...] at equal intervals; the last frame is `last`.
     """
@@ -61,7 +61,7 @@ def normalized_momentum(
 def per_image(optimizer: Optimizer) -> Optimizer:
     """The optimizer with separate state for each image.
 
-    Every leaf, step counts too, has one row per image.
+    Every leaf of the state, step counts included, has one row per image.
     """
     return optax.GradientTransformation(jax.vmap(optimizer.init), jax.vmap(optimizer.update))  # pyright: ignore
 
@@ -70,8 +70,8 @@ def lbfgs() -> Optimizer:
     """L-BFGS with a memory of ten steps, for each image separately.
 
     It gives directions only: the step is `step_size` times the direction, without a line search. If
-    the estimated curvature points downhill, the gradient is used instead, at most at length one.
-    Meant for scores without randomness.
+    the estimated curvature points downhill, the gradient is used instead, scaled to at most length
+    one. Meant for deterministic scores.
 
     Reference: Nocedal & Wright 2006, "Numerical Optimization", algorithm 7.4; optax's
       implementation with flipped sign.
@@ -116,7 +116,7 @@ def step(
     Args:
       score: `theta -> (f32[b], auxiliary output)`.
       theta: f32[b ...].
-      opt_state: of `optimizer`.
+      opt_state: the state of `optimizer`.
       optimizer: gradient -> ascent direction.
       step_size: f32, broadcasts with theta.
       project: maps theta back into its domain.

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SIDE = 8  # of a block
+# Side of a block in pixels.
+SIDE = 8
 # ITU-T T.81, annex K, tables K.1 and K.2: steps of luma and chroma at libjpeg's quality 50.
 LUMA = np.array(
     [
@@ -52,8 +53,6 @@ CHROMA = np.array(
     ],
     np.int32,
 )
-
-
 # T.871, section 7, rounded to 16 bits as in jccolor.c and jdcolor.c; their sums are exact in
 # float32.
 YCC = np.array([[19595, 38470, 7471], [-11059, -21709, 32768], [32768, -27439, -5329]]) / 2**16
@@ -152,7 +151,7 @@ def _mix(weights: np.ndarray, planes: jax.Array) -> jax.Array:
 
 
 def _padded(x: jax.Array, rows: int, columns: int) -> jax.Array:
-    """f32[p h w], padded with its last row and column to multiples of these."""
+    """f32[p h w], padded with its last row and column to multiples of `rows` and `columns`."""
     _, h, w = x.shape
     return jnp.pad(x, ((0, 0), (0, -h % rows), (0, -w % columns)), mode="edge")
 

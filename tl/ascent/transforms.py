@@ -5,7 +5,9 @@ the input's. `render` and the attacks map it over a batch with one key per image
 views do not depend on the batch. `compose` chains transforms. Resampling is a product with a matrix
 of rows and one of columns, which is many times faster than a gather on a CPU.
 
-To add one: a function that returns a `Transform`, and a row in `tl.visualize.grid.TRANSFORMS`.
+`noise`, `zoom`, `scale`, `crop`, `rotate`, `resized` and `jpeg` raise ValueError if an argument is
+out of range. To add a transform: a function that returns a `Transform`, and a row in
+`tl.visualize.grid.TRANSFORMS`.
 """
 
 from __future__ import annotations
@@ -70,13 +72,11 @@ def flip() -> Transform:
 
 
 def noise(low: float, high: float) -> Transform:
-    """Gaussian noise with a random standard deviation, clipped to [0, 1].
+    """Adds Gaussian noise with a random standard deviation, and clips to [0, 1].
 
-    The standard deviation is uniform in [low, high], in [0, 1] pixel units.
-
-    Detail finer than the noise is invisible to the network and does not grow, so images become much
-    cleaner. With `low` = 0 some views are almost clean, which keeps the network confident on the
-    image itself.
+    The standard deviation is uniform in [low, high], in [0, 1] pixel units. Detail finer than the
+    noise is invisible to the network and does not grow, so images become much cleaner. With `low` =
+    0 some views are almost clean, which keeps the network confident on the image itself.
     """
     if not 0.0 <= low <= high:
         raise ValueError(f"noise needs 0 <= `low` <= `high`: got {low} and {high}")
@@ -93,12 +93,12 @@ def noise(low: float, high: float) -> Transform:
 def zoom(low: float, high: float) -> Transform:
     """Scales the image by a random factor in [low, high], log-uniform, at a random position.
 
-    Zooming out places the whole image onto a random background color; zooming in crops it.
+    Zooming out places the whole image onto a random background color, which forces the whole animal
+    into the frame; with mirrored edges, half an animal at the edge was completed by its mirror
+    image. Zooming in crops the image.
 
-    Reference: random scaling: Olah et al. 2017, Distill, "Feature visualization", there within 10 %
-      about the center. Factors of one half with a random background force the whole animal into the
-      frame: with mirrored edges instead, half animals at the edge were completed by their mirror
-        image.
+    Reference: Olah et al. 2017, Distill, "Feature visualization" (random scaling, there within 10 %
+      about the center).
     """
     if not 0.0 < low <= high:
         raise ValueError(f"zoom needs 0 < `low` <= `high`: got {low} and {high}")
@@ -140,7 +140,9 @@ def scale(factors: tuple[float, ...]) -> Transform:
 
 
 def crop(low: float, high: float) -> Transform:
-    """A random window, a share of the side in [low, high], enlarged to the whole image.
+    """Enlarges a random window to the whole image.
+
+    The side of the window is a uniform share of the image's side in [low, high].
 
     Reference: Fel et al. 2023, arXiv:2306.06805, section 3 (there 0.2 to 0.25 of ImageNet-sized
       images).
@@ -204,10 +206,10 @@ def resized(low: float, high: float) -> Transform:
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
         share = jax.random.uniform(key, minval=low, maxval=high)
         full = [jnp.float32(side) for side in image.shape[:2]]
-        few = [jnp.maximum(jnp.rint(share * side), 1.0) for side in full]
-        for of, to in ((full, few), (few, full)):
+        small = [jnp.maximum(jnp.rint(share * side), 1.0) for side in full]
+        for old, new in ((full, small), (small, full)):
             rows, columns = (
-                _cubic(side, *pair) for side, *pair in zip(image.shape[:2], of, to, strict=True)
+                _cubic(side, *pair) for side, *pair in zip(image.shape[:2], old, new, strict=True)
             )
             image = jnp.clip(jnp.einsum("xw,hwc->hxc", columns, image), 0.0, 1.0)
             image = jnp.clip(jnp.einsum("yh,hxc->yxc", rows, image), 0.0, 1.0)
@@ -217,7 +219,7 @@ def resized(low: float, high: float) -> Transform:
 
 
 def jpeg(low: int, high: int) -> Transform:
-    """A JPEG file of a random quality in low, ..., high, equal to Pillow's in 8-bit levels.
+    """Compresses the image as a JPEG file of a random quality in low, ..., high, as Pillow does.
 
     The gradient passes the roundings unchanged; see `tl.ascent.jpeg.decoded` and its references.
     """
@@ -240,9 +242,8 @@ def compose(*transforms: Transform) -> Transform:
 def lucid() -> Transform:
     """Lucid's standard transforms.
 
-    Pad 12, jitter 8, scale 0.9 to 1.1, rotate by up to 10 degrees, jitter 4.
-
-    The result is 12 pixels larger than the image, as in lucid.
+    Pad 12, jitter 8, scale by 0.9 to 1.1, rotate by up to 10 degrees, jitter 4. The result is 12
+    pixels larger than the image, as in lucid.
 
     Reference: lucid, `lucid/optvis/transform.py`, `standard_transforms`.
     """
@@ -287,16 +288,16 @@ def _weights(side: int, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return _triangles(side, scale, shift, reach) @ fold
 
 
-def _cubic(side: int, of: jax.Array, to: jax.Array) -> jax.Array:
-    """Bicubic resampling from `of` to `to` pixels, f32[side side], padded with zeros.
+def _cubic(side: int, old: jax.Array, new: jax.Array) -> jax.Array:
+    """Bicubic resampling from `old` to `new` pixels, f32[side side], padded with zeros.
 
     Both are traced and at most `side`.
     """
     index = jnp.arange(side, dtype=jnp.float32)
-    centers = (index + 0.5) * (of / to)
-    away = (index[None, :] + 0.5 - centers[:, None]) / jnp.maximum(of / to, 1.0)
-    used = (index < of)[None, :] & (index < to)[:, None]
-    weights = jnp.where(used, KERNELS["bicubic"](away), 0.0)
+    centers = (index + 0.5) * (old / new)
+    distance = (index[None, :] + 0.5 - centers[:, None]) / jnp.maximum(old / new, 1.0)
+    used = (index < old)[None, :] & (index < new)[:, None]
+    weights = jnp.where(used, KERNELS["bicubic"](distance), 0.0)
     # Only rows of zeros sum to less than 0.5.
     return weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 0.5)
 
@@ -309,9 +310,9 @@ def _resampled(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arr
 
 
 def _sheared(image: jax.Array, slope: jax.Array) -> jax.Array:
-    """Shifts row y right by slope times its distance from the center row.
+    """Shifts row y right by `slope` times its distance from the center row.
 
-    Linear interpolation, mirrored edges.
+    Interpolation is linear, and edges are mirrored.
     """
     h, w, _ = image.shape
     reach = min(w - 1, int(math.ceil(0.5 * h)) + 1)

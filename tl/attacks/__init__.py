@@ -1,13 +1,15 @@
 """Adversarial attacks.
 
-A norm (where the image may move), a goal (what to reach) and a search of `ATTACKS` (how).
+An attack combines a norm (how far the image may move), a goal (which prediction to reach) and a
+search, a row of `ATTACKS` (how to reach it):
 
-  attack = attacks.make(attacks.get("pgd")(steps=40), clf.logits, norm=norms.LINF,
-  goal=goals.UNTARGETED) result = attack(variables, jax.random.key(0), images01,
-  goals.class_mask(labels, k), eps=4 / 255)
+  pgd = attacks.get("pgd")(steps=40)
+  attack = attacks.make(pgd, clf.logits, norm=norms.LINF, goal=goals.UNTARGETED)
+  class_mask = goals.class_mask([[label] for label in labels], k)
+  result = attack(variables, jax.random.key(0), images01, class_mask, eps=4 / 255)
 
-To add an attack: a function that returns a `base.Search`, which is how an image begins and what one
-step does, and a row in `ATTACKS`.
+To add an attack: a function that returns a `base.Search`, which defines how an image starts and
+what one step does, and a row in `ATTACKS`.
 """
 
 from __future__ import annotations
@@ -52,13 +54,11 @@ ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
     "noise": baselines.noise,
     "blur": baselines.blur,
 }
-"""name -> `(*, steps, restarts=1, ...) -> Search`, or a sequence of searches that run one after
-another.
-"""
+"""Name -> `(*, steps, restarts=1, ...) -> Search`, or a sequence of searches, run one by one."""
 
 
 def get(name: str) -> Callable[..., Search | Sequence[Search]]:
-    """The function that makes the search of a name.
+    """The function that makes the search with a name.
 
     Raises:
       ValueError: the name is not in `ATTACKS`; the message has the nearest names.
@@ -69,5 +69,5 @@ def get(name: str) -> Callable[..., Search | Sequence[Search]]:
 
 
 def steps(name: str) -> int:
-    """The default number of steps of an attack."""
+    """The default number of steps of an attack; raises ValueError as `get` does."""
     return inspect.signature(get(name)).parameters["steps"].default

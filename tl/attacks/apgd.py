@@ -18,7 +18,7 @@ from tl.attacks.slots import expand, select
 MOMENTUM = 0.75
 # rho of section 3.2: share of improving steps below which the step size is too large.
 IMPROVING_SHARE = 0.75
-# Section 5, of APGD-T.
+# Number of target classes of APGD-T, section 5.
 TARGETS = 9
 
 Loss = Callable[[jax.Array], jax.Array]
@@ -87,7 +87,7 @@ def _apgd_search(
     Args:
       make_loss: `(task, start i32[b]) -> loss`.
       steps: static, per start.
-      starts: their number, or a function of the number of classes.
+      starts: number of starts, or a function of the number of classes.
     """
     places = checkpoints(steps)
     # Length of the interval that ends at each step; 0 between checkpoints.
@@ -175,10 +175,9 @@ def _apgd_search(
 def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
     """Auto-PGD: ascent with momentum, whose step size of 2 eps halves where progress stalls.
 
-    After halving, it continues at the best point.
-
-    An image stops at its first success; later starts are for the others. In L1 the step is that of
-    SLIDE, not that of Croce & Hein 2021 (arXiv:2103.01208), whose share of coordinates adapts.
+    After halving, it continues at the best point. An image stops at its first success; later starts
+    are for the other images. In L1 the step is that of SLIDE, not that of Croce & Hein 2021
+    (arXiv:2103.01208), whose share of coordinates adapts.
 
     Args:
       steps: static; 100 is the paper's.
@@ -203,15 +202,12 @@ def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
 
 
 def apgd_t(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Search:
-    """Targeted Auto-PGD.
+    """Targeted Auto-PGD: APGD with the targeted DLR loss towards one class after another.
 
-    Towards one class after another that meets the goal, by clean logits, with the targeted DLR
-    loss.
-
-    Arguments as in `apgd`. Any class that meets the goal ends an image's search, whichever was the
-    target. With a targeted goal the targets are the classes of its group, repeated where the group
-    is smaller. With fewer than four classes, for which the loss is not defined, the margin is
-    maximized.
+    The targets are the classes that meet the goal, by falling clean logit. Any class that meets the
+    goal ends an image's search, whichever was the target. With a targeted goal the targets are the
+    classes of its group, repeated where the group is smaller. With fewer than four classes, for
+    which the loss is not defined, the margin is maximized. Other arguments as in `apgd`.
 
     Args:
       restarts: random starts per target.

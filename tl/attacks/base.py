@@ -1,8 +1,7 @@
-"""Types that all attacks share.
+"""Types that all attacks share: the attack as a function, its result, and the search behind it.
 
-The attack as a function, its result, and the search that defines it.
-
-A `Search` defines an attack: how an image begins, and what one step does. `tl.attacks.run` runs it.
+A `Search` defines how an image starts and what one step does. `tl.attacks.run` makes an `Attack` or
+a `Find` of it.
 """
 
 from __future__ import annotations
@@ -25,13 +24,14 @@ class AttackResult(NamedTuple):
     """Adversarial images.
 
     Attributes:
-      images: f32[b h w 3] in the ball and in [0, 1]. With `eight_bit` all values are multiples of 1
-        / 255, so that an 8-bit file holds exactly these images. The clean image where no better one
+      images: f32[b h w 3] in the ball and in [0, 1]. With `eight_bit`, all values are multiples of
+        1/255, so that an 8-bit file holds exactly these images. The clean image where no better one
         was found, and at eps = 0.
       success: bool[b], whether the network's prediction for `images` meets the goal.
       score: f32[b], the goal's score of `images`.
       steps: i32[b], steps that each image took; 0 where the clean image meets the goal.
-      solved_by: i32[b], index of the search that met the goal; -1 where none had to or none could.
+      solved_by: i32[b], index of the search that met the goal; -1 where the clean image meets it or
+        no search did.
     """
 
     images: jax.Array
@@ -58,14 +58,14 @@ class Attack(Protocol):
         """Attacks a batch of images.
 
         Args:
-          variables: of the network.
+          variables: the network's variables.
           key: `jax.random.key`, from which each image derives its own key, or one key per image
             (`norms.per_image_keys`). An image's random numbers do not depend on the rest of the
             batch.
           images01: f32[b h w 3] in [0, 1], read from 8-bit images.
           class_mask: bool[b k], the classes that the goal is about.
           eps: radius of the ball in [0, 1] pixel units (4/255, not 4): a number, or f32[b].
-          step_size: in the same units: a number, or f32[b]; None is the attack's default.
+          step_size: in the units of `eps`: a number, or f32[b]; None is the attack's default.
           skip: bool[b], images that are returned without an attack.
 
         Raises:
@@ -124,12 +124,12 @@ class Task(NamedTuple):
 
     Attributes:
       logits: `x -> f32[b k]`.
-      saved: x -> the image that would be saved for x: with `eight_bit`, rounded. The gradient
-        passes the rounding unchanged (straight-through), so the score is that of the saved image.
+      saved: x -> the image that would be saved for x, rounded with `eight_bit`. The gradient passes
+        the rounding unchanged (straight-through), so the score is that of the saved image.
       judge: `logits -> (score f32[b], success bool[b])`.
       project: x -> the nearest point in the ball and in [0, 1].
-      norm: the geometry.
-      goal: the goal.
+      norm: the geometry of the ball.
+      goal: defines score and success.
       keys, center, class_mask, eps, step_size: arguments of the call, one row per image.
       clean: f32[b k], logits of the clean images.
       success_mask: bool[b k], the classes that meet the goal when predicted.
@@ -171,7 +171,7 @@ class Search(NamedTuple):
 
 
 def update_best(best: Best, x: jax.Array, score: jax.Array, solved: jax.Array) -> Best:
-    """The better of `best` and x, per image; `best` where they are equal."""
+    """The better of `best` and x for each image; `best` if they are equal."""
     wins = (solved & ~best.solved) | ((solved == best.solved) & (score > best.score))
     return slots.select(wins, Best(x, score, solved), best)
 
@@ -184,7 +184,7 @@ def fold_in_each(keys: jax.Array, *counts: jax.Array) -> jax.Array:
 
 
 def check_counts(**counts: int) -> None:
-    """Raises ValueError where one of the counts is below one; the message names all."""
+    """Raises ValueError if a count is below one; the message names all counts."""
     if any(n < 1 for n in counts.values()):
         names, values = (
             " and ".join(words) for words in (map("`{}`".format, counts), map(str, counts.values()))
@@ -193,7 +193,7 @@ def check_counts(**counts: int) -> None:
 
 
 def check_one_start(attack: str, restarts: int) -> None:
-    """Raises ValueError where an attack without randomness is to be restarted."""
+    """Raises ValueError if a deterministic attack is asked for restarts."""
     if restarts > 1:
         raise ValueError(
             f"{attack} is deterministic, so all restarts are equal: got `restarts={restarts}`, "

@@ -32,7 +32,7 @@ class _State(NamedTuple):
 
 
 def _try_candidates(candidate: Callable[[Task, jax.Array], jax.Array], n: int) -> Search:
-    """Evaluates n candidates `(task, i) -> x`, or as many as the first success takes."""
+    """Evaluates n candidates `(task, i) -> x`, and stops at the first success."""
 
     def init(task: Task, best: Best) -> _State:
         return _State(jnp.zeros_like(best.solved, jnp.int32), best, jnp.zeros_like(best.solved))
@@ -48,9 +48,9 @@ def _try_candidates(candidate: Callable[[Task, jax.Array], jax.Array], n: int) -
 def noise(*, steps: int = 40, restarts: int = 1) -> Search:
     """Random noise of length eps; the best of several draws is kept.
 
-    Each draw is a point of the ball moved to length eps along the norm's own direction, where noise
-    has the largest effect: plus or minus eps in every channel (Linf), a uniform direction (L2),
-    plus or minus in a random 1 % of the channels (L1).
+    Each draw has length eps along the norm's own direction, where noise has the largest effect:
+    plus or minus eps in every value (Linf), a uniform direction (L2), plus or minus the same amount
+    in a random 1 % of the values (L1).
 
     Args:
       steps, restarts: static; their product is the number of draws. An image stops at its first

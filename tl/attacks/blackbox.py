@@ -32,9 +32,9 @@ SMALLEST = {"linf": 1, "l2": 3}
 def side_at(
     i: jax.Array, steps: int, share: float, shape: tuple[int, ...], smallest: int
 ) -> jax.Array:
-    """Side in pixels of the square of query i.
+    """Side in pixels of the square of query i, i32[].
 
-    The root of its share of the image, on the schedule scaled to `steps`.
+    The area is a share of the image that is halved on the paper's schedule, scaled to `steps`.
 
     Reference: Andriushchenko et al. 2020, arXiv:1912.00049, section 3.2.
     """
@@ -70,7 +70,8 @@ def _window(
 def bumps(i: jax.Array, j: jax.Array, side: jax.Array) -> jax.Array:
     """Heights of the L2 square by row and column.
 
-    Two halves of rings, one positive and one negative; ring n from outside adds 1/n^2.
+    The upper half is positive and the lower half negative. Each is a set of nested rings; ring n,
+    counted from outside, adds 1/n^2.
 
     Reference: Andriushchenko et al. 2020, arXiv:1912.00049, equation 2.
     """
@@ -118,7 +119,7 @@ def _l2_begin(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 def _l2_try(
     key: jax.Array, x: jax.Array, center: jax.Array, eps: jax.Array, side: jax.Array
 ) -> jax.Array:
-    """Replaces the change in two windows by a new square with the free L2 budget: algorithm 3."""
+    """Removes the change in two windows, and spends its L2 budget on a new square (algorithm 3)."""
     first, second, which, turn = jax.random.split(key, 4)
     here, i, j = _window(_corner(first, side, x.shape), side, x.shape)
     there, _, _ = _window(_corner(second, side, x.shape), side, x.shape)
@@ -158,13 +159,12 @@ class _State(NamedTuple):
 
 
 def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Search:
-    """Square: random search that changes one square at a time to a corner of the ball.
+    """Square: random search that changes one square of the image at a time, to the limit of eps.
 
-    Changes that raise the margin are kept.
-
-    The margin is the largest logit of the classes that meet the goal minus the largest of the
-    others. An image stops at its first success. No gradient is used, and one step is one query.
-    Squares of all sizes are drawn as masks of one shape, with each image's own key.
+    Changes that raise the margin are kept. The margin is the largest logit of the classes that meet
+    the goal minus the largest of the others. An image stops at its first success. No gradient is
+    used, and one step is one query. Squares of all sizes are drawn as masks of one shape, with each
+    image's own key.
 
     Args:
       steps: static, queries per image including the start; the schedule of square sizes is scaled

@@ -19,14 +19,12 @@ STANDARD = ("APGD-CE", "APGD-T", "FAB-T", "Square")
 
 
 def autoattack(*, steps: int = 100, restarts: int = 1, queries: int = 5000) -> tuple[Search, ...]:
-    """The four attacks of standard AutoAttack.
-
-    APGD-CE, APGD-T with the targeted DLR loss, FAB-T and Square.
+    """The four attacks of standard AutoAttack: APGD-CE, APGD-T with DLR loss, FAB-T and Square.
 
     Args:
-      steps: of the first three, static; 100 is AutoAttack's.
-      restarts: of each, static; 1 is AutoAttack's.
-      queries: of Square, static; 5000 is AutoAttack's.
+      steps: static; steps of the first three. 100 is AutoAttack's.
+      restarts: static; restarts of each. 1 is AutoAttack's.
+      queries: static; queries of Square. 5000 is AutoAttack's.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 6.
     """

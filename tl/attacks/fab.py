@@ -1,6 +1,6 @@
 """FAB-T, the targeted fast adaptive boundary attack.
 
-A search for the nearest adversarial image of each likely class.
+It searches for the nearest adversarial image of each likely class.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _largest(logits: Array, class_mask: Array) -> jax.Array:
 
 
 def _merge_group(logits: Array, class_mask: Array) -> jax.Array:
-    """Logits in which all of the group but its largest are minus infinity."""
+    """Logits in which only the largest of the group is kept; its others are minus infinity."""
     first = jnp.argmax(jnp.where(class_mask, logits, -jnp.inf), axis=1)
     others = class_mask & (jnp.arange(logits.shape[1])[None] != first[:, None])
     return jnp.where(others, -jnp.inf, logits)
@@ -72,19 +72,15 @@ def _ratio(gap: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def margin(logits: Array, class_mask: Array) -> jax.Array:
-    """Largest logit of the group minus the largest of all other classes.
-
-    F32[b k], bool[b k] -> f32[b].
-    """
+    """Largest logit of the group minus the largest of all other classes, f32[b]."""
     return _largest(logits, class_mask) - _largest(logits, ~class_mask)
 
 
 def dlr(logits: Array, class_mask: Array) -> jax.Array:
     """Untargeted difference of logits ratio, f32[b].
 
-    Minus the margin over the difference of the first and third logits.
-
-    It does not depend on the scale and shift of the logits, and lies in [-1, 0] where the
+    It is minus the margin, divided by the difference between the largest and the third-largest
+    logit. It does not depend on the scale and shift of the logits, and lies in [-1, 0] where the
     prediction is in the group. The group is ranked as one class; otherwise its second-largest logit
     would change the ratio.
 
@@ -97,9 +93,9 @@ def dlr(logits: Array, class_mask: Array) -> jax.Array:
 def targeted_dlr(logits: Array, class_mask: Array, leave: Array | None = None) -> jax.Array:
     """Targeted difference of logits ratio, f32[b].
 
-    The largest logit of the group minus the largest of `leave`, or of all others, divided by the
-    first logit minus the mean of the third and fourth, each group as one class. It does not depend
-    on the scale and shift of the logits.
+    The numerator is the largest logit of the group minus the largest of `leave`, or of all others.
+    The denominator is the first logit minus the mean of the third and fourth, where each group
+    counts as one class. The ratio does not depend on the scale and shift of the logits.
 
     Args:
       logits: f32[b k].
@@ -162,7 +158,7 @@ TARGETED = get("targeted")
 UNTARGETED = get("untargeted")
 """The prediction leaves `class_mask`, the true classes.
 
-The score is the log probability of all others.
+The score is the log probability of all other classes.
 """
 
 
@@ -197,11 +193,13 @@ def least_likely(logits: Array) -> np.ndarray:
 
 
 def likeliest(logits: Array, among: Array, rank: int | jax.Array) -> jax.Array:
-    """Class mask bool[b k] of the class at a rank among those of `among` bool[b k].
+    """Class mask bool[b k] of the class at a rank by logit.
 
-    0 is the largest logit.
-
-    Ranks beyond the last class start again at the first.
+    Args:
+      logits: f32[b k].
+      among: bool[b k], the classes that are ranked.
+      rank: an integer, or i32[b]; 0 is the largest logit. Ranks beyond the last class start again
+        at the first.
     """
     order = jnp.argsort(jnp.where(among, logits, -jnp.inf), axis=1, descending=True)
     position = jnp.mod(rank, jnp.maximum(jnp.sum(among, axis=1, dtype=jnp.int32), 1))

@@ -16,12 +16,13 @@ from tl.attacks import norms
 from tl.attacks.base import Best, Task, fold_in_each, update_best
 from tl.attacks.slots import expand
 
-# Limit of Newton steps in a projection. Each step passes a kink of the path for good, and few are
-# passed. Chosen, not tuned.
+# Limit of Newton steps in a projection. Each step passes at least one kink of the piecewise linear
+# function, and the solution is behind few of them. Chosen, not tuned.
 NEWTON_STEPS = 50
 # Share of the distance from black to white that a restart takes as the best distance while none is
 # known. Chosen, not tuned.
 UNKNOWN_DISTANCE = 0.1
+# Keeps divisors above zero.
 TINY = 1e-20
 
 
@@ -45,9 +46,10 @@ def is_near_enough(task: Task, best: Best) -> jax.Array:
 
 
 def restart_point(task: Task, best: Best, start: jax.Array) -> jax.Array:
-    """First point of each start i32[b].
+    """The first point of each start i32[b].
 
-    The clean image, then random points within half of the best distance, as in FAB.
+    It is the clean image at start 0, and a random point within half of the best distance later, as
+    in FAB.
     """
     white = task.norm.distance(jnp.ones_like(task.center), jnp.zeros_like(task.center))
     distance = jnp.where(jnp.isfinite(best.score), -best.score, UNKNOWN_DISTANCE * white)
@@ -56,9 +58,11 @@ def restart_point(task: Task, best: Best, start: jax.Array) -> jax.Array:
 
 
 class Dual(NamedTuple):
-    """The shortest way to a hyperplane in a norm: along `unit(w)`, of length `gap / size(w)`.
+    """The shortest step to a hyperplane <w, d> = gap in a norm; pure functions, batched on axis 0.
 
-    Batched on axis 0.
+    Attributes:
+      size: w -> f32[b], the dual norm; the step has length `gap / size(w)`.
+      unit: w -> direction of the step, of unit length.
     """
 
     size: Callable[[jax.Array], jax.Array]
@@ -96,7 +100,7 @@ def project_onto_plane(norm: str, x: jax.Array, w: jax.Array, gap: jax.Array) ->
       gap: f32[b], the value of <w, d>, of either sign.
 
     Returns:
-      d: f32[b h w c]. If the plane is out of reach, the way to the nearest corner of the box.
+      d: f32[b h w c]. If the plane is out of reach, x + d is the corner of the box nearest to it.
 
     Reference: Croce & Hein 2020, arXiv:1907.02044, box-constrained projections.
     """
@@ -136,7 +140,11 @@ def strongest_failing_class(task: Task, logits: jax.Array) -> jax.Array:
 
 
 def likeliest_classes(task: Task, count: int) -> tuple[jax.Array, jax.Array]:
-    """Classes i32[b count] that meet the goal, by clean logits, and bool[b count], which exist."""
+    """Classes i32[b count] that meet the goal, by clean logits, and bool[b count].
+
+    `count` is limited to the number of classes k. The mask is False where an image has fewer
+    classes that meet the goal.
+    """
     logits = jnp.where(task.success_mask, task.clean, -jnp.inf)
     _, classes = jax.lax.top_k(logits, min(count, task.clean.shape[1]))
     return classes, jnp.take_along_axis(task.success_mask, classes, axis=1)
@@ -145,15 +153,16 @@ def likeliest_classes(task: Task, count: int) -> tuple[jax.Array, jax.Array]:
 def linearize(
     task: Task, logits: jax.Array, pullback: Callable[[jax.Array], Any], classes: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The linearized boundary to `classes` i32[b].
-
-    W f32[b h w c] and g f32[b] with <w, d> = g for steps d onto it.
+    """The linearized boundary between the top class that does not meet the goal and `classes`.
 
     Args:
       task: the problem.
       logits: f32[b k] at the current point.
-      pullback: their vector-Jacobian product.
+      pullback: vector-Jacobian product of the logits.
       classes: i32[b].
+
+    Returns:
+      `(w, gap)`, f32[b h w c] and f32[b]: a step d ends on the boundary where <w, d> = gap.
     """
     failing = strongest_failing_class(task, logits)
     one_hot = lambda c: jax.nn.one_hot(c, logits.shape[1], dtype=logits.dtype)

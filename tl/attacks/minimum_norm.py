@@ -1,8 +1,7 @@
-"""Minimum-norm attacks.
+"""Minimum-norm attacks: DeepFool and Carlini-Wagner.
 
-DeepFool and Carlini-Wagner search for the NEAREST adversarial image (FAB is in `tl.attacks.fab`).
-
-As an `Attack`, each returns its result if it lies within eps; `attacks.find` returns it at any
+They search for the NEAREST adversarial image; FAB, which does too, is in `tl.attacks.fab`. As an
+`Attack`, each returns its result if it lies within eps; `attacks.find` returns it at any
 distance.
 """
 
@@ -55,16 +54,16 @@ def deepfool(
 ) -> Search:
     """DeepFool: steps to the nearest boundary of the linearized network until it is crossed.
 
-    Differs from the paper: every point stays in [0, 1]; images that half of the steps did not solve
-    start again, with steps to the boundary's nearest point in [0, 1]; `attacks.find` bisects at the
-    end, which removes the overshoot; restarts after the first begin at a random point; and the goal
-    may be to leave or to enter a group of classes.
+    Differs from the paper: every point stays in [0, 1]; an image that is not solved after half of
+    the steps starts again and then moves to the boundary's nearest point in [0, 1]; `attacks.find`
+    bisects at the end, which removes the overshoot; restarts after the first begin at a random
+    point; and the goal may be to leave or to enter a group of classes.
 
     Args:
       steps: static, at most; an image stops after crossing. 50 is the paper's.
       restarts: static; the first start is the clean image.
       candidates: static; number of boundaries, by clean logits. One backward pass each per step.
-      overshoot: share added to the way.
+      overshoot: share by which the sum of all steps is lengthened.
 
     Raises:
       ValueError: a count below 1, or a norm other than L2 and Linf.
@@ -149,7 +148,8 @@ class _CarliniWagnerState(NamedTuple):
 
     Attributes:
       low, high: bounds of the bisection over c.
-      least: the least loss so far with this c. previous_least: at the last check of progress.
+      least: the least loss so far with this c.
+      previous_least: `least` at the last check of progress.
       crossed: whether the goal was met in the second half of the steps.
     """
 
@@ -175,9 +175,7 @@ def cw(
     rate: float = 0.01,
     first: float = 1e-3,
 ) -> Search:
-    """Carlini and Wagner in L2.
-
-    Adam on distance^2 + c margin in tanh space, and a bisection over c.
+    """Carlini-Wagner in L2: Adam on distance^2 + c * margin in tanh space, bisected over c.
 
     Early abort: from half of `steps` on, progress is checked every tenth of them. The steps with
     this c end if the least loss has not fallen by 1 in 10,000 since the last check.
@@ -190,7 +188,8 @@ def cw(
     Args:
       steps: static, at most, per c.
       restarts: static; the first start is the clean image.
-      searches: static, number of values of c: tenfold larger until one succeeds, then halfway.
+      searches: static, number of values of c: c grows tenfold until one succeeds, and is bisected
+        after that.
       rate: initial learning rate of Adam, in tanh space.
       first: the first c.
 

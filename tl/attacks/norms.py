@@ -15,15 +15,15 @@ import numpy as np
 from tl.paths import nearest
 from tl.types import Array
 
-# Steps between the values of an 8-bit channel.
+# Largest value of an 8-bit channel.
 LEVELS = 255.0
 GRID = np.arange(256, dtype=np.float32) / np.float32(LEVELS)
 """k / 255 as `tl.pixels.to_images01` rounds it.
 
 A table, because XLA compiles x / 255 as x * (1 / 255), which differs in a bit.
 """
-# Share of the coordinates that an L1 step changes: q = 99 % in SLIDE (arXiv:1904.13000, algorithm
-# 1).
+# Share of the coordinates that an L1 step changes: 1 - q, where SLIDE has q = 99 %
+# (arXiv:1904.13000, algorithm 1).
 SHARE = 0.01
 # Bisection steps: the number of bits of a float32 significand.
 HALVINGS = 24
@@ -78,9 +78,9 @@ def _largest(x: jax.Array) -> jax.Array:
 def _draw_each(
     draw: Callable[[jax.Array, int], jax.Array], key: jax.Array, center: jax.Array
 ) -> jax.Array:
-    """A draw `(key, n) -> f32[n]` for each image.
+    """One draw `(key, n) -> f32[n]` for each image, in the shape of `center` f32[b ...].
 
-    Flat, because XLA takes seconds to compile draws of rank 4 on a CPU.
+    The draws are flat, because XLA takes seconds to compile draws of rank 4 on a CPU.
     """
     n = center[0].size
     draws = jax.vmap(lambda image_key: draw(image_key, n))(per_image_keys(key, len(center)))
@@ -95,10 +95,7 @@ def _headroom(d: jax.Array, center: jax.Array) -> jax.Array:
 def _last_inside(
     inside: Callable[[jax.Array], jax.Array], safe: jax.Array, beyond: jax.Array
 ) -> jax.Array:
-    """The value nearest to `beyond` that is still inside, between it and `safe`, which is inside.
-
-    By bisection.
-    """
+    """Bisects between `safe`, which is inside, and `beyond`: the last value that is inside."""
 
     def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         safe, beyond = bracket
@@ -286,13 +283,11 @@ def _l1_start(key: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
 
 
 def _l1_quantize(x: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
-    """Reduces all changes by the smallest amount that makes them no longer than before or eps.
+    """Reduces all changes by the smallest amount with which, rounded, they are not too long.
 
-    The result is rounded.
-
-    The amount may be negative, down to minus half a level, to restore length lost to rounding; zero
-    changes stay zero. As in L2, whole changes stay as they are, and equal changes are rounded
-    equally.
+    They are then no longer than before and no longer than eps. The amount may be negative, down to
+    minus half a level, to restore length lost to rounding; zero changes stay zero. As in L2, whole
+    changes stay as they are, and equal changes are rounded equally.
     """
     t, middle = _levels(x, center)
     size, largest = jnp.abs(t), _largest(t)
@@ -314,14 +309,13 @@ NORMS = {
     "l1": Norm(_l1_start, l1_direction, _l1_project, _l1_quantize, l1_distance),
 }
 LINF, L2, L1 = NORMS.values()
-"""Goodfellow et al. 2015, arXiv:1412.6572; Szegedy et al.
-
-2014, arXiv:1312.6199; Tramer & Boneh 2019, arXiv:1904.13000.
+"""In attacks: Linf, Goodfellow et al. 2015, arXiv:1412.6572; L2, Szegedy et al. 2014,
+arXiv:1312.6199; L1, Tramer & Boneh 2019, arXiv:1904.13000.
 """
 
 
 def get(name: str) -> Norm:
-    """The norm of a name.
+    """The norm with a name.
 
     Raises:
       ValueError: the name is not in `NORMS`; the message has the nearest names.

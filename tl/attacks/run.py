@@ -1,6 +1,4 @@
-"""Runs a search as an attack.
-
-Checks the arguments, distributes images over slots and devices, evaluates the result.
+"""Runs a search as an attack: argument checks, slots and devices, and the final evaluation.
 
 Images that meet the goal already are not attacked. The results are projected into the ball, rounded
 to 8-bit values and classified once more, so `success` and `score` are those of the returned images.
@@ -64,13 +62,12 @@ def check_call(norm: Norm, images01: Array, eps: Any) -> None:
     valid = (radii >= 0) & (radii <= largest * (1 + 1e-6))
     if not valid.all():
         expected = (
-            "a share of the pixel range [0, 1]"
+            "a share of the pixel range [0, 1], such as 4/255"
             if largest == 1
             else f"a distance in [0, {largest:.4g}], black to white"
         )
         raise ValueError(
-            f"`eps` is out of range: got {radii[~valid].ravel()[0]:.4g}, expected {expected}, "
-            "such as 4/255"
+            f"`eps` is out of range: got {radii[~valid].ravel()[0]:.4g}, expected {expected}"
         )
 
 
@@ -111,7 +108,7 @@ def _pad(rows: Any, count: int) -> Any:
 
 
 def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
-    """`(variables, rows [n ...]) -> rows [n ...]` `slots` rows at a time, to bound memory."""
+    """Bounds the memory of `(variables, rows [n ...]) -> rows [n ...]`: `slots` rows at a time."""
 
     def call(variables: Variables, rows: Any) -> Any:
         n = len(jax.tree.leaves(rows)[0])
@@ -130,13 +127,13 @@ def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
 def batched_logits(logits: Logits, slots: int) -> Callable[[Variables, Array], jax.Array]:
     """Jitted `(variables, images01 [n h w c]) -> f32[n k]`, `slots` images at a time.
 
-    Cached per network.
+    The function is cached, so that a network compiles once.
     """
     return shard_rows(map_in_chunks(logits, slots))
 
 
 def check_norm(search: Search, norm: Norm) -> None:
-    """Raises ValueError where the search does not support the norm."""
+    """Raises ValueError if the search does not support the norm."""
     if search.norms and norms.name(norm) not in search.norms:
         raise ValueError(
             f"this attack does not support the `norm`: got {norms.name(norm) or 'another'!r}, "
@@ -242,7 +239,7 @@ def make_find(
     """
     if not search.nearest:
         raise ValueError(
-            "this attack does not search for the nearest image: expected deepfool, cw or fab"
+            "this attack does not search for the nearest image; use deepfool, cw or fab"
         )
     check_norm(search, norm)
     size = slots or devices.images_at_once()
@@ -274,7 +271,7 @@ def make_find(
 
 @jax.jit
 def _interpolate(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
-    """From a to b; at a share of 1, b to the bit."""
+    """The point at a share of the way from a to b; at 1, exactly b."""
     return jnp.where(expand(share < 1, a), a + expand(share, a) * (b - a), b)
 
 
@@ -282,7 +279,7 @@ def _interpolate(a: jax.Array, b: jax.Array, share: jax.Array) -> jax.Array:
 def _finalize(
     x: jax.Array, center: jax.Array, eps: jax.Array, share: jax.Array, norm: Norm, eight_bit: bool
 ) -> jax.Array:
-    """x in the ball, in [0, 1] and rounded.
+    """x, projected into the ball and [0, 1], and rounded with `eight_bit`.
 
     Before that, x moves outwards by a share of the distance that is left to eps.
     """
@@ -318,7 +315,7 @@ def _compile_search(
 ) -> Callable[[Variables, tuple[TaskRows, Best, jax.Array]], tuple[Best, jax.Array]]:
     """Jitted `(variables, (tasks, best, todo)) -> (best, steps)` over all local devices.
 
-    Cached per search.
+    The function is cached, so that a search compiles once.
     """
 
     def make_task(variables: Variables, rows: TaskRows) -> Task:

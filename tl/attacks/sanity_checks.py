@@ -27,8 +27,7 @@ from tl.attacks.norms import Norm
 from tl.attacks.run import batched_logits, map_in_chunks, shard_rows
 from tl.types import Array, Variables
 
-# Success rate that twice the steps may add: the standard error of a rate over a hundred images.
-# Chosen, not tuned.
+# Success rate that twice the steps may add. Chosen, not tuned.
 GAIN = 0.02
 # Random images per clean image in the noise control, of which the best counts; chosen, not tuned.
 DRAWS = 4
@@ -61,7 +60,7 @@ class Check(NamedTuple):
 def gradients_flow(gradient: Array) -> Check:
     """Share of images whose gradient f32[b h w c] is zero everywhere or not finite.
 
-    An attack cannot use it.
+    An attack cannot use such a gradient.
     """
     flat = np.abs(np.asarray(gradient)).reshape(len(gradient), -1)
     dead = (flat == 0).all(axis=1) | ~np.isfinite(flat).all(axis=1)
@@ -82,7 +81,7 @@ def logits_not_probabilities(logits: Array) -> Check:
 def logits_vary(logits: Array) -> Check:
     """Largest range of one class's logit over different images.
 
-    Constant logits do not depend on the input.
+    If it is zero, the logits do not depend on the input.
     """
     largest = float(np.ptp(np.asarray(logits), axis=0).max())
     return Check("logits depend on the picture", largest > 0, largest, "above 0")
@@ -91,7 +90,7 @@ def logits_vary(logits: Array) -> Check:
 def calls_agree(first: Array, second: Array) -> Check:
     """Largest difference of the logits of the same images in two calls.
 
-    A random network needs other attacks.
+    A network with random outputs needs other attacks.
     """
     difference = float(np.abs(np.asarray(first) - np.asarray(second)).max())
     return Check("two calls give equal logits", difference == 0, difference, "0")
@@ -109,7 +108,7 @@ def unbounded_succeeds(success: Array) -> Check:
 def curve_rises(rates: Sequence[float], n: int) -> Check:
     """Largest fall of the success rate from one eps to the next larger one.
 
-    A larger ball contains the smaller.
+    It should not fall, because a larger ball contains the smaller one.
 
     Args:
       rates: success rates at rising eps.
@@ -178,9 +177,11 @@ def check_attack(
 
     Args:
       logits: `(variables, images01) -> f32[b k]`, in evaluation mode.
+      variables: the network's variables.
+      key: the key of every attack.
       images01: f32[b h w c] in [0, 1]. Images that meet the goal without an attack are left out.
       class_mask: bool[b k], the classes that `goal` is about.
-      norm, goal, eps: of the attack that is checked.
+      norm, goal, eps: those of the attack that is checked.
       attack: the attack that is checked.
       doubled: the same attack with twice its steps.
       black_box: an attack without the gradient, such as Square.
@@ -218,7 +219,7 @@ def check_attack(
     rates = [float(success(attack, min(multiple * eps, largest)).mean()) for multiple in curve]
     rate = rates[list(curve).index(1.0)]
     gradients = _score_gradients(logits, goal, slots)(variables, (images01, class_mask))
-    # The negatives are included so that one image is enough for the check that logits vary.
+    # Negatives of the images, so that one image is enough for the check that logits vary.
     negatives = logits(variables, 1 - images01)
     return [
         gradients_flow(np.asarray(gradients)[unsolved]),

@@ -59,7 +59,7 @@ def run_slots(
       tasks: pytree [n ...], the problem of each image.
       best: pytree [n ...], the result before the search.
       todo: bool[n], the images to search.
-      slots: static; images that are stepped together, at most n.
+      slots: static; number of images that are stepped together, at most n.
 
     Returns:
       The best results [n ...], and i32[n], steps that each image took.
