@@ -40,9 +40,9 @@ class Adversary:
       eps: radius in Linf, in [0, 1] pixel units.
       steps: attack steps per training step, each 2.5 eps / steps long; "fast" takes one of 1.25
         eps, and "free" uses its replays.
-      beta: of "trades": weight of the divergence; 1 / lambda in the paper, which uses 6 on
+      beta: weight of the divergence in "trades"; 1 / lambda in the paper, which uses 6 on
         CIFAR-10.
-      replays: of "free": optimizer steps per batch; the paper uses 4 on ImageNet.
+      replays: optimizer steps per batch in "free"; the paper uses 4 on ImageNet.
       warmup: training steps over which the radius grows from 0 to `eps`.
 
     Raises:
@@ -167,8 +167,8 @@ def _perturbed_loss(adversary: Adversary, forward: Forward, perturb: Perturb) ->
 def trades(adversary: Adversary, forward: Forward) -> Hooks:
     """Clean cross-entropy plus beta times the divergence between clean and adversarial logits.
 
-    The adversarial examples maximize that divergence, starting anywhere in the ball (0.001 from the
-    image in the paper). The logits returned, and the accuracy of the step, are those of the
+    The adversarial examples maximize that divergence, from a random point of the ball (0.001 from
+    the image in the paper). The logits returned, and the accuracy of the step, are those of the
     adversarial examples.
 
     Reference: Zhang et al. 2019, arXiv:1901.08573, equation 5 and algorithm 1.
@@ -196,9 +196,9 @@ def trades(adversary: Adversary, forward: Forward) -> Hooks:
 def free(adversary: Adversary, forward: Forward) -> Hooks:
     """Several optimizer steps per batch; the same backward pass also perturbs the images, by eps.
 
-    Each batch starts anywhere in the ball; in the paper it starts where the batch before ended. A
-    learning-rate schedule counts `replays` steps per batch. Divide the epochs by `replays` for the
-    cost of plain training.
+    Each batch starts at a random point of the ball; in the paper it starts where the previous batch
+    ended. A learning-rate schedule counts `replays` steps per batch. Divide the epochs by `replays`
+    for the cost of plain training.
 
     Reference: Shafahi et al. 2019, arXiv:1904.12843, algorithm 1.
     """

@@ -1,19 +1,21 @@
 """Checkpoints of a run that may be killed at any moment: a pytree of arrays and a position.
 
-    folder/step_00000120/   one checkpoint, complete or absent: Orbax writes to a temporary folder
-    and renames it
-      tree/                 leaves by name, `opt_state/0/mu/head/kernel`; typed keys as their
-      integers meta/metadata         JSON: shape and dtype of every leaf, and `position` (epoch,
-      place in the data, history) metrics/metrics       JSON, if there are any
+  folder/step_00000120/  one checkpoint
+    tree/                the leaves by name, such as `opt_state/0/mu/head/kernel`
+    meta/metadata        JSON: shape and dtype of every leaf; `position` (epoch, place in the data)
+    metrics/metrics      JSON, if there are metrics
+
+A checkpoint is complete or absent, because Orbax writes to a temporary folder and renames it. Typed
+keys are stored as integers.
 
 A save returns as soon as the leaves are copied to the host, so a train step may donate them
 afterwards; a thread writes. An error in that thread is raised by the next `save`, `wait`, `latest`,
 `best`, `restore` or `close`. The newest checkpoints and the best one are kept.
 
-Resuming. A run continues only in a workdir that was started with the same flags (`same_flags`,
-called *before* `tl.reporting.run.start` writes the new ones), from `latest()`. Everything that
+Resuming: a run continues from `latest()`, and only in a workdir that was started with the same
+flags (`same_flags`, called *before* `tl.reporting.run.start` writes the new ones). Everything that
 changes is read from the checkpoint: parameters, statistics, optimizer, averages, step and keys from
-the tree, and the place in the data from `position`. Nothing is drawn again. Steps after that
+the tree, and the place in the data from `position`. No state is initialized anew. Steps after that
 checkpoint are computed again, and on a CPU they give the same bits.
 
 This module does not decide when to save. Its folders are not for distribution: `tl.models.save`
@@ -162,9 +164,9 @@ class Checkpoints:
 
         Args:
           step: such as `latest()` or `best()`.
-          like: a pytree of the saved structure; leaves are arrays or `jax.ShapeDtypeStruct`. A leaf
-            is returned as a NumPy array where `like` has one, with the sharding of `like` where
-            that is committed, and otherwise as an uncommitted array, as a computation returns it.
+          like: a pytree of the saved structure, with arrays or `jax.ShapeDtypeStruct` as leaves. A
+            leaf is returned as a NumPy array if `like` has one there; otherwise as a JAX array,
+            with the sharding of `like` if that is committed.
 
         Returns:
           `(tree, position, metrics)`.
@@ -243,7 +245,7 @@ class Checkpoints:
         reason = str(error).strip().split("\n")[0][:200]
         return ValueError(
             f"the checkpoint of step {self._writing} could not be written to {str(self.folder)!r} "
-            f"({reason}); free disk space there"
+            f"({reason}); check that the folder exists and has free disk space"
         )
 
     def close(self) -> None:
@@ -345,9 +347,8 @@ def _open_managers() -> weakref.WeakSet[Any]:
         for manager in list(managers):
             try:
                 manager.wait_until_finished()
-            except (
-                Exception
-            ) as error:  # as in `Checkpoints.wait`; there is no caller to raise it to
+            # Any kind of error, as in `Checkpoints.wait`; there is no caller to raise it to.
+            except Exception as error:
                 print(f"the last checkpoint could not be written: {error}", file=sys.stderr)
 
     threading._register_atexit(finish)  # type: ignore[attr-defined]

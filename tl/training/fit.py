@@ -85,11 +85,11 @@ def fit(
       validation_set: labeled images on which the best epoch and the strength of a probe are chosen.
         Without them the last epoch is kept, and a probe is cross-validated.
       recipe: how to train; the default trains the head by gradient steps.
-      seed: of all randomness.
-      folder: for checkpoints; a run that finds its own checkpoints there continues from the newest.
-        None saves none.
+      seed: seed of all randomness.
+      folder: folder of the checkpoints; a run that finds its own checkpoints there continues from
+        the newest. None saves none.
       log: called with one row per step and one per epoch.
-      say: called with lines for a reader, such as the table of trainable groups.
+      say: called with lines of text, such as the table of trainable groups.
 
     Returns:
       FitResult.
@@ -161,7 +161,7 @@ def reestimate(
 ) -> Params:
     """BatchNorm statistics of some layers, computed again from the training images.
 
-    The average over batches of images without augmentation, without momentum.
+    They are means over all full batches of readable images, without augmentation and momentum.
 
     Args:
       context: the arguments of `fit`.
@@ -172,7 +172,7 @@ def reestimate(
       `batch_stats` in which all other layers are unchanged.
 
     Raises:
-      ValueError: no batch without an unreadable image.
+      ValueError: no batch is full of readable images.
 
     Reference:
       Izmailov et al. 2018, arXiv:1803.05407, section 3.2 (BatchNorm statistics after averaging

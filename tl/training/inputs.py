@@ -90,8 +90,8 @@ class CachedInputs(NamedTuple):
     """The outputs of a frozen prefix.
 
     Attributes:
-      maps: [n v ...], for each image and each view of the augmentation.
-      valid: bool[n].
+      maps: [n v ...], one output for each of n images and v views of the augmentation.
+      valid: bool[n]; False for an image that could not be read.
       labels: i64[n].
       confidence: f32[n], or None if all are 1.
       augment: the augmentation.
@@ -123,9 +123,9 @@ class CachedInputs(NamedTuple):
     def select(self, rows: np.ndarray, views: np.ndarray) -> IndexedBatch:
         """The batch of some images in some views; a row of -1 is padding."""
         valid = (rows >= 0) & self.valid[rows]
-        sure = None if self.confidence is None else self.confidence[rows]
+        confidence = None if self.confidence is None else self.confidence[rows]
         targets = self.labels[rows].astype(np.int32)
-        return IndexedBatch(Examples(self.maps[rows, views], targets, valid, sure), rows)
+        return IndexedBatch(Examples(self.maps[rows, views], targets, valid, confidence), rows)
 
     def standardized(self, mean: np.ndarray, std: np.ndarray) -> CachedInputs:
         """Cached features f32[n v d] minus their mean, divided by their standard deviation."""
@@ -148,23 +148,26 @@ def compute_cache(
     Args:
       clf, variables: the network; layers after `endpoint` are not used.
       spec: the set.
-      endpoint: a stage, "features", or "" (nothing is frozen: None).
-      augment: all of its views are computed; None if it does not have a finite number of views.
-      gib: memory limit in GiB; None if the outputs need more.
+      endpoint: a stage, "features", or "" if nothing is frozen.
+      augment: all of its views are computed.
+      gib: memory limit in GiB.
       batch_size: images per forward pass.
       progress: wraps the batches, to show progress.
 
     Returns:
-      The outputs, in the dtype of the network. Pooled features of images without augmentation come
-      from the feature bank on disk.
+      The outputs, in the dtype of the network; None if nothing is frozen, the augmentation does not
+      have a finite number of views, or the outputs need more than `gib`. Pooled features of images
+      without augmentation come from the feature bank on disk.
     """
     views = augment.views
     if not endpoint or views is None:
         return None
-    where, targets, sure = sources(spec), labels(spec), confidence(spec)
+    files, targets, confidences = sources(spec), labels(spec), confidence(spec)
     if endpoint == "features" and len(views) == 1:
-        bank = features.extract(clf, variables, where, batch_size=batch_size, progress=progress)
-        return CachedInputs(bank.values[:, None], bank.valid, targets, sure, augment, bank.skipped)
+        bank = features.extract(clf, variables, files, batch_size=batch_size, progress=progress)
+        return CachedInputs(
+            bank.values[:, None], bank.valid, targets, confidences, augment, bank.skipped
+        )
     folded: Any = clf.fold_batch_norm(variables)
 
     @jax.jit
@@ -184,14 +187,14 @@ def compute_cache(
         return None
     maps, valid = np.zeros((n, *shape.shape[1:]), shape.dtype), np.zeros(n, bool)
     computed = _computed_maps(f"{features.bank_key(clf, variables, endpoint)} {augment.words}")
-    for row, source in enumerate(where):
+    for row, source in enumerate(files):
         if source in computed:
             maps[row], valid[row] = computed[source], True
     missing, skipped = np.flatnonzero(~valid), []
     on_device = jax.device_put(folded)
     for batch in inference.map_sources(
         lambda images: prefix(on_device, images),
-        [where[row] for row in missing],
+        [files[row] for row in missing],
         clf.prepare,
         batch_size=batch_size,
         progress=progress,
@@ -199,15 +202,15 @@ def compute_cache(
         rows = missing[batch.index]
         maps[rows], valid[rows] = batch.values, True
         skipped += batch.skipped
-    computed |= {where[row]: maps[row] for row in missing[valid[missing]]}
-    return CachedInputs(maps, valid, targets, sure, augment, tuple(skipped))
+    computed |= {files[row]: maps[row] for row in missing[valid[missing]]}
+    return CachedInputs(maps, valid, targets, confidences, augment, tuple(skipped))
 
 
 _COMPUTED: dict[str, dict[data.Source, np.ndarray]] = {}
 
 
 def _computed_maps(key: str) -> dict[data.Source, np.ndarray]:
-    """The maps of the last cache of this process, by image, for another split of the same set."""
+    """The maps of this process's last cache by image, reused for another split of the same set."""
     if key not in _COMPUTED:
         _COMPUTED.clear()
     return _COMPUTED.setdefault(key, {})
@@ -216,24 +219,26 @@ def _computed_maps(key: str) -> dict[data.Source, np.ndarray]:
 # ---- batches -------------------------------------------------------------------------------------
 
 
-def _indexed(batch: Batch, targets: np.ndarray, sure: np.ndarray | None = None) -> IndexedBatch:
-    rows = np.where(batch.index >= 0, targets[batch.index], -1).astype(np.int32)
-    sure = None if sure is None else sure[batch.index]
-    return IndexedBatch(Examples(batch.images, rows, batch.valid, sure), batch.index)
+def _indexed(
+    batch: Batch, labels: np.ndarray, confidence: np.ndarray | None = None
+) -> IndexedBatch:
+    targets = np.where(batch.index >= 0, labels[batch.index], -1).astype(np.int32)
+    confidence = None if confidence is None else confidence[batch.index]
+    return IndexedBatch(Examples(batch.images, targets, batch.valid, confidence), batch.index)
 
 
 class _ImageBatches(BatchIterator):
     """A stream of images with labels; `skipped` are the images that could not be read so far."""
 
-    def __init__(self, stream: loader.Stream, targets: np.ndarray, sure: np.ndarray | None):
+    def __init__(self, stream: loader.Stream, labels: np.ndarray, confidence: np.ndarray | None):
         super().__init__()
-        self._stream, self._targets, self._sure = stream, targets, sure
+        self._stream, self._labels, self._confidence = stream, labels, confidence
         self.skipped: dict[Skipped, None] = {}
 
     def _next(self) -> IndexedBatch:
         batch = next(self._stream)
         self.skipped |= dict.fromkeys(batch.skipped)
-        return _indexed(batch, self._targets, self._sure)
+        return _indexed(batch, self._labels, self._confidence)
 
     def state(self) -> dict[str, Any]:
         return self._stream.state()

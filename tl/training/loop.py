@@ -26,7 +26,7 @@ class Best(NamedTuple):
 
 
 class PhaseResult(NamedTuple):
-    """A completed phase; `state` is None for a probe."""
+    """A completed phase, with the fields of `fit.FitResult`; `state` is None for a probe."""
 
     state: step.TrainState | None
     history: list[dict[str, Any]]
@@ -91,7 +91,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
         pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
 
         def settle() -> None:
-            """Reads the metrics of the step before, while the device computes the next."""
+            """Reads the metrics of the previous step while the device computes the next one."""
             nonlocal pending, images
             if pending is None:
                 return
@@ -137,8 +137,8 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             save(steps_done, final=stop or steps_done == len(plan), scores=compared)
             if stop:
                 context.say(
-                    f"{phase.name}: no better validation loss for {stale} epochs; stopped after "
-                    f"{row['epoch']}"
+                    f"{phase.name}: stopped after epoch {row['epoch']}, because the last {stale} "
+                    "epochs were not better on the validation set"
                 )
                 break
         skipped = tuple(source.skipped)
@@ -203,8 +203,8 @@ def validation_logits(
     """Logits f32[n k] and labels i32[n] of the validation images.
 
     Args:
-      phase: has the images.
-      state: the averaged parameters are taken.
+      phase: the phase, which holds the images.
+      state: its averaged parameters are used.
       function: `(params, stats, batch) -> logits`.
     """
     mesh, rows, labels = devices.mesh(), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]

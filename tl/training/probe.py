@@ -23,8 +23,8 @@ From 1e-6 to about 2: on standardized ImageNet features the best C is about 0.01
 logistic probe and 1e-5 to 1e-3 for the ridge.
 """
 
-# Steps of the solver at one strength. The limit is reached for separable classes and a weak
-# penalty, where it is harmless.
+# Largest number of steps of the solver at one strength. It is reached for separable classes and a
+# weak penalty, where it is harmless.
 MAX_STEPS = 300
 
 # Limit on the largest preconditioned gradient, in units of the largest weight (for the bias, of the
@@ -111,7 +111,7 @@ def fit(
       strengths: candidate values of C, strongest penalty first. Of those within half a standard
         error of the best accuracy, the one with the best likelihood is chosen.
       fold_count: number of cross-validation folds, at most n.
-      seed: of the folds.
+      seed: seed of the folds.
       class_weights: f64[k], weight of an example of each class in the fit and in the choice;
         default 1.
 
@@ -182,7 +182,7 @@ def fit(
     )
 
 
-# ---- the factorisation ---------------------------------------------------------------------------
+# ---- the factorization ---------------------------------------------------------------------------
 
 
 class _Bank(NamedTuple):
@@ -418,9 +418,10 @@ class _Problem:
                     break
                 step = np.where(long, 0.5 * step, step)
             s, t = new - params, new_gradient - gradient
-            bend = _dot(s, t)
+            curvature = _dot(s, t)
             # 0 ignores the pair.
-            rho = np.where(bend > 1e-12, 1.0 / np.maximum(bend, 1e-12), 0.0).astype(np.float32)
+            rho = np.where(curvature > 1e-12, 1.0 / np.maximum(curvature, 1e-12), 0.0)
+            rho = rho.astype(np.float32)
             pairs = [*pairs, (s, t, rho)][-MEMORY:]
             params, loss, gradient = new, new_loss, new_gradient
         return params
@@ -442,4 +443,4 @@ METHODS = {
     "logistic": _Method(_logistic_held_out, _logistic),
     "ridge": _Method(_ridge_held_out, _ridge),
 }
-"""The probes by name."""
+"""Name -> how the probe is fitted."""

@@ -38,15 +38,18 @@ def find_rate(
 ) -> Rates:
     """Suggests a learning rate: a tenth of the rate with the smallest smoothed loss.
 
-    The rate rises from 1e-6 to 1 over the steps of the last phase, and stops where the loss exceeds
-    four times its minimum. `variables` do not change.
+    The last phase of the recipe is trained while the rate rises from 1e-6 to 1. The search stops
+    when the loss exceeds four times its minimum. `variables` do not change.
 
     Args:
       clf, variables: the network.
       train_set: labeled images.
       recipe: how to train.
-      seed: of all randomness.
-      steps: at least this many; whole epochs are taken.
+      seed: seed of all randomness.
+      steps: number of steps, rounded up to whole epochs.
+
+    Returns:
+      Rates; the rate is 1e-3 if the first loss is not finite.
 
     Reference:
       Smith 2017, arXiv:1506.01186, section 3.3; smoothing (0.9) and the tenth as in fastai's

@@ -22,23 +22,24 @@ class Recipe:
       tune: which parameters train, one of `rules.TUNE`.
       rules: `((regex, label), ...)` instead of `tune`.
       bn: one of `rules.BN`.
-      method: of a probe, one of `probe.METHODS`.
-      epochs: passes over the training set, of all phases together.
+      method: how a probe is fitted, one of `probe.METHODS`.
+      epochs: passes over the training set, of all phases together; every phase that takes gradient
+        steps has at least one.
       batch_size: images per step.
-      lr: peak learning rate of the head; 0 means 1e-3 where only the head trains and 5e-3 otherwise
-        (chosen on ELPV).
+      lr: peak learning rate of the head; 0 means 1e-3 if only a head on pooled features trains, and
+        5e-3 otherwise (chosen on ELPV).
       backbone_lr: factor on `lr` for everything except the head.
       layer_decay: further factor per stage away from the head.
       optimizer, schedule: one of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
-      weight_decay: of kernels; 0 for none.
-      clip: largest norm of the gradient; 0 does not clip.
+      weight_decay: weight decay of kernels; 0 for none.
+      clip: limit of the global norm of the gradient; 0 does not clip.
       smoothing: label smoothing in [0, 1).
       soft_labels: whether labels are weighted by `Example.confidence`; a probe ignores it.
       ema: decay of the running average of the parameters, in [0, 1); 0 for none.
       microbatches: number of parts of a batch whose gradients are summed.
-      patience: epochs without a smaller validation loss after which a phase stops; 0 never stops
+      patience: epochs without a better `selection_metric` after which a phase stops; 0 never stops
         it.
-      augment: for `augment.make_augment`.
+      augment: words of `augment.make_augment`, such as "flip,color".
       balance: "none", "weights" (in the loss) or "sampler" (all classes are drawn equally often).
       workers: processes that decode images; 0 uses threads, -1 lets `loader.auto_workers` decide.
       bank_gib: memory for the cached outputs of a frozen prefix, in GiB; 0 always reads images.
@@ -46,7 +47,7 @@ class Recipe:
         none.
       adversarial: "none", or one of `adversarial.METHODS`; the best epoch then has the smallest
         error under attack.
-      adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: of
+      adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: the fields of
         `adversarial.Adversary`.
       adversarial_warmup: share of a phase over which the radius grows from 0, in [0, 1].
     """

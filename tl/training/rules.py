@@ -1,4 +1,4 @@
-"""Which parameters train: short forms of `tune` and rules, to phases and learning-rate factors.
+"""Which parameters train: phases and learning-rate factors, from short forms of `tune` or rules.
 
 Rules become a `tl.paths.Partition` once per phase; the functions here derive everything else from
 it.
@@ -53,9 +53,9 @@ class Phase(NamedTuple):
     """A part of training under one set of rules.
 
     Attributes:
-      name: of the phase, such as "last:1".
+      name: name of the phase, such as "last:1".
       rules: which parameters train.
-      share: of the epochs, in [0, 1].
+      share: share of the epochs, in [0, 1].
     """
 
     name: str
@@ -259,7 +259,8 @@ def table(
     Args:
       params: the whole tree.
       partition: its labels.
-      lr, factors, weight_decay: of the optimizer; the rate of a group is `lr` times its factor.
+      lr, factors, weight_decay: settings of the optimizer; the learning rate of a group is `lr`
+        times its factor.
       bn: one of `BN`; a group without BatchNorm has "-", the frozen group "eval".
       norms: the layers with BatchNorm, `norm_layers`.
       moments: floats per parameter in the optimizer's state (2 for Adam, 1 for momentum).

@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
       trainable: params with `None` where a leaf is frozen.
       frozen: params with `None` where a leaf is trainable.
       stats: `batch_stats`, those of frozen layers included.
-      opt_state: of the trainable leaves only.
+      opt_state: optimizer state of the trainable leaves only.
       ema: running average of the trainable leaves, or None.
       key: with `step`, the source of all randomness in a step.
     """
@@ -55,7 +55,7 @@ class Examples(NamedTuple):
     """One batch of fixed shape.
 
     Attributes:
-      inputs: [b ...].
+      inputs: [b ...], images or cached outputs of a frozen prefix.
       labels: i32[b].
       valid: bool[b]; False marks padding, which has no weight.
       confidence: f32[b], the probability of each label, for soft targets; None means 1.
@@ -108,6 +108,7 @@ class Replay(NamedTuple):
 
 
 Step = Callable[[TrainState, Examples], tuple[TrainState, dict[str, jax.Array]]]
+"""`(train_state, examples) -> (train_state, metrics)`, as `make_train_step` returns it."""
 
 # Folded into the step's key for the loss. Augmentations fold in 0, 1, 2, ...
 LOSS_KEY = 1 << 16
@@ -127,7 +128,7 @@ def init(
     Args:
       params: all parameters; they are copied, because a step donates the buffers of its state.
       partition: which of them train.
-      optimizer: for the trainable tree, such as `optim.partitioned`.
+      optimizer: optimizer of the trainable tree, such as `optim.partitioned`.
       stats: `batch_stats`; also copied.
       key: default `jax.random.key(0)`.
       ema: whether to keep a running average.
@@ -181,7 +182,7 @@ def make_train_step(
 
     Args:
       forward: `(params, stats, inputs) -> (logits, stats)`.
-      optimizer: for the trainable tree.
+      optimizer: optimizer of the trainable tree.
       smoothing: label smoothing, in [0, 1).
       augment: changes inputs and targets; its key is derived from the state's key and step.
       class_weights: f32[k], weight of an example of each class; default 1.
@@ -268,8 +269,8 @@ def make_train_step(
                 lambda a: a.reshape(microbatches, -1, *a.shape[1:]), (inputs, *rest)
             )
             zero = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
-            (new_stats, sums), slopes = jax.lax.scan(add, (stats, zero), parts)
-            return new_stats, sums, jax.tree.map(lambda a: a.reshape(inputs.shape), slopes)
+            (new_stats, sums), gradients = jax.lax.scan(add, (stats, zero), parts)
+            return new_stats, sums, jax.tree.map(lambda a: a.reshape(inputs.shape), gradients)
 
         def optimize(
             old: StepVariables, inputs: jax.Array
