@@ -185,7 +185,7 @@ def test_depthwise_filters_have_one_row_per_channel() -> None:
 
 
 def test_kernels_of_two_networks_are_an_error() -> None:
-    message = r"two networks: stem/kernel is \[3, 3, 3, 64\] before and \[3, 3, 3, 32\]"
+    message = r"different networks: stem/kernel is \[3, 3, 3, 64\] before and \[3, 3, 3, 32\]"
     with pytest.raises(ValueError, match=message):
         changes(params(), replace("stem/kernel", lambda kernel: kernel[..., :32]))
     renamed = {("stern" if name == "stem" else name): tree for name, tree in params().items()}

@@ -36,7 +36,7 @@ SEARCHED = 6
 def endpoints(clf: Classifier, variables: Variables, names: Sequence[str]) -> list[str]:
     """The named endpoints, each once; every stage by default.
 
-    The map of "features" is the last stage's.
+    "features" is allowed and stands for the map of the last stage.
 
     Raises:
       ValueError: if the network has no such endpoint. Names the nearest.

@@ -26,7 +26,7 @@ from tl.visualize import filters, grid, objectives, specs
 from tl.visualize.filters import FilterChange
 from tl.visualize.specs import ObjectiveSpec, Shapes
 
-# Filters in `result.json`, those that changed most (chosen, not tuned).
+# Number of filters in `result.json`: those that changed most (chosen, not tuned).
 LISTED = 1000
 # Stages whose channels are shown by default: the last ones that changed (chosen, not tuned).
 STAGES = 2
@@ -55,8 +55,8 @@ class Comparison(NamedTuple):
     """A comparison of two sets of weights.
 
     Attributes:
-      result: JSON-ready: `cka`, `same_bits`, `moved`, `layers`, `unmoved_layers`, `channels`, `n`,
-        `skipped`, `widths`, `arch`.
+      result: JSON-ready: `cka`, `same_bits`, `moved`, `layers`, `unmoved_layers`, `first_layer`,
+        `channels`, `n`, `skipped`, `widths`, `arch`.
       channels: "before" and "after" -> ideal images uint8[b s s 3], one per row of
         `result["channels"]`.
       first_layer: "before" and "after" -> the first layer's filters as a contact sheet; empty if
@@ -148,7 +148,7 @@ def compare(
       endpoints: the endpoints to compare. Default: every stage.
       channel: "ENDPOINT:INDEX" of channels whose ideal images are made. Default: those whose
         filters changed most.
-      channels: how many channels by default.
+      channels: number of channels if `channel` is empty.
       steps: optimization steps of an ideal image.
       limit: images drawn from the data set, at most.
       seed: seed of the draw and of the ideal images.
@@ -212,7 +212,11 @@ def save(run: reporting.Run, comparison: Comparison) -> dict[str, Any]:
 
 
 def sample(data_set: DataSpec, limit: int, seed: int) -> list[Source]:
-    """At most `limit` images of a data set, drawn at random, in the order of the set."""
+    """At most `limit` images of a data set, drawn at random, in the order of the set.
+
+    Raises:
+      ValueError: if the set has fewer than two images.
+    """
     sources = inputs.sources(data_set)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(sources))[:limit])
     if len(drawn) < 2:

@@ -104,13 +104,13 @@ def top_classes(
 ) -> list[Top]:
     """The images with the highest mean logit of each row's classes.
 
-    Logits come from the feature bank if the head reads pooled features only; else (VGG's own
+    Logits come from the feature bank if the head reads pooled features only. Otherwise (VGG's own
     classifier) each call runs a forward pass.
 
     Args:
       clf, variables: the network.
       paths: as for `top_channels`.
-      class_mask: bool[m k], the classes of each row, at least one.
+      class_mask: bool[m classes], the classes of each row, at least one.
       k: images per row.
       cache, batch_size, progress: as for `tl.inference.features.extract`.
 
@@ -126,7 +126,7 @@ def top_classes(
     mask, classes = np.asarray(class_mask), len(clf.classes.entries)
     if mask.dtype != bool or mask.ndim != 2 or mask.shape[1] != classes:
         raise ValueError(
-            f"`class_mask` has a wrong type: got {mask.dtype}{list(mask.shape)}, expected bool[m "
+            f"`class_mask` has the wrong type: got {mask.dtype}{list(mask.shape)}, expected bool[m "
             f"{classes}], one row per objective"
         )
     if not mask.any(axis=1).all():

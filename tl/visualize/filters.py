@@ -82,10 +82,9 @@ def kernels(params: Params) -> dict[str, np.ndarray]:
 def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int]]:
     """The filter that computes each channel of an endpoint.
 
-    It belongs to the last convolution of the last block.
-
-    Where the last convolutions are concatenated (fire modules), of the one that computes the
-    channel. The contribution of a shortcut is not counted.
+    It belongs to the last convolution of the last block. If the last convolutions are concatenated
+    (fire modules), it belongs to the one that computes the channel. The contribution of a shortcut
+    is not counted.
 
     Args:
       params: a backbone's parameters.
@@ -93,8 +92,8 @@ def writers(params: Params, endpoint: str, channels: int) -> list[tuple[str, int
       channels: the number of channels of the endpoint.
 
     Returns:
-      `(kernel's name, index)` for each channel, in order; empty if no convolution computes them (a
-      last BatchNorm).
+      `(kernel's name, index)` for each channel, in order; empty if no convolution computes them (if
+      a BatchNorm is last).
 
     Example:
       >>> left, right = np.ones((1, 1, 4, 2)), np.ones((3, 3, 4, 1))
@@ -163,12 +162,12 @@ def _check_same_network(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndar
     if single := sorted(set(old) ^ set(new)):
         others = new if single[0] in old else old
         raise ValueError(
-            f"`before` and `after` are of two networks: {single[0]!r} is a kernel of one only; "
-            f"nearest in the other: {nearest(single[0], others)}"
+            f"`before` and `after` are of different networks: {single[0]!r} is a kernel of one "
+            f"only; nearest in the other: {nearest(single[0], others)}"
         )
     for name, kernel in old.items():
         if kernel.shape != new[name].shape:
             raise ValueError(
-                f"`before` and `after` are of two networks: {name} is {list(kernel.shape)} before "
-                f"and {list(new[name].shape)} after"
+                f"`before` and `after` are of different networks: {name} is {list(kernel.shape)} "
+                f"before and {list(new[name].shape)} after"
             )

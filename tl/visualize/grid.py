@@ -20,7 +20,7 @@ from tl.types import Variables
 from tl.visualize import images, render, specs
 from tl.visualize.specs import KINDS, ObjectiveSpec
 
-# Chosen by eye.
+# Default number of steps (chosen by eye).
 STEPS = 320
 # lucid's step size for Adam.
 STEP_SIZE = 0.05
@@ -116,7 +116,7 @@ def ensemble(first: Network, names: Sequence[str], specs: Sequence[ObjectiveSpec
     """The first network and further ones, under all of which a class is maximized.
 
     Args:
-      first: the network whose units and preprocessing are meant.
+      first: the network whose units and preprocessing are used.
       names: further networks, as `tl.load` takes them.
       specs: the objectives.
 
@@ -191,8 +191,8 @@ def check_size(clf: Classifier, size: int) -> None:
     """Raises ValueError if the network does not accept images of this side; 0 is its own side."""
     if size and size < clf.spec.min_size:
         raise ValueError(
-            f"`size` is too small for {clf.arch}, which halves its maps until {clf.spec.min_size} "
-            f"pixels are one: got {size}, expected at least {clf.spec.min_size}"
+            f"`size` is too small for {clf.arch}: got {size}, expected at least "
+            f"{clf.spec.min_size} pixels per side"
         )
     if size and size != clf.pixels.size and isinstance(clf.head, heads.Flat):
         raise ValueError(
@@ -209,8 +209,8 @@ def make_ascent(
 ) -> Callable[..., render.Ideal]:
     """A function that optimizes a whole grid by one compiled program; it compiles once.
 
-    The function takes the networks' variables, by default their own: other weights need no other
-    program.
+    The function takes the networks' variables, by default their own, so that other weights reuse
+    the compiled program.
 
     Args:
       networks: an ensemble. Objectives of classes are the mean over all of them, others read the

@@ -142,7 +142,7 @@ def ideal(
 
 
 def dead_message(rows: Sequence[Mapping[str, Any]], settings: IdealSettings) -> str:
-    """What to do about the units that stayed at 0; "" where there are none."""
+    """A message about the units that stayed at 0; "" if there are none."""
     dead = dict.fromkeys(row["target"] for row in rows if row["dead"])
     if not dead:
         return ""
@@ -272,8 +272,7 @@ def held_out_probabilities(
     """The probability of each image's class under held-out networks.
 
     Returns:
-      For each image architecture -> probability. A network that does not have the class is left
-      out.
+      One dict per image: architecture -> probability. A network without the class is left out.
     """
     rows: list[dict[str, float]] = [{} for _ in cells]
     for net in held_out:
@@ -315,9 +314,9 @@ def top_activating(
 
 
 def photo_statistics(clf: Classifier, size: int) -> dict[str, Any]:
-    """Total variation and spectral slope of the packaged photographs: n, mean and range of each.
+    """Total variation and spectral slope of the packaged photographs: n, and mean and range.
 
-    Empty where the photographs are not installed, or for images of fewer than 32 pixels per side.
+    Empty if the photographs are not installed, or if a side has fewer than 32 pixels.
     """
     if size < judge.SMALLEST:
         return {}
@@ -332,7 +331,7 @@ def photo_statistics(clf: Classifier, size: int) -> dict[str, Any]:
 
 @functools.cache
 def _photo_measures(spec: pixels.PixelSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Total variation and spectral slope of each packaged photograph, f[n] each."""
+    """Total variation f32[n] and spectral slope f64[n] of the packaged photographs."""
     images = [pixels.prepare(spec, data.decode(photo.path)) for photo in data.photographs()]
     images01 = pixels.to_images01(np.stack(images))
     return np.asarray(total_variation(images01)), judge.spectral_slope(images01)

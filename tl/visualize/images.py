@@ -35,11 +35,6 @@ def _normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
 
 
-def _each(draw: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The draw for keys [b]; the start of an image depends on its own key only."""
-    return jax.vmap(draw)
-
-
 def _logit(images01: jax.Array) -> jax.Array:
     """The inverse of the sigmoid. 0 and 1 are moved by 1/512, because their logits are infinite."""
     inside = jnp.clip(images01, 1 / 512, 511 / 512)
@@ -50,6 +45,7 @@ def _logit(images01: jax.Array) -> jax.Array:
 # maps decorrelated colors to RGB. lucid, `lucid/optvis/param/color.py` (Apache-2.0).
 COLOR = np.array([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]], np.float32)
 COLOR = COLOR / np.linalg.norm(COLOR, axis=0).max()
+# Maps RGB to decorrelated colors.
 PLAIN = np.linalg.inv(COLOR)
 
 
@@ -69,13 +65,17 @@ def pixel(size: int, *, spread: float = 0.1) -> Image:
       spread: standard deviation of the start in logits; 0.1 is gray noise of 0.025 (chosen, not
         tuned).
     """
-    return Image(_each(lambda key: spread * _normal(key, (size, size, 3))), jax.nn.sigmoid, _logit)
+    return Image(
+        jax.vmap(lambda key: spread * _normal(key, (size, size, 3))), jax.nn.sigmoid, _logit
+    )
 
 
 def box(size: int, *, spread: float = 0.025) -> Image:
     """Pixels clipped to [0, 1] after each step; the start is gray noise, as for `pixel`."""
     clip = lambda theta: jnp.clip(theta, 0.0, 1.0)
-    return Image(_each(lambda key: 0.5 + spread * _normal(key, (size, size, 3))), clip, clip, clip)
+    return Image(
+        jax.vmap(lambda key: 0.5 + spread * _normal(key, (size, size, 3))), clip, clip, clip
+    )
 
 
 def _frequencies(size: int) -> np.ndarray:
@@ -113,7 +113,7 @@ def fourier(size: int, *, spread: float = 0.01, decay: float = 1.0) -> Image:
         return jnp.stack([waves.real, waves.imag], axis=1) / weight[None, None]
 
     return Image(
-        _each(lambda key: spread * _normal(key, (2, *weight.shape[:2], 3))), decode, encode
+        jax.vmap(lambda key: spread * _normal(key, (2, *weight.shape[:2], 3))), decode, encode
     )
 
 
@@ -125,7 +125,7 @@ def pyramid(size: int, *, spread: float = 0.1, levels: int = 5) -> Image:
     Args:
       size: side in pixels.
       spread: standard deviation of each level's start (chosen, not tuned).
-      levels: maximal number of levels; the smallest has two pixels or more.
+      levels: largest number of levels; the coarsest has at least two pixels per side.
 
     Reference:
       lucid, `lucid/optvis/param/lowres.py`, in decorrelated colors.
@@ -144,7 +144,7 @@ def pyramid(size: int, *, spread: float = 0.1, levels: int = 5) -> Image:
         full = _mixed(_logit(images01), PLAIN).reshape(images01.shape[0], -1)
         return jnp.pad(full, ((0, 0), (0, ends[-1] - ends[1])))
 
-    return Image(_each(lambda key: spread * _normal(key, (ends[-1],))), decode, encode)
+    return Image(jax.vmap(lambda key: spread * _normal(key, (ends[-1],))), decode, encode)
 
 
 def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
@@ -183,7 +183,7 @@ def maco(size: int, *, decay: float = 1.0, contrast: float = 1.0) -> Image:
             shape
         )
 
-    return Image(_each(draw), decode, encode)
+    return Image(jax.vmap(draw), decode, encode)
 
 
 PARAMETERIZATIONS: dict[str, Callable[..., Image]] = {
@@ -193,3 +193,4 @@ PARAMETERIZATIONS: dict[str, Callable[..., Image]] = {
     "pyramid": pyramid,
     "maco": maco,
 }
+"""Name -> function from the side in pixels to a parameterization."""

@@ -1,7 +1,7 @@
 """Quality measures of ideal images that need no network: the slope of the spectrum, and diversity.
 
 Other measures: `objectives.total_variation`, and the probability under held-out networks,
-  `ideal.held_out_probabilities`.
+`ideal.held_out_probabilities`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ class Objective:
 
 def _logits(output: Output) -> jax.Array:
     if output.logits is None:
-        raise ValueError("this objective reads class logits, and the network has no classifier")
+        raise ValueError(
+            "this objective reads class logits, and the network has no classifier; use an "
+            "objective of activations, such as channel"
+        )
     return output.logits
 
 
@@ -273,7 +276,7 @@ def either(objectives: Sequence[Objective], which: jax.Array) -> Objective:
 
     Args:
       objectives: the objectives. All are computed for all images.
-      which: i32[b], the number of each image's objective.
+      which: i32[b], the index of each image's objective.
     """
     if len(objectives) == 1:
         return objectives[0]

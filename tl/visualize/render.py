@@ -150,7 +150,7 @@ def make(
             pairs[:, 1],
             steps=steps,
             optimizer=ascend.OPTIMIZERS[optimizer](),
-            step_size=lambda done: step_size * (1.0 - (1.0 - last_step_size) * done),
+            step_size=lambda share: step_size * (1.0 - (1.0 - last_step_size) * share),
             project=image.project,
             first=(redirect, redirected),
             frames=min(frames, steps),
@@ -215,7 +215,7 @@ def _check_finite(scores: np.ndarray, before: int, step_size: float) -> None:
     Args:
       scores: f32[steps + 1 b].
       before: number of images in earlier groups.
-      step_size: for the message.
+      step_size: step size that the message names.
     """
     broken = ~np.isfinite(scores)
     if broken.any():

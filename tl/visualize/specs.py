@@ -31,7 +31,7 @@ class ObjectiveSpec(NamedTuple):
 
     Attributes:
       kind: a row of `KINDS`.
-      word: as displayed: the class's word, or the objective as typed.
+      word: the name that is displayed: the class's word, or the objective as typed.
       endpoint: the endpoint that the objective reads; "" for a class.
       classes: the indices of a class or group.
       index: a channel; None for objectives without one.
@@ -213,7 +213,7 @@ class Kind(NamedTuple):
     Attributes:
       make: `(endpoint, targets) -> Objective`; `targets` are the target's arrays with a batch axis
         in front.
-      target: how the objective's argument is parsed, and its array.
+      target: the objective's argument: how it is parsed, and its array.
       tv, l2: default weights of variation and energy, in the objective's own units (chosen by eye).
       transforms: default transforms, names of `grid.TRANSFORMS`. Objectives that compare positions
         have none.
