@@ -182,5 +182,5 @@ def test_networks_that_cannot_be_compared_are_refused(monkeypatch: pytest.Monkey
 
 
 def test_eps_beyond_white_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`eps`: got 1.5, expected a number in \(0, 1\]"):
+    with pytest.raises(ValueError, match=r"got 1.5, expected a number in \(0, 1\]"):
         shared_images.check_eps(1.5, "linf", SIDE)

@@ -98,6 +98,6 @@ def test_images_that_are_not_a_pair_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             function(x, other)
     with pytest.raises(
-        ValueError, match=r"got \[1, 10, 12, 3\], expected at least 11 pixels a side"
+        ValueError, match=r"got \[1, 10, 12, 3\], expected at least 11 pixels per side"
     ):
         perceptual.ssim(x[:, :10], x[:, :10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,11 +26,15 @@ VIEWS = {
     "noise": transforms.noise(0.0, 0.05),
     "flip": transforms.flip(),
 }
-"""name -> random transform of the image for expectation over transformation.
+"""Name -> random transform of the image for expectation over transformation.
 
 Ranges are chosen, not tuned.
 """
-OPTIONAL_STOP = ("bim", "di_fgsm", "mi_fgsm", "pgd")
+OPTIONAL_STOP = tuple(
+    name
+    for name, make in attacks.ATTACKS.items()
+    if "early_stop" in inspect.signature(make).parameters
+)
 """Attacks that can continue after success."""
 
 
@@ -40,7 +45,7 @@ class AttackSettings(NamedTuple):
       attack: row of `attacks.ATTACKS`.
       norm: row of `norms.NORMS`.
       eps: radii in [0, 1] pixel units; each is evaluated.
-      steps, step_size, restarts: of the attack; `step_size` in pixel units.
+      steps, step_size, restarts: arguments of the attack; `step_size` in pixel units.
       eight_bit: restrict the search to images that an 8-bit file can hold.
       early_stop: stop each image at its first success. None: stop in untargeted attacks without
         `views`, which measure accuracy. A targeted attack, or one over `views`, runs all steps and
@@ -49,7 +54,7 @@ class AttackSettings(NamedTuple):
       draws: views per gradient.
       sanity_checks: run the sanity checks.
       lpips: compute the perceptual distance LPIPS, where its weights are installed.
-      seed: of the attack's random numbers.
+      seed: seed of the attack's random numbers.
     """
 
     attack: str = "pgd"
@@ -71,7 +76,8 @@ def make_search(settings: AttackSettings, target: str, *, doubled: bool = False)
     """The search that the settings describe, as `attacks.make` takes it.
 
     Args:
-      target: as for `evaluate_attack`.
+      settings: the attack and its parameters.
+      target: as for `attacked.evaluate_attack`.
       doubled: twice the number of steps, for the sanity check of convergence.
 
     Raises:

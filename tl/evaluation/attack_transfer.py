@@ -13,7 +13,6 @@ Reference: Liu et al. 2017, arXiv:1611.02770, section 5 (attacks on an ensemble 
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,10 +24,11 @@ import numpy as np
 from tl import attacks, data, devices, inference, metrics, pixels, reporting
 from tl.attacks import ensemble, goals, norms
 from tl.attacks.base import Logits
+from tl.evaluation.attack_settings import OPTIONAL_STOP
 from tl.evaluation.shared_images import Network, SharedImages, predict_all, resizing_logits
 
-# The cross-entropy is flat in float32 where the source network is confidently wrong, which is where
-# transfer begins.
+# Not the cross-entropy, which is flat in float32 where the source network is confidently wrong, and
+# transfer needs steps beyond that point.
 LOSS = "margin"
 # Keys and labels of the result: all networks as an ensemble, and all but the one that judges.
 TOGETHER, OTHERS = "all together", "all the others"
@@ -36,18 +36,19 @@ TOGETHER, OTHERS = "all together", "all the others"
 BATCH = 20
 # Images whose adversarial versions are saved for the page.
 PAGE_IMAGES = 2
-ATTACKS = tuple(
-    name
-    for name, make in attacks.ATTACKS.items()
-    if "early_stop" in inspect.signature(make).parameters
-)
+ATTACKS = OPTIONAL_STOP
 """Attacks that can continue after the source network is fooled, which transfer needs."""
 
 
 class TransferSettings(NamedTuple):
     """How adversarial images are made.
 
-    A row of `ATTACKS`, a norm, eps in [0, 1] pixel units, steps and a seed.
+    Attributes:
+      attack: one of `ATTACKS`.
+      norm: row of `norms.NORMS`.
+      eps: radius in [0, 1] pixel units.
+      steps: steps of the attack.
+      seed: seed of the attack's random numbers.
     """
 
     attack: str = "mi_fgsm"
@@ -58,9 +59,11 @@ class TransferSettings(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """Errors on one set of images.
+    """Errors on one set of n images; True marks an image that is misclassified.
 
-    Bool[m n] of each network, and bool[n] of the mean of all networks' logits.
+    Attributes:
+      networks: bool[m n], of each network.
+      ensemble: bool[n], of the mean of all networks' logits.
     """
 
     networks: np.ndarray
@@ -71,14 +74,15 @@ class TransferEvaluation(NamedTuple):
     """Errors of every network on the images made on every other.
 
     Attributes:
-      names: of the m networks.
-      settings, images: as evaluated.
-      clean, noise: on the images without a change, and with random noise of length eps.
-      single: on the images made on each network.
-      others: bool[m n], of each network on the images made on all others.
-      adaptive: on the images made on the ensemble of all networks.
-      labelled: whether the labels are ground truth; otherwise they are what all networks predict.
-      shown: description of the saved figures.
+      names: names of the m networks.
+      settings, images: the attack, and the images that it started from.
+      clean, noise: errors on the unchanged images, and on images with random noise of length eps.
+      single: errors on the images made on each network.
+      others: bool[m n], errors of each network on the images made on all others.
+      adaptive: errors on the images made on the ensemble of all networks.
+      labelled: whether the labels are ground truth; otherwise they are the common prediction of all
+        networks.
+      shown: descriptions of the saved figures.
     """
 
     names: list[str]
@@ -214,10 +218,8 @@ def make_images(
 def add_noise(images: np.ndarray, settings: TransferSettings) -> np.ndarray:
     """The control: uint8[n s s 3] with one draw of noise of length eps, after an 8-bit PNG.
 
-    In Linf every value changes by plus or minus eps.
-
-    The attack "noise" keeps the best of several draws for one network; this is one draw for all
-    networks.
+    In Linf every value changes by plus or minus eps. The attack "noise" keeps the best of several
+    draws for one network; this is one draw for all networks.
     """
     norm, center = norms.get(settings.norm), jnp.asarray(pixels.to_images01(images))
     eps = jnp.float32(settings.eps)
@@ -253,7 +255,7 @@ def evaluate_transfer(
       run: receives a line of metrics per set of images, and the figures of the first images.
       networks: at least two, with the same classes.
       images: as `select_images` returns them.
-      settings: of the attack.
+      settings: the attack.
       labelled: whether `images.labels` are ground truth.
     """
     names, everyone = [network.name for network in networks], range(len(networks))
@@ -309,15 +311,9 @@ def _save_figures(
     adversarial: Sequence[np.ndarray],
     i: int,
 ) -> dict[str, Any]:
-    """Saves image i, its adversarial versions and the first difference.
-
-    Returns files and predictions.
-    """
-    table, original, path = (
-        inference.class_table(networks[0].clf),
-        images.images[i],
-        images.paths[i],
-    )
+    """Saves image i, its adversarial versions and a difference as figures; returns a row."""
+    table = inference.class_table(networks[0].clf)
+    original, path = images.images[i], images.paths[i]
     save = lambda name, image: f"figures/{run.figure(f'{name}-{i:03d}-{path.stem}', image).name}"
     versions = np.stack([original, *(images[i] for images in adversarial)])
     predicted = predict_all(networks, versions).argmax(axis=2).T

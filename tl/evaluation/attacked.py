@@ -1,6 +1,4 @@
-"""Evaluates an attack on images.
-
-Success rate and accuracy under attack at each eps, and sanity checks.
+"""Evaluates an attack on images: success rate and accuracy at each eps, and sanity checks.
 
 Adversarial images are saved as 8-bit PNG files and read back, and every number is computed on the
 files. This module draws no page; `tl.pages.attack` does, from the result and the saved figures.
@@ -46,7 +44,7 @@ class Selection(NamedTuple):
       goal, class_mask: the goal, and bool[m k], the classes that it is about.
       n: size of the set. Accuracy is a share of n, success of m.
       misclassified: files of the n - m images that the network misclassifies without an attack.
-      skipped: `{"path", "why"}` of files that are not in the set.
+      skipped: rows `{"path", "why"}` of files that are not in the set.
     """
 
     paths: list[Path]
@@ -65,13 +63,16 @@ class EpsEvaluation(NamedTuple):
 
     Attributes:
       name: eps as `format_eps` writes it.
-      eps: in [0, 1] pixel units.
-      files: the saved images. images: f32[m s s 3] in [0, 1], as evaluated; with `eight_bit`, the
-        files.
-      logits: f32[m k]. success: bool[m]. steps: i32[m], steps that the attack took.
-      success_rate, robust_accuracy: shares of m and of n, with 95 % Wilson intervals.
+      eps: radius in [0, 1] pixel units.
+      files: the saved images.
+      images: f32[m s s 3] in [0, 1], as evaluated; with `eight_bit`, the content of the files.
+      logits: f32[m k], of `images`.
+      success: bool[m], whether the prediction meets the goal.
+      steps: i32[m], steps that the attack took.
+      success_rate: share of m, with its 95 % Wilson interval `success_ci95`.
+      robust_accuracy: share of n, with its 95 % Wilson interval `robust_ci95`.
       distance: name -> f64[m], distance from the clean image.
-      after: postprocessing -> success rate and accuracy among the m after it.
+      after: postprocessing -> success rate and accuracy of the m images after it.
       equal_calls: whether two calls of the network gave equal logits.
       equal_files: whether the files hold exactly the attack's images.
     """
@@ -94,9 +95,14 @@ class EpsEvaluation(NamedTuple):
 
 
 class AttackEvaluation(NamedTuple):
-    """An attack on a set of images at one or more eps.
+    """The evaluation of an attack on a set of images at one or more eps.
 
-    `figures` describes the saved originals and differences.
+    Attributes:
+      clf, settings, target: arguments of `evaluate_attack`.
+      selection: the images that were attacked.
+      by_eps: one evaluation per eps.
+      checks: the sanity checks.
+      figures: descriptions of the saved originals and differences at the largest eps.
     """
 
     clf: Classifier
@@ -152,7 +158,9 @@ def evaluate_attack(
 
     Args:
       run: receives the adversarial images as figures and a line of metrics per eps.
-      images: uint8 images as `inference.read_images` returns them.
+      clf, variables: the network.
+      images: uint8[n s s 3] images as `inference.read_images` returns them.
+      settings: the attack and its parameters.
       target: a class, a group of classes, or `LEAST_LIKELY`; "" is an untargeted attack.
       labels: i[n], ground truth; None takes the network's clean predictions.
       only: attack only images that the network assigns to this class or group; "" is all.

@@ -1,9 +1,8 @@
-"""Perceptual distances between images.
+"""Perceptual distances between images: PSNR, SSIM, and LPIPS, a distance in a network's features.
 
-PSNR, SSIM, and LPIPS, a distance in the features of a network.
-
-Each is `f(x, y) -> f32[b]` of two batches of images, symmetric and differentiable. They are
-reported next to the norms that bound attacks, which are in `tl.attacks.norms`.
+Each is a symmetric, differentiable function of two batches of images, `(x, y) -> f32[b]`; LPIPS
+also takes the network's variables. They are reported next to the norms that bound attacks, which
+are in `tl.attacks.norms`.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ BATCH = 8
 
 
 def psnr(x: Array, y: Array) -> jax.Array:
-    """Peak signal-to-noise ratio in decibels, f32[b].
+    """Peak signal-to-noise ratio in decibels, f32[b]; larger is more similar.
 
-    Larger is more similar, infinite for equal images.
+    It is infinite for equal images.
 
     Args:
       x, y: f32[b h w c] in [0, 1].
@@ -61,11 +60,10 @@ def psnr(x: Array, y: Array) -> jax.Array:
 def ssim(x: Array, y: Array) -> jax.Array:
     """Structural similarity, f32[b] in [-1, 1]: 1 for equal images.
 
-    The mean over channels and positions.
-
-    Only windows inside the image count, as in the authors' code. Equals scikit-image's
+    It is the mean over channels and positions; the paper has gray images only. Only windows inside
+    the image count, as in the authors' code. Equals scikit-image's
     `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-    data_range=1)`. A color image is the mean over its channels; the paper has gray images only.
+    data_range=1)`, called for each channel.
 
     Args:
       x, y: f32[b h w c] in [0, 1], at least 11 pixels per side.
@@ -80,7 +78,7 @@ def ssim(x: Array, y: Array) -> jax.Array:
     if min(x.shape[1:3]) < WINDOW:
         raise ValueError(
             f"images are too small for SSIM: got {list(x.shape)}, expected at least {WINDOW} "
-            "pixels a side"
+            "pixels per side"
         )
     rows, columns = (_windows(side) for side in x.shape[1:3])
 
@@ -109,9 +107,8 @@ def load_lpips() -> tuple[Distance, Variables]:
     layer of LPIPS, for images in [-1, 1], equals `pixels.TORCHVISION`.
 
     Returns:
-      `(distance, variables)`, where `distance(variables, x, y) -> f32[b]` takes f32[b h w 3] in [0,
-      1] of at least 32
-        pixels per side.
+      `(distance, variables)`: `distance(variables, x, y) -> f32[b]` takes f32[b h w 3] in [0, 1] of
+      at least 32 pixels per side.
 
     Raises:
       ValueError: the package is not installed, or is not the version in the manifest.
@@ -177,16 +174,15 @@ def _check(x: Array, y: Array) -> None:
 def distances(
     originals: np.ndarray, images: np.ndarray, *, lpips: PairDistance | None = None
 ) -> dict[str, np.ndarray]:
-    """Distances of m pairs by name.
-
-    The norms of `tl.attacks.norms`, PSNR, SSIM where images are large enough, LPIPS.
+    """Distances of m pairs of images.
 
     Args:
       originals, images: f32[m h w 3] in [0, 1].
       lpips: as `jitted_lpips` returns it; None leaves LPIPS out.
 
     Returns:
-      name -> f64[m].
+      Name -> f64[m], for "linf", "l2", "l1", "psnr", "ssim" if images are large enough, and
+      "lpips".
     """
     names = ["linf", "l2", "l1", "psnr"]
     names += ["ssim"] if min(images.shape[1:3]) >= WINDOW else []
@@ -201,10 +197,7 @@ def batched_distance(distance: PairDistance, x: np.ndarray, y: np.ndarray) -> np
 
 
 def jitted_lpips() -> PairDistance | None:
-    """LPIPS as a function of pairs.
-
-    None, with a printed reason, where its weights are not installed.
-    """
+    """LPIPS as a function of pairs; None, with a printed reason, without its weights."""
     try:
         distance, variables = load_lpips()
     except ValueError as error:

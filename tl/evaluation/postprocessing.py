@@ -1,9 +1,8 @@
 """Postprocessing of saved images: JPEG, resizing, cropping, mirroring.
 
-Does an adversarial example survive it?
-
-Runs on the host, on 8-bit images, with Pillow's codec and filters. `tl.ascent.transforms` has
-differentiable versions for an attack. To add one: a function and a row in `POSTPROCESSING`.
+It measures whether an adversarial example survives ordinary use of its file. It runs on the host,
+on 8-bit images, with Pillow's codec and filters. `tl.ascent.transforms` has differentiable versions
+for an attack. To add one: a function and a row in `POSTPROCESSING`.
 
 Reference: Kurakin et al. 2017, arXiv:1607.02533, section 4, "Adversarial examples in the physical
   world" (JPEG among others); Dziugaite et al. 2016, arXiv:1608.00853 (JPEG); Xie et al. 2018,
@@ -28,7 +27,7 @@ def compressed(images: np.ndarray, quality: int) -> np.ndarray:
 
     Args:
       images: uint8[n h w 3] RGB.
-      quality: from 1 to 100.
+      quality: quality of the file, from 1 to 100.
 
     Returns:
       uint8[n h w 3]; on photographs equal to `tl.ascent.jpeg.decoded`.
@@ -37,14 +36,14 @@ def compressed(images: np.ndarray, quality: int) -> np.ndarray:
       ValueError: `quality`, the dtype or the shape is wrong.
     """
     if not 1 <= quality <= 100:
-        raise ValueError(f"`quality` of a JPEG file: got {quality}, expected from 1 to 100")
+        raise ValueError(f"`quality` is out of range: got {quality}, expected 1 to 100")
 
     def process(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
         return Image.open(file)
 
-    return _each(process, images)
+    return _process_each(process, images)
 
 
 def resized(images: np.ndarray, share: float) -> np.ndarray:
@@ -60,7 +59,7 @@ def resized(images: np.ndarray, share: float) -> np.ndarray:
         small = image.resize((width, height), Image.Resampling.BICUBIC)
         return small.resize(image.size, Image.Resampling.BICUBIC)
 
-    return _each(process, images)
+    return _process_each(process, images)
 
 
 def cropped(images: np.ndarray, share: float) -> np.ndarray:
@@ -77,12 +76,12 @@ def cropped(images: np.ndarray, share: float) -> np.ndarray:
         box = (x, y, w - x, h - y)
         return image.resize(image.size, Image.Resampling.BICUBIC, box=box)
 
-    return _each(process, images)
+    return _process_each(process, images)
 
 
 def flipped(images: np.ndarray) -> np.ndarray:
     """The images mirrored left to right."""
-    return _each(ImageOps.mirror, images)
+    return _process_each(ImageOps.mirror, images)
 
 
 POSTPROCESSING: dict[str, Postprocess] = {
@@ -93,19 +92,20 @@ POSTPROCESSING: dict[str, Postprocess] = {
     "middle 7/8": partial(cropped, share=7 / 8),
     "mirrored": flipped,
 }
-"""name in `result["after"]` -> function; strengths are chosen, not tuned."""
+"""Name in `result["after"]` -> function; strengths are chosen, not tuned."""
 
 
 def _check_share(share: float) -> None:
     if not 0.0 < share <= 1.0:
-        raise ValueError(f"`share` of the side: got {share}, expected a number in (0, 1]")
+        raise ValueError(f"`share` is out of range: got {share}, expected a number in (0, 1]")
 
 
-def _each(process: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
+def _process_each(process: Callable[[Image.Image], Image.Image], images: np.ndarray) -> np.ndarray:
     """Applies `process` to each image."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(
-            f"images to process: got {images.dtype}{list(images.shape)}, expected uint8[n h w 3]"
+            f"`images` have the wrong type: got {images.dtype}{list(images.shape)}, expected "
+            "uint8[n h w 3]"
         )
     processed = [np.asarray(process(Image.fromarray(image))) for image in images]
     return np.stack(processed) if processed else images

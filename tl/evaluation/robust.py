@@ -48,18 +48,19 @@ def robust(
     queries: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Accuracy under attack: share of images that stay correct under all found perturbations.
+    """Accuracy under attack: the share of images that are correct and stay so under the attack.
 
     The attack works in Linf on 8-bit images. It may miss adversarial examples, so the accuracy is
     an upper bound.
 
     Args:
+      clf, variables: the network.
       spec: the data set.
       eps: radius in [0, 1] pixel units.
       method: "pgd" takes `CHECK_STEPS` steps on the margin; every other row of `attacks.ATTACKS`
         has its defaults, such as 100 steps and 5,000 queries for "autoattack".
-      queries: of "autoattack"; 0 is its default.
-      seed: of the attack's random numbers.
+      queries: queries of "autoattack"; 0 is its default.
+      seed: seed of the attack's random numbers.
 
     Returns:
       JSON-ready numbers: `attack`, `norm`, `eps`, `n`, accuracy without (`clean`) and under attack
@@ -105,10 +106,7 @@ def robust(
 
 @functools.cache
 def _attack(clf: Classifier, method: str, queries: int) -> attacks.Attack:
-    """The attack of `robust`.
-
-    The same function for the same arguments, so that it compiles once per run.
-    """
+    """The attack of `robust`; cached, so that it compiles once per run."""
     arguments = (
         {"steps": CHECK_STEPS} if method == "pgd" else {"queries": queries} if queries else {}
     )

@@ -50,9 +50,9 @@ def summary(
 
     Returns:
       The keys of `metrics.summarize`; "temperature"; "nll_calibrated" and "ece_calibrated", at that
-      temperature; and `DETAILS`: the share of the most frequent class, `metrics.per_class`,
-      the confusion matrix, `metrics.most_confused`, and `metrics.reliability` before and after
-      division by the temperature.
+      temperature; and `DETAILS`: the share of the most frequent class, `metrics.per_class`, the
+      confusion matrix, `metrics.most_confused`, and `metrics.reliability` before and after division
+      by the temperature.
     """
     calibrated = metrics.summarize(logits / np.float32(temperature), labels)
     matrix = metrics.confusion(labels, logits.argmax(axis=1), len(classes))

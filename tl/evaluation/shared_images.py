@@ -23,10 +23,7 @@ READ_BATCH = 16
 
 
 class Network(NamedTuple):
-    """A network that sees the whole image.
-
-    BatchNorm is folded and the variables are on the device.
-    """
+    """A network that sees the whole image, with BatchNorm folded and variables on the device."""
 
     name: str
     clf: Classifier
@@ -42,7 +39,7 @@ class SharedImages(NamedTuple):
       labels: i[n], ground truth.
       n_read: images that were read to find them.
       n_wrong: i[m], of the images that were read, how many each of m networks misclassifies.
-      skipped: `{"path", "why"}` of files that could not be read.
+      skipped: rows `{"path", "why"}` of files that could not be read.
     """
 
     paths: list[Path]
@@ -64,7 +61,7 @@ def load_networks(networks: Sequence[str]) -> tuple[list[Network], pixels.PixelS
     """
     if len(networks) < 2 or len(set(networks)) < len(networks):
         raise ValueError(
-            f"`networks`: got {','.join(networks)}, expected at least two different networks"
+            f"`networks` must be at least two different networks: got {','.join(networks)!r}"
         )
     loaded = [models.load(name) for name in networks]
     first = loaded[0][0]
@@ -86,13 +83,16 @@ def as_network(name: str, clf: Classifier, variables: Variables) -> Network:
 
 
 def check_eps(eps: float, norm: str, size: int) -> None:
-    """ValueError where `eps` is not in (0, distance from black to white] for images of a side."""
+    """Checks the radius of an attack on images of a side.
+
+    Raises:
+      ValueError: `eps` is not in (0, distance from black to white].
+    """
     largest = norms.largest(norms.get(norm), (size, size, 3))
     if not 0 < eps <= largest:
         raise ValueError(
-            f"`eps`: got {eps:.4g}, expected a number in (0, {largest:.4g}], the distance from "
-            f"black to white in {norm}; "
-            "try 8/255"
+            f"`eps` is out of range: got {eps:.4g}, expected a number in (0, {largest:.4g}], the "
+            f"distance from black to white in {norm}; try 8/255"
         )
 
 
@@ -126,12 +126,13 @@ def select_images(
     """Images that all networks classify correctly, drawn at random.
 
     Args:
+      networks: at least one network.
       spec: turns a file into the square image that all networks see.
       images: files, folders and globs, as `data.find_images` takes them.
       labelled: the folder of an image is its class; otherwise its class is what all networks
         predict.
       limit: stop at this number of images; 0 is all.
-      seed: of the order.
+      seed: seed of the order in which images are drawn.
 
     Raises:
       ValueError: there is no such image.
@@ -162,8 +163,7 @@ def select_images(
     if not selected:
         raise ValueError(
             f"none of {n_read} images is classified correctly by all {len(networks)} networks; "
-            "pass other images or fewer "
-            "`networks`"
+            "pass other images or fewer `networks`"
         )
     n = limit or len(selected)
     return SharedImages(

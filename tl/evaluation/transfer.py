@@ -38,13 +38,13 @@ class TransferSettings:
       recipe: how to train.
       head: a name of `heads.KINDS`.
       seeds: number of seeds, starting at `first_seed`.
-      first_seed: of splits and training.
+      first_seed: the first seed of splits and training.
       folds: number of cross-validation folds; 0 for one split.
       test_fraction: share of the test part of a data set without its own, in (0, 1).
       validation_fraction: share of the rest, in [0, 1); negative means 0 for a probe and 0.15
         otherwise.
       find_lr: whether to search the learning rate before the first step.
-      tta: whether to test on the mean over all views of the augmentation, too.
+      tta: whether to also test on the mean over all views of the augmentation.
       robust_eps: radius of a test under attack, in [0, 1] pixel units; 0 for none.
       robust_attack: a name of `attacks.ATTACKS`.
     """
@@ -80,10 +80,10 @@ class RoundResult(NamedTuple):
       tested: predictions for the test part.
       train: figures of the training part; those of the last epoch's batches if the backbone
         trained.
-      tta: predictions for the test part, averaged over the views of the augmentation; None if not
-        asked for.
-      rates: of the learning-rate finder, if it ran.
-      temperature: of the logits, fitted to held-out images.
+      tta: predictions for the test part, averaged over the views of the augmentation; None without
+        `TransferSettings.tta`.
+      rates: result of the learning-rate finder; None if it did not run.
+      temperature: divisor that calibrates the logits, fitted to held-out images.
       skipped: images of all parts that could not be read.
     """
 
@@ -148,9 +148,9 @@ def run_round(
       variables: pretrained; their head is replaced.
       this: the round.
       settings: how to train and test.
-      folder: for checkpoints; None saves none.
+      folder: folder of the checkpoints; None saves none.
       log: called with one row per step and one per epoch.
-      say: called with lines for a reader.
+      say: called with lines of text.
 
     Raises:
       ValueError: too few images to train or test, no readable test image, or those of `fit`.
@@ -237,7 +237,7 @@ def transfer(
       spec: the data set.
       test_spec: a separate test set, or None.
       settings: how to train and test.
-      say: called with lines for a reader.
+      say: called with lines of text.
 
     Returns:
       The content of `result.json`, without its facts.
@@ -323,7 +323,7 @@ def summarize(
     """The predictions that the page shows, and the figures of `sets.summary` over all rounds.
 
     Args:
-      results: of all rounds.
+      results: results of all rounds.
       classes: their names.
       joined: with folds, every image is tested once per seed, and all predictions count as one
         test. Otherwise the figures are means over the rounds, and the details are those of the
@@ -342,8 +342,8 @@ def robustness(
 ) -> dict[str, dict[str, Any]]:
     """Accuracy under attack of the trained classifier, and of a probe on the pretrained features.
 
-    The rows are "after" and "before".     If the classifier is a probe itself, the only row is
-    "now". A head that is not linear has no "before".
+    The rows are "after" and "before". If the classifier is a probe itself, the only row is "now". A
+    head that is not linear has no "before".
 
     Args:
       clf, variables: the pretrained network.
