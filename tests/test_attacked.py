@@ -188,7 +188,7 @@ def test_the_least_likely_target_is_the_smallest_clean_logit(
         ({"views": ("jpeg",), "attack": "apgd_ce"}, "`views` needs .* expected `attack=pgd`"),
         (
             {"early_stop": False, "attack": "square"},
-            "`early_stop` can be switched off for bim, di_fgsm, mi_fgsm, pgd only",
+            "`early_stop` can be switched off for bim, pgd, mi_fgsm, di_fgsm only",
         ),
         ({"attack": "fgsm", "steps": 40}, "fgsm takes one step: got `steps=40`"),
     ],

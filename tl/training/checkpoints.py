@@ -15,7 +15,7 @@ afterwards; a thread writes. An error in that thread is raised by the next `save
 Resuming: a run continues from `latest()`, and only in a workdir that was started with the same
 flags (`same_flags`, called *before* `tl.reporting.run.start` writes the new ones). Everything that
 changes is read from the checkpoint: parameters, statistics, optimizer, averages, step and keys from
-the tree, and the place in the data from `position`. No state is initialized anew. Steps after that
+the tree, and the place in the data from `position`. No state is initialized again. Steps after that
 checkpoint are computed again, and on a CPU they give the same bits.
 
 This module does not decide when to save. Its folders are not for distribution: `tl.models.save`
