@@ -68,7 +68,7 @@ def test_mirroring_exchanges_left_and_right() -> None:
 def test_wrong_arguments_are_refused() -> None:
     images = waves(1)
     for call, message in (
-        (lambda: compressed(images, 0), "got 0, expected from 1 to 100"),
+        (lambda: compressed(images, 0), "got 0, expected 1 to 100"),
         (lambda: resized(images, 1.5), r"got 1.5, expected a number in \(0, 1\]"),
         (lambda: cropped(images, 0.0), r"got 0.0, expected a number in \(0, 1\]"),
         (lambda: flipped(images[0]), r"got uint8\[37, 50, 3\], expected uint8\[n h w 3\]"),
