@@ -352,7 +352,7 @@ def test_training_stops_early_and_returns_the_best_epoch(parts: data.Parts) -> N
     losses = [row["val_nll"] for row in result.history]
     assert len(losses) < 30 and losses.index(min(losses)) == len(losses) - 3
     assert result.best is not None and result.best["val_nll"] == min(losses)
-    assert "no better validation loss for 2 epochs" in lines[-1]
+    assert "the last 2 epochs were not better on the validation set" in lines[-1]
     clf, plain = network()[0], augment.make_augment("none", size=SIZE)
     cache = inputs.compute_cache(
         clf, result.variables, parts.validation, "features", plain, gib=1.0
