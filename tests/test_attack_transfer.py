@@ -117,6 +117,7 @@ def test_the_page_is_a_function_of_the_result_and_the_figures(finished: tuple) -
     page = pages.PAGES["attack_transfer"](result, folder)
     assert all(section in html for section in page.sections) and page.lead in html
     assert html.count("difference</figcaption>") == attack_transfer.PAGE_IMAGES
+    assert "intervals extend at most 56 points to either side" in html  # 0 of 3: 0 to 56 %
     # Results of older versions lack these keys.
     newer = ("norm", "steps", "clean_ensemble", "shown")
     old = {k: v for k, v in result.items() if k not in newer}

@@ -1,7 +1,4 @@
-"""The page of transferred adversarial examples.
-
-The matrix of error rates, the ensemble, and images.
-"""
+"""The page of transferred adversarial examples: matrix of error rates, ensemble, and images."""
 
 from __future__ import annotations
 
@@ -29,9 +26,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
       folder: the run's, with `figures/`.
     """
     lead = (
-        f"{result['n']} images, perturbed until one of {len(result['networks'])} networks "
-        "misclassifies them, and then "
-        "classified by the others."
+        f"{result['n']} images, perturbed to fool one of {len(result['networks'])} networks and "
+        "then classified by the others."
     )
     sections = [_matrix(result), _defense(result), *_clean(result), *_images(result, folder)]
     title = "Transferability of adversarial examples"
@@ -39,10 +35,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 
 
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
-    """Rows of the matrix.
-
-    Each has the source of its images, and the error of every network and of the ensemble.
-    """
+    """Rows of the matrix: source of the images -> error of every network and of the ensemble."""
     defense = result["defence"]
     rows = [
         (f"made on {name}", [*cells.values(), _as_error(defense["one_member"][name])])
@@ -81,12 +74,15 @@ def _matrix(result: Mapping[str, Any]) -> Html:
     }
     if "steps" in result:
         numbers["steps"] = result["steps"]
-    widest = max(c["ci95"][1] - c["ci95"][0] for _, cells in rows for c in cells if c)
+    errors = [cell for _, cells in rows for cell in cells if cell]
+    bounds = [(cell["error"], bound) for cell in errors for bound in cell["ci95"]]
+    widest = max(abs(bound - error) for error, bound in bounds)
     text = (
         f"Error rates (%) on the same {result['n']} images, which all networks classify correctly "
-        f"without an attack. The 95 % intervals are at most {50 * widest:.0f} points to either "
-        "side. Marked: images that were made on the network that classifies them. In the row of "
-        "all the others each network classifies images made on the rest."
+        f"without an attack. The 95 % intervals extend at most {100 * widest:.0f} points to either "
+        "side. White-box cells, whose images were made on the network that classifies them, are "
+        "marked. In the row of all the others each network classifies images made on the other "
+        "networks together."
     )
     labels = [label for label, _ in rows]
     heat_map = reporting.heat_map(
@@ -111,7 +107,7 @@ def _format(cell: Mapping[str, Any], name: str = "error") -> str:
 
 
 def _defense(result: Mapping[str, Any]) -> Html:
-    """The ensemble against an attacker who knows one member, and against one who knows all."""
+    """Accuracy of the ensemble if the attacker knows one member, and if they know all."""
     defense = result["defence"]
     rows = [
         ("best member alone, attacked itself", defense["best_member_attacked_itself"]),
@@ -123,18 +119,18 @@ def _defense(result: Mapping[str, Any]) -> Html:
         (f"{ENSEMBLE}, random noise", defense["noise"]),
     ]
     bars = reporting.bars([(label, cell["accuracy"], label == ADAPTIVE) for label, cell in rows])
-    outcome = {True: "does", False: "does not"}
+    outcome = {True: "is", False: "is not"}
     weak, strong = (outcome[defense["protects"][key]] for key in ("one_member", "adaptive"))
     text = (
-        "The ensemble averages the logits of all networks. It protects if its accuracy is above "
-        "that of its best member, attacked itself, and the 95 % intervals do not overlap. "
-        f"Against an attacker who knows one member it {weak}; against one who knows all members "
-        f"and attacks their mean it {strong}."
+        "The ensemble averages the logits of all networks. It counts as more robust if its "
+        "accuracy is above that of its best member, attacked itself, and the 95 % intervals do not "
+        f"overlap. It {weak} more robust against an attacker who knows one member, and it {strong} "
+        "against one who knows all members and attacks their mean."
     )
     table = reporting.table(
         [(label, _format(cell, "accuracy")) for label, cell in rows], ["", "accuracy"]
     )
-    return reporting.section("Does an ensemble protect?", bars, table, text=text)
+    return reporting.section("Accuracy of the ensemble under attack", bars, table, text=text)
 
 
 def _clean(result: Mapping[str, Any]) -> list[Html]:
@@ -143,7 +139,7 @@ def _clean(result: Mapping[str, Any]) -> list[Html]:
         return []
     rows = [(name, _format(cell)) for name, cell in result["clean_of_all_looked_at"].items()]
     text = (
-        f"Errors without an attack on all {result['looked_at']} images that were read, at "
+        f"Error rates without an attack on all {result['looked_at']} images that were read, at "
         f"{result['size']} pixels per side."
     )
     table = reporting.table(rows, ["network", "error"])
