@@ -204,8 +204,14 @@ def test_wrong_settings_are_one_sentence(
     "text", ["300/255", "-1/255", "8/255,2", "eight", "1/0", "nan", "8/", "0.25/255/2"]
 )
 def test_radii_out_of_range_are_one_sentence(text: str) -> None:
-    with pytest.raises(ValueError, match="outside .0, 1.|is not a number; write it as 4/255"):
+    with pytest.raises(ValueError, match="a radius in .0, 1.|is not a number; write it as 4/255"):
         cli.radii(text, "linf")
+
+
+def test_radii_in_l2_have_no_upper_bound() -> None:
+    assert cli.radii("2,0.5", "l2") == [2.0, 0.5]
+    with pytest.raises(ValueError, match="--eps=-1 .* of at least 0"):
+        cli.radii("-1", "l2")
 
 
 def test_radii_are_fractions_or_decimals() -> None:

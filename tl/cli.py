@@ -1,4 +1,4 @@
-"""The command line of every experiment: common flags, launch, errors in one sentence.
+"""The command line of every experiment: common flags, launch, one-sentence errors.
 
 The only module of `tl` that defines flags. It holds no logic of an experiment.
 """
@@ -70,13 +70,13 @@ def launch(
     *define: Callable[[], None],
     argument: str = "",
 ) -> None:
-    """Parses the flags, opens the run's folder and runs `main`; a user's error is one sentence.
+    """Parses the flags, opens the run's folder and runs `main`; reports user errors in a sentence.
 
     Args:
-      name: the experiment, `predict`.
+      name: name of the experiment, such as "predict".
       main: the experiment, called with its run.
-      define: functions that define the experiment's flags, next to those of `define_run_flags`.
-      argument: the flag that one argument without dashes sets, `name` for `rerun NAME`.
+      *define: functions that define the experiment's flags, in addition to `define_run_flags`.
+      argument: the flag that an argument without dashes sets, such as "name" for `rerun NAME`.
     """
     defined = _define(define_run_flags, *define)
 
@@ -92,7 +92,7 @@ def launch(
         resume = bool(values.get("resume"))
         if resume:
             if not FLAGS.workdir:
-                raise ValueError("`resume` needs the `workdir` of the run to continue; add it")
+                raise ValueError("`resume` is set without `workdir`; give the folder of the run")
             checkpoints.same_flags(FLAGS.workdir, values)
         elif "resume" in values and FLAGS.workdir and Path(FLAGS.workdir, "checkpoints").is_dir():
             raise ValueError(
@@ -105,12 +105,12 @@ def launch(
 
 
 def launch_on_folder(name: str, main: Callable[[Path], None], *define: Callable[[], None]) -> None:
-    """Runs a command on the folder of a finished run, its one argument; no new run is started.
+    """Runs a command on the folder of a finished run, its only argument, without starting a run.
 
     Args:
-      name: the command, `report`.
+      name: name of the command, such as "report".
       main: the command, called with the folder.
-      define: functions that define the command's flags.
+      *define: functions that define the command's flags.
     """
     _define(*define)
 
@@ -127,10 +127,10 @@ def launch_on_folder(name: str, main: Callable[[Path], None], *define: Callable[
 
 def _define(*define: Callable[[], None]) -> list[str]:
     """Defines flags, shows them under --help of the main module, and returns their names."""
-    others = set(FLAGS)
-    for part in define:
-        part()
-    defined = [flag for flag in FLAGS if flag not in others]
+    before = set(FLAGS)
+    for define_flags in define:
+        define_flags()
+    defined = [flag for flag in FLAGS if flag not in before]
     for flag in defined:
         FLAGS.register_key_flag_for_module(sys.argv[0], FLAGS[flag])
     return defined
@@ -139,7 +139,7 @@ def _define(*define: Callable[[], None]) -> list[str]:
 def _run(name: str, work: Callable[[list[str]], None]) -> None:
     """Runs `work` on the arguments that are not flags.
 
-    A `ValueError` ends the process with one sentence and status 1, Ctrl-C with status 130.
+    A `ValueError` ends the process with its message and status 1, Ctrl-C with status 130.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -163,7 +163,7 @@ def with_dashes(message: str) -> str:
     """Replaces each parameter in backticks that is a flag by the flag.
 
     Args:
-      message: of a `ValueError` of the library, such as "`seed` must be at least 0: got -1".
+      message: text of a `ValueError` of the library, such as "`seed` must be at least 0: got -1".
 
     Returns:
       "--seed must be at least 0: got -1"; "`tune=probe`" becomes "--tune=probe". Names in backticks
@@ -202,13 +202,13 @@ def interruptible(work: Callable[[], None]) -> None:
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs of half a second or more on disk; later runs load them."""
+    """Caches programs that take half a second or more to compile on disk, for later runs."""
     jax.config.update("jax_compilation_cache_dir", str(paths.cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def load_model() -> tuple[Classifier, Variables]:
-    """The network of --arch or --model, with its compute type; variables are on the host."""
+    """The network of --arch or --model in the number type of --dtype; variables on the host."""
     key = jax.random.key(FLAGS.seed)
     name = FLAGS.model or FLAGS.arch
     clf, variables = models.load(name, weights=FLAGS.weights or None, key=key, cast=FLAGS.cast)
@@ -224,7 +224,7 @@ def compute_dtype() -> str:
 
 
 def fraction(text: str, flag: str) -> float:
-    """A number that is written as `4/255`, `0.25/255` or `0.01`.
+    """The value of a number that is written as `4/255`, `0.25/255` or `0.01`.
 
     Args:
       text: the value of the flag.
@@ -265,8 +265,9 @@ def radii(text: str, norm: str) -> list[float]:
     eps = [fraction(word, "eps") for word in words]
     for radius, word in zip(eps, words, strict=True):
         if radius < 0 or (norm == "linf" and radius > 1):
+            valid = "in [0, 1]" if norm == "linf" else "of at least 0"
             raise ValueError(
-                f"--eps={word} is outside [0, 1]; pixel units are fractions of the range, such as "
-                "4/255"
+                f"--eps={word} is out of range, expected a radius {valid}; pixel units are "
+                "fractions of the range, such as 4/255"
             )
     return eps
