@@ -153,6 +153,7 @@ def test_units_are_shown_with_their_top_activating_images(
     assert len(result["images"][0]["top_activating"]["images"]) == 9
     assert "top_activating" not in result["images"][1]
     assert "top-activating images" in html and result["photograph"]["png"].startswith("figures/")
+    assert "No photograph" not in html
 
 
 def test_inversion_recovers_the_activations_of_a_photograph() -> None:

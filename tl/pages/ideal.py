@@ -26,7 +26,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     """
     words = dict.fromkeys(row["target"] for row in result["images"])
     arch = result["judged_by"]["network"]
-    lead = f"Images that {arch} rates as ideal for {' or '.join(words)}."
+    lead = f"Images optimized for {' or '.join(words)} under {arch}."
     sections = [
         images_section(result, folder),
         numbers_section(result),
@@ -41,16 +41,18 @@ def images_section(result: Mapping[str, Any], folder: Path) -> Html:
     strips = []
     for row in result["images"]:
         title = row["target"]
-        title += f", variation weight {row['tv_weight']:g}" if len(settings["tv"]) > 1 else ""
+        title += f", total variation weight {row['tv_weight']:g}" if len(settings["tv"]) > 1 else ""
         title += f", noise {row['replicate']}" if settings["count"] > 1 else ""
         strips.append(reporting.strip(_cards(row, result, folder), title=title))
     transforms = " and ".join(settings["transforms"]) or "no transform"
+    source = "No generative model is used."
+    if "photograph" not in result:
+        source = "No photograph and no generative model is used."
     text = (
         f"Each image maximizes an objective of {result['judged_by']['network']}: "
         f"{settings['steps']} steps of {settings['optimizer']} in the "
         f"{settings['parameterization']} parameterization, under the random transforms "
-        f"{transforms}. No photograph or generative model shapes it. Probabilities are of the "
-        "saved PNG."
+        f"{transforms}. {source} Probabilities are of the saved PNG."
     )
     return reporting.section("Ideal images", *strips, text=text)
 
@@ -83,7 +85,9 @@ def _cards(row: Mapping[str, Any], result: Mapping[str, Any], folder: Path) -> l
         photograph = common.figure(folder, result["photograph"]["png"])
         cards.append(reporting.card(photograph, title="photograph", caption=use))
     if row["judges"]:
-        note = reporting.note(f"Probability of {row['target']} under networks that took no part")
+        note = reporting.note(
+            f"Probability of {row['target']} under networks that took no part in the optimization"
+        )
         bars = reporting.bars([reporting.Bar(arch, p) for arch, p in row["judges"].items()])
         heading = reporting.tag("figcaption", "title", "held-out networks")
         cards.append(reporting.tag("figure", "card", heading, note, bars))
@@ -116,21 +120,24 @@ def numbers_section(result: Mapping[str, Any]) -> Html:
         )
     if diversity := result.get("diversity"):
         cells = [(row["target"], row["tv_weight"], row["diversity"]) for row in diversity]
-        header = ["target", "variation weight", "diversity"]
+        header = ["target", "total variation weight", "diversity"]
         caption = (
-            f"One minus the mean cosine of the features of {diversity[0]['by']}; 0: equal images"
+            f"One minus the mean cosine similarity of the features of {diversity[0]['by']}; 0 for "
+            "equal images"
         )
         parts.append(reporting.table(cells, header, caption=caption))
-    return reporting.section("In numbers", *parts)
+    return reporting.section("Summary", *parts)
 
 
 def settings_section(result: Mapping[str, Any], folder: Path) -> Html:
-    """The command and the settings that make the same images again."""
+    """The command and the settings that reproduce the images."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     command = re.sub(r"^.*-m experiments\.", "./launch.sh ", config["command"])
     code = reporting.tag("p", "", reporting.tag("code", "", command))
     rows = [(name, _displayed(value)) for name, value in result["settings"].items()]
-    text = "The same seed gives the same image, bit for bit, on the same machine and versions."
+    text = (
+        "The same seed reproduces the images bit by bit on the same machine with the same versions."
+    )
     return reporting.section(
         "Reproduce", code, reporting.table(rows, ["setting", "value"]), text=text
     )
