@@ -206,7 +206,7 @@ def test_the_page_shows_findings_and_groups(run: reporting.Run) -> None:
     html = (run.workdir / "report.html").read_text()
     for text in (
         "Images that cannot be decoded",
-        "Equal files",
+        "Identical files",
         "Duplicates with different labels",
         "also a cat.png",
         "cut.jpg",

@@ -1,7 +1,7 @@
-"""Report pages: one function per experiment, from a result and the run's folder to HTML sections.
+"""Report pages: one function per experiment turns a result and the run's folder into HTML sections.
 
-A page computes nothing and needs no network: it can be drawn again from the files of a finished
-run. To add one: a function `page(result, folder) -> Page` and a row in `PAGES`.
+A page computes nothing and needs no network, so it can be drawn again from the files of a finished
+run. To add a page, write a function `page(result, folder) -> Page` and add a row to `PAGES`.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from tl.pages.common import Page
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "attack": attack.page,
-    "audit": audit.page,
     "attack_transfer": attack_transfer.page,
+    "audit": audit.page,
     "bench": bench.page,
     "compare": compare.page,
     "describe": describe.page,

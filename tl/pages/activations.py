@@ -14,7 +14,8 @@ from tl.pages.common import Page
 from tl.reporting import Html, tag
 from tl.visualize.activations import COLUMNS
 
-# Positions; the flat image of a map with more is linked and not drawn (chosen, not tuned).
+# Largest number of positions of a map that is drawn flat; of a larger one the page gives the file.
+# Chosen, not tuned.
 TALL = 1024
 
 
@@ -32,7 +33,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         lead.append(f"Activations of {result['arch']} for {names} at {_and(result['endpoints'])}.")
     if "banks" in result:
         lead.append(
-            f"{result['n']} images of {result['data']} through {result['arch']}, "
+            f"Features of {result['n']} images of {result['data']} from {result['arch']}, "
             f"{result['reused']} of them cached."
         )
         sections.append(bank_section(result["banks"]))
@@ -47,7 +48,9 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 def bank_section(banks: Sequence[Mapping[str, Any]]) -> Html:
     """The size of each bank and where it is stored."""
     rows = [[row["endpoint"], row["n"], row["dim"], row["reused"]] for row in banks]
-    table = reporting.table(rows, ["endpoint", "images", "features per image", "reused"])
+    table = reporting.table(
+        rows, ["endpoint", "images", "features per image", "images from the cache"]
+    )
     title = "Feature banks" if len(banks) > 1 else "Feature bank"
     return reporting.section(title, table, *(reporting.note(row["bank"]) for row in banks))
 
@@ -111,7 +114,7 @@ def exemplars_strip(rows: Sequence[Mapping[str, Any]], folder: Path) -> Html:
         parts = [tag("p", "title", f"channel {channel}"), tag("div", "frame", side_by_side)]
         cards.append(tag("figure", "card", *parts, tag("p", "caption", caption)))
     n = len(rows[0]["pictures"]) if rows else 0
-    caption = f"The {n} images of the data set with the highest mean activation of each channel."
+    caption = f"The {n} images of the data set with the highest mean activation, for each channel."
     return reporting.strip(cards, title="Top-activating images", caption=caption)
 
 
@@ -138,7 +141,7 @@ def _cut(sheet: np.ndarray, n: int, *, gap: int = 4) -> list[np.ndarray]:
 
 
 def _gallery(tiles: Iterable[np.ndarray], words: Iterable[str]) -> Html:
-    """Small images in rows with a caption under each; cards would be wider than most of them."""
+    """Small images in rows, each with a caption; a card would be wider than most of them."""
     cells = (
         tag(
             "figure",

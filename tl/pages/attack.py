@@ -1,7 +1,4 @@
-"""The page of an attack's evaluation.
-
-Rates at each eps, sanity checks, and images next to their originals.
-"""
+"""The page of an attack: rates at each eps, sanity checks, and images next to their originals."""
 
 from __future__ import annotations
 
@@ -36,10 +33,12 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
       result: as `tl.evaluation.attacked.AttackEvaluation.json` returns it, in JSON types.
       folder: the run's, with `figures/`.
     """
+    goal = (
+        f"classifies them as {result['target']}" if result.get("target") else "misclassifies them"
+    )
     lead = (
         f"{result['clean_correct']} images, perturbed within eps until "
-        f"{result.get('arch', 'the network')} "
-        "misclassifies them."
+        f"{result.get('arch', 'the network')} {goal}."
     )
     sections = [
         _rates(result),
@@ -68,10 +67,9 @@ def _rates(result: Mapping[str, Any]) -> Html:
     goal = result.get("target") or "anything but the true class"
     text = (
         f"The network classifies {result['clean_correct']} of {result['n']} images correctly "
-        "without an attack. Success: "
-        f"one of these is classified as {goal}. Accuracy under attack is a share of all "
-        f"{result['n']}. Distances to the "
-        "clean image are in [0, 1] pixel units."
+        f"without an attack. An attack succeeds if one of these is classified as {goal}. Accuracy "
+        f"under attack is a share of all {result['n']} images. Distances to the original are in "
+        "[0, 1] pixel units."
     )
     return reporting.section(
         "Success rate and accuracy under attack",
@@ -82,17 +80,14 @@ def _rates(result: Mapping[str, Any]) -> Html:
 
 
 def _distances(result: Mapping[str, Any], eps: str) -> dict[str, list[float]]:
-    """Distance name -> values over the images at this eps.
-
-    JSON's null, an infinite PSNR, is infinity.
-    """
+    """Distance name -> values over the images at this eps; JSON's null is an infinite PSNR."""
     rows = [row for row in result["images"] if row["eps"] == eps]
     finite = lambda value: float("inf") if value is None else value
     return {name: [finite(row[name]) for row in rows] for name in MEASURES if name in rows[0]}
 
 
 def _curve(result: Mapping[str, Any]) -> list[Html]:
-    """Accuracy over eps, where there are several."""
+    """Accuracy over eps; empty for a single eps."""
     if len(result["robust_accuracy"]) < 2 or "eps" not in result:
         return []
     scale = 255 if result["norm"] == "linf" else 1
@@ -101,7 +96,7 @@ def _curve(result: Mapping[str, Any]) -> list[Html]:
     clean = (0.0, result["clean_correct"] / result["n"])
     accuracy = [point(eps, result["robust_accuracy"][eps]) for eps in ordered]
     series = {"accuracy under attack": [clean, *accuracy]}
-    for i, name in enumerate(("95 % interval, lower", "upper")):
+    for i, name in enumerate(("95 % interval, lower bound", "95 % interval, upper bound")):
         series[name] = [point(eps, result["robust_ci95"][eps][i]) for eps in ordered]
     label = f"eps ({result['norm']}{', levels of 255' if scale == 255 else ''})"
     chart = reporting.curves(series, x_label=label, y_label="accuracy under attack")
@@ -122,7 +117,7 @@ def _sanity_checks(result: Mapping[str, Any]) -> list[Html]:
         "A failed check means that the attack may be too weak to measure robustness (Carlini "
         "et al. 2019, arXiv:1902.06705)."
     )
-    table = reporting.table(rows, ["", "check", "value", "expected"])
+    table = reporting.table(rows, ["result", "check", "value", "expected"])
     return [reporting.section("Sanity checks of the attack", table, text=text)]
 
 
@@ -137,7 +132,7 @@ def _postprocessing(result: Mapping[str, Any]) -> Html:
     return reporting.section(
         "Success rate after JPEG, resizing and cropping",
         reporting.table(rows, header),
-        text="Share of images that still succeed after real file formats and filters.",
+        text="Share of the attacked images that still succeed after postprocessing.",
     )
 
 
@@ -145,7 +140,7 @@ def _images(result: Mapping[str, Any], folder: Path) -> Html:
     """Original, adversarial image and amplified difference, where their figures were saved."""
     strips = [_strip(row, folder) for row in result["images"] if "original" in row]
     eps = max(result["eps"], key=result["eps"].get) if "eps" in result else ""
-    text = f"Within eps = {eps} ({result['norm']}) of the original, at true pixels."
+    text = f"Within eps = {eps} ({result['norm']}) of the original. Images are at true pixels."
     return reporting.section("Images", *strips, text=text)
 
 

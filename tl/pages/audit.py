@@ -1,4 +1,4 @@
-"""The page of `audit`: conventions of preprocessing, ranked, and the one that an array follows."""
+"""The page of `audit`: preprocessing conventions, ranked, and the one that an array follows."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from tl.pages import common
 from tl.pixels import PixelSpec
 
 COLUMNS = {
-    "largest_difference": "largest difference, of 255",
-    "mean_difference": "mean",
+    "largest_difference": "largest difference (levels of 255)",
+    "mean_difference": "mean difference (levels of 255)",
     "resize": "resize",
     "interpolation": "interpolation",
-    "outside": "share outside 0 to 255",
+    "outside": "share outside [0, 255]",
     "whole": "share of integers",
     "unlike": "distance from photographs",
 }
 
 
 def page(result: Mapping[str, Any], folder: Path) -> common.Page:
-    """The page of `audit`."""
+    """The page of `audit`.
+
+    Args:
+      result: "arch" and "weights" (names); the keys of
+        `tl.evaluation.conventions.compare_conventions` if images were given; under "array" those
+        of `match_array` if an array was given; "skipped" is optional.
+      folder: not used; the page has no images.
+    """
     del folder
     sections = []
     if "conventions" in result:
@@ -38,7 +45,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     if "array" in result:
         header, rows = _candidates(result["array"])
         table = reporting.table(rows, header)
-        sections.append(reporting.section("The array", table, text=sentence(result["array"])))
+        sections.append(reporting.section("Array", table, text=sentence(result["array"])))
     sections.append(reporting.skipped(result.get("skipped", [])))
     lead = f"{result['arch']} with the weights {result['weights']}."
     return common.Page("Preprocessing", lead, sections)
@@ -73,8 +80,8 @@ def _name(row: Mapping[str, Any]) -> str:
 def _conventions(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Header and rows of the table of conventions."""
     labeled = result["ranked_by"] == "top1"
-    accuracy = ["top-1, %", "from", "to"] if labeled else []
-    header = ["convention", *accuracy, "confidence, %", "information, nats", "pixels"]
+    accuracy = ["top-1 (%)", "95 % CI, lower", "95 % CI, upper"] if labeled else []
+    header = ["convention", *accuracy, "confidence (%)", "information (nats)", "preprocessing"]
     rows = []
     for row in result["conventions"]:
         shares = [row["top1"], *row["top1_ci95"]] if labeled else []
@@ -89,4 +96,4 @@ def _candidates(array: Mapping[str, Any], n: int = 8) -> tuple[list[str], list[l
     keys = [key for key in array["candidates"][0] if key != "name"]
     rounded = lambda cell: round(cell, 3) if isinstance(cell, float) else cell
     rows = [[row["name"], *(rounded(row[key]) for key in keys)] for row in array["candidates"][:n]]
-    return ["convention, inverted", *(COLUMNS[key] for key in keys)], rows
+    return ["convention", *(COLUMNS[key] for key in keys)], rows

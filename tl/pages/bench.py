@@ -1,4 +1,4 @@
-"""The page of `bench`: speeds next to those of other libraries. `peers` shares its table."""
+"""The page of `bench`: speeds compared with those of other libraries. `peers` shares its table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTRAS = {
     "solved": "{:.0f} % solved",
     "not_found": "{} not found",
 }
-HEADER = ("what", "architecture", "tl", "peer", "value of the peer", "ratio", "goal")
+HEADER = ("measurement", "architecture", "tl", "compared with", "its value", "ratio", "goal")
 
 
 def page(result: Mapping[str, Any], folder: Path) -> Page:
@@ -28,10 +28,10 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     del folder
     lead = (
         f"Batch size {result['batch_size']}, {result['size']} pixels, {result['dtype']}, on "
-        f"{result['device']}, median of {result['rounds']} rounds with the slowest and the "
-        "fastest. A ratio above 1 means that tl is faster."
+        f"{result['device']}. Each value is the median of {result['rounds']} rounds, with the "
+        "slowest and the fastest round. A ratio above 1 means that tl is faster."
     )
-    return Page("Speed", lead, [section("Images per second", result["rows"])])
+    return Page("Speed", lead, [section("Measurements", result["rows"])])
 
 
 def section(heading: str, rows: Iterable[Mapping[str, Any]]) -> reporting.Html:

@@ -44,7 +44,7 @@ def bars(top: Sequence[Mapping[str, Any]], highlight: Collection[int] = ()) -> l
 
 
 def shows_top3(classes: Sequence[str]) -> bool:
-    """Whether top-3 accuracy says anything: it is 100 % with three classes or fewer."""
+    """Whether top-3 accuracy is informative: it is 100 % with three classes or fewer."""
     return len(classes) > 3
 
 

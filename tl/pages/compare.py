@@ -26,7 +26,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     changed = [layer for layer, mean in result["layers"].items() if mean > 0]
     lead = (
         f"{result['arch']} before and after fine-tuning: the filters of {len(changed)} layers "
-        f"changed, {len(result['unmoved_layers'])} layers are the same bits."
+        f"changed, {len(result['unmoved_layers'])} layers are bitwise identical."
     )
     sections = [stages_section(result), filters_section(result, folder)]
     sections += [channels_section(result, folder)] if result["channels"] else []
@@ -43,8 +43,8 @@ def stages_section(result: Mapping[str, Any]) -> Html:
     }
     rows = [(name, value or 0.0, words[name]) for name, value in cka.items()]
     text = (
-        f"Linear CKA between the pooled activations before and after, on {n} images. 1: the same "
-        "representation up to a rotation and a scale of the channels."
+        f"Linear CKA between the pooled activations before and after, on {n} images. A value of 1 "
+        "means the same representation up to a rotation and a scale of the channels."
     )
     wide = [name for name in cka if result["widths"][name] >= n]
     warning = f"CKA is biased upward with fewer images than channels, here at {', '.join(wide)}."
@@ -68,7 +68,7 @@ def filters_section(result: Mapping[str, Any], folder: Path) -> Html:
         parts += [reporting.table(table, ["layer", "filter", "change"])]
         parts += _first_layer(result["first_layer"], folder)
     if unchanged := result["unmoved_layers"]:
-        summary = tag("summary", "", f"{len(unchanged)} layers are unchanged, every bit")
+        summary = tag("summary", "", f"{len(unchanged)} layers are bitwise identical")
         parts.append(tag("details", "", summary, tag("p", "note", ", ".join(unchanged))))
     text = (
         "Relative change of a filter, ||after - before|| / ||before||. Filters that were nearly "
@@ -117,7 +117,7 @@ def channels_section(result: Mapping[str, Any], folder: Path) -> Html:
 
 
 def _bars(rows: Iterable[tuple[str, float, str]]) -> Html:
-    """Bars with words instead of a percentage: label, length in [0, 1], words."""
+    """Bars with a text instead of a percentage; rows of label, length in [0, 1], and text."""
     items = []
     for label, length, words in rows:
         bar = tag("div", "track", tag("i", "", style=f"width:{100 * length:.2f}%"))

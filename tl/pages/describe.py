@@ -20,23 +20,23 @@ STAGE_HEADER = (
     "stage",
     "output",
     "parameters",
-    "%",
-    "G multiply-adds",
-    "MB parameters",
-    "MB output",
-    "trained",
+    "parameters (%)",
+    "multiply-adds (G)",
+    "parameters (MB)",
+    "output (MB)",
+    "trained parameters",
 )
 ZOO_HEADER = (
     "architecture",
     "parameters",
-    "G multiply-adds",
-    "pixels",
+    "multiply-adds (G)",
+    "input (pixels)",
     "top-1 (%)",
     "weights",
     "license",
     "source",
 )
-WEIGHTS_HEADER = ("weights", "ImageNet top-1", "license", "source", "pixels", "how to load")
+WEIGHTS_HEADER = ("weights", "ImageNet top-1", "license", "source", "preprocessing", "how to load")
 
 
 def page(result: Mapping[str, Any], folder: Path) -> common.Page:
@@ -52,17 +52,17 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
         line = lambda cell: reporting.tag("span", "", cell, style="white-space:nowrap")
         cells = [(*row[:5], *map(line, row[5:])) for row in rows]
         table = reporting.table(cells, ZOO_HEADER)
-        lead = f"{len(rows)} architectures with the classifiers of their papers."
+        lead = f"{len(rows)} architectures, each with the classifier of its paper."
         return common.Page("The zoo", lead, [reporting.section("Architectures", table)])
     figures = {
         "parameters": result["params"],
-        "G multiply-adds": f"{result['multiply_adds'] / 1e9:.4g}",
+        "multiply-adds (G)": f"{result['multiply_adds'] / 1e9:.4g}",
     }
     if result["rules"]:
-        figures["trained"] = result["trainable"]
+        figures["trained parameters"] = result["trainable"]
     note = reporting.note(
-        "A multiply-add is two FLOPs; torchvision, timm and papers publish multiply-adds as FLOPs. "
-        "Parameters and outputs are counted in float32, outputs for one image."
+        "A multiply-add is two FLOPs; torchvision, timm and most papers call it one FLOP. Sizes "
+        "in MB are for float32 and one image."
     )
     stages = reporting.table(stage_rows(result), STAGE_HEADER)
     names = reporting.table(list(facts(result).items()), ("", ""))

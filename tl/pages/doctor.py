@@ -18,7 +18,7 @@ MAX_IMAGES = 6
 # Key of the result -> heading.
 FINDINGS = {
     "bad": "Images that cannot be decoded",
-    "misnamed": "Format other than the suffix of the name",
+    "misnamed": "Images whose file format differs from the suffix",
     "odd": "Images other than 8-bit RGB",
     "turned": "Images with an EXIF orientation",
     "known": "Known defects of the published data set",
@@ -26,17 +26,17 @@ FINDINGS = {
 # Key of the result -> heading and explanation.
 GROUPS = {
     "leaks": (
-        "In more than one official part",
+        "Duplicates in more than one official part",
         "A model that is trained on one of the images is tested on the other.",
     ),
     "two_labels": (
         "Duplicates with different labels",
         "One of the labels is wrong, or the classes overlap.",
     ),
-    "duplicates": ("Equal files", "Splits by `tl` keep them in one part."),
+    "duplicates": ("Identical files", "Splits by `tl` keep them in one part."),
     "near_duplicates": (
         "Near-duplicates",
-        "Images that were re-saved or resized; splits by `tl` keep them in one part.",
+        "Images that were saved again or resized. Splits by `tl` keep them in one part.",
     ),
 }
 
@@ -76,8 +76,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     ]
     if result["near_duplicates"] is None:
         text = (
-            "All images of this data set resemble each other, so that similarity does not "
-            "distinguish a copy from another image."
+            "All images of this data set resemble each other, so similarity does not distinguish a "
+            "copy from a different image."
         )
         sections.append(reporting.section("Near-duplicates were not searched", text=text))
     classes = reporting.table(list(result["classes"].items()), ("class", "images"))
@@ -87,7 +87,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         f"{result['n']} images of {result['data']} examined: {len(result['bad'])} cannot be "
         "decoded. No file was deleted or changed."
     )
-    return Page("Examination of a data set", lead, sections)
+    return Page("Data set check", lead, sections)
 
 
 def _findings_section(title: str, findings: Sequence[Mapping[str, str]]) -> Html:
@@ -102,7 +102,7 @@ def _findings_section(title: str, findings: Sequence[Mapping[str, str]]) -> Html
 def _groups_section(
     title: str, text: str, groups: Sequence[Sequence[str]], result: Mapping[str, Any], folder: Path
 ) -> Html:
-    """The first groups, one strip for each."""
+    """The first groups, one strip per group."""
     strips = [
         reporting.strip(
             reporting.card(

@@ -49,7 +49,7 @@ def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[A
         figures["top-3"] = percent(summary["top3"])
     calibrated = f"ECE, T = {summary['temperature']:.2f}"
     figures |= {
-        "balanced": percent(summary["balanced"]),
+        "balanced accuracy": percent(summary["balanced"]),
         "NLL": f"{summary['nll']:.3f}",
         "ECE": f"{summary['ece']:.3f}",
         calibrated: f"{summary['ece_calibrated']:.3f}",
@@ -169,7 +169,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def page(result: Mapping[str, Any], folder: Path) -> common.Page:
-    """The page of `evaluate`."""
+    """The page of `evaluate`.
+
+    Args:
+      result: the keys of `sections`, "arch" and "data" (names), and optionally "robust".
+      folder: the run's folder.
+    """
     lead = (
         f"{result['arch']} classifies {percent(result['top1'])} of {result['n']} images of "
         f"{result['data']} correctly."

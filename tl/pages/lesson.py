@@ -14,9 +14,9 @@ Row = Mapping[str, Any]
 # The two versions of a step, as `result["rows"]` names them.
 LESSON, RIGHT = "as in the lesson", "as it should be"
 NOTE = (
-    "Accuracies in percent, with Wilson's 95 % interval; points are the corrected version's "
+    "Accuracies are in percent, with Wilson's 95 % interval. Points are the corrected version's "
     "accuracy minus the lesson's; if the two intervals overlap, the difference may be due to "
-    "chance. Seconds are of training and testing, without features that the bank on disk held."
+    "chance. Seconds are of training and testing, without features that were cached on disk."
 )
 HEADER = (
     *("step", "version", "setting", "training images", "test images", "top-1 (95 %)", "top-3"),
@@ -50,14 +50,16 @@ def cells(row: Row) -> tuple[str, ...]:
     top1 = ""
     if row["top1"] is not None:
         top1 = "{} ({} to {})".format(*map(share, (row["top1"], *row["top1_ci95"])))
-    cost = ""
+    difference = ""
     if row["points"] is not None and row["way"] == RIGHT:
-        cost = f"{row['points']:+.1f} points" + (", intervals overlap" if row["overlap"] else "")
+        difference = f"{row['points']:+.1f} points" + (
+            ", intervals overlap" if row["overlap"] else ""
+        )
     return (
         *(row["step"], row["way"], row["setting"]),
         *(number(row[name], "d") for name in ("learned", "n")),
         *(top1, share(row["top3"]), number(row["nll"], ".3f"), number(row["seconds"], ".1f")),
-        *(row["lesson"], row["found"] or cost),
+        *(row["lesson"], row["found"] or difference),
     )
 
 
@@ -67,8 +69,8 @@ def _sample(arch: str, sample: Row, folder: Path) -> list[Html]:
         reporting.card(figure(folder, row["png"]), caption=row["class"]) for row in sample["images"]
     ]
     words = (
-        f"{sample['layer']} of {arch}: shape {tuple(sample['shape'])}; positions by channels, and "
-        "the 16 most active channels."
+        f"{sample['layer']} of {arch}: shape {tuple(sample['shape'])}; drawn as positions by "
+        "channels, and as the 16 most active channels."
     )
     flat, channels = (figure(folder, sample[name]) for name in ("features", "channels"))
     images = reporting.img(flat, scale=max(1024 // flat.shape[1], 1)), reporting.img(channels)
@@ -105,7 +107,7 @@ def _ideal(arch: str, rows: Sequence[Row], folder: Path) -> list[Html]:
 
 
 def _attack(arch: str, rows: Sequence[Row], folder: Path) -> list[Html]:
-    """The lesson's attack on photographs, and PGD within a radius where it ran too."""
+    """The lesson's attack on photographs, and PGD within a radius if it ran."""
     same, first = sum(row["start_is_called_the_same"] for row in rows), rows[0]
     text = (
         f"{arch}, {first['steps']} steps of plain gradient descent on the cross-entropy, learning "

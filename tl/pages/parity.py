@@ -1,4 +1,4 @@
-"""The page of `parity`: errors of the ports, compared with the libraries that they come from."""
+"""The page of `parity`: errors of the ports compared with the libraries that they come from."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     """The page of `parity`.
 
     Args:
-      result: `rows`, `sizes`, `batch_size`, `tolerance`, and `errors`, the endpoints' for each of a
-        few rows, or [].
+      result: `rows`, `sizes`, `batch_size`, `tolerance`, and `errors`: per row the error of each
+        endpoint, or [] where there are too many rows to show.
       folder: the run's folder, which is not used.
     """
     del folder

@@ -1,4 +1,4 @@
-"""The page of `predict`: accuracy where labels are known, and images with their top classes."""
+"""The page of `predict`: accuracy if labels are known, and images with their top classes."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 
     Args:
       result: the results of `predict`, `transfer`, `ideal` and `attack` under these keys.
-      folder: of the run.
+      folder: the run's folder.
     """
     sections = []
     for key, heading, part in CHAPTERS:
         sections += [reporting.chapter(heading), *part(result[key], folder).sections]
     lead = (
-        f"One pretrained network, {result['transfer']['arch']}: it classifies photographs, learns "
-        "to find defective solar cells, is inverted into ideal images of a tabby and a zebra, and "
-        "is attacked until it classifies a dalmatian as a cat."
+        f"One pretrained network, {result['transfer']['arch']}, classifies photographs and is "
+        "transferred to defects of solar cells; its ideal images of a tabby and a zebra are "
+        "computed; and it is attacked until it classifies a dalmatian as a cat."
     )
     return Page("Four uses of a pretrained network", lead, sections)

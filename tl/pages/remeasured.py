@@ -16,7 +16,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 
     Args:
       result: the content of `result.json`.
-      folder: the folder of the run; unused.
+      folder: not used; the page has no images.
     """
     del folder
     if "after" not in result:

@@ -15,6 +15,16 @@ from tl.pages import evaluation
 from tl.pages.common import Page
 from tl.reporting import Html, percent
 
+# Column titles for keys of `tl.training.rules.table`; other keys are their own titles.
+GROUP_TITLES = {
+    "leaves": "arrays",
+    "params": "parameters",
+    "lr": "learning rate",
+    "decay": "weight decay",
+    "bn": "BatchNorm",
+    "bytes": "memory (bytes)",
+}
+
 
 def page(result: Mapping[str, Any], folder: Path) -> Page:
     """The page of `transfer`.
@@ -43,18 +53,18 @@ def sections(result: Mapping[str, Any], folder: Path) -> list[Html]:
 
 
 def rate_section(result: Mapping[str, Any]) -> list[Html]:
-    """The curve of the learning-rate finder; none if it did not run."""
+    """The curve of the learning-rate finder; empty if it did not run."""
     if "rates" not in result:
         return []
     rate, curve = result["rates"]["rate"], result["rates"]["curve"]
     points = {"smoothed": [(math.log10(x), loss) for x, loss in curve]}
     drawn = reporting.curves(points, x_label="log10 of the learning rate", y_label="loss (nats)")
-    text = f"Chosen: {rate:.2g}, a tenth of the rate with the smallest loss."
+    text = f"Chosen: {rate:.2g}, a tenth of the rate with the smallest smoothed loss."
     return [reporting.section("Learning-rate search", drawn, text=text)]
 
 
 def training_section(result: Mapping[str, Any]) -> list[Html]:
-    """What trained, and loss, accuracy and learning rate over the epochs; none for a probe."""
+    """Trained groups, and loss, accuracy and learning rate per epoch; empty for a probe."""
     history = result["history"]
     if not history:
         return []
@@ -94,5 +104,6 @@ def training_section(result: Mapping[str, Any]) -> list[Html]:
         figures["images per second"] = f"{result['images_per_second']:.1f}"
         figures["time waiting for images"] = percent(min(result["waiting_share"], 1.0))
     groups = result["groups"]
-    table = reporting.table([list(row.values()) for row in groups], list(groups[0]))
+    header = [GROUP_TITLES.get(key, key) for key in groups[0]]
+    table = reporting.table([list(row.values()) for row in groups], header)
     return [reporting.section("Training curves", reporting.numbers(figures), table, *curves)]
