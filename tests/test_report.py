@@ -350,10 +350,10 @@ def test_per_class_shows_undefined_precision_as_a_dash():
 def test_confusion_shades_by_row_and_shows_the_counts():
     cells = Parsed(reporting.confusion(np.array([[8, 0], [1, 1]]), ["cat", "dog"])).all("td")[1:]
     assert [cell["title"] for cell in cells] == [
-        "cat taken for cat: 8 of 8, 100 %",
-        "cat taken for dog: 0 of 8, 0 %",
-        "dog taken for cat: 1 of 2, 50.0 %",
-        "dog taken for dog: 1 of 2, 50.0 %",
+        "cat classified as cat: 8 of 8, 100 %",
+        "cat classified as dog: 0 of 8, 0 %",
+        "dog classified as cat: 1 of 2, 50.0 %",
+        "dog classified as dog: 1 of 2, 50.0 %",
     ]
     assert [cell.get("style") for cell in cells] == [
         "--share:100%",

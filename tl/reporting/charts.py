@@ -21,14 +21,14 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Html:
         instead.
 
     Raises:
-      ValueError: another shape or dtype.
+      ValueError: `matrix` has another shape or is not of integers.
     """
     counts = np.asarray(matrix)
     k = len(classes)
     if counts.shape != (k, k) or counts.dtype.kind not in "iu":
         raise ValueError(
             f"`matrix` has a wrong type: got {counts.dtype}{list(counts.shape)}, expected "
-            f"int[{k} {k}] for {k} classes"
+            f"int[{k} {k}] for {k} classes; pass counts of images"
         )
     totals = counts.sum(axis=1)
     if k > 60:
@@ -46,7 +46,7 @@ def confusion(matrix: Any, classes: Sequence[str]) -> Html:
         cells = [tag("th", "", name, scope="row")]
         for j, other in enumerate(classes):
             n, share = int(counts[i, j]), int(counts[i, j]) / max(1, int(totals[i]))
-            hover = f"{name} taken for {other}: {n} of {int(totals[i])}, {percent(share)}"
+            hover = f"{name} classified as {other}: {n} of {int(totals[i])}, {percent(share)}"
             # From 8 %, so that a single mistake is visible. Chosen, not tuned.
             shade = f"--share:{8 + 92 * share:.0f}%" if n else ""
             mark = " ".join(["hot"] * (share > 0.7) + ["right"] * (i == j))
@@ -75,11 +75,11 @@ def heat_map(
       shares: f[r c] in [0, 1]; NaN leaves a cell empty.
       rows, columns: r and c names.
       corner: names of the two axes.
-      hover: [r c] tooltips, such as the interval of a cell; by default row, column and value.
+      hover: [r c] texts, the tooltips of the cells; by default row, column and value.
       marked: bool[r c], cells that are shaded in the second color.
 
     Raises:
-      ValueError: another shape, or a share outside [0, 1].
+      ValueError: `shares` has another shape or holds a value outside [0, 1].
 
     Example:
       >>> "62" in heat_map([[0.62, float("nan")]], ["source a"], ["target a", "target b"])
@@ -88,8 +88,8 @@ def heat_map(
     values = np.asarray(shares, np.float64)
     if values.shape != (len(rows), len(columns)):
         raise ValueError(
-            f"a map of {len(rows)} rows and {len(columns)} columns: got `shares` of shape "
-            f"{list(values.shape)}"
+            f"`shares` has a wrong shape: got {list(values.shape)}, expected one value for each of "
+            f"{len(rows)} rows and {len(columns)} columns"
         )
     body = []
     for i, row in enumerate(rows):
@@ -128,7 +128,7 @@ def _number(tick: float) -> str:
 
 
 class Interval(NamedTuple):
-    """A row of `intervals`: its name, and an accuracy and its bounds, shares in [0, 1]."""
+    """A row of `intervals`: a name, an accuracy, and the bounds of its interval, all in [0, 1]."""
 
     label: str
     value: float
@@ -145,7 +145,7 @@ def interval(
     confidence: str = "95 %",
     references: Sequence[tuple[str, float]] = (),
 ) -> Html:
-    """An accuracy with its confidence interval on one axis with the values to compare it with.
+    """An accuracy with its confidence interval, on one axis with reference values.
 
     Args:
       value, low, high: shares in [0, 1], `low <= value <= high`.
@@ -169,6 +169,9 @@ def intervals(
       rows: one or more, each with `low <= value <= high`.
       confidence: level of all intervals, as text.
       references: as for `interval`.
+
+    Raises:
+      ValueError: an interval does not contain its value, or a value is outside [0, 1].
     """
     for row in rows:
         if not _share(row.low) <= _share(row.value) <= _share(row.high):
@@ -326,7 +329,7 @@ def reliability(series: Mapping[str, Sequence[Mapping[str, float]]]) -> Html:
 
 
 def _plot(paths: Sequence[Html], words: str) -> Html:
-    """Paths in coordinates from 0 to 100; `words` are for readers who cannot see them."""
+    """Paths in coordinates from 0 to 100; `words` is the description for screen readers."""
     box = {"viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
     return tag("svg", "", *paths, **box, role="img", aria_label=words)
 

@@ -13,8 +13,11 @@ def generate(root: Path, claims: Mapping[str, Claim], blocks: Mapping[str, str])
 
     Args:
       root: the checkout.
-      claims: as `load` gives them.
+      claims: as `results.load` returns them.
       blocks: name of a further block -> its content, for READMEs with `<!-- NAME -->`.
+
+    Returns:
+      Path -> text. Nothing is written.
     """
     blocks = {"results": readme_rows(claims), **blocks}
     texts = {root / "experiments" / "RESULTS.md": document(claims)}
@@ -82,11 +85,14 @@ def replace_block(text: str, name: str, content: str) -> str:
     """A document with the text between `<!-- NAME -->` and `<!-- end NAME -->` replaced.
 
     Raises:
-      ValueError: if the document does not have the two marks once each.
+      ValueError: the document does not have each of the two marks once.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"expected {begin} and {end} once each")
+        raise ValueError(
+            f"got {text.count(begin)} marks {begin} and {text.count(end)} marks {end}, expected "
+            "one of each"
+        )
     head, rest = text.split(begin)
     return f"{head}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
@@ -117,6 +123,6 @@ one number again.
 `DATA` is a folder with the named data sets, which their publishers provide. `DIR` is the `model`
 folder of a run of `transfer`. The interval of a share is Wilson's at 95 %. The interval of a speed
 or a time is the slowest and the fastest round. Other intervals are the smallest and the largest
-value. After ± stands the standard deviation over splits. `n` counts images, or the runs of a time.
-The commit is the one that published the value.
+value. The number after ± is the standard deviation over splits. `n` counts images, or the runs of a
+time. The commit is the one that published the value.
 """

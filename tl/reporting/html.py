@@ -2,10 +2,10 @@
 
 A fragment is an `Html` string. A plain `str` is text and is escaped wherever it meets a fragment,
 so a file called `<script>` stays a name. Images are embedded at their true pixels as PNG,
-animations as WebP. The page fetches nothing and executes nothing: it opens from an e-mail, works on
-a phone, in dark mode and on paper. This module depends on NumPy, Pillow and the standard library.
-It computes nothing (`tl.metrics` does), resizes nothing (`tl.pixels` does) and writes no files
-(`tl.reporting.run` does).
+animations as WebP. The page loads no other file and runs no script, so it can be sent by e-mail; it
+also works on a phone, in dark mode and in print. This module depends on NumPy, Pillow and the
+standard library. It computes nothing (`tl.metrics` does), resizes nothing (`tl.pixels` does) and
+writes no files (`tl.reporting.run` does).
 
 Example:
   >>> image = np.zeros([224, 224, 3], np.uint8)
@@ -32,7 +32,7 @@ from tl.reporting.images import as_uint8, save_animation, save_png
 
 
 class Html(str):
-    """A finished fragment of a page, which is not escaped again. Made by this module only."""
+    """A finished fragment of a page, which is not escaped again. Only this module makes one."""
 
     __slots__ = ()
 
@@ -81,6 +81,9 @@ def tag(name: str, css_class: str, *children: object, **attributes: object) -> H
 def percent(share: float) -> str:
     """A share in [0, 1] as text; only exactly 0 and 1 become "0 %" and "100 %".
 
+    Raises:
+      ValueError: `share` is outside [0, 1] or NaN.
+
     Example:
       >>> percent(0.687), percent(0.99996), percent(0.00001), percent(1)
       ('68.7 %', '> 99.9 %', '< 0.1 %', '100 %')
@@ -95,9 +98,7 @@ def percent(share: float) -> str:
 
 def _share(value: float) -> float:
     if not 0 <= (share := float(value)) <= 1:
-        raise ValueError(
-            f"a probability or accuracy is in [0, 1]; got {share:g}; divide percentages by 100"
-        )
+        raise ValueError(f"a share is outside [0, 1]: got {share:g}; divide percentages by 100")
     return share
 
 
@@ -126,7 +127,7 @@ def img(image: Any, *, alt: str = "", scale: int = 1) -> Html:
 
 
 def animation(frames: Sequence[Any], *, seconds: float = 4.0, alt: str = "") -> Html:
-    """A looping animation, which takes the place of an image: `card(animation(frames))`.
+    """A looping animation, which can be used as an image: `card(animation(frames))`.
 
     Args:
       frames, seconds: as for `save_animation`.
@@ -144,7 +145,7 @@ def saved_animation(path: Path, *, alt: str = "") -> Html:
 
     Args:
       path: a WebP file, as `Run.animation` writes it.
-      alt: text for readers who cannot see it. Default: its size.
+      alt: description for a reader who cannot see it; by default its size.
     """
     with Image.open(path) as file:
         width, height = file.size
@@ -265,8 +266,8 @@ def table(rows: Iterable[Sequence[object]], header: Sequence[str], *, caption: s
     rows = [list(row) for row in rows]
     if any(len(row) != len(header) for row in rows):
         raise ValueError(
-            "a row has one cell per column: got rows of "
-            f"{sorted({len(r) for r in rows})} cells, expected {len(header)}"
+            f"a row has a wrong number of cells: got {sorted({len(r) for r in rows})}, expected "
+            f"{len(header)}, one per column of `header`"
         )
     right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
 
@@ -320,7 +321,7 @@ def section(title: str, *parts: Html, text: str = "") -> Html:
 
 
 def chapter(title: str) -> Html:
-    """A large heading over the sections that follow, for a page with several subjects."""
+    """A large heading above the following sections, on a page with several subjects."""
     return tag("div", "chapter", tag("h2", "", title))
 
 
@@ -339,7 +340,7 @@ def page(title: str, lead: str, sections: Iterable[Html], *, facts: Mapping[str,
     return _SHELL.format(title=text(title), css=_css(), body=tag("main", "", head, *sections, foot))
 
 
-# ---- the frame of the page ----
+# ---- document and style sheet ----
 
 
 def _css() -> str:

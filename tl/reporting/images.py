@@ -10,11 +10,11 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-# Of 100. Chosen, not tuned.
+# Quality of the encoder, in [0, 100]. Chosen, not tuned.
 WEBP_QUALITY = 80
 # Seconds for which an animation holds its last frame, the final result. Chosen, not tuned.
 LAST_FRAME = 1.5
-# Seconds. Browsers slow down an animation with shorter frames.
+# Shortest duration of a frame, in seconds. Browsers slow down an animation with shorter frames.
 SHORTEST_FRAME = 0.02
 
 
@@ -29,7 +29,7 @@ def as_uint8(image: Any) -> np.ndarray:
       uint8[h w 3], floats rounded to the nearest of the 256 levels.
 
     Raises:
-      ValueError: another shape or dtype, a float outside [0, 1], or NaN. Nothing is clipped.
+      ValueError: another shape or dtype, a float outside [0, 1], or NaN. Values are not clipped.
 
     Example:
       >>> as_uint8(np.array([[0.0, 0.5, 1.0]], np.float32))[0, :, 0].tolist()
@@ -38,7 +38,8 @@ def as_uint8(image: Any) -> np.ndarray:
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
             raise ValueError(
-                f"a PIL image of mode {image.mode!r} has no fixed range; pass floats in [0, 1]"
+                f"`image` is a PIL image of mode {image.mode!r}, which has no fixed range; pass an "
+                "array of floats in [0, 1]"
             )
         image = image.convert("RGB")
     pixels = np.asarray(image)
@@ -160,7 +161,7 @@ def amplify(difference: Any, factor: float) -> np.ndarray:
       f32[h w c] in [0, 1]: `0.5 + factor * difference`, clipped.
 
     Raises:
-      ValueError: `difference` is not float, or not in [-1, 1].
+      ValueError: `difference` is not float, or a value is outside [-1, 1] or NaN.
 
     Example:
       >>> amplify(np.array([[[-0.125, 0.0, 0.5]]]), 2).tolist()
@@ -169,7 +170,7 @@ def amplify(difference: Any, factor: float) -> np.ndarray:
     change = np.asarray(difference)
     if change.dtype.kind != "f" or not np.abs(change).max() <= 1:
         raise ValueError(
-            f"`difference` is out of range: got {change.dtype}, expected float in [-1, 1]; "
-            "subtract as float32 first"
+            f"`difference` is out of range: got {change.dtype} from {change.min():g} to "
+            f"{change.max():g}, expected float in [-1, 1]; subtract images in [0, 1] as float32"
         )
     return np.clip(np.float32(0.5) + np.float32(factor) * change.astype(np.float32), 0, 1)

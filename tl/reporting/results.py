@@ -66,7 +66,7 @@ INTERVALS: Mapping[str, str] = {
     "robust_accuracy": "robust_ci95",
     "success_rate": "success_ci95",
 }
-"""Key of `result.json` -> the key of its interval, where that is not the same key with `_ci95`."""
+"""Key of `result.json` -> the key of its interval, where that is not the key with `_ci95`."""
 
 
 def load(folder: str | Path) -> dict[str, Claim]:
@@ -87,7 +87,7 @@ def load(folder: str | Path) -> dict[str, Claim]:
 
 
 def check(name: str, claim: Claim) -> list[str]:
-    """Problems of a claim, in words; an empty list where there are none.
+    """The problems of a claim as text; empty if there are none.
 
     Example:
       >>> check("fast", {"name": "fast", "value": 2})
@@ -120,7 +120,9 @@ def _check_types(prefix: str, item: Claim, types: Mapping[str, Any]) -> Iterator
         if key not in types:
             yield f"{prefix}unknown key {key!r}; nearest: {paths.nearest(key, types)}"
         elif not isinstance(value, types[key]) or isinstance(value, bool):
-            yield f"{prefix}{key} is {value!r}, of a wrong type"
+            kinds = types[key] if isinstance(types[key], tuple) else (types[key],)
+            names = " or ".join(kind.__name__ for kind in kinds)
+            yield f"{prefix}{key} has a wrong type: got {value!r}, expected {names}"
 
 
 def _check_values(item: Claim) -> Iterator[str]:
@@ -169,26 +171,27 @@ def dumps(claim: Claim) -> str:
 
 
 def arguments(claim: Claim, values: Mapping[str, str]) -> list[str]:
-    """The words of a claim's command after `./launch.sh`, with each placeholder replaced.
+    """The arguments of a claim's command after `./launch.sh`, with each placeholder replaced.
 
     Args:
-      claim: as `load` gives it.
+      claim: as `load` returns it.
       values: placeholder (`DATA`, `DIR`, ...) -> its replacement.
 
     Raises:
       ValueError: if a placeholder has no value.
     """
     command = re.sub(r"\b[A-Z]{4,}\b|\bDIR\b", lambda m: values.get(m[0], m[0]), claim["command"])
-    left = placeholders(command) - set(values)
-    if left:
+    missing = placeholders(command) - set(values)
+    if missing:
         raise ValueError(
-            f"the command of {claim['name']} needs a value for {', '.join(sorted(left))}: {command}"
+            f"the command of {claim['name']} needs a value for {', '.join(sorted(missing))}: "
+            f"{command}"
         )
     return shlex.split(command)[1:]
 
 
 def placeholders(command: str) -> set[str]:
-    """Words that stand for a path of the user's own: `DATA`, `DIR`, `FILE`, `TEST`."""
+    """The placeholders of a command for the user's paths: some of `DATA`, `DIR`, `FILE`, `TEST`."""
     return set(re.findall(r"(?<![\w/.])(?:DATA|DIR|FILE|TEST)(?![\w.])", command))
 
 
@@ -198,10 +201,10 @@ def read(result: Any, path: Sequence[Any]) -> Any:
     Args:
       result: the content of `result.json`.
       path: keys and indices. A dict selects the first item of a list that has these entries; "max"
-        and "mean" combine what the rest of the path gives for all items of a list.
+        and "mean" combine the values at the rest of the path over all items of a list.
 
     Raises:
-      ValueError: if the path leads nowhere.
+      ValueError: if `result` has no value at the path.
 
     Example:
       >>> rows = {"rows": [{"what": "a", "ours": 1}, {"what": "b", "ours": 2}]}
@@ -219,7 +222,7 @@ def read(result: Any, path: Sequence[Any]) -> Any:
             else:
                 value = value[step]
         except (KeyError, IndexError, TypeError, StopIteration):
-            raise ValueError(f"result.json has no {step!r}, which the path {path} names") from None
+            raise ValueError(f"result.json has no {step!r} of the path {path}") from None
     return value
 
 
@@ -252,7 +255,7 @@ def remeasure(item: Claim, result: Any) -> Claim | None:
 
 
 def updated(claim: Claim, result: Any, origin: Mapping[str, str]) -> Claim:
-    """A claim with the values of a new run; intervals that the run does not give are removed.
+    """A claim with the values of a new run; intervals that the run does not have are removed.
 
     Args:
       claim: the old claim.
@@ -321,7 +324,7 @@ def lines(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def format_value(item: Claim) -> str:
-    """A measurement in words.
+    """A measurement as text: its value, unit, spread and interval.
 
     Example:
       >>> format_value({"value": 88.0, "unit": "%", "interval": [84.9, 90.6]})
@@ -350,4 +353,4 @@ def _number(value: float) -> str:
 
 
 UNITS: Mapping[str, str] = {"ratio": "times", "probability": ""}
-"""Units that are written in another way."""
+"""Unit of a claim -> its spelling in documents, where that differs."""

@@ -131,7 +131,7 @@ class Run:
         return facts if self._began is None else facts | {"seconds": f"{self.seconds:.1f}"}
 
     def finish(self, result: Mapping[str, Any], html: str) -> pathlib.Path:
-        """Writes `report.html`, then `result.json` as the last act; each is whole or absent.
+        """Writes `report.html`, then `result.json` as the last file; each is whole or absent.
 
         Args:
           result: the final numbers, as `jsonable` accepts them.
@@ -168,12 +168,12 @@ def start(
     """Opens the folder of a run, records its configuration, and removes an older run's results.
 
     Args:
-      name: the experiment, `predict`.
+      name: name of the experiment, such as "predict".
       workdir: the folder, created if missing; None or "" means `runs/NAME/<time>`.
       config: all flags, name -> value; `config["seed"]`, if present, is recorded as the run's seed.
-      resume: append to an older `metrics.jsonl`. An older `result.json` and `report.html` are
-        removed in any case, so that a failed run does not show its predecessor's results;
-        `figures/` stays.
+      resume: whether to append to an older `metrics.jsonl` instead of removing it. An older
+        `result.json` and `report.html` are always removed, so that a failed run does not show the
+        results of an older one; `figures/` is kept.
 
     Raises:
       ValueError: the folder cannot be created or written.
@@ -250,7 +250,7 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
       holes: collects the names of entries that were not finite.
 
     Raises:
-      ValueError: a value of another type; the error contains its name.
+      ValueError: a value has another type; the error names the value.
 
     Example:
       >>> jsonable({"top1": np.float32(0.5), "sizes": np.arange(3), 1: float("nan")})
@@ -283,7 +283,7 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
         return [jsonable(v, where=inside(i), holes=holes) for i, v in enumerate(value)]
     raise ValueError(
         f"{where or 'value'}: JSON cannot hold a value of type {type(value).__name__}; pass "
-        "numbers, text, lists, dicts"
+        "numbers, text, lists or dicts"
     )
 
 
@@ -321,7 +321,7 @@ def progress(
     Args:
       iterable: the items.
       total: number of items, shown and not enforced; by default `len(iterable)` if it has one.
-      label: the work that is in progress.
+      label: name of the work, shown at the start of the line.
       stream: the output; by default stderr.
     """
     out: TextIO = sys.stderr if stream is None else stream
