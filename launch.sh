@@ -72,7 +72,7 @@ accelerator() { # the extra with the JAX build for the accelerator of this machi
   fi
 }
 
-right_python() { # .venv has an interpreter, of the version of PYTHON if that is set
+right_python() { # whether .venv has an interpreter, of the version of PYTHON if that is set
   [ -x "$venv/bin/python" ] && { [ -z "${PYTHON:-}" ] || [ "$(version "$venv/bin/python")" = "$(version "$PYTHON")" ]; }
 }
 
@@ -108,7 +108,7 @@ pip_lines() { # pip's progress: one updating line on a terminal, a few lines in 
   if [ -t 2 ]; then printf '\r\033[K' >&2; fi
 }
 
-install() { # the project, editable, with the given extras and those already installed
+install() { # installs the project, editable, with the given extras and those already installed
   local extra key done_key="" have="" extras
   key="$root $(cksum <"$root/pyproject.toml")"
   if [ -n "${PYTHON:-}" ]; then find_python >/dev/null; fi
@@ -142,7 +142,7 @@ install_alone() ( # two launches at the same time must not install into the same
   install "$@" 9<&-
 ) 9<"$root/pyproject.toml"
 
-peers() { # torchvision and timm without dependencies: these would replace the CPU build of torch
+peers() { # installs torchvision and timm without dependencies, which would replace the CPU build of torch
   local check='import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))'
   if "$venv/bin/python" -c "$check" torch torchvision timm keras; then return; fi
   say "installing torch, torchvision, timm and Keras for comparison; this takes a few minutes"
@@ -179,7 +179,7 @@ case $name in
     # avoid page faults, which can take as long as the arithmetic.
     heap=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
     export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$heap}
-    # OpenBLAS threads spin while they wait: next to XLA or a loader a probe takes up to 20 times as long with two of them.
+    # OpenBLAS threads spin while they wait: while XLA or a loader runs, two of them make a probe up to 20 times slower.
     export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
     # -P: modules in the user's current folder must not shadow the project's.
     module=$(script "$name") && module=${module#"$root"/} && module=${module%.py}

@@ -1,4 +1,4 @@
-"""Adversarial examples: attacks images within eps and counts successes on the saved PNG files.
+"""Adversarial examples: perturbs images within eps and counts successes on the saved PNG files.
 
   ./launch.sh attack --images=DIR --target="any cat" --only="any dog" --eps=2/255 --steps=40
   ./launch.sh attack --images=DIR --labels=folder --attack=autoattack --eps=1/255
@@ -6,13 +6,13 @@
   ./launch.sh attack --images=DIR --target="any cat" --eps=4/255 --views=jpeg,resized,crop
 
 The second command measures accuracy under attack, the third accuracy over eps (the sweep compiles
-once), and the fourth makes adversarial examples that survive JPEG, resizing and cropping.
-The attack is untargeted without --target. Images that the network misclassifies without an attack
-count against its accuracy and not as successes.
+once), and the fourth makes adversarial examples that survive JPEG, resizing and cropping. Without
+--target the attack is untargeted. Images that the network misclassifies without an attack count
+against its accuracy and are not attacked.
 
-Expected: the first command on 100 dogs (--limit=100) with EfficientNet-Lite0 succeeds on 100 %
-(96.3 to 100, `attack_dogs_to_cats` in RESULTS.md). Cost: at most `steps` forward and backward
-passes per image, fewer where an image stops at its first success, and the sanity checks on 8 images
+Expected: on 100 dogs (--limit=100) and EfficientNet-Lite0, the first command has a success rate of
+100 % (96.3 to 100, `attack_dogs_to_cats` in RESULTS.md). Cost: at most `steps` forward and backward
+passes per image, fewer if the attack stops at the first success, and the sanity checks on 8 images
 (--nopanel omits them).
 """
 

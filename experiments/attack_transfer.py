@@ -3,19 +3,18 @@
   ./launch.sh attack_transfer --images=DIR --labels=folder --eps=8/255 --limit=100
   ./launch.sh attack_transfer --images=DIR --networks=squeezenet1_1,MODELDIR --attack=di_fgsm
 
-All networks see one square image of --size pixels, in which eps is measured, and resize it by their
-own rules. The default is the smallest network's input size, so that no network averages the change
-away. Images are judged after an 8-bit PNG, and only images that all networks classify correctly are
-used.
+All networks receive one square image of --size pixels, on which eps is measured, and resize it by
+their own rules. The default is the smallest network's input size, so that no network averages the
+perturbation away. Images are evaluated after an 8-bit PNG, and only images that all networks
+classify correctly are used.
 
-Each network is attacked alone and together with the others, without the one that judges (Liu et al.
-2017, arXiv:1611.02770, section 5); random noise of the same length is the control. The ensemble of
+Images are made on each network alone, and on all networks but the one that is evaluated (Liu et al.
+2017, arXiv:1611.02770, section 5); random noise of the same norm is the control. The ensemble of
 all networks is tested on images made on one member, and on images made on the ensemble itself.
 
-Expected: the first command with 100 images of ImageNet and the default networks gives an error of
-100 % of the ensemble attacked itself, and of at least 96 % on images made on one member
-(experiments/results/ensemble_attacked.json). Cost: `steps` gradients per image and network for each
-network, and as many for all but one and for all together.
+Expected: with 100 ImageNet images and the default networks, the ensemble has an error rate of 100 %
+when it is attacked itself, and of at least 96 % on images made on one member (`ensemble_attacked`
+in RESULTS.md). Cost: with m networks, `steps` times m (m + 1) gradients of a network per image.
 """
 
 from __future__ import annotations

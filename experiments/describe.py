@@ -1,11 +1,11 @@
-"""Describes a network: stages, parameters, FLOPs, what rules train, and its published weights.
+"""Describes a network: stages, parameters, FLOPs, trained parameters, and its published weights.
 
   ./launch.sh describe --arch=all
   ./launch.sh describe --arch=vgg16 --head=flat --classes=1 --rules='.*/stage5/.*=trainable' \\
       --rules='head/.*=trainable' --rules='.*=frozen'
 
-No weights are needed or downloaded: the network is traced on shapes, which takes seconds. The
-second command reports 7,104,513 trained parameters of 14,739,777.
+Expected: the second command reports 7,104,513 trained parameters of 14,739,777. Cost: seconds,
+because the network is only traced on shapes; no weights are needed or downloaded.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def network() -> Classifier:
         rows = [row for row in summary.published(spec.name) if tag in ("", row.tag)]
         if tag and not rows:
             near = paths.nearest(tag, [row.tag for row in summary.published(spec.name)])
-            raise ValueError(f"unknown weights {FLAGS.arch!r}; nearest tags: {near}")
+            raise ValueError(f"unknown weights of `arch`: got {FLAGS.arch!r}; nearest tags: {near}")
         pixels = rows[0].pixels if rows else PixelSpec()
         clf = summary.without_weights(spec, pixels, FLAGS.head, FLAGS.classes)
     if FLAGS.image_size:

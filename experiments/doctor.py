@@ -3,9 +3,9 @@
     ./launch.sh doctor --data=folder:DIR
     ./launch.sh doctor --data=tfds:oxford_iiit_pet
 
-Expected on 1,000 photographs of cats_vs_dogs: every image can be decoded, and there is one group of
-near-duplicates. The result does not depend on a seed. Cost: about 240 images per second on two CPU
-cores; no forward passes.
+Expected: on 1,000 photographs of cats_vs_dogs every image can be decoded, and there is one group of
+near-duplicates. The result does not depend on the seed. Cost: no forward passes; about 240 images
+per second on two CPU cores.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tl import cli, data, pages, reporting
 from tl.pages import doctor
 
 FLAGS = flags.FLAGS
-# Side of a thumbnail, in pixels.
+# Side of a thumbnail, in pixels; chosen, not tuned.
 SIDE = 160
-# Images that cannot be decoded, as listed in the terminal.
+# Images that cannot be decoded and are listed in the terminal; chosen, not tuned.
 MAX_LINES = 12
 
 

@@ -4,8 +4,11 @@
   ./launch.sh evaluate --model=DIR --data=elpv --robust_eps=2/255 --robust_attack=autoattack
 
 Classes are matched by name. The logits are those of `predict`, bit by bit. NLL and ECE are reported
-as trained and at the temperature that `transfer` fitted on held-out images. Cost: one forward pass
-per image; the attack of --robust_attack=pgd adds 20 forward and backward passes.
+as trained and at the temperature that `transfer` fitted on held-out images.
+
+Expected: a classifier of cats and dogs trained with PGD-AT (`robust_pgd_at`) has an accuracy of
+79.3 % (73.8 to 83.8) under AutoAttack within Linf 2/255 (`robust_autoattack` in RESULTS.md). Cost:
+one forward pass per image; --robust_attack=pgd adds 20 forward and backward passes.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("data", None, f"The test set: {', '.join(data.names())}.", required=True)
+    flags.DEFINE_string("data", None, f"Test set: {', '.join(data.names())}.", required=True)
     flags.DEFINE_enum(
         "part",
         "",

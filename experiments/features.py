@@ -4,11 +4,13 @@
   ./launch.sh features --data=folder:DIR
   ./launch.sh features --data=folder:DIR --endpoint=stage3,stage4 --show=IMAGE
 
-With `--show` alone no data set is read: the page has, for each endpoint, the strongest channels of
-the image's map and the whole map (VGG-16's last stage: (7, 7, 512)). With `--data` as well it has
-the top-activating images of the data set next to a channel; that takes one pass over the set per
-endpoint the first time. `result.json` gives n, dim, bank and reused of the last endpoint, and of
-each endpoint under "banks".
+With `--show` alone no data set is read. The page then shows, for each endpoint, the strongest
+channels of the image's map and the whole map. With `--data` as well it shows the top-activating
+images of the data set next to each channel. `result.json` has n, dim, bank and reused of the last
+endpoint, and of each endpoint under "banks".
+
+Expected: the map of VGG-16's last stage has the shape (7, 7, 512). Cost: one forward pass per image
+and endpoint that is not yet in the bank; nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tl.pages import common
 from tl.visualize import activations
 
 FLAGS = flags.FLAGS
-# Images per page, to which each adds 2 to 3 MB with every stage of VGG-16 (chosen, not tuned).
+# Images per page; each adds 2 to 3 MB with every stage of VGG-16. Chosen, not tuned.
 MOST = 16
 
 
@@ -47,7 +49,8 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     if not (FLAGS.data or FLAGS.show):
         raise ValueError(
-            "give --show=IMAGE for feature maps, --data=folder:DIR for a bank, or both"
+            "there is nothing to compute; give --show=IMAGE for feature maps, --data=folder:DIR "
+            "for a bank, or both"
         )
     clf, variables = cli.load_model()
     names = FLAGS.endpoint or ([] if FLAGS.show else ["features"])

@@ -6,10 +6,10 @@
   ./launch.sh ideal --objective=inversion:stage2,caricature:stage3 --photograph=FILE
   ./launch.sh ideal --model=DIR --target=cat                      a classifier that transfer saved
 
-Sixteen classes of EfficientNet-Lite0 with default settings have a mean probability of at least
-0.999 under the network and of 0.688 under three held-out networks (`ideal_sixteen` in RESULTS.md).
-The cost is 320 forward and backward passes per image. How to read the numbers and what fools them:
-tl/visualize/README.md.
+Expected: sixteen images of EfficientNet-Lite0 with default settings have a probability of at least
+0.999 under the network, and a mean probability of 0.688 under three held-out networks
+(`ideal_sixteen` in RESULTS.md). Cost: 320 forward and backward passes per image.
+tl/visualize/README.md explains how to read the numbers and what fools them.
 """
 
 from __future__ import annotations
@@ -76,9 +76,11 @@ def define_flags() -> None:
         "judges", ["auto"], "Held-out networks that evaluate the images. auto: the packaged ones."
     )
     flags.DEFINE_string(
-        "data", "", "Data set of which the nine images that activate each objective most are shown."
+        "data", "", "Data set whose nine top-activating images are shown for each objective."
     )
-    flags.DEFINE_bool("as_in_lesson", False, "Moved: ./launch.sh lesson --steps=ideal.")
+    flags.DEFINE_bool(
+        "as_in_lesson", False, "Moved: the lesson's images are ./launch.sh lesson --steps=ideal."
+    )
 
 
 def read_settings() -> grid.IdealSettings:
@@ -95,9 +97,11 @@ def read_settings() -> grid.IdealSettings:
 
 def main(run: reporting.Run) -> None:
     if FLAGS.as_in_lesson:
-        raise ValueError("--as_in_lesson is a step of the course: ./launch.sh lesson --steps=ideal")
+        raise ValueError("`as_in_lesson` has moved: run ./launch.sh lesson --steps=ideal instead")
     if bool(FLAGS.target) == bool(FLAGS.objective):
-        raise ValueError("give the objective by one of --target=CLASS and --objective=KIND:...")
+        raise ValueError(
+            "expected one of `target` and `objective`: give --target=CLASS or --objective=KIND:..."
+        )
     settings = read_settings()
     clf, variables = cli.load_model()
     grid.check_size(clf, settings.size)

@@ -1,9 +1,9 @@
-"""Classifies images: the top classes of each, and the accuracy where folders carry the labels.
+"""Classifies images: the top classes of each, and the accuracy if folders are named by class.
 
   ./launch.sh predict --images=FOLDER --labels=folder
 
-On 500 ImageNet images EfficientNet-Lite0 has a top-1 accuracy of 88.0 % (84.9 to 90.6). Cost: one
-forward pass per image.
+Expected: on 500 ImageNet images EfficientNet-Lite0 has a top-1 accuracy of 88.0 % (84.9 to 90.6,
+`predict_imagenet` in RESULTS.md). Cost: one forward pass per image.
 """
 
 from __future__ import annotations

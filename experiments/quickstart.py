@@ -1,10 +1,15 @@
-"""The main job on packaged weights and photographs: predict, transfer, ideal image, attack.
+"""The main tasks on packaged weights and photographs: predict, transfer, ideal images, attack.
 
-  ./launch.sh quickstart           --quick: with fewer images and steps, in about a minute
+  ./launch.sh quickstart
+  ./launch.sh quickstart --quick      fewer images and steps: a check that everything works
 
-A pretrained network classifies photographs; it becomes a classifier of solar cells, which it never
-saw; its ideal tabby and zebra are computed; and a dalmatian is changed until it is classified as a
-cat. One page shows all four.
+A pretrained network classifies photographs; a probe on its features classifies solar cells, a kind
+of image that it was not trained on; its ideal images of a tabby and a zebra are computed; and a
+photograph of a dalmatian is perturbed until it is classified as a cat. One page shows all four.
+
+Expected: the accuracy on solar cells is that of `elpv_probe` in RESULTS.md, 85.5 +- 0.6 % over five
+splits; the attack succeeds. Cost: about a minute on two CPU cores once everything is installed, and
+four minutes the first time.
 """
 
 from __future__ import annotations

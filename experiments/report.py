@@ -2,7 +2,8 @@
 
   ./launch.sh report runs/transfer/20261128-120000
 
-Reads result.json, config.json and figures/ of the folder and writes report.html. Takes seconds.
+Reads result.json, config.json and figures/ of the folder and writes report.html. The page is the
+same as that of the run, without the number of seconds. Cost: seconds.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Measures a published number again and prints it next to the old one.
 
-  ./launch.sh rerun                                    lists the names, as RESULTS.md does
+  ./launch.sh rerun                                    lists the names of RESULTS.md
   ./launch.sh rerun predict_imagenet --data=FOLDER     FOLDER contains imagenet_samples, ...
   ./launch.sh rerun robust_autoattack --values=DIR=runs/transfer/TIME/model --values=TEST=FOLDER
   ./launch.sh rerun --tables                           writes RESULTS.md and the READMEs' tables
 
-With --write, the new values replace the old ones in results/NAME.json. A run takes as long as its
-command: from seconds (probes) to an hour (solar cells).
+With --write, the new values replace the old ones in results/NAME.json.
+
+Expected: the same accuracies on the same machine and versions. Cost: that of the command, from
+seconds (probes) to an hour (solar cells).
 """
 
 from __future__ import annotations
@@ -45,6 +47,10 @@ def measure(claim: results.Claim, folder: Path, root: Path) -> tuple[dict[str, A
       claim: the claim.
       folder: the folder of the new run.
       root: the checkout, which contains `launch.sh`.
+
+    Raises:
+      ValueError: the claim has no path into `result.json`, a placeholder has no value, or the
+        command failed.
     """
     pairs = [value.partition("=")[::2] for value in FLAGS.values]
     values = dict(pairs) | ({"DATA": FLAGS.data} if FLAGS.data else {})

@@ -9,11 +9,11 @@
 The table of trainable parameters is printed before the first step. After training, every frozen
 parameter is compared bit by bit with the saved file.
 
-Expected: the first command on cats against dogs (749 images to train on, 251 to test on) with
-EfficientNet-Lite0 has a test accuracy of 99.2 % (97.1 to 99.8, `cats_vs_dogs_probe` in
-RESULTS.md); the third recipe with more options has 89.7 +- 1.3 % over five splits of ELPV
-(`elpv_fine_tuned`). Cost: a probe takes one forward pass per image and a convex fit; gradient steps
-take a forward and a backward pass of the stages that train, per image and epoch.
+Expected: with EfficientNet-Lite0 on cats and dogs (749 training images, 251 test images) the first
+command has a test accuracy of 99.2 % (97.1 to 99.8, `cats_vs_dogs_probe` in RESULTS.md); the recipe
+of `elpv_fine_tuned` has 89.7 +- 1.3 % over five splits of ELPV. Cost: a probe takes one forward
+pass per image and a convex fit; gradient steps take, per image and epoch, a forward and a backward
+pass of the stages that train.
 """
 
 from __future__ import annotations
@@ -98,7 +98,12 @@ def define_flags() -> None:
     one_of("head", "linear", list(heads.KINDS), "Kind of the new head.")
     one_of("method", DEFAULT.method, list(probe.METHODS), "Method of a probe.")
     # ---- optimization
-    number("epochs", DEFAULT.epochs, "Passes over the training images, all phases.", lower_bound=1)
+    number(
+        "epochs",
+        DEFAULT.epochs,
+        "Passes over the training images, in all phases together.",
+        lower_bound=1,
+    )
     number("batch_size", DEFAULT.batch_size, "Images per step.", lower_bound=1)
     text(
         "lr",
@@ -115,7 +120,7 @@ def define_flags() -> None:
     real(
         "layer_decay",
         DEFAULT.layer_decay,
-        "Further factor per stage away from the head.",
+        "Further factor on the learning rate for each stage away from the head.",
         lower_bound=0.0,
     )
     one_of("optimizer", DEFAULT.optimizer, list(optim.OPTIMIZERS), "Optimizer.")
@@ -163,8 +168,8 @@ def define_flags() -> None:
         "balance",
         DEFAULT.balance,
         ["none", "weights", "sampler"],
-        "Treatment of rare classes. weights: larger weight in the loss; sampler: drawn as often as "
-        "others.",
+        "Treatment of rare classes. weights: a larger weight in the loss; sampler: drawn as often "
+        "as the other classes.",
     )
     real(
         "bank_gib",

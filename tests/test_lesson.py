@@ -137,7 +137,7 @@ def test_costs_report_whether_a_difference_may_be_chance() -> None:
 
 
 def test_wrong_input_is_one_sentence(small: lesson.Lesson) -> None:
-    with pytest.raises(ValueError, match="unknown step 'frozn' of --steps; nearest: 'frozen'"):
+    with pytest.raises(ValueError, match="unknown step of `steps`: got 'frozn'; nearest: 'frozen'"):
         lesson.steps_of(small, ("clean", "frozn"))
     bare = dataclasses.replace(small, cats=None)
     with pytest.raises(ValueError, match="give --cats_vs_dogs=folder:DIR"):

@@ -1,1 +1,1 @@
-"""Comparisons with other libraries: speed, layer by layer, attacks."""
+"""Comparisons with other libraries: speed, parity of the networks, and attacks."""

@@ -1,6 +1,6 @@
 """Attacks of foolbox and torchattacks on the same weights, with one signature for all libraries.
 
-torch, foolbox and torchattacks are imported inside the functions. `peers` does the measuring.
+torch, foolbox and torchattacks are imported inside the functions. `peers` measures the attacks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ LIBRARIES = ("foolbox", "torchattacks")
 ON_JAX = "foolbox on JAX"
 # torchattacks' names of the norms.
 NORMS = {"linf": "Linf", "l2": "L2"}
-# Target classes of APGD-T and FAB-T, as in AutoAttack (arXiv:2003.01690, section 6) and in tl.
+# Number of target classes of APGD-T and FAB-T, in tl as in AutoAttack (arXiv:2003.01690,
+# section 6).
 TARGETS = 9
 # Publisher of the packaged files with a head whose tensors are in the order of timm's.
 IN_ORDER = "lukemelas"
@@ -40,8 +41,8 @@ class Twin(NamedTuple):
     """One network in both libraries.
 
     Attributes:
-      clf, variables: of tl, BatchNorm folded, on the device.
-      module: of torch, frozen, in eval mode: f32[b 3 h w] in [0, 1] -> logits.
+      clf, variables: tl's network with BatchNorm folded; variables are on the device.
+      module: torch's network, frozen, in eval mode: f32[b 3 h w] in [0, 1] -> logits.
       weights: "packaged", or "random" where no package has weights.
     """
 
@@ -74,7 +75,7 @@ def twin(
 
     Args:
       arch: timm's name; torchvision or timm must have it too.
-      weights: "package" for an installed package's torch file, or seeded weights where there is
+      weights: "package" for the torch file of an installed package, or seeded weights if there is
         none; "random" for seeded weights.
       size: side of the images; default: the weights' own.
 
@@ -167,7 +168,7 @@ def as_module(model: Any, spec: PixelSpec) -> Any:
 
 
 def contiguous_gradient(x: Any) -> Any:
-    """x with a contiguous gradient, of which torchattacks takes `view`s."""
+    """x; its gradient is made contiguous, because torchattacks calls `view` on it."""
     import torch
 
     class Same(torch.autograd.Function):
@@ -264,7 +265,7 @@ def label_mask(net: Twin, labels: np.ndarray) -> Any:
 def peer_attack(
     library: str, name: str, net: Twin, norm: str, eps: float, budget: Budget
 ) -> Run | None:
-    """The same attack of another library; None where it has none.
+    """The same attack of another library; None if the library does not have it.
 
     PGD has tl's step size, 2.5 eps / steps. torchattacks' AutoAttack gets the steps and queries of
     the budget instead of its own (10 steps; the paper has 100).
@@ -355,7 +356,7 @@ SEARCHES = {
 
 
 def tl_search(name: str, net: Twin, norm: str, steps: int, *, seed: int = 0) -> Run:
-    """The nearest example by DeepFool or Carlini-Wagner; the original where none was found."""
+    """tl's DeepFool or Carlini-Wagner: nearest examples, or the original if none was found."""
     search = {"deepfool": minimum_norm.deepfool, "cw": minimum_norm.cw}[name](steps=steps)
     find = attacks.find(search, net.clf.logits, norm=norms.get(norm), goal=goals.UNTARGETED)
     return lambda images01, labels: np.asarray(
@@ -364,7 +365,7 @@ def tl_search(name: str, net: Twin, norm: str, steps: int, *, seed: int = 0) -> 
 
 
 def peer_search(name: str, net: Twin, norm: str, steps: int) -> Run:
-    """foolbox's search, on torch, with its defaults, which are tl's too.
+    """foolbox's search on torch, with foolbox's defaults, which are also tl's.
 
     DeepFool: 10 candidates, overshoot 0.02. Carlini-Wagner: 9 searches, learning rate 0.01.
     """

@@ -30,8 +30,13 @@
   probe           seconds of a probe on 1,000 images, 1,280 features, 37 classes and 20 strengths,
                   selected on 250 more images
 
-Weights are random except in `bfloat16`: speed does not depend on them. The libraries take turns,
-and each number is the median of the rounds; torch runs in both memory formats, the faster counts.
+Weights are random except in `bfloat16`, because speed does not depend on them. The libraries take
+turns, and each number is the median of the rounds. torch runs in both memory formats, of which the
+faster one counts.
+
+Expected on two CPU cores: the forward pass of EfficientNet-Lite0 has 144.9 images/s (143.4 to
+144.9), 1.17 times torch's rate (`speed_efficientnet_lite0_forward` in RESULTS.md). Cost: for each
+row and library two calls more than `rounds`, which take seconds to minutes.
 """
 
 from __future__ import annotations
@@ -87,7 +92,9 @@ def define_flags() -> None:
         "repeated; 128 images of noise.",
     )
     flags.DEFINE_integer("size", 224, "Side of the images, in pixels.", lower_bound=32)
-    flags.DEFINE_integer("rounds", 5, "Timed rounds, of which the median counts.", lower_bound=1)
+    flags.DEFINE_integer(
+        "rounds", 5, "Timed rounds, of which the median is reported.", lower_bound=1
+    )
     flags.DEFINE_list(
         "peers",
         "torch",
@@ -126,7 +133,7 @@ def tl_call(arch: str, kind: str, images01: np.ndarray) -> Callable[[], Any]:
 
 
 def constructor(arch: str, *libraries: str) -> tuple[str, str]:
-    """(library, call) that makes an architecture elsewhere: the same form, or the nearest one."""
+    """(library, call) that makes an architecture elsewhere: in the same or the nearest form."""
     for spec in backbones.forms(arch):
         for library in libraries:
             if spec.sources.get(library):
@@ -192,7 +199,7 @@ def keras_calls(arch: str, kind: str, images01: np.ndarray) -> list[Callable[[],
 
 
 def installed(peer: str) -> str:
-    """Name and version of the peer, or "" where it is not installed or Keras is not on JAX."""
+    """Name and version of the peer, or "" if it is not installed or Keras does not run on JAX."""
     if peer != "keras":
         return sources.installed(peer, PEERS)
     os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is first imported
@@ -204,7 +211,7 @@ def installed(peer: str) -> str:
 
 
 def speed(arch: str, kind: str, peers: dict[str, str]) -> list[Row]:
-    """One row per peer (or one without): images per second and the ratio to the peer's rate."""
+    """One row per peer, or one row without: images per second and the ratio to the peer's rate."""
     n = FLAGS.batch_size
     images01 = np.random.default_rng(FLAGS.seed).random((n, FLAGS.size, FLAGS.size, 3), np.float32)
     makers = {"torch": torch_calls, "keras": keras_calls}
@@ -440,7 +447,7 @@ def step(arch: str) -> list[Row]:
         return output.logits, output.stats
 
     def train_step(tune: str, forward: Forward, batch: Examples) -> Callable[[], Any]:
-        """A call that takes one step, each from the state that the step before returned."""
+        """A call that takes one step from the state that the previous call returned."""
         partition = paths.partition(params, phases(tune, stages)[-1].rules)
         adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), optim.SCHEDULES["cosine"](1e-3, 1000)
         optimizer = optim.partitioned(partition, adamw, schedule, clip=1.0)

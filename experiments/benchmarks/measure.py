@@ -1,4 +1,4 @@
-"""What `bench` and `peers` share: timing in turns, and rows of a comparison."""
+"""Functions that `bench` and `peers` share: timing in turns, and rows of a comparison."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tl import cli, reporting
 from tl.pages import bench as page
 
 Row = dict[str, Any]
-"""`what`, `arch`, `ours`, and where measured `unit` (images/s by default), `spread` or `interval`,
-`peer`, `peer_value`, `ratio`, `goal` and `met`."""
+"""A row of `result.json`: `what`, `arch` and `ours`; optionally `unit` (images/s by default),
+`spread` or `interval`, `peer`, `peer_value`, `ratio`, `goal` and `met`."""
 
 
 def spent(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -31,7 +31,16 @@ def spent(call: Callable[[], Any]) -> tuple[float, Any]:
 def take_turns(
     calls: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each call in each round; calls take turns, so that other load affects them all."""
+    """Seconds of each call in each round; calls take turns, so that other load affects all of them.
+
+    Args:
+      calls: name -> call, which returns when its work is done.
+      rounds: number of timed rounds.
+      warm_up: untimed calls of each, before the first round.
+
+    Returns:
+      Name -> seconds of each round.
+    """
     for call in calls.values():
         for _ in range(warm_up):
             call()
@@ -43,14 +52,14 @@ def take_turns(
 
 
 def rate_row(name: str, arch: str, rates: Iterable[float], **more: Any) -> Row:
-    """A row with the median of rates (or of seconds), and its slowest and fastest round."""
+    """A row with the median of rates, or of seconds if `unit` is "s", and the extreme rounds."""
     values = np.array(list(rates), float)
     spread = [float(values.min()), float(values.max())][:: -1 if more.get("unit") == "s" else 1]
     return {"what": name, "arch": arch, "ours": float(np.median(values)), "spread": spread, **more}
 
 
 def compared(row: Row, peer: str | None, values: Sequence[float] | np.ndarray) -> Row:
-    """The row next to the median of a peer's values; () where there is no peer."""
+    """The row with the median of a peer's values and the ratio; None for both without values."""
     value = float(np.median(values)) if len(values) else None
     ratio = row["ours"] / value if value else None
     return {**row, "peer": peer, "peer_value": value, "ratio": ratio}
@@ -58,7 +67,7 @@ def compared(row: Row, peer: str | None, values: Sequence[float] | np.ndarray) -
 
 @contextlib.contextmanager
 def empty_caches(folder: Path) -> Iterator[None]:
-    """No feature bank and no compiled program from before."""
+    """Runs the block with an empty folder of caches: no feature bank and no compiled program."""
     cache = os.environ.get("TL_CACHE")
     os.environ["TL_CACHE"] = str(folder)
     cli.use_compile_cache()

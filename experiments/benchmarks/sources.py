@@ -1,4 +1,4 @@
-"""Networks of other libraries: make one, fill it, write its file, run it in float64.
+"""Networks of other libraries: makes one, fills it, writes its file, and runs it in float64.
 
 torchvision, timm and Keras (on torch) are imported inside the functions: tests without them draw
 the same weights from `seeded` and compare with golden files. Tensors have the names that
@@ -41,7 +41,7 @@ INSTALL = {
 DISTRIBUTIONS = {"lucent": "torch-lucent"}
 # Every 8th channel of a BatchNorm has a variance as small as eps.
 QUIET = 8
-# Operators declared for torchvision; they exist as long as this list.
+# Operators declared for torchvision; they are removed when this list is deleted.
 _MISSING_OPERATORS: list[Any] = []
 STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 
@@ -152,15 +152,21 @@ def parse(call: str) -> tuple[str, dict[str, Any]]:
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
         return tree.func.id, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
     if not isinstance(tree, ast.Name):
-        raise ValueError(f"{call!r} is neither a name nor a call with keywords")
+        raise ValueError(
+            f"a network is made by a name or a call: got {call!r}, expected such as "
+            "MobileNetV2(alpha=0.35)"
+        )
     return tree.id, {}
 
 
 @contextmanager
 def imported(library: str) -> Iterator[Any]:
-    """A library: its warnings are off and JAX's type promotions the default ones while it is used.
+    """Imports a library and yields it, with its warnings off and JAX's default type promotion.
 
     The backend of Keras is torch unless KERAS_BACKEND is set.
+
+    Raises:
+      ValueError: the library is not installed; the error has the command that installs it.
     """
     defaults = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
     with warnings.catch_warnings(), defaults[0], defaults[1]:
@@ -181,7 +187,7 @@ def imported(library: str) -> Iterator[Any]:
 
 
 def installed(library: str, libraries: Sequence[str]) -> str:
-    """Name and version of one of some libraries, or "" where it is not installed."""
+    """Name and version of `library`, one of `libraries`; "" and a message if it is missing."""
     if library not in libraries:
         raise ValueError(
             f"unknown `peers`: got {library!r}, expected some of {', '.join(libraries)}"
@@ -195,7 +201,7 @@ def installed(library: str, libraries: Sequence[str]) -> str:
 
 
 def import_torchvision() -> Any:
-    """torchvision; declares the two operators that its import needs if they are not compiled."""
+    """Imports torchvision; declares the two operators that its import needs if they are missing."""
     import torch
 
     try:
@@ -252,7 +258,7 @@ def _keras(
 
 
 def variables(network: Network) -> dict[str, Any]:
-    """The network's tensors by the names that `tl` reads in its files, without torch's counters."""
+    """The network's tensors, named as `tl` reads them from its files, without torch's counters."""
     if network.source == "keras":
         return {
             f"{layer.name}/{v.name}": v for layer in network.model.layers for v in layer.weights
@@ -292,8 +298,8 @@ def fill_in_order(network: Network, arrays: Mapping[str, np.ndarray], prefix: st
     values = [array for name, array in arrays.items() if not name.endswith("num_batches_tracked")]
     if len(names) != len(values):
         raise ValueError(
-            f"{network.source}'s {network.call} has {len(names)} tensors {prefix}*: got a file "
-            f"with {len(values)}"
+            f"the file is of another network: got {len(values)} tensors, expected the {len(names)} "
+            f"tensors {prefix}* of {network.source}'s {network.call}"
         )
     state = {n: torch.from_numpy(np.array(a)) for n, a in zip(names, values, strict=True)}
     network.model.load_state_dict(state, strict=False)  # without the counters

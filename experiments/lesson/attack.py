@@ -1,17 +1,17 @@
-"""The step `attack`: the lesson's adversarial dog, without bounds and at another scale.
+"""The step `attack`: the lesson's adversarial dog, without bounds and at a wrong scale.
 
 The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") feeds Keras'
 VGG-16 the pixels 0-255 of a photograph, and the network predicts Italian greyhound. Those weights
 were trained on BGR minus the mean: the contrast is right, the mean remains, red and blue are
 swapped. Then the lesson takes `x = img / 255.0` and follows the gradient for 100 steps. For the
-same weights that is the photograph at 1/255 of its contrast, less than one level: almost a constant
-image. The lesson does not check whether it is still classified as a dog.
+same weights that is the photograph at 1/255 of its contrast, less than one level, and so almost a
+constant image. The lesson does not check whether it is still classified as a dog.
 
-A network's input is defined by its `PixelSpec` here, so the mistakes are translated
-(`shifted`), not copied: for weights that expect values from -1 to 1, a division
-by 255 would be nearly right. x starts at 1/255 of the lesson's input and enters the first layer as
-it is; the learning rate is 1 in the units of that layer. The image of x is the inverse of the
-lesson's preprocessing at 255 x: at the start exactly the photograph. With Keras' weights it is x.
+In `tl` a network's input is defined by its `PixelSpec`, so the mistakes are translated (`shifted`)
+instead of copied: for weights that expect values from -1 to 1, a division by 255 would be nearly
+right. x starts at 1/255 of the lesson's input and enters the first layer as it is; the learning
+rate is 1 in the units of that layer. To display x, the lesson's preprocessing is inverted at 255 x,
+which gives exactly the photograph at the start. With Keras' weights the image is x itself.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class Attack:
     Attributes:
       run: stores the figures.
       clf, variables: the network.
-      paths: of the photographs.
+      paths: files of the photographs.
       images: uint8[n s s 3], the photographs as the network reads them.
       target: the classes to reach, as one group.
       only: the classes that a start should still belong to ("any dog"); by default the class that
         is predicted for the photograph.
-      steps: of gradient descent.
+      steps: number of steps of gradient descent.
     """
 
     run: reporting.Run
@@ -94,7 +94,7 @@ class Attack:
         return goals.class_mask([self.target] * len(self.paths), classes)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """f32[n k] of uint8[n s s 3]."""
+        """Class probabilities f32[n k] of uint8[n s s 3]."""
         return metrics.softmax(inference.predict_logits(self.clf, self.variables, images))
 
     @functools.cached_property
@@ -103,7 +103,7 @@ class Attack:
         return self.probabilities(self.images).argmax(axis=1)
 
     def save(self, way: str, images01: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Saves f32[n s s 3] as figures: the names of the files, and uint8[n s s 3] as read."""
+        """Saves f32[n s s 3] as figures; returns the file names and the images as read back."""
         pairs = zip(self.paths, images01, strict=True)
         files = [self.run.figure(f"lesson-{path.stem}-{way}", image) for path, image in pairs]
         return list(map(self.run.relative, files)), np.stack([data.decode(file) for file in files])
@@ -123,7 +123,7 @@ class Attack:
 
 
 def without_bounds(attack: Attack) -> list[dict[str, Any]]:
-    """The lesson's attack on each photograph: one row per image, its images in `figures/`."""
+    """The lesson's attack on each photograph: one row per photograph, with files in `figures/`."""
     clf, variables, steps = attack.clf, attack.variables, attack.steps
     table, spec = inference.class_table(clf), shifted(clf.pixels)
     photographs = pixels.to_images01(attack.images)
@@ -160,13 +160,13 @@ def without_bounds(attack: Attack) -> list[dict[str, Any]]:
 def within_bounds(
     attack: Attack, rows: Sequence[Mapping[str, Any]], *, eps: float = EPS, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """PGD on the same photographs, within `eps` and on the 8-bit grid.
+    """PGD on the same photographs, within `eps` and restricted to 8-bit values.
 
     Args:
       attack: the photographs and the network.
-      rows: of `without_bounds`.
+      rows: the rows that `without_bounds` returned.
       eps: Linf radius, in [0, 1] pixel units.
-      seed: of the random start.
+      seed: seed of the random start.
 
     Returns:
       The rows with the results of PGD.

@@ -1,9 +1,9 @@
 """The step `ideal`: the lesson's ideal cat from noise by plain gradient descent, without bounds.
 
 The lesson (Microsoft's AI for Beginners, 8: transfer learning, "Adversarial Cat") feeds the network
-a tensor x of N(0, 1) noise: nothing normalizes it and nothing keeps it in the range of images. It
-displays x rescaled from its minimum to its maximum, which is a different image from the one whose
-probability it reports. A second descent adds a variation loss.
+a tensor x of N(0, 1) noise, without normalization and without bounds. It displays x rescaled from
+its minimum to its maximum, which is a different image from the one whose probability it reports. A
+second descent adds a variation loss.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tl.types import Variables
 from tl.visualize import objectives
 from tl.visualize.specs import ObjectiveSpec
 
-# The lesson's steps of each descent.
+# The lesson's number of steps of each descent.
 STEPS = 1000
 FIRST, SECOND = "cross-entropy", "10 x cross-entropy + 0.005 x variation, from there on"
 # The lesson's probabilities of a Siamese cat under Keras' VGG-16.
@@ -46,12 +46,12 @@ def without_bounds(
     Args:
       run: stores the figures.
       clf, variables: the network.
-      objective_specs: classes.
-      seed: of the noise.
-      steps: of each descent.
+      objective_specs: objectives, all of classes.
+      seed: seed of the noise.
+      steps: number of steps of each descent.
 
     Raises:
-      ValueError: an objective that is not a class.
+      ValueError: an objective is not a class.
     """
     if not all(spec.classes for spec in objective_specs):
         raise ValueError("the lesson's ideal images are of classes; name one, such as 'zebra'")
