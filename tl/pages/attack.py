@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tl import data, reporting
-from tl.pages.common import Page
+from tl import reporting
+from tl.pages.common import Page, figure
 from tl.reporting import Html
 
 MEASURES = ("linf", "l2", "l1", "psnr", "ssim", "lpips")
@@ -150,25 +150,24 @@ def _strip(row: Mapping[str, Any], folder: Path) -> Html:
     change = (
         f"amplified {row['amplified']} times; largest change {row['linf'] * 255:.3g} of 255 levels"
     )
-    adversarial = folder / "figures" / Path(row["png"]).name
     cards = [
         reporting.card(
-            data.decode(folder / row["original"]),
+            figure(folder, row["original"]),
             title="original",
             caption=caption(row["from"], row["classes"][0]["before"]),
         ),
         reporting.card(
-            data.decode(adversarial),
+            figure(folder, row["png"]),
             title="adversarial",
             caption=caption(row["to"], row["probability"]),
             below=reporting.before_after(classes),
         ),
-        reporting.card(data.decode(folder / row["difference"]), title="difference", caption=change),
+        reporting.card(figure(folder, row["difference"]), title="difference", caption=change),
     ]
     return reporting.strip(cards, title=Path(row["path"]).name)
 
 
 def _skipped(result: Mapping[str, Any]) -> Html:
-    why = "the network misclassifies it without an attack"
-    wrong = [{"path": path, "why": why} for path in result["wrong_before"]]
+    reason = "the network misclassifies it without an attack"
+    wrong = [{"path": path, "why": reason} for path in result["wrong_before"]]
     return reporting.skipped([*result["skipped"], *wrong])

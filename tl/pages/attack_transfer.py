@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tl import data, reporting
-from tl.pages.common import Page
+from tl import reporting
+from tl.pages.common import Page, figure
 from tl.reporting import Html
 
 Cell = Mapping[str, Any] | None
@@ -157,13 +157,13 @@ def _images(result: Mapping[str, Any], folder: Path) -> list[Html]:
 def _strip(row: Mapping[str, Any], folder: Path) -> Html:
     cards = [
         reporting.card(
-            data.decode(folder / image["png"]),
+            figure(folder, image["png"]),
             title=image["title"],
             below=reporting.table(list(image["predictions"].items()), ["network", "prediction"]),
         )
         for image in row["images"]
     ]
     caption = f"{row['images'][1]['title']}, amplified {row['amplified']} times"
-    difference = data.decode(folder / row["difference"])
+    difference = figure(folder, row["difference"])
     cards.insert(1, reporting.card(difference, title="difference", caption=caption))
     return reporting.strip(cards, title=f"{row['label']}, {Path(row['path']).name}")
