@@ -100,7 +100,8 @@ def main(run: reporting.Run) -> None:
         raise ValueError("`as_in_lesson` has moved: run ./launch.sh lesson --steps=ideal instead")
     if bool(FLAGS.target) == bool(FLAGS.objective):
         raise ValueError(
-            "expected one of `target` and `objective`: give --target=CLASS or --objective=KIND:..."
+            "expected exactly one of `target` and `objective`; give --target=CLASS or "
+            "--objective=KIND:..."
         )
     settings = read_settings()
     clf, variables = cli.load_model()

@@ -136,7 +136,7 @@ def test_the_page_is_drawn_from_the_result_and_the_figures(
         run, clf, variables, files, ["stem", "top"], topk=5, data_set=data_set
     )
     page = pages.PAGES["features"](reporting.jsonable(result), run.workdir)
-    assert "6 images of set through toy_mobilenet, 0 of them cached" in page.lead
+    assert "Features of 6 images of set from toy_mobilenet, 0 of them cached" in page.lead
     banks, image_section, stem, top, first, _ = page.sections
     h, w, c = result["shown"][1]["shape"]
     assert "Feature banks" in banks and image_section.count("<img") == 1
@@ -154,4 +154,4 @@ def test_a_call_without_images_and_data_is_one_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.features", f"--workdir={tmp_path}"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 1
-    assert process.stderr.strip().splitlines()[-1].startswith("features: give --show=IMAGE")
+    assert "nothing to compute; give --show=IMAGE" in process.stderr.strip().splitlines()[-1]

@@ -281,7 +281,7 @@ def ideal_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "one of --target=CLASS and --objective="),
+        ((), "exactly one of --target and --objective"),
         pytest.param(("--target=zebra", "--tv=-1"), "negative weight", marks=pytest.mark.full),
         pytest.param(
             ("--as_in_lesson",), "./launch.sh lesson --steps=ideal", marks=pytest.mark.full
