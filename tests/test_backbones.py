@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,9 +194,15 @@ def error(actual: Any, expected: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module", params=ALL)
-def name(request: pytest.FixtureRequest) -> str:
-    """Every architecture; the scope lets pytest run the tests of one network after another."""
-    return request.param
+def name(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every architecture; the scope lets pytest run the tests of one network after another.
+
+    The shared ones come last and stay in memory; the others would add up to gigabytes.
+    """
+    yield request.param
+    if request.param not in SHARED:
+        network.cache_clear()
+        evaluated.cache_clear()
 
 
 def test_every_endpoint_equals_the_source(name: str):
