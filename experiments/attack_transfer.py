@@ -24,8 +24,9 @@ from absl import flags
 from tl import cli, pages, reporting
 from tl.attacks import norms
 from tl.evaluation import attack_transfer, shared_images
-from tl.evaluation.attack_transfer import ATTACKS, OTHERS, TransferSettings
+from tl.evaluation.attack_transfer import ATTACKS, TransferSettings
 from tl.pages import common
+from tl.pages.attack_transfer import lines
 
 FLAGS = flags.FLAGS
 # Networks with 1000 classes whose weights install with pip.
@@ -76,39 +77,24 @@ def main(run: reporting.Run) -> None:
     networks, spec = shared_images.load_networks([name for name in FLAGS.networks if name])
     size = FLAGS.size or min(network.clf.pixels.size for network in networks)
     shared_images.check_eps(eps, FLAGS.norm, size)
-    labelled = FLAGS.labels == "folder"
+    labeled = FLAGS.labels == "folder"
     images = shared_images.select_images(
         networks,
         spec.replace(size=size),
         FLAGS.images,
-        labelled=labelled,
+        labeled=labeled,
         limit=FLAGS.limit,
         seed=FLAGS.seed,
     )
     settings = TransferSettings(FLAGS.attack, FLAGS.norm, eps, FLAGS.steps, FLAGS.seed)
     result = attack_transfer.evaluate_transfer(
-        run, networks, images, settings, labelled=labelled
+        run, networks, images, settings, labeled=labeled
     ).json()
     weights = {
         f"weights of {name}": common.weights_facts(clf)["weights"] for name, clf, _ in networks
     }
     page = pages.finish(run, result | {"facts": weights})
-
-    rows = result["matrix"] | {OTHERS: result["ensemble"]["error"], "random noise": result["noise"]}
-    cells = [
-        [name, *(f"{100 * cell['error']:.0f} %" for cell in row.values())]
-        for name, row in rows.items()
-    ]
-    print(reporting.columns(["made on", *result["networks"]], cells))
-    defense = result["defence"]
-    worst = min(cell["accuracy"] for cell in defense["one_member"].values())
-    best = defense["best_member_attacked_itself"]["accuracy"]
-    print(
-        f"accuracy of the ensemble: {reporting.percent(worst)} on images made on one member (the "
-        f"worst), {reporting.percent(defense['adaptive']['accuracy'])} on images made on the "
-        f"ensemble; best member, attacked itself: {reporting.percent(best)}"
-    )
-    print(page)
+    print(*lines(result), page, sep="\n")
 
 
 if __name__ == "__main__":

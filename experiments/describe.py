@@ -10,12 +10,12 @@ because the network is only traced on shapes; no weights are needed or downloade
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
-from tl import backbones, cli, models, pages, paths, reporting
+from tl import backbones, cli, models, pages, reporting
 from tl.models import Classifier, summary
 from tl.pages import common, describe
 from tl.pixels import PixelSpec
@@ -50,27 +50,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("classes", 1000, "Number of classes of the head.", lower_bound=1)
 
 
-def rules_of(words: Sequence[str], stages: Sequence[str]) -> paths.Rules | None:
-    """The rules of --rules: REGEX=LABEL each, or a short form of --tune (its last phase)."""
-    lines = [line.strip() for word in words for line in word.splitlines() if line.strip()]
-    if len(lines) == 1 and "=" not in lines[0] and "/" not in lines[0]:
-        return rules.phases(lines[0], stages)[-1].rules
-    return rules.parse_rules(lines) or None
-
-
 def network() -> Classifier:
     """The network that the flags name, without variables."""
     if FLAGS.model:
         clf, _ = models.load(FLAGS.model)
     else:
-        arch, _, tag = FLAGS.arch.partition(".")
-        spec = backbones.get(arch)
-        rows = [row for row in summary.published(spec.name) if tag in ("", row.tag)]
-        if tag and not rows:
-            near = paths.nearest(tag, [row.tag for row in summary.published(spec.name)])
-            raise ValueError(f"unknown weights of `arch`: got {FLAGS.arch!r}; nearest tags: {near}")
-        pixels = rows[0].pixels if rows else PixelSpec()
-        clf = summary.without_weights(spec, pixels, FLAGS.head, FLAGS.classes)
+        clf = summary.by_name(FLAGS.arch, FLAGS.head, FLAGS.classes)
     if FLAGS.image_size:
         clf = clf.with_pixels(size=FLAGS.image_size)
     if clf.pixels.size < clf.spec.min_size:
@@ -105,7 +90,7 @@ def main(run: reporting.Run) -> None:
         print(reporting.columns(describe.ZOO_HEADER, describe.zoo_rows(result)))
     else:
         clf = network()
-        result = summary.describe(clf, rules_of(FLAGS.rules, clf.spec.endpoints))
+        result = summary.describe(clf, rules.parse(FLAGS.rules, clf.spec.endpoints))
         print_network(result)
     print(f"\n{pages.finish(run, result)}")
 

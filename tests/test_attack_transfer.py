@@ -155,7 +155,7 @@ def select(images: Path, **arguments: Any) -> SharedImages:
 
 
 def test_only_images_that_all_networks_classify_correctly_are_selected(folder: Path) -> None:
-    selected = select(folder, labelled=True, limit=0)
+    selected = select(folder, labeled=True, limit=0)
     by_name = zip(selected.paths, selected.labels.tolist(), strict=True)
     assert {path.stem: label for path, label in by_name} == {"a": 1, "b": 0}
     assert (selected.n_read, selected.n_wrong.tolist()) == (4, [1, 1, 2])
@@ -163,14 +163,14 @@ def test_only_images_that_all_networks_classify_correctly_are_selected(folder: P
 
 
 def test_without_labels_the_networks_must_agree(folder: Path) -> None:
-    names = sorted(path.stem for path in select(folder, labelled=False, limit=0).paths)
+    names = sorted(path.stem for path in select(folder, labeled=False, limit=0).paths)
     assert names == ["a", "b", "d"]
-    assert len(select(folder, labelled=False, limit=2).paths) == 2
+    assert len(select(folder, labeled=False, limit=2).paths) == 2
 
 
 def test_a_selection_without_images_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="none of 1 images is classified correctly by all 3"):
-        select(folder / "bright" / "c.png", labelled=True, limit=0)
+        select(folder / "bright" / "c.png", labeled=True, limit=0)
 
 
 def test_networks_that_cannot_be_compared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,7 +119,17 @@ def test_written_rules_have_the_rate_factors_of_their_labels() -> None:
     }
 
 
-@pytest.mark.parametrize("word", ["head", "=frozen", "a=", "a=b*", "a=b*fast"])
+def test_rules_are_regexes_with_labels_or_a_short_form() -> None:
+    stages = ("stage1", "stage2")
+    assert rules.parse([], stages) is None
+    assert rules.parse(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
+    assert rules.parse(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
+    assert rules.parse(["a=b=trainable"], stages) == (("a=b", "trainable"),)
+    two_lines = rules.parse(["backbone/.*=frozen\nhead/.*=trainable"], stages)
+    assert two_lines == (("backbone/.*", "frozen"), ("head/.*", "trainable"))
+
+
+@pytest.mark.parametrize("word", ["head", "head/.*", "=frozen", "a=", "a=b*", "a=b*fast"])
 def test_a_word_that_is_not_a_rule_is_an_error(word: str) -> None:
     with pytest.raises(ValueError, match="`rules` must have the form REGEX=LABEL: got "):
         rules.parse_rules([word])

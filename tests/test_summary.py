@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import jax
@@ -169,19 +168,3 @@ def test_every_architecture_has_weights_with_license_source_and_top1():
         rows = summary.published(name)
         assert any(row.top1 for row in rows), name
         assert all(row.licence and row.origin and summary.load_call(row) for row in rows), name
-
-
-def test_rules_are_regexes_with_labels_or_a_short_form():
-    stages = ("stage1", "stage2")
-    assert script.rules_of([], stages) is None
-    assert script.rules_of(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
-    assert script.rules_of(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
-    assert script.rules_of(["a=b=trainable"], stages) == (("a=b", "trainable"),)
-    two_lines = script.rules_of(["backbone/.*=frozen\nhead/.*=trainable"], stages)
-    assert two_lines == (("backbone/.*", "frozen"), ("head/.*", "trainable"))
-
-
-@pytest.mark.parametrize("word", ["head/.*", "=frozen", "head/.*="])
-def test_a_rule_without_pattern_or_label_is_an_error(word: str):
-    with pytest.raises(ValueError, match=re.escape("REGEX=LABEL")):
-        script.rules_of([word], ("stage1", "stage2"))

@@ -80,7 +80,7 @@ class TransferEvaluation(NamedTuple):
       single: errors on the images made on each network.
       others: bool[m n], errors of each network on the images made on all others.
       adaptive: errors on the images made on the ensemble of all networks.
-      labelled: whether the labels are ground truth; otherwise they are the common prediction of all
+      labeled: whether the labels are ground truth; otherwise they are the common prediction of all
         networks.
       shown: descriptions of the saved figures.
     """
@@ -93,14 +93,14 @@ class TransferEvaluation(NamedTuple):
     single: list[Errors]
     others: np.ndarray
     adaptive: Errors
-    labelled: bool
+    labeled: bool
     shown: list[dict[str, Any]]
 
     def json(self) -> dict[str, Any]:
         """The JSON-ready result: the content of `result.json`."""
         by_network = lambda errors: dict(zip(self.names, map(error_rate, errors), strict=True))
         of_all = None
-        if self.labelled:
+        if self.labeled:
             n = self.images.n_read
             rate = lambda wrong: error_rate(np.arange(n) < wrong) | {"n": n}
             of_all = dict(zip(self.names, map(rate, self.images.n_wrong), strict=True))
@@ -247,7 +247,7 @@ def evaluate_transfer(
     images: SharedImages,
     settings: TransferSettings,
     *,
-    labelled: bool = True,
+    labeled: bool = True,
 ) -> TransferEvaluation:
     """Attacks each network, all but one, and all together; evaluates all networks on all results.
 
@@ -256,7 +256,7 @@ def evaluate_transfer(
       networks: at least two, with the same classes.
       images: as `select_images` returns them.
       settings: the attack.
-      labelled: whether `images.labels` are ground truth.
+      labeled: whether `images.labels` are ground truth.
     """
     names, everyone = [network.name for network in networks], range(len(networks))
     k = len(inference.class_table(networks[0].clf))
@@ -296,7 +296,7 @@ def evaluate_transfer(
         single,
         np.stack(others),
         adaptive,
-        labelled,
+        labeled,
         [
             _save_figures(run, networks, images, adversarial, i)
             for i in range(len(images.paths))[:PAGE_IMAGES]

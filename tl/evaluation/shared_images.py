@@ -119,7 +119,7 @@ def select_images(
     spec: pixels.PixelSpec,
     images: Any,
     *,
-    labelled: bool,
+    labeled: bool,
     limit: int,
     seed: int,
 ) -> SharedImages:
@@ -129,7 +129,7 @@ def select_images(
       networks: at least one network.
       spec: turns a file into the square image that all networks see.
       images: files, folders and globs, as `data.find_images` takes them.
-      labelled: the folder of an image is its class; otherwise its class is what all networks
+      labeled: the folder of an image is its class; otherwise its class is what all networks
         predict.
       limit: stop at this number of images; 0 is all.
       seed: seed of the order in which images are drawn.
@@ -148,7 +148,7 @@ def select_images(
             continue
         files, square = [paths[i] for i in batch.index[batch.valid]], batch.images[batch.valid]
         predicted = predict_all(networks, square).argmax(axis=2)
-        truth = inference.folder_labels(networks[0].clf, files) if labelled else predicted[0]
+        truth = inference.folder_labels(networks[0].clf, files) if labeled else predicted[0]
         correct = (predicted == truth).all(axis=0)
         n_read, n_wrong = n_read + len(files), n_wrong + (predicted != truth).sum(axis=1)
         selected += [path for path, good in zip(files, correct, strict=True) if good]

@@ -19,7 +19,7 @@ from tl import backbones
 from tl.backbones.spec import BackboneSpec
 from tl.models import heads
 from tl.models.classifier import Classifier, Provenance
-from tl.paths import Rules, flatten, partition
+from tl.paths import Rules, flatten, nearest, partition
 from tl.pixels import PixelSpec
 from tl.weights import store
 from tl.weights.spec import WeightsSpec
@@ -134,6 +134,25 @@ def without_weights(
     """
     module = None if head == "none" else heads.maker(head, spec)(classes)
     return Classifier(spec.name, spec, module, pixels, None, Provenance("none", ""))
+
+
+def by_name(name: str, head: str = "own", classes: int = 1000) -> Classifier:
+    """As `without_weights`, with the preprocessing of published weights.
+
+    Args:
+      name: an architecture, or "NAME.TAG" for other weights than its first.
+      head, classes: as for `without_weights`.
+
+    Raises:
+      ValueError: unknown name or tag; names the nearest.
+    """
+    arch, _, tag = name.partition(".")
+    spec = backbones.get(arch)
+    rows = [row for row in published(spec.name) if tag in ("", row.tag)]
+    if tag and not rows:
+        near = nearest(tag, [row.tag for row in published(spec.name)])
+        raise ValueError(f"unknown weights {name!r}; nearest tags: {near}")
+    return without_weights(spec, rows[0].pixels if rows else PixelSpec(), head, classes)
 
 
 def published(arch: str) -> list[WeightsSpec]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from tl import reporting
 from tl.pages.common import Page, figure
-from tl.reporting import Html
+from tl.reporting import Html, percent
 
 Cell = Mapping[str, Any] | None
 """`{"error", "ci95"}`, or None where the result has no such number."""
@@ -32,6 +32,28 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     sections = [_matrix(result), _defense(result), *_clean(result), *_images(result, folder)]
     title = "Transferability of adversarial examples"
     return Page(title, lead, [*sections, reporting.skipped(result["skipped"])])
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The matrix of error rates, and the accuracy of the ensemble, as text for the terminal."""
+    rows = result["matrix"] | {
+        "all the others": result["ensemble"]["error"],
+        "random noise": result["noise"],
+    }
+    cells = [
+        [name, *(f"{100 * cell['error']:.0f} %" for cell in row.values())]
+        for name, row in rows.items()
+    ]
+    yield reporting.columns(["made on", *result["networks"]], cells)
+    defense = result["defence"]
+    worst = min(cell["accuracy"] for cell in defense["one_member"].values())
+    adaptive = defense["adaptive"]["accuracy"]
+    best = defense["best_member_attacked_itself"]["accuracy"]
+    yield (
+        f"accuracy of the ensemble: {percent(worst)} on images made on one member (the worst), "
+        f"{percent(adaptive)} on images made on the ensemble; "
+        f"best member, attacked itself: {percent(best)}"
+    )
 
 
 def _rows(result: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:

@@ -21,6 +21,7 @@ __all__ = [
     "frozen_prefix",
     "norm_layer_name",
     "norm_layers",
+    "parse",
     "parse_rules",
     "partition",
     "phases",
@@ -150,6 +151,27 @@ def parse_rules(words: Sequence[str]) -> Rules:
             "'head/.*=trainable', '.*/stage4/.*=slow*0.1' or '.*=frozen'"
         )
     return rules
+
+
+def parse(words: Sequence[str], stages: Sequence[str]) -> Rules | None:
+    """Parses rules, one per line, or one short form; None without any.
+
+    Args:
+      words: as for `parse_rules`; a word may have several lines. Or one form of `TUNE`, of which
+        the rules of the last phase are returned.
+      stages: the backbone's endpoints.
+
+    Raises:
+      ValueError: as `parse_rules` and `phases`.
+
+    Example:
+      >>> parse(["head"], ("stem", "stage1"))
+      (('head/.*', 'head'), ('.*', 'frozen'))
+    """
+    lines = [line.strip() for word in words for line in word.splitlines() if line.strip()]
+    if len(lines) == 1 and "=" not in lines[0] and "/" not in lines[0]:
+        return phases(lines[0], stages)[-1].rules
+    return parse_rules(lines) or None
 
 
 def rate_factors(
