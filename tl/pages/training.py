@@ -104,6 +104,6 @@ def training_section(result: Mapping[str, Any]) -> list[Html]:
         figures["images per second"] = f"{result['images_per_second']:.1f}"
         figures["time waiting for images"] = percent(min(result["waiting_share"], 1.0))
     groups = result["groups"]
-    header = [GROUP_TITLES.get(key, key) for key in groups[0]]
+    header = [GROUP_TITLES.get(key, str(key)) for key in groups[0]]
     table = reporting.table([list(row.values()) for row in groups], header)
     return [reporting.section("Training curves", reporting.numbers(figures), table, *curves)]
