@@ -90,7 +90,7 @@ def main(run: reporting.Run) -> None:
         print(reporting.columns(describe.ZOO_HEADER, describe.zoo_rows(result)))
     else:
         clf = network()
-        result = summary.describe(clf, rules.parse(FLAGS.rules, clf.spec.endpoints))
+        result = summary.describe(clf, rules.parse_rules_or_tune(FLAGS.rules, clf.spec.endpoints))
         print_network(result)
     print(f"\n{pages.finish(run, result)}")
 

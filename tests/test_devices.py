@@ -156,6 +156,7 @@ total = jax.jit(lambda w, b: w * b["rows"].sum())(weight, batch)
 shape = batch["rows"].shape
 hosts = jax.process_count()
 result = {"joined": joined, "total": float(total), "shape": shape, "hosts": hosts}
+result["devices"] = mesh.size
 print(json.dumps(result))
 """
 
@@ -169,7 +170,7 @@ def test_two_processes_compute_as_one():
     for result in [report(child) for child in children]:
         assert result["joined"] == [True, True]
         assert result["total"] == 56 and result["shape"] == [8]
-        assert result["hosts"] == 2
+        assert (result["hosts"], result["devices"]) == (2, 4)
 
 
 @pytest.mark.parametrize(

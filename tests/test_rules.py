@@ -121,11 +121,11 @@ def test_written_rules_have_the_rate_factors_of_their_labels() -> None:
 
 def test_rules_are_regexes_with_labels_or_a_short_form() -> None:
     stages = ("stage1", "stage2")
-    assert rules.parse([], stages) is None
-    assert rules.parse(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
-    assert rules.parse(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
-    assert rules.parse(["a=b=trainable"], stages) == (("a=b", "trainable"),)
-    two_lines = rules.parse(["backbone/.*=frozen\nhead/.*=trainable"], stages)
+    assert rules.parse_rules_or_tune([], stages) is None
+    assert rules.parse_rules_or_tune(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
+    assert rules.parse_rules_or_tune(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
+    assert rules.parse_rules_or_tune(["a=b=trainable"], stages) == (("a=b", "trainable"),)
+    two_lines = rules.parse_rules_or_tune(["backbone/.*=frozen\nhead/.*=trainable"], stages)
     assert two_lines == (("backbone/.*", "frozen"), ("head/.*", "trainable"))
 
 

@@ -66,7 +66,8 @@ class VGGTop(nn.Module):
 def adaptive_mean(x: jax.Array, size: int) -> jax.Array:
     """torch's `AdaptiveAvgPool2d`: f32[b h w c] -> f32[b size size c].
 
-    Bin i covers the rows from floor(i h / size) to ceil((i + 1) h / size), and columns likewise.
+    Bin i covers the rows from floor(i h / size) to ceil((i + 1) h / size); the same holds for
+    columns.
     """
 
     def weights(length: int) -> jax.Array:

@@ -282,7 +282,7 @@ class Classifier:
         Args:
           variables: the variables of this network; the parameters of its head, if any, are dropped.
           classes: names of the new classes in the order of the logits, or a class table.
-          key: from `jax.random.key`, for the initial parameters of the new head.
+          key: random key of the new head's initial parameters.
           head: a name of `heads.KINDS`, or "own".
 
         Returns:
@@ -301,7 +301,7 @@ class Classifier:
 
         Args:
           variables: as for `apply`, with or without a head.
-          key: from `jax.random.key`, for the initial parameters.
+          key: random key of the initial parameters.
 
         Raises:
           ValueError: the network has no head.

@@ -37,7 +37,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The matrix of error rates, and the accuracy of the ensemble, as text for the terminal."""
     rows = result["matrix"] | {
-        "all the others": result["ensemble"]["error"],
+        result["ensemble"]["of"]: result["ensemble"]["error"],
         "random noise": result["noise"],
     }
     cells = [

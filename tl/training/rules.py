@@ -21,8 +21,8 @@ __all__ = [
     "frozen_prefix",
     "norm_layer_name",
     "norm_layers",
-    "parse",
     "parse_rules",
+    "parse_rules_or_tune",
     "partition",
     "phases",
     "rate_factors",
@@ -153,7 +153,7 @@ def parse_rules(words: Sequence[str]) -> Rules:
     return rules
 
 
-def parse(words: Sequence[str], stages: Sequence[str]) -> Rules | None:
+def parse_rules_or_tune(words: Sequence[str], stages: Sequence[str]) -> Rules | None:
     """Parses rules, one per line, or one short form; None without any.
 
     Args:
@@ -165,7 +165,7 @@ def parse(words: Sequence[str], stages: Sequence[str]) -> Rules | None:
       ValueError: as `parse_rules` and `phases`.
 
     Example:
-      >>> parse(["head"], ("stem", "stage1"))
+      >>> parse_rules_or_tune(["head"], ("stem", "stage1"))
       (('head/.*', 'head'), ('.*', 'frozen'))
     """
     lines = [line.strip() for word in words for line in word.splitlines() if line.strip()]
