@@ -13,7 +13,6 @@ from absl import flags
 from tl import cli, inference, pages, reporting
 from tl.evaluation import sets
 from tl.pages import common
-from tl.reporting import percent
 
 FLAGS = flags.FLAGS
 
@@ -41,8 +40,9 @@ def main(run: reporting.Run) -> None:
     page = pages.finish(run, result | {"facts": common.weights_facts(clf)})
     accuracy = ""
     if "top1" in result:
-        accuracy = f"; top-1 {percent(result['top1'])}"
-        accuracy += f", top-5 {percent(result['top5'])}" if result["classes"] > 5 else ""
+        accuracy = f"; top-1 {common.share_with_interval(result, 'top1')}"
+        if result["classes"] > 5:
+            accuracy += f", top-5 {common.share_with_interval(result, 'top5')}"
     print(f"classified {result['n']} images, skipped {len(result['skipped'])}{accuracy}")
     print(page)
 

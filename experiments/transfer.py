@@ -264,15 +264,14 @@ def report(result: dict[str, Any]) -> None:
     """Prints the figures of a run."""
     test = result["test"]
     low, high = map(percent, test["top1_ci95"])
-    top3 = f", top-3 {percent(test['top3'])}" if common.shows_top3(result["classes"]) else ""
+    top3 = common.share_with_interval(test, "top3")
+    top3 = f", top-3 {top3}" if common.shows_top3(result["classes"]) else ""
     print(
         f"test top-1 {percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']})"
         f"{top3}, majority class {percent(result['majority'])}"
     )
-    if "seeds" in result:
-        spread = result["seeds"]
-        mean, std = 100 * spread["mean"], 100 * spread["std"]
-        print(f"over {spread['n']} rounds {mean:.1f} +- {std:.1f} %")
+    for line in evaluation.spread_lines(result):
+        print(line)
     print(
         f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; "
         f"model in {result['model']}"
@@ -281,8 +280,8 @@ def report(result: dict[str, Any]) -> None:
         print(line)
     if "test_tta" in result:
         spread = metrics.spread(result["test_tta"]["top1_seeds"])
-        mean, std = 100 * spread["mean"], 100 * spread["std"]
-        print(f"over the views of --augment {mean:.1f} +- {std:.1f} %")
+        words = common.share_with_interval(result["test_tta"], "top1")
+        print(f"over the views of --augment {words}, +- {100 * spread['std']:.1f} % over seeds")
 
 
 def main(run: reporting.Run) -> None:

@@ -76,7 +76,7 @@ def test_the_figures_are_those_of_the_logits(result: dict, logits: np.ndarray) -
 
 
 def test_calibrated_figures_are_at_the_temperature(result: dict, logits: np.ndarray) -> None:
-    calibrated = metrics.summarize(logits / np.float32(TEMPERATURE), TRUTH)
+    calibrated = metrics.summarize(logits.astype(np.float64) / TEMPERATURE, TRUTH)
     assert result["temperature"] == TEMPERATURE and result["top1"] == calibrated["top1"]
     assert result["nll_calibrated"] == calibrated["nll"] != result["nll"]
     assert result["ece_calibrated"] == calibrated["ece"]

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,9 +16,12 @@ from tl.metrics import (
     confusion,
     ece,
     log_softmax,
+    mean_interval,
     most_confused,
     per_class,
+    predicted_classes,
     reliability,
+    softmax,
     spread,
     summarize,
     temperature,
@@ -99,6 +103,35 @@ def test_nan_scores_are_never_correct() -> None:
     assert not topk_correct(scores, np.array([0, 2]), 1).any()
     one = np.array([[np.nan, 0.0, 1.0]], np.float32)
     assert not topk_correct(one, np.array([0]), 1).any()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5))
+def test_every_figure_counts_a_tie_as_a_mistake(seed: int, k: int) -> None:
+    """Few different values, so that most rows have a tie; some scores are NaN or infinite."""
+    rng = np.random.default_rng(seed)
+    values = np.array([0.0, 1.0, 2.0, -np.inf, np.nan], np.float32)
+    logits = rng.choice(values, (40, k), p=[0.3, 0.3, 0.2, 0.1, 0.1])
+    logits[0], labels = 0.0, rng.integers(0, k, 40)
+    correct = topk_correct(logits, labels, 1)
+    predicted = predicted_classes(logits, labels)
+    np.testing.assert_array_equal(predicted == labels, correct)
+    assert ((0 <= predicted) & (predicted < k)).all()
+    others = np.where(np.isnan(logits), np.inf, logits)
+    others[np.arange(40), labels] = -np.inf
+    wrong = ~correct
+    assert (others[wrong, predicted[wrong]] == others.max(axis=1)[wrong]).all()
+
+
+def test_figures_of_tied_logits_agree() -> None:
+    """A collapsed network, whose logits are equal, is not correct on the first class."""
+    logits, labels = np.zeros((4, 4), np.float32), np.array([0, 0, 1, 2])
+    logits[3, 2] = 1.0
+    summary, rows = summarize(logits, labels), per_class(logits, labels, list("abcd"))
+    assert summary["top1"] == 0.25 and summary["balanced"] == pytest.approx(1 / 3)
+    assert [row["recall"] for row in rows] == [0.0, 0.0, 1.0, None]
+    assert sum(row["called"] for row in rows) == 4
+    bins = reliability(softmax(logits), labels)
+    assert sum(row["accuracy"] * row["n"] for row in bins) == 1
 
 
 # ---- confusion ----
@@ -276,10 +309,38 @@ def test_counts_of_per_class_add_up(drawn: tuple[int, list[tuple[int, int]]]) ->
 
 
 def test_spread_is_mean_and_sample_deviation() -> None:
-    assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "n": 1}
-    assert spread([1.0, 2.0, 3.0]) == {"mean": 2.0, "std": 1.0, "n": 3}
+    assert spread([0.5]) == {"mean": 0.5, "std": 0.0, "n": 1, "ci95": None}
+    three = spread([1.0, 2.0, 3.0])
+    assert (three["mean"], three["std"], three["n"]) == (2.0, 1.0, 3)
     with pytest.raises(ValueError, match="at least one value"):
         spread([])
+
+
+@pytest.mark.parametrize("values", [[0.8, 0.9], [0.896, 0.898, 0.877, 0.907, 0.909], [0.5] * 3])
+def test_the_interval_of_a_spread_is_students_t(values: list[float]) -> None:
+    n, mean = len(values), sum(values) / len(values)
+    error = np.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    half = scipy.stats.t.ppf(0.975, n - 1) * error
+    assert spread(values)["ci95"] == pytest.approx([mean - half, mean + half], abs=1e-12)
+    # From the table of quantiles: 12.706 with one degree of freedom, 2.776 with four.
+    half = {2: 12.7062047, 3: 4.3026527, 5: 2.7764451}[n] * error
+    assert spread(values)["ci95"] == pytest.approx([mean - half, mean + half], abs=1e-8)
+
+
+def test_the_interval_of_a_mean_is_that_of_newcombe_for_a_difference() -> None:
+    """Newcombe 1998, Statistics in Medicine 17, 873-890, table II, method 10.
+
+    A difference p - q is 2 m - 1, where m is the mean of p and 1 - q.
+    """
+    for (a, m), (b, n), expected in [
+        ((56, 70), (48, 80), (0.0524, 0.3339)),
+        ((9, 10), (3, 10), (0.1705, 0.8090)),
+        ((10, 10), (0, 20), (0.6791, 1.0)),
+    ]:
+        rows = [(a / m, *wilson(a, m)), (1 - b / n, *wilson(n - b, n))]
+        low, high = mean_interval(rows)
+        assert (2 * low - 1, 2 * high - 1) == pytest.approx(expected, abs=6e-5)
+    assert mean_interval([(0.9, *wilson(90, 100))]) == pytest.approx(wilson(90, 100))
 
 
 # ---- summarize ----
@@ -295,6 +356,9 @@ def test_summarize_equals_values_by_hand() -> None:
     assert summary["top1"] == 0.5
     assert summary["top1_ci95"] == pytest.approx(wilson(2, 4))
     assert summary["top3"] == 0.75
+    assert summary["top3_ci95"] == pytest.approx(wilson(3, 4))
+    recalls = [(1.0, *wilson(1, 1)), (0.5, *wilson(1, 2)), (0.0, *wilson(0, 1))]
+    assert summary["balanced_ci95"] == pytest.approx(mean_interval(recalls))
     # class 2 is absent and does not count
     assert summary["balanced"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert summary["nll"] == pytest.approx(-np.log([0.7, 0.3, 0.5, 0.1]).mean(), rel=1e-6)

@@ -12,7 +12,8 @@ import pytest
 
 from tests import toys
 from tests.toys import toy_zoo  # noqa: F401 (a fixture)
-from tl import data, inference, models, pages, reporting
+from tl import data, inference, metrics, models, pages, reporting
+from tl.evaluation import transfer as evaluation
 from tl.evaluation.transfer import TransferSettings, rounds, transfer
 from tl.training.recipe import Recipe
 
@@ -127,8 +128,58 @@ def test_only_gradient_steps_hold_out_a_validation_part(
 
 def test_folds_count_every_image_once(run: reporting.Run, pets: data.DataSpec) -> None:
     result = finished(run, transfer(run, *network(), pets, None, TransferSettings(folds=3)))
-    assert result["test"]["n"] == 24 and result["seeds"]["n"] == 3
-    assert len(result["seeds"]["top1"]) == 3
+    assert result["test"]["n"] == 24 and "seeds" not in result
+    assert result["folds"]["n"] == len(result["folds"]["top1"]) == 3
+
+
+def test_folds_with_seeds_count_every_image_once(
+    run: reporting.Run, pets: data.DataSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interval, classes and confusion are of one pass over the images; seeds are a spread."""
+    rounds_run = []
+
+    def spy(*args: Any, **keywords: Any) -> Any:
+        # Wrong labels, so that accuracies differ; temperatures that differ between the folds.
+        one, i = evaluation_round(*args, **keywords), len(rounds_run)
+        labels = one.tested.labels.copy()
+        labels[:i] = 1 - labels[:i]
+        tested = one.tested._replace(labels=labels)
+        rounds_run.append(one._replace(tested=tested, temperature=1.0 + i, tta=tested))
+        return rounds_run[-1]
+
+    evaluation_round = evaluation.run_round
+    monkeypatch.setattr(evaluation, "run_round", spy)
+    settings = TransferSettings(folds=3, seeds=2)
+    result = finished(run, transfer(run, *network(), pets, None, settings))
+
+    def joined(i: int, temperatures: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Logits, each fold's divided by its temperature, and labels of one seed."""
+        folds = [one.tested for one in rounds_run[3 * i : 3 * i + 3]]
+        logits = [fold.logits / t for fold, t in zip(folds, temperatures, strict=True)]
+        return np.concatenate(logits), np.concatenate([fold.labels for fold in folds])
+
+    top1 = [1 - (0 + 1 + 2) / 24, 1 - (3 + 4 + 5) / 24]
+    test = result["test"]
+    assert test["n"] == 24 and test["top1"] == pytest.approx(np.mean(top1))
+    assert sum(map(sum, result["confusion"])) == 24
+    assert sum(row["n"] for row in result["per_class"]) == 24
+    bounds = [metrics.wilson(n, 24) for n in (21, 12)]
+    np.testing.assert_allclose(test["top1_ci95"], np.mean(bounds, axis=0), rtol=1e-12)
+    assert result["seeds"]["top1"] == pytest.approx(top1) and result["seeds"]["n"] == 2
+    sizes = [len(one.tested.labels) for one in rounds_run]
+    assert result["folds"]["top1"] == pytest.approx([1 - i / n for i, n in enumerate(sizes)])
+    assert result["test_tta"]["n"] == 24 and result["test_tta"]["top1_seeds"] == pytest.approx(top1)
+    # The temperature of each fold, which was not fitted to its test images.
+    calibrated = [
+        metrics.summarize(*joined(i, temperatures))
+        for i, temperatures in enumerate([(1.0, 2.0, 3.0), (4.0, 5.0, 6.0)])
+    ]
+    for name in ("nll", "ece"):
+        expected = np.mean([row[name] for row in calibrated])
+        assert test[f"{name}_calibrated"] == pytest.approx(expected, rel=1e-6), name
+    assert result["temperature"] == 1.0 and result["temperatures"] == [1, 2, 3, 4, 5, 6]
+    html = (run.workdir / "report.html").read_text()
+    assert "T = 1.00 to 6.00" in html and "2 seeds" in html
 
 
 def test_views_are_averaged(run: reporting.Run, pets: data.DataSpec) -> None:

@@ -62,11 +62,35 @@ def topk_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     return np.sum(~(scores < of_label[:, None]), axis=1) <= min(k, scores.shape[1])
 
 
+def predicted_classes(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The predicted classes, where a tie counts as a mistake, as in `topk_correct`.
+
+    The prediction is the class with the highest score. If the label shares it with another class,
+    or if a score is NaN, the other class is the prediction. A network whose logits are equal is
+    therefore not correct on the images of its first class, as it would be with `argmax`.
+
+    Args:
+      scores: f[n c].
+      labels: i[n].
+
+    Returns:
+      i[n]; equal to `labels` exactly where `topk_correct(scores, labels, 1)`.
+
+    Example:
+      >>> predicted_classes(np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]), np.array([0, 2]))
+      array([1, 2])
+    """
+    lowest = np.finfo(scores.dtype).min
+    others = np.nan_to_num(scores, nan=np.inf, posinf=np.inf, neginf=lowest)
+    others[np.arange(len(labels)), labels] = -np.inf
+    return np.where(topk_correct(scores, labels, 1), labels, others.argmax(axis=1))
+
+
 def confusion(labels: np.ndarray, predicted: np.ndarray, k: int) -> np.ndarray:
     """The confusion matrix, i64[k k]: counts of images of class i (row) predicted as j.
 
     Args:
-      labels, predicted: i[n].
+      labels, predicted: i[n], such as `predicted_classes`.
       k: number of classes.
     """
     return np.bincount(labels * k + predicted, minlength=k * k).reshape(k, k)
@@ -116,7 +140,7 @@ def reliability(
     Reference: Guo et al. 2017, arXiv:1706.04599, section 2, with its 15 bins; DeGroot & Fienberg
       1983, The Statistician 32.
     """
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    confidence, correct = probabilities.max(axis=1), topk_correct(probabilities, labels, 1)
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     count = np.bincount(bin_of, minlength=bins)
     total, hits = (np.bincount(bin_of, weights=w, minlength=bins) for w in (confidence, correct))
@@ -222,7 +246,7 @@ def per_class(
       "precision", "precision_ci95"}`. `n` images have the class and `called` images were predicted
       as it; intervals are Wilson's. A recall or precision over zero images is None.
     """
-    matrix = confusion(labels, logits.argmax(axis=1), len(classes))
+    matrix = confusion(labels, predicted_classes(logits, labels), len(classes))
     rows = []
     for i, name in enumerate(classes):
         correct, n, called = int(matrix[i, i]), int(matrix[i].sum()), int(matrix[:, i].sum())
@@ -240,26 +264,53 @@ def per_class(
     return rows
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and standard deviation over seeds.
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % interval of the mean over seeds.
+
+    The interval is Student's t: it covers the variation between seeds, and not the choice of the
+    test images if these are the same for all seeds. It is not clipped, so the interval of an
+    accuracy may leave [0, 1].
 
     Args:
       values: one per seed.
 
     Returns:
-      `{"mean", "std", "n"}`; std is the sample's (n - 1), and 0 for one value.
+      `{"mean", "std", "n", "ci95"}`. "std" is the sample's (n - 1), and 0 for one value; "ci95" is
+      `[low, high]`, and None for one value.
 
     Raises:
       ValueError: `values` is empty.
 
     Example:
       >>> spread([0.8, 0.9])
-      {'mean': 0.85..., 'std': 0.0707..., 'n': 2}
+      {'mean': 0.85..., 'std': 0.0707..., 'n': 2, 'ci95': [0.214..., 1.485...]}
     """
-    if not len(values):
+    from scipy import special  # a dependency of JAX, imported here to keep `import tl` light
+
+    n = len(values)
+    if not n:
         raise ValueError("`values` is empty: expected at least one value")
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1)) if n > 1 else 0.0
+    half = float(special.stdtrit(n - 1, 0.975)) * std / math.sqrt(n) if n > 1 else None
+    interval = None if half is None else [mean - half, mean + half]
+    return {"mean": mean, "std": std, "n": n, "ci95": interval}
+
+
+def mean_interval(rows: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
+    """The interval of the mean of independent proportions, such as the recalls of all classes.
+
+    Args:
+      rows: `(proportion, low, high)` each, with intervals of one level, such as `wilson`.
+
+    Returns:
+      `(low, high)`. The distances of the bounds from their proportions are added as variances are.
+
+    Reference: Zou & Donner 2008, Statistics in Medicine 27, 1693-1702 (MOVER). For two proportions
+      it is method 10 of Newcombe 1998, Statistics in Medicine 17, 873-890.
+    """
+    p, low, high = np.array(rows, np.float64).T
+    below, above = (float(np.sqrt(np.square(p - bound).sum())) / len(p) for bound in (low, high))
+    return max(0.0, float(p.mean()) - below), min(1.0, float(p.mean()) + above)
 
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -327,8 +378,9 @@ def summarize(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
       labels: i[n].
 
     Returns:
-      "n", "top1", "top1_ci95" (Wilson), "top3", "balanced" (mean recall over the classes present),
-      "nll" (mean, nats) and "ece".
+      "n", "top1", "top1_ci95" (Wilson), "top3", "top3_ci95", "balanced" (mean recall over the
+      classes present), "balanced_ci95" (`mean_interval`), "nll" (mean, nats) and "ece". A tie
+      counts as a mistake in all of them.
 
     Raises:
       ValueError: the number of images is 0.
@@ -337,15 +389,19 @@ def summarize(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     if n == 0:
         raise ValueError("`logits` has no rows: expected at least one image to evaluate")
     log_p = log_softmax(logits)
-    correct = topk_correct(logits, labels, 1)
-    matrix = confusion(labels, logits.argmax(axis=1), k)
-    present = matrix.sum(axis=1) > 0
+    in_top1, in_top3 = (topk_correct(logits, labels, rank) for rank in (1, 3))
+    hits, of_class = (np.bincount(x, minlength=k) for x in (labels[in_top1], labels))
+    recalls = [
+        (c / m, *wilson(c, m)) for c, m in zip(hits.tolist(), of_class.tolist(), strict=True) if m
+    ]
     return {
         "n": n,
-        "top1": float(correct.mean()),
-        "top1_ci95": list(wilson(int(correct.sum()), n)),
-        "top3": float(topk_correct(logits, labels, 3).mean()),
-        "balanced": float((np.diag(matrix)[present] / matrix.sum(axis=1)[present]).mean()),
+        "top1": float(in_top1.mean()),
+        "top1_ci95": list(wilson(int(in_top1.sum()), n)),
+        "top3": float(in_top3.mean()),
+        "top3_ci95": list(wilson(int(in_top3.sum()), n)),
+        "balanced": float(np.mean([recall for recall, *_ in recalls])),
+        "balanced_ci95": list(mean_interval(recalls)),
         "nll": float(-log_p[np.arange(n), labels].mean()),
         "ece": ece(np.exp(log_p), labels),
     }

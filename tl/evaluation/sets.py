@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,8 +37,28 @@ progress = functools.partial(reporting.progress, label="predicting, batches")
 """The progress of a pass over a data set, on stderr."""
 
 
+class Pass(NamedTuple):
+    """One pass over the test images: the round of a seed, or all its folds, which share no image.
+
+    Attributes:
+      seed: the seed.
+      tested: predictions for the test images.
+      temperature: f[n], the temperature of the round that tested each image. Another fold's was
+        fitted to images that include this one.
+      tta: as `tested`, averaged over the views of the augmentation; None without them.
+    """
+
+    seed: int
+    tested: Predictions
+    temperature: np.ndarray
+    tta: Predictions | None
+
+
 def summary(
-    logits: np.ndarray, labels: np.ndarray, classes: Sequence[str], temperature: float = 1.0
+    logits: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    temperature: float | np.ndarray = 1.0,
 ) -> dict[str, Any]:
     """The figures of an evaluation, JSON-ready.
 
@@ -46,19 +66,23 @@ def summary(
       logits: f32[n k], n at least 1.
       labels: i[n].
       classes: k names.
-      temperature: divides the logits for the calibrated figures.
+      temperature: divides the logits for the calibrated figures; f[n] for images that were tested
+        by several networks, such as folds.
 
     Returns:
-      The keys of `metrics.summarize`; "temperature"; "nll_calibrated" and "ece_calibrated", at that
-      temperature; and `DETAILS`: the share of the most frequent class, `metrics.per_class`, the
-      confusion matrix, `metrics.most_confused`, and `metrics.reliability` before and after division
-      by the temperature.
+      The keys of `metrics.summarize`; "temperature", the mean over the images; "nll_calibrated" and
+      "ece_calibrated", at that temperature; and `DETAILS`: the share of the most frequent class,
+      `metrics.per_class`, the confusion matrix, `metrics.most_confused`, and `metrics.reliability`
+      before and after division by the temperature.
     """
-    calibrated = metrics.summarize(logits / np.float32(temperature), labels)
-    matrix = metrics.confusion(labels, logits.argmax(axis=1), len(classes))
+    # In float64, so that the division makes no ties.
+    scaled = logits.astype(np.float64) / np.reshape(temperature, (-1, 1))
+    calibrated = metrics.summarize(scaled, labels)
+    predicted = metrics.predicted_classes(logits, labels)
+    matrix = metrics.confusion(labels, predicted, len(classes))
     return {
         **metrics.summarize(logits, labels),
-        "temperature": float(temperature),
+        "temperature": float(np.mean(temperature)),
         "nll_calibrated": calibrated["nll"],
         "ece_calibrated": calibrated["ece"],
         "majority": float(matrix.sum(axis=1).max() / matrix.sum()),
@@ -66,9 +90,7 @@ def summary(
         "confusion": matrix.tolist(),
         "most_confused": metrics.most_confused(matrix, classes),
         "reliability": metrics.reliability(metrics.softmax(logits), labels),
-        "reliability_calibrated": metrics.reliability(
-            metrics.softmax(logits / temperature), labels
-        ),
+        "reliability_calibrated": metrics.reliability(metrics.softmax(scaled), labels),
     }
 
 
@@ -144,7 +166,8 @@ def predictions_result(
     Returns:
       "n", "skipped", "arch", "size" (pixels), "classes" (their number); "predictions", one row
       `{"path", "topk", "label"}` per image; "shown", rows `{"row", "figure"}`. Where labels are
-      known, "labelled" (their number), "top1", "top1_ci95" and "top5".
+      known, "labelled" (their number), "top1" and "top5" with their intervals "top1_ci95" and
+      "top5_ci95".
 
     Raises:
       ValueError: no image could be read.
@@ -164,15 +187,11 @@ def predictions_result(
     }
     order = np.arange(n)
     if len(labeled):
-        correct = metrics.topk_correct(predicted.logits[labeled], labels[labeled], 1)
-        result |= {
-            "labelled": len(labeled),
-            "top1": float(correct.mean()),
-            "top1_ci95": list(metrics.wilson(int(correct.sum()), len(correct))),
-            "top5": float(
-                metrics.topk_correct(predicted.logits[labeled], labels[labeled], 5).mean()
-            ),
-        }
+        result["labelled"] = len(labeled)
+        for rank in (1, 5):
+            correct = metrics.topk_correct(predicted.logits[labeled], labels[labeled], rank)
+            result[f"top{rank}"] = float(correct.mean())
+            result[f"top{rank}_ci95"] = list(metrics.wilson(int(correct.sum()), len(correct)))
         of_label = np.where(labels >= 0, probabilities[np.arange(n), labels], 1.0)
         order = np.argsort(of_label, kind="stable")
     name = inference.class_table(clf).display
@@ -201,7 +220,7 @@ def hardest_images(clf: Classifier, predicted: Predictions, n: int = 12) -> list
     """
     table, probabilities = inference.class_table(clf), predicted.probabilities
     of_truth = probabilities[np.arange(len(predicted.labels)), predicted.labels]
-    correct = predicted.logits.argmax(axis=1) == predicted.labels
+    correct = metrics.topk_correct(predicted.logits, predicted.labels, 1)
     return [
         {
             "path": str(predicted.paths[i]),
@@ -262,27 +281,47 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
 def accuracy(predicted: Predictions) -> float:
     """Top-1 accuracy, a share in [0, 1]."""
-    return float((predicted.logits.argmax(axis=1) == predicted.labels).mean())
+    return float(metrics.topk_correct(predicted.logits, predicted.labels, 1).mean())
+
+
+def summarize_passes(passes: Sequence[Pass], classes: Sequence[str]) -> dict[str, Any]:
+    """The figures of a test over all seeds: means, and the details of the first seed.
+
+    Every image counts once in an interval, because the passes of several seeds share test images.
+    The spread over seeds is reported separately.
+
+    Args:
+      passes: one per seed.
+      classes: their names.
+
+    Returns:
+      "test", the keys of `summary` without `DETAILS`; `DETAILS`. With views, "test_tta": the keys
+      of `metrics.summarize` and "top1_seeds", the accuracy of each seed. With several seeds,
+      "seeds": the accuracies "top1" and their `metrics.spread`.
+    """
+    rows = [summary(p.tested.logits, p.tested.labels, classes, p.temperature) for p in passes]
+    outcome: dict[str, Any] = {"test": mean_of(rows), **{key: rows[0][key] for key in DETAILS}}
+    outcome["majority"] = outcome["test"].pop("majority")
+    if averaged := [p.tta for p in passes if p.tta]:
+        outcome["test_tta"] = mean_of([metrics.summarize(t.logits, t.labels) for t in averaged])
+        outcome["test_tta"]["top1_seeds"] = [accuracy(tta) for tta in averaged]
+    if len(passes) > 1:
+        top1 = [accuracy(one.tested) for one in passes]
+        outcome["seeds"] = {"top1": top1, **metrics.spread(top1)}
+    return outcome
 
 
 def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The means of figures over rounds; the interval is Wilson's at the mean, for one test set.
+    """The means of figures over seeds. Intervals are of one test set: means of their bounds.
 
     Args:
-      rows: figures of each round, as `metrics.summarize` returns them.
+      rows: figures of each seed, as `metrics.summarize` returns them.
 
     Returns:
-      "n" of the first round, the mean of each float, and "top1_ci95".
+      "n" of the first seed, and the mean of each float and of each interval.
     """
-    mean = {
-        k: float(np.mean([row[k] for row in rows]))
-        for k in rows[0]
-        if isinstance(rows[0][k], float)
-    }
-    n = rows[0]["n"]
-    return {
-        "n": n,
-        "top1": mean["top1"],
-        "top1_ci95": list(metrics.wilson(round(mean["top1"] * n), n)),
-        **mean,
+    first = rows[0]
+    averaged = [k for k in first if isinstance(first[k], float) or k.endswith("_ci95")]
+    return {"n": first["n"]} | {
+        k: np.mean([row[k] for row in rows], axis=0).tolist() for k in averaged
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from tl import data, inference, labels, metrics, models, paths, reporting
 from tl.data import DataSpec
@@ -194,12 +195,10 @@ def run_round(
         train = metrics.summarize(train_predictions.logits, train_predictions.labels)
     else:
         # As measured during training, because another pass over the images would be expensive.
-        row = fitted.best or {}
-        train = {
-            "n": len(parts.train.examples),
-            "top1": row.get("accuracy"),
-            "nll": row.get("loss"),
-        }
+        row, n = fitted.best or {}, len(parts.train.examples)
+        train = {"n": n, "top1": row.get("accuracy"), "nll": row.get("loss")}
+        if train["top1"] is not None:
+            train["top1_ci95"] = list(metrics.wilson(round(train["top1"] * n), n))
     temperature = 1.0
     if recipe.tune == "probe" and fitted.probe:
         # Its last fit includes the validation images, which therefore cannot calibrate it.
@@ -266,10 +265,11 @@ def transfer(
         if settings.folds or settings.seeds > 1:
             say(f"{this.name}: {reporting.percent(top1)} of {n}")
     seconds, first = time.monotonic() - start, results[0]
-    tested, test = summarize(results, classes, joined=settings.folds > 0)
+    all_passes = passes(results)
+    tested = all_passes[0].tested
     outcome = {
         **_data_result(clf, spec, results),
-        **_test_result(results, test),
+        **_test_result(results, all_passes, classes),
         **_training_result(first),
         "train": sets.mean_of([r.train for r in results]) if "ece" in first.train else first.train,
         "seconds": seconds,
@@ -317,24 +317,22 @@ def check_settings(clf: Classifier, settings: TransferSettings) -> None:
         )
 
 
-def summarize(
-    results: Sequence[RoundResult], classes: Sequence[str], *, joined: bool
-) -> tuple[inference.Predictions, dict[str, Any]]:
-    """The predictions that the page shows, and the figures of `sets.summary` over all rounds.
-
-    Args:
-      results: results of all rounds.
-      classes: their names.
-      joined: with folds, every image is tested once per seed, and all predictions count as one
-        test. Otherwise the figures are means over the rounds, and the details are those of the
-        first round.
-    """
-    first = results[0]
-    if joined:
-        tested = sets.joined([result.tested for result in results])
-        return tested, sets.summary(tested.logits, tested.labels, classes, first.temperature)
-    rows = [sets.summary(r.tested.logits, r.tested.labels, classes, r.temperature) for r in results]
-    return first.tested, {**rows[0], **sets.mean_of(rows)}
+def passes(results: Sequence[RoundResult]) -> list[sets.Pass]:
+    """The passes over the test images, one per seed, from the results of all rounds."""
+    by_seed: dict[int, list[RoundResult]] = {}
+    for result in results:
+        by_seed.setdefault(result.round.seed, []).append(result)
+    return [
+        sets.Pass(
+            seed,
+            sets.joined([one.tested for one in group]),
+            np.repeat(
+                [one.temperature for one in group], [len(one.tested.labels) for one in group]
+            ),
+            sets.joined([one.tta for one in group if one.tta]) if group[0].tta else None,
+        )
+        for seed, group in by_seed.items()
+    ]
 
 
 def robustness(
@@ -384,22 +382,22 @@ def _data_result(clf: Classifier, spec: DataSpec, results: Sequence[RoundResult]
     }
 
 
-def _test_result(results: Sequence[RoundResult], test: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the test, over all rounds."""
-    outcome: dict[str, Any] = {
-        "test": {name: value for name, value in test.items() if name not in sets.DETAILS},
-        **{name: test[name] for name in sets.DETAILS if name in test},
+def _test_result(
+    results: Sequence[RoundResult], all_passes: Sequence[sets.Pass], classes: Sequence[str]
+) -> dict[str, Any]:
+    """The figures of the test, the temperatures of the rounds, and the spread over folds.
+
+    That spread has no interval: the training sets of the folds overlap, and its variance has no
+    unbiased estimate (Bengio & Grandvalet 2004, JMLR 5).
+    """
+    outcome = sets.summarize_passes(all_passes, classes) | {
         "temperature": results[0].temperature,
+        "temperatures": [result.temperature for result in results],
     }
-    averaged = [result.tta for result in results if result.tta]
-    if averaged:
-        outcome["test_tta"] = sets.mean_of(
-            [metrics.summarize(tta.logits, tta.labels) for tta in averaged]
-        )
-        outcome["test_tta"]["top1_seeds"] = [sets.accuracy(tta) for tta in averaged]
-    if len(results) > 1:
+    if len(results) > len(all_passes):
         top1 = [sets.accuracy(result.tested) for result in results]
-        outcome["seeds"] = {"top1": top1, **metrics.spread(top1)}
+        outcome["folds"] = {"top1": top1, **metrics.spread(top1)}
+        del outcome["folds"]["ci95"]
     return outcome
 
 

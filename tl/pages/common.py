@@ -48,6 +48,17 @@ def shows_top3(classes: Sequence[str]) -> bool:
     return len(classes) > 3
 
 
+def share_with_interval(row: Mapping[str, Any], name: str) -> str:
+    """A share with its 95 % interval, such as "90.0 % (82.6 % to 94.5 %)".
+
+    Args:
+      row: holds `name`, and `name` with "_ci95" unless an older version wrote it.
+      name: key of the share.
+    """
+    words, bounds = reporting.percent(row[name]), row.get(f"{name}_ci95")
+    return words if bounds is None else f"{words} ({' to '.join(map(reporting.percent, bounds))})"
+
+
 def weights_facts(clf: Classifier) -> dict[str, str]:
     """Name, digest, origin and license of the weights, shown in the footer of a page."""
     about = clf.weights

@@ -46,10 +46,10 @@ def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[A
     """The main figures, and top-1 accuracy on one axis with the majority class and references."""
     figures = {"test images": summary["n"], "top-1": percent(summary["top1"])}
     if common.shows_top3(summary["classes"]):
-        figures["top-3"] = percent(summary["top3"])
-    calibrated = f"ECE, T = {summary['temperature']:.2f}"
+        figures["top-3"] = common.share_with_interval(summary, "top3")
+    calibrated = f"ECE, T = {_temperature(summary)}"
     figures |= {
-        "balanced accuracy": percent(summary["balanced"]),
+        "balanced accuracy": common.share_with_interval(summary, "balanced"),
         "NLL": f"{summary['nll']:.3f}",
         "ECE": f"{summary['ece']:.3f}",
         calibrated: f"{summary['ece_calibrated']:.3f}",
@@ -60,16 +60,36 @@ def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[A
         label="test accuracy",
         references=[("majority class", summary["majority"]), *((n, s) for n, s in references)],
     )
-    return reporting.section("Accuracy", reporting.numbers(figures), accuracy)
+    notes = map(reporting.note, spread_lines(summary))
+    return reporting.section("Accuracy", reporting.numbers(figures), accuracy, *notes)
+
+
+def spread_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Mean and standard deviation over seeds and over folds, and the interval of the mean."""
+    for name in ("seeds", "folds"):
+        if name not in result:
+            continue
+        spread = result[name]
+        mean, std, bounds = 100 * spread["mean"], 100 * spread["std"], spread.get("ci95")
+        words = f"over {spread['n']} {name} {mean:.1f} +- {std:.1f} % (mean, standard deviation)"
+        if bounds:
+            low, high = (100 * min(1.0, max(0.0, bound)) for bound in bounds)
+            words += f", 95 % t interval of the mean {low:.1f} to {high:.1f} %"
+        yield words
 
 
 def calibration_section(summary: Mapping[str, Any]) -> Html:
     """The reliability diagram, at the fitted temperature too where it is not 1."""
     series = {"as trained": summary["reliability"]}
     if summary["temperature"] != 1.0:
-        name = f"at temperature {summary['temperature']:.2f}"
-        series[name] = summary["reliability_calibrated"]
+        series[f"at temperature {_temperature(summary)}"] = summary["reliability_calibrated"]
     return reporting.section("Calibration", reporting.reliability(series))
+
+
+def _temperature(summary: Mapping[str, Any]) -> str:
+    """The temperature, or the range of those of several rounds."""
+    several = summary.get("temperatures", [summary["temperature"]])
+    return " to ".join(dict.fromkeys(f"{t:.2f}" for t in (min(several), max(several))))
 
 
 def confusion_section(summary: Mapping[str, Any]) -> Html:
@@ -154,10 +174,11 @@ def robust_lines(robust: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The figures of `evaluate` as text for the terminal."""
     low, high = map(percent, result["top1_ci95"])
-    top3 = f"top-3 {percent(result['top3'])}, " if common.shows_top3(result["classes"]) else ""
+    share = lambda name: common.share_with_interval(result, name)
+    top3 = f"top-3 {share('top3')}, " if common.shows_top3(result["classes"]) else ""
     yield (
         f"top-1 {percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), "
-        f"{top3}balanced {percent(result['balanced'])}, "
+        f"{top3}balanced {share('balanced')}, "
         f"majority class {percent(result['majority'])}; skipped {len(result['skipped'])}"
     )
     yield (
