@@ -23,7 +23,7 @@ from absl import flags
 from tl import attacks, cli, inference, pages, reporting
 from tl.attacks import norms
 from tl.evaluation import attacked
-from tl.evaluation.attack_settings import LEAST_LIKELY, VIEWS, AttackSettings, make_search
+from tl.evaluation.attack_settings import LEAST_LIKELY, VIEWS, AttackSettings, check_settings
 from tl.pages import common
 
 FLAGS = flags.FLAGS
@@ -117,8 +117,8 @@ def main(run: reporting.Run) -> None:
         seed=FLAGS.seed,
     )
     clf, variables = cli.load_model()
-    # Wrong names stop the run before any image is read.
-    make_search(settings, FLAGS.target)
+    # Settings that do not fit stop the run before any image is read.
+    check_settings(clf, settings, FLAGS.target)
     table = inference.class_table(clf)
     for name in {FLAGS.target, FLAGS.only} - {"", LEAST_LIKELY}:
         table.find(name)

@@ -56,7 +56,9 @@ def main(run: reporting.Run) -> None:
     data_set = data.get(FLAGS.data)
     names = ("endpoints", "channel", "channels", "steps", "limit", "seed")
     settings = {name: getattr(FLAGS, name) for name in names}
-    result = compare.save(run, compare.compare(before, after, data_set, **settings))
+    result = compare.save(
+        run, compare.compare(before, after, data_set, **settings, attempt=run.attempt)
+    )
     result["facts"] = common.weights_facts(clf) | {
         "weights before": f"{old.weights.name} (sha256 {old.weights.sha256[:12]})",
         "images": data_set.source,

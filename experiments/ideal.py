@@ -126,7 +126,13 @@ def main(run: reporting.Run) -> None:
     n = len(grid.make_cells(chosen, settings))
     print(f"optimizing {n} images of {size} x {size} pixels: {settings.steps} steps", flush=True)
     images = ideal.ideal(
-        networks, chosen, settings, held_out=held_out, photograph=photograph, data_set=data_set
+        networks,
+        chosen,
+        settings,
+        held_out=held_out,
+        photograph=photograph,
+        data_set=data_set,
+        attempt=run.attempt,
     )
     result = ideal.save(run, images)
     result["facts"] = common.weights_facts(clf)

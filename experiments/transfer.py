@@ -303,4 +303,6 @@ def main(run: reporting.Run) -> None:
 
 
 if __name__ == "__main__":
-    cli.launch("transfer", main, cli.define_model_flags, define_flags)
+    # A resumed run may test otherwise, and read and save at another pace.
+    may_change = ("robust_eps", "robust_attack", "tta", "workers", "save_every")
+    cli.launch("transfer", main, cli.define_model_flags, define_flags, may_change=may_change)

@@ -25,7 +25,7 @@ import pytest
 
 from tl import optim, reporting
 from tl.paths import FROZEN, TRAINABLE, partition
-from tl.training import checkpoints, step
+from tl.training import checkpoints, resume, step
 
 
 @pytest.fixture
@@ -138,15 +138,15 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
                 position={},
                 metrics=None if top1 is None else {"top1": top1, "loss": -step},
             )
-    assert steps_in(folder) == [2, 5, 6]  # 1 and 2 are equally good: the newer one is kept
+    assert steps_in(folder) == [1, 5, 6]  # 1 and 2 are equally good: the first one is kept
     (folder / "notes").mkdir()
     (folder / "99").mkdir()
     (folder / "README").write_text("mine")
     with contextlib.closing(checkpoints.open(folder, best="max")) as store:
-        assert (store.latest(), store.best()) == (6, 2)
+        assert (store.latest(), store.best()) == (6, 1)
         assert store.restore(5, like=tree)[2] is None
         store.save(10, tree, position={})
-    assert steps_in(folder) == [2, 6, 10] and {"notes", "99", "README"} <= {
+    assert steps_in(folder) == [1, 6, 10] and {"notes", "99", "README"} <= {
         path.name for path in folder.iterdir()
     }
     with contextlib.closing(checkpoints.open(folder, best="min")) as store:
@@ -366,13 +366,13 @@ def test_resuming_with_other_flags_is_an_error_with_each_difference(tmp_path):
         "workdir": "",
         "old": None,
     }
-    checkpoints.same_flags(tmp_path, flags)  # nothing was started here
+    resume.same_flags(tmp_path, flags)  # nothing was started here
     reporting.start("transfer", tmp_path, flags)
-    checkpoints.same_flags(tmp_path, flags | {"resume": True, "workdir": str(tmp_path)})
+    resume.same_flags(tmp_path, flags | {"resume": True, "workdir": str(tmp_path)})
     del flags["old"]
     now = flags | {"lr": 0.01, "data": "folder:x", "seed": 4, "mixup": 0.2, "epochs": None}
     with pytest.raises(ValueError) as error:
-        checkpoints.same_flags(tmp_path, now, ignore=["seed"])
+        resume.same_flags(tmp_path, now, ignore=["seed"])
     for part in (
         "`lr` was 0.001, is 0.01",
         "`data` was 'elpv', is 'folder:x'",
@@ -384,4 +384,4 @@ def test_resuming_with_other_flags_is_an_error_with_each_difference(tmp_path):
     assert "seed" not in str(error.value) and "images" not in str(error.value)
     (tmp_path / "config.json").write_text(json.dumps([])[:1])
     with pytest.raises(ValueError, match="cannot read the flags"):
-        checkpoints.same_flags(tmp_path, flags)
+        resume.same_flags(tmp_path, flags)

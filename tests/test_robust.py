@@ -307,7 +307,7 @@ def test_a_probe_is_compared_with_no_other_classifier_under_attack(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = importlib.import_module("tl.evaluation.transfer")
+    module = importlib.import_module("tl.evaluation.robust")
     monkeypatch.setattr(module, "robust", lambda *args, **options: options)
     run = reporting.start("transfer", tmp_path / "run", {"seed": 0})
     settings = TransferSettings(Recipe(tune="probe"), robust_eps=4 / 255)

@@ -10,15 +10,16 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 
 from tl import backbones, devices, models, paths, reporting
 from tl.models import Classifier
-from tl.training import checkpoints
+from tl.training.resume import same_flags
 from tl.types import Variables
 
 FLAGS = flags.FLAGS
@@ -69,14 +70,18 @@ def launch(
     main: Callable[[reporting.Run], None],
     *define: Callable[[], None],
     argument: str = "",
+    may_change: Sequence[str] = (),
 ) -> None:
     """Parses the flags, opens the run's folder and runs `main`; reports user errors in a sentence.
+
+    A run of which an optional part failed (`Run.attempt`) ends with a sentence and status 1, too.
 
     Args:
       name: name of the experiment, such as "predict".
       main: the experiment, called with its run.
       *define: functions that define the experiment's flags, in addition to `define_run_flags`.
       argument: the flag that an argument without dashes sets, such as "name" for `rerun NAME`.
+      may_change: flags that a resumed run may change, because they do not affect its training.
     """
     defined = _define(define_run_flags, *define)
 
@@ -93,13 +98,19 @@ def launch(
         if resume:
             if not FLAGS.workdir:
                 raise ValueError("`resume` is set without `workdir`; give the folder of the run")
-            checkpoints.same_flags(FLAGS.workdir, values)
-        elif "resume" in values and FLAGS.workdir and Path(FLAGS.workdir, "checkpoints").is_dir():
+            same_flags(FLAGS.workdir, values, ignore=may_change)
+        elif "resume" in values and any(Path(FLAGS.workdir, "checkpoints").glob("*/phase*")):
             raise ValueError(
                 f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to continue it, "
                 "or give another --workdir"
             )
-        interruptible(lambda: main(reporting.start(name, FLAGS.workdir, values, resume=resume)))
+        interruptible(lambda: start_and_finish(values, resume))
+
+    def start_and_finish(values: dict[str, Any], resume: bool) -> None:
+        run = reporting.start(name, FLAGS.workdir, values, resume=resume)
+        main(run)
+        if message := run.failure_message():
+            raise ValueError(message)
 
     _run(name, work)
 

@@ -173,11 +173,18 @@ def partition(tree: Mapping[str, Any], rules: Rules) -> Partition:
     return Partition(labels, tuple(sorted(groups, key=lambda group: group == FROZEN)))
 
 
+# Other words for `FROZEN`, and what a configuration file writes for "does not train".
+_MEAN_FROZEN = ("fixed", "locked", "static", "const", "constant", "none", "no", "off", "false", "0")
+
+
 def _like_frozen(group: str) -> bool:
-    """Whether a label looks like `FROZEN` misspelled: "forzen", "Frozen", "freeze"."""
-    word = group.partition("*")[0].lower()
+    """Whether a label means `FROZEN`: "forzen", "Frozen", "freeze", "frozen_body", "fixed", "0"."""
+    label = group.partition("*")[0].lower()
     # 0.8 (chosen, not tuned) accepts "front", which is 0.73.
-    return word.startswith("freez") or difflib.SequenceMatcher(None, word, FROZEN).ratio() >= 0.8
+    return label in _MEAN_FROZEN or any(
+        word.startswith("freez") or difflib.SequenceMatcher(None, word, FROZEN).ratio() >= 0.8
+        for word in [label, *label.split("_")]
+    )
 
 
 def split(

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 from tl.attacks import apgd, baselines, blackbox, ensemble, fab, gradient, minimum_norm
 from tl.attacks.base import Attack, AttackResult, Find, NearestResult, Search
+from tl.attacks.run import check_attack as check
 from tl.attacks.run import make_attack as make
 from tl.attacks.run import make_find as find
 from tl.paths import nearest
@@ -31,6 +32,7 @@ __all__ = [
     "Find",
     "NearestResult",
     "Search",
+    "check",
     "find",
     "get",
     "make",

@@ -141,6 +141,38 @@ def check_norm(search: Search, norm: Norm) -> None:
         )
 
 
+def check_attack(
+    search: Search | Sequence[Search],
+    *,
+    norm: Norm,
+    goal: Goal,
+    classes: int,
+    eps: float = 0.0,
+    size: int = 16,
+) -> None:
+    """Checks that an attack can run, without a network: it is traced on constant logits.
+
+    Args:
+      search, norm, goal: as for `make_attack`.
+      classes: number of classes of the network.
+      eps: the largest radius.
+      size: side of the images, in pixels.
+
+    Raises:
+      ValueError: the search does not support the norm or needs more classes, or `eps` exceeds the
+        distance from black to white.
+    """
+
+    def logits(variables: Variables, images01: Array) -> jax.Array:
+        del variables
+        return jnp.broadcast_to(jnp.mean(images01, (1, 2, 3))[:, None], (len(images01), classes))
+
+    attack = make_attack(search, logits, norm=norm, goal=goal)
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    class_mask = jax.ShapeDtypeStruct((2, classes), jnp.bool_)
+    jax.eval_shape(functools.partial(attack, eps=eps), None, jax.random.key(0), images, class_mask)
+
+
 def make_attack(
     search: Search | Sequence[Search],
     logits: Logits,

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import attacks, pixels, reporting
+from tl import attacks, inference, pixels, reporting
 from tl.ascent import transforms
-from tl.attacks import gradient, norms
+from tl.attacks import goals, gradient, norms
+from tl.models import Classifier
 from tl.paths import nearest
 from tl.types import Variables
 
@@ -70,6 +71,26 @@ class AttackSettings(NamedTuple):
     sanity_checks: bool = False
     lpips: bool = False
     seed: int = 0
+
+
+def check_settings(clf: Classifier, settings: AttackSettings, target: str) -> None:
+    """Checks, before any image is read, that the network can be attacked with these settings.
+
+    Args:
+      clf: the network.
+      settings, target: as for `attacked.evaluate_attack`.
+
+    Raises:
+      ValueError: those of `make_search` and `attacks.check`.
+    """
+    attacks.check(
+        make_search(settings, target),
+        norm=norms.get(settings.norm),
+        goal=goals.TARGETED if target else goals.UNTARGETED,
+        classes=len(inference.class_table(clf)),
+        eps=max(settings.eps),
+        size=clf.pixels.size,
+    )
 
 
 def make_search(settings: AttackSettings, target: str, *, doubled: bool = False) -> Any:

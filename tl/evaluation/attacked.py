@@ -20,6 +20,7 @@ from tl.evaluation.attack_settings import (
     LEAST_LIKELY,
     AttackSettings,
     attack_batches,
+    check_settings,
     format_eps,
     make_search,
 )
@@ -169,7 +170,7 @@ def evaluate_attack(
     Raises:
       ValueError: no image is left to attack, or `settings` do not fit together.
     """
-    make_search(settings, target)
+    check_settings(clf, settings, target)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     selection = select_images(
         clf, variables, images, target=target, labels=labels, only=only, limit=limit
@@ -193,9 +194,11 @@ def evaluate_attack(
         run.log({"eps": row.name, **rates})
     checks = []
     if settings.sanity_checks and max(settings.eps) > 0:
-        checks = run_sanity_checks(clf, variables, selection, settings, target)
+        panel = lambda: run_sanity_checks(clf, variables, selection, settings, target)
+        checks = run.attempt("panel", panel, [])
     checks += check_images(list(by_eps.values()), settings)
-    figures = _save_figures(run, clf, selection, by_eps[max(by_eps)])
+    last = by_eps[max(by_eps)]
+    figures = run.attempt("figures", lambda: _save_figures(run, clf, selection, last), [])
     return AttackEvaluation(
         clf, settings, target, selection, list(by_eps.values()), checks, figures
     )
@@ -310,7 +313,12 @@ def _evaluate(
         success_ci95=list(metrics.wilson(int(success.sum()), m)),
         robust_accuracy=int(correct.sum()) / selection.n,
         robust_ci95=list(metrics.wilson(int(correct.sum()), selection.n)),
-        distance=perceptual.distances(originals, images, lpips=lpips),
+        distance=run.attempt(
+            "lpips",
+            lambda: perceptual.distances(originals, images, lpips=lpips),
+            otherwise=None,
+        )
+        or perceptual.distances(originals, images),
         after=after,
         equal_calls=bool(
             (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,20 +12,29 @@ import numpy as np
 from tl import attacks, data, devices, inference, metrics, pixels, reporting
 from tl.attacks import goals, norms
 from tl.data import DataSpec
-from tl.models import Classifier
+from tl.models import Classifier, heads
 from tl.training import inputs
+from tl.training.fit import fit
+from tl.training.recipe import Recipe
 from tl.types import Variables
 
 # Steps of the PGD attack. Its accuracy is an upper bound; AutoAttack's is lower. Chosen, not tuned.
 CHECK_STEPS = 20
+GOAL = goals.get("untargeted", "margin")
 
 
-def check_robust(robust_eps: float, robust_attack: str, robust_queries: int = 0) -> None:
+def check_robust(
+    robust_eps: float, robust_attack: str, robust_queries: int = 0, *, classes: int = 10
+) -> None:
     """Checks the arguments of `robust` before hours of training.
 
+    Args:
+      robust_eps, robust_attack, robust_queries: as `eps`, `method` and `queries` of `robust`.
+      classes: number of classes of the network; the default is enough for every attack.
+
     Raises:
-      ValueError: `robust_eps` is outside [0, 1], or `robust_queries` is set for an attack that does
-        not use it.
+      ValueError: `robust_eps` is outside [0, 1]; `robust_queries` is set for an attack that does
+        not use it; or the attack does not work in Linf or for so few classes.
     """
     if not 0 <= robust_eps <= 1:
         raise ValueError(
@@ -36,6 +46,17 @@ def check_robust(robust_eps: float, robust_attack: str, robust_queries: int = 0)
             f"`robust_queries` has no effect on `robust_attack={robust_attack}`: expected "
             "`robust_attack=autoattack`"
         )
+    if not robust_eps:
+        return
+    try:
+        attacks.check(
+            _search(robust_attack, robust_queries), norm=norms.LINF, goal=GOAL, classes=classes
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"`robust_attack={robust_attack}` cannot test {classes} classes in Linf ({error}); use "
+            "pgd or autoattack"
+        ) from None
 
 
 def robust(
@@ -69,8 +90,9 @@ def robust(
     Raises:
       ValueError: as `check_robust`.
     """
-    check_robust(eps, method, queries)
-    attack, k = _attack(clf, method, queries), len(inference.class_table(clf).entries)
+    k = len(inference.class_table(clf).entries)
+    check_robust(eps, method, queries, classes=k)
+    attack = _attack(clf, method, queries)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     # Several rounds of images per batch, because slots stay empty while the last images of a batch
     # finish.
@@ -104,11 +126,49 @@ def robust(
     }
 
 
-@functools.cache
-def _attack(clf: Classifier, method: str, queries: int) -> attacks.Attack:
-    """The attack of `robust`; cached, so that it compiles once per run."""
+def robust_rows(
+    clf: Classifier,
+    variables: Variables,
+    trained: Variables,
+    parts: data.Parts,
+    recipe: Recipe,
+    *,
+    eps: float,
+    method: str,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Accuracy under attack of a trained classifier, and of a probe on the pretrained features.
+
+    The rows are "after" and "before". If the classifier is a probe itself, the only row is "now". A
+    head that is not linear has no "before".
+
+    Args:
+      clf: the network.
+      variables, trained: the pretrained ones, and those that are tested.
+      parts: the images of the training.
+      recipe: how the classifier was trained.
+      eps, method, seed: as for `robust`.
+    """
+    attack: dict[str, Any] = {"eps": eps, "method": method, "seed": seed}
+    row = robust(clf, trained, parts.test, **attack)
+    if recipe.tune == "probe":
+        return {"now": row}
+    rows = {"after": row}
+    if heads.kind(clf.head) == "linear":  # type: ignore[arg-type]
+        start = clf.reset_head(variables, key=jax.random.key(seed))
+        probe = fit(clf, start, parts.train, parts.validation, Recipe(tune="probe"), seed=seed)
+        rows["before"] = robust(clf, probe.variables, parts.test, **attack)
+    return rows
+
+
+def _search(method: str, queries: int) -> attacks.Search | Sequence[attacks.Search]:
     arguments = (
         {"steps": CHECK_STEPS} if method == "pgd" else {"queries": queries} if queries else {}
     )
-    search = attacks.get(method)(**arguments)
-    return attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.get("untargeted", "margin"))
+    return attacks.get(method)(**arguments)
+
+
+@functools.cache
+def _attack(clf: Classifier, method: str, queries: int) -> attacks.Attack:
+    """The attack of `robust`; cached, so that it compiles once per run."""
+    return attacks.make(_search(method, queries), clf.logits, norm=norms.LINF, goal=GOAL)

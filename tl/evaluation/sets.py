@@ -145,7 +145,7 @@ def evaluation_result(
         **summary(predicted.logits, predicted.labels, spec.classes, temperature),
         "classes": list(spec.classes),
         "references": spec.references,
-        "mistakes": save_hardest_images(run, clf, predicted),
+        "mistakes": run.attempt("mistakes", lambda: save_hardest_images(run, clf, predicted), []),
         "skipped": [skip._asdict() for skip in (*spec.skipped, *predicted.skipped)],
         "facts": {"images": spec.source, "license of the images": spec.license},
     }

@@ -7,6 +7,7 @@ of the first one, and returns a JSON-ready result; `tl.pages.training` draws its
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +20,11 @@ from tl import data, inference, labels, metrics, models, paths, reporting
 from tl.data import DataSpec
 from tl.data.augment import make_augment
 from tl.evaluation import sets
-from tl.evaluation.robust import robust
+from tl.evaluation.before import check_parts, check_sizes, drop_repeated
+from tl.evaluation.robust import check_robust, robust_rows
 from tl.models import Classifier, heads
 from tl.training import rate_finder
-from tl.training.fit import FitResult, fit, frozen_digest
+from tl.training.fit import FitResult, check_recipe, fit, frozen_digest
 from tl.training.recipe import Recipe
 from tl.types import Variables
 
@@ -141,6 +143,9 @@ def run_round(
     folder: Path | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda line: None,
+    resumed: Callable[[str, int], None] = lambda phase, step: None,
+    trained: Callable[[FitResult], None] = lambda fitted: None,
+    attempt: reporting.Attempt = reporting.required,
 ) -> RoundResult:
     """Trains a network with a fresh head on the data of one round, and tests it.
 
@@ -152,20 +157,20 @@ def run_round(
       folder: folder of the checkpoints; None saves none.
       log: called with one row per step and one per epoch.
       say: called with lines of text.
+      resumed: as for `fit`.
+      trained: called after training, before anything that can fail.
+      attempt: runs what the accuracy does not need: calibration, views, figures of training.
 
     Raises:
-      ValueError: too few images to train or test, no readable test image, or those of `fit`.
+      ValueError: those of `check_sizes` and `fit`.
     """
     parts, recipe = this.parts, settings.recipe
-    if len(parts.train.examples) < 2 or not parts.test.examples:
-        raise ValueError(
-            f"too few images: got {len(parts.train.examples)} to train on and "
-            f"{len(parts.test.examples)} to test on, expected at least 2 and 1"
-        )
+    check_sizes(parts)
     start = clf.reset_head(variables, key=jax.random.key(this.seed))
     rates = None
     if settings.find_lr:
-        rates = rate_finder.find_rate(clf, start, parts.train, recipe, seed=this.seed)
+        search = lambda: rate_finder.find_rate(clf, start, parts.train, recipe, seed=this.seed)
+        rates = rate_finder.saved_rates(folder, search)
         recipe = dataclasses.replace(recipe, lr=rates.rate)
         say(f"learning rate {rates.rate:.3g}: a tenth of the rate with the smallest loss")
         for rate, loss in rates.curve:
@@ -180,38 +185,43 @@ def run_round(
         folder=folder,
         log=log,
         say=say,
+        resumed=resumed,
+        attempt=attempt,
     )
+    trained(fitted)
     frozen = all(name.startswith("head/") for name in fitted.trained)
-    tested, validated = (
-        sets.predict_set(clf, fitted.variables, part, frozen=frozen)
-        for part in (parts.test, parts.validation)
-    )
-    if not len(tested.labels):
-        raise ValueError(
-            f"none of the {len(parts.test.examples)} test images can be read; run doctor on them"
-        )
-    if frozen:
-        train_predictions = sets.predict_set(clf, fitted.variables, parts.train, frozen=True)
-        train = metrics.summarize(train_predictions.logits, train_predictions.labels)
-    else:
-        # As measured during training, because another pass over the images would be expensive.
-        row, n = fitted.best or {}, len(parts.train.examples)
-        train = {"n": n, "top1": row.get("accuracy"), "nll": row.get("loss")}
-        if train["top1"] is not None:
-            train["top1_ci95"] = list(metrics.wilson(round(train["top1"] * n), n))
-    temperature = 1.0
-    if recipe.tune == "probe" and fitted.probe:
-        # Its last fit includes the validation images, which therefore cannot calibrate it.
-        temperature = fitted.probe.temperature
-    elif len(validated.labels):
-        temperature = metrics.temperature(validated.logits, validated.labels)
-    tta = None
-    if settings.tta:
+    predict_part = lambda part: sets.predict_set(clf, fitted.variables, part, frozen=frozen)
+    tested = predict_part(parts.test)
+
+    def train_summary() -> dict[str, Any]:
+        predicted = predict_part(parts.train)
+        return metrics.summarize(predicted.logits, predicted.labels)
+
+    def calibrate() -> tuple[float, tuple[data.Skipped, ...]]:
+        validated = predict_part(parts.validation)
+        if recipe.tune == "probe" and fitted.probe:
+            # Its last fit includes the validation images, which therefore cannot calibrate it.
+            return fitted.probe.temperature, validated.skipped
+        if not len(validated.labels):
+            return 1.0, validated.skipped
+        return metrics.temperature(validated.logits, validated.labels), validated.skipped
+
+    def predict_views() -> inference.Predictions:
         views = make_augment(recipe.augment, size=clf.pixels.size).views or ()
-        tta = inference.predict(
+        return inference.predict(
             clf, fitted.variables, parts.test, views=views, progress=sets.progress
         )
-    skipped = tuple(dict.fromkeys((*fitted.skipped, *tested.skipped, *validated.skipped)))
+
+    # As measured during training, because another pass over the images would be expensive.
+    row, n = fitted.best or {}, len(parts.train.examples)
+    train = {"n": n, "top1": row.get("accuracy"), "nll": row.get("loss")}
+    if train["top1"] is not None:
+        train["top1_ci95"] = list(metrics.wilson(round(train["top1"] * n), n))
+    if frozen:
+        train = attempt("train", train_summary, train)
+    temperature, validation_skipped = attempt("calibration", calibrate, (1.0, ()))
+    tta = attempt("tta", predict_views, None) if settings.tta else None
+    skipped = tuple(dict.fromkeys((*fitted.skipped, *tested.skipped, *validation_skipped)))
     return RoundResult(this, start, fitted, tested, train, tta, rates, temperature, skipped)
 
 
@@ -241,15 +251,27 @@ def transfer(
     Returns:
       The content of `result.json`, without its facts.
 
+    Everything that can be checked is checked before the first step. What fails after it leaves the
+    model and the result without that part (`Run.attempt`): of the parts, the training is required.
+
     Raises:
-      ValueError: settings that do not fit the network, or those of `rounds` and `run_round`.
+      ValueError: settings that do not fit the network; inputs that differ from those of the run
+        that is resumed; those of `rounds` and `run_round`.
     """
     start, recipe, classes = time.monotonic(), settings.recipe, spec.classes
-    check_settings(clf, settings)
     table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
+    check_settings(clf, variables, settings)
+    chosen = list(rounds(spec, test_spec, settings))
+    check_parts(run, variables, {this.name: this.parts for this in chosen})
+    run.drop_rows(lambda row: "phase" not in row)  # a resumed run logs them again
+
+    def save_model(fitted: FitResult) -> None:
+        run.attempt("model", lambda: models.save(model, clf, fitted.variables), None)
+
+    model = run.workdir / "model"
     results: list[RoundResult] = []
-    for this in rounds(spec, test_spec, settings):
+    for this in chosen:
         result = run_round(
             clf,
             variables,
@@ -258,6 +280,9 @@ def transfer(
             folder=run.workdir / "checkpoints" / this.name,
             log=lambda row, name=this.name: run.log({"round": name, **row}),
             say=say if not results else lambda line: None,
+            resumed=functools.partial(drop_repeated, run, this.name),
+            trained=save_model if not results else lambda fitted: None,
+            attempt=run.attempt,
         )
         results.append(result)
         top1, n = sets.accuracy(result.tested), len(result.tested.labels)
@@ -271,37 +296,56 @@ def transfer(
         **_data_result(clf, spec, results),
         **_test_result(results, all_passes, classes),
         **_training_result(first),
-        "train": sets.mean_of([r.train for r in results]) if "ece" in first.train else first.train,
+        "train": sets.mean_of([r.train for r in results])
+        if all("ece" in r.train for r in results)
+        else first.train,
         "seconds": seconds,
-        "model": str(run.workdir / "model"),
+        "model": str(model),
     }
-    metadata = {
-        "data": {"name": spec.name, "source": spec.source, "licence": spec.license},
-        "split": {
-            name: data.split_digest(part) for name, part in first.round.parts._asdict().items()
-        },
-        "recipe": dataclasses.asdict(recipe),
-        "rules": [phase._asdict() for phase in recipe.phases(clf.spec.endpoints)],
-        "test": outcome["test"],
-        "temperature": first.temperature,
-    }
-    models.save(run.workdir / "model", clf, first.fitted.variables, metadata=metadata)
-    _, saved = models.load(outcome["model"])  # the file is what others use
-    outcome["frozen_unchanged"] = frozen_digest(saved, first.fitted) == frozen_digest(
-        first.variables, first.fitted
-    )
-    if settings.robust_eps:  # can take an hour; the model is already saved
-        outcome["robust"] = robustness(clf, variables, first, settings)
-    outcome["mistakes"] = sets.save_hardest_images(run, clf, tested)
+
+    def describe_model() -> None:
+        parts = first.round.parts._asdict()
+        metadata = {
+            "data": {"name": spec.name, "source": spec.source, "licence": spec.license},
+            "split": {name: data.split_digest(part) for name, part in parts.items()},
+            "recipe": dataclasses.asdict(recipe),
+            "rules": [phase._asdict() for phase in recipe.phases(clf.spec.endpoints)],
+            "test": outcome["test"],
+            "temperature": first.temperature,
+        }
+        models.replace_metadata(model, metadata)
+
+    def compare_frozen() -> bool:
+        _, saved = models.load(outcome["model"])  # the file is what others use
+        digests = (frozen_digest(v, first.fitted) for v in (saved, first.variables))
+        return len(set(digests)) == 1
+
+    run.attempt("model", describe_model, None)
+    outcome["frozen_unchanged"] = run.attempt("frozen_unchanged", compare_frozen, None)
+    if settings.robust_eps:  # can take an hour
+        attack = {"eps": settings.robust_eps, "method": settings.robust_attack}
+        networks = clf, variables, first.fitted.variables
+        step = lambda: robust_rows(
+            *networks, first.round.parts, recipe, **attack, seed=first.round.seed
+        )
+        rows = run.attempt("robust", step, {})
+        outcome |= {"robust": rows} if rows else {}
+    hardest = lambda: sets.save_hardest_images(run, clf, tested)
+    outcome["mistakes"] = run.attempt("mistakes", hardest, [])
     return outcome
 
 
-def check_settings(clf: Classifier, settings: TransferSettings) -> None:
+def check_settings(clf: Classifier, variables: Variables, settings: TransferSettings) -> None:
     """Checks what can be checked before any image is read.
+
+    Args:
+      clf: the network, with its new head.
+      variables: pretrained; their head is not used.
+      settings: how to train and test.
 
     Raises:
       ValueError: a probe under a head that is not linear; `tta` with an augmentation without a
-        finite number of views.
+        finite number of views; those of `fit.check_recipe` and `robust.check_robust`.
     """
     recipe = settings.recipe
     phases = recipe.phases(clf.spec.endpoints)
@@ -315,6 +359,10 @@ def check_settings(clf: Classifier, settings: TransferSettings) -> None:
             "`tta` needs an augmentation with a finite number of views, such as flip or dihedral: "
             f"got `augment={recipe.augment}`"
         )
+    start = clf.reset_head(variables, key=jax.random.key(0))
+    check_recipe(clf, start["params"], recipe)
+    classes = len(inference.class_table(clf))
+    check_robust(settings.robust_eps, settings.robust_attack, classes=classes)
 
 
 def passes(results: Sequence[RoundResult]) -> list[sets.Pass]:
@@ -329,40 +377,12 @@ def passes(results: Sequence[RoundResult]) -> list[sets.Pass]:
             np.repeat(
                 [one.temperature for one in group], [len(one.tested.labels) for one in group]
             ),
-            sets.joined([one.tta for one in group if one.tta]) if group[0].tta else None,
+            sets.joined([one.tta for one in group if one.tta])
+            if all(one.tta for one in group)
+            else None,
         )
         for seed, group in by_seed.items()
     ]
-
-
-def robustness(
-    clf: Classifier, variables: Variables, first: RoundResult, settings: TransferSettings
-) -> dict[str, dict[str, Any]]:
-    """Accuracy under attack of the trained classifier, and of a probe on the pretrained features.
-
-    The rows are "after" and "before". If the classifier is a probe itself, the only row is "now". A
-    head that is not linear has no "before".
-
-    Args:
-      clf, variables: the pretrained network.
-      first: the round that is tested.
-      settings: radius and attack.
-    """
-    parts, seed = first.round.parts, first.round.seed
-    attack: dict[str, Any] = {
-        "eps": settings.robust_eps,
-        "method": settings.robust_attack,
-        "seed": seed,
-    }
-    trained = robust(clf, first.fitted.variables, parts.test, **attack)
-    if settings.recipe.tune == "probe":
-        return {"now": trained}
-    rows = {"after": trained}
-    if settings.head == "linear":
-        start = clf.reset_head(variables, key=jax.random.key(seed))
-        probe = fit(clf, start, parts.train, parts.validation, Recipe(tune="probe"), seed=seed)
-        rows["before"] = robust(clf, probe.variables, parts.test, **attack)
-    return rows
 
 
 # ---- parts of the result -------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from tl.models.artifact import ARTIFACT, VARIABLES, metadata, save
+from tl.models.artifact import ARTIFACT, VARIABLES, metadata, replace_metadata, save
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.models.loading import adapt_channels, load, pretrained_source
 
@@ -19,5 +19,6 @@ __all__ = [
     "load",
     "metadata",
     "pretrained_source",
+    "replace_metadata",
     "save",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tl import backbones, labels
+from tl import backbones, labels, reporting
 from tl.models import heads
 from tl.models.classifier import Classifier, Provenance
 from tl.paths import flatten, unflatten
@@ -75,6 +75,13 @@ def save(
         )
     )
     return folder
+
+
+def replace_metadata(folder: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Stores other `metadata` with a saved classifier; its variables are not written again."""
+    path = Path(folder) / ARTIFACT
+    stored = json.loads(path.read_text())
+    reporting.write_whole(path, json.dumps({**stored, "record": dict(metadata)}, indent=1))
 
 
 def metadata(folder: str | Path) -> dict[str, Any]:

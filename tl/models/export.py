@@ -74,15 +74,15 @@ def write(folder: Path, clf: Classifier, variables: Variables) -> int:
     """
     if clf.classes is None:
         raise ValueError(clf.no_head_message())
-    serialized = program(clf, variables).serialize()
     names = [clf.classes.display(i) for i in range(len(clf.classes.entries))]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROGRAM).write_bytes(serialized)
         (folder / CLASSES).write_text(
             json.dumps(names, indent=1, ensure_ascii=False), encoding="utf-8"
         )
         shutil.copyfile(run_exported.__file__, folder / SCRIPT)
+        serialized = program(clf, variables).serialize()
+        (folder / PROGRAM).write_bytes(serialized)
     except OSError as error:
         raise ValueError(
             f"cannot write into {str(folder)!r} ({error.strerror}); give another `out`"

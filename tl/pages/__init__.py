@@ -31,7 +31,7 @@ from tl.pages import (
     remeasured,
     training,
 )
-from tl.pages.common import Page
+from tl.pages.common import Page, failed_section
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "attack": attack.page,
@@ -59,11 +59,16 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
 def finish(run: reporting.Run, result: Mapping[str, Any]) -> Path:
     """Writes the page and `result.json` of a run, and returns the path of the page.
 
+    If the page cannot be drawn, `result.json` is written without it, and its path is returned.
+
     Args:
       run: the run; its name is a row of `PAGES`.
       result: the content of `result.json`; `result["facts"]`, if present, is added to the footer.
     """
-    return run.finish(result, draw(run, reporting.jsonable(result)))
+    numbers = reporting.jsonable(result)
+    if run.failures:
+        numbers["failed"] = dict(run.failures)
+    return run.finish(result, run.attempt("page", lambda: draw(run, numbers), None))
 
 
 def draw(run: reporting.Run, result: Mapping[str, Any]) -> str:
@@ -74,7 +79,13 @@ def draw(run: reporting.Run, result: Mapping[str, Any]) -> str:
       result: JSON-ready, as `result.json` holds it.
     """
     page = PAGES[run.name](result, run.workdir)
-    return reporting.page(*page, facts=run.facts() | dict(result.get("facts", {})))
+    failed = failed_section(result.get("failed", {}))
+    return reporting.page(
+        page.title,
+        page.lead,
+        [*failed, *page.sections],
+        facts=run.facts() | dict(result.get("facts", {})),
+    )
 
 
 def redraw(folder: Path) -> Path:

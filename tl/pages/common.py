@@ -21,6 +21,15 @@ class Page(NamedTuple):
     sections: list[reporting.Html]
 
 
+def failed_section(failed: Mapping[str, str]) -> list[reporting.Html]:
+    """The parts of a result that are missing, and why; empty without any."""
+    if not failed:
+        return []
+    table = reporting.table(list(failed.items()), ["part", "reason"])
+    text = "These parts of the result could not be computed. All others are complete."
+    return [reporting.section("Missing parts", table, text=text)]
+
+
 def figure_path(folder: Path, path: str) -> Path:
     """The file of a figure in a run's folder, wherever that folder is now.
 

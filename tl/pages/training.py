@@ -72,7 +72,7 @@ def training_section(result: Mapping[str, Any]) -> list[Html]:
     def drawn(y_label: str, **lines: str) -> Html:
         points = {
             name.replace("_", " "): [
-                (float(x), math.nan if row[key] is None else row[key])
+                (float(x), math.nan if row.get(key) is None else row[key])
                 for x, row in enumerate(history, 1)
             ]
             for name, key in lines.items()

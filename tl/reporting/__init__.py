@@ -44,9 +44,20 @@ from tl.reporting.images import (
     save_animation,
     save_png,
 )
-from tl.reporting.run import PACKAGES, Item, Run, columns, jsonable, progress, read_run, start
+from tl.reporting.run import (
+    PACKAGES,
+    Attempt,
+    Run,
+    jsonable,
+    read_run,
+    required,
+    start,
+    write_whole,
+)
+from tl.reporting.terminal import Item, columns, progress
 
 __all__ = [
+    "Attempt",
     "Bar",
     "Html",
     "Interval",
@@ -81,6 +92,7 @@ __all__ = [
     "progress",
     "read_run",
     "reliability",
+    "required",
     "save_animation",
     "save_png",
     "saved_animation",
@@ -91,4 +103,5 @@ __all__ = [
     "table",
     "tag",
     "text",
+    "write_whole",
 ]

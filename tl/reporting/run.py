@@ -35,16 +35,29 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Any, TextIO, TypeVar
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from tl.reporting import images
 
-Item = TypeVar("Item")
+Value = TypeVar("Value")
 # The packages whose versions a run records.
 PACKAGES = ("tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow")
+
+
+class Attempt(Protocol):
+    """Runs an optional part of the work; `Run.attempt` and `required` are the two forms."""
+
+    def __call__(self, part: str, step: Callable[[], Value], otherwise: Value) -> Value: ...
+
+
+def required(part: str, step: Callable[[], Value], otherwise: Value) -> Value:
+    """The `Attempt` that raises the errors of the part: the default of library functions."""
+    del part, otherwise
+    return step()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +68,13 @@ class Run:
       name: the experiment.
       workdir: the folder.
       config: the content of `config.json`.
+      failures: part of the result -> why it is missing, as `attempt` records them.
     """
 
     name: str
     workdir: pathlib.Path
     config: Mapping[str, Any]
+    failures: dict[str, str] = dataclasses.field(default_factory=dict)
     _began: float | None = dataclasses.field(default_factory=time.monotonic, repr=False)
     _figures: set[str] = dataclasses.field(default_factory=set, repr=False)
 
@@ -73,6 +88,81 @@ class Run:
         line = json.dumps(jsonable({"seconds": round(self.seconds, 3), **row}), allow_nan=False)
         with open(self.workdir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def drop_rows(self, repeated: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Removes rows of `metrics.jsonl`: those that a resumed run computes and logs again.
+
+        Args:
+          repeated: whether to remove a row; called with all rows in their order. A line that an
+            interruption has cut off is always removed.
+        """
+        path = self.workdir / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if not repeated(row):
+                kept.append(line)
+        if len(kept) < len(lines):
+            write_whole(path, "".join(f"{line}\n" for line in kept))
+
+    def check_folder(self, name: str, size: int) -> None:
+        """Checks, before hours of work, that files can be written into a folder of the run.
+
+        Args:
+          name: name of the folder, such as "model"; it is created.
+          size: bytes that will be written.
+
+        Raises:
+          ValueError: the folder cannot be written, or the disk has too little space.
+        """
+        folder = self.workdir / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / ".check", "")
+            (folder / ".check").unlink()
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise ValueError(
+                f"cannot write into {str(folder)!r} ({error.strerror}); give another `workdir`"
+            ) from error
+        if free < size:
+            raise ValueError(
+                f"{str(folder)!r} needs {size / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB "
+                "free; give another `workdir`"
+            )
+
+    def attempt(self, part: str, step: Callable[[], Value], otherwise: Value) -> Value:
+        """Runs an optional part of the work, whose failure must not cost the rest of the result.
+
+        A failure is recorded: `finish` writes it to `result.json`, and `tl.cli` ends the process
+        with one sentence and status 1.
+
+        Args:
+          part: name of the part, such as "robust".
+          step: computes it.
+          otherwise: the value in its place if it fails.
+        """
+        try:
+            return step()
+        except Exception as error:  # any kind: the main result exists already
+            if not isinstance(error, ValueError):
+                traceback.print_exc()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.failures.setdefault(part, reason)
+            return otherwise
+
+    def failure_message(self) -> str:
+        """The recorded failures in one sentence; "" without any."""
+        if not self.failures:
+            return ""
+        parts = "; ".join(f"{part} failed ({why})" for part, why in self.failures.items())
+        return f"{parts}; the rest of the result is in {str(self.workdir)!r}"
 
     def figure(self, name: str, image: Any) -> pathlib.Path:
         """Writes an image at its true pixels to `workdir/figures/NAME.png` and returns the path.
@@ -130,31 +220,34 @@ class Run:
         }
         return facts if self._began is None else facts | {"seconds": f"{self.seconds:.1f}"}
 
-    def finish(self, result: Mapping[str, Any], html: str) -> pathlib.Path:
+    def finish(self, result: Mapping[str, Any], html: str | None) -> pathlib.Path:
         """Writes `report.html`, then `result.json` as the last file; each is whole or absent.
 
         Args:
-          result: the final numbers, as `jsonable` accepts them.
-          html: the page.
+          result: the final numbers, as `jsonable` accepts them. Failures of `attempt` are added
+            under "failed".
+          html: the page; None if it could not be drawn.
 
         Returns:
-          The path of `report.html`.
+          The path of `report.html`, or of `result.json` if there is no page.
 
         Raises:
           ValueError: `result` holds a value without a JSON form; neither file is written.
         """
         holes: list[str] = []
-        numbers = json.dumps(jsonable(result, holes=holes), indent=2, allow_nan=False) + "\n"
+        numbers = jsonable(result, holes=holes)
         if holes:
             print(f"result.json: not finite, written as null: {', '.join(holes)}", file=sys.stderr)
-        path = self.write_report(html)
-        _write(self.workdir / "result.json", numbers)
-        return path
+        path = self.workdir / "result.json"
+        page = path if html is None else self.attempt("page", lambda: self.write_report(html), path)
+        failed = {"failed": jsonable(self.failures)} if self.failures else {}
+        write_whole(path, json.dumps({**numbers, **failed}, indent=2, allow_nan=False) + "\n")
+        return page
 
     def write_report(self, html: str) -> pathlib.Path:
         """Writes `report.html`, whole or not at all, and returns its path."""
         path = self.workdir / "report.html"
-        _write(path, html)
+        write_whole(path, html)
         return path
 
 
@@ -207,7 +300,7 @@ def start(
         folder.mkdir(parents=True, exist_ok=True)
         for stale in ("result.json", "report.html") + (() if resume else ("metrics.jsonl",)):
             (folder / stale).unlink(missing_ok=True)
-        _write(folder / "config.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
+        write_whole(folder / "config.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise ValueError(
             f"cannot write into {str(folder)!r} ({error.strerror}); give another `workdir`"
@@ -291,90 +384,7 @@ def _key(key: Any) -> str:
     return str(key.value if isinstance(key, enum.Enum) else key)
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
-    """A table for the terminal; columns of numbers are aligned right."""
-    numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
-
-    def words(cell: str | int | float) -> str:
-        if isinstance(cell, int):
-            return f"{cell:,}"
-        return f"{cell:.4g}" if isinstance(cell, float) else cell
-
-    lines = [list(header), *([words(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = (
-        [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
-        for row in lines
-    )
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
-
-
-def progress(
-    iterable: Iterable[Item],
-    total: int | None = None,
-    label: str = "",
-    *,
-    stream: TextIO | None = None,
-) -> Iterator[Item]:
-    """Yields the items and shows progress: a bar on a terminal, about ten lines in a log.
-
-    Args:
-      iterable: the items.
-      total: number of items, shown and not enforced; by default `len(iterable)` if it has one.
-      label: name of the work, shown at the start of the line.
-      stream: the output; by default stderr.
-    """
-    out: TextIO = sys.stderr if stream is None else stream
-    total = len(iterable) if total is None and isinstance(iterable, Sized) else total
-    terminal, began, drawn_at, done, due = out.isatty(), time.monotonic(), -1.0, 0, 1
-
-    def line() -> str:
-        spent = max(time.monotonic() - began, 1e-9)
-        rate = f"{done / spent:.3g}/s" if done else ""
-        if not total:
-            return f"{label}  {done}  {rate}"
-        left = _clock(spent) if done >= total else ""
-        if 0 < done < total:
-            left = f"{_clock(spent * (total - done) / done)} left"
-        full = round(20 * min(1.0, done / total))
-        bar = "\u2588" * full + "\u2591" * (20 - full) + "  " if terminal else ""
-        return f"{label}  {bar}{done}/{total}  {rate}  {left}"
-
-    def show() -> None:
-        text = line().strip()
-        if terminal:
-            text = "\r" + text[: shutil.get_terminal_size().columns - 1] + "\x1b[K"
-        out.write(text if terminal else text + "\n")
-        out.flush()
-
-    try:
-        if terminal:
-            show()
-        for item in iterable:
-            yield item
-            done += 1
-            if terminal and time.monotonic() - drawn_at > 0.1:  # ten times per second
-                drawn_at = time.monotonic()
-                show()
-            elif not terminal and done >= due:
-                show()
-                due = 4 * done
-                if total and done < total:
-                    due = math.ceil((done * 10 // total + 1) * total / 10)
-    finally:
-        if terminal:
-            show()
-            out.write("\n")
-
-
-def _clock(seconds: float) -> str:
-    hours, minutes = int(seconds) // 3600, int(seconds) // 60
-    if hours:
-        return f"{hours}:{minutes % 60:02}:{int(seconds) % 60:02}"
-    return f"{minutes}:{int(seconds) % 60:02}"
-
-
-def _write(path: pathlib.Path, content: str) -> None:
+def write_whole(path: pathlib.Path, content: str) -> None:
     """Writes a file that is whole or absent after any interruption: a temporary file is renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -12,11 +12,10 @@ A save returns as soon as the leaves are copied to the host, so a train step may
 afterwards; a thread writes. An error in that thread is raised by the next `save`, `wait`, `latest`,
 `best`, `restore` or `close`. The newest checkpoints and the best one are kept.
 
-Resuming: a run continues from `latest()`, and only in a workdir that was started with the same
-flags (`same_flags`, called *before* `tl.reporting.run.start` writes the new ones). Everything that
-changes is read from the checkpoint: parameters, statistics, optimizer, averages, step and keys from
-the tree, and the place in the data from `position`. No state is initialized again. Steps after that
-checkpoint are computed again, and on a CPU they give the same bits.
+Resuming: a run continues from `latest()`, if `resume` finds that it is the same run. Everything
+that changes is read from the checkpoint: parameters, statistics, optimizer, averages, step and keys
+from the tree, and the place in the data from `position`. No state is initialized again. Steps after
+that checkpoint are computed again, and on a CPU they give the same bits.
 
 This module does not decide when to save. Its folders are not for distribution: `tl.models.save`
 writes artifacts of safetensors and JSON. It is the only module that imports Orbax, and does so when
@@ -32,7 +31,6 @@ Example:
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import os
@@ -41,7 +39,7 @@ import shutil
 import sys
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,9 +68,16 @@ class Checkpoints:
         self._ocp = ocp
         self._sign = 1.0 if best == "max" else -1.0
         self._writing: int | None = None
+
+        class FirstBest(policy.BestN):
+            """Of equals `BestN` keeps the last of its input."""
+
+            def should_preserve(self, checkpoints: Any, *, context: Any) -> Any:
+                return super().should_preserve(checkpoints[::-1], context=context)[::-1]
+
         rules = [
             policy.LatestN(keep),
-            policy.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False),
+            FirstBest(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
             step_prefix=PREFIX,
@@ -150,12 +155,12 @@ class Checkpoints:
         return max(self._manager.all_steps(), default=None)
 
     def best(self) -> int | None:
-        """The step of the best checkpoint, the newest of equals; None without a finite metric."""
+        """The step of the best checkpoint, the first of equals; None without a finite metric."""
         self.wait()
         metrics = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
         scores = {step: self._score(values) for step, values in metrics.items() if values}
-        finite = [(score, step) for step, score in scores.items() if score > -math.inf]
-        return max(finite)[1] if finite else None
+        finite = [(score, -step) for step, score in scores.items() if score > -math.inf]
+        return -max(finite)[1] if finite else None
 
     def restore(
         self, step: int, like: Any
@@ -294,44 +299,6 @@ def open(
     if _not_of_orbax not in log.filters:
         log.addFilter(_not_of_orbax)
     return Checkpoints(path, keep, best)
-
-
-def same_flags(
-    workdir: str | os.PathLike[str], flags: Mapping[str, Any], *, ignore: Iterable[str] = ()
-) -> None:
-    """Checks that a run is resumed with the flags that it was started with.
-
-    A workdir without `config.json` is new and passes.
-
-    Args:
-      workdir: where `reporting.start` wrote `config.json`.
-      flags: name -> value, as they will be passed to `reporting.start`.
-      ignore: names that may differ, in addition to `resume` and `workdir`.
-
-    Raises:
-      ValueError: flags that differ, each with both values; or `config.json` cannot be read.
-    """
-    path = Path(workdir).expanduser() / "config.json"
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))["flags"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"cannot read the flags of the earlier run from {str(path)!r} ({error}); use a new "
-            "workdir"
-        ) from error
-    now = reporting.jsonable(flags)
-    passed = {"resume", "workdir", *ignore}
-    differ = [
-        f"`{name}` was {before.get(name, 'not set')!r}, is {now.get(name, 'not set')!r}"
-        for name in sorted(before.keys() | now.keys())
-        if name not in passed and (name in before, before.get(name)) != (name in now, now.get(name))
-    ]
-    if differ:
-        raise ValueError(
-            f"cannot resume in {str(workdir)!r}: {'; '.join(differ)}; use the flags of its start"
-        )
 
 
 @functools.cache

@@ -11,6 +11,7 @@ This module does not divide data sets, test or write reports: `tl.evaluation.tra
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import paths, pixels
+from tl import paths, pixels, reporting
 from tl.backbones.fold import norms
 from tl.data import DataSpec, Skipped
 from tl.models import Classifier
-from tl.training import inputs, probe, rules
+from tl.training import inputs, probe, resume, rules
 from tl.training.loop import PhaseResult, selection_metric, train_phase
-from tl.training.phase import FitContext, fit_probe, prepare
+from tl.training.phase import FitContext, fit_probe, frozen_prefix, prepare
 from tl.training.recipe import Recipe, apply_label_confidence, check_adversary, empty_set
 from tl.types import Mode, Params, Variables
 
@@ -75,6 +76,8 @@ def fit(
     folder: Path | None = None,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
     say: Callable[[str], None] = lambda line: None,
+    resumed: Callable[[str, int], None] = lambda phase, step: None,
+    attempt: reporting.Attempt = reporting.required,
 ) -> FitResult:
     """Trains a classifier.
 
@@ -90,17 +93,21 @@ def fit(
         the newest. None saves none.
       log: called with one row per step and one per epoch.
       say: called with lines of text, such as the table of trainable groups.
+      resumed: called before the first step of a phase with its name and the number of steps that a
+        checkpoint holds; the rows of later steps are logged again.
+      attempt: runs what follows the last step, the new statistics of `bn=reestimate`.
 
     Returns:
       FitResult.
 
     Raises:
-      ValueError: rules that do not fit the network; soft labels for a set whose labels are all
+      ValueError: rules that do not fit the network; checkpoints in `folder` of a run with other
+        images, classes, weights or settings; soft labels for a set whose labels are all
         certain; adversarial training of a phase that reads cached outputs or takes no gradient
         steps; a loss that is not finite (names step and images; the last finite state is in
         `folder`); a batch that does not fit into memory (names a size that does).
     """
-    check_adversary(recipe, clf.spec.endpoints)
+    partitions = check_recipe(clf, variables["params"], recipe)
     context = FitContext(
         clf,
         apply_label_confidence(train_set, recipe),
@@ -110,15 +117,17 @@ def fit(
         folder,
         log,
         say,
+        resumed,
     )
+    if folder is not None:
+        resume.same_inputs(folder / "inputs.json", _inputs(context, variables))
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     opt_state, best, head_probe, results, groups = None, None, None, [], []
     source = "cached features"
     trained: frozenset[str] = frozenset()
     updated_norms: frozenset[str] = frozenset()
-    for number, rule_phase in enumerate(recipe.phases(clf.spec.endpoints)):
-        partition = paths.partition(params, rule_phase.rules)
+    for number, (rule_phase, partition) in enumerate(partitions):
         trained |= partition.trained
         if rule_phase.name == "probe":
             head_probe, skipped = fit_probe(context, params, stats)
@@ -137,7 +146,8 @@ def fit(
     if best is not None:
         params, stats = best.params, best.stats
     if recipe.bn == "reestimate" and updated_norms:
-        stats = reestimate(context, params, stats, updated_norms)
+        network = params, stats
+        stats = attempt("reestimate", lambda: reestimate(context, *network, updated_norms), stats)
     history = [row for result in results for row in result.history]
     return FitResult(
         variables={"params": params, "batch_stats": stats},
@@ -154,6 +164,48 @@ def fit(
         skipped=tuple(dict.fromkeys(skip for result in results for skip in result.skipped)),
         probe=head_probe,
     )
+
+
+def check_recipe(
+    clf: Classifier, params: Params, recipe: Recipe
+) -> list[tuple[rules.Phase, paths.Partition]]:
+    """The phases of a recipe with their partitions; checks all of them before the first step.
+
+    Args:
+      clf, params: the network, with its head.
+      recipe: how to train.
+
+    Raises:
+      ValueError: rules that do not fit the network; an adversary in a phase that takes no gradient
+        steps or reads cached outputs.
+    """
+    check_adversary(recipe, clf.spec.endpoints)
+    partitions = []
+    for phase in recipe.phases(clf.spec.endpoints):
+        partition = paths.partition(params, phase.rules)
+        rules.rate_factors(partition.groups, clf.spec.endpoints)
+        frozen_prefix(clf, recipe, phase, partition)
+        partitions.append((phase, partition))
+    return partitions
+
+
+# Fields of a recipe that a resumed run may change, because they decide no number.
+_NOT_COMPARED = ("workers", "save_every")
+
+
+def _inputs(context: FitContext, variables: Variables) -> dict[str, Any]:
+    """What a resumed run must share with its start, for `resume.same_inputs`."""
+    clf, recipe = context.clf, dataclasses.asdict(context.recipe)
+    return {
+        "the training images": resume.describe_part(context.train_set),
+        "the validation images": resume.describe_part(context.validation_set),
+        "the classes": list(context.train_set.classes),
+        "the weights": f"{clf.arch}, sha256 {paths.digest(variables)[:16]}",
+        "the preprocessing": clf.pixels.as_dict(),
+        "`dtype`": str(clf.dtype),
+        "`seed`": context.seed,
+        **{f"`{name}`": value for name, value in recipe.items() if name not in _NOT_COMPARED},
+    }
 
 
 def reestimate(

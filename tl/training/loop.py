@@ -13,6 +13,7 @@ import numpy as np
 from tl import devices, metrics
 from tl.data import Skipped
 from tl.data.feed import prefetch
+from tl.data.plan import Plan
 from tl.training import checkpoints, step
 from tl.training.phase import FitContext, Phase
 
@@ -45,7 +46,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
       ValueError: a loss or gradient that is not finite, after the last finite state is saved.
     """
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
-    epoch: dict[str, float] = {}  # sums over the steps of this epoch
+    epoch: dict[str, float] = {}  # sums over the steps of this epoch, and their number, "steps"
     mesh = devices.mesh()
     if number and (scores := validate(phase, state)):  # the phase before may remain the best
         best = Best({"phase": phase.name, "epoch": 0, **scores}, *phase.host(state))
@@ -62,12 +63,16 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                     best = Best(row, *phase.host(restored._replace(frozen=state.frozen)))
             if newest is not None:
                 restored, position, _ = store.restore(newest, like=_without_frozen(state))
+                _same_plan(plan, position["loader"])
                 state = restored._replace(frozen=state.frozen)
                 history, stale, first, epoch = (
                     position[name] for name in ("history", "stale", "step", "epoch")
                 )
+                if epoch:  # a checkpoint of an older version has no number of steps
+                    epoch.setdefault("steps", first % plan.steps_per_epoch)
                 if position["done"]:
                     return PhaseResult(state, history, best)
+        context.resumed(phase.name, first)
         last_saved = first
 
         def save(step: int, *, final: bool, scores: Mapping[str, float] | None = None) -> None:
@@ -90,42 +95,56 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
         start, images, steps_done = time.monotonic(), 0, first
         pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
 
-        def settle() -> None:
-            """Reads the metrics of the previous step while the device computes the next one."""
+        def settle() -> str:
+            """Reads the metrics of the previous step while the device computes the next one.
+
+            Returns an error if they are not finite; such a step has changed nothing.
+            """
             nonlocal pending, images
             if pending is None:
-                return
+                return ""
             (step, values, rows), pending = pending, None
             row = {name: float(value) for name, value in values.items()}
             if not row.pop("finite"):
-                # One more step may have followed; the step that was not finite changed nothing.
-                save(int(state.step), final=False)
-                raise ValueError(not_finite_message(context, phase, step, row, rows))
+                return not_finite_message(context, phase, step, row, rows)
             rate = float(phase.schedule(step))
             context.log({"phase": phase.name, "step": step, "lr": rate, **row})
+            row["steps"] = 1.0
             epoch.update({name: epoch.get(name, 0.0) + value for name, value in row.items()})
             images += int((rows >= 0).sum())
+            return ""
 
         for step in range(first, len(plan)):
             examples, rows = next(batches)
             state, values = phase.step(state, examples)
-            settle()
+            error = settle()
             pending = (step, values, rows)
             steps_done = step + 1
             if steps_done % plan.steps_per_epoch:
-                if context.recipe.save_every and steps_done % context.recipe.save_every == 0:
+                due = context.recipe.save_every and steps_done % context.recipe.save_every == 0
+                if due or error:
+                    error = error or settle()
                     settle()
                     save(steps_done, final=False)
+                if error:
+                    raise ValueError(error)
                 continue
+            error = error or settle()
             settle()
+            count = epoch.pop("steps", 1.0)
             row: dict[str, Any] = {
                 "phase": phase.name,
                 "epoch": steps_done // plan.steps_per_epoch,
                 "lr": float(phase.schedule(step)),
-                **{name: value / plan.steps_per_epoch for name, value in epoch.items()},
+                **{name: value / count for name, value in epoch.items()},
             }
             epoch.clear()
-            scores = validate(phase, state)
+            try:
+                scores = validate(phase, state)
+            except ValueError:
+                if not error:
+                    raise
+                scores = {}
             history = [*history, {**row, **scores}]
             stale += 1
             if scores and (best is None or selection_metric(scores) < selection_metric(best.row)):
@@ -135,6 +154,8 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             # `Checkpoints.best` compares the first metric.
             compared = {"selection_metric": selection_metric(scores), **scores} if scores else None
             save(steps_done, final=stop or steps_done == len(plan), scores=compared)
+            if error:
+                raise ValueError(error)
             if stop:
                 context.say(
                     f"{phase.name}: stopped after epoch {row['epoch']}, because the last {stale} "
@@ -144,6 +165,20 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
         skipped = tuple(source.skipped)
         seconds, waiting = time.monotonic() - start, batches.seconds_waiting
     return PhaseResult(state, history, best, seconds, waiting, images, steps_done - first, skipped)
+
+
+def _same_plan(plan: Plan, saved: Mapping[str, Any]) -> None:
+    """Raises ValueError if the saved position is one of another plan, with each difference."""
+    changes = [
+        f"`{name}` was {saved[name]!r}, is {value!r}"
+        for name, value in plan.identity().items()
+        if name in saved and saved[name] != value
+    ]
+    if changes:
+        raise ValueError(
+            f"the checkpoint was written in another order of images: {'; '.join(changes)}; use the "
+            "images and settings of its start"
+        )
 
 
 def _without_frozen(state: step.TrainState) -> step.TrainState:

@@ -41,6 +41,7 @@ class FitContext(NamedTuple):
     folder: Path | None
     log: Callable[[dict[str, Any]], None]
     say: Callable[[str], None]
+    resumed: Callable[[str, int], None] = lambda phase, step: None
 
     @property
     def augment(self) -> augment.Augment:
@@ -124,6 +125,25 @@ def fit_probe(
 # ---- before the first step -----------------------------------------------------------------------
 
 
+def frozen_prefix(clf: Classifier, recipe: Recipe, phase: rules.Phase, partition: Partition) -> str:
+    """The endpoint whose outputs do not change in a phase, as `rules.frozen_prefix`.
+
+    Raises:
+      ValueError: an adversary, which changes pixels, in a phase that reads cached outputs.
+    """
+    stages = clf.spec.endpoints
+    prefix = rules.frozen_prefix(partition.trained, stages)
+    if prefix == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
+        prefix = stages[-1]
+    if recipe.adversary() and prefix and recipe.bank_gib and phase.name != "probe":
+        raise ValueError(
+            f"`adversarial={recipe.adversarial}` changes pixels, but {phase.name} trains on the "
+            f"output of the frozen {prefix}, computed once; use `tune=all`, `tune=lp_ft` or "
+            "`bank_gib=0`"
+        )
+    return prefix
+
+
 def prepare(
     context: FitContext,
     number: int,
@@ -148,15 +168,7 @@ def prepare(
     """
     clf, recipe, stages = context.clf, context.recipe, context.clf.spec.endpoints
     train_norms = rules.trainable_norm_layers(partition.trained, stats)
-    prefix = rules.frozen_prefix(partition.trained, stages)
-    if prefix == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
-        prefix = stages[-1]
-    if recipe.adversary() and prefix and recipe.bank_gib:
-        raise ValueError(
-            f"`adversarial={recipe.adversarial}` changes pixels, but {phase.name} trains on the "
-            f"output of the frozen {prefix}, computed once; use `tune=all`, `tune=lp_ft` or "
-            "`bank_gib=0`"
-        )
+    prefix = frozen_prefix(clf, recipe, phase, partition)
     train_inputs, validation_inputs, scale = _inputs(
         context, prefix, {"params": params, "batch_stats": stats}
     )

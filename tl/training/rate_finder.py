@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tl import devices, optim, paths
+from tl import devices, optim, paths, reporting
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.training.phase import FitContext, prepare
@@ -25,6 +28,23 @@ class Rates(NamedTuple):
 
     rate: float
     curve: list[tuple[float, float]]
+
+
+def saved_rates(folder: Path | None, find: Callable[[], Rates]) -> Rates:
+    """The rates that were found at the start of a run; a resumed run must not search again.
+
+    Args:
+      folder: folder of the checkpoints; None saves nothing.
+      find: the search.
+    """
+    path = folder / "rates.json" if folder else None
+    if path and folder and path.exists() and any(folder.glob("phase*")):
+        return Rates(**json.loads(path.read_text(encoding="utf-8")))
+    rates = find()
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reporting.write_whole(path, json.dumps(reporting.jsonable(rates)))
+    return rates
 
 
 def find_rate(

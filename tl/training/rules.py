@@ -191,6 +191,9 @@ def rate_factors(
       layer_decay: further factor per stage away from the head (Clark et al. 2020, arXiv:2003.10555,
         appendix A, for layers).
 
+    Raises:
+      ValueError: a label with "*" and no number after it.
+
     Example:
       >>> groups, stages = ("head", "stage2", "stage1", "frozen"), ("stage1", "stage2")
       >>> rate_factors(groups, stages, layer_decay=0.5)
@@ -201,6 +204,11 @@ def rate_factors(
         if group == FROZEN:
             continue
         match = _LABEL.fullmatch(group)
+        if "*" in group and not match:
+            raise ValueError(
+                f"label {group!r} of `rules` has no factor that can be read: expected a name and a "
+                "number of at least 0, such as 'slow*0.1'"
+            )
         if match and match[2]:
             factors[group] = float(match[2])
         elif group in stages:

@@ -139,6 +139,7 @@ def compare(
     steps: int = grid.STEPS,
     limit: int = 500,
     seed: int = 0,
+    attempt: reporting.Attempt = reporting.required,
 ) -> Comparison:
     """Compares two sets of weights. All arguments are checked before anything is computed.
 
@@ -152,6 +153,7 @@ def compare(
       steps: optimization steps of an ideal image.
       limit: images drawn from the data set, at most.
       seed: seed of the draw and of the ideal images.
+      attempt: runs the optimization of the ideal images, which the comparison does not need.
 
     Raises:
       ValueError: if an endpoint or channel is unknown, or fewer than two images can be read.
@@ -166,7 +168,9 @@ def compare(
     same = [name for name in stages if same_bits(before, after, unchanged, name)]
     cka, n, skipped = stage_similarity(before, after, sources, stages, same)
     chosen = chosen or most_changed_channels(rows, after, channels)
-    ideal = ideal_images(before, after, chosen, steps=steps, seed=seed) if chosen else {}
+    optimize = lambda: ideal_images(before, after, chosen, steps=steps, seed=seed)
+    ideal = attempt("channels", optimize, {}) if chosen else {}
+    chosen = chosen if ideal else []
     first, sheets = first_layer(before, after)
     result = {
         "arch": clf.arch,

@@ -68,6 +68,7 @@ def ideal(
     held_out: Sequence[Network] = (),
     photograph: np.ndarray | None = None,
     data_set: DataSpec | None = None,
+    attempt: reporting.Attempt = reporting.required,
 ) -> IdealResult:
     """Optimizes a grid of images by one compiled program and measures them.
 
@@ -79,6 +80,7 @@ def ideal(
       held_out: networks that take no part in the optimization and evaluate the images.
       photograph: f32[s s 3] in [0, 1], the start, or what inversions and caricatures read.
       data_set: real images, of which those that activate each objective most are found.
+      attempt: runs the measurements that are not needed to show the images.
 
     Returns:
       The images and their measurements.
@@ -94,7 +96,8 @@ def ideal(
     values = objective_values(networks, cells, images, photograph)
     logits = inference.predict_logits(clf, variables, images) if clf.classes else None
     probabilities = None if logits is None else metrics.softmax(logits)
-    others = held_out_probabilities(held_out, cells, images)
+    judged = lambda: held_out_probabilities(held_out, cells, images)
+    others = attempt("judges", judged, [{} for _ in cells])
     tv = np.asarray(total_variation(images01))
     small = images.shape[1] < judge.SMALLEST
     slopes = np.full(len(cells), np.nan) if small else judge.spectral_slope(images01)
@@ -127,7 +130,7 @@ def ideal(
     result: dict[str, Any] = {
         "images": rows,
         "judged_by": _judged_by(rows, networks),
-        "photographs": photo_statistics(clf, images.shape[1]),
+        "photographs": attempt("photographs", lambda: photo_statistics(clf, images.shape[1]), {}),
         "settings": {
             **settings._asdict(),
             "tv": sorted({cell.tv for cell in cells}),
@@ -136,8 +139,12 @@ def ideal(
         },
     }
     if settings.count > 1:
-        result["diversity"] = _diversities(networks[0], held_out, cells, images)
-    top = {} if data_set is None else top_activating(networks[0], chosen, data_set)
+        diversity = lambda: _diversities(networks[0], held_out, cells, images)
+        result["diversity"] = attempt("diversity", diversity, [])
+    top: dict[ObjectiveSpec, exemplars.Top] = {}
+    if data_set is not None:
+        real = data_set
+        top = attempt("top_activating", lambda: top_activating(networks[0], chosen, real), {})
     return IdealResult(cells, images, path, result, top, photograph)
 
 
@@ -164,18 +171,20 @@ def save(run: reporting.Run, ideal: IdealResult) -> dict[str, Any]:
         name = _name(cell, weights=len(settings["tv"]), count=settings["count"])
         film, frames = None, ideal.render.frames[:, i]
         if len(frames):
-            film = str(run.animation(name, [ideal.render.start[i], *frames], seconds=SECONDS))
+            film = _save_film(run, name, [ideal.render.start[i], *frames])
         rows.append(
             {"png": str(run.figure(name, ideal.images[i])), "film": film, **result["images"][i]}
         )
-        if cell.spec in ideal.top:
-            rows[-1]["top_activating"] = _save_top(run, name, ideal.top[cell.spec])
+        if top := ideal.top.get(cell.spec):
+            sheet = run.attempt("top_activating", functools.partial(_save_top, run, name, top), {})
+            rows[-1] |= {"top_activating": sheet} if sheet else {}
     result["images"] = rows
     if ideal.photograph is not None:
         path = run.figure("photograph", ideal.photograph)
         result["photograph"] = {"png": run.relative(path)}
     columns = settings["count"] if settings["count"] > 1 else min(4, len(cells))
-    run.figure("sheet", reporting.contact_sheet(ideal.images, columns=columns))
+    sheet = lambda: run.figure("sheet", reporting.contact_sheet(ideal.images, columns=columns))
+    run.attempt("sheet", sheet, None)
     return result
 
 
@@ -184,6 +193,11 @@ def _name(cell: Cell, *, weights: int, count: int) -> str:
     parts += [f"tv{cell.tv:g}"] if weights > 1 else []
     parts += [f"{cell.replicate}"] if count > 1 else []
     return "-".join(parts)
+
+
+def _save_film(run: reporting.Run, name: str, frames: Sequence[Any]) -> str | None:
+    save = lambda: str(run.animation(name, frames, seconds=SECONDS))
+    return run.attempt("film", save, None)
 
 
 def _save_top(run: reporting.Run, name: str, top: exemplars.Top) -> dict[str, Any]:

@@ -1,0 +1,108 @@
+"""Whether a run that continues from a checkpoint is the run that wrote it.
+
+`same_flags` compares the flags, before `tl.reporting.start` writes the new ones; `same_inputs`
+compares images, classes, weights and recipe, before the first step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl import reporting
+from tl.data import DataSpec
+from tl.data.duplicates import content_hashes
+
+
+def same_flags(
+    workdir: str | os.PathLike[str], flags: Mapping[str, Any], *, ignore: Iterable[str] = ()
+) -> None:
+    """Checks that a run is resumed with the flags that it was started with.
+
+    A workdir without `config.json` is new and passes.
+
+    Args:
+      workdir: where `reporting.start` wrote `config.json`.
+      flags: name -> value, as they will be passed to `reporting.start`.
+      ignore: names that may differ, in addition to `resume` and `workdir`.
+
+    Raises:
+      ValueError: flags that differ, each with both values; or `config.json` cannot be read.
+    """
+    path = Path(workdir).expanduser() / "config.json"
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["flags"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"cannot read the flags of the earlier run from {str(path)!r} ({error}); use a new "
+            "workdir"
+        ) from error
+    now = reporting.jsonable(flags)
+    passed = {"resume", "workdir", *ignore}
+    differ = [
+        f"`{name}` was {before.get(name, 'not set')!r}, is {now.get(name, 'not set')!r}"
+        for name in sorted(before.keys() | now.keys())
+        if name not in passed and (name in before, before.get(name)) != (name in now, now.get(name))
+    ]
+    if differ:
+        raise ValueError(
+            f"cannot resume in {str(workdir)!r}: {'; '.join(differ)}; use the flags of its start"
+        )
+
+
+def same_inputs(path: Path, inputs: Mapping[str, Any], *, folder: Path | None = None) -> None:
+    """Checks that a run continues with the inputs that it was started with, and records them.
+
+    Args:
+      path: the file of the record. It is written if it is missing or no phase has started.
+      inputs: name -> JSON-ready value, such as a digest; the names appear in the error.
+      folder: the folder of the run in the error; by default the parent of `path`.
+
+    Raises:
+      ValueError: inputs that differ, each with both values; or the record cannot be read or
+        written.
+    """
+    now = reporting.jsonable(inputs)
+    try:
+        if not path.exists() or not any(path.parent.glob("**/phase*")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            reporting.write_whole(path, json.dumps(now, indent=1))
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot read or write the inputs of the run in {str(path)!r} ({error}); use a new "
+            "`workdir`"
+        ) from error
+    differ = [
+        f"{name} was {before[name]!r}, is {value!r}"
+        for name, value in now.items()
+        if name in before and before[name] != value
+    ]
+    differ += [f"{name} was {before[name]!r}, is absent" for name in before if name not in now]
+    if differ:
+        raise ValueError(
+            f"cannot resume in {str(folder or path.parent)!r}, because the inputs differ from "
+            f"those of its start: {'; '.join(differ)}; restore them, or use a new `workdir`"
+        )
+
+
+def describe_part(spec: DataSpec) -> str:
+    """The images, labels and confidences of a part of a data set, in their order.
+
+    Example: "749 images, sha256 0123456789ab". Training depends on the order, because a step reads
+    the images at some positions.
+
+    Raises:
+      ValueError: a file cannot be read.
+    """
+    sha = hashlib.sha256()
+    for content, example in zip(content_hashes(spec), spec.examples, strict=True):
+        sha.update(f"{content} {spec.classes[example.label]} {example.confidence}\n".encode())
+    return f"{len(spec.examples)} images, sha256 {sha.hexdigest()[:16]}"
