@@ -302,7 +302,8 @@ def summarize_passes(passes: Sequence[Pass], classes: Sequence[str]) -> dict[str
     rows = [summary(p.tested.logits, p.tested.labels, classes, p.temperature) for p in passes]
     outcome: dict[str, Any] = {"test": mean_of(rows), **{key: rows[0][key] for key in DETAILS}}
     outcome["majority"] = outcome["test"].pop("majority")
-    if averaged := [p.tta for p in passes if p.tta]:
+    averaged = [p.tta for p in passes if p.tta]
+    if averaged and len(averaged) == len(passes):
         outcome["test_tta"] = mean_of([metrics.summarize(t.logits, t.labels) for t in averaged])
         outcome["test_tta"]["top1_seeds"] = [accuracy(tta) for tta in averaged]
     if len(passes) > 1:
