@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from tl.data import (
     Example,
     Split,
     divide,
+    duplicates,
     folder,
     folds,
     leaks,
@@ -32,7 +33,7 @@ from tl.data import (
     split_stratified,
     split_validation,
 )
-from tl.data.duplicates import clusters, fingerprint, near_pairs
+from tl.data.duplicates import clusters, content_hashes, fingerprint, near_groups
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -171,9 +172,11 @@ def copies(image: Image.Image) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["jpeg", "half", "squashed", "brighter"])
 def test_copies_are_recognized_and_other_images_are_not(kind: str) -> None:
     prints = {str(i): fingerprint(toys.encoded(toys.photograph(i))) for i in range(20)}
-    assert near_pairs(prints) == []
+    assert near_groups(prints) == {}
     prints |= {f"{i} copy": fingerprint(copies(toys.photograph(i))[kind]) for i in range(20)}
-    assert near_pairs(prints) == sorted((str(i), f"{i} copy") for i in range(20))
+    assert near_groups(prints) == {
+        name: str(i) for i in range(20) for name in (str(i), f"{i} copy")
+    }
 
 
 def test_a_copy_turned_by_exif_is_a_duplicate() -> None:
@@ -186,13 +189,14 @@ def test_a_copy_turned_by_exif_is_a_duplicate() -> None:
         "upright": fingerprint(toys.encoded(toys.photograph(0))),
         "turned": fingerprint(turned),
     }
-    assert near_pairs(prints) == [("turned", "upright")]
+    assert near_groups(prints) == {"turned": "turned", "upright": "turned"}
 
 
 def test_uniform_images_have_no_near_duplicates() -> None:
     flat = [Image.new("RGB", (40, 40), (v, v, v)) for v in (100, 101, 102)]
     assert (
-        near_pairs({str(i): fingerprint(toys.encoded(image)) for i, image in enumerate(flat)}) == []
+        near_groups({str(i): fingerprint(toys.encoded(image)) for i, image in enumerate(flat)})
+        == {}
     )
 
 
@@ -205,7 +209,7 @@ def test_similarity_is_ignored_if_all_images_are_similar(tmp_path: Path) -> None
         contents.append((i % 2, toys.encoded(cell)))
     spec = data_set(tmp_path, contents)
     assert (
-        near_pairs({str(i): fingerprint(content) for i, (_, content) in enumerate(contents)})
+        near_groups({str(i): fingerprint(content) for i, (_, content) in enumerate(contents)})
         is None
     )
     assert len(set(clusters(spec))) == 24
@@ -241,6 +245,73 @@ def test_near_duplicates_stay_in_one_part(tmp_path: Path) -> None:
         assert not leaks(train, test)
     blind = divide(spec, seed=0, near_duplicates=False)
     assert leaks(blind.train, blind.test)  # otherwise the assertions above could not fail
+
+
+def grouped_by_pairs(prints: Mapping[str, np.ndarray]) -> dict[str, str] | None:
+    """`near_groups` one pair at a time: a slow reference."""
+    names = sorted(prints)
+    rows = np.stack([prints[name] for name in names])
+    thumbnails = duplicates._standardized(rows[:, 8:])
+    if len(names) > duplicates.NEIGHBORS + 1:
+        nearest = np.sort(thumbnails[:256] @ thumbnails.T)[:, -duplicates.NEIGHBORS - 1]
+        if np.median(nearest) > duplicates.SIMILAR:
+            return None
+    differing = np.bitwise_count(rows[:, None, :8] ^ rows[:, :8]).sum(axis=2)
+    groups = {name: {name} for name in names}
+    for i, j in np.argwhere(np.triu(differing <= duplicates.MAX_BITS, 1)):
+        if thumbnails[i] @ thumbnails[j] >= duplicates.MIN_CORRELATION:
+            joined = groups[names[i]] | groups[names[j]]
+            groups |= dict.fromkeys(joined, joined)
+    return {name: min(group) for name, group in groups.items() if len(group) > 1}
+
+
+def noisy_prints(seed: int, n: int, kinds: int) -> dict[str, np.ndarray]:
+    """Fingerprints of noisy copies of unrelated images: some pairs are near-duplicates."""
+    rng = np.random.default_rng(seed)
+    kind, noise = rng.integers(0, kinds, n), rng.uniform(0, 30, (n, 1))
+    levels = toys.noise(kinds, 768, seed=seed)[kind] + noise * rng.standard_normal((n, 768))
+    flips = np.packbits(rng.random((n, 64)) < 0.08, axis=1)
+    bits = toys.noise(kinds, 8, seed=seed + 1)[kind] ^ flips
+    rows = np.concatenate([bits, np.clip(levels, 0, 255).astype(np.uint8)], axis=1)
+    return {f"{key:032x}": row for key, row in zip(rng.permutation(n), rows, strict=True)}
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 80),
+    st.integers(1, 12),
+    st.sampled_from([5, 32, 128]),
+    st.sampled_from([8, 1000]),
+)
+def test_groups_are_those_of_all_pairs(
+    seed: int, n: int, kinds: int, block: int, neighbors: int
+) -> None:
+    """Whatever the size of the blocks; the limits of bits and correlation both decide."""
+    prints = noisy_prints(seed, n, kinds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "_BLOCK", block)
+        patch.setattr(duplicates, "NEIGHBORS", neighbors)
+        assert near_groups(prints) == grouped_by_pairs(prints)
+
+
+def test_the_work_grows_linearly_with_the_size_of_a_group(monkeypatch) -> None:
+    """Names are looked up a few times per image, and not once per pair of similar images."""
+    count = 0
+
+    class Name(str):
+        def __hash__(self) -> int:
+            nonlocal count
+            count += 1
+            return super().__hash__()
+
+    rows = toys.noise(600, 776)
+    rows[::3] = rows[0]
+    prints = {Name(f"{i:03}"): row for i, row in enumerate(rows)}
+    monkeypatch.setattr(duplicates, "fingerprints", lambda sources: prints)
+    count = 0
+    groups = duplicates.near_duplicate_groups(dict.fromkeys(prints, Path()))
+    assert groups == {f"{i:03}": "000" for i in range(0, 600, 3)}
+    assert count < 10 * len(prints)
 
 
 def test_leaks_are_pairs_of_images(tmp_path: Path) -> None:
@@ -446,7 +517,9 @@ def test_the_digest_depends_on_contents_and_labels_only(tmp_path: Path) -> None:
     assert split_digest(dataclasses.replace(spec, examples=(first,))) != split_digest(spec)
 
 
-def test_near_duplicates_among_real_photographs_are_recognized(shared_data: Path) -> None:
+def test_near_duplicates_among_real_photographs_are_recognized(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = folder(shared_data / "cats_vs_dogs")
     groups = Counter(clusters(spec))
     same = [
@@ -457,6 +530,13 @@ def test_near_duplicates_among_real_photographs_are_recognized(shared_data: Path
     assert same == ["dog.180.jpg", "dog.74.jpg"]
     train, test = tl.data.split(spec, seed=0)
     assert not leaks(train, test)
+    prints = duplicates.fingerprints(
+        dict(zip(content_hashes(spec), (e.path for e in spec.examples), strict=True))
+    )
+    assert near_groups(prints) == grouped_by_pairs(prints)
+    monkeypatch.setattr(duplicates, "MAX_BITS", 16)  # joins a quarter of the images
+    monkeypatch.setattr(duplicates, "MIN_CORRELATION", 0.5)
+    assert near_groups(prints) == grouped_by_pairs(prints)
 
 
 # ---- labels by name ----

@@ -23,15 +23,18 @@ bytes are always found.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+from tl import reporting
 from tl.data import shards
 from tl.data.decode import ImageError, decode_reduced
 from tl.data.spec import DataSpec, Source, Stored
@@ -52,8 +55,15 @@ _SIDE = 16
 _FORMAT = 1
 # Fingerprints per shard of the cache; chosen, not tuned.
 _SHARD = 4096
-# Images that are compared with all others at a time: 50 MB of bits for 25,000 images.
-_BLOCK = 256
+# Images per block; two blocks are compared at a time, in 50 MB. Chosen, not tuned.
+_BLOCK = 1024
+# Correlations this close to `MIN_CORRELATION` are computed again, pair by pair, because the result
+# of a matrix product depends on its shape; more than the rounding error of either.
+_ROUNDING = 1e-5
+# Images, or pairs of blocks, that take seconds and therefore show progress; chosen, not tuned.
+_LONG = 1000
+
+Item = TypeVar("Item")
 
 
 def content_hash(source: Source | str) -> str:
@@ -154,44 +164,106 @@ def fingerprints(
             return None
 
     todo = [h for h in sources if h not in cached]
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(todo), _SHARD):
-            part = todo[start : start + _SHARD]
-            rows = {
-                h: row
-                for h, row in zip(part, pool.map(compute, part), strict=True)
-                if row is not None
-            }
+
+    def computed() -> Iterator[tuple[str, np.ndarray | None]]:
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, len(todo), _SHARD):
+                part = todo[start : start + _SHARD]
+                yield from zip(part, pool.map(compute, part), strict=True)
+
+    rows: dict[str, np.ndarray] = {}
+    for h, row in _progress(computed(), len(todo), "searching duplicates, images"):
+        rows |= {} if row is None else {h: row}
+        if len(rows) == _SHARD:
             cached |= shards.write(folder, "fingerprints", rows)
+            rows = {}
+    cached |= shards.write(folder, "fingerprints", rows)
     return cached
 
 
-def near_pairs(prints: Mapping[str, np.ndarray]) -> list[tuple[str, str]] | None:
-    """Pairs of near-duplicates.
+def near_groups(prints: Mapping[str, np.ndarray]) -> dict[str, str] | None:
+    """The groups of near-duplicates, and of their near-duplicates.
+
+    The time grows with the square of the number of images, whatever the size of the groups. The
+    memory is 3 kB per image and 50 MB.
 
     Args:
       prints: content hash -> uint8[776] as `fingerprint` returns it.
 
     Returns:
-      Sorted pairs of content hashes, in sorted order; None if all images resemble each other,
-      because similarity proves nothing then.
+      content hash of each image that has near-duplicates -> smallest content hash of its group;
+      None if all images resemble each other, because similarity proves nothing then.
     """
     names = sorted(prints)
     if len(names) < 2:
-        return []
+        return {}
     rows = np.stack([prints[name] for name in names])
-    bits = np.ascontiguousarray(rows[:, :8]).view(np.uint64)[:, 0]
-    thumbnails = _standardized(rows[:, 8:])
-    if _all_similar(thumbnails):
+    if _all_similar(rows[:, 8:]):
         return None
-    pairs: list[tuple[str, str]] = []
-    for start in range(0, len(names), _BLOCK):
-        differing = np.bitwise_count(bits[start : start + _BLOCK, None] ^ bits[None, start:])
-        rows_i, rows_j = np.nonzero(np.triu(differing <= MAX_BITS, 1))
-        for i, j in zip(rows_i + start, rows_j + start, strict=True):
-            if thumbnails[i] @ thumbnails[j] >= MIN_CORRELATION:
-                pairs.append((names[i], names[j]))
-    return pairs
+    comparable = np.flatnonzero(_have_contrast(rows[:, 8:]))
+    names, rows = [names[i] for i in comparable], rows[comparable]
+    first = _first_of_group(rows)
+    sizes = np.bincount(first, minlength=len(names))
+    return {name: names[i] for name, i in zip(names, first, strict=True) if sizes[i] > 1}
+
+
+def _first_of_group(rows: np.ndarray) -> np.ndarray:
+    """The index of the first image in the group of every image, i[n], by union-find.
+
+    Args:
+      rows: uint8[n 776], fingerprints.
+    """
+    parent = np.arange(len(rows))
+    bits = np.ascontiguousarray(rows[:, :8]).view(np.uint64)[:, 0]
+    blocks = [np.arange(i, min(i + _BLOCK, len(rows))) for i in range(0, len(rows), _BLOCK)]
+    pairs = list(itertools.combinations_with_replacement(blocks, 2))
+    for one, other in _progress(pairs, len(pairs), "comparing images, pairs of blocks"):
+        candidates = np.bitwise_count(bits[one, None] ^ bits[other]) <= MAX_BITS
+        candidates &= _roots(parent, one)[:, None] != _roots(parent, other)
+        i, j = (np.flatnonzero(candidates.any(axis=axis)) for axis in (1, 0))
+        if not len(i):
+            continue
+        near = candidates[np.ix_(i, j)]
+        near &= _correlated(rows[one[i], 8:], rows[other[j], 8:], near)
+        for k in np.flatnonzero(near.any(axis=1)):
+            _join(parent, np.append(other[j[near[k]]], one[i[k]]))
+    return _roots(parent, np.arange(len(rows)))
+
+
+def _roots(parent: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """The roots of the trees that hold `nodes`; shortens the paths to them in `parent`."""
+    roots = parent[nodes]
+    while ((above := parent[roots]) != roots).any():
+        roots = above
+    parent[nodes] = roots
+    return roots
+
+
+def _join(parent: np.ndarray, nodes: np.ndarray) -> None:
+    """Joins the trees that hold `nodes` under the smallest root."""
+    roots = _roots(parent, nodes)
+    parent[roots] = roots.min()
+
+
+def _correlated(one: np.ndarray, other: np.ndarray, relevant: np.ndarray) -> np.ndarray:
+    """Which thumbnails have a correlation of at least `MIN_CORRELATION`, bool[n m].
+
+    Args:
+      one: uint8[n d].
+      other: uint8[m d].
+      relevant: bool[n m], the pairs for which the result must be exact.
+    """
+    a, b = _standardized(one), _standardized(other)
+    correlation = a @ b.T
+    at_limit = relevant & (np.abs(correlation - MIN_CORRELATION) < _ROUNDING)
+    for i, j in zip(*np.nonzero(at_limit), strict=True):
+        correlation[i, j] = a[i] @ b[j]
+    return correlation >= MIN_CORRELATION
+
+
+def _progress(items: Iterable[Item], total: int, label: str) -> Iterable[Item]:
+    """The items; shows progress if there are many."""
+    return reporting.progress(items, total, label) if total >= _LONG else items
 
 
 def _standardized(thumbnails: np.ndarray) -> np.ndarray:
@@ -207,17 +279,30 @@ def _standardized(thumbnails: np.ndarray) -> np.ndarray:
     return np.where(has_contrast, flat / np.maximum(norms, 1e-6), np.float32(0))
 
 
+def _have_contrast(thumbnails: np.ndarray) -> np.ndarray:
+    """Which thumbnails, uint8[n d], can correlate with others, bool[n]."""
+    starts = range(0, len(thumbnails), _BLOCK)
+    return np.concatenate([_standardized(thumbnails[i : i + _BLOCK]).any(axis=1) for i in starts])
+
+
 def _all_similar(thumbnails: np.ndarray) -> bool:
     """Whether the median image has `NEIGHBORS` similar ones.
 
     The median is over the first 256 images by content hash, which are the same on all machines.
+
+    Args:
+      thumbnails: uint8[n d], in the order of the content hashes.
     """
-    sample = thumbnails[:256] @ thumbnails.T
-    if sample.shape[1] <= NEIGHBORS + 1:
+    count = NEIGHBORS + 1  # the largest correlation is that of an image with itself
+    if len(thumbnails) <= count:
         return False
-    # The largest correlation is that of an image with itself.
-    nth_neighbor = np.partition(sample, -NEIGHBORS - 1, axis=1)[:, -NEIGHBORS - 1]
-    return float(np.median(nth_neighbor)) > SIMILAR
+    sample = _standardized(thumbnails[:256])
+    largest = np.empty((len(sample), 0), np.float32)
+    for start in range(0, len(thumbnails), _BLOCK):
+        block = sample @ _standardized(thumbnails[start : start + _BLOCK]).T
+        largest = np.concatenate([largest, block], axis=1)
+        largest = np.partition(largest, max(largest.shape[1] - count, 0), axis=1)[:, -count:]
+    return float(np.median(largest.min(axis=1))) > SIMILAR
 
 
 def clusters(spec: DataSpec, *, near: bool = True) -> list[str]:
@@ -250,14 +335,7 @@ def near_duplicate_groups(sources: Mapping[str, Source]) -> dict[str, str] | Non
       content hash of each image that has near-duplicates -> smallest content hash of its group;
       None if all images resemble each other, because near-duplicates cannot be recognized then.
     """
-    pairs = near_pairs(fingerprints(sources))
-    if pairs is None:
-        return None
-    groups: dict[str, set[str]] = {}
-    for one, other in pairs:
-        joined = groups.get(one, {one}) | groups.get(other, {other})
-        groups |= dict.fromkeys(joined, joined)
-    return {h: min(group) for h, group in groups.items()}
+    return near_groups(fingerprints(sources))
 
 
 def leaks(train: DataSpec, test: DataSpec) -> list[tuple[Source, Source]]:
