@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,12 +41,14 @@ def test_parameters_in_backticks_become_flags(message: str, expected: str) -> No
     assert cli.with_dashes(message) == expected
 
 
-def launch(workdir: Path, body: str) -> subprocess.CompletedProcess[str]:
-    """Runs an experiment `toy` whose main function has this body."""
-    code = f"from tl import cli\n\ndef main(run):\n    {body}\n\ncli.launch('toy', main)\n"
+def launch(
+    workdir: Path, body: str = "", *, code: str = "", words: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Runs an experiment `toy` whose main function has this body, or other code."""
+    code = code or f"from tl import cli\n\ndef main(run):\n    {body}\n\ncli.launch('toy', main)\n"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(
-        [sys.executable, "-c", code, f"--workdir={workdir}", "--seed=3"],
+        [sys.executable, "-c", code, f"--workdir={workdir}", "--seed=3", *words],
         env=environment,
         capture_output=True,
         text=True,
@@ -65,3 +69,17 @@ def test_a_bug_shows_its_traceback_and_leaves_no_result(tmp_path: Path) -> None:
     run = launch(tmp_path, "raise KeyError('a bug')")
     assert run.returncode != 0 and "Traceback" in run.stderr and "a bug" in run.stderr
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_failed_part_leaves_the_rest_of_the_result_and_status_1(tmp_path: Path) -> None:
+    run = launch(
+        tmp_path,
+        "top1 = run.attempt('robust', lambda: 1 / 0, None); run.finish({'top1': 1.0}, '<p></p>')",
+    )
+    assert run.returncode == 1
+    message = (
+        f"toy: robust failed (division by zero); the rest of the result is in {str(tmp_path)!r}"
+    )
+    assert run.stderr.strip().splitlines()[-1] == message
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result == {"top1": 1.0, "failed": {"robust": "division by zero"}}

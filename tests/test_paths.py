@@ -121,7 +121,7 @@ REST = (".*", FROZEN)
         ([REST], ["every leaf is frozen, so there is nothing to train"]),
         *(
             ([("head/.*", TRAINABLE), (".*", word)], [f"label '{word}' of rule '.*' would train"])
-            for word in ("Frozen", "forzen", "freeze", "frozen*0.1")
+            for word in ("Frozen", "forzen", "freeze", "frozen*0.5", "frozen_body", "fixed", "0")
         ),
         ([], ["no rule covers 'head/bias'"]),
         (  # all at once

@@ -178,3 +178,11 @@ def test_the_table_counts_parameters_rates_and_bytes() -> None:
         ("slow", 1, 15, 0.05, 0.01, "-", 4 * 60),
         (FROZEN, 1, 35, 0.0, 0.0, "-", 140),
     ]
+
+
+def test_a_factor_that_cannot_be_read_is_an_error() -> None:
+    """Without it the group would train at the learning rate of the backbone."""
+    for label in ("slow*.1", "slow*", "slow*1e-1x"):
+        with pytest.raises(ValueError, match="has no factor that can be read: expected a name and"):
+            rules.rate_factors(("head", label), ("stage1",), backbone=0.1)
+    assert rules.rate_factors(("slow*1e-2",), ("stage1",)) == {"slow*1e-2": 0.01}

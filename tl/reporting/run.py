@@ -4,7 +4,8 @@
     metrics.jsonl   one line per step or epoch, flushed at once: a run that dies keeps its lines
     figures/*.png   true pixels; *.webp are animations
     report.html     one self-contained page
-    result.json     last, whole or absent: its presence means that the run finished
+    result.json     last, whole or absent: its presence means that the run finished; "failed" names
+                    optional parts that are missing
 
 Numbers that are not finite have no JSON form and are written as `null`; `finish` names them on
 stderr. This module does not save weights (`tl.training.checkpoints` does). Importing it starts no
@@ -100,16 +101,16 @@ class Run:
         if not path.exists():
             return
         lines = path.read_text(encoding="utf-8").splitlines()
-        kept = []
+        left = []
         for line in lines:
             try:
                 row = json.loads(line)
             except ValueError:
                 continue
             if not repeated(row):
-                kept.append(line)
-        if len(kept) < len(lines):
-            write_whole(path, "".join(f"{line}\n" for line in kept))
+                left.append(line)
+        if len(left) < len(lines):
+            write_whole(path, "".join(f"{line}\n" for line in left))
 
     def check_folder(self, name: str, size: int) -> None:
         """Checks, before hours of work, that files can be written into a folder of the run.
@@ -161,7 +162,7 @@ class Run:
         """The recorded failures in one sentence; "" without any."""
         if not self.failures:
             return ""
-        parts = "; ".join(f"{part} failed ({why})" for part, why in self.failures.items())
+        parts = "; ".join(f"{part} failed ({reason})" for part, reason in self.failures.items())
         return f"{parts}; the rest of the result is in {str(self.workdir)!r}"
 
     def figure(self, name: str, image: Any) -> pathlib.Path:
