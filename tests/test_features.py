@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL
 import pytest
 from safetensors.numpy import save_file
 
@@ -118,10 +119,16 @@ def test_features_of_an_endpoint_are_the_mean_of_its_map(
     np.testing.assert_allclose(
         result.values, expected["stage1"], atol=1e-4 * np.abs(expected["stage1"]).max()
     )
-    with pytest.raises(
-        ValueError, match="toy_mobilenet has no endpoint 'stage99'; nearest: 'stage"
-    ):
-        extract(album[:1], endpoint="stage99")
+
+
+def test_an_unknown_endpoint_is_an_error_before_anything_is_read(
+    album: Any, extract: Extract, tmp_path: Path
+) -> None:
+    message = "toy_mobilenet has no endpoint 'stage99'; nearest: 'stage"
+    for images in ([], album[:1], [tmp_path / "no such file.png"]):
+        with pytest.raises(ValueError, match=message):
+            extract(images, endpoint="stage99")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_no_paths_give_no_features(extract: Extract) -> None:
@@ -207,6 +214,51 @@ def test_everything_that_decides_the_features_changes_the_key(net: Net) -> None:
         features.bank_key(clf, stats),
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_device_precision_and_versions_change_the_key(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the default precision is TF32, so its features differ by 1e-3."""
+    keys = [features.bank_key(*net)]
+    with jax.default_matmul_precision("highest"):
+        keys.append(features.bank_key(*net))
+    for module in (jax, PIL):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "__version__", "0.0.1")
+            keys.append(features.bank_key(*net))
+    assert len(set(keys)) == len(keys)
+    assert features._hardware(net[1]) == ["cpu cpu"]
+    for kind in ("gpu NVIDIA H200", "gpu NVIDIA A100-SXM4-40GB"):
+        monkeypatch.setattr(features, "_hardware", lambda variables, kind=kind: [kind])
+        keys.append(features.bank_key(*net))
+    assert len(set(keys)) == len(keys)
+
+
+def test_rows_of_another_device_are_not_reused(
+    album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = extract(album[:2])
+    monkeypatch.setattr(features, "_hardware", lambda variables: ["gpu NVIDIA H200"])
+    other = extract(album[:2])
+    assert other.reused == 0 and other.bank != one.bank
+
+
+def test_layers_after_the_endpoint_do_not_change_the_key(
+    net: Net, album: Any, extract: Extract
+) -> None:
+    clf, variables = net
+    backbone = dict(variables["params"]["backbone"])
+    backbone["stage2"] = jax.tree.map(lambda leaf: leaf + 1, backbone["stage2"])
+    other = {**variables, "params": {**variables["params"], "backbone": backbone}}
+    for endpoint, same in (("stem", True), ("stage1", True), ("stage2", False), ("top", False)):
+        keys = {features.bank_key(clf, v, endpoint) for v in (variables, other)}
+        assert len(keys) == (1 if same else 2), endpoint
+    one = extract(album[:2], endpoint="stage1")
+    other_bank = {"of": (clf, other), "cache": album[0].parent.parent / "another bank"}
+    again = extract(album[:2], endpoint="stage1", **other_bank)
+    np.testing.assert_array_equal(one.values, again.values)
+    assert again.reused == 0
 
 
 def test_the_head_does_not_change_the_key(net: Net) -> None:

@@ -1,9 +1,11 @@
 """The feature bank: pooled features of images, computed once and kept on disk.
 
-A bank is a folder whose name is a hash of everything that determines the features: the variables of
-the backbone, the preprocessing and the endpoint. In a bank, an image is identified by the SHA-256
-of its file, so a renamed or moved image is found again and a changed one is not. Features are
-appended in shards (`tl.data.shards`), so an interrupted run continues where it stopped.
+A bank is a folder whose name is a hash of everything that determines the features (`bank_key`). In
+a bank, an image is identified by the SHA-256 of its file, so a renamed or moved image is found
+again and a changed one is not. Features are appended in shards (`tl.data.shards`), so an
+interrupted run continues where it stopped.
+
+Banks of an earlier version stay on disk, are not read any more, and can be deleted.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL
 
 from tl import data, pixels
 from tl.data import Skipped, Source, shards
@@ -27,7 +30,7 @@ from tl.paths import cache_dir, digest, nearest
 from tl.types import Array, Variables
 
 # Part of every key: a new format starts new banks.
-BANK_FORMAT = 2
+BANK_FORMAT = 3
 # Images per shard of a bank (chosen, not tuned).
 SHARD = 512
 
@@ -50,22 +53,46 @@ class Features(NamedTuple):
     reused: int
 
 
-def backbone_digest(variables: Variables) -> str:
-    """A hash of all bits of the backbone's parameters and statistics; the head is left out."""
-    return digest({name: tree.get("backbone", {}) for name, tree in variables.items()})
+def prefix_digest(clf: Classifier, variables: Variables, endpoint: str) -> str:
+    """A hash of all bits of the backbone's parameters and statistics up to an endpoint."""
+    stages = clf.spec.endpoints
+    stage = endpoint.partition("/")[0]
+    after = set(stages[stages.index(stage) + 1 :]) if stage in stages else set()
+    backbone = {name: tree.get("backbone", {}) for name, tree in variables.items()}
+    return digest(
+        {
+            name: {layer: leaves for layer, leaves in tree.items() if layer not in after}
+            for name, tree in backbone.items()
+        }
+    )
 
 
 def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") -> str:
-    """The name of a bank: a hash of the backbone, its dtype, the preprocessing and the endpoint."""
+    """The name of a bank: a hash of everything that determines the outputs of an endpoint.
+
+    It covers the backbone up to the endpoint, its dtype, the preprocessing, the kind of device, the
+    precision of products (JAX's default on a GPU is TF32), and the versions of JAX and Pillow. The
+    batch size is not part of it: another one may change the last bits.
+    """
     facts = [
         BANK_FORMAT,
         clf.arch,
         clf.dtype,
-        backbone_digest(variables),
+        prefix_digest(clf, variables, endpoint),
         clf.pixels.as_dict(),
         endpoint,
+        _hardware(variables),
+        str(jax.config.jax_default_matmul_precision),  # type: ignore[attr-defined]
+        jax.__version__,
+        PIL.__version__,
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _hardware(variables: Variables) -> list[str]:
+    """The platforms and kinds of the devices that compute with these variables."""
+    devices = jax.device_put(jax.tree.leaves(variables)[0]).devices()
+    return sorted({f"{device.platform} {device.device_kind}" for device in devices})
 
 
 def extract(
@@ -93,42 +120,71 @@ def extract(
       `Features`, in the order of `paths`.
 
     Raises:
-      ValueError: the network has no such endpoint.
+      ValueError: the network has no such endpoint; nothing was read.
     """
+    width = widths(clf, variables, endpoint)[endpoint]
     bank = (cache or cache_dir()) / "banks" / f"{clf.arch}-{bank_key(clf, variables, endpoint)}"
     bank.mkdir(parents=True, exist_ok=True)
-    hashes = [_identity(path) for path in paths]
-    stored = dict(shards.read(bank, "features"))
-    missing = {h: path for h, path in zip(hashes, paths, strict=True) if h not in stored}
-    reused = sum(h in stored for h in hashes)
+    hashes = [identity(path) for path in paths]
+    path_of = dict(zip(hashes, paths, strict=True))
+    positions: dict[str, list[int]] = {}
+    for i, name in enumerate(hashes):
+        positions.setdefault(name, []).append(i)
+    values, valid = np.zeros((len(hashes), width), np.float32), np.zeros(len(hashes), bool)
+    for name, row in shards.read(bank, "features"):
+        if name in positions:
+            values[positions[name]], valid[positions[name]] = row, True
+    reused = int(valid.sum())
+    names = [name for name, rows in positions.items() if not valid[rows[0]]]
     reasons: dict[str, str] = {}
-    if missing:
+    if names:
         variables = jax.device_put(clf.fold_batch_norm(variables))
         pooled = _pooled(clf, endpoint)
         function = lambda images: pooled(variables, pixels.to_images01(images))
         prepare = functools.partial(pixels.prepare, clf.pixels)
-        names, unwritten = list(missing), {}
+        unwritten: dict[str, np.ndarray] = {}
         for batch in map_sources(
-            function, list(missing.values()), prepare, batch_size=batch_size, progress=progress
+            function,
+            [path_of[name] for name in names],
+            prepare,
+            batch_size=batch_size,
+            progress=progress,
         ):
-            unwritten |= {names[i]: row for i, row in zip(batch.index, batch.values, strict=True)}
-            reasons |= {
-                names[i]: skip.why for i, skip in zip(batch.failed, batch.skipped, strict=True)
-            }
+            for i, row in zip(batch.index, batch.values, strict=True):
+                unwritten[names[i]] = row
+                values[positions[names[i]]], valid[positions[names[i]]] = row, True
+            failed = zip(batch.failed, batch.skipped, strict=True)
+            reasons |= {names[i]: skip.why for i, skip in failed}
             if len(unwritten) >= SHARD:
-                stored |= shards.write(bank, "features", unwritten)
+                shards.write(bank, "features", unwritten)
                 unwritten = {}
-        stored |= shards.write(bank, "features", unwritten)
-    width = next(iter(stored.values())).shape[0] if stored else clf.spec.features
-    blank = np.zeros(width, np.float32)
-    values = np.stack([stored.get(h, blank) for h in hashes]) if hashes else np.zeros((0, width))
+        shards.write(bank, "features", unwritten)
     skipped = tuple(
-        Skipped(str(path), reasons[h])
-        for path, h in zip(paths, hashes, strict=True)
-        if h in reasons
+        Skipped(str(path), reasons[name])
+        for path, name in zip(paths, hashes, strict=True)
+        if name in reasons
     )
-    valid = np.array([h in stored for h in hashes], bool)
-    return Features(values.astype(np.float32, copy=False), valid, skipped, bank, reused)
+    return Features(values, valid, skipped, bank, reused)
+
+
+def widths(clf: Classifier, variables: Variables, *endpoints: str) -> dict[str, int]:
+    """The number of channels of endpoints; without names, of every one, and of "features".
+
+    Raises:
+      ValueError: the network has no such endpoint.
+    """
+    if endpoints == ("features",):
+        return {"features": clf.spec.features}
+    side = max(clf.pixels.size, clf.spec.min_size)
+    blank = jax.ShapeDtypeStruct((1, side, side, len(clf.pixels.mean)), jnp.float32)
+    output = jax.eval_shape(clf.apply, variables, blank)
+    every = {**output.endpoints, "features": output.features}
+    for name in endpoints:
+        if name not in every:
+            raise ValueError(
+                f"{clf.arch} has no endpoint {name!r}; nearest: {nearest(name, every)}"
+            )
+    return {name: every[name].shape[-1] for name in endpoints or every}
 
 
 @functools.cache
@@ -138,17 +194,13 @@ def _pooled(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.
         output = clf.apply(variables, images01)
         if endpoint == "features":
             return output.features
-        if endpoint not in output.endpoints:
-            raise ValueError(
-                f"{clf.arch} has no endpoint {endpoint!r}; "
-                f"nearest: {nearest(endpoint, output.endpoints)}"
-            )
         return jnp.mean(output.endpoints[endpoint].astype(jnp.float32), axis=(1, 2))
 
     return pooled
 
 
-def _identity(path: Source) -> str:
+def identity(path: Source) -> str:
+    """The name of an image in a cache: the hash of its content."""
     try:
         return data.content_hash(path)
     except OSError:

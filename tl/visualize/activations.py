@@ -18,7 +18,6 @@ from tl import data, inference, pixels, reporting
 from tl.data import DataSpec, ImageError, Source
 from tl.inference import features
 from tl.models import Classifier
-from tl.paths import nearest
 from tl.training import inputs
 from tl.types import Array, Variables
 from tl.visualize import exemplars, filters, maps
@@ -41,15 +40,7 @@ def endpoints(clf: Classifier, variables: Variables, names: Sequence[str]) -> li
     Raises:
       ValueError: if the network has no such endpoint. Names the nearest.
     """
-    side = max(clf.pixels.size, clf.spec.min_size)
-    blank = jax.ShapeDtypeStruct((1, side, side, len(clf.pixels.mean)), np.float32)
-    available = [*jax.eval_shape(clf.apply, variables, blank).endpoints, "features"]
-    for name in names:
-        if name not in available:
-            raise ValueError(
-                f"{clf.arch} has no endpoint {name!r}; nearest: {nearest(name, available)}"
-            )
-    return list(dict.fromkeys(names or clf.spec.endpoints))
+    return list(features.widths(clf, variables, *(names or clf.spec.endpoints)))
 
 
 @functools.cache
