@@ -174,7 +174,7 @@ def define_flags() -> None:
     real(
         "bank_gib",
         DEFAULT.bank_gib,
-        "Memory for cached outputs of a frozen prefix, in GiB; 0: none.",
+        "Memory for cached outputs of a frozen prefix, in GiB, over all seeds; 0: none.",
         lower_bound=0.0,
     )
     number(

@@ -354,11 +354,9 @@ def test_training_stops_early_and_returns_the_best_epoch(parts: data.Parts) -> N
     assert result.best is not None and result.best["val_nll"] == min(losses)
     assert "the last 2 epochs were not better on the validation set" in lines[-1]
     clf, plain = network()[0], augment.make_augment("none", size=SIZE)
-    cache = inputs.compute_cache(
-        clf, result.variables, parts.validation, "features", plain, gib=1.0
-    )
-    assert cache is not None
-    logits = np.asarray(clf.apply_head(result.variables, cache.maps[:, 0]))
+    sets = [(parts.validation, plain)]
+    (cache,) = inputs.compute_caches(clf, result.variables, sets, "features", gib=1.0) or []
+    logits = np.asarray(clf.apply_head(result.variables, np.concatenate(cache.outputs)))
     assert metrics.summarize(logits, cache.labels)["nll"] == pytest.approx(min(losses), abs=1e-4)
 
 

@@ -143,6 +143,7 @@ def fit(
             updated_norms |= phase.train_norms
         candidates = [candidate for candidate in (best, result.best) if candidate]
         best = min(candidates, key=lambda epoch: selection_metric(epoch.row), default=None)
+        del phase  # its inputs count in `bank_gib` of the next phase
     if best is not None:
         params, stats = best.params, best.stats
     if recipe.bn == "reestimate" and updated_norms:

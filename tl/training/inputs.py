@@ -8,12 +8,10 @@ replace the other wherever the prefix is frozen and the augmentation has a finit
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from tl import data, inference, pixels
@@ -21,7 +19,7 @@ from tl.data import Batch, DataSpec, Skipped, loader
 from tl.data.augment import Augment
 from tl.data.feed import BatchIterator
 from tl.data.plan import Plan
-from tl.inference import features
+from tl.inference import outputs
 from tl.models import Classifier
 from tl.training.step import Examples
 from tl.types import Variables
@@ -90,20 +88,23 @@ class CachedInputs(NamedTuple):
     """The outputs of a frozen prefix.
 
     Attributes:
-      maps: [n v ...], one output for each of n images and v views of the augmentation.
+      outputs: for each of n images a sequence of v arrays, its outputs in each view of the
+        augmentation. Zeros for an image that could not be read.
       valid: bool[n]; False for an image that could not be read.
       labels: i64[n].
       confidence: f32[n], or None if all are 1.
       augment: the augmentation.
       skipped: the images that could not be read.
+      scale: `(mean, std)` f32[d] by which the batches are standardized, or None.
     """
 
-    maps: np.ndarray
+    outputs: Sequence[Sequence[np.ndarray]]
     valid: np.ndarray
     labels: np.ndarray
     confidence: np.ndarray | None
     augment: Augment
     skipped: tuple[Skipped, ...]
+    scale: tuple[np.ndarray, np.ndarray] | None = None
 
     def training(self, plan: Plan, start: int, key: jax.Array) -> _CachedBatches:
         """Batches with inputs [b ...]: the views that `augment.apply` would take in that step."""
@@ -111,7 +112,7 @@ class CachedInputs(NamedTuple):
 
     def example_input(self) -> np.ndarray:
         """One input of `training`, all zeros: [1 ...]."""
-        return np.zeros((1, *self.maps.shape[2:]), self.maps.dtype)
+        return np.zeros_like(self.outputs[0][0])[None]
 
     def evaluation(self, batch_size: int) -> Iterator[IndexedBatch]:
         """Batches with inputs [b ...], in order, of the first view: the unchanged image."""
@@ -125,95 +126,69 @@ class CachedInputs(NamedTuple):
         valid = (rows >= 0) & self.valid[rows]
         confidence = None if self.confidence is None else self.confidence[rows]
         targets = self.labels[rows].astype(np.int32)
-        return IndexedBatch(Examples(self.maps[rows, views], targets, valid, confidence), rows)
+        maps = np.stack([self.outputs[row][view] for row, view in zip(rows, views, strict=True)])
+        if self.scale is not None:
+            maps = (maps - self.scale[0]) / self.scale[1]
+        return IndexedBatch(Examples(maps, targets, valid, confidence), rows)
 
     def standardized(self, mean: np.ndarray, std: np.ndarray) -> CachedInputs:
-        """Cached features f32[n v d] minus their mean, divided by their standard deviation."""
-        return self._replace(maps=(self.maps - mean[None, None]) / std[None, None])
+        """These inputs with features f32[d] minus `mean`, divided by `std`."""
+        return self._replace(scale=(mean, std))
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation f32[d] of features over all readable images and views."""
+        views = [view for row in np.flatnonzero(self.valid).tolist() for view in self.outputs[row]]
+        zero, n = np.zeros(self.outputs[0][0].shape, np.float64), max(len(views), 1)
+        mean = sum(views, zero) / n
+        variance = sum(((view - mean) ** 2 for view in views), zero) / n
+        return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
-def compute_cache(
+def compute_caches(
     clf: Classifier,
     variables: Variables,
-    spec: DataSpec,
+    sets: Sequence[tuple[DataSpec, Augment]],
     endpoint: str,
-    augment: Augment,
     *,
     gib: float,
     batch_size: int = 32,
     progress: inference.Progress = inference.silent,
-) -> CachedInputs | None:
-    """The outputs of an endpoint for all images and views of a set.
+) -> list[CachedInputs] | None:
+    """The outputs of an endpoint for all images and views of several data sets.
+
+    They stay in memory for later calls, at most `gib` GiB in all (`tl.inference.outputs`).
 
     Args:
       clf, variables: the network; layers after `endpoint` are not used.
-      spec: the set.
+      sets: pairs of a set and its augmentation, all of whose views are computed.
       endpoint: a stage, "features", or "" if nothing is frozen.
-      augment: all of its views are computed.
-      gib: memory limit in GiB.
+      gib: memory limit in GiB, for these outputs and those of earlier calls together.
       batch_size: images per forward pass.
       progress: wraps the batches, to show progress.
 
     Returns:
-      The outputs, in the dtype of the network; None if nothing is frozen, the augmentation does not
-      have a finite number of views, or the outputs need more than `gib`. Pooled features of images
-      without augmentation come from the feature bank on disk.
+      One `CachedInputs` per set, with outputs in the dtype of the network. None if nothing is
+      frozen, an augmentation does not have a finite number of views, or `sets` need more than
+      `gib`.
     """
-    views = augment.views
-    if not endpoint or views is None:
+    counts = [len(augment.views or ()) for _, augment in sets]
+    if not endpoint or not all(counts):
         return None
-    files, targets, confidences = sources(spec), labels(spec), confidence(spec)
-    if endpoint == "features" and len(views) == 1:
-        bank = features.extract(clf, variables, files, batch_size=batch_size, progress=progress)
-        return CachedInputs(
-            bank.values[:, None], bank.valid, targets, confidences, augment, bank.skipped
-        )
-    folded: Any = clf.fold_batch_norm(variables)
-
-    @jax.jit
-    def prefix(variables: Variables, images: jax.Array) -> jax.Array:
-        images01 = pixels.to_images01(images)
-        maps = []
-        for view in views:
-            output = clf.apply(variables, view(images01))
-            maps.append(output.features if endpoint == "features" else output.endpoints[endpoint])
-        return jnp.stack(maps, axis=1)
-
-    side = clf.pixels.size
-    batch_shape = (batch_size, side, side, len(clf.pixels.mean))
-    shape = jax.eval_shape(prefix, folded, jax.ShapeDtypeStruct(batch_shape, jnp.uint8))
-    n = len(spec.examples)
-    if n * math.prod(shape.shape[1:]) * shape.dtype.itemsize > gib * 2**30:
-        return None
-    maps, valid = np.zeros((n, *shape.shape[1:]), shape.dtype), np.zeros(n, bool)
-    computed = _computed_maps(f"{features.bank_key(clf, variables, endpoint)} {augment.words}")
-    for row, source in enumerate(files):
-        if source in computed:
-            maps[row], valid[row] = computed[source], True
-    missing, skipped = np.flatnonzero(~valid), []
-    on_device = jax.device_put(folded)
-    for batch in inference.map_sources(
-        lambda images: prefix(on_device, images),
-        [files[row] for row in missing],
-        clf.prepare,
+    computed = outputs.compute(
+        clf,
+        variables,
+        [outputs.ViewSet(sources(spec), n) for (spec, _), n in zip(sets, counts, strict=True)],
+        endpoint,
+        limit=gib * 2**30,
         batch_size=batch_size,
         progress=progress,
-    ):
-        rows = missing[batch.index]
-        maps[rows], valid[rows] = batch.values, True
-        skipped += batch.skipped
-    computed |= {files[row]: maps[row] for row in missing[valid[missing]]}
-    return CachedInputs(maps, valid, targets, confidences, augment, tuple(skipped))
-
-
-_COMPUTED: dict[str, dict[data.Source, np.ndarray]] = {}
-
-
-def _computed_maps(key: str) -> dict[data.Source, np.ndarray]:
-    """The maps of this process's last cache by image, reused for another split of the same set."""
-    if key not in _COMPUTED:
-        _COMPUTED.clear()
-    return _COMPUTED.setdefault(key, {})
+    )
+    if computed is None:
+        return None
+    return [
+        CachedInputs(rows, valid, labels(spec), confidence(spec), augment, skipped)
+        for (spec, augment), (rows, valid, skipped) in zip(sets, computed, strict=True)
+    ]
 
 
 # ---- batches -------------------------------------------------------------------------------------
@@ -261,7 +236,7 @@ class _CachedBatches(BatchIterator):
     def _next(self) -> IndexedBatch:
         if self._step >= len(self._plan):
             raise StopIteration
-        if self._cache.maps.shape[1] == 1:
+        if len(self._cache.augment.views or ()) == 1:
             views = np.zeros(self._plan.batch_size, np.int32)
         else:
             views = np.asarray(self._choose(self._key, self._step))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -325,29 +325,26 @@ def _inputs(context: FitContext, prefix: str, variables: Variables) -> tuple[Any
     A linear head is trained on standardized features, so that one learning rate suits every
     backbone; `Phase.host` converts it back.
     """
-    recipe, clf, train_set = context.recipe, context.clf, context.train_set
-    validation_set = context.validation_set
-    prefix = "" if recipe.adversary() else prefix
-    n, m = len(train_set.examples), len(validation_set.examples)
-    gib = recipe.bank_gib * n / max(n + m, 1)
-    size: Mapping[str, Any] = {"batch_size": recipe.batch_size}
-    cache = inputs.compute_cache(
-        clf, variables, train_set, prefix, context.augment, gib=gib, **size
-    )
-    if cache is None:
-        workers = feed.auto_workers() if recipe.workers < 0 else recipe.workers
-        images = ImageInputs(clf, train_set, context.augment, workers)
-        return images, images._replace(spec=validation_set), None
+    recipe, clf = context.recipe, context.clf
     plain = augment.make_augment("none", size=clf.pixels.size)
-    validation = inputs.compute_cache(
-        clf, variables, validation_set, prefix, plain, gib=float("inf"), **size
+    caches = inputs.compute_caches(
+        clf,
+        variables,
+        [(context.train_set, context.augment), (context.validation_set, plain)],
+        "" if recipe.adversary() else prefix,
+        gib=recipe.bank_gib,
+        batch_size=recipe.batch_size,
     )
-    assert validation is not None  # its size is not limited
+    if caches is None:
+        workers = feed.auto_workers() if recipe.workers < 0 else recipe.workers
+        images = ImageInputs(clf, context.train_set, context.augment, workers)
+        return images, images._replace(spec=context.validation_set), None
+    train, validation = caches
     if prefix != "features" or heads.kind(clf.head) != "linear":  # type: ignore[arg-type]
-        return cache, validation, None
-    values = cache.maps[cache.valid].reshape(-1, cache.maps.shape[-1])
-    mean, std = values.mean(axis=0), values.std(axis=0) + 1e-6
-    return cache.standardized(mean, std), validation.standardized(mean, std), (mean, std)
+        return train, validation, None
+    mean, std = train.moments()
+    scale = mean, std + np.float32(1e-6)
+    return train.standardized(*scale), validation.standardized(*scale), scale
 
 
 def _standardize(head: Any, scale: Scale) -> Any:

@@ -42,7 +42,8 @@ class Recipe:
       augment: words of `augment.make_augment`, such as "flip,color".
       balance: "none", "weights" (in the loss) or "sampler" (all classes are drawn equally often).
       workers: processes that decode images; 0 uses threads, -1 lets `loader.auto_workers` decide.
-      bank_gib: memory for the cached outputs of a frozen prefix, in GiB; 0 always reads images.
+      bank_gib: memory for the cached outputs of frozen prefixes, in GiB, over all phases and seeds
+        of a process; 0 always reads images.
       save_every: steps between checkpoints, in addition to one at the end of each epoch; 0 for
         none.
       adversarial: "none", or one of `adversarial.METHODS`; the best epoch then has the smallest
