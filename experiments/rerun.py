@@ -99,4 +99,4 @@ def main(run: reporting.Run) -> None:
 
 
 if __name__ == "__main__":
-    cli.launch("rerun", main, define_flags, argument="name")
+    cli.launch("rerun", main, define_flags, arguments=["name"])

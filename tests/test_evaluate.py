@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 from tests import toys
 from tests.toys import toy_zoo  # noqa: F401
 from tl import data, inference, labels, metrics, models, pages, pixels, reporting
-from tl.evaluation import robust, sets
+from tl.evaluation import paired, robust, sets
 from tl.pages import evaluation
 
 CLASSES = ("pug", "bengal", "siamese")
@@ -123,6 +124,16 @@ def test_the_page_has_the_standard_sections(folder: Path) -> None:
         assert heading in page, heading
 
 
+def test_the_predictions_of_all_images_are_saved(result: dict, folder: Path) -> None:
+    (rows,) = paired.read_predictions(folder).values()
+    assert len(rows) == 18
+    assert sum(row.correct for row in rows.values()) == pytest.approx(18 * result["top1"])
+    for image, row in rows.items():
+        assert data.content_hash(row.path) == image
+        assert Path(row.path).parent.name.lower() == row.label
+        assert row.correct == (row.predicted == row.label)
+
+
 def test_top3_is_shown_for_more_than_three_classes_only(result: dict) -> None:
     text = "\n".join(evaluation.lines(result))
     assert "top-3" not in text + evaluation.accuracy_section(result)
@@ -228,6 +239,41 @@ def test_accuracy_under_attack_is_below_clean_accuracy(
     (line,) = evaluation.robust_lines({"now": row})
     assert line.startswith(f"now: {reporting.percent(row['top1'])} ")
     assert "within 8/255 under fgsm" in line
+
+
+def test_robust_accuracy_is_of_all_images_and_of_those_classified_correctly(
+    pets: data.DataSpec, logits: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an attack that succeeds on every third of the images that it may attack."""
+
+    def attack(
+        variables: Any, key: Any, images01: np.ndarray, *_: Any, skip: np.ndarray, **__: Any
+    ):
+        attacked = np.cumsum(~skip) * ~skip
+        return SimpleNamespace(success=(attacked % 3 == 1) & ~skip)
+
+    monkeypatch.setattr(robust, "_attack", lambda *_: attack)
+    labels = logits.argmax(axis=1)
+    labels[:2] = (labels[:2] + 1) % 3  # 16 of 18 images are classified correctly
+    readable = [e for e in pets.examples if "broken" not in str(e.path)]
+    examples = tuple(
+        dataclasses.replace(e, label=int(label)) for e, label in zip(readable, labels, strict=True)
+    )
+    spec = dataclasses.replace(pets, examples=examples, classes=CLASSES)
+    row = robust.robust(*network(), spec, eps=8 / 255)
+    assert (row["n"], row["clean"], row["top1"]) == (18, 16 / 18, 10 / 18)
+    assert row["clean_ci95"] == list(metrics.wilson(16, 18))
+    assert row["top1_of_correct"] == 10 / 16
+    assert row["top1_of_correct_ci95"] == list(metrics.wilson(10, 16))
+    (line,) = evaluation.robust_lines({"now": row})
+    assert "62.5 % (38.6 % to 81.5 %) of those classified correctly without attack" in line
+    assert "62.5 %" in evaluation.robust_section({"now": row})
+    older = {k: v for k, v in row.items() if "of_correct" not in k and k != "clean_ci95"}
+    assert "62.5 %" not in evaluation.robust_section({"now": older})
+    wrong = tuple(dataclasses.replace(e, label=(e.label + 1) % 3) for e in examples[2:])
+    nothing = robust.robust(*network(), dataclasses.replace(spec, examples=wrong), eps=8 / 255)
+    assert nothing["clean"] == 0 and nothing["top1_of_correct"] is None
+    assert list(evaluation.robust_lines({"now": nothing}))
 
 
 def test_arguments_of_an_attack_are_checked(pets: data.DataSpec) -> None:

@@ -16,7 +16,7 @@ import pytest
 import tl
 from tests import toys
 from tl import data, inference, metrics, pages, pixels, reporting
-from tl.evaluation import sets
+from tl.evaluation import paired, sets
 from tl.models import Classifier, Provenance
 
 CLASSES = ("red", "blue", "gray")
@@ -207,6 +207,13 @@ def test_the_accuracy_is_over_labeled_images(
     assert (result["n"], result["labelled"]) == (10, 9)
     assert result["top1"] == correct.mean() and result["top5"] == 1.0
     assert result["top1_ci95"] == list(metrics.wilson(int(correct.sum()), 9))
+    assert result["top5_ci95"] == list(metrics.wilson(9, 9))
+
+
+def test_the_predictions_of_labeled_images_can_be_compared(result: dict, folder: Path) -> None:
+    (rows,) = paired.read_predictions(folder).values()
+    assert len(rows) == 9
+    assert sum(row.correct for row in rows.values()) == pytest.approx(9 * result["top1"])
 
 
 def test_the_top_classes_are_sorted_by_probability(

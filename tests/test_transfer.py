@@ -13,6 +13,7 @@ import pytest
 from tests import toys
 from tests.toys import toy_zoo  # noqa: F401 (a fixture)
 from tl import data, inference, metrics, models, pages, reporting
+from tl.evaluation import paired
 from tl.evaluation import transfer as evaluation
 from tl.evaluation.transfer import TransferSettings, rounds, transfer
 from tl.training.recipe import Recipe
@@ -178,6 +179,8 @@ def test_folds_with_seeds_count_every_image_once(
         expected = np.mean([row[name] for row in calibrated])
         assert test[f"{name}_calibrated"] == pytest.approx(expected, rel=1e-6), name
     assert result["temperature"] == 1.0 and result["temperatures"] == [1, 2, 3, 4, 5, 6]
+    saved = paired.read_predictions(run.workdir)
+    assert [sum(row.correct for row in rows.values()) for rows in saved.values()] == [21, 12]
     html = (run.workdir / "report.html").read_text()
     assert "T = 1.00 to 6.00" in html and "2 seeds" in html
 

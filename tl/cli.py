@@ -69,7 +69,7 @@ def launch(
     name: str,
     main: Callable[[reporting.Run], None],
     *define: Callable[[], None],
-    argument: str = "",
+    arguments: Sequence[str] = (),
     may_change: Sequence[str] = (),
 ) -> None:
     """Parses the flags, opens the run's folder and runs `main`; reports user errors in a sentence.
@@ -80,17 +80,18 @@ def launch(
       name: name of the experiment, such as "predict".
       main: the experiment, called with its run.
       *define: functions that define the experiment's flags, in addition to `define_run_flags`.
-      argument: the flag that an argument without dashes sets, such as "name" for `rerun NAME`.
+      arguments: the flags that arguments without dashes set, in their order, such as "name" for
+        `rerun NAME`.
       may_change: flags that a resumed run may change, because they do not affect its training.
     """
     defined = _define(define_run_flags, *define)
 
-    def work(arguments: list[str]) -> None:
-        if argument and arguments:
-            FLAGS[argument].value = arguments.pop(0)
-        if arguments:
+    def work(words: list[str]) -> None:
+        for flag, word in zip(arguments, words, strict=False):
+            FLAGS[flag].value = word
+        if unexpected := words[len(arguments) :]:
             raise ValueError(
-                f"unexpected argument {arguments[0]!r}; every argument is a flag, such as --seed=1"
+                f"unexpected argument {unexpected[0]!r}; every argument is a flag, such as --seed=1"
             )
         use_compile_cache()
         values = {flag: FLAGS[flag].value for flag in defined}

@@ -84,8 +84,10 @@ def robust(
       seed: seed of the attack's random numbers.
 
     Returns:
-      JSON-ready numbers: `attack`, `norm`, `eps`, `n`, accuracy without (`clean`) and under attack
-      (`top1`, `top1_ci95`).
+      JSON-ready numbers: `attack`, `norm`, `eps`, `n`, and three shares with Wilson's intervals
+      (`clean_ci95`, ...): `clean`, the accuracy without attack; `top1`, the accuracy under attack,
+      a share of all images; and `top1_of_correct`, the same as a share of the images that are
+      correct without attack, None if there are none.
 
     Raises:
       ValueError: as `check_robust`.
@@ -107,7 +109,7 @@ def robust(
         class_mask = goals.class_mask(labels[:, None].tolist(), k)
         images01 = pixels.to_images01(batch.images)
         logits = np.asarray(inference.forward(clf)(variables, images01))
-        correct = (logits.argmax(axis=1) == labels) & batch.valid
+        correct = metrics.topk_correct(logits, labels, 1) & batch.valid
         key = jax.random.fold_in(jax.random.key(seed), n)
         result = attack(variables, key, images01, class_mask, eps=eps, skip=~correct)
         n, clean = n + int(batch.valid.sum()), clean + int(correct.sum())
@@ -121,8 +123,11 @@ def robust(
         "eps": eps,
         "n": n,
         "clean": clean / n,
+        "clean_ci95": list(metrics.wilson(clean, n)),
         "top1": robust / n,
         "top1_ci95": list(metrics.wilson(robust, n)),
+        "top1_of_correct": robust / clean if clean else None,
+        "top1_of_correct_ci95": list(metrics.wilson(robust, clean)),
     }
 
 

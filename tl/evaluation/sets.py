@@ -15,6 +15,7 @@ import numpy as np
 
 from tl import data, inference, metrics, reporting
 from tl.data import DataSpec
+from tl.evaluation import paired
 from tl.inference import Predictions, features
 from tl.models import Classifier, heads
 from tl.training import inputs
@@ -121,7 +122,7 @@ def evaluation_result(
     """The result of `evaluate`: a classifier on a data set, its classes matched by name.
 
     Args:
-      run: receives the hardest images as figures.
+      run: receives the predictions, and the hardest images as figures.
       clf, variables: the network.
       spec: the test set.
       temperature: the network's, fitted on held-out images; 1 if unknown.
@@ -139,6 +140,8 @@ def evaluation_result(
         raise ValueError(
             f"none of the {len(spec.examples)} images of {spec.name} can be read; run doctor on it"
         )
+    passes = {int(run.config.get("seed") or 0): predicted}
+    run.attempt("predictions", lambda: paired.save_predictions(run, clf, passes), None)
     return {
         "arch": clf.arch,
         "data": spec.name,
@@ -157,8 +160,8 @@ def predictions_result(
     """The result of `predict`.
 
     Args:
-      run: receives images as figures: at most `PAGE_IMAGES`, the lowest probabilities of a label
-        first.
+      run: receives the predictions, and images as figures: at most `PAGE_IMAGES`, the lowest
+        probabilities of a label first.
       clf: the network.
       predicted: its predictions for files.
       k: classes per image.
@@ -177,6 +180,8 @@ def predictions_result(
     if not n:
         reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in predicted.skipped[:3])
         raise ValueError(f"none of the {len(predicted.skipped)} images can be read ({reasons})")
+    passes = {int(run.config.get("seed") or 0): predicted}
+    run.attempt("predictions", lambda: paired.save_predictions(run, clf, passes), None)
     labeled = np.flatnonzero(labels >= 0)
     result: dict[str, Any] = {
         "n": n,

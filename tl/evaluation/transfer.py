@@ -19,7 +19,7 @@ import numpy as np
 from tl import data, inference, labels, metrics, models, paths, reporting
 from tl.data import DataSpec
 from tl.data.augment import make_augment
-from tl.evaluation import sets
+from tl.evaluation import paired, sets
 from tl.evaluation.before import check_parts, check_sizes, drop_repeated
 from tl.evaluation.robust import check_robust, robust_rows
 from tl.models import Classifier, heads
@@ -320,6 +320,9 @@ def transfer(
         digests = (frozen_digest(v, first.fitted) for v in (saved, first.variables))
         return len(set(digests)) == 1
 
+    predictions = {one.seed: one.tested for one in all_passes}
+    save = lambda: paired.save_predictions(run, clf, predictions)
+    run.attempt("predictions", save, None)
     run.attempt("model", describe_model, None)
     outcome["frozen_unchanged"] = run.attempt("frozen_unchanged", compare_frozen, None)
     if settings.robust_eps:  # can take an hour

@@ -30,6 +30,7 @@ from tl.pages import (
     quickstart,
     remeasured,
     training,
+    versus,
 )
 from tl.pages.common import Page, failed_section
 
@@ -52,6 +53,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "quickstart": quickstart.page,
     "rerun": remeasured.page,
     "transfer": training.page,
+    "versus": versus.page,
 }
 """Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""
 

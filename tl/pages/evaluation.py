@@ -153,22 +153,39 @@ def robust_section(robust: Mapping[str, Mapping[str, Any]]) -> Html:
     ]
     row = next(iter(robust.values()))
     text = (
-        f"Share of the {row['n']} test images that stay correctly classified when the attack may "
+        f"Share of all {row['n']} test images that stay correctly classified when the attack may "
         f"change each value by up to {255 * row['eps']:g}/255: {row['attack']}. A stronger attack "
         "can only lower this share."
     )
-    return reporting.section("Accuracy under attack", reporting.intervals(bars), text=text)
+    table = reporting.table(
+        [(CLASSIFIERS[when], *_robust_shares(row)) for when, row in robust.items()],
+        ("classifier", "without attack", "under attack", "of those classified correctly"),
+        caption="With 95 % intervals",
+    )
+    return reporting.section("Accuracy under attack", reporting.intervals(bars), table, text=text)
 
 
 def robust_lines(robust: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """The same figures as text, one line per classifier."""
     for when, row in robust.items():
+        clean, _, of_correct = _robust_shares(row)
         low, high = map(percent, row["top1_ci95"])
         yield (
             f"{when}: {percent(row['top1'])} (95 % interval {low} to {high}) within "
-            f"{255 * row['eps']:g}/255 under {row['attack']}; {percent(row['clean'])} without "
-            "attack"
+            f"{255 * row['eps']:g}/255 under {row['attack']}; {clean} without attack"
+            + (f"; {of_correct} of those classified correctly without attack" * bool(of_correct))
         )
+
+
+def _robust_shares(row: Mapping[str, Any]) -> list[str]:
+    """Accuracy without attack, under attack, and under attack of those correct without it.
+
+    Results of older versions lack the last one; it is also empty if no image is correct.
+    """
+    names = ("clean", "top1", "top1_of_correct")
+    return [
+        "" if row.get(name) is None else common.share_with_interval(row, name) for name in names
+    ]
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -180,7 +180,8 @@ def arguments(claim: Claim, values: Mapping[str, str]) -> list[str]:
     Raises:
       ValueError: if a placeholder has no value.
     """
-    command = re.sub(r"\b[A-Z]{4,}\b|\bDIR\b", lambda m: values.get(m[0], m[0]), claim["command"])
+    names = r"\b(?:[A-Z]{4,}|DIR|RUN_[AB])\b"
+    command = re.sub(names, lambda m: values.get(m[0], m[0]), claim["command"])
     missing = placeholders(command) - set(values)
     if missing:
         raise ValueError(
@@ -191,8 +192,8 @@ def arguments(claim: Claim, values: Mapping[str, str]) -> list[str]:
 
 
 def placeholders(command: str) -> set[str]:
-    """The placeholders of a command for the user's paths: some of `DATA`, `DIR`, `FILE`, `TEST`."""
-    return set(re.findall(r"(?<![\w/.])(?:DATA|DIR|FILE|TEST)(?![\w.])", command))
+    """The placeholders for the user's paths: some of DATA, DIR, FILE, TEST, RUN_A and RUN_B."""
+    return set(re.findall(r"(?<![\w/.])(?:DATA|DIR|FILE|TEST|RUN_[AB])(?![\w.])", command))
 
 
 def read(result: Any, path: Sequence[Any]) -> Any:

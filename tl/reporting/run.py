@@ -3,6 +3,7 @@
     config.json     at the start: flags, versions, git commit, device, seed
     metrics.jsonl   one line per step or epoch, flushed at once: a run that dies keeps its lines
     figures/*.png   true pixels; *.webp are animations
+    predictions.csv the predicted class of each test image (transfer, evaluate, predict)
     report.html     one self-contained page
     result.json     last, whole or absent: its presence means that the run finished; "failed" names
                     optional parts that are missing
@@ -266,8 +267,8 @@ def start(
       workdir: the folder, created if missing; None or "" means `runs/NAME/<time>`.
       config: all flags, name -> value; `config["seed"]`, if present, is recorded as the run's seed.
       resume: whether to append to an older `metrics.jsonl` instead of removing it. An older
-        `result.json` and `report.html` are always removed, so that a failed run does not show the
-        results of an older one; `figures/` is kept.
+        `result.json`, `report.html` and `predictions.csv` are always removed, so that a failed run
+        does not show the results of an older one; `figures/` is kept.
 
     Raises:
       ValueError: the folder cannot be created or written.
@@ -299,7 +300,8 @@ def start(
     described = jsonable(described)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in ("result.json", "report.html") + (() if resume else ("metrics.jsonl",)):
+        results = ("result.json", "report.html", "predictions.csv")
+        for stale in results + (() if resume else ("metrics.jsonl",)):
             (folder / stale).unlink(missing_ok=True)
         write_whole(folder / "config.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
     except OSError as error:
