@@ -15,6 +15,7 @@ and endpoint that is not yet in the bank; nothing is computed twice.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from absl import flags
@@ -67,7 +68,8 @@ def main(run: reporting.Run) -> None:
         result["data"] = data_set.name
     if images:
         options = {"topk": FLAGS.topk, "data_set": data_set, "batch_size": FLAGS.batch_size}
-        result |= activations.show(run, clf, variables, images, names, **options)
+        show = functools.partial(activations.show, run, clf, variables, images, names, **options)
+        result |= run.attempt("shown", show, {}) if data_set else show()
         result["skipped"] = result["skipped"] + images.skipped
     report = pages.finish(run, result)
 

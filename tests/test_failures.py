@@ -64,11 +64,11 @@ def finish(run: reporting.Run, result: dict[str, Any]) -> dict[str, Any]:
     [
         (
             {"robust_attack": "cw"},
-            "`robust_attack=cw` cannot test 2 classes in Linf .*expected one of l2",
+            "`robust_attack=cw` cannot test a network with 2 classes in Linf .*expected one of l2",
         ),
         (
             {"robust_attack": "apgd_dlr"},
-            "`robust_attack=apgd_dlr` cannot test 2 classes in Linf .*at least 3 classes",
+            "`robust_attack=apgd_dlr` cannot test a network with 2 classes .*at least 3 classes",
         ),
         ({"recipe": dataclasses.replace(RECIPE, augment="crop")}, "`tta` needs an augmentation"),
         (

@@ -260,6 +260,9 @@ def evaluate_transfer(
     """
     names, everyone = [network.name for network in networks], range(len(networks))
     k = len(inference.class_table(networks[0].clf))
+    goal, norm = goals.get("untargeted", LOSS), norms.get(settings.norm)
+    search = attacks.get(settings.attack)(steps=settings.steps, early_stop=False)
+    attacks.check(search, norm=norm, goal=goal, classes=k)
     logits = [resizing_logits(network) for network in networks]
     variables = tuple(network.variables for network in networks)
 
@@ -287,6 +290,11 @@ def evaluate_transfer(
         joint = make_joint([j for j in everyone if j != i], "log_probability", label)
         others.append(errors(joint, label).networks[i])
     adaptive = errors(make_joint(list(everyone), "logits", TOGETHER), TOGETHER)
+
+    def save_figures() -> list[Any]:
+        rows = range(len(images.paths))[:PAGE_IMAGES]
+        return [_save_figures(run, networks, images, adversarial, i) for i in rows]
+
     return TransferEvaluation(
         names,
         settings,
@@ -297,10 +305,7 @@ def evaluate_transfer(
         np.stack(others),
         adaptive,
         labeled,
-        [
-            _save_figures(run, networks, images, adversarial, i)
-            for i in range(len(images.paths))[:PAGE_IMAGES]
-        ],
+        run.attempt("figures", save_figures, []),
     )
 
 

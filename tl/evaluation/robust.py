@@ -24,13 +24,13 @@ GOAL = goals.get("untargeted", "margin")
 
 
 def check_robust(
-    robust_eps: float, robust_attack: str, robust_queries: int = 0, *, classes: int = 10
+    robust_eps: float, robust_attack: str, robust_queries: int = 0, *, classes: int | None = None
 ) -> None:
     """Checks the arguments of `robust` before hours of training.
 
     Args:
       robust_eps, robust_attack, robust_queries: as `eps`, `method` and `queries` of `robust`.
-      classes: number of classes of the network; the default is enough for every attack.
+      classes: number of classes of the network; None if it is not known yet.
 
     Raises:
       ValueError: `robust_eps` is outside [0, 1]; `robust_queries` is set for an attack that does
@@ -48,14 +48,15 @@ def check_robust(
         )
     if not robust_eps:
         return
-    try:
-        attacks.check(
-            _search(robust_attack, robust_queries), norm=norms.LINF, goal=GOAL, classes=classes
-        )
+    search, network = _search(robust_attack, robust_queries), "a network"
+    if classes is not None:
+        network = f"a network with {classes} classes"
+    try:  # 10 classes are enough for every attack
+        attacks.check(search, norm=norms.LINF, goal=GOAL, classes=classes or 10)
     except ValueError as error:
         raise ValueError(
-            f"`robust_attack={robust_attack}` cannot test {classes} classes in Linf ({error}); use "
-            "pgd or autoattack"
+            f"`robust_attack={robust_attack}` cannot test {network} in Linf ({error}); use pgd or "
+            "autoattack"
         ) from None
 
 

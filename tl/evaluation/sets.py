@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -205,14 +206,22 @@ def predictions_result(
         | ({"label": {"index": int(label), "name": name(label)}} if label >= 0 else {})
         for path, p, label in zip(predicted.paths, probabilities, labels, strict=True)
     ]
-    images = {i: clf.prepare(data.decode(predicted.paths[i])) for i in order[:PAGE_IMAGES].tolist()}
+    rows = order[:PAGE_IMAGES].tolist()
+    result["shown"] = run.attempt("shown", lambda: _save_images(run, clf, predicted, rows), [])
+    return result
+
+
+def _save_images(
+    run: reporting.Run, clf: Classifier, predicted: Predictions, rows: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Saves images as figures and on one contact sheet; rows `{"row", "figure"}`."""
+    images = {i: clf.prepare(data.decode(predicted.paths[i])) for i in rows}
     sheet = reporting.contact_sheet(list(images.values())[:24], columns=6)
     run.figure("photographs", sheet)
-    result["shown"] = [
-        {"row": i, "figure": run.relative(run.figure(predicted.paths[i].stem, image))}
+    return [
+        {"row": i, "figure": run.relative(run.figure(Path(str(predicted.paths[i])).stem, image))}
         for i, image in images.items()
     ]
-    return result
 
 
 def hardest_images(clf: Classifier, predicted: Predictions, n: int = 12) -> list[dict[str, Any]]:

@@ -117,7 +117,7 @@ class Run:
         """Checks, before hours of work, that files can be written into a folder of the run.
 
         Args:
-          name: name of the folder, such as "model"; it is created.
+          name: name of the folder, such as "model".
           size: bytes that will be written.
 
         Raises:
@@ -128,7 +128,9 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / ".check", "")
             (folder / ".check").unlink()
-            free = shutil.disk_usage(folder).free
+            if not any(folder.iterdir()):
+                folder.rmdir()
+            free = shutil.disk_usage(self.workdir).free
         except OSError as error:
             raise ValueError(
                 f"cannot write into {str(folder)!r} ({error.strerror}); give another `workdir`"
