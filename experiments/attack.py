@@ -18,6 +18,8 @@ passes per image, fewer if the attack stops at the first success, and the sanity
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 
 from tl import attacks, cli, inference, pages, reporting
@@ -135,14 +137,16 @@ def main(run: reporting.Run) -> None:
         only=FLAGS.only,
         limit=FLAGS.limit,
     )
-    result = evaluation.json() | {"facts": common.weights_facts(clf)}
+    result: dict[str, Any] = evaluation.json() | {"facts": common.weights_facts(clf)}
     page = pages.finish(run, result)
     for row in evaluation.by_eps:
         low, high = map(reporting.percent, row.success_ci95)
         print(
             f"eps {row.name}: {reporting.percent(row.success_rate)} of {result['clean_correct']} "
             f"succeed ({low} to {high}), accuracy under attack "
-            f"{reporting.percent(row.robust_accuracy)}"
+            f"{reporting.percent(row.robust_accuracy)} of all {result['n']}, "
+            f"{reporting.percent(result['robust_accuracy_of_correct'][row.name])} of those "
+            "classified correctly"
         )
     print(*evaluation.checks, page, sep="\n")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import toys
-from tl import cli, data, inference, pages, reporting
+from tl import cli, data, inference, metrics, pages, reporting
 from tl.evaluation import attack_settings, attacked
 from tl.evaluation.attack_settings import AttackSettings
 
@@ -117,6 +117,15 @@ def test_images_that_are_misclassified_without_an_attack_are_not_successes(
     labels[[1, 3]] = (labels[[1, 3]] + 1) % CLASSES
     result = evaluate(run, images, SHORT(eps=(0.0,)), labels=labels)
     assert (result["n"], result["clean_correct"]) == (COUNT, COUNT - 2)
+    # Both conventions: a share of all images, and of those classified correctly.
+    assert result["clean_ci95"] == list(metrics.wilson(COUNT - 2, COUNT))
+    assert result["robust_accuracy"]["0/255"] == (COUNT - 2) / COUNT
+    assert result["robust_accuracy_of_correct"]["0/255"] == 1.0
+    of_correct = list(metrics.wilson(COUNT - 2, COUNT - 2))
+    assert result["robust_accuracy_of_correct_ci95"]["0/255"] == of_correct
+    assert result["after"]["0/255"]["as they are"]["accuracy_ci95"] == of_correct
+    page = (run.workdir / "report.html").read_text()
+    assert "100 % (43.9 % to 100 %)" in page
     assert result["wrong_before"] == [str(images.paths[i]) for i in (1, 3)]
     assert result["success_rate"]["0/255"] == 0
     assert result["robust_accuracy"]["0/255"] == (COUNT - 2) / COUNT

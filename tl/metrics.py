@@ -47,6 +47,17 @@ def wilson(correct: int, n: int, *, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, min(p, float(center - half))), min(1.0, max(p, float(center + half)))
 
 
+def share(name: str, true: np.ndarray) -> dict[str, Any]:
+    """The share of true values in bool[n], n at least 1: `{name, name_ci95}` (`wilson`).
+
+    Example:
+      >>> share("top1", np.array([True, True]))
+      {'top1': 1.0, 'top1_ci95': [0.34..., 1.0]}
+    """
+    bounds = wilson(int(true.sum()), len(true))
+    return {name: float(true.mean()), f"{name}_ci95": list(bounds)}
+
+
 def topk_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Whether the label is among the k highest scores; ties and NaN count against the label.
 
@@ -396,10 +407,8 @@ def summarize(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     ]
     return {
         "n": n,
-        "top1": float(in_top1.mean()),
-        "top1_ci95": list(wilson(int(in_top1.sum()), n)),
-        "top3": float(in_top3.mean()),
-        "top3_ci95": list(wilson(int(in_top3.sum()), n)),
+        **share("top1", in_top1),
+        **share("top3", in_top3),
         "balanced": float(np.mean([recall for recall, *_ in recalls])),
         "balanced_ci95": list(mean_interval(recalls)),
         "nll": float(-log_p[np.arange(n), labels].mean()),

@@ -25,6 +25,7 @@ from tl.evaluation.attack_settings import (
     make_search,
 )
 from tl.evaluation.postprocessing import POSTPROCESSING
+from tl.evaluation.robust import of_correct
 from tl.models import Classifier
 from tl.types import Variables
 
@@ -73,7 +74,7 @@ class EpsEvaluation(NamedTuple):
       success_rate: share of m, with its 95 % Wilson interval `success_ci95`.
       robust_accuracy: share of n, with its 95 % Wilson interval `robust_ci95`.
       distance: name -> f64[m], distance from the clean image.
-      after: postprocessing -> success rate and accuracy of the m images after it.
+      after: postprocessing -> success rate and accuracy of the m images after it, and intervals.
       equal_calls: whether two calls of the network gave equal logits.
       equal_files: whether the files hold exactly the attack's images.
     """
@@ -90,7 +91,7 @@ class EpsEvaluation(NamedTuple):
     robust_accuracy: float
     robust_ci95: list[float]
     distance: dict[str, np.ndarray]
-    after: dict[str, dict[str, float]]
+    after: dict[str, dict[str, Any]]
     equal_calls: bool
     equal_files: bool
 
@@ -126,6 +127,7 @@ class AttackEvaluation(NamedTuple):
             "arch": self.clf.arch,
             "n": self.selection.n,
             "clean_correct": len(self.selection.paths),
+            "clean_ci95": list(metrics.wilson(len(self.selection.paths), self.selection.n)),
             "wrong_before": self.selection.misclassified,
             "attack": self.settings.attack,
             "norm": self.settings.norm,
@@ -135,6 +137,7 @@ class AttackEvaluation(NamedTuple):
             "success_ci95": of_each("success_ci95"),
             "robust_accuracy": of_each("robust_accuracy"),
             "robust_ci95": of_each("robust_ci95"),
+            **of_correct(of_each("robust_accuracy"), self.selection.n, len(self.selection.paths)),
             "after": of_each("after"),
             "steps": {e.name: int(e.steps.sum()) for e in self.by_eps},
             "images": rows,
@@ -297,8 +300,8 @@ def _evaluate(
     for process_name, process in POSTPROCESSING.items():
         processed = inference.predict_logits(clf, variables, pixels.to_images01(process(saved)))
         after[process_name] = {
-            "success": float(np.mean(succeeds(processed))),
-            "accuracy": float(np.mean(processed.argmax(axis=1) == selection.labels)),
+            **metrics.share("success", succeeds(processed)),
+            **metrics.share("accuracy", processed.argmax(axis=1) == selection.labels),
         }
     m, originals = len(files), pixels.to_images01(selection.images)
     return EpsEvaluation(

@@ -136,9 +136,7 @@ def _figures(logits: np.ndarray, labels: np.ndarray | None) -> dict[str, Any]:
         "information": float(entropy(p.mean(axis=0)) - entropy(p).mean()),
     }
     if labels is not None:
-        correct = metrics.topk_correct(logits, labels, 1)
-        row["top1"] = float(correct.mean())
-        row["top1_ci95"] = list(metrics.wilson(int(correct.sum()), len(correct)))
+        row |= metrics.share("top1", metrics.topk_correct(logits, labels, 1))
     return row
 
 

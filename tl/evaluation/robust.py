@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -172,6 +172,26 @@ def _search(method: str, queries: int) -> attacks.Search | Sequence[attacks.Sear
         {"steps": CHECK_STEPS} if method == "pgd" else {"queries": queries} if queries else {}
     )
     return attacks.get(method)(**arguments)
+
+
+def of_correct(robust_accuracy: Mapping[str, float], n: int, m: int) -> dict[str, Any]:
+    """Accuracy under attack as a share of the images that are correct without attack.
+
+    Args:
+      robust_accuracy: eps -> accuracy under attack, a share of all n images.
+      n: number of images.
+      m: number of images that are correct without attack, at least 1.
+
+    Returns:
+      "robust_accuracy_of_correct" and "robust_accuracy_of_correct_ci95" (Wilson), each by eps.
+    """
+    counts = {eps: round(share * n) for eps, share in robust_accuracy.items()}
+    return {
+        "robust_accuracy_of_correct": {eps: count / m for eps, count in counts.items()},
+        "robust_accuracy_of_correct_ci95": {
+            eps: list(metrics.wilson(count, m)) for eps, count in counts.items()
+        },
+    }
 
 
 @functools.cache

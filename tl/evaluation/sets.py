@@ -196,8 +196,7 @@ def predictions_result(
         result["labelled"] = len(labeled)
         for rank in (1, 5):
             correct = metrics.topk_correct(predicted.logits[labeled], labels[labeled], rank)
-            result[f"top{rank}"] = float(correct.mean())
-            result[f"top{rank}_ci95"] = list(metrics.wilson(int(correct.sum()), len(correct)))
+            result |= metrics.share(f"top{rank}", correct)
         of_label = np.where(labels >= 0, probabilities[np.arange(n), labels], 1.0)
         order = np.argsort(of_label, kind="stable")
     name = inference.class_table(clf).display

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from tl import reporting
-from tl.pages.common import Page, figure
+from tl.pages.common import Page, figure, share_with_interval
 from tl.reporting import Html
 
+OF_CORRECT = "robust_accuracy_of_correct"
 MEASURES = ("linf", "l2", "l1", "psnr", "ssim", "lpips")
 # Titles for keys of `result["checks"]`; other keys are their own titles.
 CHECK_TITLES = {
@@ -61,14 +62,18 @@ def _rates(result: Mapping[str, Any]) -> Html:
         bounds = " to ".join(map(reporting.percent, result["robust_ci95"][eps]))
         medians = [f"{np.median(values):.4g}" for values in _distances(result, eps).values()]
         steps = result["steps"][eps] / result["clean_correct"]
-        rows.append([eps, f"{accuracy} ({bounds})", *medians, f"{steps:.1f}"])
+        row = {key: result.get(key, {}).get(eps) for key in (OF_CORRECT, f"{OF_CORRECT}_ci95")}
+        of_correct = "" if row[OF_CORRECT] is None else share_with_interval(row, OF_CORRECT)
+        rows.append([eps, f"{accuracy} ({bounds})", of_correct, *medians, f"{steps:.1f}"])
     measures = [f"median {name}" for name in _distances(result, next(iter(result["steps"])))]
-    header = ["eps", "accuracy under attack", *measures, "steps per image"]
+    accuracies = ["accuracy under attack", "of those classified correctly"]
+    header = ["eps", *accuracies, *measures, "steps per image"]
     goal = result.get("target") or "anything but the true class"
     text = (
         f"The network classifies {result['clean_correct']} of {result['n']} images correctly "
         f"without an attack. An attack succeeds if one of these is classified as {goal}. Accuracy "
-        f"under attack is a share of all {result['n']} images. Distances to the original are in "
+        f"under attack is a share of all {result['n']} images, and the next column a share of the "
+        f"{result['clean_correct']}. Distances to the original are in "
         "[0, 1] pixel units."
     )
     return reporting.section(
