@@ -264,6 +264,19 @@ def test_a_step_that_is_not_finite_does_not_skip_the_validation_of_its_epoch(
     assert abs(resumed.history[0]["loss"] / whole.history[0]["loss"] - 1) < 0.3
 
 
+def test_a_resumed_run_reports_all_steps_and_all_skipped_images(
+    parts: data.Parts, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    broken = dataclasses.replace(parts.train.examples[0], path=tmp_path / "broken.png")
+    train = dataclasses.replace(parts.train, examples=(*parts.train.examples, broken))
+    parts, recipe = parts._replace(train=train), dataclasses.replace(RECIPE, bank_gib=0.0)
+    whole = run(parts, recipe, folder=tmp_path / "checkpoints")
+    resumed = run(parts, recipe, folder=tmp_path / "checkpoints")
+    assert len(whole.skipped) == 1 and whole.steps == 9
+    assert (resumed.steps, resumed.skipped) == (whole.steps, whole.skipped)
+
+
 def test_of_equally_good_epochs_the_first_is_the_best_after_a_resume_too(
     parts: data.Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

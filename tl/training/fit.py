@@ -43,9 +43,10 @@ class FitResult(NamedTuple):
       updated_norms: layers whose BatchNorm statistics were updated.
       groups: `rules.table` of the last phase with gradient steps; otherwise empty.
       source: the inputs of the last phase: "images" or "cached STAGE".
-      steps, images: number of steps, and of images in them, without padding.
-      seconds, seconds_waiting: time of the training loops without compilation, and the part without
-        a batch.
+      steps: number of steps, with those before a resume.
+      images: number of images, without padding, in the steps of this process.
+      seconds, seconds_waiting: time of these steps without compilation, and the part without a
+        batch.
       skipped: images that could not be read.
       probe: the probe that the head started from or consists of; None without one.
     """

@@ -27,7 +27,10 @@ class Best(NamedTuple):
 
 
 class PhaseResult(NamedTuple):
-    """A completed phase, with the fields of `fit.FitResult`; `state` is None for a probe."""
+    """A completed phase, with the fields of `fit.FitResult`; `state` is None for a probe.
+
+    After a resume, `seconds` and `images` are of this process; all others are of the whole phase.
+    """
 
     state: step.TrainState | None
     history: list[dict[str, Any]]
@@ -46,6 +49,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
       ValueError: a loss or gradient that is not finite, after the last finite state is saved.
     """
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
+    skipped: tuple[Skipped, ...] = ()  # before this process
     epoch: dict[str, float] = {}  # sums over the steps of this epoch, and their number, "steps"
     mesh = devices.mesh()
     if number and (scores := validate(phase, state)):  # the phase before may remain the best
@@ -70,8 +74,9 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                 )
                 if epoch:  # a checkpoint of an older version has no number of steps
                     epoch.setdefault("steps", first % plan.steps_per_epoch)
+                skipped = tuple(Skipped(*row) for row in position.get("skipped", ()))
                 if position["done"]:
-                    return PhaseResult(state, history, best)
+                    return PhaseResult(state, history, best, steps=first, skipped=skipped)
         context.resumed(phase.name, first)
         last_saved = first
 
@@ -85,6 +90,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                     "history": history,
                     "stale": stale,
                     "done": final,
+                    "skipped": [list(skip) for skip in (*skipped, *source.skipped)],
                 }
                 store.save(step, _without_frozen(state), position=position, metrics=scores)
                 last_saved = step
@@ -162,9 +168,9 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                     "epochs were not better on the validation set"
                 )
                 break
-        skipped = tuple(source.skipped)
+        skipped = tuple(dict.fromkeys((*skipped, *source.skipped)))
         seconds, waiting = time.monotonic() - start, batches.seconds_waiting
-    return PhaseResult(state, history, best, seconds, waiting, images, steps_done - first, skipped)
+    return PhaseResult(state, history, best, seconds, waiting, images, steps_done, skipped)
 
 
 def _same_plan(plan: Plan, saved: Mapping[str, Any]) -> None:
