@@ -42,7 +42,12 @@ def define_flags() -> None:
     number, real = flags.DEFINE_integer, flags.DEFINE_float
     # ---- data
     text("data", None, f"Data set: {', '.join(data.names())}.", required=True)
-    text("test_data", "", "Separate test set, in the form of --data. Default: a part of --data.")
+    text(
+        "test_data",
+        "",
+        "Separate test set, in the form of --data. A test part of --data is then unused. Default: "
+        "a part of --data.",
+    )
     real(
         "test_fraction",
         0.25,

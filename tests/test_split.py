@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import importlib
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +26,7 @@ from tl.data import (
     DataSpec,
     Example,
     Split,
+    describe_parts,
     divide,
     duplicates,
     folder,
@@ -450,6 +456,190 @@ def test_a_validation_fraction_of_one_is_an_error(pets: Path) -> None:
         divide(folder(pets), validation_fraction=1.0, seed=0)
 
 
+# ---- duplicates across parts ----
+
+# Official parts of the images of a data set; "" leaves the part to `tl`.
+PART_SETS = [
+    [""],
+    ["train", "validation"],
+    ["train", "test"],
+    ["train", "validation", "test"],
+    ["", "test"],
+    ["", "validation", "test"],
+    ["", "train", "validation"],
+]
+
+
+def group_name(example: Example) -> str:
+    return Path(str(example.path)).name.partition(" ")[0]
+
+
+@st.composite
+def grouped_sets(draw: st.DrawFn) -> DataSpec:
+    """A data set of files "GROUP NUMBER" that do not exist: random labels, parts and groups."""
+    names, kind = draw(st.sampled_from(PART_SETS)), draw(st.sampled_from(list(Split)))
+    row = st.tuples(st.integers(0, 1), st.sampled_from(names), st.integers(0, 12))
+    rows = draw(st.lists(row, max_size=40))
+    # Enough different images of each class and part to divide.
+    rows += [(k, name, f"own{k}{name}{i}") for k in (0, 1) for name in names for i in range(8)]
+    examples = tuple(
+        Example(Path(f"{group} {i}"), label, "", part)
+        for i, (label, part, group) in enumerate(rows)
+    )
+    return DataSpec("test", examples, ("a", "b"), "here", "none", split=kind)
+
+
+def check_apart(parts: Mapping[str, DataSpec]) -> None:
+    """Duplicates in two parts are in these parts officially."""
+    rows = [(name, e) for name, part in parts.items() for e in part.examples]
+    assert len({e.path for _, e in rows}) == len(rows)
+    for (one, e), (other, f) in itertools.combinations(rows, 2):
+        if one != other and group_name(e) == group_name(f):
+            assert (e.part, f.part) == (one, other)
+
+
+def official_part(spec: DataSpec, name: str) -> list[Example]:
+    return [e for e in spec.examples if e.part == name]
+
+
+def check_complete(spec: DataSpec, parts: Sequence[DataSpec]) -> None:
+    """Every image is in a part, or listed with a reason and a copy of an official image."""
+    present = [e for part in parts for e in part.examples]
+    absent = [e for e in spec.examples if e not in present]
+    assert {e.part for e in absent} <= {""}
+    held_out = {group_name(e) for e in spec.examples if e.part in ("validation", "test")}
+    assert {group_name(e) for e in absent} <= held_out
+    assert {skip.path for skip in parts[0].skipped} == {str(e.path) for e in absent}
+
+
+@contextlib.contextmanager
+def groups_by_name() -> Iterator[None]:
+    """Groups of duplicates as the file names say, each named by its smallest number."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def names(spec: DataSpec, near: bool = True) -> list[str]:
+            first: dict[str, str] = {}
+            for e in sorted(spec.examples, key=lambda e: str(e.path).split()[1]):
+                first.setdefault(group_name(e), str(e.path).split()[1])
+            return [first[group_name(e)] for e in spec.examples]
+
+        # `tl.data.split` is the function, which hides the module of the same name.
+        patch.setattr(importlib.import_module("tl.data.split"), "clusters", names)
+        yield
+
+
+@given(grouped_sets(), st.floats(0.05, 0.5), st.sampled_from([0.0, 0.1, 0.5]), st.integers(0, 3))
+@hypothesis.settings(max_examples=60)
+def test_duplicates_of_official_images_are_not_in_drawn_parts(
+    spec: DataSpec, test_fraction: float, validation_fraction: float, seed: int
+) -> None:
+    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
+    with groups_by_name():
+        parts = divide(spec, **fractions, seed=seed)
+        pair = tl.data.split(spec, test_fraction=test_fraction, seed=seed)
+        triples = [
+            (*split_validation(rest, validation_fraction, seed), test)
+            for rest, test in folds(spec, 2, seed=seed)
+        ]
+    check_apart(parts._asdict())
+    check_complete(spec, parts)
+    for name in ("test", "validation"):
+        if official := official_part(spec, name):
+            assert list(getattr(parts, name).examples) == official
+
+    check_complete(spec, pair)
+    train, test = pair
+    validation = dataclasses.replace(train, examples=tuple(official_part(train, "validation")))
+    others = tuple(e for e in train.examples if e not in validation.examples)
+    check_apart({"test": test, "validation": validation})
+    check_apart({"test": test, "train": dataclasses.replace(train, examples=others)})
+
+    for parts in triples:
+        check_apart(dict(zip(("train", "validation", "test"), parts, strict=True)))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 15)), max_size=30),
+    st.randoms(use_true_random=False),
+    st.floats(0.05, 0.5),
+    st.floats(0.0, 0.5),
+)
+def test_without_one_image_few_others_change_their_part(
+    rows: list[tuple[int, int]], random: Random, test_fraction: float, validation_fraction: float
+) -> None:
+    """By content: at most one group per class crosses each border, besides the one of the image."""
+    rows += [(k, 100 + 10 * k + i) for k in (0, 1) for i in range(8)]
+    random.shuffle(rows)  # the numbers in the names are their order by content
+    examples = tuple(
+        Example(Path(f"{group} {i:03}"), label) for i, (label, group) in enumerate(rows)
+    )
+    spec = DataSpec("test", examples, ("a", "b"), "here", "none")
+    fractions = {"test_fraction": test_fraction, "validation_fraction": validation_fraction}
+
+    def membership(spec: DataSpec) -> dict[Example, str]:
+        parts = divide(spec, **fractions, seed=0)._asdict()
+        return {e: name for name, part in parts.items() for e in part.examples}
+
+    with groups_by_name():
+        before = membership(spec)
+        for removed in spec.examples:
+            after = membership(with_examples(spec, [e for e in spec.examples if e != removed]))
+            moved = {
+                (group_name(e), e.label, before[e], after[e])
+                for e in after
+                if before[e] != after[e] and group_name(e) != group_name(removed)
+            }
+            group = [e for e in spec.examples if group_name(e) == group_name(removed)]
+            assert {label for _, label, _, _ in moved} <= {e.label for e in group}
+            borders = Counter((label, *sorted(names)) for _, label, *names in moved)
+            assert max(borders.values(), default=0) <= 1
+            if validation_fraction:
+                assert not [names for _, *names in borders if names == ["test", "train"]]
+
+
+@given(grouped_sets(), st.sampled_from([0.0, 0.1, 0.5]), st.integers(0, 3))
+def test_a_separate_test_set_leaves_the_official_test_part_unused(
+    spec: DataSpec, validation_fraction: float, seed: int
+) -> None:
+    with groups_by_name():
+        train, validation = split_validation(spec, validation_fraction, seed)
+    unused = official_part(spec, "test")
+    assert not {e.part for e in train.examples + validation.examples} & {"test"}
+    check_apart({"train": train, "validation": validation, "test": with_examples(spec, unused)})
+    check_complete(spec, [train, validation, with_examples(spec, unused)])
+    if official := official_part(spec, "validation"):
+        assert list(validation.examples) == official
+    else:
+        assert bool(validation.examples) == bool(validation_fraction)
+
+
+def with_examples(spec: DataSpec, examples: Sequence[Example]) -> DataSpec:
+    return dataclasses.replace(spec, examples=tuple(examples))
+
+
+def test_a_drawn_test_part_has_no_copy_of_an_official_validation_image(tmp_path: Path) -> None:
+    """A folder with train/ and val/ only, as many downloads have it."""
+    for i in range(24):
+        path = tmp_path / "set" / "train" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(toys.encoded(toys.photograph(i)))
+    for i in range(14):
+        path = tmp_path / "set" / "val" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(copies(toys.photograph(i))["jpeg"])
+    spec = folder(tmp_path / "set")
+    parts = divide(spec, seed=0)
+    assert len(parts.validation.examples) == 14 and parts.test.examples
+    assert not leaks(parts.validation, parts.test) and not leaks(parts.train, parts.test)
+    assert {e.path.parent.parent.name for e in parts.test.examples} == {"train"}
+    few = with_examples(spec, [e for e in spec.examples if e.path.stem not in ("14", "16", "18")])
+    few = with_examples(few, [e for e in few.examples if e.path.stem not in ("20", "22")])
+    with pytest.raises(
+        ValueError, match="'a' has 0 .*; images with a copy in an official part do not count"
+    ):
+        divide(few, seed=0)
+
+
 # ---- folds ----
 
 
@@ -539,6 +729,36 @@ def test_near_duplicates_among_real_photographs_are_recognized(
     assert near_groups(prints) == grouped_by_pairs(prints)
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([""] * 17, "training: 11 images; validation: 2, held out of the rest; test: 4, held out"),
+        (["test", *["train"] * 16], "held out of the rest; test: 1, the official part"),
+        (
+            ["validation", "train"] * 8 + ["train"],
+            "training: 7 images; validation: 8, the official part; test: 2, held out of the rest",
+        ),
+    ],
+)
+def test_the_origin_of_the_parts_is_described(pets: Path, names: list[str], expected: str) -> None:
+    spec = with_parts(folder(pets), names)
+    assert expected in describe_parts(spec, divide(spec, seed=0))
+
+
+def test_unused_and_mixed_parts_are_described(pets: Path) -> None:
+    spec = with_parts(folder(pets), ["test", *["train"] * 16])
+    train, validation = split_validation(spec, 0, seed=0)
+    parts = tl.data.Parts(train, validation, validation)
+    assert describe_parts(spec, parts).endswith("not used: 1 in the official test part")
+    train, test = folds(spec, 3, seed=0)[0]
+    assert describe_parts(spec, tl.data.Parts(train, validation, test)).endswith(
+        "held out of the rest; official parts are ignored"
+    )
+    toys.gray_png(pets / "dog" / "8.png", 0)  # equal to the first dog, which is a test image
+    spec = with_parts(folder(pets), ["test" if i == 9 else "" for i in range(18)])
+    assert describe_parts(spec, divide(spec, seed=0)).endswith("copy in an official part")
+
+
 # ---- labels by name ----
 
 
@@ -571,3 +791,6 @@ def test_a_separate_test_set_shares_no_image_with_the_training_set(tmp_path: Pat
         ValueError, match="test/1.png of the test set is also in `data`, as .*1.png"
     ):
         remap_test_labels(test, spec)
+    # The official test part of the training data is unused, so it may hold the test images.
+    unused = with_parts(spec, ["train", "test", "train", "train"])
+    assert len(remap_test_labels(test, unused).examples) == 2

@@ -119,6 +119,45 @@ def test_there_is_a_round_per_seed_and_fold(
         assert len(tested) == len(set(tested)) == 25
 
 
+def test_the_official_test_part_is_unused_if_there_is_a_separate_test_set(
+    run: reporting.Run, pets: data.DataSpec, tmp_path: Path
+) -> None:
+    """Neither trained on nor validated on, whatever `validation_fraction` is, and reported."""
+    parts = ["test" if i % 6 == 0 else "train" for i in range(25)]
+    rows = [dataclasses.replace(e, part=p) for e, p in zip(pets.examples, parts, strict=True)]
+    spec = dataclasses.replace(pets, examples=tuple(rows))
+    other = toys.color_folder(tmp_path / "other", 2, side=30, classes=("bengal", "pug"))
+    for fraction in (0.0, 0.3):
+        settings = TransferSettings(Recipe(tune="probe"), validation_fraction=fraction)
+        (one,) = rounds(spec, other, settings)
+        assert {e.part for part in one.parts[:2] for e in part.examples} == {"train"}
+        assert bool(one.parts.validation.examples) == bool(fraction)
+    lines: list[str] = []
+    settings = TransferSettings(Recipe(tune="probe"), validation_fraction=0.0)
+    result = finished(run, transfer(run, *network(), spec, other, settings, say=lines.append))
+    assert (
+        result["parts"]
+        == lines[0]
+        == (
+            f"training: 20 images; validation: 0; test: 4, from folder:{tmp_path}/other; "
+            "not used: 5 in the official test part"
+        )
+    )
+    assert result["parts"] in pages.redraw(run.workdir).read_text()
+
+
+def test_the_test_set_is_the_official_test_part_of_separate_data(
+    pets: data.DataSpec, tmp_path: Path
+) -> None:
+    other = toys.color_folder(tmp_path / "other", 2, side=30, classes=("bengal", "pug"))
+    rows = [
+        dataclasses.replace(e, part=("train", "test")[i % 2]) for i, e in enumerate(other.examples)
+    ]
+    other = dataclasses.replace(other, examples=tuple(rows))
+    (one,) = rounds(pets, other, TransferSettings())
+    assert [e.path for e in one.parts.test.examples] == [rows[1].path, rows[3].path]
+
+
 @pytest.mark.parametrize(("recipe", "holds_out"), [(Recipe(tune="probe"), False), (HEAD, True)])
 def test_only_gradient_steps_hold_out_a_validation_part(
     pets: data.DataSpec, recipe: Recipe, holds_out: bool

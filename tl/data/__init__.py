@@ -20,13 +20,13 @@ from tl.data.folder import folder
 from tl.data.loader import Batch, Stream, load, stream
 from tl.data.packaged import Photograph, elpv, photographs
 from tl.data.plan import Plan, balanced, class_weights
+from tl.data.remap import remap_labels, remap_test_labels
 from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored
 from tl.data.split import (
     Parts,
+    describe_parts,
     divide,
     folds,
-    remap_labels,
-    remap_test_labels,
     split,
     split_by_content,
     split_stratified,
@@ -106,6 +106,7 @@ __all__ = [
     "class_weights",
     "content_hash",
     "decode",
+    "describe_parts",
     "divide",
     "elpv",
     "examine",

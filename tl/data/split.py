@@ -2,7 +2,9 @@
 
 `duplicates.py` defines when two images are duplicates; a group of duplicates stays in one part.
 Official parts (`Example.part`) are kept as they are, even if they share images, which `leaks` and
-`doctor` report. A second data set can serve as the test set; `remap_labels` translates its labels.
+`doctor` report. An image with a duplicate in an official part is never drawn into another one: it
+stays in the training part if that is its official part, and is left out otherwise. A second data
+set can serve as the test set; `remap.py` translates its labels.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl.data.duplicates import clusters, leaks
-from tl.data.spec import DataSpec, Split
-from tl.labels import ClassTable
-from tl.paths import nearest
+from tl.data.duplicates import clusters
+from tl.data.spec import DataSpec, Skipped, Split
 
 _ADVICE = "for a test part; add images, or provide a separate test set"
+_VALIDATION_ADVICE = (
+    "for a validation part in addition to the test part; add images, or set `validation_fraction=0`"
+)
 
 
 class Parts(NamedTuple):
@@ -64,28 +67,16 @@ def divide(
     """
     groups = clusters(spec, near=near_duplicates)
     test = _test_rows(spec, groups, test_fraction, seed)
-    validation = _official(spec, "validation")
-    train = _without(range(len(spec.examples)), test + validation)
-    _check_train_classes(spec, train)
-    if validation_fraction and not validation:
-        _check("validation_fraction", validation_fraction)
-        advice = (
-            "for a validation part in addition to the test part; add images, or set "
-            "`validation_fraction=0`"
-        )
-        validation = _take(spec, groups, train, validation_fraction, seed, advice)
-        train = _without(train, validation)
-    return Parts(
-        _part(spec, train),
-        replace(_part(spec, validation), skipped=()),
-        replace(_part(spec, test), skipped=()),
-    )
+    train, validation = _train_and_validation(spec, groups, test, validation_fraction, seed)
+    return Parts(train, validation, replace(_part(spec, test), skipped=()))
 
 
 def split(
     spec: DataSpec, *, test_fraction: float = 0.25, seed: int, near_duplicates: bool = True
 ) -> tuple[DataSpec, DataSpec]:
     """(train, test): the official test part, or one by the rule `DataSpec.split`.
+
+    The training part includes an official validation part.
 
     Args:
       spec: the data set.
@@ -96,9 +87,10 @@ def split(
     Raises:
       ValueError: as `divide`.
     """
-    test = _test_rows(spec, clusters(spec, near=near_duplicates), test_fraction, seed)
-    _check_train_classes(spec, _without(range(len(spec.examples)), test))
-    return _train_and_test(spec, test)
+    groups = clusters(spec, near=near_duplicates)
+    test = _test_rows(spec, groups, test_fraction, seed)
+    train = _train_part(spec, groups, _without(range(len(spec.examples)), test), test)
+    return train, replace(_part(spec, test), skipped=())
 
 
 def split_by_content(
@@ -198,93 +190,64 @@ def folds(
     return [_train_and_test(spec, test) for test in tests]
 
 
-def split_validation(spec: DataSpec, fraction: float, seed: int) -> tuple[DataSpec, DataSpec]:
-    """(train, validation) of a data set that needs no test part.
+def split_validation(
+    spec: DataSpec, validation_fraction: float, seed: int
+) -> tuple[DataSpec, DataSpec]:
+    """(train, validation) of a data set whose test images are in another one.
 
-    The validation part is the official one if it exists, otherwise the test part of `split`.
+    The validation part is the official one if it exists, otherwise one by the rule of `split`. An
+    official test part is in neither: it stays unseen, so that the classifier can be tested on it.
 
     Args:
       spec: the data set.
-      fraction: fraction of the validation part, in [0, 1); 0 gives an empty validation part unless
-        there is an official one.
+      validation_fraction: fraction of the validation part, in [0, 1); 0 gives an empty validation
+        part unless there is an official one.
       seed: as in `split`.
 
     Raises:
-      ValueError: as `split`.
+      ValueError: as `divide`.
     """
-    if official := _official(spec, "validation"):
-        _check_train_classes(spec, _without(range(len(spec.examples)), official))
-        return _train_and_test(spec, official)
-    if not fraction:
+    if not validation_fraction and not any(example.part for example in spec.examples):
         return spec, replace(spec, examples=(), skipped=())
-    return split(spec, test_fraction=fraction, seed=seed)
+    test = _official(spec, "test")
+    return _train_and_validation(spec, clusters(spec), test, validation_fraction, seed)
 
 
-def remap_labels(spec: DataSpec, classes: Sequence[str] | ClassTable) -> DataSpec:
-    """The data set with labels that index other classes, matched by name.
+def describe_parts(spec: DataSpec, parts: Parts) -> str:
+    """One sentence on the size and origin of three parts, and on the images that are not used.
 
     Args:
-      spec: the data set.
-      classes: class names, which must match exactly, or the class table of a classifier, which also
-        accepts synonyms and other spellings (`ClassTable.find`).
-
-    Returns:
-      The data set with the classes of `classes`.
-
-    Raises:
-      ValueError: a class of `spec` is missing from `classes`, or matches several of them.
+      spec: the data set that was divided.
+      parts: its parts; the test part may be that of another data set.
 
     Example:
-      >>> pets = DataSpec("pets", (), ("dog", "cat"), "", "")
-      >>> remap_labels(pets, ["cat", "dog", "bird"]).classes
-      ('cat', 'dog', 'bird')
+      >>> from pathlib import Path
+      >>> from tl.data import Example
+      >>> rows = [Example(Path(f"{i}.png"), 0, part="test" * (i == 4)) for i in range(5)]
+      >>> spec = DataSpec("pets", tuple(rows), ("cat",), "", "")
+      >>> parts = Parts(*(_part(spec, rows) for rows in ([0, 1, 2], [3], [4])))
+      >>> describe_parts(spec, parts)
+      'training: 3 images; validation: 1, held out of the rest; test: 1, the official part'
     """
-    if isinstance(classes, ClassTable):
-        names, indices = classes.display_names, _indices(spec, classes)
-    else:
-        names = tuple(classes)
-        if unknown := sorted(set(spec.classes) - set(names)):
-            raise ValueError(
-                f"{spec.name} has classes that were not learned: {unknown[:5]}; nearest to "
-                f"{unknown[0]!r}: {nearest(unknown[0], names)}"
-            )
-        indices = [names.index(name) for name in spec.classes]
-    examples = tuple(replace(e, label=indices[e.label]) for e in spec.examples)
-    return replace(spec, examples=examples, classes=names)
-
-
-def remap_test_labels(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
-    """A separate test set for `spec`, with labels that index the classes of `spec`.
-
-    Raises:
-      ValueError: a class is missing from `spec`, or the two data sets share images.
-    """
-    test_spec = remap_labels(test_spec, spec.classes)
-    if shared := leaks(spec, test_spec):
-        (in_train, in_test), more = shared[0], f", and {len(shared) - 1} more"
-        raise ValueError(
-            f"{in_test} of the test set is also in `data`, as {in_train}"
-            f"{more if len(shared) > 1 else ''}; remove it from one of them, because a test image "
-            "must not be used for training"
-        )
-    return test_spec
-
-
-def _indices(spec: DataSpec, table: ClassTable) -> list[int]:
-    """The index in `table` of each class of `spec`."""
-    indices = []
-    for name in spec.classes:
-        try:
-            matches = table.find(name)
-        except ValueError as error:
-            raise ValueError(f"{spec.name} has a class that was not learned: {error}") from None
-        if len(matches) != 1:
-            raise ValueError(
-                f"the class {name!r} of {spec.name} matches {len(matches)} learned classes, "
-                "expected one; rename the class"
-            )
-        indices.append(matches[0])
-    return indices
+    sources = {example.path for example in spec.examples}
+    used = {example.path for part in parts for example in part.examples}
+    words = [f"training: {len(parts.train.examples)} images"]
+    for name, part in (("validation", parts.validation), ("test", parts.test)):
+        origin = ", held out of the rest" if part.examples else ""
+        if any(example.path not in sources for example in part.examples):
+            origin = f", from {part.name}"
+        elif any(example.part == name for example in part.examples):
+            origin = ", the official part"
+        words.append(f"{name}: {len(part.examples)}{origin}")
+    unused = Counter(example.part for example in spec.examples if example.path not in used)
+    for name, n in sorted(unused.items()):
+        reason = f"in the official {name} part" if name else "with a copy in an official part"
+        words.append(f"not used: {n} {reason}")
+    if not any(e.part for part in parts for e in part.examples if e.path in sources) and any(
+        example.part for example in spec.examples
+    ):
+        words.append("official parts are ignored")
+    return "; ".join(words)
 
 
 def _official(spec: DataSpec, part: str) -> list[int]:
@@ -294,22 +257,59 @@ def _official(spec: DataSpec, part: str) -> list[int]:
 def _test_rows(spec: DataSpec, groups: Sequence[str], fraction: float, seed: int) -> list[int]:
     """The official test part, or one taken from the examples outside the validation part."""
     _check("test_fraction", fraction)
-    rows = _without(range(len(spec.examples)), _official(spec, "validation"))
-    return _official(spec, "test") or _take(spec, groups, rows, fraction, seed)
+    validation = _official(spec, "validation")
+    rows = _without(range(len(spec.examples)), validation)
+    return _official(spec, "test") or _take(spec, groups, rows, validation, fraction, seed, _ADVICE)
+
+
+def _train_and_validation(
+    spec: DataSpec, groups: Sequence[str], test: Sequence[int], fraction: float, seed: int
+) -> tuple[DataSpec, DataSpec]:
+    """The training part, and the official validation part or one taken from the training part."""
+    validation = _official(spec, "validation")
+    train = _without(range(len(spec.examples)), (*test, *validation))
+    if fraction and not validation:
+        _check_train_classes(spec, train)
+        _check("validation_fraction", fraction)
+        validation = _take(spec, groups, train, test, fraction, seed, _VALIDATION_ADVICE)
+        train = _without(train, validation)
+    others = (*test, *validation)
+    return _train_part(spec, groups, train, others), replace(_part(spec, validation), skipped=())
+
+
+def _train_part(
+    spec: DataSpec, groups: Sequence[str], rows: Sequence[int], others: Iterable[int]
+) -> DataSpec:
+    """The training part `rows` without duplicates of `others`, except for its official images."""
+    other_groups = {groups[i] for i in others}
+    copies = [i for i in rows if not spec.examples[i].part and groups[i] in other_groups]
+    rows = _without(rows, copies)
+    _check_train_classes(spec, rows)
+    reason = "it is a copy of an image in an official part"
+    left_out = tuple(Skipped(str(spec.examples[i].path), reason) for i in copies)
+    return replace(_part(spec, rows), skipped=(*spec.skipped, *left_out))
 
 
 def _take(
     spec: DataSpec,
     groups: Sequence[str],
     rows: Sequence[int],
+    others: Iterable[int],
     fraction: float,
     seed: int,
-    advice: str = _ADVICE,
+    advice: str,
 ) -> list[int]:
-    """The `fraction` of `rows` that the rule of the data set selects."""
+    """The `fraction` of `rows` that the rule of the data set selects.
+
+    Rows with a duplicate in `others` are not selected, and do not count.
+    """
+    other_groups = {groups[i] for i in others}
+    apart = [i for i in rows if groups[i] not in other_groups]
+    if len(apart) < len(rows):
+        advice += "; images with a copy in an official part do not count"
     if spec.split is Split.CONTENT:
-        return _by_content(spec, groups, rows, fraction, advice)
-    return _stratified(spec, groups, rows, fraction, seed, advice)
+        return _by_content(spec, groups, apart, fraction, advice)
+    return _stratified(spec, groups, apart, fraction, seed, advice)
 
 
 def _groups(spec: DataSpec, groups: Sequence[str], rows: Sequence[int]) -> dict[str, list[int]]:

@@ -264,6 +264,7 @@ def transfer(
     check_settings(clf, variables, settings)
     chosen = list(rounds(spec, test_spec, settings))
     check_parts(run, variables, {this.name: this.parts for this in chosen})
+    say(data.describe_parts(spec, chosen[0].parts))
     run.drop_rows(lambda row: "phase" not in row)  # a resumed run logs them again
 
     def save_model(fitted: FitResult) -> None:
@@ -393,14 +394,17 @@ def passes(results: Sequence[RoundResult]) -> list[sets.Pass]:
 
 def _data_result(clf: Classifier, spec: DataSpec, results: Sequence[RoundResult]) -> dict[str, Any]:
     """The network, the data, and the files that could not be used."""
-    skipped = dict.fromkeys(skip for result in results for skip in (*spec.skipped, *result.skipped))
-    parts = results[0].round.parts._asdict()
+    skipped = dict.fromkeys(
+        skip for r in results for skip in (*r.round.parts.train.skipped, *r.skipped)
+    )
+    parts = results[0].round.parts
     return {
         "arch": clf.arch,
         "data": spec.name,
         "classes": list(spec.classes),
         "references": spec.references,
-        "sizes": {name: len(part.examples) for name, part in parts.items()},
+        "sizes": {name: len(part.examples) for name, part in parts._asdict().items()},
+        "parts": data.describe_parts(spec, parts),
         "skipped": [skip._asdict() for skip in skipped],
     }
 
