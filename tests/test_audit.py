@@ -97,12 +97,8 @@ def test_the_convention_that_the_weights_expect_is_the_best(name: str, folder: P
     assert rows["0 to 255"]["top1"] < 0.5
     low, high = rows["0 to 255"]["top1_ci95"]
     assert low <= rows["0 to 255"]["top1"] <= high
-    overlapping = [
-        n
-        for n, row in rows.items()
-        if n != name and row["top1_ci95"][1] >= rows[name]["top1_ci95"][0]
-    ]
-    assert sorted(result["cannot_be_told_apart"]) == sorted(overlapping)
+    undecided = [n for n, row in rows.items() if n != name and row["p"] >= 0.05]
+    assert sorted(result["cannot_be_told_apart"]) == sorted(undecided)
     assert f"expect {name} (their own)" in conventions.verdict(result)
 
 
@@ -111,7 +107,27 @@ def test_a_convention_outside_the_eight_is_added_as_the_ninth(folder: Path):
     assert len(result["conventions"]) == 9 and result["best"] == conventions.PUBLISHED
     assert "-1 to 1" in result["cannot_be_told_apart"]
     verdict = conventions.verdict(result)
-    assert "expect the convention they came with" in verdict and "intervals overlap" in verdict
+    assert "expect the convention they came with" in verdict and "cannot tell" in verdict
+
+
+def test_conventions_are_compared_on_the_same_images(monkeypatch: pytest.MonkeyPatch):
+    """18 and 12 of 18 correct: the intervals overlap, but six images against none decide."""
+    labels, wrong = np.zeros(18, int), iter([0, 6, 5, 5, 5, 5, 5, 5])
+
+    def logits(*_: object) -> np.ndarray:
+        return np.eye(2)[(np.arange(18) < next(wrong)).astype(int)]
+
+    monkeypatch.setattr(conventions, "_normalized_logits", logits)
+    loaded = inference.LoadedImages([], np.zeros((18, 8, 8, 3), np.uint8), [])
+    clf, variables = network(next(iter(EXPECTED.values())))
+    result = conventions.compare_conventions(
+        clf, variables, dict.fromkeys(("shorter", "squash"), loaded), labels
+    )
+    best, *others = result["conventions"]
+    assert best["top1"] == 1.0 and "p" not in best
+    assert [row["p"] for row in others] == pytest.approx([2 / 2**5] * 6 + [2 / 2**6])
+    assert others[-1]["top1_ci95"][1] > best["top1_ci95"][0]
+    assert result["cannot_be_told_apart"] == [row["name"] for row in others[:-1]]
 
 
 def test_weights_with_the_specification_of_other_weights_are_reported(folder: Path):

@@ -24,6 +24,7 @@ import numpy as np
 from tl import attacks, data, devices, inference, metrics, pixels, reporting
 from tl.attacks import ensemble, goals, norms
 from tl.attacks.base import Logits
+from tl.evaluation import paired
 from tl.evaluation.attack_settings import OPTIONAL_STOP
 from tl.evaluation.shared_images import Network, SharedImages, predict_all, resizing_logits
 
@@ -138,16 +139,16 @@ class TransferEvaluation(NamedTuple):
         Without adaptive attacks an ensemble seems to protect (Tramer et al. 2020,
         arXiv:2002.08347).
         """
-        alone = [accuracy(errors.networks[i]) for i, errors in enumerate(self.single)]
-        best = max(alone, key=lambda cell: cell["accuracy"])
-        one_member = [accuracy(errors.ensemble) for errors in self.single]
-        worst = min(one_member, key=lambda cell: cell["accuracy"])
-        adaptive = accuracy(self.adaptive.ensemble)
+        alone = [errors.networks[i] for i, errors in enumerate(self.single)]
+        best = min(alone, key=np.mean)
+        one_member = [errors.ensemble for errors in self.single]
+        worst = max(one_member, key=np.mean)
+        adaptive = self.adaptive.ensemble
         return {
             "mean": "logits",
-            "best_member_attacked_itself": best,
-            "one_member": dict(zip(self.names, one_member, strict=True)),
-            "adaptive": adaptive,
+            "best_member_attacked_itself": accuracy(best),
+            "one_member": dict(zip(self.names, map(accuracy, one_member), strict=True)),
+            "adaptive": accuracy(adaptive),
             "protects": {
                 "one_member": is_higher(worst, best),
                 "adaptive": is_higher(adaptive, best),
@@ -171,9 +172,13 @@ def accuracy(wrong: np.ndarray) -> dict[str, Any]:
     return {"accuracy": 1.0 - rate["error"], "ci95": [1.0 - high, 1.0 - low]}
 
 
-def is_higher(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether accuracy `a` is above `b` by more than chance: their intervals do not overlap."""
-    return a["ci95"][0] > b["ci95"][1]
+def is_higher(wrong_a: np.ndarray, wrong_b: np.ndarray) -> bool:
+    """Whether A has fewer errors bool[n] than B on the same images, by more than chance.
+
+    The exact paired test decides, at 5 %; intervals that overlap do not exclude a difference.
+    """
+    differences = wrong_b.astype(int) - wrong_a.astype(int)
+    return bool(differences.sum() > 0) and paired.exact_p(differences) < 0.05
 
 
 # ---- adversarial images ----

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import inference, metrics, pixels
+from tl.evaluation import paired
 from tl.inference import LoadedImages
 from tl.models import Classifier
 from tl.pixels import CAFFE, IMAGENET_MEAN, IMAGENET_STD, INCEPTION, LITE, TORCHVISION, PixelSpec
@@ -85,30 +86,30 @@ def compare_conventions(
 
     Returns:
       "conventions", one row per convention; "ranked_by", "top1" or "information"; "best", a name;
-      "cannot_be_told_apart", the names whose confidence intervals overlap with the best one's.
+      "cannot_be_told_apart", the names whose accuracy does not differ from the best one's in an
+      exact paired test at 5 %. The rows hold its "p".
 
     Reference: Salimans et al. 2016, arXiv:1606.03498, section 4 (Inception score).
     """
     plain = clf.with_pixels(**values(UNIT))
     variables = jax.device_put(clf.fold_batch_norm(variables))
-    rows = []
+    rows, correct = [], {}
     for name, spec in conventions(clf.pixels).items():
         logits = _normalized_logits(plain, variables, spec, images[spec.resize].images)
         row = {"name": name, "own": spec == clf.pixels, "pixels": spec.as_dict()}
         rows.append(row | _figures(logits, labels))
+        if labels is not None:
+            correct[name] = metrics.topk_correct(logits, labels, 1).astype(int)
     ranked_by = "information" if labels is None else "top1"
     rows.sort(key=lambda row: (row[ranked_by], row["own"]), reverse=True)
     best, *others = rows
-    overlapping = [
-        row["name"]
-        for row in others
-        if labels is not None and row["top1_ci95"][1] >= best["top1_ci95"][0]
-    ]
+    for row in others if correct else []:
+        row["p"] = paired.exact_p(correct[best["name"]] - correct[row["name"]])
     return {
         "conventions": rows,
         "ranked_by": ranked_by,
         "best": best["name"],
-        "cannot_be_told_apart": overlapping,
+        "cannot_be_told_apart": [row["name"] for row in others if row.get("p", 0.0) >= 0.05],
     }
 
 
@@ -151,8 +152,8 @@ def verdict(result: Mapping[str, Any]) -> str:
         text = f"These weights expect {best['name']}, which is not the convention they came with"
     if result["ranked_by"] == "information":
         return f"{text}; ranked without labels, by the information of the predictions."
-    if overlapping := result["cannot_be_told_apart"]:
-        text += f"; the intervals overlap with {' and '.join(overlapping)}"
+    if undecided := result["cannot_be_told_apart"]:
+        text += f"; a paired test cannot tell it from {' and '.join(undecided)}"
     return f"{text}."
 
 

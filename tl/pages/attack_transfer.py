@@ -145,8 +145,9 @@ def _defense(result: Mapping[str, Any]) -> Html:
     weak, strong = (outcome[defense["protects"][key]] for key in ("one_member", "adaptive"))
     text = (
         "The ensemble averages the logits of all networks. It counts as more robust if its "
-        "accuracy is above that of its best member, attacked itself, and the 95 % intervals do not "
-        f"overlap. It {weak} more robust against an attacker who knows one member, and it {strong} "
+        "accuracy is above that of its best member, attacked itself, with p below 0.05 in the "
+        f"exact paired test. It {weak} more robust against an attacker who knows one member, and "
+        f"it {strong} more robust "
         "against one who knows all members and attacks their mean."
     )
     table = reporting.table(

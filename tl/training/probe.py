@@ -163,7 +163,7 @@ def fit(
         temperatures.append(metrics.temperature(scores[held_out], truth))
         scale = temperatures[-1] if method == "ridge" else 1.0
         accuracy.append(
-            float(np.sum(worth * (scores[held_out].argmax(axis=1) == truth)) / np.sum(worth))
+            float(np.sum(worth * metrics.topk_correct(scores[held_out], truth, 1)) / np.sum(worth))
         )
         likelihood.append(float(worth @ metrics.log_softmax(scores[held_out] / scale)[rows, truth]))
     top = max(accuracy)
