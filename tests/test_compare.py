@@ -338,3 +338,23 @@ def test_a_source_that_cannot_be_found_again_is_an_error(
     )
     with pytest.raises(ValueError, match=message):
         models.pretrained_source(clf)
+
+
+@pytest.mark.usefixtures("toy_zoo")
+def test_ideal_images_that_fail_leave_the_comparison(
+    folders: tuple[Path, Path],
+    images: data.DataSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: Any, **more: Any) -> Any:
+        raise RuntimeError("an injected failure")
+
+    monkeypatch.setattr(compare, "ideal_images", fail)
+    run = reporting.start("compare", tmp_path, {"seed": 0})
+    _, _, before, after = compare.load_pair(str(folders[1]), str(folders[0]))
+    made = compare.compare(before, after, images, channels=1, attempt=run.attempt)
+    pages.finish(run, compare.save(run, made))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert set(result["failed"]) == {"channels"} and result["channels"] == []
+    assert set(result["cka"]) == {"stem", "stage1", "stage2", "top"}

@@ -265,7 +265,8 @@ def transfer(
     chosen = list(rounds(spec, test_spec, settings))
     check_parts(run, variables, {this.name: this.parts for this in chosen})
     say(data.describe_parts(spec, chosen[0].parts))
-    run.drop_rows(lambda row: "phase" not in row)  # a resumed run logs them again
+    # A resumed run tests every round again.
+    run.drop_rows(lambda row: "round" in row and "phase" not in row)
 
     def save_model(fitted: FitResult) -> None:
         run.attempt("model", lambda: models.save(model, clf, fitted.variables), None)

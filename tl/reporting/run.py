@@ -78,6 +78,7 @@ class Run:
     config: Mapping[str, Any]
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     _began: float | None = dataclasses.field(default_factory=time.monotonic, repr=False)
+    _resumed: bool = dataclasses.field(default=False, repr=False)
     _figures: set[str] = dataclasses.field(default_factory=set, repr=False)
 
     @property
@@ -92,14 +93,14 @@ class Run:
             file.write(line + "\n")
 
     def drop_rows(self, repeated: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Removes rows of `metrics.jsonl`: those that a resumed run computes and logs again.
+        """Removes the rows of `metrics.jsonl` that a resumed run logs again.
 
         Args:
           repeated: whether to remove a row; called with all rows in their order. A line that an
             interruption has cut off is always removed.
         """
         path = self.workdir / "metrics.jsonl"
-        if not path.exists():
+        if not (self._resumed and path.exists()):
             return
         lines = path.read_text(encoding="utf-8").splitlines()
         left = []
@@ -310,7 +311,7 @@ def start(
         raise ValueError(
             f"cannot write into {str(folder)!r} ({error.strerror}); give another `workdir`"
         ) from error
-    return Run(name, folder, described)
+    return Run(name, folder, described, _resumed=resume)
 
 
 def read_run(folder: str | os.PathLike[str]) -> tuple[Run, dict[str, Any]]:
