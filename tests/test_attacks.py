@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -517,10 +518,36 @@ def test_apgd_halves_its_step_and_returns_to_the_best_point() -> None:
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
-    assert apgd.checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99]  # section 3.3
-    for steps in (1, 2, 3, 10, 40):
-        places = apgd.checkpoints(steps)
-        assert places[0] == 0 and places[-1] <= steps and len(set(places)) == len(places)
+    for steps in (1, 2, 3, 10, 40, 100):
+        # Equation 5: p of 0 and 1, and the next p.
+        shares = [0.0, 0.22]
+        while shares[-1] < 1:
+            shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+        places = {math.ceil(round(share * steps, 6)) for share in shares if share <= 1}
+        expected = np.zeros(steps + 1, int)
+        expected[sorted(places)[1:]] = np.diff(sorted(places))
+        lengths = apgd.interval_length(jnp.arange(steps + 1), jnp.full(steps + 1, steps))
+        np.testing.assert_array_equal(lengths, expected)
+
+
+def test_searches_that_differ_in_steps_share_a_program() -> None:
+    for name in ("pgd", "apgd_ce", "square"):
+        traces: list[int] = []
+
+        def counted(variables: Any, images01: jax.Array, traces: list[int] = traces) -> jax.Array:
+            traces.append(len(images01))
+            return toys.mlp(variables, images01)
+
+        search = attacks.get(name)(steps=3)
+        assert isinstance(search, attacks.Search)
+        make_one = functools.partial(
+            attacks.make, logits=counted, norm=norms.LINF, goal=goals.UNTARGETED, slots=2
+        )
+        attack_3, attack_6 = (make_one(search._replace(steps=steps)) for steps in (3, 6))
+        count = lambda run: int(run(NET, KEY, IMAGES01, CLASS_MASK, eps=0.0).steps.max())
+        taken = count(attack_3)
+        traces_of_one = len(traces)
+        assert count(attack_6) == taken + 3 and len(traces) == traces_of_one
 
 
 # ---- expectation over transformation ----

@@ -181,7 +181,7 @@ def test_autoattack_is_the_standard_four() -> None:
     assert [search.nearest for search in four] == [False, False, True, False]
     assert [set(search.norms) for search in four] == [set(), set(), {"linf", "l2"}, {"linf", "l2"}]
     # APGD's first step is 2 eps.
-    assert [float(search.default_step(jnp.float32(3))) for search in four[:2]] == [6, 6]
+    assert [float(search.default_step(jnp.float32(3), 100)) for search in four[:2]] == [6, 6]
     with pytest.raises(ValueError, match="got 'l1', expected one of linf, l2"):
         attacks.make(four, toys.mlp, norm=norms.L1, goal=goals.UNTARGETED)
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from tl.attacks import goals
-from tl.attacks.base import Best, Search, Task, check_counts, fold_in_each, update_best
+from tl.attacks.base import (
+    Best,
+    Search,
+    Task,
+    check_counts,
+    fold_in_each,
+    update_best,
+    usable_gradient,
+)
 from tl.attacks.slots import expand, select
 
 # alpha of Croce & Hein 2020, section 3.1: weight of the new step; the rest repeats the last move.
 MOMENTUM = 0.75
 # rho of section 3.2: share of improving steps below which the step size is too large.
 IMPROVING_SHARE = 0.75
+# Checkpoints in percent of the steps, section 3.3: 22 % first; each next interval is 3 % shorter
+# than the one before, but at least 6 %.
+CHECKPOINTS = (0, 22, 41, 57, 70, 80, 87, 93, 99)
 # Number of target classes of APGD-T, section 5.
 TARGETS = 9
 
@@ -25,21 +34,21 @@ Loss = Callable[[jax.Array], jax.Array]
 """`logits f32[b k] -> f32[b]`, to be maximized."""
 
 
-def checkpoints(steps: int) -> list[int]:
-    """Steps after which the step size may be halved, starting with 0; the intervals shrink.
+def interval_length(k: jax.Array, steps: jax.Array) -> jax.Array:
+    """Steps since the last checkpoint if step k is one, else 0; i32[b] all.
+
+    The step size may be halved at checkpoints.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 3.3, equation 5.
 
     Example:
-      >>> checkpoints(100)
-      [0, 22, 41, 57, 70, 80, 87, 93, 99]
+      >>> interval_length(jnp.array([22, 23, 41]), jnp.full(3, 100)).tolist()
+      [22, 0, 19]
     """
-    shares, gap = [0.0, 0.22], 0.22
-    while shares[-1] <= 1:
-        gap = max(gap - 0.03, 0.06)
-        shares.append(shares[-1] + gap)
-    counts = (math.ceil(round(share * steps, 6)) for share in shares if share <= 1)
-    return sorted({min(count, steps) for count in counts})
+    places = -(-jnp.asarray(CHECKPOINTS)[None] * steps[:, None] // 100)
+    at_checkpoint = jnp.any(places == k[:, None], axis=1) & (k > 0)
+    previous = jnp.max(jnp.where(places < k[:, None], places, 0), axis=1)
+    return jnp.where(at_checkpoint, k - previous, 0)
 
 
 class _Peak(NamedTuple):
@@ -86,13 +95,9 @@ def _apgd_search(
 
     Args:
       make_loss: `(task, start i32[b]) -> loss`.
-      steps: static, per start.
+      steps: per start.
       starts: number of starts, or a function of the number of classes.
     """
-    places = checkpoints(steps)
-    # Length of the interval that ends at each step; 0 between checkpoints.
-    interval = np.zeros(steps + 1, np.float32)
-    interval[places[1:]] = np.diff(places)
 
     def begin(task: Task, start: jax.Array, best: Best) -> _State:
         x = task.norm.start(fold_in_each(task.keys, start), task.center, task.eps)
@@ -127,12 +132,13 @@ def _apgd_search(
 
         (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(state.x)
         best = update_best(state.best, state.x, *task.judge(logits))
+        best = best._replace(has_gradient=best.has_gradient | usable_gradient(gradient))
         current = _Peak(state.x, values, gradient)
         peak = select(values > state.peak.loss, current, state.peak)
         first = state.k == 0
         checkpoint_loss = jnp.where(first, values, state.checkpoint_loss)
 
-        length = jnp.asarray(interval)[state.k]
+        length = interval_length(state.k, task.steps).astype(jnp.float32)
         at_checkpoint = length > 0
         improved = state.improved + (~first & (values > state.loss)).astype(jnp.float32)
         condition_1 = improved < IMPROVING_SHARE * length
@@ -145,7 +151,7 @@ def _apgd_search(
         ahead = task.project(here.x + expand(size, state.x) * direction)
         share = expand(jnp.where(first, 1.0, MOMENTUM), state.x)
         next_x = here.x + share * (ahead - here.x) + (1.0 - share) * (here.x - state.previous)
-        last = state.k == steps
+        last = state.k == task.steps
         next_ = _State(
             x=task.project(next_x),
             k=state.k + 1,
@@ -169,7 +175,7 @@ def _apgd_search(
 
         return jax.lax.cond(jnp.any(last), restart, lambda next_: next_, next_)
 
-    return Search(init, step, lambda eps: 2.0 * eps)
+    return Search(init, step, steps, lambda eps, steps: 2.0 * eps)
 
 
 def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
@@ -180,7 +186,7 @@ def apgd(*, steps: int = 100, restarts: int = 1, loss: str = "ce") -> Search:
     (arXiv:2103.01208), whose share of coordinates adapts.
 
     Args:
-      steps: static; 100 is the paper's.
+      steps: traced; 100 is the paper's.
       restarts: static; random starts, one after another.
       loss: the loss that is maximized, a row of `goals.LOSSES`: "ce" is APGD-CE, "dlr" APGD-DLR.
         Images that failed are ranked by the goal's own score.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from tl.attacks import slots
 from tl.attacks.goals import Goal
@@ -32,6 +33,8 @@ class AttackResult(NamedTuple):
       steps: i32[b], steps that each image took; 0 where the clean image meets the goal.
       solved_by: i32[b], index of the search that met the goal; -1 where the clean image meets it or
         no search did.
+      has_gradient: bool[b], whether a step had a `usable_gradient`. First-order attacks and APGD
+        report it; for other attacks it is False.
     """
 
     images: jax.Array
@@ -39,6 +42,7 @@ class AttackResult(NamedTuple):
     score: jax.Array
     steps: jax.Array
     solved_by: jax.Array
+    has_gradient: jax.Array
 
 
 class Attack(Protocol):
@@ -112,11 +116,15 @@ class Find(Protocol):
 
 
 class Best(NamedTuple):
-    """The best version so far of each image: success beats failure, then the higher score wins."""
+    """The best version so far of each image: success beats failure, then the higher score wins.
+
+    `has_gradient` is that of `AttackResult`; it belongs to the search, not to the version.
+    """
 
     x: jax.Array
     score: jax.Array
     solved: jax.Array
+    has_gradient: jax.Array
 
 
 class Task(NamedTuple):
@@ -131,6 +139,7 @@ class Task(NamedTuple):
       norm: the geometry of the ball.
       goal: defines score and success.
       keys, center, class_mask, eps, step_size: arguments of the call, one row per image.
+      steps, early_stop: i32[b] and bool[b], those of the search.
       clean: f32[b k], logits of the clean images.
       success_mask: bool[b k], the classes that meet the goal when predicted.
     """
@@ -146,6 +155,8 @@ class Task(NamedTuple):
     class_mask: jax.Array
     eps: jax.Array
     step_size: jax.Array
+    steps: jax.Array
+    early_stop: jax.Array
     clean: jax.Array
     success_mask: jax.Array
 
@@ -156,7 +167,11 @@ class Search(NamedTuple):
     Attributes:
       init: `(task, best) -> state`, without a forward pass; `best` is the clean image.
       step: `(task, state) -> state`; changes to images that are finished are discarded.
-      default_step: eps -> the step size that None stands for.
+      steps: number of steps, per start. It is traced: searches with equal `init` and `step` share a
+        compiled program, such as `search` and `search._replace(steps=80)`.
+      default_step: `(eps, steps) -> step size`, which a step size of None stands for.
+      early_stop: traced; stop each image at its first success. Attacks outside `gradient` always
+        do.
       norms: names of the supported norms; empty for all.
       nearest: whether it searches for the nearest adversarial image. `Best.score` is then minus the
         distance, infinite where there is none; eps is the distance that ends the search; and
@@ -165,7 +180,9 @@ class Search(NamedTuple):
 
     init: Callable[[Task, Best], Any]
     step: Callable[[Task, Any], Any]
-    default_step: Callable[[jax.Array], jax.Array] = lambda eps: eps
+    steps: int = 1
+    default_step: Callable[[jax.Array, int], jax.Array] = lambda eps, steps: eps
+    early_stop: bool = True
     norms: tuple[str, ...] = ()
     nearest: bool = False
 
@@ -173,7 +190,13 @@ class Search(NamedTuple):
 def update_best(best: Best, x: jax.Array, score: jax.Array, solved: jax.Array) -> Best:
     """The better of `best` and x for each image; `best` if they are equal."""
     wins = (solved & ~best.solved) | ((solved == best.solved) & (score > best.score))
-    return slots.select(wins, Best(x, score, solved), best)
+    return slots.select(wins, Best(x, score, solved, best.has_gradient), best)
+
+
+def usable_gradient(gradient: jax.Array) -> jax.Array:
+    """bool[b], where a gradient f32[b ...] is finite and not zero everywhere."""
+    flat = gradient.reshape(len(gradient), -1)
+    return jnp.all(jnp.isfinite(flat), axis=1) & jnp.any(flat != 0, axis=1)
 
 
 def fold_in_each(keys: jax.Array, *counts: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from tl.attacks.base import (
     fold_in_each,
     update_best,
 )
+from tl.attacks.norms import Norm
 from tl.attacks.slots import expand
 
 
@@ -32,7 +33,7 @@ class _State(NamedTuple):
 
 
 def _try_candidates(candidate: Callable[[Task, jax.Array], jax.Array], n: int) -> Search:
-    """Evaluates n candidates `(task, i) -> x`, and stops at the first success."""
+    """Evaluates n (traced) candidates `(task, i) -> x`, and stops at the first success."""
 
     def init(task: Task, best: Best) -> _State:
         return _State(jnp.zeros_like(best.solved, jnp.int32), best, jnp.zeros_like(best.solved))
@@ -40,9 +41,9 @@ def _try_candidates(candidate: Callable[[Task, jax.Array], jax.Array], n: int) -
     def step(task: Task, state: _State) -> _State:
         x = task.project(candidate(task, state.count))
         best = update_best(state.best, x, *task.judge(task.logits(task.saved(x))))
-        return _State(state.count + 1, best, best.solved | (state.count + 1 == n))
+        return _State(state.count + 1, best, best.solved | (state.count + 1 == task.steps))
 
-    return Search(init, step)
+    return Search(init, step, n)
 
 
 def noise(*, steps: int = 40, restarts: int = 1) -> Search:
@@ -53,7 +54,7 @@ def noise(*, steps: int = 40, restarts: int = 1) -> Search:
     in a random 1 % of the values (L1).
 
     Args:
-      steps, restarts: static; their product is the number of draws. An image stops at its first
+      steps, restarts: traced; their product is the number of draws. An image stops at its first
         success.
 
     Raises:
@@ -62,11 +63,16 @@ def noise(*, steps: int = 40, restarts: int = 1) -> Search:
     check_counts(steps=steps, restarts=restarts)
 
     def candidate(task: Task, i: jax.Array) -> jax.Array:
-        half = jnp.full_like(task.center, 0.5)
-        draw = task.norm.start(fold_in_each(task.keys, i), half, jnp.float32(0.5)) - 0.5
-        return task.center + expand(task.eps, half) * task.norm.direction(draw)
+        return draw_noise(task.norm, fold_in_each(task.keys, i), task.center, task.eps)
 
     return _try_candidates(candidate, steps * restarts)
+
+
+def draw_noise(norm: Norm, keys: jax.Array, center: jax.Array, eps: jax.Array) -> jax.Array:
+    """center f32[b ...] and one draw of `noise` of length eps f32[b], before the projection."""
+    half = jnp.full_like(center, 0.5)
+    draw = norm.start(keys, half, jnp.float32(0.5)) - 0.5
+    return center + expand(eps, half) * norm.direction(draw)
 
 
 def blur(*, steps: int = 40, restarts: int = 1, widest: float = 0.25) -> Search:
@@ -76,7 +82,7 @@ def blur(*, steps: int = 40, restarts: int = 1, widest: float = 0.25) -> Search:
     clipped at eps (Linf), or the blurred image is mixed with the original (L2).
 
     Args:
-      steps: static; number of widths.
+      steps: traced; number of widths.
       restarts: must be 1, because blur is deterministic.
       widest: standard deviation of the last blur as a share of the longer side (chosen, not tuned).
 
@@ -88,7 +94,8 @@ def blur(*, steps: int = 40, restarts: int = 1, widest: float = 0.25) -> Search:
 
     def candidate(task: Task, i: jax.Array) -> jax.Array:
         sides = task.center.shape[1:3]
-        width = (i.astype(jnp.float32) + 1.0) / steps * widest * max(sides)
+        share = (i.astype(jnp.float32) + 1.0) / task.steps.astype(jnp.float32)
+        width = share * widest * max(sides)
         rows, columns = (
             jax.vmap(lambda sigma, side=side: _gaussian(side, sigma))(width) for side in sides
         )

@@ -30,7 +30,7 @@ SMALLEST = {"linf": 1, "l2": 3}
 
 
 def side_at(
-    i: jax.Array, steps: int, share: float, shape: tuple[int, ...], smallest: int
+    i: jax.Array, steps: jax.Array | int, share: float, shape: tuple[int, ...], smallest: int
 ) -> jax.Array:
     """Side in pixels of the square of query i, i32[].
 
@@ -167,7 +167,7 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
     image's own key.
 
     Args:
-      steps: static, queries per image including the start; the schedule of square sizes is scaled
+      steps: traced, queries per image including the start; the schedule of square sizes is scaled
         to it. 5000 is AutoAttack's.
       restarts: static; each with as many queries.
       share: p of the paper, the share of the image that the first squares cover, in (0, 1].
@@ -190,7 +190,9 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
         name, keys = norms.name(task.norm), fold_in_each(task.keys, state.start, state.k)
         begin, move = MOVES[name]
         shape = task.center.shape[1:]
-        side = jax.vmap(lambda k: side_at(k, steps, share, shape, SMALLEST[name]))(state.k)
+        side = jax.vmap(lambda k, steps: side_at(k, steps, share, shape, SMALLEST[name]))(
+            state.k, task.steps
+        )
         next_x = jax.vmap(move)(keys, state.x, task.center, task.eps, side)
         first = state.k == 0
 
@@ -203,7 +205,7 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
         score, met = task.judge(logits)
         new_margin = margin(logits, task.success_mask)
         better = first | (new_margin > state.margin)
-        last = state.k + 1 == steps
+        last = state.k + 1 == task.steps
         return _State(
             jnp.where(expand(better, x), x, state.x),
             jnp.where(better, new_margin, state.margin),
@@ -213,4 +215,4 @@ def square(*, steps: int = 5000, restarts: int = 1, share: float = SHARE) -> Sea
             met | (last & (state.start + 1 == restarts)),
         )
 
-    return Search(init, step, norms=tuple(MOVES))
+    return Search(init, step, steps, norms=tuple(MOVES))

@@ -22,9 +22,9 @@ def autoattack(*, steps: int = 100, restarts: int = 1, queries: int = 5000) -> t
     """The four attacks of standard AutoAttack: APGD-CE, APGD-T with DLR loss, FAB-T and Square.
 
     Args:
-      steps: static; steps of the first three. 100 is AutoAttack's.
+      steps: traced; steps of the first three. 100 is AutoAttack's.
       restarts: static; restarts of each. 1 is AutoAttack's.
-      queries: static; queries of Square. 5000 is AutoAttack's.
+      queries: traced; queries of Square. 5000 is AutoAttack's.
 
     Reference: Croce & Hein 2020, arXiv:2003.01690, section 6.
     """

@@ -56,7 +56,7 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
     classes.
 
     Args:
-      steps: static, per class.
+      steps: traced, per class.
       restarts: static; the first start is the clean image, the others are random points within half
         of the best distance so far.
       targets: static; number of classes, by clean logits; 9 is AutoAttack's.
@@ -98,7 +98,7 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
         best = update_nearest(task, state.best, x, met & is_valid)
         x = jnp.where(expand(met, x), (1 - BETA) * task.center + BETA * x, x)
 
-        over = (state.k + 1 == steps) | ~is_valid
+        over = (state.k + 1 == task.steps) | ~is_valid
         last = state.index + 1 == restarts * count
         finished = is_near_enough(task, best) | (over & last)
         next_ = _State(x, state.k + 1, state.index, best, finished)
@@ -112,4 +112,4 @@ def fab(*, steps: int = 100, restarts: int = 1, targets: int = TARGETS) -> Searc
 
         return jax.lax.cond(jnp.any(over), next_class, lambda next_: next_, next_)
 
-    return Search(init, step, norms=("linf", "l2"), nearest=True)
+    return Search(init, step, steps, norms=("linf", "l2"), nearest=True)

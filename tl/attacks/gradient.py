@@ -21,6 +21,7 @@ from tl.attacks.base import (
     check_one_start,
     fold_in_each,
     update_best,
+    usable_gradient,
 )
 from tl.attacks.norms import Norm
 from tl.attacks.slots import expand, select
@@ -52,11 +53,12 @@ def _gradient_search(
     early_stop: bool,
     random_start: bool,
     optimizer: Callable[[Norm], ascend.Optimizer],
-    default_step: Callable[[jax.Array], jax.Array],
+    default_step: Callable[[jax.Array, int], jax.Array],
     judge: Judge,
 ) -> Search:
     """Gradient ascent on the score of `judge`; each step also judges the point that it leaves."""
     check_counts(steps=steps, restarts=restarts)
+    watched = lambda task: _watch(optimizer(task.norm))
 
     def begin(task: Task, start: jax.Array) -> jax.Array:
         if not random_start:
@@ -66,8 +68,8 @@ def _gradient_search(
     def init(task: Task, best: Best) -> _State:
         zero = jnp.zeros_like(best.solved, jnp.int32)
         x = begin(task, zero)
-        opt_state = optimizer(task.norm).init(x)
-        return _State(x, zero, zero, opt_state, best, jnp.zeros_like(best.solved))
+        no = jnp.zeros_like(best.solved)
+        return _State(x, zero, zero, watched(task).init(x), best, no)
 
     def step(task: Task, state: _State) -> _State:
         keys = fold_in_each(task.keys, state.start, state.k)
@@ -75,15 +77,17 @@ def _gradient_search(
             lambda x: judge(task, keys, x),
             state.x,
             state.opt_state,
-            optimizer=optimizer(task.norm),
+            optimizer=watched(task),
             step_size=expand(task.step_size, state.x),
             project=task.project,
         )
         best = update_best(state.best, state.x, score, solved)
+        seen: Any = opt_state
+        best = best._replace(has_gradient=best.has_gradient | seen.has_gradient)
         # At k = steps only the last point is judged; the move is discarded.
-        last = state.k == steps
+        last = state.k == task.steps
         finished = last & (state.start + 1 == restarts)
-        finished = finished | solved if early_stop else finished
+        finished = finished | (solved & task.early_stop)
         next_ = _State(next_x, state.k + 1, state.start, opt_state, best, finished)
         if restarts == 1:
             return next_
@@ -94,13 +98,33 @@ def _gradient_search(
                 x=x,
                 k=jnp.zeros_like(state.k),
                 start=state.start + 1,
-                opt_state=optimizer(task.norm).init(x),
+                opt_state=watched(task).init(x),
             )
             return select(last, fresh, next_)
 
         return jax.lax.cond(jnp.any(last), restart, lambda next_: next_, next_)
 
-    return Search(init, step, default_step)
+    return Search(init, step, steps, default_step, early_stop)
+
+
+class _WatchedState(NamedTuple):
+    """The state of an optimizer, and whether an image had a usable gradient so far."""
+
+    inner: Any
+    has_gradient: jax.Array
+
+
+def _watch(optimizer: ascend.Optimizer) -> ascend.Optimizer:
+    """The same optimizer, whose state is a `_WatchedState`."""
+
+    def init(x: jax.Array) -> _WatchedState:
+        return _WatchedState(optimizer.init(x), jnp.zeros(len(x), bool))
+
+    def update(gradient: Any, state: Any, x: Any) -> tuple[Any, _WatchedState]:
+        uphill, inner = optimizer.update(gradient, state.inner, x)
+        return uphill, _WatchedState(inner, state.has_gradient | usable_gradient(gradient))
+
+    return ascend.Optimizer(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def _judge_saved(task: Task, keys: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -139,10 +163,10 @@ def pgd(
     that of the saved image. The best point of all steps and restarts is kept.
 
     Args:
-      steps: static. The default step size is 2.5 eps / steps.
+      steps: traced. The default step size is 2.5 eps / steps.
       restarts: static; random starts, one after another, for images that are not solved yet.
-      early_stop: stop each image at its first success. False continues, which makes success more
-        likely on other networks and after JPEG.
+      early_stop: traced; stop each image at its first success. False continues, which makes success
+        more likely on other networks and after JPEG.
       view: expectation over transformation (EOT): maximizes the mean score over random views of the
         image; success means that all views of a step succeed.
       draws: views per step; each costs as much as a step without views.
@@ -162,7 +186,7 @@ def pgd(
         early_stop=early_stop,
         random_start=True,
         optimizer=lambda norm: ascend.direction(norm.direction),
-        default_step=lambda eps: 2.5 * eps / steps,
+        default_step=lambda eps, steps: 2.5 * eps / steps,
         judge=_judge_saved if view is None else _judge_views(view, draws),
     )
 
@@ -181,7 +205,7 @@ def bim(*, steps: int = 40, restarts: int = 1, early_stop: bool = True) -> Searc
         early_stop=early_stop,
         random_start=False,
         optimizer=lambda norm: ascend.direction(norm.direction),
-        default_step=lambda eps: eps / steps,
+        default_step=lambda eps, steps: eps / steps,
         judge=_judge_saved,
     )
 
@@ -222,7 +246,7 @@ def mi_fgsm(
         early_stop=early_stop,
         random_start=False,
         optimizer=lambda norm: _momentum(decay, norm),
-        default_step=lambda eps: eps / steps,
+        default_step=lambda eps, steps: eps / steps,
         judge=_judge_saved,
     )
 
@@ -272,7 +296,7 @@ def di_fgsm(
         early_stop=early_stop,
         random_start=False,
         optimizer=lambda norm: _momentum(decay, norm),
-        default_step=lambda eps: eps / steps,
+        default_step=lambda eps, steps: eps / steps,
         judge=judge,
     )
 

@@ -60,7 +60,7 @@ def deepfool(
     point; and the goal may be to leave or to enter a group of classes.
 
     Args:
-      steps: static, at most; an image stops after crossing. 50 is the paper's.
+      steps: traced, at most; an image stops after crossing. 50 is the paper's.
       restarts: static; the first start is the clean image.
       candidates: static; number of boundaries, by clean logits. One backward pass each per step.
       overshoot: share by which the sum of all steps is lengthened.
@@ -72,7 +72,6 @@ def deepfool(
       Linf.
     """
     check_counts(steps=steps, restarts=restarts, candidates=candidates)
-    half = (steps + 1) // 2
 
     def begin(
         origin: jax.Array, start: jax.Array, best: Best, finished: jax.Array
@@ -87,7 +86,7 @@ def deepfool(
 
     def step(task: Task, state: _DeepFoolState) -> _DeepFoolState:
         name = norms.name(task.norm)
-        dual = DUALS[name]
+        dual, half = DUALS[name], (task.steps + 1) // 2
         classes, valid = likeliest_classes(task, candidates)
         logits, pullback = jax.vjp(task.logits, state.x)
         _, met = task.judge(logits)
@@ -122,7 +121,7 @@ def deepfool(
         turn = state.k == half
         walked = jnp.where(expand(turn, walked), 0.0, walked)
         next_x = jnp.where(expand(turn, next_x), state.origin, next_x)
-        over = met | (state.k == steps)
+        over = met | (state.k == task.steps)
         finished = is_near_enough(task, best) | (over & (state.start + 1 == restarts))
         next_ = _DeepFoolState(
             next_x, state.origin, walked, state.k + 1, state.start, best, finished
@@ -137,7 +136,7 @@ def deepfool(
 
         return jax.lax.cond(jnp.any(over), restart, lambda next_: next_, next_)
 
-    return Search(init, step, norms=tuple(DUALS), nearest=True)
+    return Search(init, step, steps, norms=tuple(DUALS), nearest=True)
 
 
 # ---- Carlini-Wagner ----
@@ -186,7 +185,7 @@ def cw(
     bisects at the end.
 
     Args:
-      steps: static, at most, per c.
+      steps: traced, at most, per c.
       restarts: static; the first start is the clean image.
       searches: static, number of values of c: c grows tenfold until one succeeds, and is bisected
         after that.
@@ -201,7 +200,6 @@ def cw(
     """
     check_counts(steps=steps, restarts=restarts, searches=searches)
     adam = ascend.per_image(ascend.OPTIMIZERS["adam"]())
-    check_every = max(steps // 10, 1)
 
     def begin(
         task: Task, best: Best, index: jax.Array, c: jax.Array, low: jax.Array, high: jax.Array
@@ -241,12 +239,14 @@ def cw(
 
         (_, (losses, x, met)), gradient = jax.value_and_grad(loss, has_aux=True)(state.theta)
         best = update_nearest(task, state.best, x, met)
+        steps, check_every = task.steps, jnp.maximum(task.steps // 10, 1)
         late, check = 2 * state.k >= steps, state.k % check_every == 0
         least = jnp.minimum(state.least, losses)
         stuck = check & late & (least > 0.9999 * state.previous_least)
         crossed = state.crossed | (met & late)
         uphill, opt_state = optim.update(adam, -gradient, state.opt_state, state.theta)
-        decayed = rate * (0.5 + 0.5 * jnp.cos(jnp.pi * state.k.astype(jnp.float32) / steps))
+        progress = state.k.astype(jnp.float32) / steps.astype(jnp.float32)
+        decayed = rate * (0.5 + 0.5 * jnp.cos(jnp.pi * progress))
 
         over = stuck | (state.k + 1 == steps)
         last = state.index + 1 == searches * restarts
@@ -275,4 +275,4 @@ def cw(
 
         return jax.lax.cond(jnp.any(over), next_weight, lambda next_: next_, next_)
 
-    return Search(init, step, norms=("l2",), nearest=True)
+    return Search(init, step, steps, norms=("l2",), nearest=True)

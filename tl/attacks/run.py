@@ -228,32 +228,37 @@ def make_attack(
         if remaining == 0:
             return before, jnp.zeros(len(todo), jnp.int32)
         size = slots or devices.images_at_once(remaining)
-        return _compile_search(search, logits, norm, goal, eight_bit, size)(variables, rows)
+        compiled = _compile_search(search.init, search.step, logits, norm, goal, eight_bit, size)
+        return compiled(variables, rows)
 
     def attack(variables, key, images01, class_mask, *, eps, step_size=None, skip=None):
         check_call(norm, images01, eps)
         center, class_mask, b = jnp.asarray(images01), jnp.asarray(class_mask), len(images01)
         eps = jnp.broadcast_to(jnp.asarray(eps, jnp.float32), (b,))
         clean = evaluate(variables, center)
-        best = before = Best(center, *_judge(clean, class_mask, goal))
-        skipped = jnp.zeros(b, bool) if skip is None else jnp.asarray(skip)
+        no = jnp.zeros(b, bool)
+        best = before = Best(center, *_judge(clean, class_mask, goal), has_gradient=no)
+        skipped = no if skip is None else jnp.asarray(skip)
         # The image's key comes before the search's index, so that an image alone has the same keys.
         keys = per_image_keys(key, b)
         steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
         for index, search in enumerate(searches):
-            size = search.default_step(eps) if step_size is None else step_size
+            size = search.default_step(eps, search.steps) if step_size is None else step_size
             size = jnp.broadcast_to(jnp.asarray(size, jnp.float32), (b,))
             index_keys = fold_in_each(keys, jnp.full(b, index, jnp.int32))
             search_keys = keys if len(searches) == 1 else index_keys
-            tasks = TaskRows(search_keys, center, class_mask, eps, size, clean)
+            tasks = TaskRows(
+                search_keys, center, class_mask, eps, size, *_options(search, b), clean
+            )
             result, new_steps = run(search, variables, (tasks, before, ~(best.solved | skipped)))
             solved, steps = best.solved, steps + new_steps
+            best = best._replace(has_gradient=best.has_gradient | result.has_gradient)
             for share in BEYOND if eight_bit and search.nearest else (0.0,):
                 images = _finalize(result.x, center, eps, jnp.float32(share), norm, eight_bit)
                 score, success = _judge(evaluate(variables, images), class_mask, goal)
                 best = _update_best(best, images, score, success)
             solved_by = jnp.where(best.solved & ~solved, index, solved_by)
-        return AttackResult(best.x, best.solved, best.score, steps, solved_by)
+        return AttackResult(best.x, best.solved, best.score, steps, solved_by, best.has_gradient)
 
     return attack
 
@@ -276,15 +281,16 @@ def make_find(
     check_norm(search, norm)
     size = slots or devices.images_at_once()
     evaluate = batched_logits(logits, size)
-    run = _compile_search(search, logits, norm, goal, False, size)
+    run = _compile_search(search.init, search.step, logits, norm, goal, False, size)
 
     def find(variables, key, images01, class_mask, *, stop_distance=0.0):
         check_call(norm, images01, stop_distance)
         center, class_mask, b = jnp.asarray(images01), jnp.asarray(class_mask), len(images01)
         eps = jnp.full(b, stop_distance, jnp.float32)
         clean = evaluate(variables, center)
-        before = Best(center, *_judge(clean, class_mask, goal))
-        tasks = TaskRows(per_image_keys(key, b), center, class_mask, eps, eps, clean)
+        before = Best(center, *_judge(clean, class_mask, goal), has_gradient=jnp.zeros(b, bool))
+        keys = per_image_keys(key, b)
+        tasks = TaskRows(keys, center, class_mask, eps, eps, *_options(search, b), clean)
         result, _ = run(variables, (tasks, before, ~before.solved))
         low, high = jnp.zeros(b), jnp.ones(b)
         for _ in range(HALVINGS):
@@ -338,16 +344,30 @@ class TaskRows(NamedTuple):
     class_mask: jax.Array
     eps: jax.Array
     step_size: jax.Array
+    steps: jax.Array
+    early_stop: jax.Array
     clean: jax.Array
+
+
+def _options(search: Search, b: int) -> tuple[jax.Array, jax.Array]:
+    """The traced options of a search, `steps` and `early_stop`, for each image."""
+    return jnp.full(b, search.steps, jnp.int32), jnp.full(b, search.early_stop, bool)
 
 
 @functools.lru_cache(maxsize=64)
 def _compile_search(
-    search: Search, logits: Logits, norm: Norm, goal: Goal, eight_bit: bool, slots: int
+    init: Callable[[Task, Best], Any],
+    step: Callable[[Task, Any], Any],
+    logits: Logits,
+    norm: Norm,
+    goal: Goal,
+    eight_bit: bool,
+    slots: int,
 ) -> Callable[[Variables, tuple[TaskRows, Best, jax.Array]], tuple[Best, jax.Array]]:
     """Jitted `(variables, (tasks, best, todo)) -> (best, steps)` over all local devices.
 
-    The function is cached, so that a search compiles once.
+    The function is cached, so that a search compiles once, whatever its number of steps
+    and early stop.
     """
 
     def make_task(variables: Variables, rows: TaskRows) -> Task:
@@ -374,8 +394,8 @@ def _compile_search(
 
     def run(variables: Variables, rows: tuple[TaskRows, Best, jax.Array]) -> tuple[Best, jax.Array]:
         return run_slots(
-            lambda rows, best: search.init(make_task(variables, rows), best),
-            lambda rows, state: search.step(make_task(variables, rows), state),
+            lambda rows, best: init(make_task(variables, rows), best),
+            lambda rows, state: step(make_task(variables, rows), state),
             *rows,
             slots=slots,
         )
