@@ -13,7 +13,7 @@ against its accuracy and are not attacked.
 Expected: on 100 dogs (--limit=100) and EfficientNet-Lite0, the first command has a success rate of
 100 % (96.3 to 100, `attack_dogs_to_cats` in RESULTS.md). Cost: at most `steps` forward and backward
 passes per image, fewer if the attack stops at the first success, and the sanity checks on 8 images
-(--nopanel omits them).
+(--nopanel omits them, --panel=full uses more images and queries).
 """
 
 from __future__ import annotations
@@ -78,10 +78,12 @@ def define_flags() -> None:
         f"Average the gradient over random views (EOT, pgd only), composed of: {', '.join(VIEWS)}.",
     )
     flags.DEFINE_integer("draws", 4, "Number of views per gradient.", lower_bound=1)
-    flags.DEFINE_bool(
+    cli.define_bool_or(
         "panel",
+        "full",
         True,
-        f"Run sanity checks of the attack on {attacked.CHECKED_IMAGES} images.",
+        f"Run sanity checks of the attack on about {attacked.CHECKED_IMAGES} images. --panel=full "
+        "checks a whole batch and gives the black-box attack more queries.",
     )
     flags.DEFINE_bool(
         "lpips", True, "Report the perceptual distance LPIPS, where its weights are installed."
@@ -140,14 +142,16 @@ def main(run: reporting.Run) -> None:
     result: dict[str, Any] = evaluation.json() | {"facts": common.weights_facts(clf)}
     page = pages.finish(run, result)
     for row in evaluation.by_eps:
-        low, high = map(reporting.percent, row.success_ci95)
-        print(
-            f"eps {row.name}: {reporting.percent(row.success_rate)} of {result['clean_correct']} "
-            f"succeed ({low} to {high}), accuracy under attack "
-            f"{reporting.percent(row.robust_accuracy)} of all {result['n']}, "
-            f"{reporting.percent(result['robust_accuracy_of_correct'][row.name])} of those "
-            "classified correctly"
-        )
+        rates = {result["of"]: (row.judgment, result), "file": (row.file_judgment, result["files"])}
+        for of, (judgment, shares) in rates.items():
+            low, high = map(reporting.percent, judgment.success_ci95)
+            print(
+                f"eps {row.name}, {of}s: {reporting.percent(judgment.success_rate)} of "
+                f"{result['clean_correct']} succeed ({low} to {high}), accuracy under attack "
+                f"{reporting.percent(judgment.robust_accuracy)} of all {result['n']}, "
+                f"{reporting.percent(shares['robust_accuracy_of_correct'][row.name])} of those "
+                "classified correctly"
+            )
     print(*evaluation.checks, page, sep="\n")
 
 

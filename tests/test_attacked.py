@@ -87,6 +87,7 @@ def test_every_number_of_an_image_holds_for_the_saved_file(
         assert change <= levels and row["linf"] * 255 == pytest.approx(change, abs=1e-3)
         name = inference.class_table(network()[0]).display(int(predicted(saved[None])[0]))
         assert row["to"] == name and row["survives_png"] == (name != row["from"])
+        assert row["of"] == "file" and row["file"].items() <= row.items()
         assert row["ssim"] == pytest.approx(1.0) if levels == 0 else row["ssim"] < 1
 
 
@@ -102,8 +103,8 @@ def test_the_page_is_a_function_of_the_result_and_the_figures(sweep: tuple) -> N
 def test_the_page_of_a_result_without_the_newer_keys(sweep: tuple) -> None:
     """Results of older versions lack `arch`, `eps` and the files of originals."""
     folder, result = sweep
-    old = {k: v for k, v in result.items() if k not in ("arch", "eps", "target")}
-    new_keys = ("original", "difference", "amplified", "classes")
+    old = {k: v for k, v in result.items() if k not in ("arch", "eps", "target", "of", "files")}
+    new_keys = ("original", "difference", "amplified", "classes", "of", "file", "success")
     old["images"] = [
         {k: v for k, v in row.items() if k not in new_keys} for row in result["images"]
     ]
@@ -150,6 +151,61 @@ def test_results_do_not_depend_on_the_batch_size(
     assert np.mean(padded == one_batch) > 0.9
 
 
+def test_the_sanity_checks_are_of_the_attack_that_ran(
+    run: reporting.Run, images: inference.LoadedImages
+) -> None:
+    """An attack whose steps are too small succeeds nowhere, and the checks say why."""
+    settings = SHORT(eps=(4 / 255,), step_size=1e-7, sanity_checks=True)
+    result = evaluate(run, images, settings)
+    assert result["success_rate"]["4/255"] == 0
+    failed = {name for name, check in result["checks"].items() if not check["passed"]}
+    assert failed
+    assert {"noise of the same norm does less", "default steps and step size add little"} <= failed
+    assert result["checks"]["success rate agrees with the run's"]["passed"]
+
+
+@pytest.mark.full
+def test_one_step_fails_a_sanity_check_in_every_norm(
+    run: reporting.Run, images: inference.LoadedImages
+) -> None:
+    for norm, eps in (("linf", 4 / 255), ("l2", 0.5), ("l1", 10.0)):
+        again = reporting.start("attack", run.workdir.parent / norm, {"seed": 0})
+        one = AttackSettings(
+            norm=norm, eps=(eps,), steps=1, step_size=eps / 100, sanity_checks=True
+        )
+        checks = evaluate(again, images, one)["checks"]
+        assert not checks["default steps and step size add little"]["passed"]
+        assert checks["success rate agrees with the run's"]["passed"]
+
+
+def test_float_images_and_files_are_judged_separately(
+    run: reporting.Run, images: inference.LoadedImages
+) -> None:
+    """Changes below half a level: every file equals the photograph, so none survives."""
+    result = evaluate(run, images, SHORT(eps=(0.45 / 255,), eight_bit=False))
+    (eps,) = result["success_rate"]
+    assert result["success_rate"][eps] > 0 == result["after"][eps]["as they are"]["success"]
+    assert not any(row["survives_png"] for row in result["images"])
+    assert result["of"] == "float image"
+    assert result["files"]["success_rate"][eps] == result["after"][eps]["as they are"]["success"]
+    for row in result["images"]:
+        saved = data.decode(row["png"])
+        original = images.images[[str(p) for p in images.paths].index(row["path"])]
+        np.testing.assert_array_equal(saved, original)
+        assert not row["file"]["success"]
+        assert row["of"] == "float image" and row["success"] == (row["to"] != row["from"])
+        assert 0 < row["linf"] <= 0.45 / 255 * (1 + 1e-5) and row["file"]["linf"] == 0
+        probabilities = metrics.softmax(inference.predict_logits(*network(), saved[None]))[0]
+        assert row["file"]["to"] == row["from"]
+        assert row["file"]["probability"] == pytest.approx(probabilities.max(), abs=1e-6)
+    html = (run.workdir / "report.html").read_text()
+    row = result["images"][0]
+    file, image = (
+        f"{part['to']}, {reporting.percent(part['probability'])}" for part in (row["file"], row)
+    )
+    assert f"file: {file}; float image: {image}" in html
+
+
 @pytest.mark.full
 def test_the_sanity_checks_of_a_network_with_constant_logits_fail(
     run: reporting.Run, images: inference.LoadedImages
@@ -158,7 +214,7 @@ def test_the_sanity_checks_of_a_network_with_constant_logits_fail(
     settings = SHORT(steps=2, eps=(8 / 255,), sanity_checks=True)
     checks = evaluate(run, images, settings, variables, limit=2)["checks"]
     failed = {name for name, check in checks.items() if not check["passed"]}
-    assert len(checks) == 12
+    assert len(checks) == 14
     assert {
         "logits depend on the picture",
         "share of zero gradients",
@@ -178,7 +234,7 @@ def test_an_image_that_is_assigned_to_the_target_already_is_left_out(
 def test_the_least_likely_target_is_the_smallest_clean_logit(
     images: inference.LoadedImages,
 ) -> None:
-    selection = attacked.select_images(
+    selection = attack_settings.select_images(
         *network(), images, target=attack_settings.LEAST_LIKELY, limit=2
     )
     clean = inference.predict_logits(*network(), images.images[:2])

@@ -12,7 +12,8 @@ import pytest
 
 from tests import toys
 from tl import attacks, pixels
-from tl.attacks import baselines, blackbox, goals, gradient, norms, sanity_checks
+from tl.ascent import ascend
+from tl.attacks import goals, gradient, norms, sanity_checks
 from tl.attacks.sanity_checks import Check
 
 SIDE, CLASSES, COUNT = 6, 4, 8
@@ -55,11 +56,15 @@ PROBABILITIES = np.float32([[0.9, 0.1], [0.2, 0.8]])
         (sanity_checks.noise_is_weaker(0.1, 0.9), True, 0.1),
         (sanity_checks.noise_is_weaker(0.9, 0.9), False, 0.9),
         (sanity_checks.noise_is_weaker(0.0, 0.0), False, 0),
-        (sanity_checks.black_box_no_better(0.5, 0.5), True, 0.5),
-        (sanity_checks.black_box_no_better(0.6, 0.5), False, 0.6),
+        (sanity_checks.black_box_no_better(np.arange(4) < 1, np.arange(4) < 2), True, 0),
+        (sanity_checks.black_box_no_better(np.arange(4) < 1, np.arange(4) > 0), False, 0.25),
+        (sanity_checks.runs_agree(np.arange(4) > 0, np.arange(4) > 0), True, 0.75),
+        (sanity_checks.runs_agree(np.arange(4) > 0, np.arange(4) > 1), False, 0.75),
+        (sanity_checks.runs_agree(np.arange(4) > 0, np.arange(4) < 3), False, 0.75),
         (sanity_checks.steps_suffice(0.5, 0.51, 200), True, 0.01),
         (sanity_checks.steps_suffice(0.5, 0.6, 10), True, 0.1),
         (sanity_checks.steps_suffice(0.5, 0.6, 200), False, 0.1),
+        (sanity_checks.steps_suffice(0.0, 1.0, 1), False, 1),
     ],
     ids=lambda value: value.name if isinstance(value, Check) else "",
 )
@@ -126,27 +131,28 @@ def true_classes(variables: Any) -> np.ndarray:
     return goals.class_mask(top[:, None].tolist(), CLASSES)
 
 
-@functools.cache
-def arguments() -> dict[str, Any]:
-    make = functools.partial(attacks.make, logits=network, norm=norms.LINF, goal=goals.UNTARGETED)
-    white_box = make(gradient.pgd(steps=20))
-    return {
+SEARCHES = (gradient.pgd(steps=20),)
+
+
+def checks(kind: str, class_mask: Any = None, **changes: Any) -> dict[str, Check]:
+    """The checks of a PGD of 20 steps; `changes` are changed arguments of `check_attack`."""
+    variables, key = of_kind(kind), jax.random.key(0)
+    class_mask = true_classes(variables) if class_mask is None else class_mask
+    arguments = {
+        "searches": SEARCHES,
+        "default_steps": (20,),
         "norm": norms.LINF,
         "goal": goals.UNTARGETED,
         "eps": 8 / 255,
-        "attack": white_box,
-        "unbounded": white_box,
-        "doubled": make(gradient.pgd(steps=40)),
-        "black_box": make(blackbox.square(steps=100)),
-        "noise": make(baselines.noise(steps=sanity_checks.DRAWS)),
-    }
-
-
-def checks(kind: str) -> dict[str, Check]:
-    variables = of_kind(kind)
-    rows = sanity_checks.check_attack(
-        network, variables, jax.random.key(0), IMAGES01, true_classes(variables), **arguments()
-    )
+        "queries": 100,
+    } | changes
+    if "success" not in arguments:
+        shared = {name: arguments[name] for name in ("norm", "goal")}
+        attack = attacks.make(arguments["searches"], network, **shared)
+        eps, step_size = arguments["eps"], arguments.get("step_size")
+        result = attack(variables, key, IMAGES01, class_mask, eps=eps, step_size=step_size)
+        arguments["success"] = np.asarray(result.success)
+    rows = sanity_checks.check_attack(network, variables, key, IMAGES01, class_mask, **arguments)
     return {check.name: check for check in rows}
 
 
@@ -163,7 +169,13 @@ UNBOUNDED = "any change at all (Linf, eps = 1) reaches all"
 
 def test_a_plain_network_passes_every_check() -> None:
     rows = checks("plain")
-    assert len(rows) == 9 and all(check.passed for check in rows.values())
+    assert len(rows) == 11 and all(check.passed for check in rows.values())
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l1", 3.0)])
+def test_a_plain_network_passes_every_check_in_other_norms(norm: str, eps: float) -> None:
+    rows = checks("plain", norm=norms.get(norm), eps=eps)
+    assert not [str(check) for check in rows.values() if not check.passed]
 
 
 def test_a_quantized_network_fails_the_checks_of_the_gradient() -> None:
@@ -187,23 +199,71 @@ def test_a_constant_network_fails_the_checks_of_gradient_range_and_unbounded_att
 
 
 def test_images_that_meet_the_goal_already_are_refused() -> None:
-    variables = of_kind("plain")
-    not_the_top = ~true_classes(variables)
     with pytest.raises(ValueError, match="all 8 images meet the goal without an attack"):
-        sanity_checks.check_attack(
-            network, variables, jax.random.key(0), IMAGES01, not_the_top, **arguments()
-        )
+        checks("plain", ~true_classes(of_kind("plain")), success=np.ones(COUNT, bool))
 
 
-def test_a_curve_that_does_not_rise_is_refused() -> None:
-    variables = of_kind("plain")
-    with pytest.raises(ValueError, match="`curve` must rise and contain 1.0"):
-        sanity_checks.check_attack(
-            network,
-            variables,
-            jax.random.key(0),
-            IMAGES01,
-            true_classes(variables),
-            curve=(1.0, 0.5),
-            **arguments(),
-        )
+# ---- weak attacks ----
+
+AGREES = "success rate agrees with the run's"
+DOUBLED = "doubled steps change little"
+DEFAULT = "default steps and step size add little"
+NOISE = "noise of the same norm does less"
+
+
+def test_steps_that_are_too_small_fail() -> None:
+    rows = checks("plain", step_size=1e-7)
+    assert rows[AGREES].passed and rows[AGREES].value < 0.5
+    assert not rows[DEFAULT].passed and not rows[NOISE].passed
+
+
+def test_one_step_fails_where_more_steps_succeed() -> None:
+    """With steps of eps / 4, four steps are needed to reach the surface of the ball."""
+    one = (SEARCHES[0]._replace(steps=1),)
+    rows = checks("plain", searches=one, step_size=2 / 255)
+    assert rows[AGREES].passed
+    assert not rows[DEFAULT].passed
+
+
+def test_the_wrong_sign_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    ascent = ascend.direction
+    monkeypatch.setattr(ascend, "direction", lambda rule: ascent(lambda g: -rule(g)))
+    rows = checks("plain", searches=(gradient.pgd(steps=20),))
+    assert rows[AGREES].passed and rows[AGREES].value == 0
+    assert not rows[NOISE].passed and not rows[BLACK_BOX].passed
+
+
+def test_checks_of_another_attack_than_the_run_fail() -> None:
+    """The run's outcomes are those of steps of 1e-7, the checks' those of the default."""
+    assert not checks("plain", success=np.zeros(COUNT, bool))[AGREES].passed
+
+
+def test_the_checks_compile_no_search_again() -> None:
+    """The attack's program serves every check, unless the attack misses an image."""
+    traces: list[int] = []
+
+    def counted(variables: Any, images01: jax.Array) -> jax.Array:
+        traces.append(len(images01))
+        return network(variables, images01)
+
+    variables, key, mask = of_kind("plain"), jax.random.key(0), true_classes(of_kind("plain"))
+    shared = {"norm": norms.LINF, "goal": goals.UNTARGETED}
+    attack = attacks.make(SEARCHES, counted, **shared)
+    success = attack(variables, key, IMAGES01, mask, eps=0.1).success
+    count = len(traces)
+    assert bool(success.all())
+    sanity_checks.check_attack(
+        counted,
+        variables,
+        key,
+        IMAGES01,
+        mask,
+        searches=SEARCHES,
+        default_steps=(40,),
+        eps=0.1,
+        step_size=None,
+        success=np.asarray(success),
+        queries=100,
+        **shared,
+    )
+    assert len(traces) == count

@@ -55,6 +55,28 @@ def define_model_flags() -> None:
     )
 
 
+class _BoolOrParser(flags.BooleanParser):
+    """Parses a bool, or one other word."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self.word = word
+
+    def parse(self, argument: str | int | bool) -> bool | str:  # pyright: ignore
+        if argument == self.word:
+            return self.word
+        try:
+            return super().parse(argument)
+        except ValueError:
+            raise ValueError(f"expected true, false or {self.word}") from None
+
+
+def define_bool_or(name: str, word: str, default: bool, help: str) -> None:
+    """Defines a flag that is used as `--name`, `--noname` or `--name=word`."""
+    flags.DEFINE(_BoolOrParser(word), name, default, help, serializer=flags.ArgumentSerializer())
+    flags.FLAGS[name].boolean = True
+
+
 def define_run_flags() -> None:
     """Defines the flags that every experiment has."""
     flags.DEFINE_string(

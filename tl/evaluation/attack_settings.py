@@ -1,17 +1,18 @@
-"""The parameters of an attack, the search that they describe, and its run in batches."""
+"""The parameters of an attack, its searches, the images to attack, and its run in batches."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from tl import attacks, inference, pixels, reporting
 from tl.ascent import transforms
-from tl.attacks import goals, gradient, norms
+from tl.attacks import goals, norms
 from tl.models import Classifier
 from tl.paths import nearest
 from tl.types import Variables
@@ -53,7 +54,8 @@ class AttackSettings(NamedTuple):
         raises the target's probability.
       views: rows of `VIEWS`; the gradient is a mean over random views (with pgd).
       draws: views per gradient.
-      sanity_checks: run the sanity checks.
+      sanity_checks: run the sanity checks; "full" checks a whole batch, with more queries of the
+        black-box attack.
       lpips: compute the perceptual distance LPIPS, where its weights are installed.
       seed: seed of the attack's random numbers.
     """
@@ -68,7 +70,7 @@ class AttackSettings(NamedTuple):
     early_stop: bool | None = None
     views: Sequence[str] = ()
     draws: int = 4
-    sanity_checks: bool = False
+    sanity_checks: bool | Literal["full"] = False
     lpips: bool = False
     seed: int = 0
 
@@ -81,10 +83,10 @@ def check_settings(clf: Classifier, settings: AttackSettings, target: str) -> No
       settings, target: as for `attacked.evaluate_attack`.
 
     Raises:
-      ValueError: those of `make_search` and `attacks.check`.
+      ValueError: those of `make_searches` and `attacks.check`.
     """
     attacks.check(
-        make_search(settings, target),
+        make_searches(settings, target),
         norm=norms.get(settings.norm),
         goal=goals.TARGETED if target else goals.UNTARGETED,
         classes=len(inference.class_table(clf)),
@@ -93,13 +95,12 @@ def check_settings(clf: Classifier, settings: AttackSettings, target: str) -> No
     )
 
 
-def make_search(settings: AttackSettings, target: str, *, doubled: bool = False) -> Any:
-    """The search that the settings describe, as `attacks.make` takes it.
+def make_searches(settings: AttackSettings, target: str) -> tuple[attacks.Search, ...]:
+    """The searches that the settings describe, as `attacks.make` takes them.
 
     Args:
       settings: the attack and its parameters.
       target: as for `attacked.evaluate_attack`.
-      doubled: twice the number of steps, for the sanity check of convergence.
 
     Raises:
       ValueError: an unknown name, or parameters that the attack does not have.
@@ -127,11 +128,90 @@ def make_search(settings: AttackSettings, target: str, *, doubled: bool = False)
             f"`early_stop` can be switched off for {', '.join(OPTIONAL_STOP)} only: got "
             f"`attack={settings.attack}`"
         )
-    if doubled:
-        if settings.attack == "fgsm":
-            return gradient.bim(steps=2)
-        arguments["steps"] = 2 * (settings.steps or attacks.steps(settings.attack))
-    return attacks.get(settings.attack)(**arguments)
+    searches = attacks.get(settings.attack)(**arguments)
+    return (searches,) if isinstance(searches, attacks.Search) else tuple(searches)
+
+
+class Selection(NamedTuple):
+    """The m images to attack: those of a set of n that the network classifies correctly.
+
+    Attributes:
+      paths: the files.
+      images: uint8[m s s 3].
+      logits: f32[m k], of the clean images.
+      labels: i[m], ground truth.
+      goal, class_mask: the goal, and bool[m k], the classes that it is about.
+      n: size of the set. Accuracy is a share of n, success of m.
+      misclassified: files of the n - m images that the network misclassifies without an attack.
+      skipped: rows `{"path", "why"}` of files that are not in the set.
+    """
+
+    paths: list[Path]
+    images: np.ndarray
+    logits: np.ndarray
+    labels: np.ndarray
+    goal: goals.Goal
+    class_mask: np.ndarray
+    n: int
+    misclassified: list[str]
+    skipped: list[dict[str, str]]
+
+
+def select_images(
+    clf: Classifier,
+    variables: Variables,
+    images: inference.LoadedImages,
+    *,
+    target: str = "",
+    labels: np.ndarray | None = None,
+    only: str = "",
+    limit: int = 0,
+) -> Selection:
+    """The images to attack.
+
+    Arguments as for `attacked.evaluate_attack`, with BatchNorm folded into `variables`.
+    """
+    table = inference.class_table(clf)
+    targets = table.find(target) if target and target != LEAST_LIKELY else ()
+    clean = inference.predict_logits(clf, variables, images.images)
+    predicted = clean.argmax(axis=1)
+    true: np.ndarray = predicted if labels is None else labels
+    candidates = np.isin(predicted, table.find(only)) if only else np.ones(len(predicted), bool)
+    skipped, rows = list(images.skipped), []
+    for i in np.flatnonzero(candidates):
+        if not {int(true[i]), int(predicted[i])} & set(targets):
+            rows.append(i)
+            continue
+        name = table.display(true[i] if true[i] in targets else predicted[i])
+        skipped.append({"path": str(images.paths[i]), "why": f"it is called {name} already"})
+    rows = np.array(rows[: limit or None], int)
+    if not len(rows):
+        raise ValueError(
+            f"no image is left to attack: got {len(predicted)} images, `only`={only!r} and "
+            f"`target`={target!r}; pass other images or another target"
+        )
+    correct = rows[predicted[rows] == true[rows]]
+    if not len(correct):
+        raise ValueError(
+            f"the network classifies none of the {len(rows)} images correctly: expected at least "
+            "one, because misclassified images are not attacked; check the labels"
+        )
+    if target == LEAST_LIKELY:
+        class_mask = goals.least_likely(clean[correct])
+    else:
+        groups = [targets or (int(label),) for label in true[correct]]
+        class_mask = goals.class_mask(groups, len(table))
+    return Selection(
+        paths=[images.paths[i] for i in correct],
+        images=images.images[correct],
+        logits=clean[correct],
+        labels=true[correct],
+        goal=goals.TARGETED if target else goals.UNTARGETED,
+        class_mask=class_mask,
+        n=len(rows),
+        misclassified=[str(images.paths[i]) for i in rows if predicted[i] != true[i]],
+        skipped=skipped,
+    )
 
 
 def attack_batches(

@@ -1,7 +1,9 @@
 """Evaluates an attack on images: success rate and accuracy at each eps, and sanity checks.
 
-Adversarial images are saved as 8-bit PNG files and read back, and every number is computed on the
-files. This module draws no page; `tl.pages.attack` does, from the result and the saved figures.
+Adversarial images are saved as 8-bit PNG files and read back, and the files are evaluated. A search
+without `eight_bit` finds float images that a file cannot hold. Then both are evaluated, and every
+number says of which it is. This module draws no page; `tl.pages.attack` does, from the result and
+the saved figures.
 """
 
 from __future__ import annotations
@@ -13,68 +15,64 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import attacks, data, inference, metrics, pixels, reporting
-from tl.attacks import baselines, goals, gradient, norms, sanity_checks
+from tl import attacks, data, devices, inference, metrics, pixels, reporting
+from tl.attacks import norms, sanity_checks
 from tl.evaluation import perceptual
 from tl.evaluation.attack_settings import (
-    LEAST_LIKELY,
+    BATCH,
     AttackSettings,
+    Selection,
     attack_batches,
     check_settings,
     format_eps,
-    make_search,
+    make_searches,
+    select_images,
 )
 from tl.evaluation.postprocessing import POSTPROCESSING
 from tl.evaluation.robust import of_correct
 from tl.models import Classifier
 from tl.types import Variables
 
-# Images that the sanity checks use, and queries of their black-box attack; chosen, not tuned.
-CHECKED_IMAGES, QUERIES = 8, 500
+# Images that the sanity checks use, and queries of their black-box attack, with "full" as many as
+# in AutoAttack; chosen, not tuned.
+CHECKED_IMAGES, QUERIES, FULL_QUERIES = 8, 500, 5000
 # Images whose original and difference are saved for the page; all adversarial images are saved.
 PAGE_IMAGES = 12
 
 
-class Selection(NamedTuple):
-    """The m images to attack: those of a set of n that the network classifies correctly.
+class Judgment(NamedTuple):
+    """The network's outputs for m adversarial images, and rates.
 
     Attributes:
-      paths: the files.
-      images: uint8[m s s 3].
-      logits: f32[m k], of the clean images.
-      labels: i[m], ground truth.
-      goal, class_mask: the goal, and bool[m k], the classes that it is about.
-      n: size of the set. Accuracy is a share of n, success of m.
-      misclassified: files of the n - m images that the network misclassifies without an attack.
-      skipped: rows `{"path", "why"}` of files that are not in the set.
+      images: f32[m s s 3] in [0, 1].
+      logits: f32[m k].
+      success: bool[m], whether the prediction meets the goal.
+      success_rate: share of m, with its 95 % Wilson interval `success_ci95`.
+      robust_accuracy: share of n, with its 95 % Wilson interval `robust_ci95`.
+      distance: name -> f64[m], distance from the clean image.
     """
 
-    paths: list[Path]
     images: np.ndarray
     logits: np.ndarray
-    labels: np.ndarray
-    goal: goals.Goal
-    class_mask: np.ndarray
-    n: int
-    misclassified: list[str]
-    skipped: list[dict[str, str]]
+    success: np.ndarray
+    success_rate: float
+    success_ci95: list[float]
+    robust_accuracy: float
+    robust_ci95: list[float]
+    distance: dict[str, np.ndarray]
 
 
 class EpsEvaluation(NamedTuple):
-    """Adversarial images at one eps, as the network classifies what was read back.
+    """Adversarial images at one eps.
 
     Attributes:
       name: eps as `format_eps` writes it.
       eps: radius in [0, 1] pixel units.
       files: the saved images.
-      images: f32[m s s 3] in [0, 1], as evaluated; with `eight_bit`, the content of the files.
-      logits: f32[m k], of `images`.
-      success: bool[m], whether the prediction meets the goal.
+      judgment: of the attack's images; with `eight_bit` these are the content of the files.
+      file_judgment: of the files, as they were read back.
       steps: i32[m], steps that the attack took.
-      success_rate: share of m, with its 95 % Wilson interval `success_ci95`.
-      robust_accuracy: share of n, with its 95 % Wilson interval `robust_ci95`.
-      distance: name -> f64[m], distance from the clean image.
-      after: postprocessing -> success rate and accuracy of the m images after it, and intervals.
+      after: postprocessing -> success rate and accuracy of the m files after it, and intervals.
       equal_calls: whether two calls of the network gave equal logits.
       equal_files: whether the files hold exactly the attack's images.
     """
@@ -82,15 +80,9 @@ class EpsEvaluation(NamedTuple):
     name: str
     eps: float
     files: list[Path]
-    images: np.ndarray
-    logits: np.ndarray
-    success: np.ndarray
+    judgment: Judgment
+    file_judgment: Judgment
     steps: np.ndarray
-    success_rate: float
-    success_ci95: list[float]
-    robust_accuracy: float
-    robust_ci95: list[float]
-    distance: dict[str, np.ndarray]
     after: dict[str, dict[str, Any]]
     equal_calls: bool
     equal_files: bool
@@ -118,7 +110,18 @@ class AttackEvaluation(NamedTuple):
     def json(self) -> dict[str, Any]:
         """The JSON-ready result: the content of `result.json`."""
         of_each = lambda field: {e.name: getattr(e, field) for e in self.by_eps}
-        rows = [row for e in self.by_eps for row in _image_rows(self.clf, self.selection, e)]
+
+        def rates(part: str) -> dict[str, dict[str, Any]]:
+            names = ("success_rate", "success_ci95", "robust_accuracy", "robust_ci95")
+            by_name = {
+                name: {e.name: getattr(getattr(e, part), name) for e in self.by_eps}
+                for name in names
+            }
+            n, m = self.selection.n, len(self.selection.paths)
+            return by_name | of_correct(by_name["robust_accuracy"], n, m)
+
+        of = "file" if self.settings.eight_bit else "float image"
+        rows = [row for e in self.by_eps for row in _image_rows(self.clf, self.selection, e, of)]
         largest = max(self.by_eps, key=lambda e: e.eps).name
         at_largest = [row for row in rows if row["eps"] == largest]
         for row, figure in zip(at_largest, self.figures, strict=False):
@@ -133,11 +136,9 @@ class AttackEvaluation(NamedTuple):
             "norm": self.settings.norm,
             "target": self.target,
             "eps": of_each("eps"),
-            "success_rate": of_each("success_rate"),
-            "success_ci95": of_each("success_ci95"),
-            "robust_accuracy": of_each("robust_accuracy"),
-            "robust_ci95": of_each("robust_ci95"),
-            **of_correct(of_each("robust_accuracy"), self.selection.n, len(self.selection.paths)),
+            "of": of,
+            **rates("judgment"),
+            "files": rates("file_judgment"),
             "after": of_each("after"),
             "steps": {e.name: int(e.steps.sum()) for e in self.by_eps},
             "images": rows,
@@ -174,12 +175,13 @@ def evaluate_attack(
       ValueError: no image is left to attack, or `settings` do not fit together.
     """
     check_settings(clf, settings, target)
+    searches = make_searches(settings, target)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     selection = select_images(
         clf, variables, images, target=target, labels=labels, only=only, limit=limit
     )
     attack = attacks.make(
-        make_search(settings, target),
+        searches,
         clf.logits,
         norm=norms.get(settings.norm),
         goal=selection.goal,
@@ -193,77 +195,21 @@ def evaluate_attack(
         )
         row = _evaluate(run, clf, variables, selection, settings, eps, *outputs, lpips=lpips)
         by_eps[eps] = row
-        rates = {"success_rate": row.success_rate, "robust_accuracy": row.robust_accuracy}
+        judgment = row.judgment
+        rates = {"success_rate": judgment.success_rate, "robust_accuracy": judgment.robust_accuracy}
         run.log({"eps": row.name, **rates})
     checks = []
     if settings.sanity_checks and max(settings.eps) > 0:
-        panel = lambda: run_sanity_checks(clf, variables, selection, settings, target)
+        row = by_eps[max(by_eps)]
+        panel = lambda: run_sanity_checks(
+            clf, variables, selection, settings, target, searches, row
+        )
         checks = run.attempt("panel", panel, [])
     checks += check_images(list(by_eps.values()), settings)
     last = by_eps[max(by_eps)]
     figures = run.attempt("figures", lambda: _save_figures(run, clf, selection, last), [])
     return AttackEvaluation(
         clf, settings, target, selection, list(by_eps.values()), checks, figures
-    )
-
-
-# ---- the images ----
-
-
-def select_images(
-    clf: Classifier,
-    variables: Variables,
-    images: inference.LoadedImages,
-    *,
-    target: str = "",
-    labels: np.ndarray | None = None,
-    only: str = "",
-    limit: int = 0,
-) -> Selection:
-    """The images to attack.
-
-    Arguments as for `evaluate_attack`, with BatchNorm folded into `variables`.
-    """
-    table = inference.class_table(clf)
-    targets = table.find(target) if target and target != LEAST_LIKELY else ()
-    clean = inference.predict_logits(clf, variables, images.images)
-    predicted = clean.argmax(axis=1)
-    true: np.ndarray = predicted if labels is None else labels
-    candidates = np.isin(predicted, table.find(only)) if only else np.ones(len(predicted), bool)
-    skipped, rows = list(images.skipped), []
-    for i in np.flatnonzero(candidates):
-        if not {int(true[i]), int(predicted[i])} & set(targets):
-            rows.append(i)
-            continue
-        name = table.display(true[i] if true[i] in targets else predicted[i])
-        skipped.append({"path": str(images.paths[i]), "why": f"it is called {name} already"})
-    rows = np.array(rows[: limit or None], int)
-    if not len(rows):
-        raise ValueError(
-            f"no image is left to attack: got {len(predicted)} images, `only`={only!r} and "
-            f"`target`={target!r}; pass other images or another target"
-        )
-    correct = rows[predicted[rows] == true[rows]]
-    if not len(correct):
-        raise ValueError(
-            f"the network classifies none of the {len(rows)} images correctly: expected at least "
-            "one, because misclassified images are not attacked; check the labels"
-        )
-    if target == LEAST_LIKELY:
-        class_mask = goals.least_likely(clean[correct])
-    else:
-        groups = [targets or (int(label),) for label in true[correct]]
-        class_mask = goals.class_mask(groups, len(table))
-    return Selection(
-        paths=[images.paths[i] for i in correct],
-        images=images.images[correct],
-        logits=clean[correct],
-        labels=true[correct],
-        goal=goals.TARGETED if target else goals.UNTARGETED,
-        class_mask=class_mask,
-        n=len(rows),
-        misclassified=[str(images.paths[i]) for i in rows if predicted[i] != true[i]],
-        skipped=skipped,
     )
 
 
@@ -284,7 +230,7 @@ def _evaluate(
 ) -> EpsEvaluation:
     """Saves adversarial images f32[m s s 3], reads them back and evaluates the files.
 
-    Without `eight_bit` a file cannot hold the image, so the image itself is evaluated.
+    Without `eight_bit` a file cannot hold the image, so both are evaluated.
     """
     name = format_eps(eps, settings.norm)
     files = [
@@ -292,10 +238,11 @@ def _evaluate(
         for i, (path, image) in enumerate(zip(selection.paths, adversarial, strict=True))
     ]
     saved = np.stack([data.decode(file) for file in files])
-    images = pixels.to_images01(saved) if settings.eight_bit else adversarial
+    images = pixels.to_images01(saved)
     succeeds = lambda logits: np.asarray(selection.goal.success(logits, selection.class_mask))
-    logits = inference.predict_logits(clf, variables, images)
-    success, correct = succeeds(logits), logits.argmax(axis=1) == selection.labels
+    file_judgment = judgment = _judge(run, clf, variables, selection, images, lpips)
+    if not settings.eight_bit:
+        judgment = _judge(run, clf, variables, selection, adversarial, lpips)
     after = {}
     for process_name, process in POSTPROCESSING.items():
         processed = inference.predict_logits(clf, variables, pixels.to_images01(process(saved)))
@@ -303,56 +250,85 @@ def _evaluate(
             **metrics.share("success", succeeds(processed)),
             **metrics.share("accuracy", processed.argmax(axis=1) == selection.labels),
         }
-    m, originals = len(files), pixels.to_images01(selection.images)
+    first = slice(inference.BATCH_SIZE)
+    again = inference.predict_logits(clf, variables, images[first])
     return EpsEvaluation(
         name=name,
         eps=eps,
         files=files,
+        judgment=judgment,
+        file_judgment=file_judgment,
+        steps=steps,
+        after=after,
+        equal_calls=bool((again == file_judgment.logits[first]).all()),
+        equal_files=bool((images == adversarial).all()),
+    )
+
+
+def _judge(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    selection: Selection,
+    images: np.ndarray,
+    lpips: perceptual.PairDistance | None,
+) -> Judgment:
+    """Evaluates adversarial images f32[m s s 3]."""
+    m, originals = len(images), pixels.to_images01(selection.images)
+    logits = inference.predict_logits(clf, variables, images)
+    success = np.asarray(selection.goal.success(logits, selection.class_mask))
+    correct = int((logits.argmax(axis=1) == selection.labels).sum())
+    return Judgment(
         images=images,
         logits=logits,
         success=success,
-        steps=steps,
         success_rate=int(success.sum()) / m,
         success_ci95=list(metrics.wilson(int(success.sum()), m)),
-        robust_accuracy=int(correct.sum()) / selection.n,
-        robust_ci95=list(metrics.wilson(int(correct.sum()), selection.n)),
+        robust_accuracy=correct / selection.n,
+        robust_ci95=list(metrics.wilson(correct, selection.n)),
         distance=run.attempt(
             "lpips",
             lambda: perceptual.distances(originals, images, lpips=lpips),
             otherwise=None,
         )
         or perceptual.distances(originals, images),
-        after=after,
-        equal_calls=bool(
-            (
-                inference.predict_logits(clf, variables, images[: inference.BATCH_SIZE])
-                == logits[: inference.BATCH_SIZE]
-            ).all()
-        ),
-        equal_files=bool((pixels.to_images01(saved) == adversarial).all()),
     )
 
 
-def _image_rows(clf: Classifier, selection: Selection, row: EpsEvaluation) -> list[dict[str, Any]]:
-    """The rows of `result["images"]`, one per image."""
-    table, probabilities = inference.class_table(clf), metrics.softmax(row.logits)
-    rows = []
-    for i, path in enumerate(selection.paths):
-        top = int(probabilities[i].argmax())
-        rows.append(
-            {
-                "path": str(path),
-                "png": str(row.files[i]),
-                "eps": row.name,
-                "from": table.display(int(selection.logits[i].argmax())),
-                "to": table.display(top),
-                **{name: float(values[i]) for name, values in row.distance.items()},
-                "probability": float(probabilities[i, top]),
-                "steps": int(row.steps[i]),
-                "survives_png": bool(row.success[i]),
-            }
-        )
-    return rows
+def _image_rows(
+    clf: Classifier, selection: Selection, row: EpsEvaluation, of: str
+) -> list[dict[str, Any]]:
+    """The rows of `result["images"]`, one per image.
+
+    `to`, `probability` and distances are those of `of`, "file" or "float image"; the same numbers
+    of the file are in `file`.
+    """
+    table = inference.class_table(clf)
+
+    def numbers(judgment: Judgment, i: int) -> dict[str, Any]:
+        probabilities = metrics.softmax(judgment.logits[i : i + 1])[0]
+        top = int(probabilities.argmax())
+        return {
+            "to": table.display(top),
+            **{name: float(values[i]) for name, values in judgment.distance.items()},
+            "probability": float(probabilities[top]),
+            "success": bool(judgment.success[i]),
+        }
+
+    return [
+        {
+            "path": str(path),
+            "png": str(row.files[i]),
+            "eps": row.name,
+            "from": table.display(int(selection.logits[i].argmax())),
+            "of": of,
+            **numbers(row.judgment, i),
+            "steps": int(row.steps[i]),
+            "survives_png": bool(row.file_judgment.success[i]),
+            "file": numbers(row.file_judgment, i),
+        }
+        for i, path in enumerate(selection.paths)
+    ]
 
 
 def _save_figures(
@@ -360,10 +336,10 @@ def _save_figures(
 ) -> list[dict[str, Any]]:
     """Saves originals and amplified differences of the first images, and lists top classes."""
     table = inference.class_table(clf)
-    before, after = metrics.softmax(selection.logits), metrics.softmax(row.logits)
+    before, after = metrics.softmax(selection.logits), metrics.softmax(row.judgment.logits)
     rows = []
     for i, path in enumerate(selection.paths[:PAGE_IMAGES]):
-        change = row.images[i] - pixels.to_images01(selection.images[i])
+        change = row.judgment.images[i] - pixels.to_images01(selection.images[i])
         # The largest change uses the whole range; changes below one level are enlarged as one level
         # is.
         factor = max(1, int(127 / max(float(np.abs(change).max()) * 255, 1.0)))
@@ -390,7 +366,7 @@ def check_images(
     by_eps: Sequence[EpsEvaluation], settings: AttackSettings
 ) -> list[sanity_checks.Check]:
     """Checks of the evaluated images that hold for every attack."""
-    excess = max(float((row.distance[settings.norm] - row.eps).max()) for row in by_eps)
+    excess = max(float((row.judgment.distance[settings.norm] - row.eps).max()) for row in by_eps)
     tolerance = 1e-5 * (1 + max(settings.eps))
     equal = float(np.mean([row.equal_calls for row in by_eps]))
     Check = sanity_checks.Check
@@ -410,34 +386,41 @@ def run_sanity_checks(
     selection: Selection,
     settings: AttackSettings,
     target: str,
+    searches: Sequence[attacks.Search],
+    row: EpsEvaluation,
 ) -> list[sanity_checks.Check]:
-    """All checks of `sanity_checks.check_attack`, on the first images, at the largest eps."""
-    n = min(CHECKED_IMAGES, len(selection.images))
+    """All checks of `sanity_checks.check_attack`, on the first batch of the run.
+
+    Args:
+      clf, variables, selection, settings, target: of the run.
+      searches: the searches of the run, whose programs are compiled.
+      row: the run at the largest eps.
+    """
+    size = min(BATCH, len(selection.images))
+    full = settings.sanity_checks == "full"
+    n = size if full else _checked_images(size)
     print(f"sanity checks of the attack, on {n} images", flush=True)
-
-    def make(search: Any, norm: str = settings.norm) -> attacks.Attack:
-        return attacks.make(
-            search,
-            clf.logits,
-            norm=norms.get(norm),
-            goal=selection.goal,
-            eight_bit=settings.eight_bit,
-        )
-
-    search = make_search(settings, target)
-    not_in_linf = isinstance(search, attacks.Search) and search.norms and "linf" not in search.norms
+    defaults = make_searches(settings._replace(steps=None), target)
     return sanity_checks.check_attack(
         clf.logits,
         variables,
         jax.random.key(settings.seed),
-        pixels.to_images01(selection.images[:n]),
-        selection.class_mask[:n],
+        pixels.to_images01(selection.images[:size]),
+        selection.class_mask[:size],
+        searches=searches,
+        default_steps=[search.steps for search in defaults],
         norm=norms.get(settings.norm),
         goal=selection.goal,
-        eps=max(settings.eps),
-        attack=make(search),
-        doubled=make(make_search(settings, target, doubled=True)),
-        black_box=make(attacks.get("noise" if settings.norm == "l1" else "square")(steps=QUERIES)),
-        noise=make(baselines.noise(steps=sanity_checks.DRAWS)),
-        unbounded=make(gradient.pgd() if not_in_linf else search, "linf"),
+        eps=row.eps,
+        step_size=settings.step_size,
+        eight_bit=settings.eight_bit,
+        success=row.judgment.success[:n],
+        queries=FULL_QUERIES if full else QUERIES,
     )
+
+
+def _checked_images(size: int) -> int:
+    """The number of images of a batch to check, with the run's number of images at once."""
+    at_once = lambda n: devices.images_at_once(-(-n // jax.local_device_count()))
+    first = min(CHECKED_IMAGES, size)
+    return next(n for n in range(first, size + 1) if at_once(n) == at_once(size))

@@ -92,7 +92,7 @@ POSTPROCESSING: dict[str, Postprocess] = {
     "middle 7/8": partial(cropped, share=7 / 8),
     "mirrored": flipped,
 }
-"""Name in `result["after"]` -> function; strengths are chosen, not tuned."""
+"""Name in `result["after"]` -> function of the saved files; strengths are chosen, not tuned."""
 
 
 def _check_share(share: float) -> None:

@@ -21,6 +21,9 @@ CHECK_TITLES = {
     "any change at all (Linf, eps = 1) reaches all": "success rate at eps = 1 in Linf",
     "noise of the same norm does less": "random noise of the same norm succeeds less often",
     "doubled steps change little": "twice the steps change the success rate little",
+    "success rate agrees with the run's": "success rate of the checked attack is the run's",
+    "default steps and step size add little": "the default steps and step size add little success",
+    "black-box no better than white-box": "images that only a black-box attack changes",
     "every picture lies within eps": "all images lie within eps",
     "two calls of this run agree": "two calls of the network on saved images agree",
     "files hold what was made, to the bit": "files hold the attack's images exactly",
@@ -55,19 +58,27 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 def _rates(result: Mapping[str, Any]) -> Html:
     """Success rate and accuracy at each eps, with intervals."""
     intervals, rows = [], []
-    for eps, rate in result["success_rate"].items():
-        low, high = result["success_ci95"][eps]
-        intervals.append(reporting.Interval(f"success rate at eps {eps}", rate, low, high))
-        accuracy = reporting.percent(result["robust_accuracy"][eps])
-        bounds = " to ".join(map(reporting.percent, result["robust_ci95"][eps]))
-        medians = [f"{np.median(values):.4g}" for values in _distances(result, eps).values()]
-        steps = result["steps"][eps] / result["clean_correct"]
-        row = {key: result.get(key, {}).get(eps) for key in (OF_CORRECT, f"{OF_CORRECT}_ci95")}
-        of_correct = "" if row[OF_CORRECT] is None else share_with_interval(row, OF_CORRECT)
-        rows.append([eps, f"{accuracy} ({bounds})", of_correct, *medians, f"{steps:.1f}"])
-    measures = [f"median {name}" for name in _distances(result, next(iter(result["steps"])))]
+    of = result.get("of", "file")
+    rates_of = {of: result}
+    if of != "file":
+        rates_of["file"] = result["files"]
+    for name, rates in rates_of.items():
+        for eps, rate in rates["success_rate"].items():
+            low, high = rates["success_ci95"][eps]
+            label = f"success rate at eps {eps}, {name}s"
+            intervals.append(reporting.Interval(label, rate, low, high))
+            accuracy = reporting.percent(rates["robust_accuracy"][eps])
+            bounds = " to ".join(map(reporting.percent, rates["robust_ci95"][eps]))
+            distances = _distances(result, eps, name).values()
+            medians = [f"{np.median(values):.4g}" for values in distances]
+            steps = result["steps"][eps] / result["clean_correct"]
+            row = {key: rates.get(key, {}).get(eps) for key in (OF_CORRECT, f"{OF_CORRECT}_ci95")}
+            of_correct = "" if row[OF_CORRECT] is None else share_with_interval(row, OF_CORRECT)
+            accuracies = [f"{accuracy} ({bounds})", of_correct]
+            rows.append([eps, name, *accuracies, *medians, f"{steps:.1f}"])
+    measures = [f"median {name}" for name in _distances(result, next(iter(result["steps"])), of)]
     accuracies = ["accuracy under attack", "of those classified correctly"]
-    header = ["eps", *accuracies, *measures, "steps per image"]
+    header = ["eps", "judged", *accuracies, *measures, "steps per image"]
     goal = result.get("target") or "anything but the true class"
     text = (
         f"The network classifies {result['clean_correct']} of {result['n']} images correctly "
@@ -76,6 +87,11 @@ def _rates(result: Mapping[str, Any]) -> Html:
         f"{result['clean_correct']}. Distances to the original are in "
         "[0, 1] pixel units."
     )
+    if of != "file":
+        text += (
+            " The attack was not restricted to 8-bit images. Its float images and the PNG files, "
+            "which round them, are evaluated separately."
+        )
     return reporting.section(
         "Success rate and accuracy under attack",
         reporting.intervals(intervals),
@@ -84,11 +100,22 @@ def _rates(result: Mapping[str, Any]) -> Html:
     )
 
 
-def _distances(result: Mapping[str, Any], eps: str) -> dict[str, list[float]]:
-    """Distance name -> values over the images at this eps; JSON's null is an infinite PSNR."""
-    rows = [row for row in result["images"] if row["eps"] == eps]
+def _distances(result: Mapping[str, Any], eps: str, of: str) -> dict[str, list[float]]:
+    """Distance name -> values over the images at this eps; JSON's null is an infinite PSNR.
+
+    Args:
+      result: of the attack.
+      eps: a key of `result["eps"]`.
+      of: "file" or "float image".
+    """
+    rows = [_numbers(row, of) for row in result["images"] if row["eps"] == eps]
     finite = lambda value: float("inf") if value is None else value
     return {name: [finite(row[name]) for row in rows] for name in MEASURES if name in rows[0]}
+
+
+def _numbers(row: Mapping[str, Any], of: str) -> Mapping[str, Any]:
+    """`to`, `probability` and distances of an image, of its "file" or "float image"."""
+    return row["file"] if of == "file" and "file" in row else row
 
 
 def _curve(result: Mapping[str, Any]) -> list[Html]:
@@ -104,7 +131,8 @@ def _curve(result: Mapping[str, Any]) -> list[Html]:
     for i, name in enumerate(("95 % interval, lower bound", "95 % interval, upper bound")):
         series[name] = [point(eps, result["robust_ci95"][eps][i]) for eps in ordered]
     label = f"eps ({result['norm']}{', levels of 255' if scale == 255 else ''})"
-    chart = reporting.curves(series, x_label=label, y_label="accuracy under attack")
+    of = f"accuracy under attack, {result.get('of', 'file')}s"
+    chart = reporting.curves(series, x_label=label, y_label=of)
     return [reporting.section("Accuracy over eps", chart)]
 
 
@@ -137,7 +165,7 @@ def _postprocessing(result: Mapping[str, Any]) -> Html:
     return reporting.section(
         "Success rate after JPEG, resizing and cropping",
         reporting.table(rows, header),
-        text="Share of the attacked images that still succeed after postprocessing.",
+        text="Share of the saved PNG files that still succeed after postprocessing.",
     )
 
 
@@ -146,12 +174,18 @@ def _images(result: Mapping[str, Any], folder: Path) -> Html:
     strips = [_strip(row, folder) for row in result["images"] if "original" in row]
     eps = max(result["eps"], key=result["eps"].get) if "eps" in result else ""
     text = f"Within eps = {eps} ({result['norm']}) of the original. Images are at true pixels."
+    if result.get("of", "file") != "file":
+        text += " Differences and bars are of the float images, which the adversarial PNGs round."
     return reporting.section("Images", *strips, text=text)
 
 
 def _strip(row: Mapping[str, Any], folder: Path) -> Html:
     classes = [(c["name"], c["before"], c["after"]) for c in row["classes"]]
     caption = lambda name, probability: f"{name}, {reporting.percent(probability)}"
+    file = _numbers(row, "file")
+    adversarial = caption(file["to"], file["probability"])
+    if row.get("of", "file") != "file":
+        adversarial = f"file: {adversarial}; {row['of']}: {caption(row['to'], row['probability'])}"
     change = (
         f"amplified {row['amplified']} times; largest change {row['linf'] * 255:.3g} of 255 levels"
     )
@@ -164,7 +198,7 @@ def _strip(row: Mapping[str, Any], folder: Path) -> Html:
         reporting.card(
             figure(folder, row["png"]),
             title="adversarial",
-            caption=caption(row["to"], row["probability"]),
+            caption=adversarial,
             below=reporting.before_after(classes),
         ),
         reporting.card(figure(folder, row["difference"]), title="difference", caption=change),
