@@ -111,16 +111,6 @@ def test_the_ensemble_does_not_protect_against_an_attack_on_itself(finished: tup
     assert defense["protects"] == {"one_member": False, "adaptive": False}
 
 
-def test_accuracies_on_the_same_images_are_compared_by_a_paired_test() -> None:
-    """10 and 4 errors of 30: the intervals overlap, but six images against none decide."""
-    wrong = lambda n: np.arange(30) < n
-    assert attack_transfer.is_higher(wrong(4), wrong(10))
-    assert not attack_transfer.is_higher(wrong(10), wrong(4))
-    assert not attack_transfer.is_higher(wrong(5), wrong(10))  # p = 0.0625
-    low, high = (attack_transfer.accuracy(wrong(n))["ci95"] for n in (10, 4))
-    assert low[1] > high[0]
-
-
 def test_the_page_is_a_function_of_the_result_and_the_figures(finished: tuple) -> None:
     folder, result = finished
     html = (folder / "report.html").read_text()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tests import toys
 from tl import inference, pages, reporting
-from tl.evaluation import paired
+from tl.evaluation import attack_transfer, paired
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("cat", "dog", "owl")
@@ -70,6 +70,16 @@ def test_the_interval_is_that_of_bonett_and_price(
     # Seeds with equal results add no image, so they change nothing.
     assert paired.difference_interval(seeds * d, seeds * tests) == pytest.approx((low, high))
     assert paired.exact_p(seeds * d) == pytest.approx(paired.exact_p(d), rel=1e-9)
+
+
+def test_accuracies_on_the_same_images_are_compared_by_a_paired_test() -> None:
+    """10 and 4 errors of 30: the intervals overlap, but six images against none decide."""
+    wrong = lambda n: np.arange(30) < n
+    assert attack_transfer.is_higher(wrong(4), wrong(10))
+    assert not attack_transfer.is_higher(wrong(10), wrong(4))
+    assert not attack_transfer.is_higher(wrong(5), wrong(10))  # p = 0.0625
+    low, high = (attack_transfer.accuracy(wrong(n))["ci95"] for n in (10, 4))
+    assert low[1] > high[0]
 
 
 # ---- runs ----
