@@ -120,6 +120,13 @@ def test_a_new_run_is_compared_with_the_claim_and_updates_it() -> None:
     assert remeasured.page(json.loads(json.dumps(comparison)), ROOT).sections
 
 
+def test_a_mean_over_seeds_has_its_spread_and_its_interval() -> None:
+    new_run = {"seeds": {"top1": [0.5, 0.7], "mean": 0.6, "std": 0.1414, "ci95": [0.1, 0.9]}}
+    old = claim(path=["seeds", "mean"], spread=3.0)
+    updated = results.updated(old, new_run, {"commit": "1234567", "date": "2026-12-01"})
+    assert (updated["value"], updated["spread"], updated["interval"]) == (60, 14.14, [10, 90])
+
+
 def test_a_missing_path_in_a_new_run_is_an_error() -> None:
     with pytest.raises(ValueError, match="top1"):
         results.compare(claim(), {"test": {}}, {"commit": "", "date": "", "machine": ""})

@@ -122,8 +122,8 @@ one number again.
 
 `DATA` is a folder with the named data sets, which their publishers provide. `DIR` is the `model`
 folder of a run of `transfer`. The interval of a share is Wilson's at 95 %, and that of a difference
-of two runs (`versus`) is paired. The interval of a speed or a time is the slowest and the fastest
-round. Other intervals are the smallest and the largest value. The number after ± is the standard
-deviation over splits. `n` counts images, or the runs of a time. The commit is the one that
-published the value.
+of two runs (`versus`) is paired. The number after ± is the standard deviation over splits, and its
+interval is Student's t, of the mean. The interval of a speed or a time is the slowest and the
+fastest round. Other intervals are the smallest and the largest value. `n` counts images, or the
+runs of a time. The commit is the one that published the value.
 """

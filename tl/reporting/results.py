@@ -10,6 +10,7 @@ numbers as files next to a generator.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
@@ -63,6 +64,7 @@ ALSO: Mapping[str, type | tuple[type, ...]] = {
 INTERVALS: Mapping[str, str] = {
     "ours": "spread",
     "error": "ci95",
+    "mean": "ci95",
     "robust_accuracy": "robust_ci95",
     "success_rate": "success_ci95",
 }
@@ -233,7 +235,9 @@ def scale_of(item: Claim) -> float:
 
 
 def remeasure(item: Claim, result: Any) -> Claim | None:
-    """The new value of a measurement, and its interval if the run has one; None without a path.
+    """The new value of a measurement, its interval and its spread if the run has them.
+
+    None for a measurement without a path.
 
     Args:
       item: one of `measurements`.
@@ -252,6 +256,9 @@ def remeasure(item: Claim, result: Any) -> Claim | None:
         if isinstance(interval, list):
             new["interval"] = [_round(bound * scale) for bound in interval]
             break
+    if last == "mean":  # of `tl.metrics.spread`; other means have no "std"
+        with contextlib.suppress(ValueError):
+            new["spread"] = _round(read(result, [*before, "std"]) * scale)
     return new
 
 
