@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -61,6 +63,28 @@ def test_transfer_reports_accuracy_frozen_parameters_and_skipped_images(
     assert result["trainable_params"] == clf.spec.features * 2 + 2
     assert [Path(skip["path"]).name for skip in result["skipped"]] == ["broken.jpg"]
     assert sum(map(sum, result["confusion"])) == 6
+
+
+def test_only_the_network_of_the_first_round_stays_in_memory(
+    run: reporting.Run, pets: data.DataSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, first, later = evaluation.run_round, [], []
+
+    def run_round(*args: Any, **more: Any) -> evaluation.RoundResult:
+        assert all(kernel() is None for kernel in later)
+        if not first:
+            first.append(real(*args, **more))
+            return first[0]
+        copy: Any = jax.tree.map(np.copy, first[0].fitted.variables)
+        later.append(weakref.ref(copy["params"]["head"]["kernel"]))
+        return first[0]._replace(
+            round=args[2], fitted=first[0].fitted._replace(variables=copy), variables=copy
+        )
+
+    monkeypatch.setattr(evaluation, "run_round", run_round)
+    settings = TransferSettings(dataclasses.replace(HEAD, tune="probe"), seeds=3)
+    transfer(run, *network(), pets, None, settings)
+    assert len(later) == 2
 
 
 @pytest.mark.full

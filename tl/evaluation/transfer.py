@@ -286,6 +286,8 @@ def transfer(
             trained=save_model if not results else lambda fitted: None,
             attempt=run.attempt,
         )
+        if results:  # only the first network is needed again
+            result = result._replace(variables={}, fitted=result.fitted._replace(variables={}))
         results.append(result)
         top1, n = sets.accuracy(result.tested), len(result.tested.labels)
         run.log({"round": this.name, "top1": top1, "n": n})
