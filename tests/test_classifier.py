@@ -337,14 +337,37 @@ def test_a_published_file_must_have_the_hash_in_its_name(tmp_path: Path):
         load("tiny", weights=wrong)
 
 
-def test_a_saved_folder_can_be_used_as_weights(tmp_path: Path):
+@pytest.mark.usefixtures("tf_tiny")
+def test_a_saved_folder_used_as_weights_keeps_its_form_preprocessing_and_classes(tmp_path: Path):
+    """As before for the weights alone; `PixelSpec(size=40)` is not the default of ImageNet."""
     tiny_net, variables = tiny()
-    folder = save(tmp_path / "saved", tiny_net, variables)
-    for place in (folder, folder / "variables.safetensors"):
-        clf, loaded = load("tiny", weights=place)
-        assert digest(loaded) == digest(variables) and len(clf.classes or ()) == 3
-    with pytest.raises(ValueError, match="these weights do not fit"):
+    for form in (tiny_net, dataclasses.replace(tiny_net, arch="tf_tiny", spec=SISTER)):
+        folder = save(tmp_path / form.arch, form, variables)
+        for place in (folder, folder / "variables.safetensors"):
+            clf, loaded = load("tiny", weights=place)
+            assert digest(loaded) == digest(variables)
+            assert (clf.arch, clf.spec) == (form.arch, form.spec)
+            assert clf.pixels == form.pixels and clf.classes.display_names == ("ant", "bee", "cat")
+    with pytest.raises(
+        ValueError, match="holds another architecture: got tf_tiny, expected tiny_v"
+    ):
         load("tiny_vgg", weights=folder)
+
+
+def test_arguments_that_a_saved_folder_would_ignore_are_an_error(folder: Path):
+    message = "`weights` cannot be combined with a saved classifier: got 'package' for the folder"
+    with pytest.raises(ValueError, match=message):
+        load(str(folder), weights="package")
+    message = "`in_channels` must be 3, .* got 1; to change it, use load\\('tiny', weights="
+    with pytest.raises(ValueError, match=message):
+        load(str(folder), in_channels=1)
+    assert load(str(folder), in_channels=3)[0].arch == "tiny"
+    gray, variables = load("tiny", weights=folder, in_channels=1)
+    again = save(folder.parent / "gray", gray, variables)
+    for in_channels in (None, 1):
+        assert digest(load(str(again), in_channels=in_channels)[1]) == digest(variables)
+    with pytest.raises(ValueError, match="`in_channels` must be 1, as in these weights: got 3"):
+        load("tiny", weights=again, in_channels=3)
 
 
 # --- forms of one network, and the hub --------------------------------------------------------

@@ -34,7 +34,7 @@ def load(
     *,
     weights: str | Path | None = None,
     key: jax.Array | None = None,
-    in_channels: int = 3,
+    in_channels: int | None = None,
     cast: bool = False,
 ) -> tuple[Classifier, Variables]:
     """Loads a pretrained network.
@@ -45,12 +45,12 @@ def load(
       weights: source of the weights. "package": the file of an installed package. "hub": timm's
         repository `timm/ARCH.TAG`, from the cache or the network; "hub:OWNER/REPO" for another
         repository in timm's layout. A path: a torch, Keras, safetensors or pickled numpy file, or a
-        folder written by `save`. "random": newly initialized. Default: the package if it is
-        installed, else the hub.
+        folder written by `save`, with its preprocessing and classes. "random": newly initialized.
+        Default: the package if it is installed, else the hub. Not for a `name` that is a folder.
       key: from `jax.random.key`, used for "random"; default: key 0.
-      in_channels: number of input channels. If it is not 3, the first kernel is summed over its
-        channels (1) or repeated and rescaled (`adapt_channels`), and mean and standard deviation
-        are the averages of the three.
+      in_channels: number of input channels; default: that of the weights. If it is not theirs, the
+        first kernel is summed over its three channels (1) or repeated and rescaled
+        (`adapt_channels`), and mean and standard deviation are the averages of the three.
       cast: whether to convert tensors of another number type to float32 instead of raising an
         error.
 
@@ -61,27 +61,61 @@ def load(
 
     Raises:
       ValueError: unknown name, weights that cannot be found (the message says how to get them), a
-        file whose hash differs from the published one, or tensors that do not fit.
+        file whose hash differs from the published one, tensors that do not fit, or a folder with
+        `weights` or another number of channels.
     """
     if (Path(name) / ARTIFACT).is_file():
-        return load_artifact(Path(name))
+        return _load_folder(name, str(weights or ""), in_channels)
     if "/" in name or Path(name).is_dir():
         raise ValueError(
             f"no saved classifier in {name}: it has no {ARTIFACT}; "
             "give a folder that transfer wrote"
         )
-    if in_channels < 1:
+    if in_channels is not None and in_channels < 1:
         raise ValueError(f"`in_channels` must be at least 1: got {in_channels}")
     arch, _, tag = name.partition(".")
     spec = backbones.get(arch)
     source = str(weights or "")
     if source == "random":
         origin = Provenance(f"{spec.name}.random", "random", "random numbers", "none")
-        clf = _with_own_head(spec, _averaged(PixelSpec(), in_channels), origin)
+        clf = _with_own_head(spec, _averaged(PixelSpec(), in_channels or 3), origin)
         random_key = jax.random.key(0) if key is None else key
         return clf, jax.tree.map(np.asarray, jax.jit(clf.init)(random_key))
+    if (folder := _saved_folder(source)) is not None:
+        clf, variables = load_artifact(folder)
+        if clf.arch not in [form.name for form in backbones.forms(spec.name)]:
+            raise ValueError(
+                f"{folder} holds another architecture: got {clf.arch}, expected {spec.name}; "
+                f"use `arch={clf.arch}`, or a folder of {spec.name}"
+            )
+        return _with_channels(clf, variables, in_channels)
     file = _find(spec, tag, source)
     return _port(spec, file, in_channels=in_channels, cast=cast)
+
+
+def _load_folder(name: str, weights: str, in_channels: int | None) -> tuple[Classifier, Variables]:
+    """The classifier in a folder, without arguments that would change it."""
+    clf, variables = load_artifact(Path(name))
+    if weights:
+        raise ValueError(
+            f"`weights` cannot be combined with a saved classifier: got {weights!r} for the folder "
+            f"{name}, which holds its own; load the folder alone, or {clf.arch!r} with these "
+            "`weights`"
+        )
+    if in_channels not in (None, len(clf.pixels.mean)):
+        raise ValueError(
+            f"`in_channels` must be {len(clf.pixels.mean)}, as in the saved classifier in {name}: "
+            f"got {in_channels}; to change it, use load({clf.arch!r}, weights={name!r}, "
+            f"in_channels={in_channels})"
+        )
+    return clf, variables
+
+
+def _saved_folder(source: str) -> Path | None:
+    """The folder that `save` wrote and that `source`, or the file of variables in it, names."""
+    path = Path(source).expanduser()
+    path = path.parent if path.name == VARIABLES else path
+    return path if source and (path / ARTIFACT).is_file() else None
 
 
 class _WeightsFile(NamedTuple):
@@ -109,8 +143,6 @@ def _find(spec: BackboneSpec, tag: str, source: str) -> _WeightsFile:
     if source in ("", "hub") or source.startswith("hub:"):
         return _fetch(spec, tag, source.partition(":")[2])
     path = Path(source).expanduser()
-    if (path / ARTIFACT).is_file():
-        path = path / VARIABLES
     if not path.is_file():
         raise ValueError(
             f"no weights file at {path}; "
@@ -155,7 +187,7 @@ def _with_own_head(spec: BackboneSpec, pixel_spec: PixelSpec, weights: Provenanc
 
 
 def _port(
-    spec: BackboneSpec, file: _WeightsFile, *, in_channels: int, cast: bool
+    spec: BackboneSpec, file: _WeightsFile, *, in_channels: int | None, cast: bool
 ) -> tuple[Classifier, Variables]:
     """A classifier and its variables from a file, by the rename table that fits the file best."""
     arrays = readers.read(file.path)
@@ -285,11 +317,17 @@ def _averaged(spec: PixelSpec, channels: int) -> PixelSpec:
 
 
 def _with_channels(
-    clf: Classifier, variables: Variables, channels: int
+    clf: Classifier, variables: Variables, channels: int | None
 ) -> tuple[Classifier, Variables]:
     """The network for another number of input channels; only its first kernel changes."""
-    if channels == 3:
+    old = len(clf.pixels.mean)
+    if channels in (None, old):
         return clf, variables
+    if old != 3:
+        raise ValueError(
+            f"`in_channels` must be {old}, as in these weights: got {channels}, which is possible "
+            "only for weights with 3 channels"
+        )
     clf = dataclasses.replace(clf, pixels=_averaged(clf.pixels, channels))
     shapes, leaves = flatten(jax.eval_shape(clf.init, jax.random.key(0))), flatten(variables)
     adapted = {
