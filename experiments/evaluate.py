@@ -3,8 +3,9 @@
   ./launch.sh evaluate --model=DIR --data=folder:IMAGES
   ./launch.sh evaluate --model=DIR --data=elpv --robust_eps=2/255 --robust_attack=autoattack
 
-Classes are matched by name. The logits are those of `predict`, bit by bit. NLL and ECE are reported
-as trained and at the temperature that `transfer` fitted on held-out images.
+Classes are matched by name. The logits are those of `predict`, bit by bit, and those of `transfer`
+up to rounding. NLL and ECE are reported as trained and at the temperature that `transfer` fitted on
+held-out images.
 
 Expected: a classifier of cats and dogs trained with PGD-AT (`robust_pgd_at`) has an accuracy of
 79.3 % (73.8 to 83.8) under AutoAttack within Linf 2/255 (`robust_autoattack` in RESULTS.md). Cost:

@@ -107,6 +107,64 @@ def test_the_logits_are_those_of_the_network(predicted: inference.Predictions) -
     np.testing.assert_allclose(predicted.logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "toy_mobilenet",
+        pytest.param("efficientnet_lite0", marks=pytest.mark.full),
+        pytest.param("resnet18", marks=pytest.mark.full),
+    ],
+)
+@pytest.mark.optimized
+def test_logits_agree_as_the_documentation_says(
+    arch: str, colors: data.DataSpec, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """`predict` states which calls have the same bits, and which agree within 2e-6."""
+    if arch == "toy_mobilenet":
+        (clf, variables), paths = network(), [example.path for example in colors.examples]
+    else:
+        folder = request.getfixturevalue("shared_data") / "imagenet_samples"
+        paths = sorted(folder.glob("*/*"))[:40]
+        with toys.package_or_skip():
+            clf, variables = tl.load(arch, weights="random" if arch == "resnet18" else None)
+        head = variables["params"]["head"]
+        if not head["kernel"].any():
+            head["kernel"] = np.random.default_rng(0).normal(size=head["kernel"].shape)
+            head["kernel"] = head["kernel"].astype(np.float32) / 20
+    predicted = tl.predict(clf, variables, paths, batch_size=8)
+    n = len(predicted.paths) // 8 * 8
+    images = np.stack([clf.prepare(data.decode(path)) for path in predicted.paths])
+    images01 = jnp.asarray(pixels.to_images01(images))
+    by_hand = lambda function, variables, x, b=8: np.concatenate(
+        [np.asarray(function(variables, x[i : i + b])) for i in range(0, min(n, len(x)), b)]
+    )
+
+    order = np.random.default_rng(0).permutation(len(images))
+    shuffled = tl.predict(clf, variables, images[order], batch_size=8).logits
+    same = {
+        "another order": shuffled[np.argsort(order)],
+        "an array": inference.predict_logits(clf, variables, images, batch_size=8),
+        "jit(logits)": by_hand(jax.jit(clf.logits), variables, images01),
+        "jit(apply)": by_hand(lambda v, x: jax.jit(clf.apply)(v, x).logits, variables, images01),
+    }
+    for name, logits in same.items():
+        np.testing.assert_array_equal(logits, predicted.logits[: len(logits)], err_msg=name)
+
+    converts = jax.jit(lambda v, x: clf.logits(v, pixels.to_images01(x)))
+    bank = inference.extract(clf, variables, list(predicted.paths), cache=tmp_path)
+    rounded = {
+        "no jit": by_hand(clf.logits, variables, images01[:8]),
+        "batch size 1": by_hand(jax.jit(clf.logits), variables, images01[:8], 1),
+        "uint8": by_hand(converts, variables, images),
+        "folded": by_hand(jax.jit(clf.logits), clf.fold_batch_norm(variables), images01),
+        "bank": np.asarray(clf.apply_head(variables, jnp.asarray(bank.values))),
+    }
+    largest = np.abs(predicted.logits).max()
+    for name, logits in rounded.items():
+        error = np.abs(logits - predicted.logits[: len(logits)]).max()
+        assert error <= 2e-6 * largest, (name, error / largest)
+
+
 def test_folders_paths_arrays_and_data_sets_have_the_same_logits(
     colors: data.DataSpec, predicted: inference.Predictions
 ) -> None:

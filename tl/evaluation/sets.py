@@ -269,6 +269,8 @@ def predict_set(
 ) -> Predictions:
     """The predictions for a data set, from the feature bank where the backbone is pretrained.
 
+    Logits from the bank agree with `predict` up to float32 rounding, within 2e-6 of the largest.
+
     Args:
       clf, variables: the network.
       spec: a data set with the classes of the network.

@@ -21,7 +21,7 @@ from tl.models import Classifier
 from tl.types import Variables
 
 BATCH_SIZE = 16
-"""Images per forward pass (chosen, not tuned). Other sizes may change the last bits of logits."""
+"""Images per forward pass (chosen, not tuned). Another size may change the last bits of logits."""
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """`(batches, number of batches) -> batches`, such as `tl.reporting.progress`."""

@@ -71,8 +71,12 @@ def predict(
 ) -> Predictions:
     """The logits of a classifier for images, computed in batches of one shape.
 
-    BatchNorm is not folded, so the logits are bit-equal to those of every script and of
-    `jax.jit(clf.logits)` at the same batch size.
+    On a CPU an image has the same bits in every call of `predict`, `predict_logits` and
+    `evaluate`, and of a user's `jax.jit(clf.logits)` or `jax.jit(clf.apply)`, with the same batch
+    size, in any position and next to any other images. All other ways agree up to float32 rounding,
+    within 2e-6 of the largest logit: a call without `jit`, another batch size, a jitted function
+    that also converts from uint8, folded BatchNorm, and features from the bank. "Which logits
+    agree" in `tl/README.md` has the measured differences.
 
     Args:
       clf, variables: the network.
@@ -222,7 +226,7 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits f32[n k] of images uint8[n s s c], or images01 f32[n s s c] in [0, 1].
 
-    They are bit-equal to those of `predict`.
+    They are bit-equal to those of `predict` with the same batch size.
     """
     function = lambda rows: forward(clf)(
         variables, pixels.to_images01(rows) if rows.dtype == np.uint8 else rows
