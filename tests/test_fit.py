@@ -20,7 +20,7 @@ from tests import toys
 from tl import data, devices, metrics, models, paths
 from tl.data import augment
 from tl.paths import FROZEN, flatten
-from tl.training import checkpoints, fit, inputs, rate_finder, rules
+from tl.training import checkpoints, fit, inputs, loop, rate_finder, rules
 from tl.training import recipe as recipe_module
 from tl.training.phase import FitContext, Phase, prepare
 from tl.training.recipe import Recipe
@@ -112,7 +112,8 @@ def test_the_backward_pass_stops_at_the_lowest_stage_that_trains(parts: data.Par
         "cached": dataclasses.replace(SMALL, tune="last:1"),
     }.items():
         phase = prepared(parts, recipe)
-        flops[name] = phase.step.cost_analysis()["flops"]  # type: ignore[attr-defined]
+        flops[name] = phase.step.program.cost_analysis()["flops"]
+        assert phase.step.padded_program is None, "without batch statistics one program suffices"
         leaves = jax.tree.leaves(phase.state.opt_state)
         moments[name] = sum(leaf.nbytes for leaf in leaves if leaf.ndim)
         sizes[name] = sum(leaf.nbytes for leaf in jax.tree.leaves(phase.state.trainable))
@@ -149,6 +150,27 @@ def test_lp_ft_starts_from_a_probe(parts: data.Parts) -> None:
     assert result.probe is not None
     assert result.history[0]["loss"] < 0.2  # ln 2 without the probe
     assert {name.split("/")[0] for name in result.trained} == {"backbone", "head"}
+
+
+def test_averaged_weights_are_evaluated_with_averaged_statistics(parts: data.Parts) -> None:
+    recipe = dataclasses.replace(SMALL, tune="last:1", bn="update", ema=0.9, bank_gib=0.0)
+    phase = prepared(parts, recipe)
+    state, expected = phase.state, jax.tree.map(np.array, phase.state.stats)
+    with phase.train_inputs.training(phase.plan, 0, phase.key) as batches:
+        for count, batch in enumerate(batches):
+            state, _ = phase.step(state, devices.shard(batch.examples, devices.mesh()))
+            decay = min(0.9, (1 + count) / (10 + count))
+            average = lambda old, new, d=decay: d * old + (1 - d) * np.asarray(new)
+            expected = jax.tree.map(average, expected, state.stats)
+    assert count >= 1
+    for name, leaf in flatten(phase.host(state)[1]).items():
+        np.testing.assert_allclose(leaf, flatten(expected)[name], rtol=1e-6, atol=1e-7)
+        layer, before = rules.norm_layer_name(name), flatten(network()[1]["batch_stats"])[name]
+        assert np.array_equal(leaf, before) == (layer not in phase.train_norms), name
+    validated = []
+    record = lambda params, stats, batch: validated.append(stats) or np.zeros((8, 2))
+    loop.validation_logits(phase, state, record)
+    assert paths.digest(validated[0]) == paths.digest(phase.host(state)[1])
 
 
 # ---- resuming ------------------------------------------------------------------------------------
@@ -315,7 +337,7 @@ def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
     memory = 0
     if fits:
         phase = prepared(parts, dataclasses.replace(SMALL, tune="head", batch_size=fits))
-        memory = devices.memory_needed(phase.step)
+        memory = devices.memory_needed(phase.step.program)
     monkeypatch.setattr(devices, "memory_limit", lambda: memory)
     with pytest.raises(ValueError, match=message):
         run(parts, dataclasses.replace(SMALL, tune="head", batch_size=batch_size))

@@ -32,8 +32,11 @@ EPS = 0.05
 SGD = optax.sgd(0.5)
 
 
-def forward(params: Any, stats: Any, images01: jax.Array) -> tuple[jax.Array, Any]:
+def forward(
+    params: Any, stats: Any, images01: jax.Array, valid: jax.Array | None = None
+) -> tuple[jax.Array, Any]:
     """Two layers, with statistics that count images."""
+    del valid
     x = jnp.tanh((images01.reshape(len(images01), N) - 0.5) @ params["body"])
     return x @ params["head"], {"seen": stats["seen"] + len(images01)}
 
@@ -202,7 +205,7 @@ def test_the_loss_of_trades_is_its_formula() -> None:
     )
     assert hooks.loss is not None
     values, logits, _ = hooks.loss(
-        state.params, state.stats, keys, jnp.int32(0), examples.inputs, targets
+        state.params, state.stats, keys, jnp.int32(0), examples.inputs, targets, None
     )
     # At eps = 0 the images do not move.
     np.testing.assert_allclose(values, losses.soft_cross_entropy(logits, targets), rtol=1e-5)

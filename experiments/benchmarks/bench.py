@@ -438,11 +438,11 @@ def step(arch: str) -> list[Row]:
     rest = jnp.zeros(n, jnp.int32), jnp.ones(n, bool)
     examples = lambda inputs: Examples(jnp.asarray(inputs), *rest)
 
-    def from_images(params: Any, stats: Any, inputs: jax.Array) -> tuple[Any, Any]:
+    def from_images(params: Any, stats: Any, inputs: Any, valid: Any = None) -> tuple[Any, Any]:
         output = clf.apply({"params": params, "batch_stats": stats}, pixels.to_images01(inputs))
         return output.logits, output.stats
 
-    def from_bank(params: Any, stats: Any, maps: jax.Array) -> tuple[Any, Any]:
+    def from_bank(params: Any, stats: Any, maps: Any, valid: Any = None) -> tuple[Any, Any]:
         output = clf.apply_from({"params": params, "batch_stats": stats}, maps, prefix)
         return output.logits, output.stats
 

@@ -254,12 +254,12 @@ class Norm(nn.Module):
             self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
             self.var = self.variable("batch_stats", "var", jnp.ones, shape)
 
-    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+    def __call__(self, x: jax.Array, mode: Mode, valid: jax.Array | None = None) -> jax.Array:
         """A BatchNorm without a convolution before it: f32 or bf16[b h w c] -> f32[b h w c]."""
         if mode is Mode.EVAL or self.folded:
             gain, offset = self.affine()
             return x.astype(jnp.float32) * gain[None, None, None] + offset[None, None, None]
-        return self.batch(x)
+        return self.batch(x, valid)
 
     def affine(self) -> tuple[jax.Array, jax.Array]:
         """`(gain, offset)`, f32[c] each, of `Mode.EVAL`: y = gain * x + offset."""
@@ -268,18 +268,33 @@ class Norm(nn.Module):
         gain = self.scale * jax.lax.rsqrt(self.var.value + self.spec.eps)
         return gain, self.bias - self.mean.value * gain
 
-    def batch(self, x: jax.Array) -> jax.Array:
-        """`Mode.TRAIN`: normalizes with batch statistics; updates the running ones if mutable."""
-        axes, count = (0, 1, 2), x.shape[0] * x.shape[1] * x.shape[2]
+    def batch(self, x: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+        """`Mode.TRAIN`: normalizes with batch statistics; updates the running ones if mutable.
+
+        Padded slots, where `valid` bool[b] is False, do not count in the statistics. Their output
+        is the bias, so it does not depend on the other images and cannot overflow. A batch of
+        padding alone does not change the running statistics.
+        """
+        axes, positions = (0, 1, 2), x.shape[1] * x.shape[2]
         x = x.astype(jnp.float32)
-        mean = jnp.mean(x, axes)
-        centered = x - mean[None, None, None]
-        var = jnp.mean(jnp.square(centered), axes)
+        if valid is None:
+            count = jnp.float32(x.shape[0] * positions)
+            mean = jnp.mean(x, axes)
+            centered = x - mean[None, None, None]
+            var = jnp.mean(jnp.square(centered), axes)
+        else:
+            count = jnp.sum(valid.astype(jnp.float32)) * positions
+            keep, divisor = valid[:, None, None, None], jnp.maximum(count, 1.0)
+            mean = jnp.sum(jnp.where(keep, x, 0.0), axes) / divisor
+            centered = jnp.where(keep, x - mean[None, None, None], 0.0)
+            var = jnp.sum(jnp.square(centered), axes) / divisor
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             new, old = self.spec.momentum, 1 - self.spec.momentum
-            running = var * (count / max(count - 1, 1)) if self.spec.unbiased else var
-            self.mean.value = old * self.mean.value + new * mean
-            self.var.value = old * self.var.value + new * running
+            running = var * (count / jnp.maximum(count - 1.0, 1.0)) if self.spec.unbiased else var
+            for variable, value in ((self.mean, mean), (self.var, running)):
+                moved = old * variable.value + new * value
+                is_empty = False if valid is None else count == 0.0
+                variable.value = jnp.where(is_empty, variable.value, moved)
         gain = self.scale * jax.lax.rsqrt(var + self.spec.eps)
         return centered * gain[None, None, None] + self.bias[None, None, None]
 
@@ -325,7 +340,7 @@ class ConvNorm(nn.Module):
     bias: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+    def __call__(self, x: jax.Array, mode: Mode, valid: jax.Array | None = None) -> jax.Array:
         k, c = self.window, x.shape[-1]
         folded = not self.is_initializing() and not self.has_variable("params", "norm")
         kernel = self.param("kernel", he_normal, (k, k, c // self.groups, self.channels))
@@ -349,7 +364,7 @@ class ConvNorm(nn.Module):
             offset = offset if bias is None else offset + gain * bias
             return _finish(conv(scaled(kernel, gain)), offset, self.activation)
         y = conv(kernel).astype(jnp.float32)
-        y = norm.batch(y if bias is None else y + bias[None, None, None])
+        y = norm.batch(y if bias is None else y + bias[None, None, None], valid)
         return (y if self.activation is None else self.activation(y)).astype(x.dtype)
 
 

@@ -1,4 +1,8 @@
-"""One forward pass of a backbone, from the pixels or an endpoint, with a mode per BatchNorm."""
+"""One forward pass of a backbone, from the pixels or an endpoint, with a mode per BatchNorm.
+
+The mode of a layer and the mask of padded slots reach a BatchNorm here, so that blocks pass on `x`
+and `mode` only.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ def run(
     *,
     start: str = "",
     train_norms: Collection[str] | None = None,
+    valid: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], Params | None]:
     """Runs a backbone.
 
@@ -31,30 +36,26 @@ def run(
       start: name of a stage; this stage and those before it are skipped. "" runs all.
       train_norms: paths of the layers (`stage4/block0/conv1`) whose BatchNorm follows `mode`; the
         others are in `Mode.EVAL`. Default: all follow `mode`.
+      valid: bool[b]; False for padded slots, which do not count in batch statistics. Default: no
+        slot is padded.
 
     Returns:
       `(features, endpoints, statistics)`; the new statistics are None in `Mode.EVAL` and without
       BatchNorm.
     """
 
-    def choose_mode(
-        call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext
-    ) -> Any:
+    def call_norm(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if (
-            train_norms is not None
-            and isinstance(layer, ConvNorm | Norm)
-            and context.method_name == "__call__"
-            and "/".join(layer.path) not in train_norms
-        ):
-            return call(args[0], Mode.EVAL)
-        return call(*args, **kwargs)
+        if not isinstance(layer, ConvNorm | Norm) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        trains = train_norms is None or "/".join(layer.path) in train_norms
+        return call(args[0], mode if trains else Mode.EVAL, valid)
 
     from_stage = (start,) if start else ()
     if mode is Mode.EVAL:
         out: Any = module.apply(variables, x, mode, *from_stage)
         return *out, None
-    with nn.intercept_methods(choose_mode):
+    with nn.intercept_methods(call_norm):
         out = module.apply(variables, x, mode, *from_stage, mutable=["batch_stats"])
     (features, ends), updates = out
     return features, ends, updates.get("batch_stats")

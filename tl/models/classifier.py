@@ -23,7 +23,7 @@ from tl.labels import ClassTable, from_names, known_groups
 from tl.models import heads
 from tl.paths import nearest
 from tl.pixels import PixelSpec
-from tl.types import Mode, Output, Params, Variables
+from tl.types import Array, Mode, Output, Params, Variables
 
 IMAGENET_CLASSES = 1000
 
@@ -128,6 +128,7 @@ class Classifier:
         mode: Mode = Mode.EVAL,
         *,
         train_norms: Collection[str] | None = None,
+        valid: Array | None = None,
     ) -> Output:
         """One forward pass.
 
@@ -141,13 +142,15 @@ class Classifier:
           train_norms: paths of the backbone's layers whose BatchNorm follows `mode`
             (`training.rules.trainable_norm_layers`); all others stay in `Mode.EVAL`, so that a
             frozen block normalizes as it does at test time. Default: all layers follow `mode`.
+          valid: bool[b]; False for padded slots, which do not count in the statistics of the batch
+            and receive no meaningful output in `Mode.TRAIN`. Default: no slot is padded.
 
         Returns:
           Logits, features, endpoints and statistics; `logits` is None for a network without a head.
 
         Raises:
           ValueError: `images01` has another dtype or rank, has values outside [0, 1] or NaN, or is
-            too small.
+            too small; `valid` is not bool[b].
         """
         pixels.check(images01, ndim=4, channels=len(self.pixels.mean))
         if min(images01.shape[1:3]) < self.spec.min_size:
@@ -156,7 +159,7 @@ class Classifier:
                 f"expected at least {self.spec.min_size} pixels per side"
             )
         inputs = pixels.normalize(self.pixels, images01).astype(self.dtype)
-        return self._run(variables, inputs, mode, "", train_norms)
+        return self._run(variables, inputs, mode, "", train_norms, valid)
 
     def apply_from(
         self,
@@ -166,6 +169,7 @@ class Classifier:
         mode: Mode = Mode.EVAL,
         *,
         train_norms: Collection[str] | None = None,
+        valid: Array | None = None,
     ) -> Output:
         """The rest of a forward pass, from the output of an earlier stage to the logits.
 
@@ -176,13 +180,13 @@ class Classifier:
           maps: f32 or bf16[b h w c], the endpoint `start`; f32[b d] if `start` is "features".
           start: a stage of `spec.endpoints`, or "features" to apply the head only.
           mode: as for `apply`.
-          train_norms: as for `apply`.
+          train_norms, valid: as for `apply`.
 
         Returns:
           As from `apply`; the endpoints are `start` and those after it, or none for "features".
 
         Raises:
-          ValueError: unknown stage; the message lists the nearest names.
+          ValueError: unknown stage; the message lists the nearest names. `valid` is not bool[b].
         """
         if start == "features":
             return Output(
@@ -193,7 +197,7 @@ class Classifier:
                 f"{self.arch} has no stage {start!r}; "
                 f"nearest: {nearest(start, self.spec.endpoints)}"
             )
-        return self._run(variables, maps, mode, start, train_norms)
+        return self._run(variables, maps, mode, start, train_norms, valid)
 
     def _run(
         self,
@@ -202,13 +206,25 @@ class Classifier:
         mode: Mode,
         start: str,
         train_norms: Collection[str] | None,
+        valid: Array | None,
     ) -> Output:
+        if valid is not None and (valid.dtype != bool or valid.shape != x.shape[:1]):
+            raise ValueError(
+                f"`valid` must be bool[{x.shape[0]}], one value per slot of the batch: got "
+                f"{valid.dtype}{list(valid.shape)}"
+            )
         backbone = {
             name: tree["backbone"] for name, tree in variables.items() if "backbone" in tree
         }
         stats = variables.get("batch_stats", {})
         features, ends, new_stats = run(
-            self.spec.module, backbone, x, mode, start=start, train_norms=train_norms
+            self.spec.module,
+            backbone,
+            x,
+            mode,
+            start=start,
+            train_norms=train_norms,
+            valid=None if valid is None else jnp.asarray(valid),
         )
         stats = stats if new_stats is None else {**stats, "backbone": new_stats}
         return Output(self.apply_head(variables, features, ends), features, ends, stats)

@@ -21,8 +21,8 @@ from tl.attacks.norms import LINF, Norm
 from tl.paths import nearest
 from tl.training.step import Forward, Loss, Replay, plain_loss
 
-Perturb = Callable[[Any, Any, jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(params, stats, keys, images01, targets f32[b k], eps) -> images01`, within the ball."""
+Perturb = Callable[..., jax.Array]
+"""`(params, stats, keys, images01, targets f32[b k], eps, valid=None) -> images01`, in the ball."""
 
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 """`(logits f32[b k], targets f32[b k]) -> f32[b]`, which the perturbation maximizes.
@@ -116,10 +116,11 @@ def make_perturb(
         images01: jax.Array,
         targets: jax.Array,
         eps: jax.Array,
+        valid: jax.Array | None = None,
     ) -> jax.Array:
         params, stats, images01, targets = jax.lax.stop_gradient((params, stats, images01, targets))
         return ascend.ascend(
-            lambda x, _: score(forward(params, stats, x)[0], targets),
+            lambda x, _: score(forward(params, stats, x, valid)[0], targets),
             norm.start(keys, images01, eps),
             keys,
             steps=steps,
@@ -157,9 +158,10 @@ def _perturbed_loss(adversary: Adversary, forward: Forward, perturb: Perturb) ->
         step: jax.Array,
         inputs: jax.Array,
         targets: jax.Array,
+        valid: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Any]:
-        perturbed = perturb(params, stats, keys, inputs, targets, adversary.radius(step))
-        return plain(params, stats, keys, step, perturbed, targets)
+        perturbed = perturb(params, stats, keys, inputs, targets, adversary.radius(step), valid)
+        return plain(params, stats, keys, step, perturbed, targets, valid)
 
     return loss
 
@@ -182,10 +184,11 @@ def trades(adversary: Adversary, forward: Forward) -> Hooks:
         step: jax.Array,
         inputs: jax.Array,
         targets: jax.Array,
+        valid: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Any]:
-        logits, after = forward(params, stats, inputs)
-        perturbed = perturb(params, stats, keys, inputs, logits, adversary.radius(step))
-        adversarial_logits, after = forward(params, after, perturbed)
+        logits, after = forward(params, stats, inputs, valid)
+        perturbed = perturb(params, stats, keys, inputs, logits, adversary.radius(step), valid)
+        adversarial_logits, after = forward(params, after, perturbed, valid)
         divergence = losses.kl_divergence(adversarial_logits, logits)
         value = losses.soft_cross_entropy(logits, targets) + adversary.beta * divergence
         return value, adversarial_logits, after

@@ -215,7 +215,8 @@ def reestimate(
 ) -> Params:
     """BatchNorm statistics of some layers, computed again from the training images.
 
-    They are means over all full batches of readable images, without augmentation and momentum.
+    They are means over the statistics of all batches, without augmentation and momentum. A batch
+    has the weight of its readable images; other slots do not count.
 
     Args:
       context: the arguments of `fit`.
@@ -226,7 +227,7 @@ def reestimate(
       `batch_stats` in which all other layers are unchanged.
 
     Raises:
-      ValueError: no batch is full of readable images.
+      ValueError: no image is readable.
 
     Reference:
       Izmailov et al. 2018, arXiv:1803.05407, section 3.2 (BatchNorm statistics after averaging
@@ -241,26 +242,26 @@ def reestimate(
     )
 
     @jax.jit
-    def update(params: Any, stats: Any, images: jax.Array) -> Any:
+    def update(params: Any, stats: Any, images: jax.Array, valid: jax.Array | None) -> Any:
         """The update from statistics of zero: `momentum` times the statistics of the batch."""
         variables = {"params": params, "batch_stats": {"backbone": stats}}
-        images01 = pixels.to_images01(images)
-        return clf.apply(variables, images01, Mode.TRAIN, train_norms=layers).stats["backbone"]
+        images01, norms = pixels.to_images01(images), {"train_norms": layers, "valid": valid}
+        return clf.apply(variables, images01, Mode.TRAIN, **norms).stats["backbone"]
 
-    sums, count, on_device = None, 0, jax.device_put((params, zero))
+    sums, shares, on_device = None, 0.0, jax.device_put((params, zero))
     images = inputs.ImageInputs(clf, context.train_set, context.augment)
     for examples, _ in images.evaluation(b):
-        if np.all(examples.valid):  # padding would count in the statistics
-            batch = paths.flatten(update(*on_device, examples.inputs))
-            sums = batch if sums is None else {n: sums[n] + leaf for n, leaf in batch.items()}
-            count += 1
-    if sums is None:
+        share = float(np.mean(examples.valid))
+        new = update(*on_device, examples.inputs, None if share == 1.0 else examples.valid)
+        batch = {name: share * leaf for name, leaf in paths.flatten(new).items()}
+        sums = batch if sums is None else {n: sums[n] + leaf for n, leaf in batch.items()}
+        shares += share
+    if sums is None or not shares:
         raise ValueError(
-            f"`bn=reestimate` needs a full batch of readable images: got none of {b} images; use a "
-            "smaller `batch_size`"
+            f"`bn=reestimate` needs readable images: got none in {context.train_set.name}"
         )
     new = {
-        name: np.asarray(sums[name]) / (count * specs[name.rpartition("/")[0]].momentum)
+        name: np.asarray(sums[name]) / (shares * specs[name.rpartition("/")[0]].momentum)
         for name in names
     }
     return {**stats, "backbone": paths.unflatten({**old, **new})}

@@ -245,12 +245,13 @@ def validation_logits(
 
     Args:
       phase: the phase, which holds the images.
-      state: its averaged parameters are used.
+      state: its averaged parameters and statistics are used.
       function: `(params, stats, batch) -> logits`.
     """
     mesh, rows, labels = devices.mesh(), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]
     for batch, _ in phase.validation_inputs.evaluation(phase.plan.batch_size):
-        logits = np.asarray(function(state.averaged, state.stats, devices.shard(batch, mesh)))
+        sharded = devices.shard(batch, mesh)
+        logits = np.asarray(function(state.averaged, state.averaged_stats, sharded))
         rows.append(logits[batch.valid])
         labels.append(np.asarray(batch.labels)[batch.valid])
     return np.concatenate(rows[1:] or rows), np.concatenate(labels)

@@ -17,9 +17,10 @@ from tl.inference import features
 from tl.models import Classifier, heads
 from tl.paths import Partition
 from tl.training import adversarial, inputs, probe, rules, step
-from tl.training.inputs import CachedInputs, ImageInputs, confidence
+from tl.training.compiled import CompiledStep, compile_step
+from tl.training.inputs import CachedInputs, ImageInputs
 from tl.training.recipe import Recipe
-from tl.training.step import Examples, Step, TrainState, init, make_train_step
+from tl.training.step import TrainState, init, make_train_step
 from tl.types import Mode, Params, Variables
 
 # Steps of the attack on the validation set after each epoch; chosen, not tuned.
@@ -60,7 +61,7 @@ class Phase(NamedTuple):
       plan: the order of the examples over all steps.
       state: the state before the first step, which donates its buffers.
       key: the key of the state, in a buffer of its own.
-      step: the compiled train step.
+      step: the compiled train step, `(state, examples) -> (state, metrics)`.
       schedule: step -> learning rate.
       train_norms: layers whose BatchNorm trains.
       logits: `(params, stats, inputs) -> f32[b k]`, in evaluation mode.
@@ -78,7 +79,7 @@ class Phase(NamedTuple):
     plan: Plan
     state: TrainState
     key: jax.Array
-    step: Callable[[TrainState, Examples], tuple[TrainState, dict[str, jax.Array]]]
+    step: CompiledStep
     schedule: Callable[[int], Any]
     train_norms: frozenset[str]
     logits: Callable[[Any, Any, Any], jax.Array]
@@ -220,6 +221,7 @@ def prepare(
         stats=stats,
         key=keys[0],
         ema=recipe.ema > 0,
+        ema_stats=recipe.ema > 0 and mode is Mode.TRAIN,
     )
     if opt_state is not None:
         state = state._replace(opt_state=optim.carry_state(opt_state, state.opt_state))
@@ -243,7 +245,7 @@ def prepare(
     state = devices.replicate(state, devices.mesh())
 
     def host(state: TrainState) -> tuple[Any, Any]:
-        params, stats = jax.tree.map(np.asarray, (state.averaged, state.stats))
+        params, stats = jax.tree.map(np.asarray, (state.averaged, state.averaged_stats))
         return {**params, "head": _unstandardize(params["head"], scale)}, stats
 
     return Phase(
@@ -255,7 +257,14 @@ def prepare(
         plan=order,
         state=state,
         key=keys[1],
-        step=compile_step(context, train_step, state, train_inputs),
+        step=compile_step(
+            train_step,
+            state,
+            train_inputs,
+            context.train_set,
+            recipe,
+            masked=mode is Mode.TRAIN,
+        ),
         schedule=lambda step: rate_of_update(step * replays),
         train_norms=train_norms,
         logits=jax.jit(lambda params, stats, inputs: evaluate(params, stats, inputs)[0]),
@@ -264,52 +273,19 @@ def prepare(
     )
 
 
-def compile_step(
-    context: FitContext, step: Step, state: TrainState, train_inputs: ImageInputs | CachedInputs
-) -> Step:
-    """Compiles the step for the batches of these inputs.
-
-    Raises:
-      ValueError: the step does not fit into the device's memory; names a batch size that does.
-    """
-    mesh, b = devices.mesh(), context.recipe.batch_size
-    example = train_inputs.example_input()
-
-    def compiled(size: int) -> Any:
-        certain = confidence(context.train_set) is None
-        batch = Examples(
-            np.repeat(example, size, 0),
-            np.zeros(size, np.int32),
-            np.zeros(size, bool),
-            None if certain else np.ones(size, np.float32),
-        )
-        return step.lower(state, devices.shard(batch, mesh)).compile()  # type: ignore[attr-defined]
-
-    program, memory = compiled(b), devices.memory_limit()
-    if memory is not None and devices.memory_needed(program) > memory:
-        size = devices.largest_batch(
-            lambda size: devices.memory_needed(compiled(size)), max(b // 2, 1), room=memory
-        )
-        part = max(size // context.recipe.microbatches, 1)
-        microbatches = next(n for n in range(2, b + 1) if b % n == 0 and b // n <= part)
-        needed, free = devices.memory_needed(program) / 1e9, memory / 1e9
-        raise ValueError(
-            f"a step of `batch_size={b}` needs {needed:.1f} GB, but {free:.1f} GB are free; use "
-            f"`batch_size={size}` or `microbatches={microbatches}`"
-        )
-    return program
-
-
 def _forward(clf: Classifier, start: str, mode: Mode, train_norms: frozenset[str]) -> step.Forward:
     """The network as a function of images, or of the outputs of the stage `start`."""
 
-    def forward(params: Any, stats: Any, inputs: jax.Array) -> tuple[Any, Any]:
+    def forward(
+        params: Any, stats: Any, inputs: jax.Array, valid: jax.Array | None = None
+    ) -> tuple[Any, Any]:
         variables = {"params": params, "batch_stats": stats}
+        norms: Mapping[str, Any] = {"train_norms": train_norms, "valid": valid}
         if start:
-            output = clf.apply_from(variables, inputs, start, mode, train_norms=train_norms)
+            output = clf.apply_from(variables, inputs, start, mode, **norms)
         else:
             images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
-            output = clf.apply(variables, images01, mode, train_norms=train_norms)
+            output = clf.apply(variables, images01, mode, **norms)
         return output.logits, output.stats
 
     return forward

@@ -59,7 +59,8 @@ def find_rate(
     """Suggests a learning rate: a tenth of the rate with the smallest smoothed loss.
 
     The last phase of the recipe is trained while the rate rises from 1e-6 to 1. The search stops
-    when the loss exceeds four times its minimum. `variables` do not change.
+    when the loss exceeds four times its minimum. Batches without a readable image are left out.
+    `variables` do not change.
 
     Args:
       clf, variables: the network.
@@ -93,11 +94,13 @@ def find_rate(
     phase = prepare(context, 0, last, partition, params, stats, schedules=optim.rate_range)
     mesh, state, curve, average = devices.mesh(), phase.state, [], 0.0
     with phase.train_inputs.training(phase.plan, 0, phase.key) as batches:
-        for step in range(len(phase.plan)):
-            state, metrics = phase.step(state, devices.shard(next(batches).examples, mesh))
+        for examples, _ in batches:
+            if not np.any(examples.valid):
+                continue
+            state, metrics = phase.step(state, devices.shard(examples, mesh))
             average = 0.9 * average + 0.1 * float(metrics["loss"])
-            smooth = average / (1 - 0.9 ** (step + 1))
+            smooth = average / (1 - 0.9 ** (len(curve) + 1))
             if not np.isfinite(smooth) or (curve and smooth > 4 * min(loss for _, loss in curve)):
                 break
-            curve.append((float(phase.schedule(step)), smooth))
+            curve.append((float(phase.schedule(len(curve))), smooth))
     return Rates(min(curve, key=lambda point: point[1])[0] / 10 if curve else 1e-3, curve)

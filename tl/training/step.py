@@ -8,7 +8,7 @@ loop or log: `tl.training.loop` does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class TrainState(NamedTuple):
       opt_state: optimizer state of the trainable leaves only.
       ema: running average of the trainable leaves, or None.
       key: with `step`, the source of all randomness in a step.
+      ema_stats: running average of `stats` with the same decay, or None where steps do not change
+        them.
     """
 
     step: jax.Array
@@ -39,6 +41,7 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema: Any
     key: jax.Array
+    ema_stats: Any = None
 
     @property
     def params(self) -> dict[str, Any]:
@@ -50,6 +53,11 @@ class TrainState(NamedTuple):
         """All parameters, trainable ones replaced by their running averages if there are any."""
         return self.params if self.ema is None else merge(self.ema, self.frozen)
 
+    @property
+    def averaged_stats(self) -> Any:
+        """The statistics that belong to `averaged`."""
+        return self.stats if self.ema_stats is None else self.ema_stats
+
 
 class Examples(NamedTuple):
     """One batch of fixed shape.
@@ -57,7 +65,7 @@ class Examples(NamedTuple):
     Attributes:
       inputs: [b ...], images or cached outputs of a frozen prefix.
       labels: i32[b].
-      valid: bool[b]; False marks padding, which has no weight.
+      valid: bool[b]; False marks padding, which has no effect on the result of a step.
       confidence: f32[b], the probability of each label, for soft targets; None means 1.
     """
 
@@ -67,17 +75,27 @@ class Examples(NamedTuple):
     confidence: Array | None = None
 
 
-Forward = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
-"""`(params, stats, inputs) -> (logits f32[b k], stats)`."""
+class Forward(Protocol):
+    """`(params, stats, inputs, valid bool[b]) -> (logits f32[b k], stats)`.
+
+    Slots that are not valid must not change the statistics or the logits of other slots. None means
+    that all slots are valid.
+    """
+
+    def __call__(
+        self, params: Any, stats: Any, inputs: jax.Array, valid: jax.Array | None = None, /
+    ) -> tuple[jax.Array, Any]: ...
+
 
 Augment = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(key, inputs, targets f32[b k], valid bool[b]) -> (inputs, targets)`."""
 
 Loss = Callable[..., tuple[jax.Array, jax.Array, Any]]
-"""`(params, stats, keys, step, inputs, targets) -> (loss f32[b], logits f32[b k], stats)`.
+"""`(params, stats, keys, step, inputs, targets, valid) -> (loss f32[b], logits f32[b k], stats)`.
 
-`keys` has one key per example, `step` i32[] is the number of completed steps. Row i of the results
-depends on example i only, unless BatchNorm uses the statistics of the batch.
+`keys` has one key per example, `step` i32[] is the number of completed steps, `valid` bool[b] is
+False for padding (None: there is none). Row i of the results depends on example i only, unless
+BatchNorm uses the statistics of the batch.
 """
 
 
@@ -88,6 +106,7 @@ class StepVariables(NamedTuple):
     stats: Any
     opt_state: Any
     ema: Any
+    ema_stats: Any
 
 
 class Replay(NamedTuple):
@@ -107,8 +126,8 @@ class Replay(NamedTuple):
     move: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-Step = Callable[[TrainState, Examples], tuple[TrainState, dict[str, jax.Array]]]
-"""`(train_state, examples) -> (train_state, metrics)`, as `make_train_step` returns it."""
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+"""`(train_state, examples, padded=True) -> (train_state, metrics)`; see `make_train_step`."""
 
 # Folded into the step's key for the loss. Augmentations fold in 0, 1, 2, ...
 LOSS_KEY = 1 << 16
@@ -122,6 +141,7 @@ def init(
     stats: Any = None,
     key: jax.Array | None = None,
     ema: bool = False,
+    ema_stats: bool = False,
 ) -> TrainState:
     """The state before the first step.
 
@@ -131,17 +151,21 @@ def init(
       optimizer: optimizer of the trainable tree, such as `optim.partitioned`.
       stats: `batch_stats`; also copied.
       key: default `jax.random.key(0)`.
-      ema: whether to keep a running average.
+      ema: whether to keep a running average of the trainable leaves.
+      ema_stats: whether to keep one of the statistics too; of use where steps change them.
     """
-    trainable, frozen = partition.split(jax.tree.map(jnp.array, params))
+    copied = lambda tree: jax.tree.map(jnp.array, tree)
+    stats = {} if stats is None else stats
+    trainable, frozen = partition.split(copied(params))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         frozen=frozen,
-        stats=jax.tree.map(jnp.array, {} if stats is None else stats),
+        stats=copied(stats),
         opt_state=optimizer.init(trainable),
-        ema=jax.tree.map(jnp.array, trainable) if ema else None,
+        ema=copied(trainable) if ema else None,
         key=jax.random.key(0) if key is None else key,
+        ema_stats=copied(stats) if ema_stats else None,
     )
 
 
@@ -155,9 +179,10 @@ def plain_loss(forward: Forward) -> Loss:
         step: jax.Array,
         inputs: jax.Array,
         targets: jax.Array,
+        valid: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, Any]:
         del keys, step
-        logits, new_stats = forward(params, stats, inputs)
+        logits, new_stats = forward(params, stats, inputs, valid)
         return losses.soft_cross_entropy(logits, targets), logits, new_stats
 
     return loss
@@ -175,21 +200,24 @@ def make_train_step(
     loss: Loss | None = None,
     replay: Replay | None = None,
 ) -> Step:
-    """A jitted step `(train_state, examples) -> (train_state, metrics)`.
+    """A jitted step `(train_state, examples, padded=True) -> (train_state, metrics)`.
 
-    The buffers of the old state are donated. If the loss or the gradient is not finite, a step
-    changes nothing except the step count, so the last finite state is kept.
+    `padded` is static. False promises that all examples are valid; `forward` then receives no mask,
+    and BatchNorm in `Mode.TRAIN` is faster.
+
+    The buffers of the old state are donated. If the loss or the gradient is not finite, or the
+    batch is padding alone, a step changes nothing except the step count.
 
     Args:
-      forward: `(params, stats, inputs) -> (logits, stats)`.
+      forward: the network; see `Forward`.
       optimizer: optimizer of the trainable tree.
       smoothing: label smoothing, in [0, 1).
       augment: changes inputs and targets; its key is derived from the state's key and step.
       class_weights: f32[k], weight of an example of each class; default 1.
       microbatches: number of equal parts of a batch whose gradients are summed one after the other:
         less memory, the same step. (With batch statistics in BatchNorm, the statistics are those of
-        a part.)
-      ema_decay: upper limit of the decay of the running average; at step t it is at most (1 + t) /
+        the valid examples of a part.)
+      ema_decay: upper limit of the decay of the running averages; at step t it is at most (1 + t) /
         (10 + t), as in TensorFlow's `ExponentialMovingAverage`.
       loss: default `plain_loss(forward)`; `adversarial.hooks` makes others.
       replay: makes several optimizer steps per batch.
@@ -210,12 +238,14 @@ def make_train_step(
         frozen: Any,
         stats: Any,
         step: jax.Array,
+        padded: bool,
         *others: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         keys, targets, labels, weights, valid = others
-        params = merge(trainable, frozen)
-        values, logits, new_stats = loss_fn(params, stats, keys, step, inputs, targets)
-        correct = jnp.sum(valid * (jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))
+        values, logits, new_stats = loss_fn(
+            merge(trainable, frozen), stats, keys, step, inputs, targets, valid if padded else None
+        )
+        correct = jnp.sum((valid & (jnp.argmax(logits, axis=1) == labels)).astype(jnp.float32))
         return jnp.sum(weights * values), (correct, new_stats)
 
     value_and_grad = jax.value_and_grad(
@@ -223,11 +253,12 @@ def make_train_step(
     )
 
     def step(
-        train_state: TrainState, examples: Examples
+        train_state: TrainState, examples: Examples, padded: bool = True
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         inputs, labels, valid, confidence = jax.tree.map(jnp.asarray, examples)
         key, count = jax.random.fold_in(train_state.key, train_state.step), train_state.step
-        k = jax.eval_shape(forward, train_state.params, train_state.stats, inputs)[0].shape[1]
+        params, stats = train_state.params, train_state.stats
+        k = jax.eval_shape(forward, params, stats, inputs, valid)[0].shape[1]
         targets = losses.smooth_labels(labels, k, smoothing, confidence)
         if augment is not None:
             inputs, targets = augment(key, inputs, targets, valid)
@@ -238,7 +269,7 @@ def make_train_step(
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, LOSS_KEY), jnp.arange(len(labels))
         )
-        rest = (keys, targets, labels, weights, mask)
+        rest = (keys, targets, labels, weights, valid)
         total, number = jnp.maximum(jnp.sum(weights), 1e-12), jnp.maximum(jnp.sum(mask), 1.0)
 
         def batch_sums(trainable: Any, stats: Any, inputs: jax.Array) -> tuple[Any, tuple, Any]:
@@ -247,7 +278,7 @@ def make_train_step(
             def part_sums(stats: Any, part: tuple) -> tuple[Any, tuple[tuple, Any]]:
                 inputs, *others = part
                 (value, (correct, new_stats)), (gradient, *input_gradient) = value_and_grad(
-                    trainable, inputs, train_state.frozen, stats, count, *others
+                    trainable, inputs, train_state.frozen, stats, count, padded, *others
                 )
                 return new_stats, ((value, correct, gradient), input_gradient)
 
@@ -280,16 +311,19 @@ def make_train_step(
             value, gradient = value / total, jax.tree.map(lambda g: g / total, gradient)
             norm = optax.tree.norm(gradient)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
+            accept = finite & jnp.any(valid)  # without examples, decay and momentum would still act
             updates, opt_state = optim.update(optimizer, gradient, old.opt_state, old.trainable)
             trainable: Any = optax.apply_updates(old.trainable, updates)
-            ema = old.ema
+            age = count.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + age) / (10.0 + age))
+            ema, ema_stats = old.ema, old.ema_stats
             if ema is not None:
-                age = count.astype(jnp.float32)
-                decay = jnp.minimum(ema_decay, (1.0 + age) / (10.0 + age))
                 ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable)
+            if ema_stats is not None:  # in this form, statistics that stay the same keep every bit
+                ema_stats = jax.tree.map(lambda e, s: e + (1.0 - decay) * (s - e), ema_stats, stats)
             new = jax.tree.map(
-                lambda n, o: jnp.where(finite, n, o),
-                StepVariables(trainable, stats, opt_state, ema),
+                lambda n, o: jnp.where(accept, n, o),
+                StepVariables(trainable, stats, opt_state, ema, ema_stats),
                 old,
             )
             metrics = {"loss": value, "accuracy": correct / number, "grad_norm": norm}
@@ -303,9 +337,7 @@ def make_train_step(
             new, metrics, (input_gradient,) = optimize(old, current)
             return (new, replay.move(input_gradient, count, current, inputs)), metrics
 
-        new = StepVariables(
-            train_state.trainable, train_state.stats, train_state.opt_state, train_state.ema
-        )
+        new = StepVariables(*(getattr(train_state, name) for name in StepVariables._fields))
         if replay is None:
             new, metrics, _ = optimize(new, inputs)
         else:
@@ -317,4 +349,4 @@ def make_train_step(
             }
         return train_state._replace(step=count + 1, **new._asdict()), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, static_argnums=2)

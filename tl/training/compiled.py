@@ -1,0 +1,98 @@
+"""A train step, compiled for the batches of a phase."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tl import devices
+from tl.data import DataSpec
+from tl.training.inputs import CachedInputs, ImageInputs, confidence
+from tl.training.recipe import Recipe
+from tl.training.step import Examples, Step, TrainState
+
+
+class CompiledStep(NamedTuple):
+    """A train step as compiled programs.
+
+    Attributes:
+      program: for every batch, or for full batches if `padded_program` is set.
+      padded_program: returns the program for batches with padding; None if `program` serves both.
+    """
+
+    program: Any
+    padded_program: Callable[[], Any] | None = None
+
+    def __call__(
+        self, state: TrainState, examples: Examples
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if self.padded_program is None or _is_full(examples.valid):
+            return self.program(state, examples)
+        return self.padded_program()(state, examples)
+
+
+def _is_full(valid: Any) -> bool:
+    """Whether no slot is padding; False if the slots of other hosts decide it too."""
+    return getattr(valid, "is_fully_addressable", True) and bool(np.all(valid))
+
+
+def compile_step(
+    step: Step,
+    state: TrainState,
+    train_inputs: ImageInputs | CachedInputs,
+    train_set: DataSpec,
+    recipe: Recipe,
+    *,
+    masked: bool,
+) -> CompiledStep:
+    """Compiles the step for the batches of these inputs.
+
+    Args:
+      step: from `make_train_step`.
+      state: the state before the first step.
+      train_inputs, train_set: the inputs of the batches, and the set that they are from.
+      recipe: its batch size and microbatches.
+      masked: whether BatchNorm needs to know the padded slots. Full batches then have a program
+        without masks, and the other is compiled when it is needed: now if every epoch ends with a
+        padded batch, otherwise at the first image that cannot be read.
+
+    Raises:
+      ValueError: the step does not fit into the device's memory; names a batch size that does.
+    """
+    mesh, b = devices.mesh(), recipe.batch_size
+    example = train_inputs.example_input()
+    # A step donates the buffers of `state`, and a program may be compiled after the first one.
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+    def compiled(size: int, padded: bool = not masked) -> Any:
+        certain = confidence(train_set) is None
+        batch = Examples(
+            np.repeat(example, size, 0),
+            np.zeros(size, np.int32),
+            np.zeros(size, bool),
+            None if certain else np.ones(size, np.float32),
+        )
+        return step.lower(state, devices.shard(batch, mesh), padded).compile()  # type: ignore[attr-defined]
+
+    padded_program = functools.cache(lambda: compiled(b, padded=True)) if masked else None
+    programs = [compiled(b)]
+    if padded_program is not None and len(train_set.examples) % b:
+        programs.append(padded_program())
+    needed, memory = max(map(devices.memory_needed, programs)), devices.memory_limit()
+    if memory is not None and needed > memory:
+        size = devices.largest_batch(
+            lambda size: devices.memory_needed(compiled(size)), max(b // 2, 1), room=memory
+        )
+        part = max(size // recipe.microbatches, 1)
+        microbatches = next(n for n in range(2, b + 1) if b % n == 0 and b // n <= part)
+        raise ValueError(
+            f"a step of `batch_size={b}` needs {needed / 1e9:.1f} GB, but {memory / 1e9:.1f} GB "
+            f"are free; use `batch_size={size}` or `microbatches={microbatches}`"
+        )
+    return CompiledStep(programs[0], padded_program)
