@@ -152,6 +152,23 @@ def test_lp_ft_starts_from_a_probe(parts: data.Parts) -> None:
     assert {name.split("/")[0] for name in result.trained} == {"backbone", "head"}
 
 
+def test_the_moments_of_a_head_on_standardized_features_are_not_carried_further(
+    parts: data.Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of the head on raw features are in other units, by a factor per feature."""
+    begun: list[Any] = []
+
+    def recorded(context: FitContext, number: int, phase: Phase) -> Any:
+        begun.append(jax.tree.map(np.array, phase.state.opt_state))
+        return loop.train_phase(context, number, phase)
+
+    monkeypatch.setattr(fit, "train_phase", recorded)
+    whole = rules.phases
+    monkeypatch.setattr(recipe_module, "phases", lambda *args, **more: whole(*args, **more)[:2])
+    run(parts, dataclasses.replace(SMALL, tune="gradual", epochs=2))
+    assert len(begun) == 2 and not any(leaf.any() for leaf in jax.tree.leaves(begun))
+
+
 def test_averaged_weights_are_evaluated_with_averaged_statistics(parts: data.Parts) -> None:
     recipe = dataclasses.replace(SMALL, tune="last:1", bn="update", ema=0.9, bank_gib=0.0)
     phase = prepared(parts, recipe)

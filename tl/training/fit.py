@@ -139,7 +139,8 @@ def fit(
         result, groups, source = train_phase(context, number, phase), phase.groups, phase.source
         results.append(result)
         assert result.state is not None
-        opt_state, (params, stats) = result.state.opt_state, phase.host(result.state)
+        opt_state = None if phase.standardized else result.state.opt_state
+        params, stats = phase.host(result.state)
         if recipe.bn in ("update", "reestimate"):
             updated_norms |= phase.train_norms
         candidates = [candidate for candidate in (best, result.best) if candidate]

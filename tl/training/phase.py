@@ -69,6 +69,8 @@ class Phase(NamedTuple):
         without an adversary.
       host: state -> `(params, stats)` on the host, with the head in the units of unstandardized
         features.
+      standardized: whether only a head on standardized features trains. Its optimizer state is in
+        their units and does not suit another phase.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Phase(NamedTuple):
     logits: Callable[[Any, Any, Any], jax.Array]
     attacked_logits: Callable[[Any, Any, Any, Any], jax.Array] | None
     host: Callable[[TrainState], tuple[Any, Any]]
+    standardized: bool
 
 
 def fit_probe(
@@ -164,7 +167,8 @@ def prepare(
       phase: name, rules and share of the epochs.
       partition: the rules applied to `params`.
       params, stats: the variables at the start of the phase.
-      opt_state: optimizer state of the previous phase; None starts from zero moments.
+      opt_state: optimizer state of the previous phase, of parameters in the same units; None
+        starts from zero moments.
       schedules: `(peak, steps) -> schedule` instead of the one of the recipe.
     """
     clf, recipe, stages = context.clf, context.recipe, context.clf.spec.endpoints
@@ -270,6 +274,7 @@ def prepare(
         logits=jax.jit(lambda params, stats, inputs: evaluate(params, stats, inputs)[0]),
         attacked_logits=_attacked(adversary, evaluate, k, context.seed) if adversary else None,
         host=host,
+        standardized=scale is not None,
     )
 
 
