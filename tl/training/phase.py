@@ -285,7 +285,7 @@ def _forward(clf: Classifier, start: str, mode: Mode, train_norms: frozenset[str
         params: Any, stats: Any, inputs: jax.Array, valid: jax.Array | None = None
     ) -> tuple[Any, Any]:
         variables = {"params": params, "batch_stats": stats}
-        norms: Mapping[str, Any] = {"train_norms": train_norms, "valid": valid}
+        norms: dict[str, Any] = {"train_norms": train_norms, "valid": valid}
         if start:
             output = clf.apply_from(variables, inputs, start, mode, **norms)
         else:
