@@ -264,6 +264,7 @@ def test_a_step_that_is_not_finite_does_not_skip_the_validation_of_its_epoch(
     assert abs(resumed.history[0]["loss"] / whole.history[0]["loss"] - 1) < 0.3
 
 
+@pytest.mark.full
 def test_a_resumed_run_reports_all_steps_and_all_skipped_images(
     parts: data.Parts, tmp_path: Path
 ) -> None:
