@@ -123,8 +123,13 @@ def test_a_reused_folder_keeps_no_stale_result(tmp_path):
     first.log({"step": 1})
     first.finish({"top1": 1.0}, "<p></p>")
     second = reporting.start("x", tmp_path, {}, resume=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "metrics.jsonl"]
+    # A resumed run that is refused must not cost the numbers.
+    assert json.loads((tmp_path / "result.before.json").read_text()) == {"top1": 1.0}
+    names = ["config.json", "metrics.jsonl", "result.before.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     second.log({"step": 2})
+    second.finish({"top1": 1.0}, "<p></p>")
+    assert not (tmp_path / "result.before.json").exists()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
     reporting.start("x", tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

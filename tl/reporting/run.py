@@ -46,6 +46,7 @@ import numpy as np
 from tl.reporting import images
 
 Value = TypeVar("Value")
+BEFORE = "result.before.json"  # the older result of a resumed run
 # The packages whose versions a run records.
 PACKAGES = ("tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow")
 
@@ -245,8 +246,9 @@ class Run:
             print(f"result.json: not finite, written as null: {', '.join(holes)}", file=sys.stderr)
         path = self.workdir / "result.json"
         page = path if html is None else self.attempt("page", lambda: self.write_report(html), path)
-        failed = {"failed": jsonable(self.failures)} if self.failures else {}
-        write_whole(path, json.dumps({**numbers, **failed}, indent=2, allow_nan=False) + "\n")
+        numbers |= {"failed": dict(self.failures)} if self.failures else {}
+        write_whole(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
+        (self.workdir / BEFORE).unlink(missing_ok=True)
         return page
 
     def write_report(self, html: str) -> pathlib.Path:
@@ -271,7 +273,8 @@ def start(
       config: all flags, name -> value; `config["seed"]`, if present, is recorded as the run's seed.
       resume: whether to append to an older `metrics.jsonl` instead of removing it. An older
         `result.json`, `report.html` and `predictions.csv` are always removed, so that a failed run
-        does not show the results of an older one; `figures/` is kept.
+        does not show the results of an older one; `figures/` is kept. With `resume`,
+        `result.before.json` holds the older numbers until `finish`.
 
     Raises:
       ValueError: the folder cannot be created or written.
@@ -304,7 +307,9 @@ def start(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         results = ("result.json", "report.html", "predictions.csv")
-        for stale in results + (() if resume else ("metrics.jsonl",)):
+        if resume and (folder / "result.json").exists():
+            (folder / "result.json").replace(folder / BEFORE)
+        for stale in results + (() if resume else ("metrics.jsonl", BEFORE)):
             (folder / stale).unlink(missing_ok=True)
         write_whole(folder / "config.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
     except OSError as error:
