@@ -284,9 +284,10 @@ def report(result: dict[str, Any]) -> None:
     for line in evaluation.robust_lines(result.get("robust", {})):
         print(line)
     if "test_tta" in result:
-        spread = metrics.spread(result["test_tta"]["top1_seeds"])
-        words = common.share_with_interval(result["test_tta"], "top1")
-        print(f"over the views of --augment {words}, +- {100 * spread['std']:.1f} % over seeds")
+        print(f"over the views: top-1 {common.share_with_interval(result['test_tta'], 'top1')}")
+        seeds = metrics.spread(result["test_tta"]["top1_seeds"])
+        for line in evaluation.spread_lines({"seeds": seeds} if seeds["ci95"] else {}):
+            print(line)
 
 
 def main(run: reporting.Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,13 @@ def predicted(colors: data.DataSpec) -> inference.Predictions:
 def folders(predicted: inference.Predictions) -> list[str]:
     """The names of the folders of the images."""
     return [Path(str(path)).parent.name for path in predicted.paths]
+
+
+def test_a_data_set_without_images_has_no_predictions(colors: data.DataSpec) -> None:
+    """Such as the validation part with `validation_fraction=0`."""
+    empty = tl.predict(*network(), dataclasses.replace(colors, examples=()))
+    assert empty.logits.shape == (0, 3) and empty.labels.dtype == np.int64
+    assert len(empty.labels) == 0
 
 
 # ---- batches ----

@@ -179,13 +179,13 @@ def _sources(
     return sources, _checked_labels(labels, len(sources)), skipped
 
 
-def _set_labels(clf: Classifier, spec: DataSpec) -> list[int]:
-    """The labels of a data set as indices of the network's logits."""
+def _set_labels(clf: Classifier, spec: DataSpec) -> np.ndarray:
+    """The labels i64[n] of a data set as indices of the network's logits."""
     table = class_table(clf)
     names = tuple(name.strip() for name in spec.classes)
     same = names in (table.display_names, tuple(entry.names[0] for entry in table.entries))
     spec = spec if same else data.remap_labels(spec, table)
-    return [example.label for example in spec.examples]
+    return np.array([example.label for example in spec.examples], np.int64)
 
 
 def _checked_labels(labels: Any, n: int) -> np.ndarray:
