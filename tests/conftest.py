@@ -65,9 +65,16 @@ _cheap = False
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Sets the flag in the first process, before the workers of pytest-xdist inherit it."""
-    if hasattr(config, "workerinput") or config.getoption("--full"):
+    if not (hasattr(config, "workerinput") or config.getoption("--full")):
+        use_plain_fusions()
+
+
+def use_plain_fusions() -> None:
+    """Adds the flag to the environment unless it is there, or this release does not know it."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if PLAIN_FUSIONS in flags:
         return
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {PLAIN_FUSIONS}"}
+    environment = os.environ | {"XLA_FLAGS": f"{flags} {PLAIN_FUSIONS}"}
     command = [sys.executable, "-c", "import jax; jax.numpy.zeros(1)"]
     if not subprocess.run(command, env=environment, capture_output=True).returncode:
         os.environ["XLA_FLAGS"] = environment["XLA_FLAGS"]

@@ -130,6 +130,7 @@ def test_images_that_are_misclassified_without_an_attack_are_not_successes(
     assert result["wrong_before"] == [str(images.paths[i]) for i in (1, 3)]
     assert result["success_rate"]["0/255"] == 0
     assert result["robust_accuracy"]["0/255"] == (COUNT - 2) / COUNT
+    assert result["robust_ci95"]["0/255"] == list(metrics.wilson(COUNT - 2, COUNT))
     with pytest.raises(ValueError, match="classifies none of the 5 images correctly"):
         evaluate(run, images, SHORT(), labels=(predicted(images.images) + 1) % CLASSES)
 

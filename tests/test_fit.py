@@ -131,6 +131,17 @@ def test_cached_inputs_give_the_same_losses_as_images(parts: data.Parts) -> None
         assert one["val_nll"] == pytest.approx(other["val_nll"], rel=1e-3)
 
 
+def test_an_evaluation_reads_images_without_augmentation(parts: data.Parts) -> None:
+    clf, spec = network()[0], parts.validation
+    images = inputs.ImageInputs(clf, spec, augment.make_augment("standard", size=SIZE))
+    batches = [examples for examples, _ in images.evaluation(4)]
+    read = np.concatenate([batch.inputs[batch.valid] for batch in batches])
+    labels = np.concatenate([batch.labels[batch.valid] for batch in batches])
+    expected = [clf.prepare(data.decode(example.path)) for example in spec.examples]
+    np.testing.assert_array_equal(read, np.stack(expected))
+    assert labels.tolist() == [example.label for example in spec.examples]
+
+
 @pytest.mark.full
 def test_gradual_unfreezes_one_stage_per_phase_from_the_top(
     parts: data.Parts, monkeypatch: pytest.MonkeyPatch

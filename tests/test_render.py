@@ -194,6 +194,14 @@ def test_the_objective_is_of_the_transformed_image_and_costs_are_of_the_image() 
     )
 
 
+def test_each_image_and_step_has_its_own_transform() -> None:
+    """The transform fills an image with one random level, which is the score."""
+    mean = lambda variables, x: colors(variables, x)._replace(logits=jnp.mean(x, axis=(1, 2)))
+    level = lambda key, image: jnp.full_like(image, toys.uniform(key))
+    scores = make(apply=mean, transform=level)(TOY, KEYS, TARGETS, step_size=1.0).scores
+    assert len(np.unique(scores)) == scores.size
+
+
 # ---- costs and sweeps ----
 
 

@@ -199,6 +199,19 @@ def test_label_smoothing_is_part_of_the_loss() -> None:
     )
 
 
+def test_the_averaged_parameters_follow_their_formula() -> None:
+    plain = optax.sgd(1.0)
+    step = make_train_step(step_forward, plain, ema_decay=0.15)
+    state = begin(network(), HEAD, plain, ema=True)
+    expected = np.asarray(state.params["head"]["kernel"])
+    for age in range(3):
+        state, _ = step(state, examples(age))
+        decay = min(0.15, (1 + age) / (10 + age))  # 0.1 at the first step, then the limit
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["head"]["kernel"])
+        np.testing.assert_allclose(state.averaged["head"]["kernel"], expected, rtol=1e-6, atol=1e-7)
+    assert digest({"body": state.averaged["body"]}) == digest({"body": network()["body"]})
+
+
 def test_padding_has_no_effect() -> None:
     batch, plain = examples(0, padded=6), optax.sgd(1.0)
     step = make_train_step(step_forward, plain)

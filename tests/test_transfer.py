@@ -111,6 +111,17 @@ def test_the_saved_model_classifies_the_test_images(
     np.testing.assert_array_equal(predicted.logits.argmax(axis=1), predicted.labels)
 
 
+def test_the_temperature_is_fitted_to_validation_images(
+    run: reporting.Run, pets: data.DataSpec
+) -> None:
+    settings = TransferSettings(dataclasses.replace(HEAD, epochs=2))
+    result = transfer(run, *network(), pets, None, settings)
+    (only,) = rounds(pets, None, settings)
+    predicted = inference.predict(*models.load(result["model"]), only.parts.validation)
+    expected = metrics.temperature(predicted.logits, predicted.labels)
+    assert result["temperature"] == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_page_is_drawn_from_the_saved_result(run: reporting.Run, pets: data.DataSpec) -> None:
     # One epoch, so that some test images are misclassified and appear on the page.
     recipe = dataclasses.replace(HEAD, epochs=1, lr=1e-6, smoothing=0.1)
