@@ -98,7 +98,7 @@ def test_what_can_be_checked_is_checked_before_the_first_step(
 
 
 def broken(path: Any) -> Any:
-    raise data.ImageError(path, "it is broken")
+    raise data.ImageError("it is broken", path)
 
 
 def test_all_phases_are_checked_before_the_first(

@@ -109,10 +109,11 @@ def test_other_settings_weights_and_classes_are_refused(
     flat["head/bias"] = flat["head/bias"] + np.float32(change.get("bias", 0.0))
     variables = {**variables, "params": paths.unflatten(flat)}
     names = change.get("names", parts.train.classes)
-    renamed = [dataclasses.replace(part, classes=names) for part in (parts.train, parts.validation)]
+    rename = lambda part: dataclasses.replace(part, classes=names)
     recipe, seed = change.get("recipe", RECIPE), change.get("seed", 0)
     with pytest.raises(ValueError, match=message):
-        fit.fit(clf, variables, *renamed, recipe, seed=seed, folder=interrupted[0])
+        train, validation = rename(parts.train), rename(parts.validation)
+        fit.fit(clf, variables, train, validation, recipe, seed=seed, folder=interrupted[0])
 
 
 def test_a_checkpoint_of_an_older_version_is_compared_by_its_plan(
