@@ -324,8 +324,7 @@ def transfer(
         digests = (frozen_digest(v, first.fitted) for v in (saved, first.variables))
         return len(set(digests)) == 1
 
-    predictions = {one.seed: one.tested for one in all_passes}
-    save = lambda: paired.save_predictions(run, clf, predictions)
+    save = lambda: paired.save_predictions(run, clf, {p.seed: p.tested for p in all_passes})
     run.attempt("predictions", save, None)
     run.attempt("model", describe_model, None)
     outcome["frozen_unchanged"] = run.attempt("frozen_unchanged", compare_frozen, None)
