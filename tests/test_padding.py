@@ -104,7 +104,8 @@ def test_outputs_gradients_and_statistics_are_those_of_the_valid_images_alone(na
     for value, y, stats, (slopes, slopes_x) in results:
         actual = value, y[valid], stats, slopes, slopes_x[valid]
         for part, reference in zip(actual, (*alone[:3], *alone[3]), strict=True):
-            assert difference(part, reference) <= EXACT
+            # Programs for 6 and for 4 images round differently, layer after layer.
+            assert difference(part, reference) <= (EXACT if name in LAYERS else 10 * EXACT)
         assert not slopes_x[~valid].any() and np.isfinite(y).all()
     digests = {paths.digest({"stats": r[2], "grad": r[3][0]}) for r in results}
     assert len(digests) == 1
