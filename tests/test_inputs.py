@@ -214,7 +214,7 @@ def test_a_phase_releases_its_inputs_before_the_next(
     prepared: list[weakref.ref[Any]] = []
 
     class Prepared:
-        groups, source, train_norms = [], "", frozenset()
+        groups, source, train_norms, standardized = [], "", frozenset(), False
 
         def host(self, state: Any) -> tuple[Any, Any]:
             return network()[1]["params"], network()[1]["batch_stats"]
