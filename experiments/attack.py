@@ -120,7 +120,7 @@ def main(run: reporting.Run) -> None:
         lpips=FLAGS.lpips,
         seed=FLAGS.seed,
     )
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     # Settings that do not fit stop the run before any image is read.
     check_settings(clf, settings, FLAGS.target)
     table = inference.class_table(clf)

@@ -44,7 +44,7 @@ def main(run: reporting.Run) -> None:
     if not (FLAGS.images or FLAGS.array):
         raise ValueError("there is nothing to audit: pass `images`, `array`, or both")
     array = conventions.read_array(Path(FLAGS.array).expanduser()) if FLAGS.array else None
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     result: dict[str, Any] = {
         "arch": clf.arch,
         "weights": clf.weights.name,

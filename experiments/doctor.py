@@ -41,7 +41,7 @@ def thumbnail(source: data.Source) -> np.ndarray:
 
 
 def main(run: reporting.Run) -> None:
-    spec = data.get(FLAGS.data)
+    spec = cli.load_data(run, FLAGS.data)
     report = data.examine(spec, progress=lambda items, n: reporting.progress(items, n, "images"))
     result = report.as_dict() | {
         "data": spec.name,

@@ -52,10 +52,10 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     eps = cli.fraction(FLAGS.robust_eps, "robust_eps")
     robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries)
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     table = inference.class_table(clf)  # raises for a network without classes, before any image
     robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries, classes=len(table))
-    spec = sets.select_part(data.get(FLAGS.data), FLAGS.part)
+    spec = sets.select_part(cli.load_data(run, FLAGS.data), FLAGS.part)
     temperature = models.metadata(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
     result = sets.evaluation_result(run, clf, variables, spec, temperature)
     result["facts"] |= common.weights_facts(clf)

@@ -30,7 +30,7 @@ def define_flags() -> None:
 
 
 def main(run: reporting.Run) -> None:
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     folder = Path(FLAGS.out).expanduser() if FLAGS.out else run.workdir / "exported"
     size = export.write(folder, clf, variables)
     result: dict[str, Any] = {

@@ -53,13 +53,13 @@ def main(run: reporting.Run) -> None:
             "there is nothing to compute; give --show=IMAGE for feature maps, --data=folder:DIR "
             "for a bank, or both"
         )
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     names = FLAGS.endpoint or ([] if FLAGS.show else ["features"])
     names = activations.endpoints(clf, variables, names)
     if FLAGS.show and (n := len(data.find_images(FLAGS.show)[0])) > MOST:
         raise ValueError(f"--show names {n} images, expected at most {MOST} so that the page loads")
     images = inference.read_images(clf, FLAGS.show) if FLAGS.show else None
-    data_set = data.get(FLAGS.data) if FLAGS.data else None
+    data_set = cli.load_data(run, FLAGS.data) if FLAGS.data else None
     facts = common.weights_facts(clf)
     result: dict[str, Any] = {"arch": clf.arch, "endpoints": names, "skipped": [], "facts": facts}
     if data_set:

@@ -19,7 +19,7 @@ import functools
 import numpy as np
 from absl import flags
 
-from tl import cli, data, inference, pages, pixels, reporting
+from tl import cli, inference, pages, pixels, reporting
 from tl.ascent import ascend
 from tl.pages import common
 from tl.visualize import grid, ideal, images, objectives, specs
@@ -104,7 +104,7 @@ def main(run: reporting.Run) -> None:
             "--objective=KIND:..."
         )
     settings = read_settings()
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     grid.check_size(clf, settings.size)
     if FLAGS.target:
         chosen = specs.class_objectives(clf, FLAGS.target)
@@ -118,7 +118,7 @@ def main(run: reporting.Run) -> None:
     if FLAGS.photograph:
         read = inference.read_images(clf.with_pixels(size=size), FLAGS.photograph)
         photograph = pixels.to_images01(read.images)[0]
-    data_set = data.get(FLAGS.data) if FLAGS.data else None
+    data_set = cli.load_data(run, FLAGS.data) if FLAGS.data else None
     held_out = []
     if any(spec.classes for spec in chosen):
         held_out = ideal.held_out_networks(networks, [name for name in FLAGS.judges if name])

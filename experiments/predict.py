@@ -31,7 +31,7 @@ def define_flags() -> None:
 
 
 def main(run: reporting.Run) -> None:
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     labels = "folder" if FLAGS.labels == "folder" else None
     predicted = inference.predict(
         clf, variables, FLAGS.images, labels=labels, progress=sets.progress

@@ -40,7 +40,7 @@ def define_flags() -> None:
 
 
 def main(run: reporting.Run) -> None:
-    clf, variables = cli.load_model()
+    clf, variables = cli.load_model(run)
     inference.class_table(clf)
 
     print("1 of 4: classifying the packaged photographs", flush=True)

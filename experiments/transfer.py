@@ -292,9 +292,9 @@ def report(result: dict[str, Any]) -> None:
 
 def main(run: reporting.Run) -> None:
     settings = settings_of_flags()
-    clf, variables = cli.load_model()
-    spec = data.get(FLAGS.data)
-    test_spec = data.get(FLAGS.test_data) if FLAGS.test_data else None
+    clf, variables = cli.load_model(run)
+    spec = cli.load_data(run, FLAGS.data)
+    test_spec = cli.load_data(run, FLAGS.test_data) if FLAGS.test_data else None
     clf = pixels_for(clf, spec, FLAGS.crop, FLAGS.image_size)
     say = lambda line: print(line, flush=True)
     result = transfer(run, clf, variables, spec, test_spec, settings, say=say)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tl import reporting
+from tl import pages, reporting
 from tl.reporting import run as runlog
 
 
@@ -259,6 +259,19 @@ def test_holes_of_a_result_are_named(tmp_path, capsys):
     reporting.start("x", tmp_path, {}).finish({"test": {"nll": float("nan"), "top1": 1.0}}, "")
     assert read(tmp_path / "result.json") == {"test": {"nll": None, "top1": 1.0}}
     assert "test/nll" in capsys.readouterr().err
+
+
+def test_remarks_are_printed_once_and_kept_in_the_result_and_on_the_page(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(pages.PAGES, "toy", lambda *_: pages.Page("title", "lead", []))
+    run = reporting.start("toy", tmp_path, {})
+    run.remark("one", "two", "one")
+    run.remark("two")
+    pages.finish(run, {})
+    assert capsys.readouterr().out.split() == ["one", "two"]
+    assert json.loads((tmp_path / "result.json").read_text()) == {"remarks": ["one", "two"]}
+    assert "Remarks on the inputs" in (tmp_path / "report.html").read_text()
 
 
 def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from tl import backbones, devices, models, paths, reporting
+from tl import backbones, data, devices, models, paths, reporting
 from tl.models import Classifier
 from tl.training.resume import same_flags
 from tl.types import Variables
@@ -241,14 +241,25 @@ def use_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def load_model() -> tuple[Classifier, Variables]:
-    """The network of --arch or --model in the number type of --dtype; variables on the host."""
+def load_data(run: reporting.Run, name: str) -> data.DataSpec:
+    """The data set `name` of `tl.data.get`; its remarks are printed and added to `run`."""
+    spec = data.get(name)
+    run.remark(*spec.remarks)
+    return spec
+
+
+def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:
+    """The network of --arch or --model in the number type of --dtype; variables on the host.
+
+    Remarks on the weights are printed and added to `run`.
+    """
     key = jax.random.key(FLAGS.seed)
     name = FLAGS.model or FLAGS.arch
     clf, variables = models.load(name, weights=FLAGS.weights or None, key=key, cast=FLAGS.cast)
     arch = name.partition(".")[0]
     if not FLAGS.model and clf.arch != backbones.get(arch).name:
-        print(f"these weights belong to {clf.arch}, another form of {arch}", flush=True)
+        run.remark(f"these weights belong to {clf.arch}, another form of {arch}")
+    run.remark(*clf.remarks)
     return clf.with_dtype(compute_dtype()), variables
 
 

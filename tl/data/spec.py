@@ -124,6 +124,8 @@ class DataSpec:
         98.8 and 96.8 %, EfficientNet-Lite0 99.2 and 99.2 %).
       references: published accuracies to compare with, as (source, accuracy in [0, 1]).
       skipped: files next to the images that were left out.
+      remarks: what a user should know about the way the files were read, such as columns that are
+        not used; one sentence each. Commands print them and write them to `result.json`.
     """
 
     name: str
@@ -135,3 +137,4 @@ class DataSpec:
     whole: bool = True
     references: tuple[tuple[str, float], ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()

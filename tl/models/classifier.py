@@ -61,6 +61,8 @@ class Classifier:
       weights: where the backbone's weights come from.
       dtype: number type in which the backbone computes, "float32" or "bfloat16". Parameters, sums,
         statistics, features and logits are float32 in both.
+      remarks: what a user should know about the way `load` read the weights, such as tensors that
+        were left out; one sentence each. Not saved.
     """
 
     arch: str
@@ -70,6 +72,7 @@ class Classifier:
     classes: ClassTable | None
     weights: Provenance
     dtype: str = "float32"
+    remarks: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> Variables:
         """Newly initialized variables.

@@ -32,7 +32,7 @@ from tl.pages import (
     training,
     versus,
 )
-from tl.pages.common import Page, failed_section
+from tl.pages.common import Page, failed_section, remarks_section
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "attack": attack.page,
@@ -68,6 +68,8 @@ def finish(run: reporting.Run, result: Mapping[str, Any]) -> Path:
       result: the content of `result.json`; `result["facts"]`, if present, is added to the footer.
     """
     numbers = reporting.jsonable(result)
+    if run.remarks:
+        numbers["remarks"] = list(run.remarks)
     if run.failures:
         numbers["failed"] = dict(run.failures)
     return run.finish(result, run.attempt("page", lambda: draw(run, numbers), None))
@@ -82,10 +84,11 @@ def draw(run: reporting.Run, result: Mapping[str, Any]) -> str:
     """
     page = PAGES[run.name](result, run.workdir)
     failed = failed_section(result.get("failed", {}))
+    remarks = remarks_section(result.get("remarks", []))
     return reporting.page(
         page.title,
         page.lead,
-        [*failed, *page.sections],
+        [*failed, *page.sections, *remarks],
         facts=run.facts() | dict(result.get("facts", {})),
     )
 

@@ -30,6 +30,14 @@ def failed_section(failed: Mapping[str, str]) -> list[reporting.Html]:
     return [reporting.section("Missing parts", table, text=text)]
 
 
+def remarks_section(remarks: Sequence[str]) -> list[reporting.Html]:
+    """What a user should know about the inputs of a run; empty without any."""
+    if not remarks:
+        return []
+    table = reporting.table([[line] for line in remarks], ["remark"])
+    return [reporting.section("Remarks on the inputs", table)]
+
+
 def figure_path(folder: Path, path: str) -> Path:
     """The file of a figure in a run's folder, wherever that folder is now.
 

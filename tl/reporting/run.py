@@ -72,12 +72,14 @@ class Run:
       workdir: the folder.
       config: the content of `config.json`.
       failures: part of the result -> why it is missing, as `attempt` records them.
+      remarks: what a user should know about the inputs, as `remark` records it.
     """
 
     name: str
     workdir: pathlib.Path
     config: Mapping[str, Any]
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    remarks: list[str] = dataclasses.field(default_factory=list)
     _began: float | None = dataclasses.field(default_factory=time.monotonic, repr=False)
     _resumed: bool = dataclasses.field(default=False, repr=False)
     _figures: set[str] = dataclasses.field(default_factory=set, repr=False)
@@ -163,6 +165,13 @@ class Run:
             self.failures.setdefault(part, reason)
             return otherwise
 
+    def remark(self, *sentences: str) -> None:
+        """Prints sentences about the inputs, each once; `finish` adds them to `result.json`."""
+        for sentence in dict.fromkeys(sentences):
+            if sentence not in self.remarks:
+                self.remarks.append(sentence)
+                print(sentence, flush=True)
+
     def failure_message(self) -> str:
         """The recorded failures in one sentence; "" without any."""
         if not self.failures:
@@ -230,8 +239,8 @@ class Run:
         """Writes `report.html`, then `result.json` as the last file; each is whole or absent.
 
         Args:
-          result: the final numbers, as `jsonable` accepts them. Failures of `attempt` are added
-            under "failed".
+          result: the final numbers, as `jsonable` accepts them. Sentences of `remark` are added
+            under "remarks", and failures of `attempt` under "failed".
           html: the page; None if it could not be drawn.
 
         Returns:
@@ -246,6 +255,7 @@ class Run:
             print(f"result.json: not finite, written as null: {', '.join(holes)}", file=sys.stderr)
         path = self.workdir / "result.json"
         page = path if html is None else self.attempt("page", lambda: self.write_report(html), path)
+        numbers |= {"remarks": self.remarks} if self.remarks else {}
         numbers |= {"failed": dict(self.failures)} if self.failures else {}
         write_whole(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
         (self.workdir / BEFORE).unlink(missing_ok=True)
