@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from tl import pages, reporting
-from tl.reporting import run as runlog
+from tl.reporting.software import git_state
 
 
 def read(path: pathlib.Path):
@@ -293,7 +293,7 @@ def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypa
         )
 
     nothing = {"git_commit": None, "git_changed": None}
-    assert runlog._git(tmp_path) == nothing
+    assert git_state(tmp_path) == nothing
     try:
         git("init")
     except OSError:
@@ -301,15 +301,15 @@ def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypa
     (tmp_path / "a").write_text("1")
     git("add", "a")
     git("commit", "-m", "a")
-    clean = runlog._git(tmp_path)
+    clean = git_state(tmp_path)
     assert len(clean["git_commit"]) == 40 and clean["git_changed"] is False
     with monkeypatch.context() as hook:
         hook.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
-        assert runlog._git(tmp_path) == clean
+        assert git_state(tmp_path) == clean
     (tmp_path / "a").write_text("2")
-    assert runlog._git(tmp_path) == {**clean, "git_changed": True}
+    assert git_state(tmp_path) == {**clean, "git_changed": True}
     (tmp_path / "site-packages").mkdir()
-    assert runlog._git(tmp_path / "site-packages") == nothing
+    assert git_state(tmp_path / "site-packages") == nothing
 
 
 @hypothesis.given(st.integers(0, 3000), st.booleans())

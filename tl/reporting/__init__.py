@@ -45,7 +45,6 @@ from tl.reporting.images import (
     save_png,
 )
 from tl.reporting.run import (
-    PACKAGES,
     Attempt,
     Run,
     jsonable,
@@ -54,6 +53,7 @@ from tl.reporting.run import (
     start,
     write_whole,
 )
+from tl.reporting.software import PACKAGES
 from tl.reporting.terminal import Item, columns, progress
 
 __all__ = [

@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-import importlib.metadata
 import itertools
 import json
 import math
@@ -34,7 +33,6 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -44,11 +42,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from tl.reporting import images
+from tl.reporting.software import git_state, versions
 
 Value = TypeVar("Value")
 BEFORE = "result.before.json"  # the older result of a resumed run
-# The packages whose versions a run records.
-PACKAGES = ("tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow")
 
 
 class Attempt(Protocol):
@@ -307,9 +304,9 @@ def start(
         },
         "versions": {
             "python": platform.python_version(),
-            **{package: _version(package) for package in PACKAGES},
+            **versions(),
         },
-        **_git(pathlib.Path(__file__).resolve().parents[2]),
+        **git_state(pathlib.Path(__file__).resolve().parents[2]),
         "started": began.isoformat(timespec="seconds"),
         "host": {"system": platform.platform(), "cpus": os.cpu_count()},
     }
@@ -422,39 +419,3 @@ def _unused(folder: pathlib.Path) -> pathlib.Path:
     """The folder, with `-2`, `-3`, ... appended when two runs start within one second."""
     numbered = (folder.with_name(f"{folder.name}-{i}") for i in itertools.count(2))
     return next(path for path in itertools.chain([folder], numbered) if not path.exists())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git(root: pathlib.Path) -> dict[str, Any]:
-    """Commit of the checkout at `root` and whether files differ from it; None outside git."""
-    # A git hook sets GIT_DIR to its own repository.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-
-    def git(*words: str) -> str | None:
-        try:
-            process = subprocess.run(
-                ["git", "-C", str(root), *words],
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=10,
-                env=environment,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return process.stdout.strip() if process.returncode == 0 else None
-
-    top = git("rev-parse", "--show-toplevel")
-    # An installed copy may lie inside the repository of another project.
-    if top is None or pathlib.Path(top).resolve() != root:
-        return {"git_commit": None, "git_changed": None}
-    return {
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_changed": bool(git("status", "--porcelain")),
-    }
