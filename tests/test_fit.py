@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from tests import toys
-from tl import data, devices, metrics, models, paths
-from tl.data import augment
+from tl import data, devices, metrics, models, paths, pixels
+from tl.data import augment, plan
 from tl.paths import FROZEN, flatten
 from tl.training import checkpoints, fit, inputs, loop, rate_finder, rules
 from tl.training import recipe as recipe_module
@@ -369,6 +369,55 @@ def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
     monkeypatch.setattr(devices, "memory_limit", lambda: memory)
     with pytest.raises(ValueError, match=message):
         run(parts, dataclasses.replace(SMALL, tune="head", batch_size=batch_size))
+
+
+# ---- the figures of an epoch ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("balance", ["none", "weights"])
+def test_loss_and_accuracy_of_an_epoch_are_means_over_its_images(
+    parts: data.Parts, tmp_path: Path, balance: str
+) -> None:
+    """13 images in batches of 8, one of them unreadable, and a learning rate that changes nothing.
+
+    A resumed run has the same means, from a checkpoint in the middle of the epoch.
+    """
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    readable = parts.train.examples[:12]
+    broken = dataclasses.replace(readable[0], path=tmp_path / "broken.png")
+    train = dataclasses.replace(parts.train, examples=(*readable, broken))
+    clf, variables = toys.classifier("toy_vgg_bn", ("red", "blue"), size=SIZE, resize="squash")
+    recipe = dataclasses.replace(SMALL, tune="head", lr=1e-30, balance=balance, save_every=1)
+
+    def interrupt(row: dict[str, Any]) -> None:
+        if row.get("step") == 1:
+            raise KeyboardInterrupt
+
+    fit_train = functools.partial(
+        fit.fit, clf, variables, train, None, recipe, folder=tmp_path / "checkpoints"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        fit_train(log=interrupt)
+    (row,) = fit_train().history
+    images = np.stack([clf.prepare(data.decode(example.path)) for example in readable])
+    labels = np.array([example.label for example in readable])
+    logits = np.asarray(jax.jit(clf.logits)(variables, pixels.to_images01(images)))
+    weights = np.ones(2)
+    if balance == "weights":
+        weights = plan.class_weights(np.array([e.label for e in train.examples]), 2)
+    losses = -metrics.log_softmax(logits)[np.arange(12), labels]
+    assert len(set(np.round(losses, 3).tolist())) > 6
+    expected = np.average(losses, weights=weights[labels])
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    assert row["accuracy"] == pytest.approx((logits.argmax(axis=1) == labels).mean(), rel=1e-6)
+
+
+def test_an_epoch_continues_from_the_sums_of_an_older_checkpoint() -> None:
+    for older in ({"loss": 3.0, "grad_norm": 4.0, "steps": 2.0}, {"loss": 3.0, "grad_norm": 4.0}):
+        epoch = loop._from_older(older, 2, batch_size=8)
+        assert loop._means(epoch) == {"loss": 1.5, "grad_norm": 2.0}
+        loop._add(epoch, {"loss": 9.0, "grad_norm": 5.0}, weight=4.0, images=4.0)
+        assert loop._means(epoch) == {"loss": 3.0, "grad_norm": 3.0}
 
 
 # ---- labels, the best epoch, rates, number types -------------------------------------------------

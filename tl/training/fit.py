@@ -38,6 +38,8 @@ class FitResult(NamedTuple):
         last epoch without a validation set.
       history: one row per epoch: `phase`, `epoch`, `lr`, `loss`, `accuracy`, `grad_norm`,
         `val_nll`, `val_top1`; with an adversary also `val_robust_nll` and `val_robust_top1`.
+        `loss` and `accuracy` are means over the images of the epoch, `loss` with the weights of
+        `balance=weights`; `grad_norm` is a mean over its steps.
       best: the row of `variables`; None if no phase took gradient steps.
       trained: names of the parameters that trained in any phase.
       updated_norms: layers whose BatchNorm statistics were updated.

@@ -50,7 +50,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
     """
     plan, state, best, history, stale, first = phase.plan, phase.state, None, [], 0, 0
     skipped: tuple[Skipped, ...] = ()  # before this process
-    epoch: dict[str, float] = {}  # sums over the steps of this epoch, and their number, "steps"
+    epoch: dict[str, float] = {}  # sums over the steps of this epoch, as `_add`
     mesh = devices.mesh()
     if number and (scores := validate(phase, state)):  # the phase before may remain the best
         best = Best({"phase": phase.name, "epoch": 0, **scores}, *phase.host(state))
@@ -72,8 +72,8 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                 history, stale, first, epoch = (
                     position[name] for name in ("history", "stale", "step", "epoch")
                 )
-                if epoch:  # a checkpoint of an older version has no number of steps
-                    epoch.setdefault("steps", first % plan.steps_per_epoch)
+                if epoch and "weight" not in epoch:
+                    epoch = _from_older(epoch, first % plan.steps_per_epoch, plan.batch_size)
                 skipped = tuple(Skipped(*row) for row in position.get("skipped", ()))
                 if position["done"]:
                     return PhaseResult(state, history, best, steps=first, skipped=skipped)
@@ -111,13 +111,13 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                 return ""
             (step, values, rows), pending = pending, None
             row = {name: float(value) for name, value in values.items()}
+            weight, count = row.pop("weight"), row.pop("images")
             if not row.pop("finite"):
                 return not_finite_message(context, phase, step, row, rows)
             rate = float(phase.schedule(step))
             context.log({"phase": phase.name, "step": step, "lr": rate, **row})
-            row["steps"] = 1.0
-            epoch.update({name: epoch.get(name, 0.0) + value for name, value in row.items()})
-            images += int((rows >= 0).sum())
+            _add(epoch, row, weight=weight, images=count)
+            images += int(count)
             return ""
 
         for step in range(first, len(plan)):
@@ -137,12 +137,11 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                 continue
             error = error or settle()
             settle()
-            count = epoch.pop("steps", 1.0)
             row: dict[str, Any] = {
                 "phase": phase.name,
                 "epoch": steps_done // plan.steps_per_epoch,
                 "lr": float(phase.schedule(step)),
-                **{name: value / count for name, value in epoch.items()},
+                **_means(epoch),
             }
             epoch.clear()
             try:
@@ -171,6 +170,45 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
         skipped = tuple(dict.fromkeys((*skipped, *source.skipped)))
         seconds, waiting = time.monotonic() - start, batches.seconds_waiting
     return PhaseResult(state, history, best, seconds, waiting, images, steps_done, skipped)
+
+
+# The figures of a step whose mean over an epoch is weighted: name -> name of the weight. All
+# others, such as the norm of the gradient, are means over steps.
+_WEIGHTS = {"loss": "weight", "accuracy": "images"}
+
+
+def _add(
+    epoch: dict[str, float], row: Mapping[str, float], *, weight: float, images: float
+) -> None:
+    """Adds the figures of a step to the sums of an epoch.
+
+    Args:
+      epoch: name -> sum of the figure times its weight, and the sums of the weights.
+      row: the figures.
+      weight, images: as in the metrics of `step.make_train_step`.
+    """
+    weights = {"weight": weight, "images": images, "steps": 1.0}
+    terms = {name: value * weights[_WEIGHTS.get(name, "steps")] for name, value in row.items()}
+    for name, value in (terms | weights).items():
+        epoch[name] = epoch.get(name, 0.0) + value
+
+
+def _from_older(sums: Mapping[str, float], steps: int, batch_size: int) -> dict[str, float]:
+    """The sums of an epoch from a checkpoint of an older version, which weighted steps equally.
+
+    Its number of "steps" may be missing; all but the last of an epoch have full batches.
+    """
+    steps = int(sums.get("steps", steps))
+    weighted = {
+        name: value * (batch_size if name in _WEIGHTS else 1) for name, value in sums.items()
+    }
+    return weighted | {"weight": steps * batch_size, "images": steps * batch_size, "steps": steps}
+
+
+def _means(epoch: Mapping[str, float]) -> dict[str, float]:
+    """The means of the figures of an epoch: over its images for loss and accuracy."""
+    names = [name for name in epoch if name not in ("weight", "images", "steps")]
+    return {n: epoch[n] / max(epoch[_WEIGHTS.get(n, "steps")], 1e-12) for n in names}
 
 
 def _same_plan(plan: Plan, saved: Mapping[str, Any]) -> None:

@@ -225,7 +225,8 @@ def make_train_step(
     Returns:
       The step. Its metrics are `loss` (nats, weighted mean over valid examples), `accuracy` (of the
       labels, after augmentation, from the logits that the loss returns), `grad_norm` (over
-      trainable leaves) and `finite`; with `replay`, means over its steps.
+      trainable leaves) and `finite`; with `replay`, means over its steps. `weight` is the sum of
+      the weights of `loss`, and `images` the number of valid examples.
 
     Raises:
       ValueError: while tracing, if `microbatches` does not divide the batch.
@@ -347,6 +348,7 @@ def make_train_step(
                 name: jnp.all(row) if row.dtype == bool else jnp.mean(row)
                 for name, row in rows.items()
             }
+        metrics |= {"weight": jnp.sum(weights), "images": jnp.sum(mask)}
         return train_state._replace(step=count + 1, **new._asdict()), metrics
 
     return jax.jit(step, donate_argnums=0, static_argnums=2)
