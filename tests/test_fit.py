@@ -371,6 +371,21 @@ def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
         run(parts, dataclasses.replace(SMALL, tune="head", batch_size=batch_size))
 
 
+# ---- the probe -----------------------------------------------------------------------------------
+
+
+def test_cross_validation_of_a_probe_keeps_copies_of_an_image_in_one_fold(tmp_path: Path) -> None:
+    """Labels without a pattern, so that only copies in the other folds can predict them."""
+    for i, name in enumerate(np.random.default_rng(0).permutation(["red", "blue"] * 8)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        for quality in (60, 80, 95):
+            toys.photograph(i).save(tmp_path / name / f"{i}-{quality}.jpg", quality=quality)
+    clf, variables = network("toy_mobilenet")
+    fitted = fit.fit(clf, variables, data.folder(tmp_path), None, Recipe(tune="probe")).probe
+    assert fitted is not None
+    assert max(fitted.scores.values()) < 0.75 and fitted.strength < 0.1
+
+
 # ---- the figures of an epoch ---------------------------------------------------------------------
 
 

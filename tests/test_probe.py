@@ -199,6 +199,38 @@ def test_folds_are_stratified_and_of_equal_size(drawn: list[int], count: int, se
     np.testing.assert_array_equal(fold, probe.folds(labels, count, seed))
 
 
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2)), min_size=2, max_size=60),
+    st.integers(2, 6),
+)
+def test_a_group_stays_in_one_fold_and_no_fold_is_empty(
+    drawn: list[tuple[int, int]], count: int
+) -> None:
+    groups, labels = np.array(drawn).T
+    count = min(count, len(set(groups.tolist())))
+    fold = probe.folds(labels, count, 0, groups)
+    assert set(fold) == set(range(count))
+    assert all(len(set(fold[groups == group])) == 1 for group in groups)
+    names = np.random.default_rng(0).permutation(60)[: len(labels)]  # without copies, no change
+    np.testing.assert_array_equal(probe.folds(labels, 2, 5, names), probe.folds(labels, 2, 5))
+
+
+def test_folds_without_groups_are_those_of_earlier_versions() -> None:
+    """Numbers in RESULTS.md depend on them."""
+    labels = np.random.default_rng(1).integers(0, 3, 20)
+    expected = [0, 2, 0, 3, 1, 2, 3, 2, 0, 2, 2, 3, 1, 1, 0, 1, 0, 1, 3, 3]
+    assert probe.folds(labels, 4, 0).tolist() == expected
+
+
+def test_copies_of_one_image_alone_are_folds_of_their_own() -> None:
+    features, labels = clusters(20, 3, 2)
+    one = probe.fit(features, labels, 2, groups=np.zeros(20, int))
+    np.testing.assert_array_equal(
+        one.params["kernel"], probe.fit(features, labels, 2).params["kernel"]
+    )
+
+
 def test_folds_are_random_within_a_class() -> None:
     labels = np.zeros(40, int)
     assert (probe.folds(labels, 5, 0) != probe.folds(labels, 5, 1)).any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,7 @@ import numpy as np
 
 from tl import devices, losses, optim, pixels, reporting
 from tl.data import DataSpec, Skipped, augment, feed, plan
+from tl.data.duplicates import clusters
 from tl.data.plan import Plan, balanced, class_weights
 from tl.inference import features
 from tl.models import Classifier, heads
@@ -95,19 +98,24 @@ def fit_probe(
 ) -> tuple[probe.Probe, tuple[Skipped, ...]]:
     """Fits the head to its optimum on the frozen features.
 
+    Without a validation set it is cross-validated, with all duplicates of an image in one fold.
+
     Returns:
       The probe, and the images that could not be read.
     """
     variables, k = {"params": params, "batch_stats": stats}, len(context.train_set.classes)
-    parts, skipped = [], ()
+    parts, readable, skipped = [], [], ()
     for spec in (context.train_set, context.validation_set):
         extracted = features.extract(
             context.clf, variables, inputs.sources(spec), batch_size=context.recipe.batch_size
         )
         valid = extracted.valid
         parts.append((extracted.values[valid], inputs.labels(spec)[valid]))
+        examples = tuple(itertools.compress(spec.examples, valid))
+        readable.append(dataclasses.replace(spec, examples=examples))
         skipped += extracted.skipped
     (values, labels), validation = parts
+    held_out = bool(readable[1].examples)
     weights = None
     if context.recipe.balance != "none":
         weights = np.maximum(plan.class_weights(labels, k), 1e-6).astype(np.float64)
@@ -116,12 +124,13 @@ def fit_probe(
         labels,
         k,
         method=context.recipe.method,
-        validation=validation if len(validation[1]) else None,
+        validation=validation if held_out else None,
         # A later phase is compared with the probe on the validation set, which must then stay held
         # out.
         refit=context.recipe.tune == "probe",
         seed=context.seed,
         class_weights=weights,
+        groups=None if held_out else np.unique(clusters(readable[0]), return_inverse=True)[1],
     )
     return fitted, skipped
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from tl import metrics
 from tl.paths import nearest
+from tl.training.folds import folds
 
 STRENGTHS = tuple(float(c) for c in 10.0 ** (np.arange(-18, 2) / 3))
 """Candidate values of C, scikit-learn's inverse strength: C * sum of losses + |W|^2 / 2.
@@ -59,19 +60,6 @@ class Probe(NamedTuple):
     temperature: float
 
 
-def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Stratified folds: the fold of each example, i[n] in [0, count)."""
-    rng = np.random.default_rng(seed)
-    fold = np.zeros(len(labels), np.int64)
-    offset = 0
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        fold[members] = (np.arange(len(members)) + offset) % count
-        # Without it, classes smaller than `count` would fill the first folds only.
-        offset += len(members)
-    return fold
-
-
 def logistic(
     features: np.ndarray,
     labels: np.ndarray,
@@ -97,6 +85,7 @@ def fit(
     fold_count: int = 5,
     seed: int = 0,
     class_weights: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> Probe:
     """Fits a linear classifier with an L2 penalty, and chooses its strength on held-out examples.
 
@@ -110,10 +99,13 @@ def fit(
       refit: whether the final fit includes the validation examples.
       strengths: candidate values of C, strongest penalty first. Of those within half a standard
         error of the best accuracy, the one with the best likelihood is chosen.
-      fold_count: number of cross-validation folds, at most n.
+      fold_count: number of cross-validation folds; at most one per group.
       seed: seed of the folds.
       class_weights: f64[k], weight of an example of each class in the fit and in the choice;
         default 1.
+      groups: i[n], equal for copies of an example, which stay in one fold: a copy in another fold
+        would favor a penalty that is too weak. None if there are none. With one group alone they
+        are not used.
 
     Returns:
       Probe.
@@ -137,7 +129,10 @@ def fit(
     if method not in METHODS:
         raise ValueError(f"unknown `method`: got {method!r}; nearest: {nearest(method, METHODS)}")
     if validation is None:
-        fold = folds(labels, min(fold_count, n), seed)
+        different = n if groups is None else len(np.unique(groups))
+        if different < 2:
+            groups, different = None, n
+        fold = folds(labels, min(fold_count, different), seed, groups)
     else:
         others, answers = validation
         if not len(answers) or answers.min() < 0 or answers.max() >= classes:
