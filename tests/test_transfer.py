@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,27 @@ def finished(run: reporting.Run, result: dict[str, Any]) -> dict[str, Any]:
     """The content of `result.json`."""
     pages.finish(run, result)
     return json.loads((run.workdir / "result.json").read_text())
+
+
+@pytest.mark.parametrize("similar", [False, True])
+def test_a_data_set_in_which_all_images_are_similar_is_remarked_on(
+    run: reporting.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, similar: bool
+) -> None:
+    """The remark is printed before training, and is in `result.json`."""
+    for i in range(16):
+        (tmp_path / "set" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        image = toys.smooth(60, 80, seed=i + 1) // 4 + (3 * (toys.smooth(60, 80) // 4)) * similar
+        reporting.save_png(tmp_path / "set" / "ab"[i % 2] / f"{i}.png", image)
+
+    def stop(*args: Any, **more: Any) -> Any:
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluation, "fit", stop)
+    settings = TransferSettings(Recipe(tune="probe"))
+    with pytest.raises(InterruptedError):
+        transfer(run, *network(), data.folder(tmp_path / "set"), None, settings)
+    text = "near-duplicates are not recognized, because the images of folder:.*set resemble"
+    assert [bool(re.search(text, line)) for line in run.remarks] == [True] * similar
 
 
 @pytest.mark.parametrize("tune", ["probe", "head"])

@@ -338,6 +338,18 @@ def near_duplicate_groups(sources: Mapping[str, Source]) -> dict[str, str] | Non
     return near_groups(fingerprints(sources))
 
 
+def all_similar(spec: DataSpec) -> bool:
+    """Whether the images resemble each other so much that near-duplicates are not recognized.
+
+    Raises:
+      ValueError: a file cannot be read.
+    """
+    hashes = content_hashes(spec)
+    prints = fingerprints({h: e.path for h, e in zip(hashes, spec.examples, strict=True)})
+    rows = [prints[h][8:] for h in sorted(prints)]
+    return bool(rows) and _all_similar(np.stack(rows))
+
+
 def leaks(train: DataSpec, test: DataSpec) -> list[tuple[Source, Source]]:
     """Images of `test` that have a duplicate or near-duplicate in `train`.
 

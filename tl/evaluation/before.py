@@ -8,16 +8,21 @@ from typing import Any
 import jax
 
 from tl import data, reporting
+from tl.data import DataSpec, duplicates
 from tl.training import resume
 from tl.types import Variables
 
 
-def check_parts(run: reporting.Run, variables: Variables, rounds: Mapping[str, data.Parts]) -> None:
+def check_parts(
+    run: reporting.Run, variables: Variables, spec: DataSpec, rounds: Mapping[str, data.Parts]
+) -> None:
     """Checks the data of all rounds, and the disk.
 
     Args:
-      run: receives the model, the figures and the checkpoints.
+      run: receives the model, the figures and the checkpoints; and a remark if near-duplicates of
+        images in one part may be in another.
       variables: the network.
+      spec: the data set that was divided.
       rounds: name of a round -> its parts.
 
     Raises:
@@ -28,6 +33,11 @@ def check_parts(run: reporting.Run, variables: Variables, rounds: Mapping[str, d
         check_sizes(parts)
     run.check_folder("model", sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     run.check_folder("figures", 0)
+    if duplicates.all_similar(spec):
+        run.remark(
+            f"near-duplicates are not recognized, because the images of {spec.name} resemble each "
+            "other; copies that are not equal files may be in several parts"
+        )
     inputs: dict[str, Any] = {
         f"the {part} images of {name}": resume.describe_part(spec)
         for name, parts in rounds.items()

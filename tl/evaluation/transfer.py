@@ -263,7 +263,7 @@ def transfer(
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
     check_settings(clf, variables, settings)
     chosen = list(rounds(spec, test_spec, settings))
-    check_parts(run, variables, {this.name: this.parts for this in chosen})
+    check_parts(run, variables, spec, {this.name: this.parts for this in chosen})
     say(data.describe_parts(spec, chosen[0].parts))
     # A resumed run tests every round again.
     run.drop_rows(lambda row: "round" in row and "phase" not in row)
