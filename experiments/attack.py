@@ -127,7 +127,8 @@ def main(run: reporting.Run) -> None:
     for name in {FLAGS.target, FLAGS.only} - {"", LEAST_LIKELY}:
         table.find(name)
     images = inference.read_images(clf, FLAGS.images)
-    labels = inference.folder_labels(clf, images.paths) if FLAGS.labels == "folder" else None
+    named = FLAGS.labels == "folder"
+    labels = inference.folder_labels(clf, images.paths, run.remark) if named else None
     evaluation = attacked.evaluate_attack(
         run,
         clf,

@@ -85,6 +85,7 @@ def main(run: reporting.Run) -> None:
         labeled=labeled,
         limit=FLAGS.limit,
         seed=FLAGS.seed,
+        remark=run.remark,
     )
     settings = TransferSettings(FLAGS.attack, FLAGS.norm, eps, FLAGS.steps, FLAGS.seed)
     result = attack_transfer.evaluate_transfer(

@@ -59,7 +59,8 @@ def main(run: reporting.Run) -> None:
             for resize in ("shorter", "squash")
         }
         paths, skipped = images["shorter"].paths, images["shorter"].skipped
-        labels = inference.folder_labels(clf, paths) if FLAGS.labels == "folder" else None
+        named = FLAGS.labels == "folder"
+        labels = inference.folder_labels(clf, paths, run.remark) if named else None
         result |= {"n": len(paths), "skipped": skipped}
         result |= conventions.compare_conventions(clf, variables, images, labels)
         photographs = [data.decode(path) for path in paths] if array else None

@@ -26,7 +26,8 @@ def define_flags() -> None:
         "labels",
         "none",
         ["none", "folder"],
-        "folder: the folder of an image names its class, by index, WordNet id or name.",
+        "folder: the folder of an image names its class, by name or WordNet id. If all folders are "
+        "numbers and no class is, they are indices.",
     )
 
 
@@ -34,7 +35,7 @@ def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
     labels = "folder" if FLAGS.labels == "folder" else None
     predicted = inference.predict(
-        clf, variables, FLAGS.images, labels=labels, progress=sets.progress
+        clf, variables, FLAGS.images, labels=labels, progress=sets.progress, remark=run.remark
     )
     result = sets.predictions_result(run, clf, predicted, FLAGS.topk)
     page = pages.finish(run, result | {"facts": common.weights_facts(clf)})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -204,12 +207,102 @@ def test_pets_agree_with_the_shared_photographs(shared_data: Path):
         assert [labels.pets().find(n)[0] for n in info.read_text().split()] == list(range(37))
 
 
-def test_classes_named_by_digits_have_precedence_over_indices():
-    table = labels.from_names(["3", "7", "1"])
-    assert table.find("1") == (2,) and table.find("7") == (1,) and table.find("0") == (0,)
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        (("3", "7", "1"), "0"),
+        (("1", "2", "3"), "0"),
+        (("0", "1", "2"), "3"),
+        (("0", "1", "rest"), "2"),
+        (("1.0", "2.0"), "1"),
+        (("01", "02"), "1"),
+        (("-1", "1"), "0"),
+        (("1", "2"), "-1"),
+        (("1", "2"), "1.0"),
+        (("1", "2"), "01"),
+        (("1,5", "2,5"), "1.5"),
+    ],
+)
+def test_an_index_never_stands_in_for_a_name_of_a_table_of_numbers(
+    names: tuple[str, ...], word: str
+):
+    table = labels.from_names(names)
+    assert [table.find(name) for name in names] == [(i,) for i in range(len(names))]
     assert table.find(1) == (1,)  # an int is always an index
-    with pytest.raises(ValueError, match="indices go from 0 to 2"):
-        table.find("9")
+    with pytest.raises(
+        ValueError, match=re.escape(f"unknown own class '{word}'; names of classes are numbers")
+    ):
+        table.find(word)
+
+
+def test_numbers_are_indices_of_a_table_without_numbers():
+    table = labels.from_names(["cat", "dog"])
+    assert table.find("1") == table.find(" 01 ") == (1,)
+    with pytest.raises(ValueError, match="indices go from 0 to 1"):
+        table.find("2")
+    with pytest.raises(ValueError, match="unknown own class '1.0'; nearest: 'cat'"):
+        table.find("1.0")
+
+
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        (("A", "B"), "A-"),
+        (("A", "B"), "A+"),
+        (("C", "Java"), "C#"),
+        (("cafe", "the"), "caf\u00e9"),
+        (("cafe", "the"), "cafe\u0301"),
+        (("\u0915\u093e", "b"), "\u0915\u0940"),
+        (("10", "20"), "10%"),
+    ],
+)
+def test_symbols_and_marks_distinguish_names(names: tuple[str, ...], word: str):
+    with pytest.raises(ValueError, match="unknown own class"):
+        labels.from_names(names).find(word)
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("caf\u00e9", "cafe\u0301"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("\u00c5ngstr\u00f6m", "A\u030angstro\u0308m"),
+        ("\ud55c\uae00", "\u1112\u1161\u11ab\u1100\u1173\u11af"),
+        ("\u304c", "\u304b\u3099"),
+        ("na\u00efve cat", "NAI\u0308VE_CAT"),
+    ],
+)
+def test_names_are_compared_in_one_unicode_form(name: str, word: str):
+    table = labels.from_names([name, "dog"])
+    assert table.find(word) == (0,)
+    assert table.display(0) == unicodedata.normalize("NFC", name)
+    old = dataclasses.replace(table, entries=(labels.ClassEntry(0, None, (word,)),))
+    assert old.find(name) == (0,)  # saved by an earlier version
+    with pytest.raises(ValueError, match="distinct"):
+        labels.from_names([name, unicodedata.normalize("NFD", name)])
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers", "alike"),
+    [
+        (["1", "1.0", "01"], [("1", "1.0", "01")], []),
+        (["0", "-0", "00"], [("0", "-0", "00")], []),
+        (["1,0", "1"], [("1,0", "1")], []),
+        (["-1", "1", "+1"], [("1", "+1")], []),
+        (["1e3", "1000", "nan", "inf"], [], []),
+        (["12345678901234567890", "12345678901234567891"], [], []),
+        (["\uff11", "1"], [("\uff11", "1")], [("\uff11", "1")]),
+        (["cat", "Cat", "CAT"], [], [("cat", "Cat", "CAT")]),
+        (["big cat", "big  cat", "big\u00a0cat"], [], [("big cat", "big  cat", "big\u00a0cat")]),
+        (["big_cat", "big cat"], [], [("big_cat", "big cat")]),
+        (["cat", "c\u200bat", "c\u00adat"], [], [("cat", "c\u200bat", "c\u00adat")]),
+        (["stra\u00dfe", "strasse"], [], [("stra\u00dfe", "strasse")]),
+        (["cat", "cats", "c-at", "A", "A+", "A-"], [], []),
+    ],
+)
+def test_suspicious_names_are_grouped(names: list[str], numbers: list, alike: list):
+    assert labels.names.equal_numbers(names) == numbers
+    assert labels.names.lookalikes(names) == alike
 
 
 def test_classes_may_differ_in_spelling_only():

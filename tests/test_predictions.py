@@ -234,6 +234,45 @@ def test_a_folder_that_names_no_class_is_refused(tmp_path: Path) -> None:
         tl.predict(*network(), tmp_path, labels="folder")
 
 
+NUMBERS = ("1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("learned", "folders", "message"),
+    [
+        (NUMBERS, ("0", "1", "2"), "unknown toy class '0'; names of classes are numbers"),
+        (("0", "1", "2"), NUMBERS, "unknown toy class '3'; names of classes are numbers"),
+        (NUMBERS, ("01", "2"), "unknown toy class '01'; names of classes are numbers"),
+        (CLASSES, ("red", "1"), "'1' is not the name of a class, and it is not read as an index"),
+        (CLASSES, ("red", "RED"), "'RED' and 'red' both match the class 'red'"),
+        (CLASSES, ("0", "3"), "toy has no class 3; indices go from 0 to 2"),
+    ],
+)
+def test_folders_that_do_not_name_the_classes_are_refused(
+    tmp_path: Path, learned: tuple[str, ...], folders: tuple[str, ...], message: str
+) -> None:
+    for name in folders:
+        toys.gray_png(tmp_path / name / "1.png", 1)
+    clf, _ = toys.classifier("toy_mobilenet", learned)
+    with pytest.raises(ValueError, match=message) as caught:
+        inference.folder_labels(clf, data.find_images(str(tmp_path))[0])
+    assert str(caught.value).startswith("a folder of `labels=folder` does not name a class: ")
+
+
+def test_folders_that_are_indices_are_remarked(tmp_path: Path) -> None:
+    for name in ("0", "2"):
+        toys.gray_png(tmp_path / name / "1.png", 1)
+    clf, _ = network()
+    remarks: list[str] = []
+    add = lambda *sentences: remarks.extend(sentences)
+    paths = data.find_images(str(tmp_path))[0]
+    assert inference.folder_labels(clf, paths, add).tolist() == [0, 2]
+    assert remarks == ["the classes '0' and '2' are read as indices: 0 is 'red'"]
+    by_name, _ = toys.classifier("toy_mobilenet", ("2", "0"))
+    assert inference.folder_labels(by_name, paths, add).tolist() == [1, 0]
+    assert len(remarks) == 1
+
+
 def test_labels_of_another_kind_are_refused(predicted: inference.Predictions) -> None:
     with pytest.raises(ValueError, match="indices or 'folder': got 'name'"):
         tl.predict(*network(), predicted.paths[0], labels="name")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -107,6 +108,48 @@ def test_a_folder_of_images_inside_a_class_folder_is_an_error(tmp_path: Path) ->
         folder(tmp_path)
     (tmp_path / "dog/puppies/1.png").rename(tmp_path / "dog/puppies/1.txt")
     assert len(folder(tmp_path).examples) == 2  # it has no image
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("1", "01"), "the classes '01' and '1' are the same number, expected one spelling"),
+        (("cat", "cat "), "the classes 'cat' and 'cat ' differ only in surrounding space"),
+        (
+            ("caf\u00e9", "cafe\u0301"),
+            r"the classes 'cafe\u0301' and 'caf\xe9' differ only in their Unicode form",
+        ),
+    ],
+)
+def test_folders_that_are_one_class_in_two_spellings_are_refused(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    for name in (*names, "dog"):
+        toys.gray_png(tmp_path / name / "1.png", 1)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        folder(tmp_path)
+
+
+def test_class_folders_are_named_in_one_unicode_form(tmp_path: Path) -> None:
+    for name in ("train/caf\u00e9", "train/b", "test/cafe\u0301", "test/b"):
+        toys.gray_png(tmp_path / name / "1.png", 1)
+    spec = folder(tmp_path)
+    assert spec.classes == ("b", "caf\u00e9") and spec.remarks == ()
+    assert [(e.label, e.part) for e in spec.examples] == [
+        (0, "train"),
+        (1, "train"),
+        (0, "test"),
+        (1, "test"),
+    ]
+
+
+def test_class_folders_that_look_alike_are_remarked(tmp_path: Path) -> None:
+    for name in ("cat", "Cat", "dog"):
+        toys.gray_png(tmp_path / name / "1.png", 1)
+    assert folder(tmp_path).remarks == (
+        "the classes 'Cat' and 'cat' look alike and remain different classes; rename them if they "
+        "are the same",
+    )
 
 
 # ---- table ----

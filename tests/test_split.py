@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from tl.data import (
     folder,
     folds,
     leaks,
+    match_classes,
     remap_labels,
     remap_test_labels,
     split_by_content,
@@ -767,9 +769,7 @@ def test_labels_are_remapped_by_the_exact_name(tmp_path: Path) -> None:
     remapped = remap_labels(spec, ["b", "c", "a"])
     assert remapped.classes == ("b", "c", "a")
     assert [example.label for example in remapped.examples] == [2, 0]
-    with pytest.raises(
-        ValueError, match=r"classes that were not learned: \['b'\]; nearest to 'b': 'B'"
-    ):
+    with pytest.raises(ValueError, match="classes that were not learned: 'b'; nearest to 'b': 'B'"):
         remap_labels(spec, ["a", "B"])
 
 
@@ -779,6 +779,58 @@ def test_labels_are_remapped_by_the_synonyms_of_a_class_table(tmp_path: Path) ->
     remapped = remap_labels(spec, table)
     assert remapped.classes == ("Russian Blue", "pug")
     assert [example.label for example in remapped.examples] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "learned", "message"),
+    [
+        (("0", "1", "2"), ("1", "2", "3"), "'0'; names of classes are numbers, so that no number"),
+        (("1", "2", "3"), ("0", "1", "2"), "'3'; names of classes are numbers, so that no number"),
+        (("1.0", "2.0"), ("1", "2"), "'1.0'; names of classes are numbers"),
+        (("01", "02"), ("1", "2"), "'01'; names of classes are numbers"),
+        (("cat", "0"), ("cat", "0x", "7"), "'0'; names of classes are numbers"),
+        (("cat", "0"), ("cat", "dog"), "'0' is not the name of a class, and it is not read as an "),
+        (
+            ("cat", "Cat"),
+            ("cat", "dog"),
+            "'cat' and 'Cat' both match the class 'cat', expected one",
+        ),
+        (("cat", "cat "), ("cat", "dog"), "'cat' and 'cat ' both match the class 'cat'"),
+        (("caf\u00e9", "cafe\u0301"), ("caf\u00e9", "t"), "both match the class 'caf\u00e9'"),
+        (("big cat", "big_cat"), ("big cat", "dog"), "'big cat' and 'big_cat' both match"),
+        (("1", "01"), ("cat", "dog"), "'1' and '01' both match the class 'dog'"),
+        (("2", "1"), ("cat", "dog"), "has no class 2; indices go from 0 to 1"),
+    ],
+)
+def test_two_classes_never_become_one(
+    tmp_path: Path, names: tuple[str, ...], learned: tuple[str, ...], message: str
+) -> None:
+    spec = data_set(tmp_path, [(0, b"x"), (1, b"y")], classes=names)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        remap_labels(spec, labels.from_names(learned))
+    assert len(str(caught.value)) < 400
+
+
+def test_matches_by_index_and_by_letter_case_are_remarked(tmp_path: Path) -> None:
+    match = lambda names, learned: match_classes(names, labels.from_names(learned))
+    assert match(["1", "0"], ["cat", "dog"]) == (
+        (1, 0),
+        ("the classes '1' and '0' are read as indices: 1 is 'dog'",),
+    )
+    assert match(["Dog", "cat"], ["cat", "dog"]) == (
+        (1, 0),
+        ("1 of 2 classes match in another letter case: 'Dog' is read as 'dog'",),
+    )
+    assert match(["cafe\u0301"], ["caf\u00e9", "the"]) == ((0,), ())
+    assert match(["3", "1"], ["1", "2", "3"]) == ((2, 0), ())
+    spec = data_set(tmp_path, [(0, b"x"), (1, b"y")], classes=("0", "1"))
+    (remark,) = remap_labels(spec, labels.from_names(["cat", "dog"])).remarks
+    assert remark == "the classes '0' and '1' are read as indices: 0 is 'cat'"
+    decomposed = data_set(tmp_path, [(0, b"x"), (1, b"y")], classes=("cafe\u0301", "the"))
+    assert remap_labels(decomposed, ["the", "caf\u00e9"]).examples[0].label == 1
+    both = data_set(tmp_path, [(0, b"x"), (1, b"y")], classes=("cafe\u0301", "caf\u00e9"))
+    with pytest.raises(ValueError, match="both match the class 'caf\u00e9'"):
+        remap_labels(both, ["the", "caf\u00e9"])
 
 
 def test_a_separate_test_set_shares_no_image_with_the_training_set(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tl.data.folder import folder
 from tl.data.loader import Batch, Stream, load, stream
 from tl.data.packaged import Photograph, elpv, photographs
 from tl.data.plan import Plan, balanced, class_weights
-from tl.data.remap import remap_labels, remap_test_labels
+from tl.data.remap import match_classes, remap_labels, remap_test_labels
 from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored
 from tl.data.split import (
     Parts,
@@ -117,6 +117,7 @@ __all__ = [
     "leaks",
     "load",
     "make_augment",
+    "match_classes",
     "names",
     "photographs",
     "prefetch",

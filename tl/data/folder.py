@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tl.data.find import images_under, missing
 from tl.data.spec import PARTS, DataSpec, Example, Skipped
+from tl.labels.names import check_names, normalize
 from tl.paths import nearest
 
 
@@ -46,7 +47,11 @@ def folder(directory: Path | str) -> DataSpec:
             f"{str(directory)!r} has {content}, expected a sub-folder for each of at least two "
             "classes"
         )
-    classes = tuple(p.name for p in train)
+    try:
+        remarks = check_names([p.name for p in train])
+    except ValueError as error:
+        raise ValueError(f"{str(directory)!r}: {error}") from None
+    classes = tuple(normalize(p.name) for p in train)
     examples, others = _examples(train, classes, "train" if parts else "", root)
     skipped += others
     for name, part in parts.items():
@@ -64,6 +69,7 @@ def folder(directory: Path | str) -> DataSpec:
         source=str(root.absolute()),
         license="unknown",
         skipped=tuple(skipped),
+        remarks=remarks,
     )
 
 
@@ -94,7 +100,7 @@ def _examples(
     folders: list[Path], classes: tuple[str, ...], part: str, root: Path
 ) -> tuple[list[Example], list[Skipped]]:
     """The labeled images of class folders, and the files that are not images."""
-    unknown = [p.name for p in folders if p.name not in classes]
+    unknown = [p.name for p in folders if normalize(p.name) not in classes]
     if unknown:
         raise ValueError(
             f"the {part} part of {str(root)!r} has {', '.join(map(repr, unknown))}, which its "
@@ -113,7 +119,9 @@ def _examples(
                 f"{class_folder.name!r}, expected images only; move them up, make the folder a "
                 "class, or list all images in a file for csv:FILE"
             )
-        examples += [Example(path, classes.index(class_folder.name), part=part) for path in paths]
+        examples += [
+            Example(path, classes.index(normalize(class_folder.name)), part=part) for path in paths
+        ]
         skipped += others
         empty += [] if paths else [class_folder.relative_to(root).as_posix()]
     if empty:

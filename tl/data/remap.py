@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from tl.data.duplicates import leaks
 from tl.data.spec import DataSpec
 from tl.labels import ClassTable
+from tl.labels.names import listed, normalize, shown
 from tl.paths import nearest
 
 
@@ -16,32 +18,112 @@ def remap_labels(spec: DataSpec, classes: Sequence[str] | ClassTable) -> DataSpe
 
     Args:
       spec: the data set.
-      classes: class names, which must match exactly, or the class table of a classifier, which also
-        accepts synonyms and other spellings (`ClassTable.find`).
+      classes: class names, which must be equal in Unicode's form NFC, or the class table of a
+        classifier, which also accepts synonyms and other spellings (`match_classes`).
 
     Returns:
-      The data set with the classes of `classes`.
+      The data set with the classes of `classes`, and the remarks of `match_classes`.
 
     Raises:
-      ValueError: a class of `spec` is missing from `classes`, or matches several of them.
+      ValueError: a class of `spec` is missing from `classes`, or matches several of them, or two
+        classes of `spec` match one.
 
     Example:
       >>> pets = DataSpec("pets", (), ("dog", "cat"), "", "")
       >>> remap_labels(pets, ["cat", "dog", "bird"]).classes
       ('cat', 'dog', 'bird')
     """
+    remarks: tuple[str, ...] = ()
     if isinstance(classes, ClassTable):
-        names, indices = classes.display_names, _indices(spec, classes)
+        names = classes.display_names
+        try:
+            indices, remarks = match_classes(spec.classes, classes)
+        except ValueError as error:
+            raise ValueError(f"a class of {spec.name} was not learned: {error}") from None
     else:
         names = tuple(classes)
-        if unknown := sorted(set(spec.classes) - set(names)):
+        index = {normalize(name): i for i, name in enumerate(names)}
+        if unknown := sorted(name for name in spec.classes if normalize(name) not in index):
             raise ValueError(
-                f"{spec.name} has classes that were not learned: {unknown[:5]}; nearest to "
-                f"{unknown[0]!r}: {nearest(unknown[0], names)}"
+                f"{spec.name} has classes that were not learned: {listed(unknown)}; nearest to "
+                f"{shown(unknown[0])}: {nearest(unknown[0], names)}"
             )
-        indices = [names.index(name) for name in spec.classes]
+        indices = tuple(index[normalize(name)] for name in spec.classes)
+        _check_distinct(spec.classes, indices, names)
     examples = tuple(replace(e, label=indices[e.label]) for e in spec.examples)
-    return replace(spec, examples=examples, classes=names)
+    return replace(spec, examples=examples, classes=names, remarks=(*spec.remarks, *remarks))
+
+
+def match_classes(
+    names: Sequence[str], table: ClassTable
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The classes of a classifier that the class names of a data set stand for.
+
+    A name selects a class as in `ClassTable.find`. Digits are an index only if all names are digits
+    and no class of `table` is named by a number.
+
+    Args:
+      names: names of folders, or labels.
+      table: the classes of the classifier.
+
+    Returns:
+      `(indices, remarks)`: one index per name, and sentences on names that are read as indices or
+      match in another spelling.
+
+    Raises:
+      ValueError: a name selects no class or several, or two names select one class.
+
+    Example:
+      >>> from tl import labels
+      >>> match_classes(["281", "340"], labels.imagenet())
+      ((281, 340), ("the classes '281' and '340' are read as indices: 281 is 'tabby'",))
+    """
+    digits = [] if table.has_numbers else [n for n in names if re.fullmatch(r"\d+", n.strip())]
+    if digits and len(digits) < len(names):
+        other = next(name for name in names if name not in digits)
+        raise ValueError(
+            f"{shown(digits[0])} is not the name of a class, and it is not read as an index "
+            f"because {shown(other)} is a name, expected only names or only indices"
+        )
+    indices = []
+    for name in names:
+        matches = table.find(name)
+        if len(matches) != 1:
+            raise ValueError(
+                f"{shown(name)} matches {len(matches)} classes, expected one; rename the class"
+            )
+        indices.append(matches[0])
+    _check_distinct(names, indices, table.display_names)
+    displayed = [table.display(index) for index in indices]
+    remarks = []
+    if digits:
+        remarks.append(
+            f"the classes {listed(digits)} are read as indices: {int(digits[0])} is "
+            f"{shown(displayed[0])}"
+        )
+    spelled = [
+        (name, display)
+        for name, display in zip(names, displayed, strict=True)
+        if normalize(name) != display and name.casefold().strip() == display.casefold()
+    ]
+    if spelled:
+        remarks.append(
+            f"{len(spelled)} of {len(names)} classes match in another letter case: "
+            f"{shown(spelled[0][0])} is read as {shown(spelled[0][1])}"
+        )
+    return tuple(indices), tuple(remarks)
+
+
+def _check_distinct(names: Sequence[str], indices: Sequence[int], classes: Sequence[str]) -> None:
+    """Raises ValueError if two names have the same index in `classes`."""
+    first: dict[int, str] = {}
+    for name, index in zip(names, indices, strict=True):
+        if index in first:
+            raise ValueError(
+                f"the classes {shown(first[index])} and {shown(name)} both match the class "
+                f"{shown(classes[index])}, expected one; rename or merge them"
+            )
+        first[index] = name
 
 
 def remap_test_labels(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
@@ -67,20 +149,3 @@ def remap_test_labels(test_spec: DataSpec, spec: DataSpec) -> DataSpec:
             "must not be used for training"
         )
     return test_spec
-
-
-def _indices(spec: DataSpec, table: ClassTable) -> list[int]:
-    """The index in `table` of each class of `spec`."""
-    indices = []
-    for name in spec.classes:
-        try:
-            matches = table.find(name)
-        except ValueError as error:
-            raise ValueError(f"{spec.name} has a class that was not learned: {error}") from None
-        if len(matches) != 1:
-            raise ValueError(
-                f"the class {name!r} of {spec.name} matches {len(matches)} learned classes, "
-                "expected one; rename the class"
-            )
-        indices.append(matches[0])
-    return indices

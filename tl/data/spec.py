@@ -83,8 +83,12 @@ class Split(Enum):
     """At random with the exact proportion of every stratum, comparable with published splits."""
 
 
-# Names of official parts in folders, columns and TFDS -> `Example.part`.
-PARTS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+# Names of official parts in folders, columns and TFDS, in lower case -> `Example.part`.
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 
 @dataclass(frozen=True, slots=True)

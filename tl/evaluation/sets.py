@@ -136,6 +136,7 @@ def evaluation_result(
       ValueError: a class is not among the network's, or no image can be read.
     """
     spec = data.remap_labels(spec, inference.class_table(clf))
+    run.remark(*spec.remarks)
     predicted = inference.predict(clf, variables, spec, progress=progress)
     if not len(predicted.labels):
         raise ValueError(

@@ -5,7 +5,7 @@ All networks see the same square image; each resizes it to its own input size by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,6 +122,7 @@ def select_images(
     labeled: bool,
     limit: int,
     seed: int,
+    remark: Callable[..., object] = lambda *sentences: None,
 ) -> SharedImages:
     """Images that all networks classify correctly, drawn at random.
 
@@ -133,12 +134,14 @@ def select_images(
         predict.
       limit: stop at this number of images; 0 is all.
       seed: seed of the order in which images are drawn.
+      remark: called with sentences on the names of folders, as in `inference.folder_labels`.
 
     Raises:
-      ValueError: there is no such image.
+      ValueError: there is no such image, or those of `inference.folder_labels`.
     """
     paths, left_out = data.find_images(images)
     paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
+    named = inference.folder_labels(networks[0].clf, paths, remark) if labeled else None
     skipped = [skip._asdict() for skip in left_out]
     selected: list[Path] = []
     squares, labels, n_read, n_wrong = [], [], 0, np.zeros(len(networks), np.int64)
@@ -146,9 +149,10 @@ def select_images(
         skipped += [skip._asdict() for skip in batch.skipped]
         if not batch.valid.any():
             continue
-        files, square = [paths[i] for i in batch.index[batch.valid]], batch.images[batch.valid]
+        index, square = batch.index[batch.valid], batch.images[batch.valid]
+        files = [paths[i] for i in index]
         predicted = predict_all(networks, square).argmax(axis=2)
-        truth = inference.folder_labels(networks[0].clf, files) if labeled else predicted[0]
+        truth = predicted[0] if named is None else named[index]
         correct = (predicted == truth).all(axis=0)
         n_read, n_wrong = n_read + len(files), n_wrong + (predicted != truth).sum(axis=1)
         selected += [path for path, good in zip(files, correct, strict=True) if good]

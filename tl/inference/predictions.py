@@ -68,6 +68,7 @@ def predict(
     views: Sequence[View] = (),
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
+    remark: Callable[..., object] = lambda *sentences: None,
 ) -> Predictions:
     """The logits of a classifier for images, computed in batches of one shape.
 
@@ -92,6 +93,8 @@ def predict(
         averaged. Default: none, which gives the logits of the image itself.
       batch_size: images per forward pass.
       progress: wraps the iterator over the batches of files, such as `tl.reporting.progress`.
+      remark: called with sentences on the classes, such as names that are read as indices, before
+        the first forward pass; such as `tl.reporting.Run.remark`. Default: they are not reported.
 
     Returns:
       `Predictions`, in the order of `images`.
@@ -113,7 +116,7 @@ def predict(
     function = _logits(clf, variables, views)
     if isinstance(images, np.ndarray | jax.Array):
         return _predict_array(clf, function, np.asarray(images), labels, batch_size)
-    sources, indices, skipped = _sources(clf, images, labels)
+    sources, indices, skipped = _sources(clf, images, labels, remark)
     rows = [np.zeros((0, k), np.float32)]
     readable: list[int] = []
     for batch in map_sources(
@@ -157,14 +160,14 @@ def _predict_array(
 
 
 def _sources(
-    clf: Classifier, images: Any, labels: Any
+    clf: Classifier, images: Any, labels: Any, remark: Callable[..., object]
 ) -> tuple[list[Source], np.ndarray, list[Skipped]]:
     """The image files, their labels i64[n], and the files that were left out."""
     sources: list[Source]
     skipped: list[Skipped] = []
     if isinstance(images, DataSpec):
         sources = [example.path for example in images.examples]
-        labels = _set_labels(clf, images) if labels is None else labels
+        labels = _set_labels(clf, images, remark) if labels is None else labels
     else:
         words = [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
         if all(isinstance(word, str | Path) for word in words):
@@ -175,16 +178,17 @@ def _sources(
     if isinstance(labels, str):
         if labels != "folder":
             raise ValueError(f"`labels` must be indices or 'folder': got {labels!r}")
-        return sources, folder_labels(clf, sources), skipped
+        return sources, folder_labels(clf, sources, remark), skipped
     return sources, _checked_labels(labels, len(sources)), skipped
 
 
-def _set_labels(clf: Classifier, spec: DataSpec) -> np.ndarray:
+def _set_labels(clf: Classifier, spec: DataSpec, remark: Callable[..., object]) -> np.ndarray:
     """The labels i64[n] of a data set as indices of the network's logits."""
     table = class_table(clf)
     names = tuple(name.strip() for name in spec.classes)
-    same = names in (table.display_names, tuple(entry.names[0] for entry in table.entries))
-    spec = spec if same else data.remap_labels(spec, table)
+    if names not in (table.display_names, tuple(entry.names[0] for entry in table.entries)):
+        spec = data.remap_labels(spec, table)
+        remark(*spec.remarks)
     return np.array([example.label for example in spec.examples], np.int64)
 
 
@@ -262,24 +266,29 @@ def class_table(clf: Classifier) -> ClassTable:
     return clf.classes
 
 
-def folder_labels(clf: Classifier, paths: Sequence[Source]) -> np.ndarray:
+def folder_labels(
+    clf: Classifier,
+    paths: Sequence[Source],
+    remark: Callable[..., object] = lambda *sentences: None,
+) -> np.ndarray:
     """The class that the folder of each image names, i64[n].
 
     Args:
       clf: the network.
-      paths: image files; the name of a folder is an index, a WordNet id or a class name.
+      paths: image files. The name of a folder is a class name or a WordNet id; or the names of all
+        folders are indices, if no class of the network is named by a number.
+      remark: called with sentences on names that are read as indices or in another letter case.
 
     Raises:
-      ValueError: the name of a folder matches no class, or several.
+      ValueError: the name of a folder matches no class, or several; or folders of different names
+        match one class.
     """
-    indices: dict[str, int] = {}
     folders = [Path(str(path)).parent.name for path in paths]
-    for folder in dict.fromkeys(folders):
-        matches = class_table(clf).find(folder)
-        if len(matches) != 1:
-            raise ValueError(
-                f"the folder {folder!r} matches {len(matches)} classes: `labels=folder` expects "
-                "one class per folder"
-            )
-        indices[folder] = matches[0]
-    return np.array([indices[folder] for folder in folders], np.int64)
+    names = list(dict.fromkeys(folders))
+    try:
+        indices, remarks = data.match_classes(names, class_table(clf))
+    except ValueError as error:
+        raise ValueError(f"a folder of `labels=folder` does not name a class: {error}") from None
+    remark(*remarks)
+    of_folder = dict(zip(names, indices, strict=True))
+    return np.array([of_folder[folder] for folder in folders], np.int64)

@@ -3,7 +3,7 @@
 A class is selected by index (`281`), WordNet id (`n02123045`), name (`"tabby"`) or group
 (`"any cat"`). The names and groups of ImageNet are data files next to this module; `from_names`
 creates a table of other classes. This module reads no images and does not map the classes of one
-data set to those of another; `tl.data.remap_labels` does that.
+data set to those of another; `tl.data.remap_labels` does that. `names.py` compares names.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import dataclasses
 import functools
 import operator
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, SupportsIndex
 
+from tl.labels.names import normalize, number, shown
 from tl.paths import nearest
 
 Groups = Mapping[str, tuple[int, ...]]
@@ -121,11 +123,12 @@ class ClassTable:
     def find(self, word: str | SupportsIndex) -> tuple[int, ...]:
         """The classes that a word selects: one class, or those of a group.
 
-        Letter case is ignored, and characters other than letters and digits count as spaces. The
-        first name of a class has precedence over a synonym of another class ("harp" does not select
-        the harmonica). If several classes remain, the exact spelling decides. A string of digits is
-        an index unless it is the name of a class; an int is always an index. The prefix "any " of a
-        group is optional if no class has the rest as its name.
+        Letter case is ignored, and punctuation counts as space. The first name of a class has
+        precedence over a synonym of another class ("harp" does not select the harmonica). If
+        several classes remain, the exact spelling decides. A number selects the class with exactly
+        this name. Other strings of digits are an index, unless the name of any class is a number;
+        an int is always an index. The prefix "any " of a group is optional if no class has the rest
+        as its name.
 
         Args:
           word: an index, a WordNet id, a name, or the name of a group.
@@ -146,11 +149,13 @@ class ClassTable:
         """
         if not isinstance(word, str):
             return (self._checked(operator.index(word)),)
-        stripped, folded = word.strip(), _fold(word)
+        stripped, folded = normalize(word), _fold(word)
+        if number(stripped) is not None:
+            return self._find_number(stripped)
         for level in self._named:
             matches = level.get(folded, ())
             if len(matches) > 1:
-                exact = tuple(i for i in matches if stripped in self.entries[i].names)
+                exact = tuple(i for i in matches if stripped in self._exact[i])
                 matches = exact if len(exact) == 1 else matches
             if len(matches) > 1:
                 classes = ", ".join(f"{index} {self.display(index)!r}" for index in matches)
@@ -160,8 +165,6 @@ class ClassTable:
                 )
             if matches:
                 return matches
-        if re.fullmatch(r"[+-]?[0-9]+", stripped):
-            return (self._checked(int(stripped)),)
         if stripped.lower() in self._by_wnid:
             return (self._by_wnid[stripped.lower()],)
         groups = {_fold(group): indices for group, indices in self.groups.items()}
@@ -205,12 +208,34 @@ class ClassTable:
             "groups": {g: list(i) for g, i in self.groups.items()},
         }
 
+    @functools.cached_property
+    def has_numbers(self) -> bool:
+        """Whether the name of any class is a number, so that digits in a data set are a name."""
+        return any(number(name) is not None for entry in self.entries for name in entry.names)
+
+    def _find_number(self, word: str) -> tuple[int, ...]:
+        """The class whose name is this number in this spelling, else the index."""
+        matches = tuple(i for i, names in enumerate(self._exact) if word in names)
+        if matches:
+            return matches
+        if re.fullmatch(r"[+-]?\d+", word) and not self.has_numbers:
+            return (self._checked(int(word)),)
+        names = [name for entry in self.entries for name in entry.names]
+        reason = "names of classes are numbers, so that no number is an index; "
+        hint = f"{reason if self.has_numbers else ''}nearest: {nearest(word, names)}"
+        raise ValueError(f"unknown {self.name} class {shown(word)}; {hint}")
+
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self.entries):
             raise ValueError(
                 f"{self.name} has no class {index}; indices go from 0 to {len(self.entries) - 1}"
             )
         return index
+
+    @functools.cached_property
+    def _exact(self) -> tuple[frozenset[str], ...]:
+        """The names of each class in NFC."""
+        return tuple(frozenset(map(normalize, entry.names)) for entry in self.entries)
 
     @functools.cached_property
     def _named(self) -> tuple[dict[str, tuple[int, ...]], ...]:
@@ -236,7 +261,7 @@ def from_names(
     """A class table from names.
 
     Args:
-      names: one name per class, all different, in the order of the logits.
+      names: one name per class, all different in NFC, in the order of the logits.
       name: name of the table for messages.
       groups: name of a group, which begins with "any " -> indices of its classes.
 
@@ -247,7 +272,7 @@ def from_names(
       >>> from_names(["cracked", "whole"]).find("Whole")
       (1,)
     """
-    names = [n.strip() for n in names]
+    names = [normalize(n) for n in names]
     wrong = [n for n, times in collections.Counter(names).items() if times > 1 or not n]
     if wrong:
         raise ValueError(
@@ -351,8 +376,18 @@ _BREEDS = """
 
 
 def _fold(name: str) -> str:
-    """The name in lower case, with spaces instead of all characters but letters and digits."""
-    return re.sub(r"[\W_]+", " ", name.casefold()).strip() or name.strip()
+    """The name in lower case, with single spaces instead of punctuation.
+
+    Combining marks, symbols, "#", "%" and a sign at either end ("-1", "A-", "C++") are kept.
+    """
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+    keep = lambda i, c: (
+        c.isalnum()
+        or unicodedata.category(c)[0] in "MS"
+        or c in "#%"
+        or (c == "-" and i in (0, len(text) - 1))
+    )
+    return " ".join("".join(c if keep(i, c) else " " for i, c in enumerate(text)).split()) or text
 
 
 def _rows(file: str) -> list[list[str]]:
