@@ -257,6 +257,8 @@ def test_the_least_likely_target_is_the_smallest_clean_logit(
             "`early_stop` can be switched off for bim, pgd, mi_fgsm, di_fgsm only",
         ),
         ({"attack": "fgsm", "steps": 40}, "fgsm takes one step: got `steps=40`"),
+        ({"step_size": -1 / 255}, "`step_size` must be positive: got -0.0039"),
+        ({"attack": "square", "step_size": 1e-7}, "`step_size` has no effect on `attack=square`"),
     ],
 )
 def test_wrong_settings_are_one_sentence(

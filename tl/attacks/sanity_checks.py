@@ -42,7 +42,7 @@ from tl.types import Array, Variables
 # Success rate that other steps may add. Chosen, not tuned.
 GAIN = 0.02
 # Number of images from which one image may make a difference. Chosen, not tuned.
-MANY = 4
+MANY = 8
 # Rising multiples of eps for the check that success rises. Chosen, not tuned.
 CURVE = (0.5, 1.0, 2.0)
 # Random images per clean image in the noise control, of which the best counts; chosen, not tuned.
@@ -142,7 +142,7 @@ def curve_rises(rates: Sequence[float], n: int) -> Check:
     """
     falls = -np.diff(np.asarray(rates, np.float64))
     worst = float(falls.max(initial=0.0)) + 0.0
-    expected = f"a fall of at most one picture, {1 / n:.3g}"
+    expected = f"a fall of at most one image, {1 / n:.3g}"
     return Check("success rises with eps", worst <= 1 / n + 1e-9, worst, expected)
 
 

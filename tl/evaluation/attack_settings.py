@@ -120,6 +120,10 @@ def make_searches(settings: AttackSettings, target: str) -> tuple[attacks.Search
             )
         view = transforms.compose(*(VIEWS[name] for name in settings.views))
         arguments |= {"view": view, "draws": settings.draws}
+    if settings.step_size is not None and settings.step_size <= 0:
+        raise ValueError(
+            f"`step_size` must be positive: got {settings.step_size:g}; omit it for the default"
+        )
     if settings.attack in OPTIONAL_STOP:
         default = not (target or settings.views)
         arguments["early_stop"] = default if settings.early_stop is None else settings.early_stop
@@ -128,8 +132,15 @@ def make_searches(settings: AttackSettings, target: str) -> tuple[attacks.Search
             f"`early_stop` can be switched off for {', '.join(OPTIONAL_STOP)} only: got "
             f"`attack={settings.attack}`"
         )
-    searches = attacks.get(settings.attack)(**arguments)
-    return (searches,) if isinstance(searches, attacks.Search) else tuple(searches)
+    made = attacks.get(settings.attack)(**arguments)
+    searches = (made,) if isinstance(made, attacks.Search) else tuple(made)
+    no_step = attacks.Search._field_defaults["default_step"]
+    if settings.step_size is not None and all(one.default_step is no_step for one in searches):
+        raise ValueError(
+            f"`step_size` has no effect on `attack={settings.attack}`: got {settings.step_size:g}, "
+            "expected an attack along gradients, such as `attack=pgd`"
+        )
+    return searches
 
 
 class Selection(NamedTuple):

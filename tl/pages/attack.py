@@ -19,6 +19,7 @@ CHECK_TITLES = {
     "share of zero gradients": "images with a zero gradient",
     "logits depend on the picture": "logits depend on the image",
     "any change at all (Linf, eps = 1) reaches all": "success rate at eps = 1 in Linf",
+    "any change at all (L2, black to white) reaches all": "success rate at the largest eps in L2",
     "noise of the same norm does less": "random noise of the same norm succeeds less often",
     "doubled steps change little": "twice the steps change the success rate little",
     "success rate agrees with the run's": "success rate of the checked attack is the run's",
@@ -37,12 +38,12 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
       result: as `tl.evaluation.attacked.AttackEvaluation.json` returns it, in JSON types.
       folder: the run's, with `figures/`.
     """
-    goal = (
-        f"classifies them as {result['target']}" if result.get("target") else "misclassifies them"
-    )
+    goal = f" as {result['target']}" if result.get("target") else ""
+    eps = max(result["eps"], key=result["eps"].get) if "eps" in result else [*result["steps"]][-1]
     lead = (
-        f"{result['clean_correct']} images, perturbed within eps until "
-        f"{result.get('arch', 'the network')} {goal}."
+        f"{result.get('arch', 'the network')} {'' if goal else 'mis'}classifies "
+        f"{reporting.percent(result['success_rate'][eps])} of {result['clean_correct']} images"
+        f"{goal} after a perturbation within eps = {eps}."
     )
     sections = [
         _rates(result),
@@ -57,7 +58,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
 
 def _rates(result: Mapping[str, Any]) -> Html:
     """Success rate and accuracy at each eps, with intervals."""
-    intervals, rows = [], []
+    intervals, rows, distances = [], [], []
     of = result.get("of", "file")
     rates_of = {of: result}
     if of != "file":
@@ -69,33 +70,39 @@ def _rates(result: Mapping[str, Any]) -> Html:
             intervals.append(reporting.Interval(label, rate, low, high))
             accuracy = reporting.percent(rates["robust_accuracy"][eps])
             bounds = " to ".join(map(reporting.percent, rates["robust_ci95"][eps]))
-            distances = _distances(result, eps, name).values()
-            medians = [f"{np.median(values):.4g}" for values in distances]
+            medians = [
+                f"{np.median(values):.4g}" for values in _distances(result, eps, name).values()
+            ]
             steps = result["steps"][eps] / result["clean_correct"]
             row = {key: rates.get(key, {}).get(eps) for key in (OF_CORRECT, f"{OF_CORRECT}_ci95")}
             of_correct = "" if row[OF_CORRECT] is None else share_with_interval(row, OF_CORRECT)
-            accuracies = [f"{accuracy} ({bounds})", of_correct]
-            rows.append([eps, name, *accuracies, *medians, f"{steps:.1f}"])
-    measures = [f"median {name}" for name in _distances(result, next(iter(result["steps"])), of)]
+            rows.append([eps, name, f"{accuracy} ({bounds})", of_correct, f"{steps:.1f}"])
+            distances.append([eps, name, *medians])
     accuracies = ["accuracy under attack", "of those classified correctly"]
-    header = ["eps", "judged", *accuracies, *measures, "steps per image"]
+    header = ["eps", "evaluated", *accuracies, "steps per image"]
+    measures = ["eps", "evaluated", *_distances(result, next(iter(result["steps"])), of)]
     goal = result.get("target") or "anything but the true class"
     text = (
         f"The network classifies {result['clean_correct']} of {result['n']} images correctly "
         f"without an attack. An attack succeeds if one of these is classified as {goal}. Accuracy "
         f"under attack is a share of all {result['n']} images, and the next column a share of the "
-        f"{result['clean_correct']}. Distances to the original are in "
-        "[0, 1] pixel units."
+        f"{result['clean_correct']}. Distances to the original are in [0, 1] pixel units."
     )
     if of != "file":
         text += (
             " The attack was not restricted to 8-bit images. Its float images and the PNG files, "
-            "which round them, are evaluated separately."
+            "which round them, are evaluated separately. Rounding may return a file to the "
+            "original, or move it beyond eps."
         )
     return reporting.section(
         "Success rate and accuracy under attack",
         reporting.intervals(intervals),
         reporting.table(rows, header),
+        reporting.table(
+            distances,
+            measures,
+            caption="Median over all attacked images, also those on which the attack fails",
+        ),
         text=text,
     )
 

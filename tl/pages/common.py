@@ -76,6 +76,19 @@ def share_with_interval(row: Mapping[str, Any], name: str) -> str:
     return words if bounds is None else f"{words} ({' to '.join(map(reporting.percent, bounds))})"
 
 
+def share_figure(row: Mapping[str, Any], name: str, label: str) -> dict[str, str]:
+    """A share for `reporting.numbers`, with its 95 % interval below the label.
+
+    Args:
+      row, name: as for `share_with_interval`.
+      label: the name that is shown.
+    """
+    if bounds := row.get(f"{name}_ci95"):
+        low, high = (100 * bound for bound in bounds)
+        label += f"\n{low:.1f} to {high:.1f} %"
+    return {label: reporting.percent(row[name])}
+
+
 def weights_facts(clf: Classifier) -> dict[str, str]:
     """Name, digest, origin and license of the weights, shown in the footer of a page."""
     about = clf.weights

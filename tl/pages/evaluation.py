@@ -46,10 +46,10 @@ def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[A
     """The main figures, and top-1 accuracy on one axis with the majority class and references."""
     figures = {"test images": summary["n"], "top-1": percent(summary["top1"])}
     if common.shows_top3(summary["classes"]):
-        figures["top-3"] = common.share_with_interval(summary, "top3")
+        figures |= common.share_figure(summary, "top3", "top-3")
     calibrated = f"ECE, T = {_temperature(summary)}"
+    figures |= common.share_figure(summary, "balanced", "balanced accuracy")
     figures |= {
-        "balanced accuracy": common.share_with_interval(summary, "balanced"),
         "NLL": f"{summary['nll']:.3f}",
         "ECE": f"{summary['ece']:.3f}",
         calibrated: f"{summary['ece_calibrated']:.3f}",

@@ -17,7 +17,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     if "top1" in result:
         figures = {"labeled images": result["labelled"], "top-1": percent(result["top1"])}
         if result["classes"] > 5:
-            figures["top-5"] = common.share_with_interval(result, "top5")
+            figures |= common.share_figure(result, "top5", "top-5")
         accuracy = reporting.interval(result["top1"], *result["top1_ci95"], label="top-1 accuracy")
         sections.append(reporting.section("Accuracy", reporting.numbers(figures), accuracy))
     cards = []

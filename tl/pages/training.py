@@ -39,8 +39,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         f"{result['arch']}{tune}, trained on {len(result['classes'])} classes of {result['data']}, "
         f"classifies {percent(test['top1'])} of {test['n']} test images correctly."
     )
-    if "parts" in result:
-        lead += f" Images: {result['parts']}."
+    if parts := result.get("parts"):
+        lead += f" {parts[0].upper()}{parts[1:]}."
     return Page("Transfer learning", lead, sections(result, folder))
 
 

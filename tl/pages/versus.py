@@ -31,7 +31,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     for key in "ab":
         run = result[key]
         yield (
-            f"{key.upper()} ({run['experiment']} {run['arch']}, {run['run']}) classifies "
+            f"{key.upper()} ({run['experiment']}, {run['arch']}, {run['run']}) classifies "
             f"{common.share_with_interval(run, 'top1')} of {result['n']} images correctly."
         )
     low, high = (100 * bound for bound in result["difference_ci95"])
@@ -66,12 +66,13 @@ def _accuracy(result: Mapping[str, Any]) -> Html:
         caption="Images" if result["tests"] == result["n"] else "Tests: images times seeds",
     )
     text = (
-        f"On the {result['n']} images that both runs tested. {result['a']['unpaired']} images of A "
-        f"and {result['b']['unpaired']} of B are not in the other run. The test and the interval "
-        "of the difference are paired: only images count on which one of the two is correct. They "
-        "describe these trained classifiers on other images of this kind; the interval over seeds "
-        "describes other seeds on these images."
+        f"Both runs tested these {result['n']} images. {result['a']['unpaired']} images of A and "
+        f"{result['b']['unpaired']} of B are not in the other run. The test and the interval of "
+        "the difference are paired: only images count on which one of the two is correct. They "
+        "describe these trained classifiers on other images of this kind."
     )
+    if "seeds" in result:
+        text += " The interval over seeds describes other seeds."
     return reporting.section("Accuracy", reporting.intervals(rows), table, text=text)
 
 
@@ -101,6 +102,7 @@ def _images(result: Mapping[str, Any], folder: Path, better: str, other: str) ->
         ],
         ("image without a figure", "true class", "A", "B"),
     )
-    title = f"{len(rows)} images that {better.upper()} classifies better than {other.upper()}"
+    images = "1 image" if len(rows) == 1 else f"{len(rows)} images"
+    title = f"{images} that {better.upper()} classifies better than {other.upper()}"
     parts = [reporting.gallery(cards)] + ([table] if len(cards) < len(rows) else [])
     return [reporting.section(title, *parts)]

@@ -242,7 +242,10 @@ def strip(cards: Iterable[Html], *, title: str = "", caption: str = "") -> Html:
 
 
 def numbers(items: Mapping[str, object]) -> Html:
-    """The main results in large type: `{"top-1": percent(0.831), "images": 1018}`."""
+    """The main results in large type: `{"top-1": percent(0.831), "images": 1018}`.
+
+    A name may have several lines, such as one for an interval.
+    """
     pairs = ((tag("dt", "", name), tag("dd", "", _cell(v))) for name, v in items.items())
     return tag("dl", "numbers", *(tag("div", "", *pair) for pair in pairs))
 
