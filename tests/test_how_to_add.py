@@ -162,7 +162,7 @@ prepare = tl.models.load("squeezenet1_1", weights="random")[0].with_pixels(size=
 batch = next(iter(tl.data.load([e.path for e in spec.examples], prepare, batch_size=3)))
 assert spec.classes == ("cat", "dog") and batch.valid.all()""",
     "attack": """
-assert tl.attacks.steps("long_pgd") == 80""",
+assert tl.attacks.get("long_pgd")().steps == 80""",
     "objective": """
 from tl.visualize import specs
 assert specs.form("feature_sum") == "feature_sum:ENDPOINT:INDEX" """,

@@ -15,7 +15,6 @@ what one step does, and a row in `ATTACKS`.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 
 from tl.attacks import apgd, baselines, blackbox, ensemble, fab, gradient, minimum_norm
@@ -36,7 +35,6 @@ __all__ = [
     "find",
     "get",
     "make",
-    "steps",
 ]
 
 ATTACKS: dict[str, Callable[..., Search | Sequence[Search]]] = {
@@ -68,8 +66,3 @@ def get(name: str) -> Callable[..., Search | Sequence[Search]]:
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; nearest: {nearest(name, ATTACKS)}")
     return ATTACKS[name]
-
-
-def steps(name: str) -> int:
-    """The default number of steps of an attack; raises ValueError as `get` does."""
-    return inspect.signature(get(name)).parameters["steps"].default
