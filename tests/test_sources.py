@@ -5,9 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import re
 import subprocess
@@ -477,6 +479,31 @@ def test_tfds_returns_the_encoded_files(tmp_path: Path) -> None:
         np.testing.assert_array_equal(decode(record), decode(content))
     names = [str(e.path) for e in spec.examples]
     assert len(set(names)) == 5 and names[3] == f"{tmp_path}/pets/1.0.0/train/3/PetImages/Cat/3.jpg"
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_data_set_that_was_prepared_again_is_read_again(tmp_path: Path, in_place: bool) -> None:
+    """In the same process, with other images at the same positions under the same names."""
+    written = rows(4)
+    folder = prepare(tmp_path / "pets/1.0.0", {"train": written})
+    before = get(f"tfds:pets@{tmp_path}")
+    hashes = [content_hash(example.path) for example in before.examples]
+    names = [name for name, _, _ in written]
+    changed = [(n, *row[1:]) for n, row in zip(names, reversed(written), strict=True)]
+    other = prepare(tmp_path / "other/pets/1.0.0", {"train": changed})
+    (file,) = folder.glob("*.array_record*")
+    os.utime(other / file.name, ns=(0, file.stat().st_mtime_ns + 10**9))
+    if in_place:
+        file.write_bytes((other / file.name).read_bytes())
+    else:
+        os.replace(other / file.name, file)
+    spec = get(f"tfds:pets@{tmp_path}")
+    assert [example.label for example in spec.examples] == [label for _, _, label in changed]
+    for (_, content, _), example in zip(changed, spec.examples, strict=True):
+        assert example.path.read_bytes() == content
+        assert content_hash(example.path) == hashlib.sha256(content).hexdigest()
+    assert [content_hash(example.path) for example in spec.examples] == hashes[::-1]
+    assert [str(e.path) for e in spec.examples] == [str(e.path) for e in before.examples]
 
 
 def test_tfds_searches_its_data_dir_and_the_home_folder(

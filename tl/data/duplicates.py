@@ -67,7 +67,10 @@ Item = TypeVar("Item")
 
 
 def content_hash(source: Source | str) -> str:
-    """SHA-256 of an image file, in hex; cached in the process by size and modification time.
+    """SHA-256 of an image file, in hex.
+
+    It is cached in the process: of a file by path, size and modification time, of an image in a
+    container by its `Stored`.
 
     Raises:
       OSError: the file cannot be read.
@@ -80,6 +83,7 @@ def content_hash(source: Source | str) -> str:
 
 @lru_cache(maxsize=1 << 17)
 def _hash_stored(source: Stored) -> str:
+    """Equal instances have equal bytes; see `Stored`."""
     return hashlib.sha256(source.read_bytes()).hexdigest()
 
 

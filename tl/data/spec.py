@@ -30,8 +30,10 @@ class Stored(Protocol):
 
     A data set may use it wherever it may use the `Path` of an image. An implementation is a small
     frozen dataclass that holds the position and no open file, so that it can be hashed, compared
-    and pickled for another process. Its `str` is unique within a data set and readable, because
-    error messages and reports show it.
+    and pickled for another process. Equal instances must have equal bytes, also if the container
+    has changed (`tl.data.tfds.Record` holds a version of its files), because content hashes are
+    cached by instance. Its `str` is unique within a data set and readable, because error messages
+    and reports show it.
 
     Example:
       >>> import dataclasses

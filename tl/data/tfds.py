@@ -9,6 +9,7 @@ contains the command.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,12 +52,15 @@ class Record:
       split: the split that holds the image, e.g. "train".
       index: the position in that split.
       filename: the published file name, e.g. "PetImages/Cat/133.jpg".
+      version: `_version` of the files. A position identifies an image only together with it,
+        because the data set may be prepared again in the same folder.
     """
 
     directory: str
     split: str
     index: int
     filename: str
+    version: str = ""
 
     def __str__(self) -> str:
         return f"{self.directory}/{self.split}/{self.index}/{self.filename}"
@@ -78,7 +82,7 @@ class Record:
           OSError: the prepared data set is missing or damaged.
         """
         try:
-            return _open(self.directory, self.split, os.getpid())[self.index]["image"]
+            return _open(self.directory, self.split, self.version, os.getpid())[self.index]["image"]
         except Exception as error:  # the reader raises many types of error on damaged files
             raise OSError(f"{type(error).__name__}: {error}") from error
 
@@ -149,10 +153,11 @@ def tfds(word: str) -> DataSpec:
         for split in info.splits
         if split not in parts
     ]
+    version = _version(directory)
     for split, part in parts.items():
-        for index, row in enumerate(_open(str(directory), split, os.getpid())):
+        for index, row in enumerate(_open(str(directory), split, version, os.getpid())):
             file = next((row[f].decode() for f in _FILENAMES if f in row), f"{split}_{index}")
-            record = Record(str(directory), split, index, file)
+            record = Record(str(directory), split, index, file, version)
             reason = (
                 _decoding_error(record)
                 if known_bad(record)
@@ -176,7 +181,7 @@ def tfds(word: str) -> DataSpec:
 
 
 @functools.lru_cache(maxsize=16)
-def _open(directory: str, split: str, _process: int) -> Sequence[dict[str, Any]]:
+def _open(directory: str, split: str, _version: str, _process: int) -> Sequence[dict[str, Any]]:
     """A split as a sequence of rows, cached per process because a fork breaks open files."""
     import tensorflow_datasets as library
 
@@ -188,6 +193,12 @@ def _open(directory: str, split: str, _process: int) -> Sequence[dict[str, Any]]
         if isinstance(feature, library.features.Image)
     }
     return builder.as_data_source(split, decoders=encoded)
+
+
+def _version(directory: Path) -> str:
+    """A hash of the names, sizes and modification times of the files of a prepared data set."""
+    rows = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(directory.iterdir())]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
 def _features(info: Any) -> dict[str, Any]:
