@@ -343,7 +343,7 @@ def test_other_kinds_of_layer_keep_the_names_of_the_file(tmp_path: Path):
 
 
 @each_form
-def test_a_nested_model_is_an_error_that_names_it(tmp_path: Path, form: str):
+def test_a_model_in_a_model_has_its_name_before_its_layers(tmp_path: Path, form: str):
     WRITERS[form](tmp_path / "w", (LAYERS[8],))
     inner = io.BytesIO()
     if form in ("legacy", "whole"):
@@ -352,6 +352,7 @@ def test_a_nested_model_is_an_error_that_names_it(tmp_path: Path, form: str):
             at.attrs["layer_names"] = [b"mobilenet", b"top"]
             group = at.create_group("mobilenet")
             group.attrs["weight_names"] = [b"conv1/kernel:0", b"conv1_bn/gamma:0"]
+            group["conv1/kernel:0"] = group["conv1_bn/gamma:0"] = np.ones(2, np.float32)
     else:
         with h5py.File(inner, "w") as root:
             numbered_group(root, (LAYERS[8],), "layers", True)
@@ -363,10 +364,16 @@ def test_a_nested_model_is_an_error_that_names_it(tmp_path: Path, form: str):
         with zipfile.ZipFile(tmp_path / "w", "w") as zipped:
             zipped.writestr("config.json", json.dumps({"config": {"layers": config}}))
             zipped.writestr("model.weights.h5", inner.getvalue())
-    assert error_of(tmp_path / "w") == (
-        "its layer 'mobilenet' is a model or contains layers; save that layer by itself: "
-        "model.get_layer('mobilenet').save('mobilenet.keras')"
-    )
+    names = list(read(tmp_path / "w"))
+    if form in ("legacy", "whole"):
+        assert names == [
+            "mobilenet/conv1/kernel",
+            "mobilenet/conv1_bn/gamma",
+            *expected((LAYERS[8],)),
+        ]
+    else:
+        inner_names = [f"mobilenet/{name}" for name in expected((LAYERS[1],))]
+        assert sorted(names) == sorted([*inner_names, *expected((LAYERS[8],))])
 
 
 @pytest.mark.parametrize(
@@ -409,15 +416,13 @@ def test_data_sets_in_another_file_are_an_error(tmp_path: Path, where: str, form
     )
 
 
-@pytest.mark.parametrize(
-    "data", [np.int32([1, 2]), np.uint8([1]), np.bytes_(b"x"), np.complex64([1])], ids=str
-)
+@pytest.mark.parametrize("data", [np.bytes_(b"x"), np.complex64([1]), np.array([True])], ids=str)
 def test_data_sets_of_other_types_are_an_error(tmp_path: Path, data: Any):
     with h5py.File(numbered(tmp_path / "w", (LAYERS[8],)), "r+") as root:
         del root["layers/dense/vars/0"]
         root["layers/dense/vars/0"] = data
     message = error_of(tmp_path / "w")
-    assert "wrong type of /layers/dense/vars/0: got " in message and "floating-point" in message
+    assert "wrong type of /layers/dense/vars/0: got " in message and "number type" in message
 
 
 def test_data_sets_larger_than_their_file_are_an_error_and_use_no_memory(tmp_path: Path):
@@ -568,7 +573,7 @@ def test_files_that_keras_wrote_are_read(tmp_path: Path, keras: Any, name: str):
 
 @pytest.mark.parity
 @keras_warns
-def test_a_trained_nested_model_that_keras_wrote_is_an_error(tmp_path: Path, keras: Any):
+def test_a_trained_nested_model_that_keras_wrote_is_read(tmp_path: Path, keras: Any):
     layers = keras.layers
     inner = keras.Sequential(
         [keras.Input((8, 8, 3)), layers.Conv2D(2, 3), layers.BatchNormalization()], name="inner"
@@ -579,6 +584,7 @@ def test_a_trained_nested_model_that_keras_wrote_is_an_error(tmp_path: Path, ker
     model.compile("adam", "mse")
     model.fit(np.zeros((2, 8, 8, 3)), np.zeros((2, 1)), verbose=0)
     for path in save_in_every_form(keras, model, tmp_path):
-        assert "its layer 'inner' is a model or contains layers" in error_of(path)
+        names = list(read(path))
+        assert len(names) == 8 and sum(name.startswith("inner/") for name in names) == 6
     for path in save_in_every_form(keras, inner, tmp_path):
         assert len(read(path)) == 6

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from tl.weights import readers
+from tl.weights import pickles
 from tl.weights.readers import TORCH_MAGIC, read
 
 # --- torch's files, written without torch -----------------------------------------------------
@@ -333,10 +333,10 @@ def test_a_pickle_that_would_execute_something_is_an_error_and_executes_nothing(
     file.write_bytes(pickle.dumps(hostile(canary)[name], protocol=protocol))
     message = error_of(file)
     assert not canary.exists()
-    assert (
-        "which tensors do not need; nothing was executed" in message
-        or "not a number type" in message
-    )
+    if name in ("builtins.getattr", "pathlib.Path"):  # harmless as a record
+        assert "it has no dict of tensors: got an object of" in message
+    else:
+        assert "which tensors do not need; nothing was executed" in message
     if name in ("os.system", "builtins.exec"):
         pickle.loads(file.read_bytes())
         assert canary.exists(), "the canary itself does not work"
@@ -377,7 +377,7 @@ def test_a_torch_file_that_would_execute_something_is_an_error(tmp_path: Path, w
     ],
 )
 @pytest.mark.parametrize("form", ["zip", "pickle"])
-def test_names_that_tensors_do_not_need_are_an_error(
+def test_names_that_tensors_do_not_need_are_placeholders_and_never_tensors(
     tmp_path: Path, module: str, name: str, form: str
 ):
     tree = {"w": Call(Name(module, name), ("x",))}
@@ -385,7 +385,11 @@ def test_names_that_tensors_do_not_need_are_an_error(
         torch_zip(tmp_path / "w", tree, {})
     else:
         (tmp_path / "w").write_bytes(pickled(tree))
-    assert f"it names {module}.{name}," in error_of(tmp_path / "w")
+    message = error_of(tmp_path / "w")
+    if form == "pickle" and name == "_load_from_bytes":  # which is read as data; "x" is not
+        assert "bytes-like object" in message
+    else:
+        assert f"it has no dict of tensors: got dict with w ({module}.{name})" == message
 
 
 # --- files with false sizes, and files of other formats ---------------------------------------
@@ -636,4 +640,4 @@ def test_random_bytes_raise_only_value_errors(tmp_path_factory: pytest.TempPathF
 
 
 def test_every_storage_type_is_tested():
-    assert readers.STORAGES.keys() == NUMBERS.keys()
+    assert pickles.STORAGES.keys() == NUMBERS.keys()

@@ -48,14 +48,25 @@ LEGACY_NAMES = {
 }
 # Groups that hold the layers; Keras 2.12 and 2.13 write the second.
 CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+# Layers that prepare the input, and the settings of them that are reported.
+PREPROCESSING = ("Resizing", "CenterCrop", "Rescaling", "Normalization")
+SETTINGS = (
+    "height width interpolation crop_to_aspect_ratio scale offset axis mean variance invert"
+).split()
+# Attributes and config entries under which programs keep the names of the classes.
+CLASS_NAMES = ("class_names", "classes", "labels", "class_indices")
+ATTRIBUTES = ("model_config", "keras_version", *CLASS_NAMES)
 KERNELS = {"dense", "depthwise_conv2d"} | {
     f"conv{n}d{form}" for n in (1, 2, 3) for form in ("", "_transpose")
 }
 NORMS = {"batch_normalization", "sync_batch_normalization"}
 
 
-def read_keras(archive: ZipFile) -> dict[str, np.ndarray]:
+def read_keras(archive: ZipFile) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The weights of a `.keras` archive, in the order of the layers in its `config.json`.
+
+    Returns:
+      As `read_h5`.
 
     Raises:
       ValueError: as `read_h5`, or the archive is compressed or lacks the weights.
@@ -68,12 +79,15 @@ def read_keras(archive: ZipFile) -> dict[str, np.ndarray]:
     if any(info.compress_type != ZIP_STORED for info in archive.infolist()):
         raise ValueError("it is a compressed zip, but Keras does not compress archives")
     config = json.loads(archive.read("config.json"))
-    return read_h5(
-        BytesIO(archive.read("model.weights.h5")), config.get("config", {}).get("layers", [])
-    )
+    file = BytesIO(archive.read("model.weights.h5"))
+    arrays, _ = read_h5(file, config.get("config", {}).get("layers", []))
+    versions = json.loads(archive.read("metadata.json")) if "metadata.json" in names else {}
+    return arrays, _metadata(config, versions)
 
 
-def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[str, np.ndarray]:
+def read_h5(
+    file: BinaryIO, layers: list[dict[str, Any]] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The weights in an HDF5 file of Keras.
 
     Args:
@@ -81,7 +95,9 @@ def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[
       layers: the layers in the config of a `.keras` archive, if the file is part of one.
 
     Returns:
-      `<layer>/<weight>` -> array, in the file's order and dtype.
+      `<layer>/<weight>` -> array, in the file's order and dtype; and the metadata of `_metadata`,
+      empty if the file does not hold the model's config. Layers of a model within the model have
+      the names `<model>/<layer>/<weight>`.
 
     Raises:
       ValueError: h5py is not installed, the layout is not one of Keras, or the file refers to other
@@ -112,7 +128,65 @@ def read_h5(file: BinaryIO, layers: list[dict[str, Any]] | None = None) -> dict[
             if name in arrays:
                 raise ValueError(f"it has {name} twice")
             arrays[name] = array
-        return arrays
+        stored = {name: _text(root.attrs[name]) for name in root.attrs if name in ATTRIBUTES}
+        model = stored.pop("model_config", None)
+        return arrays, _metadata(model if isinstance(model, dict) else {}, stored)
+
+
+def _text(value: Any) -> Any:
+    """An attribute of text, parsed if it is JSON; lists of text as lists."""
+    if isinstance(value, np.ndarray):
+        return [_text(item) for item in value.ravel().tolist()]
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    try:
+        return json.loads(text) if text[:1] in "{[" else text
+    except ValueError:
+        return text
+
+
+def _metadata(model: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Keras file says about its model.
+
+    Args:
+      model: the model's config, as in `config.json`; {} if there is none.
+      stored: version and class names, as attributes or `metadata.json` hold them.
+
+    Returns:
+      `name`, `class_name`, `input_shape`, `keras_version`, `class_names`, and "preprocessing", the
+      settings of the layers that resize, rescale or normalize the input; only those in the file.
+    """
+    config = model.get("config")
+    config = config if isinstance(config, dict) else {}
+    found: dict[str, Any] = {
+        "name": config.get("name"),
+        "class_name": model.get("class_name"),
+        "keras_version": stored.get("keras_version"),
+    }
+    for key in CLASS_NAMES:
+        found["class_names"] = found.get("class_names") or stored.get(key) or config.get(key)
+    preprocessing = []
+    for layer in _all_layers(config):
+        options = layer.get("config")
+        if not isinstance(options, dict):
+            continue
+        if layer.get("class_name") == "InputLayer":
+            shape = options.get("batch_shape") or options.get("batch_input_shape")
+            found["input_shape"] = found.get("input_shape") or shape
+        if layer.get("class_name") in PREPROCESSING:
+            settings = {key: options[key] for key in SETTINGS if options.get(key) is not None}
+            preprocessing.append({"class_name": layer["class_name"], **settings})
+    found["preprocessing"] = preprocessing
+    return {key: value for key, value in found.items() if value}
+
+
+def _all_layers(config: Mapping[str, Any], depth: int = 4) -> Iterator[Mapping[str, Any]]:
+    """The layers of a config and of the models in it."""
+    layers = config.get("layers")
+    for layer in layers if isinstance(layers, list) and depth else ():
+        if isinstance(layer, dict):
+            yield layer
+            inner = layer.get("config")
+            yield from _all_layers(inner if isinstance(inner, dict) else {}, depth - 1)
 
 
 class _Reader:
@@ -131,10 +205,8 @@ class _Reader:
                 f"{name} is in another file, which is not read; save the model again as one file"
             )
         bf16 = data.dtype == np.dtype("V2") and data.attrs.get("dtype") == "bfloat16"
-        if data.dtype.kind != "f" and not bf16:
-            raise ValueError(
-                f"wrong type of {name}: got {data.dtype}, expected a floating-point type"
-            )
+        if data.dtype.kind not in "fiu" and not bf16:
+            raise ValueError(f"wrong type of {name}: got {data.dtype}, expected a number type")
         self.remaining -= math.prod(data.shape) * data.dtype.itemsize
         if self.remaining < 0:
             raise ValueError(
@@ -174,7 +246,7 @@ def _names(group: Any, attribute: str) -> list[str]:
 
 def _nested(layer: str) -> ValueError:
     return ValueError(
-        f"its layer {layer!r} is a model or contains layers; save that layer by itself: "
+        f"its layer {layer!r} contains layers but is not a model; save that layer by itself: "
         f"model.get_layer({layer!r}).save('{layer}.keras')"
     )
 
@@ -183,15 +255,15 @@ def _legacy(root: Any, reader: _Reader) -> Iterator[tuple[str, np.ndarray]]:
     for layer in _names(root, "layer_names"):
         group = _child(root, layer)
         weights = _names(group, "weight_names")
-        # The weights of one layer have the same scope.
-        if len({path.rpartition("/")[0] for path in weights}) > 1:
-            raise _nested(layer)
+        # The weights of one layer have the same scope; a model in the model has several.
+        nested = len({path.rpartition("/")[0] for path in weights}) > 1
         for path in weights:
+            inner = f"{path.split('/')[-2]}/" if nested and "/" in path else ""
             last = re.sub(r":\d+$", "", path.rpartition("/")[2])
             # Keras 1: block1_conv1_W_1:0.
             keras1 = re.fullmatch(rf"{re.escape(layer)}_([A-Za-z_]+?)(_\d+)?", last)
             name = keras1[1] if keras1 else last
-            yield f"{layer}/{LEGACY_NAMES.get(name, name)}", reader.array(group, path)
+            yield f"{layer}/{inner}{LEGACY_NAMES.get(name, name)}", reader.array(group, path)
 
 
 def _numbered(
@@ -205,7 +277,12 @@ def _numbered(
         variables = _child(group, "vars") if "vars" in parts else None
         stored_name = key if variables is None else variables.attrs.get("name", key)
         layer = options.get("name", stored_name)
-        for part in parts - {"vars", "seed_generator"}:  # the second is the random state of dropout
+        models = [_child(group, part) for part in CONTAINERS if part in parts]
+        for model in models[:1]:
+            for name, array in _numbered(model, reader, options.get("layers", [])):
+                yield f"{layer}/{name}", array
+        # A seed generator is the random state of dropout.
+        for part in parts - {"vars", "seed_generator"} if not models else ():
             if any(
                 name != "vars" or len(_child(group, f"{part}/vars")) for name in _child(group, part)
             ):

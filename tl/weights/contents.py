@@ -1,0 +1,216 @@
+"""The tensors of a weights file, and the readings of their names.
+
+Wrappers of torch, layers that normalize the input and copies are taken out (`cleaned`). This module
+does not know architectures: `candidates` lists the readings of names with a shared prefix, of which
+`tl.models.loading` takes the one that fits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+class Contents(NamedTuple):
+    """The tensors of a file, and what else the file says about them.
+
+    Attributes:
+      arrays: name -> array, with the dtype and in the order of the file, without `prefix`.
+      format: "safetensors", "torch", "numpy pickle" or "keras".
+      metadata: JSON-ready values: safetensors' `__metadata__`, timm's `arch`, `epoch`, `metric` and
+        `args`, the name and preprocessing layers of a Keras config, and "normalizer" with `mean`
+        and `std` if the file has a layer that normalizes its input; empty if there are none.
+      chosen: key path of the dict that was read, such as "state_dict_ema"; "" for the top level.
+      prefix: what was removed from the beginning of all names, such as "module.", or "".
+      left_out: names of the entries that are not among `arrays`, such as "optimizer" and "epoch".
+      remarks: what a user should know about this choice, one sentence each.
+    """
+
+    arrays: Arrays
+    format: str
+    metadata: Mapping[str, Any] = {}
+    chosen: str = ""
+    prefix: str = ""
+    left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+# Attributes under which torch's wrappers hold the network; no architecture has such a name.
+_WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+}
+# Readings of a file that `candidates` lists at most; real files need four.
+_MOST_CANDIDATES = 16
+
+
+def without_wrappers(named: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Names without the parts of torch's wrappers, and the part that all names began with."""
+    bare = {
+        ".".join(part for part in name.split(".") if part not in _WRAPPERS) or name: value
+        for name, value in named.items()
+    }
+    if len(bare) < len(named):  # two names would become one
+        return dict(named), ""
+    prefix = ""
+    for part in os.path.commonprefix([name.split(".")[:-1] for name in named if "." in name]):
+        if part not in _WRAPPERS:
+            break
+        prefix += f"{part}."
+    return bare, prefix
+
+
+def shared_prefix(names: Mapping[str, Any]) -> str:
+    """The parts, each ended by a dot or slash, with which all names begin."""
+    parts = os.path.commonprefix([re.findall(r"[^./]*[./]", name) for name in names])
+    return "".join(parts)
+
+
+def cleaned(read: Contents) -> Contents:
+    """The tensors of the network alone: without wrappers, a normalizing layer, and copies.
+
+    The layer that normalizes the input of a wrapped network (`normalizer.new_mean`, as in
+    MadryLab's robustness library) becomes "normalizer" in the metadata.
+    """
+    arrays, prefix = without_wrappers(read.arrays)
+    remarks = list(read.remarks)
+    changed = sum(a != b for a, b in zip(arrays, read.arrays, strict=True))
+    if changed:
+        what = f"prefix {prefix!r}" if prefix else "the name of a wrapper"
+        remarks.append(f"{what} was removed from the names of {changed} tensors")
+    left_out = list(read.left_out)
+    metadata = dict(read.metadata)
+    if arrays.pop("n_averaged", None) is not None:  # torch.optim.swa_utils.AveragedModel
+        left_out.append("n_averaged")
+    for mean, std in _normalizers(arrays):
+        values = {"mean": _numbers(arrays.pop(mean)), "std": _numbers(arrays.pop(std))}
+        left_out += [mean, std]
+        if metadata.setdefault("normalizer", values) is values:
+            remarks.append(
+                f"the file normalizes its input with mean {values['mean']} and std {values['std']} "
+                f"({mean.rpartition('.')[0][:40] or 'mean, std'})"
+            )
+    for copy, original in _copies(arrays):
+        names = [name for name in arrays if name.startswith(copy)]
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(copy)}
+        left_out.append(copy.rstrip("."))
+        remarks.append(
+            f"{len(names)} tensors under {copy[:60]!r} are left out as copies of those under "
+            f"{original[:60]!r}"
+        )
+    return read._replace(
+        arrays=arrays,
+        metadata=metadata,
+        prefix=prefix,
+        left_out=tuple(left_out),
+        remarks=tuple(remarks),
+    )
+
+
+def _numbers(array: np.ndarray) -> list[float]:
+    """The values in the fewest decimals that give the same float32."""
+    return [float(str(value)) for value in array.astype(np.float32).ravel()]
+
+
+def _normalizers(arrays: Arrays) -> list[tuple[str, str]]:
+    """Pairs of names: the mean and the standard deviation of a few channels, in one module."""
+    pairs = []
+    for name, array in arrays.items():
+        scope, dot, last = name.rpartition(".")
+        found = re.fullmatch(r"(\w*_)?(mean|mu)", last)
+        if not found or not 1 <= array.size <= 4:
+            continue
+        for std in ("std", "sigma", "stdev"):
+            partner = f"{scope}{dot}{found[1] or ''}{std}"
+            if partner in arrays and arrays[partner].size == array.size:
+                pairs.append((name, partner))
+                break
+    return pairs
+
+
+def _copies(arrays: Arrays) -> list[tuple[str, str]]:
+    """Pairs of prefixes whose tensors are all equal: the copy, and the original.
+
+    A pair must have 80 % of all tensors, so that equal layers of one network are no pair.
+    """
+    shared = shared_prefix(arrays)
+    suffixes: dict[str, list[str]] = {}
+    for name in arrays:
+        parts = name[len(shared) :].split(".")
+        for depth in range(1, min(4, len(parts))):
+            prefix = shared + ".".join(parts[:depth]) + "."
+            suffixes.setdefault(prefix, []).append(name[len(prefix) :])
+    large = sorted(
+        (prefix for prefix, rest in suffixes.items() if 5 * len(rest) >= 2 * len(arrays)),
+        key=lambda prefix: prefix.count("."),
+    )
+    pairs: list[tuple[str, str]] = []
+    for index, original in enumerate(large):
+        for copy in large[index + 1 :]:
+            rest = suffixes[original]
+            nested = copy.startswith(original) or any(copy.startswith(p) for p, _ in pairs)
+            if nested or set(rest) != set(suffixes[copy]):
+                continue
+            both = [(arrays[original + name], arrays[copy + name]) for name in rest]
+            varied = any(a.size > 1 and (a != a.flat[0]).any() for a, _ in both)
+            if varied and all(np.array_equal(a, b) for a, b in both):
+                pairs.append((copy, original))
+    return pairs
+
+
+def candidates(read: Contents) -> list[Contents]:
+    """Readings of the same tensors with more and more of a shared prefix removed.
+
+    The first is `read` itself. Each of the others lacks a further prefix that all names share
+    ("model.", "net.encoder.", ...), or takes the tensors of one branch that has at least 40 % of
+    all ("backbone." next to "projector."): once alone, with its siblings in `left_out`, and once
+    with its siblings under their own names. A caller that knows the architecture takes the first of
+    those that fit best.
+    """
+    readings = [read]
+    for reading in readings:  # which grows
+        if len(readings) >= _MOST_CANDIDATES:
+            break
+        groups: dict[str, list[str]] = {}
+        for name in reading.arrays:
+            first = re.match(r"[^./]*[./]", name)
+            groups.setdefault(first[0] if first else "", []).append(name)
+        for prefix, names in groups.items():
+            if prefix and 5 * len(names) >= 2 * len(reading.arrays):
+                readings += _readings_under(reading, prefix, names)
+    return readings[:_MOST_CANDIDATES]
+
+
+def _readings_under(reading: Contents, prefix: str, names: list[str]) -> list[Contents]:
+    """The readings of `candidates` without one more part of the prefix."""
+    branch = {name[len(prefix) :]: reading.arrays[name] for name in names}
+    rest = {name: array for name, array in reading.arrays.items() if not name.startswith(prefix)}
+    removed = reading.prefix + prefix
+    shown = removed if len(removed) <= 60 else f"...{removed[-57:]}"
+    count = f"{len(names)} tensors" if rest else f"all {len(names)} tensors"
+    remark = f"prefix {shown!r} was removed from the names of {count}"
+    base = tuple(r for r in reading.remarks if not r.startswith("prefix ")) + (remark,)
+    siblings = list(dict.fromkeys(re.match(r"[^./]*", name)[0] for name in rest))  # pyright: ignore
+    alone = reading._replace(
+        arrays=branch,
+        prefix=removed,
+        left_out=(*reading.left_out, *siblings),
+        remarks=base,
+    )
+    if not rest:
+        return [alone]
+    words = ", ".join(siblings)
+    words = words if len(words) <= 60 else f"{words[:57]}..."
+    alone = alone._replace(remarks=(*base, f"{len(rest)} tensors are left out: {words}"))
+    if branch.keys() & rest.keys():
+        return [alone]
+    return [alone, reading._replace(arrays=branch | rest, prefix=removed, remarks=base)]
