@@ -270,8 +270,10 @@ def test_reestimated_statistics_are_those_of_all_readable_images(colors: data.Da
     context = phase.FitContext(clf, colors, colors, recipe, 0, None, print, print)
     new = fit.reestimate(context, variables["params"], before, rules.norm_layers(before))
     zero = {**variables, "batch_stats": jax.tree.map(np.zeros_like, before)}
+    order = np.random.default_rng(0).permutation(len(colors.examples))
+    shuffled = dataclasses.replace(colors, examples=tuple(colors.examples[i] for i in order))
     sums = []
-    for batch, _ in inputs.ImageInputs(clf, colors, context.augment).evaluation(8):
+    for batch, _ in inputs.ImageInputs(clf, shuffled, context.augment).evaluation(8):
         images01 = np.asarray(batch.inputs)[batch.valid] / np.float32(255)
         stats = jax.jit(clf.apply, static_argnums=2)(zero, images01, Mode.TRAIN).stats
         share = batch.valid.sum() / 11
@@ -279,3 +281,20 @@ def test_reestimated_statistics_are_those_of_all_readable_images(colors: data.Da
     momentum = 0.1
     expected = jax.tree.map(lambda *leaves: sum(leaves) / momentum, *sums)
     assert difference(new, expected) <= EXACT
+
+
+def test_reestimated_statistics_are_not_those_of_batches_of_one_class(
+    colors: data.DataSpec,
+) -> None:
+    """A folder is sorted by class, and the variance in a batch of one class is too small."""
+    clf, variables = network()
+    before = variables["batch_stats"]
+
+    def variance_in_first_layer(batch_size: int) -> np.ndarray:
+        recipe = dataclasses.replace(UPDATE, bn="reestimate", batch_size=batch_size)
+        context = phase.FitContext(clf, colors, colors, recipe, 0, None, print, print)
+        new = fit.reestimate(context, variables["params"], before, rules.norm_layers(before))
+        return new["backbone"]["stage1"]["conv0"]["norm"]["var"]
+
+    of_all, of_halves = variance_in_first_layer(12), variance_in_first_layer(6)
+    np.testing.assert_allclose(of_halves, of_all, rtol=0.25)

@@ -252,12 +252,15 @@ def reestimate(
         return clf.apply(variables, images01, Mode.TRAIN, **norms).stats["backbone"]
 
     sums, shares, on_device = None, 0.0, jax.device_put((params, zero))
-    images = inputs.ImageInputs(clf, context.train_set, context.augment)
-    for examples, _ in images.evaluation(b):
-        share = float(np.mean(examples.valid))
-        new = update(*on_device, examples.inputs, None if share == 1.0 else examples.valid)
-        batch = {name: share * leaf for name, leaf in paths.flatten(new).items()}
-        sums = batch if sums is None else {n: sums[n] + leaf for n, leaf in batch.items()}
+    examples = context.train_set.examples
+    order = np.random.default_rng(context.seed).permutation(len(examples))
+    shuffled = dataclasses.replace(context.train_set, examples=tuple(examples[i] for i in order))
+    images = inputs.ImageInputs(clf, shuffled, context.augment)
+    for batch, _ in images.evaluation(b):
+        share = float(np.mean(batch.valid))
+        new = update(*on_device, batch.inputs, None if share == 1.0 else batch.valid)
+        weighted = {name: share * leaf for name, leaf in paths.flatten(new).items()}
+        sums = weighted if sums is None else {n: sums[n] + leaf for n, leaf in weighted.items()}
         shares += share
     if sums is None or not shares:
         raise ValueError(
