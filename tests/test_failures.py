@@ -20,7 +20,7 @@ from tl import data, inference, models, pages, reporting
 from tl.evaluation import attack_settings, attacked, sets
 from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.transfer import TransferSettings, transfer
-from tl.training import fit
+from tl.training import fit, rate_finder
 from tl.training.recipe import Recipe
 from tl.visualize import grid, ideal, specs
 
@@ -71,6 +71,12 @@ def finish(run: reporting.Run, result: dict[str, Any]) -> dict[str, Any]:
             "`robust_attack=apgd_dlr` cannot test a network with 2 classes .*at least 3 classes",
         ),
         ({"recipe": dataclasses.replace(RECIPE, augment="crop")}, "`tta` needs an augmentation"),
+        ({"recipe": dataclasses.replace(RECIPE, augment="none")}, "`tta` needs an augmentation"),
+        (
+            {"recipe": dataclasses.replace(RECIPE, microbatches=3)},
+            "`microbatches` must divide `batch_size`: got 3 parts of a batch of 8",
+        ),
+        ({"robust_eps": 0.0}, "`robust_attack=fgsm` has no effect without `robust_eps`"),
         (
             {"recipe": dataclasses.replace(RECIPE, rules=(("head/.*", "head"), (".*", "freeze")))},
             "label 'freeze' of rule .* would train; write 'frozen' to freeze",
@@ -99,6 +105,14 @@ def test_what_can_be_checked_is_checked_before_the_first_step(
 
 def broken(path: Any) -> Any:
     raise data.ImageError("it is broken", path)
+
+
+def test_options_that_would_have_no_effect_are_refused(spec: data.DataSpec) -> None:
+    clf, variables = toys.classifier("toy_vgg", 2, size=16)
+    with pytest.raises(ValueError, match="no effect on `tune=probe`, which takes no gradient"):
+        rate_finder.find_rate(clf, variables, spec, Recipe(tune="probe"), seed=0)
+    with pytest.raises(ValueError, match="`patience=2` needs validation images"):
+        fit.fit(clf, variables, spec, None, dataclasses.replace(RECIPE, patience=2))
 
 
 def test_all_phases_are_checked_before_the_first(

@@ -304,18 +304,32 @@ def test_transfer_trains_selects_and_tests_under_attack(
     assert any("Accuracy under attack" in str(section) for section in sections)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "rows"),
+    [
+        (Recipe(tune="probe"), {"now"}),
+        # The default `tune=probe` of the command line does not count where there are rules.
+        (
+            Recipe(tune="probe", rules=(("head/.*", "head"), (".*", "frozen")), epochs=1),
+            {"before", "after"},
+        ),
+    ],
+)
 def test_a_probe_is_compared_with_no_other_classifier_under_attack(
     images: data.DataSpec,
     network: tuple[models.Classifier, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    recipe: Recipe,
+    rows: set[str],
 ) -> None:
     module = importlib.import_module("tl.evaluation.robust")
     monkeypatch.setattr(module, "robust", lambda *args, **options: options)
     run = reporting.start("transfer", tmp_path / "run", {"seed": 0})
-    settings = TransferSettings(Recipe(tune="probe"), robust_eps=4 / 255)
+    settings = TransferSettings(recipe, robust_eps=4 / 255)
     result = transfer(run, *network, images, None, settings)
-    assert result["robust"] == {"now": {"eps": 4 / 255, "method": "pgd", "seed": 0}}
+    row = {"eps": 4 / 255, "method": "pgd", "seed": 0}
+    assert result["robust"] == dict.fromkeys(rows, row)
 
 
 def test_the_epoch_with_the_smallest_error_under_attack_is_selected() -> None:

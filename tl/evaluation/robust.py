@@ -33,8 +33,9 @@ def check_robust(
       classes: number of classes of the network; None if it is not known yet.
 
     Raises:
-      ValueError: `robust_eps` is outside [0, 1]; `robust_queries` is set for an attack that does
-        not use it; or the attack does not work in Linf or for so few classes.
+      ValueError: `robust_eps` is outside [0, 1]; `robust_attack` is set without `robust_eps`;
+        `robust_queries` is set for an attack that does not use it; or the attack does not work in
+        Linf or for so few classes.
     """
     if not 0 <= robust_eps <= 1:
         raise ValueError(
@@ -47,6 +48,11 @@ def check_robust(
             "`robust_attack=autoattack`"
         )
     if not robust_eps:
+        if robust_attack != "pgd":
+            raise ValueError(
+                f"`robust_attack={robust_attack}` has no effect without `robust_eps`; give a "
+                "radius, such as 2/255"
+            )
         return
     search, network = _search(robust_attack, robust_queries), "a network"
     if classes is not None:
@@ -94,7 +100,8 @@ def robust(
       ValueError: as `check_robust`.
     """
     k = len(inference.class_table(clf).entries)
-    check_robust(eps, method, queries, classes=k)
+    if eps:
+        check_robust(eps, method, queries, classes=k)
     attack = _attack(clf, method, queries)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     # Several rounds of images per batch, because slots stay empty while the last images of a batch
@@ -157,7 +164,7 @@ def robust_rows(
     """
     attack: dict[str, Any] = {"eps": eps, "method": method, "seed": seed}
     row = robust(clf, trained, parts.test, **attack)
-    if recipe.tune == "probe":
+    if recipe.tune == "probe" and not recipe.rules:
         return {"now": row}
     rows = {"after": row}
     if heads.kind(clf.head) == "linear":  # type: ignore[arg-type]

@@ -350,8 +350,8 @@ def check_settings(clf: Classifier, variables: Variables, settings: TransferSett
       settings: how to train and test.
 
     Raises:
-      ValueError: a probe under a head that is not linear; `tta` with an augmentation without a
-        finite number of views; those of `fit.check_recipe` and `robust.check_robust`.
+      ValueError: a probe under a head that is not linear; `tta` with an augmentation that does not
+        have several views; those of `fit.check_recipe` and `robust.check_robust`.
     """
     recipe = settings.recipe
     phases = recipe.phases(clf.spec.endpoints)
@@ -360,10 +360,10 @@ def check_settings(clf: Classifier, variables: Variables, settings: TransferSett
             f"`tune={recipe.tune}` fits a linear head: got `head={settings.head}`; use "
             f"`head=linear`, or `tune=head` for {settings.head}"
         )
-    if settings.tta and make_augment(recipe.augment, size=clf.pixels.size).views is None:
+    if settings.tta and len(make_augment(recipe.augment, size=clf.pixels.size).views or ()) < 2:
         raise ValueError(
-            "`tta` needs an augmentation with a finite number of views, such as flip or dihedral: "
-            f"got `augment={recipe.augment}`"
+            "`tta` needs an augmentation with a finite number of views (at least 2), such as flip "
+            f"or dihedral: got `augment={recipe.augment}`"
         )
     start = clf.reset_head(variables, key=jax.random.key(0))
     check_recipe(clf, start["params"], recipe)

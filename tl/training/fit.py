@@ -105,10 +105,11 @@ def fit(
 
     Raises:
       ValueError: rules that do not fit the network; checkpoints in `folder` of a run with other
-        images, classes, weights or settings; soft labels for a set whose labels are all
-        certain; adversarial training of a phase that reads cached outputs or takes no gradient
-        steps; a loss that is not finite (names step and images; the last finite state is in
-        `folder`); a batch that does not fit into memory (names a size that does).
+        images, classes, weights or settings; soft labels for a set whose labels are all certain;
+        `patience` without validation images; adversarial training of a phase that reads cached
+        outputs or takes no gradient steps; a loss that is not finite (names step and images; the
+        last finite state is in `folder`); a batch that does not fit into memory (names a size that
+        does).
     """
     partitions = check_recipe(clf, variables["params"], recipe)
     context = FitContext(
@@ -122,6 +123,11 @@ def fit(
         say,
         resumed,
     )
+    if recipe.patience and not context.validation_set.examples:
+        raise ValueError(
+            f"`patience={recipe.patience}` needs validation images, but there are none; set "
+            "`validation_fraction` above 0, or `patience=0`"
+        )
     if folder is not None:
         resume.same_inputs(folder / "inputs.json", _inputs(context, variables))
     params: Any = jax.tree.map(np.asarray, variables["params"])
@@ -182,9 +188,14 @@ def check_recipe(
 
     Raises:
       ValueError: rules that do not fit the network; an adversary in a phase that takes no gradient
-        steps or reads cached outputs.
+        steps or reads cached outputs; `microbatches` that do not divide the batch.
     """
     check_adversary(recipe, clf.spec.endpoints)
+    if recipe.batch_size % recipe.microbatches:
+        raise ValueError(
+            f"`microbatches` must divide `batch_size`: got {recipe.microbatches} parts of a batch "
+            f"of {recipe.batch_size}"
+        )
     partitions = []
     for phase in recipe.phases(clf.spec.endpoints):
         partition = paths.partition(params, phase.rules)
@@ -219,10 +230,12 @@ def reestimate(
     """BatchNorm statistics of some layers, computed again from the training images.
 
     They are means over the statistics of all batches, without augmentation and momentum. A batch
-    has the weight of its readable images; other slots do not count.
+    has the weight of its readable images; other slots do not count. The images are shuffled,
+    because a data set is often sorted by class, and the variance in a batch of one class is too
+    small.
 
     Args:
-      context: the arguments of `fit`.
+      context: the arguments of `fit`; its seed decides the order of the images.
       params, stats: the trained network.
       layers: names as in `rules.norm_layer_name`.
 

@@ -72,6 +72,9 @@ def find_rate(
     Returns:
       Rates; the rate is 1e-3 if the first loss is not finite.
 
+    Raises:
+      ValueError: the recipe takes no gradient steps.
+
     Reference:
       Smith 2017, arXiv:1506.01186, section 3.3; smoothing (0.9) and the tenth as in fastai's
       `lr_find`.
@@ -89,6 +92,11 @@ def find_rate(
         lambda line: None,
     )
     last = trial.phases(clf.spec.endpoints)[-1]._replace(share=1.0)
+    if last.name == "probe":
+        raise ValueError(
+            f"a learning rate has no effect on `tune={recipe.tune}`, which takes no gradient "
+            "steps: expected another `tune`, such as head, or no search"
+        )
     params, stats = variables["params"], variables.get("batch_stats", {})
     partition = paths.partition(params, last.rules)
     phase = prepare(context, 0, last, partition, params, stats, schedules=optim.rate_range)
