@@ -24,8 +24,7 @@ from tl.evaluation import sets
 from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.attacked import evaluate_attack
 from tl.evaluation.transfer import TransferSettings, transfer
-from tl.pages import common
-from tl.reporting import percent
+from tl.pages import common, quickstart
 from tl.visualize import grid, ideal, specs
 
 FLAGS = flags.FLAGS
@@ -42,56 +41,52 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
     inference.class_table(clf)
-
-    print("1 of 4: classifying the packaged photographs", flush=True)
     photographs = data.photographs()
     images = inference.read_images(clf, [str(photo.path) for photo in photographs])
     labels = np.array([-1 if photo.index is None else photo.index for photo in photographs])
-    predicted = inference.predict(clf, variables, images.paths, labels=labels)
-    predictions = sets.predictions_result(run, clf, predicted)
 
-    print("2 of 4: training a classifier of solar cells", flush=True)
-    cells = data.get("elpv")
-    if FLAGS.quick:
-        cells = data.split_stratified(
-            cells, test_fraction=0.15, seed=FLAGS.seed, near_duplicates=False
-        )[1]
-    settings = TransferSettings(first_seed=FLAGS.seed)
-    trained = transfer(run, clf, variables, cells, None, settings)
+    def predict() -> dict[str, Any]:
+        predicted = inference.predict(clf, variables, images.paths, labels=labels)
+        return sets.predictions_result(run, clf, predicted)
 
-    print("3 of 4: optimizing ideal images of a tabby and a zebra", flush=True)
-    chosen = specs.class_objectives(clf, "tabby,zebra")
-    steps = 64 if FLAGS.quick else grid.STEPS
-    ideal_settings = grid.IdealSettings(tv=(300.0, 0.0), steps=steps, seed=FLAGS.seed)
-    ideals = ideal.save(run, ideal.ideal([grid.network(clf, variables)], chosen, ideal_settings))
+    def train() -> dict[str, Any]:
+        cells = data.get("elpv")
+        facts = {"solar cells": f"{cells.source}; {cells.license}"}
+        if FLAGS.quick:
+            cells = data.split_stratified(
+                cells, test_fraction=0.15, seed=FLAGS.seed, near_duplicates=False
+            )[1]
+        settings = TransferSettings(first_seed=FLAGS.seed)
+        return transfer(run, clf, variables, cells, None, settings) | {"facts": facts}
 
-    print("4 of 4: attacking the photograph of a dalmatian", flush=True)
-    rows = np.flatnonzero(labels == DALMATIAN)
-    dog = inference.LoadedImages([images.paths[i] for i in rows], images.images[rows], [])
-    attack_settings = AttackSettings(eps=(4 / 255,), sanity_checks=not FLAGS.quick, seed=FLAGS.seed)
-    attacked = evaluate_attack(
-        run, clf, variables, dog, attack_settings, target="any cat", labels=labels[rows]
-    ).json()
+    def optimize() -> dict[str, Any]:
+        chosen = specs.class_objectives(clf, "tabby,zebra")
+        steps = 64 if FLAGS.quick else grid.STEPS
+        settings = grid.IdealSettings(tv=(300.0, 0.0), steps=steps, seed=FLAGS.seed)
+        return ideal.save(run, ideal.ideal([grid.network(clf, variables)], chosen, settings))
 
-    result: dict[str, Any] = {
-        "predict": predictions,
-        "transfer": trained,
-        "ideal": ideals,
-        "attack": attacked,
-        "facts": common.weights_facts(clf) | {"solar cells": f"{cells.source}; {cells.license}"},
+    def attack() -> dict[str, Any]:
+        rows = np.flatnonzero(labels == DALMATIAN)
+        dog = inference.LoadedImages([images.paths[i] for i in rows], images.images[rows], [])
+        settings = AttackSettings(eps=(4 / 255,), sanity_checks=not FLAGS.quick, seed=FLAGS.seed)
+        return evaluate_attack(
+            run, clf, variables, dog, settings, target="any cat", labels=labels[rows]
+        ).json()
+
+    parts = {
+        "predict": ("classifying the packaged photographs", predict),
+        "transfer": ("training a classifier of solar cells", train),
+        "ideal": ("optimizing ideal images of a tabby and a zebra", optimize),
+        "attack": ("attacking the photograph of a dalmatian", attack),
     }
+    result: dict[str, Any] = {"arch": clf.arch, "facts": common.weights_facts(clf)}
+    for number, (name, (words, part)) in enumerate(parts.items(), start=1):
+        print(f"{number} of 4: {words}", flush=True)
+        computed = run.attempt(name, part, {})
+        result["facts"] |= computed.pop("facts", {})
+        result |= {name: computed} if computed else {}
     page = pages.finish(run, result)
-    low, high = trained["test"]["top1_ci95"]
-    tabby, zebra = (row["probability"] for row in ideals["images"] if row["tv_weight"])
-    example = attacked["images"][0]
-    print(
-        f"predict:  {percent(predictions['top1'])} of {predictions['labelled']} photographs "
-        f"classified correctly\ntransfer: solar cells {percent(trained['test']['top1'])} "
-        f"({percent(low)} to {percent(high)}), majority class {percent(trained['majority'])}\n"
-        f"ideal:    tabby {tabby:.3f}, zebra {zebra:.3f}\n"
-        f"attack:   {example['from']} -> {example['to']} ({example['probability']:.3f}) at eps "
-        f"{example['eps']}\n{run.seconds:.0f} s; open {page}"
-    )
+    print(*quickstart.lines(result), f"{run.seconds:.0f} s; open {page}", sep="\n")
 
 
 if __name__ == "__main__":

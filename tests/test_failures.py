@@ -7,16 +7,19 @@ import functools
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from experiments import quickstart
 from tests import toys
 from tests.test_attacked import images, network  # noqa: F401 (a fixture)
 from tests.toys import toy_zoo  # noqa: F401 (a fixture)
-from tl import data, inference, models, pages, reporting
+from tl import cli, data, inference, models, pages, reporting
+from tl.data import packaged
 from tl.evaluation import attack_settings, attacked, sets
 from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.transfer import TransferSettings, transfer
@@ -293,3 +296,24 @@ def test_parts_of_ideal_images_that_fail_leave_the_rest(
     result = finish(run, ideal.save(run, made))
     assert set(result["failed"]) == {*parts, "sheet", "film"}
     assert all(Path(row["png"]).is_file() and row["judges"] == {} for row in result["images"])
+
+
+def test_a_part_of_quickstart_that_fails_leaves_the_others(
+    open_run: Any, spec: data.DataSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, paths = open_run("quickstart"), [Path(str(e.path)) for e in spec.examples]
+    photographs = [packaged.Photograph(path, i % 2, "") for i, path in enumerate(paths)]
+    monkeypatch.setattr(quickstart, "FLAGS", SimpleNamespace(quick=True, seed=0))
+    monkeypatch.setattr(cli, "load_model", lambda run: toys.classifier("toy_vgg", 2, size=16))
+    monkeypatch.setattr(data, "photographs", lambda: photographs)
+    monkeypatch.setattr(data, "get", lambda name: spec)
+    for function in ("transfer", "evaluate_attack"):
+        monkeypatch.setattr(quickstart, function, fail)
+    monkeypatch.setattr(ideal, "ideal", fail)
+    quickstart.main(run)
+    result = json.loads((run.workdir / "result.json").read_text())
+    assert set(result["failed"]) == {"transfer", "ideal", "attack"}
+    assert result["predict"]["n"] == len(photographs) and "transfer" not in result
+    html = (run.workdir / "report.html").read_text()
+    assert "Missing parts" in html and "Classification of photographs" in html
+    assert "Ideal images of two classes" not in html
