@@ -17,6 +17,7 @@ from tl import backbones
 from tl.models import Classifier, Provenance, heads
 from tl.paths import flatten
 from tl.pixels import PixelSpec
+from tl.types import DetailedError
 from tl.weights import tables
 from tl.weights.port import LAYOUTS, Target, port
 
@@ -53,13 +54,14 @@ def arrays(**changes: Any) -> dict[str, np.ndarray]:
 
 def problems(*args: Any, **kwargs: Any) -> set[str]:
     with pytest.raises(
-        ValueError, match=r"these weights do not fit \(\d+ mismatches\): "
+        DetailedError, match=r"^these weights do not fit \(\d+ mismatch(es)?\): "
     ) as caught:
         port(*args, **kwargs)
+    details = caught.value.details
     head, _, tail = str(caught.value).partition(": ")
-    parts = tail.split("; ")
-    assert f"({len(parts)} mismatches)" in head
-    return set(parts)
+    assert f"({len(details)} mismatch{'es' * (len(details) > 1)})" in head
+    assert tail.startswith("; ".join(details[:3])[:100]) and len(str(caught.value)) < 500
+    return set(details)
 
 
 def test_every_leaf_has_the_place_of_the_table_the_layout_of_tl_and_float32():
@@ -75,7 +77,7 @@ def test_every_leaf_has_the_place_of_the_table_the_layout_of_tl_and_float32():
     np.testing.assert_array_equal(out["params/fc/bias"], np.arange(6))
 
 
-def test_all_mismatches_are_in_one_message():
+def test_all_mismatches_are_in_the_details_of_one_error():
     broken = arrays(
         conv_weight=np.zeros((4, 2, 3, 3), np.float32),
         fc_weight=None,

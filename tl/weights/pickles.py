@@ -233,11 +233,20 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
+    """An object of an unknown class, as protocols 0 and 1 create it before its state is set."""
+    del base, state
+    if not (isinstance(kind, type) and issubclass(kind, Placeholder)):
+        raise ValueError("it creates an object of a class that has no state")
+    return kind()
+
+
 _CONTAINERS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _Dict,
     ("collections", "defaultdict"): Function(lambda factory=None, *items: _Dict(*items)),
     ("collections", "Counter"): _Dict,
     ("torch", "Size"): Function(tuple),
+    **{(module, "_reconstructor"): Function(_reconstruct) for module in ("copyreg", "copy_reg")},
     **{(builtins, "set"): Function(set) for builtins in ("builtins", "__builtin__")},
 }
 _TORCH: dict[tuple[str, str], Any] = {

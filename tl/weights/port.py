@@ -1,7 +1,7 @@
 """Renames the tensors of a file to `tl`'s variables by a table.
 
-Every tensor must be used and every variable must be filled; one error lists all mismatches. The
-tables are in `tl.weights.tables`.
+Every tensor must be used and every variable must be filled; one error summarizes all mismatches and
+lists them in its `details`. The tables are in `tl.weights.tables`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl.paths import flatten, unflatten
+from tl.paths import flatten, nearest, unflatten
+from tl.types import DetailedError
 
 Shape = tuple[int, ...]
 
@@ -88,8 +89,8 @@ def port(
       Nested variables, float32.
 
     Raises:
-      ValueError: there are missing, extra or misshaped tensors, other number types, or non-finite
-        values; the message lists all of them.
+      DetailedError: there are missing, extra or misshaped tensors, other number types, or
+        non-finite values; the message has their number and the first three, `details` all of them.
     """
     expected = {name: tuple(leaf.shape) for name, leaf in flatten(shapes).items()}
     problems, types, out = [], Counter(), {}
@@ -128,13 +129,16 @@ def port(
         problems.append(f"the table fills {path}, which this network does not have")
     if types and len(problems) == sum(types.values()):
         counts = " and ".join(f"{count} tensors in {name}" for name, count in types.items())
-        raise ValueError(
+        raise DetailedError(
             f"wrong number type: got {counts} ({_first(problems)}), expected float32, the type of "
-            "the training; use the float32 file, or convert the tensors with `cast=True`"
+            "the training; use the float32 file, or convert the tensors with `cast=True`",
+            problems,
         )
     if problems:
-        raise ValueError(
-            f"these weights do not fit ({len(problems)} mismatches): " + "; ".join(problems)
+        mismatches = "1 mismatch" if len(problems) == 1 else f"{len(problems)} mismatches"
+        raise DetailedError(
+            f"these weights do not fit ({mismatches}): {_first(problems)}{_similar(arrays, table)}",
+            problems,
         )
     return unflatten({path: np.ascontiguousarray(array) for path, array in out.items()})
 
@@ -145,4 +149,14 @@ def _swapped(shape: Shape) -> Shape:
 
 
 def _first(problems: list[str], count: int = 3) -> str:
-    return "; ".join(problems[:count]) + ("; ..." if len(problems) > count else "")
+    shown = [p if len(p) <= 100 else f"{p[:97]}..." for p in problems[:count]]
+    return "; ".join(shown) + ("; ..." if len(problems) > count else "")
+
+
+def _similar(arrays: Mapping[str, Any], table: Table) -> str:
+    """The name in the file that is most similar to the first missing one, if there is one."""
+    missing = sorted(set(table) - set(arrays))
+    extra = sorted(set(arrays) - set(table))
+    if not missing or not extra:
+        return ""
+    return f"; nearest to {missing[0][:60]} is {nearest(missing[0], extra[:2000], 1)[:60]}"
