@@ -149,8 +149,8 @@ def test_class_folders_that_look_alike_are_remarked(tmp_path: Path) -> None:
     for name in ("cat", "Cat", "dog"):
         toys.gray_png(tmp_path / name / "1.png", 1)
     assert folder(tmp_path).remarks == (
-        "the classes 'Cat' and 'cat' look alike and remain different classes; rename them if they "
-        "are the same",
+        "the classes 'Cat' and 'cat' differ only in letter case, space or width and stay different "
+        "classes; rename one to merge them",
     )
 
 
@@ -192,7 +192,10 @@ def test_a_table_may_have_the_confidence_of_its_labels(tmp_path: Path) -> None:
     spec = table(written(tmp_path / "t.csv", ["path", "label", "confidence"], rows))
     assert [example.confidence for example in spec.examples] == [0.75, 1.0]
     assert {
-        e.confidence for e in table(written(tmp_path / "u.csv", ["path", "label"], rows)).examples
+        e.confidence
+        for e in table(
+            written(tmp_path / "u.csv", ["path", "label"], [r[:2] for r in rows])
+        ).examples
     } == {1.0}
 
 
@@ -221,9 +224,9 @@ def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) ->
     ("header", "rows", "message"),
     [
         (
-            ["file", "label"],
+            ["photo", "label"],
             [],
-            "has no column 'path', expected path and label .* its columns: 'file', 'label'$",
+            "has no column 'path', expected path and label .* its columns: 'photo', 'label'$",
         ),
         (["x", "y"], [], "has no column 'path' and no column 'label'"),
         ([], [], "has no column 'path' and no column 'label'.* its columns: none"),
@@ -240,9 +243,9 @@ def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) ->
         (
             ["path", "label"],
             [["1.png", "a"], ["gone.jpg", "b"]],
-            "no image at '.*/gone.jpg' in line 3, expected",
+            "no image at 'gone.jpg' in line 3, expected",
         ),
-        (["path", "label"], [["1.png", "a"], ["", "b"]], "no image at '.*' in line 3, expected"),
+        (["path", "label"], [["1.png", "a"], ["", "b"]], "no path in line 3, expected"),
         (
             ["path", "label", "split"],
             [["1.png", "a", "train"], ["2.png", "b", "tset"]],
@@ -252,13 +255,13 @@ def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) ->
         (
             ["path", "label"],
             [["1.png", "a"], ["2.png", "a"]],
-            "has 1 labels in 2 lines, expected at least two",
+            "has 1 labels in 2 lines .'a'., expected at least two",
         ),
         (["path", "label"], [], "has 0 labels in 0 lines"),
         (
             ["path", "label", "confidence"],
             [["1.png", "a", "1"], ["2.png", "b", "0"], ["3.png", "b", "1.1"], ["4.png", "b", ""]],
-            "no confidence in .0, 1. in line 3, 4, 5, expected one in each",
+            "the confidence '0' in line 3, 4, 5, expected a number in .0, 1. in each",
         ),
     ],
 )
@@ -278,10 +281,10 @@ def test_a_file_that_is_not_a_table_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder, expected a CSV file"):
         table(tmp_path)
     (tmp_path / "latin.csv").write_bytes("path,label\né.png,a\n".encode("latin-1"))
-    with pytest.raises(ValueError, match="cannot be read as a CSV in UTF-8"):
+    with pytest.raises(ValueError, match="byte 0xE9 in line 2, in a cell that reads 'é.png' in"):
         table(tmp_path / "latin.csv")
     (tmp_path / "quote.csv").write_text('path,label\n"1.png,a\n')
-    with pytest.raises(ValueError, match="cannot be read as a CSV in UTF-8"):
+    with pytest.raises(ValueError, match="is not valid CSV: unexpected end of data in line 2"):
         table(tmp_path / "quote.csv")
 
 

@@ -1,4 +1,4 @@
-"""Comparison of class names: Unicode forms, numbers, and names that look alike.
+"""Comparison of class names: Unicode forms, numbers, and similar names.
 
 Class names are compared in Unicode's form NFC and without surrounding space. Names that differ in
 letter case, inner space or invisible characters remain different classes, and `lookalikes` lists
@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from decimal import Decimal
 
 # Characters of a name in an error or remark; chosen, not tuned.
-_SHOWN = 40
+_LENGTH = 40
 
 
 def normalize(name: str) -> str:
@@ -75,14 +75,14 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
       names: names as they are written, such as those of folders, without repetition.
 
     Returns:
-      One sentence if some names look alike, else ().
+      One sentence if some names are `lookalikes`, else ().
 
     Raises:
       ValueError: two names are equal after `normalize`, or are the same number.
 
     Example:
       >>> check_names(["cat", "Cat"])  # doctest: +ELLIPSIS
-      ("the classes 'cat' and 'Cat' look alike and remain different classes; ...",)
+      ("the classes 'cat' and 'Cat' differ only in letter case, space or width and stay ...",)
     """
     first: dict[str, str] = {}
     for name in names:
@@ -101,31 +101,36 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
         )
     if not (groups := lookalikes(first)):
         return ()
-    more = f" ({len(groups) - 1} more such groups)" if len(groups) > 1 else ""
+    more = f" ({len(groups) - 1} more groups)" if len(groups) > 1 else ""
     return (
-        f"the classes {listed(groups[0])}{more} look alike and remain different classes; rename "
-        "them if they are the same",
+        f"the classes {listed(groups[0], length=24)}{more} differ only in letter case, space or "
+        "width and stay different classes; rename one to merge them",
     )
 
 
-def shown(text: str, length: int = _SHOWN) -> str:
-    """The text in quotes, cut to `length` characters, for a message.
+def shown(text: str, length: int = _LENGTH) -> str:
+    """The text in quotes, cut to `length` characters, for a message. Backslashes are not doubled.
 
     Example:
       >>> shown("cat"), shown("x" * 50, 5)
       ("'cat'", "'xxxxx...'")
     """
-    return repr(text if len(text) <= length else f"{text[:length]}...")
+    return repr(text if len(text) <= length else f"{text[:length]}...").replace("\\\\", "\\")
 
 
-def listed(names: Iterable[str], most: int = 2) -> str:
+def listed(names: Iterable[str], most: int = 2, length: int = _LENGTH) -> str:
     """The first names in quotes, joined by "and" or commas, with the number of the others.
+
+    Args:
+      names: at least one.
+      most: number of names that are listed.
+      length: number of characters after which a name is cut.
 
     Example:
       >>> listed(["1"]), listed(["1", "2"]), listed(["1", "2", "3"])
       ("'1'", "'1' and '2'", "'1', '2' and 1 more")
     """
-    words = [shown(name) for name in names]
+    words = [shown(name, length) for name in names]
     if len(words) <= most:
         return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
     return f"{', '.join(words[:most])} and {len(words) - most} more"

@@ -1,0 +1,101 @@
+"""Tables as spreadsheets, Windows and other programs write them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests import wild
+from tl import data
+
+ROUND = ("round", "square")
+
+
+@pytest.mark.parametrize("situation", wild.TABLES, ids=lambda situation: situation.name)
+def test_a_table_is_read_or_refused_in_one_sentence(
+    situation: wild.Situation, tmp_path: Path
+) -> None:
+    word = situation.make(tmp_path)
+    if situation.refused:
+        with pytest.raises(ValueError, match=situation.refused) as caught:
+            data.get(word)
+        assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+        return
+    spec, right = data.get(word), situation.right
+    assert spec.classes == right.get("classes", ROUND)
+    assert len(spec.examples) == right.get("n", 6)
+    assert Counter(e.part for e in spec.examples) == right.get("parts", {"": len(spec.examples)})
+    assert tuple(e.confidence for e in spec.examples) == right.get(
+        "confidence", (1.0,) * len(spec.examples)
+    )
+    for example in spec.examples:
+        assert isinstance(example.path, Path) and example.path.is_file()
+    if right.get("classes", ROUND) == ROUND:
+        folders = [Path(str(e.path)).parent.name for e in spec.examples]
+        assert [spec.classes[e.label] for e in spec.examples] == folders
+    matches = [re.search(situation.remark, remark) for remark in spec.remarks]
+    assert any(matches) if situation.remark else not spec.remarks, spec.remarks
+    assert all(len(remark) <= 200 for remark in spec.remarks)
+
+
+def test_names_of_situations_are_unique() -> None:
+    assert max(Counter(situation.name for situation in wild.TABLES).values()) == 1
+
+
+CASES = [
+    # table of `cases/csv`, classes, parts, remark
+    ("plain", ROUND, {"": 24}, ""),
+    ("oldmac", ROUND, {"": 24}, ""),
+    ("index_column", ROUND, {"": 24}, ""),
+    ("trailing_commas", ROUND, {"": 24}, ""),
+    ("bom_quotes", ("round, big", "square, big"), {"": 24}, ""),
+    ("from_one", ("1", "10"), {"": 24}, ""),
+    ("backslash", ROUND, {"": 24}, ""),
+    ("sep_line", ROUND, {"": 24}, ""),
+    (
+        "is_valid",
+        ROUND,
+        {"train": 18, "validation": 6},
+        "the parts are read from 'is_valid': 18 train, 6 validation, 0 test",
+    ),
+    (
+        "nfc_labels",
+        ("caf\u00e9", "square"),
+        {"": 24},
+        "12 lines have the label 'caf\u00e9', in several Unicode forms: each is read as one class",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "parts", "remark"), CASES, ids=[c[0] for c in CASES])
+def test_shared_tables_are_read(
+    shared_data: Path, name: str, classes: tuple[str, ...], parts: dict[str, int], remark: str
+) -> None:
+    spec = data.get(f"csv:{shared_csv(shared_data, name)}")
+    assert spec.classes == classes and Counter(e.part for e in spec.examples) == parts
+    assert Counter(e.label for e in spec.examples) == {0: 12, 1: 12}
+    assert spec.remarks == ((remark,) if remark else ())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nan", "has no label in line 7, expected a label in each"),
+        ("dup_column", "has the column 'label' twice .columns 2 and 3."),
+        ("multi_two_lines", "has 3 images under two labels, such as"),
+    ],
+)
+def test_shared_tables_are_refused(shared_data: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        data.get(f"csv:{shared_csv(shared_data, name)}")
+    assert len(str(caught.value)) < 400
+
+
+def shared_csv(shared_data: Path, name: str) -> Path:
+    file = shared_data / "cases" / "csv" / f"{name}.csv"
+    if not file.is_file():
+        pytest.skip(f"no file {file}")
+    return file

@@ -1,0 +1,141 @@
+"""Finds the image files that the cells of a table name, also as other systems write paths."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from tl.data.find import SUFFIXES
+from tl.labels.names import listed, shown
+
+
+class Located(NamedTuple):
+    """The file of a cell.
+
+    Attributes:
+      path: the file; None if there is none.
+      identity: device and number of the file, equal for all paths and links to it.
+      how: the way in which it was found, a key of `REMARKS`; "" for the path as it is written.
+      why: the reason without a file, to be followed by the number of the line.
+    """
+
+    path: Path | None
+    identity: tuple[int, int] = (0, 0)
+    how: str = ""
+    why: str = ""
+
+
+# `Located.how` -> a remark on all such cells: their number, one of them, and its file.
+REMARKS = {
+    "moved": (
+        "{n} absolute paths of another machine are read below the folder of the table: {cell} as "
+        "{file}"
+    ),
+    "ending": "{n} paths without an ending are read as the image of that name: {cell} as {file}",
+    "spelling": (
+        "{n} paths are read as files of another letter case or Unicode form: {cell} as {file}"
+    ),
+}
+
+
+class Locator:
+    """The files below the folder of a table.
+
+    Args:
+      root: the folder of the table.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folders: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}
+
+    def find(self, cell: str) -> Located:
+        """The image that a cell names.
+
+        The path may be relative to the folder of the table or absolute, begin with `file:` and have
+        backslashes. An absolute path that does not exist here is looked up below the folder of the
+        table, from its longest end to the file name. The letter case and Unicode form of names and
+        the ending of an image may differ if only one file fits.
+        """
+        if not cell:
+            return Located(None, why="no path")
+        if re.match(r"(https?|ftp|s3|gs)://", cell, re.IGNORECASE):
+            return Located(None, why=f"the address {path_end(cell)} instead of a file")
+        word = unquote(cell[5:]) if cell[:5].lower() == "file:" else cell
+        if word is not cell:
+            word = re.sub(r"^//(localhost(?=/))?", "", word)
+        word = re.sub(r"^/(?=[A-Za-z]:[\\/])", "", word)
+        direct = self._root / os.path.expanduser(word)
+        if located := _file(direct):
+            return located
+        slashes = word.replace("\\", "/")
+        windows = bool(re.match(r"[A-Za-z]:", word)) or word.startswith("\\\\")
+        parts = [p for p in re.sub(r"^[A-Za-z]:", "", slashes).split("/") if p not in ("", ".")]
+        if not windows and not slashes.startswith(("/", "~")):
+            return self._relative(parts, cell)
+        for start in range(len(parts)):
+            located = self._relative(parts[start:], cell)
+            if located.path:
+                return located._replace(how="moved")
+        system = "the path of Windows" if windows else "no image at"
+        return Located(None, why=f"{system} {path_end(cell)}")
+
+    def _relative(self, parts: list[str], cell: str) -> Located:
+        """The file below the root whose path has these parts, perhaps in another spelling."""
+        if located := _file(self._root.joinpath(*parts)):
+            return located
+        folder, missing = self._root, Located(None, why=f"no image at {path_end(cell)}")
+        for i, part in enumerate(parts):
+            names, stems = self._list(folder)
+            exact = part == ".." or (i < len(parts) - 1 and (folder / part).is_dir())
+            matches = [part] if exact else names[_key(part)]
+            how = "spelling"
+            if not matches and i == len(parts) - 1:
+                matches, how = stems[_key(part)], "ending"
+            if len(matches) > 1:
+                candidates = listed(sorted(matches))
+                return Located(None, why=f"the path {path_end(cell)}, which may be {candidates},")
+            if not matches:
+                return missing
+            folder = folder / matches[0]
+        located = _file(folder)
+        return located._replace(how=how) if located and parts else missing
+
+    def _list(self, folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """The names in a folder, and those of images by their name without ending, by `_key`."""
+        if str(folder) not in self._folders:
+            names: dict[str, list[str]] = defaultdict(list)
+            stems: dict[str, list[str]] = defaultdict(list)
+            for name in os.listdir(folder) if folder.is_dir() else ():
+                names[_key(name)].append(name)
+                stem, ending = os.path.splitext(name)
+                if ending.lower() in SUFFIXES:
+                    stems[_key(stem)].append(name)
+            self._folders[str(folder)] = names, stems
+        return self._folders[str(folder)]
+
+
+def _file(path: Path) -> Located | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return Located(path, (status.st_dev, status.st_ino))
+
+
+def _key(name: str) -> str:
+    """A name for comparison without letter case and Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def path_end(cell: str, length: int = 60) -> str:
+    """The end of a path in quotes, at most `length` characters."""
+    return shown(cell if len(cell) <= length else f"...{cell[-length:]}", length + 3)
