@@ -198,7 +198,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, images: list[P
     (older / paired.FILE).unlink()
     run = reporting.start("versus", tmp_path / "versus", {"seed": 0})
     for folder, message in (
-        (other, "no image in common for the same seed: got seeds"),
+        (other, r"no test image in common: got 5 images of seeds \[0\] and 5 of seeds \[0\]"),
         (unlabeled, "the 10 images of .*unlabeled' have no labels, expected ground truth"),
         (names, "has the label 'cat' in one run and 'a' in the other"),
         (older, "has no predictions.csv .* a run of an older version must be repeated"),

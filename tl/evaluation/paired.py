@@ -226,9 +226,11 @@ def match(a: Mapping[int, Mapping[str, Row]], b: Mapping[int, Mapping[str, Row]]
         if image in b[t]
     ]
     if not pairs:
+        n, m = (len(set().union(*run.values())) for run in (a, b))
         raise ValueError(
-            f"the two runs have no image in common for the same seed: got seeds {sorted(a)} and "
-            f"{sorted(b)}, expected test images with equal content; pass runs on the same data"
+            f"the two runs have no test image in common: got {n} images of seeds {sorted(a)} and "
+            f"{m} of seeds {sorted(b)}, expected files with equal content for the same seed; pass "
+            "runs on the same data"
         )
     for pair in pairs:
         if pair.a.label.casefold() != pair.b.label.casefold():

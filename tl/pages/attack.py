@@ -16,7 +16,7 @@ OF_CORRECT = "robust_accuracy_of_correct"
 MEASURES = ("linf", "l2", "l1", "psnr", "ssim", "lpips")
 # Titles for keys of `result["checks"]`; other keys are their own titles.
 CHECK_TITLES = {
-    "share of zero gradients": "images with a zero gradient",
+    "share of zero gradients": "share of images with a zero gradient",
     "logits depend on the picture": "logits depend on the image",
     "any change at all (Linf, eps = 1) reaches all": "success rate at eps = 1 in Linf",
     "any change at all (L2, black to white) reaches all": "success rate at the largest eps in L2",
@@ -24,7 +24,7 @@ CHECK_TITLES = {
     "doubled steps change little": "twice the steps change the success rate little",
     "success rate agrees with the run's": "success rate of the checked attack is the run's",
     "default steps and step size add little": "the default steps and step size add little success",
-    "black-box no better than white-box": "images that only a black-box attack changes",
+    "black-box no better than white-box": "share of images that only a black-box attack solves",
     "every picture lies within eps": "all images lie within eps",
     "two calls of this run agree": "two calls of the network on saved images agree",
     "files hold what was made, to the bit": "files hold the attack's images exactly",
@@ -45,6 +45,9 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         f"{reporting.percent(result['success_rate'][eps])} of {result['clean_correct']} images"
         f"{goal} after a perturbation within eps = {eps}."
     )
+    if result.get("of", "file") != "file":
+        saved = reporting.percent(result["files"]["success_rate"][eps])
+        lead += f" These are float images; of the saved PNG files it is {saved}."
     sections = [
         _rates(result),
         *_curve(result),
