@@ -47,7 +47,7 @@ def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[A
     figures = {"test images": summary["n"], "top-1": percent(summary["top1"])}
     if common.shows_top3(summary["classes"]):
         figures |= common.share_figure(summary, "top3", "top-3")
-    calibrated = f"ECE, T = {_temperature(summary)}"
+    calibrated = f"ECE, T =\n{_temperature(summary)}"
     figures |= common.share_figure(summary, "balanced", "balanced accuracy")
     figures |= {
         "NLL": f"{summary['nll']:.3f}",
@@ -71,7 +71,7 @@ def spread_lines(result: Mapping[str, Any]) -> Iterator[str]:
             continue
         spread = result[name]
         mean, std, bounds = 100 * spread["mean"], 100 * spread["std"], spread.get("ci95")
-        words = f"over {spread['n']} {name} {mean:.1f} +- {std:.1f} % (mean, standard deviation)"
+        words = f"Over {spread['n']} {name} {mean:.1f} +- {std:.1f} % (mean, standard deviation)"
         if bounds:
             low, high = (100 * min(1.0, max(0.0, bound)) for bound in bounds)
             words += f", 95 % t interval of the mean {low:.1f} to {high:.1f} %"
