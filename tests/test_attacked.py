@@ -205,6 +205,8 @@ def test_float_images_and_files_are_judged_separately(
         f"{part['to']}, {reporting.percent(part['probability'])}" for part in (row["file"], row)
     )
     assert f"file: {file}; float image: {image}" in html
+    saved = reporting.percent(result["files"]["success_rate"][eps])
+    assert f"These are float images; of the saved PNG files it is {saved}." in html
 
 
 @pytest.mark.full

@@ -64,6 +64,7 @@ PROBABILITIES = np.float32([[0.9, 0.1], [0.2, 0.8]])
         (sanity_checks.steps_suffice(0.5, 0.51, 200), True, 0.01),
         (sanity_checks.steps_suffice(0.5, 0.6, 10), True, 0.1),
         (sanity_checks.steps_suffice(0.5, 0.6, 200), False, 0.1),
+        (sanity_checks.steps_suffice(0.5, 0.75, 4), False, 0.25),
         (sanity_checks.steps_suffice(0.0, 1.0, 1), False, 1),
     ],
     ids=lambda value: value.name if isinstance(value, Check) else "",

@@ -82,6 +82,10 @@ def share_figure(row: Mapping[str, Any], name: str, label: str) -> dict[str, str
     Args:
       row, name: as for `share_with_interval`.
       label: the name that is shown.
+
+    Example:
+      >>> share_figure({"top3": 0.9, "top3_ci95": [0.826, 0.945]}, "top3", "top-3")
+      {'top-3\\n82.6 to 94.5 %': '90.0 %'}
     """
     if bounds := row.get(f"{name}_ci95"):
         low, high = (100 * bound for bound in bounds)
