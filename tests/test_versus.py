@@ -176,6 +176,17 @@ def test_every_image_counts_once_with_several_seeds(tmp_path: Path, images: list
     assert mixed["tests"] == 40 and mixed["p"] == pytest.approx(single["p"])
 
 
+def test_the_predictions_on_the_page_are_of_a_seed_that_agrees_with_the_row(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    """A is correct on the image for two of three seeds, B for the first seed only."""
+    a = finished_run(tmp_path / "a", images[:1], [0], {0: [1], 1: [0], 2: [0]})
+    b = finished_run(tmp_path / "b", images[:1], [0], {0: [0], 1: [1], 2: [1]})
+    (row,) = compare(tmp_path, a, b)["differ"]
+    assert row["better"] == "a" and (row["a"]["correct"], row["b"]["correct"]) == (2, 1)
+    assert (row["a"]["predicted"], row["b"]["predicted"]) == ("cat", "dog")
+
+
 def test_equal_seeds_are_paired(tmp_path: Path, images: list[Path]) -> None:
     a = finished_run(tmp_path / "a", images, LABELS, {0: A, 1: LABELS, 2: B})
     b = finished_run(tmp_path / "b", images, LABELS, {2: A, 1: B, 5: A})

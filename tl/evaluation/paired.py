@@ -317,7 +317,7 @@ def _save_images(run: reporting.Run, groups: Sequence[Sequence[Pair]]) -> list[d
     for group in groups:
         correct = {"a": sum(p.a.correct for p in group), "b": sum(p.b.correct for p in group)}
         better = max(correct, key=lambda key: correct[key])
-        pair = next(p for p in group if p.a.correct != p.b.correct)
+        pair = next(p for p in group if p.a.correct - p.b.correct == (1 if better == "a" else -1))
         row: dict[str, Any] = {
             "sha256": pair.image,
             "path": pair.a.path,
