@@ -348,27 +348,35 @@ def test_rules_that_do_not_fit_are_an_error(
 
 
 @pytest.mark.parametrize(
-    ("fits", "batch_size", "message"),
+    ("fits", "batch_size", "parts_of_batch", "message"),
     [
         (
             4,
             64,
+            1,
             r"`batch_size=64` needs .* GB are free; use `batch_size=\d+` or `microbatches=\d+`",
         ),
-        (4, 11, r"use `batch_size=[25]` or `microbatches=11`"),  # a divisor of the batch
-        (0, 1, "one image does not fit into memory"),
+        (4, 11, 1, r"use `batch_size=[25]` or `microbatches=11`"),  # a divisor of the batch
+        (4, 24, 4, r"use `batch_size=(4|12)` or `microbatches=\d+`"),
+        (0, 1, 1, "one image does not fit into memory"),
     ],
 )
 def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
-    parts: data.Parts, monkeypatch: pytest.MonkeyPatch, fits: int, batch_size: int, message: str
+    parts: data.Parts,
+    monkeypatch: pytest.MonkeyPatch,
+    fits: int,
+    batch_size: int,
+    parts_of_batch: int,
+    message: str,
 ) -> None:
+    recipe = dataclasses.replace(SMALL, tune="head", microbatches=parts_of_batch)
     memory = 0
     if fits:
-        phase = prepared(parts, dataclasses.replace(SMALL, tune="head", batch_size=fits))
+        phase = prepared(parts, dataclasses.replace(recipe, batch_size=fits))
         memory = devices.memory_needed(phase.step.program)
     monkeypatch.setattr(devices, "memory_limit", lambda: memory)
     with pytest.raises(ValueError, match=message):
-        run(parts, dataclasses.replace(SMALL, tune="head", batch_size=batch_size))
+        run(parts, dataclasses.replace(recipe, batch_size=batch_size))
 
 
 # ---- the probe -----------------------------------------------------------------------------------

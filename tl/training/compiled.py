@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,9 +87,9 @@ def compile_step(
         programs.append(padded_program())
     needed, memory = max(map(devices.memory_needed, programs)), devices.memory_limit()
     if memory is not None and needed > memory:
-        size = devices.largest_batch(
-            lambda size: devices.memory_needed(compiled(size)), max(b // 2, 1), room=memory
-        )
+        unit = math.lcm(recipe.microbatches, len(mesh.local_devices))  # the smallest batch
+        need = lambda units: devices.memory_needed(compiled(units * unit))
+        size = unit * devices.largest_batch(need, max(b // (2 * unit), 1), room=memory)
         part = max(size // recipe.microbatches, 1)
         microbatches = next(n for n in range(2, b + 1) if b % n == 0 and b // n <= part)
         raise ValueError(
