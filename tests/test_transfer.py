@@ -203,6 +203,11 @@ def test_the_official_test_part_is_unused_if_there_is_a_separate_test_set(
     assert result["parts"][1:] in pages.redraw(run.workdir).read_text()
 
 
+def test_folds_and_a_separate_test_set_exclude_each_other(pets: data.DataSpec) -> None:
+    with pytest.raises(ValueError, match="`folds` divides `data`, so `test_data` must not be set"):
+        list(rounds(pets, pets, TransferSettings(folds=3)))
+
+
 def test_the_test_set_is_the_official_test_part_of_separate_data(
     pets: data.DataSpec, tmp_path: Path
 ) -> None:

@@ -112,8 +112,11 @@ def rounds(
       settings: seeds, folds and fractions.
 
     Raises:
-      ValueError: those of `data.divide`, `data.folds` and `data.remap_test_labels`.
+      ValueError: `folds` with a test set, those of `data.divide`, `data.folds` and
+        `data.remap_test_labels`.
     """
+    if settings.folds and test_spec is not None:
+        raise ValueError("`folds` divides `data`, so `test_data` must not be set: got both")
     share = settings.validation_fraction
     if share < 0:
         probe = settings.recipe.tune == "probe" and not settings.recipe.rules
@@ -330,10 +333,8 @@ def transfer(
     outcome["frozen_unchanged"] = run.attempt("frozen_unchanged", compare_frozen, None)
     if settings.robust_eps:  # can take an hour
         attack = {"eps": settings.robust_eps, "method": settings.robust_attack}
-        networks = clf, variables, first.fitted.variables
-        step = lambda: robust_rows(
-            *networks, first.round.parts, recipe, **attack, seed=first.round.seed
-        )
+        trained = clf, variables, first.fitted.variables, first.round.parts, recipe
+        step = lambda: robust_rows(*trained, **attack, seed=first.round.seed)
         rows = run.attempt("robust", step, {})
         outcome |= {"robust": rows} if rows else {}
     hardest = lambda: sets.save_hardest_images(run, clf, tested)
@@ -365,8 +366,7 @@ def check_settings(clf: Classifier, variables: Variables, settings: TransferSett
             "`tta` needs an augmentation with a finite number of views (at least 2), such as flip "
             f"or dihedral: got `augment={recipe.augment}`"
         )
-    start = clf.reset_head(variables, key=jax.random.key(0))
-    check_recipe(clf, start["params"], recipe)
+    check_recipe(clf, clf.reset_head(variables, key=jax.random.key(0))["params"], recipe)
     classes = len(inference.class_table(clf))
     check_robust(settings.robust_eps, settings.robust_attack, classes=classes)
 
