@@ -7,11 +7,20 @@ section. To add a situation, write a function `make(folder) -> word` and add a r
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import json
+import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
+
+from tests.torch_files import Call, Name, checkpoint, namespace
 
 
 class Situation(NamedTuple):
@@ -35,7 +44,496 @@ class Situation(NamedTuple):
 
 # ---- weights files -------------------------------------------------------------------------------
 
-WEIGHTS: tuple[Situation, ...] = ()
+# A network of torch with convolution, BatchNorm and classifier.
+NETWORK = {
+    "conv1.weight": np.arange(54, dtype=np.float32).reshape(2, 3, 3, 3),
+    "bn1.weight": np.array([1, 2], np.float32),
+    "bn1.running_mean": np.array([3, 4], np.float32),
+    "bn1.running_var": np.array([5, 6], np.float32),
+    "bn1.num_batches_tracked": np.array(7, np.int64),
+    "fc.weight": np.array([[1, 2], [3, 4], [5, 6]], np.float32),
+    "fc.bias": np.array([7, 8, 9], np.float32),
+}
+AVERAGED = {name: np.asarray(array + array.dtype.type(1)) for name, array in NETWORK.items()}
+# State of an optimizer and of a schedule, which have tensors too.
+TRAINING = {
+    "optimizer": {"state": {0: {"momentum_buffer": NETWORK["fc.bias"]}}, "param_groups": []},
+    "lr_scheduler": {"base_lrs": [0.1], "_last_lr": [np.zeros(3, np.float32)]},
+    "epoch": 12,
+}
+ARGS = namespace(
+    lr=0.1,
+    data=Call(Name("pathlib", "PosixPath"), ("/", "data", "birds")),
+    device=Call(Name("torch", "device"), ("cuda", 0)),
+    img_size=224,
+    mean=[0.5, 0.5, 0.5],
+)
+
+
+def prefixed(prefix: str, arrays: Mapping[str, Any] = NETWORK) -> dict[str, Any]:
+    return {prefix + name: array for name, array in arrays.items()}
+
+
+def _file(tree: Any, name: str = "model.pth", form: str = "zip") -> Callable[[Path], Path]:
+    """Writes a checkpoint of torch; `tree` has arrays in place of tensors."""
+    return lambda folder: checkpoint(folder / name, tree, form=form)
+
+
+def _read(name: str, tree: Any, remark: str = "", **right: Any) -> Situation:
+    """A checkpoint of which the tensors of `NETWORK` are read."""
+    return Situation(name, _file(tree), remark=remark, right={"arrays": NETWORK, **right})
+
+
+def _pickled(tree: Any) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / "model.pkl").write_bytes(pickle.dumps(tree))
+        return folder / "model.pkl"
+
+    return make
+
+
+def _shards(
+    files: Sequence[str], index: str, *, missing: Sequence[str] = (), ask: str = ""
+) -> Callable[[Path], Path]:
+    """Writes `NETWORK` as shards with an index; `ask` is the file to read, default the index."""
+
+    def make(folder: Path) -> Path:
+        names = list(NETWORK)
+        parts = {file: names[number :: len(files)] for number, file in enumerate(files)}
+        for file, part in parts.items():
+            tensors = {name: NETWORK[name] for name in part}
+            if file in missing or "/" in file:
+                continue
+            if file.endswith("safetensors"):
+                save_file(tensors, folder / file)
+            else:
+                checkpoint(folder / file, tensors)
+        if index:
+            places = {name: file for file, part in parts.items() for name in part}
+            text = json.dumps({"metadata": {"total_size": 1}, "weight_map": places})
+            (folder / index).write_text(text)
+        return folder / (ask or index)
+
+    return make
+
+
+def robustness(
+    arrays: Mapping[str, Any] = NETWORK, mean: float = 0.485, std: float = 0.229
+) -> dict[str, Any]:
+    """A checkpoint as MadryLab's robustness library writes it (robustness/train.py, v1.2)."""
+    normal = {
+        "new_mean": np.full((3, 1, 1), mean, np.float32),
+        "new_std": np.full((3, 1, 1), std, np.float32),
+    }
+    return {
+        "model": {
+            **prefixed("module.normalizer.", normal),
+            **prefixed("module.model.", arrays),
+            **prefixed("module.attacker.normalize.", normal),
+            **prefixed("module.attacker.model.", arrays),
+        },
+        **TRAINING,
+        "schedule": {
+            "lr_lambdas": [Call(Name("dill._dill", "_create_function"), ("code", {}))],
+        },
+        "amp": "N/A",
+        "nat_prec1": 0.62,
+        "adv_prec1": Call(
+            Name("numpy.core.multiarray", "scalar"),
+            (
+                Call(Name("numpy", "dtype"), ("f8", 0, 1), (3, "<", None, None, None, -1, -1, 0)),
+                Call(Name("_codecs", "encode"), ("\0\0\0\0\0\0\xe0?", "latin1")),  # 0.5
+            ),
+        ),
+    }
+
+
+def _module(kind: str, parameters: Mapping[str, Any], **modules: Call) -> Call:
+    """A module as `torch.save(model)` pickles it."""
+    buffers = {n: a for n, a in parameters.items() if n.startswith(("running", "num"))}
+    rest = {n: a for n, a in parameters.items() if n not in buffers}
+    state = {"training": False, "_parameters": rest, "_buffers": buffers, "_modules": modules}
+    return namespace(kind, **state)
+
+
+def whole_module() -> Call:
+    """`NETWORK` as a pickled module, with hooks and a bias that is None."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, array in NETWORK.items():
+        module, _, last = name.partition(".")
+        parts.setdefault(module, {})[last] = array
+    parts["conv1"]["bias"] = None
+    kinds = {"conv1": "torch.nn.modules.conv.Conv2d", "bn1": "timm.layers.BatchNormAct2d"}
+    modules = {name: _module(kinds.get(name, "my.Head"), part) for name, part in parts.items()}
+    return _module("my_project.models.Net", {}, **modules)
+
+
+def planted(function: str, *args: Any) -> dict[str, Any]:
+    """A checkpoint with a call of a function next to the weights."""
+    module, _, name = function.rpartition(".")
+    return {"state_dict": NETWORK, "extra": Call(Name(module, name), args)}
+
+
+_BRANCH = r"prefix '{}' was removed from the names of 7 tensors"
+_ALL = r"prefix '{}' was removed from the names of all 7 tensors"
+_SHARDS = tuple(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))
+_EMA = r"EMA weights \({}\) are used instead of the raw ones \({}\); `which=raw` selects those"
+
+READ = (
+    # A prefix before all names, in any nesting.
+    _read("DataParallel", prefixed("module."), r"prefix 'module\.' .* 7 tensors", prefix="module."),
+    _read("compiled", prefixed("_orig_mod."), r"'_orig_mod\.'", prefix="_orig_mod."),
+    _read(
+        "Lightning",
+        {
+            "state_dict": prefixed("model."),
+            "hyper_parameters": {"lr": 0.1},
+            "pytorch-lightning_version": "2.1",
+            "callbacks": {"ModelCheckpoint": {}},
+            **TRAINING,
+        },
+        _ALL.format("model."),
+        prefix="model.",
+        chosen="state_dict",
+    ),
+    _read(
+        "compiled and parallel",
+        prefixed("module._orig_mod."),
+        r"'module\._orig_mod\.'",
+        prefix="module._orig_mod.",
+    ),
+    _read("parallel around a wrapper", prefixed("module.model."), r"all 7", prefix="module.model."),
+    _read(
+        "attribute of a wrapper",
+        prefixed("net.encoder.trunk."),
+        r"all 7",
+        prefix="net.encoder.trunk.",
+    ),
+    _read(
+        "a fork of FSDP",
+        prefixed("_fsdp_wrapped_module.backbone."),
+        r"all 7",
+        prefix="_fsdp_wrapped_module.backbone.",
+    ),
+    _read(
+        "parallel parts",
+        {
+            "conv1.module.weight": NETWORK["conv1.weight"],
+            **{n: a for n, a in NETWORK.items() if n != "conv1.weight"},
+        },
+        "a wrapper was removed from the names of 1 tensors",
+    ),
+    _read(
+        "a swa_utils model",
+        {"n_averaged": np.array(5, np.int64), **prefixed("module.")},
+        r"'module\.'",
+        left_out=("n_averaged",),
+    ),
+    _read(
+        "a branch next to a projector",
+        {**prefixed("backbone."), "projector.0.weight": np.ones((4, 2), np.float32)},
+        _BRANCH.format("backbone."),
+        prefix="backbone.",
+        left_out=("projector",),
+    ),
+    _read(
+        "a branch with buffers of a loss",
+        {
+            "state_dict": {
+                **prefixed("model."),
+                "criterion.weight": np.ones(3, np.float32),
+                "val_acc.total": np.array(3, np.float32),
+            }
+        },
+        r"2 tensors are left out: criterion, val_acc",
+        left_out=("criterion", "val_acc"),
+    ),
+    _read(
+        "a sequential with its normalization",
+        {
+            "0.mean": np.full((1, 3, 1, 1), 0.5, np.float32),
+            "0.std": np.full((1, 3, 1, 1), 0.25, np.float32),
+            **prefixed("1."),
+        },
+        r"normalizes its input with mean \[0.5, 0.5, 0.5\] and std \[0.25, 0.25, 0.25\]",
+        prefix="1.",
+        metadata={"normalizer": {"mean": [0.5] * 3, "std": [0.25] * 3}},
+    ),
+    # Training checkpoints.
+    *(
+        _read(
+            f"under {key}",
+            {key: NETWORK, **TRAINING},
+            chosen=key,
+            metadata={"epoch": 12},
+            left_out=("optimizer", "lr_scheduler", "epoch"),
+        )
+        for key in (
+            "state_dict",
+            "model",
+            "model_state_dict",
+            "net",
+            "network",
+            "weights",
+            "params",
+            "module",
+            "student",
+            "resnet50",
+            "best_model",
+            "netStateDict",
+        )
+    ),
+    _read(
+        "nested keys",
+        {"checkpoint": {"model": {"state_dict": NETWORK}, "epoch": 3}},
+        chosen="checkpoint/model/state_dict",
+        left_out=("checkpoint/epoch",),
+    ),
+    _read(
+        "timm",
+        {
+            "arch": "resnet18",
+            "state_dict": NETWORK,
+            "args": ARGS,
+            "metric": 71.5,
+            "version": 2,
+            **TRAINING,
+        },
+        chosen="state_dict",
+        metadata={
+            "arch": "resnet18",
+            "metric": 71.5,
+            "version": 2,
+            "epoch": 12,
+            "args": {
+                "lr": 0.1,
+                "data": "//data/birds",
+                "device": "torch.device(cuda, 0)",
+                "img_size": 224,
+                "mean": [0.5, 0.5, 0.5],
+            },
+        },
+    ),
+    _read(
+        "OmegaConf",
+        {
+            "model": NETWORK,
+            "cfg": namespace(
+                "omegaconf.dictconfig.DictConfig",
+                _content={"lr": namespace("omegaconf.nodes.AnyNode", _val=0.1)},
+            ),
+        },
+        chosen="model",
+        left_out=("cfg",),
+    ),
+    _read(
+        "an enum and a partial",
+        {
+            "model": NETWORK,
+            "mode": Call(Name("my.config", "Mode"), ("max",)),
+            "transform": Call(Name("functools", "partial"), (Name("my.data", "resize"),)),
+        },
+        metadata={"mode": "my.config.Mode(max)"},
+        chosen="model",
+    ),
+    _read(
+        "a defaultdict and a size",
+        {
+            "model": NETWORK,
+            "history": Call(Name("collections", "defaultdict"), (Name("__builtin__", "list"),)),
+            "shape": Call(Name("torch", "Size"), ([3, 224, 224],)),
+        },
+        metadata={"shape": [3, 224, 224]},
+        chosen="model",
+    ),
+    _read(
+        "weights among settings",
+        {**NETWORK, "epoch": 3, "best_acc": 0.5, "args": ARGS},
+        left_out=("epoch", "best_acc", "args"),
+        chosen="",
+    ),
+    _read("a whole module", whole_module()),
+    _read("a whole module under a key", {"model": whole_module(), **TRAINING}, chosen="model"),
+    Situation(
+        "the older stream",
+        _file({"model": prefixed("module."), "args": ARGS, **TRAINING}, form="stream"),
+        remark=r"'module\.'",
+        right={"arrays": NETWORK, "chosen": "model"},
+    ),
+    Situation(
+        "numpy arrays and a Namespace",
+        _pickled(
+            {
+                "state_dict": NETWORK,
+                "args": argparse.Namespace(lr=0.1, out=PurePosixPath("runs/1")),
+                "best": np.float64(0.5),
+                "classes": np.array(["cat", "dog"]),
+                "when": datetime.date(2024, 1, 2),
+            }
+        ),
+        right={
+            "arrays": NETWORK,
+            "chosen": "state_dict",
+            "metadata": {"args": {"lr": 0.1, "out": "runs/1"}, "best": 0.5},
+        },
+    ),
+    # Averaged weights come first.
+    *(
+        Situation(
+            f"EMA under {key}",
+            _file({raw: NETWORK, key: AVERAGED, **TRAINING}),
+            remark=_EMA.format(key, raw),
+            right={"arrays": AVERAGED, "chosen": key, "raw": raw},
+        )
+        for key, raw in (
+            ("state_dict_ema", "state_dict"),
+            ("model_ema", "model"),
+            ("ema", "model"),
+            ("ema_state_dict", "state_dict"),
+            ("shadow", "net"),
+            ("params_ema", "params"),
+            ("teacher", "student"),
+        )
+    ),
+    Situation(
+        "EMA under model.shadow",
+        _file({"state_dict": NETWORK, "ema": {"decay": 0.999, "shadow": AVERAGED}}),
+        remark=_EMA.format("ema/shadow", "state_dict"),
+        right={"arrays": AVERAGED, "chosen": "ema/shadow", "raw": "state_dict"},
+    ),
+    Situation(
+        "EMA without running statistics",
+        _file(
+            {
+                "model": prefixed("module."),
+                "shadow": {
+                    n: a for n, a in AVERAGED.items() if "running" not in n and "num" not in n
+                },
+            }
+        ),
+        remark=r"running statistics are those of model \(3 tensors\), because shadow has ",
+        right={
+            "arrays": {
+                **AVERAGED,
+                **{n: NETWORK[n] for n in NETWORK if "bn1." in n and n != "bn1.weight"},
+            },
+            "chosen": "shadow",
+        },
+    ),
+    Situation(
+        "EMA in one dict",
+        _file({"state_dict": {**prefixed("model."), **prefixed("ema_model.", AVERAGED)}}),
+        remark=_EMA.format("state_dict/ema_model", "state_dict/model"),
+        right={"arrays": AVERAGED, "chosen": "state_dict/ema_model", "raw": "state_dict/model"},
+    ),
+    Situation(
+        "EMA without names",
+        _file({"model": NETWORK, "ema": {"shadow_params": list(AVERAGED.values())}}),
+        remark=r"averaged weights \(ema/shadow_params\) are not used",
+        right={"arrays": NETWORK, "chosen": "model"},
+    ),
+    # Checkpoints of robust networks.
+    *(
+        _read(
+            f"robustness, {name}",
+            tree,
+            r"7 tensors under 'attacker\.model\.' are left out as "
+            r"copies of those under 'model\.'",
+            chosen=key,
+            metadata={"normalizer": {"mean": [0.485] * 3, "std": [0.229] * 3}},
+        )
+        for name, key, tree in (
+            ("parallel", "model", robustness()),
+            ("state_dict", "state_dict", {"state_dict": robustness()["model"]}),
+            ("alone", "", robustness()["model"]),
+        )
+    ),
+    # Shards.
+    Situation(
+        "safetensors shards by their index",
+        _shards(_SHARDS, "model.safetensors.index.json"),
+        right={"arrays": NETWORK},
+    ),
+    Situation(
+        "shards by their folder",
+        _shards(_SHARDS, "model.safetensors.index.json", ask="."),
+        right={"arrays": NETWORK},
+    ),
+    Situation(
+        "shards by one of them",
+        _shards(_SHARDS, "model.safetensors.index.json", ask=_SHARDS[1]),
+        right={"arrays": NETWORK},
+    ),
+    Situation(
+        "shards without an index", _shards(_SHARDS, "", ask=_SHARDS[2]), right={"arrays": NETWORK}
+    ),
+    Situation(
+        "torch shards",
+        _shards(
+            ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"),
+            "pytorch_model.bin.index.json",
+        ),
+        right={"arrays": NETWORK},
+    ),
+    # Planted code that stays inert.
+    *(
+        Situation(
+            f"planted {function}",
+            _file(planted(function, *args)),
+            right={"arrays": NETWORK, "left_out": ("extra",)},
+        )
+        for function, args in (
+            ("__builtin__.getattr", (Name("__builtin__", "object"), "__subclasses__")),
+            ("pickle.loads", (b"cos\nsystem\n(S'touch canary'\ntR.",)),
+            ("torch.load", ("model.pth",)),
+            ("torch.hub.load", ("owner/repo", "evil")),
+            ("shutil.rmtree", ("/nowhere",)),
+            ("operator.attrgetter", ("system",)),
+        )
+    ),
+)
+
+REFUSED = (
+    *(
+        Situation(
+            f"refused {function}",
+            _file(planted(function, "touch canary")),
+            refused=f"names {re.escape(function)}, which tensors do not need; nothing was exec",
+        )
+        for function in (
+            "os.system",
+            "posix.system",
+            "builtins.eval",
+            "__builtin__.exec",
+            "subprocess.Popen",
+            "runpy.run_path",
+            "importlib.import_module",
+        )
+    ),
+    Situation(
+        "a placeholder in place of the weights",
+        _file({"state_dict": Call(Name("my.tools", "load"), ("weights",))}),
+        refused="no dict of tensors",
+    ),
+    Situation("only an optimizer", _file(TRAINING), refused="no weights of a network"),
+    Situation(
+        "a missing shard",
+        _shards(_SHARDS, "model.safetensors.index.json", missing=_SHARDS[1:2]),
+        refused="1 of 3 shards are missing: model-00002-of-00003",
+    ),
+    Situation(
+        "a shard alone",
+        _shards(_SHARDS, "", missing=_SHARDS[:2], ask=_SHARDS[2]),
+        refused="2 of 3 shards are missing: model-00001-of-00003.safetensors, model-00002",
+    ),
+    Situation(
+        "a shard outside the folder",
+        _shards(("../model-1.bin", "b.bin"), "pytorch_model.bin.index.json"),
+        refused="expected a file name",
+    ),
+)
+
+WEIGHTS: tuple[Situation, ...] = READ + REFUSED
 
 
 # ---- folders and names of classes ----------------------------------------------------------------
