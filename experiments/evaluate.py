@@ -18,8 +18,8 @@ import functools
 
 from absl import flags
 
-from tl import attacks, cli, data, inference, models, pages, reporting
-from tl.evaluation import robust, sets
+from tl import attacks, cli, data, inference, pages, reporting
+from tl.evaluation import robust, seen, sets
 from tl.pages import common, evaluation
 
 FLAGS = flags.FLAGS
@@ -56,8 +56,9 @@ def main(run: reporting.Run) -> None:
     table = inference.class_table(clf)  # raises for a network without classes, before any image
     robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries, classes=len(table))
     spec = sets.select_part(cli.load_data(run, FLAGS.data), FLAGS.part)
-    temperature = models.metadata(FLAGS.model).get("temperature", 1.0) if FLAGS.model else 1.0
-    result = sets.evaluation_result(run, clf, variables, spec, temperature)
+    saved = cli.metadata()
+    temperature, known = saved.get("temperature", 1.0), seen.Seen(saved)
+    result = sets.evaluation_result(run, clf, variables, spec, temperature, known)
     result["facts"] |= common.weights_facts(clf)
     if eps:
         test = functools.partial(

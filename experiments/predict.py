@@ -11,7 +11,7 @@ from __future__ import annotations
 from absl import flags
 
 from tl import cli, inference, pages, reporting
-from tl.evaluation import sets
+from tl.evaluation import seen, sets
 from tl.pages import common
 
 FLAGS = flags.FLAGS
@@ -37,7 +37,7 @@ def main(run: reporting.Run) -> None:
     predicted = inference.predict(
         clf, variables, FLAGS.images, labels=labels, progress=sets.progress, remark=run.remark
     )
-    result = sets.predictions_result(run, clf, predicted, FLAGS.topk)
+    result = sets.predictions_result(run, clf, predicted, FLAGS.topk, seen.Seen(cli.metadata()))
     page = pages.finish(run, result | {"facts": common.weights_facts(clf)})
     accuracy = ""
     if "top1" in result:

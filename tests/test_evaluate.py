@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,7 @@ import pytest
 from tests import toys
 from tests.toys import toy_zoo  # noqa: F401
 from tl import data, inference, labels, metrics, models, pages, pixels, reporting
-from tl.evaluation import paired, robust, sets
+from tl.evaluation import paired, robust, seen, sets
 from tl.pages import evaluation
 
 CLASSES = ("pug", "bengal", "siamese")
@@ -67,6 +70,43 @@ def folder(pets: data.DataSpec, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text())
+
+
+def test_images_that_the_model_was_trained_on_are_counted(
+    pets: data.DataSpec, tmp_path: Path
+) -> None:
+    """By content: a training image under another name counts, and so does each of its copies."""
+    part = lambda rows: dataclasses.replace(pets, examples=tuple(pets.examples[i] for i in rows))
+    parts = data.Parts(part(range(4)), part((5, 6)), part((7, 8)))
+    models.save(tmp_path / "model", *network(), metadata={seen.KEY: seen.describe(parts)})
+    known = seen.Seen(models.metadata(tmp_path / "model"))
+    shutil.copytree(Path(str(pets.examples[0].path)).parents[1], tmp_path / "set")
+    shutil.copy(str(pets.examples[0].path), tmp_path / "set" / "pug" / "other.png")
+    run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
+    spec = data.folder(tmp_path / "set")
+    pages.finish(run, sets.evaluation_result(run, *network(), spec, TEMPERATURE, known))
+    result = json.loads((run.workdir / "result.json").read_text())
+    assert result["trained_on"] == {"train": 5, "validation": 2} and result["n"] == 19
+    remark = result["remarks"][-1]
+    assert remark.startswith(
+        "5 training images and 2 validation images of this classifier are among the 19 tested"
+    )
+    assert remark in (run.workdir / "report.html").read_text()
+    rows = csv.DictReader((run.workdir / paired.FILE).read_text(encoding="utf-8").splitlines())
+    assert Counter(row["seen"] for row in rows) == {"train": 5, "validation": 2, "no": 12}
+
+
+def test_of_other_images_and_other_models_no_remark_is_made(
+    pets: data.DataSpec, tmp_path: Path, result: dict[str, Any]
+) -> None:
+    others = dataclasses.replace(pets, examples=pets.examples[:2])
+    rest = dataclasses.replace(pets, examples=pets.examples[2:])
+    known = seen.Seen({seen.KEY: seen.describe(data.Parts(others, others, rest))})
+    run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
+    made = sets.evaluation_result(run, *network(), rest, TEMPERATURE, known)
+    assert made["trained_on"] == {"train": 0, "validation": 0}
+    assert not any("training images" in remark for remark in run.remarks)
+    assert result["trained_on"] is None  # an older model does not name its training images
 
 
 def test_the_figures_are_those_of_the_logits(result: dict, logits: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests import toys
 from tests.toys import toy_zoo  # noqa: F401 (a fixture)
 from tl import data, inference, metrics, models, pages, reporting
-from tl.evaluation import paired
+from tl.evaluation import paired, seen
 from tl.evaluation import transfer as evaluation
 from tl.evaluation.transfer import TransferSettings, rounds, transfer
 from tl.training.recipe import Recipe
@@ -126,6 +126,11 @@ def test_the_saved_model_classifies_the_test_images(
 ) -> None:
     result = transfer(run, *network(), pets, None, TransferSettings())
     clf, variables = models.load(result["model"])
+    (only,) = rounds(pets, None, TransferSettings())
+    known = seen.Seen(models.metadata(result["model"]))
+    for name, part in only.parts._asdict().items():
+        expected = {"test": "no"}.get(name, name)
+        assert {known.part(data.content_hash(e.path)) for e in part.examples} <= {expected}
     assert clf.classes is not None and clf.classes.find("any cat") == (0,)
     test_set = data.divide(pets, validation_fraction=0.0, seed=0).test
     predicted = inference.predict(clf, variables, test_set)

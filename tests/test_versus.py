@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import toys
-from tl import inference, pages, reporting
-from tl.evaluation import attack_transfer, paired
+from tl import data, inference, pages, reporting
+from tl.evaluation import attack_transfer, paired, seen
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ("cat", "dog", "owl")
@@ -91,6 +91,7 @@ def finished_run(
     labels: Sequence[int],
     predicted: Mapping[int, Sequence[int]],
     classes: Sequence[str] = CLASSES,
+    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> Path:
     """The folder of a run with these predicted classes, by seed."""
     run = reporting.start("evaluate", workdir, {"seed": 0})
@@ -102,6 +103,7 @@ def finished_run(
             seed: inference.Predictions(rows, np.array(labels)[: len(rows)], tuple(images))
             for seed, rows in logits.items()
         },
+        known,
     )
     run.finish({"arch": "toy", "data": "pets"}, "")
     return workdir
@@ -150,6 +152,24 @@ def test_images_are_matched_by_content(tmp_path: Path, images: list[Path]) -> No
     assert "6 images that A classifies better than B" in html and html.count("<img") == 6
     body = lambda text: text.partition("<footer")[0]
     assert body(pages.redraw(tmp_path / "versus").read_text()) == body(html)
+
+
+def test_training_images_among_the_compared_images_are_remarked_on(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    spec = lambda rows: data.DataSpec(
+        "some", tuple(data.Example(images[i], 0) for i in rows), ("cat",), "", ""
+    )
+    known = seen.Seen({seen.KEY: seen.describe(data.Parts(spec([0, 1]), spec([9]), spec([5])))})
+    a = finished_run(tmp_path / "a", images, LABELS, {0: A, 1: A}, known=known)
+    b = finished_run(tmp_path / "b", images[1:], LABELS[1:], {0: B[1:], 1: B[1:]})
+    result = compare(tmp_path, a, b)
+    assert result["a"]["trained_on"] == {"train": 1, "validation": 1}
+    assert result["b"]["trained_on"] is None
+    (remark,) = result["remarks"]
+    assert remark.startswith(
+        "1 training images and 1 validation images of A are among the 9 tested"
+    )
 
 
 def test_a_comparison_with_itself_is_undecided(tmp_path: Path, images: list[Path]) -> None:

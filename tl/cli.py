@@ -263,6 +263,11 @@ def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:
     return clf.with_dtype(compute_dtype()), variables
 
 
+def metadata() -> dict[str, Any]:
+    """What was stored with the classifier of --model; `{}` for a network of --arch."""
+    return models.metadata(FLAGS.model) if FLAGS.model else {}
+
+
 def compute_dtype() -> str:
     """The number type of --dtype: "float32" or "bfloat16"."""
     return devices.default_dtype() if FLAGS.dtype == "auto" else FLAGS.dtype

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image
 
 from tl import data, inference, metrics, reporting
+from tl.evaluation import seen
 from tl.inference import Predictions
 from tl.models import Classifier
 
 FILE = "predictions.csv"
-COLUMNS = ("seed", "sha256", "path", "label", "predicted", "probability", "correct")
+COLUMNS = ("seed", "sha256", "path", "label", "predicted", "probability", "correct", "seen")
 # Images on the page for each of the two runs, and their longer side; chosen, not tuned.
 PAGE_IMAGES, SIDE = 24, 224
 
@@ -33,6 +34,7 @@ class Row(NamedTuple):
       label, predicted: names of classes.
       probability: of the predicted class.
       correct: whether the prediction is correct; a tie is not.
+      seen: as `seen.Seen.part`.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Row(NamedTuple):
     predicted: str
     probability: float
     correct: bool
+    seen: str = ""
 
 
 class Pair(NamedTuple):
@@ -127,7 +130,10 @@ def difference_interval(
 
 
 def save_predictions(
-    run: reporting.Run, clf: Classifier, predictions: Mapping[int, Predictions]
+    run: reporting.Run,
+    clf: Classifier,
+    predictions: Mapping[int, Predictions],
+    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> None:
     """Writes `predictions.csv` into the folder of a run.
 
@@ -136,6 +142,7 @@ def save_predictions(
       clf: the network, whose class names are used.
       predictions: seed -> predictions for image files; labels of -1 are unknown. A file that
         cannot be read any more has no SHA-256.
+      known: the images that the network was trained on.
     """
     display = inference.class_table(clf).display
     with open(run.workdir / FILE, "w", encoding="utf-8", newline="") as file:
@@ -150,20 +157,22 @@ def save_predictions(
             )
             probability = predicted.probabilities[np.arange(len(top)), top]
             for i, path in enumerate(predicted.paths):
+                content = content_hash(path)
                 writer.writerow(
                     (
                         seed,
-                        _content_hash(path),
+                        content,
                         path.absolute() if isinstance(path, Path) else path,
                         display(int(labels[i])) if labeled[i] else "",
                         display(int(top[i])),
                         f"{probability[i]:.6g}",
                         int(labeled[i] and top[i] == labels[i]),
+                        known.part(content),
                     )
                 )
 
 
-def _content_hash(path: data.Source | str) -> str:
+def content_hash(path: data.Source | str) -> str:
     """The SHA-256 of an image file; "" for a file that cannot be read any more."""
     try:
         return data.content_hash(path)
@@ -196,6 +205,7 @@ def read_predictions(folder: Path) -> dict[int, dict[str, Row]]:
                 row["predicted"],
                 float(row["probability"]),
                 row["correct"] == "1",
+                row.get("seen") or "",
             )
     if not by_seed:
         raise ValueError(
@@ -254,10 +264,11 @@ def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
     Returns:
       The content of `result.json`: "n" (images), "tests" (pairs of predictions; more than "n" with
       several seeds), "a" and "b" (each with "run", "experiment", "arch", "data", "top1",
-      "top1_ci95", and "unpaired", the number of images that the other run lacks), "difference" (the
-      accuracy of A minus that of B), "difference_ci95", "p", "counts" of tests, and "differ", one
-      row per image on which one of the two is correct more often. With several seeds, "seeds": the
-      "difference" of each and its `metrics.spread`.
+      "top1_ci95", "unpaired", the number of images that the other run lacks, and "trained_on", as
+      `seen.report` returns it), "difference" (the accuracy of A minus that of B),
+      "difference_ci95", "p", "counts" of tests, and "differ", one row per image on which one of the
+      two is correct more often. With several seeds, "seeds": the "difference" of each and its
+      `metrics.spread`.
 
     Raises:
       ValueError: a folder is missing or holds no predictions, or those of `match`.
@@ -291,6 +302,9 @@ def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
             "top1": top1,
             "top1_ci95": list(metrics.wilson(round(top1 * len(by_image)), len(by_image))),
             "unpaired": len(set().union(*by_seed.values()) - set(by_image)),
+            "trained_on": seen.report(
+                run, (getattr(group[0], key).seen for group in by_image.values()), key.upper()
+            ),
         }
     result |= {
         "difference": float(differences.sum() / tests.sum()),
@@ -342,7 +356,7 @@ def _thumbnail(pair: Pair) -> np.ndarray | None:
     """The image, uint8[h w 3]; None if neither path leads to the file that was tested."""
     for path in (pair.a.path, pair.b.path):
         try:
-            if _content_hash(path) == pair.image:
+            if content_hash(path) == pair.image:
                 image = Image.fromarray(data.decode(path))
                 image.thumbnail((SIDE, SIDE))
                 return np.asarray(image)

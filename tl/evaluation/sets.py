@@ -16,7 +16,7 @@ import numpy as np
 
 from tl import data, inference, metrics, reporting
 from tl.data import DataSpec
-from tl.evaluation import paired
+from tl.evaluation import paired, seen
 from tl.inference import Predictions, features
 from tl.models import Classifier, heads
 from tl.training import inputs
@@ -118,19 +118,26 @@ def select_part(spec: DataSpec, part: str) -> DataSpec:
 
 
 def evaluation_result(
-    run: reporting.Run, clf: Classifier, variables: Variables, spec: DataSpec, temperature: float
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    spec: DataSpec,
+    temperature: float,
+    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> dict[str, Any]:
     """The result of `evaluate`: a classifier on a data set, its classes matched by name.
 
     Args:
-      run: receives the predictions, and the hardest images as figures.
+      run: receives the predictions, the hardest images as figures, and a remark if the network was
+        trained on some of the images.
       clf, variables: the network.
       spec: the test set.
       temperature: the network's, fitted on held-out images; 1 if unknown.
+      known: the images that the network was trained on.
 
     Returns:
-      The keys of `summary`; "classes", "references", "mistakes", "skipped", "arch", "data",
-      "facts".
+      The keys of `summary`; "trained_on", as `seen.report` returns it; "classes", "references",
+      "mistakes", "skipped", "arch", "data", "facts".
 
     Raises:
       ValueError: a class is not among the network's, or no image can be read.
@@ -142,11 +149,11 @@ def evaluation_result(
         raise ValueError(
             f"none of the {len(spec.examples)} images of {spec.name} can be read; run doctor on it"
         )
-    passes = {int(run.config.get("seed") or 0): predicted}
-    run.attempt("predictions", lambda: paired.save_predictions(run, clf, passes), None)
+    trained_on = _report_predictions(run, clf, predicted, known)
     return {
         "arch": clf.arch,
         "data": spec.name,
+        "trained_on": trained_on,
         **summary(predicted.logits, predicted.labels, spec.classes, temperature),
         "classes": list(spec.classes),
         "references": spec.references,
@@ -156,8 +163,21 @@ def evaluation_result(
     }
 
 
+def _report_predictions(
+    run: reporting.Run, clf: Classifier, predicted: Predictions, known: seen.Seen
+) -> dict[str, int] | None:
+    """Saves the predictions of a run of one pass; `seen.report` of its images."""
+    passes = {int(run.config.get("seed") or 0): predicted}
+    run.attempt("predictions", lambda: paired.save_predictions(run, clf, passes, known), None)
+    return seen.report(run, (known.part(paired.content_hash(path)) for path in predicted.paths))
+
+
 def predictions_result(
-    run: reporting.Run, clf: Classifier, predicted: Predictions, k: int = 5
+    run: reporting.Run,
+    clf: Classifier,
+    predicted: Predictions,
+    k: int = 5,
+    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> dict[str, Any]:
     """The result of `predict`.
 
@@ -167,10 +187,12 @@ def predictions_result(
       clf: the network.
       predicted: its predictions for files.
       k: classes per image.
+      known: the images that the network was trained on.
 
     Returns:
-      "n", "skipped", "arch", "size" (pixels), "classes" (their number); "predictions", one row
-      `{"path", "topk", "label"}` per image; "shown", rows `{"row", "figure"}`. Where labels are
+      "n", "trained_on" (as `seen.report` returns it), "skipped", "arch", "size" (pixels), "classes"
+      (their number); "predictions", one row `{"path", "topk", "label"}` per image; "shown", rows
+      `{"row", "figure"}`. Where labels are
       known, "labelled" (their number), "top1" and "top5" with their intervals "top1_ci95" and
       "top5_ci95".
 
@@ -182,11 +204,11 @@ def predictions_result(
     if not n:
         reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in predicted.skipped[:3])
         raise ValueError(f"none of the {len(predicted.skipped)} images can be read ({reasons})")
-    passes = {int(run.config.get("seed") or 0): predicted}
-    run.attempt("predictions", lambda: paired.save_predictions(run, clf, passes), None)
+    trained_on = _report_predictions(run, clf, predicted, known)
     labeled = np.flatnonzero(labels >= 0)
     result: dict[str, Any] = {
         "n": n,
+        "trained_on": trained_on,
         "skipped": [skip._asdict() for skip in predicted.skipped],
         "arch": clf.arch,
         "size": clf.pixels.size,

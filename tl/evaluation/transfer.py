@@ -19,7 +19,7 @@ import numpy as np
 from tl import data, inference, labels, metrics, models, paths, reporting
 from tl.data import DataSpec
 from tl.data.augment import make_augment
-from tl.evaluation import paired, sets
+from tl.evaluation import paired, seen, sets
 from tl.evaluation.before import check_parts, check_sizes, drop_repeated
 from tl.evaluation.robust import check_robust, robust_rows
 from tl.models import Classifier, heads
@@ -311,10 +311,10 @@ def transfer(
     }
 
     def describe_model() -> None:
-        parts = first.round.parts._asdict()
         metadata = {
             "data": {"name": spec.name, "source": spec.source, "licence": spec.license},
-            "split": {name: data.split_digest(part) for name, part in parts.items()},
+            "split": {n: data.split_digest(p) for n, p in first.round.parts._asdict().items()},
+            seen.KEY: seen.describe(first.round.parts),
             "recipe": dataclasses.asdict(recipe),
             "rules": [phase._asdict() for phase in recipe.phases(clf.spec.endpoints)],
             "test": outcome["test"],
