@@ -18,23 +18,19 @@ passes per image, fewer if the attack stops at the first success, and the sanity
 
 from __future__ import annotations
 
-from typing import Any
-
 from absl import flags
 
 from tl import attacks, cli, inference, pages, reporting
 from tl.attacks import norms
 from tl.evaluation import attacked
 from tl.evaluation.attack_settings import LEAST_LIKELY, VIEWS, AttackSettings, check_settings
-from tl.pages import common
+from tl.pages import attack, common
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string(
-        "images", None, "Files, folders and globs, separated by commas.", required=True
-    )
+    cli.define_image_flags(labels="the network's prediction")
     flags.DEFINE_string(
         "target",
         "",
@@ -93,33 +89,17 @@ def define_flags() -> None:
         False,
         "Moved: the lesson's attack is ./launch.sh lesson --steps=attack.",
     )
-    flags.DEFINE_enum(
-        "labels",
-        "none",
-        ["none", "folder"],
-        "Ground truth. folder: each image's folder names its class. none: the network's "
-        "prediction.",
-    )
 
 
 def main(run: reporting.Run) -> None:
     if FLAGS.as_in_lesson:
         raise ValueError("`as_in_lesson` has moved: run ./launch.sh lesson --steps=attack instead")
-    settings = AttackSettings(
-        attack=FLAGS.attack,
-        norm=FLAGS.norm,
-        eps=cli.radii(FLAGS.eps, FLAGS.norm),
-        steps=FLAGS.steps,
-        step_size=cli.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None,
-        restarts=FLAGS.restarts,
-        eight_bit=FLAGS.eight_bit,
-        early_stop=FLAGS.early_stop,
-        views=FLAGS.views,
-        draws=FLAGS.draws,
-        sanity_checks=FLAGS.panel,
-        lpips=FLAGS.lpips,
-        seed=FLAGS.seed,
-    )
+    values = cli.fields_of_flags(AttackSettings) | {
+        "eps": cli.radii(FLAGS.eps, FLAGS.norm),
+        "step_size": cli.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None,
+        "sanity_checks": FLAGS.panel,
+    }
+    settings = AttackSettings(**values)
     clf, variables = cli.load_model(run)
     # Settings that do not fit stop the run before any image is read.
     check_settings(clf, settings, FLAGS.target)
@@ -140,20 +120,9 @@ def main(run: reporting.Run) -> None:
         only=FLAGS.only,
         limit=FLAGS.limit,
     )
-    result: dict[str, Any] = evaluation.json() | {"facts": common.weights_facts(clf)}
+    result = evaluation.json() | {"facts": common.weights_facts(clf)}
     page = pages.finish(run, result)
-    for row in evaluation.by_eps:
-        rates = {result["of"]: (row.judgment, result), "file": (row.file_judgment, result["files"])}
-        for of, (judgment, shares) in rates.items():
-            low, high = map(reporting.percent, judgment.success_ci95)
-            print(
-                f"eps {row.name}, {of}s: {reporting.percent(judgment.success_rate)} of "
-                f"{result['clean_correct']} succeed ({low} to {high}), accuracy under attack "
-                f"{reporting.percent(judgment.robust_accuracy)} of all {result['n']}, "
-                f"{reporting.percent(shares['robust_accuracy_of_correct'][row.name])} of those "
-                "classified correctly"
-            )
-    print(*evaluation.checks, page, sep="\n")
+    print(*attack.lines(result), *evaluation.checks, page, sep="\n")
 
 
 if __name__ == "__main__":

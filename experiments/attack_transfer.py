@@ -34,18 +34,9 @@ PACKAGED = ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "s
 
 
 def define_flags() -> None:
-    flags.DEFINE_string(
-        "images", None, "Files, folders and globs, separated by commas.", required=True
-    )
+    cli.define_image_flags(labels="what all networks predict")
     flags.DEFINE_list(
         "networks", PACKAGED, "Names, or folders saved by transfer, with the same classes."
-    )
-    flags.DEFINE_enum(
-        "labels",
-        "none",
-        ["none", "folder"],
-        "Ground truth. folder: each image's folder names its class. none: what all networks "
-        "predict.",
     )
     flags.DEFINE_integer(
         "limit", 100, "Largest number of images, drawn at random; 0 is all.", lower_bound=0

@@ -28,13 +28,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("images", "", "Image files, folders and globs, separated by commas.")
-    flags.DEFINE_enum(
-        "labels",
-        "none",
-        ["none", "folder"],
-        "folder: the folder of an image names its class, by index, WordNet id or name.",
-    )
+    cli.define_image_flags(required=False)
     flags.DEFINE_string(
         "array", "", "A .npy file of preprocessed images: [b h w 3], [h w 3], or channels first."
     )

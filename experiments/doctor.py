@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from tl import cli, data, pages, reporting
 from tl.pages import doctor
@@ -33,11 +32,9 @@ def define_flags() -> None:
 def thumbnail(source: data.Source) -> np.ndarray:
     """A small copy for the page, uint8[h w 3]; gray if the image cannot be decoded."""
     try:
-        image = Image.fromarray(data.decode(source))
+        return data.thumbnail(source, SIDE)
     except data.ImageError:
         return np.full((SIDE, SIDE, 3), 128, np.uint8)
-    image.thumbnail((SIDE, SIDE))
-    return np.asarray(image)
 
 
 def main(run: reporting.Run) -> None:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import functools
 
-import numpy as np
 from absl import flags
 
 from tl import cli, inference, pages, pixels, reporting
 from tl.ascent import ascend
 from tl.pages import common
+from tl.pages.ideal import lines
 from tl.visualize import grid, ideal, images, objectives, specs
 
 FLAGS = flags.FLAGS
@@ -91,8 +91,7 @@ def read_settings() -> grid.IdealSettings:
         words = ",".join(FLAGS.tv)
         raise ValueError(f"--tv={words} is not a list of numbers; write it as 0,200") from None
     lists = {"tv": tv, "transforms": tuple(name for name in FLAGS.transforms if name)}
-    names = set(grid.IdealSettings._fields) - set(lists)
-    return grid.IdealSettings(**lists, **{name: getattr(FLAGS, name) for name in names})
+    return grid.IdealSettings(**cli.fields_of_flags(grid.IdealSettings) | lists)
 
 
 def main(run: reporting.Run) -> None:
@@ -139,20 +138,7 @@ def main(run: reporting.Run) -> None:
     report = pages.finish(run, result)
     if dead := ideal.dead_message(result["images"], settings):
         print(f"ideal: {cli.with_dashes(dead)}")
-    for row in result["images"]:
-        value = f"value {row['value']:.4g}"
-        if row["probability"] is not None:
-            value = f"probability {row['probability']:.3f}"
-        if row["judges"]:
-            value += f", under held-out networks {np.mean(list(row['judges'].values())):.3f}"
-        weight = f"total variation {row['tv']:.4f} at weight {row['tv_weight']:g}"
-        print(f"{row['target']}: {value}, {weight}")
-        if not settings.steps and row["called"]:
-            called = (f"{top['name']} {top['probability']:.4f}" for top in row["called"])
-            print("  " + ", ".join(called))
-    if (mean := result["judged_by"]["mean"]) is not None:
-        print(f"mean probability under held-out networks: {mean:.3f}")
-    print(report)
+    print(*lines(result), report, sep="\n")
 
 
 if __name__ == "__main__":

@@ -18,17 +18,8 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    flags.DEFINE_string(
-        "images", None, "Image files, folders and globs, separated by commas.", required=True
-    )
+    cli.define_image_flags()
     flags.DEFINE_integer("topk", 5, "Classes reported per image.", lower_bound=1)
-    flags.DEFINE_enum(
-        "labels",
-        "none",
-        ["none", "folder"],
-        "folder: the folder of an image names its class, by name or WordNet id. If all folders are "
-        "numbers and no class is, they are indices.",
-    )
 
 
 def main(run: reporting.Run) -> None:

@@ -18,18 +18,16 @@ pass of the stages that train.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from absl import flags
 
-from tl import attacks, cli, data, metrics, optim, pages, reporting
+from tl import attacks, cli, data, optim, pages, reporting
 from tl.data import augment
 from tl.evaluation import robust
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.models import heads
-from tl.pages import common, evaluation
-from tl.reporting import percent
+from tl.pages import common, training
 from tl.training import adversarial, probe, rules
 from tl.training.recipe import Recipe, pixels_for
 
@@ -240,17 +238,11 @@ def define_flags() -> None:
     )
 
 
-def fields_of_flags(kind: type) -> dict[str, Any]:
-    """The values of the flags that are named as a field of a dataclass."""
-    names = [field.name for field in dataclasses.fields(kind)]
-    return {name: FLAGS[name].value for name in names if name in FLAGS}
-
-
 def settings_of_flags() -> TransferSettings:
     """The flags as a value."""
     eps = cli.fraction(FLAGS.adversarial_eps, "adversarial_eps")
     recipe = Recipe(
-        **fields_of_flags(Recipe)
+        **cli.fields_of_flags(Recipe)
         | {
             "lr": 0.0 if FLAGS.lr == "find" else cli.fraction(FLAGS.lr, "lr"),
             "rules": rules.parse_rules(FLAGS.rules),
@@ -261,33 +253,8 @@ def settings_of_flags() -> TransferSettings:
     if FLAGS.robust_eps:
         radius = cli.fraction(FLAGS.robust_eps, "robust_eps")
     robust.check_robust(radius, FLAGS.robust_attack)
-    others: dict[str, Any] = fields_of_flags(TransferSettings) | {"robust_eps": radius}
+    others: dict[str, Any] = cli.fields_of_flags(TransferSettings) | {"robust_eps": radius}
     return TransferSettings(recipe, **others, first_seed=FLAGS.seed, find_lr=FLAGS.lr == "find")
-
-
-def report(result: dict[str, Any]) -> None:
-    """Prints the figures of a run."""
-    test = result["test"]
-    low, high = map(percent, test["top1_ci95"])
-    top3 = common.share_with_interval(test, "top3")
-    top3 = f", top-3 {top3}" if common.shows_top3(result["classes"]) else ""
-    print(
-        f"test top-1 {percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']})"
-        f"{top3}, majority class {percent(result['majority'])}"
-    )
-    for line in evaluation.spread_lines(result):
-        print(line)
-    print(
-        f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; "
-        f"model in {result['model']}"
-    )
-    for line in evaluation.robust_lines(result.get("robust", {})):
-        print(line)
-    if "test_tta" in result:
-        print(f"over the views: top-1 {common.share_with_interval(result['test_tta'], 'top1')}")
-        seeds = metrics.spread(result["test_tta"]["top1_seeds"])
-        for line in evaluation.spread_lines({"seeds": seeds} if seeds["ci95"] else {}):
-            print(line)
 
 
 def main(run: reporting.Run) -> None:
@@ -304,8 +271,7 @@ def main(run: reporting.Run) -> None:
         "license of the images": spec.license,
     }
     page = pages.finish(run, result)
-    report(result)
-    print(page)
+    print(*training.lines(result), page, sep="\n")
 
 
 if __name__ == "__main__":

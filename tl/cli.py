@@ -5,6 +5,7 @@ The only module of `tl` that defines flags. It holds no logic of an experiment.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -53,6 +54,23 @@ def define_model_flags() -> None:
         "Number type in which the backbone computes. auto: bfloat16 on a GPU or TPU, float32 on a "
         "CPU.",
     )
+
+
+def define_image_flags(*, required: bool = True, labels: str = "") -> None:
+    """Defines --images, and --labels, the classes of those images.
+
+    Args:
+      required: whether a command cannot work without images.
+      labels: the classes without --labels=folder; "" if there are none then.
+    """
+    help = "Image files, folders and globs, separated by commas."
+    flags.DEFINE_string("images", None if required else "", help, required=required)
+    help = (
+        "folder: the folder of an image names its class, by name or WordNet id. If all folders are "
+        "numbers and no class is, they are indices."
+    )
+    help = f"Ground truth. {help} none: {labels}." if labels else help
+    flags.DEFINE_enum("labels", "none", ["none", "folder"], help)
 
 
 class _BoolOrParser(flags.BooleanParser):
@@ -271,6 +289,15 @@ def metadata() -> dict[str, Any]:
 def compute_dtype() -> str:
     """The number type of --dtype: "float32" or "bfloat16"."""
     return devices.default_dtype() if FLAGS.dtype == "auto" else FLAGS.dtype
+
+
+def fields_of_flags(kind: type) -> dict[str, Any]:
+    """Field -> value, of the fields of a dataclass or NamedTuple that are names of flags."""
+    if dataclasses.is_dataclass(kind):
+        names = [field.name for field in dataclasses.fields(kind)]
+    else:
+        names = kind._fields  # type: ignore[attr-defined]
+    return {name: FLAGS[name].value for name in names if name in FLAGS}
 
 
 def fraction(text: str, flag: str) -> float:

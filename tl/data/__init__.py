@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 
 from tl.data.augment import Augment, make_augment
-from tl.data.decode import ImageError, decode
+from tl.data.decode import ImageError, decode, thumbnail
 from tl.data.doctor import Report, examine
 from tl.data.duplicates import content_hash, leaks, split_digest
 from tl.data.feed import BatchIterator, Prefetched, prefetch
@@ -131,4 +131,5 @@ __all__ = [
     "stream",
     "table",
     "tfds",
+    "thumbnail",
 ]

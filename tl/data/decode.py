@@ -117,6 +117,17 @@ def decode_reduced(source: Source | str | bytes, side: int) -> np.ndarray:
     return _with_name(source, lambda data: _decode(data, side))
 
 
+def thumbnail(source: Source | str | bytes, side: int) -> np.ndarray:
+    """A small copy for a page: `decode`, reduced to at most `side` pixels in width and height.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    image = Image.fromarray(decode(source))
+    image.thumbnail((side, side))
+    return np.asarray(image)
+
+
 def header(source: Source | str | bytes) -> Header:
     """The format and mode of an image file, read without decoding the pixels.
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from tl import data, inference, metrics, reporting
 from tl.evaluation import seen
@@ -357,9 +356,7 @@ def _thumbnail(pair: Pair) -> np.ndarray | None:
     for path in (pair.a.path, pair.b.path):
         try:
             if content_hash(path) == pair.image:
-                image = Image.fromarray(data.decode(path))
-                image.thumbnail((SIDE, SIDE))
-                return np.asarray(image)
+                return data.thumbnail(path, SIDE)
         except data.ImageError:
             continue
     return None

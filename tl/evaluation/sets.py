@@ -334,8 +334,9 @@ def summarize_passes(passes: Sequence[Pass], classes: Sequence[str]) -> dict[str
 
     Returns:
       "test", the keys of `summary` without `DETAILS`; `DETAILS`. With views, "test_tta": the keys
-      of `metrics.summarize` and "top1_seeds", the accuracy of each seed. With several seeds,
-      "seeds": the accuracies "top1" and their `metrics.spread`.
+      of `metrics.summarize` and "top1_seeds", the accuracy of each seed, whose `metrics.spread`
+      is "seeds" if there are several. With several seeds, "seeds": the accuracies "top1" and
+      their `metrics.spread`.
     """
     rows = [summary(p.tested.logits, p.tested.labels, classes, p.temperature) for p in passes]
     outcome: dict[str, Any] = {"test": mean_of(rows), **{key: rows[0][key] for key in DETAILS}}
@@ -343,7 +344,9 @@ def summarize_passes(passes: Sequence[Pass], classes: Sequence[str]) -> dict[str
     averaged = [p.tta for p in passes if p.tta]
     if averaged and len(averaged) == len(passes):
         outcome["test_tta"] = mean_of([metrics.summarize(t.logits, t.labels) for t in averaged])
-        outcome["test_tta"]["top1_seeds"] = [accuracy(tta) for tta in averaged]
+        outcome["test_tta"]["top1_seeds"] = top1 = [accuracy(tta) for tta in averaged]
+        if len(passes) > 1:
+            outcome["test_tta"]["seeds"] = metrics.spread(top1)
     if len(passes) > 1:
         top1 = [accuracy(one.tested) for one in passes]
         outcome["seeds"] = {"top1": top1, **metrics.spread(top1)}

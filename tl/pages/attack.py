@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,20 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         _skipped(result),
     ]
     return Page("Adversarial examples", lead, sections)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Success rate and accuracy under attack at each eps as text for the terminal."""
+    for eps in result["eps"]:
+        for of, rates in {result["of"]: result, "file": result["files"]}.items():
+            yield (
+                f"eps {eps}, {of}s: {reporting.percent(rates['success_rate'][eps])} of "
+                f"{result['clean_correct']} succeed "
+                f"({' to '.join(map(reporting.percent, rates['success_ci95'][eps]))}), accuracy "
+                f"under attack {reporting.percent(rates['robust_accuracy'][eps])} of all "
+                f"{result['n']}, {reporting.percent(rates[OF_CORRECT][eps])} of those classified "
+                "correctly"
+            )
 
 
 def _rates(result: Mapping[str, Any]) -> Html:

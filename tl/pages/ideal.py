@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,23 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         settings_section(result, folder),
     ]
     return Page("Ideal images", lead, sections)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The figures of each image as text for the terminal."""
+    for row in result["images"]:
+        value = f"value {row['value']:.4g}"
+        if row["probability"] is not None:
+            value = f"probability {row['probability']:.3f}"
+        if row["judges"]:
+            value += f", under held-out networks {np.mean(list(row['judges'].values())):.3f}"
+        weight = f"total variation {row['tv']:.4f} at weight {row['tv_weight']:g}"
+        yield f"{row['target']}: {value}, {weight}"
+        if not result["settings"]["steps"] and row["called"]:
+            called = (f"{top['name']} {top['probability']:.4f}" for top in row["called"])
+            yield "  " + ", ".join(called)
+    if (mean := result["judged_by"]["mean"]) is not None:
+        yield f"mean probability under held-out networks: {mean:.3f}"
 
 
 def images_section(result: Mapping[str, Any], folder: Path) -> Html:

@@ -6,12 +6,12 @@ Every function takes the JSON-ready result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tl import reporting
-from tl.pages import evaluation
+from tl.pages import common, evaluation
 from tl.pages.common import Page
 from tl.reporting import Html, percent
 
@@ -42,6 +42,27 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     if parts := result.get("parts"):
         lead += f" {parts[0].upper()}{parts[1:]}."
     return Page("Transfer learning", lead, sections(result, folder))
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The figures of `transfer` as text for the terminal."""
+    test = result["test"]
+    low, high = map(percent, test["top1_ci95"])
+    top3 = common.share_with_interval(test, "top3")
+    top3 = f", top-3 {top3}" if common.shows_top3(result["classes"]) else ""
+    yield (
+        f"test top-1 {percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']})"
+        f"{top3}, majority class {percent(result['majority'])}"
+    )
+    yield from evaluation.spread_lines(result)
+    yield (
+        f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; "
+        f"model in {result['model']}"
+    )
+    yield from evaluation.robust_lines(result.get("robust", {}))
+    if "test_tta" in result:
+        yield f"over the views: top-1 {common.share_with_interval(result['test_tta'], 'top1')}"
+        yield from evaluation.spread_lines(result["test_tta"])
 
 
 def sections(result: Mapping[str, Any], folder: Path) -> list[Html]:
