@@ -207,6 +207,10 @@ def test_float_images_and_files_are_judged_separately(
     assert f"file: {file}; float image: {image}" in html
     saved = reporting.percent(result["files"]["success_rate"][eps])
     assert f"These are float images; of the saved PNG files it is {saved}." in html
+    images_line, files_line = pages.attack.lines(result)
+    assert images_line.startswith(f"eps {eps}, float images: ")
+    assert files_line.startswith(f"eps {eps}, files: 0 % of {COUNT} succeed (0 % to ")
+    assert files_line.endswith(f"100 % of all {COUNT}, 100 % of those classified correctly")
 
 
 @pytest.mark.full

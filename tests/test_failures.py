@@ -188,13 +188,9 @@ def test_a_part_of_transfer_that_fails_leaves_the_rest(
     rows = {"after": {"clean": 1.0, "top1": 0.5, "top1_ci95": [0.2, 0.8], "n": 4, "eps": 0.1}}
     rows["after"]["attack"] = "FGSM"
     monkeypatch.setattr(transfer_module, "robust_rows", lambda *args, **more: rows)
-    augment, calls = transfer_module.make_augment, iter(range(9))
     for part in parts:
         if part == "page":
             monkeypatch.setitem(pages.PAGES, "transfer", fail)
-        elif part == "tta":  # the first call is the check
-            make = lambda *args, **more: fail() if next(calls) else augment(*args, **more)
-            monkeypatch.setattr(transfer_module, "make_augment", make)
         else:
             monkeypatch.setattr(PARTS[part], fail)
     run = open_run("transfer")

@@ -133,6 +133,9 @@ def test_zero_steps_return_the_start_and_its_classes(run: reporting.Run) -> None
     assert len(row["called"]) == 3 and row["film"] is None and not row["dead"]
     assert data.decode(row["png"]).std() < 20  # gray noise
     assert "the start of the optimization" in html
+    numbers, classes = pages.ideal.lines(result)
+    assert numbers.startswith(f"{row['target']}: probability {row['probability']:.3f}, total")
+    assert classes.split()[0] in row["called"][0]["name"]
 
 
 # ---- units and photographs ----

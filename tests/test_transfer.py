@@ -276,6 +276,7 @@ def test_folds_with_seeds_count_every_image_once(
     sizes = [len(one.tested.labels) for one in rounds_run]
     assert result["folds"]["top1"] == pytest.approx([1 - i / n for i, n in enumerate(sizes)])
     assert result["test_tta"]["n"] == 24 and result["test_tta"]["top1_seeds"] == pytest.approx(top1)
+    assert result["test_tta"]["seeds"] == metrics.spread(top1)
     # The temperature of each fold, which was not fitted to its test images.
     calibrated = [
         metrics.summarize(*joined(i, temperatures))
@@ -289,6 +290,9 @@ def test_folds_with_seeds_count_every_image_once(
     assert [sum(row.correct for row in rows.values()) for rows in saved.values()] == [21, 12]
     html = (run.workdir / "report.html").read_text()
     assert "T = 1.00 to 6.00" in html and "2 seeds" in html
+    first, *rest = pages.training.lines(result)
+    assert first.startswith(f"test top-1 {reporting.percent(np.mean(top1))} (95 % interval ")
+    assert [line[:14] for line in rest].count("over 2 seeds 6") == 2  # as tested, and over views
 
 
 def test_views_are_averaged(run: reporting.Run, pets: data.DataSpec) -> None:

@@ -1,16 +1,83 @@
-"""What `transfer` checks before the first step, so that hours of training are not lost."""
+"""The settings of `transfer`, and its checks before the first step, so that no hours are lost."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from tl import data, reporting
+from tl import data, inference, reporting
 from tl.data import DataSpec, duplicates
+from tl.data.augment import make_augment
+from tl.evaluation.robust import check_robust
+from tl.models import Classifier
 from tl.training import resume
+from tl.training.fit import check_recipe
+from tl.training.recipe import Recipe
 from tl.types import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferSettings:
+    """Everything that decides a run of `transfer`, except its data and its network.
+
+    Attributes:
+      recipe: how to train.
+      head: a name of `heads.KINDS`.
+      seeds: number of seeds, starting at `first_seed`.
+      first_seed: the first seed of splits and training.
+      folds: number of cross-validation folds; 0 for one split.
+      test_fraction: share of the test part of a data set without its own, in (0, 1).
+      validation_fraction: share of the rest, in [0, 1); negative means 0 for a probe and 0.15
+        otherwise.
+      find_lr: whether to search the learning rate before the first step.
+      tta: whether to also test on the mean over all views of the augmentation.
+      robust_eps: radius of a test under attack, in [0, 1] pixel units; 0 for none.
+      robust_attack: a name of `attacks.ATTACKS`.
+    """
+
+    recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(tune="probe"))
+    head: str = "linear"
+    seeds: int = 1
+    first_seed: int = 0
+    folds: int = 0
+    test_fraction: float = 0.25
+    validation_fraction: float = -1.0
+    find_lr: bool = False
+    tta: bool = False
+    robust_eps: float = 0.0
+    robust_attack: str = "pgd"
+
+
+def check_settings(clf: Classifier, variables: Variables, settings: TransferSettings) -> None:
+    """Checks what can be checked before any image is read.
+
+    Args:
+      clf: the network, with its new head.
+      variables: pretrained; their head is not used.
+      settings: how to train and test.
+
+    Raises:
+      ValueError: a probe under a head that is not linear; `tta` with an augmentation that does not
+        have several views; those of `fit.check_recipe` and `robust.check_robust`.
+    """
+    recipe = settings.recipe
+    phases = recipe.phases(clf.spec.endpoints)
+    if settings.head != "linear" and any(phase.name == "probe" for phase in phases):
+        raise ValueError(
+            f"`tune={recipe.tune}` fits a linear head: got `head={settings.head}`; use "
+            f"`head=linear`, or `tune=head` for {settings.head}"
+        )
+    if settings.tta and len(make_augment(recipe.augment, size=clf.pixels.size).views or ()) < 2:
+        raise ValueError(
+            "`tta` needs an augmentation with a finite number of views (at least 2), such as flip "
+            f"or dihedral: got `augment={recipe.augment}`"
+        )
+    check_recipe(clf, clf.reset_head(variables, key=jax.random.key(0))["params"], recipe)
+    classes = len(inference.class_table(clf))
+    check_robust(settings.robust_eps, settings.robust_attack, classes=classes)
 
 
 def check_parts(
