@@ -289,10 +289,10 @@ def test_folds_with_seeds_count_every_image_once(
     saved = paired.read_predictions(run.workdir)
     assert [sum(row.correct for row in rows.values()) for rows in saved.values()] == [21, 12]
     html = (run.workdir / "report.html").read_text()
-    assert "T = 1.00 to 6.00" in html and "2 seeds" in html
+    assert "1.00 to 6.00" in html and "2 seeds" in html
     first, *rest = pages.training.lines(result)
     assert first.startswith(f"test top-1 {reporting.percent(np.mean(top1))} (95 % interval ")
-    assert [line[:14] for line in rest].count("over 2 seeds 6") == 2  # as tested, and over views
+    assert [line[:14] for line in rest].count("Over 2 seeds 6") == 2  # as tested, and over views
 
 
 def test_views_are_averaged(run: reporting.Run, pets: data.DataSpec) -> None:
