@@ -12,6 +12,7 @@ shared, because its key is the whole program.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -34,8 +36,18 @@ QUICK = {
     "BGR instead of RGB",
     "test images are in the training part",
 }
-# Number of processes for the rest, so that pytest-xdist can divide them.
+# Number of processes for the rest, so that pytest-xdist can divide them. Rows with the same
+# detectors are in one part, because the processes share no compiled programs.
 PARTS = 4
+# Options of pytest without what takes time and does not decide an outcome.
+OPTIONS = (
+    "--assert=plain",
+    "--tb=native",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "no:unraisableexception",
+)
 
 
 class Mutation(NamedTuple):
@@ -96,7 +108,8 @@ def test_a_few_faults_are_noticed() -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("part", range(PARTS))
 def test_every_fault_is_noticed(part: int) -> None:
-    check([row for row in MUTATIONS if row.name not in QUICK][part::PARTS])
+    rows = sorted((row for row in MUTATIONS if row.name not in QUICK), key=lambda r: r.detectors)
+    check(rows[part * len(rows) // PARTS : (part + 1) * len(rows) // PARTS])
 
 
 def check(rows: Sequence[Mutation]) -> None:
@@ -138,6 +151,7 @@ def run(jobs: Sequence[Job]) -> list[Report]:
             "JAX_COMPILATION_CACHE_DIR": programs,
             "JAX_ENABLE_COMPILATION_CACHE": "true",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "PYTHONPATH": str(ROOT),
         }
         process = subprocess.run(
@@ -176,19 +190,25 @@ class Recorder:
         return report
 
 
+@functools.cache
+def compiled() -> dict[str, CodeType]:
+    """The code of every file of `tl` and of the tests; bytecode may not be on disk."""
+    files = [path for folder in ("tl", "tests") for path in (ROOT / folder).rglob("*.py")]
+    return {str(path): compile(path.read_text(), path, "exec") for path in files}
+
+
 def change(edits: Sequence[tuple[str, ...]]) -> None:
     """Loads files of `tl` with changes from now on."""
-    changed: dict[str, str] = {}
+    codes = compiled()
     for file, old, new in edits:
         path = ROOT / "tl" / file
         text = path.read_text()
-        changed[str(path)] = text.replace(old, new) if old else f"{text}\n"
+        changed = text.replace(old, new) if old else f"{text}\n"
+        codes[str(path)] = compile(changed, path, "exec")
     load = SourceFileLoader.get_code
 
     def get_code(self: SourceFileLoader, fullname: str) -> Any:
-        if self.path in changed:
-            return compile(changed[self.path], self.path, "exec")
-        return load(self, fullname)
+        return codes.get(self.path) or load(self, fullname)
 
     SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
 
@@ -211,8 +231,7 @@ def work(job: Job) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TL_CACHE"] = folder
         ids = [f"tests/{test}" for test in tests]
-        options = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        pytest.main([*options, *ids], [recorder])
+        pytest.main([*OPTIONS, *ids], [recorder])
     return {
         test: {outcome: count for outcome, count in counts.items() if count}
         for test, counts in recorder.report.items()
@@ -226,8 +245,10 @@ def main() -> None:
     import flax.linen  # noqa: F401
     import grain  # noqa: F401
     import optax  # noqa: F401
+    import scipy.stats  # noqa: F401
 
     conftest.use_plain_fusions()
+    compiled()
     reports = []
     for job in json.load(sys.stdin):
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as answer:
