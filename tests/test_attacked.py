@@ -152,24 +152,24 @@ def test_results_do_not_depend_on_the_batch_size(
     assert np.mean(padded == one_batch) > 0.9
 
 
+@pytest.mark.parametrize(("steps", "step_size"), [(6, 1e-7), (1, 4 / 255 / 100)])
 def test_the_sanity_checks_are_of_the_attack_that_ran(
-    run: reporting.Run, images: inference.LoadedImages
+    run: reporting.Run, images: inference.LoadedImages, steps: int, step_size: float
 ) -> None:
-    """An attack whose steps are too small succeeds nowhere, and the checks say why."""
-    settings = SHORT(eps=(4 / 255,), step_size=1e-7, sanity_checks=True)
+    """An attack with steps too small or too few succeeds nowhere, and the checks say why."""
+    settings = AttackSettings(steps=steps, eps=(4 / 255,), step_size=step_size, sanity_checks=True)
     result = evaluate(run, images, settings)
     assert result["success_rate"]["4/255"] == 0
     failed = {name for name, check in result["checks"].items() if not check["passed"]}
-    assert failed
     assert {"noise of the same norm does less", "default steps and step size add little"} <= failed
     assert result["checks"]["success rate agrees with the run's"]["passed"]
 
 
 @pytest.mark.full
-def test_one_step_fails_a_sanity_check_in_every_norm(
+def test_one_step_fails_a_sanity_check_in_other_norms(
     run: reporting.Run, images: inference.LoadedImages
 ) -> None:
-    for norm, eps in (("linf", 4 / 255), ("l2", 0.5), ("l1", 10.0)):
+    for norm, eps in (("l2", 0.5), ("l1", 10.0)):
         again = reporting.start("attack", run.workdir.parent / norm, {"seed": 0})
         one = AttackSettings(
             norm=norm, eps=(eps,), steps=1, step_size=eps / 100, sanity_checks=True

@@ -518,6 +518,8 @@ def test_apgd_halves_its_step_and_returns_to_the_best_point() -> None:
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
+    lengths = apgd.interval_length(jnp.arange(101), jnp.full(101, 100))
+    assert np.flatnonzero(lengths).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]  # section 3.3
     for steps in (1, 2, 3, 10, 40, 100):
         # Equation 5: p of 0 and 1, and the next p.
         shares = [0.0, 0.22]

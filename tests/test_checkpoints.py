@@ -128,7 +128,7 @@ def test_changes_of_the_tree_after_a_save_do_not_reach_the_checkpoint(store):
 
 
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
-    folder, tree = tmp_path / "run", {"w": jnp.ones(3)}
+    folder, tree, best = tmp_path / "run", {"w": jnp.ones(3)}, []
     with contextlib.closing(checkpoints.open(folder, keep=2, best="max")) as store:
         assert (store.latest(), store.best()) == (None, None)
         for step, top1 in enumerate([0.5, 0.9, 0.9, float("nan"), 0.1, None, 0.2]):
@@ -138,6 +138,8 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path):
                 position={},
                 metrics=None if top1 is None else {"top1": top1, "loss": -step},
             )
+            best.append(store.best())
+    assert best == [0, 1, 1, 1, 1, 1, 1]
     assert steps_in(folder) == [1, 5, 6]  # 1 and 2 are equally good: the first one is kept
     (folder / "notes").mkdir()
     (folder / "99").mkdir()

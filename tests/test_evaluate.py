@@ -316,6 +316,12 @@ def test_robust_accuracy_is_of_all_images_and_of_those_classified_correctly(
     assert list(evaluation.robust_lines({"now": nothing}))
 
 
+def test_the_accuracy_of_a_seed_counts_ties_as_mistakes() -> None:
+    logits = np.array([[1.0, 1.0], [0.0, 0.0], [2.0, 0.0], [0.0, 3.0]], np.float32)
+    tied = inference.Predictions(logits, np.zeros(4, int), tuple(map(Path, "abcd")))
+    assert sets.accuracy(tied) == metrics.summarize(logits, tied.labels)["top1"] == 0.25
+
+
 def test_arguments_of_an_attack_are_checked(pets: data.DataSpec) -> None:
     clf, variables = network()
     with pytest.raises(ValueError, match=r"`robust_eps` .*: got 2, expected .* such as 2/255"):

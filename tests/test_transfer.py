@@ -295,6 +295,21 @@ def test_folds_with_seeds_count_every_image_once(
     assert [line[:14] for line in rest].count("Over 2 seeds 6") == 2  # as tested, and over views
 
 
+def test_views_that_failed_in_one_fold_are_not_reported(pets: data.DataSpec) -> None:
+    """Their accuracy would be over the images of the other folds."""
+    tested = inference.Predictions(np.eye(2)[[0, 0, 1]], np.array([0, 1, 1]), (Path("a.png"),) * 3)
+    results = [
+        evaluation.RoundResult(one, {}, None, tested, {}, tta, None, 1.0, ())  # type: ignore[arg-type]
+        for one, tta in zip(
+            rounds(pets, None, TransferSettings(folds=2)), (tested, None), strict=True
+        )
+    ]
+    (only,) = evaluation.passes(results)
+    assert len(only.tested.labels) == 6 and only.tta is None
+    (only,) = evaluation.passes([result._replace(tta=tested) for result in results])
+    assert only.tta is not None and len(only.tta.labels) == 6
+
+
 def test_views_are_averaged(run: reporting.Run, pets: data.DataSpec) -> None:
     settings = TransferSettings(Recipe(tune="probe", augment="flip"), tta=True)
     result = finished(run, transfer(run, *network(), pets, None, settings))
