@@ -109,6 +109,12 @@ def test_of_other_images_and_other_models_no_remark_is_made(
     assert result["trained_on"] is None  # an older model does not name its training images
 
 
+def test_a_class_in_another_letter_case_is_remarked(result: dict) -> None:
+    assert result["remarks"] == [
+        "1 of 2 classes match in another letter case: 'Bengal' is read as 'bengal'"
+    ]
+
+
 def test_the_figures_are_those_of_the_logits(result: dict, logits: np.ndarray) -> None:
     for name, value in metrics.summarize(logits, TRUTH).items():
         assert result[name] == value, name

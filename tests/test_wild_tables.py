@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import wild
-from tl import data
+from tl import data, labels
 
 ROUND = ("round", "square")
 
@@ -92,6 +92,26 @@ def test_shared_tables_are_refused(shared_data: Path, name: str, message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         data.get(f"csv:{shared_csv(shared_data, name)}")
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("learned", "asked", "missing"), [(1, 0, "0"), (0, 1, "3")])
+def test_shared_classes_of_numbers_are_never_indices(
+    shared_data: Path, learned: int, asked: int, missing: str
+) -> None:
+    folders = [shared_data / "cases" / f"numbers_from_{n}" for n in (learned, asked)]
+    if not all(folder.is_dir() for folder in folders):
+        pytest.skip(f"no folders {folders}")
+    spec, other = (data.get(f"folder:{folder}") for folder in folders)
+    table = labels.from_names(spec.classes, name="own")
+    message = f"unknown own class '{missing}'; names of classes are numbers, so that no number is "
+    with pytest.raises(ValueError, match=message) as evaluated:
+        data.remap_labels(other, table)
+    with pytest.raises(ValueError, match=message) as matched:
+        data.match_classes(other.classes, table)
+    with pytest.raises(ValueError, match=f"not learned: '{missing}'; nearest"):
+        data.remap_labels(other, spec.classes)
+    assert max(len(str(error.value)) for error in (evaluated, matched)) < 400
+    assert data.remap_labels(spec, table).examples == spec.examples
 
 
 def shared_csv(shared_data: Path, name: str) -> Path:

@@ -717,6 +717,12 @@ TABLES: tuple[Situation, ...] = (
         csv_table("", "{label};{path}"),
         refused="line 1 has the image 'images/round/0.png'; add a first line such as path;label",
     ),
+    Situation(
+        "lines of a list with spaces",
+        csv_table("", "{path} 0"),
+        refused="has no line with the names of its columns: line 1 has the image "
+        "'images/round/0.png'; add a first line such as path,label$",
+    ),
     *(
         Situation(
             f"columns {path} and {label}",

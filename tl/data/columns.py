@@ -106,12 +106,16 @@ def select_columns(
     if renamed:
         words = " and ".join(f"{shown(header[i])} as {column}" for column, i in renamed.items())
         remarks.append(f"the table has no column {' and no column '.join(renamed)}; read {words}")
-    columns = [[row[i].strip() for row in rows] for i in range(len(header))]
-    cells = {name: columns[i] for name, i in chosen.items()}
-    cells["label"] = [row[chosen["label"]] for row in rows]
+    stripped = lambda i: [cell.strip() for cell in _column(rows, i)]
+    cells = {name: stripped(i) for name, i in chosen.items()}
+    cells["label"] = _column(rows, chosen["label"])
     used = set(chosen.values())
     if "split" not in chosen:
-        candidates = {i: column for i, column in enumerate(columns) if i not in used}
+        candidates = {
+            i: stripped(i)
+            for i, key in enumerate(keys)
+            if i not in used and (key in _PART_NAMES or key in _PART_FLAGS)
+        }
         parts, sources = _parts(candidates, keys)
         if sources:
             if len(sources) > 1 and sources[0] in _named(keys):
@@ -150,6 +154,10 @@ def _parts(
     names = [_PART_FLAGS[keys[i]] for i in flags]
     parts = [next((n for n, v in zip(names, row, strict=True) if v), "train") for row in rows]
     return parts, list(flags)
+
+
+def _column(rows: Sequence[Sequence[str]], i: int) -> list[str]:
+    return [row[i] for row in rows]
 
 
 def _named(keys: Sequence[str]) -> list[int]:

@@ -93,10 +93,10 @@ def read_csv(path: Path) -> tuple[list[str], list[Line]]:
     if not rows:
         return [], []
     header = [name.strip().strip("\ufeff").strip() for name in rows[0].cells]
-    if files := [name for name in header if Path(name).suffix.lower() in SUFFIXES]:
+    if files := [name for name in header if _image_name(name)]:
         raise ValueError(
             f"{path} has no line with the names of its columns: line {rows[0].number} has the "
-            f"image {shown(files[0])}; add a first line such as path{delimiter}label"
+            f"image {shown(_image_name(files[0]))}; add a first line such as path{delimiter}label"
         )
     # R's write.table writes the numbers of the rows without a name for their column.
     if all(len(row.cells) == len(header) + 1 and row.cells[0].isdecimal() for row in rows[1:]):
@@ -137,6 +137,13 @@ def _text(path: Path) -> str:
             f"{path} is not in UTF-8: byte 0x{body[at]:02X} in line {line}, in a cell that reads "
             f"{shown(cell)} in cp1252 of Windows; save it as 'CSV UTF-8'"
         ) from error
+
+
+def _image_name(cell: str) -> str:
+    """The name of an image file at the beginning of a cell; "" if there is none."""
+    words = cell.split(" ")
+    names = (" ".join(words[:n]) for n in range(len(words), 0, -1))
+    return next((name for name in names if Path(name).suffix.lower() in SUFFIXES), "")
 
 
 def _score(text: str, delimiter: str) -> tuple[int, int]:
