@@ -1,7 +1,10 @@
-"""Decodes every image of a data set and reports defects and duplicates; nothing is deleted.
+"""Examines a data set or a weights file, and reports defects; nothing is deleted or changed.
 
     ./launch.sh doctor --data=folder:DIR
     ./launch.sh doctor --data=tfds:oxford_iiit_pet
+    ./launch.sh doctor --weights=FILE
+
+With --data, every image is decoded. With --weights, the file is read as `tl.load` would read it.
 
 Expected: on 1,000 photographs of cats_vs_dogs every image can be decoded, and there is one group of
 near-duplicates. The result does not depend on the seed. Cost: no forward passes; about 240 images
@@ -13,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 from absl import flags
 
-from tl import cli, data, pages, reporting
-from tl.pages import doctor
+from tl import cli, data, models, pages, reporting
+from tl.pages import common, doctor
 
 FLAGS = flags.FLAGS
 # Side of a thumbnail, in pixels; chosen, not tuned.
@@ -24,9 +27,9 @@ MAX_LINES = 12
 
 
 def define_flags() -> None:
-    flags.DEFINE_string(
-        "data", None, "Data set: folder:DIR, csv:FILE, tfds:NAME or elpv.", required=True
-    )
+    flags.DEFINE_string("data", "", "Data set: folder:DIR, csv:FILE, tfds:NAME or elpv.")
+    flags.DEFINE_string("weights", "", "Weights file, or folder with one, to examine instead.")
+    cli.define_which_flag()
 
 
 def thumbnail(source: data.Source) -> np.ndarray:
@@ -37,7 +40,20 @@ def thumbnail(source: data.Source) -> np.ndarray:
         return np.full((SIDE, SIDE, 3), 128, np.uint8)
 
 
+def examine_weights(run: reporting.Run) -> None:
+    report = models.examine_weights(FLAGS.weights, which=FLAGS.which)
+    run.remark(*report.clf.remarks)
+    result = report.as_dict()
+    path = pages.finish(run, result | {"facts": common.weights_facts(report.clf)})
+    print(reporting.columns(("finding", "value"), list(doctor.weights_findings(result).items())))
+    print(path)
+
+
 def main(run: reporting.Run) -> None:
+    if bool(FLAGS.data) == bool(FLAGS.weights):
+        raise ValueError("give either `data` or `weights`: doctor examines one of them")
+    if FLAGS.weights:
+        return examine_weights(run)
     spec = cli.load_data(run, FLAGS.data)
     report = data.examine(spec, progress=lambda items, n: reporting.progress(items, n, "images"))
     result = report.as_dict() | {

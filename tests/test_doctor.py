@@ -184,7 +184,7 @@ def run(defective: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A finished run of the command, which must not change the data set."""
     before = state(tmp_path / "pets")
     monkeypatch.setattr(
-        command, "FLAGS", type("Flags", (), {"data": f"folder:{tmp_path / 'pets'}"})
+        command, "FLAGS", type("Flags", (), {"data": f"folder:{tmp_path / 'pets'}", "weights": ""})
     )
     run = reporting.start("doctor", tmp_path / "run", {"seed": 0})
     command.main(run)

@@ -25,7 +25,7 @@ from huggingface_hub import constants, file_download
 from safetensors.numpy import save
 
 from tl.pixels import PixelSpec
-from tl.weights import hub
+from tl.weights import description, hub
 
 COMMIT = "b9c5426c0e0d0e5b2d2ff0e6ae2b8a9b2f3c1d10"
 REPO = "timm/resnet18.a1_in1k"
@@ -152,10 +152,10 @@ def server() -> Iterator[Hub]:
 
 FETCH = """
 import sys
-from tl.weights import hub
+from tl.weights import description, hub
 try:
     files = hub.fetch(sys.argv[1])
-    print("PATH", files.weights, hub.architecture_of(files.config))
+    print("PATH", files.weights, description.architecture_of(files.config))
 except ValueError as error:
     print("ERROR", error)
 """
@@ -396,22 +396,22 @@ FLAT = {**CONFIG["pretrained_cfg"], "architecture": "resnet18"}  # the format of
     "config", [CONFIG, FLAT, without("crop_mode")], ids=["timm's", "flat", "no crop_mode"]
 )
 def test_a_config_gives_the_preprocessing(config: dict[str, Any]):
-    assert hub.pixels_of(config) == PixelSpec(size=224, crop=0.95, interpolation="bicubic")
-    assert hub.architecture_of(config) == "resnet18"
-    assert hub.licence_of(config) == "see the model card"
+    assert description.pixels_of(config) == PixelSpec(size=224, crop=0.95, interpolation="bicubic")
+    assert description.architecture_of(config) == "resnet18"
+    assert description.licence_of(config) == "see the model card"
 
 
 def test_a_config_can_have_other_values():
     lite = changed(
         input_size=[3, 240, 240], mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], crop_pct=0.882
     )
-    assert hub.pixels_of(lite) == PixelSpec(
+    assert description.pixels_of(lite) == PixelSpec(
         size=240, crop=0.882, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
     )
-    assert hub.pixels_of(changed(interpolation="random")).interpolation == "bilinear"
-    squash = hub.pixels_of(changed(crop_mode="squash", crop_pct=1))
+    assert description.pixels_of(changed(interpolation="random")).interpolation == "bilinear"
+    squash = description.pixels_of(changed(crop_mode="squash", crop_pct=1))
     assert squash.resize == "squash" and squash.crop == 1.0
-    assert hub.licence_of(changed(license="apache-2.0")) == "apache-2.0"
+    assert description.licence_of(changed(license="apache-2.0")) == "apache-2.0"
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_a_config_can_have_other_values():
 )
 def test_missing_or_wrong_fields_are_an_error(config: dict[str, Any], expected: str):
     with pytest.raises(ValueError) as caught:
-        hub.pixels_of(config)
+        description.pixels_of(config)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -449,4 +449,4 @@ def test_a_config_without_an_architecture_is_an_error(config: dict[str, Any]):
         ValueError,
         match="wrong architecture in config.json: got .*, expected the name of a network",
     ):
-        hub.architecture_of(config)
+        description.architecture_of(config)

@@ -1,4 +1,4 @@
-"""Weights files as people have them: `open_weights` reads or refuses each row of `wild.WEIGHTS`."""
+"""Weights files as people have them (`wild.WEIGHTS`): what is read, remarked and refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 
 from tests import wild
 from tests.wild import Situation
+from tl import backbones, models
 from tl.weights import readers
 from tl.weights.readers import Contents
 
@@ -64,3 +65,41 @@ def test_a_file_that_is_not_read_is_refused_in_a_sentence(
         readers.open_weights(path)
     assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
     assert not Path("canary").exists() and os.listdir(tmp_path) == ["folder"]
+
+
+# --- loading: files next to the weights, metadata, heads, channels ---------------------------
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backbones._SPECS, "wild_net", wild.NET)
+
+
+@pytest.mark.usefixtures("zoo")
+@pytest.mark.parametrize("row", wild.LOADED, ids=lambda row: row.name)
+def test_a_weights_file_is_loaded_as_its_publisher_means_it(tmp_path: Path, row: Situation):
+    word = row.make(tmp_path)
+    arch = row.right.get("arch", "wild_net")
+    if row.refused:
+        with pytest.raises(ValueError, match=row.refused) as caught:
+            models.load(arch, weights=word)
+        message = str(caught.value)
+        assert len(message) <= 600 and "\n" not in message
+        return
+    clf, variables = models.load(arch, weights=word)
+    assert clf.arch == arch
+    assert any(re.search(row.remark, remark) for remark in clf.remarks) or not row.remark
+    assert bool(row.remark) == bool(clf.remarks), clf.remarks
+    assert all(len(remark) <= 200 for remark in clf.remarks), clf.remarks
+    if "pixels" in row.right:
+        assert clf.pixels == row.right["pixels"]
+    if "classes" in row.right:
+        classes = row.right["classes"]
+        assert classes == (clf.classes.display_names if clf.classes is not None else None)
+        assert ("head" in variables["params"]) == bool(classes)
+    if "license" in row.right:
+        assert clf.weights.licence == row.right["license"]
+    if "first" in row.right:
+        scale = variables["params"]["backbone"]["stem"]["norm"]["scale"]
+        np.testing.assert_array_equal(scale, row.right["first"])
+    assert len(clf.head_left_out) == row.right.get("head", 0)

@@ -8,7 +8,9 @@ section. To add a situation, write a function `make(folder) -> word` and add a r
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
+import functools
 import json
 import pickle
 import re
@@ -16,11 +18,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+from tests import toys
 from tests.torch_files import Call, Name, checkpoint, namespace
+from tl import backbones
+from tl.models import heads
+from tl.models.classifier import Classifier, Provenance
+from tl.paths import flatten
+from tl.pixels import PixelSpec
+from tl.weights import port, tables
 
 
 class Situation(NamedTuple):
@@ -533,7 +543,404 @@ REFUSED = (
     ),
 )
 
-WEIGHTS: tuple[Situation, ...] = READ + REFUSED
+# -- files next to the weights, metadata, heads and channels (read by tl.models.loading)
+
+NET = dataclasses.replace(
+    toys.TOYS["toy_mobilenet"],
+    name="wild_net",
+    sources=dict.fromkeys(("torchvision", "timm", "lukemelas", "tonylins"), ""),
+)
+"""The network of the situations; `tests/test_wild_weights.py` adds it to the zoo."""
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+PIXELS_OF_CONFIG = PixelSpec(48, 0.9, interpolation="bilinear", mean=MEAN, std=STD)
+FIELDS: dict[str, Any] = {
+    "input_size": [3, 48, 48],
+    "crop_pct": 0.9,
+    "interpolation": "bilinear",
+    "mean": list(MEAN),
+    "std": list(STD),
+    "license": "mit",
+}
+CONFIG: dict[str, Any] = {
+    "architecture": "wild_net",
+    "num_classes": 3,
+    "label_names": ["ant", "bee", "cat"],
+    "pretrained_cfg": FIELDS,
+}
+TRANSFORMERS = {"architectures": ["ResNetForImageClassification"], "model_type": "resnet"}
+
+
+@functools.cache
+def _tensors(arch: str, source: str, classes: int, channels: int) -> Mapping[str, np.ndarray]:
+    spec = NET if arch == "wild_net" else backbones.get(arch)
+    pixels = PixelSpec(mean=(0.5,) * channels, std=(0.5,) * channels)
+    head = heads.own(spec)(classes) if classes else None
+    clf = Classifier(spec.name, spec, head, pixels, None, Provenance("", ""))
+    shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    rows = tables.sources(spec)[source].table(spec.module, head=bool(classes))
+    return {
+        name: rng.uniform(0.1, 1, port.LAYOUTS[layout].theirs(shapes[path].shape)).astype(
+            np.float32
+        )
+        for name, (path, layout) in rows.items()
+    }
+
+
+def tensors(
+    arch: str = "wild_net", source: str = "timm", classes: int = 3, channels: int = 3
+) -> dict[str, np.ndarray]:
+    """Random tensors of a network, with the names and layouts of a source."""
+    return dict(_tensors(arch, source, classes, channels))
+
+
+def weights(
+    folder: Path,
+    arrays: Mapping[str, np.ndarray] | None = None,
+    *,
+    name: str = "model.safetensors",
+    config: Any = None,
+    header: dict[str, str] | None = None,
+    **files: Any,
+) -> Path:
+    """Writes tensors, and JSON files next to them; returns the path of the weights."""
+    save_file(dict(tensors() if arrays is None else arrays), folder / name, metadata=header)
+    for stem, content in {"config": config, **files}.items():
+        if content is not None:
+            text = content if isinstance(content, str) else json.dumps(content)
+            (folder / f"{stem}.json").write_text(text)
+    return folder / name
+
+
+def other_head(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """The network without its head, and other tensors: name with "__" for "." -> shape."""
+    extra = {name.replace("__", "."): np.ones(shape, np.float32) for name, shape in shapes.items()}
+    return tensors(classes=0) | extra
+
+
+def _snapshot(folder: Path) -> Path:
+    """A repository in the hub's cache: links to blobs that are named by their hash."""
+    repo = folder / "models--me--net"
+    for part in ("blobs", "snapshots/0123abc", "refs"):
+        (repo / part).mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0123abc")
+    file = weights(repo / "blobs", config=CONFIG)
+    for path, blob in ((file, "a" * 64), (repo / "blobs" / "config.json", "b" * 40)):
+        path.rename(repo / "blobs" / blob)
+        (repo / "snapshots" / "0123abc" / path.name).symlink_to(repo / "blobs" / blob)
+    return repo
+
+
+MLP = {
+    "classifier__1__0__weight": (256, 16),
+    "classifier__1__0__bias": (256,),
+    "classifier__1__3__weight": (5, 256),
+    "classifier__1__3__bias": (5,),
+}
+WORDNET = {
+    **CONFIG,
+    "label_names": ["n02219486", "n02206856", "n02121808"],
+    "label_descriptions": {"n02219486": "ant, emmet", "n02206856": "bee"},
+}
+BY_INDEX = {**CONFIG, "label_names": {"0": "ant", "2": "cat"}}
+NOT_TIMM = "config.json next to the weights is not used: it is not of timm"
+FROM_CONFIG = "preprocessing and 3 class names are from config.json next to the weights"
+WITH_CONFIG = {"pixels": PIXELS_OF_CONFIG, "classes": ("ant", "bee", "cat"), "license": "mit"}
+PROCESSOR = {
+    "image_mean": list(MEAN),
+    "image_std": list(STD),
+    "size": {"shortest_edge": 64},
+    "crop_size": {"height": 48, "width": 48},
+    "do_center_crop": True,
+    "resample": 2,
+}
+GRAY = {**FIELDS, "input_size": [1, 48, 48], "mean": [0.3], "std": [0.2]}
+GRAY_PIXELS = PixelSpec(
+    mean=(float(np.mean(PixelSpec().mean)),), std=(float(np.mean(PixelSpec().std)),)
+)
+HEADER = {"format": "pt", "mean": "[0.4, 0.5, 0.6]", "std": "[0.2, 0.3, 0.4]", "img_size": "48"}
+TUTORIAL = {"class_to_idx": json.dumps({"cat": 2, "ant": 0, "bee": 1})}
+LEFT_OUT = r"the head was left out: {} tensors \({}"
+
+
+def _keras_top(folder: Path) -> Path:
+    arrays = tensors("mobilenetv1_025_keras", "keras", 0)
+    top = {"dense/kernel": (256, 64), "dense/bias": (64,), "dense_1/kernel": (64, 5)}
+    return weights(folder, arrays | {n: np.ones(s, np.float32) for n, s in top.items()})
+
+
+def _robust(folder: Path) -> Path:
+    """A checkpoint of the robustness library, with its copy and its normalizer."""
+    net, arrays = tensors(), {}
+    for place in ("module.model.", "module.attacker.model."):
+        arrays |= prefixed(place, net)
+    for place in ("module.normalizer.", "module.attacker.normalize."):
+        for name, value in (("new_mean", MEAN), ("new_std", STD)):
+            arrays[place + name] = np.asarray(value, np.float32).reshape(3, 1, 1)
+    return weights(folder, arrays)
+
+
+def _contrastive(folder: Path) -> Path:
+    first = prefixed("encoder_q.", tensors(classes=0))
+    second = {n.replace("_q", "_k"): array / 2 for n, array in first.items()}
+    return weights(folder, {**second, **first, "queue": np.ones((8, 16), np.float32)})
+
+
+def _long_names(folder: Path) -> Path:
+    arrays = {f"{'deep.' * 60}{i}.weight": np.ones((2, 2), np.float32) for i in range(300)}
+    return weights(folder, arrays)
+
+
+LOADED: tuple[Situation, ...] = (
+    Situation("config", lambda f: weights(f, config=CONFIG), "", FROM_CONFIG, WITH_CONFIG),
+    Situation(
+        "folder with config",
+        lambda f: weights(f, config=CONFIG).parent,
+        "",
+        FROM_CONFIG,
+        WITH_CONFIG,
+    ),
+    Situation(
+        "local-dir",
+        lambda f: f"local-dir:{weights(f, config=CONFIG).parent}",
+        "",
+        FROM_CONFIG,
+        WITH_CONFIG,
+    ),
+    Situation(
+        "pytorch_model.bin",
+        lambda f: weights(f, name="pytorch_model.bin", config=CONFIG).parent,
+        "",
+        FROM_CONFIG,
+        WITH_CONFIG,
+    ),
+    Situation(
+        "snapshot", lambda f: _snapshot(f) / "snapshots/0123abc", "", FROM_CONFIG, WITH_CONFIG
+    ),
+    Situation(
+        "file of a snapshot",
+        lambda f: _snapshot(f) / "snapshots/0123abc/model.safetensors",
+        "",
+        FROM_CONFIG,
+        WITH_CONFIG,
+    ),
+    Situation("repository in the cache", _snapshot, "", FROM_CONFIG, WITH_CONFIG),
+    Situation(
+        "flat config",
+        lambda f: weights(f, config={"architecture": "wild_net", **FIELDS}),
+        "",
+        "the preprocessing is from config.json",
+        {"pixels": PIXELS_OF_CONFIG, "classes": ("class 0", "class 1", "class 2")},
+    ),
+    Situation(
+        "own file name",
+        lambda f: weights(f, name="best.pth", config=CONFIG).parent,
+        "",
+        FROM_CONFIG,
+        WITH_CONFIG,
+    ),
+    Situation(
+        "WordNet ids",
+        lambda f: weights(f, config=WORDNET),
+        "",
+        FROM_CONFIG,
+        {"classes": ("ant", "bee", "n02121808")},
+    ),
+    Situation(
+        "names by index",
+        lambda f: weights(f, config=BY_INDEX),
+        "",
+        FROM_CONFIG,
+        {"classes": ("ant", "class 1", "cat")},
+    ),
+    Situation(
+        "TimmWrapper",
+        lambda f: weights(
+            f,
+            prefixed("timm_model.", tensors()),
+            config={**TRANSFORMERS, **CONFIG, "model_type": "timm_wrapper"},
+        ),
+        "",
+        "prefix 'timm_model.' was removed",
+        WITH_CONFIG,
+    ),
+    Situation(
+        "more names than classes",
+        lambda f: weights(f, config={**CONFIG, "label_names": list("abcd")}),
+        "",
+        "4 class names are stated for a head of 3 classes, and not used",
+        {"classes": ("class 0", "class 1", "class 2")},
+    ),
+    Situation(
+        "config of a training script",
+        lambda f: weights(f, config={"lr": 0.1, "epochs": 3}),
+        "",
+        NOT_TIMM,
+        {"pixels": PixelSpec()},
+    ),
+    Situation(
+        "config of transformers",
+        lambda f: weights(f, config=TRANSFORMERS),
+        "",
+        "not used: it is of transformers \\(ResNetForImageClassification\\)",
+        {"pixels": PixelSpec()},
+    ),
+    Situation(
+        "preprocessor of transformers",
+        lambda f: weights(f, preprocessor_config=PROCESSOR),
+        "",
+        "of the preprocessing: from preprocessor_config.json next to the weights",
+        {"pixels": PIXELS_OF_CONFIG.replace(crop=0.75)},
+    ),
+    Situation(
+        "header of safetensors",
+        lambda f: weights(f, header=HEADER),
+        "",
+        "mean, std, img_size: from the metadata of the file",
+        {"pixels": PixelSpec(48, mean=MEAN, std=STD)},
+    ),
+    Situation(
+        "classes of a tutorial",
+        lambda f: weights(f, header=TUTORIAL),
+        "",
+        "class_to_idx: from the metadata of the file",
+        {"classes": ("ant", "bee", "cat")},
+    ),
+    Situation(
+        "normalizer and copy of robustness",
+        _robust,
+        "",
+        "prefix 'model.' was removed",
+        {"pixels": PixelSpec(mean=MEAN, std=STD), "classes": ("class 0", "class 1", "class 2")},
+    ),
+    Situation(
+        "loss next to the network",
+        lambda f: weights(f, {**prefixed("net.", tensors()), "criterion.weight": np.ones(3, "f4")}),
+        "",
+        "1 other tensors are not used \\(criterion.weight\\)",
+        {"classes": ("class 0", "class 1", "class 2")},
+    ),
+    Situation(
+        "momentum copy",
+        _contrastive,
+        "",
+        "prefix 'encoder_q.' was removed",
+        {"classes": None, "first": tensors(classes=0)["bn1.weight"]},
+    ),
+    Situation("features alone", lambda f: weights(f, tensors(classes=0)), right={"classes": None}),
+    Situation(
+        "MLP head",
+        lambda f: weights(f, other_head(**MLP)),
+        "",
+        LEFT_OUT.format(4, "classifier.1.0.bias, classifier.1.0.weight and 2 more"),
+        {"classes": None, "head": 4},
+    ),
+    Situation(
+        "projector",
+        lambda f: weights(f, {**tensors(), "projector.0.weight": np.ones((8, 16), "f4")}),
+        "",
+        LEFT_OUT.format(3, "classifier.weight"),
+        {"classes": None, "head": 3},
+    ),
+    Situation(
+        "renamed head",
+        lambda f: weights(f, other_head(head__weight=(5, 16), head__bias=(5,))),
+        "",
+        LEFT_OUT.format(2, "head.bias, head.weight"),
+        {"classes": None, "head": 2},
+    ),
+    Situation(
+        "head next to a backbone",
+        lambda f: weights(
+            f,
+            {**prefixed("backbone.", tensors(classes=0)), "fc_new.weight": np.ones((5, 16), "f4")},
+        ),
+        "",
+        LEFT_OUT.format(1, "fc_new.weight"),
+        {"classes": None, "head": 1},
+    ),
+    Situation(
+        "head of another width",
+        lambda f: weights(f, other_head(classifier__weight=(5, 8), classifier__bias=(5,))),
+        "",
+        LEFT_OUT.format(2, "classifier.weight, classifier.bias"),
+        {"classes": None, "head": 2},
+    ),
+    Situation(
+        "top of a functional Keras model",
+        _keras_top,
+        "",
+        LEFT_OUT.format(3, "dense/bias, dense/kernel and 1 more"),
+        {"arch": "mobilenetv1_025_keras", "classes": None, "head": 3},
+    ),
+    Situation(
+        "one channel",
+        lambda f: weights(f, tensors(channels=1)),
+        "",
+        "the first kernel has 1 input channels",
+        {"pixels": GRAY_PIXELS},
+    ),
+    Situation(
+        "four channels",
+        lambda f: weights(f, tensors(channels=4), config=CONFIG),
+        "",
+        "the first kernel has 4 input channels",
+        {"pixels": PIXELS_OF_CONFIG.replace(mean=(0.5,) * 4, std=(float(np.mean(STD)),) * 4)},
+    ),
+    Situation(
+        "one channel with config",
+        lambda f: weights(f, tensors(channels=1), config={**CONFIG, "pretrained_cfg": GRAY}),
+        "",
+        FROM_CONFIG,
+        {"pixels": PIXELS_OF_CONFIG.replace(mean=(0.3,), std=(0.2,))},
+    ),
+    Situation(
+        "config of another network",
+        lambda f: weights(f, config={**CONFIG, "architecture": "resnet18"}),
+        "config.json next to model.safetensors holds another architecture: got resnet18, expected "
+        "wild_net; use `arch=resnet18`",
+    ),
+    Situation(
+        "damaged config", lambda f: weights(f, config="{"), "config.json is not a JSON object"
+    ),
+    Situation(
+        "incomplete config",
+        lambda f: weights(f, config={**CONFIG, "pretrained_cfg": {**FIELDS, "mean": None}}),
+        "wrong mean in config.json: got None, expected three numbers; correct .*config.json",
+    ),
+    Situation(
+        "two files in a folder",
+        lambda f: [weights(f, name=n).parent for n in ("a.pth", "b.pth")][0],
+        "has 2 weights files \\(a.pth, b.pth\\); give one of them",
+    ),
+    Situation(
+        "empty folder", lambda f: f, "no weights in the folder .*: expected model.safetensors"
+    ),
+    Situation(
+        "larger network",
+        lambda f: weights(f, other_head(**{"blocks__9__0__conv_pw__weight": (8, 8, 1, 1)})),
+        "these weights do not fit .*extra blocks.9.0.conv_pw.weight",
+    ),
+    Situation(
+        "another network",
+        lambda f: weights(f, tensors("mobilenetv1_025_keras", "keras", 1000)),
+        "holds another architecture: got mobilenetv1_025_keras, expected wild_net",
+    ),
+    Situation(
+        "network of transformers",
+        lambda f: weights(
+            f,
+            {"resnet.embedder.embedder.convolution.weight": np.ones((8, 3, 7, 7), "f4")},
+            config=TRANSFORMERS,
+        ),
+        "written by transformers \\(ResNetForImageClassification\\), holds 1 tensors",
+    ),
+    Situation("300 long names", _long_names, "holds 300 tensors with names of another network"),
+)
+
+
+WEIGHTS: tuple[Situation, ...] = READ + REFUSED + LOADED
 
 
 # ---- folders and names of classes ----------------------------------------------------------------

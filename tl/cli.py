@@ -18,7 +18,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from tl import backbones, data, devices, models, paths, reporting
+from tl import data, devices, models, paths, reporting
 from tl.models import Classifier
 from tl.training.resume import same_flags
 from tl.types import Variables
@@ -40,7 +40,14 @@ def define_model_flags() -> None:
         "weights",
         "",
         "Source of the weights of --arch: package, hub, hub:OWNER/REPO, random, or the path of a "
-        "weights file. Default: the package if it is installed, else the hub.",
+        "weights file or of a folder with one. Default: the package if it is installed, else the "
+        "hub. Without --arch, a file is loaded as the network that it states or fits.",
+    )
+    define_which_flag()
+    flags.DEFINE_bool(
+        "headless",
+        False,
+        "Leave out the head of the weights. Default: only a head that is not the network's own.",
     )
     flags.DEFINE_bool(
         "cast",
@@ -71,6 +78,16 @@ def define_image_flags(*, required: bool = True, labels: str = "") -> None:
     )
     help = f"Ground truth. {help} none: {labels}." if labels else help
     flags.DEFINE_enum("labels", "none", ["none", "folder"], help)
+
+
+def define_which_flag() -> None:
+    """Defines the flag that selects the weights in a file."""
+    flags.DEFINE_string(
+        "which",
+        "",
+        "Weights to use of a file that holds several: ema, raw, or a key such as state_dict. "
+        "Default: EMA weights if there are any, as in timm.",
+    )
 
 
 class _BoolOrParser(flags.BooleanParser):
@@ -272,11 +289,17 @@ def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:
     Remarks on the weights are printed and added to `run`.
     """
     key = jax.random.key(FLAGS.seed)
-    name = FLAGS.model or FLAGS.arch
-    clf, variables = models.load(name, weights=FLAGS.weights or None, key=key, cast=FLAGS.cast)
-    arch = name.partition(".")[0]
-    if not FLAGS.model and clf.arch != backbones.get(arch).name:
-        run.remark(f"these weights belong to {clf.arch}, another form of {arch}")
+    of_file = FLAGS.weights not in ("", "package", "hub", "random")
+    stated = of_file and FLAGS["arch"].using_default_value and not FLAGS.model
+    name = "" if stated else FLAGS.model or FLAGS.arch
+    clf, variables = models.load(
+        name,
+        weights=FLAGS.weights or None,
+        which=FLAGS.which,
+        headless=FLAGS.headless,
+        key=key,
+        cast=FLAGS.cast,
+    )
     run.remark(*clf.remarks)
     return clf.with_dtype(compute_dtype()), variables
 

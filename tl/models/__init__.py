@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from tl.models.artifact import ARTIFACT, VARIABLES, metadata, replace_metadata, save
+from tl.models.channels import adapt_channels
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
-from tl.models.loading import adapt_channels, load, pretrained_source
+from tl.models.inspection import WeightsReport, examine_weights
+from tl.models.loading import load, pretrained_source
 
 __all__ = [
     "ARTIFACT",
@@ -15,7 +17,9 @@ __all__ = [
     "IMAGENET_CLASSES",
     "Provenance",
     "VARIABLES",
+    "WeightsReport",
     "adapt_channels",
+    "examine_weights",
     "load",
     "metadata",
     "pretrained_source",

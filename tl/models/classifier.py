@@ -63,6 +63,8 @@ class Classifier:
         statistics, features and logits are float32 in both.
       remarks: what a user should know about the way `load` read the weights, such as tensors that
         were left out; one sentence each. Not saved.
+      head_left_out: names of the tensors of a head that `load` left out because it is not the
+        architecture's own. Not saved.
     """
 
     arch: str
@@ -73,6 +75,7 @@ class Classifier:
     weights: Provenance
     dtype: str = "float32"
     remarks: tuple[str, ...] = ()
+    head_left_out: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> Variables:
         """Newly initialized variables.
@@ -276,6 +279,15 @@ class Classifier:
 
     def no_head_message(self) -> str:
         """The error message where a network without a head would have to predict classes."""
+        if self.head_left_out:
+            names = ", ".join(name[-60:] for name in self.head_left_out[:4])
+            more = len(self.head_left_out) - 4
+            names += f" and {more} more" if more > 0 else ""
+            return (
+                f"the weights {self.weights.name} have a head that is not {self.arch}'s own: got "
+                f"{names}; the features can be used (`headless`), but to predict, train a head "
+                "with transfer and give `model=DIR`"
+            )
         return (
             f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; "
             "use `arch=efficientnet_lite0`, train a head with transfer and give `model=DIR`, "
@@ -288,7 +300,7 @@ class Classifier:
 
     def with_head(self, head: Module, classes: ClassTable) -> Classifier:
         """The same backbone with another head, which needs new parameters (`init_head`)."""
-        return dataclasses.replace(self, head=head, classes=classes)
+        return dataclasses.replace(self, head=head, classes=classes, head_left_out=())
 
     def replace_head(
         self,

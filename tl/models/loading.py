@@ -1,8 +1,8 @@
 """Loads a classifier by name, with weights from a package, the hub, a file or a saved folder.
 
-`tl.weights` finds and reads weights files. This module chooses the form of the network and the
-rename table that fit a file, and adapts the head to the number of classes and the first kernel to
-the number of channels.
+`tl.weights` finds and reads weights files and what is stated about them, and `tl.models.fitting`
+chooses the form of the network and the rename table that fit a file. This module puts both together
+as a classifier, and adapts head and first kernel to the file.
 """
 
 from __future__ import annotations
@@ -17,22 +17,29 @@ import numpy as np
 from tl import backbones, labels
 from tl.backbones.spec import BackboneSpec
 from tl.labels import ClassTable
-from tl.models import heads
+from tl.models import fitting, heads
 from tl.models.artifact import ARTIFACT, VARIABLES, load_artifact
+from tl.models.channels import averaged, with_channels
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
-from tl.paths import flatten, unflatten
+from tl.models.fitting import Fit
 from tl.pixels import PixelSpec
 from tl.types import Variables
-from tl.weights import hub, port, readers, store, tables
+from tl.weights import description, hub, metadata, port, readers, store, tables
+from tl.weights.description import Description
 
 # Prefix of `Provenance.origin` for weights from the hub.
 _HUB = "hub repository "
+# Beginnings of a word that names a repository of the hub, or a local folder in its layout, in timm.
+_HUB_WORDS = ("hub:", "hf-hub:", "hf_hub:")
+_LOCAL_WORD = "local-dir:"
 
 
 def load(
     name: str,
     *,
     weights: str | Path | None = None,
+    which: str = "",
+    headless: bool = False,
     key: jax.Array | None = None,
     in_channels: int | None = None,
     cast: bool = False,
@@ -40,13 +47,19 @@ def load(
     """Loads a pretrained network.
 
     Args:
-      name: an architecture (`"efficientnet_lite0"`, an alias, or `"arch.tag"`), or a folder written
-        by `save`.
+      name: an architecture (`"efficientnet_lite0"`, an alias, or `"arch.tag"`); a folder written by
+        `save`, or one with weights and timm's `config.json`; or "" for the architecture that
+        `weights` state, or else that fits their tensors.
       weights: source of the weights. "package": the file of an installed package. "hub": timm's
         repository `timm/ARCH.TAG`, from the cache or the network; "hub:OWNER/REPO" for another
         repository in timm's layout. A path: a torch, Keras, safetensors or pickled numpy file, or a
-        folder written by `save`, with its preprocessing and classes. "random": newly initialized.
+        folder with one; or a folder written by `save`, with its preprocessing and classes. A
+        `config.json` of timm next to the file is read as from the hub. "random": newly initialized.
         Default: the package if it is installed, else the hub. Not for a `name` that is a folder.
+      which: the weights to use of a file that holds several, such as "state_dict" or
+        "state_dict_ema"; default: an average (EMA) if there is one, as in timm.
+      headless: whether to leave out the head of the file. A head that is not the architecture's own
+        is left out in any case; `classifier.remarks` names its tensors.
       key: from `jax.random.key`, used for "random"; default: key 0.
       in_channels: number of input channels; default: that of the weights. If it is not theirs, the
         first kernel is summed over its three channels (1) or repeated and rescaled
@@ -61,36 +74,75 @@ def load(
 
     Raises:
       ValueError: unknown name, weights that cannot be found (the message says how to get them), a
-        file whose hash differs from the published one, tensors that do not fit, or a folder with
-        `weights` or another number of channels.
+        file whose hash differs from the published one, tensors that do not fit (`DetailedError`
+        with all mismatches), a `config.json` of another architecture, or a folder with `weights` or
+        another number of channels.
     """
-    if (Path(name) / ARTIFACT).is_file():
-        return _load_folder(name, str(weights or ""), in_channels)
-    if "/" in name or Path(name).is_dir():
-        raise ValueError(
-            f"no saved classifier in {name}: it has no {ARTIFACT}; "
-            "give a folder that transfer wrote"
-        )
     if in_channels is not None and in_channels < 1:
         raise ValueError(f"`in_channels` must be at least 1: got {in_channels}")
-    arch, _, tag = name.partition(".")
-    spec = backbones.get(arch)
+    if (Path(name) / ARTIFACT).is_file() and name:
+        clf, variables = _load_folder(name, str(weights or ""), in_channels)
+        return _without_head(clf, variables) if headless else (clf, variables)
+    if _is_place(name):
+        if weights:
+            raise ValueError(
+                f"`weights` cannot be combined with a folder: got {str(weights)!r} for {name}; "
+                "give an architecture, or the folder alone"
+            )
+        name, weights = "", name
     source = str(weights or "")
-    if source == "random":
+    if not name and not source:
+        raise ValueError("no network: give an architecture, such as resnet50, or `weights`")
+    arch, _, tag = name.partition(".")
+    spec = backbones.get(arch) if arch else None
+    if source == "random" and spec:
         origin = Provenance(f"{spec.name}.random", "random", "random numbers", "none")
-        clf = _with_own_head(spec, _averaged(PixelSpec(), in_channels or 3), origin)
+        clf = Classifier(
+            spec.name,
+            spec,
+            heads.own(spec)(IMAGENET_CLASSES),
+            averaged(PixelSpec(), in_channels or 3),
+            labels.imagenet(),
+            origin,
+        )
         random_key = jax.random.key(0) if key is None else key
-        return clf, jax.tree.map(np.asarray, jax.jit(clf.init)(random_key))
+        clf, variables = clf, jax.tree.map(np.asarray, jax.jit(clf.init)(random_key))
+        return _without_head(clf, variables) if headless else (clf, variables)
     if (folder := _saved_folder(source)) is not None:
         clf, variables = load_artifact(folder)
-        if clf.arch not in [form.name for form in backbones.forms(spec.name)]:
+        if spec and clf.arch not in [form.name for form in backbones.forms(spec.name)]:
             raise ValueError(
                 f"{folder} holds another architecture: got {clf.arch}, expected {spec.name}; "
                 f"use `arch={clf.arch}`, or a folder of {spec.name}"
             )
-        return _with_channels(clf, variables, in_channels)
+        clf, variables = with_channels(clf, variables, in_channels)
+        return _without_head(clf, variables) if headless else (clf, variables)
     file = _find(spec, tag, source)
-    return _port(spec, file, in_channels=in_channels, cast=cast)
+    clf, variables = _read(spec, file, which=which, headless=headless, cast=cast)
+    return with_channels(clf, variables, in_channels)
+
+
+def _is_place(name: str) -> bool:
+    """Whether a name is that of a repository or folder instead of an architecture.
+
+    Raises:
+      ValueError: it looks like a folder, but has neither a saved classifier nor weights.
+    """
+    if name.startswith((*_HUB_WORDS, _LOCAL_WORD)):
+        return True
+    if "/" not in name and not Path(name).is_dir():
+        return False
+    if (Path(name) / description.CONFIG).is_file():
+        return True
+    raise ValueError(
+        f"no saved classifier in {name}: it has no {ARTIFACT}; "
+        "give a folder that transfer wrote, or a weights file as `weights`"
+    )
+
+
+def _without_head(clf: Classifier, variables: Variables) -> tuple[Classifier, Variables]:
+    params = {name: tree for name, tree in variables["params"].items() if name != "head"}
+    return dataclasses.replace(clf, head=None, classes=None), {**variables, "params": params}
 
 
 def _load_folder(name: str, weights: str, in_channels: int | None) -> tuple[Classifier, Variables]:
@@ -118,243 +170,265 @@ def _saved_folder(source: str) -> Path | None:
     return path if source and (path / ARTIFACT).is_file() else None
 
 
-class _WeightsFile(NamedTuple):
-    """A weights file, and the metadata that is known before it is read."""
+class WeightsFile(NamedTuple):
+    """A weights file, and what is known before it is read.
+
+    Attributes:
+      path: the file.
+      weights: where it comes from.
+      stated: what its publisher states outside the file.
+      arch, source: form and rename table, where the manifest has them.
+      ignore: endings of tensors that are not needed.
+    """
 
     path: Path
     weights: Provenance
-    arch: str | None = None
-    source: str | None = None
-    pixels: PixelSpec | None = None
-    classes: ClassTable | None = None
-    ignore: tuple[str, ...] = ("num_batches_tracked",)
+    stated: Description = Description()
+    arch: str = ""
+    source: str = ""
+    ignore: tuple[str, ...] = fitting.IGNORED
 
 
-def _find(spec: BackboneSpec, tag: str, source: str) -> _WeightsFile:
+def _find(spec: BackboneSpec | None, tag: str, source: str) -> WeightsFile:
     """The file that `weights=source` selects for an architecture and a tag."""
+    forms = [form.name for form in backbones.forms(spec.name)] if spec else []
     if source in ("", "package"):
-        row = store.packaged_row([form.name for form in backbones.forms(spec.name)], tag)
+        row = store.packaged_row(forms, tag)
         if row is not None and (source == "package" or store.installed(row)):
             origin = Provenance(f"{row.arch}.{row.tag}", row.sha256, row.origin, row.licence)
+            stated = Description(row.arch, row.pixels.as_dict())
             path = store.verified(row)
-            return _WeightsFile(path, origin, row.arch, row.source, row.pixels, None, row.ignore)
+            return WeightsFile(path, origin, stated, row.arch, row.source, row.ignore)
         if source == "package":
-            raise ValueError(store.no_package(spec.name, tag))
-    if source in ("", "hub") or source.startswith("hub:"):
+            raise ValueError(store.no_package(spec.name if spec else "", tag))
+    if source in ("", "hub") or source.startswith(_HUB_WORDS):
         return _fetch(spec, tag, source.partition(":")[2])
-    path = Path(source).expanduser()
+    file = local_file(source)
+    if spec:
+        _check_arch(spec, file.stated)
+    return file
+
+
+def local_file(source: str | Path) -> WeightsFile:
+    """The weights file at a path, or in a folder, with what the files next to it state.
+
+    Args:
+      source: a file or folder, also with "local-dir:" before it.
+
+    Raises:
+      ValueError: there is none, it is a published file with another hash, or `config.json` next to
+        it is damaged.
+    """
+    path = Path(str(source).removeprefix(_LOCAL_WORD)).expanduser()
+    path = store.weights_file(path) if path.is_dir() else path
     if not path.is_file():
         raise ValueError(
             f"no weights file at {path}; "
             "give package, hub, random, or a path to a safetensors, torch or Keras file"
         )
     store.check_named_hash(path)
-    return _WeightsFile(path, Provenance(f"{spec.name}:{path.name}", store.sha256(path)))
+    stated = description.next_to(path)
+    name = path.name if path.name not in store.WEIGHTS_NAMES else f"{path.parent.name}/{path.name}"
+    return WeightsFile(
+        path,
+        Provenance(f":{name}", store.sha256(path), licence=stated.licence or Provenance.licence),
+        stated,
+    )
 
 
-def _fetch(spec: BackboneSpec, tag: str, repo: str) -> _WeightsFile:
+def _fetch(spec: BackboneSpec | None, tag: str, repo: str) -> WeightsFile:
     """The weights file of a hub repository; default: the one of the architecture and tag."""
     if not repo:
+        if not spec:
+            raise ValueError("`weights=hub` needs an architecture; or give hub:OWNER/REPO")
         row = store.hub_row([form.name for form in backbones.forms(spec.name)], spec.name, tag)
         repo = row.hub if row else f"timm/{spec.name}.{tag}" if tag else ""
         if not repo:
             raise ValueError(store.nowhere(spec.name))
     files = hub.fetch(repo)
-    arch = hub.architecture_of(files.config)
-    if arch not in [form.name for form in backbones.forms(spec.name)]:
-        raise ValueError(
-            f"{repo} on the hub holds another architecture: got {arch}, expected {spec.name}; "
-            f"use `arch={arch}`, or a tag of {spec.name}"
-        )
-    names = files.config.get("label_names")
-    classes = None
-    if names and len(names) != IMAGENET_CLASSES:
-        classes = labels.from_names(list(names), name=repo)
+    stated = description.of_config(files.config, repo)
+    if spec:
+        _check_arch(spec, stated._replace(place=f"{repo} on the hub"))
     origin = Provenance(
         repo.removeprefix("timm/"),
         store.sha256(files.weights),
         f"{_HUB}{repo}",
-        hub.licence_of(files.config),
+        stated.licence or "unknown",
     )
-    return _WeightsFile(files.weights, origin, arch, "timm", hub.pixels_of(files.config), classes)
+    return WeightsFile(files.weights, origin, stated)
 
 
-def _with_own_head(spec: BackboneSpec, pixel_spec: PixelSpec, weights: Provenance) -> Classifier:
-    """The architecture with the 1000-way classifier of its paper."""
-    return Classifier(
-        spec.name, spec, heads.own(spec)(IMAGENET_CLASSES), pixel_spec, labels.imagenet(), weights
-    )
+def _check_arch(spec: BackboneSpec, stated: Description) -> None:
+    """Raises ValueError if another architecture is stated than the requested one."""
+    names = [n for form in backbones.forms(spec.name) for n in (form.name, *form.aliases)]
+    if stated.arch is not None and stated.arch not in names:
+        raise ValueError(
+            f"{stated.place} holds another architecture: got {stated.arch}, expected {spec.name}; "
+            f"use `arch={stated.arch}`, or weights of {spec.name}"
+        )
 
 
-def _port(
-    spec: BackboneSpec, file: _WeightsFile, *, in_channels: int | None, cast: bool
+def _read(
+    spec: BackboneSpec | None, file: WeightsFile, *, which: str, headless: bool, cast: bool
 ) -> tuple[Classifier, Variables]:
     """A classifier and its variables from a file, by the rename table that fits the file best."""
-    arrays = readers.read(file.path)
-    spec, source = _best_fit(spec, file, arrays)
-    if source is None:  # the file has tl's names
-        clf = _with_own_head(spec, PixelSpec(), file.weights)
-        table = {
-            name: port.Target(name) for name in flatten(jax.eval_shape(clf.init, jax.random.key(0)))
-        }
-        pixel_spec = file.pixels or PixelSpec()
-    else:
-        form = tables.sources(spec)[source]
-        table = form.table(spec.module, head=True)
-        pixel_spec = file.pixels or store.pixels_for(spec.name, source) or form.pixels
-    backbone_table = {
-        name: target for name, target in table.items() if not target.path.startswith("params/head/")
-    }
-    clf = _with_own_head(spec, pixel_spec, file.weights)
-    has_head = bool((set(table) - set(backbone_table)) & set(arrays))
-    if not has_head:
-        table, clf = backbone_table, dataclasses.replace(clf, head=None, classes=None)
-    shapes = jax.eval_shape(clf.init, jax.random.key(0))
-    if has_head:
-        clf, shapes = _sized_head(clf, shapes, arrays, table, file.classes)
-    try:
-        variables = port.port(arrays, table, shapes, ignore=file.ignore, cast=cast)
-    except ValueError as error:
-        raise ValueError(_misfit(spec, file.path, arrays, str(error))) from None
-    return _with_channels(clf, {"batch_stats": {}, **variables}, in_channels)
+    contents, fit, stated = open_as(spec, file, which)
+    if spec is not None and fit.spec.name != spec.name:
+        form = f"these weights belong to {fit.spec.name}, another form of {spec.name}"
+        stated = stated._replace(remarks=(form, *stated.remarks))
+    clf, table = classifier_of(fit, stated, file.weights, headless=headless)
+    return clf, ported(clf, table, fit, contents, file, stated, cast=cast)
 
 
-def _best_fit(
-    spec: BackboneSpec, file: _WeightsFile, arrays: readers.Arrays
-) -> tuple[BackboneSpec, str | None]:
-    """The form of a network and the source whose names cover most of a file's tensors.
-
-    On a tie the requested form comes first. The source is None for a file with tl's own names.
-    """
-    if file.arch and file.source:
-        return backbones.get(file.arch), file.source
-    if any(name.startswith("params/backbone/") for name in arrays):
-        return spec, None
-    pairs = [(form, source) for form in backbones.forms(spec.name) for source in form.sources]
-
-    def fit(pair: tuple[BackboneSpec, str]) -> int:
-        form, source = pair
-        return len(set(tables.sources(form)[source].table(form.module, head=True)) & set(arrays))
-
-    return max(pairs, key=fit)
-
-
-def _misfit(spec: BackboneSpec, path: Path, arrays: readers.Arrays, mismatches: str) -> str:
-    """The error message for a file that does not fit: its architecture, or else every mismatch."""
-    fitting = [
-        name
-        for name in backbones.names()
-        if name != spec.name and _holds(backbones.get(name), arrays)
-    ]
-    if fitting:
-        return (
-            f"{path} holds another architecture: got {fitting[0]}, expected {spec.name}; "
-            f"use `arch={fitting[0]}`, or a file of {spec.name}"
-        )
-    if "do not fit" not in mismatches:  # all tensors are there, in another number type
-        return f"{path}: {mismatches}"
-    sources = ", ".join(spec.sources)
-    return (
-        f"{path}: {mismatches}; expected the tensors of {spec.name} under the names of {sources}; "
-        "use a file of this network"
-    )
-
-
-def _holds(spec: BackboneSpec, arrays: readers.Arrays) -> bool:
-    """Whether a file has every tensor of an architecture's backbone, by name and shape."""
-    for form in tables.sources(spec).values():
-        table = form.table(spec.module, head=False)
-        if set(table) <= set(arrays):
-            clf = Classifier(spec.name, spec, None, PixelSpec(), None, Provenance("", ""))
-            shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
-            if all(
-                arrays[name].shape == port.LAYOUTS[target.layout].theirs(shapes[target.path].shape)
-                for name, target in table.items()
-            ):
-                return True
-    return False
-
-
-def _sized_head(
+def ported(
     clf: Classifier,
-    shapes: Variables,
-    arrays: readers.Arrays,
     table: port.Table,
-    classes: ClassTable | None,
-) -> tuple[Classifier, Variables]:
-    """The classifier with as many logits as the file has, and its shapes.
+    fit: Fit,
+    contents: readers.Contents,
+    file: WeightsFile,
+    stated: Description,
+    *,
+    cast: bool,
+) -> Variables:
+    """The variables of a classifier from the tensors of a file.
 
-    A file does not hold class names. If it has a number of classes other than ImageNet's 1000,
-    `classes` is used if it fits; otherwise the classes are numbered.
+    Raises:
+      ValueError: tensors are missing, misshaped, of another number type or not finite, or the
+        file's network is a larger one. The message names another architecture that fits.
     """
-    (last,) = (
-        name
-        for name, leaf in flatten(shapes["params"]["head"]).items()
-        if leaf.shape == (IMAGENET_CLASSES,)
-    )
-    shape = next(
-        (
-            arrays[name].shape
-            for name, target in table.items()
-            if target.path == f"params/head/{last}" and name in arrays
-        ),
-        None,
-    )
-    if shape is None or len(shape) != 1 or shape[0] == IMAGENET_CLASSES:
-        return clf, shapes
-    if classes is None or len(classes.entries) != shape[0]:
-        classes = labels.from_names([f"class {i}" for i in range(shape[0])], name="unnamed")
-    clf = clf.with_head(heads.own(clf.spec)(shape[0]), classes)
-    return clf, jax.eval_shape(clf.init, jax.random.key(0))
+    shapes = jax.eval_shape(clf.init, jax.random.key(0))
+    foreign = set(fit.foreign())
+    arrays = {name: a for name, a in fit.arrays.items() if name in table or name in foreign}
+    try:
+        return {"batch_stats": {}, **port.port(arrays, table, shapes, cast=cast)}
+    except ValueError as error:
+        raise fitting.misfit(fit, contents, file.path, stated.writer, error) from None
 
 
-def _averaged(spec: PixelSpec, channels: int) -> PixelSpec:
-    """The spec for another number of input channels, each with the average of the three."""
-    if channels == 3:
-        return spec
-    mean, std = (float(np.mean(v)) for v in (spec.mean, spec.std))
-    return spec.replace(mean=(mean,) * channels, std=(std,) * channels, channels="rgb")
-
-
-def _with_channels(
-    clf: Classifier, variables: Variables, channels: int | None
-) -> tuple[Classifier, Variables]:
-    """The network for another number of input channels; only its first kernel changes."""
-    old = len(clf.pixels.mean)
-    if channels in (None, old):
-        return clf, variables
-    if old != 3:
-        raise ValueError(
-            f"`in_channels` must be {old}, as in these weights: got {channels}, which is possible "
-            "only for weights with 3 channels"
-        )
-    clf = dataclasses.replace(clf, pixels=_averaged(clf.pixels, channels))
-    shapes, leaves = flatten(jax.eval_shape(clf.init, jax.random.key(0))), flatten(variables)
-    adapted = {
-        name: leaf if leaf.shape == shapes[name].shape else adapt_channels(leaf, channels)
-        for name, leaf in leaves.items()
-    }
-    return clf, {"batch_stats": {}, **unflatten(adapted)}
-
-
-def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first kernel for images with another number of channels, by the rule of timm's `in_chans`.
-
-    For one channel, the three are summed, so that a gray image gives the activations that its three
-    equal channels gave. For more, the three are repeated in turn and multiplied by 3 / channels,
-    which keeps the scale of the sum.
+def open_as(
+    spec: BackboneSpec | None, file: WeightsFile, which: str = ""
+) -> tuple[readers.Contents, Fit, Description]:
+    """The content of a file, its reading as a network, and what is stated inside and outside.
 
     Args:
-      kernel: f32[kh kw 3 o].
-      channels: number of input channels, at least 1.
+      spec: the requested form; None for the network that is stated, or else that fits.
+      file: from `local_file`, or of a package or the hub.
+      which: as for `load`.
 
-    Returns:
-      f32[kh kw channels o].
+    Raises:
+      ValueError: the file cannot be read, or `spec` is None and it is no network of the zoo.
     """
-    if channels == 1:
-        return kernel.sum(axis=2, keepdims=True)
-    repeated = np.concatenate([kernel] * -(-channels // kernel.shape[2]), axis=2)[:, :, :channels]
-    return repeated * np.float32(kernel.shape[2] / channels)
+    contents, unread = _opened(file.path, which)
+    arrays = {n: a for n, a in contents.arrays.items() if not n.endswith(file.ignore)}
+    inside = metadata.of_metadata(contents.metadata)
+    stated = description.merged(file.stated, inside)
+    stated = stated._replace(remarks=(*contents.remarks, *stated.remarks))
+    if spec is None:
+        spec, remark = _architecture(file, stated, contents)
+        stated = stated._replace(remarks=(*stated.remarks, *remark))
+    if any("params/backbone/" in name for name in arrays):
+        pairs: list[fitting.Pair] = [(spec, None)]
+    elif file.source:
+        pairs = [(backbones.get(file.arch), file.source)]
+    else:
+        forms = backbones.forms(spec.name)
+        those = [form for form in forms if stated.arch in (form.name, *form.aliases)]
+        if stated.arch and not those:
+            remark = f"{stated.place} states {stated.arch[:40]}, not {spec.name}: not used"
+            stated = stated._replace(remarks=(*stated.remarks, remark))
+        pairs = [(form, source) for form in those or forms for source in form.sources]
+    fit = fitting.best_fit(pairs, arrays, which)
+    if unread is not None and which not in fit.prefix:
+        raise unread
+    return contents, fit, stated
+
+
+def _opened(path: Path, which: str) -> tuple[readers.Contents, ValueError | None]:
+    """The content of a file, and the error of the reader if only a prefix can be named `which`."""
+    try:
+        return readers.open_weights(path, which), None
+    except ValueError as error:
+        if which in ("", "ema", "raw"):
+            raise
+        return readers.open_weights(path), error
+
+
+def _architecture(
+    file: WeightsFile, stated: Description, contents: readers.Contents
+) -> tuple[BackboneSpec, list[str]]:
+    """The network that is stated, or that fits the tensors, and a remark in the second case."""
+    if stated.arch is not None:
+        try:
+            return backbones.get(stated.arch), []
+        except ValueError as error:
+            if file.stated.arch:
+                raise ValueError(f"{file.stated.place}: {error}") from None
+    fitting_names = [fit.spec.name for fit in fitting.holding(contents.arrays)]
+    if not fitting_names:
+        raise fitting.unknown(contents, file.path, stated.writer)
+    first, *others = fitting_names
+    text = f"the tensors are those of {first}"
+    if others:
+        text += f" and of {fitting.listed(others, 2)}; to load another one, give `arch`"
+    return backbones.get(first), [text]
+
+
+def classifier_of(
+    fit: Fit, stated: Description, weights: Provenance, *, headless: bool
+) -> tuple[Classifier, port.Table]:
+    """The classifier that a file holds, with remarks on its reading, and the table of its tensors.
+
+    A file does not hold class names. If it has a number of classes other than ImageNet's 1000, the
+    stated ones are used if they fit; otherwise the classes are numbered.
+    """
+    remarks = [*stated.remarks]
+    count = None if headless else fit.classes()
+    classes = None if count is None else _class_table(count, stated, remarks)
+    head = None if count is None else heads.own(fit.spec)(count)
+    left_out = tuple(fit.head_names()) if count is None else ()
+    remarks += fit.remarks(bool(left_out))
+    default = store.pixels_for(fit.spec.name, fit.source or "") or (
+        tables.sources(fit.spec)[fit.source].pixels if fit.source else PixelSpec()
+    )
+    c = fit.channels()
+    changes = dict(stated.pixels)
+    if len(changes.get("mean", (0, 0, 0))) not in (3, c):
+        changes = {k: v for k, v in changes.items() if k not in ("mean", "std")}
+    if "mean" in changes:
+        changes.setdefault("channels", "rgb")
+    pixels = default.replace(**changes)
+    if c != len(pixels.mean):
+        pixels = averaged(pixels, c)
+        remarks.append(
+            f"the first kernel has {c} input channels: the mean and standard deviation of each are "
+            "averages over RGB"
+        )
+    name = f"{fit.spec.name}{weights.name}" if weights.name.startswith(":") else weights.name
+    clf = Classifier(
+        fit.spec.name,
+        fit.spec,
+        head,
+        pixels,
+        classes,
+        dataclasses.replace(weights, name=name),
+        remarks=tuple(remarks),
+        head_left_out=left_out,
+    )
+    return clf, {**fit.backbone, **(fit.head if head is not None else {})}
+
+
+def _class_table(count: int, stated: Description, remarks: list[str]) -> ClassTable:
+    """The classes of a head; adds a remark if the stated ones do not fit."""
+    if stated.classes is not None and len(stated.classes) == count:
+        return stated.classes
+    if stated.classes is not None:
+        remarks.append(
+            f"{len(stated.classes)} class names are stated for a head of {count} classes, and not "
+            "used"
+        )
+    if count == IMAGENET_CLASSES:
+        return labels.imagenet()
+    return labels.from_names([f"class {i}" for i in range(count)], name="unnamed")
 
 
 def pretrained_source(clf: Classifier) -> tuple[str, str]:

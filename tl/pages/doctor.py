@@ -1,4 +1,4 @@
-"""The page of `doctor`: findings on the images of a data set, and groups of duplicates."""
+"""The page of `doctor`: findings on the images of a data set, or on a weights file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from tl.reporting import Html
 # Groups of each kind, and images of each group, on the page; chosen, not tuned.
 MAX_GROUPS = 12
 MAX_IMAGES = 6
+# Names in a list, and letters of a value, on the page of a weights file; chosen, not tuned.
+MAX_NAMES = 50
+MAX_LETTERS = 300
 # Key of the result -> heading.
 FINDINGS = {
     "bad": "Images that cannot be decoded",
@@ -56,15 +59,43 @@ def counts(result: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+def weights_findings(result: Mapping[str, Any]) -> dict[str, str]:
+    """Heading -> finding on a weights file, as on the page and in the terminal.
+
+    Args:
+      result: the keys of `tl.models.WeightsReport.as_dict`.
+    """
+    pixels = result["pixels"]
+    numbers = lambda values: ", ".join(f"{value:.4g}" for value in values)
+    head = "no head" if not result["head_left_out"] else "a head of its own, which is left out"
+    others = result["architectures"][1:]
+    return {
+        "Format": result["format"],
+        "Network": result["arch"] + (f" (also fits {', '.join(others)})" if others else ""),
+        "Names of": result["source"],
+        "Classes": head if result["classes"] is None else str(result["classes"]),
+        "Size": f"{pixels['size']}, crop {pixels['crop']:.4g}, {pixels['interpolation']}",
+        "Mean": f"{numbers(pixels['mean'])} ({pixels['channels']})",
+        "Standard deviation": numbers(pixels["std"]),
+        "Number types": ", ".join(f"{n} x {name}" for name, n in result["dtypes"].items()),
+        "Weights chosen": result["chosen"] or "all",
+        "Prefix": result["prefix"] or "none",
+        "Tensors used": f"{len(result['used'])}, {result['parameters']} numbers",
+        "Left out": str(len(result["left_out"])),
+    }
+
+
 def page(result: Mapping[str, Any], folder: Path) -> Page:
     """The page of a run of `doctor`.
 
     Args:
       result: the keys of `tl.data.doctor.Report.as_dict`, "data" (the name), "skipped", "labels"
         (path -> class and part) and "thumbnails" (path -> figure), the last two for
-        `paths_with_thumbnail`.
+        `paths_with_thumbnail`; or those of `tl.models.WeightsReport.as_dict`.
       folder: the run's folder.
     """
+    if "prefix" in result:
+        return _weights_page(result)
     sections = [reporting.section("Summary", reporting.numbers(counts(result)))]
     sections += [
         _findings_section(title, result[kind]) for kind, title in FINDINGS.items() if result[kind]
@@ -88,6 +119,30 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         "decoded. No file was deleted or changed."
     )
     return Page("Data set check", lead, sections)
+
+
+def _weights_page(result: Mapping[str, Any]) -> Page:
+    """The page on a weights file."""
+    rows = list(weights_findings(result).items())
+    sections = [reporting.section("Reading", reporting.table(rows, ("finding", "value")))]
+    if metadata := result["metadata"]:
+        about = [(key, str(value)[:MAX_LETTERS]) for key, value in metadata.items()]
+        sections.append(
+            reporting.section("Metadata in the file", reporting.table(about, ("key", "value")))
+        )
+    if names := result["class_names"]:
+        listed = ", ".join(names[:MAX_NAMES]) + (", ..." if names[MAX_NAMES:] else "")
+        sections.append(reporting.section("Classes", text=listed))
+    if left_out := result["left_out"]:
+        table = reporting.table([[name] for name in left_out[:MAX_NAMES]], ["tensor or entry"])
+        more = len(left_out) - MAX_NAMES
+        note = [reporting.note(f"and {more} more in result.json")] if more > 0 else []
+        sections.append(reporting.section("Left out", table, *note))
+    lead = (
+        f"{result['path']} is read as {result['arch']} in the names of {result['source']}. Nothing "
+        "in the file was executed."
+    )
+    return Page("Weights check", lead, sections)
 
 
 def _findings_section(title: str, findings: Sequence[Mapping[str, str]]) -> Html:

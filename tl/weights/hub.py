@@ -15,12 +15,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tl.paths import nearest
-from tl.pixels import PixelSpec
 from tl.weights import store
 from tl.weights.manifest import PUBLISHED
 
@@ -161,77 +159,4 @@ def _sentence(error: Exception, repo: str, revision: str | None) -> str:
     return (
         f"cannot fetch {repo} from the hub at {constants.ENDPOINT} ({reason}); "
         f"run again when the network works, {fetch_elsewhere}"
-    )
-
-
-def _field(
-    config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], expected: str
-) -> Any:
-    """A field of `pretrained_cfg`, or of the whole config in older files, which are flat."""
-    part = config.get("pretrained_cfg", config)
-    value = part.get(name) if isinstance(part, Mapping) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise _misfit(name, value, expected)
-    return value
-
-
-def _misfit(name: str, value: Any, expected: str) -> ValueError:
-    """The error for a field of a config."""
-    return ValueError(f"wrong {name} in config.json: got {value!r}, expected {expected}")
-
-
-def _numbers(config: Mapping[str, Any], name: str) -> tuple[float, float, float]:
-    values = _field(config, name, list, "three numbers")
-    if len(values) != 3 or not all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) for x in values
-    ):
-        raise _misfit(name, values, "three numbers")
-    return values[0], values[1], values[2]
-
-
-def architecture_of(config: Mapping[str, Any]) -> str:
-    """timm's name of the architecture in a `config.json`.
-
-    Raises:
-      ValueError: the config has none.
-    """
-    name = config.get("architecture")
-    if not isinstance(name, str):
-        raise _misfit("architecture", name, "the name of a network")
-    return name
-
-
-def licence_of(config: Mapping[str, Any]) -> str:
-    """The license of the weights; "see the model card" if the config has none, as is usual."""
-    part = config.get("pretrained_cfg", config)
-    return str((isinstance(part, Mapping) and part.get("license")) or "see the model card")
-
-
-def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
-    """The preprocessing in a `config.json`, as in the evaluation transform of timm.
-
-    As in `timm.data.create_transform`, size and crop are `input_size` and `crop_pct`. Configs of
-    weights that were also tested with larger images have `test_input_size` and `test_crop_pct`; to
-    use those, call for example `clf.with_pixels(size=288, crop=1.0)`. The interpolation "random" of
-    training is bilinear in timm's evaluation and here.
-
-    Raises:
-      ValueError: a field is missing or has another type, or `PixelSpec` cannot represent it.
-    """
-    size = _field(config, "input_size", list, "[3, size, size]")
-    if len(size) != 3 or size[0] != 3 or size[1] != size[2] or not isinstance(size[1], int):
-        raise _misfit("input_size", size, "[3, size, size], a square RGB image")
-    crop = float(_field(config, "crop_pct", (int, float), "a fraction in (0, 1]"))
-    # Files before timm 0.9 have no crop_mode.
-    mode = config.get("pretrained_cfg", config).get("crop_mode") or "center"
-    if mode != "center" and not (mode == "squash" and crop == 1):
-        raise _misfit("crop_mode", mode, f"center, or squash with crop_pct 1 (it is {crop:g})")
-    interpolation = _field(config, "interpolation", str, "the name of a filter")
-    return PixelSpec(
-        size=size[1],
-        crop=crop,
-        resize="squash" if mode == "squash" else "shorter",
-        interpolation="bilinear" if interpolation == "random" else interpolation,
-        mean=_numbers(config, "mean"),
-        std=_numbers(config, "std"),
     )

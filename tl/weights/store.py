@@ -98,6 +98,44 @@ PACKAGED = (
 MANIFEST: tuple[WeightsSpec, ...] = (*PACKAGED, *PUBLISHED)
 
 
+# Names of the weights in a folder, first those of timm's `_PREFERRED_FILES`; then any file with one
+# of the endings.
+WEIGHTS_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.pth",
+    "model.pth",
+)
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".keras", ".h5", ".pkl")
+
+
+def weights_file(folder: Path) -> Path:
+    """The weights file in a folder, by the names of timm and the hub, else the only one.
+
+    A folder of the hub's cache (`models--OWNER--NAME`) is followed to its snapshot.
+
+    Raises:
+      ValueError: the folder has no weights file, or several under other names.
+    """
+    if (ref := folder / "refs" / "main").is_file() and (folder / "snapshots").is_dir():
+        folder = folder / "snapshots" / ref.read_text().strip()
+    for name in WEIGHTS_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    names = sorted(path.name for path in folder.glob("*") if path.suffix in WEIGHTS_ENDINGS)
+    if len(names) == 1:
+        return folder / names[0]
+    if names:
+        listed = ", ".join(names[:4]) + (", ..." if names[4:] else "")
+        raise ValueError(f"{folder} has {len(names)} weights files ({listed}); give one of them")
+    raise ValueError(
+        f"no weights in the folder {folder}: expected {WEIGHTS_NAMES[0]}, {WEIGHTS_NAMES[2]} or "
+        f"one file that ends in {', '.join(WEIGHTS_ENDINGS)}"
+    )
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
