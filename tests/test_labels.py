@@ -244,6 +244,12 @@ def test_numbers_are_indices_of_a_table_without_numbers():
         table.find("1.0")
 
 
+def test_a_long_name_of_a_table_is_cut_in_messages():
+    table = labels.from_names(["1", "2"], name="csv:/" + "folder/" * 30 + "t.csv")
+    with pytest.raises(ValueError, match=r"^unknown \.\.\..{37} class '3'; names of classes are"):
+        table.find("3")
+
+
 @pytest.mark.parametrize(
     ("names", "word"),
     [

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import wild
 from tl import data, labels
@@ -92,6 +94,60 @@ def test_shared_tables_are_refused(shared_data: Path, name: str, message: str) -
     with pytest.raises(ValueError, match=message) as caught:
         data.get(f"csv:{shared_csv(shared_data, name)}")
     assert len(str(caught.value)) < 400
+
+
+CELLS = st.sampled_from(
+    [
+        *("path", "label", "split", "is_valid", "set", "confidence", "filename", "class", "", " "),
+        *(
+            "1.png",
+            "2.png",
+            ".\\1.png",
+            "C:\\x\\2.png",
+            "file:1.png",
+            "1",
+            "2",
+            "..",
+            "/",
+            "~x/1",
+            "\0",
+        ),
+        *("a", "b", "1.0", "01", "caf\u00e9", "cafe\u0301", "train", "valid", "True", "0,5", "nan"),
+        *('"', '"a"', "sep=;", "\ufeff", "\u2028", "\ud7ff", "x" * 300, "https://x/1.png", "#N/A"),
+    ]
+)
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(CELLS, max_size=5), max_size=6),
+    st.booleans(),
+    st.sampled_from(",;\t| "),
+    st.sampled_from(["\n", "\r", "\r\n"]),
+    ENCODINGS,
+)
+def test_any_table_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[list[str]],
+    header: bool,
+    delimiter: str,
+    newline: str,
+    encoding: str,
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    for name in ("1.png", "2.png"):
+        (folder / name).touch()
+    lines = [delimiter.join(row) for row in ([["path", "label"]] if header else []) + rows]
+    (folder / "any.csv").write_bytes(newline.join(lines).encode(encoding, "replace"))
+    try:
+        spec = data.table(folder / "any.csv")
+    except ValueError as error:
+        assert len(str(error)) < 400 and "\n" not in str(error) and str(folder) in str(error)
+    else:
+        assert len(spec.classes) > 1 and len(spec.examples) > 1
+        assert all(len(remark) <= 200 and "\n" not in remark for remark in spec.remarks)
+        assert all(Path(str(example.path)).is_file() for example in spec.examples)
 
 
 @pytest.mark.parametrize(("learned", "asked", "missing"), [(1, 0, "0"), (0, 1, "3")])

@@ -98,7 +98,7 @@ def select_columns(
     }
     chosen |= renamed
     if missing := [column for column in SYNONYMS if column not in chosen]:
-        present = ", ".join(shown(name) for name in header[:8] if name) or "none"
+        present = ", ".join(shown(name, 20) for name in header[:6] if name) or "none"
         raise ValueError(
             f"{path} has no column {' and no column '.join(map(repr, missing))}, expected path and "
             f"label in its first line; its columns: {present}"

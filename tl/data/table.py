@@ -206,8 +206,8 @@ def _check_copies(
         n, name = len(contradictions), path_end(str(files[first].path))
         raise ValueError(
             f"{path} has {n} image{'s' if n > 1 else ''} under two labels, such as {name} with "
-            f"{shown(labels[first])} in line {numbers[first]} and {shown(labels[other])} in line "
-            f"{numbers[other]}, expected one label per image; keep one of the lines"
+            f"{shown(labels[first], 24)} in line {numbers[first]} and {shown(labels[other], 24)} "
+            f"in line {numbers[other]}, expected one label per image; keep one of the lines"
         )
     remarks = []
     example = lambda group: (

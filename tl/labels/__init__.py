@@ -160,7 +160,7 @@ class ClassTable:
             if len(matches) > 1:
                 classes = ", ".join(f"{index} {self.display(index)!r}" for index in matches)
                 raise ValueError(
-                    f"{word!r} matches {len(matches)} {self.name} classes: {classes}; select one "
+                    f"{word!r} matches {len(matches)} {self._title} classes: {classes}; select one "
                     "by index"
                 )
             if matches:
@@ -175,7 +175,7 @@ class ClassTable:
         names = [*(n for entry in self.entries for n in entry.names), *self.groups]
         choices = self._by_wnid if is_wnid else names
         hint = f"nearest: {nearest(stripped, choices)}"
-        raise ValueError(f"unknown {self.name} class {word!r}; {hint}")
+        raise ValueError(f"unknown {self._title} class {shown(word)}; {hint}")
 
     def targets(self, words: str) -> list[Target]:
         """The classes that each word of a comma-separated list selects, in the order of the list.
@@ -194,7 +194,7 @@ class ClassTable:
         listed = [word.strip() for word in words.split(",")]
         if not all(listed):
             raise ValueError(
-                f"empty word in the list {words!r}, expected {self.name} classes separated by "
+                f"empty word in the list {words!r}, expected {self._title} classes separated by "
                 "commas"
             )
         return [Target(word, self.find(word)) for word in listed]
@@ -207,6 +207,11 @@ class ClassTable:
             "classes": entries,
             "groups": {g: list(i) for g, i in self.groups.items()},
         }
+
+    @property
+    def _title(self) -> str:
+        """The name for messages: its end if it is long, such as the path of a data set."""
+        return self.name if len(self.name) <= 40 else f"...{self.name[-37:]}"
 
     @functools.cached_property
     def has_numbers(self) -> bool:
@@ -223,12 +228,12 @@ class ClassTable:
         names = [name for entry in self.entries for name in entry.names]
         reason = "names of classes are numbers, so that no number is an index; "
         hint = f"{reason if self.has_numbers else ''}nearest: {nearest(word, names)}"
-        raise ValueError(f"unknown {self.name} class {shown(word)}; {hint}")
+        raise ValueError(f"unknown {self._title} class {shown(word)}; {hint}")
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < len(self.entries):
             raise ValueError(
-                f"{self.name} has no class {index}; indices go from 0 to {len(self.entries) - 1}"
+                f"{self._title} has no class {index}; indices go from 0 to {len(self.entries) - 1}"
             )
         return index
 
