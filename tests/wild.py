@@ -317,7 +317,7 @@ READ = (
             "epoch": 12,
             "args": {
                 "lr": 0.1,
-                "data": "//data/birds",
+                "data": "/data/birds",
                 "device": "torch.device(cuda, 0)",
                 "img_size": 224,
                 "mean": [0.5, 0.5, 0.5],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,8 @@ _TRAINING = set(
     "opt optim optimizer optimizers optimiser scheduler schedulers schedule scaler amp loops "
     "callbacks loss criterion rng momentum buffer sampler collected".split()
 )
+# Branches of one dict among which averaged weights are looked for.
+_MOST_BRANCHES = 100
 # Values of metadata that are kept: numbers, words and settings.
 _MOST_VALUES, _MOST_LETTERS, _MOST_NUMBERS = 2000, 500, 16
 
@@ -49,6 +52,11 @@ class _State(NamedTuple):
     @property
     def name(self) -> str:
         return "/".join(self.path)
+
+    @property
+    def shown(self) -> str:
+        """The name for messages: short, without control characters."""
+        return "".join(c if c.isprintable() else "?" for c in self.name[:50])
 
     @property
     def averaged(self) -> bool:
@@ -122,8 +130,13 @@ def _flat(tree: Any) -> tuple[dict[str, Any], list[str]]:
     return flat, others
 
 
-def _states(node: Any, holding: set[int], path: tuple[str, ...] = ()) -> Iterator[_State]:
+def _states(
+    node: Any, holding: set[int], visited: set[int], path: tuple[str, ...] = ()
+) -> Iterator[_State]:
     """The dicts of weights in a tree, the preferred first."""
+    if id(node) in visited:  # a dict in many others could take forever to walk
+        return
+    visited.add(id(node))
     entries = _entries(node) or {}
     parts = {key: value for key, value in entries.items() if id(value) in holding}
     leaves = {key: value for key, value in parts.items() if _is_leaf(value)}
@@ -142,7 +155,7 @@ def _states(node: Any, holding: set[int], path: tuple[str, ...] = ()) -> Iterato
         for keys in (known, list(inner) if single or averaged else []):
             if keys and len(leaves) <= len(_entries(inner[keys[0]]) or ()):
                 for key in keys:
-                    yield from _states(inner[key], holding, (*path, key))
+                    yield from _states(inner[key], holding, visited, (*path, key))
                 return
     if any("." in key for key in leaves):  # a state dict of torch
         inner = {}
@@ -159,8 +172,9 @@ def _branches(state: _State) -> Iterator[_State]:
     for name, leaf in bare.items():
         first, _, rest = name[len(shared) :].partition(".")
         groups.setdefault(first, {})[rest] = leaf
+    few = len(groups) <= _MOST_BRANCHES
     for first, leaves in groups.items():
-        for other, raw in groups.items() if _words(first) & _AVERAGED else ():
+        for other, raw in groups.items() if _words(first) & _AVERAGED and few else ():
             if other != first and _same_network(leaves, raw):
                 for word, chosen in ((other, raw), (first, leaves)):
                     others = (key for key in groups if key != word)
@@ -204,11 +218,11 @@ def contents(
     holding = _with_tensors(tree)
     if _is_leaf(tree) or id(tree) not in holding:
         raise ValueError(f"it has no dict of tensors: {_describe(tree)}")
-    states = list(_states(tree, holding))
+    states = list(_states(tree, holding, set()))
     if not states:
         raise ValueError(f"it has tensors, but no weights of a network: {_describe(tree)}")
     state, remarks = _choose(states, which)
-    found, left_out = _surroundings(tree, state)
+    found, left_out = _surroundings(tree, state, holding)
     arrays = {name: _array(leaf) for name, leaf in state.leaves.items()}
     return cleaned(
         Contents(
@@ -269,17 +283,17 @@ def _choose(states: list[_State], which: str) -> tuple[_State, list[str]]:
     state, remarks = chosen[0], []
     if not which and state.averaged and raw:
         remarks.append(
-            f"EMA weights ({state.name[:50]}) are used instead of the raw ones "
-            f"({raw[0].name[:50]}); `which=raw` selects those"
+            f"EMA weights ({state.shown}) are used instead of the raw ones "
+            f"({raw[0].shown}); `which=raw` selects those"
         )
     elif not which and averaged and state not in averaged:
         remarks.append(
-            f"averaged weights ({averaged[0].name[:50]}) are not used, because they lack the names "
-            f"and shapes of {state.name[:50]}"
+            f"averaged weights ({averaged[0].shown}) are not used, because they lack the names "
+            f"and shapes of {state.shown}"
         )
     elif not which and len(states) > 1:
-        others = ", ".join(other.name[:30] for other in states if other is not state)
-        remarks.append(f"weights {state.name[:50]} are used; `which` selects others: {others[:80]}")
+        others = ", ".join(other.shown for other in states if other is not state)
+        remarks.append(f"weights {state.shown} are used; `which` selects others: {others[:80]}")
     if state.averaged and raw:
         state, more = _with_statistics(state, raw[0])
         remarks += more
@@ -300,42 +314,38 @@ def _with_statistics(averaged: _State, raw: _State) -> tuple[_State, list[str]]:
     ):
         return averaged, []
     remark = (
-        f"running statistics are those of {raw.name[:50]} ({len(missing)} tensors), because "
-        f"{averaged.name[:50]} has none"
+        f"running statistics are those of {raw.shown} ({len(missing)} tensors), because "
+        f"{averaged.shown} has none"
     )
     return averaged._replace(leaves=own | missing), [remark]
 
 
-def _surroundings(tree: Any, state: _State) -> tuple[dict[str, Any], list[str]]:
+def _surroundings(tree: Any, state: _State, holding: set[int]) -> tuple[dict[str, Any], list[str]]:
     """The metadata next to a state, and the names of the entries that are not in it."""
     metadata: dict[str, Any] = {}
     left_out: list[str] = []
     node, above = tree, ""
     used = {id(leaf) for leaf in state.leaves.values()}
+    first_parts = {name.partition("/")[0] for name in state.leaves}
     for key in (*state.path, None):
         entries = _entries(node) or {}
         inside = key not in entries  # `node` is the dict of weights
         for name, value in entries.items():
-            if name == key or (inside and _has_leaf(name, value, state.leaves, used)):
+            leaf, container = _is_leaf(value), not _is_leaf(value) and id(value) in holding
+            if name == key or (inside and leaf and (id(value) in used or key is not None)):
+                continue  # among the weights, or of another branch, which `state.others` names
+            if inside and container and name.partition("/")[0] in first_parts:
                 continue
-            if inside and key is not None and _is_leaf(value):
-                continue  # of another branch, whose name is among `state.others`
             left_out.append(f"{above}{name}"[:100])
-            value = None if _words(name) & _TRAINING else _json(value, [_MOST_VALUES])
-            if value is not None:
-                metadata.setdefault(name, value)
+            if not container and not _words(name) & _TRAINING:
+                json = _json(value, [_MOST_VALUES])
+                if json is not None:
+                    metadata.setdefault(name[:100], json)
         if inside:
             break
         node, above = entries[key], f"{above}{key}/"
     inner = [f"{above}{name}"[:100] for name in state.others]
     return metadata, left_out + [name for name in inner if name not in left_out]
-
-
-def _has_leaf(name: str, value: Any, leaves: Mapping[str, Any], used: set[int]) -> bool:
-    """Whether an entry of the chosen dict, or a part of it, is among the leaves."""
-    if _is_leaf(value):
-        return id(value) in used
-    return any(leaf.startswith(f"{name}/") for leaf in leaves)
 
 
 def _json(node: Any, budget: list[int], depth: int = 6) -> Any:
@@ -351,7 +361,7 @@ def _json(node: Any, budget: list[int], depth: int = 6) -> Any:
         return _array(node).tolist() if math.prod(_shape(node)) <= _MOST_NUMBERS else None
     if isinstance(node, Placeholder):
         if node.path.startswith("pathlib"):
-            return "/".join(map(str, node.args))[:_MOST_LETTERS]
+            return str(PurePosixPath(*map(str, node.args)))[:_MOST_LETTERS]
         attributes = node.attributes or node.entries
         if attributes:
             return _json(dict(attributes), budget, depth)

@@ -7,6 +7,7 @@ and never becomes a tensor. A pickle that names a function that runs commands or
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import pickle
@@ -37,6 +38,9 @@ _DANGEROUS_MODULES = frozenset(
     "os posix nt subprocess commands pty runpy importlib ctypes socket webbrowser code".split()
 )
 _DANGEROUS_BUILTINS = frozenset("eval exec execfile compile __import__ open input file".split())
+
+# Modules and parameters of a pickled module; the largest networks have a few thousand.
+_MOST_MODULES = 50_000
 
 
 class Inert:
@@ -308,7 +312,9 @@ class _Unpickler(pickle.Unpickler):
             )
         return self.placeholders[key]
 
-    def persistent_load(self, pid: Any) -> Storage | Placeholder:
+    def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
+            return pid[1]  # the class of a module, with its source code
         if self.storage is None or not (
             isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage"
         ):
@@ -347,15 +353,27 @@ def load(
     return _Unpickler(file, names, storage).load()
 
 
-def module_entries(node: Placeholder) -> Iterator[tuple[str, Any]]:
-    """Parameters and buffers of a whole pickled torch module, under the names of its state dict."""
+def module_entries(
+    node: Placeholder, count: Iterator[int] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Parameters and buffers of a whole pickled torch module, under the names of its state dict.
+
+    Modules of TorchScript are read too: their attributes are their parameters and modules.
+    """
+    count = itertools.count() if count is None else count
     attributes = node.attributes
+    if node.path.startswith("__torch__"):
+        parts = [attributes]
+    else:
+        kinds = (attributes.get(kind) for kind in ("_parameters", "_buffers", "_modules"))
+        parts = [kind for kind in kinds if isinstance(kind, Mapping)]
     transient = attributes.get("_non_persistent_buffers_set")
-    for kind in ("_parameters", "_buffers", "_modules"):
-        part = attributes.get(kind)
-        for name, value in part.items() if isinstance(part, Mapping) else ():
-            if kind == "_modules" and isinstance(value, Placeholder):
-                for inner, leaf in module_entries(value):
-                    yield f"{name}.{inner}", leaf
-            elif value is not None and not (isinstance(transient, set) and name in transient):
+    for name, value in (entry for part in parts for entry in part.items()):
+        if next(count) > _MOST_MODULES:  # a module in many others could take forever to walk
+            raise ValueError(f"its module has more than {_MOST_MODULES} parts")
+        if isinstance(value, Placeholder):
+            for inner, leaf in module_entries(value, count):
+                yield f"{name}.{inner}", leaf
+        elif isinstance(value, (Tensor, NumpyArray)):
+            if not (isinstance(transient, set) and name in transient):
                 yield str(name), value

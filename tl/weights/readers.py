@@ -30,6 +30,15 @@ FORMATS = "safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras (.h5, .wei
 
 # MAGIC_NUMBER of the older stream in torch/serialization.py.
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+# Beginnings, in small letters, of files that people have in place of weights.
+OTHERS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS (git lfs pull fetches the file)",
+    b"<!doctype html": "it is a web page (the download did not give the file)",
+    b"<html": "it is a web page (the download did not give the file)",
+    b"{": "it is JSON text",
+    b"\x1f\x8b": "it is compressed with gzip (gunzip gives the file)",
+    b"\x93numpy": "it is one array of NumPy (.npy)",
+}
 # Ending of the list of shards, as transformers and timm write it.
 INDEX = ".index.json"
 # Letters of a reason that an error message keeps.
@@ -53,9 +62,14 @@ def _read_torch_zip(path: Path, use: _Use) -> Contents:
         trees = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
         if len(trees) != 1:
             raise ValueError(f"it is a zip with {len(trees)} data.pkl, expected one")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise ValueError("it is a compressed zip, but torch does not compress tensors")
         root, storages = trees[0][: -len("data.pkl")], {}
+        # TorchScript compresses its code, which is not read.
+        if any(
+            info.compress_type != zipfile.ZIP_STORED
+            for info in archive.infolist()
+            if not info.filename.startswith(f"{root}code/")
+        ):
+            raise ValueError("it is a compressed zip, but torch does not compress tensors")
         if (
             f"{root}byteorder" in archive.namelist()
             and archive.read(f"{root}byteorder") != b"little"
@@ -152,7 +166,9 @@ def _format(path: Path) -> Callable[[Path, _Use], Contents]:
         with pickles.mapped(path) as file:
             first = pickles.load(file, {}) if TORCH_MAGIC.to_bytes(10, "little") in head else None
         return _read_torch_stream if first == TORCH_MAGIC else _read_pickle
-    raise ValueError(f"unknown format: its first bytes are {head[:8]!r}, expected {FORMATS}")
+    what = next((word for start, word in OTHERS.items() if head.lower().startswith(start)), "")
+    what = what or f"its first bytes are {head[:8]!r}"
+    raise ValueError(f"unknown format: {what}, expected {FORMATS}")
 
 
 def open_weights(path: str | Path, which: str = "") -> Contents:
@@ -201,7 +217,8 @@ def open_weights(path: str | Path, which: str = "") -> Contents:
             f"no weights file at {_shown(path)}; give a path to a file of one of: {FORMATS}"
         ) from None
     except Exception as error:  # a damaged or hostile file can raise anything
-        reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
+        text = "".join(c if c.isprintable() else " " for c in str(error)[:4000])
+        reason = " ".join(text.split())[:_REASON] or type(error).__name__
         raise ValueError(f"cannot read weights from {_shown(path)}: {reason}") from error
 
 
