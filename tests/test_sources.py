@@ -255,7 +255,7 @@ def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) ->
         (
             ["path", "label"],
             [["1.png", "a"], ["2.png", "a"]],
-            "has 1 labels in 2 lines .'a'., expected at least two",
+            "has 1 label in 2 lines .'a'., expected at least two",
         ),
         (["path", "label"], [], "has 0 labels in 0 lines"),
         (

@@ -67,7 +67,8 @@ CASES = [
         "nfc_labels",
         ("caf\u00e9", "square"),
         {"": 24},
-        "12 lines have the label 'caf\u00e9', in several Unicode forms: each is read as one class",
+        "read 12 lines with the label 'caf\u00e9' in several Unicode forms as one class for each "
+        "name",
     ),
 ]
 

@@ -1291,7 +1291,7 @@ TABLES: tuple[Situation, ...] = (
         Situation(
             f"label in two Unicode forms: {name}",
             csv_table(row="{path},{value}", values=(name, other, "dog") * 2),
-            remark=f"^4 lines have the label '{name}', in several Unicode forms: each is read as",
+            remark=f"^read 4 lines with the label '{name}' in several Unicode forms as one class",
             right={"classes": tuple(sorted((name, "dog")))},
         )
         for name, other in (
@@ -1327,7 +1327,7 @@ TABLES: tuple[Situation, ...] = (
         Situation(
             f"label with {name} around it",
             csv_table(row='{path},"{value}"', values=("cat", other, "dog") * 2),
-            remark="^some lines have spaces around the label 'cat' and others do not: each is read",
+            remark="^read the label 'cat' with and without surrounding space as one class for",
             right={"classes": ("cat", "dog")},
         )
         for name, other in (("a space", "cat "), ("a fixed space", "\u00a0cat"), ("a tab", "cat\t"))
@@ -1353,7 +1353,7 @@ TABLES: tuple[Situation, ...] = (
         Situation(
             f"label {word}",
             csv_table(row="{path},{value}", values=("a", "b", word, "b", "a", word)),
-            remark=f"^2 lines have the label '{word}', read as a class; remove these lines if the",
+            remark=f"^read 2 lines with the label '{word}' as a class; remove such lines if the",
             right={"classes": tuple(sorted(("a", "b", word)))},
         )
         for word in ("nan", "NULL", "None")
@@ -1361,13 +1361,13 @@ TABLES: tuple[Situation, ...] = (
     Situation(
         "several labels in a cell",
         csv_table(row="{path},{value}", values=("a", "b", "a|b", "b", "a", "b")),
-        remark="^1 labels contain . or ;, such as 'a.b': each text is read as one class",
+        remark="^read 1 label with . or ; as one class each, such as 'a.b', because an image",
         right={"classes": ("a", "a|b", "b")},
     ),
     Situation(
         "one label",
         csv_table(row="{path},round"),
-        refused="has 1 labels in 6 lines .'round'., expected at least two classes",
+        refused="has 1 label in 6 lines .'round'., expected at least two classes",
     ),
     # Images under two labels, and listed twice.
     Situation(
@@ -1389,7 +1389,7 @@ TABLES: tuple[Situation, ...] = (
     Situation(
         "image listed twice",
         csv_table(more=("images/round/0.png,round", ".\\images\\round\\1.png,round")),
-        remark="^2 images are listed more than once, and each line counts as an image: "
+        remark="^2 images listed more than once, and each line counts: "
         "'.*round/0.png' in lines 2 and 8$",
         right={"n": 8},
     ),
@@ -1400,7 +1400,7 @@ TABLES: tuple[Situation, ...] = (
             "{path},{label},train",
             more=("images/round/0.png,round,test",),
         ),
-        remark="^1 images are listed in more than one part, as they are given: '.*0.png' in",
+        remark="^1 image listed in more than one part, which is not corrected: '.*0.png' in",
         right={"n": 7, "parts": {"train": 6, "test": 1}},
     ),
     # Confidence.
@@ -1449,7 +1449,7 @@ TABLES: tuple[Situation, ...] = (
         Situation(
             f"paths below {start}",
             csv_table(row=f"{start}{{{kind}}},{{label}}"),
-            remark="^6 absolute paths of another machine are read below the folder of the table: "
+            remark="^read 6 absolute paths of another machine below the folder of the table: "
             "'.*' as 'images/round/0.png'$",
         )
         for start, kind in (
@@ -1488,13 +1488,13 @@ TABLES: tuple[Situation, ...] = (
     Situation(
         "paths without endings",
         csv_table(row="{stem},{label}"),
-        remark="^6 paths without an ending are read as the image of that name: 'images/round/0' as "
+        remark="^read 6 paths without an ending as the image of that name: 'images/round/0' as "
         "'images/round/0.png'$",
     ),
     Situation(
         "path without an ending and a file of another kind",
         csv_table(row="{stem},{label}", images=(*CSV_IMAGES, "images/round/0.txt")),
-        remark="^6 paths without an ending are read as the image of that name: 'images/round/0' as",
+        remark="^read 6 paths without an ending as the image of that name: 'images/round/0' as",
     ),
     Situation(
         "path without an ending and two images",
@@ -1504,7 +1504,7 @@ TABLES: tuple[Situation, ...] = (
     Situation(
         "paths in another letter case",
         csv_table(row="{value},{label}", values=[path.upper() for path in CSV_IMAGES]),
-        remark="^6 paths are read as files of another letter case or Unicode form: 'IMAGES/.*' as",
+        remark="^read 6 paths as files of another letter case or Unicode form: 'IMAGES/.*' as",
     ),
     Situation(
         "path in another Unicode form",
@@ -1513,7 +1513,7 @@ TABLES: tuple[Situation, ...] = (
             values=(f"images/round/{_NFC}.png", *CSV_IMAGES[1:]),
             images=_renamed({CSV_IMAGES[0]: f"images/round/{_NFD}.png"}),
         ),
-        remark="^1 paths are read as files of another letter case or Unicode form: '.*' as '.*'$",
+        remark="^read 1 path as files of another letter case or Unicode form: '.*' as '.*'$",
     ),
     Situation(
         "path that two files fit",

@@ -31,16 +31,11 @@ class Located(NamedTuple):
     why: str = ""
 
 
-# `Located.how` -> a remark on all such cells: their number, one of them, and its file.
+# `Located.how` -> a remark on all such cells: their number with noun, one of them, and its file.
 REMARKS = {
-    "moved": (
-        "{n} absolute paths of another machine are read below the folder of the table: {cell} as "
-        "{file}"
-    ),
-    "ending": "{n} paths without an ending are read as the image of that name: {cell} as {file}",
-    "spelling": (
-        "{n} paths are read as files of another letter case or Unicode form: {cell} as {file}"
-    ),
+    "moved": "read {n} of another machine below the folder of the table: {cell} as {file}",
+    "ending": "read {n} without an ending as the image of that name: {cell} as {file}",
+    "spelling": "read {n} as files of another letter case or Unicode form: {cell} as {file}",
 }
 
 

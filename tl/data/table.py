@@ -15,7 +15,7 @@ from tl.data.csv_file import read_csv
 from tl.data.find import missing
 from tl.data.locate import REMARKS, Located, Locator, path_end
 from tl.data.spec import PARTS, DataSpec, Example
-from tl.labels.names import check_names, equal_numbers, listed, normalize, number, shown
+from tl.labels.names import check_names, counted, equal_numbers, listed, normalize, number, shown
 from tl.paths import nearest
 
 # Lines listed in an error; chosen, not tuned.
@@ -68,7 +68,7 @@ def table(file: Path | str) -> DataSpec:
     classes = tuple(sorted(set(labels), key=_order(set(labels))))
     if len(classes) < 2:
         raise ValueError(
-            f"{path} has {len(classes)} labels in {len(labels)} lines"
+            f"{path} has {counted(len(classes), 'label')} in {counted(len(labels), 'line')}"
             f"{f' ({shown(classes[0])})' if classes else ''}, expected at least two classes"
         )
     index = {label: i for i, label in enumerate(classes)}
@@ -112,24 +112,23 @@ def _labels(
     if several := [label for label in forms if len(forms[label]) > 1]:
         n = sum(sum(spellings[label].values()) for label in several)
         remarks.append(
-            f"{n} lines have the {_of(several)}, in several Unicode forms: each is read as one "
-            "class"
+            f"read {counted(n, 'line')} with the {_of(several)} in several Unicode forms as one "
+            "class for each name"
         )
     if several := [label for label, f in forms.items() if len(f) < len(spellings[label])]:
         remarks.append(
-            f"some lines have spaces around the {_of(several)} and others do not: each is read as "
-            "one class"
+            f"read the {_of(several)} with and without surrounding space as one class for each name"
         )
     if empty := [label for label in spellings if label.lower() in _MISSING]:
         n = sum(sum(spellings[label].values()) for label in empty)
         remarks.append(
-            f"{n} lines have the {_of(empty)}, read as a class; remove these lines if the label "
-            "is missing"
+            f"read {counted(n, 'line')} with the {_of(empty)} as a class; remove such lines if the "
+            "label is missing"
         )
     if multiple := [label for label in spellings if re.search(r"[^\s|;][|;]\s*[^\s|;]", label)]:
         remarks.append(
-            f"{len(multiple)} labels contain | or ;, such as {shown(multiple[0])}: each text is "
-            "read as one class, because an image has one label"
+            f"read {counted(len(multiple), 'label')} with | or ; as one class each, such as "
+            f"{shown(multiple[0])}, because an image has one label"
         )
     return labels, tuple(remarks)
 
@@ -180,7 +179,8 @@ def _files(
         if rows := [i for i, located in enumerate(files) if located.how == how]:
             cell = path_end(cells[rows[0]], 30)
             file = path_end(os.path.relpath(str(files[rows[0]].path), path.parent), 30)
-            remarks.append(sentence.format(n=len(rows), cell=cell, file=file))
+            n = counted(len(rows), "absolute path" if how == "moved" else "path")
+            remarks.append(sentence.format(n=n, cell=cell, file=file))
     return files, tuple(remarks)
 
 
@@ -205,7 +205,7 @@ def _check_copies(
         other = next(i for i in contradictions[0] if labels[i] != labels[first])
         n, name = len(contradictions), path_end(str(files[first].path))
         raise ValueError(
-            f"{path} has {n} image{'s' if n > 1 else ''} under two labels, such as {name} with "
+            f"{path} has {counted(n, 'image')} under two labels, such as {name} with "
             f"{shown(labels[first], 24)} in line {numbers[first]} and {shown(labels[other], 24)} "
             f"in line {numbers[other]}, expected one label per image; keep one of the lines"
         )
@@ -216,12 +216,12 @@ def _check_copies(
     )
     if copies:
         remarks.append(
-            f"{len(copies)} images are listed more than once, and each line counts as an image: "
+            f"{counted(len(copies), 'image')} listed more than once, and each line counts: "
             f"{example(copies[0])}"
         )
     if leaks := [group for group in copies if len({parts[i] for i in group}) > 1]:
         remarks.append(
-            f"{len(leaks)} images are listed in more than one part, as they are given: "
+            f"{counted(len(leaks), 'image')} listed in more than one part, which is not corrected: "
             f"{example(leaks[0])}"
         )
     return tuple(remarks)

@@ -118,6 +118,16 @@ def shown(text: str, length: int = _LENGTH) -> str:
     return repr(text if len(text) <= length else f"{text[:length]}...").replace("\\\\", "\\")
 
 
+def counted(n: int, noun: str) -> str:
+    """A number and a noun, for a message.
+
+    Example:
+      >>> counted(1, "image"), counted(2, "image")
+      ('1 image', '2 images')
+    """
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def listed(names: Iterable[str], most: int = 2, length: int = _LENGTH) -> str:
     """The first names in quotes, joined by "and" or commas, with the number of the others.
 
