@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl.models import fitting, loading
+from tl.models import fitting, loading, reading
 from tl.models.classifier import Classifier
 
 
@@ -86,9 +86,9 @@ def examine_weights(source: str | Path, *, which: str = "") -> WeightsReport:
       ValueError: there is no file, or it cannot be loaded as any network.
     """
     file = loading.local_file(source)
-    contents, fit, stated = loading.open_as(None, file, which)
-    clf, table = loading.classifier_of(fit, stated, file.weights, headless=False)
-    loading.ported(clf, table, fit, contents, file, stated, cast=True)
+    contents, fit, stated = reading.open_as(None, file, which)
+    clf, table = reading.classifier_of(fit, stated, file.weights, headless=False)
+    reading.ported(clf, table, fit, contents, file, stated, cast=True)
     fitting_names = [other.spec.name for other in fitting.holding(contents.arrays, which)]
     used = [name for name in fit.arrays if name in table]
     dtypes = Counter(str(fit.arrays[name].dtype) for name in used)

@@ -1,30 +1,26 @@
 """Loads a classifier by name, with weights from a package, the hub, a file or a saved folder.
 
-`tl.weights` finds and reads weights files and what is stated about them, and `tl.models.fitting`
-chooses the form of the network and the rename table that fit a file. This module puts both together
-as a classifier, and adapts head and first kernel to the file.
+This module finds the file, and `tl.models.reading` reads it as a classifier.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from tl import backbones, labels
 from tl.backbones.spec import BackboneSpec
-from tl.labels import ClassTable
-from tl.models import fitting, heads
+from tl.models import heads, reading
 from tl.models.artifact import ARTIFACT, VARIABLES, load_artifact
 from tl.models.channels import averaged, with_channels
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
-from tl.models.fitting import Fit
+from tl.models.reading import WeightsFile
 from tl.pixels import PixelSpec
 from tl.types import Variables
-from tl.weights import description, hub, metadata, port, readers, store, tables
+from tl.weights import description, hub, store
 from tl.weights.description import Description
 
 # Prefix of `Provenance.origin` for weights from the hub.
@@ -80,7 +76,7 @@ def load(
     """
     if in_channels is not None and in_channels < 1:
         raise ValueError(f"`in_channels` must be at least 1: got {in_channels}")
-    if (Path(name) / ARTIFACT).is_file() and name:
+    if name and (Path(name) / ARTIFACT).is_file():
         clf, variables = _load_folder(name, str(weights or ""), in_channels)
         return _without_head(clf, variables) if headless else (clf, variables)
     if _is_place(name):
@@ -130,7 +126,7 @@ def _is_place(name: str) -> bool:
     """
     if name.startswith((*_HUB_WORDS, _LOCAL_WORD)):
         return True
-    if "/" not in name and not Path(name).is_dir():
+    if not name or ("/" not in name and not Path(name).is_dir()):
         return False
     if (Path(name) / description.CONFIG).is_file():
         return True
@@ -168,25 +164,6 @@ def _saved_folder(source: str) -> Path | None:
     path = Path(source).expanduser()
     path = path.parent if path.name == VARIABLES else path
     return path if source and (path / ARTIFACT).is_file() else None
-
-
-class WeightsFile(NamedTuple):
-    """A weights file, and what is known before it is read.
-
-    Attributes:
-      path: the file.
-      weights: where it comes from.
-      stated: what its publisher states outside the file.
-      arch, source: form and rename table, where the manifest has them.
-      ignore: endings of tensors that are not needed.
-    """
-
-    path: Path
-    weights: Provenance
-    stated: Description = Description()
-    arch: str = ""
-    source: str = ""
-    ignore: tuple[str, ...] = fitting.IGNORED
 
 
 def _find(spec: BackboneSpec | None, tag: str, source: str) -> WeightsFile:
@@ -272,163 +249,12 @@ def _read(
     spec: BackboneSpec | None, file: WeightsFile, *, which: str, headless: bool, cast: bool
 ) -> tuple[Classifier, Variables]:
     """A classifier and its variables from a file, by the rename table that fits the file best."""
-    contents, fit, stated = open_as(spec, file, which)
+    contents, fit, stated = reading.open_as(spec, file, which)
     if spec is not None and fit.spec.name != spec.name:
         form = f"these weights belong to {fit.spec.name}, another form of {spec.name}"
         stated = stated._replace(remarks=(form, *stated.remarks))
-    clf, table = classifier_of(fit, stated, file.weights, headless=headless)
-    return clf, ported(clf, table, fit, contents, file, stated, cast=cast)
-
-
-def ported(
-    clf: Classifier,
-    table: port.Table,
-    fit: Fit,
-    contents: readers.Contents,
-    file: WeightsFile,
-    stated: Description,
-    *,
-    cast: bool,
-) -> Variables:
-    """The variables of a classifier from the tensors of a file.
-
-    Raises:
-      ValueError: tensors are missing, misshaped, of another number type or not finite, or the
-        file's network is a larger one. The message names another architecture that fits.
-    """
-    shapes = jax.eval_shape(clf.init, jax.random.key(0))
-    foreign = set(fit.foreign())
-    arrays = {name: a for name, a in fit.arrays.items() if name in table or name in foreign}
-    try:
-        return {"batch_stats": {}, **port.port(arrays, table, shapes, cast=cast)}
-    except ValueError as error:
-        raise fitting.misfit(fit, contents, file.path, stated.writer, error) from None
-
-
-def open_as(
-    spec: BackboneSpec | None, file: WeightsFile, which: str = ""
-) -> tuple[readers.Contents, Fit, Description]:
-    """The content of a file, its reading as a network, and what is stated inside and outside.
-
-    Args:
-      spec: the requested form; None for the network that is stated, or else that fits.
-      file: from `local_file`, or of a package or the hub.
-      which: as for `load`.
-
-    Raises:
-      ValueError: the file cannot be read, or `spec` is None and it is no network of the zoo.
-    """
-    contents, unread = _opened(file.path, which)
-    arrays = {n: a for n, a in contents.arrays.items() if not n.endswith(file.ignore)}
-    inside = metadata.of_metadata(contents.metadata)
-    stated = description.merged(file.stated, inside)
-    stated = stated._replace(remarks=(*contents.remarks, *stated.remarks))
-    if spec is None:
-        spec, remark = _architecture(file, stated, contents)
-        stated = stated._replace(remarks=(*stated.remarks, *remark))
-    if any("params/backbone/" in name for name in arrays):
-        pairs: list[fitting.Pair] = [(spec, None)]
-    elif file.source:
-        pairs = [(backbones.get(file.arch), file.source)]
-    else:
-        forms = backbones.forms(spec.name)
-        those = [form for form in forms if stated.arch in (form.name, *form.aliases)]
-        if stated.arch and not those:
-            remark = f"{stated.place} states {stated.arch[:40]}, not {spec.name}: not used"
-            stated = stated._replace(remarks=(*stated.remarks, remark))
-        pairs = [(form, source) for form in those or forms for source in form.sources]
-    fit = fitting.best_fit(pairs, arrays, which)
-    if unread is not None and which not in fit.prefix:
-        raise unread
-    return contents, fit, stated
-
-
-def _opened(path: Path, which: str) -> tuple[readers.Contents, ValueError | None]:
-    """The content of a file, and the error of the reader if only a prefix can be named `which`."""
-    try:
-        return readers.open_weights(path, which), None
-    except ValueError as error:
-        if which in ("", "ema", "raw"):
-            raise
-        return readers.open_weights(path), error
-
-
-def _architecture(
-    file: WeightsFile, stated: Description, contents: readers.Contents
-) -> tuple[BackboneSpec, list[str]]:
-    """The network that is stated, or that fits the tensors, and a remark in the second case."""
-    if stated.arch is not None:
-        try:
-            return backbones.get(stated.arch), []
-        except ValueError as error:
-            if file.stated.arch:
-                raise ValueError(f"{file.stated.place}: {error}") from None
-    fitting_names = [fit.spec.name for fit in fitting.holding(contents.arrays)]
-    if not fitting_names:
-        raise fitting.unknown(contents, file.path, stated.writer)
-    first, *others = fitting_names
-    text = f"the tensors are those of {first}"
-    if others:
-        text += f" and of {fitting.listed(others, 2)}; to load another one, give `arch`"
-    return backbones.get(first), [text]
-
-
-def classifier_of(
-    fit: Fit, stated: Description, weights: Provenance, *, headless: bool
-) -> tuple[Classifier, port.Table]:
-    """The classifier that a file holds, with remarks on its reading, and the table of its tensors.
-
-    A file does not hold class names. If it has a number of classes other than ImageNet's 1000, the
-    stated ones are used if they fit; otherwise the classes are numbered.
-    """
-    remarks = [*stated.remarks]
-    count = None if headless else fit.classes()
-    classes = None if count is None else _class_table(count, stated, remarks)
-    head = None if count is None else heads.own(fit.spec)(count)
-    left_out = tuple(fit.head_names()) if count is None else ()
-    remarks += fit.remarks(bool(left_out))
-    default = store.pixels_for(fit.spec.name, fit.source or "") or (
-        tables.sources(fit.spec)[fit.source].pixels if fit.source else PixelSpec()
-    )
-    c = fit.channels()
-    changes = dict(stated.pixels)
-    if len(changes.get("mean", (0, 0, 0))) not in (3, c):
-        changes = {k: v for k, v in changes.items() if k not in ("mean", "std")}
-    if "mean" in changes:
-        changes.setdefault("channels", "rgb")
-    pixels = default.replace(**changes)
-    if c != len(pixels.mean):
-        pixels = averaged(pixels, c)
-        remarks.append(
-            f"the first kernel has {c} input channels: the mean and standard deviation of each are "
-            "averages over RGB"
-        )
-    name = f"{fit.spec.name}{weights.name}" if weights.name.startswith(":") else weights.name
-    clf = Classifier(
-        fit.spec.name,
-        fit.spec,
-        head,
-        pixels,
-        classes,
-        dataclasses.replace(weights, name=name),
-        remarks=tuple(remarks),
-        head_left_out=left_out,
-    )
-    return clf, {**fit.backbone, **(fit.head if head is not None else {})}
-
-
-def _class_table(count: int, stated: Description, remarks: list[str]) -> ClassTable:
-    """The classes of a head; adds a remark if the stated ones do not fit."""
-    if stated.classes is not None and len(stated.classes) == count:
-        return stated.classes
-    if stated.classes is not None:
-        remarks.append(
-            f"{len(stated.classes)} class names are stated for a head of {count} classes, and not "
-            "used"
-        )
-    if count == IMAGENET_CLASSES:
-        return labels.imagenet()
-    return labels.from_names([f"class {i}" for i in range(count)], name="unnamed")
+    clf, table = reading.classifier_of(fit, stated, file.weights, headless=headless)
+    return clf, reading.ported(clf, table, fit, contents, file, stated, cast=cast)
 
 
 def pretrained_source(clf: Classifier) -> tuple[str, str]:

@@ -240,7 +240,6 @@ def class_table(
     Raises:
       ValueError: a name is empty or repeated.
     """
-    checked = labels.from_names(names, name=place)
     imagenet = labels.imagenet()
     if len(names) == len(imagenet):
         shared = sum(
@@ -254,7 +253,7 @@ def class_table(
         if shared >= 900:  # spellings of some classes differ between lists; chosen, not tuned
             return imagenet
     entries = []
-    for entry in checked.entries:
+    for entry in labels.from_names(names, name=place).entries:
         (name,) = entry.names
         words = [w.strip() for w in str(descriptions.get(name) or "").split(",") if w.strip()]
         if name[:1] == "n" and name[1:].isdigit() and len(name) == 9:

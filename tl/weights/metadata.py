@@ -26,20 +26,24 @@ _SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "model_args
 _RELEVANT = {"mean", "std", "crop_pct", "interpolation", *_SIZE_KEYS, *_NAME_KEYS}
 
 
+def normalizer(metadata: Mapping[str, Any]) -> Description:
+    """Mean and standard deviation of a layer inside the network; the reader has a remark on it."""
+    layer = metadata.get("normalizer")
+    layer = layer if isinstance(layer, Mapping) else {}
+    return Description(pixels=mean_std(layer.get("mean"), layer.get("std")))
+
+
 def of_metadata(metadata: Mapping[str, Any]) -> Description:
     """What the metadata of a weights file state (`readers.Contents.metadata`).
 
-    Settings are read at the top and below `_SETTINGS`. A `normalizer` inside the network has
-    precedence over them. Settings of the input that cannot be used are named in a remark.
+    Settings are read at the top and below `_SETTINGS`. Settings of the input that cannot be used
+    are named in a remark.
     """
     parts = [_of_settings(metadata, "the metadata of the file")]
     for key in _SETTINGS:
         value = _parsed(metadata.get(key))
         if isinstance(value, Mapping):
             parts.append(_of_settings(value, f"{key!r} of the weights file"))
-    layer = metadata.get("normalizer")
-    if isinstance(layer, Mapping) and (pixels := mean_std(layer.get("mean"), layer.get("std"))):
-        parts.insert(0, Description(pixels=pixels))  # the reader has a remark on it
     return merged(_of_keras(metadata), *parts)
 
 
@@ -135,7 +139,11 @@ def _of_settings(settings: Mapping[str, Any], place: str) -> Description:
     remarks = []
     if used:
         remarks.append(f"{listed(used, 6)}: from {place}")
-    if unused := [key for key in stated if key in _RELEVANT - set(used) and stated[key] != ""]:
+    if unused := [
+        key
+        for key in stated
+        if key in _RELEVANT - set(used) and not isinstance(stated[key], int) and stated[key] != ""
+    ]:
         remarks.append(f"{listed(unused, 6)} in {place}: not used, not understood")
     return Description(arch, pixels, classes, None, place if arch else "", "", tuple(remarks))
 

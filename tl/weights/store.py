@@ -125,8 +125,8 @@ def weights_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     names = sorted(path.name for path in folder.glob("*") if path.suffix in WEIGHTS_ENDINGS)
-    if len(names) == 1:
-        return folder / names[0]
+    if len(names) == 1 or (names and all(re.search(r"-\d+-of-\d+\.", name) for name in names)):
+        return folder / names[0]  # of shards, `readers` finds the others
     if names:
         listed = ", ".join(names[:4]) + (", ..." if names[4:] else "")
         raise ValueError(f"{folder} has {len(names)} weights files ({listed}); give one of them")
