@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -346,6 +347,18 @@ def test_a_missing_repository_revision_or_file_is_named_in_the_error(server: Hub
     assert lacks in error_here()
     del server.files["config.json"]
     assert lacks in error_here()
+
+
+def test_a_named_file_needs_no_config(server: Hub, here: Path):
+    server.files["resnet18_l2_eps3.ckpt"] = TENSORS
+    files = hub.fetch(REPO, "resnet18_l2_eps3.ckpt")
+    assert files.weights.read_bytes() == TENSORS and files.config == CONFIG
+    del server.files["config.json"]
+    shutil.rmtree(here / "hub")
+    files = hub.fetch(REPO, "resnet18_l2_eps3.ckpt")
+    assert files.weights.name == "resnet18_l2_eps3.ckpt" and files.config == {}
+    with pytest.raises(ValueError, match=f"{REPO} on the hub has no file other.ckpt; check"):
+        hub.fetch(REPO, "other.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.wild import Situation
 from tl import backbones, labels, models, pages, reporting
 from tl.pixels import PixelSpec
 from tl.types import DetailedError
-from tl.weights import metadata, readers
+from tl.weights import hub, metadata, readers
 from tl.weights.readers import Contents
 
 
@@ -238,8 +238,8 @@ def test_a_head_is_left_out_on_request_and_its_absence_is_explained(tmp_path: Pa
     (tmp_path / "config.json").unlink()
     clf, variables = models.load("wild_net", weights=mlp)
     expected = (
-        "have a head that is not wild_net's own: got classifier.1.0.bias, classifier.1.0.weight, "
-        "classifier.1.3.bias, classifier.1.3.weight; the features can be used (`headless`)"
+        "was left out, by `headless` or because it is not wild_net's own: classifier.1.0.bias, "
+        "classifier.1.0.weight, classifier.1.3.bias, classifier.1.3.weight; transfer, features "
     )
     assert expected in clf.no_head_message() and len(clf.no_head_message()) <= 600
     new, _ = clf.replace_head(variables, ["a", "b"], key=jax.random.key(0))
@@ -302,6 +302,28 @@ def test_a_report_on_a_file_says_what_would_be_used_and_left_out(tmp_path: Path)
         f"net.classifier.1.{n}" for n in ("0.bias", "0.weight", "3.bias", "3.weight")
     ]
     assert report["pixels"] == PixelSpec().as_dict()
+
+
+@pytest.mark.usefixtures("zoo")
+def test_a_saved_classifier_and_a_repository_of_the_hub_are_examined_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = wild.weights(tmp_path, config=wild.CONFIG)
+    saved = models.save(tmp_path / "saved", *models.load("wild_net", weights=path))
+    for word in (saved, saved / "variables.safetensors"):
+        report = models.examine_weights(word).as_dict()
+        assert (report["arch"], report["classes"], report["source"]) == ("wild_net", 3, "tl")
+    bare = (saved / "variables.safetensors").rename(tmp_path / "bare.safetensors")
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="has the names of tl, which do not state the network"):
+        models.load("", weights=bare)
+    requested = []
+    fetched = lambda *names: requested.append(names) or hub.HubFiles(path, {})
+    monkeypatch.setattr(hub, "fetch", fetched)
+    report = models.examine_weights("hub:madrylab/robust-imagenet-models/resnet18_l2_eps3.ckpt")
+    assert requested == [("madrylab/robust-imagenet-models", "resnet18_l2_eps3.ckpt")]
+    assert report.clf.arch == "wild_net"
+    assert report.clf.weights.name == "madrylab/robust-imagenet-models/resnet18_l2_eps3.ckpt"
 
 
 @pytest.mark.usefixtures("zoo")

@@ -692,7 +692,40 @@ def _long_names(folder: Path) -> Path:
     return weights(folder, arrays)
 
 
+def _timm_checkpoint(folder: Path) -> Path:
+    """A training checkpoint of timm: raw and averaged weights, and the arguments."""
+    raw = tensors()
+    averaged = {name: array * 2 for name, array in raw.items()}
+    args = namespace(model="wild_net", img_size=48, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=0.9)
+    tree = {
+        "epoch": 3,
+        "arch": "wild_net",
+        "state_dict": raw,
+        "optimizer": {"state": {0: {"momentum_buffer": raw["bn1.bias"]}}},
+        "args": args,
+        "state_dict_ema": averaged,
+    }
+    return checkpoint(folder / "model_best.pth.tar", tree)
+
+
 LOADED: tuple[Situation, ...] = (
+    Situation(
+        "checkpoint of timm",
+        _timm_checkpoint,
+        "",
+        r"EMA weights \(state_dict_ema\) are used",
+        {
+            "pixels": PixelSpec(48, 0.9, mean=(0.5,) * 3, std=(0.5,) * 3),
+            "first": tensors()["bn1.weight"] * 2,
+        },
+    ),
+    Situation(
+        "preprocessor next to timm's config",
+        lambda f: weights(f, config=CONFIG, preprocessor_config=PROCESSOR),
+        "",
+        "preprocessor_config.json is not used: config.json states the preprocessing",
+        WITH_CONFIG,
+    ),
     Situation("config", lambda f: weights(f, config=CONFIG), "", FROM_CONFIG, WITH_CONFIG),
     Situation(
         "folder with config",

@@ -63,8 +63,8 @@ class Classifier:
         statistics, features and logits are float32 in both.
       remarks: what a user should know about the way `load` read the weights, such as tensors that
         were left out; one sentence each. Not saved.
-      head_left_out: names of the tensors of a head that `load` left out because it is not the
-        architecture's own. Not saved.
+      head_left_out: names of the tensors of a head that `load` left out, on request or because it
+        is not the architecture's own. Not saved.
     """
 
     arch: str
@@ -284,9 +284,10 @@ class Classifier:
             more = len(self.head_left_out) - 4
             names += f" and {more} more" if more > 0 else ""
             return (
-                f"the weights {self.weights.name} have a head that is not {self.arch}'s own: got "
-                f"{names}; the features can be used (`headless`), but to predict, train a head "
-                "with transfer and give `model=DIR`"
+                f"the head of the weights {self.weights.name} was left out, by `headless` or "
+                f"because it is not {self.arch}'s own: {names}; transfer, features and ideal "
+                "images of features need none (`headless`); to predict, train a head with "
+                "transfer and give `model=DIR`"
             )
         return (
             f"the weights {self.weights.name} hold {self.arch}'s features and no classifier; "

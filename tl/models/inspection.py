@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl.models import fitting, loading, reading
+from tl.models import artifact, fitting, loading, reading
 from tl.models.classifier import Classifier
+from tl.paths import flatten
 
 
 class WeightsReport(NamedTuple):
@@ -79,13 +80,15 @@ def examine_weights(source: str | Path, *, which: str = "") -> WeightsReport:
     Tensors of another number type than float32 are no error here, as with `load(cast=True)`.
 
     Args:
-      source: a file, or a folder with one.
+      source: a file, a folder with one, a folder written by `save`, or "hub:OWNER/REPO".
       which: as for `load`.
 
     Raises:
       ValueError: there is no file, or it cannot be loaded as any network.
     """
-    file = loading.local_file(source)
+    if (folder := loading.saved_folder(str(source))) is not None:
+        return _saved(folder)
+    file = loading.named_file(source)
     contents, fit, stated = reading.open_as(None, file, which)
     clf, table = reading.classifier_of(fit, stated, file.weights, headless=False)
     reading.ported(clf, table, fit, contents, file, stated, cast=True)
@@ -106,4 +109,25 @@ def examine_weights(source: str | Path, *, which: str = "") -> WeightsReport:
         contents.prefix + fit.prefix,
         tuple(used),
         (*contents.left_out, *(contents.prefix + name for name in fit.unused(table))),
+    )
+
+
+def _saved(folder: Path) -> WeightsReport:
+    """The report on a classifier that `save` wrote."""
+    clf, variables = artifact.load_artifact(folder)
+    leaves = flatten(variables)
+    return WeightsReport(
+        folder / artifact.VARIABLES,
+        clf.weights.sha256,
+        "safetensors",
+        {"pretrained": clf.weights.name},
+        clf,
+        (clf.arch,),
+        "tl",
+        Counter(str(leaf.dtype) for leaf in leaves.values()),
+        sum(leaf.size for leaf in leaves.values()),
+        "",
+        "",
+        tuple(leaves),
+        (),
     )

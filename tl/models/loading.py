@@ -48,10 +48,11 @@ def load(
         `weights` state, or else that fits their tensors.
       weights: source of the weights. "package": the file of an installed package. "hub": timm's
         repository `timm/ARCH.TAG`, from the cache or the network; "hub:OWNER/REPO" for another
-        repository in timm's layout. A path: a torch, Keras, safetensors or pickled numpy file, or a
-        folder with one; or a folder written by `save`, with its preprocessing and classes. A
-        `config.json` of timm next to the file is read as from the hub. "random": newly initialized.
-        Default: the package if it is installed, else the hub. Not for a `name` that is a folder.
+        repository in timm's layout; "hub:OWNER/REPO/FILE" for one file of any. A path: a torch,
+        Keras, safetensors or pickled numpy file, or a folder with one; or a folder written by
+        `save`, with its preprocessing and classes. A `config.json` of timm next to the file is read
+        as from the hub. "random": newly initialized. Default: the package if it is installed, else
+        the hub. Not for a `name` that is a folder.
       which: the weights to use of a file that holds several, such as "state_dict" or
         "state_dict_ema"; default: an average (EMA) if there is one, as in timm.
       headless: whether to leave out the head of the file. A head that is not the architecture's own
@@ -104,7 +105,7 @@ def load(
         random_key = jax.random.key(0) if key is None else key
         clf, variables = clf, jax.tree.map(np.asarray, jax.jit(clf.init)(random_key))
         return _without_head(clf, variables) if headless else (clf, variables)
-    if (folder := _saved_folder(source)) is not None:
+    if (folder := saved_folder(source)) is not None:
         clf, variables = load_artifact(folder)
         if spec and clf.arch not in [form.name for form in backbones.forms(spec.name)]:
             raise ValueError(
@@ -159,8 +160,11 @@ def _load_folder(name: str, weights: str, in_channels: int | None) -> tuple[Clas
     return clf, variables
 
 
-def _saved_folder(source: str) -> Path | None:
-    """The folder that `save` wrote and that `source`, or the file of variables in it, names."""
+def saved_folder(source: str) -> Path | None:
+    """The folder that `save` wrote and that `source`, or the file of variables in it, names.
+
+    None for any other source.
+    """
     path = Path(source).expanduser()
     path = path.parent if path.name == VARIABLES else path
     return path if source and (path / ARTIFACT).is_file() else None
@@ -178,12 +182,20 @@ def _find(spec: BackboneSpec | None, tag: str, source: str) -> WeightsFile:
             return WeightsFile(path, origin, stated, row.arch, row.source, row.ignore)
         if source == "package":
             raise ValueError(store.no_package(spec.name if spec else "", tag))
-    if source in ("", "hub") or source.startswith(_HUB_WORDS):
-        return _fetch(spec, tag, source.partition(":")[2])
-    file = local_file(source)
+    if source in ("", "hub"):
+        return _fetch(spec, tag, "")
+    file = named_file(source, spec)
     if spec:
         _check_arch(spec, file.stated)
     return file
+
+
+def named_file(source: str | Path, spec: BackboneSpec | None = None) -> WeightsFile:
+    """The weights file at a path, as `local_file`, or in a repository, "hub:OWNER/REPO"."""
+    word = str(source)
+    if word.startswith(_HUB_WORDS):
+        return _fetch(spec, "", word.partition(":")[2])
+    return local_file(source)
 
 
 def local_file(source: str | Path) -> WeightsFile:
@@ -222,14 +234,16 @@ def _fetch(spec: BackboneSpec | None, tag: str, repo: str) -> WeightsFile:
         repo = row.hub if row else f"timm/{spec.name}.{tag}" if tag else ""
         if not repo:
             raise ValueError(store.nowhere(spec.name))
-    files = hub.fetch(repo)
-    stated = description.of_config(files.config, repo)
+    repo, file = "/".join(repo.split("/")[:2]), "/".join(repo.split("/")[2:])
+    files = hub.fetch(repo, file) if file else hub.fetch(repo)
+    stated = description.of_config(files.config, repo) if files.config else Description()
     if spec:
         _check_arch(spec, stated._replace(place=f"{repo} on the hub"))
+    place = f"{repo}/{file}" if file else repo
     origin = Provenance(
-        repo.removeprefix("timm/"),
+        place.removeprefix("timm/"),
         store.sha256(files.weights),
-        f"{_HUB}{repo}",
+        f"{_HUB}{place}",
         stated.licence or "unknown",
     )
     return WeightsFile(files.weights, origin, stated)

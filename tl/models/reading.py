@@ -128,6 +128,11 @@ def _architecture(
         except ValueError as error:
             if file.stated.arch:
                 raise ValueError(f"{file.stated.place}: {error}") from None
+    if any("params/backbone/" in name for name in contents.arrays):
+        raise ValueError(
+            f"{file.path} has the names of tl, which do not state the network; give `arch`, or the "
+            "folder that transfer saved"
+        )
     fitting_names = [fit.spec.name for fit in fitting.holding(contents.arrays, which)]
     if not fitting_names:
         raise fitting.unknown(contents, file.path, stated.writer)

@@ -295,7 +295,10 @@ def next_to(file: Path) -> Description:
             ) from None
         names = f" and {len(stated.classes)} class names" if stated.classes else ""
         used = f"preprocessing{names} are" if names else "the preprocessing is"
-        return stated._replace(remarks=(f"{used} from {CONFIG} next to the weights",))
+        remarks = [f"{used} from {CONFIG} next to the weights"]
+        if processor.pixels:
+            remarks.append(f"{PREPROCESSOR} is not used: {CONFIG} states the preprocessing")
+        return stated._replace(remarks=tuple(remarks))
     if writer := _transformers(config):
         why = f"it is of {writer}, not of timm"
     else:

@@ -32,11 +32,13 @@ class HubFiles(NamedTuple):
     config: dict[str, Any]
 
 
-def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
+def fetch(repo: str, file: str = "", *, revision: str | None = None) -> HubFiles:
     """Config and weights of a repository, from the cache or the network.
 
     Args:
       repo: `owner/name`, such as `timm/resnet50.a1_in1k`.
+      file: the weights file; the config is then {} if the repository has none. Default: the one of
+        timm's layout.
       revision: branch, tag or commit; default: the main branch.
 
     Raises:
@@ -60,25 +62,35 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
     unreachable: Exception | None = None
     try:
         # One request without the client's retries shows at once whether the hub can be reached.
-        client.get_hf_file_metadata(client.hf_hub_url(repo, "config.json", revision=revision))
+        client.get_hf_file_metadata(
+            client.hf_hub_url(repo, file or "config.json", revision=revision)
+        )
     except (EntryNotFoundError, RevisionNotFoundError) as error:
-        raise ValueError(_sentence(error, repo, revision)) from error
+        raise ValueError(_sentence(error, repo, revision, file)) from error
     except Exception as error:  # no network, offline, no permission: the cache may have the file
         unreachable = error
 
-    def download(file: str) -> Path:
+    def download(name: str) -> Path:
         return Path(
             client.hf_hub_download(
-                repo, file, revision=revision, local_files_only=unreachable is not None
+                repo, name, revision=revision, local_files_only=unreachable is not None
             )
         )
 
-    try:
-        config = download("config.json")
+    def download_config() -> Path | None:
         try:
-            weights = download(WEIGHTS[0])
+            return download("config.json")
         except EntryNotFoundError:
-            weights = download(WEIGHTS[1])
+            if not file:
+                raise
+            return None
+
+    try:
+        config = download_config()
+        try:
+            weights = download(file or WEIGHTS[0])
+        except EntryNotFoundError:
+            weights = download(file or WEIGHTS[1])
     except LocalEntryNotFoundError as error:  # its message lacks the cause
         raise ValueError(_sentence(unreachable or error, repo, revision)) from (
             unreachable or error
@@ -86,7 +98,7 @@ def fetch(repo: str, *, revision: str | None = None) -> HubFiles:
     except Exception as error:
         raise ValueError(_sentence(error, repo, revision)) from error
     _verify(weights, repo)
-    return HubFiles(weights, _config(config, repo))
+    return HubFiles(weights, {} if config is None else _config(config, repo))
 
 
 def _config(path: Path, repo: str) -> dict[str, Any]:
@@ -116,7 +128,7 @@ def _verify(path: Path, repo: str) -> None:
         )
 
 
-def _sentence(error: Exception, repo: str, revision: str | None) -> str:
+def _sentence(error: Exception, repo: str, revision: str | None, file: str = "") -> str:
     """The message for an error of the client: the cause, and what to do."""
     from huggingface_hub import constants, errors
 
@@ -144,6 +156,8 @@ def _sentence(error: Exception, repo: str, revision: str | None) -> str:
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(
         error, errors.LocalEntryNotFoundError
     ):
+        if file:
+            return f"{repo} on the hub has no file {file}; check its name on the repository's page"
         return (
             f"{repo} on the hub lacks config.json or {' and '.join(WEIGHTS)}; "
             "expected a repository in timm's layout"
