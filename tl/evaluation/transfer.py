@@ -135,7 +135,7 @@ def run_round(
       say: called with lines of text.
       resumed: as for `fit`.
       trained: called after training, before anything that can fail.
-      attempt: runs what the accuracy does not need: calibration, views, figures of training.
+      attempt: runs the optional parts: calibration, views, figures of training.
 
     Raises:
       ValueError: those of `check_sizes` and `fit`.
