@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -320,7 +319,9 @@ def test_spread_is_mean_and_sample_deviation() -> None:
 def test_the_interval_of_a_spread_is_students_t(values: list[float]) -> None:
     n, mean = len(values), sum(values) / len(values)
     error = np.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    half = scipy.stats.t.ppf(0.975, n - 1) * error
+    from scipy import stats  # here, because every worker of pytest imports this file
+
+    half = stats.t.ppf(0.975, n - 1) * error
     assert spread(values)["ci95"] == pytest.approx([mean - half, mean + half], abs=1e-12)
     # From the table of quantiles: 12.706 with one degree of freedom, 2.776 with four.
     half = {2: 12.7062047, 3: 4.3026527, 5: 2.7764451}[n] * error

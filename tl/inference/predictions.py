@@ -73,9 +73,9 @@ def predict(
     """The logits of a classifier for images, computed in batches of one shape.
 
     On a CPU an image has the same bits in every call of `predict`, `predict_logits` and
-    `evaluate`, and of a user's `jax.jit(clf.logits)` or `jax.jit(clf.apply)`, with the same batch
-    size, in any position and next to any other images. All other ways agree up to float32 rounding,
-    within 2e-6 of the largest logit: a call without `jit`, another batch size, a jitted function
+    `evaluate`, and of a user's `jax.jit(clf.logits)`, with the same batch size, in any position and
+    next to any other images. All other ways agree up to float32 rounding, within 2e-6 of the
+    largest logit: a call without `jit`, `jax.jit(clf.apply)`, another batch size, a jitted function
     that also converts from uint8, folded BatchNorm, and features from the bank. "Which logits
     agree" in `tl/README.md` has the measured differences.
 
