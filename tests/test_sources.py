@@ -96,7 +96,7 @@ def test_parts_with_unknown_or_empty_classes_are_errors(tmp_path: Path) -> None:
         folder(tmp_path)
     (tmp_path / "test/dgo").rename(tmp_path / "test/dog")
     (tmp_path / "test/dog/1.png").unlink()
-    with pytest.raises(ValueError, match="no image in 'test/dog' of"):
+    with pytest.raises(ValueError, match="no image in 'test/dog': no file, expected"):
         folder(tmp_path)
 
 

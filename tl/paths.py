@@ -42,6 +42,24 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
     return ", ".join(repr(choice) for choice in (close or choices)[:n])
 
 
+def printable(text: str) -> str:
+    """The text without lone surrogates, which stand for the bytes of file names not in UTF-8.
+
+    The bytes are written as in Python, so that every UTF-8 file or terminal can hold the result.
+
+    Example:
+      >>> printable("caf\\udce9")
+      'caf\\\\xe9'
+    """
+    if text.isascii():
+        return text
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        data = text.encode("utf-8", "backslashreplace")
+    return data.decode("utf-8", "backslashreplace")
+
+
 def cache_dir() -> Path:
     """The folder of feature banks, fingerprints and compiled programs.
 

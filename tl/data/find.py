@@ -1,26 +1,71 @@
 """Finds image files by a list of files, folders and globs, such as `cat.jpg,holiday/,more/*.png`.
 
-The order of the files is the same on every machine. Only names are examined: a file that is listed
-explicitly is always included, whereas a file in a folder or matched by a glob is included if it has
-the suffix of an image. `decode.py` checks the content.
+The order of the files is the same on every machine. A file that is listed explicitly is always
+included, whereas a file in a folder or matched by a glob is included if it has the suffix of an
+image, or a suffix that is not known and the first bytes of an image. `decode.py` checks the whole
+content. Files of systems and tools (`LITTER`) are left out and counted.
 """
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import re
+import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tl.data.spec import Skipped
+from tl.labels.names import counted
 from tl.paths import nearest
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm".split()
 )
 _SUFFIX_EXAMPLES = ".jpg, .png, .gif, .webp, .bmp, .tif or .ppm"
-# Files created by file managers, ignored like hidden files.
-_IGNORED = frozenset({"thumbs.db", "desktop.ini"})
+# Endings of files that are never images, so that they are not opened.
+_OTHER_SUFFIXES = frozenset(
+    ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .rst .html .htm .pdf .doc .docx .xls .xlsx "
+    ".py .ipynb .sh .m .mat .npy .npz .pkl .pickle .pt .pth .h5 .hdf5 .onnx .safetensors .parquet "
+    ".zip .tar .gz .tgz .bz2 .xz .7z .rar .mp4 .avi .mov .mkv .webm .wav .mp3 .log .ini .cfg .toml "
+    ".db .sqlite .lock .url .lnk .exe .dll .part .crdownload".split()
+)
+# Endings of images that `decode` may not read, which a user would miss.
+_OTHER_IMAGES = frozenset(
+    ".heic .heif .avif .jp2 .j2k .jxl .svg .psd .eps .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .raw "
+    ".dcm .ico .tga .exr .hdr .xcf .ai".split()
+)
+# Names of folders and files of systems and tools, in lower case.
+LITTER = frozenset(
+    "__macosx lost+found @eadir #recycle $recycle.bin recycler .trashes .spotlight-v100 "
+    ".fseventsd .ds_store .ipynb_checkpoints .git .svn .hg __pycache__ thumbs.db ehthumbs.db "
+    "desktop.ini".split()
+) | {"system volume information", "icon\r"}
+# First bytes of the formats that `decode` reads.
+_MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|P[456]\s"
+    rb"|BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}",
+    re.DOTALL,
+)
+_MAGIC_BYTES = 18
+_LINK, _NEVER_READ = "it is a link", "cannot be"
+
+
+class Files(NamedTuple):
+    """The files below a folder.
+
+    Attributes:
+      images: the images, sorted by path.
+      skipped: other files, and files and folders that cannot be read.
+      litter: files and folders with names of `LITTER`, of which the content is not listed.
+    """
+
+    images: list[Path]
+    skipped: list[Skipped]
+    litter: list[Path]
 
 
 def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Skipped, ...]]:
@@ -32,8 +77,8 @@ def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Ski
 
     Returns:
       `(paths, skipped)`. The paths are in the order of the words, sorted within a folder or glob,
-      and each file occurs once. Files in folders or matched by globs that lack the suffix of an
-      image are skipped. Hidden files are ignored.
+      and each file occurs once. Files in folders or matched by globs that are not images are
+      skipped. Hidden files are ignored.
 
     Raises:
       ValueError: a file or folder does not exist, a folder or glob has no image, or `words` is
@@ -41,34 +86,113 @@ def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Ski
     """
     paths: dict[str, Path] = {}
     skipped: dict[str, Skipped] = {}
+    litter: list[Path] = []
     for word in _words(words):
-        more_paths, more_skipped = _find_word(word)
-        paths |= {os.path.abspath(p): p for p in more_paths if os.path.abspath(p) not in paths}
-        skipped |= {s.path: s for s in more_skipped}
+        files = _find_word(word)
+        paths |= {os.path.abspath(p): p for p in files.images if os.path.abspath(p) not in paths}
+        skipped |= {s.path: s for s in files.skipped}
+        litter += files.litter
     if not paths:
         raise ValueError(
             f"no image is named by {words!r}, expected files, folders or globs separated by commas"
         )
-    return tuple(paths.values()), tuple(
-        s for k, s in skipped.items() if os.path.abspath(k) not in paths
-    )
+    others = [s for k, s in skipped.items() if os.path.abspath(k) not in paths]
+    return tuple(paths.values()), (*others, *count_litter(litter))
 
 
-def images_under(folder: Path) -> tuple[list[Path], list[Skipped]]:
-    """The files below `folder`, sorted by path: those with the suffix of an image, and the others.
+def images_under(folder: Path) -> Files:
+    """The files below `folder`.
 
-    Links to folders are followed.
+    Links to folders are followed, except to a folder above the link. Hidden files are ignored.
     """
-    files, visited, errors = [], set(), []
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=errors.append):
+    files: list[Path] = []
+    skipped: list[Skipped] = []
+    litter: list[Path] = []
+    visited: set[str] = set()
+    folders = [str(folder)]
+    while folders:
+        parent = folders.pop()
         real = os.path.realpath(parent)
-        folders[:] = [] if real in visited else [f for f in folders if not _hidden(f)]
-        files += [] if real in visited else [Path(parent, n) for n in names if not _hidden(n)]
+        if real in visited:
+            continue
         visited.add(real)
-    paths, skipped = _by_suffix(sorted(files))
-    return paths, skipped + [
-        Skipped(str(e.filename), f"the folder cannot be listed ({e.strerror})") for e in errors
+        try:
+            with os.scandir(parent) as entries:
+                content = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append(
+                Skipped(parent, f"the folder {_NEVER_READ} listed ({error.strerror or error})")
+            )
+            continue
+        for entry in content:
+            if is_litter(entry.name):
+                litter.append(Path(entry.path))
+            elif entry.name.startswith("."):
+                pass
+            elif not _is_folder(entry):
+                files.append(Path(entry.path))
+            elif entry.is_symlink() and _above(os.path.realpath(entry.path), real):
+                skipped.append(Skipped(entry.path, f"{_LINK} to a folder that contains it"))
+            else:
+                folders.append(entry.path)
+    images, others = _divide(sorted(files))
+    return Files(images, others + skipped, litter)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder has the name of one that a system or tool creates.
+
+    Example:
+      >>> is_litter("__MACOSX"), is_litter("._cat.jpg"), is_litter("cat.jpg")
+      (True, True, False)
+    """
+    return name.startswith("._") or name.lower() in LITTER
+
+
+def count_litter(paths: Iterable[Path]) -> list[Skipped]:
+    """One row per name of litter: the first path, and the number of files and folders."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        name = "._*" if path.name.startswith("._") else path.name
+        groups.setdefault(name, []).append(path)
+    why = "it belongs to a system or tool"
+    return [
+        Skipped(str(group[0]), f"{why} ({len(group)} named {name!r})" if group[1:] else why)
+        for name, group in groups.items()
     ]
+
+
+def describe_content(skipped: Sequence[Skipped], most: int = 3) -> str:
+    """The kinds of files that are not images, such as "12 .HEIC files and 1 broken link".
+
+    Args:
+      skipped: the files.
+      most: number of kinds that are listed.
+
+    Example:
+      >>> describe_content([Skipped("a/1.HEIC", ""), Skipped("a/2.heic", ""), Skipped("a/b", "")])
+      '2 .HEIC files and 1 extensionless file'
+    """
+    counts: Counter[str] = Counter()
+    nouns: dict[str, str] = {}
+    for row in skipped:
+        ending = Path(row.path).suffix
+        noun = f"{ending[:12]} file" if ending else "extensionless file"
+        if row.why.startswith(_LINK):
+            noun = "broken link"
+        elif _NEVER_READ in row.why:
+            noun = "unreadable folder" if row.why.startswith("the folder") else "unreadable file"
+        counts[nouns.setdefault(noun.lower(), noun)] += 1
+    kinds = counts.most_common(most)
+    words = [counted(n, noun) for noun, n in kinds]
+    if others := len(skipped) - sum(n for _, n in kinds):
+        words.append(counted(others, "other file"))
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))) or "no file"
+
+
+def unread_images(skipped: Iterable[Skipped]) -> list[Skipped]:
+    """The files that have the ending of an image in a format that is not read."""
+    return [s for s in skipped if Path(s.path).suffix.lower() in _OTHER_IMAGES]
 
 
 def missing(path: Path) -> str:
@@ -91,52 +215,84 @@ def _words(words: str | Sequence[str]) -> Iterable[str]:
         yield from filter(None, [word] if exists else (part.strip() for part in word.split(",")))
 
 
-def _find_word(word: str) -> tuple[list[Path], list[Skipped]]:
+def _find_word(word: str) -> Files:
     path = Path(os.path.expanduser(word))
     if os.path.isdir(path):
-        paths, skipped = images_under(path)
-        if not paths:
-            others = "no other file"
-            if skipped:
-                others = f"{len(skipped)} other files, e.g. {Path(skipped[0].path).name!r}"
+        files = images_under(path)
+        if not files.images:
             raise ValueError(
-                f"the folder {word!r} has no image ({others}), expected files ending in "
-                f"{_SUFFIX_EXAMPLES}"
+                f"the folder {word!r} has no image ({describe_content(files.skipped)}), expected "
+                f"files ending in {_SUFFIX_EXAMPLES}"
             )
-        return paths, skipped
+        return files
     if os.path.lexists(path):
-        return [path], []
+        return Files([path], [], [])
     if not glob.has_magic(word):
         raise ValueError(
             f"{word!r} does not exist, expected an image, a folder or a glob; {missing(path)}"
         )
     matches = sorted(Path(m) for m in glob.glob(str(path), recursive=True))
-    paths, skipped = _by_suffix([m for m in matches if not m.is_dir()])
+    litter = [m for m in matches if any(map(is_litter, m.parts))]
+    matches = [m for m in matches if m not in set(litter)]
+    images, skipped = _divide([m for m in matches if not m.is_dir()])
     for folder in (m for m in matches if m.is_dir()):
-        more_paths, more_skipped = images_under(folder)
-        paths, skipped = paths + more_paths, skipped + more_skipped
-    if not paths:
+        files = images_under(folder)
+        images, skipped = images + files.images, skipped + files.skipped
+        litter += files.litter
+    if not images:
         raise ValueError(
             f"the glob {word!r} matches {len(matches)} names and no image, expected files ending "
             f"in {_SUFFIX_EXAMPLES}"
         )
-    return sorted(set(paths)), skipped
+    return Files(sorted(set(images)), skipped, list(dict.fromkeys(litter)))
 
 
-def _by_suffix(files: Iterable[Path]) -> tuple[list[Path], list[Skipped]]:
-    paths: list[Path] = []
-    skipped: list[Skipped] = []
-    for file in files:
-        if file.suffix.lower() in SUFFIXES:
-            paths.append(file)
-        else:
-            reason = (
-                f"its name ends in {file.suffix!r}, expected {_SUFFIX_EXAMPLES}; list the file "
-                "itself to read it"
-            )
-            skipped.append(Skipped(str(file), reason))
-    return paths, skipped
+def _divide(files: Iterable[Path]) -> tuple[list[Path], list[Skipped]]:
+    """The images, and the other files with the reasons."""
+    reasons = [(file, _reason(file)) for file in files]
+    return (
+        [file for file, why in reasons if not why],
+        [Skipped(str(file), why) for file, why in reasons if why],
+    )
+
+
+def _reason(path: Path) -> str:
+    """The reason why a file is not read as an image; "" for an image. Few files are opened."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        if os.path.islink(path):
+            loop = error.errno == errno.ELOOP
+            return f"{_LINK} {'to itself' if loop else 'to a file that does not exist'}"
+        return f"it {_NEVER_READ} read ({error.strerror or error})"
+    if not stat.S_ISREG(mode):
+        return "it is a pipe, a socket or a device"
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return "" if os.access(path, os.R_OK) else f"it {_NEVER_READ} read (permission denied)"
+    name = f"its name ends in {path.suffix!r}" if suffix else "its name has no ending"
+    advice = f"expected {_SUFFIX_EXAMPLES}; list the file itself to read it"
+    if suffix in _OTHER_SUFFIXES | _OTHER_IMAGES:
+        return f"{name}, {advice}"
+    try:
+        with open(path, "rb") as file:
+            start = file.read(_MAGIC_BYTES)
+    except OSError as error:
+        return f"it {_NEVER_READ} read ({error.strerror or error})"
+    return "" if _MAGIC.match(start) else f"{name} and it does not begin as an image, {advice}"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
+
+
+def _above(folder: str, other: str) -> bool:
+    """Whether `other` is `folder` or lies below it; both are real paths."""
+    return os.path.commonpath([folder, other]) == folder
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _IGNORED
+    return name.startswith(".") or is_litter(name)

@@ -3,130 +3,365 @@
 from __future__ import annotations
 
 import os
+import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from tl.data.find import images_under, missing
+from tl.data.find import (
+    SUFFIXES,
+    count_litter,
+    describe_content,
+    images_under,
+    is_litter,
+    missing,
+    unread_images,
+)
 from tl.data.spec import PARTS, DataSpec, Example, Skipped
-from tl.labels.names import check_names, normalize
-from tl.paths import nearest
+from tl.labels.names import check_names, counted, listed, normalize, path_end, shown
+from tl.paths import nearest, printable
+
+# Names of folders with the images or the labels of detection and segmentation (YOLO, COCO, VOC).
+_IMAGES = frozenset("images image img imgs jpegimages".split())
+_ANNOTATIONS = re.compile(
+    r"labels?|annotations?|masks?|imagesets|segmentation(class|object)", re.IGNORECASE
+)
+_ARCHIVES = re.compile(r".*\.(zip|tar|tgz|tbz2?|txz|7z|rar|(tar\.)?(gz|bz2|xz|zst))", re.IGNORECASE)
+# Sub-folders that are entered until classes or parts appear; chosen, not tuned.
+_MAX_DEPTH = 8
+
+
+class _Listing(NamedTuple):
+    """The content of one folder, sorted; hidden entries are left out.
+
+    Attributes:
+      folders: its sub-folders.
+      images: its files with the ending of an image.
+      files: the other files.
+      litter: entries of systems and tools.
+    """
+
+    folders: list[Path]
+    images: list[Path]
+    files: list[Path]
+    litter: list[Path]
+
+    def outside(self) -> list[Skipped]:
+        """A row per file, where only folders are read."""
+        reason = "it is outside the class folders"
+        return [Skipped(str(p), reason) for p in sorted((*self.images, *self.files))]
 
 
 def folder(directory: Path | str) -> DataSpec:
     """A data set whose classes are the sub-folders of a folder.
 
     Args:
-      directory: a folder with one sub-folder per class, or with `train/` and one or more of
-        `test/`, `val/` and `validation/`, which have one sub-folder per class. Hidden folders are
-        ignored. Files next to the class folders and files that are not images are listed as
-        skipped.
+      directory: a folder with one sub-folder per class, or with `train/` and other parts, which
+        have one sub-folder per class. Names of parts are those of `PARTS` in any letter case. The
+        only sub-folder of a folder is entered. Hidden entries and those of systems and tools are
+        left out. Files next to the class folders and files that are not images are listed as
+        skipped, and so are broken links and files that cannot be read.
 
     Returns:
-      A `DataSpec` with the sorted names of the sub-folders as classes and an unknown license.
+      A `DataSpec` with the sorted names of the sub-folders in Unicode's form NFC as classes and an
+      unknown license. Its remarks are on a folder that is entered, folders that are not used,
+      similar names, and files that are read by content or not read because of their format.
 
     Raises:
-      ValueError: the folder does not exist, has fewer than two classes, a class has no image, a
-        class folder holds another folder of images, or a test or validation part has a class that
-        the training part lacks.
+      ValueError: the folder does not exist or is an archive, has fewer than two classes, a name of
+        a class is not UTF-8 or occurs twice, a class has no image, a class folder holds another
+        folder of images, two folders are the same part, or a test or validation part has a class
+        that the training part lacks.
     """
-    root = Path(os.path.expanduser(directory))
-    if not root.exists():
-        raise ValueError(f"the data folder {str(directory)!r} does not exist: {missing(root)}")
-    if not root.is_dir():
-        raise ValueError(
-            f"{str(directory)!r} is a file, expected a folder with one sub-folder per class"
-        )
-    parts = _parts(root)
-    train, skipped = _classes(parts["train"]) if parts else _classes(root)
-    if len(train) < 2:
-        content = (
-            f"one sub-folder ({train[0].name!r})"
-            if train
-            else f"{len(skipped)} files and no sub-folder"
-        )
-        raise ValueError(
-            f"{str(directory)!r} has {content}, expected a sub-folder for each of at least two "
-            "classes"
-        )
-    try:
-        remarks = check_names([p.name for p in train])
-    except ValueError as error:
-        raise ValueError(f"{str(directory)!r}: {error}") from None
-    classes = tuple(normalize(p.name) for p in train)
-    examples, others = _examples(train, classes, "train" if parts else "", root)
-    skipped += others
-    for name, part in parts.items():
-        if name != "train":
-            folders, outside = _classes(part)
-            more, others = _examples(folders, classes, PARTS[name], root)
-            examples += more
-            skipped += outside + others
-    if parts:
-        skipped += _classes(root)[1]
+    start = Path(os.path.expanduser(directory))
+    _check_folder(start, str(directory))
+    root, remarks = _enter(start)
+    listing = _list(root)
+    parts, unused, part_remarks = _parts(root, listing)
+    litter = list(listing.litter)
+    skipped = listing.outside() + unused
+    train = _list(parts["train"]) if parts else listing
+    _check_classes(parts.get("train", root), train, root)
+    names = tuple(normalize(p.name) for p in train.folders)
+    classes = tuple(sorted(names))
+    remarks += [*part_remarks, *_check_names(train.folders, root)]
+    examples: list[Example] = []
+    inner: dict[str, int] = {}
+    for part, part_folder in (parts or {"": root}).items():
+        listed_part = _list(part_folder)
+        if part not in ("", "train"):
+            _check_part(listed_part.folders, classes, part, root)
+        if part:
+            skipped += listed_part.outside()
+            litter += listed_part.litter
+        empty: list[tuple[str, str]] = []
+        for class_folder in listed_part.folders:
+            files = images_under(class_folder)
+            if name := _inner_folder(class_folder, files.images, listed_part.folders, root):
+                inner[name] = inner.get(name, 0) + 1
+            label = classes.index(normalize(class_folder.name))
+            examples += [Example(path, label, part=part) for path in files.images]
+            skipped += files.skipped
+            litter += files.litter
+            if not files.images:
+                relative = class_folder.relative_to(root).as_posix()
+                empty.append((relative, describe_content(files.skipped)))
+        _check_empty(empty, root)
+    remarks += [
+        f"the images of {counted(n, 'class folder')} are read from a folder {name!r} inside"
+        for name, n in inner.items()
+    ]
     return DataSpec(
         name=f"folder:{directory}",
         examples=tuple(examples),
         classes=classes,
         source=str(root.absolute()),
         license="unknown",
-        skipped=tuple(skipped),
-        remarks=remarks,
+        skipped=(*skipped, *count_litter(litter)),
+        remarks=(*remarks, *_file_remarks(examples, skipped, root)),
     )
 
 
-def _parts(root: Path) -> dict[str, Path]:
-    """Folder name -> folder of each official part; {} if `root` holds the classes themselves.
-
-    Classes may be called train and test, so a part must have sub-folders.
-    """
-    folders = {p.name: p for p in _classes(root)[0]}
-    if (
-        "train" in folders
-        and len(folders) > 1
-        and set(folders) <= set(PARTS)
-        and all(_classes(p)[0] for p in folders.values())
-    ):
-        return folders
-    return {}
-
-
-def _classes(root: Path) -> tuple[list[Path], list[Skipped]]:
-    """The sub-folders of a folder, sorted, and the files next to them."""
-    entries = sorted(p for p in root.iterdir() if not p.name.startswith("."))
-    files = [Skipped(str(p), "it is outside the class folders") for p in entries if not p.is_dir()]
-    return [p for p in entries if p.is_dir()], files
-
-
-def _examples(
-    folders: list[Path], classes: tuple[str, ...], part: str, root: Path
-) -> tuple[list[Example], list[Skipped]]:
-    """The labeled images of class folders, and the files that are not images."""
-    unknown = [p.name for p in folders if normalize(p.name) not in classes]
-    if unknown:
-        raise ValueError(
-            f"the {part} part of {str(root)!r} has {', '.join(map(repr, unknown))}, which its "
-            f"train part lacks, expected the same classes; nearest: {nearest(unknown[0], classes)}"
-        )
-    examples: list[Example] = []
-    skipped: list[Skipped] = []
-    empty = []
-    for class_folder in folders:
-        paths, others = images_under(class_folder)
-        deep = [p for p in paths if p.parent != class_folder]
-        if deep:
-            inside = deep[0].parent.relative_to(root).as_posix()
+def _check_folder(root: Path, word: str) -> None:
+    """Raises ValueError unless `root` is a folder that can be listed."""
+    where, name = path_end(word), shown(root.name)
+    if root.is_dir():
+        try:
+            os.scandir(root).close()
+        except OSError as error:
             raise ValueError(
-                f"{inside!r} of {str(root)!r} is a folder with images inside the class folder "
-                f"{class_folder.name!r}, expected images only; move them up, make the folder a "
-                "class, or list all images in a file for csv:FILE"
-            )
-        examples += [
-            Example(path, classes.index(normalize(class_folder.name)), part=part) for path in paths
-        ]
-        skipped += others
-        empty += [] if paths else [class_folder.relative_to(root).as_posix()]
-    if empty:
-        listed = ", ".join(map(repr, empty))
+                f"the data folder {where} cannot be listed: {error.strerror or error}"
+            ) from None
+        return
+    if not root.exists():
+        raise ValueError(f"the data folder {where} does not exist: {missing(root)}")
+    if root.suffix.lower() in (".csv", ".tsv"):
         raise ValueError(
-            f"no image in {listed} of {str(root)!r}, expected at least one in each class folder"
+            f"{where} is a table, expected a folder with one sub-folder per class; write "
+            f"csv:{printable(word)[-120:]}"
         )
-    return examples, skipped
+    if _ARCHIVES.fullmatch(root.name) or (root.is_file() and zipfile.is_zipfile(root)):
+        command = f"unzip {name}" if root.suffix.lower() == ".zip" else f"tar -xf {name}"
+        raise ValueError(
+            f"{where} is an archive, expected a folder with one sub-folder per class; unpack it "
+            f"first, for example with {command}"
+        )
+    raise ValueError(f"{where} is a file, expected a folder with one sub-folder per class")
+
+
+def _list(root: Path) -> _Listing:
+    folders, images, files, litter = [], [], [], []
+    for path in sorted(root.iterdir()) if os.access(root, os.R_OK | os.X_OK) else ():
+        if is_litter(path.name):
+            litter.append(path)
+        elif path.name.startswith("."):
+            continue
+        elif path.is_dir():
+            folders.append(path)
+        elif path.suffix.lower() in SUFFIXES:
+            images.append(path)
+        else:
+            files.append(path)
+    return _Listing(folders, images, files, litter)
+
+
+def _enter(start: Path) -> tuple[Path, list[str]]:
+    """The folder with the classes or parts, and a remark if it is not `start`.
+
+    Archives often have one folder at the top. The only sub-folder is entered if it has sub-folders
+    and no images.
+    """
+    root = start
+    for _ in range(_MAX_DEPTH):
+        listing = _list(root)
+        if listing.images or len(listing.folders) != 1:
+            break
+        inside = _list(listing.folders[0])
+        if inside.images or not inside.folders:
+            break
+        root = listing.folders[0]
+    if root == start:
+        return root, []
+    inside = path_end(root.relative_to(start).as_posix(), 50)
+    return root, [f"the data set is read from {inside}, the only folder in {path_end(str(start))}"]
+
+
+def _parts(root: Path, listing: _Listing) -> tuple[dict[str, Path], list[Skipped], list[str]]:
+    """Name -> folder of each official part; folders that are not used; remarks.
+
+    The first is {} if the folders are the classes themselves. Classes may be called train and
+    test, so a part must have sub-folders.
+    """
+    inside = {p: _list(p) for p in listing.folders}
+    named = {p: PARTS[p.name.strip().lower()] for p in inside if p.name.strip().lower() in PARTS}
+    labeled = {p: part for p, part in named.items() if inside[p].folders}
+    where = path_end(str(root))
+    _check_export(inside, named, where)
+    others = [p for p in inside if p not in named]
+    if not labeled or (len(named) == 1 and any(inside[p].images for p in others)):
+        remarks = []
+        if len(named) > 1 and not others:
+            remarks.append(
+                f"the folders {listed(p.name for p in named)} are read as classes, because they "
+                "hold images; a part has one sub-folder per class"
+            )
+        return {}, [], remarks
+    if "train" not in labeled.values():
+        raise ValueError(
+            f"{where} has {listed(p.name for p in labeled)} and no training part with class "
+            "folders, expected train next to it; or name one part, such as "
+            f"folder:DIR/{printable(min(labeled).name)[:20]}"
+        )
+    first: dict[str, Path] = {}
+    for path, part in named.items():
+        if (other := first.setdefault(part, path)) is not path:
+            raise ValueError(
+                f"{where} has the folders {shown(other.name)} and {shown(path.name)}, which are "
+                f"both the {part} part, expected one; merge them or rename one"
+            )
+    unused = [Skipped(str(p), "it is not a part with class folders") for p in inside]
+    unused = [row for row in unused if Path(row.path) not in labeled]
+    remarks = [
+        f"the folder {shown(p.name)} is not used, because it has "
+        f"{counted(len(inside[p].images), 'image')} and no class folders"
+        for p in named
+        if p not in labeled
+    ]
+    if others:
+        remarks.append(
+            f"not used: {listed(p.name for p in others)} next to the parts; names of parts are "
+            "train, validation and test"
+        )
+    order = tuple(dict.fromkeys(PARTS.values()))
+    parts = {part: path for path, part in labeled.items()}
+    return {part: parts[part] for part in order if part in parts}, unused, remarks
+
+
+def _check_export(inside: dict[Path, _Listing], named: dict[Path, str], where: str) -> None:
+    """Raises ValueError for the folders of detection and segmentation."""
+    levels = [list(inside), *(inside[p].folders for p in named)]
+    for folders in levels:
+        images = [p for p in folders if p.name.lower() in _IMAGES]
+        images += [p for p in folders if re.fullmatch(r"(train|val|test)20\d\d", p.name)]
+        labels = [p for p in folders if _ANNOTATIONS.fullmatch(p.name)]
+        if images and labels and len(images) + len(labels) == len(folders):
+            raise ValueError(
+                f"{where} has the folders {shown(images[0].name)} and {shown(labels[0].name)}, as "
+                "exports for detection or segmentation (YOLO, COCO, VOC) have, expected one "
+                "sub-folder per class; list each image with one label in a file for csv:FILE"
+            )
+    tables = [f for p in named for f in inside[p].files if f.suffix in (".csv", ".json")]
+    if tables and not any(inside[p].folders for p in named):
+        raise ValueError(
+            f"{where} has parts with the labels in a file, {shown(tables[0].name)}, expected one "
+            "sub-folder per class in each part; list path, label and split of each image in a file "
+            "for csv:FILE"
+        )
+
+
+def _check_classes(root: Path, listing: _Listing, top: Path) -> None:
+    """Raises ValueError if there are fewer than two class folders, or a name is not UTF-8."""
+    for path in listing.folders:
+        if printable(path.name) != path.name:
+            guess = os.fsencode(path.name).decode("cp1252", "replace")
+            raise ValueError(
+                f"the name of the folder {shown(path.name)} of {path_end(str(top))} is not UTF-8, "
+                f"expected UTF-8; rename it, if it is cp1252 to {shown(guess)}"
+            )
+    if len(listing.folders) > 1:
+        return
+    content = f"{counted(len(listing.images), 'image')} and no sub-folder"
+    if listing.folders:
+        content = f"one sub-folder ({shown(listing.folders[0].name)})"
+    elif not listing.images:
+        content = f"no sub-folder and {counted(len(listing.files), 'file')}"
+    archives = [p for p in listing.files if _ARCHIVES.fullmatch(p.name)]
+    tables = [p for p in listing.files if p.suffix.lower() in (".csv", ".tsv")]
+    advice = ""
+    if archives:
+        advice = f"; unpack {shown(archives[0].name)} first"
+    elif tables:
+        advice = f"; if {shown(tables[0].name)} lists the labels, write csv:FILE with its path"
+    elif listing.images and not listing.folders:
+        advice = "; if it is one class, name the folder that holds it and the other classes"
+    raise ValueError(
+        f"{path_end(str(root))} has {content}, expected a sub-folder for each of at least two "
+        f"classes{advice}"
+    )
+
+
+def _check_names(folders: Sequence[Path], root: Path) -> tuple[str, ...]:
+    """The remarks of `check_names`; its error names the folder."""
+    try:
+        return check_names([p.name for p in folders])
+    except ValueError as error:
+        raise ValueError(f"{path_end(str(root))}: {error}") from None
+
+
+def _check_part(folders: Sequence[Path], classes: tuple[str, ...], part: str, root: Path) -> None:
+    """Raises ValueError if the folders of a part are not different classes of the train part."""
+    _check_names(folders, root)
+    unknown = [printable(p.name) for p in folders if normalize(p.name) not in classes]
+    if unknown:
+        close = nearest(unknown[0][:60], [name[:60] for name in classes], 1)
+        raise ValueError(
+            f"the {part} part of {path_end(str(root))} has {listed(unknown)}, which its train part "
+            f"lacks, expected the same classes; nearest: {close}"
+        )
+
+
+def _inner_folder(
+    class_folder: Path, images: Sequence[Path], folders: Sequence[Path], root: Path
+) -> str:
+    """The name of the only sub-folder with the images of a class; "" if they are not in one.
+
+    Raises:
+      ValueError: images are in sub-folders that are not called images.
+    """
+    deep = sorted({p.parent for p in images if p.parent != class_folder})
+    if not deep:
+        return ""
+    if len(deep) == 1 and deep[0].parent == class_folder and deep[0].name.lower() in _IMAGES:
+        if all(p.parent == deep[0] for p in images):
+            return deep[0].name
+    inside = path_end(deep[0].relative_to(root).as_posix())
+    advice = "move them up"
+    if parts := [p.name for p in folders if re.match("train|val|dev|test", p.name, re.IGNORECASE)]:
+        advice = f"rename {shown(parts[0])} to train, validation or test if it is a part"
+    elif len(deep) > 1:
+        advice = f"give folder:DIR/{printable(class_folder.name)[:40]} to learn its sub-folders"
+    raise ValueError(
+        f"{inside} of {path_end(str(root))} is a folder with images inside the class folder "
+        f"{shown(class_folder.name)}, expected images only; {advice}, make the folder a class, or "
+        "list all images in a file for csv:FILE"
+    )
+
+
+def _check_empty(empty: Sequence[tuple[str, str]], root: Path) -> None:
+    """Raises ValueError if there are class folders without images."""
+    if not empty:
+        return
+    words = "; in ".join(f"{path_end(name, 40)}: {content}" for name, content in empty[:2])
+    more = f"; and in {len(empty) - 2} more" if len(empty) > 2 else ""
+    raise ValueError(
+        f"no image in {words}{more}, expected at least one in each class folder of "
+        f"{path_end(str(root))}; convert the files to .jpg or .png, or remove the folder"
+    )
+
+
+def _file_remarks(examples: Sequence[Example], skipped: Sequence[Skipped], root: Path) -> list[str]:
+    """Remarks on images that are read by content, and on those in formats that are not read."""
+    remarks = []
+    unknown = [e.path for e in examples if e.path.suffix.lower() not in SUFFIXES]
+    if unknown:
+        file = path_end(os.path.relpath(str(unknown[0]), root), 40)
+        remarks.append(
+            f"read {counted(len(unknown), 'file')} without the ending of an image by content, such "
+            f"as {file}"
+        )
+    if unread := unread_images(skipped):
+        remarks.append(
+            f"{describe_content(unread)} are not read; convert them to .jpg or .png to use them"
+        )
+    return remarks

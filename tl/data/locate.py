@@ -12,7 +12,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from tl.data.find import SUFFIXES
-from tl.labels.names import listed, shown
+from tl.labels.names import listed, path_end
 
 
 class Located(NamedTuple):
@@ -129,8 +129,3 @@ def _file(path: Path) -> Located | None:
 def _key(name: str) -> str:
     """A name for comparison without letter case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def path_end(cell: str, length: int = 60) -> str:
-    """The end of a path in quotes, at most `length` characters."""
-    return shown(cell if len(cell) <= length else f"...{cell[-length:]}", length + 3)

@@ -13,9 +13,18 @@ from typing import Any
 from tl.data.columns import select_columns
 from tl.data.csv_file import read_csv
 from tl.data.find import missing
-from tl.data.locate import REMARKS, Located, Locator, path_end
+from tl.data.locate import REMARKS, Located, Locator
 from tl.data.spec import PARTS, DataSpec, Example
-from tl.labels.names import check_names, counted, equal_numbers, listed, normalize, number, shown
+from tl.labels.names import (
+    check_names,
+    counted,
+    equal_numbers,
+    listed,
+    normalize,
+    number,
+    path_end,
+    shown,
+)
 from tl.paths import nearest
 
 # Lines listed in an error; chosen, not tuned.
@@ -52,10 +61,12 @@ def table(file: Path | str) -> DataSpec:
     """
     path = Path(os.path.expanduser(file))
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else f"does not exist: {missing(path)}"
+        problem, advice = f"does not exist: {missing(path)}", ""
+        if path.is_dir():
+            problem, advice = "is a folder", "; a folder of classes is read as folder:DIR"
         raise ValueError(
-            f"the table {str(file)!r} {problem}, expected a CSV file with the columns path and "
-            "label"
+            f"the table {path_end(str(file))} {problem}, expected a CSV file with the columns path "
+            f"and label{advice}"
         )
     header, lines = read_csv(path)
     numbers = [line.number for line in lines]

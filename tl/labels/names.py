@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from decimal import Decimal
 
+from tl.paths import printable
+
 # Characters of a name in an error or remark; chosen, not tuned.
 _LENGTH = 40
 
@@ -115,6 +117,7 @@ def shown(text: str, length: int = _LENGTH) -> str:
       >>> shown("cat"), shown("x" * 50, 5)
       ("'cat'", "'xxxxx...'")
     """
+    text = printable(text)
     return repr(text if len(text) <= length else f"{text[:length]}...").replace("\\\\", "\\")
 
 
@@ -126,6 +129,16 @@ def counted(n: int, noun: str) -> str:
       ('1 image', '2 images')
     """
     return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def path_end(path: str, length: int = 60) -> str:
+    """The end of a path in quotes, at most `length` characters, for a message.
+
+    Example:
+      >>> path_end("/data/pets/cat", 8)
+      "'...pets/cat'"
+    """
+    return shown(path if len(path) <= length else f"...{path[-length:]}", length + 3)
 
 
 def listed(names: Iterable[str], most: int = 2, length: int = _LENGTH) -> str:
