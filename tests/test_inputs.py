@@ -186,7 +186,7 @@ def test_an_unreadable_image_is_skipped_in_every_seed(colors: DataSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("augment", "endpoints"), [("none", ["stage1"]), ("flip", ["features", "stage1"])]
+    ("augment", "endpoints"), [("none", ["stage1"]), ("flip", ["stage2", "stage1"])]
 )
 def test_all_seeds_and_phases_together_stay_within_the_limit(
     colors: DataSpec, augment: str, endpoints: list[str]

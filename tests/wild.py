@@ -976,11 +976,6 @@ LOADED: tuple[Situation, ...] = (
 WEIGHTS: tuple[Situation, ...] = READ + REFUSED + LOADED
 
 
-# ---- folders and names of classes ----------------------------------------------------------------
-
-FOLDERS: tuple[Situation, ...] = ()
-
-
 # ---- tables (CSV) --------------------------------------------------------------------------------
 
 CSV_IMAGES = tuple(f"images/{label}/{i}.png" for label in ("round", "square") for i in range(3))
@@ -1561,13 +1556,3 @@ TABLES: tuple[Situation, ...] = (
         "a path of 5,000 characters", csv_table(more=("x" * 5000 + ".png,round",)), refused="no im"
     ),
 )
-
-
-# ---- pixels and formats --------------------------------------------------------------------------
-
-PIXELS: tuple[Situation, ...] = ()
-
-
-# ---- terminal, disk and other surroundings -------------------------------------------------------
-
-SURROUNDINGS: tuple[Situation, ...] = ()
