@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -974,6 +975,398 @@ LOADED: tuple[Situation, ...] = (
 
 
 WEIGHTS: tuple[Situation, ...] = READ + REFUSED + LOADED
+
+
+# ---- folders and names of classes ----------------------------------------------------------------
+
+
+def tree(
+    *names: str | bytes,
+    inside: str = "",
+    links: Mapping[str, str] = {},
+    word: str = "folder:{folder}",
+    content: Mapping[str, bytes] = {},
+) -> Callable[[Path], str]:
+    """A generator of a folder of images.
+
+    Args:
+      names: files below the folder: a different gray PNG of 8 x 8 pixels each if the name ends in
+        `.png` or has no text of `content`. A name that ends in a slash is an empty folder.
+      inside: folder in which the names are.
+      links: name -> target of a symbolic link.
+      word: the word that a user types, with `{folder}`.
+      content: end of a name -> bytes in place of an image.
+    """
+
+    def make(folder: Path) -> str:
+        for i, name in enumerate(names):
+            path = folder / inside / (name if isinstance(name, str) else os.fsdecode(name))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if str(name).endswith("/"):
+                path.mkdir(exist_ok=True)
+                continue
+            data = next((v for end, v in content.items() if str(path).endswith(end)), None)
+            if data is None:
+                Image.new("L", (8, 8), 3 * i).save(path, "PNG")
+            else:
+                path.write_bytes(data)
+        for name, target in links.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).symlink_to(target.format(folder=folder))
+        return word.format(folder=folder)
+
+    return make
+
+
+def two(*classes: str, n: int = 2, root: str = "") -> tuple[str, ...]:
+    """`n` images in each of the class folders; cat and dog by default."""
+    return tuple(f"{root}{c}/{i}.png" for c in classes or ("cat", "dog") for i in range(n))
+
+
+def in_parts(*parts: str, n: int = 2) -> tuple[str, ...]:
+    """Parts with images of cat and dog."""
+    return tuple(name for part in parts for name in two(n=n, root=f"{part}/"))
+
+
+def parts_of(train: int = 4, **others: int) -> dict[str, dict[str, int]]:
+    return {"parts": {"train": train, **others}}
+
+
+JPEG_START = b"\xff\xd8\xff\xe0\0\x10JFIF"
+HEIC_START = b"\0\0\0\x18ftypheic" + bytes(12)
+_LITTER_NAMES = (
+    "__MACOSX/cat/._0.png",
+    "lost+found/#131073",
+    "@eaDir/0.png/thumb.png",
+    "$RECYCLE.BIN/desktop.ini",
+    "System Volume Information/x",
+    ".ipynb_checkpoints/0-checkpoint.png",
+    ".git/HEAD",
+    "__pycache__/x.pyc",
+)
+
+FOLDERS: tuple[Situation, ...] = (
+    # Names of parts.
+    *(
+        Situation(f"parts {a} and {b}", tree(*in_parts(a, b)), right=parts_of(**{part: 4}))
+        for a, b, part in (
+            ("train", "valid", "validation"),
+            ("train", "val", "validation"),
+            ("training", "dev", "validation"),
+            ("Training", "Testing", "test"),
+            ("TRAIN", "TEST", "test"),
+            ("Train", "Validation", "validation"),
+        )
+    ),
+    Situation(
+        "three parts",
+        tree(*in_parts("train", "Valid", "test")),
+        right=parts_of(validation=4, test=4),
+    ),
+    *(
+        Situation(
+            f"parts {a} and {b} are one",
+            tree(*in_parts("train", a, b)),
+            refused=f"has the folders '{a}' and '{b}', which are both the {part} part, expected on",
+        )
+        for a, b, part in (
+            ("val", "valid", "validation"),
+            ("dev", "validation", "validation"),
+            ("Test", "testing", "test"),
+            ("Train", "train", "train"),
+        )
+    ),
+    Situation(
+        "no training part",
+        tree(*in_parts("val", "test")),
+        refused="has 'test' and 'val' and no training part.*such as folder:DIR/test",
+    ),
+    Situation(
+        "test images without classes",
+        tree(*in_parts("train", "val"), "test/1.png", "test/2.png"),
+        remark="^the folder 'test' is not used, because it has 2 images and no class folders$",
+        right=parts_of(validation=4),
+    ),
+    Situation(
+        "a folder next to the parts",
+        tree(*in_parts("train", "test"), *two("more", root="extra/")),
+        remark="^not used: 'extra' next to the parts; names of parts are train, validation and",
+        right=parts_of(test=4),
+    ),
+    Situation(
+        "classes called train and test",
+        tree("train/1.png", "test/1.png"),
+        remark="^the folders 'test' and 'train' are read as classes, because they hold images",
+        right={"classes": ("test", "train"), "n": 2},
+    ),
+    Situation(
+        "parts with other names",
+        tree(*in_parts("training_set", "test_set")),
+        refused="'test_set/cat' of .*inside the class folder 'test_set'.*rename 'test_set' to tra",
+    ),
+    Situation(
+        "a class of the test part is unknown",
+        tree(*in_parts("train"), *two("cat", "Dog", root="test/")),
+        refused="the test part of .* has 'Dog', which its train part lacks.*nearest: 'dog'$",
+    ),
+    Situation(
+        "validation of one class",
+        tree(*in_parts("train"), *two("cat", root="val/")),
+        right=parts_of(validation=2),
+    ),
+    # Folders at the top of an archive.
+    Situation(
+        "one folder at the top",
+        tree(*two(), inside="pets"),
+        remark="^the data set is read from 'pets', the only folder in ",
+    ),
+    Situation(
+        "two folders at the top",
+        tree(*in_parts("train", "val"), inside="archive/pets"),
+        remark="^the data set is read from 'archive/pets', the only folder in ",
+        right=parts_of(validation=4),
+    ),
+    Situation(
+        "images/train",
+        tree(*in_parts("train", "test"), "README.md", inside="images"),
+        remark="^the data set is read from 'images', the only folder in",
+        right=parts_of(test=4),
+    ),
+    Situation(
+        "an archive of macOS",
+        tree(*(f"pets/{n}" for n in two()), "__MACOSX/pets/._cat"),
+        remark="^the data set is read from 'pets', the only folder in",
+    ),
+    Situation(
+        "only a training folder",
+        tree(*in_parts("train")),
+        remark="^the data set is read from 'train', the only folder in",
+    ),
+    Situation(
+        "images of each class in a folder images",
+        tree(*(f"{c}/images/{i}.png" for c in ("cat", "dog") for i in range(2))),
+        remark="^the images of 2 class folders are read from a folder 'images' inside$",
+    ),
+    # Litter.
+    Situation("litter next to the classes", tree(*two(), *_LITTER_NAMES), right={"skipped": 8}),
+    Situation(
+        "litter in a class",
+        tree(
+            *two(),
+            *(f"cat/{name}" for name in _LITTER_NAMES),
+            *("cat/._0.png", "cat/._1.png", "cat/Thumbs.db", "dog/.DS_Store", "dog/Desktop.ini"),
+        ),
+        right={"skipped": 12},
+    ),
+    Situation(
+        "litter in parts",
+        tree(*in_parts("train", "val"), "train/__MACOSX/x", "val/lost+found/x"),
+        right=parts_of(validation=4) | {"skipped": 2},
+    ),
+    Situation("hidden files", tree(*two(), "cat/.hidden.png", ".cache/x.png")),
+    # Files.
+    Situation(
+        "files without an ending",
+        tree(*two(), "cat/IMG_1", "dog/IMG_2"),
+        remark="^read 2 files without the ending of an image by content, such as 'cat/IMG_1'$",
+        right={"n": 6},
+    ),
+    *(
+        Situation(
+            f"ending {ending}",
+            tree(*two(), f"dog/a{ending}"),
+            remark=f"^read 1 file without the ending of an image by content, such as .*{ending}",
+            right={"n": 5},
+        )
+        for ending in (".dat", ".JPG_large", ".jpg!d", ".1", ".image")
+    ),
+    Situation(
+        "texts in class folders",
+        tree(
+            *two(), "cat/a.txt", "dog/b", "dog/c.dat", content={"txt": b"x", "b": b"", "dat": b"x"}
+        ),
+        right={"skipped": 3},
+    ),
+    Situation(
+        "a broken link",
+        tree(*two(), links={"cat/x.png": "{folder}/gone.png"}),
+        right={"skipped": 1},
+    ),
+    Situation("a link to itself", tree(*two(), links={"cat/x.png": "x.png"}), right={"skipped": 1}),
+    Situation(
+        "a link to the folder above", tree(*two(), links={"cat/up": ".."}), right={"skipped": 1}
+    ),
+    Situation(
+        "a link to a class",
+        tree(*two(), "more/x/1.png", links={"set/bird": "{folder}/more/x"}),
+        refused="'more/x' of .* is a folder with images inside the class folder 'more'",
+    ),
+    Situation(
+        "links as class folders",
+        tree(
+            *two(root="a/"),
+            word="folder:{folder}/b",
+            links={"b/cat": "{folder}/a/cat", "b/dog": "{folder}/a/dog"},
+        ),
+    ),
+    Situation(
+        "half of a class in another format",
+        tree(*two(), "dog/2.HEIC", "dog/3.heic", content={"EIC": HEIC_START, "eic": HEIC_START}),
+        remark="^2 .HEIC files are not read; convert them to .jpg or .png to use them$",
+        right={"skipped": 2},
+    ),
+    # Empty and small classes.
+    Situation(
+        "a class of HEIC files",
+        tree(*two("cat"), *(f"dog/{i}.HEIC" for i in range(12)), content={"HEIC": HEIC_START}),
+        refused="^no image in 'dog': 12 .HEIC files, expected at least one in each class folder of",
+    ),
+    Situation(
+        "a class of four kinds of files",
+        tree(
+            *two("cat"),
+            "dog/1.HEIC",
+            "dog/2.heic",
+            "dog/3.txt",
+            "dog/4",
+            "dog/5.mp4",
+            content={"HEIC": HEIC_START, "heic": HEIC_START, "txt": b"", "4": b"x"},
+            links={"dog/5.png": "nowhere"},
+        ),
+        refused="'dog': 2 .HEIC files, 1 .*file.*, 1 .* and 2 other files, expected at least",
+    ),
+    Situation(
+        "empty classes",
+        tree(*two(), "ape/", "yak/", "zebra/"),
+        refused="^no image in 'ape': no file; in 'yak': no file; and in 1 more, expected",
+    ),
+    Situation(
+        "a class of broken links",
+        tree(*two("cat"), links={"dog/1.png": "gone/1.png", "dog/2.png": "gone/2.png"}),
+        refused="^no image in 'dog': 2 broken links, expected",
+    ),
+    Situation(
+        "one class",
+        tree("1.png", "2.png"),
+        refused="has 2 images and no sub-folder, .*if it is one class, name the folder that holds",
+    ),
+    Situation(
+        "an empty folder", tree(), refused="has no sub-folder and 0 files, expected a sub-fo"
+    ),
+    Situation(
+        "images and a table",
+        tree("1.png", "labels.csv", content={"csv": b"x"}),
+        refused="has 1 image and no sub-folder, .*if 'labels.csv' lists the labels, write csv:FILE",
+    ),
+    Situation(
+        "an archive in the folder",
+        tree("train.zip", content={"zip": b"PK"}),
+        refused="has no sub-folder and 1 file, expected .*; unpack 'train.zip' first$",
+    ),
+    Situation(
+        "species and breeds",
+        tree(*two("siamese", "persian", root="cat/"), *two("pug", "beagle", root="dog/")),
+        refused="'cat/persian' of .* folder with images inside the class folder 'cat', expected .*"
+        "give folder:DIR/cat to learn its sub-folders",
+    ),
+    # Something else than a folder of classes.
+    *(
+        Situation(
+            f"a {name} file",
+            tree(name, word="folder:{folder}/" + name, content={name: b"x"}),
+            refused=f"{name}' is {what}",
+        )
+        for name, what in (
+            ("pets.zip", "an archive, .*; unpack it first, for example with unzip 'pets.zip'$"),
+            ("pets.tar.gz", "an archive, .*with tar -xf 'pets.tar.gz'$"),
+            ("pets.TGZ", "an archive, expected a folder"),
+            ("pets.csv", "a table, expected a folder .*; write csv:.*pets.csv$"),
+            ("pets.txt", "a file, expected a folder with one sub-folder per class$"),
+        )
+    ),
+    Situation(
+        "a folder as a table",
+        tree(*two(), word="csv:{folder}"),
+        refused="is a folder, expected a CSV file .*; a folder of classes is read as folder:DIR$",
+    ),
+    Situation(
+        "a table without csv:",
+        tree("a.csv", word="{folder}/a.csv", content={"csv": b"x"}),
+        refused="is a file, expected the name of a data set; write 'csv:.*/a.csv'$",
+    ),
+    *(
+        Situation(
+            f"an export of detection, {names[0]} and {b}",
+            tree(*names, content={".txt": b"0", ".json": b"{}"}),
+            refused=f"has the folders '{a}' and '{b}', as exports for detection or segmentation",
+        )
+        for a, b, names in (
+            ("images", "labels", ("images/train/1.png", "labels/train/1.txt")),
+            ("images", "labels", ("train/images/1.png", "train/labels/1.txt")),
+            ("images", "annotations", ("images/1.png", "annotations/all.json")),
+            ("train2017", "annotations", ("train2017/1.png", "annotations/all.json")),
+            ("images", "masks", ("images/1.png", "masks/1.png")),
+        )
+    ),
+    Situation(
+        "parts with the labels in a file",
+        tree("train/1.png", "train/_classes.csv", "valid/1.png", content={"csv": b"x"}),
+        refused="has parts with the labels in a file, '_classes.csv', expected one sub-folder per",
+    ),
+    # Names of classes and files.
+    *(
+        Situation(
+            f"a class called {kind}",
+            tree(*two(name, "z")),
+            right={"classes": tuple(sorted((name, "z")))},
+        )
+        for kind, name in (
+            ("with a comma", "a, b"),
+            ("with brackets", "a[1]*?"),
+            ("with a percent sign", "100%s {x}"),
+            ("with a leading dash", "-rf"),
+            ("with 255 bytes", "n" * 255),
+            ("with a new line", "a\nb"),
+            ("in another script", "\u732b"),
+        )
+    ),
+    Situation(
+        "composed in train and decomposed in test",
+        tree(*two("caf\u00e9", "z", root="train/"), *two("cafe\u0301", "z", root="test/")),
+        right=parts_of(test=4) | {"classes": ("caf\u00e9", "z")},
+    ),
+    Situation(
+        "two Unicode forms in one part",
+        tree(
+            *two("cat", "caf\u00e9", root="train/"), *two("caf\u00e9", "cafe\u0301", root="test/")
+        ),
+        refused="the classes .* differ only in their Unicode form, expected different names",
+    ),
+    Situation(
+        "letter case",
+        tree(*two("cat", "Cat")),
+        remark="^the classes 'Cat' and 'cat' differ only in letter case",
+        right={"classes": ("Cat", "cat")},
+    ),
+    Situation(
+        "a trailing space", tree(*two("cat", "cat ")), refused="differ only in surrounding space"
+    ),
+    *(
+        Situation(
+            f"a class name in cp1252, {shown}",
+            tree(*two(), raw + b"/1.png"),
+            refused=rf"the folder '{re.escape(shown)}' of .* is not UTF-8, .*cp1252 to '{guess}'$",
+        )
+        for raw, shown, guess in (
+            (b"caf\xe9", r"caf\xe9", "caf\u00e9"),
+            (b"\xfcber", r"\xfcber", "\u00fcber"),
+            (b"na\xefve", r"na\xefve", "na\u00efve"),
+            (b"\xdf", r"\xdf", "\u00df"),
+            (b"10\xb0", r"10\xb0", "10\u00b0"),
+        )
+    ),
+    Situation("a file name in cp1252", tree(*two(), b"cat/caf\xe9.png"), right={"n": 5}),
+)
 
 
 # ---- tables (CSV) --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The only module of `tl` that defines flags. It holds no logic of an experiment.
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import re
@@ -213,6 +214,8 @@ def _run(name: str, work: Callable[[list[str]], None]) -> None:
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is escaped
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             work(argv[1:])
         except ValueError as error:

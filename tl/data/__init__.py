@@ -27,6 +27,7 @@ from tl.data.split import (
     describe_parts,
     divide,
     folds,
+    part_remarks,
     split,
     split_by_content,
     split_stratified,
@@ -67,9 +68,11 @@ def get(word: str) -> DataSpec:
     """
     kind, colon, rest = word.partition(":")
     if kind not in SETS:
-        if os.path.isdir(os.path.expanduser(word)):
+        path = os.path.expanduser(word)
+        if os.path.isdir(path) or os.path.isfile(path):
+            form, fit = ("folder", "folder") if os.path.isdir(path) else ("file", "csv")
             raise ValueError(
-                f"{word!r} is a folder, expected the name of a data set; write 'folder:{word}'"
+                f"{word!r} is a {form}, expected the name of a data set; write '{fit}:{word}'"
             )
         raise ValueError(
             f"unknown data set {word!r}, expected {' or '.join(names())}; nearest: "
@@ -119,6 +122,7 @@ __all__ = [
     "make_augment",
     "match_classes",
     "names",
+    "part_remarks",
     "photographs",
     "prefetch",
     "remap_labels",

@@ -18,6 +18,7 @@ import numpy as np
 
 from tl.data.duplicates import clusters
 from tl.data.spec import DataSpec, Skipped, Split
+from tl.labels.names import counted, listed, path_end, shown
 
 _ADVICE = "for a test part; add images, or provide a separate test set"
 _VALIDATION_ADVICE = (
@@ -250,6 +251,34 @@ def describe_parts(spec: DataSpec, parts: Parts) -> str:
     return "; ".join(words)
 
 
+def part_remarks(spec: DataSpec, parts: Parts) -> tuple[str, ...]:
+    """Sentences on parts that a data set with official parts lacks, and on classes they lack.
+
+    Args:
+      spec: the data set that was divided.
+      parts: its parts; the test part may be that of another data set.
+    """
+    sources = {example.path for example in spec.examples}
+    official = {example.part for example in spec.examples} - {""}
+    remarks = []
+    for name, part in (("validation", parts.validation), ("test", parts.test)):
+        drawn = [example for example in part.examples if example.path in sources]
+        if official and drawn and name not in official:
+            origin = "train" if {e.part for e in drawn} == {"train"} else "the rest"
+            remarks.append(
+                f"the {name} part is {counted(len(drawn), 'image')} held out of {origin}: the data "
+                f"set has no {name} part"
+            )
+        present = {example.label for example in part.examples}
+        if present and len(present) < len(spec.classes):
+            absent = [c for label, c in enumerate(spec.classes) if label not in present]
+            remarks.append(
+                f"the {name} part has images of {len(present)} of {len(spec.classes)} classes, "
+                f"none of {listed(absent, length=24)}"
+            )
+    return tuple(remarks)
+
+
 def _official(spec: DataSpec, part: str) -> list[int]:
     return [i for i, example in enumerate(spec.examples) if example.part == part]
 
@@ -400,17 +429,18 @@ def _check_train_classes(spec: DataSpec, rows: Iterable[int]) -> None:
     absent = [name for label, name in enumerate(spec.classes) if label not in present]
     if absent:
         more = f" and {len(absent) - 5} more" if absent[5:] else ""
+        names = ", ".join(shown(name, 24) for name in absent[:5])
         raise ValueError(
-            f"no image of {', '.join(map(repr, absent[:5]))}{more} is in the training part of "
-            f"{spec.name}, expected at least one of each class; move images there, or remove the "
-            "class"
+            f"no image of {names}{more} is in the training part of {path_end(spec.name)}, expected "
+            "at least one of each class; move images there, or remove the class"
         )
 
 
 def _check_sizes(sizes: Mapping[str, int], advice: str) -> None:
-    small = [f"{name!r} has {n}" for name, n in sizes.items() if n < 2]
+    small = [f"{shown(name, 24)} has {n}" for name, n in sizes.items() if n < 2]
     if small:
+        more = f" and {len(small) - 5} more have too few" if small[5:] else ""
         raise ValueError(
-            f"{', '.join(small)} different images, expected at least 2 in each class and stratum "
-            f"{advice}"
+            f"{', '.join(small[:5])} different images{more}, expected at least 2 in each class and "
+            f"stratum {advice}"
         )

@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl.data.decode import ImageError, decode
 from tl.data.spec import PARTS, DataSpec, Example, Skipped, Source
+from tl.labels.names import listed
 from tl.paths import nearest
 
 # Features in which data sets keep the name of the image file.
@@ -141,18 +142,11 @@ def tfds(word: str) -> DataSpec:
             f"tfds:{word} has the features {names}, expected an Image named 'image' and a "
             "ClassLabel named 'label'; export other data sets to a folder or a CSV file"
         )
-    parts = {
-        split: part if len(info.splits) > 1 else ""
-        for split, part in PARTS.items()
-        if split in info.splits
-    }
-    parts = parts or dict.fromkeys(info.splits, "")
+    parts = _parts(info.splits)
+    unused = [split for split in info.splits if split not in parts]
     examples: list[Example] = []
-    skipped = [
-        Skipped(f"{directory}/{split}", "its split is not one of train, validation and test")
-        for split in info.splits
-        if split not in parts
-    ]
+    reason = "its split is not one of train, validation and test, or another one is this part"
+    skipped = [Skipped(f"{directory}/{split}", reason) for split in unused]
     version = _version(directory)
     for split, part in parts.items():
         for index, row in enumerate(_open(str(directory), split, version, os.getpid())):
@@ -177,7 +171,30 @@ def tfds(word: str) -> DataSpec:
         source=" ".join(filter(None, origin)),
         license=_one_line(info.redistribution_info.license) or "unknown",
         skipped=tuple(skipped),
+        remarks=(
+            (f"not used: the splits {listed(unused)}; read {listed(parts, most=3)}",)
+            if unused
+            else ()
+        ),
     )
+
+
+def _parts(splits: Iterable[str]) -> dict[str, str]:
+    """Split -> official part, of the splits that are read; "" for those without official parts.
+
+    Example:
+      >>> _parts(["dev", "Train", "validation", "extra"]), _parts(["corrupted"])
+      ({'Train': 'train', 'validation': 'validation'}, {'corrupted': ''})
+    """
+    splits = list(splits)
+    of_part: dict[str, str] = {}
+    for name, part in PARTS.items():
+        for split in splits:
+            if split.lower() == name and (name == part or part not in of_part):
+                of_part[part] = split
+    if not of_part or len(splits) == 1:
+        return dict.fromkeys(splits, "")
+    return {split: part for part, split in of_part.items()}
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,6 +18,7 @@ from tl import data, inference, metrics, reporting
 from tl.evaluation import seen
 from tl.inference import Predictions
 from tl.models import Classifier
+from tl.paths import printable
 
 FILE = "predictions.csv"
 COLUMNS = ("seed", "sha256", "path", "label", "predicted", "probability", "correct", "seen")
@@ -161,7 +162,7 @@ def save_predictions(
                     (
                         seed,
                         content,
-                        path.absolute() if isinstance(path, Path) else path,
+                        printable(str(path.absolute() if isinstance(path, Path) else path)),
                         display(int(labels[i])) if labeled[i] else "",
                         display(int(top[i])),
                         f"{probability[i]:.6g}",

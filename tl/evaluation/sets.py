@@ -103,18 +103,32 @@ def select_part(spec: DataSpec, part: str) -> DataSpec:
       spec: the data set.
       part: "train", "validation", "test", "all", or "": the test part if there is one, else all.
 
+    Returns:
+      The data set with these examples. Without `part`, a remark says which images are tested if the
+      data set has official parts.
+
     Raises:
       ValueError: the data set has no such part.
     """
     examples = tuple(example for example in spec.examples if example.part == (part or "test"))
     if part == "all" or (not part and not examples):
-        return spec
+        parts = sorted({example.part for example in spec.examples} - {""})
+        if part or not parts:
+            return spec
+        remark = (
+            f"all {len(spec.examples)} images are tested, because the data set has parts "
+            f"({', '.join(parts)}) but no test part; choose one with part={parts[-1]}"
+        )
+        return dataclasses.replace(spec, remarks=(*spec.remarks, remark))
     if not examples:
         parts = sorted({example.part for example in spec.examples} - {""})
         raise ValueError(
             f"{spec.name} has no part {part!r}: it has {', '.join(parts) or 'none'}; use `part=all`"
         )
-    return dataclasses.replace(spec, examples=examples)
+    remarks = spec.remarks
+    if not part and len(examples) < len(spec.examples):
+        remarks += (f"the test part is tested: {len(examples)} of {len(spec.examples)} images",)
+    return dataclasses.replace(spec, examples=examples, remarks=remarks)
 
 
 def evaluation_result(

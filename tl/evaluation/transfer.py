@@ -241,6 +241,7 @@ def transfer(
     chosen = list(rounds(spec, test_spec, settings))
     check_parts(run, variables, spec, {this.name: this.parts for this in chosen})
     say(data.describe_parts(spec, chosen[0].parts))
+    run.remark(*data.part_remarks(spec, chosen[0].parts))
     # A resumed run tests every round again.
     run.drop_rows(lambda row: "round" in row and "phase" not in row)
 

@@ -50,6 +50,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"transfer: solar cells {percent(trained['test']['top1'])} ({low} to {high}), majority "
             f"class {percent(trained['majority'])}"
         )
+        if parts := trained.get("parts"):  # not in results of older versions
+            yield f"          {parts}"
     if ideals := result.get("ideal"):
         tabby, zebra = (row["probability"] for row in ideals["images"] if row["tv_weight"])
         yield f"ideal:    tabby {tabby:.3f}, zebra {zebra:.3f}"

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from tl.paths import printable
 from tl.reporting.images import as_uint8, save_animation, save_png
 
 
@@ -58,9 +59,7 @@ def text(value: object) -> Html:
     """Text escaped for a page or an attribute; `Html` is returned unchanged."""
     if isinstance(value, Html):
         return value
-    # File names need not be UTF-8.
-    readable = str(value).encode("utf-8", "backslashreplace").decode()
-    return Html(html.escape(readable))
+    return Html(html.escape(printable(str(value))))  # file names need not be UTF-8
 
 
 def tag(name: str, css_class: str, *children: object, **attributes: object) -> Html:

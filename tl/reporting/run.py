@@ -41,6 +41,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from tl.paths import printable
 from tl.reporting import images
 from tl.reporting.software import git_state, versions
 
@@ -167,7 +168,7 @@ class Run:
         for sentence in dict.fromkeys(sentences):
             if sentence not in self.remarks:
                 self.remarks.append(sentence)
-                print(sentence, flush=True)
+                print(printable(sentence), flush=True)
 
     def failure_message(self) -> str:
         """The recorded failures in one sentence; "" without any."""
@@ -252,8 +253,8 @@ class Run:
             print(f"result.json: not finite, written as null: {', '.join(holes)}", file=sys.stderr)
         path = self.workdir / "result.json"
         page = path if html is None else self.attempt("page", lambda: self.write_report(html), path)
-        numbers |= {"remarks": self.remarks} if self.remarks else {}
-        numbers |= {"failed": dict(self.failures)} if self.failures else {}
+        numbers |= {"remarks": jsonable(self.remarks)} if self.remarks else {}
+        numbers |= {"failed": jsonable(self.failures)} if self.failures else {}
         write_whole(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
         (self.workdir / BEFORE).unlink(missing_ok=True)
         return page
@@ -350,7 +351,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[Run, dict[str, Any]]:
 
 
 def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> Any:
-    """The same value in JSON's types.
+    """The same value in JSON's types, with text as `tl.paths.printable` writes it.
 
     NumPy and JAX scalars and arrays become numbers and lists; NaN and infinity become None.
 
@@ -382,10 +383,12 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
         if not math.isfinite(value) and holes is not None:
             holes.append(where)
         return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        value = os.fspath(value)
+    if isinstance(value, str):
+        return printable(value)
+    if value is None or isinstance(value, int):
+        return value
     inside = lambda key: f"{where}/{key}".lstrip("/")
     if isinstance(value, Mapping):
         items = value.items()
@@ -399,7 +402,7 @@ def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> 
 
 
 def _key(key: Any) -> str:
-    return str(key.value if isinstance(key, enum.Enum) else key)
+    return printable(str(key.value if isinstance(key, enum.Enum) else key))
 
 
 def write_whole(path: pathlib.Path, content: str) -> None:
