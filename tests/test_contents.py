@@ -1,4 +1,4 @@
-"""`readers.open_weights`: metadata, choices and candidates; nothing in a file is executed."""
+"""`readers.open_weights`: metadata and choices; nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from safetensors.numpy import save_file
 from tests.torch_files import Call, Name, checkpoint, pickled, torch_zip
 from tests.wild import AVERAGED, NETWORK, prefixed, robustness
 from tl.types import DetailedError
-from tl.weights import checkpoints, contents, hdf5, pickles, readers
-from tl.weights.readers import candidates, open_weights
+from tl.weights import checkpoints, hdf5, pickles, readers
+from tl.weights.readers import open_weights
 
 
 def error_of(path: Path, which: str = "") -> str:
@@ -187,45 +187,7 @@ def test_an_unknown_which_lists_what_there_is(tmp_path: Path, tree: Any, which: 
     assert message.endswith(f"it has no weights named `which={which}`, expected one of: {choices}")
 
 
-# --- candidates -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "prefix, steps",
-    [
-        ("", [""]),
-        ("model.", ["", "model."]),
-        ("a.b.c.", ["", "a.", "a.b.", "a.b.c."]),
-        ("net/", ["", "net/"]),
-        ("module.model.", ["module.", "module.model."]),
-        ("model.module.", ["", "model."]),
-    ],
-)
-def test_candidates_remove_one_part_of_the_prefix_after_the_other(
-    tmp_path: Path, prefix: str, steps: list[str]
-):
-    save_file(prefixed(prefix), tmp_path / "w")
-    read = open_weights(tmp_path / "w")
-    readings = candidates(read)
-    assert readings[0] is read
-    whole = [reading for reading in readings if len(reading.arrays) == len(NETWORK)]
-    assert [reading.prefix for reading in whole][: len(steps)] == steps
-    assert whole[len(steps) - 1].arrays.keys() == NETWORK.keys()
-
-
-def test_a_branch_is_read_alone_and_with_its_siblings(tmp_path: Path):
-    head = {name: array for name, array in NETWORK.items() if name.startswith("fc.")}
-    rest = {name: array for name, array in NETWORK.items() if name not in head}
-    save_file({**prefixed("encoder.", rest), **head}, tmp_path / "w")
-    alone, both = candidates(open_weights(tmp_path / "w"))[1:3]
-    assert alone.arrays.keys() == rest.keys() and alone.left_out == ("fc",)
-    assert both.arrays.keys() == NETWORK.keys() and both.left_out == ()
-
-
-def test_candidates_are_few_for_any_names():
-    names = ["/".join("ab" * 40), ".".join("ab" * 40)] + [f"a.{n}.w" for n in range(500)]
-    read = contents.Contents({name: np.zeros(1) for name in names}, "torch")
-    assert 2 <= len(candidates(read)) <= 16
+# --- copies --------------------------------------------------------------------------------------
 
 
 def test_equal_layers_of_one_network_are_not_copies(tmp_path: Path):

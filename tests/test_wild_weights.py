@@ -17,15 +17,25 @@ from experiments import doctor
 from tests import wild
 from tests.wild import Situation
 from tl import backbones, labels, models, pages, reporting
+from tl.models import fitting
 from tl.pixels import PixelSpec
 from tl.types import DetailedError
-from tl.weights import hub, metadata, readers
+from tl.weights import hub, metadata, port, readers
 from tl.weights.readers import Contents
 
 
 def best(contents: Contents, arrays: dict[str, Any]) -> Contents:
-    """The candidate that has most of the names, as `tl.models.loading` chooses it."""
-    return max(readers.candidates(contents), key=lambda c: len(c.arrays.keys() & arrays.keys()))
+    """The reading that has most of the names, as `tl.models.fitting` chooses it for a network."""
+    table = {name: port.Target(name) for name in arrays}
+    fit = fitting._fit(
+        backbones.get("resnet18"), None, table, {}, fitting._Names(contents.arrays), ""
+    )
+    return contents._replace(
+        arrays={name: array for name, array in fit.arrays.items() if name in table},
+        prefix=contents.prefix + fit.prefix,
+        left_out=(*contents.left_out, *fit.unused(table)),
+        remarks=(*contents.remarks, *fit.remarks(True)),
+    )
 
 
 def assert_arrays(actual: Any, expected: Any) -> None:
@@ -57,6 +67,11 @@ def test_the_network_of_a_file_is_read(tmp_path: Path, row: Situation):
             assert_arrays(other.arrays, wild.NETWORK)
             assert other.chosen == raw and not any("EMA" in r for r in other.remarks)
         assert_arrays(readers.open_weights(path, "ema").arrays, row.right["arrays"])
+
+
+def test_prefixes_are_few_for_any_names():
+    arrays = {separator.join("ab" * 10_000): np.zeros(1) for separator in "./"}
+    assert len(fitting._Names(arrays).rests) <= 33
 
 
 @pytest.mark.parametrize("row", wild.REFUSED, ids=lambda row: row.name)

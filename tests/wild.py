@@ -86,7 +86,7 @@ def prefixed(prefix: str, arrays: Mapping[str, Any] = NETWORK) -> dict[str, Any]
 
 
 def _file(tree: Any, name: str = "model.pth", form: str = "zip") -> Callable[[Path], Path]:
-    """Writes a checkpoint of torch; `tree` has arrays in place of tensors."""
+    """Writes a checkpoint of torch; `tree` has arrays instead of tensors."""
     return lambda folder: checkpoint(folder / name, tree, form=form)
 
 
@@ -185,8 +185,7 @@ def planted(function: str, *args: Any) -> dict[str, Any]:
     return {"state_dict": NETWORK, "extra": Call(Name(module, name), args)}
 
 
-_BRANCH = r"prefix '{}' was removed from the names of 7 tensors"
-_ALL = r"prefix '{}' was removed from the names of all 7 tensors"
+_PREFIX = r"the prefix '{}' was removed from the names of 7 tensors"
 _SHARDS = tuple(f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3))
 _EMA = r"EMA weights \({}\) are used instead of the raw ones \({}\); `which=raw` selects those"
 
@@ -203,7 +202,7 @@ READ = (
             "callbacks": {"ModelCheckpoint": {}},
             **TRAINING,
         },
-        _ALL.format("model."),
+        _PREFIX.format("model."),
         prefix="model.",
         chosen="state_dict",
     ),
@@ -213,17 +212,22 @@ READ = (
         r"'module\._orig_mod\.'",
         prefix="module._orig_mod.",
     ),
-    _read("parallel around a wrapper", prefixed("module.model."), r"all 7", prefix="module.model."),
+    _read(
+        "parallel around a wrapper",
+        prefixed("module.model."),
+        _PREFIX.format("model."),
+        prefix="module.model.",
+    ),
     _read(
         "attribute of a wrapper",
         prefixed("net.encoder.trunk."),
-        r"all 7",
+        _PREFIX.format("net.encoder.trunk."),
         prefix="net.encoder.trunk.",
     ),
     _read(
         "a fork of FSDP",
         prefixed("_fsdp_wrapped_module.backbone."),
-        r"all 7",
+        _PREFIX.format("backbone."),
         prefix="_fsdp_wrapped_module.backbone.",
     ),
     _read(
@@ -243,9 +247,9 @@ READ = (
     _read(
         "a branch next to a projector",
         {**prefixed("backbone."), "projector.0.weight": np.ones((4, 2), np.float32)},
-        _BRANCH.format("backbone."),
+        _PREFIX.format("backbone."),
         prefix="backbone.",
-        left_out=("projector",),
+        left_out=("projector.0.weight",),
     ),
     _read(
         "a branch with buffers of a loss",
@@ -256,8 +260,8 @@ READ = (
                 "val_acc.total": np.array(3, np.float32),
             }
         },
-        r"2 tensors are left out: criterion, val_acc",
-        left_out=("criterion", "val_acc"),
+        r"2 other tensors are not used \(criterion.weight, val_acc.total\)",
+        left_out=("criterion.weight", "val_acc.total"),
     ),
     _read(
         "a sequential with its normalization",
@@ -522,7 +526,7 @@ REFUSED = (
         )
     ),
     Situation(
-        "a placeholder in place of the weights",
+        "a placeholder instead of the weights",
         _file({"state_dict": Call(Name("my.tools", "load"), ("weights",))}),
         refused="no dict of tensors",
     ),
@@ -995,7 +999,7 @@ def tree(
       inside: folder in which the names are.
       links: name -> target of a symbolic link.
       word: the word that a user types, with `{folder}`.
-      content: end of a name -> bytes in place of an image.
+      content: end of a name -> bytes instead of an image.
     """
 
     def make(folder: Path) -> str:

@@ -7,6 +7,7 @@ of one network, and `holding` searches the zoo. `tl.models.loading` makes a clas
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -32,6 +33,8 @@ Pair = tuple[BackboneSpec, str | None]
 MAX_MESSAGE = 600
 # Endings of tensors that no network needs: counters of BatchNorm and of averaged models.
 IGNORED = ("num_batches_tracked", "n_averaged")
+# Parts of a prefix, so that long names need little memory; real files have at most six.
+_MOST_PARTS = 16
 # Losses, metrics and queues that a training script keeps next to the network.
 _HARMLESS = re.compile(
     r"(?<![^./_])(\w*loss\w*|criterion|\w*metrics?|\w*acc(uracy)?|queue\w*)(?![^./_])", re.I
@@ -182,7 +185,7 @@ class _Names:
         self.rests: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
         for name, array in arrays.items():
             self.rests[""][name] = array
-            for match in re.finditer(r"[./]", name):
+            for match in itertools.islice(re.finditer(r"[./]", name), _MOST_PARTS):
                 self.rests[name[: match.end()]][name[match.end() :]] = array
 
     def count(self, prefix: str, table: Collection[str]) -> int:

@@ -1,8 +1,6 @@
-"""The tensors of a weights file, and the readings of their names.
+"""The tensors of a weights file, without wrappers of torch, normalizing layers and copies.
 
-Wrappers of torch, layers that normalize the input and copies are taken out (`cleaned`). This module
-does not know architectures: `candidates` lists the readings of names with a shared prefix, of which
-`tl.models.loading` takes the one that fits.
+This module does not know architectures: `tl.models.fitting` removes the other prefixes of names.
 """
 
 from __future__ import annotations
@@ -49,8 +47,6 @@ _WRAPPERS = {
     "_checkpoint_wrapped_module",
     "_forward_module",
 }
-# Readings of a file that `candidates` lists at most; real files need four.
-_MOST_CANDIDATES = 16
 
 
 def without_wrappers(named: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -165,52 +161,3 @@ def _copies(arrays: Arrays) -> list[tuple[str, str]]:
             if varied and all(np.array_equal(a, b) for a, b in both):
                 pairs.append((copy, original))
     return pairs
-
-
-def candidates(read: Contents) -> list[Contents]:
-    """Readings of the same tensors with more and more of a shared prefix removed.
-
-    The first is `read` itself. Each of the others lacks a further prefix that all names share
-    ("model.", "net.encoder.", ...), or takes the tensors of one branch that has at least 40 % of
-    all ("backbone." next to "projector."): once alone, with its siblings in `left_out`, and once
-    with its siblings under their own names. A caller that knows the architecture takes the first of
-    those that fit best.
-    """
-    readings = [read]
-    for reading in readings:  # which grows
-        if len(readings) >= _MOST_CANDIDATES:
-            break
-        groups: dict[str, list[str]] = {}
-        for name in reading.arrays:
-            first = re.match(r"[^./]*[./]", name)
-            groups.setdefault(first[0] if first else "", []).append(name)
-        for prefix, names in groups.items():
-            if prefix and 5 * len(names) >= 2 * len(reading.arrays):
-                readings += _readings_under(reading, prefix, names)
-    return readings[:_MOST_CANDIDATES]
-
-
-def _readings_under(reading: Contents, prefix: str, names: list[str]) -> list[Contents]:
-    """The readings of `candidates` without one more part of the prefix."""
-    branch = {name[len(prefix) :]: reading.arrays[name] for name in names}
-    rest = {name: array for name, array in reading.arrays.items() if not name.startswith(prefix)}
-    removed = reading.prefix + prefix
-    shown = removed if len(removed) <= 60 else f"...{removed[-57:]}"
-    count = f"{len(names)} tensors" if rest else f"all {len(names)} tensors"
-    remark = f"prefix {shown!r} was removed from the names of {count}"
-    base = tuple(r for r in reading.remarks if not r.startswith("prefix ")) + (remark,)
-    siblings = list(dict.fromkeys(re.match(r"[^./]*", name)[0] for name in rest))  # pyright: ignore
-    alone = reading._replace(
-        arrays=branch,
-        prefix=removed,
-        left_out=(*reading.left_out, *siblings),
-        remarks=base,
-    )
-    if not rest:
-        return [alone]
-    words = ", ".join(siblings)
-    words = words if len(words) <= 60 else f"{words[:57]}..."
-    alone = alone._replace(remarks=(*base, f"{len(rest)} tensors are left out: {words}"))
-    if branch.keys() & rest.keys():
-        return [alone]
-    return [alone, reading._replace(arrays=branch | rest, prefix=removed, remarks=base)]

@@ -21,16 +21,16 @@ from typing import Any
 import numpy as np
 
 from tl.weights import checkpoints, hdf5, pickles
-from tl.weights.contents import Arrays, Contents, candidates
+from tl.weights.contents import Arrays, Contents
 from tl.weights.pickles import NAMES, Storage
 
-__all__ = ["FORMATS", "TORCH_MAGIC", "Arrays", "Contents", "candidates", "open_weights", "read"]
+__all__ = ["FORMATS", "TORCH_MAGIC", "Arrays", "Contents", "open_weights", "read"]
 
 FORMATS = "safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras (.h5, .weights.h5, .keras)"
 
 # MAGIC_NUMBER of the older stream in torch/serialization.py.
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
-# Beginnings, in small letters, of files that people have in place of weights.
+# Beginnings, in small letters, of files that people have instead of weights.
 OTHERS = {
     b"version https://git-lfs": "it is a pointer of Git LFS (git lfs pull fetches the file)",
     b"<!doctype html": "it is a web page (the download did not give the file)",
