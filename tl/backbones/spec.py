@@ -11,7 +11,8 @@ Module = nn.Module
 """A Linen module, for annotations where flax itself is not imported."""
 
 
-@dataclasses.dataclass(frozen=True)
+# Compared by identity (`eq=False`), so that a row of the zoo can be the key of a cache.
+@dataclasses.dataclass(frozen=True, eq=False)
 class BackboneSpec:
     """One architecture.
 

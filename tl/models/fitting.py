@@ -7,6 +7,7 @@ of one network, and `holding` searches the zoo. `tl.models.loading` makes a clas
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections import defaultdict
@@ -123,16 +124,9 @@ class Fit(NamedTuple):
                 return port.LAYOUTS[layout].ours(array).shape[2]
         return 3
 
-    def classifier(self, classes: int | None = None) -> Classifier:
-        """The network without preprocessing of its own; with `classes`, also its paper's head."""
-        c = self.channels()
-        head = heads.own(self.spec)(classes) if classes else None
-        pixels = PixelSpec() if c == 3 else PixelSpec(mean=(0.5,) * c, std=(0.5,) * c)
-        return Classifier(self.spec.name, self.spec, head, pixels, None, Provenance("", ""))
-
-    def shapes(self, classes: int | None = None) -> dict[str, Any]:
-        """Path -> leaf with the shape of each variable of `classifier`."""
-        return flatten(jax.eval_shape(self.classifier(classes).init, jax.random.key(0)))
+    def shapes(self, classes: int | None = None) -> Mapping[str, Any]:
+        """Path -> shape of each variable; with `classes`, also of the paper's head."""
+        return _shapes(self.spec, self.channels(), classes)
 
     def classes(self) -> int | None:
         """Number of classes, if the file has exactly the head of the network's paper."""
@@ -153,6 +147,16 @@ class Fit(NamedTuple):
         return [self.prefix + n for n in self.head if n in self.arrays] + self.unknown()
 
 
+@functools.lru_cache(maxsize=8)
+def _shapes(spec: BackboneSpec, channels: int, classes: int | None) -> Mapping[str, Any]:
+    """`Fit.shapes`, cached because tracing a network takes most of the time of `load`."""
+    head = heads.own(spec)(classes) if classes else None
+    values = (0.5,) * channels  # any; they have the number of channels
+    pixels = PixelSpec(mean=values, std=values)
+    clf = Classifier(spec.name, spec, head, pixels, None, Provenance("", ""))
+    return flatten(jax.eval_shape(clf.init, jax.random.key(0)))
+
+
 def fits(table: port.Table, shapes: Mapping[str, Any], arrays: Arrays) -> bool:
     """Whether a file has all tensors of a table, in its shapes."""
     return all(
@@ -169,8 +173,7 @@ def _kind(name: str) -> str:
 def _tables(spec: BackboneSpec, source: str | None) -> tuple[port.Table, port.Table]:
     """The rows of the backbone and those of the head."""
     if source is None:
-        clf = Classifier(spec.name, spec, heads.own(spec)(2), PixelSpec(), None, Provenance("", ""))
-        whole = {n: port.Target(n) for n in flatten(jax.eval_shape(clf.init, jax.random.key(0)))}
+        whole = {name: port.Target(name) for name in _shapes(spec, 3, 2)}
     else:
         whole = tables.sources(spec)[source].table(spec.module, head=True)
     head = {name: row for name, row in whole.items() if row.path.startswith("params/head/")}

@@ -10,8 +10,6 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from tl import backbones, labels
 from tl.backbones.spec import BackboneSpec
 from tl.labels import ClassTable
@@ -19,6 +17,7 @@ from tl.models import fitting, heads
 from tl.models.channels import averaged
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.models.fitting import Fit
+from tl.paths import unflatten
 from tl.pixels import PixelSpec
 from tl.types import Variables
 from tl.weights import description, metadata, port, readers, store, tables
@@ -60,7 +59,7 @@ def ported(
       ValueError: tensors are missing, misshaped, of another number type or not finite, or the
         file's network is a larger one. The message names another architecture that fits.
     """
-    shapes = jax.eval_shape(clf.init, jax.random.key(0))
+    shapes = unflatten(fit.shapes(None if clf.classes is None else len(clf.classes)))
     foreign = set(fit.foreign())
     arrays = {name: a for name, a in fit.arrays.items() if name in table or name in foreign}
     try:
