@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -77,17 +78,24 @@ def load(
     """
     if in_channels is not None and in_channels < 1:
         raise ValueError(f"`in_channels` must be at least 1: got {in_channels}")
+    options = {"which": which, "headless": headless, "cast": cast}
+    clf, variables = _load(name, str(weights or ""), key, in_channels, **options)
+    return _without_head(clf, variables) if headless else (clf, variables)
+
+
+def _load(
+    name: str, source: str, key: jax.Array | None, in_channels: int | None, **options: Any
+) -> tuple[Classifier, Variables]:
+    """As `load`, but a saved or random network keeps its head; `options` are those of `_read`."""
     if name and (Path(name) / ARTIFACT).is_file():
-        clf, variables = _load_folder(name, str(weights or ""), in_channels)
-        return _without_head(clf, variables) if headless else (clf, variables)
+        return _load_folder(name, source, in_channels)
     if _is_place(name):
-        if weights:
+        if source:
             raise ValueError(
-                f"`weights` cannot be combined with a folder: got {str(weights)!r} for {name}; "
+                f"`weights` cannot be combined with a folder: got {source!r} for {name}; "
                 "give an architecture, or the folder alone"
             )
-        name, weights = "", name
-    source = str(weights or "")
+        name, source = "", name
     if not name and not source:
         raise ValueError("no network: give an architecture, such as resnet50, or `weights`")
     arch, _, tag = name.partition(".")
@@ -103,8 +111,7 @@ def load(
             origin,
         )
         random_key = jax.random.key(0) if key is None else key
-        clf, variables = clf, jax.tree.map(np.asarray, jax.jit(clf.init)(random_key))
-        return _without_head(clf, variables) if headless else (clf, variables)
+        return clf, jax.tree.map(np.asarray, jax.jit(clf.init)(random_key))
     if (folder := saved_folder(source)) is not None:
         clf, variables = load_artifact(folder)
         if spec and clf.arch not in [form.name for form in backbones.forms(spec.name)]:
@@ -112,10 +119,8 @@ def load(
                 f"{folder} holds another architecture: got {clf.arch}, expected {spec.name}; "
                 f"use `arch={clf.arch}`, or a folder of {spec.name}"
             )
-        clf, variables = with_channels(clf, variables, in_channels)
-        return _without_head(clf, variables) if headless else (clf, variables)
-    file = _find(spec, tag, source)
-    clf, variables = _read(spec, file, which=which, headless=headless, cast=cast)
+    else:
+        clf, variables = _read(spec, _find(spec, tag, source), **options)
     return with_channels(clf, variables, in_channels)
 
 

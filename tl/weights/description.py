@@ -45,10 +45,6 @@ class Description(NamedTuple):
     writer: str = ""
     remarks: tuple[str, ...] = ()
 
-    def spec(self, default: PixelSpec) -> PixelSpec:
-        """The stated preprocessing; fields that are not stated are those of `default`."""
-        return default.replace(**self.pixels)
-
 
 def merged(*descriptions: Description) -> Description:
     """One description; where two state the same field, the first counts."""
@@ -89,13 +85,13 @@ def of_config(config: Mapping[str, Any], place: str) -> Description:
             f"config.json of {place} is of {writer}, whose tensors have other names, expected "
             "timm's format; use the network's weights of timm or torchvision"
         )
-    return Description(
-        architecture_of(config),
-        pixels_of(config).as_dict(),
-        classes_of(config, place),
-        licence_of(config),
-        place,
-    )
+    return _of_timm(config, architecture_of(config), place, place)
+
+
+def _of_timm(config: Mapping[str, Any], arch: str | None, classes: str, place: str) -> Description:
+    """The content of a config in timm's format; `classes` is the name of its class table."""
+    pixels = pixels_of(config).as_dict()
+    return Description(arch, pixels, classes_of(config, classes), licence_of(config), place)
 
 
 def _transformers(config: Mapping[str, Any]) -> str:
@@ -281,13 +277,8 @@ def next_to(file: Path) -> Description:
         isinstance(part, Mapping) and {"mean", "std", "input_size"} <= set(part)
     ):
         try:
-            stated = Description(
-                architecture_of(config) if "architecture" in config else None,
-                pixels_of(config).as_dict(),
-                classes_of(config, CONFIG),
-                licence_of(config),
-                f"{CONFIG} next to {file.name}",
-            )
+            arch = architecture_of(config) if "architecture" in config else None
+            stated = _of_timm(config, arch, CONFIG, f"{CONFIG} next to {file.name}")
         except ValueError as error:
             raise ValueError(
                 f"{error}; correct {file.with_name(CONFIG)}, or move it to use the defaults of the "

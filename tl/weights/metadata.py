@@ -100,12 +100,8 @@ def _parsed(value: Any) -> Any:
 
 def _of_settings(settings: Mapping[str, Any], place: str) -> Description:
     """The settings of a training script, as far as they are known and usable."""
-    stated = {
-        k: v
-        for key, value in settings.items()
-        if (v := _parsed(value)) is not None
-        for k in [str(key)]
-    }
+    parsed = {str(key): _parsed(value) for key, value in settings.items()}
+    stated = {key: value for key, value in parsed.items() if value is not None}
     used: list[str] = []
     pixels: dict[str, Any] = mean_std(stated.get("mean"), stated.get("std"))
     used += pixels
@@ -120,9 +116,8 @@ def _of_settings(settings: Mapping[str, Any], place: str) -> Description:
     if crop is not None and is_number(crop) and 0 < crop <= 1:
         pixels["crop"] = float(crop)
         used.append("crop_pct")
-    filter_name = (
-        "bilinear" if stated.get("interpolation") == "random" else (stated.get("interpolation"))
-    )
+    name = stated.get("interpolation")
+    filter_name = "bilinear" if name == "random" else name  # as in timm's evaluation
     if filter_name in INTERPOLATIONS:
         pixels["interpolation"] = filter_name
         used.append("interpolation")
