@@ -81,15 +81,15 @@ def folder(directory: Path | str) -> DataSpec:
     parts, unused, part_remarks = _parts(root, listing)
     litter = list(listing.litter)
     skipped = listing.outside() + unused
-    train = _list(parts["train"]) if parts else listing
+    listings = {part: _list(path) for part, path in parts.items()} or {"": listing}
+    train = listings.get("train", listing)
     _check_classes(parts.get("train", root), train, root)
     names = tuple(normalize(p.name) for p in train.folders)
     classes = tuple(sorted(names))
     remarks += [*part_remarks, *_check_names(train.folders, root)]
     examples: list[Example] = []
     inner: dict[str, int] = {}
-    for part, part_folder in (parts or {"": root}).items():
-        listed_part = _list(part_folder)
+    for part, listed_part in listings.items():
         if part not in ("", "train"):
             _check_part(listed_part.folders, classes, part, root)
         if part:
@@ -193,13 +193,14 @@ def _parts(root: Path, listing: _Listing) -> tuple[dict[str, Path], list[Skipped
     The first is {} if the folders are the classes themselves. Classes may be called train and
     test, so a part must have sub-folders.
     """
-    inside = {p: _list(p) for p in listing.folders}
-    named = {p: PARTS[p.name.strip().lower()] for p in inside if p.name.strip().lower() in PARTS}
+    words = {p: p.name.strip().lower() for p in listing.folders}
+    named = {p: PARTS[word] for p, word in words.items() if word in PARTS}
+    inside = {p: _list(p) for p in named}
     labeled = {p: part for p, part in named.items() if inside[p].folders}
     where = path_end(str(root))
-    _check_export(inside, named, where)
-    others = [p for p in inside if p not in named]
-    if not labeled or (len(named) == 1 and any(inside[p].images for p in others)):
+    _check_export(listing.folders, inside, where)
+    others = [p for p in listing.folders if p not in named]
+    if not labeled or (len(named) == 1 and any(_list(p).images for p in others)):
         remarks = []
         if len(named) > 1 and not others:
             remarks.append(
@@ -220,8 +221,8 @@ def _parts(root: Path, listing: _Listing) -> tuple[dict[str, Path], list[Skipped
                 f"{where} has the folders {shown(other.name)} and {shown(path.name)}, which are "
                 f"both the {part} part, expected one; merge them or rename one"
             )
-    unused = [Skipped(str(p), "it is not a part with class folders") for p in inside]
-    unused = [row for row in unused if Path(row.path) not in labeled]
+    reason = "it is not a part with class folders"
+    unused = [Skipped(str(p), reason) for p in listing.folders if p not in labeled]
     remarks = [
         f"the folder {shown(p.name)} is not used, because it has "
         f"{counted(len(inside[p].images), 'image')} and no class folders"
@@ -238,21 +239,24 @@ def _parts(root: Path, listing: _Listing) -> tuple[dict[str, Path], list[Skipped
     return {part: parts[part] for part in order if part in parts}, unused, remarks
 
 
-def _check_export(inside: dict[Path, _Listing], named: dict[Path, str], where: str) -> None:
-    """Raises ValueError for the folders of detection and segmentation."""
-    levels = [list(inside), *(inside[p].folders for p in named)]
-    for folders in levels:
-        images = [p for p in folders if p.name.lower() in _IMAGES]
-        images += [p for p in folders if re.fullmatch(r"(train|val|test)20\d\d", p.name)]
-        labels = [p for p in folders if _ANNOTATIONS.fullmatch(p.name)]
-        if images and labels and len(images) + len(labels) == len(folders):
+def _check_export(folders: Sequence[Path], parts: dict[Path, _Listing], where: str) -> None:
+    """Raises ValueError for the folders of detection and segmentation.
+
+    `parts` has the content of those `folders` that have the name of a part.
+    """
+    levels = [folders, *(part.folders for part in parts.values())]
+    for level in levels:
+        images = [p for p in level if p.name.lower() in _IMAGES]
+        images += [p for p in level if re.fullmatch(r"(train|val|test)20\d\d", p.name)]
+        labels = [p for p in level if _ANNOTATIONS.fullmatch(p.name)]
+        if images and labels and len(images) + len(labels) == len(level):
             raise ValueError(
                 f"{where} has the folders {shown(images[0].name)} and {shown(labels[0].name)}, as "
                 "exports for detection or segmentation (YOLO, COCO, VOC) have, expected one "
                 "sub-folder per class; list each image with one label in a file for csv:FILE"
             )
-    tables = [f for p in named for f in inside[p].files if f.suffix in (".csv", ".json")]
-    if tables and not any(inside[p].folders for p in named):
+    tables = [f for part in parts.values() for f in part.files if f.suffix in (".csv", ".json")]
+    if tables and not any(part.folders for part in parts.values()):
         raise ValueError(
             f"{where} has parts with the labels in a file, {shown(tables[0].name)}, expected one "
             "sub-folder per class in each part; list path, label and split of each image in a file "
