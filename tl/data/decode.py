@@ -128,6 +128,23 @@ def thumbnail(source: Source | str | bytes, side: int) -> np.ndarray:
     return np.asarray(image)
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file begins as an image of one of `FORMATS`; only its header is read.
+
+    Raises:
+      OSError: the file cannot be read.
+    """
+    _hide_warnings()
+    with open(path, "rb") as file:
+        try:
+            Image.open(file, formats=FORMATS)
+        except Image.DecompressionBombError:
+            return True  # for which `decode` has a better sentence
+        except Exception:  # as in `_open`
+            return False
+    return True
+
+
 def header(source: Source | str | bytes) -> Header:
     """The format and mode of an image file, read without decoding the pixels.
 

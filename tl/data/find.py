@@ -2,7 +2,7 @@
 
 The order of the files is the same on every machine. A file that is listed explicitly is always
 included, whereas a file in a folder or matched by a glob is included if it has the suffix of an
-image, or a suffix that is not known and the first bytes of an image. `decode.py` checks the whole
+image, or a suffix that is not known and the header of an image. `decode.py` checks the whole
 content. Files of systems and tools (`LITTER`) are left out and counted.
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 import errno
 import glob
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tl.data.decode import is_image
 from tl.data.spec import Skipped
 from tl.labels.names import counted
 from tl.paths import nearest
@@ -44,13 +44,6 @@ LITTER = frozenset(
     ".fseventsd .ds_store .ipynb_checkpoints .git .svn .hg __pycache__ thumbs.db ehthumbs.db "
     "desktop.ini".split()
 ) | {"system volume information", "icon\r"}
-# First bytes of the formats that `decode` reads.
-_MAGIC = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|P[456]\s"
-    rb"|BM.{4}\0{4}.{4}[\x0c\x28\x34\x38\x40\x6c\x7c]\0{3}",
-    re.DOTALL,
-)
-_MAGIC_BYTES = 18
 _LINK, _NEVER_READ = "it is a link", "cannot be"
 
 
@@ -275,11 +268,9 @@ def _reason(path: Path) -> str:
     if suffix in _OTHER_SUFFIXES | _OTHER_IMAGES:
         return f"{name}, {advice}"
     try:
-        with open(path, "rb") as file:
-            start = file.read(_MAGIC_BYTES)
+        return "" if is_image(path) else f"{name} and it does not begin as an image, {advice}"
     except OSError as error:
         return f"it {_NEVER_READ} read ({error.strerror or error})"
-    return "" if _MAGIC.match(start) else f"{name} and it does not begin as an image, {advice}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
