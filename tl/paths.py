@@ -42,6 +42,17 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
     return ", ".join(repr(choice) for choice in (close or choices)[:n])
 
 
+def ending(text: object, length: int) -> str:
+    """The end of a text, at most `length` characters, for a message.
+
+    Example:
+      >>> ending("/data/pets/cat", 11), ending("/cat", 11)
+      ('...pets/cat', '/cat')
+    """
+    word = str(text)
+    return word if len(word) <= length else f"...{word[3 - length :]}"
+
+
 def printable(text: str) -> str:
     """The text without lone surrogates, which stand for the bytes of file names not in UTF-8.
 

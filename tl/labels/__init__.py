@@ -19,7 +19,7 @@ from importlib import resources
 from typing import Any, NamedTuple, SupportsIndex
 
 from tl.labels.names import normalize, number, shown
-from tl.paths import nearest
+from tl.paths import ending, nearest
 
 Groups = Mapping[str, tuple[int, ...]]
 """Name of a group, which begins with "any " -> indices of its classes."""
@@ -211,7 +211,7 @@ class ClassTable:
     @property
     def _title(self) -> str:
         """The name for messages: its end if it is long, such as the path of a data set."""
-        return self.name if len(self.name) <= 40 else f"...{self.name[-37:]}"
+        return ending(self.name, 40)
 
     @functools.cached_property
     def has_numbers(self) -> bool:

@@ -22,7 +22,7 @@ from tl import backbones
 from tl.backbones.spec import BackboneSpec
 from tl.models import heads
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
-from tl.paths import flatten
+from tl.paths import ending, flatten
 from tl.pixels import PixelSpec
 from tl.types import DetailedError
 from tl.weights import port, readers, tables
@@ -30,8 +30,8 @@ from tl.weights import port, readers, tables
 Arrays = Mapping[str, np.ndarray]
 Pair = tuple[BackboneSpec, str | None]
 
-# Longest error message about a file, in characters.
-MAX_MESSAGE = 600
+# Longest error message about a file, and of a path in it, in characters.
+MAX_MESSAGE, _PATH = 600, 120
 # Endings of tensors that no network needs: counters of BatchNorm and of averaged models.
 IGNORED = ("num_batches_tracked", "n_averaged")
 # Parts of a prefix, so that long names need little memory; real files have at most six.
@@ -292,8 +292,8 @@ def misfit(
     others = [] if complete else [f.spec.name for f in holding(contents.arrays, but=expected)]
     if others:
         return DetailedError(
-            f"{_short(path)} holds another architecture: got {others[0]}, expected {expected}; "
-            f"use `arch={others[0]}`, or a file of {expected}",
+            f"{ending(path, _PATH)} holds another architecture: got {others[0]}, expected "
+            f"{expected}; use `arch={others[0]}`, or a file of {expected}",
             details,
         )
     names = {*fit.backbone, *fit.head} & set(fit.arrays)
@@ -303,7 +303,7 @@ def misfit(
     if "do not fit" in str(error):  # else all tensors are there, in another number type
         source = f" under the names of {fit.source}" if fit.source else ""
         tail = f"; expected the tensors of {expected}{source}; use a file of this network"
-    return DetailedError(_joined(f"{_short(path)}: ", str(error), tail), details)
+    return DetailedError(_joined(f"{ending(path, _PATH)}: ", str(error), tail), details)
 
 
 def unknown(
@@ -322,16 +322,11 @@ def unknown(
     network = expected or "a network of tl.names()"
     names = [f"{name} {array.shape}" for name, array in contents.arrays.items()]
     return DetailedError(
-        f"{_short(path)}{by} holds {len(names)} tensors with names of another network: got "
+        f"{ending(path, _PATH)}{by} holds {len(names)} tensors with names of another network: got "
         f"{listed(names)}; expected the tensors of {network} under the names of {sources}; use a "
         "file of this network",
         names,
     )
-
-
-def _short(path: Path) -> str:
-    text = str(path)
-    return text if len(text) <= 120 else f"...{text[-117:]}"
 
 
 def _joined(start: str, middle: str, end: str) -> str:
@@ -342,6 +337,6 @@ def _joined(start: str, middle: str, end: str) -> str:
 
 def listed(names: Iterable[str], count: int = 3) -> str:
     """The first names of a list, and how many there are besides."""
-    names = [name if len(name) <= 60 else f"...{name[-57:]}" for name in names]
+    names = [ending(name, 60) for name in names]
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more

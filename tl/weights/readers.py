@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tl.paths import ending
 from tl.weights import checkpoints, hdf5, pickles
 from tl.weights.contents import Arrays, Contents
 from tl.weights.pickles import NAMES, Storage
@@ -41,8 +42,8 @@ OTHERS = {
 }
 # Ending of the list of shards, as transformers and timm write it.
 INDEX = ".index.json"
-# Letters of a reason that an error message keeps.
-_REASON = 330
+# Letters of a reason, and of a path, that an error message keeps.
+_REASON, _PATH = 330, 200
 
 _Use = Callable[[Any, str, Mapping[str, Any]], Contents]
 """Takes the tree of a file, its format and its metadata while the file is open."""
@@ -214,22 +215,17 @@ def open_weights(path: str | Path, which: str = "") -> Contents:
         return checkpoints.contents(arrays, form, which, metadata)
     except FileNotFoundError:
         raise ValueError(
-            f"no weights file at {_shown(path)}; give a path to a file of one of: {FORMATS}"
+            f"no weights file at {ending(path, _PATH)}; give a path to a file of one of: {FORMATS}"
         ) from None
     except Exception as error:  # a damaged or hostile file can raise anything
         text = "".join(c if c.isprintable() else " " for c in str(error)[:4000])
         reason = " ".join(text.split())[:_REASON] or type(error).__name__
-        raise ValueError(f"cannot read weights from {_shown(path)}: {reason}") from error
+        raise ValueError(f"cannot read weights from {ending(path, _PATH)}: {reason}") from error
 
 
 def read(path: str | Path) -> Arrays:
     """The tensors that `open_weights` reads."""
     return open_weights(path).arrays
-
-
-def _shown(path: Path) -> str:
-    """The end of a path, for error messages."""
-    return str(path) if len(str(path)) <= 200 else f"...{str(path)[-197:]}"
 
 
 def _shards(path: Path) -> dict[Path, set[str]]:
