@@ -57,8 +57,8 @@ def main(run: reporting.Run) -> None:
     robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries, classes=len(table))
     spec = sets.select_part(cli.load_data(run, FLAGS.data), FLAGS.part)
     saved = cli.metadata()
-    temperature, known = saved.get("temperature", 1.0), seen.Seen(saved)
-    result = sets.evaluation_result(run, clf, variables, spec, temperature, known)
+    temperature = saved.get("temperature", 1.0)
+    result = sets.evaluation_result(run, clf, variables, spec, temperature, seen.Seen(saved))
     result["facts"] |= common.weights_facts(clf)
     if eps:
         test = functools.partial(

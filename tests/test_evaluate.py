@@ -79,12 +79,12 @@ def test_images_that_the_model_was_trained_on_are_counted(
     part = lambda rows: dataclasses.replace(pets, examples=tuple(pets.examples[i] for i in rows))
     parts = data.Parts(part(range(4)), part((5, 6)), part((7, 8)))
     models.save(tmp_path / "model", *network(), metadata={seen.KEY: seen.describe(parts)})
-    known = seen.Seen(models.metadata(tmp_path / "model"))
+    seen_images = seen.Seen(models.metadata(tmp_path / "model"))
     shutil.copytree(Path(str(pets.examples[0].path)).parents[1], tmp_path / "set")
     shutil.copy(str(pets.examples[0].path), tmp_path / "set" / "pug" / "other.png")
     run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
     spec = data.folder(tmp_path / "set")
-    pages.finish(run, sets.evaluation_result(run, *network(), spec, TEMPERATURE, known))
+    pages.finish(run, sets.evaluation_result(run, *network(), spec, TEMPERATURE, seen_images))
     result = json.loads((run.workdir / "result.json").read_text())
     assert result["trained_on"] == {"train": 5, "validation": 2} and result["n"] == 19
     remark = result["remarks"][-1]
@@ -101,9 +101,9 @@ def test_of_other_images_and_other_models_no_remark_is_made(
 ) -> None:
     others = dataclasses.replace(pets, examples=pets.examples[:2])
     rest = dataclasses.replace(pets, examples=pets.examples[2:])
-    known = seen.Seen({seen.KEY: seen.describe(data.Parts(others, others, rest))})
+    seen_images = seen.Seen({seen.KEY: seen.describe(data.Parts(others, others, rest))})
     run = reporting.start("evaluate", tmp_path / "run", {"seed": 0})
-    made = sets.evaluation_result(run, *network(), rest, TEMPERATURE, known)
+    made = sets.evaluation_result(run, *network(), rest, TEMPERATURE, seen_images)
     assert made["trained_on"] == {"train": 0, "validation": 0}
     assert not any("training images" in remark for remark in run.remarks)
     assert result["trained_on"] is None  # an older model does not name its training images

@@ -127,10 +127,10 @@ def test_the_saved_model_classifies_the_test_images(
     result = transfer(run, *network(), pets, None, TransferSettings())
     clf, variables = models.load(result["model"])
     (only,) = rounds(pets, None, TransferSettings())
-    known = seen.Seen(models.metadata(result["model"]))
+    seen_images = seen.Seen(models.metadata(result["model"]))
     for name, part in only.parts._asdict().items():
         expected = {"test": "no"}.get(name, name)
-        assert {known.part(data.content_hash(e.path)) for e in part.examples} <= {expected}
+        assert {seen_images.part(data.content_hash(e.path)) for e in part.examples} <= {expected}
     assert clf.classes is not None and clf.classes.find("any cat") == (0,)
     test_set = data.divide(pets, validation_fraction=0.0, seed=0).test
     predicted = inference.predict(clf, variables, test_set)

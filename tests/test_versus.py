@@ -93,7 +93,7 @@ def finished_run(
     labels: Sequence[int],
     predicted: Mapping[int, Sequence[int]],
     classes: Sequence[str] = CLASSES,
-    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
+    seen_images: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> Path:
     """The folder of a run with these predicted classes, by seed."""
     run = reporting.start("evaluate", workdir, {"seed": 0})
@@ -105,7 +105,7 @@ def finished_run(
             seed: inference.Predictions(rows, np.array(labels)[: len(rows)], tuple(images))
             for seed, rows in logits.items()
         },
-        known,
+        seen_images,
     )
     run.finish({"arch": "toy", "data": "pets"}, "")
     return workdir
@@ -162,8 +162,10 @@ def test_training_images_among_the_compared_images_are_remarked_on(
     spec = lambda rows: data.DataSpec(
         "some", tuple(data.Example(images[i], 0) for i in rows), ("cat",), "", ""
     )
-    known = seen.Seen({seen.KEY: seen.describe(data.Parts(spec([0, 1]), spec([9]), spec([5])))})
-    a = finished_run(tmp_path / "a", images, LABELS, {0: A, 1: A}, known=known)
+    seen_images = seen.Seen(
+        {seen.KEY: seen.describe(data.Parts(spec([0, 1]), spec([9]), spec([5])))}
+    )
+    a = finished_run(tmp_path / "a", images, LABELS, {0: A, 1: A}, seen_images=seen_images)
     b = finished_run(tmp_path / "b", images[1:], LABELS[1:], {0: B[1:], 1: B[1:]})
     result = compare(tmp_path, a, b)
     assert result["a"]["trained_on"] == {"train": 1, "validation": 1}

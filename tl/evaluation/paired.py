@@ -133,7 +133,7 @@ def save_predictions(
     run: reporting.Run,
     clf: Classifier,
     predictions: Mapping[int, Predictions],
-    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
+    seen_images: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> None:
     """Writes `predictions.csv` into the folder of a run.
 
@@ -142,7 +142,7 @@ def save_predictions(
       clf: the network, whose class names are used.
       predictions: seed -> predictions for image files; labels of -1 are unknown. A file that
         cannot be read any more has no SHA-256.
-      known: the images that the network was trained on.
+      seen_images: the images that the network was trained on.
     """
     display = inference.class_table(clf).display
     with open(run.workdir / FILE, "w", encoding="utf-8", newline="") as file:
@@ -167,7 +167,7 @@ def save_predictions(
                         display(int(top[i])),
                         f"{probability[i]:.6g}",
                         int(labeled[i] and top[i] == labels[i]),
-                        known.part(content),
+                        seen_images.part(content),
                     )
                 )
 

@@ -137,7 +137,7 @@ def evaluation_result(
     variables: Variables,
     spec: DataSpec,
     temperature: float,
-    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
+    seen_images: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> dict[str, Any]:
     """The result of `evaluate`: a classifier on a data set, its classes matched by name.
 
@@ -147,7 +147,7 @@ def evaluation_result(
       clf, variables: the network.
       spec: the test set.
       temperature: the network's, fitted on held-out images; 1 if unknown.
-      known: the images that the network was trained on.
+      seen_images: the images that the network was trained on.
 
     Returns:
       The keys of `summary`; "trained_on", as `seen.report` returns it; "classes", "references",
@@ -163,7 +163,7 @@ def evaluation_result(
         raise ValueError(
             f"none of the {len(spec.examples)} images of {spec.name} can be read; run doctor on it"
         )
-    trained_on = _report_predictions(run, clf, predicted, known)
+    trained_on = _report_predictions(run, clf, predicted, seen_images)
     return {
         "arch": clf.arch,
         "data": spec.name,
@@ -178,12 +178,15 @@ def evaluation_result(
 
 
 def _report_predictions(
-    run: reporting.Run, clf: Classifier, predicted: Predictions, known: seen.Seen
+    run: reporting.Run, clf: Classifier, predicted: Predictions, seen_images: seen.Seen
 ) -> dict[str, int] | None:
     """Saves the predictions of a run of one pass; `seen.report` of its images."""
     passes = {int(run.config.get("seed") or 0): predicted}
-    run.attempt("predictions", lambda: paired.save_predictions(run, clf, passes, known), None)
-    return seen.report(run, (known.part(paired.content_hash(path)) for path in predicted.paths))
+    save = lambda: paired.save_predictions(run, clf, passes, seen_images)
+    run.attempt("predictions", save, None)
+    return seen.report(
+        run, (seen_images.part(paired.content_hash(path)) for path in predicted.paths)
+    )
 
 
 def predictions_result(
@@ -191,7 +194,7 @@ def predictions_result(
     clf: Classifier,
     predicted: Predictions,
     k: int = 5,
-    known: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
+    seen_images: seen.Seen = seen.Seen(),  # noqa: B008 (constant)
 ) -> dict[str, Any]:
     """The result of `predict`.
 
@@ -201,7 +204,7 @@ def predictions_result(
       clf: the network.
       predicted: its predictions for files.
       k: classes per image.
-      known: the images that the network was trained on.
+      seen_images: the images that the network was trained on.
 
     Returns:
       "n", "trained_on" (as `seen.report` returns it), "skipped", "arch", "size" (pixels), "classes"
@@ -218,7 +221,7 @@ def predictions_result(
     if not n:
         reasons = "; ".join(f"{skip.path}: {skip.why}" for skip in predicted.skipped[:3])
         raise ValueError(f"none of the {len(predicted.skipped)} images can be read ({reasons})")
-    trained_on = _report_predictions(run, clf, predicted, known)
+    trained_on = _report_predictions(run, clf, predicted, seen_images)
     labeled = np.flatnonzero(labels >= 0)
     result: dict[str, Any] = {
         "n": n,
