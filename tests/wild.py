@@ -21,15 +21,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
 from tests import toys
 from tests.torch_files import Call, Name, checkpoint, namespace
-from tl import backbones
+from tl import backbones, data
 from tl.models import heads
 from tl.models.classifier import Classifier, Provenance
-from tl.paths import flatten
+from tl.paths import flatten, printable
 from tl.pixels import PixelSpec
 from tl.weights import port, tables
 
@@ -51,6 +52,18 @@ class Situation(NamedTuple):
     refused: str = ""
     remark: str = ""
     right: Mapping[str, Any] = {}
+
+
+def data_set(situation: Situation, folder: Path) -> data.DataSpec | None:
+    """The data set of a situation, or None if it is refused in one sentence, as it must be."""
+    word = situation.make(folder)
+    if not situation.refused:
+        return data.get(word)
+    with pytest.raises(ValueError, match=situation.refused) as caught:
+        data.get(word)
+    message = str(caught.value)
+    assert len(message) < 400 and "\n" not in message and message == printable(message)
+    return None
 
 
 # ---- weights files -------------------------------------------------------------------------------
