@@ -15,7 +15,6 @@ most nine forward passes per image.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -23,6 +22,7 @@ from absl import flags
 from tl import cli, data, inference, pages, reporting
 from tl.evaluation import conventions
 from tl.pages import audit, common
+from tl.paths import expanded
 
 FLAGS = flags.FLAGS
 
@@ -37,7 +37,7 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     if not (FLAGS.images or FLAGS.array):
         raise ValueError("there is nothing to audit: pass `images`, `array`, or both")
-    array = conventions.read_array(Path(FLAGS.array).expanduser()) if FLAGS.array else None
+    array = conventions.read_array(expanded(FLAGS.array)) if FLAGS.array else None
     clf, variables = cli.load_model(run)
     result: dict[str, Any] = {
         "arch": clf.arch,

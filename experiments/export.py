@@ -13,12 +13,11 @@ tests/test_export.py checks. Cost: a few seconds; the program is about as large 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from tl import cli, pages, reporting
+from tl import cli, pages, paths, reporting
 from tl.models import export
 from tl.pages import common
 
@@ -31,7 +30,7 @@ def define_flags() -> None:
 
 def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
-    folder = Path(FLAGS.out).expanduser() if FLAGS.out else run.workdir / "exported"
+    folder = paths.expanded(FLAGS.out) if FLAGS.out else run.workdir / "exported"
     size = export.write(folder, clf, variables)
     result: dict[str, Any] = {
         "out": str(folder),

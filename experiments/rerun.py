@@ -75,7 +75,7 @@ def measure(claim: results.Claim, folder: Path, root: Path) -> tuple[dict[str, A
 
 
 def main(run: reporting.Run) -> None:
-    folder = Path(FLAGS.results).resolve()
+    folder = Path(FLAGS.results).absolute()
     claims, root = results.load(folder), folder.parent.parent
     if FLAGS.tables:
         for file, text in documents.generate(root, claims, zoo.blocks()).items():

@@ -8,8 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,8 @@ def imports(path: Path) -> Iterator[str]:
         yield from (name for name in modules if name.startswith(("experiments", ".")))
 
 
-# Runs each job in a fork of a process that has imported `tl`, which takes most of the time.
+# Runs each job in a fork of a process that has imported `tl`, which takes most of the time. It can
+# have environment variables (None removes one) and code to run before the script.
 DRIVER = """
 import json, os, runpy, sys, traceback
 import tl
@@ -42,28 +44,56 @@ from tl import cli, pages
 for job in json.load(sys.stdin):
     pid = os.fork()
     if pid:
-        os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with open(f"{job['output']}.2", "a") as file:
+            file.write(f"exit code {code}\\n")
         continue
     os.chdir(job["folder"])
     for stream in (1, 2):
         os.dup2(os.open(f"{job['output']}.{stream}", os.O_WRONLY | os.O_CREAT), stream)
     sys.path.insert(0, "site")
     sys.argv = job["argv"]
+    for name, value in job.get("env", {}).items():
+        os.environ.pop(name, None)
+        os.environ |= {} if value is None else {name: value}
     code = 0
     try:
+        exec(job.get("before", ""), {})
         if job["module"]:
             runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
         else:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
+        code = {None: 0}.get(error.code, error.code if isinstance(error.code, int) else 1)
         print(error.code if isinstance(error.code, str) else "", file=sys.stderr)
     except BaseException:
         traceback.print_exc()
-    print(f"exit code {code}", file=sys.stderr)
+        code = 70
     sys.stdout.flush(), sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 """
+
+
+def run_jobs(jobs: Sequence[Mapping[str, Any]], root: Path) -> list[tuple[str, str]]:
+    """The stdout and stderr of each job of `DRIVER`; the last line is its exit code.
+
+    Args:
+      jobs: `{"folder", "module", "argv", "output"}`, and optionally "env" and "before".
+      root: the folder from which `tl` is imported.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", DRIVER],
+        cwd=root,
+        env=environment,
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr
+    read = lambda file: Path(file).read_text(encoding="utf-8", errors="backslashreplace")
+    return [(read(f"{job['output']}.1"), read(f"{job['output']}.2")) for job in jobs]
 
 
 def copy_alone(command: str, folder: Path) -> str:
@@ -95,19 +125,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], t
             argv = [f"{command}.py", argument]
             jobs.append({"folder": str(folder), "module": module, "argv": argv, "output": output})
             files[command, argument] = output
-    environment = {**os.environ, "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
-    run = subprocess.run(
-        [sys.executable, "-P", "-c", DRIVER],
-        cwd=root,
-        env=environment,
-        input=json.dumps(jobs),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert run.returncode == 0, run.stderr
-    read = lambda file: (Path(f"{file}.1").read_text(), Path(f"{file}.2").read_text())
-    return {key: read(file) for key, file in files.items()}
+    return dict(zip(files, run_jobs(jobs, root), strict=True))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

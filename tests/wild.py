@@ -1966,3 +1966,363 @@ TABLES: tuple[Situation, ...] = (
         "a path of 5,000 characters", csv_table(more=("x" * 5000 + ".png,round",)), refused="no im"
     ),
 )
+
+
+# ---- surroundings: paths, caches, environment, terminals -----------------------------------------
+
+
+class Command(NamedTuple):
+    """A command as a user types it.
+
+    Attributes:
+      script: name of the file in `experiments/`.
+      argv: its arguments; without --workdir the test adds one.
+      env: environment variables; None removes one.
+      before: Python code that runs in the process of the command before the script, and makes what
+        a test cannot make otherwise, such as a full disk.
+    """
+
+    script: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str | None] = {}
+    before: str = ""
+
+
+def command(
+    script: str,
+    *argv: str,
+    files: Callable[[Path], Any] = lambda folder: None,
+    env: Mapping[str, str | None] = {},
+    before: str = "",
+) -> Callable[[Path], Command]:
+    """A generator of a command; `{folder}` in its words is the folder of the situation.
+
+    Args:
+      script, argv, env, before: as in `Command`. doctor gets a small data set without arguments.
+      files: writes further files.
+    """
+
+    def make(folder: Path) -> Command:
+        fill = lambda text: text.replace("{folder}", str(folder))
+        files(folder)
+        words = argv
+        if script == "doctor" and not argv:
+            tree(*two(), word="", inside="set")(folder)
+            words = ("--data=folder:{folder}/set",)
+        variables = {name: value and fill(value) for name, value in env.items()}
+        return Command(script, tuple(map(fill, words)), variables, fill(before))
+
+    return make
+
+
+def _write(name: str, text: str = "", link: str = "") -> Callable[[Path], None]:
+    """Writes a file, or a symbolic link to `link`."""
+
+    def write(folder: Path) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(link) if link else path.write_text(text)
+
+    return write
+
+
+def _finished(name: str = "predict", **files: str) -> Callable[[Path], None]:
+    """Writes the folder of a finished run, `old`; `files` replaces the text of result, ..."""
+
+    def write(folder: Path) -> None:
+        config = {"name": name, "flags": {}, "seed": 0}
+        texts = {"config": json.dumps(config), "result": "{}", **files}
+        for file, text in texts.items():
+            _write(f"old/{file}.json", text)(folder)
+
+    return write
+
+
+DESCRIBE = ("describe", "--arch=squeezenet1_1")
+OLD = "--workdir={folder}/old"
+FULL_DISK = """
+import errno, os
+import tl.{module} as module
+def full(*args, **more):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+module.{function} = full
+"""
+DENIED = """
+import errno, os, pathlib
+scandir, listdir = os.scandir, os.listdir
+def deny(real):
+    def wrapped(path="."):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+    return wrapped
+os.scandir, os.listdir = deny(scandir), deny(listdir)
+"""
+BROKEN_PIPE = """
+import os
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+os.close(reader), os.close(writer)
+"""
+CLOSED = "import os, sys; os.close(1); sys.stdout = None"
+INTERRUPT = """
+import tl.models.summary as module
+def interrupt(*args, **more):
+    raise KeyboardInterrupt
+module.describe = interrupt
+"""
+_CACHE = r"^the cache '.*' cannot be written \({}\), so nothing .* set {} to another folder$"
+_NO_WRITE = r"cannot write into '.*' \({}\); give another --workdir"
+_NOT_FINISHED = "is not the folder of a finished run"
+
+SURROUNDINGS = (
+    # The folder of a run.
+    Situation(
+        "a workdir that is a file",
+        command(*DESCRIBE, "--workdir={folder}/file", files=_write("file")),
+        refused=_NO_WRITE.format("File exists"),
+    ),
+    Situation(
+        "a workdir below a file",
+        command(*DESCRIBE, "--workdir={folder}/file/run", files=_write("file")),
+        refused=_NO_WRITE.format("Not a directory"),
+    ),
+    Situation(
+        "a workdir with a long name",
+        command(*DESCRIBE, "--workdir={folder}/" + "x" * 300),
+        refused=_NO_WRITE.format("File name too long"),
+    ),
+    Situation(
+        "a workdir with a path of 5,000 characters",
+        command(*DESCRIBE, "--workdir={folder}/" + "/".join(["y" * 200] * 25)),
+        refused=r"^describe: cannot write into .* \.\.\.; the whole message is in '.*\.txt'$",
+    ),
+    Situation(
+        "a workdir in a loop of links",
+        command(*DESCRIBE, "--workdir={folder}/loop/run", files=_write("loop", link="loop")),
+        refused=_NO_WRITE.format("Too many levels of symbolic links"),
+    ),
+    Situation(
+        "a workdir of a user that does not exist",
+        command(*DESCRIBE, "--workdir=~nobody_has_this_name/run"),
+        right={"file": "describe/~nobody_has_this_name/run/result.json"},
+    ),
+    *(
+        Situation(
+            f"a workdir with {name}",
+            command(*DESCRIBE, "--workdir={folder}/" + word),
+            right={"file": f"{word}/result.json"},
+        )
+        for name, word in (
+            ("a space", "my run"),
+            ("a slash at the end", "run/"),
+            ("a line break", "my\nrun"),
+            ("bytes that are not UTF-8", os.fsdecode(b"caf\xe9")),
+            ("a quote and a dollar", "it's $5"),
+        )
+    ),
+    Situation(
+        "a workdir that cannot be written",
+        command(*DESCRIBE, before=FULL_DISK.format(module="reporting.run", function="write_whole")),
+        refused=_NO_WRITE.format("No space left on device"),
+    ),
+    Situation(
+        "a disk that is full when the result is written",
+        command(*DESCRIBE, before=FULL_DISK.format(module="pages", function="finish")),
+        refused="cannot read or write a file .No space left on device.; check",
+    ),
+    Situation(
+        "the workdir of another experiment",
+        command(*DESCRIBE, OLD, files=_finished()),
+        refused="holds the result of predict, which describe would remove; give another --workdir",
+    ),
+    Situation(
+        "a workdir with a broken config.json",
+        command(*DESCRIBE, OLD, files=_finished(config="{")),
+        right={"file": "old/result.json"},
+    ),
+    Situation(
+        "a resumed run of another experiment",
+        command("transfer", "--resume", "--data=elpv", OLD, files=_finished()),
+        refused="it is a run of predict, expected a run of transfer; use another --workdir",
+    ),
+    Situation(
+        "a resumed run with other flags",
+        command("transfer", "--resume", "--data=elpv", OLD, files=_finished("transfer")),
+        refused=r"was 'not set', is .*; and \d\d more; use the flags of its start; the whole mess",
+        right={"whole": "--weight_decay was 'not set', is 0.01"},
+    ),
+    *(
+        Situation(
+            f"a resumed run whose config.json is {name}",
+            command("transfer", "--resume", "--data=elpv", OLD, files=_finished(config=text)),
+            refused="cannot read the flags of the earlier run",
+        )
+        for name, text in (("cut off", "{"), ("a list", "[]"), ("without flags", "{}"))
+    ),
+    # Finished runs.
+    *(
+        Situation(
+            f"{script} of a run whose {file}.json is {name}",
+            command(script, *["{folder}/old"] * n, files=_finished(**{file: text})),
+            refused=_NOT_FINISHED,
+        )
+        for file in ("result", "config")
+        for name, text in (("cut off", "{"), ("a list", "[]"))
+        for script, n in (("report", 1), ("versus", 2))
+    ),
+    Situation(
+        "report of a run of a newer version",
+        command("report", "{folder}/old", files=_finished(result='{"n": [1], "size": {}}')),
+        refused="was written by another version: result.json has .* which the page needs",
+    ),
+    Situation(
+        "report of a file",
+        command("report", "{folder}/file", files=_write("file")),
+        refused=f"{_NOT_FINISHED} .Not a directory",
+    ),
+    # Paths of inputs.
+    *(
+        Situation(
+            f"{script} of a name that is too long",
+            command(script, *argv, "{folder}/" + "x" * 300)
+            if argv == ()
+            else command(script, argv[0] + "{folder}/" + "x" * 300, *argv[1:]),
+            refused="File name too long",
+        )
+        for script, *argv in (
+            ("doctor", "--data=folder:"),
+            ("doctor", "--data=csv:"),
+            ("doctor", "--weights="),
+            ("evaluate", "--model=", "--data=elpv"),
+            ("rerun", "--results="),
+        )
+    ),
+    Situation(
+        "a folder that cannot be listed",
+        command(
+            "doctor",
+            "--data=folder:{folder}/locked",
+            files=lambda folder: (folder / "locked").mkdir(),
+            before=DENIED,
+        ),
+        refused=r"locked' cannot be (listed|read).*Permission denied",
+    ),
+    Situation(
+        "a link to itself as data",
+        command("doctor", "--data=folder:{folder}/loop", files=_write("loop", link="loop")),
+        refused="'loop' in .* is a broken link",
+    ),
+    # Caches.
+    Situation(
+        "XDG_CACHE_HOME at a file",
+        command(
+            "doctor",
+            env={"XDG_CACHE_HOME": "{folder}/file", "TL_CACHE": None},
+            files=_write("file"),
+        ),
+        remark=_CACHE.format("Not a directory", "XDG_CACHE_HOME"),
+    ),
+    Situation(
+        "TL_CACHE at a file",
+        command("doctor", env={"TL_CACHE": "{folder}/file"}, files=_write("file")),
+        remark=_CACHE.format("Not a directory", "TL_CACHE"),
+    ),
+    Situation(
+        "JAX_COMPILATION_CACHE_DIR at a file",
+        command(
+            *DESCRIBE,
+            files=_write("file"),
+            before="import jax; jax.config.update('jax_compilation_cache_dir', '{folder}/file')",
+        ),
+        remark=_CACHE.format("File exists", "JAX_COMPILATION_CACHE_DIR"),
+    ),
+    Situation(
+        "a cache that becomes full",
+        command("doctor", before=FULL_DISK.format(module="data.shards", function="save_file")),
+        remark=_CACHE.format("No space left on device", "TL_CACHE"),
+    ),
+    Situation(
+        "no home folder",
+        command(
+            "doctor",
+            env={"TL_CACHE": None, "XDG_CACHE_HOME": None},
+            before="import os; os.path.expanduser = lambda path: path",
+        ),
+        remark=_CACHE.format("Not a directory", "TL_CACHE"),
+    ),
+    Situation(
+        "an empty XDG_CACHE_HOME",
+        command("doctor", env={"TL_CACHE": None, "XDG_CACHE_HOME": "", "HOME": "{folder}/home"}),
+        right={"file": "home/.cache/tl/fingerprints-1"},
+    ),
+    Situation(
+        "a relative XDG_CACHE_HOME",
+        command("doctor", env={"TL_CACHE": None, "XDG_CACHE_HOME": "x", "HOME": "{folder}/home"}),
+        right={"file": "home/.cache/tl/fingerprints-1"},
+    ),
+    Situation(
+        "TL_CACHE with a tilde",
+        command("doctor", env={"TL_CACHE": "~/c", "HOME": "{folder}/home"}),
+        right={"file": "home/c/fingerprints-1"},
+    ),
+    # The environment.
+    Situation(
+        "JAX_PLATFORMS of an unknown platform",
+        command(
+            *DESCRIBE,
+            env={"JAX_PLATFORMS": "qpu"},
+            before="import jax; jax.config.update('jax_platforms', 'qpu')",
+        ),
+        refused="JAX cannot start with JAX_PLATFORMS='qpu', expected cpu, cuda, tpu or no value",
+    ),
+    Situation(
+        "TMPDIR without a folder",
+        command(
+            "transfer",
+            "--resume",
+            "--data=elpv",
+            OLD,
+            files=_finished("transfer"),
+            before="import tempfile; tempfile._candidate_tempdir_list = lambda: ['/no/folder']",
+        ),
+        refused="and .. more; use the flags of its start$",
+    ),
+    Situation(
+        "a plain terminal",
+        command(*DESCRIBE, env={"TERM": "dumb", "NO_COLOR": "1", "LANG": "C", "LC_ALL": "C"}),
+    ),
+    # Standard output.
+    Situation("a reader that goes away", command(*DESCRIBE, before=BROKEN_PIPE)),
+    Situation("a closed standard output", command(*DESCRIBE, before=CLOSED)),
+    *(
+        Situation(
+            f"a console in {encoding}",
+            command(
+                "doctor",
+                "--data=folder:{folder}/set",
+                files=tree(*two("猫", "عربي"), b"\xe7\x8c\xab/caf\xe9", inside="set"),
+                before=f"import sys; sys.stdout.reconfigure(encoding='{encoding}')",
+            ),
+            remark=r"\\u732b/caf\\xe9",
+        )
+        for encoding in ("cp1252", "ascii")
+    ),
+    Situation(
+        "Ctrl-C",
+        command(*DESCRIBE, OLD, before=INTERRUPT),
+        refused="interrupted before it was done; no result.json was written$",
+        right={"code": 130},
+    ),
+    Situation(
+        "Ctrl-C after the model was saved",
+        command(
+            *DESCRIBE,
+            OLD,
+            files=lambda folder: (folder / "old/model").mkdir(parents=True),
+            before=INTERRUPT,
+        ),
+        refused="no result.json was written; '.*old' has model$",
+        right={"code": 130},
+    ),
+)

@@ -6,12 +6,12 @@ The only module of `tl` that defines flags. It holds no logic of an experiment.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 import os
 import re
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from absl import app, flags, logging
 
 from tl import data, devices, models, paths, reporting
 from tl.models import Classifier
+from tl.paths import ending, expanded, shortened
 from tl.training.resume import same_flags
-from tl.types import Variables
+from tl.types import CacheWarning, Variables
 
 FLAGS = flags.FLAGS
 
@@ -151,14 +152,13 @@ def launch(
             raise ValueError(
                 f"unexpected argument {unexpected[0]!r}; every argument is a flag, such as --seed=1"
             )
-        use_compile_cache()
         values = {flag: FLAGS[flag].value for flag in defined}
         resume = bool(values.get("resume"))
         if resume:
             if not FLAGS.workdir:
                 raise ValueError("`resume` is set without `workdir`; give the folder of the run")
-            same_flags(FLAGS.workdir, values, ignore=may_change)
-        elif "resume" in values and any(Path(FLAGS.workdir, "checkpoints").glob("*/phase*")):
+            same_flags(FLAGS.workdir, values, ignore=may_change, name=name)
+        elif "resume" in values and _has_checkpoints(FLAGS.workdir):
             raise ValueError(
                 f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to continue it, "
                 "or give another --workdir"
@@ -167,11 +167,18 @@ def launch(
 
     def start_and_finish(values: dict[str, Any], resume: bool) -> None:
         run = reporting.start(name, FLAGS.workdir, values, resume=resume)
+        runs.append(run)
+        use_compile_cache()
         main(run)
         if message := run.failure_message():
             raise ValueError(message)
 
-    _run(name, work)
+    runs: list[reporting.Run] = []
+    _run(name, work, runs)
+
+
+def _has_checkpoints(workdir: str) -> bool:
+    return bool(workdir) and any(expanded(workdir).glob("checkpoints/*/phase*"))
 
 
 def launch_on_folder(name: str, main: Callable[[Path], None], *define: Callable[[], None]) -> None:
@@ -190,9 +197,9 @@ def launch_on_folder(name: str, main: Callable[[Path], None], *define: Callable[
                 f"{name} works on one run: got {len(arguments)} arguments, expected the folder of "
                 f"a run; write {name} DIR"
             )
-        interruptible(lambda: main(Path(arguments[0]).expanduser()))
+        interruptible(lambda: main(expanded(arguments[0])))
 
-    _run(name, work)
+    _run(name, work, [])
 
 
 def _define(*define: Callable[[], None]) -> list[str]:
@@ -206,29 +213,61 @@ def _define(*define: Callable[[], None]) -> list[str]:
     return defined
 
 
-def _run(name: str, work: Callable[[list[str]], None]) -> None:
+def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]) -> None:
     """Runs `work` on the arguments that are not flags.
 
-    A `ValueError` ends the process with its message and status 1, Ctrl-C with status 130.
+    A `ValueError` or an `OSError` ends the process with a message and status 1, Ctrl-C with status
+    130. Warnings are one sentence each; those of caches become remarks of the run.
+
+    Args:
+      name: name of the command.
+      work: the command, called with the arguments.
+      runs: receives the run as soon as its folder is open.
     """
+
+    def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        text = " ".join(str(message).split())
+        if "persistent compilation cache" in text:  # JAX warns again for each program
+            text = _about_programs("reading" in text)
+            category = CacheWarning
+        if runs and issubclass(category, CacheWarning):
+            runs[0].remark(text)
+        else:
+            text = reporting.one_line(f"{name}: {with_dashes(text)}")
+            print(shortened(text, reporting.MAX_MESSAGE), file=sys.stderr)
 
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
-        if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show is escaped
-            sys.stdout.reconfigure(errors="backslashreplace")
+        warnings.showwarning = show_warning  # type: ignore[assignment]
         try:
             work(argv[1:])
-        except ValueError as error:
-            sys.exit(f"{name}: {with_dashes(str(error))}")
+        except (ValueError, OSError) as error:
+            is_file = isinstance(error, OSError)
+            text = reporting.os_error_sentence(error) if is_file else with_dashes(str(error))
+            details = map(with_dashes, getattr(error, "details", ()))
+            folder = runs[0].workdir if runs else None
+            sys.exit(reporting.error_message(f"{name}: {text}", details, folder))
         except KeyboardInterrupt:
-            print(
-                f"\n{name}: interrupted before it was done; no result.json was written",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"\n{name}: {_interrupted(runs)}", file=sys.stderr, flush=True)
             os._exit(130)  # compiled code in the worker thread may run for minutes
 
+    reporting.make_output_safe()
     app.run(guarded)
+
+
+def _interrupted(runs: Sequence[reporting.Run]) -> str:
+    """The message after Ctrl-C: which parts of the run are on disk."""
+    if not runs:
+        return "interrupted before it began"
+    folder = runs[0].workdir
+    if (folder / "result.json").exists():
+        return f"interrupted; the result is in {str(folder)!r}"
+    parts = [part for part in ("model", "checkpoints") if (folder / part).is_dir()]
+    message = "interrupted before it was done; no result.json was written"
+    if parts:
+        message += f"; {str(folder)!r} has {' and '.join(parts)}"
+    resume = "; add --resume to continue" if "checkpoints" in parts and "resume" in FLAGS else ""
+    return message + resume
 
 
 def with_dashes(message: str) -> str:
@@ -274,9 +313,36 @@ def interruptible(work: Callable[[], None]) -> None:
 
 
 def use_compile_cache() -> None:
-    """Caches programs that take half a second or more to compile on disk, for later runs."""
-    jax.config.update("jax_compilation_cache_dir", str(paths.cache_dir() / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Caches programs that take half a second or more to compile on disk, for later runs.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder than that of `tl.paths.cache_dir`. A folder
+    that cannot be written is a `CacheWarning`; nothing is cached then.
+    """
+    chosen: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen and "://" in chosen:  # a bucket
+        return
+    folder = Path(chosen) if chosen else paths.cache_dir() / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reporting.write_whole(folder / ".check", "")
+        (folder / ".check").unlink(missing_ok=True)
+    except OSError as error:
+        paths.warn_of_cache(folder, error, "JAX_COMPILATION_CACHE_DIR" if chosen else "")
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not chosen:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _about_programs(reading: bool) -> str:
+    """The remark on the cache of compiled programs, of which JAX cannot use an entry."""
+    folder = ending(jax.config.jax_compilation_cache_dir, 60)  # type: ignore[attr-defined]
+    action = "read" if reading else "written"
+    return (
+        f"a program in the cache {folder!r} cannot be {action}, so it is compiled in each run; "
+        "delete the folder, or set TL_CACHE to another one"
+    )
 
 
 def load_data(run: reporting.Run, name: str) -> data.DataSpec:

@@ -26,7 +26,25 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tl.paths import shortened
+
 AXIS = "batch"
+
+
+def available() -> list[Any]:
+    """All devices of JAX.
+
+    Raises:
+      ValueError: JAX finds none, such as for an unknown platform in `JAX_PLATFORMS`.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion for a platform without a plugin
+        reason = shortened(" ".join(str(error).split()) or "it has no plugin for it", 300)
+        raise ValueError(
+            f"JAX cannot start with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}, "
+            f"expected cpu, cuda, tpu or no value: {reason}"
+        ) from error
 
 
 def mesh(among: Sequence[Any] | None = None) -> Mesh:
@@ -140,13 +158,15 @@ def init_distributed() -> bool:
       Whether there are other hosts. A second call changes nothing.
 
     Raises:
-      ValueError: only one of `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` is set, or one is not a
-        number.
+      ValueError: `TL_DISTRIBUTED` is neither 0 nor 1; only one of `JAX_NUM_PROCESSES` and
+        `JAX_PROCESS_ID` is set, or one is not a number.
     """
     setting = os.environ.get("TL_DISTRIBUTED", "")
     if setting == "0" or not (setting or several_hosts(os.environ)):
         return False
     if not jax.distributed.is_initialized():
+        if setting not in ("", "1"):
+            raise ValueError(f"wrong environment: got TL_DISTRIBUTED={setting!r}, expected 0 or 1")
         values = {
             name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
         }

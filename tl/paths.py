@@ -11,12 +11,15 @@ import functools
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tl.types import CacheWarning
 
 TRAINABLE, FROZEN = "trainable", "frozen"
 Rules = Sequence[tuple[str, str]]
@@ -42,6 +45,11 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
     return ", ".join(repr(choice) for choice in (close or choices)[:n])
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with `~` as the home folder; `~name` of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))
+
+
 def ending(text: object, length: int) -> str:
     """The end of a text, at most `length` characters, for a message.
 
@@ -51,6 +59,23 @@ def ending(text: object, length: int) -> str:
     """
     word = str(text)
     return word if len(word) <= length else f"...{word[3 - length :]}"
+
+
+def shortened(text: str, length: int, end: str = "") -> str:
+    """The start of a text, cut at a word, and `end`: at most `length` characters in all.
+
+    A text of at most `length` characters is returned as it is, without `end`.
+
+    Example:
+      >>> shortened("one two three", 10), shortened("one two three", 13, "; see log.txt")
+      ('one ...', 'one two three')
+    """
+    if len(text) <= length:
+        return text
+    start = text[: max(0, length - len(end) - 4)]
+    # A word longer than a quarter of the text, such as a path, is cut inside.
+    space = start.rfind(" ")
+    return f"{start[:space] if 4 * space > 3 * len(start) else start} ...{end}"
 
 
 def printable(text: str) -> str:
@@ -74,11 +99,39 @@ def printable(text: str) -> str:
 def cache_dir() -> Path:
     """The folder of feature banks, fingerprints and compiled programs.
 
-    It is `$TL_CACHE` if that is set, otherwise `tl` in `$XDG_CACHE_HOME` or `~/.cache`.
+    It is `$TL_CACHE` if that is set, otherwise `tl` in `$XDG_CACHE_HOME` or `~/.cache`. A relative
+    `$XDG_CACHE_HOME` is ignored, as the XDG base directory specification demands. Without a home
+    folder, it is a folder that cannot be made.
     """
-    if os.environ.get("TL_CACHE"):
-        return Path(os.environ["TL_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl"
+    if folder := os.environ.get("TL_CACHE"):
+        return Path(os.path.expanduser(folder))
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(folder):
+        home = os.path.expanduser("~")
+        folder = os.path.join(home if os.path.isabs(home) else os.devnull, ".cache")
+    return Path(folder) / "tl"
+
+
+def warn_of_cache(folder: Path, error: Exception, variable: str = "") -> None:
+    """Warns that a cache cannot be written: the work goes on without it.
+
+    Args:
+      folder: the cache, or a folder in `cache_dir`.
+      error: why it cannot be written.
+      variable: environment variable that names the folder; default: that of `cache_dir`.
+    """
+    root = cache_dir()
+    if not variable:
+        names = ("TL_CACHE", "XDG_CACHE_HOME")
+        variable = next((name for name in names if os.environ.get(name)), names[0])
+        folder = root if root in folder.parents else folder
+    reason = getattr(error, "strerror", None) or shortened(" ".join(str(error).split()), 60)
+    warnings.warn(
+        f"the cache {ending(folder, 60)!r} cannot be written ({reason}), so nothing is kept for "
+        f"later runs; set {variable} to another folder",
+        CacheWarning,
+        stacklevel=3,
+    )
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,10 @@ class DetailedError(ValueError):
         self.details = tuple(details)
 
 
+class CacheWarning(UserWarning):
+    """A cache cannot be read or written, so values are computed again."""
+
+
 class Mode(enum.Enum):
     """The behavior of BatchNorm: the statistics it uses, and whether the running ones change."""
 

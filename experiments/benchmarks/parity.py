@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks import sources
-from tl import backbones, cli, models, pages, pixels, reporting
+from tl import backbones, cli, models, pages, paths, pixels, reporting
 from tl.backbones import fold
 from tl.models import Classifier
 from tl.pages import parity as page
@@ -403,7 +403,7 @@ def compare_pairs(
 
 def main(run: reporting.Run) -> None:
     todo, sizes = pairs_of_flags(), [parse_size(word) for word in FLAGS.size]
-    weights = Path(FLAGS.weights).expanduser() if FLAGS.weights else None
+    weights = paths.expanded(FLAGS.weights) if FLAGS.weights else None
     if weights and not weights.is_file():
         raise ValueError(
             f"`weights` is not a file: got {weights}, expected a weights file of {todo[0].arch}"

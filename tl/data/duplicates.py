@@ -53,6 +53,8 @@ MIN_CONTRAST = 2.0
 _SIDE = 16
 # Version of the fingerprint; part of the cache folder's name.
 _FORMAT = 1
+# Bytes of a fingerprint.
+_WIDTH = 8 + 3 * _SIDE * _SIDE
 # Fingerprints per shard of the cache; chosen, not tuned.
 _SHARD = 4096
 # Images per block; two blocks are compared at a time, in 50 MB. Chosen, not tuned.
@@ -159,7 +161,7 @@ def fingerprints(
       missing.
     """
     folder = (cache or cache_dir()) / f"fingerprints-{_FORMAT}"
-    cached = {h: row for h, row in shards.read(folder, "fingerprints") if h in sources}
+    cached = {h: row for h, row in shards.read(folder, "fingerprints", _WIDTH) if h in sources}
 
     def compute(h: str) -> np.ndarray | None:
         try:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tl.data.decode import is_image
 from tl.data.spec import Skipped
-from tl.labels.names import counted
+from tl.labels.names import counted, path_end, shown
 from tl.paths import nearest
 
 SUFFIXES = frozenset(
@@ -193,13 +193,16 @@ def missing(path: Path) -> str:
     parent = path.parent
     while not os.path.isdir(parent) and parent != parent.parent:
         path, parent = parent, parent.parent
+    where = path_end(str(parent.absolute()), 200)
+    if os.path.islink(path):
+        return f"{shown(path.name)} in {where} is a broken link"
     names = (
         [p.name for p in parent.iterdir() if not _hidden(p.name)]
         if os.access(parent, os.R_OK)
         else []
     )
     hint = f"nearest there: {nearest(path.name, names)}" if names else "that folder is empty"
-    return f"there is no {path.name!r} in {str(parent.absolute())!r}; {hint}"
+    return f"there is no {shown(path.name)} in {where}; {hint}"
 
 
 def _words(words: str | Sequence[str]) -> Iterable[str]:
@@ -222,7 +225,8 @@ def _find_word(word: str) -> Files:
         return Files([path], [], [])
     if not glob.has_magic(word):
         raise ValueError(
-            f"{word!r} does not exist, expected an image, a folder or a glob; {missing(path)}"
+            f"{path_end(word, 200)} does not exist, expected an image, a folder or a glob; "
+            f"{missing(path)}"
         )
     matches = sorted(Path(m) for m in glob.glob(str(path), recursive=True))
     litter = [m for m in matches if any(map(is_litter, m.parts))]

@@ -19,7 +19,7 @@ from typing import Any
 from tl.data.decode import ImageError, decode
 from tl.data.spec import PARTS, DataSpec, Example, Skipped, Source
 from tl.labels.names import listed
-from tl.paths import nearest
+from tl.paths import expanded, nearest
 
 # Features in which data sets keep the name of the image file.
 _FILENAMES = ("image/filename", "file_name", "filename", "image/file_name")
@@ -116,9 +116,7 @@ def tfds(word: str) -> DataSpec:
     name, _, root = word.partition("@")
     directory = _prepared(
         name,
-        Path(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-        .expanduser()
-        .absolute(),
+        expanded(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").absolute(),
     )
     try:
         info = library.builder_from_directory(str(directory)).info

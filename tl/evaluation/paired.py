@@ -18,7 +18,7 @@ from tl import data, inference, metrics, reporting
 from tl.evaluation import seen
 from tl.inference import Predictions
 from tl.models import Classifier
-from tl.paths import printable
+from tl.paths import expanded, printable
 
 FILE = "predictions.csv"
 COLUMNS = ("seed", "sha256", "path", "label", "predicted", "probability", "correct", "seen")
@@ -277,7 +277,7 @@ def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
     for name, folder in (("run_a", run_a), ("run_b", run_b)):
         if not folder:
             raise ValueError(f"`{name}` must have a value: the folder of a finished run")
-        path = Path(folder).expanduser()
+        path = expanded(folder)
         read.append((*reporting.read_run(path), read_predictions(path)))
     pairs = match(read[0][2], read[1][2])
     by_image: dict[str, list[Pair]] = {}

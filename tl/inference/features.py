@@ -112,7 +112,8 @@ def extract(
       paths: image files, or images inside a container.
       endpoint: "features", or the name of an endpoint, whose feature map is averaged over its
         positions.
-      cache: folder that contains `banks`; default: `cache_dir()`.
+      cache: folder that contains `banks`; default: `cache_dir()`. If it cannot be written, a
+        `CacheWarning` says so and the features are computed without a bank.
       batch_size: images per forward pass.
       progress: wraps the iterator over the batches that have to be computed.
 
@@ -124,14 +125,13 @@ def extract(
     """
     width = widths(clf, variables, endpoint)[endpoint]
     bank = (cache or cache_dir()) / "banks" / f"{clf.arch}-{bank_key(clf, variables, endpoint)}"
-    bank.mkdir(parents=True, exist_ok=True)
     hashes = [identity(path) for path in paths]
     path_of = dict(zip(hashes, paths, strict=True))
     positions: dict[str, list[int]] = {}
     for i, name in enumerate(hashes):
         positions.setdefault(name, []).append(i)
     values, valid = np.zeros((len(hashes), width), np.float32), np.zeros(len(hashes), bool)
-    for name, row in shards.read(bank, "features"):
+    for name, row in shards.read(bank, "features", width):
         if name in positions:
             values[positions[name]], valid[positions[name]] = row, True
     reused = int(valid.sum())

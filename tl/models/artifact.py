@@ -47,18 +47,21 @@ def save(
       The folder.
 
     Raises:
-      ValueError: the classifier has no head.
+      ValueError: the classifier has no head, or the folder cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     if clf.head is None or clf.classes is None:
         raise ValueError(f"{clf.arch} has no head to save; train one first")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: np.ascontiguousarray(a) for name, a in flatten(variables).items()},
-        folder / VARIABLES,
-    )
+    arrays = {name: np.ascontiguousarray(a) for name, a in flatten(variables).items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, folder / VARIABLES)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write a classifier into {str(folder)!r} ({reason})") from error
     (folder / ARTIFACT).write_text(
         json.dumps(
             {
@@ -89,7 +92,7 @@ def metadata(folder: str | Path) -> dict[str, Any]:
 
     The folder is not checked: call `load` first, which reports what is wrong with it.
     """
-    return json.loads((Path(folder) / ARTIFACT).read_text()).get("record", {})
+    return json.loads((Path(folder) / ARTIFACT).read_text()).get("record") or {}
 
 
 # In format 1 the plain name meant TensorFlow's form, the only one of EfficientNet-Lite0.
@@ -111,15 +114,19 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
     """
     try:
         stored = json.loads((folder / ARTIFACT).read_text())
-        classes = labels.from_dict(stored["classes"])
-        pixel_spec = PixelSpec.from_dict(stored["pixels"])
-        weights = Provenance(**stored["weights"])
-        arch, digest = stored["arch"], stored["sha256"]
         if stored["format"] not in (1, 2):
             raise ValueError(
                 f"{folder / ARTIFACT} has another format: got {stored['format']!r}, expected 1 or "
                 "2; load it with the version of tl that wrote it"
             )
+        classes = labels.from_dict(stored["classes"])
+        pixel_spec = PixelSpec.from_dict(stored["pixels"])
+        weights = Provenance(**stored["weights"])
+        arch, digest = stored["arch"], stored["sha256"]
+        record = dict(stored.get("record") or {})
+        temperature, images = record.get("temperature", 1.0), record.get("images") or {}
+        if not isinstance(temperature, int | float) or set(map(type, images.values())) - {str}:
+            raise TypeError("the temperature or the hashes of images in record")
         if stored["format"] == 1:
             arch = _FORMAT_1_ARCHS.get(arch, arch)
         spec = backbones.get(str(arch))

@@ -22,7 +22,7 @@ from tl import backbones
 from tl.backbones.spec import BackboneSpec
 from tl.models import heads
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
-from tl.paths import ending, flatten
+from tl.paths import ending, flatten, shortened
 from tl.pixels import PixelSpec
 from tl.types import DetailedError
 from tl.weights import port, readers, tables
@@ -331,8 +331,7 @@ def unknown(
 
 def _joined(start: str, middle: str, end: str) -> str:
     """One message of at most `MAX_MESSAGE` characters; the middle is shortened."""
-    room = MAX_MESSAGE - len(start) - len(end)
-    return start + (middle if len(middle) <= room else f"{middle[: room - 4]} ...") + end
+    return start + shortened(middle, MAX_MESSAGE - len(start) - len(end)) + end
 
 
 def listed(names: Iterable[str], count: int = 3) -> str:

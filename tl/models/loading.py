@@ -19,6 +19,7 @@ from tl.models.artifact import ARTIFACT, VARIABLES, load_artifact
 from tl.models.channels import averaged, with_channels
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.models.reading import WeightsFile
+from tl.paths import expanded
 from tl.pixels import PixelSpec
 from tl.types import Variables
 from tl.weights import description, hub, store
@@ -170,7 +171,7 @@ def saved_folder(source: str) -> Path | None:
 
     None for any other source.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     path = path.parent if path.name == VARIABLES else path
     return path if source and (path / ARTIFACT).is_file() else None
 
@@ -213,7 +214,7 @@ def local_file(source: str | Path) -> WeightsFile:
       ValueError: there is none, it is a published file with another hash, or `config.json` next to
         it is damaged.
     """
-    path = Path(str(source).removeprefix(_LOCAL_WORD)).expanduser()
+    path = expanded(str(source).removeprefix(_LOCAL_WORD))
     path = store.weights_file(path) if path.is_dir() else path
     if not path.is_file():
         raise ValueError(

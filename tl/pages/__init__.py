@@ -101,7 +101,7 @@ def redraw(folder: Path) -> Path:
 
     Raises:
       ValueError: the folder holds no finished run, its experiment has no row in `PAGES`, or an
-        older version wrote it and the page needs more.
+        another version wrote it and the page needs more.
     """
     run, result = reporting.read_run(folder)
     if run.name not in PAGES:
@@ -111,8 +111,9 @@ def redraw(folder: Path) -> Path:
         )
     try:
         return run.write_report(draw(run, result))
-    except KeyError as error:
+    except (LookupError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else f"another form ({error})"
         raise ValueError(
-            f"{str(folder)!r} was written by an older version: result.json has no {error}, which "
+            f"{str(folder)!r} was written by another version: result.json has {reason}, which "
             f"the page needs; run {run.name} again"
         ) from error

@@ -81,11 +81,21 @@ def load(folder: str | Path) -> dict[str, Claim]:
       ValueError: if a file is not a claim; all problems are listed.
     """
     files = sorted(Path(folder).glob("*.json"))
-    claims = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    claims = {file.stem: _read(file) for file in files}
     wrong = [f"{name}.json: {problem}" for name, c in claims.items() for problem in check(name, c)]
     if wrong:
         raise ValueError("claims with errors:\n" + "\n".join(wrong))
     return claims
+
+
+def _read(file: Path) -> Claim:
+    try:
+        claim = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is not a claim in JSON: {error}") from error
+    if not isinstance(claim, dict):
+        raise ValueError(f"{str(file)!r} is not a claim: got {type(claim).__name__}, expected dict")
+    return claim
 
 
 def check(name: str, claim: Claim) -> list[str]:

@@ -41,8 +41,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from tl.paths import printable
+from tl.paths import expanded, printable, shortened
 from tl.reporting import images
+from tl.reporting.messages import ERROR, MAX_MESSAGE
 from tl.reporting.software import git_state, versions
 
 Value = TypeVar("Value")
@@ -157,7 +158,7 @@ class Run:
         try:
             return step()
         except Exception as error:  # any kind: the main result exists already
-            if not isinstance(error, ValueError):
+            if not isinstance(error, ValueError | OSError):  # a bug
                 traceback.print_exc()
             reason = " ".join(str(error).split()) or type(error).__name__
             self.failures.setdefault(part, reason)
@@ -168,7 +169,8 @@ class Run:
         for sentence in dict.fromkeys(sentences):
             if sentence not in self.remarks:
                 self.remarks.append(sentence)
-                print(printable(sentence), flush=True)
+                text = printable(" ".join(sentence.split()))
+                print(shortened(text, MAX_MESSAGE, "; see result.json"), flush=True)
 
     def failure_message(self) -> str:
         """The recorded failures in one sentence; "" without any."""
@@ -250,7 +252,8 @@ class Run:
         holes: list[str] = []
         numbers = jsonable(result, holes=holes)
         if holes:
-            print(f"result.json: not finite, written as null: {', '.join(holes)}", file=sys.stderr)
+            message = f"result.json: not finite, written as null: {', '.join(holes)}"
+            print(shortened(message, MAX_MESSAGE), file=sys.stderr)
         path = self.workdir / "result.json"
         page = path if html is None else self.attempt("page", lambda: self.write_report(html), path)
         numbers |= {"remarks": jsonable(self.remarks)} if self.remarks else {}
@@ -285,14 +288,15 @@ def start(
         `result.before.json` holds the older numbers until `finish`.
 
     Raises:
-      ValueError: the folder cannot be created or written.
+      ValueError: the folder cannot be created or written, holds the result of another experiment,
+        or JAX finds no device.
     """
-    import jax  # here, not above: importing this module must not start an accelerator
+    from tl.devices import available  # here: this module needs no JAX otherwise
 
     began = datetime.datetime.now().astimezone()
     default = pathlib.Path("runs", name, began.strftime("%Y%m%d-%H%M%S"))
-    folder = pathlib.Path(workdir).expanduser() if workdir else _unused(default)
-    devices = jax.devices()
+    folder = expanded(workdir) if workdir else _unused(default)
+    devices = available()
     described = {
         "name": name,
         "command": shlex.join([pathlib.Path(sys.executable).name, *sys.orig_argv[1:]]),
@@ -314,7 +318,12 @@ def start(
     described = jsonable(described)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        results = ("result.json", "report.html", "predictions.csv")
+        results = ("result.json", "report.html", "predictions.csv", ERROR)
+        if (folder / "result.json").exists() and (other := experiment(folder)) not in ("", name):
+            raise ValueError(
+                f"{str(folder)!r} holds the result of {other}, which {name} would remove; give "
+                "another `workdir`"
+            )
         if resume and (folder / "result.json").exists():
             (folder / "result.json").replace(folder / BEFORE)
         for stale in results + (() if resume else ("metrics.jsonl", BEFORE)):
@@ -327,6 +336,15 @@ def start(
     return Run(name, folder, described, _resumed=resume)
 
 
+def experiment(folder: pathlib.Path) -> str:
+    """The name of the experiment that wrote a folder; "" if `config.json` does not state it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(config.get("name") or "") if isinstance(config, dict) else ""
+
+
 def read_run(folder: str | os.PathLike[str]) -> tuple[Run, dict[str, Any]]:
     """A finished run and its result, from the files of its folder.
 
@@ -334,7 +352,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[Run, dict[str, Any]]:
       folder: holds `config.json` and `result.json`.
 
     Raises:
-      ValueError: one of the two files is missing or is not JSON.
+      ValueError: one of the two files is missing or is not a JSON object.
     """
     folder = pathlib.Path(folder)
     try:
@@ -342,12 +360,15 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[Run, dict[str, Any]]:
             json.loads((folder / name).read_text(encoding="utf-8"))
             for name in ("config.json", "result.json")
         )
+        if not (isinstance(config, dict) and isinstance(result, dict) and config.get("name")):
+            raise ValueError("they are not JSON objects of a run")
     except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ValueError(
-            f"{str(folder)!r} is not the folder of a finished run ({error}); expected config.json "
+            f"{str(folder)!r} is not the folder of a finished run ({reason}); expected config.json "
             "and result.json, which a run writes into its `workdir`"
         ) from error
-    return Run(config["name"], folder, config, _began=None), result
+    return Run(str(config["name"]), folder, config, _began=None), result
 
 
 def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> Any:

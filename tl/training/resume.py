@@ -16,10 +16,16 @@ from typing import Any
 from tl import reporting
 from tl.data import DataSpec
 from tl.data.duplicates import content_hashes
+from tl.paths import expanded
+from tl.types import DetailedError
 
 
 def same_flags(
-    workdir: str | os.PathLike[str], flags: Mapping[str, Any], *, ignore: Iterable[str] = ()
+    workdir: str | os.PathLike[str],
+    flags: Mapping[str, Any],
+    *,
+    ignore: Iterable[str] = (),
+    name: str = "",
 ) -> None:
     """Checks that a run is resumed with the flags that it was started with.
 
@@ -29,20 +35,28 @@ def same_flags(
       workdir: where `reporting.start` wrote `config.json`.
       flags: name -> value, as they will be passed to `reporting.start`.
       ignore: names that may differ, in addition to `resume` and `workdir`.
+      name: the experiment; "" is not compared.
 
     Raises:
-      ValueError: flags that differ, each with both values; or `config.json` cannot be read.
+      ValueError: flags that differ, each with both values (the `DetailedError` names all);
+        `config.json` cannot be read, or is of another experiment.
     """
-    path = Path(workdir).expanduser() / "config.json"
+    path = expanded(workdir) / "config.json"
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["flags"]
-    except (OSError, ValueError, KeyError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        before = dict(config["flags"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"cannot read the flags of the earlier run from {str(path)!r} ({error}); use a new "
-            "workdir"
+            "`workdir`"
         ) from error
+    if name and config.get("name", name) != name:
+        raise ValueError(
+            f"cannot resume in {str(workdir)!r}: it is a run of {config['name']}, expected a run "
+            f"of {name}; use another `workdir`"
+        )
     now = reporting.jsonable(flags)
     passed = {"resume", "workdir", *ignore}
     differ = [
@@ -51,8 +65,11 @@ def same_flags(
         if name not in passed and (name in before, before.get(name)) != (name in now, now.get(name))
     ]
     if differ:
-        raise ValueError(
-            f"cannot resume in {str(workdir)!r}: {'; '.join(differ)}; use the flags of its start"
+        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise DetailedError(
+            f"cannot resume in {str(workdir)!r}: {'; '.join(differ[:4])}{more}; use the flags of "
+            "its start",
+            differ,
         )
 
 
