@@ -434,11 +434,11 @@ def test_a_config_can_have_other_values():
             (without(name), f"wrong {name} in config.json: got None")
             for name in ("input_size", "interpolation", "crop_pct", "mean", "std")
         ),
-        (changed(input_size=[1, 28, 28]), "input_size in config.json: got [1, 28, 28]"),
+        (changed(input_size=[0, 28, 28]), "input_size in config.json: got [0, 28, 28]"),
         (changed(input_size=[3, 224, 192]), "input_size in config.json: got [3, 224, 192]"),
         (changed(input_size=224), "input_size in config.json: got 224"),
-        (changed(crop_pct="0.9"), "crop_pct in config.json: got '0.9'"),
-        (changed(mean=[0.5]), "mean in config.json: got [0.5]"),
+        (changed(crop_pct="all"), "crop_pct in config.json: got 'all'"),
+        (changed(mean=[0.5, 0.5]), "mean in config.json: got [0.5, 0.5]"),
         (changed(mean=[0.5, "x", 0.5]), "mean in config.json: got [0.5, 'x', 0.5]"),
         (changed(interpolation="box"), "unknown interpolation 'box'"),
         (changed(crop_mode="border"), "crop_mode in config.json: got 'border'"),

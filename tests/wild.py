@@ -15,6 +15,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -114,6 +115,25 @@ def _pickled(tree: Any) -> Callable[[Path], Path]:
         return folder / "model.pkl"
 
     return make
+
+
+def _npz(folder: Path, write: Callable[..., None]) -> Path:
+    write(folder / "weights.npz", **NETWORK)
+    return folder / "weights.npz"
+
+
+def _bytes(name: str, content: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
+def _archive(folder: Path, name: str, inside: str) -> Path:
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        archive.writestr(inside, b"content")
+    return folder / name
 
 
 def _shards(
@@ -249,7 +269,7 @@ READ = (
             "conv1.module.weight": NETWORK["conv1.weight"],
             **{n: a for n, a in NETWORK.items() if n != "conv1.weight"},
         },
-        "a wrapper was removed from the names of 1 tensors",
+        "a wrapper was removed from the names of 1 tensor$",
     ),
     _read(
         "a swa_utils model",
@@ -460,6 +480,59 @@ READ = (
         remark=r"averaged weights \(ema/shadow_params\) are not used",
         right={"arrays": NETWORK, "chosen": "model"},
     ),
+    Situation(
+        "EMA of a callback of Lightning",
+        _file(
+            {
+                "state_dict": prefixed("model."),
+                "callbacks": {"EMACallback": {"ema_state_dict": prefixed("model.", AVERAGED)}},
+            }
+        ),
+        remark=_EMA.format("callbacks/EMACallback/ema_state_dict", "state_dict"),
+        right={"arrays": AVERAGED, "chosen": "callbacks/EMACallback/ema_state_dict"},
+    ),
+    Situation(
+        "stochastic weight averaging of Lightning",
+        _file(
+            {
+                "state_dict": NETWORK,
+                "callbacks": {"SWA": {"n_averaged": 3, "average_model_state": AVERAGED}},
+            }
+        ),
+        remark=_EMA.format("callbacks/SWA/average_model_state", "state_dict"),
+        right={"arrays": AVERAGED, "chosen": "callbacks/SWA/average_model_state"},
+    ),
+    _read(
+        "a state of a callback that is not averaged",
+        {"state_dict": NETWORK, "callbacks": {"Teacher": {"queue": [NETWORK["fc.bias"]]}}},
+        chosen="state_dict",
+    ),
+    Situation(
+        "mmengine's EMA with its counter",
+        _file(
+            {
+                "state_dict": prefixed("backbone."),
+                "ema_state_dict": {
+                    "steps": np.array(3, np.int64),
+                    **prefixed("module.backbone.", AVERAGED),
+                },
+            }
+        ),
+        remark=_EMA.format("ema_state_dict", "state_dict"),
+        right={"arrays": AVERAGED, "chosen": "ema_state_dict", "left_out": ("steps",)},
+    ),
+    _read(
+        "mmcv's EMA as buffers",
+        {
+            "state_dict": {
+                **prefixed("backbone."),
+                **{f"ema_backbone_{n.replace('.', '_')}": a for n, a in AVERAGED.items()},
+            }
+        },
+        "7 tensors named ema_. are left out, because mmcv stores the averaged weights under the",
+        chosen="state_dict",
+        left_out=("ema_backbone_fc_bias",),
+    ),
     # Checkpoints of robust networks.
     *(
         _read(
@@ -475,6 +548,14 @@ READ = (
             ("state_dict", "state_dict", {"state_dict": robustness()["model"]}),
             ("alone", "", robustness()["model"]),
         )
+    ),
+    *(
+        Situation(
+            f"{write.__name__} of numpy",
+            functools.partial(_npz, write=write),
+            right={"arrays": NETWORK},
+        )
+        for write in (np.savez, np.savez_compressed)
     ),
     # Shards.
     Situation(
@@ -542,6 +623,38 @@ REFUSED = (
         "a placeholder instead of the weights",
         _file({"state_dict": Call(Name("my.tools", "load"), ("weights",))}),
         refused="no dict of tensors",
+    ),
+    *(
+        Situation(f"instead of weights, {what}", _bytes(name, start + bytes(600)), refused=what)
+        for name, start, what in (
+            ("model.onnx", b"\x08\x07\x12\x07pytorch", "it is an ONNX file .export the weights"),
+            ("m.tflite", b"\x1c\0\0\0TFL3", "it is a TensorFlow Lite file"),
+            ("saved_model.pb", b"\x08\x01\x12", "it is a graph of TensorFlow .save the weights"),
+            ("flax_model.msgpack", b"\x82\xa6params", "it is a file of Flax .save the variables"),
+            ("m.pth", b"Entry not found", "a message of the hub .the download did not give the fi"),
+            ("m.pth", b"<?xml version", "it is XML text .the download did not give the file"),
+            ("m.bz2", b"BZh91AY", "it is compressed with bzip2 .bunzip2 gives the file"),
+            ("m.7z", b"7z\xbc\xaf'\x1c", "it is a 7z archive"),
+            ("m.pkl", b"(dp0\nVconv1", "it is a pickle of protocol 0 .pickle it again with pro"),
+            ("m.gguf", b"GGUF\x03", "it is a GGUF file"),
+            ("m.npy", b"\x93NUMPY", "it is one array of NumPy"),
+        )
+    ),
+    Situation("an empty file", _bytes("m.pth", b""), refused="it is empty; download or copy it ag"),
+    Situation(
+        "a download that stopped",
+        _bytes("m.safetensors", (4000).to_bytes(8, "little") + b'{"a":'),
+        refused="it is a safetensors file that is not complete; download or copy it again",
+    ),
+    Situation(
+        "weights in a zip archive",
+        functools.partial(_archive, name="m.zip", inside="best.pth"),
+        refused="with 0 data.pkl, expected one; unpack it if it is an archive: it has best.pth",
+    ),
+    Situation(
+        "an archive of torch.export",
+        functools.partial(_archive, name="m.pt2", inside="m/data/weights/weight_0"),
+        refused="it is an archive of torch.export, expected a state_dict",
     ),
     Situation("only an optimizer", _file(TRAINING), refused="no weights of a network"),
     Situation(
@@ -680,6 +793,21 @@ GRAY_PIXELS = PixelSpec(
 HEADER = {"format": "pt", "mean": "[0.4, 0.5, 0.6]", "std": "[0.2, 0.3, 0.4]", "img_size": "48"}
 TUTORIAL = {"class_to_idx": json.dumps({"cat": 2, "ant": 0, "bee": 1})}
 LEFT_OUT = r"the head was left out: {} tensors \({}"
+
+
+RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+HALVES = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+
+
+def _config(**fields: Any) -> dict[str, Any]:
+    """timm's config without names of classes, with other fields of `pretrained_cfg`."""
+    return {"architecture": "wild_net", "pretrained_cfg": FIELDS | fields}
+
+
+def _with_text(path: Path, name: str, text: str) -> Path:
+    """Writes a text file next to a path, and returns the path."""
+    path.with_name(name).write_text(text)
+    return path
 
 
 def _keras_top(folder: Path) -> Path:
@@ -823,6 +951,190 @@ LOADED: tuple[Situation, ...] = (
         "4 class names are stated for a head of 3 classes, and not used",
         {"classes": ("class 0", "class 1", "class 2")},
     ),
+    *(
+        Situation(
+            f"config with {name}",
+            functools.partial(lambda folder, config: weights(folder, config=config), config=config),
+            remark="the preprocessing is from config.json next to the weights$",
+            right={"pixels": pixels},
+        )
+        for name, config, pixels in (
+            ("mean and std as texts", _config(mean="[0.4, 0.5, 0.6]", std=str(STD)), {}),
+            ("one mean", _config(mean=0.5, std=0.25), HALVES),
+            ("a mean in a list", _config(mean=[0.5], std=[0.25]), HALVES),
+            ("0 to 255", _config(mean=[127.5] * 3, std=[63.75] * 3), HALVES),
+            ("crop_pct 1", _config(crop_pct=1), {"crop": 1.0}),
+            ("crop_pct as a text", _config(crop_pct="0.9"), {}),
+            ("the filter of training", _config(interpolation="random"), {}),
+            ("a filter in capitals", _config(interpolation="BILINEAR"), {}),
+            ("fixed_input_size", _config(fixed_input_size=True, pool_size=[2, 2]), {}),
+            ("squash", _config(crop_mode="squash", crop_pct=1), {"crop": 1.0, "resize": "squash"}),
+            ("a tag", {**_config(), "architecture": "wild_net.a1_in1k"}, {}),
+            ("the owner", {**_config(), "architecture": "timm/wild_net"}, {}),
+        )
+        for pixels in [PIXELS_OF_CONFIG.replace(**pixels)]
+    ),
+    *(
+        Situation(
+            f"config with {name}",
+            functools.partial(lambda folder, config: weights(folder, config=config), config=config),
+            "",
+            remark,
+            {"classes": classes, "pixels": pixels},
+        )
+        for name, config, remark, classes, pixels in (
+            (
+                "id2label",
+                _config() | {"id2label": {"0": "ant", "1": "bee", "2": "cat"}},
+                FROM_CONFIG,
+                ("ant", "bee", "cat"),
+                PIXELS_OF_CONFIG,
+            ),
+            (
+                "label2id",
+                _config() | {"label2id": {"cat": 2, "ant": 0, "bee": 1}},
+                FROM_CONFIG,
+                ("ant", "bee", "cat"),
+                PIXELS_OF_CONFIG,
+            ),
+            (
+                "names that begin at 1",
+                _config() | {"label_names": {"1": "a", "2": "b", "3": "c"}},
+                "4 class names are stated for a head of 3 classes, and not used",
+                ("class 0", "class 1", "class 2"),
+                PIXELS_OF_CONFIG,
+            ),
+            (
+                "the network alone",
+                {"architecture": "wild_net", "num_classes": 3},
+                "config.json next to the weights states no preprocessing: that of the network",
+                ("class 0", "class 1", "class 2"),
+                PixelSpec(),
+            ),
+        )
+    ),
+    Situation(
+        "config with num_classes 0 and names",
+        lambda f: weights(f, tensors(classes=0), config=CONFIG),
+        "",
+        "3 class names are stated for weights without a head, and not used",
+        {"pixels": PIXELS_OF_CONFIG, "classes": None},
+    ),
+    Situation(
+        "config with three means for one channel",
+        lambda f: weights(f, tensors(channels=1), config=_config(input_size=[1, 48, 48])),
+        "",
+        "the first kernel has 1 input channels",
+        {"pixels": PIXELS_OF_CONFIG.replace(mean=(0.5,), std=(float(np.mean(STD)),))},
+    ),
+    Situation(
+        "settings of timm next to the weights",
+        lambda f: _with_text(weights(f), "args.yaml", "mean: [0.5]"),
+        "",
+        "args.yaml next to the weights is not read: it may state the preprocessing",
+        {"pixels": PixelSpec()},
+    ),
+    Situation(
+        "names of classes next to the weights",
+        lambda f: _with_text(weights(f), "labels.txt", "ant"),
+        "",
+        "labels.txt next to the weights is not read: it may have the names of the classes",
+        {"classes": ("class 0", "class 1", "class 2")},
+    ),
+    Situation(
+        "classes of OpenMMLab",
+        lambda f: checkpoint(
+            f / "m.pth",
+            {"state_dict": tensors(), "meta": {"CLASSES": ("ant", "bee", "cat"), "epoch": 3}},
+        ),
+        "",
+        "CLASSES: from 'meta' of the weights file",
+        {"classes": ("ant", "bee", "cat")},
+    ),
+    Situation(
+        "classes and normalizer of MMPretrain",
+        lambda f: checkpoint(
+            f / "m.pth",
+            {
+                "state_dict": {
+                    **prefixed("backbone.", tensors(classes=0)),
+                    "head.fc.weight": np.ones((3, 16), np.float32),
+                    "data_preprocessor.mean": np.full((3, 1, 1), 127.5, np.float32),
+                    "data_preprocessor.std": np.full((3, 1, 1), 63.75, np.float32),
+                },
+                "meta": {"dataset_meta": {"classes": ("ant", "bee", "cat")}},
+            },
+        ),
+        "",
+        "classes: from 'dataset_meta' of the weights file",
+        {"classes": None, "pixels": PixelSpec(mean=(0.5,) * 3, std=(0.25,) * 3), "head": 1},
+    ),
+    Situation(
+        "normalizer of one number",
+        lambda f: weights(
+            f,
+            {
+                **prefixed("model.", tensors()),
+                "norm.mean": np.array([0.5], np.float32),
+                "norm.std": np.array([0.25], np.float32),
+            },
+        ),
+        "",
+        "the file normalizes its input with mean .0.5. and std .0.25.",
+        {"pixels": PixelSpec(mean=(0.5,) * 3, std=(0.25,) * 3)},
+    ),
+    Situation(
+        "header with Python's lists",
+        lambda f: weights(
+            f, header={"mean": str(MEAN), "std": str(STD), "classes": "['a','b','c']"}
+        ),
+        "",
+        "mean, std, classes: from the metadata of the file",
+        {"pixels": PixelSpec(mean=MEAN, std=STD), "classes": ("a", "b", "c")},
+    ),
+    Situation(
+        "header with one mean",
+        lambda f: weights(f, header={"mean": "0.5", "std": "0.25"}),
+        "",
+        "mean, std: from the metadata of the file",
+        {"pixels": PixelSpec(mean=(0.5,) * 3, std=(0.25,) * 3)},
+    ),
+    *(
+        Situation(
+            f"not a file, {word}",
+            functools.partial(lambda folder, word: word, word=word),
+            f"no weights file at {re.escape(word)}; {advice}",
+        )
+        for word, advice in (
+            ("me/net.a1", "give .*; or hub:me/net.a1 if it is a repository of the hub$"),
+            ("https://huggingface.co/me/net", "give .*; or hub:me/net if it is a repository of"),
+            ("https://example.org/net.pth", "download the file, and give its path$"),
+        )
+    ),
+    Situation(
+        "quantized weights",
+        lambda f: weights(f, {n: a.astype(np.int8) for n, a in tensors().items()}),
+        "wrong number type: got 52 tensors in int8 .*use the float32 file$",
+    ),
+    Situation(
+        "folder with an export alone",
+        lambda f: _with_text(f / "x", "model.onnx", "onnx").parent,
+        "no weights in the folder .*: got model.onnx, expected model.safetensors",
+    ),
+    Situation(
+        "children of a ResNet in a sequence",
+        lambda f: weights(
+            f,
+            {
+                ".".join(["backbone", str(RESNET.index(first)), *rest]): array
+                for name, array in tensors("resnet18", "torchvision", 0).items()
+                for first, *rest in [name.split(".")]
+            },
+        ),
+        "",
+        "the numbered layers are read as those of a ResNet: 0 as conv1, 4 as layer1",
+        {"arch": "resnet18", "classes": None},
+    ),
     Situation(
         "config of a training script",
         lambda f: weights(f, config={"lr": 0.1, "epochs": 3}),
@@ -869,7 +1181,7 @@ LOADED: tuple[Situation, ...] = (
         "loss next to the network",
         lambda f: weights(f, {**prefixed("net.", tensors()), "criterion.weight": np.ones(3, "f4")}),
         "",
-        "1 other tensors are not used \\(criterion.weight\\)",
+        "1 other tensor is not used \\(criterion.weight\\)",
         {"classes": ("class 0", "class 1", "class 2")},
     ),
     Situation(
@@ -908,7 +1220,7 @@ LOADED: tuple[Situation, ...] = (
             {**prefixed("backbone.", tensors(classes=0)), "fc_new.weight": np.ones((5, 16), "f4")},
         ),
         "",
-        LEFT_OUT.format(1, "fc_new.weight"),
+        "the head was left out: 1 tensor \\(fc_new.weight",
         {"classes": None, "head": 1},
     ),
     Situation(
@@ -966,7 +1278,9 @@ LOADED: tuple[Situation, ...] = (
         "has 2 weights files \\(a.pth, b.pth\\); give one of them",
     ),
     Situation(
-        "empty folder", lambda f: f, "no weights in the folder .*: expected model.safetensors"
+        "empty folder",
+        lambda f: f,
+        "no weights in the folder .*: got nothing, expected model.safetensors",
     ),
     Situation(
         "larger network",
@@ -985,7 +1299,7 @@ LOADED: tuple[Situation, ...] = (
             {"resnet.embedder.embedder.convolution.weight": np.ones((8, 3, 7, 7), "f4")},
             config=TRANSFORMERS,
         ),
-        "written by transformers \\(ResNetForImageClassification\\), holds 1 tensors",
+        "written by transformers \\(ResNetForImageClassification\\), holds 1 tensor with",
     ),
     Situation("300 long names", _long_names, "holds 300 tensors with names of another network"),
 )

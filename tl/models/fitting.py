@@ -20,6 +20,7 @@ import numpy as np
 
 from tl import backbones
 from tl.backbones.spec import BackboneSpec
+from tl.labels.names import counted
 from tl.models import heads
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.paths import ending, flatten, shortened
@@ -32,6 +33,8 @@ Pair = tuple[BackboneSpec, str | None]
 
 # Longest error message about a file, and of a path in it, in characters.
 MAX_MESSAGE, _PATH = 600, 120
+# The children of torchvision's ResNet.
+_CHILDREN = "conv1 bn1 relu maxpool layer1 layer2 layer3 layer4 avgpool fc".split()
 # Endings of tensors that no network needs: counters of BatchNorm and of averaged models.
 IGNORED = ("num_batches_tracked", "n_averaged")
 # Parts of a prefix, so that long names need little memory; real files have at most six.
@@ -93,8 +96,8 @@ class Fit(NamedTuple):
         remarks = []
         if self.prefix:
             remarks.append(
-                f"the prefix {self.prefix!r} was removed from the names of {len(self.arrays)} "
-                "tensors"
+                f"the prefix {self.prefix!r} was removed from the names of "
+                f"{counted(len(self.arrays), 'tensor')}"
             )
         if copies := [c for c in self.copies if not _COPY.search(c)]:
             remarks.append(
@@ -102,11 +105,14 @@ class Fit(NamedTuple):
                 f"{listed(map(repr, copies), 1)}, give `which`"
             )
         if headless and (names := self.head_names()):
-            remarks.append(f"the head was left out: {len(names)} tensors ({listed(names, 2)})")
+            n = counted(len(names), "tensor")
+            remarks.append(f"the head was left out: {n} ({listed(names, 2)})")
         known = set(self.head_names())
         rest = [name for name in self.unused(self.backbone) if name not in known]
         if rest := [name for name in rest if not name.startswith(self.copies or "\0")]:
-            remarks.append(f"{len(rest)} other tensors are not used ({listed(rest, 2)})")
+            verb = "is" if len(rest) == 1 else "are"
+            n = counted(len(rest), "other tensor")
+            remarks.append(f"{n} {verb} not used ({listed(rest, 2)})")
         return remarks
 
     def unused(self, table: port.Table) -> list[str]:
@@ -145,6 +151,28 @@ class Fit(NamedTuple):
     def head_names(self) -> list[str]:
         """Whole names of the head's tensors in the file."""
         return [self.prefix + n for n in self.head if n in self.arrays] + self.unknown()
+
+
+def named_children(contents: readers.Contents) -> readers.Contents:
+    """The contents with torchvision's names for the children of a ResNet in an `nn.Sequential`.
+
+    `nn.Sequential(*list(resnet.children())[:-1])` numbers the layers: 0 is the first convolution.
+    """
+    for name in contents.arrays:
+        if match := re.fullmatch(r"((?:.*?[./])?)4\.0\.conv1\.weight", name):
+            break
+    else:
+        return contents
+    start, children, arrays = match[1], dict(enumerate(_CHILDREN)), {}
+    for name, array in contents.arrays.items():
+        first, _, rest = name.removeprefix(start).partition(".")
+        child = children.get(int(first)) if first.isdecimal() else None
+        known = child and name.startswith(start) and rest
+        arrays[f"{start}{child}.{rest}" if known else name] = array
+    if len(arrays) < len(contents.arrays):
+        return contents
+    remark = "the numbered layers are read as those of a ResNet: 0 as conv1, 4 as layer1"
+    return contents._replace(arrays=arrays, remarks=(*contents.remarks, remark))
 
 
 @functools.lru_cache(maxsize=8)
@@ -322,9 +350,9 @@ def unknown(
     network = expected or "a network of tl.names()"
     names = [f"{name} {array.shape}" for name, array in contents.arrays.items()]
     return DetailedError(
-        f"{ending(path, _PATH)}{by} holds {len(names)} tensors with names of another network: got "
-        f"{listed(names)}; expected the tensors of {network} under the names of {sources}; use a "
-        "file of this network",
+        f"{ending(path, _PATH)}{by} holds {counted(len(names), 'tensor')} with names of another "
+        f"network: got {listed(names)}; expected the tensors of {network} under the names of "
+        f"{sources}; use a file of this network",
         names,
     )
 

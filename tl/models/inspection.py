@@ -22,7 +22,7 @@ class WeightsReport(NamedTuple):
     Attributes:
       path: the file.
       sha256: SHA-256 of the file.
-      format: "safetensors", "torch", "numpy pickle" or "keras".
+      format: "safetensors", "torch", "numpy", "numpy pickle" or "keras".
       metadata: what the file says about itself, JSON-ready.
       clf: the classifier that `load` would return.
       architectures: names of all networks whose backbone fits, `clf.arch` first.

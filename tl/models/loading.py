@@ -6,6 +6,7 @@ This module finds the file, and `tl.models.reading` reads it as a classifier.
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tl.models.artifact import ARTIFACT, VARIABLES, load_artifact
 from tl.models.channels import averaged, with_channels
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.models.reading import WeightsFile
-from tl.paths import expanded
+from tl.paths import ending, expanded
 from tl.pixels import PixelSpec
 from tl.types import Variables
 from tl.weights import description, hub, store
@@ -217,10 +218,12 @@ def local_file(source: str | Path) -> WeightsFile:
     path = expanded(str(source).removeprefix(_LOCAL_WORD))
     path = store.weights_file(path) if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(
-            f"no weights file at {path}; "
-            "give package, hub, random, or a path to a safetensors, torch or Keras file"
-        )
+        advice = "give package, hub, random, or a path to a safetensors, torch or Keras file"
+        if match := re.fullmatch(r"(?:https://huggingface\.co/)?([\w-]+/[\w.-]+)/?", str(source)):
+            advice += f"; or hub:{match[1]} if it is a repository of the hub"
+        elif "://" in str(source):
+            advice = "download the file, and give its path"
+        raise ValueError(f"no weights file at {ending(str(source), 200)}; {advice}")
     store.check_named_hash(path)
     stated = description.next_to(path)
     name = path.name if path.name not in store.WEIGHTS_NAMES else f"{path.parent.name}/{path.name}"

@@ -82,11 +82,13 @@ def open_as(
       ValueError: the file cannot be read, or `spec` is None and it is no network of the zoo.
     """
     contents, unread = _opened(file.path, which)
+    contents = fitting.named_children(contents)
     arrays = {n: a for n, a in contents.arrays.items() if not n.endswith(file.ignore)}
     stated = description.merged(
         metadata.normalizer(contents.metadata), file.stated, metadata.of_metadata(contents.metadata)
     )
-    stated = stated._replace(remarks=(*contents.remarks, *stated.remarks))
+    unread_files = description.unread_files(file.path, stated)
+    stated = stated._replace(remarks=(*contents.remarks, *stated.remarks, *unread_files))
     if spec is None:
         spec, remark = _architecture(file, stated, contents, which)
         stated = stated._replace(remarks=(*stated.remarks, *remark))
@@ -150,9 +152,15 @@ def classifier_of(
     A file does not hold class names. If it has a number of classes other than ImageNet's 1000, the
     stated ones are used if they fit; otherwise the classes are numbered.
     """
-    remarks = [*stated.remarks]
     count = None if headless else fit.classes()
-    classes = None if count is None else _class_table(count, stated, remarks)
+    if not headless and stated.classes is not None and len(stated.classes) != count:
+        names = f"{len(stated.classes)} class names are stated for"
+        head = "weights without a head" if count is None else f"a head of {count} classes"
+        remark = f"{names} {head}, and not used"
+        stated = description.without_classes(stated)
+        stated = stated._replace(remarks=(*stated.remarks, remark))
+    remarks = [*stated.remarks]
+    classes = None if count is None else _class_table(count, stated)
     head = None if count is None else heads.own(fit.spec)(count)
     left_out = tuple(fit.head_names()) if count is None else ()
     remarks += fit.remarks(bool(left_out))
@@ -161,13 +169,15 @@ def classifier_of(
     )
     c = fit.channels()
     changes = dict(stated.pixels)
-    if len(changes.get("mean", (0, 0, 0))) not in (3, c):
+    if len(changes.get("mean", (0, 0, 0))) not in (1, 3, c):
         changes = {k: v for k, v in changes.items() if k not in ("mean", "std")}
+        remarks.append(f"mean and std are not used: they are not for {c} input channels")
     if "mean" in changes:
         changes.setdefault("channels", "rgb")
     pixels = default.replace(**changes)
-    if c != len(pixels.mean):
-        pixels = averaged(pixels, c)
+    of_rgb = len(pixels.mean) == 3 != c
+    pixels = averaged(pixels, c)
+    if of_rgb:
         remarks.append(
             f"the first kernel has {c} input channels: the mean and standard deviation of each are "
             "averages over RGB"
@@ -186,15 +196,10 @@ def classifier_of(
     return clf, {**fit.backbone, **(fit.head if head is not None else {})}
 
 
-def _class_table(count: int, stated: Description, remarks: list[str]) -> ClassTable:
-    """The classes of a head; adds a remark if the stated ones do not fit."""
-    if stated.classes is not None and len(stated.classes) == count:
-        return stated.classes
+def _class_table(count: int, stated: Description) -> ClassTable:
+    """The classes of a head: the stated ones, those of ImageNet, or numbered ones."""
     if stated.classes is not None:
-        remarks.append(
-            f"{len(stated.classes)} class names are stated for a head of {count} classes, and not "
-            "used"
-        )
+        return stated.classes
     if count == IMAGENET_CLASSES:
         return labels.imagenet()
     return labels.from_names([f"class {i}" for i in range(count)], name="unnamed")

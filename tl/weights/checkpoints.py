@@ -26,7 +26,7 @@ _WEIGHTS = set(
     "checkpoint ckpt best last final pretrained variables".split()
 )
 # Words that mark weights averaged over the training.
-_AVERAGED = {"ema", "shadow", "averaged", "swa", "teacher"}
+_AVERAGED = {"ema", "shadow", "averaged", "average", "avg", "swa", "teacher"}
 # Words that mark entries that are not weights of a network.
 _TRAINING = set(
     "opt optim optimizer optimizers optimiser scheduler schedulers schedule scaler amp loops "
@@ -164,6 +164,20 @@ def _states(
         yield from _branches(_State(path, flat, tuple(others)))
 
 
+def _averaged_states(
+    node: Any, holding: set[int], visited: set[int], path: tuple[str, ...]
+) -> Iterator[_State]:
+    """The averaged weights among other entries."""
+    for key, value in (_entries(node) or {}).items():
+        if id(value) not in holding or _is_leaf(value) or id(value) in visited:
+            continue
+        if _words(key) & _AVERAGED and any("." in name for name in _entries(value) or {}):
+            yield from _states(value, holding, visited, (*path, key))
+        else:
+            visited.add(id(value))
+            yield from _averaged_states(value, holding, visited, (*path, key))
+
+
 def _branches(state: _State) -> Iterator[_State]:
     """A state, or its averaged and its other weights if they are side by side in one dict."""
     bare, _ = without_wrappers(state.leaves)
@@ -175,7 +189,7 @@ def _branches(state: _State) -> Iterator[_State]:
     few = len(groups) <= _MOST_BRANCHES
     for first, leaves in groups.items():
         for other, raw in groups.items() if _words(first) & _AVERAGED and few else ():
-            if other != first and _same_network(leaves, raw):
+            if other != first and "" not in leaves and _same_network(leaves, raw):
                 for word, chosen in ((other, raw), (first, leaves)):
                     others = (key for key in groups if key != word)
                     yield _State((*state.path, word), chosen, (*state.others, *others))
@@ -219,6 +233,8 @@ def contents(
     if _is_leaf(tree) or id(tree) not in holding:
         raise ValueError(f"it has no dict of tensors: {_describe(tree)}")
     states = list(_states(tree, holding, set()))
+    if states and "callbacks" in (entries := _entries(tree) or {}):  # of Lightning
+        states += _averaged_states(entries["callbacks"], holding, set(), ("callbacks",))
     if not states:
         raise ValueError(f"it has tensors, but no weights of a network: {_describe(tree)}")
     state, remarks = _choose(states, which)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tl.labels.names import counted
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -20,7 +22,7 @@ class Contents(NamedTuple):
 
     Attributes:
       arrays: name -> array, with the dtype and in the order of the file, without `prefix`.
-      format: "safetensors", "torch", "numpy pickle" or "keras".
+      format: "safetensors", "torch", "numpy", "numpy pickle" or "keras".
       metadata: JSON-ready values: safetensors' `__metadata__`, timm's `arch`, `epoch`, `metric` and
         `args`, the name and preprocessing layers of a Keras config, and "normalizer" with `mean`
         and `std` if the file has a layer that normalizes its input; empty if there are none.
@@ -82,11 +84,22 @@ def cleaned(read: Contents) -> Contents:
     changed = sum(a != b for a, b in zip(arrays, read.arrays, strict=True))
     if changed:
         what = f"prefix {prefix!r}" if prefix else "the name of a wrapper"
-        remarks.append(f"{what} was removed from the names of {changed} tensors")
+        remarks.append(f"{what} was removed from the names of {counted(changed, 'tensor')}")
     left_out = list(read.left_out)
     metadata = dict(read.metadata)
-    if arrays.pop("n_averaged", None) is not None:  # torch.optim.swa_utils.AveragedModel
-        left_out.append("n_averaged")
+    # Counters of torch.optim.swa_utils.AveragedModel and of mmengine's BaseAveragedModel.
+    for name in ("n_averaged", "steps"):
+        if name in arrays and arrays[name].size == 1:
+            del arrays[name]
+            left_out.append(name)
+    flat = {f"ema_{name.replace('.', '_')}" for name in arrays}  # buffers of mmcv's EMAHook
+    if copies := [name for name in arrays if name in flat]:
+        arrays = {name: array for name, array in arrays.items() if name not in flat}
+        left_out += copies
+        remarks.append(
+            f"{len(copies)} tensors named ema_* are left out, because mmcv stores the averaged "
+            "weights under the usual names"
+        )
     for mean, std in _normalizers(arrays):
         values = {"mean": _numbers(arrays.pop(mean)), "std": _numbers(arrays.pop(std))}
         left_out += [mean, std]
@@ -100,8 +113,8 @@ def cleaned(read: Contents) -> Contents:
         arrays = {name: array for name, array in arrays.items() if not name.startswith(copy)}
         left_out.append(copy.rstrip("."))
         remarks.append(
-            f"{len(names)} tensors under {copy[:60]!r} are left out as copies of those under "
-            f"{original[:60]!r}"
+            f"{counted(len(names), 'tensor')} under {copy[:60]!r} are left out as copies of those "
+            f"under {original[:60]!r}"
         )
     return read._replace(
         arrays=arrays,

@@ -7,6 +7,7 @@ This module opens no weights file and does not decide which network fits one.
 
 from __future__ import annotations
 
+import ast
 import json
 import numbers
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,17 @@ import numpy as np
 
 from tl import labels
 from tl.labels import ClassEntry, ClassTable
+from tl.labels.names import counted
 from tl.pixels import PixelSpec
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+# Files next to the weights that may state the same, and are not read.
+_SETTINGS_FILES = ("args.yaml", "args.json", "hparams.yaml", "open_clip_config.json")
+_CLASSES_FILES = tuple(
+    f"{stem}.{ending}"
+    for stem in "labels classes class_names class_indices class_to_idx id2label".split()
+    for ending in ("txt", "json")
+)
 # Pillow's number of a filter in transformers' configs -> its name.
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -111,7 +120,7 @@ def _field(
 ) -> Any:
     """A field of `pretrained_cfg`, or of the whole config in older files, which are flat."""
     part = config.get("pretrained_cfg", config)
-    value = part.get(name) if isinstance(part, Mapping) else None
+    value = parsed(part.get(name)) if isinstance(part, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         raise _misfit(name, value, expected)
     return value
@@ -125,15 +134,28 @@ def _misfit(name: str, value: Any, expected: str) -> ValueError:
 
 
 def _numbers(config: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+    """One number per channel; one for all channels, or three for RGB, count for each of `count`."""
     expected = f"{'three' if count == 3 else count} numbers"
-    values = _field(config, name, list, expected)
-    if len(values) != count or not all(is_number(x) for x in values):
+    values = _field(config, name, (list, tuple, int, float), expected)
+    values = [values] if is_number(values) else values
+    if len(values) not in (count, 1, 3) or not all(is_number(x) for x in values):
         raise _misfit(name, values, expected)
-    return tuple(values)
+    return tuple(values) * (count if len(values) == 1 else 1)
 
 
 def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def parsed(value: Any) -> Any:
+    """A value, or the one that a text in JSON or Python stands for, such as "[0.5, 0.5, 0.5]"."""
+    for parse in (json.loads, ast.literal_eval) if isinstance(value, str) else ():
+        if value[:1] in "[({0123456789":
+            try:
+                return parse(value[:100_000])
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+    return value
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:
@@ -145,7 +167,7 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     name = config.get("architecture")
     if not isinstance(name, str):
         raise _misfit("architecture", name, "the name of a network")
-    return name.partition(".")[0]
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def licence_of(config: Mapping[str, Any]) -> str:
@@ -160,7 +182,8 @@ def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
     As in `timm.data.create_transform`, size and crop are `input_size` and `crop_pct`. Configs of
     weights that were also tested with larger images have `test_input_size` and `test_crop_pct`; to
     use those, call for example `clf.with_pixels(size=288, crop=1.0)`. The interpolation "random" of
-    training is bilinear in timm's evaluation and here.
+    training is bilinear in timm's evaluation and here. A mean and deviation for values from 0 to
+    255 are divided by 255; one number is that of all channels.
 
     Raises:
       ValueError: a field is missing or has another type, or `PixelSpec` cannot represent it.
@@ -168,9 +191,6 @@ def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
     size = _field(config, "input_size", list, "[3, size, size]")
     part = config.get("pretrained_cfg", config)
     count = size[0] if len(size) == 3 else None
-    # A network with other input channels states as many means.
-    if count != 3 and len(part.get("mean") or ()) != count:
-        count = None
     if not count or size[1] != size[2] or not all(type(n) is int and n > 0 for n in size):
         raise _misfit("input_size", size, "[3, size, size], a square RGB image")
     crop = float(_field(config, "crop_pct", (int, float), "a fraction in (0, 1]"))
@@ -178,14 +198,16 @@ def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
     mode = part.get("crop_mode") or "center"
     if mode != "center" and not (mode == "squash" and crop == 1):
         raise _misfit("crop_mode", mode, f"center, or squash with crop_pct 1 (it is {crop:g})")
-    interpolation = _field(config, "interpolation", str, "the name of a filter")
+    interpolation = _field(config, "interpolation", str, "the name of a filter").lower()
+    mean, std = (_numbers(config, name, count) for name in ("mean", "std"))
+    scaled = mean_std(mean, std)
     return PixelSpec(
         size=size[1],
         crop=crop,
         resize="squash" if mode == "squash" else "shorter",
         interpolation="bilinear" if interpolation == "random" else interpolation,
-        mean=_numbers(config, "mean", count),
-        std=_numbers(config, "std", count),
+        mean=scaled.get("mean", mean),
+        std=scaled.get("std", std),
     )
 
 
@@ -193,15 +215,18 @@ def classes_of(config: Mapping[str, Any], place: str) -> ClassTable | None:
     """The classes in a `config.json`: `label_names` with `label_descriptions`, or `id2label`.
 
     timm writes a list of names, or index -> name; names can be WordNet ids with the words in
-    `label_descriptions`. `labels` is timm's older key, `id2label` that of transformers.
+    `label_descriptions`. `labels` is timm's older key; `id2label` and `label2id` are those of
+    transformers.
 
     Raises:
       ValueError: the names are not text, or repeated.
     """
     part = config.get("pretrained_cfg", config)
     places = [config, part if isinstance(part, Mapping) else {}]
-    for key in ("label_names", "labels", "id2label"):
+    for key in ("label_names", "labels", "id2label", "label2id"):
         listed = next((value for where in places if (value := where.get(key))), None)
+        if key == "label2id" and isinstance(listed, Mapping):
+            listed = {index: name for name, index in listed.items()}
         if listed:
             break
     else:
@@ -278,15 +303,16 @@ def next_to(file: Path) -> Description:
     ):
         try:
             arch = architecture_of(config) if "architecture" in config else None
-            stated = _of_timm(config, arch, CONFIG, f"{CONFIG} next to {file.name}")
+            place = f"{CONFIG} next to {file.name}"
+            if not isinstance(part, Mapping) or not {"mean", "std", "input_size"} & set(part):
+                return _without_pixels(processor, config, arch, place)
+            stated = _of_timm(config, arch, CONFIG, place)
         except ValueError as error:
             raise ValueError(
                 f"{error}; correct {file.with_name(CONFIG)}, or move it to use the defaults of the "
                 "network"
             ) from None
-        names = f" and {len(stated.classes)} class names" if stated.classes else ""
-        used = f"preprocessing{names} are" if names else "the preprocessing is"
-        remarks = [f"{used} from {CONFIG} next to the weights"]
+        remarks = [_from_config(len(stated.classes or ()))]
         if processor.pixels:
             remarks.append(f"{PREPROCESSOR} is not used: {CONFIG} states the preprocessing")
         return stated._replace(remarks=tuple(remarks))
@@ -298,6 +324,43 @@ def next_to(file: Path) -> Description:
         writer=writer, remarks=(f"{CONFIG} next to the weights is not used: {why}",)
     )
     return merged(processor, unused)
+
+
+def _from_config(classes: int) -> str:
+    """The remark on a config in timm's format with a number of class names."""
+    names = f"preprocessing and {counted(classes, 'class name')} are"
+    return f"{names if classes else 'the preprocessing is'} from {CONFIG} next to the weights"
+
+
+def without_classes(stated: Description) -> Description:
+    """A description without class names, for a network without a head that they fit."""
+    whole = _from_config(len(stated.classes or ()))
+    remarks = tuple(_from_config(0) if r == whole else r for r in stated.remarks)
+    return stated._replace(classes=None, remarks=remarks)
+
+
+def _without_pixels(
+    processor: Description, config: Mapping[str, Any], arch: str | None, place: str
+) -> Description:
+    """The content of a config that names an architecture and states no preprocessing."""
+    remark = f"{CONFIG} next to the weights states no preprocessing: that of the network is used"
+    remarks = () if processor.pixels else (remark,)
+    classes, licence = classes_of(config, CONFIG), licence_of(config)
+    return merged(Description(arch, {}, classes, licence, place, "", remarks), processor)
+
+
+def unread_files(file: Path, stated: Description) -> tuple[str, ...]:
+    """Remarks on files next to the weights that may state what nothing else states."""
+    rows = (
+        (stated.pixels, _SETTINGS_FILES, "it may state the preprocessing"),
+        (stated.classes, _CLASSES_FILES, "it may have the names of the classes"),
+    )
+    return tuple(
+        f"{name} next to the weights is not read: {why}"
+        for known, names, why in rows
+        for name in names
+        if not known and file.with_name(name).is_file()
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -329,9 +392,10 @@ def _of_processor(config: Mapping[str, Any] | None) -> Description:
             pixels |= {"size": size, "crop": 1.0, "resize": "squash"}
     if config.get("resample") in RESAMPLE:
         pixels["interpolation"] = RESAMPLE[config["resample"]]
-    return Description(
-        pixels=pixels, remarks=(_used(pixels, f"{PREPROCESSOR} next to the weights"),)
-    )
+    remarks = [_used(pixels, f"{PREPROCESSOR} next to the weights")]
+    if pixels and config.get("size") and not size:
+        remarks.append(f"size in {PREPROCESSOR} is not used: it is not a square")
+    return Description(pixels=pixels, remarks=tuple(remarks))
 
 
 def _side(size: Any) -> int | None:

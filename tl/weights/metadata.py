@@ -7,7 +7,6 @@ read, and others that concern the input are named in a remark.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +14,28 @@ import numpy as np
 
 from tl import backbones
 from tl.pixels import INTERPOLATIONS
-from tl.weights.description import Description, class_table, is_number, listed, mean_std, merged
+from tl.weights.description import (
+    Description,
+    class_table,
+    is_number,
+    listed,
+    mean_std,
+    merged,
+    parsed,
+)
 
 # Keys of settings, as timm, torchvision's references, Lightning and tutorials write them.
 _ARCH_KEYS = ("architecture", "arch", "model", "model_name", "backbone", "encoder")
 _SIZE_KEYS = ("input_size", "img_size", "image_size", "val_crop_size", "crop_size")
-_NAME_KEYS = ("label_names", "class_names", "classes", "labels", "class_to_idx", "idx_to_class")
-_SETTINGS = ("args", "hyper_parameters", "hparams", "config", "cfg", "model_args", "pretrained_cfg")
+_NAME_KEYS = tuple(
+    "label_names class_names classes CLASSES categories labels class_to_idx idx_to_class id2label "
+    "label2id".split()
+)
+# Settings, of which "meta" of OpenMMLab has further ones in "dataset_meta".
+_SETTINGS = tuple(
+    "args hyper_parameters datamodule_hyper_parameters hparams config cfg model_args "
+    "pretrained_cfg meta dataset_meta".split()
+)
 # Keys that concern the input or the classes; they are reported if they cannot be used.
 _RELEVANT = {"mean", "std", "crop_pct", "interpolation", *_SIZE_KEYS, *_NAME_KEYS}
 
@@ -40,8 +54,10 @@ def of_metadata(metadata: Mapping[str, Any]) -> Description:
     are named in a remark.
     """
     parts = [_of_settings(metadata, "the metadata of the file")]
+    nested = parsed(metadata.get("meta"))
+    places = {**(nested if isinstance(nested, Mapping) else {}), **metadata}
     for key in _SETTINGS:
-        value = _parsed(metadata.get(key))
+        value = parsed(places.get(key))
         if isinstance(value, Mapping):
             parts.append(_of_settings(value, f"{key!r} of the weights file"))
     return merged(_of_keras(metadata), *parts)
@@ -88,20 +104,9 @@ def _of_keras(metadata: Mapping[str, Any]) -> Description:
     return Description(pixels=pixels, remarks=tuple(remarks))
 
 
-def _parsed(value: Any) -> Any:
-    """A value, or what a text that is JSON stands for; the header of safetensors has only text."""
-    if isinstance(value, str) and value[:1] in "[{0123456789":
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
-
-
 def _of_settings(settings: Mapping[str, Any], place: str) -> Description:
     """The settings of a training script, as far as they are known and usable."""
-    parsed = {str(key): _parsed(value) for key, value in settings.items()}
-    stated = {key: value for key, value in parsed.items() if value is not None}
+    stated = {str(k): value for k, v in settings.items() if (value := parsed(v)) is not None}
     used: list[str] = []
     pixels: dict[str, Any] = mean_std(stated.get("mean"), stated.get("std"))
     used += pixels

@@ -129,9 +129,12 @@ def port(
         problems.append(f"the table fills {path}, which this network does not have")
     if types and len(problems) == sum(types.values()):
         counts = " and ".join(f"{count} tensors in {name}" for name, count in types.items())
+        # A cast of quantized weights gives other numbers than those of the training.
+        quantized = any(name.startswith(("int", "uint", "bool")) for name in types)
+        advice = "" if quantized else ", or convert the tensors with `cast=True`"
         raise DetailedError(
             f"wrong number type: got {counts} ({_first(problems)}), expected float32, the type of "
-            "the training; use the float32 file, or convert the tensors with `cast=True`",
+            f"the training; use the float32 file{advice}",
             problems,
         )
     if problems:

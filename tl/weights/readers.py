@@ -1,10 +1,10 @@
 """Reads weights files as flat dicts of numpy arrays; nothing in a file is executed.
 
 `open_weights` detects the format by the content of a file, not by its suffix: safetensors, torch's
-zip, torch's older pickle stream, a pickled dict of numpy arrays, and Keras' HDF5 files and archives
-(`hdf5`). Pickles are read as data (`pickles`), and `checkpoints` chooses the weights among the
-entries of a training checkpoint. This module does not depend on architectures; `port` renames the
-tensors.
+zip, torch's older pickle stream, numpy's `.npz`, a pickled dict of numpy arrays, and Keras' HDF5
+files and archives (`hdf5`). Pickles are read as data (`pickles`), and `checkpoints` chooses the
+weights among the entries of a training checkpoint. This module does not depend on architectures;
+`port` renames the tensors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import json
 import re
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,9 @@ from tl.weights.pickles import NAMES, Storage
 
 __all__ = ["FORMATS", "TORCH_MAGIC", "Arrays", "Contents", "open_weights", "read"]
 
-FORMATS = "safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras (.h5, .weights.h5, .keras)"
+FORMATS = (
+    "safetensors, torch (.pth, .pt, .bin), pickled numpy, Keras (.h5, .weights.h5, .keras), .npz"
+)
 
 # MAGIC_NUMBER of the older stream in torch/serialization.py.
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -36,12 +39,36 @@ OTHERS = {
     b"version https://git-lfs": "it is a pointer of Git LFS (git lfs pull fetches the file)",
     b"<!doctype html": "it is a web page (the download did not give the file)",
     b"<html": "it is a web page (the download did not give the file)",
+    b"<?xml": "it is XML text (the download did not give the file)",
+    b"entry not found": "it is a message of the hub (the download did not give the file)",
+    b"repository not found": "it is a message of the hub (the download did not give the file)",
+    b"access to model": "it is a message of the hub (the download did not give the file)",
+    b"invalid username": "it is a message of the hub (the download did not give the file)",
     b"{": "it is JSON text",
     b"\x1f\x8b": "it is compressed with gzip (gunzip gives the file)",
+    b"bzh": "it is compressed with bzip2 (bunzip2 gives the file)",
+    b"\xfd7zxz": "it is compressed with xz (unxz gives the file)",
+    b"7z\xbc\xaf": "it is a 7z archive (7z x gives the files)",
+    b"rar!": "it is a RAR archive (unrar x gives the files)",
     b"\x93numpy": "it is one array of NumPy (.npy)",
+    b"gguf": "it is a GGUF file",
+    b"matlab": "it is a file of MATLAB",
+    b"(": "it is a pickle of protocol 0 (pickle it again with protocol 2 or later)",
+}
+# Endings of files without a fixed beginning.
+OTHER_ENDINGS = {
+    ".onnx": "it is an ONNX file (export the weights of the network it was made from)",
+    ".tflite": "it is a TensorFlow Lite file",
+    ".pb": "it is a graph of TensorFlow (save the weights with Keras as .h5)",
+    ".index": "it is a checkpoint of TensorFlow (save the weights with Keras as .h5)",
+    ".msgpack": "it is a file of Flax (save the variables as safetensors)",
+    ".mlmodel": "it is a Core ML file",
+    ".engine": "it is a TensorRT engine",
 }
 # Ending of the list of shards, as transformers and timm write it.
 INDEX = ".index.json"
+# Largest ratio of the arrays in a compressed .npz to the file, so that no file fills the memory.
+_EXPANSION = 20
 # Letters of a reason, and of a path, that an error message keeps.
 _REASON, _PATH = 330, 200
 
@@ -52,7 +79,10 @@ _Use = Callable[[Any, str, Mapping[str, Any]], Contents]
 def _read_safetensors(path: Path, use: _Use) -> Contents:
     from safetensors.numpy import load_file
 
-    arrays = load_file(path)
+    try:
+        arrays = load_file(path)
+    except (AttributeError, KeyError) as error:
+        raise ValueError(f"it has a number type that is not read ({error})") from error
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return use(arrays, "safetensors", header.get("__metadata__") or {})
@@ -62,7 +92,13 @@ def _read_torch_zip(path: Path, use: _Use) -> Contents:
     with zipfile.ZipFile(path) as archive:
         trees = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
         if len(trees) != 1:
-            raise ValueError(f"it is a zip with {len(trees)} data.pkl, expected one")
+            names = ", ".join(name[-40:] for name in archive.namelist()[:3])
+            raise ValueError(
+                "it is an archive of torch.export, expected a state_dict"
+                if any("/data/weights/" in name for name in archive.namelist())
+                else f"it is a zip with {len(trees)} data.pkl, expected one; unpack it if it is an "
+                f"archive: it has {names or 'no file'}"
+            )
         root, storages = trees[0][: -len("data.pkl")], {}
         # TorchScript compresses its code, which is not read.
         if any(
@@ -147,6 +183,14 @@ def _read_keras(path: Path, use: _Use) -> Contents:
     return use(arrays, "keras", metadata)
 
 
+def _read_npz(path: Path, use: _Use) -> Contents:
+    with np.load(path, allow_pickle=False) as archive:
+        size = sum(info.file_size for info in archive.zip.infolist())
+        if size > _EXPANSION * path.stat().st_size:
+            raise ValueError(f"its arrays have more than {_EXPANSION} times the size of the file")
+        return use({name: archive[name] for name in archive.files}, "numpy", {})
+
+
 def _read_h5(path: Path, use: _Use) -> Contents:
     with path.open("rb") as file:  # HDF5 would lock the path, which can fail
         arrays, metadata = hdf5.read_h5(file)
@@ -158,7 +202,10 @@ def _format(path: Path) -> Callable[[Path, _Use], Contents]:
         head = file.read(64)
     if head[:4] == b"PK\x03\x04":
         with zipfile.ZipFile(path) as archive:
-            return _read_keras if "config.json" in archive.namelist() else _read_torch_zip
+            names = archive.namelist()
+        if names and all(name.endswith(".npy") for name in names):
+            return _read_npz
+        return _read_keras if "config.json" in names else _read_torch_zip
     if head[:8] == hdf5.MAGIC:
         return _read_h5
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") <= path.stat().st_size - 8:
@@ -168,7 +215,12 @@ def _format(path: Path) -> Callable[[Path, _Use], Contents]:
             first = pickles.load(file, {}) if TORCH_MAGIC.to_bytes(10, "little") in head else None
         return _read_torch_stream if first == TORCH_MAGIC else _read_pickle
     what = next((word for start, word in OTHERS.items() if head.lower().startswith(start)), "")
-    what = what or f"its first bytes are {head[:8]!r}"
+    if head[8:9] == b"{" or not head:
+        what = "it is empty" if not head else "it is a safetensors file that is not complete"
+        raise ValueError(f"unknown format: {what}; download or copy it again")
+    if not what and tarfile.is_tarfile(path):
+        what = "it is a tar archive (tar -xf gives the files)"
+    what = what or OTHER_ENDINGS.get(path.suffix.lower(), f"its first bytes are {head[:8]!r}")
     raise ValueError(f"unknown format: {what}, expected {FORMATS}")
 
 
@@ -176,9 +228,10 @@ def open_weights(path: str | Path, which: str = "") -> Contents:
     """Reads the tensors of a weights file and its metadata.
 
     Args:
-      path: a file of safetensors, torch (`.pth`: zip or older stream), a pickled dict of numpy
-        arrays, or Keras (`.h5`, `.weights.h5`, `.keras`); the suffix of its name is not used. Or
-        the index of shards (`*.index.json`), the folder that holds it, or one of the shards.
+      path: a file of safetensors, torch (`.pth`: zip or older stream), numpy (`.npz`, or a pickled
+        dict of arrays), or Keras (`.h5`, `.weights.h5`, `.keras`); the suffix of its name is not
+        used. Or the index of shards (`*.index.json`), the folder that holds it, or one of the
+        shards.
       which: the weights to read if a file holds several: "ema", "raw", or a key path such as
         "state_dict"; default: EMA weights if there are any, as in timm.
 

@@ -108,7 +108,18 @@ WEIGHTS_NAMES = (
     "pytorch_model.pth",
     "model.pth",
 )
-WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".keras", ".h5", ".pkl")
+WEIGHTS_ENDINGS = (
+    ".safetensors",
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".tar",
+    ".keras",
+    ".h5",
+    ".pkl",
+    ".npz",
+)
 
 
 def weights_file(folder: Path) -> Path:
@@ -130,9 +141,11 @@ def weights_file(folder: Path) -> Path:
     if names:
         listed = ", ".join(names[:4]) + (", ..." if names[4:] else "")
         raise ValueError(f"{folder} has {len(names)} weights files ({listed}); give one of them")
+    content = sorted(path.name[:40] for path in folder.glob("*"))
+    held = ", ".join(content[:3]) + (", ..." if content[3:] else "") or "nothing"
     raise ValueError(
-        f"no weights in the folder {folder}: expected {WEIGHTS_NAMES[0]}, {WEIGHTS_NAMES[2]} or "
-        f"one file that ends in {', '.join(WEIGHTS_ENDINGS)}"
+        f"no weights in the folder {folder}: got {held}, expected {WEIGHTS_NAMES[0]}, "
+        f"{WEIGHTS_NAMES[2]} or one file that ends in {', '.join(WEIGHTS_ENDINGS)}"
     )
 
 
