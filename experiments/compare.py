@@ -53,7 +53,7 @@ def define_flags() -> None:
 
 def main(run: reporting.Run) -> None:
     clf, old, before, after = compare.load_pair(FLAGS.model, FLAGS.before)
-    data_set = cli.load_data(run, FLAGS.data)
+    data_set = cli.load_data(run, FLAGS.data, min_classes=1)
     names = ("endpoints", "channel", "channels", "steps", "limit", "seed")
     settings = {name: getattr(FLAGS, name) for name in names}
     result = compare.save(

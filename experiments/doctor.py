@@ -42,7 +42,7 @@ def thumbnail(source: data.Source) -> np.ndarray:
 
 def examine_weights(run: reporting.Run) -> None:
     report = models.examine_weights(FLAGS.weights, which=FLAGS.which)
-    run.remark(*report.clf.remarks)
+    run.remark(*map(cli.with_dashes, report.clf.remarks))
     result = report.as_dict()
     path = pages.finish(run, result | {"facts": common.weights_facts(report.clf)})
     print(reporting.columns(("finding", "value"), list(doctor.weights_findings(result).items())))

@@ -19,6 +19,7 @@ import functools
 from absl import flags
 
 from tl import attacks, cli, data, inference, pages, reporting
+from tl.attacks import norms
 from tl.evaluation import robust, seen, sets
 from tl.pages import common, evaluation
 
@@ -52,10 +53,11 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     eps = cli.fraction(FLAGS.robust_eps, "robust_eps")
     robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries)
+    run.remark(*norms.radius_remarks("linf", [eps]))
     clf, variables = cli.load_model(run)
     table = inference.class_table(clf)  # raises for a network without classes, before any image
     robust.check_robust(eps, FLAGS.robust_attack, FLAGS.robust_queries, classes=len(table))
-    spec = sets.select_part(cli.load_data(run, FLAGS.data), FLAGS.part)
+    spec = sets.select_part(cli.load_data(run, FLAGS.data, min_classes=1), FLAGS.part)
     saved = cli.metadata()
     temperature = saved.get("temperature", 1.0)
     result = sets.evaluation_result(run, clf, variables, spec, temperature, seen.Seen(saved))

@@ -59,7 +59,7 @@ def main(run: reporting.Run) -> None:
     if FLAGS.show and (n := len(data.find_images(FLAGS.show)[0])) > MOST:
         raise ValueError(f"--show names {n} images, expected at most {MOST} so that the page loads")
     images = inference.read_images(clf, FLAGS.show) if FLAGS.show else None
-    data_set = cli.load_data(run, FLAGS.data) if FLAGS.data else None
+    data_set = cli.load_data(run, FLAGS.data, min_classes=1) if FLAGS.data else None
     facts = common.weights_facts(clf)
     result: dict[str, Any] = {"arch": clf.arch, "endpoints": names, "skipped": [], "facts": facts}
     if data_set:

@@ -117,7 +117,7 @@ def main(run: reporting.Run) -> None:
     if FLAGS.photograph:
         read = inference.read_images(clf.with_pixels(size=size), FLAGS.photograph)
         photograph = pixels.to_images01(read.images)[0]
-    data_set = cli.load_data(run, FLAGS.data) if FLAGS.data else None
+    data_set = cli.load_data(run, FLAGS.data, min_classes=1) if FLAGS.data else None
     held_out = []
     if any(spec.classes for spec in chosen):
         held_out = ideal.held_out_networks(networks, [name for name in FLAGS.judges if name])

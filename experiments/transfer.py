@@ -261,7 +261,9 @@ def main(run: reporting.Run) -> None:
     settings = settings_of_flags()
     clf, variables = cli.load_model(run)
     spec = cli.load_data(run, FLAGS.data)
-    test_spec = cli.load_data(run, FLAGS.test_data) if FLAGS.test_data else None
+    test_spec = None
+    if FLAGS.test_data:
+        test_spec = cli.load_data(run, FLAGS.test_data, min_classes=1)
     clf = pixels_for(clf, spec, FLAGS.crop, FLAGS.image_size)
     say = lambda line: print(line, flush=True)
     result = transfer(run, clf, variables, spec, test_spec, settings, say=say)

@@ -2557,6 +2557,11 @@ SURROUNDINGS = (
         remark=_CACHE.format("No space left on device", "TL_CACHE"),
     ),
     Situation(
+        "a cache whose name is not UTF-8",
+        command("doctor", env={"TL_CACHE": "{folder}/caf\udce9"}),
+        remark=_CACHE.format("its name is not UTF-8", "TL_CACHE"),
+    ),
+    Situation(
         "no home folder",
         command(
             "doctor",
@@ -2579,6 +2584,24 @@ SURROUNDINGS = (
         "TL_CACHE with a tilde",
         command("doctor", env={"TL_CACHE": "~/c", "HOME": "{folder}/home"}),
         right={"file": "home/c/fingerprints-1"},
+    ),
+    # Radii.
+    *(
+        Situation(
+            f"{script} with {flag}=8",
+            command(script, "--data=elpv", f"--{flag}=8", *more),
+            refused="got 8[,;].* write 8/255 for 8 of 255 levels$",
+        )
+        for script, flag, *more in (
+            ("evaluate", "robust_eps"),
+            ("transfer", "robust_eps"),
+            ("transfer", "adversarial_eps", "--adversarial=pgd"),
+        )
+    ),
+    Situation(
+        "attack with eps=8",
+        command("attack", "--images=x", "--eps=8"),
+        refused="such as 4/255; write 8/255 for 8 of 255 levels$",
     ),
     # The environment.
     Situation(

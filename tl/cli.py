@@ -6,6 +6,7 @@ The only module of `tl` that defines flags. It holds no logic of an experiment.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -20,6 +21,7 @@ import jax
 from absl import app, flags, logging
 
 from tl import data, devices, models, paths, reporting
+from tl.attacks import norms
 from tl.models import Classifier
 from tl.paths import ending, expanded, shortened
 from tl.training.resume import same_flags
@@ -323,6 +325,8 @@ def use_compile_cache() -> None:
         return
     folder = Path(chosen) if chosen else paths.cache_dir() / "xla"
     try:
+        if paths.printable(str(folder)) != str(folder):  # every compilation would fail
+            raise OSError(errno.EILSEQ, "its name is not UTF-8")
         folder.mkdir(parents=True, exist_ok=True)
         reporting.write_whole(folder / ".check", "")
         (folder / ".check").unlink(missing_ok=True)
@@ -345,9 +349,9 @@ def _about_programs(reading: bool) -> str:
     )
 
 
-def load_data(run: reporting.Run, name: str) -> data.DataSpec:
+def load_data(run: reporting.Run, name: str, *, min_classes: int = 2) -> data.DataSpec:
     """The data set `name` of `tl.data.get`; its remarks are printed and added to `run`."""
-    spec = data.get(name)
+    spec = data.get(name, min_classes=min_classes)
     run.remark(*spec.remarks)
     return spec
 
@@ -369,7 +373,7 @@ def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:
         key=key,
         cast=FLAGS.cast,
     )
-    run.remark(*clf.remarks)
+    run.remark(*map(with_dashes, clf.remarks))
     return clf.with_dtype(compute_dtype()), variables
 
 
@@ -437,6 +441,6 @@ def radii(text: str, norm: str) -> list[float]:
             valid = "in [0, 1]" if norm == "linf" else "of at least 0"
             raise ValueError(
                 f"--eps={word} is out of range, expected a radius {valid}; pixel units are "
-                "fractions of the range, such as 4/255"
+                f"fractions of the range, such as 4/255{norms.level_hint(radius)}"
             )
     return eps

@@ -5,7 +5,7 @@ To add a norm: one `Norm` and a row in `NORMS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -328,6 +328,48 @@ def get(name: str) -> Norm:
 def name(norm: Norm) -> str:
     """The name of a norm in `NORMS`; "" for any other norm."""
     return next((word for word, row in NORMS.items() if row == norm), "")
+
+
+# Radii up to these are probably meant for Linf (chosen, not tuned). Common ones are 0.5 (CIFAR-10,
+# arXiv:2010.09670) and 3 (ImageNet, arXiv:2007.08489) in L2, 12 (CIFAR-10, arXiv:2103.01208) in L1.
+_SMALL = {"l2": 16 / 255, "l1": 1.0}
+
+
+def radius_remarks(norm: str, radii: Iterable[float]) -> tuple[str, ...]:
+    """Sentences on radii that seem to be meant for another norm or unit; usual ones have none.
+
+    Args:
+      norm: name in `NORMS`.
+      radii: in [0, 1] pixel units.
+
+    Example:
+      >>> radius_remarks("l2", [0.5, 3.0]), len(radius_remarks("l2", [8 / 255]))
+      ((), 1)
+    """
+    remarks = []
+    for eps in radii:
+        if 0 < eps < _SMALL.get(norm, 0.0) + 1e-9:
+            usual, name = "0.5 to 3" if norm == "l2" else "10 to 100", norm.title()
+            remarks.append(
+                f"a radius of {eps * 255:.4g}/255 is usual in Linf; in {name}, which bounds the "
+                f"change of the whole image, {usual} is usual"
+            )
+        elif norm == "linf" and eps >= 1:
+            remarks.append(
+                f"a radius of {eps:.4g} in Linf allows every image, because 1 is the distance from "
+                f"black to white{level_hint(eps)}"
+            )
+    return tuple(remarks)
+
+
+def level_hint(eps: float) -> str:
+    """The end of a message on a radius of 1 or more: how to write levels of 255.
+
+    Example:
+      >>> level_hint(8), level_hint(0.5)
+      ('; write 8/255 for 8 of 255 levels', '')
+    """
+    return f"; write {eps:.4g}/255 for {eps:.4g} of 255 levels" if 1 <= eps <= 255 else ""
 
 
 def largest(norm: Norm, shape: tuple[int, ...]) -> float:

@@ -61,13 +61,15 @@ def check_call(norm: Norm, images01: Array, eps: Any) -> None:
         )
     valid = (radii >= 0) & (radii <= largest * (1 + 1e-6))
     if not valid.all():
+        first = float(radii[~valid].ravel()[0])
         expected = (
             "a share of the pixel range [0, 1], such as 4/255"
             if largest == 1
             else f"a distance in [0, {largest:.4g}], black to white"
         )
         raise ValueError(
-            f"`eps` is out of range: got {radii[~valid].ravel()[0]:.4g}, expected {expected}"
+            f"`eps` is out of range: got {first:.4g}, expected {expected}"
+            f"{norms.level_hint(first) if largest == 1 else ''}"
         )
 
 

@@ -56,11 +56,12 @@ def names() -> tuple[str, ...]:
     return tuple(f"{word}:{value}" if value else word for word, (_, value) in SETS.items())
 
 
-def get(word: str) -> DataSpec:
+def get(word: str, *, min_classes: int = 2) -> DataSpec:
     """A data set by name.
 
     Args:
       word: `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR` or `elpv`.
+      min_classes: smallest number of classes of a folder or table: 1 for a test set.
 
     Raises:
       ValueError: the name is unknown (the message lists the nearest), or the data set cannot be
@@ -84,6 +85,8 @@ def get(word: str) -> DataSpec:
             f"the data set {word!r} is incomplete or too long, expected "
             f"{kind}{value and ':' + value}"
         )
+    if make in (folder, table):
+        return make(rest, min_classes=min_classes)
     return make(rest) if value else make()
 
 

@@ -53,7 +53,7 @@ class _Listing(NamedTuple):
         return [Skipped(str(p), reason) for p in sorted((*self.images, *self.files))]
 
 
-def folder(directory: Path | str) -> DataSpec:
+def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
     """A data set whose classes are the sub-folders of a folder.
 
     Args:
@@ -62,6 +62,7 @@ def folder(directory: Path | str) -> DataSpec:
         only sub-folder of a folder is entered. Hidden entries and those of systems and tools are
         left out. Files next to the class folders and files that are not images are listed as
         skipped, and so are broken links and files that cannot be read.
+      min_classes: smallest number of classes: 2 to train, 1 to test.
 
     Returns:
       A `DataSpec` with the sorted names of the sub-folders in Unicode's form NFC as classes and an
@@ -69,10 +70,10 @@ def folder(directory: Path | str) -> DataSpec:
       similar names, and files that are read by content or not read because of their format.
 
     Raises:
-      ValueError: the folder does not exist or is an archive, has fewer than two classes, a name of
-        a class is not UTF-8 or occurs twice, a class has no image, a class folder holds another
-        folder of images, two folders are the same part, or a test or validation part has a class
-        that the training part lacks.
+      ValueError: the folder does not exist or is an archive, has fewer than `min_classes`
+        classes, a name of a class is not UTF-8 or occurs twice, a class has no image, a class
+        folder holds another folder of images, two folders are the same part, or a test or
+        validation part has a class that the training part lacks.
     """
     start = Path(os.path.expanduser(directory))
     _check_folder(start, str(directory))
@@ -83,7 +84,7 @@ def folder(directory: Path | str) -> DataSpec:
     skipped = listing.outside() + unused
     listings = {part: _list(path) for part, path in parts.items()} or {"": listing}
     train = listings.get("train", listing)
-    _check_classes(parts.get("train", root), train, root)
+    _check_classes(parts.get("train", root), train, root, min_classes)
     names = tuple(normalize(p.name) for p in train.folders)
     classes = tuple(sorted(names))
     remarks += [*part_remarks, *_check_names(train.folders, root)]
@@ -264,8 +265,8 @@ def _check_export(folders: Sequence[Path], parts: dict[Path, _Listing], where: s
         )
 
 
-def _check_classes(root: Path, listing: _Listing, top: Path) -> None:
-    """Raises ValueError if there are fewer than two class folders, or a name is not UTF-8."""
+def _check_classes(root: Path, listing: _Listing, top: Path, min_classes: int) -> None:
+    """Raises ValueError if there are too few class folders, or a name is not UTF-8."""
     for path in listing.folders:
         if printable(path.name) != path.name:
             guess = os.fsencode(path.name).decode("cp1252", "replace")
@@ -273,7 +274,7 @@ def _check_classes(root: Path, listing: _Listing, top: Path) -> None:
                 f"the name of the folder {shown(path.name)} of {path_end(str(top))} is not UTF-8, "
                 f"expected UTF-8; rename it, if it is cp1252 to {shown(guess)}"
             )
-    if len(listing.folders) > 1:
+    if len(listing.folders) >= min_classes:
         return
     content = f"{counted(len(listing.images), 'image')} and no sub-folder"
     if listing.folders:
@@ -290,8 +291,8 @@ def _check_classes(root: Path, listing: _Listing, top: Path) -> None:
     elif listing.images and not listing.folders:
         advice = "; if it is one class, name the folder that holds it and the other classes"
     raise ValueError(
-        f"{path_end(str(root))} has {content}, expected a sub-folder for each of at least two "
-        f"classes{advice}"
+        f"{path_end(str(root))} has {content}, expected a sub-folder for each of at least "
+        f"{'two classes' if min_classes > 1 else 'one class'}{advice}"
     )
 
 

@@ -35,7 +35,7 @@ _FAILED = re.compile(r"#(N/?A|NV|REF!|VALUE!|NAME\?|DIV/0!|NULL!|NUM!|BEZUG!|WER
 _MISSING = frozenset(("nan", "null", "none", "na", "n/a", "<na>", "nil"))
 
 
-def table(file: Path | str) -> DataSpec:
+def table(file: Path | str, *, min_classes: int = 2) -> DataSpec:
     """A data set listed in a CSV file.
 
     Args:
@@ -46,6 +46,7 @@ def table(file: Path | str) -> DataSpec:
         column is absent. `stratum` and `confidence` in (0, 1] have the meaning of the attributes of
         `Example`. Columns with a certain meaning are read in their place, such as `filename`,
         `class` and `is_valid`; `columns.py` has the names.
+      min_classes: smallest number of labels: 2 to train, 1 to test.
 
     Returns:
       A `DataSpec` in the order of the lines. Its classes are the labels in Unicode's form NFC,
@@ -55,9 +56,10 @@ def table(file: Path | str) -> DataSpec:
 
     Raises:
       ValueError: the file does not exist or is not CSV, a required column is missing, a column
-        occurs twice, there are fewer than two labels, labels are equal as numbers but not as text,
-        or an image has two labels; or a line has no label, an invalid split or confidence, or an
-        image that does not exist. The message has the cell and the numbers of the first lines.
+        occurs twice, there are fewer labels than `min_classes`, labels are equal as numbers but
+        not as text, or an image has two labels; or a line has no label, an invalid split or
+        confidence, or an image that does not exist. The message has the cell and the numbers of the
+        first lines.
     """
     path = Path(os.path.expanduser(file))
     if not path.is_file():
@@ -77,7 +79,7 @@ def table(file: Path | str) -> DataSpec:
     files, file_remarks = _files(path, numbers, cells["path"])
     copy_remarks = _check_copies(path, numbers, files, labels, parts)
     classes = tuple(sorted(set(labels), key=_order(set(labels))))
-    if len(classes) < 2:
+    if len(classes) < min_classes:
         raise ValueError(
             f"{path} has {counted(len(classes), 'label')} in {counted(len(labels), 'line')}"
             f"{f' ({shown(classes[0])})' if classes else ''}, expected at least two classes"

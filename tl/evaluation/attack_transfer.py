@@ -263,6 +263,7 @@ def evaluate_transfer(
       settings: the attack.
       labeled: whether `images.labels` are ground truth.
     """
+    run.remark(*norms.radius_remarks(settings.norm, [settings.eps]))
     names, everyone = [network.name for network in networks], range(len(networks))
     k = len(inference.class_table(networks[0].clf))
     goal, norm = goals.get("untargeted", LOSS), norms.get(settings.norm)

@@ -177,6 +177,7 @@ def evaluate_attack(
     check_settings(clf, settings, target)
     searches = make_searches(settings, target)
     variables = jax.device_put(clf.fold_batch_norm(variables))
+    run.remark(*norms.radius_remarks(settings.norm, settings.eps))
     selection = select_images(
         clf, variables, images, target=target, labels=labels, only=only, limit=limit
     )

@@ -40,7 +40,7 @@ def check_robust(
     if not 0 <= robust_eps <= 1:
         raise ValueError(
             f"`robust_eps` is a share of the pixel range: got {robust_eps:.4g}, expected a "
-            "number in [0, 1], such as 2/255"
+            f"number in [0, 1], such as 2/255{norms.level_hint(robust_eps)}"
         )
     if robust_queries and robust_attack != "autoattack":
         raise ValueError(

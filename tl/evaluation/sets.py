@@ -18,6 +18,7 @@ from tl import data, inference, metrics, reporting
 from tl.data import DataSpec
 from tl.evaluation import paired, seen
 from tl.inference import Predictions, features
+from tl.labels.names import shown
 from tl.models import Classifier, heads
 from tl.training import inputs
 from tl.types import Variables
@@ -75,14 +76,15 @@ def summary(
       The keys of `metrics.summarize`; "temperature", the mean over the images; "nll_calibrated" and
       "ece_calibrated", at that temperature; and `DETAILS`: the share of the most frequent class,
       `metrics.per_class`, the confusion matrix, `metrics.most_confused`, and `metrics.reliability`
-      before and after division by the temperature.
+      before and after division by the temperature. If all images are of one class, what compares
+      classes is None ("balanced", "majority", every "precision"), and "undefined" has the reason.
     """
     # In float64, so that the division makes no ties.
     scaled = logits.astype(np.float64) / np.reshape(temperature, (-1, 1))
     calibrated = metrics.summarize(scaled, labels)
     predicted = metrics.predicted_classes(logits, labels)
     matrix = metrics.confusion(labels, predicted, len(classes))
-    return {
+    figures = {
         **metrics.summarize(logits, labels),
         "temperature": float(np.mean(temperature)),
         "nll_calibrated": calibrated["nll"],
@@ -94,6 +96,15 @@ def summary(
         "reliability": metrics.reliability(metrics.softmax(logits), labels),
         "reliability_calibrated": metrics.reliability(metrics.softmax(scaled), labels),
     }
+    present = np.unique(labels)
+    if len(present) > 1 or len(classes) < 2:
+        return figures
+    figures |= dict.fromkeys(("balanced", "balanced_ci95", "majority"))
+    for row in figures["per_class"]:
+        row["precision"] = row["precision_ci95"] = None
+    reason = f"all {len(labels)} images are of the class {shown(classes[int(present[0])])}"
+    figures["undefined"] = dict.fromkeys(("balanced", "majority", "precision"), reason)
+    return figures
 
 
 def select_part(spec: DataSpec, part: str) -> DataSpec:
@@ -164,11 +175,14 @@ def evaluation_result(
             f"none of the {len(spec.examples)} images of {spec.name} can be read; run doctor on it"
         )
     trained_on = _report_predictions(run, clf, predicted, seen_images)
+    figures = summary(predicted.logits, predicted.labels, spec.classes, temperature)
+    for reason in figures.get("undefined", {}).values():
+        run.remark(f"{reason}, so there is no balanced accuracy, majority class or precision")
     return {
         "arch": clf.arch,
         "data": spec.name,
         "trained_on": trained_on,
-        **summary(predicted.logits, predicted.labels, spec.classes, temperature),
+        **figures,
         "classes": list(spec.classes),
         "references": spec.references,
         "mistakes": run.attempt("mistakes", lambda: save_hardest_images(run, clf, predicted), []),
@@ -358,6 +372,7 @@ def summarize_passes(passes: Sequence[Pass], classes: Sequence[str]) -> dict[str
     rows = [summary(p.tested.logits, p.tested.labels, classes, p.temperature) for p in passes]
     outcome: dict[str, Any] = {"test": mean_of(rows), **{key: rows[0][key] for key in DETAILS}}
     outcome["majority"] = outcome["test"].pop("majority")
+    outcome |= {"undefined": rows[0]["undefined"]} if "undefined" in rows[0] else {}
     averaged = [p.tta for p in passes if p.tta]
     if averaged and len(averaged) == len(passes):
         outcome["test_tta"] = mean_of([metrics.summarize(t.logits, t.labels) for t in averaged])
@@ -377,10 +392,13 @@ def mean_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
       rows: figures of each seed, as `metrics.summarize` returns them.
 
     Returns:
-      "n" of the first seed, and the mean of each float and of each interval.
+      "n" of the first seed, and the mean of each float and of each interval; None where a seed has
+      none.
     """
     first = rows[0]
-    averaged = [k for k in first if isinstance(first[k], float) or k.endswith("_ci95")]
+    averaged = [k for k, v in first.items() if isinstance(v, float | None) or k.endswith("_ci95")]
+    columns = {k: [row[k] for row in rows] for k in averaged}
     return {"n": first["n"]} | {
-        k: np.mean([row[k] for row in rows], axis=0).tolist() for k in averaged
+        k: None if None in column else np.mean(column, axis=0).tolist()
+        for k, column in columns.items()
     }

@@ -92,7 +92,8 @@ def check_eps(eps: float, norm: str, size: int) -> None:
     if not 0 < eps <= largest:
         raise ValueError(
             f"`eps` is out of range: got {eps:.4g}, expected a number in (0, {largest:.4g}], the "
-            f"distance from black to white in {norm}; try 8/255"
+            f"distance from black to white in {norm}"
+            f"{norms.level_hint(eps) if norm == 'linf' else ''}"
         )
 
 

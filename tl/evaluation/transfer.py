@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from tl import data, inference, labels, metrics, models, paths, reporting
+from tl.attacks import norms
 from tl.data import DataSpec
 from tl.data.augment import make_augment
 from tl.evaluation import paired, seen, sets
@@ -29,7 +30,7 @@ from tl.evaluation.before import (
 )
 from tl.evaluation.robust import robust_rows
 from tl.models import Classifier, heads
-from tl.training import rate_finder
+from tl.training import checkpoints, rate_finder
 from tl.training.fit import FitResult, fit, frozen_digest
 from tl.types import Variables
 
@@ -238,6 +239,11 @@ def transfer(
     table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
     check_settings(clf, variables, settings)
+    if any(phase.name != "probe" for phase in recipe.phases(clf.spec.endpoints)):
+        checkpoints.check_name(run.workdir)
+    adversary = recipe.adversary()
+    radii = {settings.robust_eps, adversary.eps if adversary else 0.0}
+    run.remark(*norms.radius_remarks("linf", sorted(radii)))
     chosen = list(rounds(spec, test_spec, settings))
     check_parts(run, variables, spec, {this.name: this.parts for this in chosen})
     say(data.describe_parts(spec, chosen[0].parts))

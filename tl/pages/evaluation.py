@@ -48,17 +48,19 @@ def accuracy_section(summary: Mapping[str, Any], references: Sequence[Sequence[A
     if common.shows_top3(summary["classes"]):
         figures |= common.share_figure(summary, "top3", "top-3")
     calibrated = f"ECE, T =\n{_temperature(summary)}"
-    figures |= common.share_figure(summary, "balanced", "balanced accuracy")
+    if summary["balanced"] is not None:
+        figures |= common.share_figure(summary, "balanced", "balanced accuracy")
     figures |= {
         "NLL": f"{summary['nll']:.3f}",
         "ECE": f"{summary['ece']:.3f}",
         calibrated: f"{summary['ece_calibrated']:.3f}",
     }
+    majority = [("majority class", summary["majority"])] if summary["majority"] else []
     accuracy = reporting.interval(
         summary["top1"],
         *summary["top1_ci95"],
         label="test accuracy",
-        references=[("majority class", summary["majority"]), *((n, s) for n, s in references)],
+        references=[*majority, *((n, s) for n, s in references)],
     )
     notes = map(reporting.note, spread_lines(summary))
     return reporting.section("Accuracy", reporting.numbers(figures), accuracy, *notes)
@@ -193,10 +195,12 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     low, high = map(percent, result["top1_ci95"])
     share = lambda name: common.share_with_interval(result, name)
     top3 = f"top-3 {share('top3')}, " if common.shows_top3(result["classes"]) else ""
+    compared = "one class"
+    if result["majority"]:
+        compared = f"balanced {share('balanced')}, majority class {percent(result['majority'])}"
     yield (
         f"top-1 {percent(result['top1'])} (95 % interval {low} to {high}, n = {result['n']}), "
-        f"{top3}balanced {share('balanced')}, "
-        f"majority class {percent(result['majority'])}; skipped {len(result['skipped'])}"
+        f"{top3}{compared}; skipped {len(result['skipped'])}"
     )
     yield (
         f"NLL {result['nll']:.3f}, ECE {result['ece']:.3f}; at temperature "

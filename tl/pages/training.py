@@ -50,9 +50,10 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     low, high = map(percent, test["top1_ci95"])
     top3 = common.share_with_interval(test, "top3")
     top3 = f", top-3 {top3}" if common.shows_top3(result["classes"]) else ""
+    majority = f", majority class {percent(result['majority'])}" if result["majority"] else ""
     yield (
         f"test top-1 {percent(test['top1'])} (95 % interval {low} to {high}, n = {test['n']})"
-        f"{top3}, majority class {percent(result['majority'])}"
+        f"{top3}{majority}"
     )
     yield from evaluation.spread_lines(result)
     yield (

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from tl import losses
 from tl.ascent import ascend
-from tl.attacks.norms import LINF, Norm
+from tl.attacks.norms import LINF, Norm, level_hint
 from tl.paths import nearest
 from tl.training.step import Forward, Loss, Replay, plain_loss
 
@@ -65,6 +65,7 @@ class Adversary:
         if not 0 <= self.eps <= 1:
             raise ValueError(
                 f"`adversarial_eps` must be in [0, 1], such as 2/255: got {self.eps:.4g}"
+                f"{level_hint(self.eps)}"
             )
         if min(self.steps, self.replays) < 1 or min(self.beta, self.warmup) < 0:
             raise ValueError(

@@ -48,7 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import reporting
-from tl.paths import nearest
+from tl.paths import nearest, printable, shortened
 
 # Folders are named step_00000120, so that their names sort as numbers.
 PREFIX, DIGITS = "step", 8
@@ -272,14 +272,15 @@ def open(
       best: whether a small ("min", a loss) or a large metric ("max", an accuracy) is better.
 
     Raises:
-      ValueError: `folder` is a file or holds something else, `keep` is below 1, or `best` is
-        another word.
+      ValueError: `folder` is a file, holds something else or has a name that is not UTF-8, `keep`
+        is below 1, or `best` is another word.
     """
     if keep < 1 or best not in ("min", "max"):
         raise ValueError(
             f"`keep` must be at least 1 and `best` 'min' or 'max': got keep={keep!r}, best={best!r}"
         )
     path = Path(os.path.abspath(os.path.expanduser(folder)))
+    check_name(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{str(path)!r} is a file; expected a folder for checkpoints")
     names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
@@ -299,6 +300,15 @@ def open(
     if _not_of_orbax not in log.filters:
         log.addFilter(_not_of_orbax)
     return Checkpoints(path, keep, best)
+
+
+def check_name(folder: Path) -> None:
+    """Raises ValueError if the name of a folder is not UTF-8, which Orbax cannot open."""
+    if printable(str(folder)) != str(folder):
+        raise ValueError(
+            f"the name of {shortened(printable(str(folder)), 200)!r} is not UTF-8, expected UTF-8 "
+            "for checkpoints; give another `workdir`"
+        )
 
 
 @functools.cache

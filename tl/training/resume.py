@@ -65,9 +65,9 @@ def same_flags(
         if name not in passed and (name in before, before.get(name)) != (name in now, now.get(name))
     ]
     if differ:
-        more = f"; and {len(differ) - 4} more" if len(differ) > 4 else ""
+        more = f"; and {len(differ) - 6} more" if len(differ) > 6 else ""
         raise DetailedError(
-            f"cannot resume in {str(workdir)!r}: {'; '.join(differ[:4])}{more}; use the flags of "
+            f"cannot resume in {str(workdir)!r}: {'; '.join(differ[:6])}{more}; use the flags of "
             "its start",
             differ,
         )
