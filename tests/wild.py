@@ -1838,7 +1838,7 @@ TABLES: tuple[Situation, ...] = (
     Situation(
         "unquoted comma in a label",
         csv_table(row="{path},{label}, big"),
-        refused="has 3 cells in line 2, expected 2: 'big' has no column; put cells that ",
+        refused="has 3 cells in line 2, expected 2: 'big' has no column; name the column, ",
     ),
     Situation(
         "open quote",
@@ -1864,6 +1864,22 @@ TABLES: tuple[Situation, ...] = (
         refused="is a JSON file, expected a CSV file; export it as CSV in UTF-8",
     ),
     Situation("web page", csv_table(first="<!DOCTYPE html>"), refused="is an HTML or XML file"),
+    *(
+        Situation(
+            f"instead of text, {what}, {start[:2]!r}",
+            csv_table(start=start),
+            refused=f"is {what}, expected",
+        )
+        for start, what in (
+            (b"\x1f\x8b\x08", "an archive"),
+            (b"PK\x03\x04" + bytes(26) + b"table.csv", "an archive"),
+            (b"ARROW1\0\0", "a Feather file"),
+            (b"\x93NUMPY\1\0", "an array of NumPy"),
+            (b"\x89PNG\r\n", "an image"),
+            (b"\x80\x04\x95", "a pickle"),
+            (b'[\n  {"path": ', "a JSON file"),
+        )
+    ),
     # Names of columns.
     Situation(
         "no names of columns",
@@ -1898,6 +1914,8 @@ TABLES: tuple[Situation, ...] = (
             ("fname", "labels"),
             ("id", "class_id"),
             ("name", "category_id"),
+            ("filepaths", "labels"),
+            ("images", "class"),
         )
     ),
     Situation(
@@ -1924,7 +1942,40 @@ TABLES: tuple[Situation, ...] = (
         "one column per class",
         csv_table("path,round,square", "{path},1,0"),
         refused="has no column 'label', expected path and label in its first line; its columns: "
-        "'path', 'round', 'square'$",
+        "'path', 'round', 'square'; 'round' and 'square' are 0 or 1, as with one column per class: "
+        "write the name of the class of each image to a column label$",
+    ),
+    Situation(
+        "one column per class with decimals and spaces",
+        csv_table("filename; ant; bee; cat", "{path}; {value}", values=("1,0; 0,0; 0,0",) * 6),
+        refused="no column 'label'.*'ant', 'bee' and 1 more are 0 or 1, as with one column per",
+    ),
+    *(
+        Situation(
+            f"columns {path} and {label}",
+            csv_table(f"{path},{label}"),
+            refused=f"has no column {missing}, expected path and label .*; rename {count} of them$",
+        )
+        for path, label, missing, count in (
+            ("id", "breed", "'label'", "one"),
+            ("Datei", "Klasse", "'path' and no column 'label'", "two"),
+            ("image_id", "diagnosis", "'label'", "one"),
+            ("\u8def\u5f84", "label", "'path'", "one"),
+        )
+    ),
+    *(
+        Situation(
+            f"names of columns below {first!r}",
+            csv_table(header, row, first=first),
+            refused=f"has the names of its columns in line {line}, below '.*', expected in the fi",
+        )
+        for first, header, row, line in (
+            ("# exported by a tool", "path,label", "{path},{label}", 2),
+            ("My data set", "path;label", "{path};{label}", 2),
+            ("My data set,,", "path,label,", "{path},{label},", 2),
+            ("Labels\n\nof 2024", "filename\tclass", "{path}\t{label}", 4),
+            ("sep=;\r\nRound or square", "path;label", "{path};{label}", 3),
+        )
     ),
     *(
         Situation(
@@ -1988,8 +2039,16 @@ TABLES: tuple[Situation, ...] = (
         csv_table(
             "path,label,split", "{path},{label},{value}", values=("train", "train", "tset") * 2
         ),
-        refused="has the split 'tset' in line 4, 7, expected train, validation or test; nearest: "
-        "'test'",
+        refused="has the split 'tset' in line 4, 7, expected train, validation or test in each "
+        "line; nearest: 'test'",
+    ),
+    *(
+        Situation(
+            f"split of {word!r}",
+            csv_table("path,label,split", "{path},{label},{value}", values=("train", word, "") * 2),
+            refused=f"has the split '{word}' in line .*, expected train, validation or test in ea",
+        )
+        for word in ("0", "", "holdout", "eval", "train_1")
     ),
     Situation(
         "two columns of parts",
@@ -2012,6 +2071,10 @@ TABLES: tuple[Situation, ...] = (
             ("label_2", tuple("aabbcc"), "each image has one label"),
             ("label.1", tuple("aabbcc"), "each image has one label"),
             ("category", tuple("aabbcc"), "each image has one label"),
+            ("type", ("train", "test") * 3, "parts are read from a column split .*"),
+            ("Purpose", ("TRAIN", "val") * 3, "parts are read from a column split .*"),
+            ("valid", tuple("001001"), "parts are read from a column split .*"),
+            ("Usage", ("Training", "PublicTest") * 3, "parts are read from a column split .*"),
             ("bbox", ("1 2 3 4",) * 6, "whole images are read; crop them .*"),
         )
     ),
@@ -2105,16 +2168,38 @@ TABLES: tuple[Situation, ...] = (
         Situation(
             f"label {word}",
             csv_table(row="{path},{value}", values=("a", "b", word, "b", "a", word)),
-            remark=f"^read 2 lines with the label '{word}' as a class; remove such lines if the",
+            remark=f"^read 2 lines with the label '{re.escape(word)}' as a class; remove such",
             right={"classes": tuple(sorted(("a", "b", word)))},
         )
-        for word in ("nan", "NULL", "None")
+        for word in ("nan", "NULL", "None", "-", "?", "N/A")
     ),
     Situation(
         "several labels in a cell",
         csv_table(row="{path},{value}", values=("a", "b", "a|b", "b", "a", "b")),
-        remark="^read 1 label with . or ; as one class each, such as 'a.b', because an image",
+        remark="^read 1 label like a list as one class each, such as 'a.b', because an image",
         right={"classes": ("a", "a|b", "b")},
+    ),
+    *(
+        Situation(
+            f"several labels in a cell: {name}",
+            csv_table(row='{path},"{value}"', values=(name, "a", "b") * 2),
+            remark="^read 1 label like a list as one class each, such as .*, because an image has",
+            right={"classes": tuple(sorted((name, "a", "b")))},
+        )
+        for name in ("a;b", "a,b", "a b", "a/b", "['a', 'b']", "[1, 0]", "a + b")
+    ),
+    *(
+        Situation(
+            f"labels with a comma or a space: {name}",
+            csv_table(row='{path},"{value}"', values=(name, "b", "hot") * 2),
+            right={"classes": tuple(sorted((name, "b", "hot")))},
+        )
+        for name in ("a, b", "hot dog", "a/c", "(a)", "x-ray", "[a]")
+    ),
+    Situation(
+        "labels as formulas of a spreadsheet",
+        csv_table(row='{path},"=""{value}"""', values=("01", "02") * 3),
+        right={"classes": ("01", "02")},
     ),
     Situation(
         "one label",
@@ -2226,6 +2311,35 @@ TABLES: tuple[Situation, ...] = (
         "missing image",
         csv_table(more=("images\\round\\9.png,round",)),
         refused=r"has no image at 'images\\round\\9.png' in line 8, expected an image in each",
+    ),
+    *(
+        Situation(
+            f"missing image that is elsewhere: {row}",
+            csv_table(row=row, images=images),
+            refused="expected an image in each; paths are relative to the folder of the table, "
+            f"where it is '{place}'$",
+        )
+        for row, images, place in (
+            ("data/{path},{label}", CSV_IMAGES, "images/round/0.png"),
+            ("..\\set\\{back},{label}", CSV_IMAGES, "images/round/0.png"),
+            ("round/../x/0.png,{label}", CSV_IMAGES, "images/round/0.png"),
+            ("7.png,{label}", (*CSV_IMAGES, "pictures/7.png"), "pictures/7.png"),
+            ("x/7.png,{label}", (*CSV_IMAGES, "a/b/7.png"), "a/b/7.png"),
+        )
+    ),
+    Situation(
+        "escapes of web addresses",
+        csv_table(
+            row="{value},{label}",
+            values=("images/round/a%20b.png", *CSV_IMAGES[1:]),
+            images=_renamed({CSV_IMAGES[0]: "images/round/a b.png"}),
+        ),
+        remark="^read 1 path with escapes of web addresses: '.*a%20b.png' as '.*/a b.png'$",
+    ),
+    Situation(
+        "a table as an image",
+        csv_table(more=("table.csv,round",)),
+        refused="has 'table.csv', which is not an image, in line 8, expected an image in each",
     ),
     Situation(
         "folder instead of an image",

@@ -21,7 +21,7 @@ COLUMNS = ("path", "label", "split", "stratum", "confidence")
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "path": (
         "filename file filepath image imagepath imagefile imagefilename imagename img imgpath "
-        "imgname fname",
+        "imgname imgfile fname paths files filenames filepaths images imagepaths imagenames",
         "name id imageid imgid",
     ),
     "label": (
@@ -46,6 +46,7 @@ _BOOLEANS = {
     **dict.fromkeys(("false", "0", "0.0", "0,0", "no", "f", "n"), False),
 }
 
+_ZERO_ONE = frozenset(("0", "1", "0.0", "1.0", "0,0", "1,0"))
 # Names of columns that are not used -> the end of the remark.
 _UNUSED = {
     f"{' '.join(_PART_NAMES)} {' '.join(_PART_FLAGS)} valid validation val train test training "
@@ -61,7 +62,9 @@ _UNUSED = {
     ),
     f"{' '.join(SYNONYMS['label'])} superclass supercategory subclass tags multilabel "
     "secondarylabel coarselabel finelabel": "each image has one label",
-    "bbox box xmin ymin xmax ymax roi": "whole images are read; crop them if the label is of a box",
+    "bbox box xmin ymin xmax ymax x1 y1 x2 y2 roi": (
+        "whole images are read; crop them if the label is of a box"
+    ),
 }
 
 
@@ -99,9 +102,17 @@ def select_columns(
     chosen |= renamed
     if missing := [column for column in SYNONYMS if column not in chosen]:
         present = ", ".join(shown(name, 20) for name in header[:6] if name) or "none"
+        advice = ""
+        if "path" in chosen and (flags := _flags(rows, header, set(chosen.values()))):
+            advice = (
+                f"; {listed(flags, length=24)} are 0 or 1, as with one column per class: write the "
+                "name of the class of each image to a column label"
+            )
+        elif any(header):
+            advice = f"; rename {'one' if len(missing) == 1 else 'two'} of them"
         raise ValueError(
             f"{path} has no column {' and no column '.join(map(repr, missing))}, expected path and "
-            f"label in its first line; its columns: {present}"
+            f"label in its first line; its columns: {present}{advice}"
         )
     if renamed:
         words = " and ".join(f"{shown(header[i])} as {column}" for column, i in renamed.items())
@@ -128,7 +139,12 @@ def select_columns(
             remarks.append(f"the parts are read from {words}: {counts}")
             cells["split"] = parts
             used |= set(sources)
-    return cells, (*remarks, *_unused_remarks(header, keys, used))
+    like_parts = {
+        i
+        for i in range(len(keys))
+        if i not in used and len({PARTS.get(cell.lower()) for cell in stripped(i)} - {None}) > 1
+    }
+    return cells, (*remarks, *_unused_remarks(header, keys, used, like_parts))
 
 
 def _parts(
@@ -156,6 +172,16 @@ def _parts(
     return parts, list(flags)
 
 
+def _flags(rows: Sequence[Sequence[str]], header: Sequence[str], used: set[int]) -> list[str]:
+    """The names of several columns with nothing but 0 and 1, as with one column per class."""
+    flags = [
+        name
+        for i, name in enumerate(header)
+        if i not in used and rows and all(cell.strip() in _ZERO_ONE for cell in _column(rows, i))
+    ]
+    return flags if len(flags) > 1 else []
+
+
 def _column(rows: Sequence[Sequence[str]], i: int) -> list[str]:
     return [row[i] for row in rows]
 
@@ -180,15 +206,21 @@ def _synonym(column: str, header: Sequence[str], path: Path) -> int | None:
     return None
 
 
-def _unused_remarks(header: Sequence[str], keys: Sequence[str], used: set[int]) -> tuple[str, ...]:
-    """One sentence per kind of suspicious column."""
+def _unused_remarks(
+    header: Sequence[str], keys: Sequence[str], used: set[int], like_parts: set[int]
+) -> tuple[str, ...]:
+    """One sentence per kind of suspicious column; `like_parts` have names of parts as values."""
     remarks, mentioned = [], set(used)
     for words, end in _UNUSED.items():
         unused = [
             i
             for i, key in enumerate(keys)
             if i not in mentioned
-            and (key in words.split() or ("label" in words and re.fullmatch(r"label\w*\d", key)))
+            and (
+                key in words.split()
+                or ("label" in words and re.fullmatch(r"label\w*\d", key))
+                or ("isvalid" in words and i in like_parts)
+            )
         ]
         mentioned |= set(unused)
         if unused:

@@ -17,6 +17,8 @@ from tl.data.find import SUFFIXES
 from tl.labels.names import shown
 
 DELIMITERS = ",;\t|"
+# Lines in which the names of columns are looked for, if a title or comments are above them.
+_TITLE_LINES = 20
 
 # Byte order mark -> encoding; UTF-32 first, because its mark begins with that of UTF-16.
 _MARKS = (
@@ -30,8 +32,14 @@ _MARKS = (
 _OTHER_FORMATS = {
     b"PK\x03\x04": "an Excel workbook (.xlsx) or another zip archive",
     b"\xd0\xcf\x11\xe0": "an Excel workbook of the old format (.xls)",
-    b"\x1f\x8b": "a gzip archive",
     b"PAR1": "a Parquet file",
+    b"ARROW1": "a Feather file",
+    b"\x93NUMPY": "an array of NumPy",
+    b"\x80": "a pickle",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"GIF8": "an image",
+    b"RIFF": "an image",
     b"SQLite format 3": "an SQLite database",
     b"%PDF": "a PDF file",
     b"{": "a JSON file",
@@ -92,11 +100,13 @@ def read_csv(path: Path) -> tuple[list[str], list[Line]]:
         ) from error
     if not rows:
         return [], []
+    _check_title(text, before, path)
     header = [name.strip().strip("\ufeff").strip() for name in rows[0].cells]
     if files := [name for name in header if _image_name(name)]:
         raise ValueError(
             f"{path} has no line with the names of its columns: line {rows[0].number} has the "
-            f"image {shown(_image_name(files[0]))}; add a first line such as path{delimiter}label"
+            f"image {shown(_image_name(files[0]))}; add a first line such as "
+            f"path{'<TAB>' if delimiter == chr(9) else delimiter}label"
         )
     # R's write.table writes the numbers of the rows without a name for their column.
     if all(len(row.cells) == len(header) + 1 and row.cells[0].isdecimal() for row in rows[1:]):
@@ -111,6 +121,10 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     start = data[:64].lstrip() if encoding == "utf-8" else b""
+    packed = start.startswith(b"PK\x03\x04") and b".csv" in data[:200]
+    if packed or start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        raise ValueError(f"{path} is an archive, expected a CSV file; unpack it first")
+    start = re.sub(rb"^\[\s+(?=[\[{])", b"[", start)
     for magic, kind in _OTHER_FORMATS.items():
         if start.startswith(magic):
             raise ValueError(f"{path} is {kind}, expected a CSV file; export it as CSV in UTF-8")
@@ -156,12 +170,27 @@ def _score(text: str, delimiter: str) -> tuple[int, int]:
     return sum(map(recognized, cells)), len(cells)
 
 
+def _check_title(text: str, before: int, path: Path) -> None:
+    """Raises ValueError if the names of the columns are in a later line, below a title."""
+    lines = re.split(r"\r\n|\r|\n", text[:10_000])[:_TITLE_LINES]
+    known = [max(_score(line, d)[0] for d in DELIMITERS) for line in lines]
+    first = next((i for i, line in enumerate(lines) if line.strip(" ,;\t|")), 0)
+    one_cell = not any(d in lines[first].strip() for d in DELIMITERS)
+    if max(known, default=0) > 1 and (one_cell or not known[first]):
+        line = known.index(max(known)) + 1
+        raise ValueError(
+            f"{path} has the names of its columns in line {before + line}, below "
+            f"{shown(lines[first].strip())}, expected in the first line; remove the lines before it"
+        )
+
+
 def _fitted(row: Line, n: int, path: Path, delimiter: str) -> Line:
     """The line with exactly `n` cells; empty ones are added or removed at the end."""
     if extra := [cell for cell in row.cells[n:] if cell.strip()]:
         raise ValueError(
             f"{path} has {len(row.cells)} cells in line {row.number}, expected {n}: "
-            f"{shown(extra[0].strip())} has no column; put cells that contain "
+            f"{shown(extra[0].strip())} has no column; name the column, or put cells that contain "
             f"{delimiter!r} in double quotes"
         )
-    return Line(row.number, [*row.cells[:n], *[""] * (n - len(row.cells))])
+    cells = [re.sub(r'^="(.*)"$', r"\1", cell) for cell in row.cells[:n]]  # ="01" of spreadsheets
+    return Line(row.number, [*cells, *[""] * (n - len(cells))])

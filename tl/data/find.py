@@ -27,7 +27,7 @@ SUFFIXES = frozenset(
 )
 _SUFFIX_EXAMPLES = ".jpg, .png, .gif, .webp, .bmp, .tif or .ppm"
 # Endings of files that are never images, so that they are not opened.
-_OTHER_SUFFIXES = frozenset(
+OTHER_SUFFIXES = frozenset(
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .rst .html .htm .pdf .doc .docx .xls .xlsx "
     ".py .ipynb .sh .m .mat .npy .npz .pkl .pickle .pt .pth .h5 .hdf5 .onnx .safetensors .parquet "
     ".zip .tar .gz .tgz .bz2 .xz .7z .rar .mp4 .avi .mov .mkv .webm .wav .mp3 .log .ini .cfg .toml "
@@ -269,7 +269,7 @@ def _reason(path: Path) -> str:
         return "" if os.access(path, os.R_OK) else f"it {_NEVER_READ} read (permission denied)"
     name = f"its name ends in {path.suffix!r}" if suffix else "its name has no ending"
     advice = f"expected {_SUFFIX_EXAMPLES}; list the file itself to read it"
-    if suffix in _OTHER_SUFFIXES | _OTHER_IMAGES:
+    if suffix in OTHER_SUFFIXES | _OTHER_IMAGES:
         return f"{name}, {advice}"
     try:
         return "" if is_image(path) else f"{name} and it does not begin as an image, {advice}"

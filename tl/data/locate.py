@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from tl.data.find import SUFFIXES
+from tl.data.find import OTHER_SUFFIXES, SUFFIXES
 from tl.labels.names import listed, path_end
 
 
@@ -35,8 +36,11 @@ class Located(NamedTuple):
 REMARKS = {
     "moved": "read {n} of another machine below the folder of the table: {cell} as {file}",
     "ending": "read {n} without an ending as the image of that name: {cell} as {file}",
+    "escaped": "read {n} with escapes of web addresses: {cell} as {file}",
     "spelling": "read {n} as files of another letter case or Unicode form: {cell} as {file}",
 }
+# Folders in which a missing file is looked for by its name; chosen, not tuned.
+_MOST_FOLDERS = 1000
 
 
 class Locator:
@@ -55,8 +59,8 @@ class Locator:
 
         The path may be relative to the folder of the table or absolute, begin with `file:` and have
         backslashes. An absolute path that does not exist here is looked up below the folder of the
-        table, from its longest end to the file name. The letter case and Unicode form of names and
-        the ending of an image may differ if only one file fits.
+        table, from its longest end to the file name. Escapes such as %20 are read. The letter case
+        and Unicode form of names and the ending of an image may differ if only one file fits.
         """
         if not cell:
             return Located(None, why="no path")
@@ -68,8 +72,12 @@ class Locator:
         word = re.sub(r"^/(?=[A-Za-z]:[\\/])", "", word)
         direct = self._root / os.path.expanduser(word)
         if located := _file(direct):
+            if direct.suffix.lower() in OTHER_SUFFIXES:
+                return Located(None, why=f"{path_end(cell)}, which is not an image,")
             return located
         slashes = word.replace("\\", "/")
+        if "%" in word and (escaped := _file(self._root / unquote(word))):
+            return escaped._replace(how="escaped")
         windows = bool(re.match(r"[A-Za-z]:", word)) or word.startswith("\\\\")
         parts = [p for p in re.sub(r"^[A-Za-z]:", "", slashes).split("/") if p not in ("", ".")]
         if not windows and not slashes.startswith(("/", "~")):
@@ -80,6 +88,20 @@ class Locator:
                 return located._replace(how="moved")
         system = "the path of Windows" if windows else "no image at"
         return Located(None, why=f"{system} {path_end(cell)}")
+
+    def elsewhere(self, cell: str) -> str:
+        """The end of a sentence on a path without a file, if such a file is in another folder."""
+        parts = [p for p in cell.replace("\\", "/").split("/") if p not in ("", ".", "..")]
+        for start in range(1, len(parts)):
+            if _file(self._root.joinpath(*parts[start:])):
+                return f", where it is {path_end('/'.join(parts[start:]))}"
+        for pattern in ("*/", "*/*/") if parts else ():
+            folders = sorted(itertools.islice(self._root.glob(pattern), _MOST_FOLDERS))
+            if folder := next((f for f in folders if _file(f / parts[-1])), None):
+                return (
+                    f", where it is {path_end(str((folder / parts[-1]).relative_to(self._root)))}"
+                )
+        return ""
 
     def _relative(self, parts: list[str], cell: str) -> Located:
         """The file below the root whose path has these parts, perhaps in another spelling."""

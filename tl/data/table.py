@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ _MAX_LINES = 3
 # What spreadsheets write for a failed formula.
 _FAILED = re.compile(r"#(N/?A|NV|REF!|VALUE!|NAME\?|DIV/0!|NULL!|NUM!|BEZUG!|WERT!)", re.IGNORECASE)
 # What programs write for a missing value, in lower case.
-_MISSING = frozenset(("nan", "null", "none", "na", "n/a", "<na>", "nil"))
+_MISSING = frozenset(
+    "nan null none na n/a n.a. <na> nil - -- ? missing unlabeled unlabelled".split()
+)
 
 
 def table(file: Path | str, *, min_classes: int = 2) -> DataSpec:
@@ -138,12 +140,20 @@ def _labels(
             f"read {counted(n, 'line')} with the {_of(empty)} as a class; remove such lines if the "
             "label is missing"
         )
-    if multiple := [label for label in spellings if re.search(r"[^\s|;][|;]\s*[^\s|;]", label)]:
+    if multiple := [label for label in spellings if _several(label, spellings)]:
         remarks.append(
-            f"read {counted(len(multiple), 'label')} with | or ; as one class each, such as "
+            f"read {counted(len(multiple), 'label')} like a list as one class each, such as "
             f"{shown(multiple[0])}, because an image has one label"
         )
     return labels, tuple(remarks)
+
+
+def _several(label: str, labels: Collection[str]) -> bool:
+    """Whether a label looks like a list of several: "a|b", "['a', 'b']", or two of `labels`."""
+    if re.search(r"[^\s|;][|;]\s*[^\s|;]", label) or re.fullmatch(r"[\[{(].*,.*[)}\]]", label):
+        return True
+    words = [word for word in re.split(r"[\s,/+&]+", label) if word]
+    return len(words) > 1 and all(word in labels for word in words)
 
 
 def _parts(path: Path, numbers: Sequence[int], cells: Sequence[str] | None) -> list[str]:
@@ -153,7 +163,9 @@ def _parts(path: Path, numbers: Sequence[int], cells: Sequence[str] | None) -> l
     wrong = [i for i, cell in enumerate(cells) if cell.lower() not in PARTS]
     if wrong:
         cell = cells[wrong[0]]
-        choices = f"train, validation or test; nearest: {nearest(cell, PARTS, 1)}"
+        choices = "train, validation or test in each line"
+        if re.search(r"[^\W\d]", cell):
+            choices += f"; nearest: {nearest(cell, PARTS, 1)}"
         _check_lines(path, f"the split {shown(cell)}", choices, [numbers[i] for i in wrong])
     return [PARTS[cell.lower()] for cell in cells]
 
@@ -186,6 +198,7 @@ def _files(
     files = [locator.find(cell) for cell in cells]
     if absent := [i for i, located in enumerate(files) if not located.path]:
         expected = "an image in each; paths are relative to the folder of the table"
+        expected += locator.elsewhere(cells[absent[0]])
         _check_lines(path, files[absent[0]].why, expected, [numbers[i] for i in absent])
     remarks = []
     for how, sentence in REMARKS.items():
