@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 
 from tests import toys, wild
 from tests.test_scripts import ROOT, run_jobs
+from tests.toys import toy_zoo  # noqa: F401 (a fixture)
 from tl import cli, data, devices, inference, models, pages, paths, reporting
 from tl.attacks import norms
 from tl.attacks.run import check_call
@@ -30,10 +32,11 @@ from tl.evaluation import attack_transfer, attacked, robust, sets, shared_images
 from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.pages import evaluation, training
-from tl.training import checkpoints
+from tl.training import checkpoints, rate_finder, resume
 from tl.training.adversarial import Adversary
 from tl.training.recipe import Recipe
 from tl.types import CacheWarning
+from tl.weights import hub
 
 NAMES = [situation.name for situation in wild.SURROUNDINGS]
 
@@ -182,6 +185,94 @@ def test_a_full_disk_shows_no_traceback_and_costs_no_result(
     assert result["top1"] == 1.0 and set(result["failed"]) == {"model", "figure"}
     assert "cannot write a classifier into" in result["failed"]["model"]
     assert "Traceback" not in capsys.readouterr().err
+
+
+# ---- files of other versions, and broken ones ----------------------------------------------------
+
+
+@pytest.mark.usefixtures("toy_zoo")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 3}, "has another format: got 3, expected 1 or 2"),
+        ({"format": "2"}, "has another format: got '2'"),
+        ({"classes": []}, "not a stored class table"),
+        ({"head": "newer"}, "unknown head 'newer'"),
+        ({"arch": "newer"}, "unknown architecture 'newer'"),
+        ({"pixels": {"size": -1}}, "PixelSpec|`size`"),
+        ({"weights": {"x": 1}}, "unexpected keyword argument 'x'"),
+        ({"record": {"temperature": "warm"}}, "the temperature"),
+        ({"record": {"images": 3}}, "int"),
+        ({"record": {"images": {"train": 5}}}, "hashes of images"),
+        ({"record": [1]}, "TypeError"),
+    ],
+)
+def test_a_model_that_another_version_wrote_is_one_sentence(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    models.save(tmp_path, *toys.classifier())
+    file = tmp_path / models.ARTIFACT
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    expected = f"classifier.json is not a classifier that this version of tl wrote: .*({message})"
+    with pytest.raises(ValueError, match=expected):
+        models.load(str(tmp_path))
+
+
+@pytest.mark.usefixtures("toy_zoo")
+@pytest.mark.parametrize("record", [None, {}, {"temperature": 1, "newer": [1]}])
+def test_a_record_of_another_version_is_read(tmp_path: Path, record: Any) -> None:
+    models.save(tmp_path, *toys.classifier())
+    file = tmp_path / models.ARTIFACT
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"record": record}))
+    models.load(str(tmp_path))
+    assert models.metadata(tmp_path) == (record or {})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "have no labels"),
+        (b"a,b\n1,2\n", r"line 2 of .* is not a prediction .KeyError.'label'"),
+        (b"seed,sha256,path,label\n1,2,3,4\n", r"line 2 of .* expected the columns seed, sha256"),
+        (b"seed,sha256,path,label,predicted,probability\n0,a,b,c,d,1\n", "KeyError.'correct'"),
+        (
+            b"seed,sha256,path,label,predicted,probability,correct\nx,a,b,c,d,1,1\n",
+            "invalid literal",
+        ),
+        (b"\xff\xfe\0", "is not a table in UTF-8"),
+        (b"seed,sha256,path,label,predicted,probability,correct\n0,a,b,c", "NoneType"),
+    ],
+)
+def test_broken_predictions_are_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "predictions.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        sets.paired.read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[1]", '{"x": 1}', '"a"'])
+def test_broken_records_of_a_resumed_run_are_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "phase1").mkdir()
+    for name in ("rates.json", "parts.json"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="does not hold the learning rates of the run .*`workdir`"):
+        rate_finder.saved_rates(tmp_path, lambda: rate_finder.Rates(0.1, []))
+    with pytest.raises(ValueError, match="`workdir`"):
+        resume.same_inputs(tmp_path / "parts.json", {"a": 1})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"name": ""}', "null"])
+def test_a_claim_that_is_not_one_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "fast.json").write_text(text)
+    with pytest.raises(ValueError, match="fast.json"):
+        reporting.results.load(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.ENOTDIR, errno.EROFS])
+def test_a_cache_of_the_hub_that_cannot_be_written_is_named(number: int) -> None:
+    pytest.importorskip("huggingface_hub")
+    message = hub._sentence(OSError(number, os.strerror(number), "/c"), "timm/x", None)
+    assert message.startswith("cannot write timm/x into the cache of the hub, /")
+    assert message.endswith(f" ({os.strerror(number)}); set HF_HOME to another folder")
 
 
 # ---- caches --------------------------------------------------------------------------------------

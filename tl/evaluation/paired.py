@@ -186,7 +186,7 @@ def read_predictions(folder: Path) -> dict[int, dict[str, Row]]:
     Equal files count once.
 
     Raises:
-      ValueError: the run saved no predictions, or its images have no labels.
+      ValueError: the run saved no predictions, the file is damaged, or its images have no labels.
     """
     try:
         with open(folder / FILE, encoding="utf-8", newline="") as file:
@@ -196,17 +196,25 @@ def read_predictions(folder: Path) -> dict[int, dict[str, Row]]:
             f"{str(folder)!r} has no {FILE} ({error.strerror}), expected a run of transfer, "
             "evaluate or predict; a run of an older version must be repeated"
         ) from None
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{str(folder / FILE)!r} is not a table in UTF-8: {error}") from error
     by_seed: dict[int, dict[str, Row]] = {}
-    for row in rows:
-        if row["label"] and row["sha256"]:
-            by_seed.setdefault(int(row["seed"]), {})[row["sha256"]] = Row(
-                row["path"],
-                row["label"],
-                row["predicted"],
-                float(row["probability"]),
-                row["correct"] == "1",
-                row.get("seen") or "",
-            )
+    for number, row in enumerate(rows, 2):
+        try:
+            if row["label"] and row["sha256"]:
+                by_seed.setdefault(int(row["seed"]), {})[row["sha256"]] = Row(
+                    row["path"],
+                    row["label"],
+                    row["predicted"],
+                    float(row["probability"]),
+                    row["correct"] == "1",
+                    row.get("seen") or "",
+                )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"line {number} of {str(folder / FILE)!r} is not a prediction ({error!r}), "
+                f"expected the columns {', '.join(COLUMNS)}; repeat the run"
+            ) from error
     if not by_seed:
         raise ValueError(
             f"the {len(rows)} images of {str(folder)!r} have no labels, expected ground truth; run "

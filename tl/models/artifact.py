@@ -116,8 +116,8 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
         stored = json.loads((folder / ARTIFACT).read_text())
         if stored["format"] not in (1, 2):
             raise ValueError(
-                f"{folder / ARTIFACT} has another format: got {stored['format']!r}, expected 1 or "
-                "2; load it with the version of tl that wrote it"
+                f"it has another format: got {stored['format']!r}, expected 1 or 2; load it with "
+                "the version of tl that wrote it"
             )
         classes = labels.from_dict(stored["classes"])
         pixel_spec = PixelSpec.from_dict(stored["pixels"])
@@ -133,9 +133,10 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
         # Early artifacts call VGG's own classifier "vgg".
         kind = "own" if stored["head"] == "vgg" else stored["head"]
         head = heads.maker(kind, spec)(len(classes.entries))
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(
-            f"{folder / ARTIFACT} is not a classifier that this version of tl wrote: {error!r}"
+            f"{folder / ARTIFACT} is not a classifier that this version of tl wrote: {reason}"
         ) from error
     file = folder / VARIABLES
     arrays = readers.read(file)

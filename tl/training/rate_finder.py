@@ -39,7 +39,13 @@ def saved_rates(folder: Path | None, find: Callable[[], Rates]) -> Rates:
     """
     path = folder / "rates.json" if folder else None
     if path and folder and path.exists() and any(folder.glob("phase*")):
-        return Rates(**json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return Rates(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{str(path)!r} does not hold the learning rates of the run ({error}); use a new "
+                "`workdir`"
+            ) from error
     rates = find()
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -91,8 +91,8 @@ def same_inputs(path: Path, inputs: Mapping[str, Any], *, folder: Path | None = 
             path.parent.mkdir(parents=True, exist_ok=True)
             reporting.write_whole(path, json.dumps(now, indent=1))
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"cannot read or write the inputs of the run in {str(path)!r} ({error}); use a new "
             "`workdir`"

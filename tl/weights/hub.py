@@ -12,6 +12,7 @@ with the file's SHA-256 on the hub, by which the cache names the file. This take
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,6 +24,11 @@ from tl.weights import store
 from tl.weights.manifest import PUBLISHED
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Errors of the file system; those of the network have none of these numbers.
+_NOT_WRITTEN = {
+    *(errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT),
+    *(errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS),
+}
 
 
 class HubFiles(NamedTuple):
@@ -161,6 +167,11 @@ def _sentence(error: Exception, repo: str, revision: str | None, file: str = "")
         return (
             f"{repo} on the hub lacks config.json or {' and '.join(WEIGHTS)}; "
             "expected a repository in timm's layout"
+        )
+    if isinstance(error, OSError) and error.errno in _NOT_WRITTEN:
+        return (
+            f"cannot write {repo} into the cache of the hub, {constants.HF_HUB_CACHE} "
+            f"({error.strerror}); set HF_HOME to another folder"
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
