@@ -106,7 +106,7 @@ def main(run: reporting.Run) -> None:
     table = inference.class_table(clf)
     for name in {FLAGS.target, FLAGS.only} - {"", LEAST_LIKELY}:
         table.find(name)
-    images = inference.read_images(clf, FLAGS.images)
+    images = inference.read_images(clf, FLAGS.images, white=cli.white(run))
     named = FLAGS.labels == "folder"
     labels = inference.folder_labels(clf, images.paths, run.remark) if named else None
     evaluation = attacked.evaluate_attack(

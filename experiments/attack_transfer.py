@@ -77,6 +77,7 @@ def main(run: reporting.Run) -> None:
         limit=FLAGS.limit,
         seed=FLAGS.seed,
         remark=run.remark,
+        white=cli.white(run),
     )
     settings = TransferSettings(FLAGS.attack, FLAGS.norm, eps, FLAGS.steps, FLAGS.seed)
     result = attack_transfer.evaluate_transfer(

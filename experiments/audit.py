@@ -48,8 +48,9 @@ def main(run: reporting.Run) -> None:
     photographs = None
     if FLAGS.images:
         inference.class_table(clf)  # raises for a network without classes, before any image
+        white = cli.white(run)
         images = {
-            resize: inference.read_images(clf.with_pixels(resize=resize), FLAGS.images)
+            resize: inference.read_images(clf.with_pixels(resize=resize), FLAGS.images, white=white)
             for resize in ("shorter", "squash")
         }
         paths, skipped = images["shorter"].paths, images["shorter"].skipped

@@ -24,6 +24,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+    cli.define_white_flag()
     flags.DEFINE_string("model", None, "Folder of a classifier that transfer saved.", required=True)
     names = ", ".join(data.names())
     flags.DEFINE_string("data", None, f"Data set of the comparison: {names}.", required=True)

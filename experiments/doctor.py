@@ -27,6 +27,7 @@ MAX_LINES = 12
 
 
 def define_flags() -> None:
+    cli.define_white_flag()
     flags.DEFINE_string("data", "", "Data set: folder:DIR, csv:FILE, tfds:NAME or elpv.")
     flags.DEFINE_string("weights", "", "Weights file, or folder with one, to examine instead.")
     cli.define_which_flag()
@@ -54,8 +55,9 @@ def main(run: reporting.Run) -> None:
         raise ValueError("give either `data` or `weights`: doctor examines one of them")
     if FLAGS.weights:
         return examine_weights(run)
-    spec = cli.load_data(run, FLAGS.data)
+    spec = cli.load_data(run, FLAGS.data, check=False)
     report = data.examine(spec, progress=lambda items, n: reporting.progress(items, n, "images"))
+    run.remark(*map(cli.with_dashes, report.remarks))
     result = report.as_dict() | {
         "data": spec.name,
         "skipped": [skip._asdict() for skip in spec.skipped],

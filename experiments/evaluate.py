@@ -27,6 +27,7 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
+    cli.define_white_flag()
     flags.DEFINE_string("data", None, f"Test set: {', '.join(data.names())}.", required=True)
     flags.DEFINE_enum(
         "part",

@@ -30,6 +30,7 @@ MOST = 16
 
 
 def define_flags() -> None:
+    cli.define_white_flag()
     names = ", ".join(data.names())
     flags.DEFINE_string("data", "", f"Data set whose feature bank is filled: {names}.")
     words = (
@@ -58,7 +59,7 @@ def main(run: reporting.Run) -> None:
     names = activations.endpoints(clf, variables, names)
     if FLAGS.show and (n := len(data.find_images(FLAGS.show)[0])) > MOST:
         raise ValueError(f"--show names {n} images, expected at most {MOST} so that the page loads")
-    images = inference.read_images(clf, FLAGS.show) if FLAGS.show else None
+    images = inference.read_images(clf, FLAGS.show, white=cli.white(run)) if FLAGS.show else None
     data_set = cli.load_data(run, FLAGS.data, min_classes=1) if FLAGS.data else None
     facts = common.weights_facts(clf)
     result: dict[str, Any] = {"arch": clf.arch, "endpoints": names, "skipped": [], "facts": facts}

@@ -33,6 +33,7 @@ DEFAULT = "Default: that of the objective."
 
 
 def define_flags() -> None:
+    cli.define_white_flag()
     flags.DEFINE_string(
         "target", "", "Classes, separated by commas: index, WordNet id, name or group."
     )
@@ -115,7 +116,8 @@ def main(run: reporting.Run) -> None:
     networks = grid.ensemble(grid.network(clf, variables), FLAGS.ensemble, chosen)
     photograph = None
     if FLAGS.photograph:
-        read = inference.read_images(clf.with_pixels(size=size), FLAGS.photograph)
+        resized = clf.with_pixels(size=size)
+        read = inference.read_images(resized, FLAGS.photograph, white=cli.white(run))
         photograph = pixels.to_images01(read.images)[0]
     data_set = cli.load_data(run, FLAGS.data, min_classes=1) if FLAGS.data else None
     held_out = []

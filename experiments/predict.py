@@ -26,7 +26,13 @@ def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
     labels = "folder" if FLAGS.labels == "folder" else None
     predicted = inference.predict(
-        clf, variables, FLAGS.images, labels=labels, progress=sets.progress, remark=run.remark
+        clf,
+        variables,
+        FLAGS.images,
+        labels=labels,
+        progress=sets.progress,
+        remark=run.remark,
+        white=cli.white(run),
     )
     result = sets.predictions_result(run, clf, predicted, FLAGS.topk, seen.Seen(cli.metadata()))
     page = pages.finish(run, result | {"facts": common.weights_facts(clf)})

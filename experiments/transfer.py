@@ -36,6 +36,7 @@ DEFAULT = Recipe()
 
 
 def define_flags() -> None:
+    cli.define_white_flag()
     text, one_of = flags.DEFINE_string, flags.DEFINE_enum
     number, real = flags.DEFINE_integer, flags.DEFINE_float
     # ---- data

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from tests import toys
 from tl.data import ImageError, decode
-from tl.data.decode import MAX_PIXELS, decode_reduced, header
+from tl.data.decode import MAX_PIXELS, Header, decode_reduced, header
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -218,8 +218,8 @@ def bomb_png(side: int) -> bytes:
     [
         (b"", "is empty"),
         (b"hello, I am a text file", "not a readable image .it begins with b'hello, I'"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a readable image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a readable image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG file; convert it to JPEG or PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is an EPS file; convert it to"),
         (toys.encoded(Image.new("RGB", (1, 1)), "PNG"), "is 1 x 1 pixels, expected at least 2 x 2"),
         (toys.encoded(Image.new("L", (9, 1)), "JPEG"), "is 9 x 1 pixels"),
         (bomb_png(10_000), "is 10000 x 10000 pixels, expected at most 89,478,485"),
@@ -325,13 +325,8 @@ def test_the_header_has_format_mode_and_orientation(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(
         toys.encoded(Image.fromarray(ramp()).convert("L"), "JPEG", exif=exif)
     )
-    assert header(tmp_path / "a.png") == ("JPEG", "L", False, False, 8)
-    assert header(toys.encoded(Image.fromarray(ramp()).convert("RGBA"), "PNG")) == (
-        "PNG",
-        "RGBA",
-        True,
-        False,
-        1,
-    )
+    assert header(tmp_path / "a.png") == Header("JPEG", "L", False, False, 8)
+    rgba = toys.encoded(Image.fromarray(ramp()).convert("RGBA"), "PNG")
+    assert header(rgba) == Header("PNG", "RGBA", True, False, 1)
     with pytest.raises(ImageError, match="is empty"):
         header(b"")

@@ -236,7 +236,7 @@ def test_only_files_with_an_unknown_ending_are_opened(
 
     monkeypatch.setattr("builtins.open", record)
     data.folder(tmp_path)
-    assert names == ["e"]
+    assert names == ["d.HEIC", "e"]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])

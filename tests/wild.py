@@ -15,15 +15,17 @@ import json
 import os
 import pickle
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffTags
 from safetensors.numpy import save_file
 
 from tests import toys
@@ -1543,7 +1545,7 @@ FOLDERS: tuple[Situation, ...] = (
     Situation(
         "half of a class in another format",
         tree(*two(), "dog/2.HEIC", "dog/3.heic", content={"EIC": HEIC_START, "eic": HEIC_START}),
-        remark="^2 .HEIC files are not read; convert them to .jpg or .png to use them$",
+        remark=r"^2 .HEIC files are not read; install tl\[heic\] or convert them to .jpg or .png",
         right={"skipped": 2},
     ),
     # Empty and small classes.
@@ -2777,3 +2779,532 @@ SURROUNDINGS = (
         right={"code": 130},
     ),
 )
+
+
+# ---- pixels --------------------------------------------------------------------------------------
+
+
+def halves(left: Any, right: Any, dtype: Any = np.uint16) -> np.ndarray:
+    """An image [6 8] or [6 8 c] of two colors, which its left and right halves have."""
+    pixels = np.empty((6, 8, *np.shape(left)), dtype)
+    pixels[:, :4], pixels[:, 4:] = left, right
+    return pixels
+
+
+def png(pixels: np.ndarray, bits: int, color: int, **chunks: bytes) -> bytes:
+    """A PNG.
+
+    Args:
+      pixels: unsigned integers [h w] or [h w c].
+      bits: per channel: 1, 2, 4, 8 or 16.
+      color: the color type: 0 gray, 2 RGB, 3 palette, 4 gray and alpha, 6 RGBA.
+      chunks: further chunks before the pixels, such as `sBIT`.
+    """
+    chunk = lambda name, body: (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    )
+    height, width = pixels.shape[:2]
+    lines = b"".join(b"\0" + _packed(row, bits, ">") for row in pixels)
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)),
+        *((name.encode(), body) for name, body in chunks.items()),
+        (b"IDAT", zlib.compress(lines)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def _packed(row: np.ndarray, bits: int, order: Literal["<", ">"]) -> bytes:
+    if bits >= 8 and bits % 8 == 0:
+        return row.astype(row.dtype.newbyteorder(order)).tobytes()
+    digits = (row.reshape(-1, 1) >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(digits.astype(np.uint8)).tobytes()
+
+
+def tiff(
+    *pages: np.ndarray,
+    order: Literal["<", ">"] = "<",
+    bits: int = 0,
+    zipped: bool = False,
+    **tags: int,
+) -> bytes:
+    """A TIFF of one strip per page and, if `PlanarConfiguration` is 2, per channel.
+
+    Args:
+      pages: [h w] or [h w c], of any number type.
+      order: of the bytes, "<" or ">".
+      bits: per channel. Default: those of the number type.
+      zipped: whether strips are compressed (Deflate).
+      tags: by name, such as `PhotometricInterpretation`. Default: gray or RGB.
+    """
+    ids: dict[str, Any] = {tag.name: tag.value for tag in TiffTags.TAGS_V2.values()}
+    data = bytearray((b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 0))
+    link = 4
+    for pixels in pages:
+        height, width = pixels.shape[:2]
+        bands = pixels.reshape(height, width, -1)
+        planar = tags.get("PlanarConfiguration", 1) == 2
+        strips = [
+            b"".join(_packed(row, bits or 8 * pixels.itemsize, order) for row in plane)
+            for plane in (np.moveaxis(bands, 2, 0) if planar else [bands])
+        ]
+        strips = [zlib.compress(strip) for strip in strips] if zipped else strips
+        offsets = []
+        for strip in strips:
+            offsets.append(len(data))
+            data += strip + b"\0" * (len(strip) % 2)
+        fields: dict[int, Any] = {
+            256: width,
+            257: height,
+            258: [bits or 8 * pixels.itemsize] * bands.shape[2],
+            259: 8 if zipped else 1,
+            262: 2 if bands.shape[2] in (3, 4) else 1,
+            273: offsets,
+            277: bands.shape[2],
+            278: height,
+            279: [len(strip) for strip in strips],
+            339: [{"u": 1, "b": 1, "i": 2, "f": 3}[pixels.dtype.kind]] * bands.shape[2],
+        }
+        fields |= {ids[name]: value for name, value in tags.items()}
+        entries = b""
+        for tag, value in sorted(fields.items()):
+            values = value if isinstance(value, list) else [value]
+            kind = "I" if tag in (273, 279) else "H"
+            body = struct.pack(f"{order}{len(values)}{kind}", *values)
+            if len(body) > 4:
+                offset, body = len(data), struct.pack(f"{order}I", len(data))
+                data += struct.pack(f"{order}{len(values)}{kind}", *values)
+                data += b"\0" * (len(data) % 2)
+                assert offset % 2 == 0
+            code = 4 if kind == "I" else 3
+            entries += struct.pack(f"{order}HHI", tag, code, len(values)) + body.ljust(4, b"\0")
+        struct.pack_into(f"{order}I", data, link, len(data))
+        link = len(data) + 2 + len(entries)
+        data += struct.pack(f"{order}H", len(fields)) + entries + bytes(4)
+    return bytes(data)
+
+
+def written(kind: str, *frames: np.ndarray, **options: Any) -> bytes:
+    """The frames as Pillow writes them."""
+    images = [Image.fromarray(frame) for frame in frames]
+    more = {"save_all": True, "append_images": images[1:]} if images[1:] else {}
+    return toys.encoded(images[0], kind, **more, **options)
+
+
+def _one(name: str, ending: str, content: Callable[[], bytes], **rest: Any) -> Situation:
+    """A file; `right` has `white`, `halves` (the levels of both halves) and `within`."""
+
+    def make(folder: Path) -> Path:
+        (folder / f"x{ending}").write_bytes(content())
+        return folder / f"x{ending}"
+
+    return Situation(name, make, rest.pop("refused", ""), "", rest)
+
+
+def _set(
+    name: str, ending: str, content: Callable[[int], bytes], remark: str = "", **right: Any
+) -> Situation:
+    """Two classes of `n` files; `content` of 0, 1, ... is a file; `right` also has `white`."""
+
+    def make(folder: Path) -> str:
+        for i in range(right.get("n", 12)):
+            file = folder / ("cat", "dog")[i % 2] / f"{i}{ending}"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(content(i))
+        return f"folder:{folder}"
+
+    return Situation(name, make, "", remark, right)
+
+
+def _wide(bits: int, i: int = 0) -> np.ndarray:
+    """An image of n bits in 16, with the largest value in one pixel."""
+    pixels = toys.noise(6, 8, 2, seed=i).view(np.uint16)[..., 0] >> (16 - bits)
+    pixels[0, 0] = 2**bits - 1
+    return pixels
+
+
+def _photo(i: int = 0, channels: int = 3) -> np.ndarray:
+    return toys.noise(6, 8, channels, seed=i)
+
+
+_GRAYS = ((64,) * 3, (192,) * 3)
+_WHITE_IS_0: dict[str, Any] = {"PhotometricInterpretation": 0}
+_COLORS = ((64, 128, 192), (192, 64, 0))
+_12_BITS, _12_BITS_OF_COLOR = (1028, 3083), ((1028, 2056, 3083), (3083, 1028, 0))
+_FULL, _NEGATIVE = (16448, 49344), (65535 - 16448, 65535 - 49344)
+_TIFF_OF_RAW: dict[str, Any] = {"Make": 0, "NewSubfileType": 1}
+_CMYK = halves((191, 127, 63, 0), (63, 191, 255, 0), np.uint8)
+_ISOBMFF = b"\0\0\0\x18ftyp%s\0\0\0\0%s" + bytes(64)
+_GAIN_MAP = lambda i: written("MPO", _photo(i), _photo(i)[::2, ::2])
+_DARK = (
+    "^12 of 12 images are nearly black: no level exceeds {} of 255; if they hold fewer than 16 "
+    "bits, state the value of white: `white={}`$"
+)
+
+PICTURES: tuple[Situation, ...] = (
+    # 9 to 14 bits in 16: the value of white is given, or the file states it.
+    *(
+        _one(
+            f"{bits} bits in a PNG of 16",
+            ".png",
+            lambda bits=bits: png(halves(0, 2**bits - 1), 16, 0),
+            white=2**bits - 1,
+            halves=((0,) * 3, (255,) * 3),
+        )
+        for bits in range(9, 15)
+    ),
+    *(
+        _one(f"12 bits in {name}", ".png", content, white=4095, halves=right)
+        for name, content, right in (
+            ("a PNG", lambda: png(halves(*_12_BITS), 16, 0), _GRAYS),
+            ("a color PNG", lambda: png(halves(*_12_BITS_OF_COLOR), 16, 2), _COLORS),
+            (
+                "a PNG with opacity",
+                lambda: png(halves((1028, 2056, 3083, 4095), (3083, 1028, 0, 4095)), 16, 6),
+                _COLORS,
+            ),
+            ("a TIFF", lambda: tiff(halves(*_12_BITS)), _GRAYS),
+            ("a zipped TIFF", lambda: tiff(halves(*_12_BITS), zipped=True), _GRAYS),
+            ("a TIFF of Motorola", lambda: tiff(halves(*_12_BITS), order=">"), _GRAYS),
+            ("a color TIFF", lambda: tiff(halves(*_12_BITS_OF_COLOR)), _COLORS),
+            (
+                "a color TIFF of Motorola",
+                lambda: tiff(halves(*_12_BITS_OF_COLOR), order=">"),
+                _COLORS,
+            ),
+            ("a zipped color TIFF", lambda: tiff(halves(*_12_BITS_OF_COLOR), zipped=True), _COLORS),
+            (
+                "a TIFF of planes",
+                lambda: tiff(halves(*_12_BITS_OF_COLOR), PlanarConfiguration=2),
+                _COLORS,
+            ),
+            (
+                "a negative TIFF",
+                lambda: tiff(halves(4095 - 1028, 4095 - 3083), **_WHITE_IS_0),
+                _GRAYS,
+            ),
+        )
+    ),
+    _one(
+        "transparent 12 bits of gray",
+        ".png",
+        lambda: png(halves((1028, 4095), (9, 0)), 16, 4),
+        white=4095,
+        halves=((64,) * 3, (255,) * 3),
+    ),
+    _one(
+        "sBIT of 12 bits",
+        ".png",
+        lambda: png(halves(*_12_BITS), 16, 0, sBIT=b"\x0c"),
+        halves=_GRAYS,
+    ),
+    _one(
+        "sBIT of 12 bits that were scaled to 16",
+        ".png",
+        lambda: png(halves(*_FULL), 16, 0, sBIT=b"\x0c"),
+        halves=_GRAYS,
+    ),
+    _one(
+        "sBIT of dark pixels that were scaled to 16",
+        ".png",
+        lambda: png(halves(10 * 16, 128 * 16), 16, 0, sBIT=b"\x0c"),
+        halves=((1,) * 3, (8,) * 3),
+    ),
+    _one(
+        "MaxSampleValue 4095",
+        ".tif",
+        lambda: tiff(halves(*_12_BITS), MaxSampleValue=4095),
+        halves=_GRAYS,
+    ),
+    _one(
+        "MaxSampleValue of a dark image",
+        ".tif",
+        lambda: tiff(halves(2570, 3000), MaxSampleValue=3000),
+        halves=((10,) * 3, (12,) * 3),
+    ),
+    _one("12 packed bits", ".tif", lambda: tiff(halves(*_12_BITS), bits=12), halves=_GRAYS),
+    _one(
+        "white of 8 bits has no effect",
+        ".png",
+        lambda: png(halves(64, 192, np.uint8), 8, 0),
+        white=4095,
+        halves=_GRAYS,
+    ),
+    # 0 is white.
+    *(
+        _one(f"negative of {name}", ".tif", content, halves=right)
+        for name, content, right in (
+            ("16 bits", lambda: tiff(halves(*_NEGATIVE), **_WHITE_IS_0), _GRAYS),
+            (
+                "16 bits of Motorola",
+                lambda: tiff(halves(*_NEGATIVE), order=">", **_WHITE_IS_0),
+                _GRAYS,
+            ),
+            (
+                "16 zipped bits",
+                lambda: tiff(halves(*_NEGATIVE), zipped=True, **_WHITE_IS_0),
+                _GRAYS,
+            ),
+            (
+                "16 zipped bits of Motorola",
+                lambda: tiff(halves(*_NEGATIVE), order=">", zipped=True, **_WHITE_IS_0),
+                _GRAYS,
+            ),
+            ("8 bits", lambda: tiff(halves(191, 63, np.uint8), **_WHITE_IS_0), _GRAYS),
+            (
+                "4 bits",
+                lambda: tiff(halves(11, 3, np.uint8), bits=4, **_WHITE_IS_0),
+                ((68,) * 3, (204,) * 3),
+            ),
+            (
+                "1 bit",
+                lambda: tiff(halves(1, 0, np.uint8), bits=1, **_WHITE_IS_0),
+                ((0,) * 3, (255,) * 3),
+            ),
+            ("12 packed bits", lambda: tiff(halves(3067, 1012), bits=12, **_WHITE_IS_0), _GRAYS),
+        )
+    ),
+    # Other pixels.
+    *(
+        _one(
+            f"a PNG of {bits} bits",
+            ".png",
+            lambda bits=bits: png(halves(0, 2**bits - 2, np.uint8), bits, 0),
+            halves=((0,) * 3, (255 * (2**bits - 2) // (2**bits - 1),) * 3),
+        )
+        for bits in (1, 2, 4)
+    ),
+    *(
+        _one(
+            f"a PNG of {bits} bits with a key",
+            ".png",
+            lambda bits=bits: png(
+                halves(1, 0, np.uint16 if bits > 8 else np.uint8), bits, 0, tRNS=b"\0\1"
+            ),
+            halves=((255,) * 3, (0,) * 3),
+        )
+        for bits in (1, 2, 4, 8, 16)
+    ),
+    _one(
+        "a color PNG of 16 bits with a key that differs in the low byte",
+        ".png",
+        lambda: png(halves((257, 0, 0), (258, 0, 0)), 16, 2, tRNS=b"\1\1\0\0\0\0"),
+        halves=((255,) * 3, (1, 0, 0)),
+    ),
+    _one(
+        "planes of 16 bits",
+        ".tif",
+        lambda: tiff(halves((16448, 32896, 49344), (49344, 16448, 0)), PlanarConfiguration=2),
+        halves=_COLORS,
+    ),
+    _one("CMYK", ".tif", lambda: tiff(_CMYK, PhotometricInterpretation=5), halves=_COLORS),
+    _one(
+        "gray and opacity of 8 bits",
+        ".tif",
+        lambda: tiff(
+            halves((64, 255), (9, 0), np.uint8), PhotometricInterpretation=1, ExtraSamples=2
+        ),
+        halves=((64,) * 3, (255,) * 3),
+    ),
+    # Formats of phones and the web, also under another ending.
+    *(
+        _one(
+            f"{kind} named {ending}",
+            ending,
+            lambda kind=kind: written(kind, halves(*_COLORS, np.uint8)),
+            halves=_COLORS,
+            within=12,
+            read_by=feature,
+        )
+        for kind, feature, endings in (
+            ("AVIF", "avif", (".avif", ".jpg", ".png")),
+            ("JPEG2000", "jpg_2000", (".jp2", ".j2k", ".jpg")),
+        )
+        for ending in endings
+    ),
+    # TIFF files that are not an image.
+    *(
+        _one(name, ".tif", content, refused=refused)
+        for name, content, refused in (
+            ("five bands", lambda: tiff(_photo(0, 5)), "^is a TIFF of 5 bands, expected gray, RGB"),
+            ("two bands", lambda: tiff(_photo(0, 2)), "^is a TIFF of 2 bands, expected"),
+            (
+                "four bands that are not RGB",
+                lambda: tiff(_photo(0, 4), PhotometricInterpretation=1),
+                "^is a TIFF of 4 bands, expected .*; save one band as gray or three as RGB, of 8",
+            ),
+            ("seven bands of 16 bits", lambda: tiff(halves([1] * 7, [2] * 7)), "of 7 bands, exp"),
+            (
+                "six bands of floats",
+                lambda: tiff(halves([0.1] * 6, [0.2] * 6, np.float32)),
+                "^is a TIFF of 6 bands of 32-bit floats, expected",
+            ),
+            (
+                "floats",
+                lambda: tiff(halves(0.25, 0.75, np.float32)),
+                "^is a TIFF of 32-bit floats, whose white is undefined, expected 8 or 16 bits; ",
+            ),
+            ("floats of 64 bits", lambda: tiff(halves(0.2, 0.7, np.float64)), "of 64-bit floats, "),
+            ("half floats", lambda: tiff(halves(0.2, 0.7, np.float16)), "of 16-bit floats, whose"),
+            (
+                "signed 16 bits",
+                lambda: tiff(halves(-9, 9, np.int16)),
+                "of signed 16-bit integers, ",
+            ),
+            ("signed 8 bits", lambda: tiff(halves(-9, 9, np.int8)), "of signed 8-bit integers, w"),
+            ("32 bits", lambda: tiff(halves(9, 99, np.uint32)), "of 32-bit integers, whose white"),
+            (
+                "Lab",
+                lambda: tiff(_photo(), PhotometricInterpretation=8),
+                "color space LAB, expected",
+            ),
+            (
+                "raw of Nikon or Sony",
+                lambda: tiff(_photo(), **_TIFF_OF_RAW),
+                "^is a raw camera file; develop it to JPEG, or to TIFF of 8 or 16 bits$",
+            ),
+            (
+                "mosaic of a sensor",
+                lambda: tiff(halves(9, 99), PhotometricInterpretation=32803),
+                "^is a raw camera file; develop",
+            ),
+            (
+                "packed bits in the other order of bytes",
+                lambda: tiff(halves(*_12_BITS), bits=12, order=">"),
+                r"^is a TIFF that Pillow cannot read \(1 band of 12 bits, compression 1\), expect",
+            ),
+        )
+    ),
+    # Files that are named by content.
+    *(
+        _one(f"{start[:12]} named .jpg", ".jpg", lambda start=start: start, refused=refused)
+        for start, refused in (
+            (
+                _ISOBMFF % (b"mif1", b"heic"),
+                "is a HEIC file; `pip install 'tl.heic.'` or conver",
+            ),
+            (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL file; convert it to JPEG or PNG"),
+            (b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "is a raw camera file; develop it to JPEG, or"),
+            (_ISOBMFF % (b"crx ", b"isom"), "is a raw camera file; develop"),
+            (b"FUJIFILMCCD-RAW 0201", "is a raw camera file; develop"),
+            (
+                b"<?xml version='1.0'?>\n<!-- x -->\n<svg xmlns=''/>",
+                "is an SVG file; convert it",
+            ),
+            (b"%PDF-1.7", "is a PDF file; convert it to JPEG or PNG"),
+            (b"%!PS-Adobe-3.0 EPSF-3.0", "is an EPS file; convert it to JPEG or PNG"),
+            (b"8BPS\0\1", "is a PSD file; convert it to JPEG or PNG"),
+            (bytes(128) + b"DICM", "is a DICOM file; export its pixels to PNG"),
+            (b"\x5c\1\0\0" + bytes(340) + b"n+1\0", "is a NIfTI file; export its slices to PNG"),
+            (_ISOBMFF % (b"isom", b"mp42"), "is a video file; convert it to JPEG or PNG"),
+            (b"<!DOCTYPE html><html>", "is an HTML file; download the image again"),
+            (
+                b"version https://git-lfs.github.com/spec/v1",
+                "is a Git LFS file; `git lfs pull` ",
+            ),
+        )
+    ),
+)
+
+# Whole sets, and the remark on them.
+SETS: tuple[Situation, ...] = (
+    *(
+        _set(
+            f"{bits} bits in 16",
+            ".png",
+            lambda i, bits=bits: png(_wide(bits, i), 16, 0),
+            _DARK.format(level, 2**bits - 1),
+        )
+        for bits, level in ((8, 1), (9, 2), (10, 4), (11, 8), (12, 16), (13, 32), (14, 64))
+    ),
+    _set(
+        "12 bits of color in TIFF",
+        ".tif",
+        lambda i: tiff(np.stack([_wide(12, 3 * i + k) for k in range(3)], axis=-1)),
+        _DARK.format("1[56]", 4095),
+    ),
+    _set(
+        "12 bits where 0 is white",
+        ".tif",
+        lambda i: tiff(_wide(12, i), **_WHITE_IS_0),
+        "^12 of 12 images are nearly white: no level is below 239 of 255; .*: `white=4095`$",
+    ),
+    _set("12 bits and white=4095", ".png", lambda i: png(_wide(12, i), 16, 0), white=4095),
+    _set(
+        "10 bits and white=4095",
+        ".png",
+        lambda i: png(_wide(10, i), 16, 0),
+        _DARK.format(64, 1023),
+        white=4095,
+    ),
+    _set("12 bits with sBIT", ".png", lambda i: png(_wide(12, i), 16, 0, sBIT=b"\x0c")),
+    _set("16 bits", ".png", lambda i: png(_wide(16, i), 16, 0)),
+    _set(
+        "8 bits of which few are used",
+        ".png",
+        lambda i: png(_photo(i, 1) // 16, 8, 0),
+        "^12 of 12 images are nearly black: no level exceeds 15 of 255$",
+    ),
+    _set(
+        "8 bits that are nearly white",
+        ".png",
+        lambda i: png(240 + _photo(i, 1) // 16, 8, 0),
+        "^12 of 12 images are nearly white: no level is below 240 of 255$",
+    ),
+    _set(
+        "transparent everywhere",
+        ".png",
+        lambda i: png(np.concatenate([_photo(i), _photo(i, 1) * 0], axis=-1), 8, 6),
+        "^12 of 12 images are transparent everywhere and become one color, white$",
+    ),
+    _set(
+        "gray that is transparent everywhere",
+        ".png",
+        lambda i: png(np.concatenate([_photo(i, 1), _photo(i, 1) * 0], axis=-1), 8, 4),
+        "^12 of 12 images are transparent everywhere and",
+    ),
+    _set(
+        "one color",
+        ".jpg",
+        lambda i: written("JPEG", halves(9 * i, 9 * i, np.uint8)),
+        "^12 of 12 images have one color; check how they were exported$",
+    ),
+    _set(
+        "a third of one color",
+        ".png",
+        lambda i: png(_photo(i, 1) * (i % 3 > 0), 8, 0),
+        "^4 of 12 images have one color; check",
+    ),
+    _set("one of 20 of one color", ".png", lambda i: png(_photo(i, 1) * (i > 0), 8, 0), n=20),
+    _set("photographs", ".jpg", lambda i: written("JPEG", _photo(i))),
+    *(
+        _set(
+            name,
+            ending,
+            content,
+            "^12 of 12 images have more pages or frames than the one that is read$",
+        )
+        for name, ending, content in (
+            ("pages", ".tif", lambda i: tiff(_photo(i), _photo(i + 1))),
+            ("a channel per page", ".tif", lambda i: tiff(*np.moveaxis(_photo(i), 2, 0))),
+            (
+                "pages of 16 bits of Motorola",
+                ".tif",
+                lambda i: tiff(*[_wide(16, i)] * 2, order=">"),
+            ),
+            ("animated GIF", ".gif", lambda i: written("GIF", _photo(i), _photo(i + 1))),
+            ("animated WebP", ".webp", lambda i: written("WEBP", _photo(i), _photo(i + 1))),
+            ("animated PNG", ".png", lambda i: written("PNG", _photo(i), _photo(i + 1))),
+            ("two views in a JPEG", ".jpg", lambda i: written("MPO", _photo(i), _photo(i + 1))),
+        )
+    ),
+    _set("a gain map in a JPEG", ".jpg", _GAIN_MAP),
+    _set(
+        "one of 12 with pages",
+        ".tif",
+        lambda i: tiff(*[_photo(i)] * (2 - bool(i))),
+        "^1 of 12 images has more pages or frames than",
+    ),
+)
+
+PIXELS: tuple[Situation, ...] = PICTURES + SETS

@@ -82,6 +82,19 @@ def define_image_flags(*, required: bool = True, labels: str = "") -> None:
     )
     help = f"Ground truth. {help} none: {labels}." if labels else help
     flags.DEFINE_enum("labels", "none", ["none", "folder"], help)
+    define_white_flag()
+
+
+def define_white_flag() -> None:
+    """Defines the flag that says where white is in images of 16 bits."""
+    flags.DEFINE_integer(
+        "white",
+        0,
+        "Value of white in images of 16 bits per channel, such as 4095 for 12 bits in 16. Default: "
+        "that of the classifier of --model, then that of the file, then 65535.",
+        lower_bound=0,
+        upper_bound=65535,
+    )
 
 
 def define_which_flag() -> None:
@@ -349,11 +362,41 @@ def _about_programs(reading: bool) -> str:
     )
 
 
-def load_data(run: reporting.Run, name: str, *, min_classes: int = 2) -> data.DataSpec:
-    """The data set `name` of `tl.data.get`; its remarks are printed and added to `run`."""
-    spec = data.get(name, min_classes=min_classes)
+def load_data(
+    run: reporting.Run, name: str, *, min_classes: int = 2, check: bool = True
+) -> data.DataSpec:
+    """The data set `name` of `tl.data.get`; its remarks are printed and added to `run`.
+
+    Args:
+      run: the run.
+      name: name of the data set.
+      min_classes: as in `tl.data.get`.
+      check: whether to examine a sample of its pixels (`data.check_pixels`).
+
+    Raises:
+      ValueError: the data set cannot be read.
+    """
+    spec = data.get(name, min_classes=min_classes, white=white(run))
     run.remark(*spec.remarks)
+    if check:
+        run.remark(
+            *map(with_dashes, data.check_pixels([example.path for example in spec.examples]))
+        )
     return spec
+
+
+def white(run: reporting.Run) -> int:
+    """The value of --white, or that of the classifier of --model; 0 for none. It is remarked."""
+    given, stored = FLAGS.white if "white" in FLAGS else 0, metadata()
+    learned = stored.get("white", 0)
+    if value := given or learned:
+        why = ""
+        if not given:
+            why = ", as in the training of this classifier; --white=65535 reads their full range"
+        elif stored and given != (learned or 65535):
+            why = f", but {learned or 'the value of the file'} was white in training"
+        run.remark(f"images of 16 bits are read with {value} as white{why}")
+    return value
 
 
 def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:
@@ -379,7 +422,7 @@ def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:
 
 def metadata() -> dict[str, Any]:
     """What was stored with the classifier of --model; `{}` for a network of --arch."""
-    return models.metadata(FLAGS.model) if FLAGS.model else {}
+    return models.metadata(FLAGS.model) if "model" in FLAGS and FLAGS.model else {}
 
 
 def compute_dtype() -> str:

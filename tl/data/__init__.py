@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from tl.data.augment import Augment, make_augment
 from tl.data.decode import ImageError, decode, thumbnail
@@ -19,9 +20,10 @@ from tl.data.find import find_images
 from tl.data.folder import folder
 from tl.data.loader import Batch, Stream, load, stream
 from tl.data.packaged import Photograph, elpv, photographs
+from tl.data.pixel_checks import check_pixels
 from tl.data.plan import Plan, balanced, class_weights
 from tl.data.remap import match_classes, remap_labels, remap_test_labels
-from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored
+from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored, WithWhite, with_white
 from tl.data.split import (
     Parts,
     describe_parts,
@@ -56,16 +58,17 @@ def names() -> tuple[str, ...]:
     return tuple(f"{word}:{value}" if value else word for word, (_, value) in SETS.items())
 
 
-def get(word: str, *, min_classes: int = 2) -> DataSpec:
+def get(word: str, *, min_classes: int = 2, white: int = 0) -> DataSpec:
     """A data set by name.
 
     Args:
       word: `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR` or `elpv`.
       min_classes: smallest number of classes of a folder or table: 1 for a test set.
+      white: value of white in images of 16 bits per channel, in [1, 65535]; 0 for that of the file.
 
     Raises:
-      ValueError: the name is unknown (the message lists the nearest), or the data set cannot be
-        read.
+      ValueError: the name is unknown (the message lists the nearest), the data set cannot be read,
+        or `white` is out of range.
     """
     kind, colon, rest = word.partition(":")
     if kind not in SETS:
@@ -86,8 +89,13 @@ def get(word: str, *, min_classes: int = 2) -> DataSpec:
             f"{kind}{value and ':' + value}"
         )
     if make in (folder, table):
-        return make(rest, min_classes=min_classes)
-    return make(rest) if value else make()
+        spec = make(rest, min_classes=min_classes)
+    else:
+        spec = make(rest) if value else make()
+    if not white:
+        return spec
+    examples = tuple(replace(e, path=with_white(e.path, white)) for e in spec.examples)
+    return replace(spec, examples=examples, white=white)
 
 
 __all__ = [
@@ -108,7 +116,9 @@ __all__ = [
     "Split",
     "Stored",
     "Stream",
+    "WithWhite",
     "balanced",
+    "check_pixels",
     "class_weights",
     "content_hash",
     "decode",
@@ -139,4 +149,5 @@ __all__ = [
     "table",
     "tfds",
     "thumbnail",
+    "with_white",
 ]

@@ -10,21 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from tl.data import pixel_checks
 from tl.data.decode import Header, ImageError, decode, header
 from tl.data.duplicates import content_hash, near_duplicate_groups
-from tl.data.spec import DataSpec, Example, Source
+from tl.data.formats import SUFFIXES
+from tl.data.pixel_checks import Pixels
+from tl.data.spec import DataSpec, Example, Source, white_of
 from tl.data.tfds import known_bad
 
-# Suffix of a file name -> the format that it indicates.
-FORMATS = {
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
-    ".png": "PNG",
-    ".gif": "GIF",
-    ".webp": "WEBP",
-    ".bmp": "BMP",
-}
 # Pillow's mode -> its meaning and the conversion by `decode`.
 MODES = {
     "1": "black and white: becomes RGB",
@@ -34,7 +27,7 @@ MODES = {
     "PA": "a palette: becomes RGB",
     "CMYK": "CMYK: converted without its color profile",
     "I": "16-bit gray: value / 257",
-    "RGB;16": "16-bit color: the high byte is kept",
+    **dict.fromkeys(("RGB;16", "RGBA;16"), "16-bit color: the high byte is kept"),
 }
 
 
@@ -60,6 +53,7 @@ class Report(NamedTuple):
       broken: images that cannot be decoded.
       misnamed: images whose format differs from the suffix of the name; `decode` reads them.
       odd: images other than 8-bit RGB with one frame, with the conversion by `decode`.
+      extreme: images of one color, nearly black or nearly white.
       turned: images with an EXIF orientation, which `decode` applies.
       known: images with the name of a published file that is known to be defective.
       duplicates: groups of files with equal bytes.
@@ -67,6 +61,7 @@ class Report(NamedTuple):
         each other, because near-duplicates cannot be recognized then.
       two_labels: groups of either kind with different labels.
       leaks: groups of either kind in more than one official part.
+      remarks: sentences on the pixels of the whole data set, see `pixel_checks.remarks`.
     """
 
     n: int
@@ -75,18 +70,22 @@ class Report(NamedTuple):
     broken: tuple[Finding, ...]
     misnamed: tuple[Finding, ...]
     odd: tuple[Finding, ...]
+    extreme: tuple[Finding, ...]
     turned: tuple[Finding, ...]
     known: tuple[Finding, ...]
     duplicates: tuple[tuple[Source, ...], ...]
     near_duplicates: tuple[tuple[Source, ...], ...] | None
     two_labels: tuple[tuple[Source, ...], ...]
     leaks: tuple[tuple[Source, ...], ...]
+    remarks: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values; `broken` has the key "bad"."""
         fields = {}
         for name, value in self._asdict().items():
-            if name in ("broken", "misnamed", "odd", "turned", "known"):
+            if name == "remarks":  # `Run.remark` writes them
+                continue
+            if name in ("broken", "misnamed", "odd", "extreme", "turned", "known"):
                 value = [{"path": str(source), "why": reason} for source, reason in value]
             elif name in ("duplicates", "near_duplicates", "two_labels", "leaks"):
                 value = None if value is None else [[str(s) for s in group] for group in value]
@@ -101,11 +100,13 @@ class _Image(NamedTuple):
       hash: SHA-256 of the file in hex; "" if it cannot be read.
       error: the reason why it cannot be decoded; "" if it can.
       header: format and mode; None if they cannot be read.
+      pixels: what is measured on it; None if it cannot be decoded.
     """
 
     hash: str
     error: str
     header: Header | None
+    pixels: Pixels | None = None
 
 
 def examine(
@@ -140,7 +141,12 @@ def examine(
         parts=dict(Counter(e.part for e in spec.examples if e.part)),
         broken=tuple(Finding(source, image.error) for source, image in examined if image.error),
         misnamed=tuple(_findings(examined, _misnamed)),
-        odd=tuple(_findings(examined, lambda _, image_header: _odd(image_header))),
+        odd=tuple(_findings(examined, _odd)),
+        extreme=tuple(
+            Finding(source, reason)
+            for source, image in examined
+            if image.pixels and (reason := pixel_checks.describe(image.pixels))
+        ),
         turned=tuple(_findings(examined, lambda _, image_header: _turned(image_header))),
         known=tuple(
             Finding(source, _known_defect(defect, image))
@@ -151,6 +157,7 @@ def examine(
         near_duplicates=None if near_groups is None else _sources(near),
         two_labels=_sources(group for group in similar if len({e.label for e in group}) > 1),
         leaks=_sources(group for group in similar if len({e.part for e in group}) > 1),
+        remarks=pixel_checks.remarks([image.pixels for image in images if image.pixels]),
     )
 
 
@@ -162,10 +169,10 @@ def _examine_image(source: Source) -> _Image:
     image_header = None
     try:
         image_header = header(source)
-        decode(source)
+        pixels = pixel_checks.measure(source, decode(source), image_header)
     except ImageError as error:
         return _Image(digest, error.why, image_header)
-    return _Image(digest, "", image_header)
+    return _Image(digest, "", image_header, pixels)
 
 
 def _groups(examples: Sequence[Example], names: Sequence[str]) -> list[list[Example]]:
@@ -189,17 +196,20 @@ def _findings(
 
 
 def _misnamed(source: Source, image_header: Header) -> str:
-    if image_header.format == FORMATS.get(source.suffix.lower(), image_header.format):
+    if image_header.format == SUFFIXES.get(source.suffix.lower(), image_header.format):
         return ""
     return f"it is a {image_header.format}, its name ends in {source.suffix}"
 
 
-def _odd(image_header: Header) -> str:
+def _odd(source: Source, image_header: Header) -> str:
     mode = "I" if image_header.mode.startswith("I;16") else image_header.mode
     plain = "" if mode in ("RGB", "RGBA") else f"{mode}: becomes RGB"
+    conversion = MODES.get(mode, plain)
+    if (white := white_of(source)) and (mode == "I" or mode.endswith(";16")):
+        conversion = f"16 bits: {white} is white"
     transparent = "transparent: composited on white" if image_header.transparent else ""
     animated = "more than one frame: the first is used" if image_header.animated else ""
-    return "; ".join(filter(None, (MODES.get(mode, plain), transparent, animated)))
+    return "; ".join(filter(None, (conversion, transparent, animated)))
 
 
 def _turned(image_header: Header) -> str:

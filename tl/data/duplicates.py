@@ -37,7 +37,7 @@ from PIL import Image
 from tl import reporting
 from tl.data import shards
 from tl.data.decode import ImageError, decode_reduced
-from tl.data.spec import DataSpec, Source, Stored
+from tl.data.spec import DataSpec, Source, Stored, file_of, white_of
 from tl.paths import cache_dir
 
 # Chosen on the photographs that the module's docstring describes.
@@ -52,7 +52,7 @@ MIN_CONTRAST = 2.0
 # Side of a thumbnail, in pixels.
 _SIDE = 16
 # Version of the fingerprint; part of the cache folder's name.
-_FORMAT = 1
+_FORMAT = 2
 # Bytes of a fingerprint.
 _WIDTH = 8 + 3 * _SIDE * _SIDE
 # Fingerprints per shard of the cache; chosen, not tuned.
@@ -77,6 +77,7 @@ def content_hash(source: Source | str) -> str:
     Raises:
       OSError: the file cannot be read.
     """
+    source = source if isinstance(source, str) else file_of(source)
     if not isinstance(source, (Path, str)):
         return _hash_stored(source)
     stat = os.stat(source)
@@ -160,7 +161,9 @@ def fingerprints(
       content hash -> uint8[776] as `fingerprint` returns it; images that cannot be decoded are
       missing.
     """
-    folder = (cache or cache_dir()) / f"fingerprints-{_FORMAT}"
+    whites = sorted({white_of(source) for source in sources.values()} - {0})
+    name = "-".join([f"fingerprints-{_FORMAT}", *(f"white{white}" for white in whites)])
+    folder = (cache or cache_dir()) / name
     cached = {h: row for h, row in shards.read(folder, "fingerprints", _WIDTH) if h in sources}
 
     def compute(h: str) -> np.ndarray | None:

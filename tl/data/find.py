@@ -17,14 +17,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tl.data import formats
 from tl.data.decode import is_image
-from tl.data.spec import Skipped
+from tl.data.formats import NAMED, SUFFIXES
+from tl.data.spec import Skipped, WithWhite
 from tl.labels.names import counted, path_end, shown
 from tl.paths import nearest
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .ppm .pgm .pbm .pnm".split()
-)
 _SUFFIX_EXAMPLES = ".jpg, .png, .gif, .webp, .bmp, .tif or .ppm"
 # Endings of files that are never images, so that they are not opened.
 OTHER_SUFFIXES = frozenset(
@@ -33,11 +32,8 @@ OTHER_SUFFIXES = frozenset(
     ".zip .tar .gz .tgz .bz2 .xz .7z .rar .mp4 .avi .mov .mkv .webm .wav .mp3 .log .ini .cfg .toml "
     ".db .sqlite .lock .url .lnk .exe .dll .part .crdownload".split()
 )
-# Endings of images that `decode` may not read, which a user would miss.
-_OTHER_IMAGES = frozenset(
-    ".heic .heif .avif .jp2 .j2k .jxl .svg .psd .eps .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .raw "
-    ".dcm .ico .tga .exr .hdr .xcf .ai".split()
-)
+# Endings of images that `decode` does not read, which a user would miss.
+_OTHER_IMAGES = frozenset(NAMED) - OTHER_SUFFIXES | frozenset(".ico .tga .exr .hdr .xcf".split())
 # Names of folders and files of systems and tools, in lower case.
 LITTER = frozenset(
     "__macosx lost+found @eadir #recycle $recycle.bin recycler .trashes .spotlight-v100 "
@@ -61,21 +57,24 @@ class Files(NamedTuple):
     litter: list[Path]
 
 
-def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Skipped, ...]]:
+def find_images(
+    words: str | Sequence[str], *, white: int = 0
+) -> tuple[tuple[Path | WithWhite, ...], tuple[Skipped, ...]]:
     """The image files in a list of files, folders (searched recursively) and globs.
 
     Args:
       words: one string with parts separated by commas, or a sequence of such strings. A string that
         is the path of an existing file or folder is not divided, even with commas or brackets.
+      white: value of white in images of 16 bits per channel, in [1, 65535]; 0 for that of the file.
 
     Returns:
       `(paths, skipped)`. The paths are in the order of the words, sorted within a folder or glob,
-      and each file occurs once. Files in folders or matched by globs that are not images are
-      skipped. Hidden files are ignored.
+      and each file occurs once; they are `WithWhite` if `white` is given. Files in folders or
+      matched by globs that are not images are skipped. Hidden files are ignored.
 
     Raises:
-      ValueError: a file or folder does not exist, a folder or glob has no image, or `words` is
-        empty.
+      ValueError: a file or folder does not exist, a folder or glob has no image, `words` is empty,
+        or `white` is out of range.
     """
     paths: dict[str, Path] = {}
     skipped: dict[str, Skipped] = {}
@@ -90,7 +89,8 @@ def find_images(words: str | Sequence[str]) -> tuple[tuple[Path, ...], tuple[Ski
             f"no image is named by {words!r}, expected files, folders or globs separated by commas"
         )
     others = [s for k, s in skipped.items() if os.path.abspath(k) not in paths]
-    return tuple(paths.values()), (*others, *count_litter(litter))
+    sources = tuple(WithWhite(p, white) if white else p for p in paths.values())
+    return sources, (*others, *count_litter(litter))
 
 
 def images_under(folder: Path) -> Files:
@@ -183,6 +183,12 @@ def describe_content(skipped: Sequence[Skipped], most: int = 3) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))) or "no file"
 
 
+def how_to_read(skipped: Iterable[Skipped]) -> str:
+    """The advice for files of which some are images in a format that is not read."""
+    heic = any(NAMED.get(Path(s.path).suffix.lower()) == "HEIC" for s in skipped)
+    return f"{'install tl[heic] or ' if heic else ''}convert them to .jpg or .png"
+
+
 def unread_images(skipped: Iterable[Skipped]) -> list[Skipped]:
     """The files that have the ending of an image in a format that is not read."""
     return [s for s in skipped if Path(s.path).suffix.lower() in _OTHER_IMAGES]
@@ -218,7 +224,7 @@ def _find_word(word: str) -> Files:
         if not files.images:
             raise ValueError(
                 f"the folder {word!r} has no image ({describe_content(files.skipped)}), expected "
-                f"files ending in {_SUFFIX_EXAMPLES}"
+                f"files ending in {_SUFFIX_EXAMPLES}; {how_to_read(files.skipped)}"
             )
         return files
     if os.path.lexists(path):
@@ -269,12 +275,20 @@ def _reason(path: Path) -> str:
         return "" if os.access(path, os.R_OK) else f"it {_NEVER_READ} read (permission denied)"
     name = f"its name ends in {path.suffix!r}" if suffix else "its name has no ending"
     advice = f"expected {_SUFFIX_EXAMPLES}; list the file itself to read it"
-    if suffix in OTHER_SUFFIXES | _OTHER_IMAGES:
-        return f"{name}, {advice}"
+    kind = NAMED.get(suffix, "")
+    # Raw camera files begin as TIFF, of which Pillow reads a thumbnail.
+    if suffix in OTHER_SUFFIXES or kind == formats.RAW:
+        return f"it {formats.describe(kind)}" if kind else f"{name}, {advice}"
     try:
-        return "" if is_image(path) else f"{name} and it does not begin as an image, {advice}"
+        if is_image(path):
+            return ""
     except OSError as error:
         return f"it {_NEVER_READ} read ({error.strerror or error})"
+    return (
+        f"it {formats.describe(kind)}"
+        if kind
+        else f"{name} and it does not begin as an image, {advice}"
+    )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

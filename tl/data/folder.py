@@ -13,6 +13,7 @@ from tl.data.find import (
     SUFFIXES,
     count_litter,
     describe_content,
+    how_to_read,
     images_under,
     is_litter,
     missing,
@@ -96,7 +97,7 @@ def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
         if part:
             skipped += listed_part.outside()
             litter += listed_part.litter
-        empty: list[tuple[str, str]] = []
+        empty: list[tuple[str, list[Skipped]]] = []
         for class_folder in listed_part.folders:
             files = images_under(class_folder)
             if name := _inner_folder(class_folder, files.images, listed_part.folders, root):
@@ -107,7 +108,7 @@ def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
             litter += files.litter
             if not files.images:
                 relative = class_folder.relative_to(root).as_posix()
-                empty.append((relative, describe_content(files.skipped)))
+                empty.append((relative, files.skipped))
         _check_empty(empty, root)
     remarks += [
         f"the images of {counted(n, 'class folder')} are read from a folder {name!r} inside"
@@ -343,15 +344,17 @@ def _inner_folder(
     )
 
 
-def _check_empty(empty: Sequence[tuple[str, str]], root: Path) -> None:
+def _check_empty(empty: Sequence[tuple[str, Sequence[Skipped]]], root: Path) -> None:
     """Raises ValueError if there are class folders without images."""
     if not empty:
         return
-    words = "; in ".join(f"{path_end(name, 40)}: {content}" for name, content in empty[:2])
+    words = "; in ".join(
+        f"{path_end(name, 40)}: {describe_content(files)}" for name, files in empty[:2]
+    )
     more = f"; and in {len(empty) - 2} more" if len(empty) > 2 else ""
     raise ValueError(
         f"no image in {words}{more}, expected at least one in each class folder of "
-        f"{path_end(str(root))}; convert the files to .jpg or .png, or remove the folder"
+        f"{path_end(str(root))}; {how_to_read(empty[0][1])}, or remove the folder"
     )
 
 
@@ -367,6 +370,6 @@ def _file_remarks(examples: Sequence[Example], skipped: Sequence[Skipped], root:
         )
     if unread := unread_images(skipped):
         remarks.append(
-            f"{describe_content(unread)} are not read; convert them to .jpg or .png to use them"
+            f"{describe_content(unread)} are not read; {how_to_read(unread)} to use them"
         )
     return remarks

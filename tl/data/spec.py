@@ -75,6 +75,69 @@ Source = Path | Stored
 """The location of one image file: a file of its own, or a file inside a container."""
 
 
+@dataclass(frozen=True, slots=True)
+class WithWhite:
+    """An image file together with the value of white in its 16-bit pixels, a `Stored`.
+
+    `decode` reads the value. Content hashes are those of `source`, so that splits do not change.
+
+    Attributes:
+      source: the image file.
+      white: the value of white, in [1, 65535].
+    """
+
+    source: Source
+    white: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.white <= 65535:
+            raise ValueError(
+                "`white` must be in [1, 65535], or 0 for the value that a file states: got "
+                f"{self.white}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The last part of the file name."""
+        return self.source.name
+
+    @property
+    def stem(self) -> str:
+        """The last part of the file name without its ending."""
+        return self.source.name.removesuffix(self.source.suffix)
+
+    @property
+    def suffix(self) -> str:
+        """The ending of the file name."""
+        return self.source.suffix
+
+    def read_bytes(self) -> bytes:
+        """The encoded image file."""
+        return self.source.read_bytes()
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
+def with_white(source: Source, white: int) -> Source:
+    """An image file with the value of white in 16-bit pixels; 0 stands for the file's own.
+
+    Raises:
+      ValueError: `white` is outside [0, 65535].
+    """
+    return WithWhite(file_of(source), white) if white else file_of(source)
+
+
+def file_of(source: Source) -> Source:
+    """The image file without the value of white."""
+    return source.source if isinstance(source, WithWhite) else source
+
+
+def white_of(source: Source) -> int:
+    """The value of white that was given for the 16-bit pixels of an image file; 0 if none was."""
+    return source.white if isinstance(source, WithWhite) else 0
+
+
 class Split(Enum):
     """The rule that divides a data set without an official test part."""
 
@@ -132,6 +195,8 @@ class DataSpec:
       skipped: files next to the images that were left out.
       remarks: what a user should know about the way the files were read, such as columns that are
         not used; one sentence each. Commands print them and write them to `result.json`.
+      white: value of white in images of 16 bits per channel that was given, see `with_white`; 0 if
+        none was.
     """
 
     name: str
@@ -144,3 +209,4 @@ class DataSpec:
     references: tuple[tuple[str, float], ...] = ()
     skipped: tuple[Skipped, ...] = ()
     remarks: tuple[str, ...] = ()
+    white: int = 0

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl import data, inference, metrics, reporting
+from tl.data.spec import file_of
 from tl.evaluation import seen
 from tl.inference import Predictions
 from tl.models import Classifier
@@ -156,7 +157,7 @@ def save_predictions(
                 predicted.logits.argmax(axis=1),
             )
             probability = predicted.probabilities[np.arange(len(top)), top]
-            for i, path in enumerate(predicted.paths):
+            for i, path in enumerate(map(file_of, predicted.paths)):
                 content = content_hash(path)
                 writer.writerow(
                     (

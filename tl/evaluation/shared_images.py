@@ -42,7 +42,7 @@ class SharedImages(NamedTuple):
       skipped: rows `{"path", "why"}` of files that could not be read.
     """
 
-    paths: list[Path]
+    paths: list[Path | data.WithWhite]
     images: np.ndarray
     labels: np.ndarray
     n_read: int
@@ -124,6 +124,7 @@ def select_images(
     limit: int,
     seed: int,
     remark: Callable[..., object] = lambda *sentences: None,
+    white: int = 0,
 ) -> SharedImages:
     """Images that all networks classify correctly, drawn at random.
 
@@ -136,15 +137,16 @@ def select_images(
       limit: stop at this number of images; 0 is all.
       seed: seed of the order in which images are drawn.
       remark: called with sentences on the names of folders, as in `inference.folder_labels`.
+      white: as for `data.find_images`.
 
     Raises:
       ValueError: there is no such image, or those of `inference.folder_labels`.
     """
-    paths, left_out = data.find_images(images)
+    paths, left_out = data.find_images(images, white=white)
     paths = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
     named = inference.folder_labels(networks[0].clf, paths, remark) if labeled else None
     skipped = [skip._asdict() for skip in left_out]
-    selected: list[Path] = []
+    selected: list[Path | data.WithWhite] = []
     squares, labels, n_read, n_wrong = [], [], 0, np.zeros(len(networks), np.int64)
     for batch in data.load(paths, lambda image: pixels.prepare(spec, image), batch_size=READ_BATCH):
         skipped += [skip._asdict() for skip in batch.skipped]

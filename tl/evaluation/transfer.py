@@ -299,6 +299,7 @@ def transfer(
             "rules": [phase._asdict() for phase in recipe.phases(clf.spec.endpoints)],
             "test": outcome["test"],
             "temperature": first.temperature,
+            "white": spec.white,
         }
         models.replace_metadata(model, metadata)
 
@@ -358,6 +359,7 @@ def _data_result(clf: Classifier, spec: DataSpec, results: Sequence[RoundResult]
         "references": spec.references,
         "sizes": {name: len(part.examples) for name, part in parts._asdict().items()},
         "parts": data.describe_parts(spec, parts),
+        "white": spec.white,
         "skipped": [skip._asdict() for skip in skipped],
     }
 

@@ -24,13 +24,14 @@ import PIL
 
 from tl import data, pixels
 from tl.data import Skipped, Source, shards
+from tl.data.spec import white_of
 from tl.inference.batches import BATCH_SIZE, Progress, map_sources, silent
 from tl.models import Classifier
 from tl.paths import cache_dir, digest, nearest
 from tl.types import Array, Variables
 
 # Part of every key: a new format starts new banks.
-BANK_FORMAT = 3
+BANK_FORMAT = 4
 # Images per shard of a bank (chosen, not tuned).
 SHARD = 512
 
@@ -200,8 +201,9 @@ def _pooled(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.
 
 
 def identity(path: Source) -> str:
-    """The name of an image in a cache: the hash of its content."""
+    """The name of an image in a cache: the hash of its content, and the value of white if given."""
+    white = white_of(path)
     try:
-        return data.content_hash(path)
+        return data.content_hash(path) + (f"-white{white}" if white else "")
     except OSError:
         return f"unreadable: {path}"  # the loader reports the reason, as for a damaged image

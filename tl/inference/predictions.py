@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import data, metrics, pixels
-from tl.data import DataSpec, Skipped, Source
+from tl.data import DataSpec, Skipped, Source, WithWhite, with_white
 from tl.inference.batches import BATCH_SIZE, Progress, forward, in_batches, map_sources, silent
 from tl.labels import ClassTable
 from tl.models import Classifier
@@ -54,7 +54,7 @@ class LoadedImages(NamedTuple):
       skipped: `{"path", "why"}` of each image that could not be read.
     """
 
-    paths: list[Path]
+    paths: list[Path | WithWhite]
     images: np.ndarray
     skipped: list[dict[str, str]]
 
@@ -69,6 +69,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
     remark: Callable[..., object] = lambda *sentences: None,
+    white: int = 0,
 ) -> Predictions:
     """The logits of a classifier for images, computed in batches of one shape.
 
@@ -95,6 +96,7 @@ def predict(
       progress: wraps the iterator over the batches of files, such as `tl.reporting.progress`.
       remark: called with sentences on the classes, such as names that are read as indices, before
         the first forward pass; such as `tl.reporting.Run.remark`. Default: they are not reported.
+      white: as for `tl.data.find_images`, of paths.
 
     Returns:
       `Predictions`, in the order of `images`.
@@ -116,7 +118,7 @@ def predict(
     function = _logits(clf, variables, views)
     if isinstance(images, np.ndarray | jax.Array):
         return _predict_array(clf, function, np.asarray(images), labels, batch_size)
-    sources, indices, skipped = _sources(clf, images, labels, remark)
+    sources, indices, skipped = _sources(clf, images, labels, remark, white)
     rows = [np.zeros((0, k), np.float32)]
     readable: list[int] = []
     for batch in map_sources(
@@ -160,7 +162,7 @@ def _predict_array(
 
 
 def _sources(
-    clf: Classifier, images: Any, labels: Any, remark: Callable[..., object]
+    clf: Classifier, images: Any, labels: Any, remark: Callable[..., object], white: int
 ) -> tuple[list[Source], np.ndarray, list[Skipped]]:
     """The image files, their labels i64[n], and the files that were left out."""
     sources: list[Source]
@@ -171,10 +173,11 @@ def _sources(
     else:
         words = [images] if isinstance(images, str) or not isinstance(images, Sequence) else images
         if all(isinstance(word, str | Path) for word in words):
-            paths, left_out = data.find_images([str(word) for word in words])
+            paths, left_out = data.find_images([str(word) for word in words], white=white)
             sources, skipped = list(paths), list(left_out)
         else:  # at least one image is inside a container
             sources = [Path(word) if isinstance(word, str) else word for word in words]
+            sources = [with_white(source, white) if white else source for source in sources]
     if isinstance(labels, str):
         if labels != "folder":
             raise ValueError(f"`labels` must be indices or 'folder': got {labels!r}")
@@ -202,17 +205,18 @@ def _checked_labels(labels: Any, n: int) -> np.ndarray:
     return indices.astype(np.int64)
 
 
-def read_images(clf: Classifier, paths: str | Sequence[str]) -> LoadedImages:
+def read_images(clf: Classifier, paths: str | Sequence[str], *, white: int = 0) -> LoadedImages:
     """The images in files, folders and globs, each resized and cropped for the network.
 
     Args:
       clf: the network, which decides the preprocessing.
       paths: as for `tl.data.find_images`.
+      white: as for `tl.data.find_images`.
 
     Raises:
       ValueError: a path does not exist, or no image can be read.
     """
-    sources, skipped = data.find_images(paths)
+    sources, skipped = data.find_images(paths, white=white)
     batches = list(map_sources(lambda images: images, sources, clf.prepare))
     skipped = [*skipped, *(skip for batch in batches for skip in batch.skipped)]
     readable = [sources[i] for batch in batches for i in batch.index]

@@ -23,6 +23,7 @@ FINDINGS = {
     "bad": "Images that cannot be decoded",
     "misnamed": "Images whose file format differs from the suffix",
     "odd": "Images other than 8-bit RGB",
+    "extreme": "Images of one color, nearly black or nearly white",
     "turned": "Images with an EXIF orientation",
     "known": "Known defects of the published data set",
 }
@@ -54,7 +55,7 @@ def counts(result: Mapping[str, Any]) -> dict[str, int]:
     """Heading -> number of images or groups, as on the page and in the terminal."""
     return {
         "Images": result["n"],
-        **{title: len(result[kind]) for kind, title in FINDINGS.items()},
+        **{title: len(result.get(kind, ())) for kind, title in FINDINGS.items()},
         **{title: len(result[kind] or ()) for kind, (title, _) in GROUPS.items()},
     }
 
@@ -98,7 +99,9 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         return _weights_page(result)
     sections = [reporting.section("Summary", reporting.numbers(counts(result)))]
     sections += [
-        _findings_section(title, result[kind]) for kind, title in FINDINGS.items() if result[kind]
+        _findings_section(title, result[kind])
+        for kind, title in FINDINGS.items()
+        if result.get(kind)
     ]
     sections += [
         _groups_section(title, text, result[kind], result, folder)

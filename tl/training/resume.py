@@ -16,6 +16,7 @@ from typing import Any
 from tl import reporting
 from tl.data import DataSpec
 from tl.data.duplicates import content_hashes
+from tl.data.spec import white_of
 from tl.paths import expanded
 from tl.types import DetailedError
 
@@ -121,5 +122,7 @@ def describe_part(spec: DataSpec) -> str:
     """
     sha = hashlib.sha256()
     for content, example in zip(content_hashes(spec), spec.examples, strict=True):
-        sha.update(f"{content} {spec.classes[example.label]} {example.confidence}\n".encode())
+        words = [content, spec.classes[example.label], str(example.confidence)]
+        words += [f"white {white}"] if (white := white_of(example.path)) else []
+        sha.update((" ".join(words) + "\n").encode())
     return f"{len(spec.examples)} images, sha256 {sha.hexdigest()[:16]}"
