@@ -1602,6 +1602,131 @@ FOLDERS: tuple[Situation, ...] = (
         refused="'cat/persian' of .* folder with images inside the class folder 'cat', expected .*"
         "give folder:DIR/cat to learn its sub-folders",
     ),
+    Situation(
+        "parts inside the classes",
+        tree(*two("train", "test", root="cat/"), *two("train", "test", root="dog/")),
+        refused="inside the class folder 'cat', expected images only; make a folder for each part "
+        "with the classes inside, such as test/cat, or list all",
+    ),
+    *(
+        Situation(
+            f"parts called {a} and {b}",
+            tree(*in_parts(a, b)),
+            refused=f"inside the class folder '{b}', .*; rename '{b}' to train, validation or test",
+        )
+        for a, b in (
+            ("train_images", "test_images"),
+            ("seg_train", "seg_test"),
+            ("Training Data", "Testing Data"),
+            ("train2", "test2"),
+        )
+    ),
+    *(
+        Situation(
+            f"classes that are {a} and {b}",
+            tree(f"{a}/cat.1.png", f"{a}/dog.1.png", f"{b}/1.png"),
+            remark=f"^the folders '{a}' and '{b}' are read as classes, because they hold images; a",
+            right={"classes": (a, b), "n": 3},
+        )
+        for a, b in (("test1", "train"), ("testing", "training"), ("test_set", "train_set"))
+    ),
+    *(
+        Situation(
+            f"class folders such as {names[0]}",
+            tree(*two(*names)),
+            remark=f"^each class folder has the name of a part, such as '{names[0]}', and is",
+            right={"classes": names, "n": 8},
+        )
+        for names in (
+            ("test_cat", "test_dog", "train_cat", "train_dog"),
+            ("cat-test", "cat-train", "dog-test", "dog-train"),
+            ("Test cat", "Test dog", "Train cat", "Train dog"),
+        )
+    ),
+    *(
+        Situation(
+            f"the parts {a} and {b}",
+            tree(*in_parts(f"{a}/{a}", f"{b}/{b}")),
+            right=parts_of(**{part: 4}),
+        )
+        for a, b, part in (("train", "test", "test"), ("Train", "valid", "validation"))
+    ),
+    Situation(
+        "classes called valid and invalid",
+        tree(*two("invalid", "valid")),
+        right={"classes": ("invalid", "valid")},
+    ),
+    *(
+        Situation(
+            f"folders {a} and {b}",
+            tree(*two(a, b)),
+            remark=f"^possible copies of other classes, which stay classes: '{re.escape(b)}'; ",
+            right={"classes": (a, b)},
+        )
+        for a, b in (("cat", "cat (1)"), ("cat", "cat - Copy"), ("cat", "cat(2)"))
+    ),
+    Situation(
+        "masks next to their images",
+        tree(*two(), *(f"{c}/{i}_mask.png" for c in ("cat", "dog") for i in (0, 1))),
+        remark="^4 images may be masks of other images, such as 'cat/0_mask', and are read as",
+        right={"n": 8},
+    ),
+    Situation(
+        "classes in the names of files",
+        tree("cat.0.png", "cat.1.png", "dog.0.png", "dog.1.png"),
+        refused="4 images and no sub-folder, .*; if the names begin with the class, such as "
+        "'cat.0.png', list path and label of each image in a file for csv:FILE$",
+    ),
+    Situation(
+        "a class that is a broken link",
+        tree(*two(), links={"bird": "{folder}/gone"}),
+        remark="^1 broken link next to the class folders: 'bird'$",
+        right={"skipped": 1},
+    ),
+    Situation(
+        "recycle bins of network drives",
+        tree(*two(), "@Recycle/x.png", "@Recently-Snapshot/x.png", "cat/.@__thumb/0.png"),
+        right={"skipped": 3},
+    ),
+    Situation(
+        "one image in another format",
+        tree(*two(), "dog/2.HEIC", content={"EIC": HEIC_START}),
+        remark="^1 .HEIC file is not read; .*convert them to .jpg or .png to use them$",
+        right={"skipped": 1},
+    ),
+    *(
+        Situation(
+            f"{name} next to the classes",
+            tree(*two(), name, content={".pth": b"x", ".txt": b"x"}),
+            refused=f"^no image in '{folder}': .*; {advice}move the folder elsewhere if it",
+        )
+        for name, folder, advice in (
+            ("models/best.pth", "models", "convert them to .jpg or .png, or "),
+            ("logs/events.txt", "logs", "convert them to .jpg or .png, or "),
+            ("output/", "output", "add images, or "),
+            ("bird/.gitkeep", "bird", "add images, or "),
+        )
+    ),
+    *(
+        Situation(
+            f"a folder of {names[0]}",
+            tree(*names, content={"": b"x"}),
+            refused=f"has no sub-folder and 2 files \\({kinds}\\), expected a sub-folder for each",
+        )
+        for names, kinds in (
+            (("x_train.npy", "y_train.npy"), "2 .npy files"),
+            (("train.tfrecord", "val.tfrecord"), "2 .tfrecord files"),
+            (("train-images-idx3-ubyte", "labels.txt"), "1 .* file and 1 .* file"),
+        )
+    ),
+    *(
+        Situation(
+            f"the word {word}",
+            tree(*two(), word=word),
+            refused="does not exist: .*; write folder:/.*",
+        )
+        for word in ("folder:'{folder}'", "folder: {folder}", "folder:file://{folder}")
+    ),
     # Something else than a folder of classes.
     *(
         Situation(
@@ -1639,12 +1764,19 @@ FOLDERS: tuple[Situation, ...] = (
             ("images", "annotations", ("images/1.png", "annotations/all.json")),
             ("train2017", "annotations", ("train2017/1.png", "annotations/all.json")),
             ("images", "masks", ("images/1.png", "masks/1.png")),
+            ("imgs", "gt", ("imgs/1.png", "gt/1.png")),
+            ("image", "ground_truth", ("image/1.png", "ground_truth/1.png")),
         )
     ),
     Situation(
         "parts with the labels in a file",
         tree("train/1.png", "train/_classes.csv", "valid/1.png", content={"csv": b"x"}),
         refused="has parts with the labels in a file, '_classes.csv', expected one sub-folder per",
+    ),
+    Situation(
+        "parts with a label file per image",
+        tree("train/1.png", "train/1.xml", "valid/1.png", "valid/1.xml", content={"xml": b"<"}),
+        refused="has parts with the labels in a file, '1.xml', expected one sub-folder per class",
     ),
     # Names of classes and files.
     *(
@@ -2128,7 +2260,7 @@ TABLES: tuple[Situation, ...] = (
         Situation(
             f"labels {one!r} and {other!r}",
             csv_table(row="{path},{value}", values=(one, other, "dog") * 2),
-            remark="^the classes .* and .* differ only in letter case, space or width and",
+            remark="^the classes .* and .* differ only in letter case, space, punctuation or width",
             right={"classes": tuple(sorted((one, other, "dog")))},
         )
         for one, other in (
@@ -2136,6 +2268,8 @@ TABLES: tuple[Situation, ...] = (
             ("big cat", "big  cat"),
             ("big cat", "big\u00a0cat"),
             ("big cat", "big_cat"),
+            ("big-cat", "big_cat"),
+            ("cat", "cat."),
             ("cat", "c\u200bat"),
             ("cat", "\uff43at"),
         )
@@ -2148,6 +2282,17 @@ TABLES: tuple[Situation, ...] = (
             right={"classes": ("cat", "dog")},
         )
         for name, other in (("a space", "cat "), ("a fixed space", "\u00a0cat"), ("a tab", "cat\t"))
+    ),
+    Situation(
+        "a label that looks like a copy",
+        csv_table(row="{path},{value}", values=("cat", "cat (1)", "dog") * 2),
+        remark="^possible copies of other classes, which stay classes: 'cat .1.'; merge them if",
+        right={"classes": ("cat", "cat (1)", "dog")},
+    ),
+    Situation(
+        "grades",
+        csv_table(row="{path},{value}", values=("A", "A-", "A+") * 2),
+        right={"classes": ("A", "A+", "A-")},
     ),
     Situation(
         "spaces around all labels",

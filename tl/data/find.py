@@ -37,10 +37,12 @@ _OTHER_IMAGES = frozenset(NAMED) - OTHER_SUFFIXES | frozenset(".ico .tga .exr .h
 # Names of folders and files of systems and tools, in lower case.
 LITTER = frozenset(
     "__macosx lost+found @eadir #recycle $recycle.bin recycler .trashes .spotlight-v100 "
+    "@recycle @recently-snapshot @sharebin @tmp #snapshot .@__thumb "
     ".fseventsd .ds_store .ipynb_checkpoints .git .svn .hg __pycache__ thumbs.db ehthumbs.db "
     "desktop.ini".split()
 ) | {"system volume information", "icon\r"}
 _LINK, _NEVER_READ = "it is a link", "cannot be"
+BROKEN_LINK = f"{_LINK} to a file that does not exist"
 
 
 class Files(NamedTuple):
@@ -266,7 +268,7 @@ def _reason(path: Path) -> str:
     except OSError as error:
         if os.path.islink(path):
             loop = error.errno == errno.ELOOP
-            return f"{_LINK} {'to itself' if loop else 'to a file that does not exist'}"
+            return f"{_LINK} to itself" if loop else BROKEN_LINK
         return f"it {_NEVER_READ} read ({error.strerror or error})"
     if not stat.S_ISREG(mode):
         return "it is a pipe, a socket or a device"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tl.data.find import (
+    BROKEN_LINK,
     SUFFIXES,
     count_litter,
     describe_content,
@@ -26,7 +27,18 @@ from tl.paths import nearest, printable
 # Names of folders with the images or the labels of detection and segmentation (YOLO, COCO, VOC).
 _IMAGES = frozenset("images image img imgs jpegimages".split())
 _ANNOTATIONS = re.compile(
-    r"labels?|annotations?|masks?|imagesets|segmentation(class|object)", re.IGNORECASE
+    r"labels?|annotations?|masks?|gt|ground_?truths?|imagesets|segmentation(class|object)",
+    re.IGNORECASE,
+)
+# Names like those of parts, such as "seg_train" and "test1".
+_PART_LIKE = re.compile(
+    r"(.*[ _-])?(train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?)"
+    r"[ _-]?(set|images?|imgs?|data)?[ _-]?\d*",
+    re.IGNORECASE,
+)
+# Ends of the names of files with the mask of another image.
+_MASK = re.compile(
+    r"(.+?)[ _-](mask|seg|segmentation|gt|label|annotation)([ _-]?\d+)?", re.IGNORECASE
 )
 _ARCHIVES = re.compile(r".*\.(zip|tar|tgz|tbz2?|txz|7z|rar|(tar\.)?(gz|bz2|xz|zst))", re.IGNORECASE)
 # Sub-folders that are entered until classes or parts appear; chosen, not tuned.
@@ -51,7 +63,15 @@ class _Listing(NamedTuple):
     def outside(self) -> list[Skipped]:
         """A row per file, where only folders are read."""
         reason = "it is outside the class folders"
-        return [Skipped(str(p), reason) for p in sorted((*self.images, *self.files))]
+        return [
+            Skipped(str(p), BROKEN_LINK if p in self.broken else reason)
+            for p in sorted((*self.images, *self.files))
+        ]
+
+    @property
+    def broken(self) -> list[Path]:
+        """The links to a file or folder that does not exist."""
+        return [path for path in self.files if path.is_symlink() and not path.exists()]
 
 
 def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
@@ -81,6 +101,7 @@ def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
     root, remarks = _enter(start)
     listing = _list(root)
     parts, unused, part_remarks = _parts(root, listing)
+    parts = {part: _enter_part(path) for part, path in parts.items()}
     litter = list(listing.litter)
     skipped = listing.outside() + unused
     listings = {part: _list(path) for part, path in parts.items()} or {"": listing}
@@ -88,7 +109,12 @@ def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
     _check_classes(parts.get("train", root), train, root, min_classes)
     names = tuple(normalize(p.name) for p in train.folders)
     classes = tuple(sorted(names))
-    remarks += [*part_remarks, *_check_names(train.folders, root)]
+    remarks += [*part_remarks, *_check_names(train.folders, root), *_part_remarks(names)]
+    if train.broken:
+        broken = counted(len(train.broken), "broken link")
+        remarks.append(
+            f"{broken} next to the class folders: {listed(p.name for p in train.broken)}"
+        )
     examples: list[Example] = []
     inner: dict[str, int] = {}
     for part, listed_part in listings.items():
@@ -137,7 +163,9 @@ def _check_folder(root: Path, word: str) -> None:
             ) from None
         return
     if not root.exists():
-        raise ValueError(f"the data folder {where} does not exist: {missing(root)}")
+        clean = word.strip(" '\"").removeprefix("file://")
+        advice = f"; write folder:{printable(clean)[-120:]}" if os.path.isdir(clean) else ""
+        raise ValueError(f"the data folder {where} does not exist: {missing(root)}{advice}")
     if root.suffix.lower() in (".csv", ".tsv"):
         raise ValueError(
             f"{where} is a table, expected a folder with one sub-folder per class; write "
@@ -189,6 +217,14 @@ def _enter(start: Path) -> tuple[Path, list[str]]:
     return root, [f"the data set is read from {inside}, the only folder in {path_end(str(start))}"]
 
 
+def _enter_part(path: Path) -> Path:
+    """The folder of a part, or the only folder in it that has the name of the same part again."""
+    listing = _list(path)
+    name = listing.folders[0].name if len(listing.folders) == 1 and not listing.images else ""
+    same = PARTS.get(name.strip().lower()) == PARTS[path.name.strip().lower()]
+    return listing.folders[0] if name and same and _list(listing.folders[0]).folders else path
+
+
 def _parts(root: Path, listing: _Listing) -> tuple[dict[str, Path], list[Skipped], list[str]]:
     """Name -> folder of each official part; folders that are not used; remarks.
 
@@ -204,10 +240,11 @@ def _parts(root: Path, listing: _Listing) -> tuple[dict[str, Path], list[Skipped
     others = [p for p in listing.folders if p not in named]
     if not labeled or (len(named) == 1 and any(_list(p).images for p in others)):
         remarks = []
-        if len(named) > 1 and not others:
+        names = [p.name for p in listing.folders]
+        if names[1:] and all(map(_PART_LIKE.fullmatch, names)) and not _part_remarks(names):
             remarks.append(
-                f"the folders {listed(p.name for p in named)} are read as classes, because they "
-                "hold images; a part has one sub-folder per class"
+                f"the folders {listed(names)} are read as classes, because they hold images; a "
+                "part has one sub-folder per class"
             )
         return {}, [], remarks
     if "train" not in labeled.values():
@@ -257,7 +294,8 @@ def _check_export(folders: Sequence[Path], parts: dict[Path, _Listing], where: s
                 "exports for detection or segmentation (YOLO, COCO, VOC) have, expected one "
                 "sub-folder per class; list each image with one label in a file for csv:FILE"
             )
-    tables = [f for part in parts.values() for f in part.files if f.suffix in (".csv", ".json")]
+    kinds = (".csv", ".json", ".xml")
+    tables = [f for part in parts.values() for f in part.files if f.suffix in kinds]
     if tables and not any(part.folders for part in parts.values()):
         raise ValueError(
             f"{where} has parts with the labels in a file, {shown(tables[0].name)}, expected one "
@@ -277,12 +315,14 @@ def _check_classes(root: Path, listing: _Listing, top: Path, min_classes: int) -
             )
     if len(listing.folders) >= min_classes:
         return
+    archives = [p for p in listing.files if _ARCHIVES.fullmatch(p.name)]
     content = f"{counted(len(listing.images), 'image')} and no sub-folder"
     if listing.folders:
         content = f"one sub-folder ({shown(listing.folders[0].name)})"
     elif not listing.images:
+        kinds = describe_content([Skipped(str(p), "") for p in listing.files])
         content = f"no sub-folder and {counted(len(listing.files), 'file')}"
-    archives = [p for p in listing.files if _ARCHIVES.fullmatch(p.name)]
+        content += f" ({kinds})" if listing.files and not archives else ""
     tables = [p for p in listing.files if p.suffix.lower() in (".csv", ".tsv")]
     advice = ""
     if archives:
@@ -291,10 +331,31 @@ def _check_classes(root: Path, listing: _Listing, top: Path, min_classes: int) -
         advice = f"; if {shown(tables[0].name)} lists the labels, write csv:FILE with its path"
     elif listing.images and not listing.folders:
         advice = "; if it is one class, name the folder that holds it and the other classes"
+        stems = [re.sub(r"[\W_]*\d+\W*$", "", path.stem) for path in listing.images]
+        if 1 < len(set(stems)) <= len(stems) / 2:
+            advice = (
+                f"; if the names begin with the class, such as {shown(listing.images[0].name)}, "
+                "list path and label of each image in a file for csv:FILE"
+            )
     raise ValueError(
         f"{path_end(str(root))} has {content}, expected a sub-folder for each of at least "
         f"{'two classes' if min_classes > 1 else 'one class'}{advice}"
     )
+
+
+def _part_remarks(names: Sequence[str]) -> list[str]:
+    """The remark on class folders that are those of several parts: train_cat, test_cat."""
+    words = [re.split(r"[ _-]", name.lower()) for name in names]
+    if all((match := _PART_LIKE.fullmatch(name)) and not match[1] for name in names):
+        return []  # parts of their own
+    for at in (0, -1) if all(len(split) > 1 for split in words) else ():
+        parts = {PARTS.get(split[at]) for split in words}
+        if len(parts) > 1 and None not in parts:
+            return [
+                f"each class folder has the name of a part, such as {shown(names[0])}, and is read "
+                "as a class; to use the parts, make folders such as test/CLASS"
+            ]
+    return []
 
 
 def _check_names(folders: Sequence[Path], root: Path) -> tuple[str, ...]:
@@ -332,15 +393,18 @@ def _inner_folder(
         if all(p.parent == deep[0] for p in images):
             return deep[0].name
     inside = path_end(deep[0].relative_to(root).as_posix())
-    advice = "move them up"
-    if parts := [p.name for p in folders if re.match("train|val|dev|test", p.name, re.IGNORECASE)]:
+    advice, name = "move them up", printable(class_folder.name)[:40]
+    if all(p.name.lower() in PARTS for p in deep):
+        part = printable(deep[0].name)[:20]
+        advice = f"make a folder for each part with the classes inside, such as {part}/{name}"
+    elif parts := [p.name for p in folders if _PART_LIKE.fullmatch(p.name)]:
         advice = f"rename {shown(parts[0])} to train, validation or test if it is a part"
     elif len(deep) > 1:
-        advice = f"give folder:DIR/{printable(class_folder.name)[:40]} to learn its sub-folders"
+        advice = f"give folder:DIR/{name} to learn its sub-folders, move the images up"
     raise ValueError(
         f"{inside} of {path_end(str(root))} is a folder with images inside the class folder "
-        f"{shown(class_folder.name)}, expected images only; {advice}, make the folder a class, or "
-        "list all images in a file for csv:FILE"
+        f"{shown(class_folder.name)}, expected images only; {advice}, or list all images in a file "
+        "for csv:FILE"
     )
 
 
@@ -352,9 +416,10 @@ def _check_empty(empty: Sequence[tuple[str, Sequence[Skipped]]], root: Path) -> 
         f"{path_end(name, 40)}: {describe_content(files)}" for name, files in empty[:2]
     )
     more = f"; and in {len(empty) - 2} more" if len(empty) > 2 else ""
+    advice = how_to_read(empty[0][1]) if empty[0][1] else "add images"
     raise ValueError(
         f"no image in {words}{more}, expected at least one in each class folder of "
-        f"{path_end(str(root))}; {how_to_read(empty[0][1])}, or remove the folder"
+        f"{path_end(str(root))}; {advice}, or move the folder elsewhere if it is not a class"
     )
 
 
@@ -368,8 +433,16 @@ def _file_remarks(examples: Sequence[Example], skipped: Sequence[Skipped], root:
             f"read {counted(len(unknown), 'file')} without the ending of an image by content, such "
             f"as {file}"
         )
-    if unread := unread_images(skipped):
+    stems = {os.path.splitext(str(e.path))[0] for e in examples}
+    if masks := [s for s in sorted(stems) if (m := _MASK.fullmatch(s)) and m[1] in stems]:
+        first = path_end(os.path.relpath(masks[0], root), 40)
         remarks.append(
-            f"{describe_content(unread)} are not read; {how_to_read(unread)} to use them"
+            f"{counted(len(masks), 'image')} may be masks of other images, such as {first}, and "
+            "are read as images of their class; move them if so"
+        )
+    if unread := unread_images(skipped):
+        verb = "are" if unread[1:] else "is"
+        remarks.append(
+            f"{describe_content(unread)} {verb} not read; {how_to_read(unread)} to use them"
         )
     return remarks

@@ -17,6 +17,8 @@ from tl.paths import printable
 
 # Characters of a name in an error or remark; chosen, not tuned.
 _LENGTH = 40
+# A name that was copied or downloaded again: "cat (1)", "cat - Copy".
+_COPY = re.compile(r"(.+?) ?(\(\d+\)|- copy( \(\d+\))?)", re.IGNORECASE)
 
 
 def normalize(name: str) -> str:
@@ -61,7 +63,8 @@ def equal_numbers(names: Iterable[str]) -> list[tuple[str, ...]]:
 def lookalikes(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Groups of different names that a reader takes for one name.
 
-    They differ in letter case, spaces, underscores, invisible characters or the width of letters.
+    They differ in letter case, spaces, underscores, hyphens and points between letters, invisible
+    characters or the width of letters.
 
     Example:
       >>> lookalikes(["cat", "dog", "Cat", "big dog", "big  dog", "-1", "1"])
@@ -77,7 +80,7 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
       names: names as they are written, such as those of folders, without repetition.
 
     Returns:
-      One sentence if some names are `lookalikes`, else ().
+      One sentence if some names are `lookalikes`, and one if some look like copies.
 
     Raises:
       ValueError: two names are equal after `normalize`, or are the same number.
@@ -101,12 +104,20 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
             f"the classes {listed(groups[0])} are the same number, expected one spelling; merge "
             "them or rename one"
         )
+    copies = [name for name in first if (match := _COPY.fullmatch(name)) and match[1] in first]
+    remarks = []
+    if copies:
+        remarks.append(
+            f"possible copies of other classes, which stay classes: {listed(copies)}; merge them "
+            "if they are"
+        )
     if not (groups := lookalikes(first)):
-        return ()
+        return tuple(remarks)
     more = f" ({len(groups) - 1} more groups)" if len(groups) > 1 else ""
     return (
-        f"the classes {listed(groups[0], length=24)}{more} differ only in letter case, space or "
-        "width and stay different classes; rename one to merge them",
+        *remarks,
+        f"the classes {listed(groups[0], length=24)}{more} differ only in letter case, space, "
+        "punctuation or width and stay different classes; rename one to merge them",
     )
 
 
@@ -163,7 +174,7 @@ def _skeleton(name: str) -> str:
     """The name in lower case and normal width, with single spaces, without invisible characters."""
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
-    return " ".join(text.replace("_", " ").split())
+    return " ".join(re.sub(r"_|(?<=\w)[-.]+(?=[^\W\d])|(?<=\w)\.+$", " ", text).split())
 
 
 def _groups(keyed: Iterable[tuple[str, Hashable]]) -> list[tuple[str, ...]]:
