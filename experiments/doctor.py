@@ -13,10 +13,12 @@ per second on two CPU cores.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from absl import flags
 
-from tl import cli, data, models, pages, reporting
+from tl import cli, data, models, pages, paths, reporting
 from tl.pages import common, doctor
 
 FLAGS = flags.FLAGS
@@ -61,6 +63,7 @@ def main(run: reporting.Run) -> None:
     result = report.as_dict() | {
         "data": spec.name,
         "skipped": [skip._asdict() for skip in spec.skipped],
+        "parts": Counter(example.part for example in spec.examples),
         "facts": {"images": spec.source, "license of the images": spec.license},
     }
     examples = {str(example.path): example for example in spec.examples}
@@ -75,6 +78,7 @@ def main(run: reporting.Run) -> None:
     }
     path = pages.finish(run, result)
     print(reporting.columns(("finding", "count"), list(doctor.counts(result).items())))
+    print(*map(paths.printable, doctor.set_lines(result)), sep="\n")
     for row in result["bad"][:MAX_LINES]:
         print(f"cannot be decoded: {row['path']}: {row['why']}")
     print(path)

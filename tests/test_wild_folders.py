@@ -20,6 +20,7 @@ from tl.data.tfds import _parts
 from tl.evaluation import paired, sets
 from tl.evaluation.before import TransferSettings
 from tl.evaluation.transfer import transfer
+from tl.pages import doctor as pages_doctor
 from tl.training.recipe import Recipe
 
 
@@ -297,3 +298,19 @@ def shared_case(shared_data: Path, name: str) -> str:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}")
     return f"folder:{folder}"
+
+
+def test_the_doctor_says_which_parts_a_data_set_has() -> None:
+    result = {
+        "classes": {"cat": 3, "dog": 5},
+        "parts": {"train": 6, "validation": 2},
+        "skipped": [{"path": "x/a.txt", "why": "it is a text"}],
+    }
+    assert pages_doctor.set_lines(result) == [
+        "2 classes: dog 5, cat 3",
+        "parts: train 6, validation 2; transfer draws test from train",
+        "left out: 1, such as x/a.txt: it is a text",
+    ]
+    assert pages_doctor.set_lines(result | {"parts": {"": 8}, "skipped": []}) == [
+        "2 classes: dog 5, cat 3"
+    ]

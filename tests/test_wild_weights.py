@@ -18,6 +18,7 @@ from tests import wild
 from tests.wild import Situation
 from tl import backbones, labels, models, pages, reporting
 from tl.models import fitting
+from tl.pages import doctor as pages_doctor
 from tl.pixels import PixelSpec
 from tl.types import DetailedError
 from tl.weights import hub, metadata, port, readers
@@ -316,7 +317,10 @@ def test_a_report_on_a_file_says_what_would_be_used_and_left_out(tmp_path: Path)
     assert report["left_out"] == [
         f"net.classifier.1.{n}" for n in ("0.bias", "0.weight", "3.bias", "3.weight")
     ]
-    assert report["pixels"] == PixelSpec().as_dict()
+    assert report["pixels"] == PixelSpec().as_dict() and report["pixels_stated"] == []
+    findings = pages_doctor.weights_findings(report)
+    assert findings["Preprocessing"] == "not stated, that of the network is used"
+    assert findings["Left out"] == "4, " + ", ".join(report["left_out"][:3]) + ", ..."
 
 
 @pytest.mark.usefixtures("zoo")
@@ -353,6 +357,8 @@ def test_the_command_examines_a_weights_file_and_draws_a_page(
     result = json.loads((run.workdir / "result.json").read_text())
     assert result["arch"] == "wild_net" and result["classes"] == 3
     assert result["pixels"]["mean"] == list(wild.MEAN) and result["remarks"] == [wild.FROM_CONFIG]
+    findings = pages_doctor.weights_findings(result)
+    assert findings["Classes"] == "3, ant, bee, cat" and "stated: size, crop" in str(findings)
     page = (run.workdir / "report.html").read_text()
     assert "Weights check" in page and "ant, bee, cat" in page
     before = page.partition("<footer")[0]

@@ -25,6 +25,7 @@ class WeightsReport(NamedTuple):
       format: "safetensors", "torch", "numpy", "numpy pickle" or "keras".
       metadata: what the file says about itself, JSON-ready.
       clf: the classifier that `load` would return.
+      stated: fields of `clf.pixels` that the file, or a file next to it, states.
       architectures: names of all networks whose backbone fits, `clf.arch` first.
       source: library whose names the tensors have; "tl" for its own.
       dtypes: number type -> number of tensors.
@@ -40,6 +41,7 @@ class WeightsReport(NamedTuple):
     format: str
     metadata: Mapping[str, Any]
     clf: Classifier
+    stated: tuple[str, ...]
     architectures: tuple[str, ...]
     source: str
     dtypes: Mapping[str, int]
@@ -66,6 +68,7 @@ class WeightsReport(NamedTuple):
             "classes": None if clf.classes is None else len(clf.classes),
             "class_names": None if clf.classes is None else list(clf.classes.display_names),
             "pixels": clf.pixels.as_dict(),
+            "pixels_stated": list(self.stated),
             "chosen": self.chosen,
             "prefix": self.prefix,
             "used": list(self.used),
@@ -101,6 +104,7 @@ def examine_weights(source: str | Path, *, which: str = "") -> WeightsReport:
         contents.format,
         contents.metadata,
         clf,
+        tuple(stated.pixels),
         tuple(dict.fromkeys([fit.spec.name, *fitting_names])),
         fit.source or "tl",
         dtypes,
@@ -122,6 +126,7 @@ def _saved(folder: Path) -> WeightsReport:
         "safetensors",
         {"pretrained": clf.weights.name},
         clf,
+        tuple(clf.pixels.as_dict()),
         (clf.arch,),
         "tl",
         Counter(str(leaf.dtype) for leaf in leaves.values()),

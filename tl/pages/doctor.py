@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tl import reporting
+from tl.data.spec import PARTS
 from tl.pages import common
 from tl.pages.common import Page
 from tl.reporting import Html
@@ -69,21 +70,56 @@ def weights_findings(result: Mapping[str, Any]) -> dict[str, str]:
     pixels = result["pixels"]
     numbers = lambda values: ", ".join(f"{value:.4g}" for value in values)
     head = "no head" if not result["head_left_out"] else "a head of its own, which is left out"
+    names = result["class_names"] or []
+    unnamed = names == [f"class {i}" for i in range(len(names))]
+    classes = "without names" if unnamed else _first(names)
+    stated = result.get("pixels_stated", ())
     others = result["architectures"][1:]
     return {
         "Format": result["format"],
         "Network": result["arch"] + (f" (also fits {', '.join(others)})" if others else ""),
-        "Names of": result["source"],
-        "Classes": head if result["classes"] is None else str(result["classes"]),
+        "Tensor names of": result["source"],
+        "Classes": head if result["classes"] is None else f"{result['classes']}, {classes}",
+        "Preprocessing": f"stated: {', '.join(stated)}"
+        if stated
+        else "not stated, that of the network is used",
         "Size": f"{pixels['size']}, crop {pixels['crop']:.4g}, {pixels['interpolation']}",
         "Mean": f"{numbers(pixels['mean'])} ({pixels['channels']})",
         "Standard deviation": numbers(pixels["std"]),
         "Number types": ", ".join(f"{n} x {name}" for name, n in result["dtypes"].items()),
         "Weights chosen": result["chosen"] or "all",
         "Prefix": result["prefix"] or "none",
-        "Tensors used": f"{len(result['used'])}, {result['parameters']} numbers",
-        "Left out": str(len(result["left_out"])),
+        "Tensors used": f"{len(result['used'])}, {result['parameters']:,} numbers",
+        "Left out": f"{len(result['left_out'])}, {_first(result['left_out'])}"
+        if result["left_out"]
+        else "nothing",
     }
+
+
+def _first(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, each cut at 30 characters."""
+    return ", ".join(name[:30] for name in names[:most]) + (", ..." if names[most:] else "")
+
+
+def set_lines(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on the classes and parts of a data set, for the terminal.
+
+    Args:
+      result: "classes" (name -> number of images), "parts" (name -> number of images, "" without
+        parts) and "skipped".
+    """
+    rows = sorted(result["classes"].items(), key=lambda row: -row[1])
+    listed = _first([f"{name[:20]} {n}" for name, n in rows], 10)
+    lines = [f"{len(rows)} classes: {listed}"]
+    parts = {part: n for part, n in result["parts"].items() if part}
+    if parts:
+        missing = [p for p in dict.fromkeys(PARTS.values()) if p not in parts]
+        end = f"; transfer draws {' and '.join(missing)} from train" if missing else ""
+        lines.append(f"parts: {', '.join(f'{part} {n}' for part, n in parts.items())}{end}")
+    if skipped := result["skipped"]:
+        first = skipped[0]
+        lines.append(f"left out: {len(skipped)}, such as {first['path']}: {first['why']}")
+    return lines
 
 
 def page(result: Mapping[str, Any], folder: Path) -> Page:
