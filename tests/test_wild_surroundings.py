@@ -187,6 +187,20 @@ def test_a_full_disk_shows_no_traceback_and_costs_no_result(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_file_that_a_full_disk_cut_off_is_named_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as `write` raises it
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="result.json") as caught:
+        reporting.write_whole(tmp_path / "result.json", "{}")
+    sentence = reporting.os_error_sentence(caught.value)
+    assert re.search(r"result.json' .No space left on device.; check this path, its perm", sentence)
+    assert not list(tmp_path.iterdir())
+
+
 # ---- files of other versions, and broken ones ----------------------------------------------------
 
 

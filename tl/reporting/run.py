@@ -140,8 +140,8 @@ class Run:
             ) from error
         if free < size:
             raise ValueError(
-                f"{str(folder)!r} needs {size / 1e9:.2f} GB, but the disk has {free / 1e9:.2f} GB "
-                "free; give another `workdir`"
+                f"{str(folder)!r} needs {size / 1e6:,.1f} MB, but the disk has {free / 1e6:,.1f} "
+                "MB free; give another `workdir`"
             )
 
     def attempt(self, part: str, step: Callable[[], Value], otherwise: Value) -> Value:
@@ -435,6 +435,9 @@ def write_whole(path: pathlib.Path, content: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk, Python names no file
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
