@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from absl import flags
-from PIL import features
+from PIL import Image, features
 
 from tests import toys, wild
 from tests.toys import toy_zoo  # noqa: F401  # a fixture
@@ -186,6 +186,48 @@ def test_a_sample_of_a_large_set_is_examined(
     monkeypatch.setattr(pixel_checks, "SAMPLE_PIXELS", 1)
     assert data.check_pixels(paths)[0].startswith("20 of 20 images of a sample have")
     assert data.check_pixels([]) == data.check_pixels([tmp_path / "none.png"] * 9) == ()
+
+
+# ---- classes that cannot be read ----
+
+
+@pytest.mark.parametrize(
+    ("content", "refused"),
+    [
+        (wild.ISOBMFF % (b"heic", b"mif1"), "is a .*HEIC file"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL file; convert it to JPEG or PNG"),
+        (wild.tiff(wild.halves([1] * 5, [2] * 5, np.uint8)), "is a TIFF of 5 bands, expected"),
+        (wild.tiff(wild.halves(0.2, 0.5, np.float32)), "is a TIFF of 32-bit floats, whose"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a Git LFS file; `git lfs pull`"),
+        (b"", "is empty"),
+        (b"<html></html>", "is an HTML file; download the image again"),
+    ],
+)
+def test_a_class_without_a_readable_image_is_refused(
+    content: bytes, refused: str, tmp_path: Path
+) -> None:
+    names = *wild.two("cat"), *(f"dog/{i}.jpg" for i in range(3))
+    word = wild.tree(*names, content={".jpg": content})(tmp_path / "set")
+    run = reporting.start("transfer", tmp_path / "run", {"seed": 0})
+    start = "no image of 'dog' can be read, expected at least one of each class: '0.jpg' "
+    with pytest.raises(ValueError, match=f"^{start}{refused}") as caught:
+        cli.load_data(run, word)
+    assert len(str(caught.value)) < 400
+    # One readable image is enough; the loader skips the others and lists them.
+    toys.gray_png(tmp_path / "set" / "dog" / "9.png")
+    assert len(cli.load_data(run, word).examples) == 6
+
+
+def test_heic_is_read_by_the_extra(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    colors = wild.halves((64, 128, 192), (192, 64, 0), np.uint8).repeat(8, 0).repeat(8, 1)
+    heif.from_pillow(Image.fromarray(colors)).save(tmp_path / "x.heic", quality=95)
+    for name in ("x.heic", "x.jpg", "x"):
+        (tmp_path / name).write_bytes((tmp_path / "x.heic").read_bytes())
+        decoded = data.decode(tmp_path / name).astype(int)
+        assert np.abs(decoded - colors)[:, [0, -1]].max() <= 12
+        assert header(tmp_path / name).format == "HEIF"
+    assert len(data.find_images(str(tmp_path))[0]) == 3
 
 
 # ---- white ----

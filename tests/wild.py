@@ -3079,7 +3079,7 @@ _12_BITS, _12_BITS_OF_COLOR = (1028, 3083), ((1028, 2056, 3083), (3083, 1028, 0)
 _FULL, _NEGATIVE = (16448, 49344), (65535 - 16448, 65535 - 49344)
 _TIFF_OF_RAW: dict[str, Any] = {"Make": 0, "NewSubfileType": 1}
 _CMYK = halves((191, 127, 63, 0), (63, 191, 255, 0), np.uint8)
-_ISOBMFF = b"\0\0\0\x18ftyp%s\0\0\0\0%s" + bytes(64)
+ISOBMFF = b"\0\0\0\x18ftyp%s\0\0\0\0%s" + bytes(64)
 _GAIN_MAP = lambda i: written("MPO", _photo(i), _photo(i)[::2, ::2])
 _DARK = (
     "^12 of 12 images are nearly black: no level exceeds {} of 255; if they hold fewer than 16 "
@@ -3325,12 +3325,12 @@ PICTURES: tuple[Situation, ...] = (
         _one(f"{start[:12]} named .jpg", ".jpg", lambda start=start: start, refused=refused)
         for start, refused in (
             (
-                _ISOBMFF % (b"mif1", b"heic"),
+                ISOBMFF % (b"mif1", b"heic"),
                 "is a HEIC file; `pip install 'tl.heic.'` or conver",
             ),
             (b"\0\0\0\x0cJXL \r\n\x87\n", "is a JPEG XL file; convert it to JPEG or PNG"),
             (b"II*\0\x10\0\0\0CR\2\0" + bytes(99), "is a raw camera file; develop it to JPEG, or"),
-            (_ISOBMFF % (b"crx ", b"isom"), "is a raw camera file; develop"),
+            (ISOBMFF % (b"crx ", b"isom"), "is a raw camera file; develop"),
             (b"FUJIFILMCCD-RAW 0201", "is a raw camera file; develop"),
             (
                 b"<?xml version='1.0'?>\n<!-- x -->\n<svg xmlns=''/>",
@@ -3341,7 +3341,7 @@ PICTURES: tuple[Situation, ...] = (
             (b"8BPS\0\1", "is a PSD file; convert it to JPEG or PNG"),
             (bytes(128) + b"DICM", "is a DICOM file; export its pixels to PNG"),
             (b"\x5c\1\0\0" + bytes(340) + b"n+1\0", "is a NIfTI file; export its slices to PNG"),
-            (_ISOBMFF % (b"isom", b"mp42"), "is a video file; convert it to JPEG or PNG"),
+            (ISOBMFF % (b"isom", b"mp42"), "is a video file; convert it to JPEG or PNG"),
             (b"<!DOCTYPE html><html>", "is an HTML file; download the image again"),
             (
                 b"version https://git-lfs.github.com/spec/v1",

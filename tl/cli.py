@@ -371,14 +371,15 @@ def load_data(
       run: the run.
       name: name of the data set.
       min_classes: as in `tl.data.get`.
-      check: whether to examine a sample of its pixels (`data.check_pixels`).
+      check: whether to examine a sample of its images (`data.check_readable`, `check_pixels`).
 
     Raises:
-      ValueError: the data set cannot be read.
+      ValueError: the data set cannot be read, or no image of a class.
     """
     spec = data.get(name, min_classes=min_classes, white=white(run))
     run.remark(*spec.remarks)
     if check:
+        data.check_readable(spec)
         run.remark(
             *map(with_dashes, data.check_pixels([example.path for example in spec.examples]))
         )

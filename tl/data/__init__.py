@@ -20,7 +20,7 @@ from tl.data.find import find_images
 from tl.data.folder import folder
 from tl.data.loader import Batch, Stream, load, stream
 from tl.data.packaged import Photograph, elpv, photographs
-from tl.data.pixel_checks import check_pixels
+from tl.data.pixel_checks import check_pixels, check_readable
 from tl.data.plan import Plan, balanced, class_weights
 from tl.data.remap import match_classes, remap_labels, remap_test_labels
 from tl.data.spec import DataSpec, Example, Skipped, Source, Split, Stored, WithWhite, with_white
@@ -119,6 +119,7 @@ __all__ = [
     "WithWhite",
     "balanced",
     "check_pixels",
+    "check_readable",
     "class_weights",
     "content_hash",
     "decode",
