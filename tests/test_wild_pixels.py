@@ -137,7 +137,7 @@ def test_shared_pictures_are_refused(shared_data: Path, name: str, refused: str)
 @pytest.mark.parametrize(
     ("name", "n", "remark"),
     [
-        ("alpha_all_zero", 12, "12 of 12 images are transparent everywhere and become one color"),
+        ("alpha_all_zero", 12, "12 of 12 images are transparent everywhere, read as white"),
         (
             "twelve_bit",
             12,
@@ -178,7 +178,7 @@ def test_a_sample_of_a_large_set_is_examined(
         pixel_checks, "_examine", lambda path: (read.append(path), examine(path))[1]
     )
     assert data.check_pixels(paths * 100) == (
-        "200 of 200 images of a sample have one color; check how they were exported",
+        "200 of 200 images of a sample have one color; check the export",
     )
     assert len(read) == 201 and len(set(read)) >= 2
     monkeypatch.setattr(pixel_checks, "SAMPLE_PIXELS", 4 * 30)
@@ -346,6 +346,23 @@ def test_the_white_of_a_command_is_remarked(
     run = reporting.start("predict", tmp_path, {"seed": 0})
     assert cli.white(run) == value
     assert run.remarks == [remark] * bool(remark)
+
+
+def test_images_of_a_command_are_remarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.png").write_bytes(wild.png(wild._wide(12), 16, 0))
+    for white, remarks in (
+        (0, ["1 of 1 images is nearly black: no level exceeds 16 of 255; if they hold fewer than"]),
+        (4095, ["images of 16 bits are read with 4095 as white"]),
+    ):
+        values = flags.FlagValues()
+        flags.DEFINE_integer("white", white, "", flag_values=values)
+        flags.DEFINE_string("images", str(tmp_path / "x.png"), "", flag_values=values)
+        values.mark_as_parsed()
+        monkeypatch.setattr(cli, "FLAGS", values)
+        run = reporting.start("predict", tmp_path / f"run{white}", {"seed": 0})
+        assert cli.white(run) == white
+        assert [a[: len(b)] for a, b in zip(run.remarks, remarks, strict=True)] == remarks
+        assert white or run.remarks[0].endswith("state the value of white: --white=4095")
 
 
 @pytest.mark.parametrize(

@@ -2834,17 +2834,17 @@ SURROUNDINGS = (
     Situation(
         "an empty XDG_CACHE_HOME",
         command("doctor", env={"TL_CACHE": None, "XDG_CACHE_HOME": "", "HOME": "{folder}/home"}),
-        right={"file": "home/.cache/tl/fingerprints-1"},
+        right={"file": "home/.cache/tl/fingerprints-2"},
     ),
     Situation(
         "a relative XDG_CACHE_HOME",
         command("doctor", env={"TL_CACHE": None, "XDG_CACHE_HOME": "x", "HOME": "{folder}/home"}),
-        right={"file": "home/.cache/tl/fingerprints-1"},
+        right={"file": "home/.cache/tl/fingerprints-2"},
     ),
     Situation(
         "TL_CACHE with a tilde",
         command("doctor", env={"TL_CACHE": "~/c", "HOME": "{folder}/home"}),
-        right={"file": "home/c/fingerprints-1"},
+        right={"file": "home/c/fingerprints-2"},
     ),
     # Radii.
     *(
@@ -3400,19 +3400,19 @@ SETS: tuple[Situation, ...] = (
         "transparent everywhere",
         ".png",
         lambda i: png(np.concatenate([_photo(i), _photo(i, 1) * 0], axis=-1), 8, 6),
-        "^12 of 12 images are transparent everywhere and become one color, white$",
+        "^12 of 12 images are transparent everywhere, read as white$",
     ),
     _set(
         "gray that is transparent everywhere",
         ".png",
         lambda i: png(np.concatenate([_photo(i, 1), _photo(i, 1) * 0], axis=-1), 8, 4),
-        "^12 of 12 images are transparent everywhere and",
+        "^12 of 12 images are transparent everywhere, read",
     ),
     _set(
         "one color",
         ".jpg",
         lambda i: written("JPEG", halves(9 * i, 9 * i, np.uint8)),
-        "^12 of 12 images have one color; check how they were exported$",
+        "^12 of 12 images have one color; check the export$",
     ),
     _set(
         "a third of one color",

@@ -380,14 +380,19 @@ def load_data(
     run.remark(*spec.remarks)
     if check:
         data.check_readable(spec)
-        run.remark(
-            *map(with_dashes, data.check_pixels([example.path for example in spec.examples]))
-        )
+        _check_pixels(run, [example.path for example in spec.examples])
     return spec
 
 
 def white(run: reporting.Run) -> int:
-    """The value of --white, or that of the classifier of --model; 0 for none. It is remarked."""
+    """The value of --white, or that of the classifier of --model; 0 for none.
+
+    Remarks on it, and on a sample of the pixels of --images (`data.check_pixels`), are added to
+    `run`.
+
+    Raises:
+      ValueError: --images names no image.
+    """
     given, stored = FLAGS.white if "white" in FLAGS else 0, metadata()
     learned = stored.get("white", 0)
     if value := given or learned:
@@ -397,7 +402,13 @@ def white(run: reporting.Run) -> int:
         elif stored and given != (learned or 65535):
             why = f", but {learned or 'the value of the file'} was white in training"
         run.remark(f"images of 16 bits are read with {value} as white{why}")
+    if "images" in FLAGS and FLAGS.images:
+        _check_pixels(run, data.find_images(FLAGS.images, white=value)[0])
     return value
+
+
+def _check_pixels(run: reporting.Run, sources: Sequence[data.Source]) -> None:
+    run.remark(*map(with_dashes, data.check_pixels(sources)))
 
 
 def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:

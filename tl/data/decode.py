@@ -39,7 +39,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from tl.data import tiff
+from tl.data import formats, tiff
 from tl.data.formats import FORMATS, describe, identify, pillow_formats
 from tl.data.spec import Source, file_of, white_of
 
@@ -50,9 +50,6 @@ MAX_PIXELS = 89_478_485
 
 # Pages that are examined for one that is not a smaller copy of the first; chosen, not tuned.
 _MOST_COPIES = 16
-
-# Position of the bit depth in a PNG.
-_PNG_BIT_DEPTH = 24
 
 # EXIF 2.3, section 4.6.4 A.
 _ORIENTATION_TAG = 0x0112
@@ -176,8 +173,8 @@ def is_image(path: Path) -> bool:
     _hide_warnings()
     with open(path, "rb") as file:
         try:
-            formats = pillow_formats(file.read(64))
-            Image.open(file, formats=formats)
+            names = pillow_formats(file.read(64))
+            Image.open(file, formats=names)
         except Image.DecompressionBombError:
             return True  # for which `decode` has a better sentence
         except Exception:  # as in `_open`
@@ -347,7 +344,7 @@ def _rgb(file: _File, white: int) -> np.ndarray:
         image = _scaled_color(file, white)
     elif image.format == "PNG" and image.mode == "L" and isinstance(key, int):
         # Pillow scales gray of 2 and 4 bits to 8, but not its key.
-        image.info["transparency"] = key * 255 // (2 ** file.data[_PNG_BIT_DEPTH] - 1)
+        image.info["transparency"] = key * 255 // (2 ** file.data[formats.PNG_BIT_DEPTH] - 1)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
@@ -361,24 +358,14 @@ def _scaled(file: _File) -> bool:
     """Whether the format states its largest value, to which Pillow has scaled the pixels."""
     if file.image.format == "PPM":
         return any(tile[0] != "raw" and tile[3][-1] != 65535 for tile in file.tiles)
-    if file.image.format == "JPEG2000":  # Ssiz of ISO/IEC 15444-1, A.5.1
-        start = file.data.find(b"\xff\x4f\xff\x51")
-        return file.data[start + 42] & 0x7F != 15
-    return False
+    return file.image.format == "JPEG2000" and formats.jpeg2000_bits(file.data) != 16
 
 
 def _stated_white(file: _File) -> int:
     """The value of white that the file states; 0 if it states none."""
-    if file.image.format != "PNG":
-        return tiff.stated_white(file.tags)
-    start, data = 8, file.data
-    while start + 8 <= len(data) and data[start + 4 : start + 8] != b"IDAT":
-        size = int.from_bytes(data[start : start + 4], "big")
-        if data[start + 4 : start + 8] == b"sBIT":  # PNG specification, section 11.3.2.4
-            bits = max(data[start + 8 : start + 8 + size], default=0)
-            return 2**bits - 1 if 8 <= bits < 16 else 0
-        start += size + 12
-    return 0
+    if file.image.format == "PNG" and 8 <= (bits := formats.png_bits(file.data)) < 16:
+        return 2**bits - 1
+    return tiff.stated_white(file.tags)
 
 
 def _levels(file: _File, values: np.ndarray, white: int) -> np.ndarray:

@@ -37,6 +37,8 @@ SUFFIXES: dict[str, str] = {
 }
 """Ending of a file name in lower case -> the format that is read and that it indicates."""
 
+# Position of the bit depth in a PNG.
+PNG_BIT_DEPTH = 24
 RAW = "raw camera"
 _CONVERT = "convert it to JPEG or PNG"
 _UPGRADE = "upgrade Pillow or convert it to PNG"
@@ -139,3 +141,19 @@ def pillow_formats(start: bytes) -> tuple[str, ...]:
 
     pillow_heif.register_heif_opener()
     return ("HEIF",)
+
+
+def png_bits(data: bytes) -> int:
+    """The largest number of significant bits that the chunk sBIT of a PNG states; 0 without it."""
+    start = 8
+    while start + 8 <= len(data) and data[start + 4 : start + 8] != b"IDAT":
+        size = int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] == b"sBIT":  # PNG specification, section 11.3.2.4
+            return max(data[start + 8 : start + 8 + size], default=0)
+        start += size + 12
+    return 0
+
+
+def jpeg2000_bits(data: bytes) -> int:
+    """The number of bits per channel of a JPEG 2000: Ssiz of ISO/IEC 15444-1, A.5.1."""
+    return (data[data.find(b"\xff\x4f\xff\x51") + 42] & 0x7F) + 1

@@ -117,21 +117,22 @@ def remarks(rows: Sequence[Pixels], *, sample: bool = False) -> tuple[str, ...]:
     of = f"of {len(rows)} images{' of a sample' if sample else ''}"
     sentences = []
     if pages := sum(row.header.animated for row in rows):
-        verb = "has" if pages == 1 else "have"
-        sentences.append(f"{pages} {of} {verb} more pages or frames than the one that is read")
+        have = "has" if pages == 1 else "have"
+        sentences.append(f"{pages} {of} {have} more pages or frames than the one that is read")
     for finding in dict.fromkeys(row.finding for row in rows):
         group = [row for row in rows if row.finding == finding]
         if not finding or len(group) < SHARE * len(rows):
             continue
         low, high = min(row.low for row in group), max(row.high for row in group)
-        why = {
-            "one color": "have one color; check how they were exported",
-            "transparent everywhere": "are transparent everywhere and become one color, white",
-            "nearly black": f"are nearly black: no level exceeds {high} of 255",
-            "nearly white": f"are nearly white: no level is below {low} of 255",
+        have, are = ("has", "is") if len(group) == 1 else ("have", "are")
+        clause = {
+            "one color": f"{have} one color; check the export",
+            "transparent everywhere": f"{are} transparent everywhere, read as white",
+            "nearly black": f"{are} nearly black: no level exceeds {high} of 255",
+            "nearly white": f"{are} nearly white: no level is below {low} of 255",
         }[finding]
         advice = _advice(group, "; if they hold fewer than 16 bits, state the value of white:")
-        sentences.append(f"{len(group)} {of} {why}{advice}")
+        sentences.append(f"{len(group)} {of} {clause}{advice}")
     return tuple(sentences)
 
 
