@@ -111,7 +111,7 @@ def test_of_other_images_and_other_models_no_remark_is_made(
 
 def test_a_class_in_another_letter_case_is_remarked(result: dict) -> None:
     assert result["remarks"] == [
-        "1 of 2 classes match in another letter case: 'Bengal' is read as 'bengal'"
+        "1 of 2 classes match in another spelling: 'Bengal' is read as 'bengal'"
     ]
 
 

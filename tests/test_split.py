@@ -811,7 +811,7 @@ def test_two_classes_never_become_one(
     assert len(str(caught.value)) < 400
 
 
-def test_matches_by_index_and_by_letter_case_are_remarked(tmp_path: Path) -> None:
+def test_matches_by_index_and_in_another_spelling_are_remarked(tmp_path: Path) -> None:
     match = lambda names, learned: match_classes(names, labels.from_names(learned))
     assert match(["1", "0"], ["cat", "dog"]) == (
         (1, 0),
@@ -819,8 +819,17 @@ def test_matches_by_index_and_by_letter_case_are_remarked(tmp_path: Path) -> Non
     )
     assert match(["Dog", "cat"], ["cat", "dog"]) == (
         (1, 0),
-        ("1 of 2 classes match in another letter case: 'Dog' is read as 'dog'",),
+        ("1 of 2 classes match in another spelling: 'Dog' is read as 'dog'",),
     )
+    for name in ("big_cat", "Big  Cat", "big-cat"):
+        ((label, _), (remark,)) = match([name, "dog"], ["dog", "big cat"])
+        assert label == 1
+        assert remark == f"1 of 2 classes match in another spelling: {name!r} is read as 'big cat'"
+    with pytest.raises(
+        ValueError, match="0 'Cat .0.', 1 'cat .1.'; select one by index, or by its"
+    ):
+        match(["CAT"], ["Cat", "cat"])
+    assert match(["Cat (0)", "cat (1)"], ["Cat", "cat"])[0] == (0, 1)
     assert match(["cafe\u0301"], ["caf\u00e9", "the"]) == ((0,), ())
     assert match(["3", "1"], ["1", "2", "3"]) == ((2, 0), ())
     spec = data_set(tmp_path, [(0, b"x"), (1, b"y")], classes=("0", "1"))

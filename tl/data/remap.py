@@ -9,7 +9,7 @@ from dataclasses import replace
 from tl.data.duplicates import leaks
 from tl.data.spec import DataSpec
 from tl.labels import ClassTable
-from tl.labels.names import listed, normalize, shown
+from tl.labels.names import listed, lookalikes, normalize, shown
 from tl.paths import nearest
 
 
@@ -104,11 +104,11 @@ def match_classes(
     spelled = [
         (name, display)
         for name, display in zip(names, displayed, strict=True)
-        if normalize(name) != display and name.casefold().strip() == display.casefold()
+        if normalize(name) != display and lookalikes([name, display])
     ]
     if spelled:
         remarks.append(
-            f"{len(spelled)} of {len(names)} classes match in another letter case: "
+            f"{len(spelled)} of {len(names)} classes match in another spelling: "
             f"{shown(spelled[0][0])} is read as {shown(spelled[0][1])}"
         )
     return tuple(indices), tuple(remarks)

@@ -281,7 +281,7 @@ def folder_labels(
       clf: the network.
       paths: image files. The name of a folder is a class name or a WordNet id; or the names of all
         folders are indices, if no class of the network is named by a number.
-      remark: called with sentences on names that are read as indices or in another letter case.
+      remark: called with sentences on names that are read as indices or in another spelling.
 
     Raises:
       ValueError: the name of a folder matches no class, or several; or folders of different names

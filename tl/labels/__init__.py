@@ -161,7 +161,7 @@ class ClassTable:
                 classes = ", ".join(f"{index} {self.display(index)!r}" for index in matches)
                 raise ValueError(
                     f"{word!r} matches {len(matches)} {self._title} classes: {classes}; select one "
-                    "by index"
+                    "by index, or by its name as written here"
                 )
             if matches:
                 return matches
