@@ -122,7 +122,7 @@ def describe_part(spec: DataSpec) -> str:
     """
     sha = hashlib.sha256()
     for content, example in zip(content_hashes(spec), spec.examples, strict=True):
-        words = [content, spec.classes[example.label], str(example.confidence)]
-        words += [f"white {white}"] if (white := white_of(example.path)) else []
-        sha.update((" ".join(words) + "\n").encode())
+        white = f" white {white}" if (white := white_of(example.path)) else ""
+        row = f"{content} {spec.classes[example.label]} {example.confidence}{white}\n"
+        sha.update(row.encode())
     return f"{len(spec.examples)} images, sha256 {sha.hexdigest()[:16]}"
