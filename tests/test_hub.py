@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -15,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -151,14 +153,34 @@ def server() -> Iterator[Hub]:
     thread.join()
 
 
+# Imports `tl` once, and then forks a process per line of input: the settings of its environment.
+# The client is imported in that process, so it reads them. The answer is one line in a file.
 FETCH = """
-import sys
+import json, os, sys
 from tl.weights import description, hub
-try:
-    files = hub.fetch(sys.argv[1])
-    print("PATH", files.weights, description.architecture_of(files.config))
-except ValueError as error:
-    print("ERROR", error)
+
+def fetch(repo):
+    try:
+        files = hub.fetch(repo)
+        return f"PATH {files.weights} {description.architecture_of(files.config)}"
+    except ValueError as error:
+        return f"ERROR {error}"
+
+assert "huggingface_hub" not in sys.modules
+for line in sys.stdin:
+    job = json.loads(line)
+    if os.fork():
+        continue
+    os.environ |= job["environ"]
+    with open(job["answer"] + ".part", "w") as file:
+        file.write(fetch(job["repo"]))
+    os.rename(job["answer"] + ".part", job["answer"])
+    os._exit(0)
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        break
 """
 
 
@@ -181,39 +203,61 @@ def here(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def start(server: Hub, cache: Path, **environ: str) -> subprocess.Popen:
-    """A process that fetches, without the hub settings of this machine."""
+@pytest.fixture(scope="module")
+def fetcher() -> Iterator[subprocess.Popen]:
+    """The process of `FETCH`, without the hub settings of this machine."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    settings = {
-        "HF_HOME": str(cache),
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "NO_PROXY": "127.0.0.1",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", FETCH, REPO],
-        env={**inherited, **settings, **environ},
+    process = subprocess.Popen(
+        [sys.executable, "-c", FETCH],
+        env=inherited,
         cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE,
         text=True,
     )
+    yield process
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(timeout=120) == 0
 
 
-def outcome(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and out.startswith(("PATH ", "ERROR ")), out + err
-    return out.strip()
+@pytest.fixture
+def start(server: Hub, tmp_path: Path, fetcher: subprocess.Popen) -> Callable[..., Path]:
+    """Starts a fetch in another process with these settings; returns the file of the answer."""
+    answers = itertools.count()
+
+    def run(**environ: str) -> Path:
+        settings = {
+            "HF_HOME": str(tmp_path),
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "NO_PROXY": "127.0.0.1",
+        }
+        answer = tmp_path / f"answer{next(answers)}"
+        job = {"repo": REPO, "environ": settings | environ, "answer": str(answer)}
+        assert fetcher.stdin
+        fetcher.stdin.write(json.dumps(job) + "\n")
+        fetcher.stdin.flush()
+        return answer
+
+    return run
 
 
-def path_of(process: subprocess.Popen) -> Path:
-    word, path, arch = outcome(process).split(" ")
+def outcome(answer: Path) -> str:
+    end = time.monotonic() + 120
+    while not answer.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return answer.read_text()
+
+
+def path_of(answer: Path) -> Path:
+    word, path, arch = outcome(answer).split(" ")
     assert word == "PATH" and arch == "resnet18"
     assert Path(path).read_bytes() == TENSORS
     return Path(path)
 
 
-def error_of(process: subprocess.Popen) -> str:
-    out = outcome(process)
+def error_of(answer: Path) -> str:
+    out = outcome(answer)
     assert out.startswith("ERROR ") and "\n" not in out and len(out) < 600, out
     return out.removeprefix("ERROR ")
 
@@ -240,33 +284,35 @@ def entries(cache: Path) -> list[str]:
 
 
 def test_a_file_is_fetched_once_and_then_read_from_the_cache_without_the_server(
-    server: Hub, tmp_path: Path
+    server: Hub, tmp_path: Path, start: Callable[..., Path]
 ):
-    path = path_of(start(server, tmp_path))
+    path = path_of(start())
     assert path.name == "model.safetensors" and path.is_relative_to(tmp_path / "hub")
     assert server.bodies("model.safetensors") == [None] and server.bodies("config.json") == [None]
-    assert path_of(start(server, tmp_path)) == path
+    assert path_of(start()) == path
     assert len(server.bodies("model.safetensors")) == 1, "the cache was not used"
     requests = len(server.log)
-    assert path_of(start(server, tmp_path, HF_HUB_OFFLINE="1")) == path
-    assert path_of(start(server, tmp_path, HF_ENDPOINT=NOBODY)) == path
+    assert path_of(start(HF_HUB_OFFLINE="1")) == path
+    assert path_of(start(HF_ENDPOINT=NOBODY)) == path
     assert len(server.log) == requests
 
 
-def test_without_network_and_cache_the_error_says_what_to_do(server: Hub, tmp_path: Path):
-    message = error_of(start(server, tmp_path, HF_HUB_OFFLINE="1"))
+def test_without_network_and_cache_the_error_says_what_to_do(
+    server: Hub, tmp_path: Path, start: Callable[..., Path]
+):
+    message = error_of(start(HF_HUB_OFFLINE="1"))
     assert f"{REPO} is not in the cache and HF_HUB_OFFLINE is set; unset it" in message
     assert message.endswith(f"(hf download {REPO}) and copy {tmp_path / 'hub'}") and not server.log
-    message = error_of(
-        start(server, tmp_path, HF_ENDPOINT=NOBODY, HF_HUB_CACHE=str(tmp_path / "mine"))
-    )
+    message = error_of(start(HF_ENDPOINT=NOBODY, HF_HUB_CACHE=str(tmp_path / "mine")))
     assert message.startswith(f"cannot fetch {REPO} from the hub at {NOBODY} (")
     assert message.endswith(f"and copy {tmp_path / 'mine'}")
 
 
-def test_two_processes_can_fetch_at_the_same_time(server: Hub, tmp_path: Path):
+def test_two_processes_can_fetch_at_the_same_time(
+    server: Hub, tmp_path: Path, start: Callable[..., Path]
+):
     server.together = threading.Barrier(2)
-    both = [start(server, tmp_path), start(server, tmp_path)]
+    both = [start(), start()]
     assert path_of(both[0]) == path_of(both[1])
     assert sorted(set(entries(tmp_path))) == [
         hashlib.sha256(TENSORS).hexdigest(),
