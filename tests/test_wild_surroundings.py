@@ -32,6 +32,7 @@ from tl.evaluation import attack_transfer, attacked, robust, sets, shared_images
 from tl.evaluation.attack_settings import AttackSettings
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.pages import evaluation, training
+from tl.reporting import results
 from tl.training import checkpoints, rate_finder, resume
 from tl.training.adversarial import Adversary
 from tl.training.recipe import Recipe
@@ -196,8 +197,8 @@ def test_a_file_that_a_full_disk_cut_off_is_named_and_removed(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="result.json") as caught:
         reporting.write_whole(tmp_path / "result.json", "{}")
-    sentence = reporting.os_error_sentence(caught.value)
-    assert re.search(r"result.json' .No space left on device.; check this path, its perm", sentence)
+    message = reporting.sentence(caught.value)
+    assert re.search(r"result.json' .No space left on device.; check this path, its perm", message)
     assert not list(tmp_path.iterdir())
 
 
@@ -278,7 +279,7 @@ def test_broken_records_of_a_resumed_run_are_one_sentence(tmp_path: Path, text: 
 def test_a_claim_that_is_not_one_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "fast.json").write_text(text)
     with pytest.raises(ValueError, match="fast.json"):
-        reporting.results.load(tmp_path)
+        results.load(tmp_path)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.ENOTDIR, errno.EROFS])
@@ -287,6 +288,21 @@ def test_a_cache_of_the_hub_that_cannot_be_written_is_named(number: int) -> None
     message = hub._sentence(OSError(number, os.strerror(number), "/c"), "timm/x", None)
     assert message.startswith("cannot write timm/x into the cache of the hub, /")
     assert message.endswith(f" ({os.strerror(number)}); set HF_HOME to another folder")
+
+
+def test_after_ctrl_c_the_parts_that_are_kept_are_named(tmp_path: Path) -> None:
+    message = reporting.interrupted
+    nothing = "interrupted before it was done; no result.json was written"
+    assert message(None) == "interrupted before it began"
+    assert message(tmp_path) == message(tmp_path, resumable=True) == nothing
+    (tmp_path / "model").mkdir()
+    assert message(tmp_path, resumable=True) == f"{nothing}; {str(tmp_path)!r} has model"
+    (tmp_path / "checkpoints").mkdir()
+    both = f"{nothing}; {str(tmp_path)!r} has model and checkpoints"
+    assert message(tmp_path) == both
+    assert message(tmp_path, resumable=True) == f"{both}; add --resume to continue"
+    (tmp_path / "result.json").touch()
+    assert message(tmp_path) == f"interrupted; the result is in {str(tmp_path)!r}"
 
 
 # ---- caches --------------------------------------------------------------------------------------
@@ -370,7 +386,7 @@ def test_programs_that_jax_cannot_cache_are_one_remark(
         warnings.warn("the cache is full", CacheWarning, stacklevel=1)
 
     monkeypatch.setattr(cli.app, "run", lambda main: main(["x"]))
-    monkeypatch.setattr(cli, "jax", SimpleNamespace(config=config))
+    monkeypatch.setattr(devices.jax, "config", config)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         cli._run("x", work, [run])

@@ -2640,12 +2640,13 @@ os.dup2(writer, 1)
 os.close(reader), os.close(writer)
 """
 CLOSED = "import os, sys; os.close(1); sys.stdout = None"
-INTERRUPT = """
-import tl.models.summary as module
-def interrupt(*args, **more):
-    raise KeyboardInterrupt
-module.describe = interrupt
+RAISE = """
+import jax, tl.models.summary as module
+def fail(*args, **more):
+    raise {error}
+module.describe = fail
 """
+INTERRUPT = RAISE.format(error="KeyboardInterrupt")
 _CACHE = r"^the cache '.*' cannot be written \({}\), so nothing .* set {} to another folder$"
 _NO_WRITE = r"cannot write into '.*' \({}\); give another --workdir"
 _NOT_FINISHED = "is not the folder of a finished run"
@@ -2807,8 +2808,8 @@ SURROUNDINGS = (
         "JAX_COMPILATION_CACHE_DIR at a file",
         command(
             *DESCRIBE,
+            env={"JAX_COMPILATION_CACHE_DIR": "{folder}/file"},
             files=_write("file"),
-            before="import jax; jax.config.update('jax_compilation_cache_dir', '{folder}/file')",
         ),
         remark=_CACHE.format("File exists", "JAX_COMPILATION_CACHE_DIR"),
     ),
@@ -2889,6 +2890,23 @@ SURROUNDINGS = (
     Situation(
         "a plain terminal",
         command(*DESCRIBE, env={"TERM": "dumb", "NO_COLOR": "1", "LANG": "C", "LC_ALL": "C"}),
+    ),
+    *(
+        Situation(
+            f"too little memory for {name}",
+            command(*DESCRIBE, before=RAISE.format(error=error)),
+            refused=f"there is too little memory .{text}.*; use smaller images or batches$",
+        )
+        for name, error, text in (
+            ("Python", "MemoryError()", "out of memory"),
+            ("NumPy", "MemoryError('Unable to allocate 191. GiB')", "Unable to allocate 191. GiB"),
+            ("JAX", "jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out')", "RESOURCE_EXH"),
+        )
+    ),
+    Situation(
+        "a seed of more than 32 bits",
+        command(*DESCRIBE, "--seed=4294967296"),
+        refused="Pass --helpshort or --helpfull to see help on flags",
     ),
     # Standard output.
     Situation("a reader that goes away", command(*DESCRIBE, before=BROKEN_PIPE)),

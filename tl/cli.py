@@ -6,12 +6,10 @@ The only module of `tl` that defines flags. It holds no logic of an experiment.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
 import os
 import re
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,10 +18,10 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from tl import data, devices, models, paths, reporting
+from tl import data, devices, models, reporting
 from tl.attacks import norms
 from tl.models import Classifier
-from tl.paths import ending, expanded, shortened
+from tl.paths import expanded, shortened
 from tl.training.resume import same_flags
 from tl.types import CacheWarning, Variables
 
@@ -135,7 +133,11 @@ def define_run_flags() -> None:
         "workdir", "", "Folder to write the results to. Default: runs/NAME/TIME, a new one."
     )
     flags.DEFINE_integer(
-        "seed", 0, "Random seed of splits, initialization and augmentation.", lower_bound=0
+        "seed",
+        0,
+        "Random seed of splits, initialization and augmentation.",
+        lower_bound=0,
+        upper_bound=2**32 - 1,  # JAX ignores higher bits
     )
 
 
@@ -178,12 +180,12 @@ def launch(
                 f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to continue it, "
                 "or give another --workdir"
             )
-        interruptible(lambda: start_and_finish(values, resume))
+        devices.interruptible(lambda: start_and_finish(values, resume))
 
     def start_and_finish(values: dict[str, Any], resume: bool) -> None:
         run = reporting.start(name, FLAGS.workdir, values, resume=resume)
         runs.append(run)
-        use_compile_cache()
+        devices.use_compile_cache()
         main(run)
         if message := run.failure_message():
             raise ValueError(message)
@@ -212,7 +214,7 @@ def launch_on_folder(name: str, main: Callable[[Path], None], *define: Callable[
                 f"{name} works on one run: got {len(arguments)} arguments, expected the folder of "
                 f"a run; write {name} DIR"
             )
-        interruptible(lambda: main(expanded(arguments[0])))
+        devices.interruptible(lambda: main(expanded(arguments[0])))
 
     _run(name, work, [])
 
@@ -231,8 +233,9 @@ def _define(*define: Callable[[], None]) -> list[str]:
 def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]) -> None:
     """Runs `work` on the arguments that are not flags.
 
-    A `ValueError` or an `OSError` ends the process with a message and status 1, Ctrl-C with status
-    130. Warnings are one sentence each; those of caches become remarks of the run.
+    Errors of the user and of the file system, and too little memory, end the process with a message
+    and status 1, Ctrl-C with status 130. Warnings are one sentence each; those of caches become
+    remarks of the run.
 
     Args:
       name: name of the command.
@@ -243,7 +246,7 @@ def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]
     def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         text = " ".join(str(message).split())
         if "persistent compilation cache" in text:  # JAX warns again for each program
-            text = _about_programs("reading" in text)
+            text = devices.compile_cache_remark("reading" in text)
             category = CacheWarning
         if runs and issubclass(category, CacheWarning):
             runs[0].remark(text)
@@ -251,38 +254,27 @@ def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]
             text = reporting.one_line(f"{name}: {with_dashes(text)}")
             print(shortened(text, reporting.MAX_MESSAGE), file=sys.stderr)
 
+    def folder() -> Path | None:
+        return runs[0].workdir if runs else None
+
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         warnings.showwarning = show_warning  # type: ignore[assignment]
         try:
             work(argv[1:])
-        except (ValueError, OSError) as error:
-            is_file = isinstance(error, OSError)
-            text = reporting.os_error_sentence(error) if is_file else with_dashes(str(error))
+        except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" not in str(error):
+                raise
+            text = with_dashes(reporting.sentence(error))
             details = map(with_dashes, getattr(error, "details", ()))
-            folder = runs[0].workdir if runs else None
-            sys.exit(reporting.error_message(f"{name}: {text}", details, folder))
+            sys.exit(reporting.error_message(f"{name}: {text}", details, folder()))
         except KeyboardInterrupt:
-            print(f"\n{name}: {_interrupted(runs)}", file=sys.stderr, flush=True)
+            kept = reporting.interrupted(folder(), resumable="resume" in FLAGS)
+            print(f"\n{name}: {kept}", file=sys.stderr, flush=True)
             os._exit(130)  # compiled code in the worker thread may run for minutes
 
     reporting.make_output_safe()
     app.run(guarded)
-
-
-def _interrupted(runs: Sequence[reporting.Run]) -> str:
-    """The message after Ctrl-C: which parts of the run are on disk."""
-    if not runs:
-        return "interrupted before it began"
-    folder = runs[0].workdir
-    if (folder / "result.json").exists():
-        return f"interrupted; the result is in {str(folder)!r}"
-    parts = [part for part in ("model", "checkpoints") if (folder / part).is_dir()]
-    message = "interrupted before it was done; no result.json was written"
-    if parts:
-        message += f"; {str(folder)!r} has {' and '.join(parts)}"
-    resume = "; add --resume to continue" if "checkpoints" in parts and "resume" in FLAGS else ""
-    return message + resume
 
 
 def with_dashes(message: str) -> str:
@@ -303,62 +295,6 @@ def with_dashes(message: str) -> str:
         r"`(\w+)(=[^`]*)?`",
         lambda match: f"--{match[1]}{match[2] or ''}" if match[1] in FLAGS else match[0],
         message,
-    )
-
-
-def interruptible(work: Callable[[], None]) -> None:
-    """Runs `work` in a thread, so that Ctrl-C is handled while compiled code runs.
-
-    An exception in `work` is raised again here.
-    """
-    failures: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:  # raised again in the main thread
-            failures.append(error)
-
-    worker = threading.Thread(target=guarded, daemon=True)
-    worker.start()
-    while worker.is_alive():
-        worker.join(0.1)
-    if failures:
-        raise failures[0]
-
-
-def use_compile_cache() -> None:
-    """Caches programs that take half a second or more to compile on disk, for later runs.
-
-    `JAX_COMPILATION_CACHE_DIR` names another folder than that of `tl.paths.cache_dir`. A folder
-    that cannot be written is a `CacheWarning`; nothing is cached then.
-    """
-    chosen: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if chosen and "://" in chosen:  # a bucket
-        return
-    folder = Path(chosen) if chosen else paths.cache_dir() / "xla"
-    try:
-        if paths.printable(str(folder)) != str(folder):  # every compilation would fail
-            raise OSError(errno.EILSEQ, "its name is not UTF-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        reporting.write_whole(folder / ".check", "")
-        (folder / ".check").unlink(missing_ok=True)
-    except OSError as error:
-        paths.warn_of_cache(folder, error, "JAX_COMPILATION_CACHE_DIR" if chosen else "")
-        jax.config.update("jax_compilation_cache_dir", None)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    if not chosen:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _about_programs(reading: bool) -> str:
-    """The remark on the cache of compiled programs, of which JAX cannot use an entry."""
-    folder = ending(jax.config.jax_compilation_cache_dir, 60)  # type: ignore[attr-defined]
-    action = "read" if reading else "written"
-    return (
-        f"a program in the cache {folder!r} cannot be {action}, so it is compiled in each run; "
-        "delete the folder, or set TL_CACHE to another one"
     )
 
 

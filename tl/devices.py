@@ -16,8 +16,10 @@ Example:
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tl import paths
 from tl.paths import shortened
 
 AXIS = "batch"
@@ -45,6 +48,63 @@ def available() -> list[Any]:
             f"JAX cannot start with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}, "
             f"expected cpu, cuda, tpu or no value: {reason}"
         ) from error
+
+
+def interruptible(work: Callable[[], None]) -> None:
+    """Runs `work` in a thread, so that Ctrl-C is handled while compiled code runs.
+
+    An exception in `work` is raised again here.
+    """
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised again in the main thread
+            failures.append(error)
+
+    worker = threading.Thread(target=guarded, daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.1)
+    if failures:
+        raise failures[0]
+
+
+def use_compile_cache() -> None:
+    """Caches programs that take half a second or more to compile on disk, for later runs.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder than that of `tl.paths.cache_dir`. A folder
+    that cannot be written is a `CacheWarning`; nothing is cached then.
+    """
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if "://" in chosen:  # a bucket
+        return
+    folder = Path(chosen) if chosen else paths.cache_dir() / "xla"
+    try:
+        if paths.printable(str(folder)) != str(folder):  # every compilation would fail
+            raise OSError(errno.EILSEQ, "its name is not UTF-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        check = folder / f".check.{os.getpid()}"
+        check.touch()
+        check.unlink()
+    except OSError as error:
+        paths.warn_of_cache(folder, error, "JAX_COMPILATION_CACHE_DIR" if chosen else "")
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if not chosen:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def compile_cache_remark(reading: bool) -> str:
+    """The remark on the cache of compiled programs, of which JAX cannot read or write an entry."""
+    folder = paths.ending(jax.config.jax_compilation_cache_dir, 60)  # type: ignore[attr-defined]
+    action = "read" if reading else "written"
+    return (
+        f"a program in the cache {folder!r} cannot be {action}, so it is compiled in each run; "
+        "delete the folder, or set TL_CACHE to another one"
+    )
 
 
 def mesh(among: Sequence[Any] | None = None) -> Mesh:

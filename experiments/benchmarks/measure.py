@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from tl import cli, reporting
+from tl import devices, reporting
 from tl.pages import bench as page
 
 Row = dict[str, Any]
@@ -70,7 +70,7 @@ def empty_caches(folder: Path) -> Iterator[None]:
     """Runs the block with an empty folder of caches: no feature bank and no compiled program."""
     cache = os.environ.get("TL_CACHE")
     os.environ["TL_CACHE"] = str(folder)
-    cli.use_compile_cache()
+    devices.use_compile_cache()
     compilation_cache.reset_cache()
     jax.clear_caches()
     try:
@@ -79,7 +79,7 @@ def empty_caches(folder: Path) -> Iterator[None]:
         del os.environ["TL_CACHE"]
         if cache is not None:
             os.environ["TL_CACHE"] = cache
-        cli.use_compile_cache()
+        devices.use_compile_cache()
         compilation_cache.reset_cache()
 
 

@@ -45,14 +45,41 @@ def error_message(text: str, details: Iterable[str] = (), folder: Path | None = 
     return shortened(message.ljust(MAX_MESSAGE + 1), MAX_MESSAGE, end)
 
 
-def os_error_sentence(error: OSError) -> str:
-    """The sentence for an error of the file system: the path, the cause, and what to check."""
+def sentence(error: Exception) -> str:
+    """The sentence for an error: its own, or the cause and what to do for one of the system.
+
+    Args:
+      error: a `ValueError`, an error of the file system, or one of too little memory.
+    """
+    if not isinstance(error, OSError | ValueError):  # of Python, NumPy or JAX
+        reason = shortened(one_line(str(error)) or "out of memory", 200)
+        return f"there is too little memory ({reason}); use smaller images or batches"
+    if not isinstance(error, OSError):
+        return str(error)
     file = f" {ending(os.fsdecode(error.filename), 200)!r}" if error.filename else " a file"
     reason = error.strerror or str(error) or type(error).__name__
     return (
         f"cannot read or write{file} ({reason}); check this path, its permissions and the free "
         "disk space"
     )
+
+
+def interrupted(folder: Path | None, *, resumable: bool = False) -> str:
+    """The message after Ctrl-C: which parts of a run are on disk.
+
+    Args:
+      folder: the folder of the run; None before it is open.
+      resumable: whether the command has the flag --resume.
+    """
+    if not folder:
+        return "interrupted before it began"
+    if (folder / "result.json").exists():
+        return f"interrupted; the result is in {str(folder)!r}"
+    parts = [part for part in ("model", "checkpoints") if (folder / part).is_dir()]
+    message = "interrupted before it was done; no result.json was written"
+    if parts:
+        message += f"; {str(folder)!r} has {' and '.join(parts)}"
+    return message + "; add --resume to continue" * (resumable and "checkpoints" in parts)
 
 
 def one_line(text: str) -> str:
