@@ -1007,6 +1007,13 @@ LOADED: tuple[Situation, ...] = (
                 PIXELS_OF_CONFIG,
             ),
             (
+                "mean and std alone",
+                {"architecture": "wild_net", "pretrained_cfg": HALVES},
+                "does not state input_size and crop_pct and interpolation: the network's default",
+                ("class 0", "class 1", "class 2"),
+                PixelSpec(**HALVES),
+            ),
+            (
                 "the network alone",
                 {"architecture": "wild_net", "num_classes": 3},
                 "config.json next to the weights states no preprocessing: that of the network",

@@ -99,8 +99,11 @@ def of_config(config: Mapping[str, Any], place: str) -> Description:
 
 def _of_timm(config: Mapping[str, Any], arch: str | None, classes: str, place: str) -> Description:
     """The content of a config in timm's format; `classes` is the name of its class table."""
-    pixels = pixels_of(config).as_dict()
-    return Description(arch, pixels, classes_of(config, classes), licence_of(config), place)
+    pixels, missing = pixels_of(config)
+    remark = f"config.json does not state {' and '.join(missing)}: the network's default is used"
+    remarks = (remark,) if missing else ()
+    table, licence = classes_of(config, classes), licence_of(config)
+    return Description(arch, pixels, table, licence, place, "", remarks)
 
 
 def _transformers(config: Mapping[str, Any]) -> str:
@@ -118,10 +121,12 @@ def _transformers(config: Mapping[str, Any]) -> str:
 def _field(
     config: Mapping[str, Any], name: str, kind: type | tuple[type, ...], expected: str
 ) -> Any:
-    """A field of `pretrained_cfg`, or of the whole config in older files, which are flat."""
+    """A field of `pretrained_cfg`, or of the whole config in older files; None if it is missing."""
     part = config.get("pretrained_cfg", config)
-    value = parsed(part.get(name)) if isinstance(part, Mapping) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(part, Mapping):
+        raise _misfit("pretrained_cfg", part, "an object")
+    value = parsed(part.get(name))
+    if name in part and (not isinstance(value, kind) or isinstance(value, bool)):
         raise _misfit(name, value, expected)
     return value
 
@@ -133,10 +138,12 @@ def _misfit(name: str, value: Any, expected: str) -> ValueError:
     return ValueError(f"wrong {name} in config.json: got {text}, expected {expected}")
 
 
-def _numbers(config: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+def _numbers(config: Mapping[str, Any], name: str, count: int) -> tuple[float, ...] | None:
     """One number per channel; one for all channels, or three for RGB, count for each of `count`."""
     expected = f"{'three' if count == 3 else count} numbers"
     values = _field(config, name, (list, tuple, int, float), expected)
+    if values is None:
+        return None
     values = [values] if is_number(values) else values
     if len(values) not in (count, 1, 3) or not all(is_number(x) for x in values):
         raise _misfit(name, values, expected)
@@ -176,7 +183,7 @@ def licence_of(config: Mapping[str, Any]) -> str:
     return str((isinstance(part, Mapping) and part.get("license")) or "see the model card")
 
 
-def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
+def pixels_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The preprocessing in a `config.json`, as in the evaluation transform of timm.
 
     As in `timm.data.create_transform`, size and crop are `input_size` and `crop_pct`. Configs of
@@ -185,30 +192,40 @@ def pixels_of(config: Mapping[str, Any]) -> PixelSpec:
     training is bilinear in timm's evaluation and here. A mean and deviation for values from 0 to
     255 are divided by 255; one number is that of all channels.
 
+    Returns:
+      `(fields, missing)`: the stated fields of a `PixelSpec`, and timm's names of those that the
+      config does not state. timm has one default for all networks where this library uses that of
+      the network.
+
     Raises:
-      ValueError: a field is missing or has another type, or `PixelSpec` cannot represent it.
+      ValueError: a field has another type, or `PixelSpec` cannot represent it.
     """
-    size = _field(config, "input_size", list, "[3, size, size]")
-    part = config.get("pretrained_cfg", config)
-    count = size[0] if len(size) == 3 else None
-    if not count or size[1] != size[2] or not all(type(n) is int and n > 0 for n in size):
+    size = _field(config, "input_size", (list, tuple), "[3, size, size]")
+    if size is not None and (
+        len(size) != 3 or size[1] != size[2] or not all(type(n) is int and n > 0 for n in size)
+    ):
         raise _misfit("input_size", size, "[3, size, size], a square RGB image")
-    crop = float(_field(config, "crop_pct", (int, float), "a fraction in (0, 1]"))
-    # Files before timm 0.9 have no crop_mode.
-    mode = part.get("crop_mode") or "center"
-    if mode != "center" and not (mode == "squash" and crop == 1):
-        raise _misfit("crop_mode", mode, f"center, or squash with crop_pct 1 (it is {crop:g})")
-    interpolation = _field(config, "interpolation", str, "the name of a filter").lower()
-    mean, std = (_numbers(config, name, count) for name in ("mean", "std"))
-    scaled = mean_std(mean, std)
-    return PixelSpec(
-        size=size[1],
-        crop=crop,
-        resize="squash" if mode == "squash" else "shorter",
-        interpolation="bilinear" if interpolation == "random" else interpolation,
-        mean=scaled.get("mean", mean),
-        std=scaled.get("std", std),
-    )
+    crop = _field(config, "crop_pct", (int, float), "a fraction in (0, 1]")
+    mode = _field(config, "crop_mode", (str, type(None)), "center or squash")
+    if mode not in (None, "center") and not (mode == "squash" and crop == 1):
+        expected = f"center, or squash with crop_pct 1 (it is {crop})"
+        raise _misfit("crop_mode", mode, expected)
+    interpolation = _field(config, "interpolation", str, "the name of a filter")
+    mean, std = (_numbers(config, name, size[0] if size else 3) for name in ("mean", "std"))
+    if (mean is None) != (std is None):
+        raise _misfit("mean and std", [mean, std], "both or neither")
+    stated = {
+        "input_size": size and {"size": size[1]},
+        "crop_pct": crop and {"crop": float(crop)},
+        "interpolation": interpolation
+        and {"interpolation": interpolation.lower().replace("random", "bilinear")},
+        "mean and std": mean and {"mean": mean, "std": std, **mean_std(mean, std)},
+    }
+    fields = {name: value for part in stated.values() if part for name, value in part.items()}
+    if fields:  # files before timm 0.9 have no crop_mode
+        fields["resize"] = "squash" if mode == "squash" else "shorter"
+        PixelSpec(**fields)
+    return fields, [name for name, part in stated.items() if not part]
 
 
 def classes_of(config: Mapping[str, Any], place: str) -> ClassTable | None:
@@ -312,7 +329,7 @@ def next_to(file: Path) -> Description:
                 f"{error}; correct {file.with_name(CONFIG)}, or move it to use the defaults of the "
                 "network"
             ) from None
-        remarks = [_from_config(len(stated.classes or ()))]
+        remarks = [_from_config(len(stated.classes or ())), *stated.remarks]
         if processor.pixels:
             remarks.append(f"{PREPROCESSOR} is not used: {CONFIG} states the preprocessing")
         return stated._replace(remarks=tuple(remarks))
