@@ -149,8 +149,8 @@ def test_class_folders_that_look_alike_are_remarked(tmp_path: Path) -> None:
     for name in ("cat", "Cat", "dog"):
         toys.gray_png(tmp_path / name / "1.png", 1)
     assert folder(tmp_path).remarks == (
-        "the classes 'Cat' and 'cat' differ only in letter case, space or width and stay different "
-        "classes; rename one to merge them",
+        "the classes 'Cat' and 'cat' differ only in letter case, space, punctuation or width and "
+        "stay different classes; rename one to merge them",
     )
 
 
@@ -226,7 +226,7 @@ def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) ->
         (
             ["photo", "label"],
             [],
-            "has no column 'path', expected path and label .* its columns: 'photo', 'label'$",
+            "has no column 'path', expected path .* 'photo', 'label'; rename one to path$",
         ),
         (["x", "y"], [], "has no column 'path' and no column 'label'"),
         ([], [], "has no column 'path' and no column 'label'.* its columns: none"),
@@ -249,7 +249,8 @@ def test_a_table_may_have_parts_and_sorts_integers_as_numbers(tmp_path: Path) ->
         (
             ["path", "label", "split"],
             [["1.png", "a", "train"], ["2.png", "b", "tset"]],
-            "the split 'tset' in line 3, expected train, validation or test; nearest: 'test'",
+            "the split 'tset' in line 3, expected train, validation or test in each line; nearest: "
+            "'test'",
         ),
         (["path", "label", "split"], [["1.png", "a", ""]], "the split '' in line 2"),
         (

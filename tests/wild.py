@@ -2095,13 +2095,13 @@ TABLES: tuple[Situation, ...] = (
         Situation(
             f"columns {path} and {label}",
             csv_table(f"{path},{label}"),
-            refused=f"has no column {missing}, expected path and label .*; rename {count} of them$",
+            refused=f"has no column {missing}, expected path and label .*; rename {change}$",
         )
-        for path, label, missing, count in (
-            ("id", "breed", "'label'", "one"),
-            ("Datei", "Klasse", "'path' and no column 'label'", "two"),
-            ("image_id", "diagnosis", "'label'", "one"),
-            ("\u8def\u5f84", "label", "'path'", "one"),
+        for path, label, missing, change in (
+            ("id", "breed", "'label'", "one to label"),
+            ("Datei", "Klasse", "'path' and no column 'label'", "two to path and label"),
+            ("image_id", "diagnosis", "'label'", "one to label"),
+            ("\u8def\u5f84", "label", "'path'", "one to path"),
         )
     ),
     *(

@@ -109,7 +109,8 @@ def select_columns(
                 "name of the class of each image to a column label"
             )
         elif any(header):
-            advice = f"; rename {'one' if len(missing) == 1 else 'two'} of them"
+            count = "one" if len(missing) == 1 else "two"
+            advice = f"; rename {count} to {' and '.join(missing)}"
         raise ValueError(
             f"{path} has no column {' and no column '.join(map(repr, missing))}, expected path and "
             f"label in its first line; its columns: {present}{advice}"
