@@ -269,8 +269,8 @@ def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]
             details = map(with_dashes, getattr(error, "details", ()))
             sys.exit(reporting.error_message(f"{name}: {text}", details, folder()))
         except KeyboardInterrupt:
-            kept = reporting.interrupted(folder(), resumable="resume" in FLAGS)
-            print(f"\n{name}: {kept}", file=sys.stderr, flush=True)
+            message = reporting.interrupted(folder(), resumable="resume" in FLAGS)
+            print(f"\n{name}: {message}", file=sys.stderr, flush=True)
             os._exit(130)  # compiled code in the worker thread may run for minutes
 
     reporting.make_output_safe()
@@ -310,7 +310,7 @@ def load_data(
       check: whether to examine a sample of its images (`data.check_readable`, `check_pixels`).
 
     Raises:
-      ValueError: the data set cannot be read, or no image of a class.
+      ValueError: the data set cannot be read, or a class has no readable image.
     """
     spec = data.get(name, min_classes=min_classes, white=white(run))
     run.remark(*spec.remarks)
@@ -329,15 +329,15 @@ def white(run: reporting.Run) -> int:
     Raises:
       ValueError: --images names no image.
     """
-    given, stored = FLAGS.white if "white" in FLAGS else 0, metadata()
-    learned = stored.get("white", 0)
-    if value := given or learned:
-        why = ""
-        if not given:
-            why = ", as in the training of this classifier; --white=65535 reads their full range"
-        elif stored and given != (learned or 65535):
-            why = f", but {learned or 'the value of the file'} was white in training"
-        run.remark(f"images of 16 bits are read with {value} as white{why}")
+    flag, stored = FLAGS.white if "white" in FLAGS else 0, metadata()
+    of_training = stored.get("white", 0)
+    if value := flag or of_training:
+        end = ""
+        if not flag:
+            end = ", as in the training of this classifier; --white=65535 reads their full range"
+        elif stored and flag != (of_training or 65535):
+            end = f", but {of_training or 'the value of the file'} was white in training"
+        run.remark(f"images of 16 bits are read with {value} as white{end}")
     if "images" in FLAGS and FLAGS.images:
         _check_pixels(run, data.find_images(FLAGS.images, white=value)[0])
     return value

@@ -173,11 +173,11 @@ def _score(text: str, delimiter: str) -> tuple[int, int]:
 def _check_title(text: str, before: int, path: Path) -> None:
     """Raises ValueError if the names of the columns are in a later line, below a title."""
     lines = re.split(r"\r\n|\r|\n", text[:10_000])[:_TITLE_LINES]
-    known = [max(_score(line, d)[0] for d in DELIMITERS) for line in lines]
+    scores = [max(_score(line, d)[0] for d in DELIMITERS) for line in lines]
     first = next((i for i, line in enumerate(lines) if line.strip(" ,;\t|")), 0)
     one_cell = not any(d in lines[first].strip() for d in DELIMITERS)
-    if max(known, default=0) > 1 and (one_cell or not known[first]):
-        line = known.index(max(known)) + 1
+    if max(scores, default=0) > 1 and (one_cell or not scores[first]):
+        line = scores.index(max(scores)) + 1
         raise ValueError(
             f"{path} has the names of its columns in line {before + line}, below "
             f"{shown(lines[first].strip())}, expected in the first line; remove the lines before it"

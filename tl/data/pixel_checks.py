@@ -70,7 +70,7 @@ class Pixels(NamedTuple):
         return 255 - self.low if self.header.negative else self.high
 
     @property
-    def mendable(self) -> bool:
+    def correctable(self) -> bool:
         """Whether another value of white spreads the levels."""
         extreme = "nearly white" if self.header.negative else "nearly black"
         return self.header.full_range and self.finding == extreme
@@ -95,13 +95,13 @@ def white_of_level(level: int) -> int:
 
 
 def describe(pixels: Pixels) -> str:
-    """The finding on one image and the value of white that mends it; "" if there is none."""
+    """The finding on one image and the value of white that corrects it; "" if there is none."""
     return pixels.finding + _advice([pixels], "; try") if pixels.finding else ""
 
 
 def _advice(rows: Sequence[Pixels], words: str) -> str:
     """The value of white that spreads the levels of images, after `words`; "" if there is none."""
-    if not all(row.mendable for row in rows):
+    if not all(row.correctable for row in rows):
         return ""
     level = max(row.reach * (row.white or 65535) // 65535 for row in rows)
     return f"{words} `white={white_of_level(level)}`"

@@ -167,8 +167,8 @@ def named_children(contents: readers.Contents) -> readers.Contents:
     for name, array in contents.arrays.items():
         first, _, rest = name.removeprefix(start).partition(".")
         child = children.get(int(first)) if first.isdecimal() else None
-        known = child and name.startswith(start) and rest
-        arrays[f"{start}{child}.{rest}" if known else name] = array
+        renamed = child and name.startswith(start) and rest
+        arrays[f"{start}{child}.{rest}" if renamed else name] = array
     if len(arrays) < len(contents.arrays):
         return contents
     remark = "the numbered layers are read as those of a ResNet: 0 as conv1, 4 as layer1"

@@ -350,7 +350,7 @@ def _from_config(classes: int) -> str:
 
 
 def without_classes(stated: Description) -> Description:
-    """A description without class names, for a network without a head that they fit."""
+    """A description without class names, for a network whose head has another number of them."""
     whole = _from_config(len(stated.classes or ()))
     remarks = tuple(_from_config(0) if r == whole else r for r in stated.remarks)
     return stated._replace(classes=None, remarks=remarks)
@@ -373,10 +373,10 @@ def unread_files(file: Path, stated: Description) -> tuple[str, ...]:
         (stated.classes, _CLASSES_FILES, "it may have the names of the classes"),
     )
     return tuple(
-        f"{name} next to the weights is not read: {why}"
-        for known, names, why in rows
+        f"{name} next to the weights is not read: {reason}"
+        for value, names, reason in rows
         for name in names
-        if not known and file.with_name(name).is_file()
+        if not value and file.with_name(name).is_file()
     )
 
 

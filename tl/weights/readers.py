@@ -214,14 +214,14 @@ def _format(path: Path) -> Callable[[Path, _Use], Contents]:
         with pickles.mapped(path) as file:
             first = pickles.load(file, {}) if TORCH_MAGIC.to_bytes(10, "little") in head else None
         return _read_torch_stream if first == TORCH_MAGIC else _read_pickle
-    what = next((word for start, word in OTHERS.items() if head.lower().startswith(start)), "")
+    finding = next((word for start, word in OTHERS.items() if head.lower().startswith(start)), "")
     if head[8:9] == b"{" or not head:
-        what = "it is empty" if not head else "it is a safetensors file that is not complete"
-        raise ValueError(f"unknown format: {what}; download or copy it again")
-    if not what and tarfile.is_tarfile(path):
-        what = "it is a tar archive (tar -xf gives the files)"
-    what = what or OTHER_ENDINGS.get(path.suffix.lower(), f"its first bytes are {head[:8]!r}")
-    raise ValueError(f"unknown format: {what}, expected {FORMATS}")
+        finding = "it is empty" if not head else "it is a safetensors file that is not complete"
+        raise ValueError(f"unknown format: {finding}; download or copy it again")
+    if not finding and tarfile.is_tarfile(path):
+        finding = "it is a tar archive (tar -xf gives the files)"
+    finding = finding or OTHER_ENDINGS.get(path.suffix.lower(), f"its first bytes are {head[:8]!r}")
+    raise ValueError(f"unknown format: {finding}, expected {FORMATS}")
 
 
 def open_weights(path: str | Path, which: str = "") -> Contents:
