@@ -87,7 +87,7 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
 
     Example:
       >>> check_names(["cat", "Cat"])  # doctest: +ELLIPSIS
-      ("the classes 'cat' and 'Cat' differ only in letter case, space or width and stay ...",)
+      ("the classes 'cat' and 'Cat' differ only in letter case, space, punctuation or ...",)
     """
     first: dict[str, str] = {}
     for name in names:
