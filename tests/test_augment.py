@@ -107,6 +107,7 @@ for a, b in zip(one, eight, strict=True):
 """
 
 
+@pytest.mark.full  # a process that compiles for eight devices
 def test_eight_devices_give_the_result_of_one() -> None:
     environment = {
         **os.environ,

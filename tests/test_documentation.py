@@ -395,6 +395,7 @@ def unresolved(source: str) -> Iterator[str]:
                 yield f"{ast.unparse(node)}: {error}"
 
 
+@pytest.mark.full  # trains
 def test_the_first_example_of_the_readme_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,9 +32,14 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
     ("words", "message"),
     [  # the weights of the default network are packaged and load faster than random ones are drawn
         (("experiments.predict", "--images=nowhere"), "nowhere"),
-        (("experiments.predict", "--images=.", "--arch=resnet5"), "'resnet50'"),
-        (("experiments.ideal", "--target=zebrra"), "'zebra'"),
-        (("experiments.transfer", "--data=foder:x"), "'folder'"),
+        *(
+            pytest.param(words, message, marks=pytest.mark.full)  # a process each
+            for words, message in (
+                (("experiments.predict", "--images=.", "--arch=resnet5"), "'resnet50'"),
+                (("experiments.ideal", "--target=zebrra"), "'zebra'"),
+                (("experiments.transfer", "--data=foder:x"), "'folder'"),
+            )
+        ),
     ],
 )
 def test_wrong_input_is_one_sentence(words: tuple[str, ...], message: str, tmp_path: Path) -> None:

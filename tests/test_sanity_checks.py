@@ -173,7 +173,9 @@ def test_a_plain_network_passes_every_check() -> None:
     assert len(rows) == 11 and all(check.passed for check in rows.values())
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l1", 3.0)])
+@pytest.mark.parametrize(
+    ("norm", "eps"), [("l2", 0.5), pytest.param("l1", 3.0, marks=pytest.mark.full)]
+)
 def test_a_plain_network_passes_every_check_in_other_norms(norm: str, eps: float) -> None:
     rows = checks("plain", norm=norms.get(norm), eps=eps)
     assert not [str(check) for check in rows.values() if not check.passed]
