@@ -96,7 +96,8 @@ def white_of_level(level: int) -> int:
 
 def describe(pixels: Pixels) -> str:
     """The finding on one image and the value of white that corrects it; "" if there is none."""
-    return pixels.finding + _advice([pixels], "; try") if pixels.finding else ""
+    advice = _advice([pixels], "; try").replace("`", "")
+    return pixels.finding + advice if pixels.finding else ""
 
 
 def _advice(rows: Sequence[Pixels], words: str) -> str:

@@ -38,10 +38,10 @@ GROUPS = {
         "Duplicates with different labels",
         "One of the labels is wrong, or the classes overlap.",
     ),
-    "duplicates": ("Identical files", "Splits by `tl` keep them in one part."),
+    "duplicates": ("Identical files", "Splits by tl keep them in one part."),
     "near_duplicates": (
         "Near-duplicates",
-        "Images that were saved again or resized. Splits by `tl` keep them in one part.",
+        "Images that were saved again or resized. Splits by tl keep them in one part.",
     ),
 }
 
