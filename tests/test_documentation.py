@@ -354,6 +354,7 @@ def test_every_path_and_every_result_that_a_page_names_exists(page: Path) -> Non
 # ---- examples ----
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "pycon")], ids=page_id)
 def test_the_examples_of_a_page_run(page: Path) -> None:
     parser = doctest.DocTestParser()

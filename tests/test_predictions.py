@@ -117,13 +117,9 @@ def test_the_logits_are_those_of_the_network(predicted: inference.Predictions) -
 
 @pytest.mark.parametrize(
     "arch",
-    [
-        "toy_vgg_bn",
-        pytest.param("toy_mobilenet", marks=pytest.mark.full),
-        pytest.param("efficientnet_lite0", marks=pytest.mark.full),
-        pytest.param("resnet18", marks=pytest.mark.full),
-    ],
+    ["toy_vgg_bn", "toy_mobilenet", "efficientnet_lite0", "resnet18"],
 )
+@pytest.mark.full
 @pytest.mark.optimized
 def test_logits_agree_as_the_documentation_says(
     arch: str, colors: data.DataSpec, request: pytest.FixtureRequest, tmp_path: Path
