@@ -147,8 +147,9 @@ def check_pixels(sources: Sequence[Source]) -> tuple[str, ...]:
     largest = SAMPLE_PIXELS // first.size if first else SAMPLE
     n = min(len(sources), SAMPLE, max(SMALLEST_SAMPLE, largest))
     with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(_examine, (sources[i * len(sources) // n] for i in range(n))))
-    return remarks([row for row in rows if row], sample=n < len(sources))
+        rest = pool.map(_examine, (sources[i * len(sources) // n] for i in range(1, n)))
+        rows = [row for row in (first, *rest) if row]
+    return remarks(rows, sample=n < len(sources))
 
 
 def check_readable(spec: DataSpec) -> None:
