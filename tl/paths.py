@@ -61,6 +61,16 @@ def ending(text: object, length: int) -> str:
     return word if len(word) <= length else f"...{word[3 - length :]}"
 
 
+def first_few(words: Sequence[str], most: int) -> str:
+    """The first words of a list, for a message.
+
+    Example:
+      >>> first_few(["a", "b", "c"], 2), first_few(["a", "b"], 2)
+      ('a, b, ...', 'a, b')
+    """
+    return ", ".join(words[:most]) + (", ..." if words[most:] else "")
+
+
 def shortened(text: str, length: int, end: str = "") -> str:
     """The start of a text, cut at a word, and `end`: at most `length` characters in all.
 
@@ -104,7 +114,7 @@ def cache_dir() -> Path:
     folder, it is a folder that cannot be made.
     """
     if folder := os.environ.get("TL_CACHE"):
-        return Path(os.path.expanduser(folder))
+        return expanded(folder)
     folder = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(folder):
         home = os.path.expanduser("~")

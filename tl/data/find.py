@@ -22,7 +22,7 @@ from tl.data.decode import is_image
 from tl.data.formats import NAMED, SUFFIXES
 from tl.data.spec import Skipped, WithWhite
 from tl.labels.names import counted, path_end, shown
-from tl.paths import nearest
+from tl.paths import expanded, nearest
 
 _SUFFIX_EXAMPLES = ".jpg, .png, .gif, .webp, .bmp, .tif or .ppm"
 # Endings of files that are never images, so that they are not opened.
@@ -215,12 +215,12 @@ def missing(path: Path) -> str:
 
 def _words(words: str | Sequence[str]) -> Iterable[str]:
     for word in [words] if isinstance(words, str) else words:
-        exists = os.path.lexists(Path(os.path.expanduser(word)))
+        exists = os.path.lexists(expanded(word))
         yield from filter(None, [word] if exists else (part.strip() for part in word.split(",")))
 
 
 def _find_word(word: str) -> Files:
-    path = Path(os.path.expanduser(word))
+    path = expanded(word)
     if os.path.isdir(path):
         files = images_under(path)
         if not files.images:

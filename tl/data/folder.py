@@ -22,7 +22,7 @@ from tl.data.find import (
 )
 from tl.data.spec import PARTS, DataSpec, Example, Skipped
 from tl.labels.names import check_names, counted, listed, normalize, path_end, shown
-from tl.paths import nearest, printable
+from tl.paths import expanded, nearest, printable
 
 # Names of folders with the images or the labels of detection and segmentation (YOLO, COCO, VOC).
 _IMAGES = frozenset("images image img imgs jpegimages".split())
@@ -96,7 +96,7 @@ def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
         folder holds another folder of images, two folders are the same part, or a test or
         validation part has a class that the training part lacks.
     """
-    start = Path(os.path.expanduser(directory))
+    start = expanded(directory)
     _check_folder(start, str(directory))
     root, remarks = _enter(start)
     listing = _list(root)

@@ -25,7 +25,7 @@ from tl.labels.names import (
     path_end,
     shown,
 )
-from tl.paths import nearest
+from tl.paths import expanded, nearest
 
 # Lines listed in an error; chosen, not tuned.
 _MAX_LINES = 3
@@ -63,7 +63,7 @@ def table(file: Path | str, *, min_classes: int = 2) -> DataSpec:
         confidence, or an image that does not exist. The message has the cell and the numbers of the
         first lines.
     """
-    path = Path(os.path.expanduser(file))
+    path = expanded(file)
     if not path.is_file():
         problem, advice = f"does not exist: {missing(path)}", ""
         if path.is_dir():

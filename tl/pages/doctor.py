@@ -11,6 +11,7 @@ from tl import reporting
 from tl.data.spec import PARTS
 from tl.pages import common
 from tl.pages.common import Page
+from tl.paths import first_few
 from tl.reporting import Html
 
 # Groups of each kind, and images of each group, on the page; chosen, not tuned.
@@ -98,7 +99,7 @@ def weights_findings(result: Mapping[str, Any]) -> dict[str, str]:
 
 def _first(names: Sequence[str], most: int = 3) -> str:
     """The first names of a list, each cut at 30 characters."""
-    return ", ".join(name[:30] for name in names[:most]) + (", ..." if names[most:] else "")
+    return first_few([name[:30] for name in names], most)
 
 
 def set_lines(result: Mapping[str, Any]) -> list[str]:
@@ -170,7 +171,7 @@ def _weights_page(result: Mapping[str, Any]) -> Page:
             reporting.section("Metadata in the file", reporting.table(about, ("key", "value")))
         )
     if names := result["class_names"]:
-        listed = ", ".join(names[:MAX_NAMES]) + (", ..." if names[MAX_NAMES:] else "")
+        listed = first_few(names, MAX_NAMES)
         sections.append(reporting.section("Classes", text=listed))
     if left_out := result["left_out"]:
         table = reporting.table([[name] for name in left_out[:MAX_NAMES]], ["tensor or entry"])
@@ -189,7 +190,7 @@ def _findings_section(title: str, findings: Sequence[Mapping[str, str]]) -> Html
     rows = []
     for reason, count in Counter(row["why"] for row in findings).most_common(MAX_GROUPS):
         paths = [row["path"] for row in findings if row["why"] == reason]
-        rows.append((reason, count, ", ".join(paths[:3]) + (", ..." if paths[3:] else "")))
+        rows.append((reason, count, first_few(paths, 3)))
     return reporting.section(title, reporting.table(rows, ("finding", "images", "files")))
 
 

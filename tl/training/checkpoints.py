@@ -48,7 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import reporting
-from tl.paths import nearest, printable, shortened
+from tl.paths import expanded, nearest, printable, shortened
 
 # Folders are named step_00000120, so that their names sort as numbers.
 PREFIX, DIGITS = "step", 8
@@ -279,7 +279,7 @@ def open(
         raise ValueError(
             f"`keep` must be at least 1 and `best` 'min' or 'max': got keep={keep!r}, best={best!r}"
         )
-    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    path = Path(os.path.abspath(expanded(folder)))
     check_name(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{str(path)!r} is a file; expected a folder for checkpoints")

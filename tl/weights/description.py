@@ -19,6 +19,7 @@ import numpy as np
 from tl import labels
 from tl.labels import ClassEntry, ClassTable
 from tl.labels.names import counted
+from tl.paths import first_few
 from tl.pixels import PixelSpec
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -101,9 +102,8 @@ def _of_timm(config: Mapping[str, Any], arch: str | None, classes: str, place: s
     """The content of a config in timm's format; `classes` is the name of its class table."""
     pixels, missing = pixels_of(config)
     remark = f"config.json does not state {' and '.join(missing)}: the network's default is used"
-    remarks = (remark,) if missing else ()
     table, licence = classes_of(config, classes), licence_of(config)
-    return Description(arch, pixels, table, licence, place, "", remarks)
+    return Description(arch, pixels, table, licence, place, "", (remark,) if missing else ())
 
 
 def _transformers(config: Mapping[str, Any]) -> str:
@@ -141,8 +141,7 @@ def _misfit(name: str, value: Any, expected: str) -> ValueError:
 def _numbers(config: Mapping[str, Any], name: str, count: int) -> tuple[float, ...] | None:
     """One number per channel; one for all channels, or three for RGB, count for each of `count`."""
     expected = f"{'three' if count == 3 else count} numbers"
-    values = _field(config, name, (list, tuple, int, float), expected)
-    if values is None:
+    if (values := _field(config, name, (list, tuple, int, float), expected)) is None:
         return None
     values = [values] if is_number(values) else values
     if len(values) not in (count, 1, 3) or not all(is_number(x) for x in values):
@@ -208,8 +207,7 @@ def pixels_of(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     crop = _field(config, "crop_pct", (int, float), "a fraction in (0, 1]")
     mode = _field(config, "crop_mode", (str, type(None)), "center or squash")
     if mode not in (None, "center") and not (mode == "squash" and crop == 1):
-        expected = f"center, or squash with crop_pct 1 (it is {crop})"
-        raise _misfit("crop_mode", mode, expected)
+        raise _misfit("crop_mode", mode, f"center, or squash with crop_pct 1 (it is {crop})")
     interpolation = _field(config, "interpolation", str, "the name of a filter")
     mean, std = (_numbers(config, name, size[0] if size else 3) for name in ("mean", "std"))
     if (mean is None) != (std is None):
@@ -431,7 +429,7 @@ def _used(pixels: Mapping[str, Any], place: str) -> str:
 
 
 def listed(words: Sequence[str], count: int = 4) -> str:
-    return ", ".join(str(w)[:24] for w in words[:count]) + (", ..." if len(words) > count else "")
+    return first_few([str(word)[:24] for word in words], count)
 
 
 def mean_std(mean: Any, std: Any) -> dict[str, tuple[float, ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from tl.paths import nearest
+from tl.paths import first_few, nearest
 from tl.pixels import LITE, TORCHVISION, PixelSpec
 from tl.weights.manifest import PUBLISHED
 from tl.weights.spec import WeightsSpec
@@ -139,13 +139,14 @@ def weights_file(folder: Path) -> Path:
     if len(names) == 1 or (names and all(re.search(r"-\d+-of-\d+\.", name) for name in names)):
         return folder / names[0]  # of shards, `readers` finds the others
     if names:
-        listed = ", ".join(names[:4]) + (", ..." if names[4:] else "")
-        raise ValueError(f"{folder} has {len(names)} weights files ({listed}); give one of them")
+        raise ValueError(
+            f"{folder} has {len(names)} weights files ({first_few(names, 4)}); give one of them"
+        )
     content = sorted(path.name[:40] for path in folder.glob("*"))
-    held = ", ".join(content[:3]) + (", ..." if content[3:] else "") or "nothing"
     raise ValueError(
-        f"no weights in the folder {folder}: got {held}, expected {WEIGHTS_NAMES[0]}, "
-        f"{WEIGHTS_NAMES[2]} or one file that ends in {', '.join(WEIGHTS_ENDINGS)}"
+        f"no weights in the folder {folder}: got {first_few(content, 3) or 'nothing'}, expected "
+        f"{WEIGHTS_NAMES[0]}, {WEIGHTS_NAMES[2]} or one file that ends in "
+        f"{', '.join(WEIGHTS_ENDINGS)}"
     )
 
 
