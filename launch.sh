@@ -29,7 +29,8 @@ script() { # the file of the experiment $1
 
 usage() {
   printf '%s\n' "usage: ./launch.sh NAME [--flag=value ...]   run experiments/NAME.py; NAME --help lists its flags" \
-    "       ./launch.sh test [pytest arguments]   run the test suite; --full adds the slow tests" "" \
+    "       ./launch.sh test [pytest arguments]   run the test suite; --full adds the slow tests" \
+    "       ./launch.sh local --processes=N [--restart=TIMES] NAME [--flag=value ...]   N processes on this machine" "" \
     "Environment: PYTHON=python3.12 chooses the interpreter, TL_VENV=DIR the virtual environment (default .venv)," \
     "JAX_PLATFORMS=cpu keeps JAX on the CPU." "" "Experiments:"
   local name
@@ -41,7 +42,7 @@ usage() {
 nearest() { # the names closest to $1, or all names if there is no Python
   experiments | "${PYTHON:-python3}" -c '
 import difflib, sys
-names = sys.stdin.read().split() + ["test"]
+names = sys.stdin.read().split() + ["test", "local"]
 print(", ".join(difflib.get_close_matches(sys.argv[1], names, cutoff=0.5) or names))' "$1" 2>/dev/null ||
     experiments | tr '\n' ' '
 }
@@ -146,7 +147,9 @@ peers() { # installs torchvision and timm without dependencies, which would repl
   local check='import importlib.util, sys; sys.exit(None in map(importlib.util.find_spec, sys.argv[1:]))'
   if "$venv/bin/python" -c "$check" torch torchvision timm keras; then return; fi
   say "installing torch, torchvision, timm and Keras for comparison; this takes a few minutes"
-  pip_quietly torch==2.13.0 keras && pip_quietly --no-deps torchvision==0.28.0 timm || die "pip could not install them"
+  if ! { pip_quietly torch==2.13.0 keras && pip_quietly --no-deps torchvision==0.28.0 timm; }; then
+    die "pip could not install them"
+  fi
 }
 
 pip_quietly() {
@@ -155,6 +158,24 @@ pip_quietly() {
   else
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
   fi
+}
+
+prepare() { # checks that the experiment $1 exists, installs what it needs, and sets `command`
+  if ! experiments | grep -xF -- "$1" >/dev/null; then # grep -q would exit early and break the pipe
+    die "there is no experiment '$1'; nearest: $(nearest "$1"); ./launch.sh --help lists all"
+  fi
+  install_alone offline hub keras
+  if [ "$1" = parity ]; then peers; fi
+  # On a CPU, XLA allocates and frees gigabytes per step. Keeping the memory (one heap, no mmap, no trim) and huge pages
+  # avoid page faults, which can take as long as the arithmetic.
+  local heap=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$heap}
+  # OpenBLAS threads spin while they wait: while XLA or a loader runs, two of them make a probe up to 20 times slower.
+  export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
+  # -P: modules in the user's current folder must not shadow the project's.
+  local module
+  module=$(script "$1") && module=${module#"$root"/} && module=${module%.py}
+  command=("$venv/bin/python" -P -m "${module//\//.}")
 }
 
 name=${1:-}
@@ -168,21 +189,15 @@ case $name in
     cd "$root"
     exec "$venv/bin/python" -m pytest -n 2 --dist=worksteal "$@" # contiguous halves: tests of one file share compiled programs
     ;;
-  *)
-    if ! experiments | grep -xF -- "$name" >/dev/null; then # grep -q would exit early and break the pipe
-      die "there is no experiment '$name'; nearest: $(nearest "$name"); ./launch.sh --help lists all"
-    fi
+  local)
     shift
-    install_alone offline hub keras
-    if [ "$name" = parity ]; then peers; fi
-    # On a CPU, XLA allocates and frees gigabytes per step. Keeping the memory (one heap, no mmap, no trim) and huge pages
-    # avoid page faults, which can take as long as the arithmetic.
-    heap=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
-    export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$heap}
-    # OpenBLAS threads spin while they wait: while XLA or a loader runs, two of them make a probe up to 20 times slower.
-    export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
-    # -P: modules in the user's current folder must not shadow the project's.
-    module=$(script "$name") && module=${module#"$root"/} && module=${module%.py}
-    exec "$venv/bin/python" -P -m "${module//\//.}" "$@"
+    words=("$venv/bin/python" -P -m tl.scale.local)
+    while [[ ${1:-} == --* ]]; do words+=("$1") && shift; done
+    prepare "${1:-}"
+    exec "${words[@]}" "${command[@]}" "${@:2}"
+    ;;
+  *)
+    prepare "$name"
+    exec "${command[@]}" "${@:2}"
     ;;
 esac

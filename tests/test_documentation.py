@@ -9,6 +9,7 @@ import doctest
 import functools
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -293,9 +294,19 @@ def commands(text: str) -> Iterator[list[str]]:
         yield shlex.split(line)[1:]
 
 
+# Command of launch.sh that runs an experiment elsewhere -> its own flags, before the experiment.
+LAUNCHERS = {"local": {"processes", "restart"}}
+
+
 def problems(words: list[str]) -> list[str]:
     """The problems of a command: an unknown name, or flags that the script does not define."""
     name, *arguments = words
+    if name in LAUNCHERS:
+        own = list(itertools.takewhile(lambda word: word.startswith("--"), arguments))
+        unknown = {re.split("[= ]", word[2:])[0] for word in own} - LAUNCHERS[name]
+        return [f"{name} has no flag --{flag}" for flag in unknown] + (
+            problems(arguments[len(own) :]) if len(own) < len(arguments) else []
+        )
     if name in ("NAME", "test"):
         return []
     if name not in scripts():
@@ -331,7 +342,8 @@ def test_the_page_of_commands_lists_every_command_and_only_its_flags() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_flag_in_backticks_is_a_flag_of_some_command(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    defined = set[str]().union(*map(flags_of, scripts())) | {"full", "help", "flag"}
+    defined = set[str]().union(*map(flags_of, scripts()), *LAUNCHERS.values())
+    defined |= {"full", "help", "flag"}
     defined |= {f"no{flag}" for flag in defined}
 
     assert not set(re.findall(r"`--(\w+)[^`]*`", text)) - defined

@@ -201,3 +201,18 @@ def test_a_changed_pyproject_installs_again_with_the_same_extras(project: Path, 
 def test_an_interpreter_of_the_same_version_installs_nothing(project: Path, commands: Any):
     commands("attack")
     assert len(commands("attack", PYTHON=str(project / "bin/python3"))) == 1
+
+
+def test_local_runs_the_experiment_in_several_processes(project: Path, commands: Any):
+    commands("ideal")
+    (run,) = commands("local", "--processes=2", "--restart=3", "attack", "--steps=4", "--eps=1/255")
+    python = f"{project}/.venv/bin/python"
+    assert run == (
+        f"run {project.parent} -P -m tl.scale.local --processes=2 --restart=3 "
+        f"{python} -P -m experiments.attack --steps=4 --eps=1/255"
+    )
+
+
+def test_local_checks_the_experiment_first(project: Path):
+    stops(launch(project, "local", "--processes=2", "atack"), "'atack'", "attack")
+    stops(launch(project, "local"), "no experiment ''")
