@@ -22,7 +22,8 @@ from tl.data import augment, plan
 from tl.paths import FROZEN, flatten
 from tl.training import checkpoints, fit, inputs, loop, rate_finder, rules
 from tl.training import recipe as recipe_module
-from tl.training.phase import FitContext, Phase, prepare
+from tl.training.phase import Phase, prepare
+from tl.training.program import FitContext
 from tl.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,8 @@ from tl.data.augment import make_augment
 from tl.inference import outputs
 from tl.training import fit, inputs
 from tl.training.loop import PhaseResult
-from tl.training.phase import FitContext, _inputs
+from tl.training.phase import _inputs
+from tl.training.program import FitContext
 from tl.training.recipe import Recipe
 
 SIZE, BATCH = 16, 4

@@ -20,7 +20,7 @@ from tests import toys
 from tl import backbones, data, devices, models, paths
 from tl.backbones.layers import ConvNorm, Norm
 from tl.backbones.run import run
-from tl.training import adversarial, fit, inputs, phase, rate_finder, rules, step
+from tl.training import adversarial, fit, inputs, phase, program, rate_finder, rules, step
 from tl.training.adversarial import Adversary
 from tl.training.recipe import Recipe
 from tl.training.step import Examples
@@ -158,7 +158,7 @@ def test_a_train_step_depends_on_the_valid_images_alone(
 ) -> None:
     clf, variables = network(name)
     norms = rules.norm_layers(variables["batch_stats"])
-    forward = phase._forward(clf, "", Mode.TRAIN, norms)
+    forward = program.make_forward(clf, "", Mode.TRAIN, norms)
     hooks = adversarial.Hooks()
     if method != "none":
         hooks = adversarial.hooks(Adversary(method, 1 / 255, steps=2, replays=2), forward)
@@ -269,7 +269,7 @@ def test_only_batches_with_padding_use_the_program_with_masks(colors: data.DataS
     """Three full batches per epoch: the other program is compiled when an image is missing."""
     clf, variables = network()
     recipe = dataclasses.replace(UPDATE, batch_size=4)
-    context = phase.FitContext(clf, colors, colors, recipe, 0, None, print, print)
+    context = program.FitContext(clf, colors, colors, recipe, 0, None, print, print)
     (only,) = recipe.phases(clf.spec.endpoints)
     partition = paths.partition(variables["params"], only.rules)
     made = phase.prepare(context, 0, only, partition, variables["params"], variables["batch_stats"])
@@ -292,7 +292,7 @@ def test_reestimated_statistics_are_those_of_all_readable_images(colors: data.Da
     clf, variables = network()
     before = variables["batch_stats"]
     recipe = dataclasses.replace(UPDATE, bn="reestimate")
-    context = phase.FitContext(clf, colors, colors, recipe, 0, None, print, print)
+    context = program.FitContext(clf, colors, colors, recipe, 0, None, print, print)
     new = fit.reestimate(context, variables["params"], before, rules.norm_layers(before))
     zero = {**variables, "batch_stats": jax.tree.map(np.zeros_like, before)}
     order = np.random.default_rng(0).permutation(len(colors.examples))
@@ -317,7 +317,7 @@ def test_reestimated_statistics_are_not_those_of_batches_of_one_class(
 
     def variance_in_first_layer(batch_size: int) -> np.ndarray:
         recipe = dataclasses.replace(UPDATE, bn="reestimate", batch_size=batch_size)
-        context = phase.FitContext(clf, colors, colors, recipe, 0, None, print, print)
+        context = program.FitContext(clf, colors, colors, recipe, 0, None, print, print)
         new = fit.reestimate(context, variables["params"], before, rules.norm_layers(before))
         return new["backbone"]["stage1"]["conv0"]["norm"]["var"]
 

@@ -16,11 +16,13 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import errno
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,30 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+_PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
+
+
+def platform() -> str:
+    """The platform that programs are made for: JAX's own, or that of `compile_for`."""
+    return _PLATFORM.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compile_for(platform: str) -> Iterator[None]:
+    """Within it, defaults such as the number type are those of another platform.
+
+    Example:
+      >>> with compile_for("tpu"):
+      ...   default_dtype()
+      'bfloat16'
+    """
+    token = _PLATFORM.set(platform)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
 def images_at_once(n: int | None = None) -> int:
     """The number of images for which a device should compute gradients at once.
 
@@ -173,7 +199,7 @@ def images_at_once(n: int | None = None) -> int:
     Args:
       n: number of images to process; default: many.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return 8 if n is not None and n <= 8 else 64
     single_cost = 45 / 38  # cost of an image one at a time, relative to four
     return 1 if n is not None and single_cost * n <= 4 * math.ceil(n / 4) else 4
@@ -181,7 +207,7 @@ def images_at_once(n: int | None = None) -> int:
 
 def default_dtype() -> str:
     """The default compute type of networks: "bfloat16" on a GPU or TPU, "float32" on a CPU."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if platform() == "cpu" else "bfloat16"
 
 
 # --- several hosts ----------------------------------------------------------------------------

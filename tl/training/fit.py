@@ -25,7 +25,8 @@ from tl.data import DataSpec, Skipped
 from tl.models import Classifier
 from tl.training import inputs, probe, resume, rules
 from tl.training.loop import PhaseResult, selection_metric, train_phase
-from tl.training.phase import FitContext, fit_probe, frozen_prefix, prepare
+from tl.training.phase import fit_probe, prepare
+from tl.training.program import FitContext, frozen_prefix
 from tl.training.recipe import Recipe, apply_label_confidence, check_adversary, empty_set
 from tl.types import Mode, Params, Variables
 

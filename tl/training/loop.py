@@ -15,7 +15,8 @@ from tl.data import Skipped
 from tl.data.feed import prefetch
 from tl.data.plan import Plan
 from tl.training import checkpoints, step
-from tl.training.phase import FitContext, Phase
+from tl.training.phase import Phase
+from tl.training.program import FitContext
 
 
 class Best(NamedTuple):

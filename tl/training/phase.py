@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,44 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import devices, losses, optim, pixels, reporting
-from tl.data import DataSpec, Skipped, augment, feed, plan
+from tl.data import Skipped, augment, feed, plan
 from tl.data.duplicates import clusters
-from tl.data.plan import Plan, balanced, class_weights
+from tl.data.plan import Plan
 from tl.inference import features
-from tl.models import Classifier, heads
+from tl.models import heads
 from tl.paths import Partition
 from tl.training import adversarial, inputs, probe, rules, step
 from tl.training.compiled import CompiledStep, compile_step
 from tl.training.inputs import CachedInputs, ImageInputs
-from tl.training.recipe import Recipe
-from tl.training.step import TrainState, init, make_train_step
-from tl.types import Mode, Params, Variables
+from tl.training.program import FitContext, frozen_prefix, make_program
+from tl.training.step import TrainState
+from tl.types import Params, Variables
 
 # Steps of the attack on the validation set after each epoch; chosen, not tuned.
 VALIDATION_STEPS = 5
-
-# Peak learning rate where `Recipe.lr` is 0: for a head on pooled features alone, and for everything
-# else (chosen on ELPV).
-HEAD_LR, LR = 1e-3, 5e-3
-
-
-class FitContext(NamedTuple):
-    """The arguments of `fit` that all phases share."""
-
-    clf: Classifier
-    train_set: DataSpec
-    validation_set: DataSpec
-    recipe: Recipe
-    seed: int
-    folder: Path | None
-    log: Callable[[dict[str, Any]], None]
-    say: Callable[[str], None]
-    resumed: Callable[[str, int], None] = lambda phase, step: None
-
-    @property
-    def augment(self) -> augment.Augment:
-        """The augmentation of training images."""
-        return augment.make_augment(self.recipe.augment, size=self.clf.pixels.size)
 
 
 class Phase(NamedTuple):
@@ -138,25 +114,6 @@ def fit_probe(
 # ---- before the first step -----------------------------------------------------------------------
 
 
-def frozen_prefix(clf: Classifier, recipe: Recipe, phase: rules.Phase, partition: Partition) -> str:
-    """The endpoint whose outputs do not change in a phase, as `rules.frozen_prefix`.
-
-    Raises:
-      ValueError: an adversary, which changes pixels, in a phase that reads cached outputs.
-    """
-    stages = clf.spec.endpoints
-    prefix = rules.frozen_prefix(partition.trained, stages)
-    if prefix == "features" and not heads.pooled(clf.head):  # type: ignore[arg-type]
-        prefix = stages[-1]
-    if recipe.adversary() and prefix and recipe.bank_gib and phase.name != "probe":
-        raise ValueError(
-            f"`adversarial={recipe.adversarial}` changes pixels, but {phase.name} trains on the "
-            f"output of the frozen {prefix}, computed once; use `tune=all`, `tune=lp_ft` or "
-            "`bank_gib=0`"
-        )
-    return prefix
-
-
 def prepare(
     context: FitContext,
     number: int,
@@ -180,70 +137,25 @@ def prepare(
         starts from zero moments.
       schedules: `(peak, steps) -> schedule` instead of the one of the recipe.
     """
-    clf, recipe, stages = context.clf, context.recipe, context.clf.spec.endpoints
-    train_norms = rules.trainable_norm_layers(partition.trained, stats)
+    clf, recipe = context.clf, context.recipe
     prefix = frozen_prefix(clf, recipe, phase, partition)
     train_inputs, validation_inputs, scale = _inputs(
         context, prefix, {"params": params, "batch_stats": stats}
     )
     cached = isinstance(train_inputs, CachedInputs)
-    train_labels = inputs.labels(context.train_set)
-    order = Plan(
-        n=len(train_labels),
-        batch_size=recipe.batch_size,
-        epochs=max(round(recipe.epochs * phase.share), 1),
-        seed=context.seed,
-        weights=balanced(train_labels) if recipe.balance == "sampler" else None,
+    made = make_program(
+        context, number, phase, partition, stats, prefix, cached=cached, schedules=schedules
     )
-    lr = recipe.lr or (HEAD_LR if prefix == "features" else LR)
-    adversary = recipe.adversary(len(order))
-    # Each replay of "free" is a step of the optimizer.
-    replays = adversary.replays if adversary and adversary.method == "free" else 1
-    rate_of_update = (schedules or optim.SCHEDULES[recipe.schedule])(lr, replays * len(order))
-    factors = rules.rate_factors(
-        partition.groups, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay
-    )
-    optimizer = optim.partitioned(
-        partition,
-        optim.OPTIMIZERS[recipe.optimizer](recipe.weight_decay),
-        rate_of_update,
-        factors=factors,
-        clip=recipe.clip,
-    )
-    evaluate = _forward(clf, prefix if cached else "", Mode.EVAL, train_norms)
-    mode = Mode.TRAIN if recipe.bn == "update" and train_norms else Mode.EVAL
-    forward = _forward(clf, prefix if cached else "", mode, train_norms)
-    k = len(context.train_set.classes)
-    hooks = adversarial.hooks(adversary, forward) if adversary else adversarial.Hooks()
-    train_step = make_train_step(
-        forward,
-        optimizer,
-        loss=hooks.loss,
-        replay=hooks.replay,
-        smoothing=recipe.smoothing,
-        augment=None if cached else _augmenting(context.augment, always=adversary is not None),
-        class_weights=class_weights(train_labels, k) if recipe.balance == "weights" else None,
-        microbatches=recipe.microbatches,
-        ema_decay=recipe.ema,
-    )
-    keys = [jax.random.fold_in(jax.random.key(context.seed), number) for _ in range(2)]
-    state = init(
-        {**params, "head": _standardize(params["head"], scale)},
-        partition,
-        optimizer,
-        stats=stats,
-        key=keys[0],
-        ema=recipe.ema > 0,
-        ema_stats=recipe.ema > 0 and mode is Mode.TRAIN,
-    )
+    order, adversary = made.plan, made.adversary
+    state = made.init({**params, "head": _standardize(params["head"], scale)}, stats)
     if opt_state is not None:
         state = state._replace(opt_state=optim.carry_state(opt_state, state.opt_state))
 
     table = rules.table(
         params,
         partition,
-        lr=lr,
-        factors=factors,
+        lr=made.lr,
+        factors=made.factors,
         weight_decay=recipe.weight_decay,
         bn=recipe.bn,
         norms=rules.norm_layers(stats),
@@ -269,40 +181,26 @@ def prepare(
         validation_inputs=validation_inputs,
         plan=order,
         state=state,
-        key=keys[1],
+        key=made.key(),
         step=compile_step(
-            train_step,
+            made.step,
             state,
             train_inputs,
             context.train_set,
             recipe,
-            masked=mode is Mode.TRAIN,
+            masked=made.masked,
         ),
-        schedule=lambda step: rate_of_update(step * replays),
-        train_norms=train_norms,
-        logits=jax.jit(lambda params, stats, inputs: evaluate(params, stats, inputs)[0]),
-        attacked_logits=_attacked(adversary, evaluate, k, context.seed) if adversary else None,
+        schedule=made.schedule,
+        train_norms=made.train_norms,
+        logits=jax.jit(lambda params, stats, inputs: made.evaluate(params, stats, inputs)[0]),
+        attacked_logits=_attacked(
+            adversary, made.evaluate, len(context.train_set.classes), context.seed
+        )
+        if adversary
+        else None,
         host=host,
         standardized=scale is not None,
     )
-
-
-def _forward(clf: Classifier, start: str, mode: Mode, train_norms: frozenset[str]) -> step.Forward:
-    """The network as a function of images, or of the outputs of the stage `start`."""
-
-    def forward(
-        params: Any, stats: Any, inputs: jax.Array, valid: jax.Array | None = None
-    ) -> tuple[Any, Any]:
-        variables = {"params": params, "batch_stats": stats}
-        norms: dict[str, Any] = {"train_norms": train_norms, "valid": valid}
-        if start:
-            output = clf.apply_from(variables, inputs, start, mode, **norms)
-        else:
-            images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
-            output = clf.apply(variables, images01, mode, **norms)
-        return output.logits, output.stats
-
-    return forward
 
 
 Scale = tuple[np.ndarray, np.ndarray] | None
@@ -368,15 +266,3 @@ def _attacked(
         return forward(params, stats, perturbed)[0]
 
     return attacked
-
-
-def _augmenting(augmentation: augment.Augment, *, always: bool = False) -> step.Augment | None:
-    """The augmentation as a function of the step; None for "none".
-
-    With `always`, images are converted to [0, 1] even without an augmentation.
-    """
-    if not augmentation.words and not always:
-        return None
-    return lambda key, inputs, targets, valid: augmentation.apply(
-        key, pixels.to_images01(inputs), targets, valid
-    )

@@ -13,7 +13,8 @@ import numpy as np
 from tl import devices, optim, paths, reporting
 from tl.data import DataSpec
 from tl.models import Classifier
-from tl.training.phase import FitContext, prepare
+from tl.training.phase import prepare
+from tl.training.program import FitContext
 from tl.training.recipe import Recipe, apply_label_confidence, empty_set
 from tl.types import Variables
 

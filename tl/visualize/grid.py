@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import inference, models, reporting
+from tl import devices, inference, models, reporting
 from tl.ascent import transforms
 from tl.models import Classifier, heads
 from tl.paths import nearest
@@ -240,7 +240,7 @@ def make_ascent(
     objective, targets = specs.program(
         [net.clf for net in networks], chosen, shapes, photo_maps, diversity=settings.diversity
     )
-    one_by_one = 1 if jax.default_backend() == "cpu" else 0
+    one_by_one = 1 if devices.platform() == "cpu" else 0
     ascend = render.make(
         lambda variables, images01: tuple(
             net.clf.apply(own_variables, images01)
