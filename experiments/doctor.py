@@ -30,7 +30,7 @@ MAX_LINES = 12
 
 def define_flags() -> None:
     cli.define_white_flag()
-    flags.DEFINE_string("data", "", "Data set: folder:DIR, csv:FILE, tfds:NAME or elpv.")
+    flags.DEFINE_string("data", "", "Data set: folder:DIR, csv:FILE, tfds:NAME, tfrecord:GLOB.")
     flags.DEFINE_string("weights", "", "Weights file, or folder with one, to examine instead.")
     cli.define_which_flag()
 

@@ -16,7 +16,8 @@ import hypothesis
 import jax
 import pytest
 
-collect_ignore = ["golden/make_artifacts.py"]  # runs with earlier versions of `tl`
+# Run with earlier versions of `tl`, and with TensorFlow.
+collect_ignore = ["golden/make_artifacts.py", "golden/make_flowers.py"]
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

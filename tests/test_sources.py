@@ -636,10 +636,10 @@ def test_a_set_that_tfds_cannot_read_is_an_error(tmp_path: Path) -> None:
     ):
         tfds("pest" + at)
     about = json.loads((folder / "dataset_info.json").read_text())
-    (folder / "dataset_info.json").write_text(json.dumps({**about, "fileFormat": "tfrecord"}))
+    (folder / "dataset_info.json").write_text(json.dumps({**about, "fileFormat": "riegeli"}))
     with pytest.raises(
         ValueError,
-        match="is stored as tfrecord, expected array_record.*file_format='array_record'",
+        match="is stored as riegeli, expected array_record or tfrecord.*'array_record'",
     ):
         tfds("pets" + at)
     (folder / "dataset_info.json").write_text("{")

@@ -37,6 +37,7 @@ from tl.data.split import (
 )
 from tl.data.table import table
 from tl.data.tfds import Record, tfds
+from tl.data.tfrecord import PackedImage, tfrecord
 from tl.paths import nearest
 
 # Name -> (function, placeholder after the colon, or "" if the function has no parameter).
@@ -44,6 +45,7 @@ SETS: dict[str, tuple[Callable[..., DataSpec], str]] = {
     "folder": (folder, "DIR"),
     "csv": (table, "FILE"),
     "tfds": (tfds, "NAME"),
+    "tfrecord": (tfrecord, "GLOB"),
     "elpv": (elpv, ""),
 }
 
@@ -53,7 +55,7 @@ def names() -> tuple[str, ...]:
 
     Example:
       >>> names()
-      ('folder:DIR', 'csv:FILE', 'tfds:NAME', 'elpv')
+      ('folder:DIR', 'csv:FILE', 'tfds:NAME', 'tfrecord:GLOB', 'elpv')
     """
     return tuple(f"{word}:{value}" if value else word for word, (_, value) in SETS.items())
 
@@ -62,8 +64,9 @@ def get(word: str, *, min_classes: int = 2, white: int = 0) -> DataSpec:
     """A data set by name.
 
     Args:
-      word: `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR` or `elpv`.
-      min_classes: smallest number of classes of a folder or table: 1 for a test set.
+      word: `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR`, `tfrecord:GLOB`,
+        `tfrecord:GLOB@IMAGE,LABEL` or `elpv`.
+      min_classes: smallest number of classes of a folder, table or TFRecord: 1 for a test set.
       white: value of white in images of 16 bits per channel, in [1, 65535]; 0 for that of the file.
 
     Raises:
@@ -88,7 +91,7 @@ def get(word: str, *, min_classes: int = 2, white: int = 0) -> DataSpec:
             f"the data set {word!r} is incomplete or too long, expected "
             f"{kind}{value and ':' + value}"
         )
-    if make in (folder, table):
+    if make in (folder, table, tfrecord):
         spec = make(rest, min_classes=min_classes)
     else:
         spec = make(rest) if value else make()
@@ -105,6 +108,7 @@ __all__ = [
     "DataSpec",
     "Example",
     "ImageError",
+    "PackedImage",
     "Parts",
     "Photograph",
     "Plan",
@@ -149,6 +153,7 @@ __all__ = [
     "stream",
     "table",
     "tfds",
+    "tfrecord",
     "thumbnail",
     "with_white",
 ]

@@ -87,7 +87,7 @@ def content_hash(source: Source | str) -> str:
 @lru_cache(maxsize=1 << 17)
 def _hash_stored(source: Stored) -> str:
     """Equal instances have equal bytes; see `Stored`."""
-    return hashlib.sha256(source.read_bytes()).hexdigest()
+    return getattr(source, "sha256", "") or hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 @lru_cache(maxsize=1 << 17)

@@ -33,7 +33,7 @@ class Stored(Protocol):
     and pickled for another process. Equal instances must have equal bytes, also if the container
     has changed (`tl.data.tfds.Record` holds a version of its files), because content hashes are
     cached by instance. Its `str` is unique within a data set and readable, because error messages
-    and reports show it.
+    and reports show it. An attribute `sha256`, in hex, spares reading the bytes for their hash.
 
     Example:
       >>> import dataclasses

@@ -80,7 +80,7 @@ def table(file: Path | str, *, min_classes: int = 2) -> DataSpec:
     confidence = _confidence(path, numbers, cells.get("confidence"))
     files, file_remarks = _files(path, numbers, cells["path"])
     copy_remarks = _check_copies(path, numbers, files, labels, parts)
-    classes = tuple(sorted(set(labels), key=_order(set(labels))))
+    classes = tuple(sorted(set(labels), key=label_order(set(labels))))
     if len(classes) < min_classes:
         raise ValueError(
             f"{path} has {counted(len(classes), 'label')} in {counted(len(labels), 'line')}"
@@ -253,7 +253,7 @@ def _check_copies(
     return tuple(remarks)
 
 
-def _order(labels: Iterable[str]) -> Callable[[str], tuple[Any, str]]:
+def label_order(labels: Iterable[str]) -> Callable[[str], tuple[Any, str]]:
     """The key by which labels are sorted: as numbers if all are numbers."""
     if all(number(label) is not None for label in labels):
         return lambda label: (number(label), label)

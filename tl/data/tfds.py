@@ -1,9 +1,9 @@
 """Data sets prepared by TensorFlow Datasets (TFDS), read in place and without TensorFlow.
 
-Images are read by the random access of TFDS, for which the file format must be array_record. They
-stay encoded, so that `decode.py` converts them to pixels, as for all other data sets. This module
-downloads and prepares nothing, because that needs TensorFlow; the error for a missing data set
-contains the command.
+Sets in the file format array_record are read by the random access of TFDS, sets in TFRecord, its
+default, by `tfrecord.py`. Images stay encoded, so that `decode.py` converts them to pixels, as for
+all other data sets. This module downloads and prepares nothing, because that needs TensorFlow; the
+error for a missing data set contains the command.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tl.data.decode import ImageError, decode
 from tl.data.spec import PARTS, DataSpec, Example, Skipped, Source
-from tl.labels.names import listed
+from tl.data.tfrecord import FILENAMES, Keys, index
+from tl.labels.names import counted, listed
 from tl.paths import expanded, nearest
-
-# Features in which data sets keep the name of the image file.
-_FILENAMES = ("image/filename", "file_name", "filename", "image/file_name")
 
 # Files known to be bad, by the end of their path -> the known defect. Files that cannot be decoded
 # are left out.
@@ -108,8 +106,8 @@ def tfds(word: str) -> DataSpec:
       skipped, and so are images without a label and files in `KNOWN_BAD` that cannot be decoded.
 
     Raises:
-      ValueError: the data set is not prepared in the folder, its file format is not array_record,
-        or it holds no labeled images.
+      ValueError: the data set is not prepared in the folder, its file format is not array_record
+        or TFRecord, a file is damaged, or it holds no labeled images.
     """
     import tensorflow_datasets as library  # a slow import, which `import tl` must not pay for
 
@@ -125,10 +123,10 @@ def tfds(word: str) -> DataSpec:
             f"{directory} is not a data set that TFDS can read ({error}); prepare it again"
         ) from error
     file_format = info.file_format.value if info.file_format else "an unknown format"
-    if file_format != "array_record":
+    if file_format not in ("array_record", "tfrecord"):
         raise ValueError(
-            f"{directory} is stored as {file_format}, expected array_record, which can be read "
-            f"without TensorFlow; {_recipe(name)}"
+            f"{directory} is stored as {file_format}, expected array_record or tfrecord, which can "
+            f"be read without TensorFlow; {_recipe(name)}"
         )
     features = _features(info)
     image, label = features.get("image"), features.get("label")
@@ -147,20 +145,18 @@ def tfds(word: str) -> DataSpec:
     skipped = [Skipped(f"{directory}/{split}", reason) for split in unused]
     version = _version(directory)
     for split, part in parts.items():
-        for index, row in enumerate(_open(str(directory), split, version, os.getpid())):
-            file = next((row[f].decode() for f in _FILENAMES if f in row), f"{split}_{index}")
-            record = Record(str(directory), split, index, file, version)
-            reason = (
-                _decoding_error(record)
-                if known_bad(record)
-                else "it has no label"
-                if row["label"] < 0
-                else ""
-            )
+        rows = (
+            _array_records(str(directory), split, version)
+            if file_format == "array_record"
+            else _tfrecords(info.splits[split], len(label.names))
+        )
+        for record, number, reason in rows:
+            if not reason and known_bad(record):
+                reason = _decoding_error(record)
             if reason:
                 skipped.append(Skipped(str(record), reason))
             else:
-                examples.append(Example(record, int(row["label"]), part=part))
+                examples.append(Example(record, number, part=part))
     origin = (f"{info.full_name}, TensorFlow Datasets", info.homepage, _one_line(info.citation))
     return DataSpec(
         name=f"tfds:{word}",
@@ -175,6 +171,35 @@ def tfds(word: str) -> DataSpec:
             else ()
         ),
     )
+
+
+def _array_records(directory: str, split: str, version: str) -> Iterator[tuple[Source, int, str]]:
+    """The images of a split, their labels, and the reason why one is left out, or ""."""
+    for i, row in enumerate(_open(directory, split, version, os.getpid())):
+        file = next((row[f].decode() for f in FILENAMES if f in row), f"{split}_{i}")
+        record = Record(directory, split, i, file, version)
+        yield record, int(row["label"]), "it has no label" if row["label"] < 0 else ""
+
+
+def _tfrecords(split: Any, classes: int) -> Iterator[tuple[Source, int, str]]:
+    """As `_array_records`, of a split in TFRecord files.
+
+    Raises:
+      ValueError: a file is missing, damaged or has another number of records than stated.
+    """
+    files = [Path(path) for path in split.filepaths]
+    lists = index(files, Keys("image", "label"))
+    for file, rows, n in zip(files, lists, split.shard_lengths, strict=True):
+        if len(rows) != n:
+            raise ValueError(
+                f"{file} has {counted(len(rows), 'record')}, expected {n} as dataset_info.json "
+                "states; copy it again"
+            )
+        for row in rows:
+            reason = row.why
+            if not reason and not (isinstance(row.label, int) and row.label < classes):
+                reason = f"its label is {row.label!r}, expected a number below {classes}"
+            yield row.image, row.label if isinstance(row.label, int) else -1, reason
 
 
 def _parts(splits: Iterable[str]) -> dict[str, str]:
@@ -221,7 +246,7 @@ def _features(info: Any) -> dict[str, Any]:
     return dict(info.features.items()) if hasattr(info.features, "items") else {}
 
 
-def _decoding_error(record: Record) -> str:
+def _decoding_error(record: Source) -> str:
     """The reason why an image cannot be decoded, or ""."""
     try:
         decode(record)
