@@ -30,7 +30,9 @@ script() { # the file of the experiment $1
 usage() {
   printf '%s\n' "usage: ./launch.sh NAME [--flag=value ...]   run experiments/NAME.py; NAME --help lists its flags" \
     "       ./launch.sh test [pytest arguments]   run the test suite; --full adds the slow tests" \
-    "       ./launch.sh local --processes=N [--restart=TIMES] NAME [--flag=value ...]   N processes on this machine" "" \
+    "       ./launch.sh local --processes=N [--restart=TIMES] NAME [--flag=value ...]   N processes on this machine" \
+    "       ./launch.sh slurm [--nodes=N --gpus=N --time=T --requeue --dry_run] NAME ...   on a cluster" \
+    "       ./launch.sh tpu SLICE ZONE [--type=T --spot --dry_run] NAME ...   on a TPU slice" "" \
     "Environment: PYTHON=python3.12 chooses the interpreter, TL_VENV=DIR the virtual environment (default .venv)," \
     "JAX_PLATFORMS=cpu keeps JAX on the CPU." "" "Experiments:"
   local name
@@ -42,7 +44,7 @@ usage() {
 nearest() { # the names closest to $1, or all names if there is no Python
   experiments | "${PYTHON:-python3}" -c '
 import difflib, sys
-names = sys.stdin.read().split() + ["test", "local"]
+names = sys.stdin.read().split() + ["test", "local", "slurm", "tpu"]
 print(", ".join(difflib.get_close_matches(sys.argv[1], names, cutoff=0.5) or names))' "$1" 2>/dev/null ||
     experiments | tr '\n' ' '
 }
@@ -160,10 +162,14 @@ pip_quietly() {
   fi
 }
 
-prepare() { # checks that the experiment $1 exists, installs what it needs, and sets `command`
+check_experiment() {
   if ! experiments | grep -xF -- "$1" >/dev/null; then # grep -q would exit early and break the pipe
     die "there is no experiment '$1'; nearest: $(nearest "$1"); ./launch.sh --help lists all"
   fi
+}
+
+prepare() { # checks that the experiment $1 exists, installs what it needs, and sets `command`
+  check_experiment "$1"
   install_alone offline hub keras
   if [ "$1" = parity ]; then peers; fi
   # On a CPU, XLA allocates and frees gigabytes per step. Keeping the memory (one heap, no mmap, no trim) and huge pages
@@ -178,6 +184,27 @@ prepare() { # checks that the experiment $1 exists, installs what it needs, and 
   command=("$venv/bin/python" -P -m "${module//\//.}")
 }
 
+quoted() { # the words as a shell reads them
+  local word line=""
+  for word; do
+    case $word in
+      "" | *[!A-Za-z0-9_./:=@%+,~-]*) word="'${word//\'/\'\\\'\'}'" ;;
+    esac
+    line="$line${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+flag_value() { # the value of the flag $1 in the other words
+  local flag=--$1 word before="" value=""
+  for word in "${@:2}"; do
+    case $word in "$flag="*) value=${word#*=} ;; esac
+    if [ "$before" = "$flag" ]; then value=$word; fi
+    before=$word
+  done
+  printf '%s\n' "$value"
+}
+
 name=${1:-}
 case $name in
   "" | -h | --help | help)
@@ -188,6 +215,14 @@ case $name in
     install_alone offline test
     cd "$root"
     exec "$venv/bin/python" -m pytest -n 2 --dist=worksteal "$@" # contiguous halves: tests of one file share compiled programs
+    ;;
+  install) # only installs, with further extras
+    install_alone offline hub keras "${@:2}"
+    ;;
+  tpu | slurm)
+    # shellcheck source=launch.d/tpu.sh source-path=SCRIPTDIR
+    . "$root/launch.d/$name.sh"
+    "$name" "${@:2}"
     ;;
   local)
     shift

@@ -295,13 +295,21 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 # Command of launch.sh that runs an experiment elsewhere -> its own flags, before the experiment.
-LAUNCHERS = {"local": {"processes", "restart"}}
+# Other flags of slurm are options of sbatch.
+LAUNCHERS = {
+    "local": {"processes", "restart"},
+    "slurm": {"nodes", "gpus", "time", "requeue", "dry_run", "partition", "account", "mem"},
+    "tpu": {"type", "spot", "queued", "version", "retries", "delete", "dry_run"},
+}
 
 
 def problems(words: list[str]) -> list[str]:
     """The problems of a command: an unknown name, or flags that the script does not define."""
     name, *arguments = words
+    if name == "install":
+        return []
     if name in LAUNCHERS:
+        arguments = arguments[2:] if name == "tpu" else arguments  # the slice and its zone
         own = list(itertools.takewhile(lambda word: word.startswith("--"), arguments))
         unknown = {re.split("[= ]", word[2:])[0] for word in own} - LAUNCHERS[name]
         return [f"{name} has no flag --{flag}" for flag in unknown] + (

@@ -66,11 +66,28 @@ def stops(run: subprocess.CompletedProcess[str], *parts: str) -> None:
     assert not (Path(run.args[1]).parent / ".venv").exists()
 
 
-@pytest.mark.parametrize("script", ["launch.sh", ".ci/run", ".ci/newest"])
+SHELL = [
+    "launch.sh",
+    *(f"launch.d/{name}.sh" for name in ("slurm", "tpu")),
+    ".ci/run",
+    ".ci/newest",
+]
+
+
+@pytest.mark.parametrize("script", SHELL)
 def test_the_scripts_parse(script: str):
     assert BASH
     subprocess.run([BASH, "-n", str(ROOT / script)], check=True)
-    assert os.access(ROOT / script, os.X_OK)
+    assert os.access(ROOT / script, os.X_OK) or script.startswith("launch.d/")  # sourced
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
+def test_shellcheck_has_no_remark():
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("launch.d/*")} < set(SHELL)
+    run = subprocess.run(
+        ["shellcheck", "-x", *SHELL], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -216,3 +233,8 @@ def test_local_runs_the_experiment_in_several_processes(project: Path, commands:
 def test_local_checks_the_experiment_first(project: Path):
     stops(launch(project, "local", "--processes=2", "atack"), "'atack'", "attack")
     stops(launch(project, "local"), "no experiment ''")
+
+
+def test_install_only_installs(project: Path, commands: Any):
+    (install,) = commands("install", "gcs")
+    assert install.endswith("[offline,hub,keras,gcs]")

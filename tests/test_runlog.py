@@ -310,6 +310,9 @@ def test_git_reports_a_commit_only_at_the_top_of_its_checkout(tmp_path, monkeypa
     assert git_state(tmp_path) == {**clean, "git_changed": True}
     (tmp_path / "site-packages").mkdir()
     assert git_state(tmp_path / "site-packages") == nothing
+    monkeypatch.setenv("TL_COMMIT", "abc")  # a copy of a commit on a TPU slice
+    assert git_state(tmp_path / "site-packages") == {"git_commit": "abc", "git_changed": False}
+    assert git_state(tmp_path)["git_commit"] == clean["git_commit"]
 
 
 @hypothesis.given(st.integers(0, 3000), st.booleans())

@@ -25,7 +25,10 @@ def _version(package: str) -> str | None:
 
 
 def git_state(root: pathlib.Path) -> dict[str, Any]:
-    """Commit of the checkout at `root` and whether files differ from it; None outside git."""
+    """Commit of the checkout at `root` and whether files differ from it; None outside git.
+
+    A copy of a commit that is not a checkout is named by the variable `TL_COMMIT` (launch.sh tpu).
+    """
     # A git hook sets GIT_DIR to its own repository.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
 
@@ -46,7 +49,8 @@ def git_state(root: pathlib.Path) -> dict[str, Any]:
     top = git("rev-parse", "--show-toplevel")
     # An installed copy may lie inside the repository of another project.
     if top is None or pathlib.Path(top).resolve() != root:
-        return {"git_commit": None, "git_changed": None}
+        commit = os.environ.get("TL_COMMIT")
+        return {"git_commit": commit, "git_changed": False if commit else None}
     return {
         "git_commit": git("rev-parse", "HEAD"),
         "git_changed": bool(git("status", "--porcelain")),
