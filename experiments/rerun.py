@@ -13,15 +13,13 @@ seconds (probes) to an hour (solar cells).
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from tl import cli, pages, reporting
 from tl.reporting import documents, results
+from tl.scale.rerun import measure
 from tl.weights import zoo
 
 FLAGS = flags.FLAGS
@@ -40,40 +38,6 @@ def define_flags() -> None:
     )
 
 
-def measure(claim: results.Claim, folder: Path, root: Path) -> tuple[dict[str, Any], Any]:
-    """Runs the command of a claim: the content of `config.json` and of `result.json`.
-
-    Args:
-      claim: the claim.
-      folder: the folder of the new run.
-      root: the checkout, which contains `launch.sh`.
-
-    Raises:
-      ValueError: the claim has no path into `result.json`, a placeholder has no value, or the
-        command failed.
-    """
-    pairs = [value.partition("=")[::2] for value in FLAGS.values]
-    values = dict(pairs) | ({"DATA": FLAGS.data} if FLAGS.data else {})
-    if "path" not in claim:
-        raise ValueError(
-            f"{claim['name']} cannot be read from a result.json; run its command and compare: "
-            f"{claim['command']}"
-        )
-    words = results.arguments(claim, values)
-    print(f"rerun: {claim['command']}", flush=True)
-    process = subprocess.run([root / "launch.sh", *words, f"--workdir={folder}"], check=False)
-    if process.returncode:
-        raise ValueError(
-            f"the command of {claim['name']} failed with exit status {process.returncode}; its "
-            "message is above"
-        )
-    config, result = (
-        json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
-        for file in ("config", "result")
-    )
-    return config, result
-
-
 def main(run: reporting.Run) -> None:
     folder = Path(FLAGS.results).absolute()
     claims, root = results.load(folder), folder.parent.parent
@@ -83,7 +47,9 @@ def main(run: reporting.Run) -> None:
             print(file)
     if FLAGS.name:
         claim = results.find(claims, FLAGS.name)
-        config, measured = measure(claim, run.workdir / "run", root)
+        values = dict(value.partition("=")[::2] for value in FLAGS.values)
+        values |= {"DATA": FLAGS.data} if FLAGS.data else {}
+        config, measured = measure(claim, values, run.workdir / "run", root)
         result = results.compare(claim, measured, results.origin(config))
         if FLAGS.write:
             file = folder / f"{claim['name']}.json"

@@ -4,13 +4,14 @@
 slurm_usage="./launch.sh slurm [--nodes=1 --gpus=1 --time=24:00:00 --requeue --dry_run, and options of sbatch] EXPERIMENT flags"
 
 slurm() {
-  local nodes=1 gpus=1 requeue="" dry="" options=() script
+  local nodes=1 gpus=1 requeue="" dry="" cells="" options=() script
   options=(--time=24:00:00)
   while [[ ${1:-} == --* ]]; do
     case $1 in
       --nodes=[1-9]*) nodes=${1#*=} ;;
       --gpus=[0-9]*) gpus=${1#*=} ;;
       --dry_run) dry=1 ;;
+      --cells=?*) cells=${1#*=} ;; # of sweep: the command of task N of an array is line N of this file
       --requeue) requeue=1 && options+=("$1") ;;
       --nodes=* | --gpus=*) die "expected a number: got $1; write $slurm_usage" ;;
       --[a-z]*=?*) options+=("$1") ;; # the last one of several counts
@@ -39,7 +40,9 @@ slurm_script() { # the job. Tasks share all GPUs of their node: JAX takes one fo
   if [ "$gpus" -gt 0 ]; then printf '#SBATCH %s\n' --gpus-per-node="$gpus"; fi
   printf '%s\n' 'set -uo pipefail' 'trap : TERM # SLURM signals the tasks; this script waits for them' \
     "launch=$(quoted "$root/launch.sh")" "command=($(quoted "$@"))"
-  if [ -n "$workdir" ]; then
+  if [ -n "$cells" ]; then
+    printf '%s\n' "eval \"command=(\$(sed -n \"\${SLURM_ARRAY_TASK_ID}p\" $(quoted "$cells")))\"" 'workdir=${command[${#command[@]}-1]#--workdir=}'
+  elif [ -n "$workdir" ]; then
     printf '%s\n' "workdir=$(quoted "$workdir")"
   else
     printf '%s\n' "workdir=runs/$1/slurm-\$SLURM_JOB_ID" 'command+=("--workdir=$workdir")'

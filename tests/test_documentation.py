@@ -171,8 +171,9 @@ LAUNCHER = """#!/bin/sh
 for word; do case $word in --workdir=*) folder=${word#--workdir=} ;; esac; done
 mkdir -p "$folder"
 echo '{"test": {"top1": 0.55, "top1_ci95": [0.5, 0.6]}}' > "$folder/result.json"
-echo '{"device": {"platform": "cpu"}, "versions": {"python": "3.11", "jax": "0.10"},
-  "host": {"cpus": 2}, "git_commit": "0123456789", "started": "2026-12-01T10:00"}' \
+echo '{"name": "bench", "device": {"platform": "cpu"},
+  "versions": {"python": "3.11", "jax": "0.10"}, "host": {"cpus": 2},
+  "git_commit": "0123456789", "started": "2026-12-01T10:00"}' \
   > "$folder/config.json"
 """
 
@@ -319,6 +320,9 @@ def problems(words: list[str]) -> list[str]:
         return []
     if name not in scripts():
         return [f"unknown command {name}"]
+    if "--" in arguments:  # sweep: the experiment with its flags
+        end = arguments.index("--")
+        return problems([name, *arguments[:end]]) + problems(arguments[end + 1 :])
     used = [re.split("[= ]", word[2:])[0] for word in arguments if word.startswith("--")]
     defined = flags_of(name) | {f"no{flag}" for flag in flags_of(name)} | {"help", "flag"}
     return [f"{name} has no flag --{flag}" for flag in used if flag not in defined]

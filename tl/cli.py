@@ -146,6 +146,7 @@ def launch(
     main: Callable[[reporting.Run], None],
     *define: Callable[[], None],
     arguments: Sequence[str] = (),
+    rest: str = "",
     may_change: Sequence[str] = (),
 ) -> None:
     """Parses the flags, opens the run's folder and runs `main`; reports user errors in a sentence.
@@ -158,6 +159,7 @@ def launch(
       *define: functions that define the experiment's flags, in addition to `define_run_flags`.
       arguments: the flags that arguments without dashes set, in their order, such as "name" for
         `rerun NAME`.
+      rest: the flag of a list that receives all other arguments; "" for an error about them.
       may_change: flags that a resumed run may change, because they do not affect its training.
     """
     defined = _define(define_run_flags, *define)
@@ -165,7 +167,9 @@ def launch(
     def work(words: list[str]) -> None:
         for flag, word in zip(arguments, words, strict=False):
             FLAGS[flag].value = word
-        if unexpected := words[len(arguments) :]:
+        if rest and len(words) > len(arguments):
+            FLAGS[rest].value = words[len(arguments) :]
+        elif unexpected := words[len(arguments) :]:
             raise ValueError(
                 f"unexpected argument {unexpected[0]!r}; every argument is a flag, such as --seed=1"
             )

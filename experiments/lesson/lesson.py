@@ -23,7 +23,7 @@ import functools
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,7 @@ from tl.evaluation import sets
 from tl.inference import features
 from tl.models import Classifier
 from tl.pages import lesson as page
-from tl.pages.lesson import LESSON, RIGHT
+from tl.pages.lesson import LESSON, RIGHT, Row, costs
 from tl.training import fit, inputs
 from tl.training.recipe import Recipe
 from tl.types import Variables
@@ -93,32 +93,6 @@ def define_flags() -> None:
         "",
         "Classes of `ideal` and `attack`. Default: Siamese cat, and zebra for `ideal`.",
     )
-
-
-class Row(NamedTuple):
-    """One version of one step.
-
-    Attributes:
-      step, way, setting: the step, `LESSON` or `RIGHT`, and a description.
-      learned, n: number of training images and of test images.
-      top1, top1_ci95, top3, nll: test metrics; accuracies are shares.
-      seconds: of training and testing.
-      lesson: the lesson's own numbers.
-      found: another result, as text.
-    """
-
-    step: str
-    way: str
-    setting: str
-    learned: int | None = None
-    n: int | None = None
-    top1: float | None = None
-    top1_ci95: tuple[float, float] | None = None
-    top3: float | None = None
-    nll: float | None = None
-    seconds: float | None = None
-    lesson: str = ""
-    found: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -201,11 +175,6 @@ def row_of(
 def divided(lesson: Lesson, which: str = "cats_vs_dogs", validation: float = 0.0) -> data.Parts:
     """The parts of a data set; the test part does not depend on `validation`."""
     return data.divide(lesson.need(which), validation_fraction=validation, seed=lesson.seed)
-
-
-def subset(spec: DataSpec, rows: Iterable[int]) -> DataSpec:
-    """Some images of a data set, in its order."""
-    return dataclasses.replace(spec, examples=tuple(spec.examples[i] for i in sorted(rows)))
 
 
 def epochs_for(parts: data.Parts, images: int = 20_000) -> int:
@@ -294,7 +263,7 @@ def division(lesson: Lesson) -> Iterator[Row]:
         LESSON,
         words,
         lesson=again,
-        found=leaks(subset(spec, train), subset(spec, test)),
+        found=leaks(data.subset(spec, train), data.subset(spec, test)),
     )
     parts = divided(lesson)
     words = "by content, near-duplicates together"
@@ -372,7 +341,7 @@ def save(lesson: Lesson) -> Iterator[Row]:
     network = lesson.network(lesson.arch)
     clf, fitted, *_ = train(lesson, "save", network, parts, Recipe(tune="probe"))
     folder = models.save(lesson.run.workdir / "save" / "model", clf, fitted.variables)
-    few = subset(parts.test, range(len(parts.test.examples))[:16])
+    few = data.subset(parts.test, range(len(parts.test.examples))[:16])
     before, after = (
         inference.predict(*pair, few).logits
         for pair in ((clf, fitted.variables), models.load(str(folder)))
@@ -613,21 +582,6 @@ def steps_of(lesson: Lesson, words: Sequence[str]) -> list[str]:
 # ---- the run ----
 
 
-def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
-    """The difference between a step's last two versions.
-
-    Returns:
-      Points of accuracy that the corrected version gains, and whether the intervals overlap; None
-      if one of the versions has no accuracy.
-    """
-    last: dict[str, Any] = {row.way: row for row in rows if row.top1_ci95 is not None}
-    if len(last) < 2:
-        return None
-    before, after = last[LESSON], last[RIGHT]
-    (low, high), (low_after, high_after) = before.top1_ci95, after.top1_ci95
-    return 100 * (after.top1 - before.top1), high >= low_after and high_after >= low
-
-
 def run_steps(
     lesson: Lesson, words: Sequence[str] = (), *, as_in_lesson: bool = False
 ) -> dict[str, Any]:
@@ -678,7 +632,7 @@ def main(run: reporting.Run) -> None:
     cats, pets = (data.get(word) if word else None for word in (FLAGS.cats_vs_dogs, FLAGS.pets))
     if cats is not None and FLAGS.limit and len(cats.examples) > FLAGS.limit:
         order = np.random.default_rng(FLAGS.seed).permutation(len(cats.examples))
-        cats = subset(cats, order[: FLAGS.limit])
+        cats = data.subset(cats, order[: FLAGS.limit])
     further = {"epochs": FLAGS.epochs, "images": tuple(FLAGS.images), "target": FLAGS.target}
     lesson = Lesson(run, cats, pets, FLAGS.arch, FLAGS.small, FLAGS.seed, **further)
     result = run_steps(lesson, FLAGS.steps, as_in_lesson=FLAGS.as_in_lesson)

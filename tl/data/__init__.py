@@ -35,6 +35,7 @@ from tl.data.split import (
     split_by_content,
     split_stratified,
     split_validation,
+    subset,
 )
 from tl.data.table import table
 from tl.data.tfds import Record, tfds
@@ -156,6 +157,7 @@ __all__ = [
     "table",
     "tfds",
     "tfrecord",
+    "subset",
     "thumbnail",
     "with_white",
 ]

@@ -69,7 +69,7 @@ def divide(
     groups = clusters(spec, near=near_duplicates)
     test = _test_rows(spec, groups, test_fraction, seed)
     train, validation = _train_and_validation(spec, groups, test, validation_fraction, seed)
-    return Parts(train, validation, replace(_part(spec, test), skipped=()))
+    return Parts(train, validation, replace(subset(spec, test), skipped=()))
 
 
 def split(
@@ -91,7 +91,7 @@ def split(
     groups = clusters(spec, near=near_duplicates)
     test = _test_rows(spec, groups, test_fraction, seed)
     train = _train_part(spec, groups, _without(range(len(spec.examples)), test), test)
-    return train, replace(_part(spec, test), skipped=())
+    return train, replace(subset(spec, test), skipped=())
 
 
 def split_by_content(
@@ -226,7 +226,7 @@ def describe_parts(spec: DataSpec, parts: Parts) -> str:
       >>> from tl.data import Example
       >>> rows = [Example(Path(f"{i}.png"), 0, part="test" * (i == 4)) for i in range(5)]
       >>> spec = DataSpec("pets", tuple(rows), ("cat",), "", "")
-      >>> parts = Parts(*(_part(spec, rows) for rows in ([0, 1, 2], [3], [4])))
+      >>> parts = Parts(*(subset(spec, rows) for rows in ([0, 1, 2], [3], [4])))
       >>> describe_parts(spec, parts)
       'training: 3 images; validation: 1, held out of the rest; test: 1, the official part'
     """
@@ -303,7 +303,7 @@ def _train_and_validation(
         validation = _take(spec, groups, train, test, fraction, seed, _VALIDATION_ADVICE)
         train = _without(train, validation)
     others = (*test, *validation)
-    return _train_part(spec, groups, train, others), replace(_part(spec, validation), skipped=())
+    return _train_part(spec, groups, train, others), replace(subset(spec, validation), skipped=())
 
 
 def _train_part(
@@ -316,7 +316,7 @@ def _train_part(
     _check_train_classes(spec, rows)
     reason = "it is a copy of an image in an official part"
     left_out = tuple(Skipped(str(spec.examples[i].path), reason) for i in copies)
-    return replace(_part(spec, rows), skipped=(*spec.skipped, *left_out))
+    return replace(subset(spec, rows), skipped=(*spec.skipped, *left_out))
 
 
 def _take(
@@ -410,13 +410,14 @@ def _without(rows: Iterable[int], removed: Iterable[int]) -> list[int]:
     return [i for i in rows if i not in removed]
 
 
-def _part(spec: DataSpec, rows: Iterable[int]) -> DataSpec:
+def subset(spec: DataSpec, rows: Iterable[int]) -> DataSpec:
+    """Some images of a data set, in its order."""
     return replace(spec, examples=tuple(spec.examples[i] for i in sorted(rows)))
 
 
 def _train_and_test(spec: DataSpec, test: list[int]) -> tuple[DataSpec, DataSpec]:
     train = _without(range(len(spec.examples)), test)
-    return _part(spec, train), replace(_part(spec, test), skipped=())
+    return subset(spec, train), replace(subset(spec, test), skipped=())
 
 
 def _check(name: str, fraction: float) -> None:

@@ -263,6 +263,43 @@ def match(a: Mapping[int, Mapping[str, Row]], b: Mapping[int, Mapping[str, Row]]
 # ---- the comparison ----
 
 
+def accuracy_difference(
+    a: Mapping[int, Mapping[str, Row]], b: Mapping[int, Mapping[str, Row]]
+) -> dict[str, Any]:
+    """The accuracy of A minus that of B on the images that both tested.
+
+    Args:
+      a, b: as `read_predictions` returns them.
+
+    Returns:
+      "difference", "difference_ci95" and "p", as in `compare`.
+
+    Raises:
+      ValueError: those of `match`.
+    """
+    by_image: dict[str, list[Pair]] = {}
+    for pair in match(a, b):
+        by_image.setdefault(pair.image, []).append(pair)
+    return _difference(*_sums(by_image))
+
+
+def _sums(by_image: Mapping[str, Sequence[Pair]]) -> tuple[np.ndarray, np.ndarray]:
+    """For each image, how often A is correct minus how often B is, and the number of tests."""
+    tests = np.array([len(group) for group in by_image.values()])
+    differences = np.array(
+        [sum(pair.a.correct - pair.b.correct for pair in group) for group in by_image.values()]
+    )
+    return differences, tests
+
+
+def _difference(differences: np.ndarray, tests: np.ndarray) -> dict[str, Any]:
+    return {
+        "difference": float(differences.sum() / tests.sum()),
+        "difference_ci95": list(difference_interval(differences, tests)),
+        "p": exact_p(differences),
+    }
+
+
 def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
     """The paired comparison of two finished runs of `transfer`, `evaluate` or `predict`.
 
@@ -296,10 +333,7 @@ def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
         by_image.setdefault(pair.image, []).append(pair)
         by_seeds.setdefault(pair.seeds, []).append(pair.a.correct - pair.b.correct)
         counts[list(counts)[2 * (not pair.a.correct) + (not pair.b.correct)]] += 1
-    tests = np.array([len(group) for group in by_image.values()])
-    differences = np.array(
-        [sum(pair.a.correct - pair.b.correct for pair in group) for group in by_image.values()]
-    )
+    differences, tests = _sums(by_image)
     result: dict[str, Any] = {"n": len(by_image), "tests": len(pairs)}
     for key, (finished, old, by_seed) in zip("ab", read, strict=True):
         top1 = (counts["both"] + counts[f"only_{key}"]) / len(pairs)
@@ -316,9 +350,7 @@ def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
             ),
         }
     result |= {
-        "difference": float(differences.sum() / tests.sum()),
-        "difference_ci95": list(difference_interval(differences, tests)),
-        "p": exact_p(differences),
+        **_difference(differences, tests),
         "counts": counts,
         "differ": _save_images(run, [list(by_image.values())[i] for i in _order(differences)]),
     }

@@ -29,6 +29,7 @@ from tl.pages import (
     predict,
     quickstart,
     remeasured,
+    sweep,
     training,
     versus,
 )
@@ -52,6 +53,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "predict": predict.page,
     "quickstart": quickstart.page,
     "rerun": remeasured.page,
+    "sweep": sweep.page,
     "transfer": training.page,
     "versus": versus.page,
 }

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tl import reporting
 from tl.pages.common import Page, figure
 from tl.reporting import Html, percent
 
-Row = Mapping[str, Any]
 # The two versions of a step, as `result["rows"]` names them.
 LESSON, RIGHT = "as in the lesson", "as it should be"
 NOTE = (
@@ -22,6 +21,47 @@ HEADER = (
     *("step", "version", "setting", "training images", "test images", "top-1 (95 %)", "top-3"),
     *("NLL", "seconds", "reported by the lesson", "result"),
 )
+
+
+class Row(NamedTuple):
+    """One version of one step.
+
+    Attributes:
+      step, way, setting: the step, `LESSON` or `RIGHT`, and a description.
+      learned, n: number of training images and of test images.
+      top1, top1_ci95, top3, nll: test metrics; accuracies are shares.
+      seconds: of training and testing.
+      lesson: the lesson's own numbers.
+      found: another result, as text.
+    """
+
+    step: str
+    way: str
+    setting: str
+    learned: int | None = None
+    n: int | None = None
+    top1: float | None = None
+    top1_ci95: tuple[float, float] | None = None
+    top3: float | None = None
+    nll: float | None = None
+    seconds: float | None = None
+    lesson: str = ""
+    found: str = ""
+
+
+def costs(rows: Sequence[Row]) -> tuple[float, bool] | None:
+    """The difference between a step's last two versions.
+
+    Returns:
+      Points of accuracy that the corrected version gains, and whether the intervals overlap; None
+      if one of the versions has no accuracy.
+    """
+    last: dict[str, Any] = {row.way: row for row in rows if row.top1_ci95 is not None}
+    if len(last) < 2:
+        return None
+    before, after = last[LESSON], last[RIGHT]
+    (low, high), (low_after, high_after) = before.top1_ci95, after.top1_ci95
+    return 100 * (after.top1 - before.top1), high >= low_after and high_after >= low
 
 
 def page(result: Mapping[str, Any], folder: Path) -> Page:
@@ -43,7 +83,7 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     return Page("Lesson, as written and corrected", lead, sections)
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """One row of the table; the difference is shown in the row of the corrected version."""
     share = lambda value: "" if value is None else f"{100 * value:.1f}"
     number = lambda value, form: "" if value is None else format(value, form)
@@ -63,7 +103,7 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _sample(arch: str, sample: Row, folder: Path) -> list[Html]:
+def _sample(arch: str, sample: Mapping[str, Any], folder: Path) -> list[Html]:
     """Some training images, and the features of the first as the lesson shows them."""
     cards = [
         reporting.card(figure(folder, row["png"]), caption=row["class"]) for row in sample["images"]
@@ -80,7 +120,7 @@ def _sample(arch: str, sample: Row, folder: Path) -> list[Html]:
     ]
 
 
-def _ideal(arch: str, rows: Sequence[Row], folder: Path) -> list[Html]:
+def _ideal(arch: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Html]:
     """The lesson's two descents from noise for each class."""
     strips = []
     for target in dict.fromkeys(row["target"] for row in rows):
@@ -106,7 +146,7 @@ def _ideal(arch: str, rows: Sequence[Row], folder: Path) -> list[Html]:
     return [reporting.section("Ideal images as in the lesson", *strips, text=text)]
 
 
-def _attack(arch: str, rows: Sequence[Row], folder: Path) -> list[Html]:
+def _attack(arch: str, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Html]:
     """The lesson's attack on photographs, and PGD within a radius if it ran."""
     same, first = sum(row["start_is_called_the_same"] for row in rows), rows[0]
     text = (
@@ -128,7 +168,7 @@ def _attack(arch: str, rows: Sequence[Row], folder: Path) -> list[Html]:
     return [reporting.section("Adversarial example as in the lesson", *parts, text=text)]
 
 
-def _attacked(row: Row, folder: Path) -> list[Html]:
+def _attacked(row: Mapping[str, Any], folder: Path) -> list[Html]:
     """The images of one photograph in a row, and a table of the predictions."""
     titles = {
         "prepared": ("Photograph", "photograph"),
