@@ -122,8 +122,11 @@ install() { # installs the project, editable, with the given extras and those al
   done
   if [ "$key" = "$done_key" ] && [ "$extras" = "$have" ]; then return; fi
   case ",$extras," in
-    *,cuda*,* | *,tpu,*) ;;
-    *) extra=$(accelerator) && extras=$extras${extra:+,$extra} ;;
+    *,cuda*,*) ;;
+    *)
+      extra=$(accelerator)
+      case ",$extras," in *",$extra,"*) ;; *) extras=$extras${extra:+,$extra} ;; esac
+      ;;
   esac
   if ! { right_python && installer; }; then make_venv "$extras"; fi
   say "installing tl[$extras]; the first time takes a few minutes"
@@ -170,7 +173,9 @@ check_experiment() {
 
 prepare() { # checks that the experiment $1 exists, installs what it needs, and sets `command`
   check_experiment "$1"
-  install_alone offline hub keras
+  local more=()
+  if [ "$1" = plan ]; then more=(tpu); fi # the TPU compiler, which needs no TPU
+  install_alone offline hub keras "${more[@]}"
   if [ "$1" = parity ]; then peers; fi
   # On a CPU, XLA allocates and frees gigabytes per step. Keeping the memory (one heap, no mmap, no trim) and huge pages
   # avoid page faults, which can take as long as the arithmetic.
@@ -212,7 +217,9 @@ case $name in
     ;;
   test)
     shift
-    install_alone offline test
+    more=()
+    case " $* " in *" --full "*) more=(tpu) ;; esac # the TPU compiler
+    install_alone offline test "${more[@]}"
     cd "$root"
     exec "$venv/bin/python" -m pytest -n 2 --dist=worksteal "$@" # contiguous halves: tests of one file share compiled programs
     ;;

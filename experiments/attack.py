@@ -91,15 +91,20 @@ def define_flags() -> None:
     )
 
 
-def main(run: reporting.Run) -> None:
-    if FLAGS.as_in_lesson:
-        raise ValueError("`as_in_lesson` has moved: run ./launch.sh lesson --steps=attack instead")
+def settings_of_flags() -> AttackSettings:
+    """The flags as settings."""
     values = cli.fields_of_flags(AttackSettings) | {
         "eps": cli.radii(FLAGS.eps, FLAGS.norm),
         "step_size": cli.fraction(FLAGS.step_size, "step_size") if FLAGS.step_size else None,
         "sanity_checks": FLAGS.panel,
     }
-    settings = AttackSettings(**values)
+    return AttackSettings(**values)
+
+
+def main(run: reporting.Run) -> None:
+    if FLAGS.as_in_lesson:
+        raise ValueError("`as_in_lesson` has moved: run ./launch.sh lesson --steps=attack instead")
+    settings = settings_of_flags()
     clf, variables = cli.load_model(run)
     # Settings that do not fit stop the run before any image is read.
     check_settings(clf, settings, FLAGS.target)

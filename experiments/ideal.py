@@ -84,7 +84,7 @@ def define_flags() -> None:
     )
 
 
-def read_settings() -> grid.IdealSettings:
+def settings_of_flags() -> grid.IdealSettings:
     """The flags as settings."""
     try:
         tv = tuple(float(word) for word in FLAGS.tv)
@@ -103,7 +103,7 @@ def main(run: reporting.Run) -> None:
             "expected exactly one of `target` and `objective`; give --target=CLASS or "
             "--objective=KIND:..."
         )
-    settings = read_settings()
+    settings = settings_of_flags()
     clf, variables = cli.load_model(run)
     grid.check_size(clf, settings.size)
     if FLAGS.target:

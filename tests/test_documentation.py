@@ -324,7 +324,10 @@ def problems(words: list[str]) -> list[str]:
         end = arguments.index("--")
         return problems([name, *arguments[:end]]) + problems(arguments[end + 1 :])
     used = [re.split("[= ]", word[2:])[0] for word in arguments if word.startswith("--")]
-    defined = flags_of(name) | {f"no{flag}" for flag in flags_of(name)} | {"help", "flag"}
+    defined = flags_of(name)
+    if name == "plan" and arguments[0] in scripts():  # the command that is planned
+        defined |= flags_of(arguments[0])
+    defined |= {f"no{flag}" for flag in defined} | {"help", "flag"}
     return [f"{name} has no flag --{flag}" for flag in used if flag not in defined]
 
 

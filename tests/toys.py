@@ -23,8 +23,10 @@ import pytest
 from PIL import Image
 
 from tl import backbones, data, labels, models, reporting
-from tl.backbones.mobilenet import InvertedResidualNet, Row
+from tl.backbones.mobilenet import TF, InvertedResidualNet, Row
+from tl.backbones.resnet import BasicBlock, ResNet
 from tl.backbones.spec import BackboneSpec
+from tl.backbones.squeezenet import SqueezeNet
 from tl.backbones.vgg import VGG
 from tl.models import heads
 from tl.pixels import PixelSpec
@@ -58,6 +60,39 @@ TOYS = {
             module=VGG((1, 1, 1), widths=(4, 8, 8)),
             features=8,
             endpoints=("stage1", "stage2", "stage3"),
+            sources={},
+            reference="chosen for the tests",
+            min_size=8,
+        ),
+        BackboneSpec(  # a stem of 7x7, a max-pool, projections
+            name="toy_resnet",
+            module=ResNet((1, 1), BasicBlock),
+            features=128,
+            endpoints=("stem", "stage1", "stage2"),
+            sources={},
+            reference="chosen for the tests",
+            min_size=32,
+        ),
+        BackboneSpec(  # fire modules
+            name="toy_squeezenet",
+            module=SqueezeNet((((4, 8),), ((4, 8),))),
+            features=16,
+            endpoints=("stem", "stage1", "stage2"),
+            sources={},
+            reference="chosen for the tests",
+            min_size=32,
+        ),
+        BackboneSpec(  # padding and statistics of TensorFlow, squeeze-and-excitation
+            name="toy_efficientnet",
+            module=InvertedResidualNet(
+                ((Row(1, 8, 1, 1),), (Row(2, 8, 2, 2, 5, squeeze=True),)),
+                stem=8,
+                top=16,
+                norm=TF,
+                padding="same",
+            ),
+            features=16,
+            endpoints=("stem", "stage1", "stage2", "top"),
             sources={},
             reference="chosen for the tests",
             min_size=8,

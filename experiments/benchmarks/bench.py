@@ -61,12 +61,12 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.benchmarks import measure, sources
-from experiments.benchmarks.measure import Row, compared, rate_row, take_turns
+from experiments.benchmarks import sources
 from tl import backbones, cli, data, inference, losses, models, optim, pages, paths, pixels
 from tl.data.feed import cores
 from tl.data.loader import stream
 from tl.data.plan import Plan
+from tl.evaluation.timing import Row, collect, compared, empty_caches, rate_row, spent, take_turns
 from tl.reporting import Run
 from tl.training import fit, inputs, probe
 from tl.training.recipe import Recipe
@@ -318,7 +318,7 @@ def start(arch: str) -> Iterator[Row]:
         words = [saved, Path(folder) / "cache", FLAGS.batch_size, FLAGS.size]
         command = [sys.executable, "-c", CHILD, *map(str, words)]
         for which in ("first", "second"):
-            seconds, child = measure.spent(
+            seconds, child = spent(
                 lambda: subprocess.run(command, capture_output=True, text=True, check=False)
             )
             if child.returncode:
@@ -396,7 +396,7 @@ def loader(peers: dict[str, str]) -> list[Row]:
     def tl_rate(workers: int) -> float:
         with stream(files, transform, plan, workers=workers) as batches:
             next(batches)
-            seconds, n = measure.spent(lambda: sum(int(batch.valid.sum()) for batch in batches))
+            seconds, n = spent(lambda: sum(int(batch.valid.sum()) for batch in batches))
             return n / seconds
 
     rates: dict[str, list[float]] = {"threads": [], f"{workers} processes": [], "torch": []}
@@ -521,7 +521,7 @@ def frozen_fit(arch: str, peers: dict[str, str]) -> list[Row]:
         rates: dict[str, list[Any]] = {name: [] for name, call in calls.items() if call}
         for i in range(FLAGS.rounds):
             for name in rates:
-                with measure.empty_caches(Path(folder) / f"{name}{i}"):
+                with empty_caches(Path(folder) / f"{name}{i}"):
                     rates[name].append(n / np.diff(calls[name]()))  # type: ignore[misc]
     rows = []
     for epoch, name in enumerate(("first epoch", "second epoch")):
@@ -604,7 +604,8 @@ def main(run: Run) -> None:
     peers = {peer: version for peer in FLAGS.peers if (version := installed(peer))}
     result = {name: FLAGS[name].value for name in ("batch_size", "size", "dtype", "rounds")}
     result["device"] = jax.devices()[0].device_kind
-    result["rows"] = measure.collect(run, rows(list(dict.fromkeys(FLAGS.what)), archs, peers))
+    measured = rows(list(dict.fromkeys(FLAGS.what)), archs, peers)
+    result["rows"] = collect(run, measured, pages.bench.line)
     print(pages.finish(run, result))
 
 

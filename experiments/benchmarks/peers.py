@@ -46,10 +46,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments.benchmarks import attack_libraries, measure, sources
+from experiments.benchmarks import attack_libraries, sources
 from experiments.benchmarks.attack_libraries import ON_JAX, Budget, Run, Twin
-from experiments.benchmarks.measure import Row, spent
 from tl import attacks, backbones, cli, data, inference, metrics, pages, pixels, reporting
+from tl.evaluation import timing
+from tl.evaluation.timing import Row, spent
 
 # torch needs part of a GPU's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -260,7 +261,7 @@ def next_to(row: Row, version: str, other: Robust) -> Row:
     value = percent(other.right)
     difference = row["ours"] - value
     return {
-        **measure.compared(row, version, [value]),
+        **timing.compared(row, version, [value]),
         "peer_interval": interval(other.right),
         "peer_elsewhere": percent(other.elsewhere),
         "peer_seconds": other.seconds,
@@ -367,7 +368,7 @@ def timed_rows(
         row: Row = {"what": title(name), "arch": net.clf.arch, "weights": net.weights, **more}
         row |= {"ours": rate(name), "unit": "images/s", "n": n, **values(name, "")}
         for library, (_, version) in theirs.items():
-            yield measure.compared(row, version, [rate(library)]) | values(library, "peer_")
+            yield timing.compared(row, version, [rate(library)]) | values(library, "peer_")
         if not theirs:
             yield row
 
@@ -426,10 +427,10 @@ def attack_sweep(net: Twin, libraries: dict[str, str]) -> Iterator[Row]:
 
     over(SWEEP[:1])  # compiles
     calls = {"one": lambda: over([2.5]), "all": lambda: over(SWEEP)}
-    times = measure.take_turns(calls, FLAGS.rounds, warm_up=0)
+    times = timing.take_turns(calls, FLAGS.rounds, warm_up=0)
     title = f"PGD-{FLAGS.steps}, a sweep of {len(SWEEP)} eps"
-    row = measure.rate_row(title, net.clf.arch, times["all"], unit="s")
-    row = measure.compared(row, "one eps", times["one"])
+    row = timing.rate_row(title, net.clf.arch, times["all"], unit="s")
+    row = timing.compared(row, "one eps", times["one"])
     yield row | goal("at most 8.2 times", row["ratio"] <= 8.2)
 
 
@@ -450,7 +451,7 @@ def rows(archs: Sequence[str], libraries: dict[str, str]) -> Iterator[Row]:
         for arch in archs:
             with (
                 tempfile.TemporaryDirectory() as folder,
-                measure.empty_caches(Path(folder)),
+                timing.empty_caches(Path(folder)),
                 attack_libraries.precision(FLAGS.precision),
             ):
                 net = attack_libraries.twin(arch, size=FLAGS.size or None)
@@ -466,7 +467,7 @@ def main(run: reporting.Run) -> None:
         attacks.get(name)  # an unknown name is an error before an hour of work
     versions = {name: sources.installed(name, attack_libraries.LIBRARIES) for name in FLAGS.peers}
     libraries = {name: version for name, version in versions.items() if version}
-    result = measure.collect(run, rows(archs, libraries))
+    result = timing.collect(run, rows(archs, libraries), pages.bench.line)
     missed = [row["what"] for row in result if not row.get("met", True)]
     device = jax.devices()[0].device_kind
     page = pages.finish(run, {"device": device, "rows": result, "missed": missed})

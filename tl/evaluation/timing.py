@@ -1,4 +1,7 @@
-"""Functions that `bench` and `peers` share: timing in turns, and rows of a comparison."""
+"""Timing of functions that take turns, and rows of a comparison with others.
+
+`bench` and `peers` compare with other libraries; this module imports none.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from tl import devices, reporting
-from tl.pages import bench as page
 
 Row = dict[str, Any]
 """A row of `result.json`: `what`, `arch` and `ours`; optionally `unit` (images/s by default),
@@ -83,11 +85,13 @@ def empty_caches(folder: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def collect(run: reporting.Run, rows: Iterable[Row]) -> list[Row]:
-    """The rows, logged and printed one by one."""
+def collect(
+    run: reporting.Run, rows: Iterable[Row], line: Callable[[Mapping[str, Any]], str]
+) -> list[Row]:
+    """The rows, logged and printed one by one; `line` formats a row."""
     collected = []
     for row in rows:
         run.log(row)
-        print(page.line(row), flush=True)
+        print(line(row), flush=True)
         collected.append(row)
     return collected
