@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # The workers of pytest-xdist share one GPU.
@@ -15,6 +16,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import hypothesis
 import jax
 import pytest
+
+from tl import paths
 
 # Run with earlier versions of `tl`, and with TensorFlow.
 collect_ignore = ["golden/make_artifacts.py", "golden/make_flowers.py"]
@@ -98,6 +101,30 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """Drops the compiled programs after each file; otherwise a worker would grow to gigabytes."""
     if nextitem is None or nextitem.path != item.path:
         jax.clear_caches()
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an empty bucket in memory, read and written as those of clouds are.
+
+    epath knows no scheme for it, so it is added to the tables of the scheme of Google Cloud.
+    """
+    from etils.epath import backend, gpath, register
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Backend(backend._FileSystemSpecBackend):
+        def fs(self, path: object) -> object:
+            return self._get_filesystem("memory")
+
+    monkeypatch.setitem(paths.SCHEMES, "memory", "fsspec")
+    monkeypatch.setattr(gpath, "_URI_PREFIXES", (*gpath._URI_PREFIXES, "memory://"))
+    monkeypatch.setattr(gpath, "_URI_SCHEMES", gpath._URI_SCHEMES | {"memory"})
+    monkeypatch.setitem(gpath._URI_MAP_ROOT, "memory://", "/memory/")
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "memory", Backend())
+    monkeypatch.setitem(register._URI_PREFIXES_TO_CLS, "memory://", gpath.PosixGPath)
+    yield "memory://bucket"
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 
 from tests import toys
 from tl import data, paths, pixels, reporting
-from tl.data import Batch, shards
+from tl.data import Batch
 from tl.inference import features
 from tl.models import Classifier, Provenance
 from tl.paths import flatten, unflatten
@@ -349,12 +350,11 @@ def test_an_interrupted_run_keeps_its_shards_and_continues(
 def test_a_failed_write_leaves_no_shard(
     album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def disk_full(*args: Any) -> None:
-        Path(args[1]).write_bytes(b"half")
+    def disk_full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.warns(CacheWarning, match="No space"):
-        patch.setattr(shards, "save_file", disk_full)
+        patch.setattr(os, "fsync", disk_full)  # after the bytes are written
         uncached = extract(album[:2])
     assert uncached.valid.all() and not list(uncached.bank.iterdir())
     result = extract(album[:2])

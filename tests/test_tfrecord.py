@@ -27,6 +27,7 @@ from tests import toys
 from tests.test_sources import prepare
 from tl.data import ImageError, content_hash, decode, get, tfds, tfrecord
 from tl.data.records import crc32c, features, read_record, records, values
+from tl.types import CacheWarning
 
 Value = bytes | str | int | float
 Row = Mapping[str, Value | Sequence[Value]]
@@ -153,7 +154,7 @@ def test_records_have_offsets_by_which_they_are_read_again(tmp_path: Path) -> No
     listed = list(records(path))
     assert [bytes(data) for _, data in listed] == contents
     assert [offset for offset, _ in listed] == [0, 16, 33]
-    assert [read_record(path, offset) for offset, _ in listed] == contents
+    assert [read_record(path, offset, len(data)) for offset, data in listed] == contents
     path.write_bytes(b"")
     assert list(records(path)) == []
 
@@ -236,12 +237,13 @@ def test_damaged_files_are_one_sentence_with_the_offset(tmp_path: Path) -> None:
     path.write_bytes(whole[:13] + b"x" + whole[14:])
     assert [bytes(data) for _, data in records(path)] == [b"axc", b"defg"]
     with pytest.raises(OSError, match="the data of the record at byte 0 do not match"):
-        read_record(path, 0)
-    assert read_record(path, 19) == b"defg"
-    with pytest.raises(OSError, match="at byte 3 does not match its checksum"):
-        read_record(path, 3)
+        read_record(path, 0, 3)
+    assert read_record(path, 19, 4) == b"defg"
+    for offset, length in ((3, 4), (0, 4)):
+        with pytest.raises(OSError, match=f"at byte {offset} does not match its checksum"):
+            read_record(path, offset, length)
     with pytest.raises(OSError, match="truncated"):
-        read_record(path, 39)
+        read_record(path, 19, 5)
 
 
 # ---- data sets ----
@@ -455,6 +457,26 @@ def test_an_image_that_changed_after_the_index_cannot_be_read(tmp_path: Path) ->
         decode(after[1].path)
 
 
+def test_the_index_is_cached_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.tfrecord", [*rows(4), {"image/class/label": 1}])
+    first = get(f"tfrecord:{path}")
+    passes = []
+    monkeypatch.setattr("tl.data.packed.records", lambda file: passes.append(file) or records(file))
+    again = get(f"tfrecord:{path}")
+    assert (again.examples, again.skipped) == (first.examples, first.skipped) and not passes
+    write(path, rows(5))
+    assert len(get(f"tfrecord:{path}").examples) == 5 and passes == [path]
+    for damage in (b"", b"[[1, 2]]", b"{}", b"\xff"):
+        for file in (tmp_path / "cache/tfrecord").iterdir():
+            file.write_bytes(damage)
+        assert len(get(f"tfrecord:{path}").examples) == 5
+    monkeypatch.setenv("TL_CACHE", str(path / "no folder"))
+    with pytest.warns(CacheWarning, match="cannot be written"):
+        assert len(get(f"tfrecord:{path}").examples) == 5
+
+
 def test_images_are_read_in_other_processes(tmp_path: Path) -> None:
     spec = get(f"tfrecord:{write(tmp_path / 'a.tfrecord', rows(4))}")
     sources = [e.path for e in spec.examples]
@@ -540,8 +562,11 @@ def test_a_file_of_tensorflow_is_read() -> None:
     path = golden / "flowers.tfrecord"
     assert path.stat().st_size < 20_000
     parsed = [
-        {key: values(feature) for key, feature in features(read_record(path, offset)).items()}
-        for offset, _ in records(path)
+        {
+            key: values(feature)
+            for key, feature in features(read_record(path, offset, len(data))).items()
+        }
+        for offset, data in records(path)
     ]
     assert len(parsed) == len(expected) == 4
     for row, described in zip(parsed, expected, strict=True):

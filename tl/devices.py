@@ -83,6 +83,9 @@ def use_compile_cache() -> None:
     if "://" in chosen:  # a bucket
         return
     folder = Path(chosen) if chosen else paths.cache_dir() / "xla"
+    if paths.is_url(folder):  # JAX makes it, and a program that it cannot write is a remark
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        return
     try:
         if paths.printable(str(folder)) != str(folder):  # every compilation would fail
             raise OSError(errno.EILSEQ, "its name is not UTF-8")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,9 +46,48 @@ def nearest(name: str, names: Iterable[str], n: int = 3) -> str:
     return ", ".join(repr(choice) for choice in (close or choices)[:n])
 
 
+# Scheme of the address of a bucket -> the package of fsspec that reads and writes it.
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
+
+
+def is_url(path: object) -> bool:
+    """Whether a path is the address of a file or folder in a bucket.
+
+    Example:
+      >>> is_url("gs://bucket/pets"), is_url("pets"), is_url("/gs/pets")
+      (True, False, False)
+    """
+    scheme, separator, _ = str(path).partition("://")
+    return bool(separator) and scheme in SCHEMES
+
+
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with `~` as the home folder; `~name` of an unknown user stays as it is."""
-    return Path(os.path.expanduser(path))
+    """The path that a user gives: a local one with `~` as the home folder, or one in a bucket.
+
+    `~name` of an unknown user stays as it is. An address in a bucket becomes an `epath.Path`, which
+    has the methods of a `Path` but is not an instance of it, and which `os` cannot open.
+
+    Raises:
+      ValueError: the package that reads and writes the bucket is not installed.
+    """
+    if not is_url(path):
+        return Path(os.path.expanduser(path))
+    package = SCHEMES[str(path).partition("://")[0]]
+    if importlib.util.find_spec(package) is None:
+        extra = "'tl[gcs]'" if package == "gcsfs" else package
+        raise ValueError(
+            f"{str(path)!r} needs the package {package}, which is missing; pip install {extra}"
+        )
+    # Otherwise epath reads with TensorFlow where that is installed, and with fsspec elsewhere.
+    os.environ.setdefault("EPATH_USE_TF", "0")
+    from etils import epath  # a slow import, which local paths must not pay for
+
+    return cast(Path, epath.Path(os.fspath(path)))
+
+
+def absolute(path: Path) -> Path:
+    """The absolute path; that of a file in a bucket is absolute already."""
+    return path if is_url(path) else path.absolute()
 
 
 def ending(text: object, length: int) -> str:

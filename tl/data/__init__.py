@@ -14,12 +14,13 @@ from dataclasses import replace
 from tl.data.augment import Augment, make_augment
 from tl.data.decode import ImageError, decode, thumbnail
 from tl.data.doctor import Report, examine
-from tl.data.duplicates import content_hash, leaks, split_digest
+from tl.data.duplicates import content_hash, hash_remote, leaks, split_digest
 from tl.data.feed import BatchIterator, Prefetched, prefetch
 from tl.data.find import find_images
 from tl.data.folder import folder
 from tl.data.loader import Batch, Stream, load, stream
 from tl.data.packaged import Photograph, elpv, photographs
+from tl.data.packed import PackedImage
 from tl.data.pixel_checks import check_pixels, check_readable
 from tl.data.plan import Plan, balanced, class_weights
 from tl.data.remap import match_classes, remap_labels, remap_test_labels
@@ -38,7 +39,7 @@ from tl.data.split import (
 )
 from tl.data.table import table
 from tl.data.tfds import Record, tfds
-from tl.data.tfrecord import PackedImage, tfrecord
+from tl.data.tfrecord import tfrecord
 from tl.paths import nearest
 
 # Name -> (function, placeholder after the colon, or "" if the function has no parameter).
@@ -66,7 +67,7 @@ def get(word: str, *, min_classes: int = 2, white: int = 0) -> DataSpec:
 
     Args:
       word: `folder:DIR`, `csv:FILE`, `tfds:NAME`, `tfds:NAME@DIR`, `tfrecord:GLOB`,
-        `tfrecord:GLOB@IMAGE,LABEL` or `elpv`.
+        `tfrecord:GLOB@IMAGE,LABEL` or `elpv`; DIR, FILE and GLOB may be in a bucket, gs://.
       min_classes: smallest number of classes of a folder, table or TFRecord: 1 for a test set.
       white: value of white in images of 16 bits per channel, in [1, 65535]; 0 for that of the file.
 
@@ -136,6 +137,7 @@ __all__ = [
     "folder",
     "folds",
     "get",
+    "hash_remote",
     "leaks",
     "load",
     "make_augment",

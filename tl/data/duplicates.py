@@ -39,6 +39,7 @@ from tl.data import shards
 from tl.data.decode import ImageError, decode_reduced
 from tl.data.spec import DataSpec, Source, Stored, file_of, white_of
 from tl.paths import cache_dir
+from tl.storage import Remote
 
 # Chosen on the photographs that the module's docstring describes.
 MAX_BITS = 8
@@ -57,6 +58,8 @@ _FORMAT = 2
 _WIDTH = 8 + 3 * _SIDE * _SIDE
 # Fingerprints per shard of the cache; chosen, not tuned.
 _SHARD = 4096
+# Files of a bucket that are read at a time; chosen, not tuned.
+_REQUESTS = 32
 # Images per block; two blocks are compared at a time, in 50 MB. Chosen, not tuned.
 _BLOCK = 1024
 # Correlations this close to `MIN_CORRELATION` are computed again, pair by pair, because the result
@@ -66,18 +69,21 @@ _ROUNDING = 1e-5
 _LONG = 1000
 
 Item = TypeVar("Item")
+_remote_hashes: dict[Remote, str] = {}
 
 
 def content_hash(source: Source | str) -> str:
     """SHA-256 of an image file, in hex.
 
     It is cached in the process: of a file by path, size and modification time, of an image in a
-    container by its `Stored`.
+    container by its `Stored`. For images in a bucket, call `hash_remote` first.
 
     Raises:
       OSError: the file cannot be read.
     """
     source = source if isinstance(source, str) else file_of(source)
+    if isinstance(source, Remote) and source in _remote_hashes:
+        return _remote_hashes[source]
     if not isinstance(source, (Path, str)):
         return _hash_stored(source)
     stat = os.stat(source)
@@ -96,6 +102,48 @@ def _hash(path: str, size: int, mtime: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def hash_remote(sources: Iterable[Source], *, cache: Path | None = None) -> None:
+    """Computes the hashes of images in buckets for `content_hash`, many at a time.
+
+    They are cached by address, size and version, in addition to the process. Files that cannot be
+    read are left out.
+
+    Args:
+      sources: images anywhere; those that are not in a bucket are ignored.
+      cache: folder of all caches; default `cache_dir()`.
+    """
+    remote = {file for file in map(file_of, sources) if isinstance(file, Remote)}
+    todo = {_remote_key(file): file for file in remote if file not in _remote_hashes}
+    if not todo:
+        return
+    folder = (cache or cache_dir()) / "hashes"
+    for key, row in shards.read(folder, "hashes", 32):
+        if key in todo:
+            _remote_hashes[todo.pop(key)] = row.tobytes().hex()
+
+    def compute(key: str) -> bytes:
+        try:
+            return hashlib.sha256(todo[key].read_bytes()).digest()
+        except OSError:
+            return b""
+
+    keys, rows = sorted(todo, key=lambda key: todo[key]), {}
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        digests = zip(keys, pool.map(compute, keys), strict=True)
+        for key, digest in _progress(digests, len(keys), "reading the bucket, images"):
+            if digest:
+                _remote_hashes[todo[key]] = digest.hex()
+                rows[key] = np.frombuffer(digest, np.uint8)
+            if len(rows) == _SHARD:
+                shards.write(folder, "hashes", rows)
+                rows = {}
+    shards.write(folder, "hashes", rows)
+
+
+def _remote_key(file: Remote) -> str:
+    return hashlib.sha256(repr((file.url, file.size, file.version)).encode()).hexdigest()
+
+
 def content_hashes(spec: DataSpec) -> list[str]:
     """`content_hash` of every image of a data set.
 
@@ -103,6 +151,7 @@ def content_hashes(spec: DataSpec) -> list[str]:
       ValueError: a file cannot be read.
     """
     hashes = []
+    hash_remote(example.path for example in spec.examples)
     for example in spec.examples:
         try:
             hashes.append(content_hash(example.path))

@@ -14,15 +14,16 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from tl import storage
 from tl.data import formats
 from tl.data.decode import is_image
 from tl.data.formats import NAMED, SUFFIXES
 from tl.data.spec import Skipped, WithWhite
 from tl.labels.names import counted, path_end, shown
-from tl.paths import expanded, nearest
+from tl.paths import expanded, is_url, nearest
 
 _SUFFIX_EXAMPLES = ".jpg, .png, .gif, .webp, .bmp, .tif or .ppm"
 # Endings of files that are never images, so that they are not opened.
@@ -83,14 +84,14 @@ def find_images(
     litter: list[Path] = []
     for word in _words(words):
         files = _find_word(word)
-        paths |= {os.path.abspath(p): p for p in files.images if os.path.abspath(p) not in paths}
+        paths |= {_identity(p): p for p in files.images if _identity(p) not in paths}
         skipped |= {s.path: s for s in files.skipped}
         litter += files.litter
     if not paths:
         raise ValueError(
             f"no image is named by {words!r}, expected files, folders or globs separated by commas"
         )
-    others = [s for k, s in skipped.items() if os.path.abspath(k) not in paths]
+    others = [s for k, s in skipped.items() if _identity(k) not in paths]
     sources = tuple(WithWhite(p, white) if white else p for p in paths.values())
     return sources, (*others, *count_litter(litter))
 
@@ -98,8 +99,11 @@ def find_images(
 def images_under(folder: Path) -> Files:
     """The files below `folder`.
 
-    Links to folders are followed, except to a folder above the link. Hidden files are ignored.
+    Links to folders are followed, except to a folder above the link. Hidden files are ignored. In a
+    bucket, the files with the ending of an image are the images.
     """
+    if is_url(folder):
+        return _divide_remote(storage.below(folder), folder)
     files: list[Path] = []
     skipped: list[Skipped] = []
     litter: list[Path] = []
@@ -215,12 +219,18 @@ def missing(path: Path) -> str:
 
 def _words(words: str | Sequence[str]) -> Iterable[str]:
     for word in [words] if isinstance(words, str) else words:
-        exists = os.path.lexists(expanded(word))
+        exists = not is_url(word) and os.path.lexists(expanded(word))
         yield from filter(None, [word] if exists else (part.strip() for part in word.split(",")))
+
+
+def _identity(path: Path | str) -> str:
+    return str(path) if is_url(path) else os.path.abspath(path)
 
 
 def _find_word(word: str) -> Files:
     path = expanded(word)
+    if is_url(word):
+        return _find_remote(word)
     if os.path.isdir(path):
         files = images_under(path)
         if not files.images:
@@ -250,6 +260,40 @@ def _find_word(word: str) -> Files:
             f"in {_SUFFIX_EXAMPLES}"
         )
     return Files(sorted(set(images)), skipped, list(dict.fromkeys(litter)))
+
+
+def _find_remote(word: str) -> Files:
+    """The images that a file, a folder or a glob in a bucket names."""
+    kind, matches = storage.find(word)
+    if kind == "file":
+        return Files(matches, [], [])
+    root = word if kind == "directory" else word.partition("*")[0].rpartition("/")[0]
+    files = _divide_remote(matches, root)
+    if not files.images:
+        content = describe_content(files.skipped) if kind else "nothing"
+        raise ValueError(
+            f"{path_end(word, 200)} has no image ({content}), expected files ending in "
+            f"{_SUFFIX_EXAMPLES}"
+        )
+    return files
+
+
+def _divide_remote(files: Sequence[Path], root: Path | str) -> Files:
+    """The images, other files and litter among the files of a bucket, by their names alone."""
+    images, skipped, litter = [], [], []
+    for file in files:
+        parts = PurePosixPath(str(file).removeprefix(str(root))).parts
+        if any(map(is_litter, parts)):
+            litter.append(file)
+        elif any(part.startswith(".") for part in parts):
+            continue
+        elif file.suffix.lower() in SUFFIXES:
+            images.append(file)
+        else:
+            kind = NAMED.get(file.suffix.lower(), "")
+            why = formats.describe(kind) if kind else "does not have the ending of an image"
+            skipped.append(Skipped(str(file), f"it {why}"))
+    return Files(images, skipped, litter)
 
 
 def _divide(files: Iterable[Path]) -> tuple[list[Path], list[Skipped]]:

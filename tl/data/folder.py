@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tl import storage
 from tl.data.find import (
     BROKEN_LINK,
     SUFFIXES,
@@ -22,7 +23,7 @@ from tl.data.find import (
 )
 from tl.data.spec import PARTS, DataSpec, Example, Skipped
 from tl.labels.names import check_names, counted, listed, normalize, path_end, shown
-from tl.paths import expanded, nearest, printable
+from tl.paths import absolute, expanded, is_url, nearest, printable
 
 # Names of folders with the images or the labels of detection and segmentation (YOLO, COCO, VOC).
 _IMAGES = frozenset("images image img imgs jpegimages".split())
@@ -41,8 +42,7 @@ _MASK = re.compile(
     r"(.+?)[ _-](mask|seg|segmentation|gt|label|annotation)([ _-]?\d+)?", re.IGNORECASE
 )
 _ARCHIVES = re.compile(r".*\.(zip|tar|tgz|tbz2?|txz|7z|rar|(tar\.)?(gz|bz2|xz|zst))", re.IGNORECASE)
-# Sub-folders that are entered until classes or parts appear; chosen, not tuned.
-_MAX_DEPTH = 8
+_MAX_DEPTH = 8  # sub-folders that are entered until classes or parts appear; chosen, not tuned
 
 
 class _Listing(NamedTuple):
@@ -71,18 +71,18 @@ class _Listing(NamedTuple):
     @property
     def broken(self) -> list[Path]:
         """The links to a file or folder that does not exist."""
-        return [path for path in self.files if path.is_symlink() and not path.exists()]
+        return [p for p in self.files if isinstance(p, Path) and p.is_symlink() and not p.exists()]
 
 
 def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
     """A data set whose classes are the sub-folders of a folder.
 
     Args:
-      directory: a folder with one sub-folder per class, or with `train/` and other parts, which
-        have one sub-folder per class. Names of parts are those of `PARTS` in any letter case. The
-        only sub-folder of a folder is entered. Hidden entries and those of systems and tools are
-        left out. Files next to the class folders and files that are not images are listed as
-        skipped, and so are broken links and files that cannot be read.
+      directory: a folder, local or in a bucket, with one sub-folder per class, or with `train/` and
+        other parts, which have one sub-folder per class. Names of parts are those of `PARTS` in any
+        letter case. The only sub-folder of a folder is entered. Hidden entries and those of systems
+        and tools are left out. Files next to the class folders and files that are not images are
+        listed as skipped, and so are broken links and files that cannot be read.
       min_classes: smallest number of classes: 2 to train, 1 to test.
 
     Returns:
@@ -144,7 +144,7 @@ def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
         name=f"folder:{directory}",
         examples=tuple(examples),
         classes=classes,
-        source=str(root.absolute()),
+        source=str(absolute(root)),
         license="unknown",
         skipped=(*skipped, *count_litter(litter)),
         remarks=(*remarks, *_file_remarks(examples, skipped, root)),
@@ -153,6 +153,8 @@ def folder(directory: Path | str, *, min_classes: int = 2) -> DataSpec:
 
 def _check_folder(root: Path, word: str) -> None:
     """Raises ValueError unless `root` is a folder that can be listed."""
+    if is_url(root):
+        return storage.list_tree(root)
     where, name = path_end(word), shown(root.name)
     if root.is_dir():
         try:
@@ -182,12 +184,12 @@ def _check_folder(root: Path, word: str) -> None:
 
 def _list(root: Path) -> _Listing:
     folders, images, files, litter = [], [], [], []
-    for path in sorted(root.iterdir()) if os.access(root, os.R_OK | os.X_OK) else ():
+    for path, is_folder in storage.scan(root):
         if is_litter(path.name):
             litter.append(path)
         elif path.name.startswith("."):
             continue
-        elif path.is_dir():
+        elif is_folder:
             folders.append(path)
         elif path.suffix.lower() in SUFFIXES:
             images.append(path)

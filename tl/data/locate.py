@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from tl import storage
 from tl.data.find import OTHER_SUFFIXES, SUFFIXES
 from tl.labels.names import listed, path_end
+from tl.paths import expanded, is_url
 
 
 class Located(NamedTuple):
@@ -21,13 +23,13 @@ class Located(NamedTuple):
 
     Attributes:
       path: the file; None if there is none.
-      identity: device and number of the file, equal for all paths and links to it.
+      identity: device and number of the file, equal for all paths and links to it; or its address.
       how: the way in which it was found, a key of `REMARKS`; "" for the path as it is written.
       why: the reason without a file, to be followed by the number of the line.
     """
 
     path: Path | None
-    identity: tuple[int, int] = (0, 0)
+    identity: tuple[int, int] | str = ""
     how: str = ""
     why: str = ""
 
@@ -47,11 +49,12 @@ class Locator:
     """The files below the folder of a table.
 
     Args:
-      root: the folder of the table.
+      root: the folder of the table, local or in a bucket.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._buckets: dict[str, dict[str, Path]] = {}
         self._folders: dict[str, tuple[dict[str, list[str]], dict[str, list[str]]]] = {}
 
     def find(self, cell: str) -> Located:
@@ -60,10 +63,14 @@ class Locator:
         The path may be relative to the folder of the table or absolute, begin with `file:` and have
         backslashes. An absolute path that does not exist here is looked up below the folder of the
         table, from its longest end to the file name. Escapes such as %20 are read. The letter case
-        and Unicode form of names and the ending of an image may differ if only one file fits.
+        and Unicode form of names and the ending of an image may differ if only one file fits. The
+        address of a file in a bucket, and a path in a bucket, must be exact.
         """
         if not cell:
             return Located(None, why="no path")
+        if is_url(direct := expanded(cell) if is_url(cell) else self._root / cell):
+            file = self._in_bucket(direct)
+            return Located(file, str(file)) if file else Located(None, why=f"no image at {cell!r}")
         if re.match(r"(https?|ftp|s3|gs)://", cell, re.IGNORECASE):
             return Located(None, why=f"the address {path_end(cell)} instead of a file")
         word = unquote(cell[5:]) if cell[:5].lower() == "file:" else cell
@@ -91,6 +98,8 @@ class Locator:
 
     def elsewhere(self, cell: str) -> str:
         """The end of a sentence on a path without a file, if such a file is in another folder."""
+        if is_url(self._root) or is_url(cell):
+            return ""
         parts = [p for p in cell.replace("\\", "/").split("/") if p not in ("", ".", "..")]
         for start in range(1, len(parts)):
             if _file(self._root.joinpath(*parts[start:])):
@@ -123,6 +132,13 @@ class Locator:
             folder = folder / matches[0]
         located = _file(folder)
         return located._replace(how=how) if located and parts else missing
+
+    def _in_bucket(self, path: Path) -> Path | None:
+        """The file at an address, from one listing of each folder."""
+        folder = str(path.parent)
+        if folder not in self._buckets:
+            self._buckets[folder] = {str(file): file for file in storage.files_in(path.parent)}
+        return self._buckets[folder].get(str(path))
 
     def _list(self, folder: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """The names in a folder, and those of images by their name without ending, by `_key`."""

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tl.storage import errors, open_file, read_range
+
 Bytes = bytes | memoryview
 # The polynomial of CRC-32C, least significant bit first.
 _POLYNOMIAL = 0x82F63B78
@@ -159,8 +161,14 @@ def records(path: Path) -> Iterator[tuple[int, bytes]]:
       ValueError: it is not a TFRecord file, or is damaged or truncated.
     """
     offset = 0
-    with path.open("rb") as file:
-        while header := file.read(_HEADER):
+    file = open_file(path)
+
+    def read(size: int) -> bytes:
+        with errors(path):
+            return file.read(size)
+
+    with file:
+        while header := read(_HEADER):
             if len(header) == _HEADER and not _matches(header[:8], header[8:]):
                 raise ValueError(f"{path} {_describe(header, offset)}")
             if len(header) < _HEADER:
@@ -171,7 +179,7 @@ def records(path: Path) -> Iterator[tuple[int, bytes]]:
                     f"bytes, got {len(header)}; copy it again from where it is whole"
                 )
             (length,) = struct.unpack("<Q", header[:8])
-            data = file.read(min(length, _LARGEST) + _FOOTER)
+            data = read(min(length, _LARGEST) + _FOOTER)
             if len(data) < length + _FOOTER:
                 raise ValueError(
                     f"{path} is truncated: the record at byte {offset} has "
@@ -182,36 +190,32 @@ def records(path: Path) -> Iterator[tuple[int, bytes]]:
             offset += _HEADER + length + _FOOTER
 
 
-def read_record(path: Path, offset: int) -> bytes:
-    """The data of one record; both checksums are checked.
+def read_record(path: Path, offset: int, length: int) -> bytes:
+    """The data of one record, in one read; both checksums are checked.
 
     Args:
-      path: an uncompressed TFRecord file.
+      path: an uncompressed TFRecord file, local or in a bucket.
       offset: where the record begins, in bytes.
+      length: the length of the data, in bytes.
 
     Raises:
       OSError: the file cannot be read, or the record is damaged or truncated.
     """
-    with path.open("rb") as file:
-        file.seek(offset)
-        header = file.read(_HEADER)
-        if len(header) < _HEADER:
-            raise OSError(f"the file is truncated before the record at byte {offset}")
-        if not _matches(header[:8], header[8:]):
-            raise OSError(
-                f"the length of the record at byte {offset} does not match its checksum, because "
-                "the file is damaged or has changed"
-            )
-        (length,) = struct.unpack("<Q", header[:8])
-        data = file.read(min(length, _LARGEST) + _FOOTER)
-    if len(data) < length + _FOOTER:
+    record = memoryview(read_range(path, offset, _HEADER + length + _FOOTER))
+    if len(record) < _HEADER + length + _FOOTER:
         raise OSError(f"the file is truncated in the record at byte {offset}")
-    if not _matches(memoryview(data)[:length], data[length:]):
+    header, data, checksum = record[:_HEADER], record[_HEADER:-_FOOTER], record[-_FOOTER:]
+    if not _matches(header[:8], header[8:]) or struct.unpack("<Q", header[:8]) != (length,):
+        raise OSError(
+            f"the length of the record at byte {offset} does not match its checksum, because the "
+            "file is damaged or has changed"
+        )
+    if not _matches(data, checksum):
         raise OSError(
             f"the data of the record at byte {offset} do not match their checksum, because the "
             "file is damaged or has changed"
         )
-    return data[:length]
+    return bytes(data)
 
 
 def _describe(start: bytes, offset: int) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl import storage
 from tl.data.columns import select_columns
 from tl.data.csv_file import read_csv
 from tl.data.find import missing
@@ -25,7 +26,7 @@ from tl.labels.names import (
     path_end,
     shown,
 )
-from tl.paths import expanded, nearest
+from tl.paths import absolute, expanded, is_url, nearest
 
 # Lines listed in an error; chosen, not tuned.
 _MAX_LINES = 3
@@ -41,13 +42,13 @@ def table(file: Path | str, *, min_classes: int = 2) -> DataSpec:
     """A data set listed in a CSV file.
 
     Args:
-      file: a CSV file in UTF-8, or in UTF-16 with a byte order mark, separated by commas,
-        semicolons, tabs or vertical bars, with the names of the columns in the first line. The
-        columns of `COLUMNS` are read, in any order. `path` is relative to the folder of the file
-        (`Locator.find` has the other forms). `split` is a name in `PARTS` in every line, or the
-        column is absent. `stratum` and `confidence` in (0, 1] have the meaning of the attributes of
-        `Example`. Columns with a certain meaning are read in their place, such as `filename`,
-        `class` and `is_valid`; `columns.py` has the names.
+      file: a CSV file, local or in a bucket, in UTF-8, or in UTF-16 with a byte order mark,
+        separated by commas, semicolons, tabs or vertical bars, with the names of the columns in the
+        first line. The columns of `COLUMNS` are read, in any order. `path` is relative to the
+        folder of the file (`Locator.find` has the other forms). `split` is a name in `PARTS` in
+        every line, or the column is absent. `stratum` and `confidence` in (0, 1] have the meaning
+        of the attributes of `Example`. Columns with a certain meaning are read in their place, such
+        as `filename`, `class` and `is_valid`; `columns.py` has the names.
       min_classes: smallest number of labels: 2 to train, 1 to test.
 
     Returns:
@@ -64,8 +65,10 @@ def table(file: Path | str, *, min_classes: int = 2) -> DataSpec:
         first lines.
     """
     path = expanded(file)
-    if not path.is_file():
-        problem, advice = f"does not exist: {missing(path)}", ""
+    if not storage.is_file(path):
+        problem, advice = "does not exist", ""
+        if not is_url(path):
+            problem = f"does not exist: {missing(path)}"
         if path.is_dir():
             problem, advice = "is a folder", "; a folder of classes is read as folder:DIR"
         raise ValueError(
@@ -98,7 +101,7 @@ def table(file: Path | str, *, min_classes: int = 2) -> DataSpec:
             if located.path
         ),
         classes=classes,
-        source=str(path.absolute()),
+        source=str(absolute(path)),
         license="unknown",
         remarks=(*remarks, *label_remarks, *file_remarks, *copy_remarks),
     )
@@ -222,7 +225,7 @@ def _check_copies(
     Raises:
       ValueError: a file has two labels.
     """
-    rows: dict[tuple[int, int], list[int]] = defaultdict(list)
+    rows: dict[tuple[int, int] | str, list[int]] = defaultdict(list)
     for i, located in enumerate(files):
         rows[located.identity].append(i)
     copies = [group for group in rows.values() if len(group) > 1]

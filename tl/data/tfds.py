@@ -1,7 +1,7 @@
 """Data sets prepared by TensorFlow Datasets (TFDS), read in place and without TensorFlow.
 
 Sets in the file format array_record are read by the random access of TFDS, sets in TFRecord, its
-default, by `tfrecord.py`. Images stay encoded, so that `decode.py` converts them to pixels, as for
+default, by `packed.py`. Images stay encoded, so that `decode.py` converts them to pixels, as for
 all other data sets. This module downloads and prepares nothing, because that needs TensorFlow; the
 error for a missing data set contains the command.
 """
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from tl import storage
 from tl.data.decode import ImageError, decode
+from tl.data.packed import FILENAMES, Keys, index
 from tl.data.spec import PARTS, DataSpec, Example, Skipped, Source
-from tl.data.tfrecord import FILENAMES, Keys, index
 from tl.labels.names import counted, listed
-from tl.paths import expanded, nearest
+from tl.paths import absolute, expanded, is_url, nearest
 
 # Files known to be bad, by the end of their path -> the known defect. Files that cannot be decoded
 # are left out.
@@ -114,7 +115,7 @@ def tfds(word: str) -> DataSpec:
     name, _, root = word.partition("@")
     directory = _prepared(
         name,
-        expanded(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").absolute(),
+        absolute(expanded(root or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")),
     )
     try:
         info = library.builder_from_directory(str(directory)).info
@@ -127,6 +128,11 @@ def tfds(word: str) -> DataSpec:
         raise ValueError(
             f"{directory} is stored as {file_format}, expected array_record or tfrecord, which can "
             f"be read without TensorFlow; {_recipe(name)}"
+        )
+    if file_format == "array_record" and is_url(directory):
+        raise ValueError(
+            f"{directory} is stored as array_record, which cannot be read from a bucket; copy it "
+            "to a local folder, or prepare it with file_format='tfrecord'"
         )
     features = _features(info)
     image, label = features.get("image"), features.get("label")
@@ -143,7 +149,7 @@ def tfds(word: str) -> DataSpec:
     examples: list[Example] = []
     reason = "its split is not one of train, validation and test, or another one is this part"
     skipped = [Skipped(f"{directory}/{split}", reason) for split in unused]
-    version = _version(directory)
+    version = "" if is_url(directory) else _version(directory)
     for split, part in parts.items():
         rows = (
             _array_records(str(directory), split, version)
@@ -187,7 +193,7 @@ def _tfrecords(split: Any, classes: int) -> Iterator[tuple[Source, int, str]]:
     Raises:
       ValueError: a file is missing, damaged or has another number of records than stated.
     """
-    files = [Path(path) for path in split.filepaths]
+    files = [expanded(path) for path in split.filepaths]
     lists = index(files, Keys("image", "label"))
     for file, rows, n in zip(files, lists, split.shard_lengths, strict=True):
         if len(rows) != n:
@@ -258,9 +264,10 @@ def _decoding_error(record: Source) -> str:
 def _prepared(name: str, root: Path) -> Path:
     """The folder of the newest version: DIR/NAME/VERSION or DIR/NAME/CONFIG/VERSION."""
     base = root / name.replace(":", "/")
-    versions = [
-        p.parent for depth in ("", "*/", "*/*/") for p in base.glob(f"{depth}dataset_info.json")
-    ]
+    with storage.listing(root):
+        versions = [
+            p.parent for depth in ("", "*/", "*/*/") for p in base.glob(f"{depth}dataset_info.json")
+        ]
     if not versions:
         names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         content = f"it holds {nearest(name, names)}" if names else "it holds no data set"

@@ -1,28 +1,24 @@
 """Images in TFRecord files of `tf.train.Example`, as most data sets in buckets are stored.
 
-A first pass over the files lists the records, with the label and the content hash of each image.
-An image is then read from its position in the file. TensorFlow is not needed.
+The features of the records are found by common names, or stated by the user. TensorFlow is not
+needed. `packed.py` reads the records.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
-from tl import reporting
+from tl import storage
 from tl.data.find import describe_content, is_litter, missing
-from tl.data.records import features, read_record, records, values
+from tl.data.packed import Keys, Label, Row, index
+from tl.data.records import features, records
 from tl.data.spec import PARTS, DataSpec, Example, Skipped
 from tl.data.table import label_order
 from tl.labels.names import check_names, counted, listed, normalize, path_end, shown
-from tl.paths import expanded, nearest
+from tl.paths import absolute, expanded, is_url, nearest
 
 # Names of features, the most specific first: those of TF-Slim and TensorFlow's models begin with
 # "image/"; TensorFlow Datasets writes "image" and "label".
@@ -39,101 +35,13 @@ LABELS = (
     "labels",
     "image/class/text",
 )
-# Features with the name of the class of an integer label, and of the image file.
+# Features with the name of the class of an integer label.
 _TEXTS = ("image/class/text", "class/text", "label/text", "label_text", "class_name", "label_name")
-FILENAMES = ("image/filename", "file_name", "filename", "image/file_name", "image_name", "image_id")
 # Names of TFRecord files: "a.tfrecord", "a.tfrecord-00000-of-00002", "train-00000-of-00002".
 _FILE = re.compile(
     r".*\.(tfrecords?|tfrec|records?|tfr)(-\d+-of-\d+)?|[^.]*-\d+-of-\d+", re.IGNORECASE
 )
 _SHARD = re.compile(r"([-_.]\d+-of-\d+)?(\.[a-z]+)?([-_.]\d+-of-\d+)?$", re.IGNORECASE)
-# Bytes of files of which the first pass shows its progress; chosen, not tuned.
-_LONG = 1 << 30
-
-Label = int | str | None
-
-
-@dataclass(frozen=True, slots=True)
-class PackedImage:
-    """An image inside a TFRecord file; a `Stored`.
-
-    Attributes:
-      file: the TFRecord file.
-      offset: where its record begins, in bytes.
-      key: the feature with the encoded image, e.g. "image/encoded".
-      filename: the file name that the record states, or a number.
-      digest: SHA-256 of the encoded image, so that an image of a file that was written again is
-        another image.
-    """
-
-    file: str
-    offset: int
-    key: str
-    filename: str
-    digest: bytes
-
-    def __str__(self) -> str:
-        return f"{self.file}/{self.offset}/{self.filename}"
-
-    @property
-    def name(self) -> str:
-        """The last part of the file name, as `Path.name`."""
-        return PurePosixPath(self.filename).name
-
-    @property
-    def suffix(self) -> str:
-        """The ending of the file name, as `Path.suffix`."""
-        return PurePosixPath(self.filename).suffix
-
-    @property
-    def sha256(self) -> str:
-        """The content hash in hex, without reading the file."""
-        return self.digest.hex()
-
-    def read_bytes(self) -> bytes:
-        """The encoded image file; the checksums of its record are checked.
-
-        Raises:
-          OSError: the file is missing, damaged, or has changed since it was listed.
-        """
-        try:
-            data = read_record(Path(self.file), self.offset)
-            content = _image(features(data), self.key)
-        except ValueError as error:
-            raise OSError(f"{error}; the file is damaged or has changed") from None
-        if hashlib.sha256(content).digest() != self.digest:
-            raise OSError("the file has changed since its images were listed")
-        return content
-
-
-class Keys(NamedTuple):
-    """The features that are read from each record; "" for none.
-
-    Attributes:
-      image: the feature with the encoded image.
-      label: the feature with the label, a number or text.
-      text: the feature with the name of the class.
-    """
-
-    image: str
-    label: str
-    text: str = ""
-
-
-class Row(NamedTuple):
-    """One record.
-
-    Attributes:
-      image: the image; it cannot be read if `why` is set.
-      label: its label; None if it has none.
-      text: the name of its class; "" if the record states none.
-      why: the reason why the record is left out; "" if it is not.
-    """
-
-    image: PackedImage
-    label: Label
-    text: str
-    why: str
 
 
 def tfrecord(word: str, *, min_classes: int = 2) -> DataSpec:
@@ -157,7 +65,7 @@ def tfrecord(word: str, *, min_classes: int = 2) -> DataSpec:
         have other names, a record has several labels, a number has no name, or there are fewer
         classes than `min_classes`.
     """
-    root, files, chosen, others = _find(word)
+    root, files, chosen = _find(word)
     keys, remarks = _choose_keys(files, chosen, word)
     part_of, unused = _parts(files, root)
     files = [file for file in files if file in part_of]
@@ -178,112 +86,27 @@ def tfrecord(word: str, *, min_classes: int = 2) -> DataSpec:
         name=f"tfrecord:{word}",
         examples=tuple(Example(row.image, number_of[row.label], part=part) for row, part in usable),
         classes=classes,
-        source=str(root.absolute()),
+        source=str(absolute(root)),
         license="unknown",
         skipped=(
             *(Skipped(str(row.image), row.why) for c in rows.values() for row in c if row.why),
             *(Skipped(str(path), reason) for path in unused),
-            *others,
         ),
         remarks=(*remarks, *name_remarks),
     )
 
 
-def index(files: Sequence[Path], keys: Keys) -> list[list[Row]]:
-    """The records of each file, read in one pass over the files.
-
-    Raises:
-      ValueError: a file cannot be read or is damaged, or a record has several labels.
-    """
-    with ThreadPoolExecutor() as pool:
-        lists: Iterable[list[Row]] = pool.map(lambda file: _index(file, keys), files)
-        if sum(file.stat().st_size for file in files if file.exists()) >= _LONG:
-            lists = reporting.progress(lists, len(files), "listing records, files")
-        return list(lists)
-
-
-def _index(file: Path, keys: Keys) -> list[Row]:
-    rows = []
-    try:
-        for i, (offset, data) in enumerate(records(file)):
-            rows.append(_row(file, offset, i, data, keys))
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
-    return rows
-
-
-def _row(file: Path, offset: int, number: int, data: bytes, keys: Keys) -> Row:
-    filename, label, text, content, why = f"record_{number}", None, "", b"", ""
-    try:
-        entries = features(data)
-        content = _image(entries, keys.image)
-        label = _label(entries, keys.label, f"{file} has in the record at byte {offset}")
-        names = (_text(entries, key) for key in FILENAMES)
-        filename = next(filter(None, names), filename)
-        text = _text(entries, keys.text)
-        why = "it has no image" if not content else "it has no label" if label is None else ""
-    except _LabelError:
-        raise
-    except ValueError:
-        why = "its data are not a tf.train.Example"
-    digest = hashlib.sha256(content).digest()
-    return Row(PackedImage(str(file), offset, keys.image, filename, digest), label, text, why)
-
-
-class _LabelError(ValueError):
-    """A label that is not one number or one text."""
-
-
-def _image(entries: dict[str, memoryview], key: str) -> bytes:
-    """The encoded image of a record; b"" if it has none."""
-    content = values(entries.get(key, b""))[:1]
-    return content[0] if content and isinstance(content[0], bytes) else b""
-
-
-def _text(entries: dict[str, memoryview], key: str) -> str:
-    """The text of a feature; "" if there is none."""
-    content = values(entries.get(key, b""))[:1]
-    return (
-        content[0].decode("utf-8", "replace") if content and isinstance(content[0], bytes) else ""
-    )
-
-
-def _label(entries: dict[str, memoryview], key: str, where: str) -> Label:
-    """The label of a record: a whole number, text in NFC, or None if there is none."""
-    content = values(entries.get(key, b""))
-    if len(content) > 1:
-        raise _LabelError(
-            f"{where} {len(content)} values under {key!r}, expected one label per image; write the "
-            "images into a folder per class or a CSV file"
-        )
-    label = content[0] if content else None
-    if isinstance(label, float):
-        if not label.is_integer():
-            raise _LabelError(
-                f"{where} the label {label:.6g} under {key!r}, expected a whole number or text"
-            )
-        label = int(label)
-    if isinstance(label, int):
-        return label if label >= 0 else None
-    try:
-        return normalize(label.decode()) or None if label else None
-    except UnicodeDecodeError:
-        raise _LabelError(
-            f"{where} bytes that are not text under {key!r}, expected a number or text in UTF-8"
-        ) from None
-
-
 # ---- files ----
 
 
-def _find(word: str) -> tuple[Path, list[Path], tuple[str, ...], list[Skipped]]:
-    """The folder, its TFRecord files, the names of features that are stated, and other files."""
+def _find(word: str) -> tuple[Path, list[Path], tuple[str, ...]]:
+    """The folder, its TFRecord files, and the names of features that are stated."""
     path, at, names = word.rpartition("@")
     chosen = tuple(name.strip() for name in names.split(","))
-    stated = at and len(chosen) == 2 and all(chosen) and not _matches(word)
+    stated = at and len(chosen) == 2 and all(chosen) and not _matches(word)[1]
     path, chosen = (path, chosen) if stated else (word, ())
-    start, matches = expanded(path), _matches(path)
-    if start.is_dir():
+    kind, matches = _matches(path)
+    if kind == "directory":
         files = [p for p in matches if _FILE.fullmatch(p.name)]
         if not files:
             kinds = describe_content([Skipped(str(p), "") for p in matches])
@@ -291,20 +114,19 @@ def _find(word: str) -> tuple[Path, list[Path], tuple[str, ...], list[Skipped]]:
                 f"{path_end(path)} has no TFRecord file ({kinds}), expected names such as "
                 "train-00000-of-00008 or pets.tfrecord; write a glob for other names"
             )
-        return start, files, chosen, []
+        return expanded(path), files, chosen
     if matches:
-        return matches[0].parent, matches, chosen, []
-    if glob.has_magic(path):
+        return matches[0].parent, matches, chosen
+    if kind == "glob":
         raise ValueError(f"the glob {path_end(path)} matches no file, expected TFRecord files")
-    raise ValueError(f"{path_end(path)} does not exist: {missing(start)}")
+    advice = "" if is_url(path) else f": {missing(expanded(path))}"
+    raise ValueError(f"{path_end(path)} does not exist, expected TFRecord files{advice}")
 
 
-def _matches(word: str) -> list[Path]:
-    """The files in a folder, or that match a glob, without hidden ones; sorted by path."""
-    path = expanded(word)
-    pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
-    files = [path] if path.is_file() else map(Path, glob.glob(pattern, recursive=True))
-    return sorted(p for p in files if not is_litter(p.name) and p.is_file())
+def _matches(word: str) -> tuple[str, list[Path]]:
+    """The kind of a name, as `storage.find` returns it, and its files without those of systems."""
+    kind, files = storage.find(word)
+    return kind, [expanded(str(file)) for file in files if not is_litter(file.name)]
 
 
 def _choose_keys(
@@ -444,13 +266,14 @@ def _names_file(folder: Path, key: str) -> Path | None:
     """The file with the names of classes in the folder of the TFRecord files."""
     stems = (key.replace("/", "_"), key.replace("/", "-"), key.rpartition("/")[2], "label")
     names = (*(f"{stem}.labels.txt" for stem in stems), "labels.txt")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+    paths = (folder / name for name in names)
+    return next((path for path in paths if storage.is_file(path)), None)
 
 
 def _read_names(file: Path) -> dict[int, str]:
     """The names in a file by number: one per line, or lines of `number:name` as TF-Slim writes."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = storage.read_range(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as text in UTF-8: {error}") from None
     lines = [line.strip() for line in lines if line.strip()]

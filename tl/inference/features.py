@@ -126,6 +126,7 @@ def extract(
     """
     width = widths(clf, variables, endpoint)[endpoint]
     bank = (cache or cache_dir()) / "banks" / f"{clf.arch}-{bank_key(clf, variables, endpoint)}"
+    data.hash_remote(paths)
     hashes = [identity(path) for path in paths]
     path_of = dict(zip(hashes, paths, strict=True))
     positions: dict[str, list[int]] = {}

@@ -8,6 +8,7 @@ the checkpoints of an unfinished run.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from tl import backbones, labels, reporting
+from tl import backbones, labels, storage
 from tl.models import heads
 from tl.models.classifier import Classifier, Provenance
-from tl.paths import flatten, unflatten
+from tl.paths import expanded, flatten, unflatten
 from tl.pixels import PixelSpec
 from tl.types import Variables
 from tl.weights import port, readers, store
@@ -37,7 +38,7 @@ def save(
     """Writes a classifier to a folder that `load` reads.
 
     Args:
-      folder: directory to write; created if missing.
+      folder: directory to write, local or in a bucket; created if missing.
       clf: the classifier. Its compute type is not saved.
       variables: as `Classifier.init` returns them.
       metadata: JSON-ready values to store with the classifier, such as metrics, split hashes and
@@ -49,42 +50,39 @@ def save(
     Raises:
       ValueError: the classifier has no head, or the folder cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialize
 
     if clf.head is None or clf.classes is None:
         raise ValueError(f"{clf.arch} has no head to save; train one first")
-    folder = Path(folder)
-    arrays = {name: np.ascontiguousarray(a) for name, a in flatten(variables).items()}
+    folder = expanded(folder)
+    data = serialize({name: np.ascontiguousarray(a) for name, a in flatten(variables).items()})
+    stored = {
+        "format": 2,
+        "arch": clf.arch,
+        "head": heads.kind(clf.head),
+        "pixels": clf.pixels.as_dict(),
+        "classes": clf.classes.as_dict(),
+        "weights": dataclasses.asdict(clf.weights),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "record": dict(metadata or {}),
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, folder / VARIABLES)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+        with storage.errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        storage.write_whole(folder / VARIABLES, data)
+        storage.write_whole(folder / ARTIFACT, json.dumps(stored, indent=1).encode())
+    except OSError as error:
+        reason = error.strerror or error
         raise ValueError(f"cannot write a classifier into {str(folder)!r} ({reason})") from error
-    (folder / ARTIFACT).write_text(
-        json.dumps(
-            {
-                "format": 2,
-                "arch": clf.arch,
-                "head": heads.kind(clf.head),
-                "pixels": clf.pixels.as_dict(),
-                "classes": clf.classes.as_dict(),
-                "weights": dataclasses.asdict(clf.weights),
-                "sha256": store.sha256(folder / VARIABLES),
-                "record": dict(metadata or {}),
-            },
-            indent=1,
-        )
-    )
     return folder
 
 
 def replace_metadata(folder: str | Path, metadata: Mapping[str, Any]) -> None:
     """Stores other `metadata` with a saved classifier; its variables are not written again."""
-    path = Path(folder) / ARTIFACT
-    stored = json.loads(path.read_text())
-    reporting.write_whole(path, json.dumps({**stored, "record": dict(metadata)}, indent=1))
+    path = expanded(folder) / ARTIFACT
+    stored = json.loads(storage.read_range(path))
+    content = json.dumps({**stored, "record": dict(metadata)}, indent=1)
+    storage.write_whole(path, content.encode())
 
 
 def metadata(folder: str | Path) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def metadata(folder: str | Path) -> dict[str, Any]:
 
     The folder is not checked: call `load` first, which reports what is wrong with it.
     """
-    return json.loads((Path(folder) / ARTIFACT).read_text()).get("record") or {}
+    return json.loads(storage.read_range(expanded(folder) / ARTIFACT)).get("record") or {}
 
 
 # In format 1 the plain name meant TensorFlow's form, the only one of EfficientNet-Lite0.
@@ -113,7 +111,7 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
         differs from the one in it, or their shapes do not fit the architecture.
     """
     try:
-        stored = json.loads((folder / ARTIFACT).read_text())
+        stored = json.loads(storage.read_range(folder / ARTIFACT))
         if stored["format"] not in (1, 2):
             raise ValueError(
                 f"it has another format: got {stored['format']!r}, expected 1 or 2; load it with "
@@ -138,13 +136,13 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
         raise ValueError(
             f"{folder / ARTIFACT} is not a classifier that this version of tl wrote: {reason}"
         ) from error
-    file = folder / VARIABLES
-    arrays = readers.read(file)
-    if store.sha256(file) != digest:
-        raise ValueError(
-            f"{file} is not the file that {ARTIFACT} names (its sha256 differs); "
-            "train or copy it again"
-        )
+    with storage.local(folder / VARIABLES) as file:
+        arrays = readers.read(file)
+        if store.sha256(file) != digest:
+            raise ValueError(
+                f"{folder / VARIABLES} is not the file that {ARTIFACT} names (its sha256 differs); "
+                "train or copy it again"
+            )
     weights = dataclasses.replace(weights, sha256=digest)
     clf = Classifier(spec.name, spec, head, pixel_spec, classes, weights)
     shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from tl import backbones, labels
+from tl import backbones, labels, storage
 from tl.backbones.spec import BackboneSpec
 from tl.models import heads, reading
 from tl.models.artifact import ARTIFACT, VARIABLES, load_artifact
 from tl.models.channels import averaged, with_channels
 from tl.models.classifier import IMAGENET_CLASSES, Classifier, Provenance
 from tl.models.reading import WeightsFile
-from tl.paths import ending, expanded
+from tl.paths import ending, expanded, is_url
 from tl.pixels import PixelSpec
 from tl.types import Variables
 from tl.weights import description, hub, store
@@ -89,7 +89,7 @@ def _load(
     name: str, source: str, key: jax.Array | None, in_channels: int | None, **options: Any
 ) -> tuple[Classifier, Variables]:
     """As `load`, but a saved or random network keeps its head; `options` are those of `_read`."""
-    if name and (Path(name) / ARTIFACT).is_file():
+    if name and storage.is_file(expanded(name) / ARTIFACT):
         return _load_folder(name, source, in_channels)
     if _is_place(name):
         if source:
@@ -151,7 +151,7 @@ def _without_head(clf: Classifier, variables: Variables) -> tuple[Classifier, Va
 
 def _load_folder(name: str, weights: str, in_channels: int | None) -> tuple[Classifier, Variables]:
     """The classifier in a folder, without arguments that would change it."""
-    clf, variables = load_artifact(Path(name))
+    clf, variables = load_artifact(expanded(name))
     if weights:
         raise ValueError(
             f"`weights` cannot be combined with a saved classifier: got {weights!r} for the folder "
@@ -174,7 +174,7 @@ def saved_folder(source: str) -> Path | None:
     """
     path = expanded(source)
     path = path.parent if path.name == VARIABLES else path
-    return path if source and (path / ARTIFACT).is_file() else None
+    return path if source and storage.is_file(path / ARTIFACT) else None
 
 
 def _find(spec: BackboneSpec | None, tag: str, source: str) -> WeightsFile:
@@ -215,6 +215,8 @@ def local_file(source: str | Path) -> WeightsFile:
       ValueError: there is none, it is a published file with another hash, or `config.json` next to
         it is damaged.
     """
+    if is_url(source):
+        raise ValueError(f"{str(source)!r} has no {ARTIFACT}; download a file of weights first")
     path = expanded(str(source).removeprefix(_LOCAL_WORD))
     path = store.weights_file(path) if path.is_dir() else path
     if not path.is_file():
