@@ -140,7 +140,7 @@ def test_a_copied_script_reports_an_error_in_one_sentence(command: str, outputs:
     _, err = outputs[command, "not_a_flag"]
     assert "exit code 1" in err and "Traceback" not in err
     errors = ("unexpected argument 'not_a_flag'", "must have a value", "'not_a_flag' is not the")
-    errors += ("the sweep has no grid",)
+    errors += ("the sweep has no grid", "there is no folder 'not_a_flag'")
     assert any(error in err for error in errors), err
 
 

@@ -2,10 +2,10 @@
 
 A fragment is an `Html` string. A plain `str` is text and is escaped wherever it meets a fragment,
 so a file called `<script>` stays a name. Images are embedded at their true pixels as PNG,
-animations as WebP. The page loads no other file and runs no script, so it can be sent by e-mail; it
-also works on a phone, in dark mode and in print. This module depends on NumPy, Pillow and the
-standard library. It computes nothing (`tl.metrics` does), resizes nothing (`tl.pixels` does) and
-writes no files (`tl.reporting.run` does).
+animations as WebP. The page loads no other file, and no script runs unless `page` gets one, so it
+can be sent by e-mail; it also works on a phone, in dark mode and in print. This module depends on
+NumPy, Pillow and the standard library. It computes nothing (`tl.metrics` does), resizes nothing
+(`tl.pixels` does) and writes no files (`tl.reporting.run` does).
 
 Example:
   >>> image = np.zeros([224, 224, 3], np.uint8)
@@ -18,6 +18,7 @@ Example:
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,7 +75,7 @@ def tag(name: str, css_class: str, *children: object, **attributes: object) -> H
     pairs = {"class": css_class, **{k.replace("_", "-"): v for k, v in attributes.items()}}
     start = name + "".join(f' {k}="{text(str(v))}"' for k, v in pairs.items() if v != "")
     inner = "".join(map(text, children))
-    return Html(f"<{start}>" if name == "img" else f"<{start}>{inner}</{name}>")
+    return Html(f"<{start}>" if name in ("img", "input") else f"<{start}>{inner}</{name}>")
 
 
 def percent(share: float) -> str:
@@ -327,7 +328,14 @@ def chapter(title: str) -> Html:
     return tag("div", "chapter", tag("h2", "", title))
 
 
-def page(title: str, lead: str, sections: Iterable[Html], *, facts: Mapping[str, object]) -> str:
+def page(
+    title: str,
+    lead: str,
+    sections: Iterable[Html],
+    *,
+    facts: Mapping[str, object],
+    script: str = "",
+) -> str:
     """A whole page, to be written as UTF-8.
 
     Args:
@@ -335,11 +343,18 @@ def page(title: str, lead: str, sections: Iterable[Html], *, facts: Mapping[str,
       lead: the outcome in one or two sentences.
       sections: fragments, mostly from `section`.
       facts: small print at the foot: command line, versions, date, device, seconds.
+      script: JavaScript of the page; the page allows no other.
     """
     head = tag("header", "", tag("h1", "", title), tag("p", "lead", lead))
     rows = (tag("div", "", tag("dt", "", k), tag("dd", "", v)) for k, v in facts.items())
     foot = tag("footer", "", tag("dl", "", *rows)) if facts else ""
-    return _SHELL.format(title=text(title), css=_css(), body=tag("main", "", head, *sections, foot))
+    body = tag("main", "", head, *sections, foot)
+    allowed = ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        allowed = f"; script-src 'sha256-{digest}'"
+        body = Html(f"{body}\n<script>{script}</script>")
+    return _SHELL.format(title=text(title), css=_css(), body=body, allowed=allowed)
 
 
 # ---- document and style sheet ----
@@ -356,7 +371,7 @@ _SHELL = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}">
 <title>{title}</title>
 <style>{css}</style>
 </head>
