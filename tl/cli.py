@@ -22,6 +22,7 @@ from tl import data, devices, models, reporting
 from tl.attacks import norms
 from tl.models import Classifier
 from tl.paths import expanded, shortened
+from tl.reporting import track
 from tl.training.resume import same_flags
 from tl.types import CacheWarning, Variables
 
@@ -139,6 +140,11 @@ def define_run_flags() -> None:
         lower_bound=0,
         upper_bound=2**32 - 1,  # JAX ignores higher bits
     )
+    flags.DEFINE_list(
+        "track",
+        [],
+        f"Services that show the numbers of the run: {', '.join(track.TRACKERS)}. Default: none.",
+    )
 
 
 def launch(
@@ -174,11 +180,12 @@ def launch(
                 f"unexpected argument {unexpected[0]!r}; every argument is a flag, such as --seed=1"
             )
         values = {flag: FLAGS[flag].value for flag in defined}
+        track.check(FLAGS.track)
         resume = bool(values.get("resume"))
         if resume:
             if not FLAGS.workdir:
                 raise ValueError("`resume` is set without `workdir`; give the folder of the run")
-            same_flags(FLAGS.workdir, values, ignore=may_change, name=name)
+            same_flags(FLAGS.workdir, values, ignore=(*may_change, "track"), name=name)
         elif "resume" in values and _has_checkpoints(FLAGS.workdir):
             raise ValueError(
                 f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to continue it, "
@@ -189,6 +196,7 @@ def launch(
     def start_and_finish(values: dict[str, Any], resume: bool) -> None:
         run = reporting.start(name, FLAGS.workdir, values, resume=resume)
         runs.append(run)
+        run.track(FLAGS.track)
         devices.use_compile_cache()
         main(run)
         if message := run.failure_message():

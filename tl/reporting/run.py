@@ -42,7 +42,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from tl.paths import expanded, printable, shortened
-from tl.reporting import images
+from tl.reporting import images, track
 from tl.reporting.messages import ERROR, MAX_MESSAGE
 from tl.reporting.software import git_state, versions
 
@@ -82,6 +82,7 @@ class Run:
     _began: float | None = dataclasses.field(default_factory=time.monotonic, repr=False)
     _resumed: bool = dataclasses.field(default=False, repr=False)
     _figures: set[str] = dataclasses.field(default_factory=set, repr=False)
+    _trackers: list[track.Trackers] = dataclasses.field(default_factory=list, repr=False)
 
     @property
     def seconds(self) -> float:
@@ -93,6 +94,17 @@ class Run:
         line = json.dumps(jsonable({"seconds": round(self.seconds, 3), **row}), allow_nan=False)
         with open(self.workdir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
+        for trackers in self._trackers:
+            trackers.log(row)
+
+    def track(self, names: Sequence[str]) -> None:
+        """Passes the rows of `log`, and the result, on to trackers (`tl.reporting.track`)."""
+        flags = self.config["flags"]
+        if names:
+            opened = track.open_trackers(
+                names, self.name, self.workdir, flags, self.remark, resume=self._resumed
+            )
+            self._trackers.append(opened)
 
     def drop_rows(self, repeated: Callable[[Mapping[str, Any]], bool]) -> None:
         """Removes the rows of `metrics.jsonl` that a resumed run logs again.
@@ -260,6 +272,8 @@ class Run:
         numbers |= {"failed": jsonable(self.failures)} if self.failures else {}
         write_whole(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
         (self.workdir / BEFORE).unlink(missing_ok=True)
+        for trackers in self._trackers:
+            trackers.finish(numbers)
         return page
 
     def write_report(self, html: str) -> pathlib.Path:
