@@ -289,6 +289,7 @@ def flags_of(command: str) -> frozenset[str]:
 
 def commands(text: str) -> Iterator[list[str]]:
     """The words after `./launch.sh` of each command in a text, in code blocks and in backticks."""
+    text = text.replace("\\\n", "")  # a command that continues on the next line
     for line in re.findall(r"`(\./launch\.sh [^`]+)`", text):
         yield shlex.split(line)[1:]
     for line in re.findall(r"^(\./launch\.sh [^#`|\n]+)", text, flags=re.MULTILINE):

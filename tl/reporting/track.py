@@ -164,8 +164,8 @@ class Trackers:
         """
         step = row.get("step")
         self._step = step if isinstance(step, int) else self._step + 1
-        found = {name: value for name, value in numbers(row).items() if name != "step"}
-        self._each(lambda tracker: tracker.log(found, self._step))
+        passed = {name: value for name, value in numbers(row).items() if name != "step"}
+        self._each(lambda tracker: tracker.log(passed, self._step))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Passes the final numbers on and closes all trackers."""
