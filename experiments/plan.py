@@ -3,13 +3,15 @@
   ./launch.sh plan transfer --arch=resnet50 --tune=all --batch_size=1024 --topology=v5e:4x4
   ./launch.sh plan attack --arch=resnet50 --steps=40 --topology=v5e:2x2
   ./launch.sh plan transfer --data=folder:DIR --tune=last:1 --topology=v6e:2x2 --compiles=0
+  ./launch.sh plan transfer --arch=resnet50 --tune=all --topology=h100:8     GPUs of one host
 
 The flags after the command are its own. The program is the one that the command would run, in the
-number type and the forms of a TPU. No image is read: the classes and the number of images are those
-of --data, or --classes and --examples. Weights are random unless --weights or --model is given.
+number type and the forms of a TPU or GPU. No image is read: the classes and the number of images
+are those of --data, or --classes and --examples. Weights are random unless --weights or --model is
+given.
 
-Expected: 9.9 GB per chip for the first command on v5e:2x2 (`plan_resnet50_v5e_2x2` in RESULTS.md).
-Cost: minutes of one core, and the extra `tpu`.
+Expected: 10.3 GB per chip for ResNet-50 on v5e:2x2 (`plan_resnet50_v5e_2x2` in RESULTS.md). Cost:
+minutes of one core per compilation. For GPUs, install the extra `cuda`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     flags.DEFINE_string("experiment", "", "The command to plan; the first argument.")
-    flags.DEFINE_string("topology", "v5e:2x2", "Chip and shape of the slice, such as v5e:4x4.")
+    flags.DEFINE_string("topology", "v5e:2x2", "Chip and shape, such as v5e:4x4 or h100:8.")
     number = flags.DEFINE_integer
     number("compiles", 2, "Compilations to find the largest batch.", lower_bound=0)
     number("classes", 1000, "Classes of transfer, without --data.", lower_bound=1)
@@ -73,11 +75,12 @@ def main(run: reporting.Run) -> None:
     described = topology.describe(FLAGS.topology)
     if not (FLAGS.weights or FLAGS.model):
         FLAGS.weights = "random"
-    with devices.compile_for("tpu"):
+    with devices.compile_for(described.chip.platform):
         clf, variables = cli.load_model(run)
         arguments = {"among": described.devices, **arguments_of_flags(run)}
         program = programs.PROGRAMS[FLAGS.experiment](clf, variables, **arguments)
-        result = plan.plan(program, described, compiles=FLAGS.compiles, say=print)
+        say = lambda line: print(line, flush=True)
+        result = plan.plan(program, described, compiles=FLAGS.compiles, say=say)
     result |= {"experiment": FLAGS.experiment, "arch": clf.arch, "dtype": clf.dtype}
     page = pages.finish(run, result)
     print(*pages.plan.lines(result), page, sep="\n")

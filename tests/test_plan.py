@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from tests import toys
@@ -21,12 +23,13 @@ from tl.scale.compiled import (
     compile_and_measure,
     exhausted,
     layout,
+    products,
 )
 from tl.training import fit, phase
 from tl.training.recipe import Recipe
 from tl.visualize.grid import IdealSettings
 
-SPEC = programs.synthetic_set(4, 32)
+SPEC = programs.synthetic_set(3, 32)  # the networks have four classes
 
 # Lines of the train step of ResNet-50 for v5e:2x2, as the TPU compiler writes them.
 REDUCE = (
@@ -87,9 +90,10 @@ def here() -> topology.Topology:
 
 def test_every_chip_has_all_figures_and_its_source():
     for chip in topology.CHIPS.values():
-        assert all(value > 0 for value in chip[:-1]) and chip.axes in topology.SHAPES
-        assert chip.source.startswith("docs.cloud.google.com/")
-        # A chip that reads each byte once for 50 operations is bound by memory.
+        assert all(value > 0 for value in chip[:5]) and chip.axes in topology.SHAPES
+        assert chip.platform == ("gpu" if chip.axes == 1 else "tpu")
+        assert chip.source.startswith(("docs.cloud.google.com/", "NVIDIA's data sheet"))
+        # A chip that computes 10 operations per byte is bound by memory.
         assert 10 * chip.bandwidth < chip.flops and chip.interconnect < chip.bandwidth
 
 
@@ -98,16 +102,25 @@ def test_every_topology_that_is_offered_is_accepted():
     assert min(chips) == 1 and max(chips) == 256
 
 
-@pytest.mark.parametrize("name", ["v5f:2x2", "v5e:3x3", "v5e:4", "v5e:2x2x2", "v5e:0x0", "", "v5e"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("v5f:2x2", "v5e:3x3", "v5e:4", "v5e:2x2x2", "v5e:0x0", "v5p:2x2x0", "", "v5e"),
+        *("h100:0", "h100:16", "h100:2x2"),
+    ],
+)
 def test_an_unknown_topology_names_the_nearest(name: str):
     with pytest.raises(ValueError, match=rf"unknown `topology`: got '{name}', .*nearest: '\w+:\d"):
         topology.chip_of(name)
 
 
-def test_without_libtpu_the_pip_command_is_named(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name, extra", [("v5e:2x2", "tpu"), ("h100:8", "cuda")])
+def test_without_the_compiler_the_pip_command_is_named(
+    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'install it with: pip install "tl\[tpu\]"'):
-        topology.describe("v5e:2x2")
+    with pytest.raises(ValueError, match=rf'install it with: pip install "tl\[{extra}\]"'):
+        topology.describe(name)
 
 
 # ---- compiled programs ----
@@ -129,6 +142,37 @@ def test_the_layout_counts_number_types_copies_and_callbacks():
 def test_a_callback_of_a_real_program_is_found():
     show = lambda x: jax.pure_callback(lambda y: y, jax.ShapeDtypeStruct((), "float32"), x)
     assert layout(jax.jit(show).lower(1.0).compile().as_text()).host == 1
+
+
+def test_convolutions_of_cudnn_are_counted():
+    line = (
+        "  %c = (bf16[8,32,32,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), window={size=3x3}, "
+        'custom_call_target="__cudnn$convForward"'
+    )
+    assert layout(line).convolutions == {"bf16": 1}
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_products_are_those_that_xla_counts(stride: int, groups: int):
+    """XLA leaves out the products with padding, which are few in a large image."""
+
+    def loss(x: jax.Array, kernel: jax.Array, head: jax.Array) -> jax.Array:
+        y = jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+        return jnp.sum(jnp.square(jnp.mean(y, (1, 2)) @ head))
+
+    shapes = (2, 64, 64, 8), (3, 3, 8 // groups, 16), (16, 10)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    lowered = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*arrays)
+    counted = lowered.cost_analysis()["flops"]
+    assert products(lowered.as_text()) == pytest.approx(counted, rel=0.1)
 
 
 def test_a_message_without_sizes_has_none():
@@ -252,7 +296,7 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch):
     program = program_of("predict")
     real = compile_and_measure
 
-    def refuse(lowered: tuple[int, Any]) -> Any:
+    def refuse(lowered: tuple[int, Any], devices: int) -> Any:
         if lowered[0] > 4:
             raise OutOfMemory("Used 20.00G of 15.75G hbm")
         return real(lowered[1])
@@ -307,4 +351,20 @@ def test_a_step_compiles_for_a_tpu(family: str, case: str, slice_of_tpus: topolo
     # Ideal images are sums of waves in float32, and so are gates of squeeze-and-excitation.
     if command != "ideal" and family != "efficientnet":
         assert products.get("f32", 0) <= 3  # the head: its logits and two gradients
+    assert bool(result["collectives"]) == program.communicates
+
+
+@pytest.mark.full
+@pytest.mark.optimized
+@pytest.mark.parametrize("case", ["all", "attack"])
+def test_a_step_compiles_for_gpus(case: str):
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip('the CUDA compiler is not installed: pip install "tl[cuda]"')
+    if os.environ.get("JAX_PLATFORMS") != "cpu":
+        pytest.skip("JAX looks for GPUs, and compiles without them with JAX_PLATFORMS=cpu only")
+    gpus, (command, options) = topology.describe("h100:2"), CASES[case]
+    with devices.compile_for("gpu"):
+        program = program_of(command, gpus.devices, "toy_mobilenet", **options)
+        result = plan.plan(program, gpus)
+    assert result["memory"]["total"] > 0 and result["flops"] > 0 and not result["layout"]["host"]
     assert bool(result["collectives"]) == program.communicates

@@ -39,16 +39,18 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{result['batch']:,} images do not fit into {_gb(memory['limit'])} per chip; the "
             f"figures are those of {result['compiled_batch']:,}."
         )
+    traffic = f" and {_gb(result['bytes'])} of memory traffic" if result["bytes"] else ""
+    count, size = (sum(row[key] for row in result["collectives"]) for key in ("count", "bytes"))
     yield (
         f"Each chip needs {_gb(memory['total'])} of {_gb(memory['limit'])} for {images:g} images, "
-        f"{result['flops'] / 1e12:.3g} TFLOP and {_gb(result['bytes'])} of memory traffic per "
-        f"step, and {sum(row['count'] for row in result['collectives'])} collectives of "
-        f"{_gb(sum(row['bytes'] for row in result['collectives']))}."
+        f"{result['flops'] / 1e12:.3g} TFLOP{traffic} per step, and {count} collectives of "
+        f"{_gb(size)}."
     )
     method = {"compiled": "compiled", "linear": "extrapolated linearly"}[largest["method"]]
     yield f"The largest batch that fits is {largest['batch']:,} ({method})."
+    about = "about" if result["bytes"] else "at least"
     yield (
-        f"A step of {result['batch']:,} images takes about {_ms(here['step'])} under the "
+        f"A step of {result['batch']:,} images takes {about} {_ms(here['step'])} under the "
         f"assumptions of the model ({here['images_per_second']:,.0f} images/s); nothing was "
         "measured."
     )

@@ -27,7 +27,9 @@ _HOST = re.compile(
     r"|custom_call_target=\"[^\"]*(callback|host)[^\"]*\"",
     re.IGNORECASE,
 )
-_CONVOLUTION = re.compile(r"= ([a-z]+\d+)\S* convolution\(")
+_CONVOLUTION = re.compile(
+    r"= \(?([a-z]+\d+)\[.*? (?:convolution\(|custom-call\(.*?custom_call_target=\"__cudnn\$conv)"
+)
 _COPY = re.compile(r"= (\S*?) (copy|transpose)\(")
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -137,11 +139,15 @@ def exhausted(message: str) -> tuple[int, int]:
     return size(match[1], match[2]), size(match[3], match[4])
 
 
-def compile_and_measure(lowered: Any) -> Compiled:
+def compile_and_measure(lowered: Any, devices: int = 1) -> Compiled:
     """Compiles a lowered program and reads its figures.
+
+    XLA does not count the operations of cuDNN's convolutions; those of a GPU are then the products
+    in the program before optimization.
 
     Args:
       lowered: from `jax.jit(f).lower(...)`.
+      devices: number of devices among which the program divides its work.
 
     Raises:
       OutOfMemory: the program does not fit into the memory of the device.
@@ -152,7 +158,10 @@ def compile_and_measure(lowered: Any) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise OutOfMemory(str(error)) from error
-    return measure(program)
+    measured = measure(program)
+    if measured.flops:
+        return measured
+    return measured._replace(flops=products(lowered.as_text()) / devices)
 
 
 def measure(program: Any) -> Compiled:
@@ -201,6 +210,40 @@ def _operations(text: str) -> Iterator[tuple[str, int]]:
         # The start of one that is not a reduction has its operands in its result, too.
         whole = match[3] and match[2] != "all-reduce"
         yield match[2], max(arrays, default=0) if whole else sum(arrays)
+
+
+def products(text: str) -> float:
+    """The floating-point operations of the convolutions and matrix products in a program.
+
+    Args:
+      text: StableHLO, from `as_text()` of a lowered program; a loop counts once.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> products(jax.jit(jnp.dot).lower(jnp.ones((2, 3)), jnp.ones((3, 4))).as_text())
+      48.0
+    """
+    total = 0.0
+    for line in text.splitlines():
+        kind = "convolution" if " stablehlo.convolution(" in line else "dot_general"
+        if f" stablehlo.{kind}" not in line:
+            continue
+        left, right, result = (
+            [int(side) for side in shape.split("x")[:-1]]
+            for shape in re.findall(r"tensor<([^>]*)>", line.rpartition(" : ")[2])
+        )
+        if kind == "convolution":
+            # The axes of the kernel, of which all but that of the output are summed over.
+            axes = re.findall(r"\w+", line.partition("]x[")[2].partition("]")[0])
+            summed = math.prod(right) // right[axes.index("o")]
+            dilated = re.search(r"lhs_dilate = \[([\d, ]*)\]", line)
+            summed /= math.prod(map(int, dilated[1].split(","))) if dilated else 1
+        else:
+            axes = re.search(r"contracting_dims = \[([\d, ]*)\]", line)
+            sides = axes[1].split(",") if axes and axes[1] else []
+            summed = math.prod(left[int(side)] for side in sides)
+        total += 2.0 * math.prod(result) * summed
+    return total
 
 
 def layout(text: str) -> Layout:

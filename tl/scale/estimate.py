@@ -36,6 +36,18 @@ ASSUMPTIONS = (
 )
 """The assumptions of `step_time`, one sentence or two each."""
 
+OF_GPUS = (
+    "XLA reports no memory traffic of a GPU, and computing counts convolutions and matrix products "
+    "only, so the time is a lower bound.",
+    "The workspaces of cuDNN, which are chosen on the GPU, are not included in the memory.",
+)
+"""Further assumptions for GPUs."""
+
+
+def assumptions(chip: Chip) -> tuple[str, ...]:
+    """The assumptions of `step_time` on a chip."""
+    return (*OF_GPUS, *ASSUMPTIONS) if chip.target else ASSUMPTIONS
+
 
 class Work(NamedTuple):
     """What one device does in one step, as compiled.

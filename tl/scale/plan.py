@@ -48,21 +48,23 @@ def plan(
         )
     refused: dict[int, float] = {}
 
-    def compiled(images: int) -> tuple[Compiled, float]:
+    def compiled_for(images: int) -> tuple[Compiled, float]:
         say(f"compiling the {program.description} for {topology.name}, {images} images")
         start = time.monotonic()
-        return compile_and_measure(program.lower(images)), time.monotonic() - start
+        devices = count if program.communicates else 1
+        compiled = compile_and_measure(program.lower(images), devices)
+        return compiled, time.monotonic() - start
 
     def need(images: int) -> float:
         try:
-            return compiled(images)[0].memory.total
+            return compiled_for(images)[0].memory.total
         except OutOfMemory as error:
             return refused.setdefault(images, max(error.needed, topology.chip.memory + 1))
 
     size = batch
     while True:
         try:
-            first, seconds = compiled(size)
+            first, seconds = compiled_for(size)
             break
         except OutOfMemory as error:
             refused[size] = max(error.needed, topology.chip.memory + 1)
@@ -73,6 +75,8 @@ def plan(
     measured = {0: work.fixed, size: float(first.memory.total), **refused}
     largest = estimate.largest_batch(need, measured, topology.chip.memory, unit, compiles)
     counts = estimate.COUNTS if count > 1 or not program.communicates else (1,)
+    if topology.chip.target:  # GPUs of one host
+        counts = counts[: counts.index(8) + 1] if 8 in counts else counts
     here = estimate.step_time(work, topology.chip, count, batch)
     return {
         "program": program.description,
@@ -98,7 +102,7 @@ def plan(
         "estimate": {
             "here": here,
             **estimate.estimate(work, topology.chip, batch, counts),
-            "assumptions": list(estimate.ASSUMPTIONS),
+            "assumptions": list(estimate.assumptions(topology.chip)),
         },
     }
 

@@ -112,7 +112,7 @@ def transfer(
     )
     prefix = frozen_prefix(clf, recipe, phase, partition)
     example = inputs.ImageInputs(clf, train_set, context.augment).example_input()
-    cached = _cached_input(context, variables, prefix)
+    cached = _cached_input(context, start, prefix)
     step = make_program(
         context, number, phase, partition, start["batch_stats"], prefix, cached=cached is not None
     )
@@ -195,7 +195,7 @@ def attack(
         arguments = folded, (tasks, Best(images, values, yes, yes), yes)
         return jax.jit(program).lower(*_placed(arguments, SingleDeviceSharding(among[0])))
 
-    return Program(f"search {settings.attack}", lower, BATCH, len(among))
+    return Program(f"search {settings.attack}", lower, _whole(BATCH, among), len(among))
 
 
 def ideal(
@@ -224,7 +224,7 @@ def ideal(
         return jax.jit(optimize).lower(networks)
 
     steps = f"{settings.steps} steps of optimization"
-    return Program(steps, lower, max(len(cells), len(among)), len(among))
+    return Program(steps, lower, _whole(len(cells), among), len(among))
 
 
 def predict(clf: Classifier, variables: Variables, among: Devices) -> Program:
@@ -293,6 +293,11 @@ def _placed(tree: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
+
+
+def _whole(batch: int, among: Devices) -> int:
+    """At least `batch` images, the same number on each device."""
+    return _share(batch, among) * len(among)
 
 
 def _share(batch: int, among: Devices) -> int:
