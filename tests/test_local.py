@@ -86,6 +86,13 @@ def test_equal_last_lines_are_shown_once(capfd) -> None:
     assert capfd.readouterr().err.count("  no such data") == 1
 
 
+def test_the_first_failure_shows_more_lines_than_its_consequences(capfd) -> None:
+    code = "echo a$I; echo b$I; [ $I = 1 ] && exit 4; sleep 0.2; exit 5"
+    assert local.run(script(code), 3)[0] == 4
+    err = capfd.readouterr().err
+    assert "  a1\n  b1\n" in err and "  b2\n" in err and "a2" not in err
+
+
 def test_files_of_a_run_without_failure_are_removed(capfd) -> None:
     assert local.run(script(":"), 2)[0] == 0
     assert not Path(capfd.readouterr().err.split(" is in ")[1].split()[0]).exists()

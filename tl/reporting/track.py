@@ -39,7 +39,7 @@ class Tracker(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """What a tracker is told about a run.
+    """A run as trackers see it.
 
     Attributes:
       name: of the tracked run, unique.
@@ -231,8 +231,8 @@ def open_trackers(
       resume: whether to continue what an earlier run in this folder tracked.
     """
     file = workdir / _ID
-    known = file.read_text(encoding="utf-8").strip() if names and resume and file.exists() else ""
-    run = Tracked(known or f"{name}-{uuid.uuid4().hex[:8]}", workdir, flags, bool(known))
+    earlier = file.read_text(encoding="utf-8").strip() if names and resume and file.exists() else ""
+    run = Tracked(earlier or f"{name}-{uuid.uuid4().hex[:8]}", workdir, flags, bool(earlier))
     opened = {}
     if names:
         file.write_text(f"{run.name}\n", encoding="utf-8")

@@ -28,7 +28,7 @@ from tl.scale.commands import PREEMPTED, flag_value, resumed
 
 # Seconds between the first failure and the end of the other processes. The default of run.
 GRACE = 60.0
-# Lines of output of a failed process that are shown. Chosen, not tuned.
+# Lines of output of the first failed process that are shown. Chosen, not tuned.
 _LINES = 12
 _USAGE = "write local --processes=N [--restart=TIMES] EXPERIMENT flags"
 
@@ -249,12 +249,13 @@ def _start(
 def _last_lines(
     failed: Sequence[int], statuses: Sequence[int], logs: Sequence[Path]
 ) -> Iterator[str]:
-    """The last lines of failed processes; equal lines once."""
+    """The last lines of the process that failed first, and the last line of the others, once."""
     shown = set[str]()
     for i in failed:
         yield f"local: process {i} ended with status {statuses[i]}"
         if i and logs[i].exists():
-            lines = logs[i].read_text(encoding="utf-8", errors="replace").splitlines()[-_LINES:]
+            lines = logs[i].read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = lines[-_LINES if i == failed[0] else -1 :]
             text = "\n".join(f"  {line}" for line in lines)
             if text and text not in shown:
                 yield text
