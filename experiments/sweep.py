@@ -8,7 +8,7 @@ that is named by the hash of its flags, so that the same command continues unfin
 finished ones. Runs that differ only in --seed form one row. A run that fails does not stop the
 others. The results are in report.html, sweep.csv, sweep.md and sweep.tex.
 
-Cost: that of the runs, one after the other, or in parallel with --on=slurm.
+Cost: that of the runs, one after the other, or in parallel with --on=slurm or --on=HOST,HOST.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     flags.DEFINE_multi_string("grid", [], "The arguments: flag=value,value ... EXPERIMENT flags.")
-    flags.DEFINE_enum("on", "here", ["here", "slurm"], "Where to run: this machine, or SLURM.")
+    help = "Where to run: here, slurm, or hosts for ssh with this disk, separated by commas."
+    flags.DEFINE_string("on", "here", help)
     flags.DEFINE_string("slurm", "", "Options of ./launch.sh slurm, separated by spaces.")
     flags.DEFINE_string("metric", "", "Number of result.json to compare. Default: test accuracy.")
     flags.DEFINE_bool("lowest", False, "Whether the lowest value of --metric is the best.")

@@ -200,6 +200,26 @@ def test_a_missing_flag_is_found_before_the_first_cell(toy: Path) -> None:
         sweep.sweep(run, ["lr=1,2", "toy.py"])
 
 
+def test_cells_are_divided_among_hosts(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for ssh runs the command here, in another folder; each host notes its cells."""
+    script = 'host=$4; echo "$host" >>hosts; cd / && eval "$5"'
+    (toy / "bin").mkdir()
+    (toy / "bin/ssh").write_text(f"#!/bin/bash\n{script}\n")
+    (toy / "bin/ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{toy / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    result, run = run_sweep(toy, "lr=0.1,0.5,1,2", "augment=it's $x", on="alpha,beta")
+    assert not run.failures and all(row["n"] == 1 for row in result["rows"])
+    assert sorted(set((toy / "hosts").read_text().split())) == ["alpha", "beta"]
+    assert len(calls(toy)) == 4 and "--augment=it's $x" in calls(toy)[0]
+
+
+def test_a_cell_on_a_host_runs_the_command_of_the_checkout(tmp_path: Path) -> None:
+    cell = sweep.Cell({}, ("--a=b c", "--workdir=w"), tmp_path)
+    words = sweep._words(cell, "transfer", "alpha")
+    assert words[:5] == ["ssh", "-tt", "-o", "BatchMode=yes", "alpha"]
+    assert words[5].endswith(f"exec {ROOT}/launch.sh transfer '--a=b c' --workdir=w")
+
+
 # ---- results ----
 
 

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -31,9 +32,10 @@ from tl.scale.commands import PREEMPTED, resumed
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the checkout, which holds `experiments/` and `launch.sh`."""
+HERE = "here"
 METRICS = ("seeds.top1", "folds.top1", "test.top1", "top1")
 """The paths of the default metric in `result.json`; the first one that a result has is used."""
-# Output of a cell that `run_here` reads for the error message. Chosen, not tuned.
+# Output of a cell that `run_cells` reads for the error message. Chosen, not tuned.
 _TAIL = 4096
 
 
@@ -167,7 +169,7 @@ def sweep(
     run: reporting.Run,
     words: Sequence[str],
     *,
-    on: str = "here",
+    on: str = HERE,
     options: str = "",
     metric: str = "",
     lowest: bool = False,
@@ -179,7 +181,8 @@ def sweep(
       run: its folder receives the folders of the cells and the tables of `tl.pages.sweep`. Cells
         that fail are recorded as a failure of the run.
       words: as for `parse`.
-      on: "here", or "slurm" to submit the cells and return at once.
+      on: "here", names of hosts separated by commas (`run_cells`), or "slurm" to submit the cells
+        and return at once.
       options: options of `./launch.sh slurm`, as a shell reads them.
       metric, lowest: as for `collect`.
       say: receives one line per event.
@@ -200,7 +203,7 @@ def sweep(
         answer = submit(todo, experiment, run.workdir, shlex.split(options))
         say(f"{answer or 'the array is still in the queue'}; repeat the command for the results")
     elif todo:
-        failed = run_here(todo, experiment, say)
+        failed = run_cells(todo, experiment, on.split(","), say)
         if failed:
             run.failures["cells"] = f"{len(failed)} of {len(every)}; repeat the command to run them"
     result = collect(run, grid, experiment, every, metric=metric, lowest=lowest, failed=failed)
@@ -212,32 +215,63 @@ def sweep(
 # ---- running ----
 
 
-def run_here(
-    todo: Sequence[Cell], experiment: str, say: Callable[[str], None] = print
+def run_cells(
+    todo: Sequence[Cell],
+    experiment: str,
+    hosts: Sequence[str] = (HERE,),
+    say: Callable[[str], None] = print,
 ) -> dict[Path, str]:
-    """Runs the unfinished cells one after the other on this machine.
+    """Runs the unfinished cells, one at a time on each host.
 
     The output of a cell is in `output.txt` in its folder. A cell that fails does not stop the
     others.
+
+    Args:
+      todo: the cells.
+      experiment: its name.
+      hosts: "here", or names of hosts for ssh, which share the disk and the folder of the checkout.
+        A name that occurs twice runs two cells at a time.
+      say: receives one line per event.
 
     Returns:
       Folder -> the last line of output, of the cells that failed.
     """
     failed: dict[Path, str] = {}
-    for number, cell in enumerate(todo, 1):
-        start = f"cell {number} of {len(todo)}, {cell.label}"
-        say(f"{start}: runs in {cell.folder}")
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        began = time.monotonic()
-        with open(cell.folder / "output.txt", "ab") as output:
-            status = _call([*command(experiment), *resumed(cell.words)], output)
-        if status:
-            failed[cell.folder] = last_line(cell.folder) or f"exit status {status}"
-            event = "was preempted" if status == PREEMPTED else "failed"
-            say(f"  {event}: {failed[cell.folder]}")
-        else:
-            say(f"  finished in {time.monotonic() - began:.1f} s")
+    numbered = list(enumerate(todo, 1))
+
+    def work(host: str) -> None:
+        while numbered:
+            number, cell = numbered.pop(0)
+            name = f"cell {number} of {len(todo)}, {cell.label}"
+            say(f"{name}: runs in {cell.folder}" + ("" if host == HERE else f" on {host}"))
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            began = time.monotonic()
+            with open(cell.folder / "output.txt", "ab") as output:
+                status = _call(_words(cell, experiment, host), output)
+            if status:
+                failed[cell.folder] = last_line(cell.folder) or f"exit status {status}"
+                event = "was preempted" if status == PREEMPTED else "failed"
+                say(f"{name} {event}: {failed[cell.folder]}")
+            else:
+                say(f"{name}: finished in {time.monotonic() - began:.1f} s")
+
+    with futures.ThreadPoolExecutor(len(hosts)) as pool:
+        for task in [pool.submit(work, host) for host in hosts]:
+            task.result()
     return failed
+
+
+def _words(cell: Cell, experiment: str, host: str) -> list[str]:
+    """The command that runs a cell on a host."""
+    words = resumed(cell.words)
+    if host == HERE:
+        return [*command(experiment), *words]
+    start = [str(ROOT / "launch.sh"), experiment]
+    if experiment.endswith(".py"):
+        start = command(experiment)
+    there = f"cd {shlex.quote(os.getcwd())} && exec {shlex.join([*start, *words])}"
+    # -tt: the command ends with the connection
+    return ["ssh", "-tt", "-o", "BatchMode=yes", host, there]
 
 
 def _call(words: Sequence[str], output: IO[bytes]) -> int:
@@ -327,7 +361,7 @@ def collect(
       metric: path of a number, or of a list with one per seed, in `result.json`, such as
         "test.nll"; default: the first of `METRICS`.
       lowest: whether the best row has the lowest mean.
-      failed: as `run_here` returns it.
+      failed: as `run_cells` returns it.
 
     Returns:
       The content of `result.json`: "experiment", "grid", "metric", and "rows", the best first, each
