@@ -11,6 +11,9 @@ from tl import reporting
 from tl.pages import common
 from tl.reporting import Html
 
+# Width of a TPU's vector unit. XLA puts the batch or the channels there.
+LANES = 128
+
 
 def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     """The page of `plan`.
@@ -46,6 +49,11 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"{result['flops'] / 1e12:.3g} TFLOP{traffic} per step, and {count} collectives of "
         f"{_gb(size)}."
     )
+    if images < LANES and not result["chip"]["target"]:
+        yield (
+            f"{images:g} images per chip do not fill the {LANES} lanes of a TPU in layers with few "
+            "channels; a larger batch takes less memory traffic per image."
+        )
     method = {"compiled": "compiled", "linear": "extrapolated linearly"}[largest["method"]]
     yield f"The largest batch that fits is {largest['batch']:,} ({method})."
     about = "about" if result["bytes"] else "at least"
