@@ -22,11 +22,12 @@ from tests.test_sources import encoded
 from tests.test_tfrecord import example, framed, image, prepare_tfrecord
 from tests.test_tfrecord import rows as tfrecords
 from tests.toys import toy_zoo  # noqa: F401  # a fixture
-from tl import paths, storage
+from tl import paths, reporting, storage
 from tl.data import DataSpec, content_hash, decode, divide, find_images, get, shards
 from tl.data.duplicates import hash_remote
 from tl.models import artifact
 from tl.storage import Remote
+from tl.training import resume
 
 
 @pytest.fixture(autouse=True)
@@ -357,3 +358,84 @@ def test_a_remote_file_has_the_attributes_of_a_path() -> None:
     path = Path("bucket/a/b.tar.png")
     assert (one.name, one.stem, one.suffix) == (path.name, path.stem, path.suffix)
     assert str(one) == "gs://bucket/a/b.tar.png" and one != Remote(one.url, 3, "8")
+
+
+# ---- runs ----
+
+
+def test_a_run_writes_into_a_bucket(bucket: str, tmp_path: Path) -> None:
+    """The files are those of a run in a local folder."""
+
+    def write(workdir: str) -> reporting.Run:
+        run = reporting.start("predict", workdir, {"seed": 1})
+        for step in range(3):
+            run.log({"seconds": 0.0, "step": step})
+        run.check_folder("model", 10)
+        run.figure("a cat", np.full((4, 4, 3), 9, np.uint8))
+        run.figure("a cat", np.full((4, 4, 3), 8, np.uint8))
+        run.animation("film", [np.full((4, 4, 3), i, np.uint8) for i in (0, 99)], seconds=1.0)
+        run.remark("a remark")
+        run.finish({"top1": 1.0}, "<p>page</p>")
+        return run
+
+    here, remote = write(str(tmp_path / "run")), write(f"{bucket}/run")
+    assert str(remote.workdir) == f"{bucket}/run"
+    names = sorted(p.relative_to(here.workdir).as_posix() for p in here.workdir.rglob("*.*"))
+    files = {str(f).removeprefix(f"{bucket}/run/"): f for f in storage.find(f"{bucket}/run")[1]}
+    assert sorted(files) == names
+    for name in names:
+        if name != "config.json":
+            assert files[name].read_bytes() == (here.workdir / name).read_bytes(), name
+    run, result = reporting.read_run(f"{bucket}/run")
+    assert (run.name, result) == ("predict", {"top1": 1.0, "remarks": ["a remark"]})
+    with pytest.raises(ValueError, match="holds the result of predict, which ideal would remove"):
+        reporting.start("ideal", f"{bucket}/run", {})
+    assert remote.relative(remote.workdir / "figures" / "a_cat.png") == "figures/a_cat.png"
+
+
+def test_lines_of_a_run_in_a_bucket_are_written_together(
+    requests: Requests, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = reporting.start("predict", f"{bucket}/run", {})
+    requests.clear()
+    for step in range(100):
+        run.log({"step": step})
+    assert sum(requests.values()) <= 3
+    monkeypatch.setattr(storage, "_SECONDS", 0)
+    run.log({"step": 100})
+    lines = lambda: [
+        json.loads(x)["step"] for x in (run.workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert lines() == list(range(101))
+    resumed = reporting.start("predict", f"{bucket}/run", {}, resume=True)
+    resumed.drop_rows(lambda row: row["step"] > 50)
+    resumed.log({"step": 51})
+    assert lines() == list(range(52))
+    again = reporting.start("predict", f"{bucket}/run", {})
+    again.log({"step": 0})
+    assert lines() == [0]
+
+
+def test_a_bucket_that_cannot_be_written_is_one_sentence(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("403 Forbidden")
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    with pytest.raises(ValueError, match="cannot write into 'memory://bucket/run' .*403 Forbidden"):
+        reporting.start("predict", f"{bucket}/run", {})
+
+
+def test_predictions_and_inputs_are_kept_in_a_bucket(bucket: str) -> None:
+    folder = paths.expanded(f"{bucket}/run/checkpoints")
+    resume.same_inputs(folder / "parts.json", {"train": "a"})
+    resume.same_inputs(folder / "parts.json", {"train": "b"})  # no phase has begun
+    put({f"{bucket}/run/checkpoints/round/phase1/step_00000001/x": b""})
+    with pytest.raises(ValueError, match="train was 'b', is 'c'"):
+        resume.same_inputs(folder / "parts.json", {"train": "c"})
+    put(
+        {f"{bucket}/run/config.json": json.dumps({"name": "transfer", "flags": {"lr": 1}}).encode()}
+    )
+    with pytest.raises(ValueError, match="`lr` was 1, is 2"):
+        resume.same_flags(f"{bucket}/run", {"lr": 2})

@@ -8,6 +8,7 @@ a bucket, such as missing credentials, become one sentence.
 
 from __future__ import annotations
 
+import atexit
 import bisect
 import contextlib
 import io
@@ -15,11 +16,12 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import escape, has_magic, iglob
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from tl.paths import SCHEMES, expanded, is_url, shortened
 
@@ -27,6 +29,8 @@ from tl.paths import SCHEMES, expanded, is_url, shortened
 _MOST_BYTES = 512 << 20
 # Bytes per request where a file is read from the beginning to the end; chosen, not tuned.
 _BUFFER = 8 << 20
+# Seconds between two writes of a file to which lines are added; chosen, not tuned.
+_SECONDS = 30
 # What file systems call the version of a file, the best first.
 _VERSIONS = ("etag", "ETag", "generation", "md5Hash", "mtime", "updated", "LastModified", "created")
 
@@ -146,6 +150,23 @@ def version(path: Path) -> str:
     return f"{row['size']} {_version(row)}"
 
 
+def make_folder(folder: Path, *, check: bool = False) -> None:
+    """Creates a local folder and those above it; folders of buckets need not exist.
+
+    Args:
+      check: whether to write and remove an object if the folder is in a bucket.
+
+    Raises:
+      OSError: the folder cannot be created, or the bucket cannot be written.
+    """
+    if not is_url(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    elif check:
+        with errors(folder):
+            write_whole(folder / ".check", b"")
+            (folder / ".check").unlink()
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that is whole or absent after any interruption.
 
@@ -156,6 +177,7 @@ def write_whole(path: Path, content: bytes) -> None:
       OSError: the file cannot be written; it has the name of the file.
     """
     if is_url(path):
+        _texts.pop(str(path), None)
         with errors(path):
             path.write_bytes(content)
         return
@@ -171,6 +193,80 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it is there.
+
+    Raises:
+      OSError: the file cannot be removed.
+    """
+    _texts.pop(str(path), None)
+    with errors(path):
+        path.unlink(missing_ok=True)
+
+
+def append(path: Path, line: str) -> None:
+    """Adds a line to a text file.
+
+    Objects in a bucket cannot grow. Their lines are kept in memory and written together, at most
+    every `_SECONDS`; `flush` and the end of the process write the rest.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    if not is_url(path):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        return
+    if str(path) not in _texts:
+        before = read_range(path).decode() if find(str(path))[0] else ""
+        _texts[str(path)] = _Text([before])
+        if len(_texts) == 1:
+            atexit.register(flush)
+    text = _texts[str(path)]
+    text.parts.append(line + "\n")
+    text.changed = True
+    if time.monotonic() - text.written >= _SECONDS:
+        flush(path)
+
+
+def flush(path: Path | None = None) -> None:
+    """Writes the lines that `append` keeps, of one file or of all.
+
+    Raises:
+      OSError: a file cannot be written.
+    """
+    for url, text in list(_texts.items()):
+        if text.changed and url == str(path or url):
+            text.changed, text.written = False, time.monotonic()
+            with errors(url):
+                expanded(url).write_bytes("".join(text.parts).encode())
+
+
+@dataclass
+class _Text:
+    parts: list[str]
+    changed: bool = False
+    written: float = field(default_factory=time.monotonic)
+
+
+_texts: dict[str, _Text] = {}
+
+
+@contextlib.contextmanager
+def created(path: str | os.PathLike[str] | IO[bytes]) -> Iterator[Any]:
+    """What a library can write a file to: a local path or open file itself, or an object's bytes.
+
+    Raises:
+      OSError: the object cannot be written.
+    """
+    if not is_url(path):
+        yield path
+        return
+    content = io.BytesIO()
+    yield content
+    write_whole(expanded(str(path)), content.getvalue())
 
 
 @contextlib.contextmanager
@@ -314,9 +410,9 @@ def errors(path: object) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(2, "no such file or folder in the bucket", str(path)) from None
+    except ValueError:
+        raise
     except Exception as error:  # each package has its own types, many of which are not `OSError`
-        if isinstance(error, ValueError) and "pip install" in str(error):  # of `expanded`
-            raise
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         reason = shortened(reason or type(error).__name__, 200)
         raise OSError(5, f"{type(error).__name__}: {reason}", str(path)) from error

@@ -147,7 +147,7 @@ def _index(file: Path, keys: Keys) -> list[Row]:
         for i in [row.image]
     ]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         storage.write_whole(cached, json.dumps({"rows": table}).encode())
     except OSError as error:
         warn_of_cache(folder, error)

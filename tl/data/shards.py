@@ -71,7 +71,7 @@ def write(folder: Path, tensor: str, rows: dict[str, np.ndarray]) -> dict[str, n
     if rows:
         array, hashes = np.stack(list(rows.values())), json.dumps(list(rows))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(folder)
             data = save({tensor: array}, {"hashes": hashes})
             storage.write_whole(folder / f"{uuid.uuid4().hex}{_ENDING}", data)
         except OSError as error:

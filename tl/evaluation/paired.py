@@ -8,13 +8,14 @@ Nothing here draws a page: `tl.pages.versus` does.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl import data, inference, metrics, reporting
+from tl import data, inference, metrics, reporting, storage
 from tl.data.spec import file_of
 from tl.evaluation import seen
 from tl.inference import Predictions
@@ -146,7 +147,7 @@ def save_predictions(
       seen_images: the images that the network was trained on.
     """
     display = inference.class_table(clf).display
-    with open(run.workdir / FILE, "w", encoding="utf-8", newline="") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for seed, predicted in predictions.items():
@@ -171,6 +172,7 @@ def save_predictions(
                         seen_images.part(content),
                     )
                 )
+        reporting.write_whole(run.workdir / FILE, file.getvalue())
 
 
 def content_hash(path: data.Source | str) -> str:
@@ -190,8 +192,8 @@ def read_predictions(folder: Path) -> dict[int, dict[str, Row]]:
       ValueError: the run saved no predictions, the file is damaged, or its images have no labels.
     """
     try:
-        with open(folder / FILE, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        text = storage.read_range(folder / FILE).decode("utf-8")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except OSError as error:
         raise ValueError(
             f"{str(folder)!r} has no {FILE} ({error.strerror}), expected a run of transfer, "

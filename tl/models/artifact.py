@@ -67,8 +67,7 @@ def save(
         "record": dict(metadata or {}),
     }
     try:
-        with storage.errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder)
         storage.write_whole(folder / VARIABLES, data)
         storage.write_whole(folder / ARTIFACT, json.dumps(stored, indent=1).encode())
     except OSError as error:

@@ -147,9 +147,9 @@ def saved_animation(path: Path, *, alt: str = "") -> Html:
       path: a WebP file, as `Run.animation` writes it.
       alt: description for a reader who cannot see it; by default its size.
     """
-    with Image.open(path) as file:
-        width, height = file.size
     data = io.BytesIO(path.read_bytes())
+    with Image.open(data) as file:
+        width, height = file.size
     alt = alt or f"animation, {width} by {height} pixels"
     return tag("img", "", src=_embedded("webp", data), width=width, height=height, alt=alt)
 

@@ -10,6 +10,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from tl import storage
+
 # Quality of the encoder, in [0, 100]. Chosen, not tuned.
 WEBP_QUALITY = 80
 # Seconds for which an animation holds its last frame, the final result. Chosen, not tuned.
@@ -68,10 +70,11 @@ def save_png(path: str | os.PathLike[str] | IO[bytes], image: Any) -> None:
     """Writes an image as PNG at its true pixels: the file decodes to exactly `as_uint8(image)`.
 
     Args:
-      path: a path or an open file.
+      path: a path, local or in a bucket, or an open file.
       image: as for `as_uint8`.
     """
-    Image.fromarray(as_uint8(image)).save(path, format="PNG")
+    with storage.created(path) as file:
+        Image.fromarray(as_uint8(image)).save(file, format="PNG")
 
 
 def save_animation(
@@ -83,7 +86,7 @@ def save_animation(
     Consecutive equal frames are stored as one frame with a longer duration.
 
     Args:
-      path: a path or an open file.
+      path: a path, local or in a bucket, or an open file.
       frames: images as for `as_uint8`, all of one size.
       seconds: duration from the first frame to the last, spread evenly; the last frame is held
         `LAST_FRAME` seconds longer.
@@ -106,7 +109,8 @@ def save_animation(
     milliseconds[-1] += round(1000 * LAST_FRAME)
     first, *rest = map(Image.fromarray, images)
     options = {"quality": WEBP_QUALITY, "method": 4, "loop": 0, "duration": milliseconds}
-    first.save(path, format="WEBP", save_all=True, append_images=rest, **options)
+    with storage.created(path) as file:
+        first.save(file, format="WEBP", save_all=True, append_images=rest, **options)
 
 
 def contact_sheet(

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tl import storage
 from tl.paths import ending, printable, shortened
 
 ERROR = "error.txt"
@@ -97,7 +98,7 @@ def _write(text: str, folder: Path | None) -> str:
     """Writes a message in full and returns the path of the file; "" if none can be written."""
     if folder and len(str(folder)) <= _MAX_PATH:
         try:
-            (folder / ERROR).write_text(text, encoding="utf-8")
+            storage.write_whole(folder / ERROR, text.encode("utf-8"))
             return str(folder / ERROR)
         except OSError:
             pass

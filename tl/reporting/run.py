@@ -41,7 +41,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from tl.paths import expanded, printable, shortened
+from tl import storage
+from tl.paths import expanded, is_url, printable, shortened
 from tl.reporting import images, track
 from tl.reporting.messages import ERROR, MAX_MESSAGE
 from tl.reporting.software import git_state, versions
@@ -92,8 +93,7 @@ class Run:
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends `row` to `metrics.jsonl`, with the seconds since the start unless it has them."""
         line = json.dumps(jsonable({"seconds": round(self.seconds, 3), **row}), allow_nan=False)
-        with open(self.workdir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        storage.append(self.workdir / "metrics.jsonl", line)
         for trackers in self._trackers:
             trackers.log(row)
 
@@ -140,7 +140,9 @@ class Run:
         """
         folder = self.workdir / name
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(folder, check=True)
+            if is_url(folder):
+                return
             write_whole(folder / ".check", "")
             (folder / ".check").unlink()
             if not any(folder.iterdir()):
@@ -226,7 +228,7 @@ class Run:
         stem = re.sub(r"[^\w.-]+", "_", name)[:60].strip("._") or "figure"
         stems = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
         folder = self.workdir / "figures"
-        folder.mkdir(exist_ok=True)
+        storage.make_folder(folder)
         # Some file systems do not distinguish upper and lower case.
         names = (f"{s}{suffix}" for s in stems)
         return folder / next(n for n in names if n.casefold() not in self._figures)
@@ -271,7 +273,8 @@ class Run:
         numbers |= {"remarks": jsonable(self.remarks)} if self.remarks else {}
         numbers |= {"failed": jsonable(self.failures)} if self.failures else {}
         write_whole(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
-        (self.workdir / BEFORE).unlink(missing_ok=True)
+        storage.remove(self.workdir / BEFORE)
+        storage.flush()
         for trackers in self._trackers:
             trackers.finish(numbers)
         return page
@@ -331,7 +334,7 @@ def start(
     }
     described = jsonable(described)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(folder, check=True)
         results = ("result.json", "report.html", "predictions.csv", ERROR)
         if (folder / "result.json").exists() and (other := experiment(folder)) not in ("", name):
             raise ValueError(
@@ -341,7 +344,7 @@ def start(
         if resume and (folder / "result.json").exists():
             (folder / "result.json").replace(folder / BEFORE)
         for stale in results + (() if resume else ("metrics.jsonl", BEFORE)):
-            (folder / stale).unlink(missing_ok=True)
+            storage.remove(folder / stale)
         write_whole(folder / "config.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise ValueError(
@@ -368,7 +371,7 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[Run, dict[str, Any]]:
     Raises:
       ValueError: one of the two files is missing or is not a JSON object.
     """
-    folder = pathlib.Path(folder)
+    folder = expanded(folder)
     try:
         config, result = (
             json.loads((folder / name).read_text(encoding="utf-8"))
@@ -442,18 +445,7 @@ def _key(key: Any) -> str:
 
 def write_whole(path: pathlib.Path, content: str) -> None:
     """Writes a file that is whole or absent after any interruption: a temporary file is renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        error.filename = error.filename or str(path)  # of a full disk, Python names no file
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+    storage.write_whole(path, content.encode("utf-8"))
 
 
 def _unused(folder: pathlib.Path) -> pathlib.Path:

@@ -48,7 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import reporting
-from tl.paths import expanded, nearest, printable, shortened
+from tl.paths import expanded, is_url, nearest, printable, shortened
 
 # Folders are named step_00000120, so that their names sort as numbers.
 PREFIX, DIGITS = "step", 8
@@ -279,7 +279,8 @@ def open(
         raise ValueError(
             f"`keep` must be at least 1 and `best` 'min' or 'max': got keep={keep!r}, best={best!r}"
         )
-    path = Path(os.path.abspath(expanded(folder)))
+    path = expanded(folder)
+    path = path if is_url(path) else Path(os.path.abspath(path))
     check_name(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{str(path)!r} is a file; expected a folder for checkpoints")
@@ -293,7 +294,7 @@ def open(
         # Orbax does this in a thread, which may not finish before the process ends.
         for name in names:
             if re.match(rf"{PREFIX}_\d{{{DIGITS}}}\.orbax-checkpoint-tmp", name):
-                shutil.rmtree(path / name)
+                (path / name).rmtree() if is_url(path) else shutil.rmtree(path / name)  # type: ignore
     # Orbax logs every step of its work, and errors that are raised here a second time with a
     # traceback.
     log = logging.getLogger("absl")

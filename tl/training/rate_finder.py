@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl import devices, optim, paths, reporting
+from tl import devices, optim, paths, reporting, storage
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.training.phase import prepare
@@ -49,7 +49,7 @@ def saved_rates(folder: Path | None, find: Callable[[], Rates]) -> Rates:
             ) from error
     rates = find()
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(path.parent)
         reporting.write_whole(path, json.dumps(reporting.jsonable(rates)))
     return rates
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl import reporting
+from tl import reporting, storage
 from tl.data import DataSpec
 from tl.data.duplicates import content_hashes
 from tl.data.spec import white_of
@@ -88,8 +88,9 @@ def same_inputs(path: Path, inputs: Mapping[str, Any], *, folder: Path | None = 
     """
     now = reporting.jsonable(inputs)
     try:
-        if not path.exists() or not any(path.parent.glob("**/phase*")):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        phases = (phase for depth in ("", "*/") for phase in path.parent.glob(f"{depth}phase*"))
+        if not path.exists() or not any(phases):
+            storage.make_folder(path.parent)
             reporting.write_whole(path, json.dumps(now, indent=1))
             return
         before = dict(json.loads(path.read_text(encoding="utf-8")))
