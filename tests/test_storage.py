@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -77,6 +78,7 @@ def test_addresses_and_local_paths_are_told_apart(bucket: str) -> None:
     assert paths.is_url(path) and not isinstance(path, Path)
     assert (str(path), path.name, str(path.parent)) == (f"{bucket}/a/b.txt", "b.txt", f"{bucket}/a")
     assert paths.absolute(path) == path
+    assert not fsspec.filesystem("memory").dircache.use_listings_cache
     # A folder /gs exists on some clusters (etils#734).
     for word in ("/gs/a", "gs", "x", "~/x", "gs:/x", "http://x/y", "hub:timm/x"):
         assert not paths.is_url(word) and isinstance(paths.expanded(word), Path)

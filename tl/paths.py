@@ -72,7 +72,8 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     """
     if not is_url(path):
         return Path(os.path.expanduser(path))
-    package = SCHEMES[str(path).partition("://")[0]]
+    scheme = str(path).partition("://")[0]
+    package = SCHEMES[scheme]
     if importlib.util.find_spec(package) is None:
         extra = "'tl[gcs]'" if package == "gcsfs" else package
         raise ValueError(
@@ -80,8 +81,12 @@ def expanded(path: str | os.PathLike[str]) -> Path:
         )
     # Otherwise epath reads with TensorFlow where that is installed, and with fsspec elsewhere.
     os.environ.setdefault("EPATH_USE_TF", "0")
-    from etils import epath  # a slow import, which local paths must not pay for
+    from etils import epath  # slow imports, which local paths must not pay for
+    from fsspec.config import conf
 
+    # A listing that is kept would hide what other processes write.
+    for name in (scheme, package.removesuffix("fs")):
+        conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return cast(Path, epath.Path(os.fspath(path)))
 
 

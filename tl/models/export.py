@@ -7,7 +7,6 @@ more training, use `tl.models.save`.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from tl import pixels
+from tl import pixels, storage
 from tl.models import run_exported
 from tl.models.classifier import Classifier
 from tl.types import Variables
@@ -76,13 +75,12 @@ def write(folder: Path, clf: Classifier, variables: Variables) -> int:
         raise ValueError(clf.no_head_message())
     names = [clf.classes.display(i) for i in range(len(clf.classes.entries))]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CLASSES).write_text(
-            json.dumps(names, indent=1, ensure_ascii=False), encoding="utf-8"
-        )
-        shutil.copyfile(run_exported.__file__, folder / SCRIPT)
+        storage.make_folder(folder)
+        words = json.dumps(names, indent=1, ensure_ascii=False)
+        storage.write_whole(folder / CLASSES, words.encode("utf-8"))
+        storage.write_whole(folder / SCRIPT, Path(run_exported.__file__).read_bytes())
         serialized = program(clf, variables).serialize()
-        (folder / PROGRAM).write_bytes(serialized)
+        storage.write_whole(folder / PROGRAM, bytes(serialized))
     except OSError as error:
         raise ValueError(
             f"cannot write into {str(folder)!r} ({error.strerror}); give another `out`"

@@ -1,7 +1,8 @@
 """The folder of one run: flags and versions, metrics, figures, one page, and the final numbers.
 
     config.json     at the start: flags, versions, git commit, device, seed
-    metrics.jsonl   one line per step or epoch, flushed at once: a run that dies keeps its lines
+    metrics.jsonl   one line per step or epoch, flushed at once: a run that dies keeps its lines;
+                    in a bucket, lines are written together, at most every 30 s
     figures/*.png   true pixels; *.webp are animations
     predictions.csv the predicted class of each test image (transfer, evaluate, predict)
     report.html     one self-contained page
