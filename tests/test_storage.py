@@ -204,7 +204,7 @@ def test_hashes_are_kept_by_address_size_and_version(
     spec = get(f"folder:{bucket}/pets")
     hash_remote(e.path for e in spec.examples)
     assert described(spec) == before and not requests["cat_file"]
-    put({f"{bucket}/pets/cat/0.png": encoded(99)})
+    put({f"{bucket}/pets/cat/0.png": encoded(0)[:-1] + b"x"})  # of the same size
     changed = get(f"folder:{bucket}/pets")
     hash_remote(e.path for e in changed.examples)
     assert [a == b for a, b in zip(described(changed), before, strict=True)].count(False) == 1
