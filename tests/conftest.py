@@ -17,8 +17,6 @@ import hypothesis
 import jax
 import pytest
 
-from tl import paths
-
 # Run with earlier versions of `tl`, and with TensorFlow.
 collect_ignore = ["golden/make_artifacts.py", "golden/make_flowers.py"]
 
@@ -111,6 +109,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """
     from etils.epath import backend, gpath, register
     from fsspec.implementations.memory import MemoryFileSystem
+
+    from tl import paths
 
     class Backend(backend._FileSystemSpecBackend):
         def fs(self, path: object) -> object:
