@@ -123,6 +123,7 @@ def test_every_module_has_its_place_in_the_layout():
 
 def test_import_tl_loads_no_heavy_library_and_starts_no_backend():
     heavy = "matplotlib tensorflow torch huggingface_hub grain orbax tensorflow_datasets requests"
+    heavy += " fsspec gcsfs"
     code = f"""
 import socket, sys
 def refuse(*_): raise SystemExit("import tl opened a connection")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import pickle
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -134,17 +132,6 @@ def test_a_bucket_that_cannot_be_read_is_one_sentence(
             work()
     with pytest.raises(OSError, match="HttpError: Anonymous caller"):
         storage.read_range(paths.expanded(f"{bucket}/x"))
-
-
-def test_importing_tl_imports_no_file_system() -> None:
-    program = "import sys, tl; print(sorted({'fsspec', 'gcsfs'} & set(sys.modules)))"
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    )
-    assert run.stdout.strip() == "[]", run.stderr
 
 
 # ---- data sets ----
