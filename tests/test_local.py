@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tl.paths import expanded
 from tl.scale import commands, local
 
 # Commands of a shell, which start in milliseconds. `$I` is the index of the process.
@@ -176,3 +177,12 @@ def test_resume_needs_checkpoints(tmp_path: Path) -> None:
     assert commands.resumed(words) == [*words, "--resume"]
     assert commands.resumed([*words, "--resume"]) == [*words, "--resume"]
     assert commands.resumed(["transfer"]) == ["transfer"]
+
+
+def test_checkpoints_may_be_in_a_bucket(bucket: str) -> None:
+    words = ["transfer", "--workdir", f"{bucket}/w"]
+    assert commands.resumed(words) == words
+    state = expanded(f"{bucket}/w/checkpoints/0/phase0/state")
+    state.parent.mkdir(parents=True)
+    state.write_text("")
+    assert commands.resumed(words) == [*words, "--resume"]

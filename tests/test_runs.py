@@ -17,6 +17,7 @@ import pytest
 
 from tl import reporting
 from tl.pages import runs as page
+from tl.paths import expanded
 from tl.scale import runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -130,6 +131,11 @@ def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
         runs.write_index(tmp_path)
     with pytest.raises(ValueError, match="no folder"):
         runs.write_index(tmp_path / "x")
+
+
+def test_a_folder_in_a_bucket_is_refused(bucket: str) -> None:
+    with pytest.raises(ValueError, match="local folders: got 'memory://"):
+        runs.write_index(expanded(f"{bucket}/runs"))
 
 
 def test_a_number_is_a_share_by_its_name() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tl.paths import nearest
+from tl.paths import is_url, nearest
 
 # File in the run's folder with the name of the tracked run, so that a resumed run continues it.
 _ID = "track.txt"
@@ -81,7 +81,7 @@ def _wandb(run: Tracked) -> Tracker:
         project=os.environ.get("WANDB_PROJECT", "tl"),
         id=run.name,
         name=run.name,
-        dir=str(run.workdir),
+        dir=None if is_url(run.workdir) else str(run.workdir),
         config=dict(run.flags),
         mode=os.environ.get("WANDB_MODE") or ("online" if online else "offline"),  # type: ignore
         resume="allow",

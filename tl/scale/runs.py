@@ -16,6 +16,7 @@ from typing import Any
 
 from tl import reporting
 from tl.pages import runs as page
+from tl.paths import is_url
 from tl.reporting.messages import ERROR
 
 INDEX = "index.html"
@@ -34,8 +35,10 @@ def write_index(folder: Path) -> Path:
     """Writes `index.html`, one self-contained page over all runs below a folder; returns its path.
 
     Raises:
-      ValueError: the folder is missing or holds no run.
+      ValueError: the folder is missing or holds no run, or it is in a bucket.
     """
+    if is_url(folder):
+        raise ValueError(f"runs reads local folders: got {str(folder)!r}; copy the runs first")
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}; give one that holds runs")
     rows = sorted(read(folder), key=lambda row: row["started"], reverse=True)

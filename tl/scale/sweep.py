@@ -27,7 +27,7 @@ from typing import IO, Any, NamedTuple
 from tl import metrics, reporting
 from tl.evaluation import paired
 from tl.pages import sweep as pages
-from tl.paths import first_few, nearest
+from tl.paths import first_few, is_url, nearest
 from tl.scale.commands import PREEMPTED, resumed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,8 +191,11 @@ def sweep(
       As `collect`.
 
     Raises:
-      ValueError: those of `parse`, `check`, `submit` and `collect`.
+      ValueError: the folder of the run is in a bucket, and those of `parse`, `check`, `submit` and
+        `collect`.
     """
+    if is_url(run.workdir):
+        raise ValueError(f"the `workdir` of a sweep is a local folder: got {str(run.workdir)!r}")
     grid, experiment, flags = parse(words)
     check(grid, experiment, flags)
     every = cells(grid, experiment, flags, run.workdir)
