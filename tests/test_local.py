@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -186,3 +189,24 @@ def test_checkpoints_may_be_in_a_bucket(bucket: str) -> None:
     state.parent.mkdir(parents=True)
     state.write_text("")
     assert commands.resumed(words) == [*words, "--resume"]
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+def test_a_process_ends_with_the_launcher(tmp_path: Path) -> None:
+    """Also if the launcher is killed."""
+    child = [
+        "bash",
+        "-c",
+        f"trap 'echo saved >{tmp_path}/end; exit' TERM; echo $$; sleep 60 & wait",
+    ]
+    code = (
+        "import os, subprocess; from tl.scale.commands import tied; "
+        f"process = subprocess.Popen(tied({child}), stdout=subprocess.PIPE, text=True); "
+        "process.stdout.readline(); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    for _ in range(1000):
+        if (tmp_path / "end").exists():
+            break
+        time.sleep(0.02)
+    assert (tmp_path / "end").exists()

@@ -5,6 +5,8 @@ The flags themselves are defined by the command (`tl.cli`); this module does not
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 
 from tl.paths import expanded
@@ -37,3 +39,14 @@ def resumed(words: Sequence[str]) -> list[str]:
     if "--resume" in words or not workdir or not any(expanded(workdir).glob("checkpoints/*/*")):
         return list(words)
     return [*words, "--resume"]
+
+
+def tied(words: Sequence[str]) -> list[str]:
+    """The command line, as a process that receives SIGTERM when this one ends, even if killed.
+
+    Without `setpriv` of util-linux (Linux) it is unchanged.
+    """
+    tool = shutil.which("setpriv")
+    if tool is None or "busybox" in os.path.realpath(tool):
+        return list(words)
+    return [tool, "--pdeathsig", "TERM", "--", *words]

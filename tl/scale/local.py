@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tl.reporting import one_line
-from tl.scale.commands import PREEMPTED, flag_value, resumed
+from tl.scale.commands import PREEMPTED, flag_value, resumed, tied
 
 # Seconds between the first failure and the end of the other processes. The default of run.
 GRACE = 60.0
@@ -220,6 +220,8 @@ def _start(
 
     Each has a process group of its own, so that a terminal sends Ctrl-C to this process alone.
     """
+    if shutil.which(words[0]) is None:
+        raise ValueError(f"cannot start {words[0]!r}; check that it is a program")
     bind = hasattr(os, "sched_setaffinity")  # Linux
     cores = os.sched_getaffinity(0) if bind else {0}
     try:
@@ -228,7 +230,7 @@ def _start(
                 os.sched_setaffinity(0, share)  # inherited
             file = open(logs[i], "wb") if i else None
             yield subprocess.Popen(
-                words,
+                tied(words),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file and subprocess.STDOUT,
@@ -238,9 +240,7 @@ def _start(
             if file:
                 file.close()
     except OSError as error:
-        raise ValueError(
-            f"cannot start {words[0]!r} ({error.strerror}); check that it is a program"
-        ) from error
+        raise ValueError(f"cannot start {words[0]!r} ({error.strerror})") from error
     finally:
         if bind:
             os.sched_setaffinity(0, cores)

@@ -28,7 +28,7 @@ from tl import metrics, reporting
 from tl.evaluation import paired
 from tl.pages import sweep as pages
 from tl.paths import first_few, is_url, nearest
-from tl.scale.commands import PREEMPTED, resumed
+from tl.scale.commands import PREEMPTED, resumed, tied
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the checkout, which holds `experiments/` and `launch.sh`."""
@@ -278,9 +278,9 @@ def _words(cell: Cell, experiment: str, host: str) -> list[str]:
 
 
 def _call(words: Sequence[str], output: IO[bytes]) -> int:
-    """The exit status of a command, which ends if this process is interrupted."""
+    """The exit status of a command, which ends with this process."""
     process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        tied(words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
     )
     try:
         return process.wait()
