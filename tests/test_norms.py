@@ -250,3 +250,11 @@ def test_distances_equal_values_by_hand(name: str, expected: float) -> None:
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown norm 'lnif'; nearest: 'linf'"):
         norms.get("lnif")
+
+
+@pytest.mark.optimized
+def test_eight_bit_values_have_the_bits_of_the_grid():
+    levels = jnp.array([*range(256), -3, 300, jnp.nan, 7.9], jnp.float32)
+    expected = np.append(norms.GRID, norms.GRID[[0, 255, 0, 7]])
+    for function in (norms._eight_bit, jax.jit(norms._eight_bit)):
+        np.testing.assert_array_equal(function(levels), expected)
