@@ -279,10 +279,14 @@ def accuracy_difference(
     Raises:
       ValueError: those of `match`.
     """
+    return _difference(*_sums(_by_image(match(a, b))))
+
+
+def _by_image(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
     by_image: dict[str, list[Pair]] = {}
-    for pair in match(a, b):
+    for pair in pairs:
         by_image.setdefault(pair.image, []).append(pair)
-    return _difference(*_sums(by_image))
+    return by_image
 
 
 def _sums(by_image: Mapping[str, Sequence[Pair]]) -> tuple[np.ndarray, np.ndarray]:
@@ -328,11 +332,10 @@ def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
         path = expanded(folder)
         read.append((*reporting.read_run(path), read_predictions(path)))
     pairs = match(read[0][2], read[1][2])
-    by_image: dict[str, list[Pair]] = {}
+    by_image = _by_image(pairs)
     by_seeds: dict[tuple[int, int], list[int]] = {}
     counts: dict[str, int] = dict.fromkeys(("both", "only_a", "only_b", "neither"), 0)
     for pair in pairs:
-        by_image.setdefault(pair.image, []).append(pair)
         by_seeds.setdefault(pair.seeds, []).append(pair.a.correct - pair.b.correct)
         counts[list(counts)[2 * (not pair.a.correct) + (not pair.b.correct)]] += 1
     differences, tests = _sums(by_image)
