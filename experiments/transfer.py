@@ -184,9 +184,16 @@ def define_flags() -> None:
     number(
         "save_every",
         DEFAULT.save_every,
-        "Steps between checkpoints; 0: at the end of each epoch only.",
+        "Steps between checkpoints, in addition to those of --save_minutes and of each epoch.",
         lower_bound=0,
     )
+    real(
+        "save_minutes",
+        DEFAULT.save_minutes,
+        "Minutes between checkpoints; 0: none.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_bool("fsdp", DEFAULT.fsdp, "Divide parameters over the devices.")
     flags.DEFINE_bool("resume", False, "Continue the run in --workdir.")
     # ---- adversarial training
     one_of(
@@ -279,5 +286,6 @@ def main(run: reporting.Run) -> None:
 
 if __name__ == "__main__":
     # A resumed run may test otherwise, and read and save at another pace.
-    may_change = ("robust_eps", "robust_attack", "tta", "workers", "save_every")
+    may_change = ("robust_eps", "robust_attack", "tta", "workers", "save_every", "save_minutes")
+    may_change += ("fsdp",)
     cli.launch("transfer", main, cli.define_model_flags, define_flags, may_change=may_change)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl import devices
+from tl import devices, hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -150,18 +150,16 @@ def test_a_checkpoint_restores_with_or_without_shards(eight: dict):
 TWO = """
 import json, sys
 import jax, numpy as np
-from tl import devices
+from tl import devices, hosts
 
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-joined = devices.init_distributed(), devices.init_distributed()
+joined = hosts.join(), hosts.join()
 mesh = devices.mesh()
 rows = np.arange(4, dtype=np.float32) + 4 * jax.process_index()  # 0..7 over both
 batch = devices.shard({"rows": rows}, mesh)
 weight = devices.replicate(np.float32(2), mesh)
 total = jax.jit(lambda w, b: w * b["rows"].sum())(weight, batch)
 shape = batch["rows"].shape
-hosts = jax.process_count()
-result = {"joined": joined, "total": float(total), "shape": shape, "hosts": hosts}
+result = {"joined": joined, "total": float(total), "shape": shape, "hosts": hosts.count()}
 result["devices"] = mesh.size
 print(json.dumps(result))
 """
@@ -192,7 +190,7 @@ def test_two_processes_compute_as_one():
     ],
 )
 def test_environment_variables_show_several_hosts(variables, several):
-    assert devices.several_hosts(variables) is several
+    assert hosts.several(variables) is several
 
 
 @pytest.mark.parametrize(
@@ -202,9 +200,9 @@ def test_an_incomplete_environment_is_an_error(monkeypatch, variables):
     for name, value in {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", **variables}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="both as numbers, or neither"):
-        devices.init_distributed()
+        hosts.join()
     monkeypatch.setenv("TL_DISTRIBUTED", "0")
-    assert devices.init_distributed() is False
+    assert hosts.join() is False
 
 
 # --- batches ----------------------------------------------------------------------------------

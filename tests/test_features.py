@@ -74,7 +74,7 @@ def computed(counts: list[int]) -> Callable[[Iterable[Batch], int], Iterator[Bat
 
     def progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
         for batch in batches:
-            counts.append(int(batch.valid.sum()))
+            counts.append(len(batch.index))
             yield batch
 
     return progress

@@ -282,7 +282,7 @@ def test_a_resumed_run_reports_all_steps_and_all_skipped_images(
 def test_of_equally_good_epochs_the_first_is_the_best_after_a_resume_too(
     parts: data.Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "validate", lambda phase, state: {"val_nll": 0.5, "val_top1": 0.5})
+    monkeypatch.setattr(loop, "validate", lambda *_: {"val_nll": 0.5, "val_top1": 0.5})
     recipe = dataclasses.replace(RECIPE, epochs=5)
     whole = run(parts, recipe)
     with pytest.raises(KeyboardInterrupt):

@@ -96,7 +96,7 @@ def test_a_tracker_receives_rows_and_the_result(packages: Path, name: str) -> No
     assert lines[-1].startswith(("closed", "finished"))
     if name == "wandb":
         assert lines[0].endswith(" offline allow {'lr': 0.1}")
-        assert lines[-1] == "finished {'test/top1': 0.75}"
+        assert lines[-1].startswith("finished {'test/top1': 0.75, 'ledger/seconds'")
     assert len((run.workdir / "metrics.jsonl").read_text().splitlines()) == 2
     assert not run.remarks
 

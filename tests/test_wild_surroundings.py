@@ -23,7 +23,7 @@ import pytest
 from tests import toys, wild
 from tests.test_scripts import ROOT, run_jobs
 from tests.toys import toy_zoo  # noqa: F401 (a fixture)
-from tl import cli, data, devices, inference, models, pages, paths, reporting
+from tl import cli, data, devices, hosts, inference, models, pages, paths, reporting
 from tl.attacks import norms
 from tl.attacks.run import check_call
 from tl.data import duplicates, shards
@@ -405,7 +405,7 @@ def test_tl_distributed_is_0_or_1(monkeypatch: pytest.MonkeyPatch, value: str) -
     monkeypatch.setenv("TL_DISTRIBUTED", value)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=f"got TL_DISTRIBUTED='{value}', expected 0 or 1"):
-        devices.init_distributed()
+        hosts.join()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unknown backend qpu"), AssertionError()])

@@ -6,7 +6,6 @@ The only module of `tl` that defines flags. It holds no logic of an experiment.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import sys
@@ -18,8 +17,9 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from tl import data, devices, models, reporting
-from tl.attacks import norms
+from tl import data, devices, hosts, models, reporting
+from tl.attacks.radii import fraction as fraction  # numbers in flags
+from tl.attacks.radii import radii as radii
 from tl.models import Classifier
 from tl.paths import expanded, shortened
 from tl.reporting import track
@@ -182,18 +182,22 @@ def launch(
         values = {flag: FLAGS[flag].value for flag in defined}
         track.check(FLAGS.track)
         resume = bool(values.get("resume"))
+        if resume and not FLAGS.workdir:
+            raise ValueError("`resume` is set without `workdir`; give the folder of the run")
         if resume:
-            if not FLAGS.workdir:
-                raise ValueError("`resume` is set without `workdir`; give the folder of the run")
             same_flags(FLAGS.workdir, values, ignore=(*may_change, "track"), name=name)
         elif "resume" in values and _has_checkpoints(FLAGS.workdir):
             raise ValueError(
                 f"{FLAGS.workdir!r} holds the checkpoints of a run; add --resume to continue it, "
                 "or give another --workdir"
             )
-        devices.interruptible(lambda: start_and_finish(values, resume))
+        work = lambda: start_and_finish(values, resume)
+        hosts.supervise(work, lambda: runs[0].workdir if runs else None, lambda: _ended(name, runs))
 
     def start_and_finish(values: dict[str, Any], resume: bool) -> None:
+        flags_of_all = {f"`{flag}`": repr(value) for flag, value in values.items()}
+        if hosts.join({"the command": name, **flags_of_all}) and not hosts.first():
+            sys.stdout = open(os.devnull, "w")
         run = reporting.start(name, FLAGS.workdir, values, resume=resume)
         runs.append(run)
         run.track(FLAGS.track)
@@ -226,9 +230,14 @@ def launch_on_folder(name: str, main: Callable[[Path], None], *define: Callable[
                 f"{name} works on one run: got {len(arguments)} arguments, expected the folder of "
                 f"a run; write {name} DIR"
             )
-        devices.interruptible(lambda: main(expanded(arguments[0])))
+        hosts.supervise(lambda: main(expanded(arguments[0])))
 
     _run(name, work, [])
+
+
+def _ended(name: str, runs: Sequence[reporting.Run]) -> str:
+    folder = runs[0].workdir if runs else None
+    return f"{name}: {reporting.interrupted(folder, resumable='resume' in FLAGS)}"
 
 
 def _define(*define: Callable[[], None]) -> list[str]:
@@ -266,23 +275,32 @@ def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]
             text = reporting.one_line(f"{name}: {with_dashes(text)}")
             print(shortened(text, reporting.MAX_MESSAGE), file=sys.stderr)
 
-    def folder() -> Path | None:
-        return runs[0].workdir if runs else None
-
     def guarded(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
         warnings.showwarning = show_warning  # type: ignore[assignment]
         try:
             work(argv[1:])
-        except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and "EXHAUSTED" not in str(error):
+        except hosts.Preempted:
+            hosts.leave(hosts.PREEMPTED, _ended(name, runs))
+        except Exception as error:
+            if hosts.count() > 1 and hosts.signalled():  # another process may be gone already
+                hosts.leave(hosts.PREEMPTED, _ended(name, runs))
+            if isinstance(error, jax.errors.JaxRuntimeError):
+                hosts.wait_for_reason()
+            of_user = isinstance(error, ValueError | OSError | MemoryError)
+            if not (of_user or "EXHAUSTED" in str(error)):
+                hosts.announce(hosts.FAILED, f"{type(error).__name__}: {error}")
                 raise
             text = with_dashes(reporting.sentence(error))
             details = map(with_dashes, getattr(error, "details", ()))
-            sys.exit(reporting.error_message(f"{name}: {text}", details, folder()))
+            folder = runs[0].workdir if runs else None
+            message = reporting.error_message(f"{name}: {text}", details, folder)
+            if hosts.count() > 1:
+                hosts.leave(hosts.FAILED, message)
+            sys.exit(message)
         except KeyboardInterrupt:
-            message = reporting.interrupted(folder(), resumable="resume" in FLAGS)
-            print(f"\n{name}: {message}", file=sys.stderr, flush=True)
+            hosts.announce(hosts.FAILED, "interrupted")
+            print(f"\n{_ended(name, runs)}", file=sys.stderr, flush=True)
             os._exit(130)  # compiled code in the worker thread may run for minutes
 
     reporting.make_output_safe()
@@ -328,7 +346,8 @@ def load_data(
     run.remark(*spec.remarks)
     if check:
         data.check_readable(spec)
-        _check_pixels(run, [example.path for example in spec.examples])
+        sources = [example.path for example in spec.examples]
+        run.remark(*map(with_dashes, data.check_pixels(sources)))
     return spec
 
 
@@ -351,12 +370,9 @@ def white(run: reporting.Run) -> int:
             end = f", but {of_training or 'the value of the file'} was white in training"
         run.remark(f"images of 16 bits are read with {value} as white{end}")
     if "images" in FLAGS and FLAGS.images:
-        _check_pixels(run, data.find_images(FLAGS.images, white=value)[0])
+        sources = data.find_images(FLAGS.images, white=value)[0]
+        run.remark(*map(with_dashes, data.check_pixels(sources)))
     return value
-
-
-def _check_pixels(run: reporting.Run, sources: Sequence[data.Source]) -> None:
-    run.remark(*map(with_dashes, data.check_pixels(sources)))
 
 
 def load_model(run: reporting.Run) -> tuple[Classifier, Variables]:
@@ -397,53 +413,3 @@ def fields_of_flags(kind: type) -> dict[str, Any]:
     else:
         names = kind._fields  # type: ignore[attr-defined]
     return {name: FLAGS[name].value for name in names if name in FLAGS}
-
-
-def fraction(text: str, flag: str) -> float:
-    """The value of a number that is written as `4/255`, `0.25/255` or `0.01`.
-
-    Args:
-      text: the value of the flag.
-      flag: name of the flag in the error message.
-
-    Raises:
-      ValueError: `text` is not a finite number.
-
-    Example:
-      >>> fraction("51/255", "eps")
-      0.2
-    """
-    try:
-        numerator, _, denominator = text.partition("/")
-        value = float(numerator) / float(denominator or 1)
-        if math.isfinite(value):
-            return value
-    except (ValueError, ZeroDivisionError):
-        pass
-    raise ValueError(f"--{flag}={text!r} is not a number; write it as 4/255 or 0.0157")
-
-
-def radii(text: str, norm: str) -> list[float]:
-    """The values of --eps, separated by commas.
-
-    Args:
-      text: the value of the flag.
-      norm: "linf" bounds the radii by 1, the pixel range.
-
-    Raises:
-      ValueError: a radius is not a number, is negative, or exceeds the pixel range.
-
-    Example:
-      >>> radii("51/255,0.5", "linf")
-      [0.2, 0.5]
-    """
-    words = text.split(",")
-    eps = [fraction(word, "eps") for word in words]
-    for radius, word in zip(eps, words, strict=True):
-        if radius < 0 or (norm == "linf" and radius > 1):
-            valid = "in [0, 1]" if norm == "linf" else "of at least 0"
-            raise ValueError(
-                f"--eps={word} is out of range, expected a radius {valid}; pixel units are "
-                f"fractions of the range, such as 4/255{norms.level_hint(radius)}"
-            )
-    return eps

@@ -1,14 +1,15 @@
-"""Devices: batches sharded over all of them, several hosts, and the memory that a program needs.
+"""Devices: batches sharded over all of them, and the memory that a program needs.
 
-The mesh has one axis, "batch": images are sharded, parameters are replicated. A program under `jit`
+The mesh has one axis, "batch": images are sharded, and parameters are replicated or, by the rules
+`FSDP`, sharded too. A program under `jit`
 then computes the same values as on one device: sums and means are over the whole batch, so
 BatchNorm's statistics are global, and XLA inserts the communication. The axis has JAX's type
 `Auto`, with which XLA chooses the sharding of intermediate values.
 
-Parameters are not sharded. Training loops are in `tl.training`.
+Training loops are in `tl.training`; `tl.hosts` joins the processes of several hosts.
 
 Example:
-  devices.init_distributed()
+  hosts.join()
   mesh = devices.mesh()
   train_state = devices.replicate(train_state, mesh)
   train_state, metrics = step(train_state, devices.shard(batch, mesh))
@@ -19,15 +20,19 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import errno
+import functools
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tl import paths
@@ -50,27 +55,6 @@ def available() -> list[Any]:
             f"JAX cannot start with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}, "
             f"expected cpu, cuda, tpu or no value: {reason}"
         ) from error
-
-
-def interruptible(work: Callable[[], None]) -> None:
-    """Runs `work` in a thread, so that Ctrl-C is handled while compiled code runs.
-
-    An exception in `work` is raised again here.
-    """
-    failures: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as error:  # raised again in the main thread
-            failures.append(error)
-
-    worker = threading.Thread(target=guarded, daemon=True)
-    worker.start()
-    while worker.is_alive():
-        worker.join(0.1)
-    if failures:
-        raise failures[0]
 
 
 def use_compile_cache() -> None:
@@ -122,20 +106,55 @@ def mesh(among: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh((len(among),), (AXIS,), axis_types=(AxisType.Auto,), devices=among)
 
 
+def own_rows(b: int, mesh: Mesh) -> np.ndarray:
+    """The rows of a sharded batch that the devices of this process hold, i[m], ascending.
+
+    Args:
+      b: rows of the whole batch.
+      mesh: from `mesh()`.
+
+    Raises:
+      ValueError: b is not a multiple of the number of devices.
+    """
+    check_batch(b, mesh.size)
+    held = NamedSharding(mesh, PartitionSpec(AXIS)).addressable_devices_indices_map((b,))
+    return np.sort(np.concatenate([np.arange(b)[rows] for rows in held.values()]))
+
+
+def check_batch(b: int, count: int, what: str = "a batch") -> None:
+    """Checks that a batch can be sharded.
+
+    Args:
+      b: rows of the whole batch.
+      count: number of devices.
+      what: the batch in the error.
+
+    Raises:
+      ValueError: b is not a multiple of the number of devices.
+    """
+    if b % count:
+        below, above = b // count * count, -(-b // count) * count
+        near = f"{below} or {above}" if below else str(above)
+        raise ValueError(
+            f"{what} cannot be sharded: got {b} rows, expected a multiple of {count}, the "
+            f"number of devices; give a batch size of {near}"
+        )
+
+
 def shard(batch: Any, mesh: Mesh) -> Any:
     """Shards axis 0 of a batch over a mesh.
 
     Args:
-      batch: pytree of arrays [b ...] with one b. With several hosts, the part of this host.
+      batch: pytree of arrays [b ...] with one b. With several processes, the rows of this process
+        (`own_rows`).
       mesh: from `mesh()`.
 
     Returns:
-      The same tree of `jax.Array`. With several hosts it holds the whole batch: b times the number
-      of hosts.
+      The same tree of `jax.Array`. With several processes it holds the whole batch.
 
     Raises:
-      ValueError: b is not a multiple of the number of this host's devices, or the leaves differ in
-        b.
+      ValueError: b is not a multiple of the number of this process's devices, or the leaves differ
+        in b.
     """
     sizes = sorted({leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(batch)})
     if len(sizes) > 1 or 0 in sizes:
@@ -143,28 +162,131 @@ def shard(batch: Any, mesh: Mesh) -> Any:
             f"the arrays of a batch differ along axis 0: got sizes {sizes} (0 is a scalar or empty "
             "array), expected one size"
         )
-    count = len(mesh.local_devices)
-    if sizes and sizes[0] % count:
-        below, above = sizes[0] // count * count, -(-sizes[0] // count) * count
-        near = f"{below} or {above}" if below else str(above)
-        raise ValueError(
-            f"a batch cannot be sharded: got {sizes[0]} rows, expected a multiple of {count}, the "
-            f"number of devices; give a batch size of {near}"
-        )
+    if not sizes:
+        return batch
+    local = len(mesh.local_devices)
+    check_batch(sizes[0], local)
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(
-        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
-    )
+    whole = sizes[0] // local * mesh.size
+    rows = own_rows(whole, mesh)
+
+    def put(leaf: Any) -> jax.Array:
+        own = np.asarray(leaf)
+        part = lambda index: own[np.searchsorted(rows, np.arange(whole)[index[0]])]
+        return jax.make_array_from_callback((whole, *own.shape[1:]), sharding, part)
+
+    return jax.tree.map(put, batch)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Copies a tree to every device of a mesh.
+    """Copies a tree, which all processes have, to every device of a mesh.
 
     On one device the result can share buffers with `tree`; copy it before they are donated.
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return place(tree, shardings(tree, mesh))
+
+
+FSDP: tuple[tuple[str, int | None], ...] = ((r".*\bkernel\b.*", -1), (r".*", None))
+"""Rules of fully sharded data parallelism: the first regular expression that matches the name of a
+leaf gives the axis that is divided, here the output channels of a kernel; None: a copy everywhere.
+"""
+
+
+def shardings(tree: Any, mesh: Mesh, rules: Sequence[tuple[str, int | None]] = ()) -> Any:
+    """A sharding for each leaf of a tree.
+
+    Args:
+      tree: pytree of arrays, such as a train state with parameters and optimizer state.
+      mesh: from `mesh()`.
+      rules: such as `FSDP`; without any, every device has a copy. A leaf whose axis the number of
+        devices does not divide is copied too.
+
+    Returns:
+      The same tree of `NamedSharding`.
+    """
+
+    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        axis = next((axis for rule, axis in rules if re.fullmatch(rule, name)), None)
+        if axis is None or leaf.ndim == 0 or leaf.shape[axis] % mesh.size:
+            return NamedSharding(mesh, PartitionSpec())
+        dims = [None] * leaf.ndim
+        dims[axis] = AXIS  # type: ignore[call-overload]
+        return NamedSharding(mesh, PartitionSpec(*dims))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts the leaves of a tree, which all processes have, on devices, with a sharding for each."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def put_local(tree: Any) -> Any:
+    """Copies a tree to the devices of this process, on which `shard_rows` works."""
+    if jax.local_device_count() == 1:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(mesh(jax.local_devices()), PartitionSpec()))
+
+
+def fetch(tree: Any) -> Any:
+    """The arrays of a tree on the host, whole, in every process; every process must call it."""
+
+    def whole(leaf: Any) -> np.ndarray:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(whole, tree)
+
+
+def shard_rows(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Jits `(variables, rows [b ...]) -> rows [b ...]` and splits the rows over the local devices.
+
+    Rows are padded with copies of the first one to a multiple of the number of devices. With
+    several processes, each works on its own rows.
+    """
+    unsharded = jax.jit(run)
+
+    @functools.cache
+    def sharded(count: int) -> Callable[..., Any]:
+        among = mesh(jax.local_devices()[:count])
+        rows, replicated = PartitionSpec(AXIS), PartitionSpec()
+        return jax.jit(
+            jax.shard_map(
+                run, mesh=among, in_specs=(replicated, rows), out_specs=rows, check_vma=False
+            )
+        )
+
+    def call(variables: Any, rows: Any) -> Any:
+        count, n = jax.local_device_count(), len(jax.tree.leaves(rows)[0])
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, rows)))
+        if count == 1 or n == 1 or traced:
+            return unsharded(variables, rows)
+        outputs = sharded(count)(variables, pad_rows(rows, -n % count))
+        return jax.tree.map(lambda leaf: leaf[:n], outputs)
+
+    call.lower = unsharded.lower  # type: ignore[attr-defined]  # of one device
+    return call
+
+
+def pad_rows(rows: Any, count: int) -> Any:
+    """Appends `count` copies of the first row to every leaf."""
+    return jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], count, axis=0)]), rows
+    )
 
 
 _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
@@ -211,67 +333,6 @@ def images_at_once(n: int | None = None) -> int:
 def default_dtype() -> str:
     """The default compute type of networks: "bfloat16" on a GPU or TPU, "float32" on a CPU."""
     return "float32" if platform() == "cpu" else "bfloat16"
-
-
-# --- several hosts ----------------------------------------------------------------------------
-
-
-def several_hosts(environment: Mapping[str, str]) -> bool:
-    """Whether environment variables show that this process is one of several.
-
-    Example:
-      >>> several_hosts({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"})
-      True
-      >>> several_hosts({"SLURM_JOB_ID": "3"})
-      False
-    """
-    lists = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")  # TPU pods
-    counts = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # srun, mpirun
-    addresses = ("JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
-    return (
-        any("," in environment.get(name, "") for name in lists)
-        or any(environment.get(name, "1") not in ("", "0", "1") for name in counts)
-        or any(environment.get(name) for name in addresses)
-    )
-
-
-def init_distributed() -> bool:
-    """Joins the other hosts if the environment names any; call it before JAX's devices are used.
-
-    JAX finds the hosts of TPU pods, Slurm and Open MPI. Elsewhere, set for each process
-    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. On
-    a TPU pod without `TPU_WORKER_HOSTNAMES`, which looks like a single machine, set
-    `TL_DISTRIBUTED=1`. `TL_DISTRIBUTED=0` keeps a process alone in any case.
-
-    Returns:
-      Whether there are other hosts. A second call changes nothing.
-
-    Raises:
-      ValueError: `TL_DISTRIBUTED` is neither 0 nor 1; only one of `JAX_NUM_PROCESSES` and
-        `JAX_PROCESS_ID` is set, or one is not a number.
-    """
-    setting = os.environ.get("TL_DISTRIBUTED", "")
-    if setting == "0" or not (setting or several_hosts(os.environ)):
-        return False
-    if not jax.distributed.is_initialized():
-        if setting not in ("", "1"):
-            raise ValueError(f"wrong environment: got TL_DISTRIBUTED={setting!r}, expected 0 or 1")
-        values = {
-            name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")
-        }
-        wrong = [
-            f"JAX_{name.upper()}={value!r}"
-            for name, value in values.items()
-            if value and not value.isdigit()
-        ]
-        if wrong or len({value is None for value in values.values()}) > 1:
-            raise ValueError(
-                f"wrong environment: got {', '.join(wrong) or values}, expected JAX_NUM_PROCESSES "
-                "and JAX_PROCESS_ID, both as numbers, or neither"
-            )
-        count, rank = (int(value) if value else None for value in values.values())
-        jax.distributed.initialize(num_processes=count, process_id=rank)
-    return jax.process_count() > 1
 
 
 # --- memory -----------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from tl.attacks.base import (
 from tl.attacks.goals import Goal, success_mask
 from tl.attacks.norms import Norm, per_image_keys
 from tl.attacks.slots import expand, run_slots
+from tl.devices import pad_rows, shard_rows
 from tl.types import Array, Variables
 
 # Bisection steps between the clean image and the nearest one found, to 1/256 of the way. Chosen,
@@ -73,42 +74,6 @@ def check_call(norm: Norm, images01: Array, eps: Any) -> None:
         )
 
 
-def shard_rows(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Jits `(variables, rows [b ...]) -> rows [b ...]` and splits the rows over the local devices.
-
-    Rows are padded with copies of the first one to a multiple of the number of devices. On several
-    hosts, each works on its own rows.
-    """
-    unsharded = jax.jit(run)
-
-    @functools.cache
-    def sharded(count: int) -> Callable[..., Any]:
-        mesh = devices.mesh(jax.local_devices()[:count])
-        rows, replicated = jax.sharding.PartitionSpec(devices.AXIS), jax.sharding.PartitionSpec()
-        return jax.jit(
-            jax.shard_map(
-                run, mesh=mesh, in_specs=(replicated, rows), out_specs=rows, check_vma=False
-            )
-        )
-
-    def call(variables: Variables, rows: Any) -> Any:
-        count, n = jax.local_device_count(), len(jax.tree.leaves(rows)[0])
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, rows)))
-        if count == 1 or n == 1 or traced:
-            return unsharded(variables, rows)
-        outputs = sharded(count)(variables, _pad(rows, -n % count))
-        return jax.tree.map(lambda leaf: leaf[:n], outputs)
-
-    return call
-
-
-def _pad(rows: Any, count: int) -> Any:
-    """Appends copies of the first row."""
-    return jax.tree.map(
-        lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], count, axis=0)]), rows
-    )
-
-
 def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
     """Bounds the memory of `(variables, rows [n ...]) -> rows [n ...]`: `slots` rows at a time."""
 
@@ -117,7 +82,7 @@ def map_in_chunks(run: Callable[..., Any], slots: int) -> Callable[..., Any]:
         if n <= slots:
             return run(variables, rows)
         chunks = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, slots, *leaf.shape[1:]), _pad(rows, -n % slots)
+            lambda leaf: leaf.reshape(-1, slots, *leaf.shape[1:]), pad_rows(rows, -n % slots)
         )
         outputs = jax.lax.map(lambda chunk: run(variables, chunk), chunks)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:n], outputs)

@@ -35,8 +35,8 @@ from tl.attacks.run import (
     batched_logits,
     make_attack,
     map_in_chunks,
-    shard_rows,
 )
+from tl.devices import shard_rows
 from tl.types import Array, Variables
 
 # Success rate that other steps may add. Chosen, not tuned.

@@ -265,7 +265,7 @@ def _decoded(reader: _Reader, plan: Plan, start: int, workers: int, threads: int
 
 def _read_step(reader: _Reader, plan: Plan, step: int) -> Batch:
     rows = plan.rows(step)
-    return reader.collate((reader.read(int(row)) for row in rows if row >= 0), plan.batch_size)
+    return reader.collate((reader.read(int(row)) for row in rows if row >= 0), len(rows))
 
 
 def _in_processes(reader: _Reader, plan: Plan, start: int, workers: int) -> Iterator[Batch]:

@@ -28,6 +28,7 @@ class Plan:
       epochs: passes over the examples.
       seed: seed of the NumPy generator (PCG64), used together with the number of the epoch.
       weights: f64[n], the relative frequency of each example; see `balanced`.
+      slots: i[m], the slots of each batch that this process reads; None: all.
 
     Raises:
       ValueError: `n`, `batch_size` or `epochs` is below 1, `seed` is below 0, or `weights` are not
@@ -44,6 +45,7 @@ class Plan:
     epochs: int
     seed: int
     weights: np.ndarray | None = None
+    slots: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for field, least in (("n", 1), ("batch_size", 1), ("epochs", 1), ("seed", 0)):
@@ -69,14 +71,14 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
     def rows(self, step: int) -> np.ndarray:
-        """The examples of a step in [0, len(self)), i32[b]; -1 is padding."""
+        """The examples of a step in [0, len(self)), i32[b], or of its `slots`; -1 is padding."""
         if not 0 <= step < len(self):
             raise IndexError(f"`step` must be in [0, {len(self)}): got {step}")
         epoch, batch = divmod(step, self.steps_per_epoch)
         rows = np.full(self.batch_size, -1, np.int32)
         part = _order(self, epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]
         rows[: len(part)] = part
-        return rows
+        return rows if self.slots is None else rows[self.slots]
 
     def identity(self) -> dict[str, int | str]:
         """The values that decide the order of the batches, JSON-ready.

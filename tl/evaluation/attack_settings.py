@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from tl import attacks, inference, pixels, reporting
+from tl import attacks, hosts, inference, pixels, reporting
 from tl.ascent import transforms
 from tl.attacks import goals, norms
 from tl.models import Classifier
@@ -244,9 +244,10 @@ def attack_batches(
     # One key per image, so that results do not depend on the batch size.
     keys = norms.per_image_keys(jax.random.key(settings.seed), n)
     label = f"{settings.attack}, eps {format_eps(eps, settings.norm)}"
-    for start in reporting.progress(starts, len(starts), label):
-        rows = np.resize(np.arange(start, min(start + size, n)), size)
-        padding = np.arange(size) >= n - start
+
+    def compute(i: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.resize(np.arange(starts[i], min(starts[i] + size, n)), size)
+        padding = np.arange(size) >= n - starts[i]
         result = attack(
             variables,
             keys[rows],
@@ -256,8 +257,12 @@ def attack_batches(
             step_size=settings.step_size,
             skip=padding,
         )
-        adversarial[rows[~padding]] = np.asarray(result.images)[~padding]
-        steps[rows[~padding]] = np.asarray(result.steps)[~padding]
+        return np.asarray(result.images)[~padding], np.asarray(result.steps)[~padding]
+
+    parts = hosts.shares(len(starts), compute)
+    for start, (part, _) in zip(starts, reporting.progress(parts, len(starts), label), strict=True):
+        rows = slice(start, start + size)
+        adversarial[rows], steps[rows] = part
     return adversarial, steps
 
 

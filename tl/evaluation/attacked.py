@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import attacks, data, devices, inference, metrics, pixels, reporting
+from tl import attacks, data, devices, hosts, inference, metrics, pixels, reporting
 from tl.attacks import norms, sanity_checks
 from tl.evaluation import perceptual
 from tl.evaluation.attack_settings import (
@@ -176,7 +176,7 @@ def evaluate_attack(
     """
     check_settings(clf, settings, target)
     searches = make_searches(settings, target)
-    variables = jax.device_put(clf.fold_batch_norm(variables))
+    variables = devices.put_local(clf.fold_batch_norm(variables))
     run.remark(*norms.radius_remarks(settings.norm, settings.eps))
     selection = select_images(
         clf, variables, images, target=target, labels=labels, only=only, limit=limit
@@ -238,7 +238,7 @@ def _evaluate(
         run.figure(f"eps{name.removesuffix('/255')}-{i:03d}-{path.stem}", image)
         for i, (path, image) in enumerate(zip(selection.paths, adversarial, strict=True))
     ]
-    saved = np.stack([data.decode(file) for file in files])
+    saved = hosts.on_first(lambda: np.stack([data.decode(file) for file in files]))
     images = pixels.to_images01(saved)
     succeeds = lambda logits: np.asarray(selection.goal.success(logits, selection.class_mask))
     file_judgment = judgment = _judge(run, clf, variables, selection, images, lpips)

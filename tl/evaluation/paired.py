@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl import data, inference, metrics, reporting, storage
+from tl import data, hosts, inference, metrics, reporting, storage
 from tl.data.spec import file_of
 from tl.evaluation import seen
 from tl.inference import Predictions
@@ -146,6 +146,8 @@ def save_predictions(
         cannot be read any more has no SHA-256.
       seen_images: the images that the network was trained on.
     """
+    if not hosts.first():
+        return
     display = inference.class_table(clf).display
     with io.StringIO(newline="") as file:
         writer = csv.writer(file)

@@ -103,25 +103,31 @@ def robust(
     if eps:
         check_robust(eps, method, queries, classes=k)
     attack = _attack(clf, method, queries)
-    variables = jax.device_put(clf.fold_batch_norm(variables))
+    variables = devices.put_local(clf.fold_batch_norm(variables))
     # Several rounds of images per batch, because slots stay empty while the last images of a batch
     # finish.
     batch_size = 8 * devices.images_at_once()
-    n = clean = robust = 0
-    batches = data.load(inputs.sources(spec), clf.prepare, batch_size=batch_size)
-    for batch in reporting.progress(
-        batches, -(-len(spec.examples) // batch_size), "attacking, batches"
-    ):
-        # Padded slots have arbitrary labels; `valid` leaves them out.
-        labels = np.array([spec.examples[i].label for i in batch.index], np.int64)
+    examples, n, clean, robust = spec.examples, 0, 0, 0
+
+    def test(images: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which images are correct without and under attack."""
+        # Slots without an image have arbitrary labels; they are left out afterwards.
+        labels = np.array([examples[i].label for i in index], np.int64)
         class_mask = goals.class_mask(labels[:, None].tolist(), k)
-        images01 = pixels.to_images01(batch.images)
+        images01 = pixels.to_images01(images)
         logits = np.asarray(inference.forward(clf)(variables, images01))
-        correct = metrics.topk_correct(logits, labels, 1) & batch.valid
-        key = jax.random.fold_in(jax.random.key(seed), n)
+        correct = metrics.topk_correct(logits, labels, 1) & (index >= 0)
+        key = jax.random.fold_in(jax.random.key(seed), index[0])
         result = attack(variables, key, images01, class_mask, eps=eps, skip=~correct)
-        n, clean = n + int(batch.valid.sum()), clean + int(correct.sum())
-        robust += int((correct & ~np.asarray(result.success)).sum())
+        return correct, correct & ~np.asarray(result.success)
+
+    progress = functools.partial(reporting.progress, label="attacking, batches")
+    for batch in inference.map_sources(
+        test, inputs.sources(spec), clf.prepare, batch_size=batch_size, progress=progress, at=True
+    ):
+        correct, withstood = batch.values
+        n, clean = n + len(correct), clean + int(correct.sum())
+        robust += int(withstood.sum())
     name = method
     if method == "pgd":
         name = f"PGD-{CHECK_STEPS} on the margin, 1 random start, 8-bit images"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import data, inference, labels, metrics, models, paths, reporting
+from tl import data, hosts, inference, labels, ledger, metrics, models, paths, reporting
 from tl.attacks import norms
 from tl.data import DataSpec
 from tl.data.augment import make_augment
@@ -167,7 +167,9 @@ def run_round(
     )
     trained(fitted)
     frozen = all(name.startswith("head/") for name in fitted.trained)
-    predict_part = lambda part: sets.predict_set(clf, fitted.variables, part, frozen=frozen)
+    predict_part = ledger.spent("evaluation")(
+        lambda part: sets.predict_set(clf, fitted.variables, part, frozen=frozen)
+    )
     tested = predict_part(parts.test)
 
     def train_summary() -> dict[str, Any]:
@@ -252,7 +254,8 @@ def transfer(
     run.drop_rows(lambda row: "round" in row and "phase" not in row)
 
     def save_model(fitted: FitResult) -> None:
-        run.attempt("model", lambda: models.save(model, clf, fitted.variables), None)
+        save = lambda: models.save(model, clf, fitted.variables)
+        run.attempt("model", lambda: hosts.on_first(save), None)
 
     model = run.workdir / "model"
     results: list[RoundResult] = []
@@ -310,8 +313,9 @@ def transfer(
 
     save = lambda: paired.save_predictions(run, clf, {p.seed: p.tested for p in all_passes})
     run.attempt("predictions", save, None)
-    run.attempt("model", describe_model, None)
-    outcome["frozen_unchanged"] = run.attempt("frozen_unchanged", compare_frozen, None)
+    run.attempt("model", lambda: hosts.on_first(describe_model), None)
+    compare = lambda: hosts.on_first(compare_frozen)
+    outcome["frozen_unchanged"] = run.attempt("frozen_unchanged", compare, None)
     if settings.robust_eps:  # can take an hour
         attack = {"eps": settings.robust_eps, "method": settings.robust_attack}
         trained = clf, variables, first.fitted.variables, first.round.parts, recipe

@@ -2,8 +2,8 @@
 
 Each shape compiles once per process, because `forward` returns the same jitted function for the
 same classifier and every batch is padded to the same size. `in_batches` takes arrays and
-`map_sources` reads files. Sharding over devices is not done here: training (`tl.training`) and
-attacks (`tl.attacks.run`) do it.
+`map_sources` reads files. The batches are divided between the processes, and those of a process
+between its devices, so each batch has the same bits on any number of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import data
+from tl import data, devices, hosts
 from tl.data import Skipped, Source
 from tl.models import Classifier
 from tl.types import Variables
@@ -36,7 +36,12 @@ def silent(batches: Iterable[Any], total: int) -> Iterable[Any]:
 @functools.cache
 def forward(clf: Classifier) -> Callable[[Variables, Any], jax.Array]:
     """The jitted `clf.logits`: `(variables, images01 f32[b s s c]) -> f32[b k]`."""
-    return jax.jit(clf.logits)
+    return devices.shard_rows(clf.logits)
+
+
+def _rows_per_call(n: int, batch_size: int) -> int:
+    """Rows of a call, a batch for each device of this process, or fewer if there are fewer rows."""
+    return batch_size * min(jax.local_device_count(), -(-n // batch_size))
 
 
 def in_batches(
@@ -51,7 +56,7 @@ def in_batches(
       function: takes as many arrays [b ...] as `arrays` has and returns an array [b ...], or a
         pytree of them. Row i of the result must depend only on row i of the arguments.
       arrays: [n ...] each, n at least 1; NumPy or JAX arrays.
-      batch_size: rows per call, b; the last batch is padded with copies of its own rows.
+      batch_size: rows per call and device, b; the last batch is padded with copies of its own rows.
       progress: wraps the iterator over the batches.
 
     Returns:
@@ -69,11 +74,15 @@ def in_batches(
         raise ValueError(
             f"`batch_size` and the number of rows must be at least 1: got {batch_size} and {n}"
         )
-    parts, starts = [], range(0, n, batch_size)
-    for start in progress(starts, len(starts)):
-        rows = np.resize(np.arange(start, min(start + batch_size, n)), batch_size)
+    size = _rows_per_call(n, batch_size)
+    starts = range(0, n, size)
+
+    def compute(i: int) -> Any:
+        rows = np.resize(np.arange(starts[i], min(starts[i] + size, n)), size)
         outputs = function(*(array[rows] for array in arrays))
-        parts.append(jax.tree.map(lambda leaf: np.asarray(leaf)[: n - start], outputs))  # noqa: B023
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: n - starts[i]], outputs)
+
+    parts = [part for part, _ in progress(hosts.shares(len(starts), compute), len(starts))]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -85,21 +94,24 @@ class SourceBatch(NamedTuple):
       values: their results, [m ...] each.
       failed: i[f], positions of the images that could not be read.
       skipped: the path and the reason for each position in `failed`.
+      own: whether this process computed it.
     """
 
     index: np.ndarray
     values: Any
     failed: np.ndarray
     skipped: tuple[Skipped, ...]
+    own: bool = True
 
 
 def map_sources(
-    function: Callable[[np.ndarray], Any],
+    function: Callable[..., Any],
     sources: Sequence[Source],
     prepare: Callable[[np.ndarray], np.ndarray],
     *,
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
+    at: bool = False,
 ) -> Iterator[SourceBatch]:
     """Applies a function to the images in files, which are read batch by batch.
 
@@ -108,18 +120,30 @@ def map_sources(
       sources: image files, or images inside a container.
       prepare: maps a decoded image to the input of the network, such as `Classifier.prepare`; runs
         in threads.
-      batch_size: images per call, b.
+      batch_size: images per call and device, b.
       progress: wraps the batches.
+      at: whether `function` also takes the positions of the images in `sources`, i[b]; -1 for a
+        slot without an image.
 
     Yields:
-      One `SourceBatch` per batch, in the order of `sources`.
+      One `SourceBatch` per batch, in the order of `sources`, in every process.
     """
-    batches = data.load(sources, prepare, batch_size=batch_size)
-    for batch in progress(batches, -(-len(sources) // batch_size)):
-        outputs = function(batch.images)
-        yield SourceBatch(
-            index=batch.index[batch.valid],
-            values=jax.tree.map(lambda leaf: np.asarray(leaf)[batch.valid], outputs),  # noqa: B023
-            failed=batch.index[~batch.valid & (batch.index >= 0)],
+    n = len(sources)
+    size = _rows_per_call(n, batch_size)
+    total = -(-n // size) if n else 0
+    own = np.arange(n)[np.arange(n) // max(size, 1) % hosts.count() == hosts.index()]
+    batches = data.load([sources[i] for i in own], prepare, batch_size=max(size, batch_size))
+
+    def compute(i: int) -> SourceBatch:
+        batch = next(batches)
+        index = np.where(batch.valid, own[batch.index], -1)
+        outputs = function(batch.images, index) if at else function(batch.images)
+        return SourceBatch(
+            index=index[batch.valid],
+            values=jax.tree.map(lambda leaf: np.asarray(leaf)[batch.valid], outputs),
+            failed=own[batch.index[~batch.valid & (batch.index >= 0)]],
             skipped=batch.skipped,
         )
+
+    computed = (batch._replace(own=own) for batch, own in hosts.shares(total, compute))
+    yield from progress(computed, total)

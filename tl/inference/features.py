@@ -10,6 +10,7 @@ Banks of an earlier version stay on disk, are not read any more, and can be dele
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL
 
-from tl import data, pixels
+from tl import data, devices, hosts, pixels
 from tl.data import Skipped, Source, shards
 from tl.data.spec import white_of
 from tl.inference.batches import BATCH_SIZE, Progress, map_sources, silent
@@ -92,8 +93,8 @@ def bank_key(clf: Classifier, variables: Variables, endpoint: str = "features") 
 
 def _hardware(variables: Variables) -> list[str]:
     """The platforms and kinds of the devices that compute with these variables."""
-    devices = jax.device_put(jax.tree.leaves(variables)[0]).devices()
-    return sorted({f"{device.platform} {device.device_kind}" for device in devices})
+    used = jax.device_put(jax.tree.leaves(variables)[0]).devices()
+    return sorted({f"{device.platform} {device.device_kind}" for device in used})
 
 
 def extract(
@@ -136,37 +137,56 @@ def extract(
     for name, row in shards.read(bank, "features", width):
         if name in positions:
             values[positions[name]], valid[positions[name]] = row, True
+    _share_rows(values, valid)
     reused = int(valid.sum())
     names = [name for name, rows in positions.items() if not valid[rows[0]]]
     reasons: dict[str, str] = {}
+    unwritten: dict[str, np.ndarray] = {}
     if names:
-        variables = jax.device_put(clf.fold_batch_norm(variables))
+        variables = devices.put_local(clf.fold_batch_norm(variables))
         pooled = _pooled(clf, endpoint)
         function = lambda images: pooled(variables, pixels.to_images01(images))
         prepare = functools.partial(pixels.prepare, clf.pixels)
-        unwritten: dict[str, np.ndarray] = {}
-        for batch in map_sources(
-            function,
-            [path_of[name] for name in names],
-            prepare,
-            batch_size=batch_size,
-            progress=progress,
-        ):
-            for i, row in zip(batch.index, batch.values, strict=True):
-                unwritten[names[i]] = row
-                values[positions[names[i]]], valid[positions[names[i]]] = row, True
-            failed = zip(batch.failed, batch.skipped, strict=True)
-            reasons |= {names[i]: skip.why for i, skip in failed}
-            if len(unwritten) >= SHARD:
-                shards.write(bank, "features", unwritten)
-                unwritten = {}
-        shards.write(bank, "features", unwritten)
+        with hosts.deferred(), contextlib.ExitStack() as stack:  # SIGTERM loses no feature
+            stack.callback(lambda: shards.write(bank, "features", unwritten))
+            for batch in map_sources(
+                function,
+                [path_of[name] for name in names],
+                prepare,
+                batch_size=batch_size,
+                progress=progress,
+            ):
+                for i, row in zip(batch.index, batch.values, strict=True):
+                    if batch.own:
+                        unwritten[names[i]] = row
+                    values[positions[names[i]]], valid[positions[names[i]]] = row, True
+                failed = zip(batch.failed, batch.skipped, strict=True)
+                reasons |= {names[i]: skip.why for i, skip in failed}
+                if len(unwritten) >= SHARD:
+                    shards.write(bank, "features", unwritten)
+                    unwritten = {}
     skipped = tuple(
         Skipped(str(path), reasons[name])
         for path, name in zip(paths, hashes, strict=True)
         if name in reasons
     )
     return Features(values, valid, skipped, bank, reused)
+
+
+def _share_rows(values: np.ndarray, valid: np.ndarray) -> None:
+    """Adds the rows that are in the banks of other processes, which may not share a disk.
+
+    Args:
+      values: f32[n d], those of this process; changed.
+      valid: bool[n], the rows that this process has; changed.
+    """
+    known = np.stack(hosts.gather(valid))
+    if known.any(axis=0).sum() == known.all(axis=0).sum():
+        return
+    owner = np.where(known.any(axis=0), known.argmax(axis=0), -1)
+    rows = hosts.gather(values[owner == hosts.index()])
+    for i, part in enumerate(rows):
+        values[owner == i], valid[owner == i] = part, True
 
 
 def widths(clf: Classifier, variables: Variables, *endpoints: str) -> dict[str, int]:
@@ -191,14 +211,13 @@ def widths(clf: Classifier, variables: Variables, *endpoints: str) -> dict[str, 
 
 @functools.cache
 def _pooled(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.Array]:
-    @jax.jit
     def pooled(variables: Variables, images01: jax.Array) -> jax.Array:
         output = clf.apply(variables, images01)
         if endpoint == "features":
             return output.features
         return jnp.mean(output.endpoints[endpoint].astype(jnp.float32), axis=(1, 2))
 
-    return pooled
+    return devices.shard_rows(pooled)
 
 
 def identity(path: Source) -> str:

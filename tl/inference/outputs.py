@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import pixels
+from tl import devices, pixels
 from tl.data import Skipped, Source, augmentations
 from tl.inference import features
 from tl.inference.batches import Progress, map_sources
@@ -107,7 +107,7 @@ def compute(
     folded: Any = clf.fold_batch_norm(variables)
     function, side = _of_view(clf, endpoint), clf.pixels.size
     images = jax.ShapeDtypeStruct((1, side, side, len(clf.pixels.mean)), jnp.uint8)
-    shape = jax.eval_shape(function, folded, images, np.int32(0))
+    shape = jax.eval_shape(function, (folded, np.int32(0)), images)
     blank = np.zeros(shape.shape[1:], shape.dtype)
     needed = sum(len(paths) * views for paths, views in sets) * blank.nbytes
     if needed > limit:
@@ -133,10 +133,10 @@ def compute(
         if absent := tuple(v for v in range(views) if (network, name, v) not in rows):
             missing.setdefault(absent, []).append(name)
     _MEMORY.reduce_to(limit - (len(keys) - len(rows)) * blank.nbytes)
-    on_device, reasons = jax.device_put(folded), {}
+    on_device, reasons = devices.put_local(folded), {}
     for numbers, images_of in missing.items():
         for batch in map_sources(
-            lambda images: [function(on_device, images, np.int32(v)) for v in numbers],  # noqa: B023
+            lambda images: [function((on_device, np.int32(v)), images) for v in numbers],  # noqa: B023
             [path_of[name] for name in images_of],
             clf.prepare,
             batch_size=batch_size,
@@ -163,13 +163,13 @@ def compute(
 
 
 @functools.lru_cache(maxsize=4)
-def _of_view(clf: Classifier, endpoint: str) -> Callable[[Variables, Array, Any], jax.Array]:
-    """`(variables, uint8[b s s c], number of a view) -> [b ...]`, one program for all views."""
+def _of_view(clf: Classifier, endpoint: str) -> Callable[[Any, Array], jax.Array]:
+    """`((variables, number of a view), uint8[b s s c]) -> [b ...]`, one program for all views."""
 
-    @jax.jit
-    def outputs(variables: Variables, images: jax.Array, view: jax.Array) -> jax.Array:
+    def outputs(variables_and_view: Any, images: jax.Array) -> jax.Array:
+        variables, view = variables_and_view
         images01 = jax.lax.switch(view, _VIEWS, pixels.to_images01(images))
         output = clf.apply(variables, images01)
         return output.features if endpoint == "features" else output.endpoints[endpoint]
 
-    return outputs
+    return devices.shard_rows(outputs)

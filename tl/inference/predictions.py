@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import data, metrics, pixels
+from tl import data, devices, metrics, pixels
 from tl.data import DataSpec, Skipped, Source, WithWhite, with_white
 from tl.inference.batches import BATCH_SIZE, Progress, forward, in_batches, map_sources, silent
 from tl.labels import ClassTable
@@ -114,7 +114,7 @@ def predict(
       (3, 1000)
     """
     k = len(class_table(clf))
-    variables = jax.device_put(variables)  # once, instead of with each batch
+    variables = devices.put_local(variables)  # once, instead of with each batch
     function = _logits(clf, variables, views)
     if isinstance(images, np.ndarray | jax.Array):
         return _predict_array(clf, function, np.asarray(images), labels, batch_size)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl import reporting
+from tl import hosts, reporting
 from tl.pages import (
     activations,
     attack,
@@ -31,6 +31,7 @@ from tl.pages import (
     quickstart,
     remeasured,
     sweep,
+    torture,
     training,
     versus,
 )
@@ -56,6 +57,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "quickstart": quickstart.page,
     "rerun": remeasured.page,
     "sweep": sweep.page,
+    "torture": torture.page,
     "transfer": training.page,
     "versus": versus.page,
 }
@@ -71,6 +73,8 @@ def finish(run: reporting.Run, result: Mapping[str, Any]) -> Path:
       run: the run; its name is a row of `PAGES`.
       result: the content of `result.json`; `result["facts"]`, if present, is added to the footer.
     """
+    if not hosts.first():
+        return run.finish(result, None)
     numbers = reporting.jsonable(result)
     if run.remarks:
         numbers["remarks"] = list(run.remarks)

@@ -12,6 +12,7 @@ from tl.reporting.charts import (
     per_class,
     reliability,
 )
+from tl.reporting.files import jsonable, write_whole
 from tl.reporting.html import (
     Bar,
     Html,
@@ -56,11 +57,9 @@ from tl.reporting.messages import (
 from tl.reporting.run import (
     Attempt,
     Run,
-    jsonable,
     read_run,
     required,
     start,
-    write_whole,
 )
 from tl.reporting.software import PACKAGES
 from tl.reporting.terminal import Item, columns, progress

@@ -11,7 +11,8 @@
 
 Numbers that are not finite have no JSON form and are written as `null`; `finish` names them on
 stderr. This module does not save weights (`tl.training.checkpoints` does). Importing it starts no
-accelerator; `start` asks JAX for its devices. Processes that share a disk need one workdir each.
+accelerator; `start` asks JAX for its devices. The processes of one run (`tl.hosts`) share a folder,
+in which process 0 alone writes. Different runs need one each.
 
 Example:
   run = reporting.start("predict", FLAGS.workdir, FLAGS.flag_values_dict())
@@ -24,7 +25,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import enum
 import itertools
 import json
 import math
@@ -40,12 +40,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
-from tl import storage
+from tl import hosts, ledger, storage
 from tl.paths import expanded, is_url, printable, shortened
 from tl.reporting import images, track
+from tl.reporting.files import jsonable, write_whole
 from tl.reporting.messages import ERROR, MAX_MESSAGE
+from tl.reporting.shared import check_shared, check_versions, lost
 from tl.reporting.software import git_state, versions
 
 Value = TypeVar("Value")
@@ -83,6 +83,7 @@ class Run:
     remarks: list[str] = dataclasses.field(default_factory=list)
     _began: float | None = dataclasses.field(default_factory=time.monotonic, repr=False)
     _resumed: bool = dataclasses.field(default=False, repr=False)
+    _writes: bool = dataclasses.field(default_factory=hosts.first, repr=False)
     _figures: set[str] = dataclasses.field(default_factory=set, repr=False)
     _trackers: list[track.Trackers] = dataclasses.field(default_factory=list, repr=False)
 
@@ -93,6 +94,8 @@ class Run:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Appends `row` to `metrics.jsonl`, with the seconds since the start unless it has them."""
+        if not self._writes:
+            return
         line = json.dumps(jsonable({"seconds": round(self.seconds, 3), **row}), allow_nan=False)
         storage.append(self.workdir / "metrics.jsonl", line)
         for trackers in self._trackers:
@@ -101,7 +104,7 @@ class Run:
     def track(self, names: Sequence[str]) -> None:
         """Passes the rows of `log`, and the result, on to trackers (`tl.reporting.track`)."""
         flags = self.config["flags"]
-        if names:
+        if names and self._writes:
             opened = track.open_trackers(
                 names, self.name, self.workdir, flags, self.remark, resume=self._resumed
             )
@@ -115,7 +118,7 @@ class Run:
             interruption has cut off is always removed.
         """
         path = self.workdir / "metrics.jsonl"
-        if not (self._resumed and path.exists()):
+        if not (self._writes and self._resumed and path.exists()):
             return
         lines = path.read_text(encoding="utf-8").splitlines()
         left = []
@@ -139,6 +142,8 @@ class Run:
         Raises:
           ValueError: the folder cannot be written, or the disk has too little space.
         """
+        if not self._writes:
+            return
         folder = self.workdir / name
         try:
             storage.make_folder(folder, check=True)
@@ -204,7 +209,8 @@ class Run:
           image: as for `tl.reporting.images.as_uint8`.
         """
         path = self._free(name, ".png")
-        images.save_png(path, image)
+        if self._writes:
+            images.save_png(path, image)
         self._figures.add(path.name.casefold())
         return path
 
@@ -220,7 +226,8 @@ class Run:
           frames, seconds: as for `tl.reporting.images.save_animation`.
         """
         path = self._free(name, ".webp")
-        images.save_animation(path, frames, seconds=seconds)
+        if self._writes:
+            images.save_animation(path, frames, seconds=seconds)
         self._figures.add(path.name.casefold())
         return path
 
@@ -229,7 +236,8 @@ class Run:
         stem = re.sub(r"[^\w.-]+", "_", name)[:60].strip("._") or "figure"
         stems = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
         folder = self.workdir / "figures"
-        storage.make_folder(folder)
+        if self._writes:
+            storage.make_folder(folder)
         # Some file systems do not distinguish upper and lower case.
         names = (f"{s}{suffix}" for s in stems)
         return folder / next(n for n in names if n.casefold() not in self._figures)
@@ -264,6 +272,8 @@ class Run:
         Raises:
           ValueError: `result` holds a value without a JSON form; neither file is written.
         """
+        if not self._writes:
+            return self.workdir / "report.html"
         holes: list[str] = []
         numbers = jsonable(result, holes=holes)
         if holes:
@@ -273,6 +283,8 @@ class Run:
         page = path if html is None else self.attempt("page", lambda: self.write_report(html), path)
         numbers |= {"remarks": jsonable(self.remarks)} if self.remarks else {}
         numbers |= {"failed": jsonable(self.failures)} if self.failures else {}
+        lost_seconds = self.config.get("lost_seconds", 0.0)
+        numbers |= {"ledger": jsonable(ledger.summary(self.seconds, lost_seconds))}
         write_whole(path, json.dumps(numbers, indent=2, allow_nan=False) + "\n")
         storage.remove(self.workdir / BEFORE)
         storage.flush()
@@ -313,7 +325,7 @@ def start(
 
     began = datetime.datetime.now().astimezone()
     default = pathlib.Path("runs", name, began.strftime("%Y%m%d-%H%M%S"))
-    folder = expanded(workdir) if workdir else _unused(default)
+    folder = hosts.on_first(lambda: expanded(workdir) if workdir else _unused(default))
     devices = available()
     described = {
         "name": name,
@@ -324,6 +336,7 @@ def start(
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
             "count": len(devices),
+            "processes": hosts.count(),
         },
         "versions": {
             "python": platform.python_version(),
@@ -334,6 +347,15 @@ def start(
         "host": {"system": platform.platform(), "cpus": os.cpu_count()},
     }
     described = jsonable(described)
+    ledger.begin()
+    check_versions(described)
+    described = hosts.on_first(lambda: _open(name, folder, described, resume))
+    check_shared(folder)
+    return Run(name, folder, described, _resumed=resume)
+
+
+def _open(name: str, folder: pathlib.Path, described: Any, resume: bool) -> dict[str, Any]:
+    """Creates the folder, removes results of an older run, and writes and returns `config.json`."""
     try:
         storage.make_folder(folder, check=True)
         results = ("result.json", "report.html", "predictions.csv", ERROR)
@@ -346,12 +368,13 @@ def start(
             (folder / "result.json").replace(folder / BEFORE)
         for stale in results + (() if resume else ("metrics.jsonl", BEFORE)):
             storage.remove(folder / stale)
+        described = {**described, "lost_seconds": lost(folder) if resume else 0.0}
         write_whole(folder / "config.json", json.dumps(described, indent=2, allow_nan=False) + "\n")
+        return described
     except OSError as error:
         raise ValueError(
             f"cannot write into {str(folder)!r} ({error.strerror}); give another `workdir`"
         ) from error
-    return Run(name, folder, described, _resumed=resume)
 
 
 def experiment(folder: pathlib.Path) -> str:
@@ -387,66 +410,6 @@ def read_run(folder: str | os.PathLike[str]) -> tuple[Run, dict[str, Any]]:
             "and result.json, which a run writes into its `workdir`"
         ) from error
     return Run(str(config["name"]), folder, config, _began=None), result
-
-
-def jsonable(value: Any, *, where: str = "", holes: list[str] | None = None) -> Any:
-    """The same value in JSON's types, with text as `tl.paths.printable` writes it.
-
-    NumPy and JAX scalars and arrays become numbers and lists; NaN and infinity become None.
-
-    Args:
-      value: mappings (keys become text), sequences, arrays, numbers, text, paths, enums,
-        dataclasses, None.
-      where: name of the value, for the error.
-      holes: collects the names of entries that were not finite.
-
-    Raises:
-      ValueError: a value has another type; the error names the value.
-
-    Example:
-      >>> jsonable({"top1": np.float32(0.5), "sizes": np.arange(3), 1: float("nan")})
-      {'top1': 0.5, 'sizes': [0, 1, 2], '1': None}
-    """
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
-        value = value._asdict()  # type: ignore[attr-defined]  # a NamedTuple
-    elif hasattr(value, "__array__") and not isinstance(value, np.generic):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray | np.generic):
-        is_bfloat16 = value.dtype.kind == "V"
-        value = (value.astype(np.float32) if is_bfloat16 else value).tolist()
-    if isinstance(value, float):
-        if not math.isfinite(value) and holes is not None:
-            holes.append(where)
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str):
-        return printable(value)
-    if value is None or isinstance(value, int):
-        return value
-    inside = lambda key: f"{where}/{key}".lstrip("/")
-    if isinstance(value, Mapping):
-        items = value.items()
-        return {_key(k): jsonable(v, where=inside(k), holes=holes) for k, v in items}
-    if isinstance(value, list | tuple):
-        return [jsonable(v, where=inside(i), holes=holes) for i, v in enumerate(value)]
-    raise ValueError(
-        f"{where or 'value'}: JSON cannot hold a value of type {type(value).__name__}; pass "
-        "numbers, text, lists or dicts"
-    )
-
-
-def _key(key: Any) -> str:
-    return printable(str(key.value if isinstance(key, enum.Enum) else key))
-
-
-def write_whole(path: pathlib.Path, content: str) -> None:
-    """Writes a file that is whole or absent after any interruption: a temporary file is renamed."""
-    storage.write_whole(path, content.encode("utf-8"))
 
 
 def _unused(folder: pathlib.Path) -> pathlib.Path:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TextIO, TypeVar
 
+from tl import hosts
+
 Item = TypeVar("Item")
 
 
@@ -45,6 +47,9 @@ def progress(
       label: name of the work, shown at the start of the line.
       stream: the output; by default stderr.
     """
+    if not hosts.first():
+        yield from iterable
+        return
     out: TextIO = sys.stderr if stream is None else stream
     total = len(iterable) if total is None and isinstance(iterable, Sized) else total
     terminal, began, drawn_at, done, due = out.isatty(), time.monotonic(), -1.0, 0, 1

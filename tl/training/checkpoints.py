@@ -47,7 +47,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import reporting
+from tl import hosts, reporting
 from tl.paths import expanded, is_url, nearest, printable, shortened
 
 # Folders are named step_00000120, so that their names sort as numbers.
@@ -100,8 +100,11 @@ class Checkpoints:
         *,
         position: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
+        replace: bool = False,
     ) -> None:
         """Copies the tree to the host and writes it in a thread; first waits for the save before.
+
+        Every process must call it with the same arguments.
 
         Args:
           step: larger than that of every checkpoint in the folder.
@@ -110,6 +113,7 @@ class Checkpoints:
             needs to continue.
           metrics: name -> number; the first decides which checkpoint is the best. NaN is never the
             best.
+          replace: whether `step` may be the newest checkpoint, which is then removed first.
 
         Raises:
           ValueError: the save before failed or this one cannot begin (disk full, folder missing); a
@@ -117,7 +121,9 @@ class Checkpoints:
         """
         self.wait()
         newest = max(self._manager.all_steps(), default=None)
-        if newest is not None and step <= newest:
+        if replace and step == newest:
+            self._manager.delete(step)
+        elif newest is not None and step <= newest:
             raise ValueError(
                 f"`step` must be larger than {newest}, the newest checkpoint in "
                 f"{str(self.folder)!r}: got {step}"
@@ -290,11 +296,14 @@ def open(
             f"{str(path)!r} holds other files ({names[0]!r}) and no checkpoint; use an empty or a "
             "new folder"
         )
-    if jax.process_index() == 0:
+
+    def clean() -> None:
         # Orbax does this in a thread, which may not finish before the process ends.
         for name in names:
             if re.match(rf"{PREFIX}_\d{{{DIGITS}}}\.orbax-checkpoint-tmp", name):
                 (path / name).rmtree() if is_url(path) else shutil.rmtree(path / name)  # type: ignore
+
+    hosts.on_first(clean)
     # Orbax logs every step of its work, and errors that are raised here a second time with a
     # traceback.
     log = logging.getLogger("absl")

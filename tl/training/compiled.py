@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from tl import devices
+from tl import devices, hosts
 from tl.data import DataSpec
 from tl.training.inputs import CachedInputs, ImageInputs, confidence
 from tl.training.recipe import Recipe
@@ -31,14 +32,9 @@ class CompiledStep(NamedTuple):
     def __call__(
         self, state: TrainState, examples: Examples
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        if self.padded_program is None or _is_full(examples.valid):
+        if self.padded_program is None or bool(np.all(examples.valid)):
             return self.program(state, examples)
         return self.padded_program()(state, examples)
-
-
-def _is_full(valid: Any) -> bool:
-    """Whether no slot is padding; False if the slots of other hosts decide it too."""
-    return getattr(valid, "is_fully_addressable", True) and bool(np.all(valid))
 
 
 def compile_step(
@@ -71,15 +67,31 @@ def compile_step(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
 
+    if hosts.count() > 1:  # whether a batch is full depends on the slots of all processes
+        masked = False
+
     def compiled(size: int, padded: bool = not masked) -> Any:
+        devices.check_batch(size, mesh.size, "a training batch")
+        sharding = NamedSharding(mesh, PartitionSpec(devices.AXIS))
+
+        def rows(dtype: Any, *shape: int) -> Any:
+            return jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
+
         certain = confidence(train_set) is None
         batch = Examples(
-            np.repeat(example, size, 0),
-            np.zeros(size, np.int32),
-            np.zeros(size, bool),
-            None if certain else np.ones(size, np.float32),
+            rows(example.dtype, *example.shape[1:]),
+            rows(np.int32),
+            rows(bool),
+            None if certain else rows(np.float32),
         )
-        return step.lower(state, devices.shard(batch, mesh), padded).compile()  # type: ignore[attr-defined]
+        if mesh.size == 1:
+            return step.lower(state, batch, padded).compile()  # type: ignore[attr-defined]
+        # The state keeps its shardings: XLA may otherwise choose others.
+        metrics = jax.eval_shape(lambda s, e: step(s, e, padded), state, batch)[1]
+        whole = NamedSharding(mesh, PartitionSpec())
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state), dict.fromkeys(metrics, whole)
+        same = jax.jit(lambda s, e: step(s, e, padded), donate_argnums=0, out_shardings=shardings)
+        return same.lower(state, batch).compile()
 
     padded_program = functools.cache(lambda: compiled(b, padded=True)) if masked else None
     programs = [compiled(b)]
@@ -87,7 +99,7 @@ def compile_step(
         programs.append(padded_program())
     needed, memory = max(map(devices.memory_needed, programs)), devices.memory_limit()
     if memory is not None and needed > memory:
-        unit = math.lcm(recipe.microbatches, len(mesh.local_devices))  # the smallest batch
+        unit = math.lcm(recipe.microbatches, mesh.size)  # the smallest batch
         need = lambda units: devices.memory_needed(compiled(units * unit))
         size = unit * devices.largest_batch(need, max(b // (2 * unit), 1), room=memory)
         part = max(size // recipe.microbatches, 1)

@@ -207,7 +207,7 @@ def check_recipe(
 
 
 # Fields of a recipe that a resumed run may change, because they decide no number.
-_NOT_COMPARED = ("workers", "save_every")
+_NOT_COMPARED = ("workers", "save_every", "save_minutes", "fsdp")
 
 
 def _inputs(context: FitContext, variables: Variables) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import data, inference, pixels
+from tl import data, devices, hosts, inference, pixels
 from tl.data import Batch, DataSpec, Skipped, loader
 from tl.data.augment import Augment
 from tl.data.feed import BatchIterator
@@ -40,6 +40,13 @@ def sources(spec: DataSpec) -> list[data.Source]:
 def labels(spec: DataSpec) -> np.ndarray:
     """The labels of a set, i64[n]."""
     return np.array([example.label for example in spec.examples], np.int64)
+
+
+def own_slots(batch_size: int) -> np.ndarray:
+    """The slots of a batch that this process reads, i[m]: all, unless there are several."""
+    if hosts.count() == 1:
+        return np.arange(batch_size)
+    return devices.own_rows(batch_size, devices.mesh())
 
 
 def confidence(spec: DataSpec) -> np.ndarray | None:
@@ -78,10 +85,21 @@ class ImageInputs(NamedTuple):
         return np.zeros((1, side, side, len(self.clf.pixels.mean)), np.uint8)
 
     def evaluation(self, batch_size: int) -> Iterator[IndexedBatch]:
-        """Batches with inputs uint8[b s s c], in order."""
-        targets = labels(self.spec)
-        for batch in data.load(sources(self.spec), self.clf.prepare, batch_size=batch_size):
-            yield _indexed(batch, targets)
+        """Batches with inputs uint8[b s s c], in order; with several processes, their own slots."""
+        targets, paths = labels(self.spec), sources(self.spec)
+        slots = own_slots(batch_size)
+        count = -(-len(paths) // batch_size)
+        rows = (np.arange(count)[:, None] * batch_size + slots).ravel()
+        own = rows[rows < len(paths)]
+        batches = data.load([paths[i] for i in own], self.clf.prepare, batch_size=len(slots))
+        for batch in batches:
+            index = np.where(batch.index >= 0, own[batch.index], -1).astype(np.int32)
+            yield _indexed(batch._replace(index=index), targets)
+        if len(own) <= (count - 1) * len(slots):  # the last batch has no image of this process
+            blank = self.clf.prepare(np.zeros((64, 64, 3), np.uint8))
+            images, m = np.stack([blank] * len(slots)), len(slots)
+            index = np.full(m, -1, np.int32)
+            yield _indexed(Batch(images, np.zeros(m, bool), index, ()), targets)
 
 
 class CachedInputs(NamedTuple):
@@ -118,8 +136,8 @@ class CachedInputs(NamedTuple):
         """Batches with inputs [b ...], in order, of the first view: the unchanged image."""
         n = len(self.labels)
         for begin in range(0, n, batch_size):
-            rows = np.arange(begin, begin + batch_size)
-            yield self.select(np.where(rows < n, rows, -1), np.zeros(batch_size, np.int64))
+            rows = begin + own_slots(batch_size)
+            yield self.select(np.where(rows < n, rows, -1), np.zeros(len(rows), np.int64))
 
     def select(self, rows: np.ndarray, views: np.ndarray) -> IndexedBatch:
         """The batch of some images in some views; a row of -1 is padding."""
@@ -241,6 +259,7 @@ class _CachedBatches(BatchIterator):
         else:
             views = np.asarray(self._choose(self._key, self._step))
         rows = self._plan.rows(self._step)
+        views = views if self._plan.slots is None else views[self._plan.slots]
         self._step += 1
         return self._cache.select(rows, views)
 

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tl import devices, metrics
+from tl import devices, hosts, ledger, metrics
 from tl.data import Skipped
 from tl.data.feed import prefetch
 from tl.data.plan import Plan
 from tl.training import checkpoints, step
 from tl.training.phase import Phase
 from tl.training.program import FitContext
+
+
+@contextlib.contextmanager
+def _closing(store: checkpoints.Checkpoints) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with ledger.spent("checkpoint"):
+            store.close()
+
+
+# What a process can ask of all after a step.
+SAVE, STOP = 1, 2
 
 
 class Best(NamedTuple):
@@ -53,13 +66,14 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
     skipped: tuple[Skipped, ...] = ()  # before this process
     epoch: dict[str, float] = {}  # sums over the steps of this epoch, as `_add`
     mesh = devices.mesh()
+    agreement, agreed = hosts.Agreement(mesh), 0
     if number and (scores := validate(phase, state)):  # the phase before may remain the best
         best = Best({"phase": phase.name, "epoch": 0, **scores}, *phase.host(state))
-    with contextlib.ExitStack() as stack:
+    with hosts.deferred(), contextlib.ExitStack() as stack:
         store = None
         if context.folder is not None:
             store = checkpoints.open(context.folder / f"phase{number}")
-            stack.callback(store.close)
+            stack.enter_context(_closing(store))
             newest, best_step = store.latest(), store.best()
             if best_step is not None:
                 restored, position, _ = store.restore(best_step, like=_without_frozen(state))
@@ -79,11 +93,15 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                 if position["done"]:
                     return PhaseResult(state, history, best, steps=first, skipped=skipped)
         context.resumed(phase.name, first)
-        last_saved = first
+        last_saved, saved_at = first, time.monotonic()
 
         def save(step: int, *, final: bool, scores: Mapping[str, float] | None = None) -> None:
-            nonlocal last_saved
-            if store is not None and step > last_saved:
+            nonlocal last_saved, saved_at, agreed
+            agreed = STOP if agreed == STOP else 0
+            saved_at = time.monotonic()
+            # After an interrupted validation, the checkpoint of this step is written again.
+            again = step == first and not epoch
+            if store is not None and (step > last_saved or again):
                 position = {
                     "step": step,
                     "loader": batches.state(),
@@ -91,26 +109,46 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                     "history": history,
                     "stale": stale,
                     "done": final,
-                    "skipped": [list(skip) for skip in (*skipped, *source.skipped)],
+                    "skipped": [list(skip) for skip in all_skipped()],
                 }
-                store.save(step, _without_frozen(state), position=position, metrics=scores)
+                tree = _without_frozen(state)
+                with ledger.spent("checkpoint"):
+                    store.save(step, tree, position=position, metrics=scores, replace=again)
                 last_saved = step
+
+        def all_skipped() -> tuple[Skipped, ...]:
+            of_all = hosts.gather(tuple(source.skipped))
+            return tuple(dict.fromkeys((*skipped, *(skip for some in of_all for skip in some))))
+
+        def request() -> int:
+            """What this process asks of all: to stop, to save, or nothing."""
+            if hosts.signalled():
+                return STOP
+            minutes = context.recipe.save_minutes
+            due = bool(minutes) and time.monotonic() - saved_at > 60 * minutes
+            return SAVE if due and hosts.first() else 0
+
+        def stop_if_agreed() -> None:
+            if agreed == STOP:
+                save(steps_done, final=False)
+                hosts.stop_together()
 
         source = phase.train_inputs.training(plan, first, phase.key)
         batches = prefetch(source, lambda batch: (devices.shard(batch.examples, mesh), batch.rows))
         stack.callback(batches.close)
         start, images, steps_done = time.monotonic(), 0, first
-        pending: tuple[int, dict[str, jax.Array], np.ndarray] | None = None
+        pending: tuple[int, dict[str, jax.Array], np.ndarray, Any] | None = None
 
         def settle() -> str:
             """Reads the metrics of the previous step while the device computes the next one.
 
             Returns an error if they are not finite; such a step has changed nothing.
             """
-            nonlocal pending, images
+            nonlocal pending, images, agreed
             if pending is None:
                 return ""
-            (step, values, rows), pending = pending, None
+            (step, values, rows, asked), pending = pending, None
+            agreed = max(agreed, int(asked))
             row = {name: float(value) for name, value in values.items()}
             weight, count = row.pop("weight"), row.pop("images")
             if not row.pop("finite"):
@@ -121,36 +159,26 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             images += int(count)
             return ""
 
-        for step in range(first, len(plan)):
-            examples, rows = next(batches)
-            state, values = phase.step(state, examples)
-            error = settle()
-            pending = (step, values, rows)
-            steps_done = step + 1
-            if steps_done % plan.steps_per_epoch:
-                due = context.recipe.save_every and steps_done % context.recipe.save_every == 0
-                if due or error:
-                    error = error or settle()
-                    settle()
-                    save(steps_done, final=False)
-                if error:
-                    raise ValueError(error)
-                continue
-            error = error or settle()
-            settle()
+        def finish_epoch(error: str) -> bool:
+            """Validates and saves; returns whether the phase ends."""
+            nonlocal best, stale, history
             row: dict[str, Any] = {
                 "phase": phase.name,
                 "epoch": steps_done // plan.steps_per_epoch,
-                "lr": float(phase.schedule(step)),
+                "lr": float(phase.schedule(steps_done - 1)),
                 **_means(epoch),
             }
-            epoch.clear()
             try:
-                scores = validate(phase, state)
+                with ledger.spent("evaluation"):
+                    scores = validate(phase, state, lambda: check(agreement))
+            except hosts.Preempted:
+                save(steps_done, final=False)
+                raise
             except ValueError:
                 if not error:
                     raise
                 scores = {}
+            epoch.clear()
             history = [*history, {**row, **scores}]
             stale += 1
             if scores and (best is None or selection_metric(scores) < selection_metric(best.row)):
@@ -167,8 +195,35 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
                     f"{phase.name}: stopped after epoch {row['epoch']}, because the last {stale} "
                     "epochs were not better on the validation set"
                 )
-                break
-        skipped = tuple(dict.fromkeys((*skipped, *source.skipped)))
+            return stop
+
+        stack.enter_context(ledger.spent("work"))
+        # Of an epoch whose validation was interrupted.
+        stop = finish_epoch("") if epoch and first % plan.steps_per_epoch == 0 else False
+        for step in range(first, first if stop else len(plan)):
+            with ledger.spent("data"):
+                examples, rows = next(batches)
+            state, values = phase.step(state, examples)
+            asked = agreement.ask(request())
+            hosts.advance()
+            error = settle()
+            pending = (step, values, rows, asked)
+            steps_done = step + 1
+            ends = steps_done % plan.steps_per_epoch == 0
+            due = context.recipe.save_every and steps_done % context.recipe.save_every == 0
+            if ends or due or error or agreed:
+                error = error or settle()
+                settle()
+            if not error:
+                stop_if_agreed()
+            if ends:
+                if finish_epoch(error):
+                    break
+            elif due or error or agreed:
+                save(steps_done, final=False)
+                if error:
+                    raise ValueError(error)
+        skipped = all_skipped()
         seconds, waiting = time.monotonic() - start, batches.seconds_waiting
     return PhaseResult(state, history, best, seconds, waiting, images, steps_done, skipped)
 
@@ -247,10 +302,19 @@ def selection_metric(row: Mapping[str, float]) -> float:
     return row["val_nll"]
 
 
-def validate(phase: Phase, state: step.TrainState) -> dict[str, float]:
+def check(agreement: hosts.Agreement) -> None:
+    """Raises `Preempted` in all processes after SIGTERM to one of them."""
+    if int(agreement.ask(STOP if hosts.signalled() else 0)) == STOP:
+        hosts.stop_together()
+
+
+def validate(
+    phase: Phase, state: step.TrainState, between: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """`val_nll` and `val_top1` on the readable validation images; {} without any.
 
-    With an adversary also `val_robust_nll` and `val_robust_top1`.
+    With an adversary also `val_robust_nll` and `val_robust_top1`. `between` is called before each
+    batch.
 
     Raises:
       ValueError: logits that are not finite.
@@ -262,7 +326,7 @@ def validate(phase: Phase, state: step.TrainState) -> dict[str, float]:
     if attacked := phase.attacked_logits:
         functions["val_robust_"] = lambda p, s, batch: attacked(p, s, batch.inputs, batch.labels)
     for prefix, function in functions.items():
-        logits, labels = validation_logits(phase, state, function)
+        logits, labels = validation_logits(phase, state, function, between)
         if not len(labels):
             return {}
         if not np.isfinite(logits).all():
@@ -279,6 +343,7 @@ def validation_logits(
     phase: Phase,
     state: step.TrainState,
     function: Callable[[Any, Any, step.Examples], jax.Array],
+    between: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits f32[n k] and labels i32[n] of the validation images.
 
@@ -286,13 +351,17 @@ def validation_logits(
       phase: the phase, which holds the images.
       state: its averaged parameters and statistics are used.
       function: `(params, stats, batch) -> logits`.
+      between: called before each batch.
     """
     mesh, rows, labels = devices.mesh(), [np.zeros((0, 1), np.float32)], [np.zeros(0, np.int32)]
     for batch, _ in phase.validation_inputs.evaluation(phase.plan.batch_size):
+        between()
+        hosts.advance()
         sharded = devices.shard(batch, mesh)
-        logits = np.asarray(function(state.averaged, state.averaged_stats, sharded))
-        rows.append(logits[batch.valid])
-        labels.append(np.asarray(batch.labels)[batch.valid])
+        logits = function(state.averaged, state.averaged_stats, sharded)
+        logits, targets, valid = devices.fetch((logits, sharded.labels, sharded.valid))
+        rows.append(logits[valid])
+        labels.append(targets[valid])
     return np.concatenate(rows[1:] or rows), np.concatenate(labels)
 
 

@@ -167,10 +167,13 @@ def prepare(
         f"{order.batch_size}, from {source}"
     )
     context.say(reporting.columns(list(table[0]), [list(row.values()) for row in table]))
-    state = devices.replicate(state, devices.mesh())
+    mesh = devices.mesh()
+    state = devices.place(
+        state, devices.shardings(state, mesh, devices.FSDP if recipe.fsdp else ())
+    )
 
     def host(state: TrainState) -> tuple[Any, Any]:
-        params, stats = jax.tree.map(np.asarray, (state.averaged, state.averaged_stats))
+        params, stats = devices.fetch((state.averaged, state.averaged_stats))
         return {**params, "head": _unstandardize(params["head"], scale)}, stats
 
     return Phase(

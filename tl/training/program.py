@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl import optim, pixels
+from tl import hosts, optim, pixels
 from tl.data import DataSpec, augment
 from tl.data.plan import Plan, balanced, class_weights
 from tl.models import Classifier, heads
@@ -124,6 +124,7 @@ def make_program(
         epochs=max(round(recipe.epochs * phase.share), 1),
         seed=context.seed,
         weights=balanced(train_labels) if recipe.balance == "sampler" else None,
+        slots=inputs.own_slots(recipe.batch_size) if hosts.count() > 1 else None,
     )
     lr = recipe.lr or (HEAD_LR if prefix == "features" else LR)
     adversary = recipe.adversary(len(order))

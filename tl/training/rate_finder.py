@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl import devices, optim, paths, reporting, storage
+from tl import devices, hosts, optim, paths, reporting, storage
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.training.phase import prepare
@@ -39,7 +39,10 @@ def saved_rates(folder: Path | None, find: Callable[[], Rates]) -> Rates:
       find: the search.
     """
     path = folder / "rates.json" if folder else None
-    if path and folder and path.exists() and any(folder.glob("phase*")):
+
+    def saved() -> Rates | None:
+        if not (path and folder and path.exists() and any(folder.glob("phase*"))):
+            return None
         try:
             return Rates(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
@@ -47,8 +50,9 @@ def saved_rates(folder: Path | None, find: Callable[[], Rates]) -> Rates:
                 f"{str(path)!r} does not hold the learning rates of the run ({error}); use a new "
                 "`workdir`"
             ) from error
-    rates = find()
-    if path:
+
+    rates = hosts.on_first(saved) or find()
+    if path and hosts.first():
         storage.make_folder(path.parent)
         reporting.write_whole(path, json.dumps(reporting.jsonable(rates)))
     return rates

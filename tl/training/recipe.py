@@ -46,6 +46,9 @@ class Recipe:
         of a process; 0 always reads images.
       save_every: steps between checkpoints, in addition to one at the end of each epoch; 0 for
         none.
+      save_minutes: minutes between checkpoints, in addition to these; 0 for none.
+      fsdp: whether parameters and optimizer state are divided over the devices (`devices.FSDP`)
+        instead of copied to each.
       adversarial: "none", or one of `adversarial.METHODS`; the best epoch then has the smallest
         error under attack.
       adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: the fields of
@@ -76,6 +79,8 @@ class Recipe:
     workers: int = -1
     bank_gib: float = 3.0
     save_every: int = 0
+    save_minutes: float = 10.0
+    fsdp: bool = False
     adversarial: str = "none"
     adversarial_eps: float = 2 / 255
     adversarial_steps: int = 3

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tl import reporting, storage
+from tl import hosts, reporting, storage
 from tl.data import DataSpec
 from tl.data.duplicates import content_hashes
 from tl.data.spec import white_of
@@ -87,6 +87,10 @@ def same_inputs(path: Path, inputs: Mapping[str, Any], *, folder: Path | None = 
         written.
     """
     now = reporting.jsonable(inputs)
+    hosts.on_first(lambda: _compare(path, now, folder or path.parent))
+
+
+def _compare(path: Path, now: Mapping[str, Any], folder: Path) -> None:
     try:
         phases = (phase for depth in ("", "*/") for phase in path.parent.glob(f"{depth}phase*"))
         if not path.exists() or not any(phases):
@@ -107,7 +111,7 @@ def same_inputs(path: Path, inputs: Mapping[str, Any], *, folder: Path | None = 
     differ += [f"{name} was {before[name]!r}, is absent" for name in before if name not in now]
     if differ:
         raise ValueError(
-            f"cannot resume in {str(folder or path.parent)!r}, because the inputs differ from "
+            f"cannot resume in {str(folder)!r}, because the inputs differ from "
             f"those of its start: {'; '.join(differ)}; restore them, or use a new `workdir`"
         )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from tl import devices, hosts
 from tl.ascent import ascend
 from tl.ascent.transforms import Transform
 from tl.backbones.layers import redirected_gradients
@@ -126,9 +127,9 @@ def make(
         )
     costs = objectives.VARIATIONS[variation], objectives.energy, objectives.roughness
 
-    @jax.jit
-    def optimize(variables: Variables, step_size: jax.Array, group: tuple) -> Ideal:
-        """Optimizes one group; each leaf of `group` has one row per image."""
+    def optimize(shared: tuple[Variables, jax.Array], group: tuple) -> Ideal:
+        """Optimizes one group; each leaf of `group` and of the result has one row per image."""
+        variables, step_size = shared
         keys, targets, weights, start = group
         pairs = jax.vmap(jax.random.split)(keys)
         total = objective(targets)
@@ -156,7 +157,10 @@ def make(
             frames=min(frames, steps),
         )
         decoded = jax.lax.map(image.decode, path.frames)
-        return Ideal(image.decode(path.last), image.decode(theta), path.scores, decoded)
+        scores, frames_of = path.scores.T, jnp.swapaxes(decoded, 0, 1)
+        return Ideal(image.decode(path.last), image.decode(theta), scores, frames_of)
+
+    optimize_rows = devices.shard_rows(optimize)
 
     def render(
         variables: Any,
@@ -181,20 +185,28 @@ def make(
             )
         first = None if start is None else jnp.asarray(start)
         rows = (keys, jax.tree.map(jnp.asarray, targets), weights, first)
-        group = lambda i: jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i, size), rows
-        )
-        parts = []
-        for i in progress(range(0, b, size)):
-            part = optimize(variables, jnp.float32(step_size), group(i))
-            parts.append(jax.block_until_ready(part))
-            if not isinstance(part.scores, Tracer):
-                _check_finite(np.asarray(part.scores), i, step_size)
-        images, starts, scores, paths = zip(*parts, strict=True)
-        return Ideal(
-            *map(jnp.concatenate, (images, starts)),
-            *(jnp.concatenate(x, axis=1) for x in (scores, paths)),
-        )
+        groups = b // size
+        # A device optimizes one group at a time, so an image has the same bits on any number.
+        together_now = min(jax.local_device_count(), groups)
+        calls = -(-groups // together_now)
+        shared = (variables, jnp.float32(step_size))
+
+        def compute(i: int) -> Ideal:
+            begin, end = i * together_now, min((i + 1) * together_now, groups)
+            numbers = np.resize(np.arange(begin, end), together_now)
+            index = (numbers[:, None] * size + np.arange(size)).ravel()
+            part = optimize_rows(shared, jax.tree.map(lambda leaf: leaf[index], rows))
+            part = jax.tree.map(lambda leaf: leaf[: (end - begin) * size], part)
+            if isinstance(part.scores, Tracer):
+                return part
+            part = jax.tree.map(np.asarray, part)
+            _check_finite(part.scores.T, begin * size, step_size)
+            return part
+
+        computed = hosts.shares(calls, compute)
+        parts = [part for _, (part, _) in zip(progress(range(calls)), computed, strict=True)]
+        images, starts, scores, paths = (jnp.concatenate(x) for x in zip(*parts, strict=True))
+        return Ideal(images, starts, scores.T, jnp.swapaxes(paths, 0, 1))
 
     return render
 

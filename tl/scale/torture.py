@@ -1,0 +1,256 @@
+"""Kills commands at random moments and checks what is left: `./launch.sh torture`.
+
+Each case is a small command on images that this module makes. It runs once without interruption;
+then SIGTERM or SIGKILL ends one of its processes after a random time, and the command starts again,
+with `--resume` where it has checkpoints, until it is done. The result must have the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tl import reporting
+from tl.scale.commands import resumed
+from tl.scale.local import environment, free_port
+
+# Seconds after a kill in which all processes must end.
+LIMIT = 60.0
+# Largest number of kills of one run, and shares of the two signals. Chosen, not tuned.
+KILLS_OF_RUN = 3
+
+_NETWORK = ("--arch=mobilenetv1_025_keras", "--weights=random")
+_TRAIN = (*_NETWORK, "--image_size=32", "--batch_size=16", "--data=folder:{data}")
+CASES: dict[str, tuple[str, ...]] = {
+    "probe": ("transfer", *_TRAIN, "--tune=probe", "--seeds=3"),
+    "cached": ("transfer", *_TRAIN, "--tune=last:1", "--epochs=40", "--augment=flip"),
+    "images": ("transfer", *_TRAIN, "--tune=last:2", "--bn=update", "--epochs=8", "--bank_gib=0"),
+    "two phases": ("transfer", *_TRAIN, "--tune=lp_ft", "--epochs=8", "--ema=0.9"),
+    "attack": ("attack", *_NETWORK, "--images={data}", "--attack=pgd", "--nopanel", "--nolpips"),
+    "ideal": ("ideal", *_NETWORK, "--target=1,2,3,4", "--size=64", "--steps=64", "--judges="),
+}
+"""Name -> experiment and flags; {data} is a folder with two classes of images."""
+
+
+class Kill(NamedTuple):
+    """One kill.
+
+    Attributes:
+      case, processes: the command.
+      signal: "SIGTERM" or "SIGKILL".
+      after: seconds from the start of the command.
+      statuses: exit status of each process; negative numbers are signals.
+      seconds: from the kill to the end of the last process.
+      hang: whether a process did not end within `LIMIT`.
+      repeated: steps that were logged and are not in a checkpoint.
+      interval: steps between checkpoints.
+    """
+
+    case: str
+    processes: int
+    signal: str
+    after: float
+    statuses: list[int]
+    seconds: float
+    hang: bool
+    repeated: int
+    interval: int
+
+
+def torture(
+    folder: Path, *, kills: int, seed: int, processes: Sequence[int] = (1, 2), cases: Sequence[str]
+) -> dict[str, Any]:
+    """Kills the commands of `CASES` `kills` times in all.
+
+    Args:
+      folder: a new folder for data and runs.
+      kills: number of kills, of SIGTERM and SIGKILL in turn.
+      seed: seed of the moments and of the processes that are killed.
+      processes: numbers of processes of a command.
+      cases: names of `CASES`.
+
+    Returns:
+      JSON-ready: `kills` (rows), `runs`, and the counts `hangs`, `lost` (runs that did not finish),
+      `different` (runs with other bits than without a kill), `repeated_intervals` (the largest
+      number of steps that were repeated, in intervals of checkpoints).
+    """
+    draw, rows, runs, failures = random.Random(seed), [], 0, []
+    lost = different = 0
+    data = _images(folder / "data")
+    while len(rows) < kills:
+        for name in cases:
+            for n in processes:
+                command = [word.format(data=data) for word in CASES[name]]
+                key = f"{name.replace(' ', '_')}-{n}"
+                reference, took = _reference(folder / "whole" / key, command, n)
+                runs += 1
+                workdir = folder / "killed" / f"{key}-{runs}"
+                before = len(rows)
+                status = -1
+                while status:
+                    number = signal.SIGTERM if len(rows) % 2 else signal.SIGKILL
+                    again = len(rows) - before < KILLS_OF_RUN and len(rows) < kills
+                    after = draw.uniform(0, took) if again else None
+                    who = draw.randrange(n)
+                    ended = _run(workdir, command, n, number, after, who)
+                    status = max(map(abs, ended.statuses))
+                    if ended.killed:
+                        repeated, interval = _repeated(workdir)
+                        kill = Kill(
+                            name, n, number.name, round(after or 0.0, 3), ended.statuses,
+                            round(ended.seconds, 2), ended.hang, repeated, interval,
+                        )  # fmt: skip
+                        rows.append(kill)
+                    elif status:
+                        lost += 1
+                        failures.append({"case": name, "processes": n, "output": ended.output})
+                        break
+                else:
+                    if _digest(workdir) != reference:
+                        different += 1
+                        failures.append({"case": name, "processes": n, "output": "other bits"})
+                shutil.rmtree(workdir, ignore_errors=True)
+                if len(rows) >= kills:
+                    break
+            if len(rows) >= kills:
+                break
+    shares = [row.repeated / row.interval for row in rows if row.interval]
+    return {
+        "kills": [row._asdict() for row in rows],
+        "n": len(rows),
+        "runs": runs,
+        "hangs": sum(row.hang for row in rows),
+        "lost": lost,
+        "different": different,
+        "repeated_intervals": max(shares, default=0.0),
+        "seconds_to_end": max((row.seconds for row in rows), default=0.0),
+        "failures": failures,
+    }
+
+
+class _Ended(NamedTuple):
+    statuses: list[int]
+    seconds: float
+    hang: bool
+    killed: bool
+    output: str
+
+
+def _run(
+    workdir: Path,
+    command: Sequence[str],
+    n: int,
+    number: signal.Signals = signal.SIGTERM,
+    after: float | None = None,
+    who: int = 0,
+) -> _Ended:
+    """Runs a command in n processes; after `after` seconds, process `who` gets a signal."""
+    experiment, *flags = command
+    words = [sys.executable, "-m", f"experiments.{experiment}", *flags, f"--workdir={workdir}"]
+    words, port = resumed(words) if experiment == "transfer" else words, free_port()
+    with tempfile.TemporaryFile("w+") as output:
+        children = [
+            subprocess.Popen(
+                words,
+                env=os.environ
+                | {"JAX_PLATFORMS": "cpu", "TL_CACHE": str(workdir / "cache")}
+                | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "compiled")}
+                | {"TL_SILENCE_SECONDS": "6"}
+                | (environment(i, n, port) if n > 1 else {}),
+                stdout=output,
+                stderr=output,
+            )
+            for i in range(n)
+        ]
+        began, killed = time.monotonic(), False
+        while any(child.poll() is None for child in children):
+            now = time.monotonic() - began
+            if after is not None and not killed and now >= after:
+                children[who].send_signal(number)
+                killed, began = True, time.monotonic()
+            elif killed and now > LIMIT:
+                break
+            time.sleep(0.02)
+        seconds = time.monotonic() - began
+        hang = any(child.poll() is None for child in children)
+        for child in children:
+            child.kill()
+        statuses = [child.wait() for child in children]
+        killed = killed and any(statuses)
+        output.seek(0)
+        return _Ended(statuses, seconds, hang, killed, output.read()[-2000:])
+
+
+def _reference(workdir: Path, command: Sequence[str], n: int) -> tuple[str, float]:
+    """The digest of the result without a kill, and the seconds that it takes with compiled code."""
+    path = workdir / "reference.json"
+    if not path.exists():
+        began = 0.0
+        for part in ("first", "second"):  # the first one compiles
+            began = time.monotonic()
+            ended = _run(workdir / part, command, n)
+            if any(ended.statuses):
+                raise ValueError(f"{' '.join(command)} fails without a kill: {ended.output}")
+        seconds = time.monotonic() - began
+        path.write_text(json.dumps([_digest(workdir / "second"), seconds]))
+    digest, seconds = json.loads(path.read_text())
+    return digest, seconds
+
+
+def _digest(workdir: Path) -> str:
+    """A hash of the parameters and images that a run wrote, and of its main numbers."""
+    sha = hashlib.sha256()
+    for file in sorted([*workdir.glob("model/*.safetensors"), *workdir.glob("figures/*.png")]):
+        sha.update(file.name.encode() + file.read_bytes())
+    result = json.loads((workdir / "result.json").read_text())
+    for key in ("n", "success_rate", "robust_accuracy", "test"):
+        sha.update(json.dumps(result.get(key)).encode())
+    return sha.hexdigest()
+
+
+def _repeated(workdir: Path) -> tuple[int, int]:
+    """Steps of the current phase that are logged and in no checkpoint, and steps per checkpoint."""
+    rows = []
+    if (workdir / "metrics.jsonl").exists():
+        for line in (workdir / "metrics.jsonl").read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    steps = [row for row in rows if "step" in row and "phase" in row]
+    if not steps:
+        return 0, 0
+    last = steps[-1]
+    of_phase = [r for r in steps if (r["phase"], r["round"]) == (last["phase"], last["round"])]
+    saved = [0]
+    phases = sorted((workdir / "checkpoints" / last["round"]).glob("phase*"))
+    for folder in phases[-1:]:
+        saved += [int(m[1]) for f in folder.iterdir() if (m := re.fullmatch(r"step_(\d+)", f.name))]
+    epochs = [row for row in rows if "epoch" in row and row.get("phase") == last["phase"]]
+    interval = len(of_phase) // len(epochs) if epochs else last["step"] + 1
+    return max(last["step"] + 1 - max(saved), 0), max(interval, 1)
+
+
+def _images(folder: Path) -> Path:
+    """A folder with two classes of 20 images."""
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("light", 180)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(20):
+            noise = np.clip(rng.normal(level, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
+            reporting.save_png(folder / name / f"{i}.png", noise)
+    return folder
