@@ -9,16 +9,18 @@ import json
 import os
 import pathlib
 import subprocess
+import time
 from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from tl import pages, reporting
+from tl import ledger, pages, reporting
 from tl.reporting.software import git_state
 
 
@@ -29,6 +31,13 @@ def read(path: pathlib.Path):
         raise AssertionError(f"{word} is not JSON")
 
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def read_numbers(path: pathlib.Path):
+    """The content of a result without its ledger."""
+    numbers = read(path)
+    del numbers["ledger"]
+    return numbers
 
 
 def test_the_config_has_flags_versions_device_and_commit(tmp_path):
@@ -73,7 +82,7 @@ def test_a_finished_run_has_its_files_and_no_others(tmp_path):
     run.log({"step": 1})
     run.figure("tabby", np.zeros([5, 7, 3], np.float32))
     assert run.finish({"top1": np.float64(0.5)}, "<p>é</p>") == run.workdir / "report.html"
-    assert read(run.workdir / "result.json") == {"top1": 0.5}
+    assert read_numbers(run.workdir / "result.json") == {"top1": 0.5}
     assert (run.workdir / "report.html").read_text(encoding="utf-8") == "<p>é</p>"
     assert sorted(p.name for p in run.workdir.iterdir()) == [
         "config.json", "figures", "metrics.jsonl", "report.html", "result.json"
@@ -124,7 +133,7 @@ def test_a_reused_folder_keeps_no_stale_result(tmp_path):
     first.finish({"top1": 1.0}, "<p></p>")
     second = reporting.start("x", tmp_path, {}, resume=True)
     # A resumed run that is refused must not cost the numbers.
-    assert json.loads((tmp_path / "result.before.json").read_text()) == {"top1": 1.0}
+    assert read_numbers(tmp_path / "result.before.json") == {"top1": 1.0}
     names = ["config.json", "metrics.jsonl", "result.before.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     second.log({"step": 2})
@@ -154,7 +163,7 @@ def test_a_finished_run_is_read_back(tmp_path):
     run = reporting.start("x", tmp_path, {"seed": 3})
     run.finish({"top1": 0.5}, "")
     again, result = reporting.read_run(tmp_path)
-    assert result == {"top1": 0.5} and (again.name, again.workdir) == ("x", tmp_path)
+    assert result["top1"] == 0.5 and (again.name, again.workdir) == ("x", tmp_path)
     assert again.facts() == {k: v for k, v in run.facts().items() if k != "seconds"}
 
 
@@ -257,7 +266,7 @@ def test_arrays_records_and_enums_become_json_and_other_types_are_errors():
 
 def test_holes_of_a_result_are_named(tmp_path, capsys):
     reporting.start("x", tmp_path, {}).finish({"test": {"nll": float("nan"), "top1": 1.0}}, "")
-    assert read(tmp_path / "result.json") == {"test": {"nll": None, "top1": 1.0}}
+    assert read_numbers(tmp_path / "result.json") == {"test": {"nll": None, "top1": 1.0}}
     assert "test/nll" in capsys.readouterr().err
 
 
@@ -270,7 +279,7 @@ def test_remarks_are_printed_once_and_kept_in_the_result_and_on_the_page(
     run.remark("two")
     pages.finish(run, {})
     assert capsys.readouterr().out.split() == ["one", "two"]
-    assert json.loads((tmp_path / "result.json").read_text()) == {"remarks": ["one", "two"]}
+    assert read_numbers(tmp_path / "result.json") == {"remarks": ["one", "two"]}
     assert "Remarks on the inputs" in (tmp_path / "report.html").read_text()
 
 
@@ -355,3 +364,36 @@ def test_progress_yields_everything_with_a_wrong_total():
         log = io.StringIO()
         assert len(list(reporting.progress(iter(range(40)), total, "x", stream=log))) == 40
         assert len(log.getvalue().splitlines()) <= 12
+
+
+# ---- ledger ------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_a_ledger_do_not_overlap(tmp_path: pathlib.Path) -> None:
+    run = reporting.start("x", tmp_path, {})
+    with ledger.spent("work"):
+        with ledger.spent("checkpoint"):
+            time.sleep(0.05)
+            with ledger.spent("work"):  # belongs to the checkpoint
+                time.sleep(0.05)
+        jax.jit(lambda x: jnp.sin(x) * 3.25)(jnp.ones(3)).block_until_ready()
+    run.finish({}, None)
+    row = read(tmp_path / "result.json")["ledger"]
+    assert row["checkpoint"] >= 0.1 and row["compiles"] >= 1 and row["compile"] > 0
+    parts = sum(row[part] for part in ledger.PARTS) + row["lost"]
+    assert parts <= row["seconds"] + 1e-6 and row["lost"] == 0
+    assert row["productive"] == pytest.approx(row["work"] / row["seconds"])
+    assert row["peak_bytes"] > 1e7
+
+
+def test_a_resumed_run_counts_the_work_that_was_in_no_checkpoint(tmp_path: pathlib.Path) -> None:
+    reporting.start("x", tmp_path, {}).log({"step": 1})
+    begun = (tmp_path / "config.json").stat().st_mtime
+    (tmp_path / "checkpoints" / "seed0" / "phase0" / "step_00000001").mkdir(parents=True)
+    os.utime(tmp_path / "checkpoints" / "seed0" / "phase0" / "step_00000001", (0, begun + 5))
+    os.utime(tmp_path / "metrics.jsonl", (0, begun + 7))
+    run = reporting.start("x", tmp_path, {}, resume=True)
+    assert run.config["lost_seconds"] == pytest.approx(2, abs=0.01)
+    os.utime(tmp_path / "metrics.jsonl", (0, (tmp_path / "config.json").stat().st_mtime - 1))
+    run = reporting.start("x", tmp_path, {}, resume=True)
+    assert run.config["lost_seconds"] == pytest.approx(2, abs=0.01)  # nothing was lost since
