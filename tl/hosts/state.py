@@ -69,7 +69,7 @@ def name() -> str:
 
 
 def signalled() -> bool:
-    """Whether this process, or another one as far as it is known, was told to end by SIGTERM."""
+    """Whether this process, or another one as far as it is known, has received SIGTERM."""
     return STATE.signalled is not None
 
 

@@ -29,7 +29,7 @@ def supervise(
 
     Args:
       work: the work of a command.
-      folder: the folder of the run, for the file with the stacks; None before it is open.
+      folder: the folder of the run, which gets the file with the stacks; None before it is open.
       ended: the message after SIGTERM.
     """
     failures: list[BaseException] = []
@@ -142,7 +142,7 @@ def exchange_signs() -> None:
 
 
 def leave(status: int, message: str) -> None:
-    """Ends this process at once, and tells the others why.
+    """Ends this process at once; the others receive the message.
 
     Args:
       status: `PREEMPTED` or `FAILED`.
@@ -162,7 +162,7 @@ def leave(status: int, message: str) -> None:
 
 
 def announce(status: int, message: str) -> None:
-    """Tells the other processes that this one stops."""
+    """Announces to the other processes that this one stops."""
     if STATE.client is not None and STATE.count > 1:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             text = f"{status} {message[:400]}"
@@ -170,7 +170,7 @@ def announce(status: int, message: str) -> None:
 
 
 def _wait_for_others() -> None:
-    """Waits until the others have stopped too, for a few seconds."""
+    """Waits a few seconds until the others have stopped too."""
     until = time.monotonic() + 10
     while STATE.client is not None and STATE.count > 1 and time.monotonic() < until:
         if len(STATE.client.key_value_dir_get("tl/stopped/")) == STATE.count:

@@ -43,6 +43,6 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         f"After a kill, all processes ended within {result['seconds_to_end']:.1f} s, and at most "
         f"{result['repeated_intervals']:.2g} of the steps between two checkpoints were repeated.",
     ]
-    return text + [
-        f"{row['case']}, {row['processes']}: {row['output'][-400:]}" for row in result["failures"]
-    ]
+    for row in result["failures"]:
+        text.append(f"{row['problem']}: {row['case']}, {row['processes']}: {row['output'][-300:]}")
+    return text

@@ -8,6 +8,7 @@ with `--resume` where it has checkpoints, until it is done. The result must have
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl import reporting
+from tl.paths import nearest
 from tl.scale.commands import resumed
 from tl.scale.local import environment, free_port
 
@@ -87,55 +89,50 @@ def torture(
       JSON-ready: `kills` (rows), `runs`, and the counts `hangs`, `lost` (runs that did not finish),
       `different` (runs with other bits than without a kill), `repeated_intervals` (the largest
       number of steps that were repeated, in intervals of checkpoints).
+
+    Raises:
+      ValueError: an unknown case, or one that fails without a kill.
     """
-    draw, rows, runs, failures = random.Random(seed), [], 0, []
-    lost = different = 0
+    for name in cases:
+        if name not in CASES:
+            raise ValueError(f"unknown case {name!r}; nearest: {nearest(name, CASES)}")
+    draw, rows, failures, runs = random.Random(seed), [], [], 0
     data = _images(folder / "data")
-    while len(rows) < kills:
-        for name in cases:
-            for n in processes:
-                command = [word.format(data=data) for word in CASES[name]]
-                key = f"{name.replace(' ', '_')}-{n}"
-                reference, took = _reference(folder / "whole" / key, command, n)
-                runs += 1
-                workdir = folder / "killed" / f"{key}-{runs}"
-                before = len(rows)
-                status = -1
-                while status:
-                    number = signal.SIGTERM if len(rows) % 2 else signal.SIGKILL
-                    again = len(rows) - before < KILLS_OF_RUN and len(rows) < kills
-                    after = draw.uniform(0, took) if again else None
-                    who = draw.randrange(n)
-                    ended = _run(workdir, command, n, number, after, who)
-                    status = max(map(abs, ended.statuses))
-                    if ended.killed:
-                        repeated, interval = _repeated(workdir)
-                        kill = Kill(
-                            name, n, number.name, round(after or 0.0, 3), ended.statuses,
-                            round(ended.seconds, 2), ended.hang, repeated, interval,
-                        )  # fmt: skip
-                        rows.append(kill)
-                    elif status:
-                        lost += 1
-                        failures.append({"case": name, "processes": n, "output": ended.output})
-                        break
-                else:
-                    if _digest(workdir) != reference:
-                        different += 1
-                        failures.append({"case": name, "processes": n, "output": "other bits"})
-                shutil.rmtree(workdir, ignore_errors=True)
-                if len(rows) >= kills:
-                    break
-            if len(rows) >= kills:
+    for name, n in itertools.cycle(itertools.product(cases, processes)):
+        if len(rows) >= kills:
+            break
+        runs += 1
+        key = f"{name.replace(' ', '_')}-{n}"
+        command = [word.format(data=data) for word in CASES[name]]
+        reference, seconds = _reference(folder / "whole" / key, command, n)
+        workdir = folder / "killed" / f"{key}-{runs}"
+        left = min(KILLS_OF_RUN, kills - len(rows))
+        while True:
+            number = signal.SIGTERM if len(rows) % 2 else signal.SIGKILL
+            after = draw.uniform(0, seconds) if left else None
+            ended = _run(workdir, command, n, number, after, draw.randrange(n))
+            if not ended.killed:
                 break
+            left -= 1
+            row = (name, n, number.name, after or 0.0, ended.statuses, ended.seconds, ended.hang)
+            rows.append(Kill(*row, *_repeated(workdir)))
+        problem = ""
+        if any(ended.statuses):
+            problem = "lost"
+        elif _digest(workdir) != reference:
+            problem = "different"
+        if problem:
+            output = ended.output
+            failures.append({"case": name, "processes": n, "problem": problem, "output": output})
+        shutil.rmtree(workdir, ignore_errors=True)
     shares = [row.repeated / row.interval for row in rows if row.interval]
     return {
         "kills": [row._asdict() for row in rows],
         "n": len(rows),
         "runs": runs,
         "hangs": sum(row.hang for row in rows),
-        "lost": lost,
-        "different": different,
+        "lost": sum(row["problem"] == "lost" for row in failures),
+        "different": sum(row["problem"] == "different" for row in failures),
         "repeated_intervals": max(shares, default=0.0),
         "seconds_to_end": max((row.seconds for row in rows), default=0.0),
         "failures": failures,
@@ -235,13 +232,14 @@ def _repeated(workdir: Path) -> tuple[int, int]:
     if not steps:
         return 0, 0
     last = steps[-1]
-    of_phase = [r for r in steps if (r["phase"], r["round"]) == (last["phase"], last["round"])]
     saved = [0]
     phases = sorted((workdir / "checkpoints" / last["round"]).glob("phase*"))
     for folder in phases[-1:]:
         saved += [int(m[1]) for f in folder.iterdir() if (m := re.fullmatch(r"step_(\d+)", f.name))]
-    epochs = [row for row in rows if "epoch" in row and row.get("phase") == last["phase"]]
-    interval = len(of_phase) // len(epochs) if epochs else last["step"] + 1
+    interval = last["step"] + 1
+    for step, epoch in itertools.pairwise(rows):
+        if "epoch" in epoch and "step" in step and epoch["phase"] == last["phase"]:
+            interval = (step["step"] + 1) // epoch["epoch"]
     return max(last["step"] + 1 - max(saved), 0), max(interval, 1)
 
 
