@@ -30,6 +30,7 @@ Example:
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import math
@@ -37,6 +38,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Mapping
@@ -52,6 +54,8 @@ from tl.paths import expanded, is_url, nearest, printable, shortened
 
 # Folders are named step_00000120, so that their names sort as numbers.
 PREFIX, DIGITS = "step", 8
+# Seconds that a process waits until the others have written their parts. Chosen, not tuned.
+WAIT = 300
 
 
 class Checkpoints:
@@ -82,7 +86,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             step_prefix=PREFIX,
             step_format_fixed_length=DIGITS,
-            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+            async_options=ocp.AsyncOptions(
+                create_directories_asynchronously=False, timeout_secs=WAIT
+            ),
             best_fn=self._score,  # without it Orbax writes no metrics
             preservation_policy=policy.AnyPreservationPolicy(rules),
         )
@@ -150,6 +156,9 @@ class Checkpoints:
         )
         self._writing = step
         numbers = None if metrics is None else reporting.jsonable(metrics, where="metrics")
+        if hosts.count() > 1:  # where one process alone fails to write, Orbax waits for minutes
+            nbytes = sum(leaf.nbytes for leaf in stored.values())
+            hosts.on_first(lambda: self._check_folder(nbytes))
         try:
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=numbers, force=True)
         except OSError as error:
@@ -250,6 +259,18 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:  # of a thread that ran tensorstore and the file system: any kind
+            raise self._failed(error) from error
+
+    def _check_folder(self, nbytes: int) -> None:
+        """Raises ValueError if `nbytes` cannot be written into the folder."""
+        if is_url(self.folder):
+            return
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder.parent):
+                pass
+            if shutil.disk_usage(self.folder).free < nbytes + 2**20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> ValueError:
