@@ -2822,7 +2822,7 @@ SURROUNDINGS = (
     ),
     Situation(
         "a cache that becomes full",
-        command("doctor", before=FULL_DISK.format(module="storage", function="write_whole")),
+        command("doctor", before=FULL_DISK.format(module="data.shards", function="save")),
         remark=_CACHE.format("No space left on device", "TL_CACHE"),
     ),
     Situation(
