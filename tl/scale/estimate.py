@@ -153,8 +153,8 @@ def largest_batch(
       compiles: number of compilations, 0 or more.
 
     Returns:
-      `batch`, 0 if not even `unit` fits; `bytes` per device; `method`, "compiled" or "linear"; and
-      `tried`, pairs of batch and bytes that were compiled.
+      `batch`, 0 if not even `unit` fits; `bytes` per device; `method`, "compiled" or "linear"
+      (bounded by `GROWTH`); and `tried`, pairs of batch and bytes that were compiled.
 
     Example:
       >>> largest_batch(lambda b: 10 + 3 * b, {0: 10, 8: 34}, 100, unit=4, compiles=1)
