@@ -429,21 +429,17 @@ def _system(path: object) -> tuple[Any, str]:
     return fsspec.filesystem(scheme), name.strip("/")
 
 
-def _scheme(path: object) -> str:
-    return str(path).partition("://")[0]
+def _version(row: dict[str, Any]) -> str:
+    return next((str(row[key]) for key in _VERSIONS if row.get(key)), "")
 
 
 def _name(row: dict[str, Any]) -> str:
     return row["name"].strip("/")
 
 
-def _version(row: dict[str, Any]) -> str:
-    return next((str(row[key]) for key in _VERSIONS if row.get(key)), "")
-
-
 def _files(where: object, rows: Iterable[dict[str, Any]]) -> list[Path]:
     """The files among the rows of a listing."""
-    scheme, files = _scheme(where), []
+    scheme, files = str(where).partition("://")[0], []
     for row in rows:
         # Consoles write an empty object "pets/" for an empty folder.
         if row["type"] == "file" and not row["name"].endswith("/"):
