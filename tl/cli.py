@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -289,7 +290,9 @@ def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]
                 hosts.wait_for_reason()
             of_user = isinstance(error, ValueError | OSError | MemoryError)
             if not (of_user or "EXHAUSTED" in str(error)):
-                hosts.announce(hosts.FAILED, f"{type(error).__name__}: {error}")
+                if hosts.count() > 1:  # the end of Python would wait for the others
+                    traceback.print_exc()
+                    hosts.leave(hosts.FAILED, f"{name}: {type(error).__name__}: {error}")
                 raise
             text = with_dashes(reporting.sentence(error))
             details = map(with_dashes, getattr(error, "details", ()))

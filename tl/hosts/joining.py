@@ -198,7 +198,8 @@ def _say_before_abort() -> None:
 
     It does so when process 0, which runs its service, is gone.
     """
-    text = f"{name()} stops, because JAX has lost the connection to process 0\n".encode()
+    other = "process 0" if STATE.index else "the other processes"
+    text = f"{name()} stops, because JAX has lost the connection to {other}\n".encode()
 
     def end(number: int) -> None:
         os.write(2, text)

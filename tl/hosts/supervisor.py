@@ -152,7 +152,7 @@ def leave(status: int, message: str) -> None:
         return
     STATE.leaving = True
     announce(status, message)
-    if status == PREEMPTED and STATE.index == 0:
+    if STATE.index == 0:
         _wait_for_others()  # they need the service of this process
     prefix = f"{name()}: " if STATE.count > 1 else ""
     print(f"{prefix}{message}", file=sys.stderr, flush=True)
