@@ -39,7 +39,7 @@ _NETWORK = ("--arch=mobilenetv1_025_keras", "--weights=random")
 _TRAIN = (*_NETWORK, "--image_size=32", "--batch_size=16", "--data=folder:{data}")
 CASES: dict[str, tuple[str, ...]] = {
     "probe": ("transfer", *_TRAIN, "--tune=probe", "--seeds=3"),
-    "cached": ("transfer", *_TRAIN, "--tune=last:1", "--epochs=40", "--augment=flip"),
+    "cached": ("transfer", *_TRAIN, "--tune=last:1", "--epochs=20", "--augment=flip"),
     "images": ("transfer", *_TRAIN, "--tune=last:2", "--bn=update", "--epochs=8", "--bank_gib=0"),
     "two phases": ("transfer", *_TRAIN, "--tune=lp_ft", "--epochs=8", "--ema=0.9"),
     "attack": ("attack", *_NETWORK, "--images={data}", "--attack=pgd", "--nopanel", "--nolpips"),
@@ -166,6 +166,7 @@ def _run(
                 env=os.environ
                 | {"JAX_PLATFORMS": "cpu", "TL_CACHE": str(workdir / "cache")}
                 | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "compiled")}
+                | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
                 | {"TL_SILENCE_SECONDS": "6"}
                 | (environment(i, n, port) if n > 1 else {}),
                 stdout=output,
