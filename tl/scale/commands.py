@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 from tl.paths import expanded
 
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder of the checkout, which holds `experiments/` and `launch.sh`."""
 PREEMPTED = 75
 """Exit status of a command that was preempted and can be repeated: EX_TEMPFAIL of BSD."""
 

@@ -28,10 +28,9 @@ from tl import metrics, reporting
 from tl.evaluation import paired
 from tl.pages import sweep as pages
 from tl.paths import first_few, is_url, nearest
-from tl.scale.commands import PREEMPTED, resumed, tied
+from tl.scale import array
+from tl.scale.commands import PREEMPTED, ROOT, resumed, tied
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The folder of the checkout, which holds `experiments/` and `launch.sh`."""
 HERE = "here"
 METRICS = ("seeds.top1", "folds.top1", "test.top1", "top1")
 """The paths of the default metric in `result.json`; the first one that a result has is used."""
@@ -191,8 +190,8 @@ def sweep(
       As `collect`.
 
     Raises:
-      ValueError: the folder of the run is in a bucket, and those of `parse`, `check`, `submit` and
-        `collect`.
+      ValueError: the folder of the run is in a bucket, and those of `parse`, `check`,
+        `array.submit` and `collect`.
     """
     if is_url(run.workdir):
         raise ValueError(f"the `workdir` of a sweep is a local folder: got {str(run.workdir)!r}")
@@ -203,7 +202,8 @@ def sweep(
     say(f"{len(every)} runs of {experiment}, of which {len(every) - len(todo)} are finished")
     failed: dict[Path, str] = {}
     if todo and on == "slurm":
-        answer = submit(todo, experiment, run.workdir, shlex.split(options))
+        lines = [shlex.join([experiment, *cell.words]) for cell in todo]
+        answer = array.submit(lines, experiment, run.workdir, shlex.split(options))
         say(f"{answer or 'the array is still in the queue'}; repeat the command for the results")
     elif todo:
         failed = run_cells(todo, experiment, on.split(","), say)
@@ -298,48 +298,6 @@ def last_line(folder: Path) -> str:
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def submit(
-    todo: Sequence[Cell], experiment: str, folder: Path, options: Sequence[str]
-) -> str | None:
-    """Submits the unfinished cells as one array of SLURM and returns the answer of sbatch.
-
-    None if the array of an earlier call is still queued or runs.
-
-    Args:
-      todo: the unfinished cells.
-      experiment: its name.
-      folder: the folder of the sweep; `jobs.txt` there holds the answer, and `cells.sh` a command
-        per line, which the task of that number runs.
-      options: of `./launch.sh slurm`.
-
-    Raises:
-      ValueError: SLURM refuses the array, or is not installed.
-    """
-    jobs = folder / "jobs.txt"
-    if jobs.exists():
-        number = jobs.read_text(encoding="utf-8").split()[-1]
-        queue = _output(["squeue", "--noheader", f"--jobs={number}"], allow_failure=True)
-        if queue.strip():  # a job that has ended is not listed, or unknown
-            return None
-    lines = [shlex.join([experiment, *cell.words]) for cell in todo]
-    reporting.write_whole(folder / "cells.sh", "".join(f"{line}\n" for line in lines))
-    words = [f"--array=1-{len(todo)}", *options, f"--cells={folder.absolute() / 'cells.sh'}"]
-    answer = _output([str(ROOT / "launch.sh"), "slurm", *words, experiment])
-    reporting.write_whole(jobs, answer)
-    return answer.strip()
-
-
-def _output(words: Sequence[str], *, allow_failure: bool = False) -> str:
-    """The standard output of a command."""
-    try:
-        process = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise ValueError(f"cannot run {words[0]} ({error.strerror}); use on=here") from error
-    if process.returncode and not allow_failure:
-        raise ValueError(f"{words[0]} failed: {reporting.one_line(process.stderr)}")
-    return process.stdout
 
 
 # ---- results ----
