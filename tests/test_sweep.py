@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tl import pages, reporting
+from tl import hosts, pages, reporting
 from tl.evaluation import paired
+from tl.hosts.state import STATE
 from tl.pages import sweep as sweep_pages
 from tl.scale import sweep
 
@@ -175,6 +176,19 @@ def test_a_failed_cell_does_not_stop_the_others(toy: Path) -> None:
     result, run = run_sweep(toy, "tune=all,probe")
     assert len(calls(toy)) == 3 and not run.failures
     assert not any("error" in row for row in result["rows"])
+
+
+def test_sigterm_is_passed_on_and_ends_the_sweep(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (toy / "toy.py").write_text(
+        TOY.replace("def main(_):", "def main(_):\n    import time; time.sleep(60)")
+    )
+    monkeypatch.setattr(STATE, "signalled", 1.0)
+    cells = sweep.cells({"lr": ["0.5", "1"]}, "toy.py", ["--data=x"], toy / "s")
+    with pytest.raises(hosts.Preempted):
+        sweep.run_cells(cells, "toy.py", say=lambda _: None)
+    assert not calls(toy) and not cells[1].folder.exists()
 
 
 @pytest.mark.parametrize(

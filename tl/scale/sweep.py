@@ -24,7 +24,7 @@ from concurrent import futures
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from tl import metrics, reporting
+from tl import hosts, metrics, reporting
 from tl.evaluation import paired
 from tl.pages import sweep as pages
 from tl.paths import first_few, is_url, nearest
@@ -221,7 +221,7 @@ def sweep(
 def run_cells(
     todo: Sequence[Cell],
     experiment: str,
-    hosts: Sequence[str] = (HERE,),
+    machines: Sequence[str] = (HERE,),
     say: Callable[[str], None] = print,
 ) -> dict[Path, str]:
     """Runs the unfinished cells, one at a time on each host.
@@ -232,8 +232,8 @@ def run_cells(
     Args:
       todo: the cells.
       experiment: its name.
-      hosts: "here", or names of hosts for ssh, which share the disk and the folder of the checkout.
-        A name that occurs twice runs two cells at a time.
+      machines: "here", or names of hosts for ssh, which share the disk and the folder of the
+        checkout. A name that occurs twice runs two cells at a time.
       say: receives one line per event.
 
     Returns:
@@ -258,8 +258,8 @@ def run_cells(
             else:
                 say(f"{name}: finished in {time.monotonic() - began:.1f} s")
 
-    with futures.ThreadPoolExecutor(len(hosts)) as pool:
-        for task in [pool.submit(work, host) for host in hosts]:
+    with futures.ThreadPoolExecutor(len(machines)) as pool:
+        for task in [pool.submit(work, host) for host in machines]:
             task.result()
     return failed
 
@@ -278,15 +278,19 @@ def _words(cell: Cell, experiment: str, host: str) -> list[str]:
 
 
 def _call(words: Sequence[str], output: IO[bytes]) -> int:
-    """The exit status of a command, which ends with this process."""
+    """The exit status of a command, which ends with this process; SIGTERM is passed on to it."""
     process = subprocess.Popen(
         tied(words), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
     )
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        raise
+    with hosts.deferred():
+        while process.poll() is None:
+            hosts.advance()  # a run may take hours
+            if hosts.signalled():
+                process.terminate()  # saves its checkpoint
+                process.wait()
+                hosts.stop_together()
+            time.sleep(0.05)
+    return process.returncode
 
 
 def last_line(folder: Path) -> str:
