@@ -302,9 +302,8 @@ def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]
                 hosts.leave(hosts.FAILED, message)
             sys.exit(message)
         except KeyboardInterrupt:
-            hosts.announce(hosts.FAILED, "interrupted")
-            print(f"\n{_ended(name, runs)}", file=sys.stderr, flush=True)
-            os._exit(130)  # compiled code in the worker thread may run for minutes
+            # Compiled code in the worker thread may run for minutes.
+            hosts.leave(130, f"\n{_ended(name, runs)}")
 
     reporting.make_output_safe()
     app.run(guarded)

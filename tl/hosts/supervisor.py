@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import jax
 
+from tl import storage
 from tl.hosts.state import BEAT, FAILED, GRACE, PREEMPTED, SILENCE, STATE, STUCK, name, signalled
 
 
@@ -157,6 +158,7 @@ def leave(status: int, message: str) -> None:
     prefix = f"{name()}: " if STATE.count > 1 else ""
     print(f"{prefix}{message}", file=sys.stderr, flush=True)
     with contextlib.suppress(OSError, ValueError):
+        storage.flush()  # rows of metrics in a bucket
         sys.stdout.flush()
     os._exit(status)
 
