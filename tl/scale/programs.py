@@ -118,7 +118,9 @@ def transfer(
     )
     state = jax.eval_shape(step.init, start["params"], start["batch_stats"])
     mesh = devices.mesh(among)
-    everywhere, rows = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in ((), (devices.AXIS,)))
+    rows = NamedSharding(mesh, PartitionSpec(devices.AXIS))
+    divided = devices.shardings(state, mesh, devices.FSDP if recipe.fsdp else ())
+    placed_state = jax.tree.map(_placed, state, divided)
     certain = inputs.confidence(train_set) is None
 
     def lower(batch: int) -> Any:
@@ -129,7 +131,7 @@ def transfer(
             _array(batch, dtype=jnp.bool_),
             None if certain else _array(batch),
         )
-        arguments = _placed(state, everywhere), _placed(examples, rows), not step.masked
+        arguments = placed_state, _placed(examples, rows), not step.masked
         return step.step.lower(*arguments)  # type: ignore[attr-defined]
 
     source = "images" if cached is None else f"the cached output of {prefix}"

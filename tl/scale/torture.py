@@ -167,7 +167,7 @@ def _run(
                 | {"JAX_PLATFORMS": "cpu", "TL_CACHE": str(workdir / "cache")}
                 | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "compiled")}
                 | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-                | {"TL_SILENCE_SECONDS": "6"}
+                | {"TL_SILENCE_SECONDS": "6", "TL_JOIN_SECONDS": "15"}
                 | (environment(i, n, port) if n > 1 else {}),
                 stdout=output,
                 stderr=output,
