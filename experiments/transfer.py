@@ -102,65 +102,18 @@ def define_flags() -> None:
     one_of("head", "linear", list(heads.KINDS), "Kind of the new head.")
     one_of("method", DEFAULT.method, list(probe.METHODS), "Method of a probe.")
     # ---- optimization
-    number(
-        "epochs",
-        DEFAULT.epochs,
-        "Passes over the training images, in all phases together.",
-        lower_bound=1,
-    )
-    number("batch_size", DEFAULT.batch_size, "Images per step.", lower_bound=1)
     text(
         "lr",
         "0",
         "Peak learning rate of the head. 0: 1e-3 if only the head trains, otherwise 5e-3; find: "
         "searched before the first step.",
     )
-    real(
-        "backbone_lr",
-        DEFAULT.backbone_lr,
-        "Factor on the learning rate of the backbone.",
-        lower_bound=0.0,
-    )
-    real(
-        "layer_decay",
-        DEFAULT.layer_decay,
-        "Further factor on the learning rate for each stage away from the head.",
-        lower_bound=0.0,
-    )
     one_of("optimizer", DEFAULT.optimizer, list(optim.OPTIMIZERS), "Optimizer.")
     one_of("schedule", DEFAULT.schedule, list(optim.SCHEDULES), "Learning-rate schedule.")
-    real("weight_decay", DEFAULT.weight_decay, "Weight decay of kernels.", lower_bound=0.0)
-    real("clip", DEFAULT.clip, "Largest norm of the gradient; 0: no clipping.", lower_bound=0.0)
-    number(
-        "microbatches",
-        DEFAULT.microbatches,
-        "Parts of a batch whose gradients are summed.",
-        lower_bound=1,
-    )
-    real(
-        "smoothing",
-        DEFAULT.smoothing,
-        "Label smoothing in [0, 1).",
-        lower_bound=0.0,
-        upper_bound=0.99,
-    )
     flags.DEFINE_bool(
         "soft_labels",
         DEFAULT.soft_labels,
         "Weight labels by the confidences of the data set (elpv, or a column of a CSV file).",
-    )
-    real(
-        "ema",
-        DEFAULT.ema,
-        "Decay of the running average of the parameters in [0, 1); 0: none.",
-        lower_bound=0.0,
-        upper_bound=0.99999,
-    )
-    number(
-        "patience",
-        DEFAULT.patience,
-        "Epochs without a smaller validation loss before a phase stops; 0: never.",
-        lower_bound=0,
     )
     text(
         "augment",
@@ -175,24 +128,6 @@ def define_flags() -> None:
         "Treatment of rare classes. weights: a larger weight in the loss; sampler: drawn as often "
         "as the other classes.",
     )
-    real(
-        "bank_gib",
-        DEFAULT.bank_gib,
-        "Memory for cached outputs of a frozen prefix, in GiB, over all seeds; 0: none.",
-        lower_bound=0.0,
-    )
-    number(
-        "save_every",
-        DEFAULT.save_every,
-        "Steps between checkpoints, in addition to those of --save_minutes and of each epoch.",
-        lower_bound=0,
-    )
-    real(
-        "save_minutes",
-        DEFAULT.save_minutes,
-        "Minutes between checkpoints; 0: none.",
-        lower_bound=0.0,
-    )
     flags.DEFINE_bool("fsdp", DEFAULT.fsdp, "Divide parameters over the devices.")
     flags.DEFINE_bool("resume", False, "Continue the run in --workdir.")
     # ---- adversarial training
@@ -203,31 +138,46 @@ def define_flags() -> None:
         "Adversarial training in an Linf ball.",
     )
     text("adversarial_eps", "2/255", "Radius of the ball in [0, 1] pixel units.")
-    number(
-        "adversarial_steps",
-        DEFAULT.adversarial_steps,
-        "Attack steps per training step (pgd, trades).",
-        lower_bound=1,
-    )
-    real(
-        "adversarial_beta",
-        DEFAULT.adversarial_beta,
-        "Weight of the divergence (trades).",
-        lower_bound=0.0,
-    )
-    number(
-        "adversarial_replays",
-        DEFAULT.adversarial_replays,
-        "Optimizer steps per batch (free).",
-        lower_bound=1,
-    )
-    real(
-        "adversarial_warmup",
-        DEFAULT.adversarial_warmup,
-        "Share of the steps in [0, 1] over which the radius grows from 0.",
-        lower_bound=0.0,
-        upper_bound=1.0,
-    )
+    # ---- numbers of the recipe
+    for name, least, help in (
+        ("epochs", 1, "Passes over the training images, in all phases together."),
+        ("batch_size", 1, "Images per step."),
+        ("microbatches", 1, "Parts of a batch whose gradients are summed."),
+        ("adversarial_steps", 1, "Attack steps per training step (pgd, trades)."),
+        ("adversarial_replays", 1, "Optimizer steps per batch (free)."),
+        ("patience", 0, "Epochs without a smaller validation loss before a phase stops; 0: never."),
+        (
+            "save_every",
+            0,
+            "Steps between checkpoints, in addition to those of --save_minutes and of each epoch.",
+        ),
+    ):
+        number(name, getattr(DEFAULT, name), help, lower_bound=least)
+    for name, most, help in (
+        ("backbone_lr", None, "Factor on the learning rate of the backbone."),
+        (
+            "layer_decay",
+            None,
+            "Further factor on the learning rate for each stage away from the head.",
+        ),
+        ("weight_decay", None, "Weight decay of kernels."),
+        ("clip", None, "Largest norm of the gradient; 0: no clipping."),
+        ("smoothing", 0.99, "Label smoothing in [0, 1)."),
+        ("ema", 0.99999, "Decay of the running average of the parameters in [0, 1); 0: none."),
+        (
+            "bank_gib",
+            None,
+            "Memory for cached outputs of a frozen prefix, in GiB, over all seeds; 0: none.",
+        ),
+        ("save_minutes", None, "Minutes between checkpoints; 0: none."),
+        ("adversarial_beta", None, "Weight of the divergence (trades)."),
+        (
+            "adversarial_warmup",
+            1.0,
+            "Share of the steps in [0, 1] over which the radius grows from 0.",
+        ),
+    ):
+        real(name, getattr(DEFAULT, name), help, lower_bound=0.0, upper_bound=most)
     # ---- tests
     text(
         "robust_eps",
