@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl import reporting
+from tl import hosts, reporting
 from tl.paths import nearest
 from tl.scale.commands import resumed
 from tl.scale.local import environment, free_port
@@ -111,6 +111,7 @@ def torture(
             number = signal.SIGTERM if len(rows) % 2 else signal.SIGKILL
             after = draw.uniform(0, seconds) if left else None
             ended = _run(workdir, command, n, number, after, draw.randrange(n))
+            hosts.advance()
             if not ended.killed:
                 break
             left -= 1
