@@ -20,6 +20,7 @@ from tl import hosts
 from tl.hosts import joining
 from tl.hosts.state import STATE
 from tl.reporting import save_png
+from tl.scale.local import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--arch=mobilenetv1_025_keras", "--weights=random")
@@ -28,9 +29,7 @@ TRAIN = (*SMALL, "--image_size=32", "--batch_size=16", "--bank_gib=0")
 
 def address() -> str:
     """An address on this machine that nothing uses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(scope="module", autouse=True)

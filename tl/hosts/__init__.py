@@ -5,7 +5,7 @@ the results (`gather`), and process 0 alone writes files (`first`, `on_first`). 
 runtime connects them; on one process every function here is the identity.
 
 `supervise` runs the work of a command in a thread. Its main thread handles Ctrl-C and SIGTERM,
-tells the other processes of a failure and learns of theirs, and writes the stacks of all threads to
+reports a failure to the other processes and reads theirs, and writes the stacks of all threads to
 a file if there is no progress for ten minutes. Its exit statuses are `PREEMPTED` and `FAILED`.
 
 Preemption: SIGTERM ends a process at once if there is nothing to save. In a `with deferred():`

@@ -41,7 +41,7 @@ def forward(clf: Classifier) -> Callable[[Variables, Any], jax.Array]:
 
 def _rows_per_call(n: int, batch_size: int) -> int:
     """Rows of a call, a batch for each device of this process, or fewer if there are fewer rows."""
-    return batch_size * min(jax.local_device_count(), -(-n // batch_size))
+    return batch_size * max(min(jax.local_device_count(), -(-n // batch_size)), 1)
 
 
 def in_batches(
@@ -130,9 +130,9 @@ def map_sources(
     """
     n = len(sources)
     size = _rows_per_call(n, batch_size)
-    total = -(-n // size) if n else 0
-    own = np.arange(n)[np.arange(n) // max(size, 1) % hosts.count() == hosts.index()]
-    batches = data.load([sources[i] for i in own], prepare, batch_size=max(size, batch_size))
+    total = -(-n // size)
+    own = np.arange(n)[np.arange(n) // size % hosts.count() == hosts.index()]
+    batches = data.load([sources[i] for i in own], prepare, batch_size=size)
 
     def compute(i: int) -> SourceBatch:
         batch = next(batches)

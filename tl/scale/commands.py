@@ -14,8 +14,6 @@ from tl.paths import expanded
 
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the checkout, which holds `experiments/` and `launch.sh`."""
-PREEMPTED = 75
-"""Exit status of a command that was preempted and can be repeated: EX_TEMPFAIL of BSD."""
 
 
 def flag_value(words: Sequence[str], name: str) -> str:

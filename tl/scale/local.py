@@ -23,8 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl.hosts import PREEMPTED
 from tl.reporting import one_line
-from tl.scale.commands import PREEMPTED, flag_value, resumed, tied
+from tl.scale.commands import flag_value, resumed, tied
 
 # Seconds between the first failure and the end of the other processes. The default of run.
 GRACE = 60.0

@@ -26,10 +26,11 @@ from typing import IO, Any, NamedTuple
 
 from tl import hosts, metrics, reporting
 from tl.evaluation import paired
+from tl.hosts import PREEMPTED
 from tl.pages import sweep as pages
 from tl.paths import first_few, is_url, nearest
 from tl.scale import array
-from tl.scale.commands import PREEMPTED, ROOT, resumed, tied
+from tl.scale.commands import ROOT, resumed, tied
 
 HERE = "here"
 METRICS = ("seeds.top1", "folds.top1", "test.top1", "top1")
