@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tl.data import feed
 from tl.paths import expanded
 from tl.scale import commands, local
 
@@ -58,19 +59,12 @@ def test_gpus_are_counted_unless_jax_uses_the_cpu(
     assert local.gpu_count() == gpus
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
-def test_each_process_has_its_share_of_the_cores(tmp_path: Path) -> None:
-    cores = os.sched_getaffinity(0)
-    code = (
-        "import os, pathlib, sys; "
-        "file = pathlib.Path(sys.argv[1], os.environ['JAX_PROCESS_ID']); "
-        "file.write_text(' '.join(map(str, os.sched_getaffinity(0))))"
-    )
-    local.run([sys.executable, "-c", code, str(tmp_path)], 2)
-    shares = [set(map(int, (tmp_path / str(i)).read_text().split())) for i in range(2)]
-    assert shares[0] | shares[1] == cores
-    assert len(cores) < 2 or not shares[0] & shares[1]
-    assert os.sched_getaffinity(0) == cores
+def test_each_process_has_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    share = lambda n: local.environment(0, n, 9)["PJRT_NPROC"]
+    assert [share(n) for n in (1, 2, 8)] == ["5", "2", "1"]
+    monkeypatch.setenv("PJRT_NPROC", share(2))
+    assert feed.cores() == 2
 
 
 def test_process_0_writes_to_the_terminal_and_failures_show_the_others(capfd) -> None:

@@ -59,7 +59,9 @@ class BatchIterator(Iterator[Any]):
 
 
 def cores() -> int:
-    """Number of processor cores available to this process."""
+    """Number of processor cores for this process; with `PJRT_NPROC`, that many, as XLA has."""
+    if (chosen := os.environ.get("PJRT_NPROC", "")).isdecimal():
+        return max(int(chosen), 1)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -9,17 +9,28 @@ activations are in `tl.backbones.layers`.
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from tl.ops.forms import forms
+from tl.ops.forms import Form, forms
 from tl.ops.pool import max_pool as _max_pool
 from tl.ops.windows import NO_PADDING, Padding, same_padding
 
-__all__ = ["NO_PADDING", "Padding", "conv2d", "global_mean", "max_pool", "same_padding"]
+__all__ = [
+    "NO_PADDING",
+    "Padding",
+    "batch_sharded",
+    "conv2d",
+    "global_mean",
+    "max_pool",
+    "same_padding",
+]
 
 
 def global_mean(x: Array) -> Array:
@@ -92,9 +103,41 @@ def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDIN
 # differentiates a `cond`.
 
 
+def batch_sharded(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Within it, operations are traced for batches that are sharded over a mesh with one axis."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
+
+
+def _forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple[Form, Form]:
+    """`forms`; with several devices each computes the form for CPUs for its own images.
+
+    The sums of that form, over a few images at a time, would otherwise move images between devices.
+    """
+    mesh, options = jax.sharding.get_abstract_mesh(), (k_shape, stride, padding, groups)
+    if mesh.manual_axes or (mesh.empty and jax.local_device_count() == 1):
+        return forms(x_shape, *options)
+    plain, _ = forms(x_shape, *options)
+    sharded = mesh.axis_types == (AxisType.Auto,) and x_shape[0] % mesh.size == 0
+    if not sharded:  # or sharded in a way that only XLA knows
+        return plain, plain
+    _, cpu = forms((x_shape[0] // mesh.size, *x_shape[1:]), *options)
+    (axis,), whole = mesh.axis_names, PartitionSpec()
+    rows = PartitionSpec(axis)
+    divided = partial(jax.shard_map, check_vma=False)
+    return plain, Form(
+        divided(cpu.forward, in_specs=(rows, whole), out_specs=rows),
+        divided(cpu.input_grad, in_specs=(rows, whole), out_specs=rows),
+        divided(
+            lambda x, g: lax.psum(cpu.kernel_grad(x, g), axis),
+            in_specs=(rows, rows),
+            out_specs=whole,
+        ),
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int) -> Array:
-    plain, cpu = forms(x.shape, kernel.shape, stride, padding, groups)
+    plain, cpu = _forms(x.shape, kernel.shape, stride, padding, groups)
     return lax.platform_dependent(x, kernel, cpu=cpu.forward, default=plain.forward)
 
 
@@ -104,7 +147,7 @@ def _conv_fwd(x: Array, kernel: Array, stride: int, padding: Padding, groups: in
 
 def _conv_bwd(stride: int, padding: Padding, groups: int, residuals: tuple[Array, Array], g: Array):
     x, kernel = residuals
-    plain, cpu = forms(x.shape, kernel.shape, stride, padding, groups)
+    plain, cpu = _forms(x.shape, kernel.shape, stride, padding, groups)
     dx = lax.platform_dependent(g, kernel, cpu=cpu.input_grad, default=plain.input_grad)
     dk = lax.platform_dependent(x, g, cpu=cpu.kernel_grad, default=plain.kernel_grad)
     return dx, dk

@@ -56,10 +56,6 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
         cpu = first_layer(*args, plain)
     else:
         cpu = dense(*args)
-    # With several devices a batch may be sharded, and sums over a few images at a time would move
-    # images between devices.
-    if jax.device_count() > 1:
-        cpu = plain
     return plain, Form(*map(in_float32, cpu))
 
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tl.data.feed import cores
 from tl.hosts import PREEMPTED
 from tl.reporting import one_line
 from tl.scale.commands import flag_value, resumed, tied
@@ -71,22 +72,6 @@ def parse(words: Sequence[str]) -> tuple[Options, list[str]]:
     return options, rest
 
 
-def shares(cores: Sequence[int], n: int) -> list[set[int]]:
-    """Divides the cores among `n` processes; with fewer cores than processes, they are shared.
-
-    Example:
-      >>> shares([0, 1, 2, 3, 4], 2)
-      [{0, 1, 2}, {3, 4}]
-      >>> shares([5, 6], 3)
-      [{5}, {6}, {5}]
-    """
-    if len(cores) < n:
-        return [{cores[i % len(cores)]} for i in range(n)]
-    size, more = divmod(len(cores), n)
-    starts = [i * size + min(i, more) for i in range(n + 1)]
-    return [set(cores[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
-
-
 def gpu_count() -> int:
     """The number of NVIDIA GPUs that JAX would use; 0 with `JAX_PLATFORMS=cpu`."""
     if os.environ.get("JAX_PLATFORMS") == "cpu" or not shutil.which("nvidia-smi"):
@@ -97,6 +82,9 @@ def gpu_count() -> int:
 
 def environment(i: int, n: int, port: int, gpus: int = 0) -> dict[str, str]:
     """The variables with which JAX joins process `i` of `n`.
+
+    `PJRT_NPROC` is the number of threads of XLA. Processes are not bound to cores, because a thread
+    that computes would then delay each all-reduce by a time slice of some milliseconds.
 
     Args:
       i, n: index and number of processes.
@@ -121,6 +109,7 @@ def environment(i: int, n: int, port: int, gpus: int = 0) -> dict[str, str]:
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(n),
         "JAX_PROCESS_ID": str(i),
+        "PJRT_NPROC": str(max(cores() // n, 1)),
         **({"JAX_LOCAL_DEVICE_IDS": devices} if devices else {}),
     }
 
@@ -217,34 +206,27 @@ def run(words: Sequence[str], n: int, *, grace: float = GRACE) -> tuple[int, boo
 def _start(
     words: Sequence[str], variables: Sequence[Mapping[str, str]], logs: Sequence[Path]
 ) -> Iterator[subprocess.Popen[Any]]:
-    """Starts one process per entry of `variables`, each on its share of the cores.
+    """Starts one process per entry of `variables`.
 
     Each has a process group of its own, so that a terminal sends Ctrl-C to this process alone.
     """
     if shutil.which(words[0]) is None:
         raise ValueError(f"cannot start {words[0]!r}; check that it is a program")
-    bind = hasattr(os, "sched_setaffinity")  # Linux
-    cores = os.sched_getaffinity(0) if bind else {0}
     try:
-        for i, share in enumerate(shares(sorted(cores), len(variables))):
-            if bind:
-                os.sched_setaffinity(0, share)  # inherited
+        for i, added in enumerate(variables):
             file = open(logs[i], "wb") if i else None
             yield subprocess.Popen(
                 tied(words),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file and subprocess.STDOUT,
-                env={**os.environ, **variables[i]},
+                env={**os.environ, **added},
                 process_group=0,
             )
             if file:
                 file.close()
     except OSError as error:
         raise ValueError(f"cannot start {words[0]!r} ({error.strerror})") from error
-    finally:
-        if bind:
-            os.sched_setaffinity(0, cores)
 
 
 def _last_lines(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tl import devices, hosts
+from tl import devices, hosts, ops
 from tl.data import DataSpec
 from tl.training.inputs import CachedInputs, ImageInputs, confidence
 from tl.training.recipe import Recipe
@@ -87,11 +87,13 @@ def compile_step(
         if mesh.size == 1:
             return step.lower(state, batch, padded).compile()  # type: ignore[attr-defined]
         # The state keeps its shardings: XLA may otherwise choose others.
-        metrics = jax.eval_shape(lambda s, e: step(s, e, padded), state, batch)[1]
         whole = NamedSharding(mesh, PartitionSpec())
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state), dict.fromkeys(metrics, whole)
-        same = jax.jit(lambda s, e: step(s, e, padded), donate_argnums=0, out_shardings=shardings)
-        return same.lower(state, batch).compile()
+        same = lambda state, batch: step(state, batch, padded)
+        with ops.batch_sharded(mesh):
+            metrics = jax.eval_shape(same, state, batch)[1]
+            shardings = jax.tree.map(lambda x: x.sharding, state), dict.fromkeys(metrics, whole)
+            program = jax.jit(same, donate_argnums=0, out_shardings=shardings)
+            return program.lower(state, batch).compile()
 
     padded_program = functools.cache(lambda: compiled(b, padded=True)) if masked else None
     programs = [compiled(b)]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import devices, hosts, ledger, metrics
+from tl import devices, hosts, ledger, metrics, ops
 from tl.data import Skipped
 from tl.data.feed import prefetch
 from tl.data.plan import Plan
@@ -352,7 +352,8 @@ def validation_logits(
         between()
         hosts.advance()
         sharded = devices.shard(batch, mesh)
-        logits = function(state.averaged, state.averaged_stats, sharded)
+        with ops.batch_sharded(mesh):
+            logits = function(state.averaged, state.averaged_stats, sharded)
         logits, targets, valid = devices.fetch((logits, sharded.labels, sharded.valid))
         rows.append(logits[valid])
         labels.append(targets[valid])
