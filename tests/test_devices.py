@@ -54,15 +54,15 @@ def report(child: subprocess.Popen[str]) -> dict:
 # --- eight devices ----------------------------------------------------------------------------
 
 EIGHT = """
-import contextlib, json, sys
+import contextlib, json, re, sys
 import jax, jax.numpy as jnp, numpy as np
-from tl import backbones, devices
+from tl import backbones, devices, ops
 from tl.backbones.run import run
 from tl.training import checkpoints
 from tl.types import Mode
 
 mesh = devices.mesh()
-report = {"devices": mesh.size, "errors": {}}
+report = {"devices": mesh.size, "errors": {}, "operations": {}}
 
 
 def difference(actual, expected):
@@ -96,7 +96,10 @@ for name, network in networks.items():
     (loss1, stats1), gradient1 = step(params, stats, inputs[valid], None)
     sharded = devices.shard((inputs, valid), mesh)
     replicated = devices.replicate(params, mesh), devices.replicate(stats, mesh)
-    (loss8, stats8), (gradient8, of_inputs) = step(*replicated, *sharded)
+    with ops.batch_sharded(mesh):
+        program = step.lower(*replicated, *sharded).compile()
+    (loss8, stats8), (gradient8, of_inputs) = program(*replicated, *sharded)
+    report["operations"][name] = sorted(set(re.findall(r" ([a-z-]+)\\(", program.as_text())))
     gradient8 = gradient8, np.asarray(of_inputs)[valid]
     report["errors"][name] = {
         "loss": difference(loss8, loss1),
@@ -140,6 +143,15 @@ def test_loss_gradient_and_statistics_of_eight_devices_equal_those_of_one(eight:
     """On eight devices the batch has padding; on one it holds the valid images alone."""
     assert all(error < 1e-5 for error in eight["errors"][name].values()), eight["errors"]
     assert eight["change"] > 1e-3, "BatchNorm did not follow the batch"
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_each_device_computes_its_own_images_and_sends_sums_alone(eight: dict, name: str):
+    """A form for CPUs of a depthwise convolution, a loop, would otherwise move images."""
+    operations = set(eight["operations"][name])
+    moves = {"all-gather", "all-to-all", "collective-permute", "reduce-scatter"}
+    assert "all-reduce" in operations and not operations & moves
+    assert name != "mobilenet" or ("while" in operations and "convolution" not in operations)
 
 
 def test_a_checkpoint_restores_with_or_without_shards(eight: dict):

@@ -159,7 +159,7 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             images += int(count)
             return ""
 
-        def finish_epoch() -> bool:
+        def finish_epoch(error: str) -> bool:
             """Validates and saves; returns whether the phase ends."""
             nonlocal best, stale, history
             row: dict[str, Any] = {
@@ -174,6 +174,10 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             except hosts.Preempted:
                 save(steps_done, final=False)
                 raise
+            except ValueError:
+                if not error:
+                    raise
+                scores = {}
             epoch.clear()
             history = [*history, {**row, **scores}]
             stale += 1
@@ -184,6 +188,8 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             # `Checkpoints.best` compares the first metric.
             compared = {"selection_metric": selection_metric(scores), **scores} if scores else None
             save(steps_done, final=stop or steps_done == len(plan), scores=compared)
+            if error:
+                raise ValueError(error)
             if stop:
                 context.say(
                     f"{phase.name}: stopped after epoch {row['epoch']}, because the last {stale} "
@@ -192,8 +198,8 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             return stop
 
         stack.enter_context(ledger.spent("work"))
-        # Of an epoch whose validation was interrupted, or whose last steps were not finite.
-        stop = finish_epoch() if epoch and first % plan.steps_per_epoch == 0 else False
+        # Of an epoch whose validation was interrupted.
+        stop = finish_epoch("") if epoch and first % plan.steps_per_epoch == 0 else False
         for step in range(first, first if stop else len(plan)):
             with ledger.spent("data"):
                 examples, rows = next(batches)
@@ -208,15 +214,15 @@ def train_phase(context: FitContext, number: int, phase: Phase) -> PhaseResult:
             if ends or due or error or agreed:
                 error = error or settle()
                 settle()
-            if error:
-                save(steps_done, final=False)
-                raise ValueError(error)
-            stop_if_agreed()
+            if not error:
+                stop_if_agreed()
             if ends:
-                if finish_epoch():
+                if finish_epoch(error):
                     break
-            elif due or agreed:
+            elif due or error or agreed:
                 save(steps_done, final=False)
+                if error:
+                    raise ValueError(error)
         skipped = all_skipped()
         seconds, waiting = time.monotonic() - start, batches.seconds_waiting
     return PhaseResult(state, history, best, seconds, waiting, images, steps_done, skipped)
