@@ -39,9 +39,9 @@ _NETWORK = ("--arch=mobilenetv1_025_keras", "--weights=random")
 _TRAIN = (*_NETWORK, "--image_size=32", "--batch_size=16", "--data=folder:{data}")
 CASES: dict[str, tuple[str, ...]] = {
     "probe": ("transfer", *_TRAIN, "--tune=probe", "--seeds=3"),
-    "cached": ("transfer", *_TRAIN, "--tune=last:1", "--epochs=20", "--augment=flip"),
-    "images": ("transfer", *_TRAIN, "--tune=last:2", "--bn=update", "--epochs=8", "--bank_gib=0"),
-    "two phases": ("transfer", *_TRAIN, "--tune=lp_ft", "--epochs=8", "--ema=0.9"),
+    "cached": ("transfer", *_TRAIN, "--tune=last:1", "--epochs=30", "--augment=flip"),
+    "images": ("transfer", *_TRAIN, "--tune=last:2", "--bn=update", "--epochs=16", "--bank_gib=0"),
+    "two phases": ("transfer", *_TRAIN, "--tune=lp_ft", "--epochs=16", "--ema=0.9"),
     "attack": ("attack", *_NETWORK, "--images={data}", "--attack=pgd", "--nopanel", "--nolpips"),
     "ideal": ("ideal", *_NETWORK, "--target=1,2,3,4", "--size=64", "--steps=64", "--judges="),
 }
@@ -104,12 +104,13 @@ def torture(
         runs += 1
         key = f"{name.replace(' ', '_')}-{n}"
         command = [word.format(data=data) for word in CASES[name]]
-        reference, seconds = _reference(folder / "whole" / key, command, n)
+        reference, first, seconds = _reference(folder / "whole" / key, command, n)
         workdir = folder / "killed" / f"{key}-{runs}"
         left = min(KILLS_OF_RUN, kills - len(rows))
         while True:
             number = signal.SIGTERM if len(rows) % 2 else signal.SIGKILL
-            after = draw.uniform(0, seconds) if left else None
+            # Half of the kills are after the first step, for which a run waits most of its time.
+            after = draw.uniform(draw.choice((0, first)), seconds) if left else None
             ended = _run(workdir, command, n, number, after, draw.randrange(n))
             hosts.advance()
             if not ended.killed:
@@ -141,11 +142,14 @@ def torture(
 
 
 class _Ended(NamedTuple):
+    """How a command ended; `first` is the time of the first row of its log, 0 without any."""
+
     statuses: list[int]
     seconds: float
     hang: bool
     killed: bool
     output: str
+    first: float
 
 
 def _run(
@@ -175,9 +179,11 @@ def _run(
             )
             for i in range(n)
         ]
-        began, killed = time.monotonic(), False
+        began, killed, first = time.monotonic(), False, 0.0
         while any(child.poll() is None for child in children):
             now = time.monotonic() - began
+            if not first and (workdir / "metrics.jsonl").exists():
+                first = now
             if after is not None and not killed and now >= after:
                 children[who].send_signal(number)
                 killed, began = True, time.monotonic()
@@ -191,23 +197,22 @@ def _run(
         statuses = [child.wait() for child in children]
         killed = killed and any(statuses)
         output.seek(0)
-        return _Ended(statuses, seconds, hang, killed, output.read()[-2000:])
+        return _Ended(statuses, seconds, hang, killed, output.read()[-2000:], first)
 
 
-def _reference(workdir: Path, command: Sequence[str], n: int) -> tuple[str, float]:
-    """The digest of the result without a kill, and the seconds that it takes with compiled code."""
+def _reference(workdir: Path, command: Sequence[str], n: int) -> tuple[str, float, float]:
+    """The digest without a kill, the seconds to the first row of the log, and those to the end.
+
+    The times are those with compiled code.
+    """
     path = workdir / "reference.json"
     if not path.exists():
-        began = 0.0
         for part in ("first", "second"):  # the first one compiles
-            began = time.monotonic()
             ended = _run(workdir / part, command, n)
             if any(ended.statuses):
                 raise ValueError(f"{' '.join(command)} fails without a kill: {ended.output}")
-        seconds = time.monotonic() - began
-        path.write_text(json.dumps([_digest(workdir / "second"), seconds]))
-    digest, seconds = json.loads(path.read_text())
-    return digest, seconds
+        path.write_text(json.dumps([_digest(workdir / part), ended.first, ended.seconds]))
+    return tuple(json.loads(path.read_text()))
 
 
 def _digest(workdir: Path) -> str:
