@@ -26,7 +26,7 @@ from absl import flags
 
 import tl
 from tests import toys
-from tl import attacks, cli
+from tl import attacks, cli, explain
 from tl.attacks import norms
 from tl.data import augment
 from tl.pages import remeasured
@@ -449,6 +449,11 @@ def test_the_first_example_of_the_readme_trains(
 
 
 # ---- matrices to choose from ----
+
+
+def test_the_matrix_of_explanations_lists_every_method() -> None:
+    assert column(ROOT / "tl/explain/README.md", "method") == list(explain.METHODS)
+
 
 VISUALIZE, TRAINING = ROOT / "tl/visualize/README.md", ROOT / "tl/training/README.md"
 

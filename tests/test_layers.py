@@ -1,4 +1,4 @@
-"""ReLUs within `redirected_gradients`: same values, and gradients for images that have none."""
+"""ReLUs with redirected and guided gradients: same values, and the gradient of each rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl.backbones.layers import redirected_gradients, relu, relu6
+from tl.backbones.layers import guided_gradients, redirected_gradients, relu, relu6
 
 Rule = Callable[[jax.Array], jax.Array]
 X = jnp.asarray([[-1.0, -0.0, 0.0, 2.0, 6.0, 7.0], [-3.0, 5.0, 6.5, 0.5, -0.1, 1.0]])
@@ -112,3 +112,12 @@ def test_a_jitted_network_is_traced_again_within_the_context_and_after_it() -> N
         np.testing.assert_array_equal(slope(x), [[0.0]])
         with redirected_gradients():
             np.testing.assert_array_equal(slope(x), [[1.0]])
+
+
+def test_guided_gradients_are_positive_ones_of_active_units() -> None:
+    g = jnp.asarray([[1.0, 1.0, 1.0, 2.0, -1.0, 1.0], [1.0, -1.0, 1.0, -2.0, 1.0, 3.0]])
+    for rule, active in ((relu, X > 0), (relu6, (X > 0) & (X < 6))):
+        with guided_gradients():
+            np.testing.assert_array_equal(rule(X), np.clip(X, 0.0, np.inf if rule is relu else 6.0))
+            slope = np.asarray(jax.jit(jax.grad(lambda x, rule=rule: jnp.sum(rule(x) * g)))(X))
+        np.testing.assert_array_equal(slope, np.where(active & (np.asarray(g) > 0), g, 0.0))

@@ -95,13 +95,21 @@ def blur(*, steps: int = 40, restarts: int = 1, widest: float = 0.25) -> Search:
     def candidate(task: Task, i: jax.Array) -> jax.Array:
         sides = task.center.shape[1:3]
         share = (i.astype(jnp.float32) + 1.0) / task.steps.astype(jnp.float32)
-        width = share * widest * max(sides)
-        rows, columns = (
-            jax.vmap(lambda sigma, side=side: _gaussian(side, sigma))(width) for side in sides
-        )
-        return jnp.einsum("bij,bjkc,blk->bilc", rows, task.center, columns)
+        return gaussian_blur(task.center, share * widest * max(sides))
 
     return _try_candidates(candidate, steps)
+
+
+def gaussian_blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Images f32[b h w c] blurred with a standard deviation f32[b], in pixels.
+
+    Positions outside the image have no weight, so a uniform image stays as it is.
+    """
+    rows, columns = (
+        jax.vmap(lambda sigma, side=side: _gaussian(side, sigma))(sigma)
+        for side in images.shape[1:3]
+    )
+    return jnp.einsum("bij,bjkc,blk->bilc", rows, images, columns)
 
 
 def _gaussian(side: int, sigma: jax.Array) -> jax.Array:

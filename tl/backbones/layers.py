@@ -92,11 +92,25 @@ def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     )
 
 
-_redirecting = contextvars.ContextVar("redirecting", default=False)
+_rule = contextvars.ContextVar("rule", default="")
 
 
 @contextlib.contextmanager
-def redirected_gradients() -> Iterator[None]:
+def _gradient_rule(name: str) -> Iterator[None]:
+    """Networks that are traced within it differentiate their ReLUs by a rule of `_ruled_bwd`.
+
+    The rule is part of the key of `jit`, so a jitted network is traced again.
+    """
+    token = _rule.set(name)
+    try:
+        # The metadata is part of the key of `jit`.
+        with set_xla_metadata(tl_gradients=name):
+            yield
+    finally:
+        _rule.reset(token)
+
+
+def redirected_gradients() -> contextlib.AbstractContextManager[None]:
     """Makes ReLUs pass on the incoming gradient of images for which their own gradient is zero.
 
     A unit that is inactive at every position gives the image no gradient, and its feature
@@ -111,18 +125,23 @@ def redirected_gradients() -> Iterator[None]:
     Reference: lucid, `lucid/misc/redirected_relu_grad.py` (Apache-2.0), with the opposite sign,
     because lucid minimizes.
     """
-    token = _redirecting.set(True)
-    try:
-        # The metadata is part of the key of `jit`.
-        with set_xla_metadata(tl_gradients="redirected"):
-            yield
-    finally:
-        _redirecting.reset(token)
+    return _gradient_rule("redirected")
+
+
+def guided_gradients() -> contextlib.AbstractContextManager[None]:
+    """Makes ReLUs pass on positive gradients only: guided backpropagation.
+
+    Values do not change, and other activations (swish, hard swish) keep their gradient. The context
+    applies as that of `redirected_gradients`.
+
+    Reference: Springenberg et al. 2015, arXiv:1412.6806, section 3.4.
+    """
+    return _gradient_rule("guided")
 
 
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), with gradient 0 at 0."""
-    return _redirected(x, math.inf) if _redirecting.get() else jax.nn.relu(x)
+    return _ruled(x, math.inf, _rule.get()) if _rule.get() else jax.nn.relu(x)
 
 
 def relu6(x: jax.Array) -> jax.Array:
@@ -132,7 +151,7 @@ def relu6(x: jax.Array) -> jax.Array:
 
     Reference: Sandler et al. 2018, arXiv:1801.04381, section 3.
     """
-    return _redirected(x, 6.0) if _redirecting.get() else _relu6(x)
+    return _ruled(x, 6.0, _rule.get()) if _rule.get() else _relu6(x)
 
 
 @jax.custom_jvp
@@ -148,25 +167,27 @@ def _relu6_jvp(
     return _relu6(x), jnp.where((x > 0.0) & (x < 6.0), t, jnp.zeros_like(t))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _redirected(x: jax.Array, top: float) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _ruled(x: jax.Array, top: float, rule: str) -> jax.Array:
     return jnp.minimum(jnp.maximum(x, 0.0), top)
 
 
-def _redirected_fwd(x: jax.Array, top: float) -> tuple[jax.Array, jax.Array]:
-    return _redirected(x, top), x
+def _ruled_fwd(x: jax.Array, top: float, rule: str) -> tuple[jax.Array, jax.Array]:
+    return _ruled(x, top, rule), x
 
 
-def _redirected_bwd(top: float, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+def _ruled_bwd(top: float, rule: str, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
     zero = jnp.zeros_like(g)
     plain = jnp.where((x > 0.0) & (x < top), g, zero)
+    if rule == "guided":
+        return (jnp.maximum(plain, zero),)
     useful = jnp.where(((x < 0.0) & (g < 0.0)) | ((x > top) & (g > 0.0)), zero, g)
     per_image = tuple(range(1, x.ndim))
     silent = jnp.all(plain == 0.0, axis=per_image, keepdims=True)
     return (jnp.where(silent, useful, plain),)
 
 
-_redirected.defvjp(_redirected_fwd, _redirected_bwd)
+_ruled.defvjp(_ruled_fwd, _ruled_bwd)
 
 
 @jax.custom_vjp

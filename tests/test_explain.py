@@ -1,0 +1,413 @@
+"""Every explanation method on one table, and reference implementations in NumPy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from flax import linen as nn
+
+from tl import devices, explain, labels, models
+from tl.attacks.norms import per_image_keys
+from tl.backbones.spec import BackboneSpec
+from tl.explain import masks, targets
+from tl.models import heads
+from tl.pixels import PixelSpec
+from tl.types import Mode
+from tl.visualize import objectives
+
+SIDE, B, K = 16, 3, 3
+KEY = jax.random.key(3)
+TABLE = labels.from_names([f"class {i}" for i in range(K)], name="toy")
+IMAGES = np.stack([toys.smooth(SIDE, SIDE, seed=i) for i in range(B)]).astype(np.float32) / 255
+FIRST, SECOND = (np.eye(K, dtype=np.float32)[[i] * B] for i in (0, 1))
+
+
+class Row(NamedTuple):
+    """Options that make a method cheap, and what is true of its map.
+
+    Attributes:
+      options: arguments of the method.
+      signed: whether the map has both signs.
+      complete: whether the map adds up to the difference between the scores of image and baseline.
+      reads_class: whether the map depends on the target.
+    """
+
+    options: Mapping[str, Any]
+    signed: bool = False
+    complete: bool = False
+    reads_class: bool = True
+
+
+ROWS: dict[str, Row] = {
+    "gradient": Row({}),
+    "gradient_x_input": Row({}, signed=True),
+    "ig": Row({"nodes": 6}, signed=True, complete=True),
+    "smoothgrad": Row({"draws": 5}),
+    "smoothgrad_sq": Row({"draws": 5}),
+    "vargrad": Row({"draws": 5}),
+    "guided": Row({}),
+    "edges": Row({}, reads_class=False),
+    "gradcam": Row({}),
+    "gradcam_plus_plus": Row({}),
+    "layercam": Row({"endpoint": "stage2"}),
+    "occlusion": Row({"patch": 6, "stride": 4}, signed=True),
+    "rise": Row({"masks": 12, "grid": 3}),
+}
+
+
+@functools.cache
+def toy() -> tuple[models.Classifier, Any]:
+    return toys.classifier("toy_vgg", K, size=SIDE)
+
+
+@functools.cache
+def traced(name: str) -> tuple[explain.Explanation, list[int]]:
+    """The explanation of a row, and a list that grows by one with each trace of the network."""
+    clf, _ = toy()
+    traces: list[int] = []
+
+    class Counted(models.Classifier):
+        def apply(self, *args: Any, **options: Any) -> Any:
+            traces.append(1)
+            return super().apply(*args, **options)
+
+    fields = {f: getattr(clf, f) for f in clf.__dataclass_fields__}
+    method = explain.get(name)(**ROWS[name].options)
+    return explain.make(method, Counted(**fields), slots=4), traces
+
+
+@functools.cache
+def maps(name: str, second: bool = False) -> np.ndarray:
+    weights = SECOND if second else FIRST
+    return np.asarray(traced(name)[0](toy()[1], KEY, IMAGES, weights))
+
+
+def test_the_table_has_a_row_for_every_method():
+    assert list(ROWS) == list(explain.METHODS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_map_is_finite_has_the_shape_of_the_image_and_its_sign(name: str):
+    values = maps(name)
+    assert (values.shape, values.dtype) == ((B, SIDE, SIDE), np.float32)
+    assert np.isfinite(values).all() and (values.max((1, 2)) > 0).any()
+    assert traced(name)[0].method.signed == ROWS[name].signed
+    assert (values < 0).any() == ROWS[name].signed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_map_depends_on_the_target_and_a_second_call_traces_nothing(name: str):
+    first = maps(name)
+    before = len(traced(name)[1])
+    second = maps(name, second=True)
+    assert len(traced(name)[1]) == before
+    assert (np.abs(first - second).max() > 0.01 * np.abs(first).max()) == ROWS[name].reads_class
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_an_image_has_the_same_map_alone_and_in_a_batch(name: str):
+    """The last two images change places with others, so the image keeps its key and loses them."""
+    explanation, _ = traced(name)
+    keys = per_image_keys(KEY, B)
+    order = np.array([1, 1, 1])
+    alone = explanation(toy()[1], keys[order], IMAGES[order], FIRST)
+    scale = np.abs(maps(name)).max()
+    np.testing.assert_allclose(alone[2], maps(name)[1], atol=1e-5 * scale)
+
+
+# ----------------------------------------------------------------------- references in NumPy
+
+
+class Powers(nn.Module):
+    """The pixels and their squares as features: its logits are quadratic in the image."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode, start: str = "") -> Any:
+        maps = x if start else jnp.concatenate([x, x**2], axis=-1)
+        return maps.reshape(len(x), -1), {"powers": maps}
+
+
+@functools.cache
+def quadratic() -> tuple[models.Classifier, Any, np.ndarray, np.ndarray]:
+    """A classifier with logits `sum(a * x + b * x**2)`; a and b are f32[h w 3 k]."""
+    n = SIDE * SIDE * 6
+    spec = BackboneSpec("powers", Powers(), n, ("powers",), {}, "chosen for the tests", min_size=4)
+    clf = models.Classifier(
+        "powers",
+        spec,
+        heads.Linear(K),
+        PixelSpec(size=SIDE, mean=(0.0,) * 3, std=(1.0,) * 3),
+        labels.from_names(["zero", "one", "two"]),
+        models.Provenance("powers", "random"),
+    )
+    kernel = np.random.default_rng(1).normal(size=(n, K)).astype(np.float32)
+    head = {"kernel": kernel, "bias": np.array([0.3, -0.2, 0.1], np.float32)}
+    split = kernel.reshape(SIDE, SIDE, 6, K)
+    variables = {"params": {"backbone": {}, "head": head}, "batch_stats": {}}
+    return clf, variables, split[..., :3, :], split[..., 3:, :]
+
+
+def explained(method: explain.Method, weights: np.ndarray = FIRST, **options: Any) -> np.ndarray:
+    clf, variables, _, _ = quadratic()
+    explanation = explain.make(method, clf, **{"slots": 4, **options})
+    return np.asarray(explanation(variables, KEY, IMAGES, weights))
+
+
+def quadratic_score(images: np.ndarray, weights: np.ndarray = FIRST) -> np.ndarray:
+    _, variables, a, b = quadratic()
+    logits = np.einsum("nhwc,hwck->nk", images, a) + np.einsum("nhwc,hwck->nk", images**2, b)
+    return np.sum((logits + variables["params"]["head"]["bias"]) * weights, axis=1)
+
+
+@pytest.mark.parametrize("level, baseline", [(0.0, "black"), (0.5, "gray")])
+def test_integrated_gradients_of_a_quadratic_function_are_exact(level: float, baseline: str):
+    """Two Gauss-Legendre nodes integrate a polynomial of degree 3, and its gradient has degree 1.
+
+    Per pixel: a (x - x0) + b (x^2 - x0^2).
+    """
+    _, _, a, b = quadratic()
+    difference = FIRST - SECOND
+    expected = np.einsum("nhwc,hwck,nk->nhw", IMAGES - level, a, difference)
+    expected += np.einsum("nhwc,hwck,nk->nhw", IMAGES**2 - level**2, b, difference)
+    values = explained(explain.get("ig")(nodes=2, baseline=baseline), difference)
+    np.testing.assert_allclose(values, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.complete])
+def test_a_complete_map_adds_up_to_the_difference_of_the_scores(name: str):
+    method = explain.get(name)(**ROWS[name].options)
+    assert method.baselines
+    starts = np.asarray(method.baselines(per_image_keys(KEY, B), jnp.asarray(IMAGES)))
+    expected = quadratic_score(IMAGES)
+    expected = expected - np.mean([quadratic_score(x) for x in starts.swapaxes(0, 1)], axis=0)
+    np.testing.assert_allclose(explained(method).sum((1, 2)), expected, rtol=1e-4)
+
+
+def test_several_baselines_are_averaged():
+    ig = explain.get("ig")
+    both = explained(ig(nodes=3, baseline="black+blurred"))
+    each = [explained(ig(nodes=3, baseline=name)) for name in ("black", "blurred")]
+    np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-5 * np.abs(both).max())
+    random = explained(ig(nodes=3, baseline="random"))
+    assert np.abs(random - each[0]).max() > 0.1
+
+
+def test_gradients_match_their_closed_form():
+    _, _, a, b = quadratic()
+    gradient = a[None, ..., 0] + 2 * IMAGES * b[None, ..., 0]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(explained(explain.get("gradient")()), np.abs(gradient).max(-1))
+    close(explained(explain.get("gradient_x_input")()), (gradient * IMAGES).sum(-1))
+    # The variance of 2 b (x + noise) is 4 b^2 noise^2, and the mean square adds the mean's square.
+    spread = 0.1 * np.ptp(IMAGES, axis=(1, 2, 3))[:, None, None, None]
+    variance = (4 * b[None, ..., 0] ** 2 * spread**2).sum(-1)
+    square = variance + (gradient**2).sum(-1)
+    for name, expected in (("vargrad", variance), ("smoothgrad_sq", square)):
+        values = explained(explain.get(name)(draws=1000, noise=0.1), slots=500)
+        np.testing.assert_allclose(values, expected, rtol=0.3, atol=0.02)
+
+
+def test_occlusion_matches_a_loop_in_numpy():
+    """The map is the mean drop of the score over the patches that cover a pixel."""
+    patch, stride = 5, 4
+    total, count = np.zeros((B, SIDE, SIDE)), np.zeros((SIDE, SIDE))
+    for top in range(0, SIDE - patch + stride, stride):
+        for left in range(0, SIDE - patch + stride, stride):
+            window = np.s_[top : top + patch, left : left + patch]
+            images = IMAGES.copy()
+            images[:, *window] = 0.5
+            total[:, *window] += (quadratic_score(IMAGES) - quadratic_score(images))[:, None, None]
+            count[window] += 1
+    values = explained(explain.get("occlusion")(patch=patch, stride=stride))
+    np.testing.assert_allclose(values, total / count, atol=2e-4)
+
+
+def bilinear(grid: np.ndarray, side: int) -> np.ndarray:
+    """A square grid resized with pixel centers aligned and edges repeated."""
+    cells = len(grid)
+    position = np.clip((np.arange(side) + 0.5) * cells / side - 0.5, 0, cells - 1)
+    low = np.minimum(position.astype(int), cells - 2)
+    matrix = np.zeros((side, cells))
+    matrix[np.arange(side), low] = 1 - (position - low)
+    matrix[np.arange(side), low + 1] = position - low
+    return matrix @ grid @ matrix.T
+
+
+@functools.cache
+def rise_of(count: int, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks f32[b n h w] of each image, their grids and their shifts."""
+    cell = (-(-SIDE // grid),) * 2
+
+    @jax.vmap
+    def draw(key: jax.Array) -> Any:
+        index = jnp.arange(count)
+        one = lambda i: masks.rise_draw(key, i, cell, grid, 0.5)
+        return masks.rise_masks(key, index, (SIDE, SIDE), grid, 0.5), *jax.vmap(one)(index)
+
+    drawn, grids, shifts = map(np.asarray, jax.jit(draw)(per_image_keys(KEY, B)))
+    return drawn, grids, shifts
+
+
+def test_rise_masks_are_random_grids_resized_and_cropped_at_random():
+    drawn, grids, shifts = rise_of(10, 3)
+    cell = -(-SIDE // 3)
+    assert shifts.min() >= 0 and shifts.max() < cell and len(np.unique(shifts)) > 3
+    for mask, grid, (row, column) in zip(drawn[0], grids[0], shifts[0], strict=True):
+        expected = bilinear(grid.astype(np.float64), 4 * cell)
+        expected = expected[row : row + SIDE, column : column + SIDE]
+        np.testing.assert_allclose(mask, expected, atol=1e-5)
+    assert drawn.min() >= 0 and drawn.max() <= 1 and 0.35 < drawn.mean() < 0.65
+
+
+def test_rise_is_the_mean_of_masks_weighted_by_probability():
+    values = explained(explain.get("rise")(masks=10, grid=3, probability=0.5, fill="black"))
+    drawn = rise_of(10, 3)[0]
+    clf, variables, _, _ = quadratic()
+    images = (IMAGES[:, None] * drawn[..., None]).reshape(-1, SIDE, SIDE, 3)
+    p = np.asarray(jax.nn.softmax(clf.logits(variables, jnp.asarray(images))))[:, 0]
+    expected = np.einsum("bm,bmhw->bhw", p.reshape(B, 10), drawn) / (10 * 0.5)
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
+def test_class_activation_maps_match_their_closed_form():
+    """Of a linear head on maps A with weights w: the gradient of the logit is w everywhere."""
+    _, variables, _, _ = quadratic()
+    w = variables["params"]["head"]["kernel"][:, 0].reshape(SIDE, SIDE, 6)
+    a = np.concatenate([IMAGES, IMAGES**2], axis=-1)
+    raw = (a * w.mean((0, 1))).sum(-1)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(explained(explain.get("gradcam")(relu=False)), raw)
+    close(explained(explain.get("gradcam")()), np.maximum(raw, 0))
+    close(explained(explain.get("layercam")()), np.maximum((np.maximum(w, 0) * a).sum(-1), 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        alpha = w**2 / (2 * w**2 + a.sum((1, 2), keepdims=True) * w**3)
+    weights = (np.where(np.isfinite(alpha), alpha, 0) * np.maximum(w, 0)).sum((1, 2))
+    expected = np.maximum(np.einsum("nhwc,nc->nhw", a, weights), 0)
+    values = explained(explain.get("gradcam_plus_plus")())
+    np.testing.assert_allclose(values, expected, atol=1e-3 * expected.max())
+
+
+def test_a_map_of_any_objective():
+    """The channel's mean over the map: its gradient is uniform, and in one color only."""
+    clf, variables, _, _ = quadratic()
+    explanation = explain.make(
+        explain.get("gradient_x_input")(),
+        clf,
+        objective=lambda index: objectives.channel("powers", index),
+    )
+    values = np.asarray(explanation(variables, KEY, IMAGES, jnp.asarray([0, 1, 2])))
+    expected = np.stack([IMAGES[i, :, :, i] for i in range(B)]) / SIDE**2
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def test_the_memory_does_not_grow_with_the_passes():
+    clf, variables = toy()
+    needed = []
+    for nodes in (8, 64):
+        explanation = explain.make(explain.get("ig")(nodes=nodes), clf, slots=4)
+        rows = explain.base.Rows(per_image_keys(KEY, B), jnp.asarray(IMAGES), jnp.asarray(FIRST))
+        needed.append(devices.memory_needed(explanation.program.lower(variables, rows)))
+    assert needed[1] < 1.02 * needed[0]
+
+
+# --------------------------------------------------------------------------------- targets
+
+
+def test_a_target_is_a_class_a_group_or_a_difference():
+    table = labels.from_names(["Bengal", "pug", "Siamese"], groups={"any cat": (0, 2)})
+    values = targets.weights(table, ["pug", "any cat", "pug vs any cat"])
+    np.testing.assert_allclose(values, [[0, 1, 0], [0.5, 0, 0.5], [-0.5, 1, -0.5]])
+
+
+def test_the_predicted_class_is_the_default_target():
+    logits = np.array([[0, 3, 1], [2, 1, 0]], np.float32)
+    np.testing.assert_array_equal(targets.predicted(logits), [[0, 1, 0], [1, 0, 0]])
+
+
+# -------------------------------------------------------------------------------- bad input
+
+
+def call(method: explain.Method, images: Any = IMAGES, weights: Any = FIRST, **options: Any) -> Any:
+    clf, variables = toy()
+    clf = options.pop("clf", clf)
+    variables = options.pop("variables", variables)
+    return explain.make(method, clf, **options)(variables, KEY, images, weights)
+
+
+def broken_variables() -> Any:
+    _, variables = toy()
+    head = {**variables["params"]["head"], "kernel": np.full((8, K), np.nan, np.float32)}
+    return {**variables, "params": {**variables["params"], "head": head}}
+
+
+def headless() -> models.Classifier:
+    clf, _ = toy()
+    return clf.with_head(None, None)  # pyright: ignore[reportArgumentType]
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "method": (lambda: explain.get("grad_cam"), "unknown method 'grad_cam'; nearest: 'gradcam'"),
+    "endpoint": (
+        lambda: call(explain.get("gradcam")(endpoint="stage9")),
+        "toy_vgg has no endpoint 'stage9'; nearest: 'stage",
+    ),
+    "endpoint without extent": (
+        lambda: call(explain.get("gradcam")(), IMAGES[:, :8, :8]),
+        r"endpoint 'stage3' has no spatial extent: got a map of 1 x 1.*earlier.*'stage2'",
+    ),
+    "target": (
+        lambda: targets.weights(TABLE, ["class 7"]),
+        "unknown toy class 'class 7'; nearest: 'class",
+    ),
+    "difference to itself": (
+        lambda: targets.weights(TABLE, ["0 vs class 0"]),
+        "compares a class with itself",
+    ),
+    "shape of the targets": (
+        lambda: call(explain.get("gradient")(), weights=FIRST[:2]),
+        r"`targets` has the wrong length: got 2 rows, expected one per image \(3\)",
+    ),
+    "classes of the targets": (
+        lambda: call(explain.get("gradient")(), weights=np.ones((B, 7), np.float32)),
+        r"`targets` must be f32\[3 3\]",
+    ),
+    "headless": (lambda: call(explain.get("ig")(), clf=headless()), "no classifier"),
+    "one node": (lambda: explain.get("ig")(nodes=1), "`nodes` must be at least 2: got 1"),
+    "baseline": (
+        lambda: explain.get("ig")(baseline="black+grey"),
+        "unknown baseline 'grey'; nearest: 'gray'",
+    ),
+    "no draw": (lambda: explain.get("vargrad")(draws=1), "`draws` must be at least 2: got 1"),
+    "noise": (lambda: explain.get("smoothgrad")(noise=-1.0), r"`noise` must be in \(0, 1\]"),
+    "patch": (
+        lambda: call(explain.get("occlusion")(patch=32)),
+        "`patch` is larger than the images: got 32, expected at most 16",
+    ),
+    "stride": (lambda: explain.get("occlusion")(patch=4, stride=5), "`stride` must be at most"),
+    "grid": (
+        lambda: call(explain.get("rise")(grid=17)),
+        "`grid` is larger than the images: got 17, expected at most 16",
+    ),
+    "probability": (lambda: explain.get("rise")(probability=1.0), r"`probability` must be in"),
+    "slots": (lambda: call(explain.get("ig")(), slots=0), "`slots` must be at least 1: got 0"),
+    "NaN in an image": (lambda: call(explain.get("ig")(), IMAGES * np.nan), "hold no NaN"),
+    "NaN in the weights": (
+        lambda: call(explain.get("gradient")(), variables=broken_variables()),
+        "the map of image 0 is not finite; check the weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case: str):
+    run, message = BAD[case]
+    with pytest.raises(ValueError, match=message) as error:
+        run()
+    assert "\n" not in str(error.value)

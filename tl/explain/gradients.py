@@ -1,0 +1,170 @@
+"""Methods that read the gradient with respect to the image, and the edge map as a control.
+
+To add one: a function `(**options) -> Method` and a row in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl.backbones.layers import guided_gradients
+from tl.explain import baselines
+from tl.explain.base import Method, Problem, Rows, check_count, repeat, sum_passes
+
+
+def _gradient(problem: Problem, images01: jax.Array, targets: Any) -> jax.Array:
+    return jax.grad(lambda x: jnp.sum(problem.score(x, targets)))(images01)
+
+
+def _strongest(gradient: jax.Array) -> jax.Array:
+    """The largest absolute value over the channels: f32[b h w c] -> f32[b h w]."""
+    return jnp.max(jnp.abs(gradient), axis=-1)
+
+
+def gradient() -> Method:
+    """Saliency: the largest absolute gradient over the channels.
+
+    Reference: Simonyan et al. 2014, arXiv:1312.6034, section 3.1.
+    """
+    return Method(
+        lambda problem, rows: _strongest(_gradient(problem, rows.images01, rows.targets)),
+        signed=False,
+    )
+
+
+def gradient_x_input() -> Method:
+    """The gradient times the image in [0, 1], summed over the channels.
+
+    It is the contribution of each pixel, compared with black, if the network were linear. Captum
+    multiplies by the normalized input instead.
+
+    Reference: Shrikumar et al. 2017, arXiv:1605.01713, section 2.
+    """
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        return jnp.sum(_gradient(problem, rows.images01, rows.targets) * rows.images01, axis=-1)
+
+    return Method(maps, signed=True)
+
+
+def guided() -> Method:
+    """Guided backpropagation: ReLUs pass on positive gradients only. A control.
+
+    It reconstructs edges and hardly depends on the weights of the last layers (Adebayo et al. 2018,
+    arXiv:1810.03292). In networks without ReLU it is the gradient.
+
+    Reference: Springenberg et al. 2015, arXiv:1412.6806, section 3.4.
+    """
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        with guided_gradients():
+            return _strongest(_gradient(problem, rows.images01, rows.targets))
+
+    return Method(maps, signed=False)
+
+
+def ig(*, nodes: int = 50, baseline: str = "black") -> Method:
+    """Integrated gradients, summed over the channels.
+
+    The gradient is averaged over the line from a baseline to the image, at Gauss-Legendre nodes,
+    and multiplied by their difference. The map adds up to the score of the image minus that of the
+    baseline, or the mean of several.
+
+    Args:
+      nodes: passes per baseline, at least 2.
+      baseline: names of `baselines.BASELINES`, joined with "+".
+
+    Raises:
+      ValueError: fewer than two nodes, or an unknown baseline.
+
+    Reference: Sundararajan et al. 2017, arXiv:1703.01365, section 3; several baselines: Sturmfels
+      et al. 2020, Distill, "Visualizing the impact of feature attribution baselines".
+    """
+    check_count(2, nodes=nodes)
+    draw = baselines.get(baseline)
+    n = len(baseline.split("+"))
+    points, shares = np.polynomial.legendre.leggauss(nodes)
+    points, shares = ((points + 1) / 2).astype(np.float32), (shares / 2 / n).astype(np.float32)
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        images01, starts = rows.images01, draw(rows.keys, rows.images01)[0]
+
+        def value(index: jax.Array) -> jax.Array:
+            node, start = index % nodes, starts[index // nodes]
+            way = images01 - start
+            at = start + jnp.asarray(points)[node][:, None, None, None] * way
+            gradients = _gradient(problem, at, repeat(rows.targets, len(index)))
+            return jnp.asarray(shares)[node][:, None, None] * jnp.sum(gradients * way, axis=-1)
+
+        return sum_passes(value, nodes * n, problem.slots)[None]
+
+    return Method(maps, signed=True, passes=nodes * n, baselines=draw)
+
+
+def _noisy(reduce: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., Method]:
+    """A method of the mean f32[h w c] of noisy gradients and that of their squares."""
+
+    def method(*, draws: int = 25, noise: float = 0.15) -> Method:
+        """Gradients of the image with normal noise; see `METHODS` for what is made of them.
+
+        Args:
+          draws: passes per image, at least 2.
+          noise: standard deviation of the noise, as a share of the image's range.
+
+        Raises:
+          ValueError: fewer than two draws, or `noise` outside (0, 1].
+
+        Reference: Smilkov et al. 2017, arXiv:1706.03825, section 3.
+        """
+        check_count(2, draws=draws)
+        if not 0 < noise <= 1:
+            raise ValueError(f"`noise` must be in (0, 1]: got {noise}")
+
+        def maps(problem: Problem, rows: Rows) -> jax.Array:
+            image = rows.images01
+            sigma = noise * (jnp.max(image) - jnp.min(image))
+
+            def value(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(rows.keys[0], index)
+                # Drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4.
+                draw = jax.vmap(lambda key: jax.random.normal(key, (image.size,)))
+                noisy = image + sigma * draw(keys).reshape(-1, *image.shape[1:])
+                gradients = _gradient(problem, noisy, repeat(rows.targets, len(index)))
+                return gradients, jnp.square(gradients)
+
+            sums = sum_passes(value, draws, problem.slots)
+            return reduce(*(total[None] / draws for total in sums))
+
+        return Method(maps, signed=False, passes=draws)
+
+    return method
+
+
+smoothgrad = _noisy(lambda mean, square: _strongest(mean))
+smoothgrad_sq = _noisy(lambda mean, square: jnp.sum(square, axis=-1))
+# Rounding may make the variance slightly negative.
+vargrad = _noisy(lambda mean, square: jnp.sum(jnp.maximum(square - jnp.square(mean), 0.0), axis=-1))
+
+
+def edges() -> Method:
+    """The magnitude of the Sobel gradient of the gray image. A control: it reads no network.
+
+    Reference: Adebayo et al. 2018, arXiv:1810.03292, section 5, which compares explanations with an
+      edge detector.
+    """
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        gray = jnp.mean(rows.images01, axis=-1)
+        x = jnp.pad(gray, ((0, 0), (1, 1), (1, 1)), mode="edge")
+        smooth_rows = x[:, :-2] + 2.0 * x[:, 1:-1] + x[:, 2:]
+        smooth_columns = x[:, :, :-2] + 2.0 * x[:, :, 1:-1] + x[:, :, 2:]
+        across = smooth_rows[:, :, 2:] - smooth_rows[:, :, :-2]
+        down = smooth_columns[:, 2:] - smooth_columns[:, :-2]
+        return jnp.sqrt(jnp.square(across) + jnp.square(down))
+
+    return Method(maps, signed=False)

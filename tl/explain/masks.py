@@ -1,0 +1,164 @@
+"""Methods that hide parts of the image and read the score: no gradient is needed.
+
+To add one: a function `(**options) -> Method` and a row in `METHODS`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from tl.explain import baselines
+from tl.explain.base import Method, Problem, Rows, check_count, repeat, sum_passes
+
+
+def _masked_score(problem: Problem, rows: Rows, fill: jax.Array, masks: jax.Array) -> jax.Array:
+    """The scores f32[s] of one image behind masks f32[s h w]; 0 shows `fill`."""
+    images01 = fill + masks[..., None] * (rows.images01 - fill)
+    return problem.score(images01, repeat(rows.targets, len(masks)))
+
+
+def _check_side(name: str, value: int, shape: tuple[int, ...]) -> None:
+    if value > min(shape[:2]):
+        raise ValueError(
+            f"`{name}` is larger than the images: got {value}, expected at most {min(shape[:2])}"
+        )
+
+
+def occlusion(*, patch: int = 0, stride: int = 0, fill: str = "gray") -> Method:
+    """The drop of the score while a square patch is hidden, averaged over the patches of a pixel.
+
+    Args:
+      patch: side of the patch, in pixels. Default: an eighth of the shorter side.
+      stride: step of the patch, in pixels, at most `patch`. Default: half of `patch`. Patches at
+        the lower and the right edge may be cut off, as in Captum.
+      fill: one baseline of `baselines.BASELINES`, shown in the patch.
+
+    Raises:
+      ValueError: a negative side, a stride that is larger than the patch, or an unknown baseline.
+
+    Reference: Zeiler & Fergus 2014, arXiv:1311.2901, section 4.2.
+    """
+    check_count(0, patch=patch, stride=stride)
+    if patch and stride > patch:
+        raise ValueError(
+            f"`stride` must be at most `patch`, so that each pixel is hidden: got {stride} and "
+            f"{patch}"
+        )
+    draw = baselines.get(fill)
+
+    def sizes(h: int, w: int) -> tuple[int, int, int, int]:
+        side = patch or max(min(h, w) // 8, 1)
+        step = stride or max(side // 2, 1)
+        count = lambda n: 1 + max(-(-(n - side) // step), 0)
+        return side, step, count(h), count(w)
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        h, w = rows.images01.shape[1:3]
+        side, step, down, across = sizes(h, w)
+        filled = draw(rows.keys, rows.images01)[0, :1]
+        clean = problem.score(rows.images01, rows.targets)
+
+        def value(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+            def inside(first: jax.Array, n: int) -> jax.Array:
+                place = jnp.arange(n, dtype=jnp.int32)[None] - first[:, None]
+                return (place >= 0) & (place < side)
+
+            rows_hidden = inside(step * (index // across), h)
+            columns_hidden = inside(step * (index % across), w)
+            hidden = (rows_hidden[:, :, None] & columns_hidden[:, None]).astype(jnp.float32)
+            drop = clean - _masked_score(problem, rows, filled, 1.0 - hidden)
+            return drop[:, None, None] * hidden, hidden
+
+        total, count = sum_passes(value, down * across, problem.slots)
+        return (total / jnp.maximum(count, 1.0))[None]
+
+    def passes(h: int, w: int) -> int:
+        _, _, down, across = sizes(h, w)
+        return down * across + 1
+
+    check = functools.partial(_check_side, "patch", patch)
+    return Method(maps, signed=True, passes=passes, check=check)
+
+
+def rise_draw(
+    key: jax.Array, index: jax.Array, cell: tuple[int, int], grid: int, probability: float
+) -> tuple[jax.Array, jax.Array]:
+    """The random numbers of one mask.
+
+    Args:
+      key: the image's key.
+      index: i32[], the mask's number.
+      cell: largest shift plus one, in pixels: the sides of the image, divided by `grid`.
+      grid: cells per side of the mask before it is resized.
+      probability: share of the cells that are shown.
+
+    Returns:
+      The cells f32[grid grid], 0 or 1, and the shift i32[2] in pixels, less than `cell`.
+    """
+    draws = jax.random.uniform(jax.random.fold_in(key, index), (grid**2 + 2,))
+    cells = (draws[2:] < probability).astype(jnp.float32).reshape(grid, grid)
+    size = jnp.asarray(cell, jnp.int32)
+    shift = jnp.floor(draws[:2] * size.astype(jnp.float32)).astype(jnp.int32)
+    return cells, jnp.minimum(shift, size - 1)
+
+
+def rise_masks(
+    key: jax.Array, index: jax.Array, size: tuple[int, int], grid: int, probability: float
+) -> jax.Array:
+    """Masks f32[s h w] in [0, 1]: random grids, resized bilinearly and shifted at random.
+
+    Args:
+      key: the image's key.
+      index: i32[s], numbers of the masks.
+      size: h and w.
+      grid, probability: as for `rise_draw`.
+
+    Reference: Petsiuk et al. 2018, arXiv:1806.07421, section 3.2.
+    """
+    cell = tuple(-(-n // grid) for n in size)
+    full = tuple((grid + 1) * n for n in cell)
+
+    def one(i: jax.Array) -> jax.Array:
+        cells, shift = rise_draw(key, i, (cell[0], cell[1]), grid, probability)
+        return jax.lax.dynamic_slice(jax.image.resize(cells, full, "linear"), shift, size)
+
+    return jax.vmap(one)(index)
+
+
+def rise(
+    *, masks: int = 4000, grid: int = 7, probability: float = 0.5, fill: str = "gray"
+) -> Method:
+    """RISE: the mean of random masks, weighted by the probability of the class behind each.
+
+    Args:
+      masks: passes per image.
+      grid: cells per side of a mask before it is resized.
+      probability: share of the cells that are shown, in (0, 1).
+      fill: one baseline of `baselines.BASELINES`, shown where the mask is 0; in the paper the
+        mean color of the training images.
+
+    Raises:
+      ValueError: fewer than one mask or cell, `probability` outside (0, 1), or an unknown baseline.
+
+    Reference: Petsiuk et al. 2018, arXiv:1806.07421, equation 6; their 4,000 masks for VGG-16.
+    """
+    check_count(1, masks=masks, grid=grid)
+    if not 0 < probability < 1:
+        raise ValueError(f"`probability` must be in (0, 1): got {probability}")
+    draw = baselines.get(fill)
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        _, h, w, _ = rows.images01.shape
+        filled = draw(rows.keys, rows.images01)[0, :1]
+
+        def value(index: jax.Array) -> jax.Array:
+            drawn = rise_masks(rows.keys[0], index, (h, w), grid, probability)
+            return _masked_score(problem, rows, filled, drawn)[:, None, None] * drawn
+
+        return sum_passes(value, masks, problem.slots)[None] / (masks * probability)
+
+    check = functools.partial(_check_side, "grid", grid)
+    return Method(maps, signed=False, passes=max(masks, 2), probability=True, check=check)
