@@ -27,7 +27,7 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     processes = [int(n) for n in FLAGS.processes]
     settings = {"kills": FLAGS.kills, "seed": FLAGS.seed, "processes": processes}
-    result = torture.torture(run.workdir / "runs", cases=FLAGS.cases, **settings)
+    result = torture.torture(run.workdir / "runs", cases=FLAGS.cases, log=run.log, **settings)
     page = pages.finish(run, result)
     print(*lines(result), page, sep="\n")
 

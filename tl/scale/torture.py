@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,13 @@ class Kill(NamedTuple):
 
 
 def torture(
-    folder: Path, *, kills: int, seed: int, processes: Sequence[int] = (1, 2), cases: Sequence[str]
+    folder: Path,
+    *,
+    kills: int,
+    seed: int,
+    processes: Sequence[int] = (1, 2),
+    cases: Sequence[str],
+    log: Callable[[Mapping[str, Any]], object] = lambda row: None,
 ) -> dict[str, Any]:
     """Kills the commands of `CASES` `kills` times in all.
 
@@ -84,6 +90,7 @@ def torture(
       seed: seed of the moments and of the processes that are killed.
       processes: numbers of processes of a command.
       cases: names of `CASES`.
+      log: receives each kill and each problem as a row.
 
     Returns:
       JSON-ready: `kills` (rows), `runs`, and the counts `hangs`, `lost` (runs that did not finish),
@@ -118,6 +125,7 @@ def torture(
             left -= 1
             row = (name, n, number.name, after or 0.0, ended.statuses, ended.seconds, ended.hang)
             rows.append(Kill(*row, *_repeated(workdir)))
+            log(rows[-1]._asdict())
         problem = ""
         if any(ended.statuses):
             problem = "lost"
@@ -126,6 +134,7 @@ def torture(
         if problem:
             output = ended.output
             failures.append({"case": name, "processes": n, "problem": problem, "output": output})
+            log(failures[-1])
         shutil.rmtree(workdir, ignore_errors=True)
     shares = [row.repeated / row.interval for row in rows if row.interval]
     return {
