@@ -108,6 +108,7 @@ GROUPS = (
     "Speed of attacks",
     "Speed of the networks",
     "Speed of training",
+    "Several processes",
     "Plans for TPU slices",
     "The lesson",
     "The lesson: ideal cat",

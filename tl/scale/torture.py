@@ -93,9 +93,10 @@ def torture(
       log: receives each kill and each problem as a row.
 
     Returns:
-      JSON-ready: `kills` (rows), `runs`, and the counts `hangs`, `lost` (runs that did not finish),
-      `different` (runs with other bits than without a kill), `repeated_intervals` (the largest
-      number of steps that were repeated, in intervals of checkpoints).
+      JSON-ready: `kills` (rows), and the counts `runs`, `resumes`, `hangs`, `lost` (runs that did
+      not finish), `equal` and `different` (runs with the bits of a run without a kill, and with
+      others), `repeated_intervals` (the largest number of steps that were repeated, in intervals
+      of checkpoints).
 
     Raises:
       ValueError: an unknown case, or one that fails without a kill.
@@ -141,6 +142,8 @@ def torture(
         "kills": [row._asdict() for row in rows],
         "n": len(rows),
         "runs": runs,
+        "resumes": len(rows),
+        "equal": runs - len(failures),
         "hangs": sum(row.hang for row in rows),
         "lost": sum(row["problem"] == "lost" for row in failures),
         "different": sum(row["problem"] == "different" for row in failures),
@@ -179,6 +182,8 @@ def _run(
                 words,
                 env=os.environ
                 | {"JAX_PLATFORMS": "cpu", "TL_CACHE": str(workdir / "cache")}
+                # Programs compile several times faster; the bits are compared among themselves.
+                | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
                 | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parents[1] / "compiled")}
                 | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
                 | {"TL_SILENCE_SECONDS": "6", "TL_JOIN_SECONDS": "15"}
