@@ -451,8 +451,10 @@ def test_the_first_example_of_the_readme_trains(
 # ---- matrices to choose from ----
 
 
-def test_the_matrix_of_explanations_lists_every_method() -> None:
-    assert column(ROOT / "tl/explain/README.md", "method") == list(explain.METHODS)
+def test_the_tables_of_explanations_list_every_method_and_check() -> None:
+    page = ROOT / "tl/explain/README.md"
+    assert column(page, "method") == list(explain.METHODS)
+    assert column(page, "test") == list(explain.checks.CHECKS)
 
 
 VISUALIZE, TRAINING = ROOT / "tl/visualize/README.md", ROOT / "tl/training/README.md"

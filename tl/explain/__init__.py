@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tl.explain import baselines, cams, gradients, masks, targets
+from tl.explain import baselines, cams, checks, gradients, masks, targets
 from tl.explain.base import Explanation, Method, make
 from tl.paths import nearest
 
-__all__ = ["METHODS", "Explanation", "Method", "baselines", "get", "make", "targets"]
+__all__ = ["METHODS", "Explanation", "Method", "baselines", "checks", "get", "make", "targets"]
 
 METHODS: dict[str, Callable[..., Method]] = {
     "gradient": gradients.gradient,

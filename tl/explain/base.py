@@ -126,6 +126,10 @@ class Explanation:
 
         self.program = shard_rows(map_in_chunks(run, 1 if many else slots))
 
+    def passes(self, h: int, w: int) -> int:
+        """Passes per image of h x w pixels."""
+        return self.method.passes(h, w) if callable(self.method.passes) else self.method.passes
+
     def __call__(
         self, variables: Variables, key: jax.Array, images01: Array, targets: Any
     ) -> jax.Array:
