@@ -25,7 +25,8 @@ from PIL import Image
 import tl.data
 from tests import toys
 from tests.test_sources import prepare
-from tl.data import ImageError, content_hash, decode, get, tfds, tfrecord
+from tl import hosts
+from tl.data import ImageError, content_hash, decode, get, packed, tfds, tfrecord
 from tl.data.records import crc32c, features, read_record, records, values
 from tl.types import CacheWarning
 
@@ -478,6 +479,30 @@ def test_the_index_is_cached_until_the_file_changes(
 
 
 @pytest.mark.full
+def test_several_processes_divide_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [write(tmp_path / f"a-{i}.tfrecord", rows(2, first=2 * i)) for i in range(5)]
+    keys = packed.Keys("image/encoded", "image/class/label")
+    whole, of_all = packed.index(files, keys), []
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    for process in (0, 1):
+        monkeypatch.setattr(hosts, "index", lambda process=process: process)
+        with monkeypatch.context() as patch, pytest.raises(StopIteration):
+            patch.setattr(hosts, "gather", lambda share: of_all.append(share) or next(iter(())))
+            packed.index(files, keys)
+    assert [len(lists) for lists, *_ in of_all] == [3, 2]
+    monkeypatch.setattr(hosts, "gather", lambda share: pickle.loads(pickle.dumps(of_all)))
+    assert packed.index(files, keys) == whole
+    names = of_all[0][2]
+    of_all[1] = ([], "a-1.tfrecord cannot be read: it is gone", names)
+    with pytest.raises(ValueError, match="a-1.tfrecord cannot be read"):
+        packed.index(files, keys)
+    of_all[1] = ([], "", names[:3])
+    with pytest.raises(ValueError, match="process 1 lists 3 TFRecord files and process 0 5"):
+        packed.index(files, keys)
+
+
 def test_images_are_read_in_other_processes(tmp_path: Path) -> None:
     spec = get(f"tfrecord:{write(tmp_path / 'a.tfrecord', rows(4))}")
     sources = [e.path for e in spec.examples]

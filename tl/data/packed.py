@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tl import reporting, storage
+from tl import hosts, reporting, storage
 from tl.data.records import features, read_record, records, values
 from tl.labels.names import normalize
 from tl.paths import absolute, cache_dir, expanded, warn_of_cache
@@ -118,14 +118,32 @@ class Row(NamedTuple):
 def index(files: Sequence[Path], keys: Keys) -> list[list[Row]]:
     """The records of each file, read in one pass over the files, or from the cache of such passes.
 
+    Several processes divide the files, and each must call it.
+
     Raises:
-      ValueError: a file cannot be read or is damaged, or a record has several labels.
+      ValueError: a file cannot be read or is damaged, a record has several labels, or processes
+        have different files.
     """
-    with ThreadPoolExecutor() as pool:
-        lists: Iterable[list[Row]] = pool.map(lambda file: _index(file, keys), files)
-        if len(files) >= _LONG:
-            lists = reporting.progress(lists, len(files), "listing records, files")
-        return list(lists)
+    n, mine, failure = hosts.count(), files[hosts.index() :: hosts.count()], ""
+    lists: Iterable[list[Row]] = []
+    try:
+        with ThreadPoolExecutor() as pool:
+            lists = pool.map(lambda file: _index(file, keys), mine)
+            if len(mine) >= _LONG:
+                lists = reporting.progress(lists, len(mine), "listing records, files")
+            lists = list(lists)
+    except ValueError as error:  # raised below, in every process
+        failure = str(error)
+    gathered = hosts.gather((lists, failure, [file.name for file in files]))
+    of_all, failures, names = zip(*gathered, strict=True)
+    if other := next((i for i, listed in enumerate(names) if listed != names[0]), 0):
+        raise ValueError(
+            f"process {other} lists {len(names[other])} TFRecord files and process 0 "
+            f"{len(names[0])}, or others of them; copy the same files to every machine"
+        )
+    if any(failures):
+        raise ValueError(next(filter(None, failures)))
+    return [of_all[i % n][i // n] for i in range(len(files))]
 
 
 def _index(file: Path, keys: Keys) -> list[Row]:
