@@ -478,7 +478,6 @@ def test_the_index_is_cached_until_the_file_changes(
         assert len(get(f"tfrecord:{path}").examples) == 5
 
 
-@pytest.mark.full
 def test_several_processes_divide_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,6 +502,7 @@ def test_several_processes_divide_the_files(
         packed.index(files, keys)
 
 
+@pytest.mark.full
 def test_images_are_read_in_other_processes(tmp_path: Path) -> None:
     spec = get(f"tfrecord:{write(tmp_path / 'a.tfrecord', rows(4))}")
     sources = [e.path for e in spec.examples]
