@@ -65,16 +65,7 @@ def main(run: reporting.Run) -> None:
         "images": data_set.source,
         "license of the images": data_set.license,
     }
-    report = pages.finish(run, result)
-
-    for stage, cka in result["cka"].items():
-        print(f"{stage}: CKA {compare.cka_in_words(cka, stage in result['same_bits'])}")
-    for row in result["moved"][:3]:
-        print(f"{row['layer']}, filter {row['filter']}: changed by {100 * row['relative']:.2f} %")
-    changed = sum(mean > 0 for mean in result["layers"].values())
-    unchanged, skipped = len(result["unmoved_layers"]), len(result["skipped"])
-    print(f"{changed} layers changed, {unchanged} unchanged; skipped {skipped}")
-    print(report)
+    print(*pages.compare.lines(result), pages.finish(run, result), sep="\n")
 
 
 if __name__ == "__main__":

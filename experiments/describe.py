@@ -10,15 +10,10 @@ because the network is only traced on shapes; no weights are needed or downloade
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from absl import flags
 
 from tl import backbones, cli, models, pages, reporting
 from tl.models import Classifier, summary
-from tl.pages import common, describe
-from tl.pixels import PixelSpec
 from tl.training import rules
 
 FLAGS = flags.FLAGS
@@ -66,33 +61,14 @@ def network() -> Classifier:
     return clf
 
 
-def print_network(result: Mapping[str, Any]) -> None:
-    print(reporting.columns(describe.STAGE_HEADER, describe.stage_rows(result)))
-    trained = f"; the rules train {result['trainable']:,}" if result["rules"] else ""
-    print(
-        f"\n{result['params']:,} parameters, {result['multiply_adds'] / 1e9:.4g} G multiply-adds "
-        f"per image of {result['size']} pixels ({result['flops'] / 1e9:.4g} GFLOP){trained}\n"
-    )
-    print("\n".join(f"{key:15} {value}" for key, value in describe.facts(result).items()))
-    print(f"\npublished weights: {len(result['weights']) or 'none'}")
-    for row in result["weights"]:
-        top1 = "no top-1 published" if row["top1"] is None else f"top-1 {row['top1']:.2f} %"
-        print(f"  {row['name']}: {top1}, {row['licence']}, {row['origin']}")
-        print(
-            f"    {common.pixels_in_words(PixelSpec.from_dict(row['pixels']))}\n    {row['load']}"
-        )
-
-
 def main(run: reporting.Run) -> None:
     if FLAGS.arch == "all" and not FLAGS.model:
         names = reporting.progress(backbones.names(), label="architectures")
         result = summary.describe_zoo(names, size=FLAGS.image_size)
-        print(reporting.columns(describe.ZOO_HEADER, describe.zoo_rows(result)))
     else:
         clf = network()
         result = summary.describe(clf, rules.parse_rules_or_tune(FLAGS.rules, clf.spec.endpoints))
-        print_network(result)
-    print(f"\n{pages.finish(run, result)}")
+    print(*pages.describe.lines(result), f"\n{pages.finish(run, result)}", sep="\n")
 
 
 if __name__ == "__main__":

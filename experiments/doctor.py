@@ -15,17 +15,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 from absl import flags
 
-from tl import cli, data, models, pages, paths, reporting
+from tl import cli, data, models, pages, reporting
+from tl.data.doctor import card_image
 from tl.pages import common, doctor
 
 FLAGS = flags.FLAGS
-# Side of a thumbnail, in pixels; chosen, not tuned.
-SIDE = 160
-# Images that cannot be decoded and are listed in the terminal; chosen, not tuned.
-MAX_LINES = 12
 
 
 def define_flags() -> None:
@@ -35,21 +31,12 @@ def define_flags() -> None:
     cli.define_which_flag()
 
 
-def thumbnail(source: data.Source) -> np.ndarray:
-    """A small copy for the page, uint8[h w 3]; gray if the image cannot be decoded."""
-    try:
-        return data.thumbnail(source, SIDE)
-    except data.ImageError:
-        return np.full((SIDE, SIDE, 3), 128, np.uint8)
-
-
 def examine_weights(run: reporting.Run) -> None:
     report = models.examine_weights(FLAGS.weights, which=FLAGS.which)
     run.remark(*map(cli.with_dashes, report.clf.remarks))
     result = report.as_dict()
     path = pages.finish(run, result | {"facts": common.weights_facts(report.clf)})
-    print(reporting.columns(("finding", "value"), list(doctor.weights_findings(result).items())))
-    print(path)
+    print(*doctor.lines(result), path, sep="\n")
 
 
 def main(run: reporting.Run) -> None:
@@ -73,15 +60,11 @@ def main(run: reporting.Run) -> None:
         for path, example in in_groups.items()
     }
     result["thumbnails"] = {
-        path: run.relative(run.figure(example.path.name, thumbnail(example.path)))
+        path: run.relative(run.figure(example.path.name, card_image(example.path)))
         for path, example in in_groups.items()
     }
     path = pages.finish(run, result)
-    print(reporting.columns(("finding", "count"), list(doctor.counts(result).items())))
-    print(*map(paths.printable, doctor.set_lines(result)), sep="\n")
-    for row in result["bad"][:MAX_LINES]:
-        print(f"cannot be decoded: {row['path']}: {row['why']}")
-    print(path)
+    print(*doctor.lines(result), path, sep="\n")
 
 
 if __name__ == "__main__":

@@ -72,16 +72,7 @@ def main(run: reporting.Run) -> None:
         show = functools.partial(activations.show, run, clf, variables, images, names, **options)
         result |= run.attempt("shown", show, {}) if data_set else show()
         result["skipped"] = result["skipped"] + images.skipped
-    report = pages.finish(run, result)
-
-    for row in result.get("banks", []):
-        size = f"{row['n']} x {row['dim']} features, {row['reused']} reused"
-        print(f"{row['endpoint']}: {size}, {len(result['skipped'])} skipped: {row['bank']}")
-    for row in result.get("shown", []):
-        channel = row["strongest"][0]["channel"]
-        shape = tuple(row["shape"])
-        print(f"{row['picture']}: {row['endpoint']} is {shape}; strongest channel {channel}")
-    print(report)
+    print(*pages.activations.lines(result), pages.finish(run, result), sep="\n")
 
 
 if __name__ == "__main__":

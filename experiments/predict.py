@@ -36,13 +36,7 @@ def main(run: reporting.Run) -> None:
     )
     result = sets.predictions_result(run, clf, predicted, FLAGS.topk, seen.Seen(cli.metadata()))
     page = pages.finish(run, result | {"facts": common.weights_facts(clf)})
-    accuracy = ""
-    if "top1" in result:
-        accuracy = f"; top-1 {common.share_with_interval(result, 'top1')}"
-        if result["classes"] > 5:
-            accuracy += f", top-5 {common.share_with_interval(result, 'top5')}"
-    print(f"classified {result['n']} images, skipped {len(result['skipped'])}{accuracy}")
-    print(page)
+    print(*pages.predict.lines(result), page, sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import describe as script
 from tl import backbones, pages, reporting
 from tl.models import Classifier, summary
 from tl.models.summary import stages, total
@@ -137,11 +136,8 @@ def test_describe_reports_stages_that_sum_to_the_whole(vgg16: dict):
     assert [row["name"] for row in vgg16["stages"]][-2:] == ["stage5", "head"]
 
 
-def test_page_and_terminal_of_describe_show_costs_names_and_weights(
-    vgg16: dict, capsys: pytest.CaptureFixture[str]
-):
-    script.print_network(vgg16)
-    printed = capsys.readouterr().out
+def test_page_and_terminal_of_describe_show_costs_names_and_weights(vgg16: dict):
+    printed = "\n".join(describe.lines(vgg16))
     page = pages.PAGES["describe"](reporting.jsonable(vgg16), Path())
     html = "".join(page.sections).replace("\N{NARROW NO-BREAK SPACE}", ",")
     assert page.title == "vgg16" and "arXiv:1409.1556" in page.lead

@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tl.data import pixel_checks
-from tl.data.decode import Header, ImageError, decode, header
+from tl.data.decode import Header, ImageError, decode, header, thumbnail
 from tl.data.duplicates import content_hash, near_duplicate_groups
 from tl.data.formats import SUFFIXES
 from tl.data.pixel_checks import Pixels
 from tl.data.spec import DataSpec, Example, Source, white_of
 from tl.data.tfds import known_bad
 
+# Side of an image on a page, in pixels; chosen, not tuned.
+CARD = 160
 # Pillow's mode -> its meaning and the conversion by `decode`.
 MODES = {
     "1": "black and white: becomes RGB",
@@ -221,3 +225,11 @@ def _turned(image_header: Header) -> str:
 def _known_defect(defect: str, image: _Image) -> str:
     verb = "cannot" if image.error else "can"
     return f"known in the published data set: {defect}; this file {verb} be decoded"
+
+
+def card_image(source: Source) -> np.ndarray:
+    """A small copy for a page, uint8[h w 3]; gray if the image cannot be decoded."""
+    try:
+        return thumbnail(source, CARD)
+    except ImageError:
+        return np.full((CARD, CARD, 3), 128, np.uint8)

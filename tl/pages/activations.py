@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,16 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         sections.append(first_layer_section(result["filters"], folder))
     sections.append(reporting.skipped(result["skipped"]))
     return Page("Feature maps" if images else "Feature bank", " ".join(lead), sections)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence per bank and per map."""
+    for row in result.get("banks", []):
+        size = f"{row['n']} x {row['dim']} features, {row['reused']} reused"
+        yield f"{row['endpoint']}: {size}, {len(result['skipped'])} skipped: {row['bank']}"
+    for row in result.get("shown", []):
+        channel, shape = row["strongest"][0]["channel"], tuple(row["shape"])
+        yield f"{row['picture']}: {row['endpoint']} is {shape}; strongest channel {channel}"
 
 
 def bank_section(banks: Sequence[Mapping[str, Any]]) -> Html:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,17 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     sections += [channels_section(result, folder)] if result["channels"] else []
     sections.append(reporting.skipped(result["skipped"]))
     return Page("Before and after fine-tuning", lead, sections)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The similarities, the three filters that changed most, and the number of layers."""
+    for stage, cka in result["cka"].items():
+        yield f"{stage}: CKA {compare.cka_in_words(cka, stage in result['same_bits'])}"
+    for row in result["moved"][:3]:
+        yield f"{row['layer']}, filter {row['filter']}: changed by {100 * row['relative']:.2f} %"
+    changed = sum(mean > 0 for mean in result["layers"].values())
+    unchanged, skipped = len(result["unmoved_layers"]), len(result["skipped"])
+    yield f"{changed} layers changed, {unchanged} unchanged; skipped {skipped}"
 
 
 def stages_section(result: Mapping[str, Any]) -> Html:

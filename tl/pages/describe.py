@@ -1,11 +1,11 @@
 """The page of `describe`: the cost of a network and its published weights, or a table of the zoo.
 
-`stage_rows`, `facts` and `zoo_rows` give the same cells to the terminal.
+`lines` has the same numbers for the terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,26 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     if result["weights"]:
         sections.append(_weights_section(result))
     return common.Page(result["name"], result["reference"], sections)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The same numbers for the terminal."""
+    if "architectures" in result:
+        yield reporting.columns(ZOO_HEADER, zoo_rows(result))
+        return
+    yield reporting.columns(STAGE_HEADER, stage_rows(result))
+    trained = f"; the rules train {result['trainable']:,}" if result["rules"] else ""
+    yield (
+        f"\n{result['params']:,} parameters, {result['multiply_adds'] / 1e9:.4g} G multiply-adds "
+        f"per image of {result['size']} pixels ({result['flops'] / 1e9:.4g} GFLOP){trained}\n"
+    )
+    yield from (f"{key:15} {value}" for key, value in facts(result).items())
+    yield f"\npublished weights: {len(result['weights']) or 'none'}"
+    for row in result["weights"]:
+        top1 = "no top-1 published" if row["top1"] is None else f"top-1 {row['top1']:.2f} %"
+        yield f"  {row['name']}: {top1}, {row['licence']}, {row['origin']}"
+        yield f"    {common.pixels_in_words(PixelSpec.from_dict(row['pixels']))}"
+        yield f"    {row['load']}"
 
 
 def stage_rows(result: Mapping[str, Any]) -> list[Row]:

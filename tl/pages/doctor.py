@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ from tl import reporting
 from tl.data.spec import PARTS
 from tl.pages import common
 from tl.pages.common import Page
-from tl.paths import first_few
+from tl.paths import first_few, printable
 from tl.reporting import Html
 
 # Groups of each kind, and images of each group, on the page; chosen, not tuned.
 MAX_GROUPS = 12
 MAX_IMAGES = 6
+# Images that cannot be decoded and are listed in the terminal; chosen, not tuned.
+MAX_LINES = 12
 # Names in a list, and letters of a value, on the page of a weights file; chosen, not tuned.
 MAX_NAMES = 50
 MAX_LETTERS = 300
@@ -100,6 +102,18 @@ def weights_findings(result: Mapping[str, Any]) -> dict[str, str]:
 def _first(names: Sequence[str], most: int = 3) -> str:
     """The first names of a list, each cut at 30 characters."""
     return first_few([name[:30] for name in names], most)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The findings for the terminal."""
+    if "format" in result:
+        findings = list(weights_findings(result).items())
+        yield reporting.columns(("finding", "value"), findings)
+        return
+    yield reporting.columns(("finding", "count"), list(counts(result).items()))
+    yield from map(printable, set_lines(result))
+    for row in result["bad"][:MAX_LINES]:
+        yield f"cannot be decoded: {row['path']}: {row['why']}"
 
 
 def set_lines(result: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +45,13 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     ]
     lead = f"{result['n']} images, classified by {result['arch']}."
     return common.Page("Predictions", lead, sections)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The number of images, and the accuracy if labels are known."""
+    accuracy = ""
+    if "top1" in result:
+        accuracy = f"; top-1 {common.share_with_interval(result, 'top1')}"
+        if result["classes"] > 5:
+            accuracy += f", top-5 {common.share_with_interval(result, 'top5')}"
+    yield f"classified {result['n']} images, skipped {len(result['skipped'])}{accuracy}"
