@@ -1,7 +1,7 @@
 """Class activation maps: the activations of an endpoint, weighted by their gradients.
 
-To add one: a function `(**options) -> Method` and a row in `METHODS`. The maps have the resolution
-of the endpoint and are resized bilinearly to the image.
+To add one: a function `(**options) -> Method` and a row in `methods.METHODS`. The maps have the
+resolution of the endpoint and are resized bilinearly to the image.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Methods that read the gradient with respect to the image, and the edge map as a control.
 
-To add one: a function `(**options) -> Method` and a row in `METHODS`.
+To add one: a function `(**options) -> Method` and a row in `methods.METHODS`.
 """
 
 from __future__ import annotations

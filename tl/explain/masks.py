@@ -1,6 +1,6 @@
 """Methods that hide parts of the image and read the score: no gradient is needed.
 
-To add one: a function `(**options) -> Method` and a row in `METHODS`.
+To add one: a function `(**options) -> Method` and a row in `methods.METHODS`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,68 @@
+"""Explains predictions: which pixels raise or lower a class, and whether the maps deserve belief.
+
+  ./launch.sh explain --images=FILES
+  ./launch.sh explain --images=FILES --method=ig,gradcam,rise --target="tabby vs tiger cat"
+  ./launch.sh explain --images=FILES --method=gradcam,layercam --endpoint=stage4 --model=DIR
+
+Each target is explained in each image; the default is the predicted class. tl/explain/README.md has
+the methods and says how to read a map. Every report tests the maps, with a random order of the
+pixels and an edge map as controls that must fail; a method that fails a test says so in its title.
+
+Cost: passes per image as in the table of methods, times 1 plus the number of stages for the test
+with random weights (on `randomized` images), and two forward passes per method, image and step.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from absl import flags
+
+from tl import cli, inference, pages, reporting
+from tl.explain import METHODS, baselines, report, targets
+from tl.pages import common, explain
+
+FLAGS = flags.FLAGS
+DEFAULT = report.ExplainSettings()
+
+
+def define_flags() -> None:
+    cli.define_white_flag()
+    text, number = flags.DEFINE_string, functools.partial(flags.DEFINE_integer, lower_bound=0)
+    text("images", None, "Image files, folders and globs, separated by commas.", required=True)
+    flags.DEFINE_list("method", list(DEFAULT.method), f"Methods: {', '.join(METHODS)}.")
+    flags.DEFINE_list("target", [], "Classes, groups, or 'A vs B'. Default: the predicted class.")
+    text("endpoint", "", "Stage of the methods that read one. Default: the last.")
+    text(
+        "baseline",
+        DEFAULT.baseline,
+        f"Baselines of ig, joined with +: {', '.join(baselines.BASELINES)}.",
+    )
+    number("nodes", DEFAULT.nodes, "Nodes of ig per baseline.")
+    number("draws", DEFAULT.draws, "Draws of smoothgrad, smoothgrad_sq and vargrad.")
+    flags.DEFINE_float("noise", DEFAULT.noise, "Their noise, as a share of the image's range.")
+    number("masks", DEFAULT.masks, "Masks of rise (the paper: 4,000 to 8,000).")
+    number("grid", DEFAULT.grid, "Cells per side of a mask of rise.")
+    number("patch", 0, "Side of the patch of occlusion in pixels. Default: an eighth of the image.")
+    number("stride", 0, "Step of the patch in pixels. Default: half of the patch.")
+    flags.DEFINE_bool("relu", True, "Set negative values of gradcam to 0; --norelu shows the sign.")
+    number("slots", 0, "Passes that a device computes together. Default: that of the device.")
+    number("steps", DEFAULT.steps, "Steps of insertion and deletion.", lower_bound=1)
+    number(
+        "randomized", DEFAULT.randomized, "Images of the test with random weights.", lower_bound=1
+    )
+
+
+def main(run: reporting.Run) -> None:
+    settings = report.ExplainSettings(**cli.fields_of_flags(report.ExplainSettings))
+    report.methods(settings)  # raises before the weights are read
+    clf, variables = cli.load_model(run)
+    targets.weights(inference.class_table(clf), settings.target or ("0",))
+    images = inference.read_images(clf, FLAGS.images, white=cli.white(run))
+    result = report.explain_images(run, clf, variables, images, settings)
+    page = pages.finish(run, result | {"facts": common.weights_facts(clf)})
+    print(*explain.lines(result), page, sep="\n")
+
+
+if __name__ == "__main__":
+    cli.launch("explain", main, cli.define_model_flags, define_flags)

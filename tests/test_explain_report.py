@@ -1,0 +1,129 @@
+"""The result, the files and the page of `explain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from tl import data, inference, pages, pixels, reporting
+from tl.explain import checks, drawing, report
+
+SIDE = 16
+
+
+def test_colors_have_the_sign_and_the_scale_of_the_map():
+    values = np.array([[-1.0, 0.0], [0.5, 1.0]], np.float32)
+    drawn = drawing.colors(values, signed=True).astype(int)
+    (blue, white), (pale, red) = drawn
+    assert blue[2] > blue[0] + 100 and red[0] > red[2] + 100
+    assert white.min() > 240 and pale[0] > pale[2] and pale.min() > red.min()
+    luminance = drawing.colors(np.linspace(0, 1, 50)[None], signed=False) @ [0.2, 0.7, 0.1]
+    assert (np.diff(luminance[0]) > 0).all()
+    np.testing.assert_array_equal(
+        drawing.colors(values, signed=True), drawing.colors(7 * values, signed=True)
+    )
+
+
+def test_a_map_of_zeros_is_drawn_without_color():
+    image = toys.smooth(8, 8)
+    drawn = drawing.overlay(image, np.zeros((8, 8), np.float32), signed=True)
+    assert (np.ptp(drawn.astype(int), axis=-1) == 0).all()
+
+
+def test_top_patches_do_not_overlap_and_have_the_largest_sums():
+    values = np.zeros((12, 12), np.float32)
+    values[2:5, 3:6], values[8:11, 0:3], values[6, 9] = 2.0, 1.0, -5.0
+    assert drawing.top_patches(values, 3, 3) == [(2, 3), (8, 0)]
+    assert drawing.top_patches(-np.abs(values), 3, 3) == []
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no method": ({"method": ()}, "`method` must name different methods"),
+    "twice": ({"method": ("ig", "ig")}, "`method` must name different methods: got 'ig,ig'"),
+    "unknown": ({"method": ("gradcm",)}, "unknown method 'gradcm'; nearest: 'gradcam'"),
+    "one node": ({"nodes": 1}, "`nodes` must be at least 2: got 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_settings_that_cannot_be_computed_are_one_sentence(case: str):
+    changes, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        report.methods(report.ExplainSettings(**changes))
+
+
+def test_each_method_receives_its_own_settings():
+    chosen = report.methods(report.ExplainSettings(("ig", "gradcam"), nodes=7, endpoint="stage2"))
+    assert (chosen["ig"].passes, chosen["gradcam"].endpoint) == (7, "stage2")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished run of two images and two targets; Grad-CAM is zero for one of the targets."""
+    folder = tmp_path_factory.mktemp("explain")
+    files = []
+    for seed in range(2):
+        files.append(folder / f"{seed}.png")
+        reporting.save_png(files[-1], toys.smooth(SIDE, SIDE, seed=seed))
+    clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
+    head = dict(variables["params"]["head"])
+    head["kernel"] = np.stack([-np.ones(8), np.ones(8)], axis=1).astype(np.float32)
+    variables = {**variables, "params": {**variables["params"], "head": head}}
+    settings = report.ExplainSettings(
+        ("gradient_x_input", "gradcam"), ("class 0", "class 1 vs class 0"), steps=4, slots=4
+    )
+    images = inference.read_images(clf, [str(file) for file in files])
+    run = reporting.start("explain", str(folder / "run"), {"seed": 0})
+    result = report.explain_images(run, clf, variables, images, settings)
+    pages.finish(run, result)
+    return folder / "run", json.loads((folder / "run" / "result.json").read_text())
+
+
+def test_the_result_has_one_row_per_image_and_target_and_one_per_method(finished: Any):
+    folder, result = finished
+    targets = [(Path(row["path"]).name, row["target"]) for row in result["images"]]
+    both = ("class 0", "class 1 vs class 0")
+    assert targets == [(file, target) for file in ("0.png", "1.png") for target in both]
+    assert list(result["tests"]) == ["gradient_x_input", "gradcam", "edges", "random"]
+    assert set(result["tests"]["gradcam"]) == set(checks.CHECKS) - {"completeness"}
+    for row in result["images"]:
+        for name, drawn in row["maps"].items():
+            values = np.load(folder / drawn["npy"])
+            assert (values.dtype, values.shape) == (np.float32, (SIDE, SIDE))
+            np.testing.assert_allclose(drawn["sum"], values.sum(), rtol=1e-4, atol=1e-6)
+            colors = drawing.colors(values, signed=drawn["signed"])
+            np.testing.assert_array_equal(data.decode(folder / drawn["png"]), colors)
+            assert drawn["signed"] == (name == "gradient_x_input")
+    zero = [[name for name, d in row["maps"].items() if d["zero"]] for row in result["images"]]
+    assert zero == [["gradcam"], [], ["gradcam"], []]
+
+
+def test_the_page_names_failed_tests_and_zero_maps_and_is_drawn_again(finished: Any):
+    folder, result = finished
+    html = (folder / "report.html").read_text()
+    assert "The map is zero everywhere: nothing raises the score." in html
+    assert "edges (control)" in html and "random (control)" in html
+    for name in ("gradient_x_input", "gradcam"):
+        assert pages.explain.title(name, result["tests"][name]) in html
+    assert "fails deletion, insertion" in html  # two images decide nothing
+    lines = list(pages.explain.lines(result))
+    assert len(lines) == 6 and "0.png: the map of gradcam is zero everywhere" in lines
+    assert "Deletion area" in pages.redraw(folder).read_text()
+
+
+@pytest.mark.full
+def test_the_predicted_class_is_the_default_target(tmp_path: Path):
+    clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
+    image = toys.smooth(SIDE, SIDE)[None]
+    images = inference.LoadedImages([tmp_path / "a.png"], image, [])
+    run = reporting.start("explain", str(tmp_path / "run"), {"seed": 0})
+    settings = report.ExplainSettings(("gradient_x_input",), steps=4, slots=4)
+    (row,) = report.explain_images(run, clf, variables, images, settings)["images"]
+    logits = np.asarray(clf.logits(variables, jnp.asarray(pixels.to_images01(image))))
+    assert row["target"] == f"class {logits[0].argmax()}" == row["predicted"][0]["name"]

@@ -1,0 +1,187 @@
+"""Explanations of images as the result and the files of a run; the page is `tl.pages.explain`."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tl import devices, hosts, inference, metrics, pixels, reporting, storage
+from tl.explain import checks, drawing, targets
+from tl.explain.base import Method, make
+from tl.explain.methods import get
+from tl.inference import LoadedImages
+from tl.models import Classifier
+from tl.types import Variables
+
+# Side of a top patch as a share of the image, and their number; chosen, not tuned.
+PATCH, PATCHES = 0.25, 3
+
+
+class ExplainSettings(NamedTuple):
+    """How images are explained.
+
+    Attributes:
+      method: rows of `tl.explain.METHODS`.
+      target: words of `targets.weights`; () explains the predicted class.
+      endpoint: of the methods that read one; "" is the last stage.
+      nodes, baseline: of integrated gradients.
+      draws, noise: of SmoothGrad and VarGrad.
+      masks, grid: of RISE.
+      patch, stride: of occlusion, in pixels; 0 is the default of the method.
+      relu: whether Grad-CAM sets negative values to 0.
+      slots: passes that a device computes together; 0 is the default of the device.
+      steps: steps of insertion and deletion.
+      randomized: number of images whose maps are computed with random weights too.
+      seed: of noise, masks and random weights.
+    """
+
+    method: tuple[str, ...] = ("ig", "gradcam", "rise")
+    target: tuple[str, ...] = ()
+    endpoint: str = ""
+    nodes: int = 50
+    baseline: str = "black"
+    draws: int = 25
+    noise: float = 0.15
+    masks: int = 1000
+    grid: int = 7
+    patch: int = 0
+    stride: int = 0
+    relu: bool = True
+    slots: int = 0
+    steps: int = 28
+    randomized: int = 4
+    seed: int = 0
+
+
+def methods(settings: ExplainSettings) -> dict[str, Method]:
+    """The methods of the settings, each with the settings that are its arguments.
+
+    Raises:
+      ValueError: no method, a method twice, an unknown one, or an argument out of range.
+    """
+    names = settings.method
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"`method` must name different methods: got {','.join(names)!r}")
+    chosen = {}
+    for name in names:
+        options = inspect.signature(get(name)).parameters.keys() & set(settings._fields)
+        chosen[name] = get(name)(**{option: getattr(settings, option) for option in options})
+    return chosen
+
+
+def explain_images(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    images: LoadedImages,
+    settings: ExplainSettings,
+) -> dict[str, Any]:
+    """Explains images, tests the explanations, and writes the maps into the run's folder.
+
+    Args:
+      run: the run.
+      clf, variables: the network.
+      images: the images, in the preprocessing of the network.
+      settings: the methods and their arguments; each target is explained in each image.
+
+    Returns:
+      The content of `result.json`: `images`, one row per image and target, and `tests`, one row per
+      method and control.
+
+    Raises:
+      ValueError: as `methods`, `targets.weights` and `Explanation`.
+    """
+    chosen = methods(settings)
+    chosen |= {"edges": get("edges")()}  # the control of the tests
+    table, clf = inference.class_table(clf), clf.with_dtype("float32")
+    words = settings.target or ("",)
+    shared = targets.weights(table, words) if settings.target else None
+    slots = settings.slots or devices.images_at_once()
+    explanations = {name: make(method, clf, slots=slots) for name, method in chosen.items()}
+
+    logits = inference.predict_logits(clf, variables, images.images)
+    rows = [i for i in range(len(logits)) for _ in words]
+    weights = targets.predicted(logits) if shared is None else np.tile(shared, (len(logits), 1))
+    images01, key = pixels.to_images01(images.images[rows]), jax.random.key(settings.seed)
+    on_device = jax.device_put(variables)
+    maps = {}
+    for name in reporting.progress(list(explanations), label="methods"):
+        maps[name] = np.asarray(explanations[name](on_device, key, images01, weights))
+    tests = checks.evaluate(
+        checks.Subject(clf, on_device, key, images01, weights),
+        explanations,
+        maps,
+        steps=settings.steps,
+        slots=slots,
+        randomized=settings.randomized,
+    )
+
+    result_rows = []
+    for row, i in enumerate(rows):
+        image, name = images.images[i], images.paths[i].name
+        predicted = inference.topk(clf, metrics.softmax(logits[i : i + 1])[0], 3)
+        target = words[row % len(words)] or predicted[0]["name"]
+        drawn = {
+            method: save_map(run, f"{name} {target} {method}", image, values[row], chosen[method])
+            for method, values in maps.items()
+        }
+        figure = run.relative(run.figure(name, image))
+        result_rows.append(
+            {
+                "path": str(images.paths[i]),
+                "target": target,
+                "image": figure,
+                "predicted": predicted,
+                "maps": drawn,
+            }
+        )
+    return {
+        "arch": clf.arch,
+        "n": len(logits),
+        "skipped": images.skipped,
+        "settings": settings._asdict(),
+        "images": result_rows,
+        "tests": tests,
+    }
+
+
+def save_map(
+    run: reporting.Run, name: str, image: np.ndarray, values: np.ndarray, method: Method
+) -> dict[str, Any]:
+    """Writes a map in colors, over its image, and as numbers.
+
+    Args:
+      run: the run.
+      name: name of the figures.
+      image: uint8[h w 3].
+      values: f32[h w].
+      method: the method of the map.
+
+    Returns:
+      `png`, `overlay` and `npy` (paths of the run), `signed`, `zero` (whether the map is 0
+      everywhere), `sum`, and `patches`, the upper left corners of the squares with the largest
+      sums.
+    """
+    signed = method.signed
+    png = run.figure(name, drawing.colors(values, signed=signed))
+    over = run.figure(f"{name} overlay", drawing.overlay(image, values, signed=signed))
+    npy = png.with_suffix(".npy")
+    if hosts.first():
+        file = io.BytesIO()
+        np.save(file, values)
+        storage.write_whole(npy, file.getvalue())
+    side = max(round(PATCH * min(values.shape)), 1)
+    return {
+        **{
+            key: run.relative(path) for key, path in (("png", png), ("overlay", over), ("npy", npy))
+        },
+        "signed": signed,
+        "zero": not values.any(),
+        "sum": float(values.sum(dtype=np.float64)),
+        "patches": drawing.top_patches(values, PATCHES, side),
+        "side": side,
+    }

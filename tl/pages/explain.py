@@ -1,0 +1,129 @@
+"""The page of `explain`: images with their maps, the tests of belief, insertion and deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl import reporting
+from tl.explain import checks
+from tl.pages import common
+from tl.reporting import Html
+
+
+def page(result: Mapping[str, Any], folder: Path) -> common.Page:
+    """The page of `explain`.
+
+    Args:
+      result: as `tl.explain.report.explain_images` returns it.
+      folder: the run's folder.
+    """
+    sections = [
+        _tests(result["tests"]),
+        *(_image(row, result["tests"], folder) for row in result["images"]),
+        *_curves(result["tests"]),
+        reporting.skipped(result["skipped"]),
+    ]
+    methods = ", ".join(result["settings"]["method"])
+    images = "1 image" if result["n"] == 1 else f"{result['n']} images"
+    lead = f"Why {result['arch']} classifies {images} as it does: {methods}."
+    return common.Page("Explanations", lead, sections)
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence per method, and one per map that is zero."""
+    for name, row in result["tests"].items():
+        values = ", ".join(f"{key} {_value(key, test)}" for key, test in row.items())
+        yield f"{title(name, row)}: {values}"
+    for row in result["images"]:
+        zero = [name for name, drawn in row["maps"].items() if drawn["zero"]]
+        if zero:
+            yield f"{Path(row['path']).name}: the map of {', '.join(zero)} is zero everywhere"
+
+
+def title(name: str, row: Mapping[str, Any]) -> str:
+    """The name of a method, and the tests that it fails."""
+    failed = ", ".join(checks.failed(row))
+    if name in checks.CONTROLS:
+        return f"{name} (control)"
+    return f"{name} (fails {failed})" if failed else name
+
+
+def _value(key: str, test: Mapping[str, Any]) -> str:
+    return f"{test['value']:.2%}" if key == "completeness" else f"{test['value']:.3f}"
+
+
+def _tests(tests: Mapping[str, Any]) -> Html:
+    """One row per method and one column per test."""
+
+    def cell(row: Mapping[str, Any], key: str) -> str:
+        if key not in row:
+            return "-"
+        words = _value(key, row[key])
+        if ends := row[key].get("ci95"):
+            words += f" ({ends[0]:.3f} to {ends[1]:.3f})"
+        verdict = {True: "passes", False: "fails", None: ""}[row[key].get("passed")]
+        return f"{words} {verdict}".strip()
+
+    header = ["method", *(check.title for check in checks.CHECKS.values())]
+    rows = [
+        (title(name, row), *(cell(row, key) for key in checks.CHECKS))
+        for name, row in tests.items()
+    ]
+    limits = [f"{check.title}: {check.limit}" for check in checks.CHECKS.values() if check.limit]
+    text = (
+        f"A method passes if its value is as follows. {'; '.join(limits)}. Intervals are "
+        "95 %, bootstrapped over images; with few images, nothing is better than a control. The "
+        "controls read no network, or no image, and must fail."
+    )
+    return reporting.section("Tests of belief", reporting.table(rows, header), text=text)
+
+
+def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Html:
+    """An image and the maps of all methods."""
+    cards = [
+        reporting.card(
+            common.figure(folder, row["image"]),
+            title=Path(row["path"]).name,
+            bars=common.bars(row["predicted"]),
+        )
+    ]
+    for name, drawn in row["maps"].items():
+        corners = ", ".join(f"({left}, {top})" for top, left in drawn["patches"])
+        caption = "blue lowers and red raises the score" if drawn["signed"] else ""
+        if corners:
+            caption += f"{'; ' * bool(caption)}top patches at x, y = {corners}"
+        if drawn["zero"]:
+            caption = "The map is zero everywhere: nothing raises the score."
+        figure = common.figure(folder, drawn["overlay"])
+        cards.append(reporting.card(figure, title=title(name, tests[name]), caption=caption))
+    return reporting.section(f"Why {row['target']}?", reporting.gallery(cards))
+
+
+def _curves(tests: Mapping[str, Any]) -> list[Html]:
+    """Deletion, insertion, and the correlation over the cascade of random weights."""
+    charts = []
+    for key, words in (("deletion", "gray pixels"), ("insertion", "sharp pixels")):
+        curves = {name: row[key]["curve"] for name, row in tests.items()}
+        series = {
+            name: [(100 * i / (len(curve) - 1), p) for i, p in enumerate(curve)]
+            for name, curve in curves.items()
+        }
+        options = {"x_label": f"{words} (%)", "y_label": "probability"}
+        charts.append(reporting.curves(series, title=checks.CHECKS[key].title, **options))
+    stages = [(n, r["randomization"]["stages"]) for n, r in tests.items() if "randomization" in r]
+    longest = max((list(values) for _, values in stages), key=len)
+    series = {
+        name: [(longest.index(stage) + 1, value) for stage, value in values.items()]
+        for name, values in stages
+    }
+    charts.append(
+        reporting.curves(
+            series,
+            x_label=f"randomized parts: {', '.join(longest)}",
+            y_label="rank correlation",
+            title="Maps of networks with random weights",
+        )
+    )
+    return [reporting.section("Insertion, deletion and random weights", *charts)]
