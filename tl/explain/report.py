@@ -162,11 +162,12 @@ def save_map(
       method: the method of the map.
 
     Returns:
-      `png`, `overlay` and `npy` (paths of the run), `signed`, `zero` (whether the map is 0
-      everywhere), `sum`, and `patches`, the upper left corners of the squares with the largest
-      sums.
+      `png`, `overlay` and `npy` (paths of the run), `signed` (whether colors show a sign), `zero`
+      (whether the map is 0 everywhere), `sum`, and `patches`, the upper left corners of the squares
+      with the largest sums.
     """
-    signed = method.signed
+    # RISE of a difference of two classes has a sign, too.
+    signed = method.signed or bool((values < 0).any())
     png = run.figure(name, drawing.colors(values, signed=signed))
     over = run.figure(f"{name} overlay", drawing.overlay(image, values, signed=signed))
     npy = png.with_suffix(".npy")
