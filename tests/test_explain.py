@@ -57,6 +57,7 @@ ROWS: dict[str, Row] = {
     "gradcam": Row({}),
     "gradcam_plus_plus": Row({}),
     "layercam": Row({"endpoint": "stage2"}),
+    "scorecam": Row({"endpoint": "stage2"}),
     "occlusion": Row({"patch": 6, "stride": 4}, signed=True),
     "rise": Row({"masks": 12, "grid": 3}),
 }
@@ -292,6 +293,17 @@ def test_class_activation_maps_match_their_closed_form():
     expected = np.maximum(np.einsum("nhwc,nc->nhw", a, weights), 0)
     values = explained(explain.get("gradcam_plus_plus")())
     np.testing.assert_allclose(values, expected, atol=1e-3 * expected.max())
+
+
+def test_score_cam_matches_a_loop_over_channels_in_numpy():
+    maps = np.concatenate([IMAGES, IMAGES**2], axis=-1)
+    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
+    shown = (maps - low) / (high - low)
+    scores = [quadratic_score(IMAGES * shown[..., [c]]) for c in range(6)]
+    weights = np.exp(scores - np.max(scores, axis=0))
+    expected = np.einsum("nhwc,cn->nhw", maps, weights / weights.sum(0))
+    values = explained(explain.get("scorecam")())
+    np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
 def test_a_map_of_any_objective():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from tl.explain.base import Method, Problem, Rows
+from tl.explain.base import Method, Problem, Rows, repeat, sum_passes
 
 
 def _method(
@@ -71,3 +71,33 @@ def layercam(*, endpoint: str = "") -> Method:
       Localization", IEEE TIP 30, equations 5 to 7.
     """
     return _method(lambda maps, slope: jnp.sum(maps * jnp.maximum(slope, 0.0), axis=-1), endpoint)
+
+
+def scorecam(*, endpoint: str = "") -> Method:
+    """Score-CAM: channels are weighted by the score of the image behind them, without gradients.
+
+    Each channel, resized to the image and scaled to [0, 1], is a mask in front of the image, with
+    black behind it. The weights are the softmax of the scores over the channels.
+
+    Reference: Wang et al. 2020, arXiv:1910.01279, algorithm 1.
+    """
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        images01 = rows.images01
+        activations = problem.activations(images01)
+        c = activations.shape[-1]
+
+        def value(index: jax.Array) -> jax.Array:
+            channels = jnp.moveaxis(activations[0][:, :, index], -1, 0)
+            channels = jax.image.resize(channels, (len(index), *images01.shape[1:3]), "linear")
+            low, high = (rule(channels, (1, 2), keepdims=True) for rule in (jnp.min, jnp.max))
+            masks = (channels - low) / jnp.maximum(high - low, 1e-12)
+            scores = problem.score(masks[..., None] * images01, repeat(rows.targets, len(index)))
+            return scores[:, None] * jax.nn.one_hot(index, c, dtype=jnp.float32)
+
+        weights = jax.nn.softmax(sum_passes(value, c, problem.slots))
+        raw = jnp.maximum(activations @ weights, 0.0)
+        return jax.image.resize(raw, images01.shape[:3], "linear")
+
+    # One pass per channel; stages have hundreds of them.
+    return Method(maps, signed=False, passes=1000, endpoint=endpoint)

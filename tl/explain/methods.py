@@ -20,6 +20,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gradcam": cams.gradcam,
     "gradcam_plus_plus": cams.gradcam_plus_plus,
     "layercam": cams.layercam,
+    "scorecam": cams.scorecam,
     "occlusion": masks.occlusion,
     "rise": masks.rise,
 }
