@@ -17,7 +17,8 @@ def test_killed_runs_end_in_the_same_bits(tmp_path: Path) -> None:
     assert (result["n"], result["lost"], result["hangs"], result["different"]) == (3, 0, 0, 0), (
         result["failures"]
     )
-    assert result["repeated_intervals"] <= 1
+    # A checkpoint is written during the next interval; one that is not complete is lost too.
+    assert result["repeated_intervals"] <= 2
     for row in result["kills"]:
         expected = (-9,) if row["signal"] == "SIGKILL" else (75, -15)  # before the command began
         assert row["statuses"][0] in expected
