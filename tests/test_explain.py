@@ -17,6 +17,7 @@ from tl import devices, explain, labels, models
 from tl.attacks.norms import per_image_keys
 from tl.backbones.spec import BackboneSpec
 from tl.explain import masks, targets
+from tl.explain.base import Rows
 from tl.models import heads
 from tl.pixels import PixelSpec
 from tl.types import Mode
@@ -244,7 +245,7 @@ def bilinear(grid: np.ndarray, side: int) -> np.ndarray:
 @functools.cache
 def rise_of(count: int, grid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks f32[b n h w] of each image, their grids and their shifts."""
-    cell = (-(-SIDE // grid),) * 2
+    cell = -(-SIDE // grid), -(-SIDE // grid)
 
     @jax.vmap
     def draw(key: jax.Array) -> Any:
@@ -299,8 +300,8 @@ def test_score_cam_matches_a_loop_over_channels_in_numpy():
     maps = np.concatenate([IMAGES, IMAGES**2], axis=-1)
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     shown = (maps - low) / (high - low)
-    scores = [quadratic_score(IMAGES * shown[..., [c]]) for c in range(6)]
-    weights = np.exp(scores - np.max(scores, axis=0))
+    scores = np.stack([quadratic_score(IMAGES * shown[..., [c]]) for c in range(6)])
+    weights = np.exp(scores - scores.max(axis=0))
     expected = np.einsum("nhwc,cn->nhw", maps, weights / weights.sum(0))
     values = explained(explain.get("scorecam")())
     np.testing.assert_allclose(values, expected, atol=1e-3)
@@ -324,7 +325,7 @@ def test_the_memory_does_not_grow_with_the_passes():
     needed = []
     for nodes in (8, 64):
         explanation = explain.make(explain.get("ig")(nodes=nodes), clf, slots=4)
-        rows = explain.base.Rows(per_image_keys(KEY, B), jnp.asarray(IMAGES), jnp.asarray(FIRST))
+        rows = Rows(per_image_keys(KEY, B), jnp.asarray(IMAGES), jnp.asarray(FIRST))
         needed.append(devices.memory_needed(explanation.program.lower(variables, rows)))
     assert needed[1] < 1.02 * needed[0]
 
