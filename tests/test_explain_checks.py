@@ -174,6 +174,19 @@ def test_maps_of_the_planted_quarter_pass_and_the_controls_fail():
     assert checks.failed(rows["ig"]) in ([], ["randomization"])
 
 
+def test_targets_of_one_image_count_as_one_image():
+    clf, variables = planted()
+    explanations = {"edges": explain.make(explain.get("edges")(), clf, slots=8)}
+    maps = {"edges": np.asarray(explanations["edges"](variables, KEY, IMAGES, WEIGHTS))}
+    subject = checks.Subject(clf, variables, KEY, IMAGES, WEIGHTS)
+    groups = np.array([0, 0, 0, 1, 1, 1])
+    rows = checks.evaluate(subject, explanations, maps, steps=4, slots=8, groups=groups)
+    sparse = checks.gini(maps["edges"]).reshape(2, 3).mean(1)
+    np.testing.assert_allclose(rows["edges"]["sparseness"]["value"], sparse.mean())
+    low, high = rows["edges"]["sparseness"]["ci95"]
+    np.testing.assert_allclose([low, high], np.sort(sparse))  # of two images, not of six
+
+
 def test_a_gradient_changes_with_the_weights_of_a_network():
     clf, variables = toys.classifier("toy_vgg", K, size=SIDE)
     saliency = explain.make(explain.get("gradient")(), clf, slots=8)
@@ -183,3 +196,6 @@ def test_a_gradient_changes_with_the_weights_of_a_network():
     assert list(row["stages"]) == ["head", "stage3", "stage2", "stage1"]
     assert row["value"] == row["stages"]["stage1"] < 0.5 and row["passed"]
     assert all(row["stages"].values())  # 0 is the value of a constant map
+    zero = explain.get("gradient")()._replace(maps=lambda problem, rows: 0 * rows.images01[..., 0])
+    row = checks.randomization(subject, explain.make(zero, clf, slots=8), maps)
+    assert row["value"] == 0.0 and row["passed"] is None

@@ -31,6 +31,8 @@ RANDOMIZED = 0.5
 # Methods with more passes per image are computed with the fully randomized network only.
 MANY_PASSES = 100
 RESAMPLES = 2000
+# Fewer images decide nothing: the two-sided sign test needs six for p < 0.05.
+FEWEST = 6
 
 
 class Subject(NamedTuple):
@@ -155,18 +157,20 @@ def randomization(subject: Subject, explanation: Explanation, maps: Array) -> di
     Returns:
       `{"value", "stages", "passed"}`: the mean over images with all weights randomized, that after
       each stage of the cascade, and whether the first is at most `RANDOMIZED`. Methods with more
-      than `MANY_PASSES` passes have the last stage only.
+      than `MANY_PASSES` passes have the last stage only. If all maps with random weights are
+      constant, such as those of a saturated probability, nothing is tested and "passed" is None.
     """
     clf, variables, key, images01, targets = subject
     stages = list(cascade(clf, variables, jax.random.fold_in(key, 1)))
     if explanation.passes(*images01.shape[1:3]) > MANY_PASSES:
         stages = stages[-1:]
-    means = {}
+    means, constant = {}, False
     for stage, randomized in stages:
         randomized_maps = np.asarray(explanation.program(randomized, _rows(subject)))
+        constant = not np.ptp(randomized_maps, axis=(1, 2)).any()
         means[stage] = float(spearman(maps, randomized_maps).mean())
     value = list(means.values())[-1]
-    return {"value": value, "stages": means, "passed": value <= RANDOMIZED}
+    return {"value": value, "stages": means, "passed": None if constant else value <= RANDOMIZED}
 
 
 def _rows(subject: Subject) -> Rows:
@@ -225,19 +229,25 @@ def _area(curves: np.ndarray) -> np.ndarray:
     return (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
 
 
+def _by_image(values: np.ndarray, groups: Array) -> np.ndarray:
+    """The mean f[n] of the rows f[b] of each image; `groups` i[b] is the image of each row."""
+    return np.bincount(groups, values) / np.bincount(groups)
+
+
 def _curve_rows(
-    curves: Mapping[str, np.ndarray], better: int, controls: tuple[str, ...]
+    curves: Mapping[str, np.ndarray], better: int, controls: tuple[str, ...], groups: Array
 ) -> dict[str, dict[str, Any]]:
     """The area of each method, its curve, and whether it is better than all controls.
 
-    A method is better if the interval of the mean difference from the control excludes 0.
+    A method is better if the interval of the mean difference from the control excludes 0. With
+    fewer than `FEWEST` images this is None, except for a control: it is never better than itself.
     """
-    areas, rows = {name: _area(values) for name, values in curves.items()}, {}
+    areas = {name: _by_image(_area(values), groups) for name, values in curves.items()}
+    rows = {}
     for name, area in areas.items():
-        passed = True
-        for control in controls:
-            ends = bootstrap(better * (area - areas[control]))["ci95"]
-            passed = passed and ends[0] > 0 and name != control
+        ends = [bootstrap(better * (area - areas[control]))["ci95"] for control in controls]
+        passed = None if len(area) < FEWEST else all(low > 0 for low, _ in ends)
+        passed = False if name in controls else passed
         curve = [float(x) for x in curves[name].mean(axis=0)]
         rows[name] = {**bootstrap(area), "curve": curve, "passed": passed}
     return rows
@@ -284,6 +294,7 @@ def evaluate(
     steps: int,
     slots: int,
     randomized: int | None = None,
+    groups: Array | None = None,
 ) -> dict[str, dict[str, Any]]:
     """All tests of belief of all methods and of the controls.
 
@@ -293,16 +304,20 @@ def evaluate(
       maps: name -> f32[b h w].
       steps: number of steps of insertion and deletion.
       slots: passes that a device computes together.
-      randomized: number of images for the randomization of weights, the first ones; None is all.
+      randomized: number of rows for the randomization of weights, the first ones; None is all.
+      groups: i[b], the image of each row, where several targets of an image are explained: rows of
+        one image are not independent, and their mean counts. None: each row is an image.
 
     Returns:
-      Name -> key of `CHECKS` -> `{"value", ...}`; "passed" if the test has a limit. Intervals are
-      bootstrapped over images. "random" is the random order of the pixels, without a map.
+      Name -> key of `CHECKS` -> `{"value", ...}`; "passed" if the test has a limit, None with too
+      few images. Intervals are bootstrapped over images. "random" is the random order of the
+      pixels, without a map.
 
     Reference: insertion and deletion: Petsiuk et al. 2018, arXiv:1806.07421, section 4.2. Deleted
       pixels are gray, and insertion starts from the blurred image.
     """
     clf, variables, _, images01, targets = subject
+    groups = np.arange(len(images01)) if groups is None else groups
     orders = {name: np.asarray(values) for name, values in maps.items()}
     orders["random"] = np.zeros(np.shape(images01)[:3], np.float32)
     images01 = np.asarray(images01, np.float32)
@@ -314,8 +329,8 @@ def evaluate(
         order = ranks(values)
         deleted[name] = curves(variables, CurveRows(images01, gray, order, targets))
         inserted[name] = curves(variables, CurveRows(start, images01, order, targets))
-    deletion = _curve_rows(deleted, -1, CONTROLS)
-    insertion = _curve_rows(inserted, 1, CONTROLS)
+    deletion = _curve_rows(deleted, -1, CONTROLS, groups)
+    insertion = _curve_rows(inserted, 1, CONTROLS, groups)
     few = len(images01) if randomized is None else min(randomized, len(images01))
     part = subject._replace(images01=images01[:few], targets=targets[:few])  # with the same keys
     rows: dict[str, dict[str, Any]] = {}
@@ -327,7 +342,7 @@ def evaluate(
                 row["completeness"] = completeness(subject, explanation, values, slots=slots)
             row["randomization"] = randomization(part, explanation, values[:few])
         row |= {"deletion": deletion[name], "insertion": insertion[name]}
-        rows[name] = row | {"sparseness": bootstrap(gini(values))}
+        rows[name] = row | {"sparseness": bootstrap(_by_image(gini(values), groups))}
     return rows
 
 

@@ -118,6 +118,7 @@ def explain_images(
         steps=settings.steps,
         slots=slots,
         randomized=settings.randomized,
+        groups=np.array(rows),
     )
 
     result_rows = []

@@ -74,7 +74,7 @@ def _tests(tests: Mapping[str, Any]) -> Html:
     limits = [f"{check.title}: {check.limit}" for check in checks.CHECKS.values() if check.limit]
     text = (
         f"A method passes if its value is as follows. {'; '.join(limits)}. Intervals are "
-        "95 %, bootstrapped over images; with few images, nothing is better than a control. The "
+        f"95 %, bootstrapped over images; fewer than {checks.FEWEST} images decide nothing. The "
         "controls read no network, or no image, and must fail."
     )
     return reporting.section("Tests of belief", reporting.table(rows, header), text=text)
