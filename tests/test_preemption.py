@@ -54,7 +54,7 @@ def same(a: Any, b: Any) -> bool:
     return paths.digest(a.variables) == paths.digest(b.variables) and a.history == b.history
 
 
-@pytest.mark.parametrize("row", [2, 4])
+@pytest.mark.parametrize("row", [pytest.param(2, marks=pytest.mark.full), 4])
 def test_between_two_steps_the_steps_are_saved(
     row: int, parts: data.Parts, tmp_path: Path, sigterm: Callable[[], None]
 ) -> None:

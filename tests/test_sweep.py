@@ -214,6 +214,7 @@ def test_a_missing_flag_is_found_before_the_first_cell(toy: Path) -> None:
         sweep.sweep(run, ["lr=1,2", "toy.py"])
 
 
+@pytest.mark.full
 def test_cells_are_divided_among_hosts(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for ssh runs the command here, in another folder; each host notes its cells."""
     script = 'host=$4; echo "$host" >>hosts; cd / && eval "$5"'

@@ -583,7 +583,7 @@ def test_every_evaluation_under_attack_checks_its_radius(
 OTHER_FLAGS = {"help", "verbosity", "show-toplevel", "porcelain", "no-deps", "force-reinstall"}
 # Of absl, of the launchers in launch.d/, and of sbatch.
 OTHER_FLAGS |= {"only_check_args", "cells", "processes", "restart", "gpus", "requeue", "noheader"}
-OTHER_FLAGS |= {"jobs", "data", "pdeathsig"}
+OTHER_FLAGS |= {"jobs", "data", "pdeathsig", "xla_backend_optimization_level"}
 # Functions of the scripts that define flags, besides those of absl.
 DEFINING = {"define_bool_or", "number", "real", "text", "one_of", "count"}
 
