@@ -162,7 +162,7 @@ def init(
         trainable=trainable,
         frozen=frozen,
         stats=copied(stats),
-        opt_state=jax.jit(optimizer.init)(trainable),
+        opt_state=optimizer.init(trainable),
         ema=copied(trainable) if ema else None,
         key=jax.random.key(0) if key is None else key,
         ema_stats=copied(stats) if ema_stats else None,
