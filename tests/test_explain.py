@@ -15,11 +15,8 @@ from flax import linen as nn
 
 from tl import devices, explain, labels, models
 from tl.attacks.norms import per_image_keys
-from tl.backbones.spec import BackboneSpec
 from tl.explain import masks, targets
 from tl.explain.base import Rows
-from tl.models import heads
-from tl.pixels import PixelSpec
 from tl.types import Mode
 from tl.visualize import objectives
 
@@ -140,15 +137,7 @@ class Powers(nn.Module):
 def quadratic() -> tuple[models.Classifier, Any, np.ndarray, np.ndarray]:
     """A classifier with logits `sum(a * x + b * x**2)`; a and b are f32[h w 3 k]."""
     n = SIDE * SIDE * 6
-    spec = BackboneSpec("powers", Powers(), n, ("powers",), {}, "chosen for the tests", min_size=4)
-    clf = models.Classifier(
-        "powers",
-        spec,
-        heads.Linear(K),
-        PixelSpec(size=SIDE, mean=(0.0,) * 3, std=(1.0,) * 3),
-        labels.from_names(["zero", "one", "two"]),
-        models.Provenance("powers", "random"),
-    )
+    clf = toys.of_module(Powers(), n, SIDE, ("zero", "one", "two"))
     kernel = np.random.default_rng(1).normal(size=(n, K)).astype(np.float32)
     head = {"kernel": kernel, "bias": np.array([0.3, -0.2, 0.1], np.float32)}
     split = kernel.reshape(SIDE, SIDE, 6, K)

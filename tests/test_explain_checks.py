@@ -13,11 +13,8 @@ import scipy.stats
 import toys
 from flax import linen as nn
 
-from tl import explain, labels, models, paths
-from tl.backbones.spec import BackboneSpec
+from tl import explain, models, paths
 from tl.explain import checks
-from tl.models import heads
-from tl.pixels import PixelSpec
 from tl.types import Mode
 
 SIDE, B, K = 8, 6, 2
@@ -40,15 +37,7 @@ class Pixels(nn.Module):
 def planted() -> tuple[models.Classifier, Any]:
     """A classifier of the colors of the upper left quarter; all other pixels have no effect."""
     n = SIDE * SIDE * 3
-    spec = BackboneSpec("pixels", Pixels(), n, ("pixels",), {}, "chosen for the tests", min_size=4)
-    clf = models.Classifier(
-        "pixels",
-        spec,
-        heads.Linear(K),
-        PixelSpec(size=SIDE, mean=(0.0,) * 3, std=(1.0,) * 3),
-        labels.from_names(["bright", "dark"]),
-        models.Provenance("pixels", "random"),
-    )
+    clf = toys.of_module(Pixels(), n, SIDE, ("bright", "dark"))
     kernel = np.zeros((SIDE, SIDE, 3, K), np.float32)
     kernel[: SIDE // 2, : SIDE // 2, :, 0] = 0.2
     head = {"kernel": kernel.reshape(n, K), "bias": np.array([0.0, 4.0], np.float32)}
@@ -192,10 +181,11 @@ def test_a_gradient_changes_with_the_weights_of_a_network():
     saliency = explain.make(explain.get("gradient")(), clf, slots=8)
     subject = checks.Subject(clf, variables, KEY, IMAGES, WEIGHTS)
     maps = np.asarray(saliency(variables, KEY, IMAGES, WEIGHTS))
-    row = checks.randomization(subject, saliency, maps)
+    networks = list(checks.cascade(clf, variables, jax.random.fold_in(KEY, 1)))
+    row = checks.randomization(subject, saliency, maps, networks)
     assert list(row["stages"]) == ["head", "stage3", "stage2", "stage1"]
     assert row["value"] == row["stages"]["stage1"] < 0.5 and row["passed"]
     assert all(row["stages"].values())  # 0 is the value of a constant map
     zero = explain.get("gradient")()._replace(maps=lambda problem, rows: 0 * rows.images01[..., 0])
-    row = checks.randomization(subject, explain.make(zero, clf, slots=8), maps)
+    row = checks.randomization(subject, explain.make(zero, clf, slots=8), maps, networks)
     assert row["value"] == 0.0 and row["passed"] is None

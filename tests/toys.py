@@ -1,10 +1,10 @@
 """Toy networks and images: the only place where tests create them.
 
-Networks, from the cheapest: `mlp` (logits of two dense layers, a plain function), `classifier` (a
-`Classifier` with one of the `TOYS` below, which compile in a second or two, or with a real
-architecture and random weights). Images: `noise` (independent values), `smooth` (structure, as in
-photographs), `color_folder` (two classes that a color separates). `package_or_skip` is for tests of
-packaged weights and images.
+Networks, from the cheapest: `mlp` (logits of two dense layers, a plain function), `of_module` (a
+`Classifier` of a module of a test), `classifier` (one of the `TOYS` below, which compile in a
+second or two, or a real architecture with random weights). Images: `noise` (independent values),
+`smooth` (structure, as in photographs), `color_folder` (two classes that a color separates).
+`package_or_skip` is for tests of packaged weights and images.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from tl import backbones, data, labels, models, reporting
@@ -145,6 +146,22 @@ def classifier(
     rng = np.random.default_rng(seed)
     variables["params"]["head"]["kernel"] = rng.normal(size=kernel.shape).astype(np.float32)
     return clf, {"batch_stats": {}, **variables}
+
+
+def of_module(
+    module: nn.Module, features: int, size: int, classes: Sequence[str]
+) -> models.Classifier:
+    """A classifier with a linear head on a module of one stage, which receives values in [0, 1]."""
+    name = type(module).__name__.lower()
+    spec = BackboneSpec(name, module, features, (name,), {}, "chosen for the tests", min_size=4)
+    return models.Classifier(
+        name,
+        spec,
+        heads.Linear(len(classes)),
+        PixelSpec(size=size, mean=(0.0,) * 3, std=(1.0,) * 3),
+        labels.from_names(classes),
+        models.Provenance(name, "random"),
+    )
 
 
 def mlp(variables: Variables, images01: jax.Array) -> jax.Array:

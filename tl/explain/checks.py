@@ -7,7 +7,7 @@ function `(subject, name) -> row` and a row in `CHECKS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -146,13 +146,19 @@ def cascade(
         yield stage, {"batch_stats": {}, **paths.unflatten(flat)}
 
 
-def randomization(subject: Subject, explanation: Explanation, maps: Array) -> dict[str, Any]:
+def randomization(
+    subject: Subject,
+    explanation: Explanation,
+    maps: Array,
+    networks: Sequence[tuple[str, Variables]],
+) -> dict[str, Any]:
     """Rank correlation of the absolute values of a map with those of randomized networks.
 
     Args:
       subject: the network and the images.
       explanation: the method.
       maps: f32[b h w], its maps of the network.
+      networks: from `cascade`.
 
     Returns:
       `{"value", "stages", "passed"}`: the mean over images with all weights randomized, that after
@@ -160,12 +166,10 @@ def randomization(subject: Subject, explanation: Explanation, maps: Array) -> di
       than `MANY_PASSES` passes have the last stage only. If all maps with random weights are
       constant, such as those of a saturated probability, nothing is tested and "passed" is None.
     """
-    clf, variables, key, images01, targets = subject
-    stages = list(cascade(clf, variables, jax.random.fold_in(key, 1)))
-    if explanation.passes(*images01.shape[1:3]) > MANY_PASSES:
-        stages = stages[-1:]
+    if explanation.passes(*subject.images01.shape[1:3]) > MANY_PASSES:
+        networks = networks[-1:]
     means, constant = {}, False
-    for stage, randomized in stages:
+    for stage, randomized in networks:
         randomized_maps = np.asarray(explanation.program(randomized, _rows(subject)))
         constant = not np.ptp(randomized_maps, axis=(1, 2)).any()
         means[stage] = float(spearman(maps, randomized_maps).mean())
@@ -261,25 +265,21 @@ class Check(NamedTuple):
 
     Attributes:
       title: its name on the page.
-      better: the direction of a good value, in words.
       limit: when a method passes; "" for a number that is reported only.
     """
 
     title: str
-    better: str
     limit: str = ""
 
 
 CHECKS: dict[str, Check] = {
-    "completeness": Check(
-        "Completeness error", "lower", f"at most {COMPLETE:.0%} of the score difference"
-    ),
+    "completeness": Check("Completeness error", f"at most {COMPLETE:.0%} of the score difference"),
     "randomization": Check(
-        "Correlation after randomization", "lower", f"at most {RANDOMIZED} with random weights"
+        "Correlation after randomization", f"at most {RANDOMIZED} with random weights"
     ),
-    "deletion": Check("Deletion area", "lower", "lower than random order and edges"),
-    "insertion": Check("Insertion area", "higher", "higher than random order and edges"),
-    "sparseness": Check("Sparseness (Gini)", "-"),
+    "deletion": Check("Deletion area", "lower than random order and edges"),
+    "insertion": Check("Insertion area", "higher than random order and edges"),
+    "sparseness": Check("Sparseness (Gini)"),
 }
 """Key of `result.json` -> test."""
 
@@ -316,7 +316,7 @@ def evaluate(
     Reference: insertion and deletion: Petsiuk et al. 2018, arXiv:1806.07421, section 4.2. Deleted
       pixels are gray, and insertion starts from the blurred image.
     """
-    clf, variables, _, images01, targets = subject
+    clf, variables, key, images01, targets = subject
     groups = np.arange(len(images01)) if groups is None else groups
     orders = {name: np.asarray(values) for name, values in maps.items()}
     orders["random"] = np.zeros(np.shape(images01)[:3], np.float32)
@@ -333,6 +333,7 @@ def evaluate(
     insertion = _curve_rows(inserted, 1, CONTROLS, groups)
     few = len(images01) if randomized is None else min(randomized, len(images01))
     part = subject._replace(images01=images01[:few], targets=targets[:few])  # with the same keys
+    networks = list(cascade(clf, variables, jax.random.fold_in(key, 1)))
     rows: dict[str, dict[str, Any]] = {}
     for name, values in orders.items():
         row = {}
@@ -340,7 +341,7 @@ def evaluate(
             explanation = explanations[name]
             if explanation.method.baselines is not None:
                 row["completeness"] = completeness(subject, explanation, values, slots=slots)
-            row["randomization"] = randomization(part, explanation, values[:few])
+            row["randomization"] = randomization(part, explanation, values[:few], networks)
         row |= {"deletion": deletion[name], "insertion": insertion[name]}
         rows[name] = row | {"sparseness": bootstrap(_by_image(gini(values), groups))}
     return rows

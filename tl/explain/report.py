@@ -121,6 +121,8 @@ def explain_images(
         groups=np.array(rows),
     )
 
+    files = zip(images.paths, images.images, strict=True)
+    figures = [run.relative(run.figure(path.name, image)) for path, image in files]
     result_rows = []
     for row, i in enumerate(rows):
         image, name = images.images[i], images.paths[i].name
@@ -130,12 +132,11 @@ def explain_images(
             method: save_map(run, f"{name} {target} {method}", image, values[row], chosen[method])
             for method, values in maps.items()
         }
-        figure = run.relative(run.figure(name, image))
         result_rows.append(
             {
                 "path": str(images.paths[i]),
                 "target": target,
-                "image": figure,
+                "image": figures[i],
                 "predicted": predicted,
                 "maps": drawn,
             }
