@@ -131,17 +131,17 @@ def map_sources(
     n = len(sources)
     size = _rows_per_call(n, batch_size)
     total = -(-n // size)
-    own = np.arange(n)[np.arange(n) // size % hosts.count() == hosts.index()]
-    batches = data.load([sources[i] for i in own], prepare, batch_size=size)
+    positions = np.arange(n)[np.arange(n) // size % hosts.count() == hosts.index()]
+    batches = data.load([sources[i] for i in positions], prepare, batch_size=size)
 
     def compute(i: int) -> SourceBatch:
         batch = next(batches)
-        index = np.where(batch.valid, own[batch.index], -1)
+        index = np.where(batch.valid, positions[batch.index], -1)
         outputs = function(batch.images, index) if at else function(batch.images)
         return SourceBatch(
             index=index[batch.valid],
             values=jax.tree.map(lambda leaf: np.asarray(leaf)[batch.valid], outputs),
-            failed=own[batch.index[~batch.valid & (batch.index >= 0)]],
+            failed=positions[batch.index[~batch.valid & (batch.index >= 0)]],
             skipped=batch.skipped,
         )
 
