@@ -6,6 +6,7 @@ The only module of `tl` that defines flags. It holds no logic of an experiment.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import re
 import sys
@@ -277,6 +278,7 @@ def _run(name: str, work: Callable[[list[str]], None], runs: list[reporting.Run]
             print(shortened(text, reporting.MAX_MESSAGE), file=sys.stderr)
 
     def guarded(argv: list[str]) -> None:
+        gc.set_threshold(20_000, 20, 50)  # tracing makes many small objects that all live on
         logging.set_verbosity(logging.WARNING)
         warnings.showwarning = show_warning  # type: ignore[assignment]
         try:
