@@ -315,7 +315,7 @@ def test_the_held_out_scores_of_the_ridge_are_those_of_a_refit(
     features, labels = clusters(n, d, classes, seed=seed)
     fold, weights = probe.folds(labels, count, seed), np.array([weight, 1.0, 1.0])[labels]
     weights = weights / weights.mean()
-    bank = probe._factorize(features, weights)
+    bank = probe.factorize(features, weights)
     x = (features - bank.mean) * bank.scale
     strengths = (1e-3, 1.0)
     for c, scores in zip(

@@ -149,7 +149,7 @@ def fit(
             f"{np.asarray(class_weights).tolist()}"
         )
     weights = weights[labels] / weights[labels].mean()
-    bank = _factorize(features, weights)
+    bank = factorize(features, weights)
 
     held_out = np.flatnonzero(fold >= 0)
     truth, worth, rows = labels[held_out], weights[held_out], np.arange(len(held_out))
@@ -180,7 +180,7 @@ def fit(
 # ---- the factorization ---------------------------------------------------------------------------
 
 
-class _Bank(NamedTuple):
+class Bank(NamedTuple):
     """Features in the coordinates of their principal axes.
 
     Attributes:
@@ -199,7 +199,7 @@ class _Bank(NamedTuple):
     scale: np.ndarray
 
 
-def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
+def factorize(features: np.ndarray, weights: np.ndarray) -> Bank:
     """Principal axes of features f32[n d] with example weights f64[n] of mean 1.
 
     Penalized solutions lie in the span of the examples, so a fit in these coordinates has the same
@@ -225,21 +225,21 @@ def _factorize(features: np.ndarray, weights: np.ndarray) -> _Bank:
     keep = values > 1e-10 * max(values[-1], 1e-30)
     values, vectors = values[keep], vectors[:, keep]
     if n < d:
-        return _Bank(
+        return Bank(
             vectors * np.sqrt(n * values)[None] / root,
             values,
             x.T @ vectors / np.sqrt(n * values),
             mean,
             scale,
         )
-    return _Bank(x @ vectors / root, values, vectors, mean, scale)
+    return Bank(x @ vectors / root, values, vectors, mean, scale)
 
 
 # ---- ridge ---------------------------------------------------------------------------------------
 
 
 def _ridge_held_out(
-    bank: _Bank,
+    bank: Bank,
     labels: np.ndarray,
     weights: np.ndarray,
     classes: int,
@@ -250,13 +250,13 @@ def _ridge_held_out(
 
     Exact and without another fit: a penalized least-squares fit is linear in its targets, so the
     residuals without a fold follow from those with it. Rows of fold -1 have no meaning. `weights`
-    are those of `_factorize`.
+    are those of `factorize`.
 
     Reference: Hastie, Tibshirani & Friedman 2009, "The elements of statistical learning", equation
     7.64, by blocks.
     """
     n, root, targets = len(labels), np.sqrt(weights)[:, None], np.eye(classes)[labels]
-    z, y = root * _with_bias(bank.z), root * targets
+    z, y = root * with_bias(bank.z), root * targets
     right = z.T @ y
     for strength in strengths:
         # The axes and the bias are uncorrelated.
@@ -276,16 +276,16 @@ def _ridge_held_out(
 
 
 def _ridge(
-    bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
+    bank: Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
 ) -> np.ndarray:
     """argmin C / 2 * sum of weighted squares + |W|^2 / 2, bias free: f64[r + 1, k], bias last."""
-    z = _with_bias(bank.z)
+    z = with_bias(bank.z)
     penalty = np.append(np.full(len(bank.values), 1.0 / strength), 0.0)
     weighted = weights[:, None] * z
     return np.linalg.solve(z.T @ weighted + np.diag(penalty), weighted.T @ np.eye(classes)[labels])
 
 
-def _with_bias(z: np.ndarray) -> np.ndarray:
+def with_bias(z: np.ndarray) -> np.ndarray:
     return np.concatenate([z, np.ones((len(z), 1), z.dtype)], axis=1)
 
 
@@ -293,7 +293,7 @@ def _with_bias(z: np.ndarray) -> np.ndarray:
 
 
 def _logistic_held_out(
-    bank: _Bank,
+    bank: Bank,
     labels: np.ndarray,
     weights: np.ndarray,
     classes: int,
@@ -315,7 +315,7 @@ def _logistic_held_out(
 
 
 def _logistic(
-    bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
+    bank: Bank, labels: np.ndarray, weights: np.ndarray, classes: int, strength: float
 ) -> np.ndarray:
     """argmin C * sum of weighted losses + |W|^2 / 2 with a free bias: f32[r + 1, k], bias last."""
     problem = _Problem(bank, labels, weights[:, None], classes)
@@ -329,8 +329,8 @@ class _Problem:
     products.
     """
 
-    def __init__(self, bank: _Bank, labels: np.ndarray, weights: np.ndarray, classes: int):
-        self.z = _with_bias(bank.z).astype(np.float32)
+    def __init__(self, bank: Bank, labels: np.ndarray, weights: np.ndarray, classes: int):
+        self.z = with_bias(bank.z).astype(np.float32)
         self.values = np.append(bank.values, 1.0)[:, None, None]
         self.labels, self.classes = labels, classes
         self.total = weights.sum(axis=0)
