@@ -32,12 +32,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from experiments.benchmarks.sources import STATISTICS, seeded
 from tl import backbones
 from tl.backbones.layers import ConvNorm, NormSpec, he_normal, pads, scaled
 from tl.backbones.mobilenet import InvertedResidualNet, Row
 from tl.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from tl.backbones.vgg import VGGTop
+from tl.evaluation.divergence import STATISTICS, seeded
 from tl.models import Classifier, Provenance, heads, load
 from tl.paths import digest, flatten
 from tl.pixels import PixelSpec

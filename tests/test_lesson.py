@@ -113,7 +113,7 @@ def test_the_page_has_a_row_per_version_and_the_features(report: Report) -> None
     assert all(len(page.cells(row)) == len(page.HEADER) for row in report.rows)
     html = draw(report.result, report.lesson.run)
     assert f"{ARCH}: shape" in html and "tests_on_train" in html
-    assert (report.lesson.run.workdir / "figures" / "features.png").is_file()
+    assert (report.lesson.run.workdir / report.result["sample"]["features"]).is_file()
 
 
 def test_the_lessons_version_alone_does_not_run_the_other(

@@ -28,6 +28,7 @@ from tl.backbones.resnet import Bottleneck
 from tl.backbones.vgg import VGGTop
 from tl.data.decode import decode
 from tl.data.packaged import photographs
+from tl.evaluation import divergence
 from tl.models import Classifier, Provenance, heads, load
 from tl.paths import flatten, unflatten
 from tl.types import Variables
@@ -85,8 +86,8 @@ def test_packaged_weights_agree_on_photographs(torch: Any, arch: str, source: st
     case = parity.case(network, clf, images)
     if not clf.head:
         del case.want["logits"]
-    errors = parity.compare(clf, variables, [case])
-    assert parity.first_divergence(errors) is None, errors
+    errors = divergence.compare(clf, variables, [case])
+    assert divergence.first_divergence(errors) is None, errors
 
 
 # ---- files ----
@@ -136,7 +137,7 @@ def test_torch_files_are_read_in_every_number_type(torch: Any, tmp_path: Path, f
 @functools.cache
 def compared(
     arch: str, source: str, call: str, size: tuple[int, int]
-) -> tuple[Classifier, Variables, tuple[parity.Case, ...]]:
+) -> tuple[Classifier, Variables, tuple[divergence.Case, ...]]:
     """A port that agrees with its source, with a head of 16 classes."""
     network, spec = sources.fill(sources.make(source, call, 16, width=16)), backbones.get(arch)
     head = spec.head(16, width=16) if spec.head is VGGTop else heads.own(spec)(16)
@@ -171,8 +172,8 @@ VGG = ("vgg11", "torchvision", "vgg11", (32, 48))
 @pytest.mark.parametrize("pair", [LITE, RESNET, VGG], ids=lambda pair: pair[0])
 def test_a_correct_port_agrees_at_every_endpoint(pair: tuple):
     clf, variables, cases = compared(*pair)
-    errors = parity.compare(clf, variables, cases)
-    assert parity.first_divergence(errors) is None, errors
+    errors = divergence.compare(clf, variables, cases)
+    assert divergence.first_divergence(errors) is None, errors
     stages = [end for end in errors if "/" not in end]
     assert stages == [*clf.spec.endpoints, "features", "logits"], (
         "not in the order of the forward pass"
@@ -202,7 +203,7 @@ def test_a_correct_port_agrees_at_every_endpoint(pair: tuple):
         ),
         (
             LITE,
-            lambda c, v: (c, on_leaf(v, "kernel", parity._swap_height_and_width)),
+            lambda c, v: (c, on_leaf(v, "kernel", divergence._swap_height_and_width)),
             "stem",
             ["transposed (height and width)"],
         ),
@@ -214,7 +215,7 @@ def test_a_correct_port_agrees_at_every_endpoint(pair: tuple):
         ),
         (
             VGG,
-            lambda c, v: (c, on_leaf(v, "fc6/kernel", lambda a: parity._to_chw(np.asarray(a)))),
+            lambda c, v: (c, on_leaf(v, "fc6/kernel", lambda a: divergence._to_chw(np.asarray(a)))),
             "logits",
             ["flatten order of the first dense layer (channels first there)"],
         ),
@@ -232,17 +233,10 @@ def test_the_damage_of_a_port_is_located_and_named(
 ):
     clf, variables, cases = compared(*pair)
     clf, variables = damage(clf, variables)
-    errors = parity.compare(clf, variables, cases)
-    assert parity.first_divergence(errors) == first, errors
-    cause = parity.diagnose(clf, variables, cases, first)
+    errors = divergence.compare(clf, variables, cases)
+    assert divergence.first_divergence(errors) == first, errors
+    cause = divergence.diagnose(clf, variables, cases, first)
     assert all(word in cause for word in words), cause
-
-
-def test_nan_and_another_shape_count_as_divergence():
-    expected = np.array([1.0, -4.0])
-    assert parity.error(np.array([1.0, -3.0]), expected) == 0.25
-    for wrong in (np.array([np.nan, -4.0]), np.array([np.inf, -4.0]), np.array([1.0])):
-        assert parity.first_divergence({"stem": 0.0, "top": parity.error(wrong, expected)}) == "top"
 
 
 def test_timms_plain_efficientnet_lite0_differs_from_tensorflows():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 from experiments.benchmarks import sources
 from tl import attacks, backbones, inference, models
 from tl.attacks import goals, minimum_norm, norms
+from tl.evaluation.timing import spent
 from tl.models import Classifier
 from tl.pixels import PixelSpec
 from tl.types import Variables
@@ -158,9 +158,7 @@ def as_module(model: Any, spec: PixelSpec) -> Any:
 
     def gradient_seconds(module: Any) -> float:
         x = torch.full((4, 3, spec.size, spec.size), 0.5, device=torch_device(), requires_grad=True)
-        began = time.perf_counter()
-        torch.autograd.grad(module(x).sum(), x)[0].cpu()
-        return time.perf_counter() - began
+        return spent(lambda: torch.autograd.grad(module(x).sum(), x)[0].cpu())[0]
 
     formats = (torch.contiguous_format, torch.channels_last)
     times = [min(gradient_seconds(module) for _ in range(3)) for module in map(placed, formats)]
@@ -169,18 +167,10 @@ def as_module(model: Any, spec: PixelSpec) -> Any:
 
 def contiguous_gradient(x: Any) -> Any:
     """x; its gradient is made contiguous, because torchattacks calls `view` on it."""
-    import torch
-
-    class Same(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Any) -> Any:
-            return x.view_as(x)
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Any) -> Any:
-            return gradient.contiguous()
-
-    return Same.apply(x)
+    x = x.view_as(x)
+    if x.requires_grad:
+        x.register_hook(lambda gradient: gradient.contiguous())
+    return x
 
 
 def to_torch(images01: np.ndarray, labels: np.ndarray) -> tuple[Any, Any]:

@@ -45,7 +45,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -66,12 +65,15 @@ from tl import backbones, cli, data, inference, losses, models, optim, pages, pa
 from tl.data.feed import cores
 from tl.data.loader import stream
 from tl.data.plan import Plan
-from tl.evaluation.timing import Row, collect, compared, empty_caches, rate_row, spent, take_turns
+from tl.evaluation import timing
+from tl.evaluation.timing import Row, collect, compared, empty_caches, rate_row, rates, spent
 from tl.reporting import Run
 from tl.training import fit, inputs, probe
+from tl.training.program import make_forward
 from tl.training.recipe import Recipe
 from tl.training.rules import frozen_prefix, phases
 from tl.training.step import Examples, Forward, init, make_train_step
+from tl.types import Mode
 from tl.visualize import grid, specs
 
 FLAGS = flags.FLAGS
@@ -219,11 +221,10 @@ def speed(arch: str, kind: str, peers: dict[str, str]) -> list[Row]:
     for peer in peers:
         timed = makers[peer](arch, kind, images01) if peer in makers else []
         calls |= {f"{peer} {i}": call for i, call in enumerate(timed)}
-    times = take_turns(calls, FLAGS.rounds)
-    rates = {name: n / np.array(t) for name, t in times.items()}
-    row, rows = rate_row(kind, arch, rates["tl"]), []
+    measured = rates(calls, FLAGS.rounds, n)
+    row, rows = rate_row(kind, arch, measured["tl"]), []
     for peer, version in peers.items():
-        if variants := [r for name, r in rates.items() if name.startswith(f"{peer} ")]:
+        if variants := [r for name, r in measured.items() if name.startswith(f"{peer} ")]:
             rows.append(compared(row, version, max(variants, key=np.median)))
     return rows or [compared(row, None, ())]
 
@@ -263,12 +264,11 @@ def ideal_images(arch: str, peers: dict[str, str]) -> list[Row]:
     lucid = "ideal, lucid's views"
     if lucent:
         calls |= {lucid: optimize(settings._replace(transforms=("lucid",))), "lucent": lucent}
-    times = take_turns(calls, FLAGS.rounds)
-    rates = {name: n * steps / np.array(t) for name, t in times.items()}
-    best = max((r for name, r in rates.items() if name.startswith("gradients")), key=np.median)
-    row = lambda name: rate_row(name, arch, rates[name], unit="steps/s")
+    measured = rates(calls, FLAGS.rounds, n * steps)
+    best = max((r for name, r in measured.items() if name.startswith("gradients")), key=np.median)
+    row = lambda name: rate_row(name, arch, measured[name], unit="steps/s")
     rows = [compared(row("ideal"), "the bare gradient", best)]
-    return rows + ([compared(row(lucid), peers["lucent"], rates["lucent"])] if lucent else [])
+    return rows + ([compared(row(lucid), peers["lucent"], measured["lucent"])] if lucent else [])
 
 
 def lucent_call(arch: str, n: int, steps: int) -> Callable[[], Any] | None:
@@ -289,41 +289,14 @@ def lucent_call(arch: str, n: int, steps: int) -> Callable[[], Any] | None:
 
 # ---- start of a process, and bfloat16 ----
 
-CHILD = """
-import json, sys, time
-began = time.perf_counter()
-import jax, numpy as np
-jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-import tl
-clf, variables = tl.load(sys.argv[1])
-variables = jax.device_put(clf.fold_batch_norm(variables))
-x = np.zeros((int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[4]), 3), np.float32)
-loaded = time.perf_counter()
-forward = jax.jit(clf.logits)
-lowered = forward.lower(variables, x)
-traced = time.perf_counter()
-compiled = lowered.compile()
-ready = time.perf_counter()
-jax.block_until_ready(compiled(variables, x))
-parts = {"import and load": loaded - began, "trace": traced - loaded, "compile": ready - traced}
-print(json.dumps(parts))
-"""
-
 
 def start(arch: str) -> Iterator[Row]:
     """Seconds from the start of a process to its first logits: empty cache, then filled cache."""
     with tempfile.TemporaryDirectory() as folder:
         saved = models.save(Path(folder) / "saved", *models.load(arch, weights="random"))
-        words = [saved, Path(folder) / "cache", FLAGS.batch_size, FLAGS.size]
-        command = [sys.executable, "-c", CHILD, *map(str, words)]
+        words = saved, Path(folder) / "cache", FLAGS.batch_size, FLAGS.size
         for which in ("first", "second"):
-            seconds, child = spent(
-                lambda: subprocess.run(command, capture_output=True, text=True, check=False)
-            )
-            if child.returncode:
-                raise ValueError(f"the timed process failed: {child.stderr.strip()[-300:]}")
-            parts = json.loads(child.stdout.strip().splitlines()[-1])
+            seconds, parts = timing.first_logits(*words)
             row = {"what": f"start, {which} process", "arch": arch, "ours": seconds, "unit": "s"}
             yield row | {"parts": parts}
 
@@ -337,8 +310,8 @@ def bfloat16(arch: str) -> list[Row]:
     x = jnp.asarray(np.resize(pixels.to_images01(images), (FLAGS.batch_size, *images.shape[1:])))
     programs = {"bfloat16": jax.jit(half.logits), "float32": jax.jit(clf.logits)}
     forward = lambda program: lambda: jax.block_until_ready(program(variables, x))
-    times = take_turns({name: forward(p) for name, p in programs.items()}, FLAGS.rounds)
-    rate, plain = (len(x) / np.array(t) for t in times.values())
+    calls = {name: forward(program) for name, program in programs.items()}
+    rate, plain = rates(calls, FLAGS.rounds, len(x)).values()
     row = {**rate_row("bfloat16", clf.arch, rate), "n": len(images)}
     row["logit_error"] = float(np.abs(rounded - full).max() / np.abs(full).max())
     row["same_top1"] = float((rounded.argmax(axis=1) == full.argmax(axis=1)).mean())
@@ -399,7 +372,7 @@ def loader(peers: dict[str, str]) -> list[Row]:
             seconds, n = spent(lambda: sum(int(batch.valid.sum()) for batch in batches))
             return n / seconds
 
-    rates: dict[str, list[float]] = {"threads": [], f"{workers} processes": [], "torch": []}
+    passed: dict[str, list[float]] = {"threads": [], f"{workers} processes": [], "torch": []}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         child: Any = None
         if "torch" in peers:
@@ -411,18 +384,18 @@ def loader(peers: dict[str, str]) -> list[Row]:
             child = subprocess.Popen(list(map(str, words)), cwd=Path(__file__).parents[2], **pipes)
             stack.enter_context(child)
         for i in range(FLAGS.rounds + 1):  # the first fills the file cache and does not count
-            passes = {name: tl_rate(n) for name, n in zip(rates, (0, workers), strict=False)}
+            passes = {name: tl_rate(n) for name, n in zip(passed, (0, workers), strict=False)}
             if child is not None:
                 print(file=child.stdin, flush=True)
                 if not (answer := child.stdout.readline()):
                     raise ValueError("torchvision's loader failed; its message is above")
                 passes["torch"] = float(answer)
             for name, rate in passes.items() if i else ():
-                rates[name].append(rate)
-    theirs = rates.pop("torch")
+                passed[name].append(rate)
+    theirs = passed.pop("torch")
     version = f"torchvision's DataLoader, {workers} processes" if theirs else None
-    row = lambda name: rate_row(f"loader, {name}", "-", rates[name])
-    return [compared(row(name), version, theirs) for name in rates]
+    row = lambda name: rate_row(f"loader, {name}", "-", passed[name])
+    return [compared(row(name), version, theirs) for name in passed]
 
 
 # ---- training ----
@@ -438,13 +411,7 @@ def step(arch: str) -> list[Row]:
     rest = jnp.zeros(n, jnp.int32), jnp.ones(n, bool)
     examples = lambda inputs: Examples(jnp.asarray(inputs), *rest)
 
-    def from_images(params: Any, stats: Any, inputs: Any, valid: Any = None) -> tuple[Any, Any]:
-        output = clf.apply({"params": params, "batch_stats": stats}, pixels.to_images01(inputs))
-        return output.logits, output.stats
-
-    def from_bank(params: Any, stats: Any, maps: Any, valid: Any = None) -> tuple[Any, Any]:
-        output = clf.apply_from({"params": params, "batch_stats": stats}, maps, prefix)
-        return output.logits, output.stats
+    from_images = make_forward(clf, "", Mode.EVAL, frozenset())
 
     def train_step(tune: str, forward: Forward, batch: Examples) -> Callable[[], Any]:
         """A call that takes one step from the state that the previous call returned."""
@@ -474,14 +441,15 @@ def step(arch: str) -> list[Row]:
         "the bare gradient": lambda: jax.block_until_ready(gradient(*on_device)),
         "step, all": train_step("all", from_images, examples(images)),
         "step, last:1": train_step("last:1", from_images, examples(images)),
-        "step, last:1, bank": train_step("last:1", from_bank, bank),
+        "step, last:1, bank": train_step(
+            "last:1", make_forward(clf, prefix, Mode.EVAL, frozenset()), bank
+        ),
     }
-    times = take_turns(calls, FLAGS.rounds)
-    rates = {name: n / np.array(t) for name, t in times.items()}
+    measured = rates(calls, FLAGS.rounds, n)
     peers = {"step, all": "the bare gradient", "step, last:1": "step, all"}
     peers["step, last:1, bank"] = "step, all"
     return [
-        compared(rate_row(name, arch, rates[name]), peer, rates[peer])
+        compared(rate_row(name, arch, measured[name]), peer, measured[peer])
         for name, peer in peers.items()
     ]
 
@@ -496,7 +464,7 @@ def probes() -> list[Row]:
         lambda: probe.fit(values[:1000], labels[:1000], k, method=method, validation=held_out)
     )
     calls = {method: fitted(method) for method in probe.METHODS}
-    times = take_turns(calls, FLAGS.rounds, warm_up=0)
+    times = timing.take_turns(calls, FLAGS.rounds, warm_up=0)
     return [rate_row(f"probe, {m}", f"{d} features", t, unit="s") for m, t in times.items()]
 
 
@@ -518,15 +486,15 @@ def frozen_fit(arch: str, peers: dict[str, str]) -> list[Row]:
             return ends
 
         calls = {"tl": tl_fit, "keras": keras_fit(arch, clf, spec) if "keras" in peers else None}
-        rates: dict[str, list[Any]] = {name: [] for name, call in calls.items() if call}
+        epochs: dict[str, list[Any]] = {name: [] for name, call in calls.items() if call}
         for i in range(FLAGS.rounds):
-            for name in rates:
+            for name in epochs:
                 with empty_caches(Path(folder) / f"{name}{i}"):
-                    rates[name].append(n / np.diff(calls[name]()))  # type: ignore[misc]
+                    epochs[name].append(n / np.diff(calls[name]()))  # type: ignore[misc]
     rows = []
     for epoch, name in enumerate(("first epoch", "second epoch")):
-        row = rate_row(f"frozen fit, {name}", arch, [r[epoch] for r in rates["tl"]], n=n)
-        theirs = [r[epoch] for r in rates.get("keras", ())]
+        row = rate_row(f"frozen fit, {name}", arch, [r[epoch] for r in epochs["tl"]], n=n)
+        theirs = [r[epoch] for r in epochs.get("keras", ())]
         rows.append(compared(row, peers["keras"] if theirs else None, theirs))
     return rows
 

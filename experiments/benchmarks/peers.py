@@ -128,8 +128,8 @@ def read(net: Twin, limit: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         paths = list(data.find_images(FLAGS.data)[0])
         classes = inference.folder_labels(net.clf, paths)
     else:
-        labeled = [photo for photo in data.photographs() if photo.index is not None]
-        paths, classes = [p.path for p in labeled], np.array([p.index for p in labeled])
+        examples = data.labeled_photographs().examples
+        paths, classes = [e.path for e in examples], np.array([e.label for e in examples])
     order = np.random.default_rng(FLAGS.seed).permutation(len(paths))
     for rows in np.split(order, range(limit, len(order), limit)):
         for batch in data.load([paths[i] for i in rows], net.clf.prepare, batch_size=len(rows)):
@@ -345,13 +345,13 @@ def timed_rows(
     """
     images = one_batch(net)
     runs = {**ours, **{library: run for library, (run, _) in theirs.items()}}
-    times: dict[str, list[float]] = {name: [] for name in runs}
     examples: dict[str, np.ndarray] = {}
-    for _ in range(1 + rounds):
-        for name, run in runs.items():
-            seconds, examples[name] = spent(functools.partial(run, *images[:2]))
-            times[name].append(seconds)
-    n = len(images.labels)
+
+    def attack(name: str) -> None:
+        examples[name] = runs[name](*images[:2])
+
+    calls = {name: functools.partial(attack, name) for name in runs}
+    times, n = timing.take_turns(calls, 1 + rounds, warm_up=0), len(images.labels)
 
     def values(name: str, prefix: str) -> Row:
         first, *rest = times[name]

@@ -1,8 +1,7 @@
 """Networks of other libraries: makes one, fills it, writes its file, and runs it in float64.
 
-torchvision, timm and Keras (on torch) are imported inside the functions: tests without them draw
-the same weights from `seeded` and compare with golden files. Tensors have the names that
-`tl.weights.readers` gives them.
+torchvision, timm and Keras (on torch) are imported inside the functions. Tensors have the names of
+`tl.weights.readers`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import importlib
 import os
 import sys
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -22,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl.pixels import PixelSpec
+from tl.evaluation.divergence import STATISTICS, seeded
 
 LIBRARIES = ("torchvision", "timm", "keras")
 # The formats in which each library writes weights.
@@ -39,11 +37,8 @@ INSTALL = {
 }
 # Libraries whose distribution has another name.
 DISTRIBUTIONS = {"lucent": "torch-lucent"}
-# Every 8th channel of a BatchNorm has a variance as small as eps.
-QUIET = 8
 # Operators declared for torchvision; they are removed when this list is deleted.
 _MISSING_OPERATORS: list[Any] = []
-STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 
 
 class Network(NamedTuple):
@@ -69,40 +64,6 @@ class Result(NamedTuple):
     features: np.ndarray
     endpoints: dict[str, np.ndarray]
     stats: dict[str, np.ndarray]
-
-
-# ---- numbers: numpy alone ----
-
-
-def seeded(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """The f32 tensor that belongs to a source's name, in the source's layout.
-
-    Kernels have variance 1 / fan-in. BatchNorm's tensors look like those of a trained network: no
-    mean is 0 and no variance is 1, so that activations stay near 1 through 152 layers. Every 8th
-    channel has a variance near 1e-5, where eps matters. The streams of RandomState are the same in
-    every version of NumPy, unlike those of `default_rng`.
-    """
-    rng = np.random.RandomState(zlib.crc32(f"{seed or ''}{name}".encode()))
-    leaf = name.replace("/", ".").rpartition(".")[2]
-    quiet = np.arange(shape[0]) % QUIET == QUIET - 1
-    if leaf in ("running_var", "moving_variance"):
-        values = rng.uniform(0.5, 2.0, shape) * np.where(quiet, 1e-5, 1.0)
-    elif leaf in ("bias", "beta", "running_mean", "moving_mean"):
-        values = 0.3 * rng.standard_normal(shape)
-    elif len(shape) == 1:  # BatchNorm's weight, or gamma
-        values = rng.uniform(0.5, 1.5, shape) * np.where(quiet, 3e-3, 1.0)
-    else:
-        # torch has OIHW and OI; Keras ("kernel") HWIO and IO, depthwise HWC1.
-        keras = shape[:2] if len(shape) == 4 and shape[3] == 1 else shape[:-1]
-        fan_in = int(np.prod(keras if leaf == "kernel" else shape[1:]))
-        values = rng.uniform(-1.0, 1.0, shape) * np.sqrt(3.0 / fan_in)
-    return np.asarray(values, np.float32)
-
-
-def normalized(images01: np.ndarray, pixels: PixelSpec) -> np.ndarray:
-    """`tl.pixels.normalize` in float64: f[b h w 3] in [0, 1] -> f64[b h w 3]."""
-    wide = images01.astype(np.float64)
-    return ((wide[..., ::-1] if pixels.channels == "bgr" else wide) - pixels.mean) / pixels.std
 
 
 # ---- one network of a library ----

@@ -32,6 +32,7 @@ from tl.attacks import goals, norms
 from tl.losses import group_log_probability
 from tl.models import Classifier
 from tl.types import Array, Variables
+from tl.visualize import objectives
 
 # The lesson's steps, learning rate and scale.
 STEPS, ETA, SCALE = 100, 1.0, 255.0
@@ -128,14 +129,14 @@ def without_bounds(attack: Attack) -> list[dict[str, Any]]:
     table, spec = inference.class_table(clf), shifted(clf.pixels)
     photographs = pixels.to_images01(attack.images)
     inputs = pixels.normalize(spec, jnp.asarray(photographs))
-    x = _descend(clf, variables, jnp.asarray(attack.class_mask), inputs / SCALE, steps)
+    x = descend(clf, variables, jnp.asarray(attack.class_mask), inputs / SCALE, steps).last
     after = np.asarray(pixels.denormalize(spec, x * SCALE))
     low, high = (op(after, axis=(1, 2, 3), keepdims=True) for op in (np.min, np.max))
     rescaled, clipped = (after - low) / np.maximum(high - low, 1e-6), np.clip(after, 0, 1)
     files = {"prepared": attack.save("prepared", photographs)[0]}
     answers = {"photograph": attack.answers(attack.probabilities(attack.images))}
     for way, tensor in (("classified", inputs), ("start", inputs / SCALE), ("tensor", x)):
-        logits = np.asarray(_logits_of_inputs(clf, variables, tensor))
+        logits = np.asarray(logits_of_inputs(clf, variables, tensor))
         answers[way] = attack.answers(metrics.softmax(logits))
     for way, arrays in (("shown", rescaled), ("clipped", clipped)):
         files[way], saved = attack.save(way, arrays)
@@ -191,28 +192,36 @@ def within_bounds(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits_of_inputs(clf: Classifier, variables: Variables, inputs: jax.Array) -> jax.Array:
+def logits_of_inputs(clf: Classifier, variables: Variables, inputs: jax.Array) -> jax.Array:
     """Logits of f32[b s s 3] in the units of the first layer."""
     return clf.logits(variables, pixels.denormalize(clf.pixels, inputs))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _descend(
-    clf: Classifier, variables: Variables, class_mask: jax.Array, x: jax.Array, steps: int
-) -> jax.Array:
-    """x after gradient descent, f32[b s s 3] in the units of the first layer."""
-    logits = lambda x: _logits_of_inputs(clf, variables, x)
-    return descend(lambda x, _: group_log_probability(logits(x), class_mask), x, steps).last
-
-
-def descend(score: Any, x: jax.Array, steps: int) -> ascend.Ascent:
-    """Plain gradient descent on `-score` with the lesson's learning rate.
+def descend(
+    clf: Classifier,
+    variables: Variables,
+    class_mask: jax.Array,
+    x: jax.Array,
+    steps: int,
+    *,
+    weight: float = 1.0,
+    variation: float = 0.0,
+) -> ascend.Ascent:
+    """Plain gradient descent with the lesson's learning rate.
 
     Args:
-      score: (f32[b s s 3], key) -> f32[b]; not random.
-      x: f32[b s s 3], the start.
+      clf, variables: the network.
+      class_mask: bool[b k], the classes to reach.
+      x: f32[b s s 3], the start, in the units of the first layer.
       steps: number of steps.
+      weight, variation: factors of the two losses, the cross-entropy and the total variation.
     """
+
+    def score(x: jax.Array, _: jax.Array) -> jax.Array:
+        value = group_log_probability(logits_of_inputs(clf, variables, x), class_mask)
+        return weight * value - variation * objectives.total_variation(x)
+
     sgd, key = ascend.OPTIMIZERS["sgd"](), jax.random.key(0)
     return ascend.ascend(score, x, key, steps=steps, optimizer=sgd, step_size=ETA)
 

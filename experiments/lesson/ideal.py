@@ -8,7 +8,6 @@ second descent adds a variation loss.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lesson.attack import ETA, descend
+from experiments.lesson.attack import ETA, descend, logits_of_inputs
 from tl import data, inference, metrics, pixels, reporting
 from tl.attacks import goals
 from tl.losses import group_log_probability
@@ -57,29 +56,17 @@ def without_bounds(
         raise ValueError("the lesson's ideal images are of classes; name one, such as 'zebra'")
     side, table = clf.pixels.size, inference.class_table(clf)
     members = goals.class_mask([spec.classes for spec in objective_specs], len(table))
-    images01 = lambda x: pixels.denormalize(clf.pixels, x)  # x is the input of the first layer
-
-    def log_probability(variables: Variables, x: jax.Array, members: jax.Array) -> jax.Array:
-        return group_log_probability(clf.logits(variables, images01(x)), members)
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def descent(way: str, variables: Variables, members: jax.Array, x: jax.Array) -> Any:
-        def score(x: jax.Array, _: jax.Array) -> jax.Array:
-            value = log_probability(variables, x, members)
-            # `total_variation` is a mean, TensorFlow's a sum.
-            variation = objectives.total_variation(x) * float(side * (side - 1) * 3)
-            return value if way == FIRST else 10.0 * value - 0.005 * variation
-
-        return descend(score, x, steps)
-
-    log_p = jax.jit(log_probability)
+    # The lesson's variation is a sum, as in TensorFlow; `total_variation` is a mean.
+    sum_of_mean = float(side * (side - 1) * 3)
+    losses = {FIRST: {}, SECOND: {"weight": 10.0, "variation": 0.005 * sum_of_mean}}
     rows = []
     for spec, mask in zip(objective_specs, members, strict=True):
         x = jax.random.normal(jax.random.key(seed), (side * side * 3,)).reshape(1, side, side, 3)
         for way in (FIRST, SECOND):
-            path = descent(way, variables, mask[None], x)
-            x = path.last
-            image = np.asarray(images01(x))[0]
+            path = descend(clf, variables, mask[None], x, steps, **losses[way])
+            x = path.last  # the input of the first layer
+            image = np.asarray(pixels.denormalize(clf.pixels, x))[0]
+            log_p = group_log_probability(logits_of_inputs(clf, variables, x), mask[None])
             rescaled = (image - image.min()) / max(float(image.max() - image.min()), 1e-6)
             views = {"shown": rescaled, "as-it-is": np.clip(image, 0, 1)}
             files = [run.figure(f"lesson-{spec.word}-{name}", view) for name, view in views.items()]
@@ -93,7 +80,7 @@ def without_bounds(
                     "steps": steps,
                     "learning_rate": ETA,
                     "loss": -float(path.scores[-1, 0]),
-                    "probability": float(np.exp(log_p(variables, x, mask[None])[0])),
+                    "probability": float(np.exp(log_p[0])),
                     "probability_of_png_as_shown": float(probabilities[0][mask].sum()),
                     "probability_of_png_as_it_is": float(probabilities[1][mask].sum()),
                     "outside": float(np.mean((image < 0) | (image > 1))),

@@ -37,6 +37,7 @@ from tl import cli, data, inference, labels, metrics, models, pages, paths, pixe
 from tl.data import DataSpec, doctor
 from tl.data.decode import header
 from tl.evaluation import sets
+from tl.evaluation.timing import spent
 from tl.inference import features
 from tl.models import Classifier
 from tl.pages import lesson as page
@@ -44,7 +45,7 @@ from tl.pages.lesson import LESSON, RIGHT, Row, costs
 from tl.training import fit, inputs
 from tl.training.recipe import Recipe
 from tl.types import Variables
-from tl.visualize import grid, maps, specs
+from tl.visualize import activations, grid, specs
 from tl.visualize import ideal as ideal_images
 
 FLAGS = flags.FLAGS
@@ -272,18 +273,14 @@ def division(lesson: Lesson) -> Iterator[Row]:
 
 def classify(lesson: Lesson) -> Iterator[Row]:
     """Accuracy of a pretrained network under three kinds of preprocessing."""
-    photographs = [photo for photo in data.photographs() if photo.index is not None]
-    examples = tuple(data.Example(photo.path, photo.index or 0) for photo in photographs)
-    spec = DataSpec("photographs", examples, tuple(str(i) for i in range(1000)), "foolbox", "MIT")
-    arch = lesson.classifiers
+    spec, arch = data.labeled_photographs(), lesson.classifiers
     for way, changes, words in (
         (LESSON, RAW, "0-255 into the network, squashed"),
         (LESSON, lesson.shifted(arch), SHIFTED),
         (RIGHT, {"resize": "shorter"}, "the preprocessing of the weights"),
     ):
-        began = time.monotonic()
-        predictions = inference.predict(*lesson.network(arch, **changes), spec)
-        seconds = time.monotonic() - began
+        network = lesson.network(arch, **changes)
+        seconds, predictions = spent(functools.partial(inference.predict, *network, spec))
         yield row_of("classify", way, f"{arch}, {words}", predictions, seconds)
 
 
@@ -291,12 +288,9 @@ def precomputed(lesson: Lesson) -> Iterator[Row]:
     """Keras' `map` keeps nothing: every epoch runs the network on every image."""
     network, sources = lesson.network(lesson.arch), inputs.sources(lesson.need("cats_vs_dogs"))[:97]
     with tempfile.TemporaryDirectory() as folder:
-        passes = []
-        for part in (sources[:1], sources[1:], sources[1:]):  # the first one compiles
-            began = time.monotonic()
-            values = features.extract(*network, part, cache=Path(folder)).values
-            passes.append((values, time.monotonic() - began))
-    _, (computed, slow), (cached, quick) = passes
+        extract = lambda part: features.extract(*network, part, cache=Path(folder)).values
+        extract(sources[:1])  # compiles
+        (slow, computed), (quick, cached) = (spent(lambda: extract(sources[1:])) for _ in "ab")
     n, reported = len(computed), "1896 s, val .9516"
     words = f"{lesson.arch}, computed in every epoch"
     yield Row("precomputed", LESSON, words, n=n, seconds=slow, lesson=reported)
@@ -452,12 +446,10 @@ def ideal(lesson: Lesson) -> Iterator[Row]:
     """A Siamese cat and a zebra by the lesson's two descents from noise, then within [0, 1]."""
     clf, variables = lesson.pretrained(lesson.arch)
     objectives = specs.class_objectives(clf, lesson.target or "Siamese cat,zebra")
-    began = time.monotonic()
-    rows = lesson_ideal.without_bounds(
-        lesson.run, clf, variables, objectives, seed=lesson.seed, steps=lesson.ideal_steps
-    )
-    lesson.details["ideal"] = rows
-    seconds, percent = (time.monotonic() - began) / 2, reporting.percent
+    options = {"seed": lesson.seed, "steps": lesson.ideal_steps}
+    descend = functools.partial(lesson_ideal.without_bounds, lesson.run, **options)
+    seconds, rows = spent(lambda: descend(clf, variables, objectives))
+    lesson.details["ideal"], percent = rows, reporting.percent
     for way in (lesson_ideal.FIRST, lesson_ideal.SECOND):
         chosen = [row for row in rows if row["way"] == way]
         results = "; ".join(
@@ -466,18 +458,17 @@ def ideal(lesson: Lesson) -> Iterator[Row]:
             for row in chosen
         )
         words = f"{lesson.arch}, {way}, {lesson.ideal_steps} steps"
-        row = Row("ideal", LESSON, words, n=len(chosen), seconds=seconds, found=results)
+        row = Row("ideal", LESSON, words, n=len(chosen), seconds=seconds / 2, found=results)
         yield row._replace(lesson=f"Siamese cat {lesson_ideal.REPORTED[way]:.3f}")
-    began = time.monotonic()
     steps = min(grid.STEPS, lesson.ideal_steps)
     settings = grid.IdealSettings(steps=steps, frames=0, seed=lesson.seed)
-    ideals = ideal_images.ideal([grid.network(clf, variables)], objectives, settings)
+    optimize = functools.partial(ideal_images.ideal, [grid.network(clf, variables)], objectives)
+    seconds, ideals = spent(lambda: optimize(settings))
     saved = ideal_images.save(lesson.run, ideals)["images"]
     results = "; ".join(
         f"{row['target']}: {percent(row['probability'])} as displayed" for row in saved
     )
     words = f"in [0, 1], Fourier, transforms, {steps} steps"
-    seconds = time.monotonic() - began
     yield Row("ideal", RIGHT, words, n=len(saved), seconds=seconds, found=results)
 
 
@@ -499,8 +490,7 @@ def attack(lesson: Lesson) -> Iterator[Row]:
     chosen = [photographs.paths[i] for i in indices], photographs.images[indices]
     options = *chosen, target, dogs, lesson.attack_steps
     attack = lesson_attack.Attack(lesson.run, clf, variables, *options)
-    began = time.monotonic()
-    lesson.details["attack"] = rows = lesson_attack.without_bounds(attack)
+    seconds, rows = spent(lambda: lesson_attack.without_bounds(attack))
     count = lambda answers: f"{sum(answers)} of {len(rows)}"
     results = (
         f"{count(row['start']['still'] for row in rows)} starts are classified as a dog; target as "
@@ -508,13 +498,12 @@ def attack(lesson: Lesson) -> Iterator[Row]:
     )
     words = f"{lesson.arch}, gradient descent from img / 255, "
     words += f"{lesson.attack_steps} steps, no bounds"
-    reported, seconds = "dog .928, then Siamese cat .865", time.monotonic() - began
+    reported, lesson.details["attack"] = "dog .928, then Siamese cat .865", rows
     yield Row("attack", LESSON, words, n=len(rows), seconds=seconds, lesson=reported, found=results)
-    began = time.monotonic()
-    lesson.details["attack"] = rows = lesson_attack.within_bounds(attack, rows, seed=lesson.seed)
+    seconds, rows = spent(lambda: lesson_attack.within_bounds(attack, rows, seed=lesson.seed))
+    lesson.details["attack"] = rows
     words = f"PGD, Linf {255 * lesson_attack.EPS:g}/255, 8-bit, {lesson.attack_steps} steps"
     results = f"target as a file {_mean(rows, 'right')}"
-    seconds = time.monotonic() - began
     yield Row("attack", RIGHT, words, n=len(rows), seconds=seconds, found=results)
 
 
@@ -612,20 +601,15 @@ def sample(lesson: Lesson) -> dict[str, Any]:
     few = [lesson.cats.examples[i] for i in indices]
     clf, variables = lesson.network(lesson.arch)
     images = np.stack([clf.prepare(data.decode(example.path)) for example in few])
-    last, images01 = clf.spec.endpoints[-1], pixels.to_images01(images)
-    features_map = np.asarray(jax.jit(clf.apply)(variables, images01).endpoints[last])[0]
-    tiles = maps.tiles(features_map, np.argsort(-features_map.max(axis=(0, 1)))[:16])
-    sheet = reporting.contact_sheet(
-        [np.kron(tile, np.ones((12, 12), np.float32)) for tile in tiles], columns=8
-    )
-    saved = lambda name, image: lesson.run.relative(lesson.run.figure(name, image))
+    last, images01 = clf.spec.endpoints[-1], pixels.to_images01(images[:1])
+    values = np.asarray(activations.forward(clf, (last,))(variables, images01)[last])
+    row = activations.save_maps(lesson.run, clf, last, values, image="sample", topk=16)
     rows = [
-        {"png": saved("sample", image), "class": lesson.cats.classes[example.label]}
-        for image, example in zip(images, few, strict=True)
+        {"png": lesson.run.relative(lesson.run.figure("sample", image)), "class": name}
+        for image, name in zip(images, (lesson.cats.classes[e.label] for e in few), strict=True)
     ]
-    figures = {"features": saved("features", maps.flat(features_map))}
-    figures["channels"] = saved("channels", sheet)
-    return {"sample": {"images": rows, "layer": last, "shape": features_map.shape, **figures}}
+    features = {"features": row["flat"], "channels": row["png"], "shape": row["shape"]}
+    return {"sample": {"images": rows, "layer": last, **features}}
 
 
 def main(run: reporting.Run) -> None:

@@ -6,7 +6,7 @@ Run it in an environment with the `parity` extra, for some architectures or for 
 
 The network is that of the first library in the architecture's `sources`, with a head of CLASSES
 classes. The files do not contain weights: both sides draw them from the name of each source tensor
-(`sources.seeded`). A golden file is a few kilobytes of results, computed in float64 and sampled.
+(`divergence.seeded`). A golden file is a few kilobytes of results, computed in float64 and sampled.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.benchmarks import sources
 from tl import backbones
+from tl.evaluation import divergence
 from tl.pixels import PixelSpec
 from tl.weights import tables
 
@@ -117,7 +118,7 @@ def make(arch: str) -> Path:
     source, call = next((source, call) for source, call in spec.sources.items() if call)
     form = tables.sources(spec)[source]
     network = sources.fill(sources.make(source, call, CLASSES, width=CLASSES))
-    inputs, ends = sources.normalized(golden_images(), PixelSpec()), form.endpoints(spec.module)
+    inputs, ends = divergence.normalized(golden_images(), PixelSpec()), form.endpoints(spec.module)
     result = sources.run(network, inputs, ends, form.pooled)
     assert result.logits is not None
     results = {"logits": result.logits, "features": result.features, **result.endpoints}

@@ -19,7 +19,7 @@ from tl.data.feed import BatchIterator, Prefetched, prefetch
 from tl.data.find import find_images
 from tl.data.folder import folder
 from tl.data.loader import Batch, Stream, load, stream
-from tl.data.packaged import Photograph, elpv, photographs
+from tl.data.packaged import Photograph, elpv, labeled_photographs, photographs
 from tl.data.packed import PackedImage
 from tl.data.pixel_checks import check_pixels, check_readable
 from tl.data.plan import Plan, balanced, class_weights
@@ -138,6 +138,7 @@ __all__ = [
     "folds",
     "get",
     "hash_remote",
+    "labeled_photographs",
     "leaks",
     "load",
     "make_augment",

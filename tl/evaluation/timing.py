@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +56,14 @@ def take_turns(
     return times
 
 
+def rates(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, n: int, *, warm_up: int = 2
+) -> dict[str, np.ndarray]:
+    """Name -> rates f64[rounds]: `n` per second of a call; other arguments as `take_turns`."""
+    times = take_turns(calls, rounds, warm_up=warm_up)
+    return {name: n / np.array(seconds) for name, seconds in times.items()}
+
+
 def rate_row(name: str, arch: str, rates: Iterable[float], **more: Any) -> Row:
     """A row with the median of rates, or of seconds if `unit` is "s", and the extreme rounds."""
     values = np.array(list(rates), float)
@@ -65,6 +76,65 @@ def compared(row: Row, peer: str | None, values: Sequence[float] | np.ndarray) -
     value = float(np.median(values)) if len(values) else None
     ratio = row["ours"] / value if value else None
     return {**row, "peer": peer, "peer_value": value, "ratio": ratio}
+
+
+_FIRST_LOGITS = """
+import json, sys, time
+began = time.perf_counter()
+import jax, numpy as np
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+import tl
+clf, variables = tl.load(sys.argv[1])
+variables = jax.device_put(clf.fold_batch_norm(variables))
+x = np.zeros((int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[4]), 3), np.float32)
+loaded = time.perf_counter()
+forward = jax.jit(clf.logits)
+lowered = forward.lower(variables, x)
+traced = time.perf_counter()
+compiled = lowered.compile()
+ready = time.perf_counter()
+jax.block_until_ready(compiled(variables, x))
+parts = {"import and load": loaded - began, "trace": traced - loaded, "compile": ready - traced}
+print(json.dumps(parts))
+"""
+
+
+def first_logits(
+    saved: Path, cache: Path, batch_size: int, size: int
+) -> tuple[float, dict[str, float]]:
+    """Seconds from the start of a new process to its first logits.
+
+    Args:
+      saved: a classifier that `models.save` wrote.
+      cache: folder of compiled programs.
+      batch_size: images per call.
+      size: side of the images, in pixels.
+
+    Returns:
+      Seconds until the process ends, and the seconds of "import and load", "trace" and "compile".
+
+    Raises:
+      ValueError: the process failed.
+    """
+    return spent(lambda: run_child(_FIRST_LOGITS, saved, cache, batch_size, size))
+
+
+def run_child(code: str, *words: object) -> Any:
+    """Runs Python code in a new process and returns the JSON value of its last line.
+
+    Args:
+      code: the code; it prints the value.
+      words: `sys.argv[1:]`.
+
+    Raises:
+      ValueError: the process failed; the message ends with its last words.
+    """
+    command = [sys.executable, "-c", code, *map(str, words)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    if child.returncode:
+        raise ValueError(f"the measured process failed: {child.stderr.strip()[-300:]}")
+    return json.loads(child.stdout.strip().splitlines()[-1])
 
 
 @contextlib.contextmanager
