@@ -11,8 +11,8 @@ pixels and an edge map as controls that must fail; a method that fails a test sa
 Expected: on 100 ImageNet images and EfficientNet-Lite0, Grad-CAM has an insertion area of 0.495
 (0.452 to 0.538), and the edge map one of 0.427 (`explain_imagenet` in RESULTS.md).
 
-Cost: passes per image as in the table of methods, times 1 plus the number of stages for the test
-with random weights (on `randomized` images), and two forward passes per method, image and step.
+Cost: passes per image as in the table of methods, two forward passes per method, image and step,
+and nine maps per stage for the tests with random weights (on `randomized` images).
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def define_flags() -> None:
     number("slots", 0, "Passes that a device computes together. Default: that of the device.")
     number("steps", DEFAULT.steps, "Steps of insertion and deletion.", lower_bound=1)
     number(
-        "randomized", DEFAULT.randomized, "Images of the test with random weights.", lower_bound=1
+        "randomized",
+        DEFAULT.randomized,
+        "Images of the tests that compute maps again.",
+        lower_bound=1,
     )
 
 

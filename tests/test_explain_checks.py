@@ -14,10 +14,11 @@ import toys
 from flax import linen as nn
 
 from tl import explain, models, paths
-from tl.explain import checks
+from tl.explain import checks, curves, sensitivity, statistics
+from tl.explain.evidence import Evidence
 from tl.types import Mode
 
-SIDE, B, K = 8, 6, 2
+SIDE, B, K = 8, 6, 3
 KEY = jax.random.key(0)
 IMAGES = np.stack([toys.smooth(SIDE, SIDE, seed=i) for i in range(B)]).astype(np.float32) / 255
 WEIGHTS = np.eye(K, dtype=np.float32)[[0] * B]
@@ -35,14 +36,33 @@ class Pixels(nn.Module):
 
 @functools.cache
 def planted() -> tuple[models.Classifier, Any]:
-    """A classifier of the colors of the upper left quarter; all other pixels have no effect."""
-    n = SIDE * SIDE * 3
-    clf = toys.of_module(Pixels(), n, SIDE, ("bright", "dark"))
+    """A classifier: the upper left quarter raises the first class, the lower right the third."""
+    n, half = SIDE * SIDE * 3, SIDE // 2
+    clf = toys.of_module(Pixels(), n, SIDE, ("bright", "dark", "other"))
     kernel = np.zeros((SIDE, SIDE, 3, K), np.float32)
-    kernel[: SIDE // 2, : SIDE // 2, :, 0] = 0.2
-    head = {"kernel": kernel.reshape(n, K), "bias": np.array([0.0, 4.0], np.float32)}
+    kernel[:half, :half, :, 0] = kernel[half:, half:, :, 2] = 0.2
+    head = {"kernel": kernel.reshape(n, K), "bias": np.array([0.0, 4.0, -4.0], np.float32)}
     scale = {"pixels": {"scale": np.ones((SIDE, SIDE, 1), np.float32)}}
     return clf, {"params": {"backbone": scale, "head": head}, "batch_stats": {}}
+
+
+def gather(
+    clf: models.Classifier,
+    variables: Any,
+    methods: dict[str, explain.Method],
+    *,
+    targets: np.ndarray = WEIGHTS,
+) -> Evidence:
+    """The maps of methods of all images, as the tests receive them."""
+    explanations = {name: explain.make(method, clf, slots=8) for name, method in methods.items()}
+    maps = {n: np.asarray(e(variables, KEY, IMAGES, targets)) for n, e in explanations.items()}
+    subject = checks.Subject(clf, variables, KEY, IMAGES, targets)
+    return Evidence(subject, explanations, maps, 4, 8, B, np.arange(B))
+
+
+def of_maps(maps: Any) -> explain.Method:
+    """A method of a function `(problem, rows) -> maps`."""
+    return explain.Method(maps, signed=True)
 
 
 # ----------------------------------------------------------------------------- statistics
@@ -55,30 +75,30 @@ def test_the_rank_correlation_is_that_of_scipy_with_ties():
         scipy.stats.spearmanr(np.abs(x).ravel(), np.abs(y).ravel())[0]
         for x, y in zip(a, b, strict=True)
     ]
-    np.testing.assert_allclose(checks.spearman(a, b), np.array(expected), atol=1e-12)
-    assert checks.spearman(np.zeros_like(a), b).tolist() == [0.0] * 4
+    np.testing.assert_allclose(statistics.spearman(a, b), np.array(expected), atol=1e-12)
+    assert statistics.spearman(np.zeros_like(a), b).tolist() == [0.0] * 4
 
 
 def test_sparseness_is_zero_of_a_uniform_map_and_largest_of_one_pixel():
     one = np.zeros((4, 4), np.float32)
     one[1, 2] = -3.0
     maps = np.stack([np.ones((4, 4), np.float32), one, 0 * one])
-    np.testing.assert_allclose(checks.gini(maps), [0.0, 15 / 16, 0.0], atol=1e-12)
+    np.testing.assert_allclose(statistics.gini(maps), [0.0, 15 / 16, 0.0], atol=1e-12)
 
 
 def test_the_interval_of_a_mean_covers_it():
     values = np.random.default_rng(0).normal(3.0, 1.0, 400)
-    row = checks.bootstrap(values)
+    row = statistics.bootstrap(values)
     assert row["ci95"][0] < row["value"] < row["ci95"][1]
     error = 1.96 * values.std() / 20
     np.testing.assert_allclose(np.diff(row["ci95"]), 2 * error, rtol=0.2)
 
 
 def test_ranks_fall_with_the_map_and_ties_are_in_random_order():
-    ranks = checks.ranks(np.array([[[0.0, 3.0], [-1.0, 0.0]]], np.float32), seed=0)
+    ranks = statistics.ranks(np.array([[[0.0, 3.0], [-1.0, 0.0]]], np.float32), seed=0)
     assert ranks[0, 0, 1] == 0 and ranks[0, 1, 0] == 3
     zeros = np.zeros((2, 8, 8), np.float32)
-    first, second = checks.ranks(zeros, seed=0)
+    first, second = statistics.ranks(zeros, seed=0)
     assert sorted(first.ravel().tolist()) == list(range(64)) and (first != second).any()
 
 
@@ -90,7 +110,7 @@ def test_a_cascade_randomizes_from_the_head_to_the_first_stage(name: str):
     clf, variables = toys.classifier(name, K, size=SIDE)
     before = paths.flatten(variables["params"])
     changed, after = [], {}
-    for stage, new in checks.cascade(clf, variables, jax.random.key(1)):
+    for stage, new in sensitivity.cascade(clf, variables, jax.random.key(1)):
         after = paths.flatten(new["params"])
         different = {leaf for leaf in before if (np.asarray(before[leaf]) != after[leaf]).any()}
         changed.append((stage, different))
@@ -104,16 +124,139 @@ def test_a_cascade_randomizes_from_the_head_to_the_first_stage(name: str):
     assert kernels <= changed[-1][1]
 
 
+def test_a_gradient_changes_with_the_weights_of_a_network():
+    clf, variables = toys.classifier("toy_vgg", K, size=SIDE)
+    zero = of_maps(lambda problem, rows: 0.0 * rows.images01[..., 0])
+    evidence = gather(clf, variables, {"gradient": explain.get("gradient")(), "zero": zero})
+    row = sensitivity.randomization(evidence, "gradient")
+    assert list(row["stages"]) == ["head", "stage3", "stage2", "stage1"]
+    assert row["value"] == row["stages"]["stage1"] < 0.5 and row["passed"]
+    assert all(row["stages"].values())  # 0 is the value of a constant map
+    row = sensitivity.randomization(evidence, "zero")
+    assert row["value"] == 0.0 and row["passed"] is None
+
+
+def test_an_average_over_noise_shows_what_the_noise_of_a_map_hides(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """A pattern without a network, behind noise that changes with any change of the score."""
+    pattern = jnp.linspace(2.0, 4.0, SIDE * SIDE).reshape(1, SIDE, SIDE)
+
+    def maps(problem: Any, rows: Any) -> jax.Array:
+        score = problem.score(rows.images01, rows.targets)[:, None, None]
+        return pattern + 1.5 * jnp.sin(1e3 * (score + rows.images01[..., 0]))
+
+    evidence = gather(*planted(), {"noisy": of_maps(maps)})
+    plain = sensitivity.randomization(evidence, "noisy")
+    smooth = sensitivity.smooth_randomization(evidence, "noisy")
+    assert smooth is not None and list(smooth["stages"]) == list(plain["stages"])
+    assert plain["passed"] and smooth["value"] > 0.5 and not smooth["passed"]
+    monkeypatch.setattr(sensitivity, "NOISE", 0.0)
+    without = sensitivity.smooth_randomization(evidence, "noisy")
+    assert without is not None
+    np.testing.assert_allclose(
+        list(without["stages"].values()), list(plain["stages"].values()), atol=1e-6
+    )
+
+
+def test_methods_with_many_passes_are_compared_with_one_network_only():
+    many = of_maps(lambda problem, rows: rows.images01[..., 0])._replace(passes=50)
+    more = many._replace(passes=sensitivity.MANY_PASSES + 1)
+    evidence = gather(*planted(), {"many": many, "more": more})
+    assert len(sensitivity.randomization(evidence, "many")["stages"]) == 2
+    smooth = sensitivity.smooth_randomization(evidence, "many")
+    assert smooth is not None and list(smooth["stages"]) == ["pixels"]
+    assert list(sensitivity.randomization(evidence, "more")["stages"]) == ["pixels"]
+    assert sensitivity.smooth_randomization(evidence, "more") is None
+
+
+def test_permuted_targets_are_a_head_with_permuted_columns():
+    clf, variables = toys.classifier("toy_vgg", 4, size=SIDE)
+    targets = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1]]
+    evidence = gather(clf, variables, {"g": explain.get("gradient")()}, targets=targets)
+    columns = sensitivity.derangement(np.random.default_rng(0), 4)
+    assert sorted(columns) == list(range(4)) and (columns != np.arange(4)).all()
+    permuted = evidence.again("g", targets=jnp.asarray(targets[:, columns]))
+    inverse = np.argsort(columns)
+    head = jax.tree.map(lambda leaf: leaf[..., inverse], variables["params"]["head"])
+    params = {**variables["params"], "head": head}
+    expected = evidence.again("g", {**variables, "params": params})
+    np.testing.assert_allclose(permuted, expected, atol=1e-6 * np.abs(expected).max())
+    assert np.abs(permuted - evidence.maps["g"]).max() > 0.01 * np.abs(expected).max()
+
+
+def test_permuted_labels_need_three_classes():
+    two = toys.classifier("toy_vgg", 2, size=SIDE)
+    targets = np.eye(2, dtype=np.float32)[[0] * B]
+    evidence = gather(*two, {"edges": explain.get("edges")()}, targets=targets)
+    assert sensitivity.random_labels(evidence, "edges") is None
+
+
+# --------------------------------------------------------------------- same network, same map
+
+
+def test_the_map_of_a_constant_image_depends_on_the_position_as_by_hand():
+    """A quarter of the map is 3, the rest is the mean color of the image."""
+
+    def maps(problem: Any, rows: Any) -> jax.Array:
+        n = SIDE // 2
+        return jnp.mean(rows.images01, axis=-1).at[:, :n, :n].set(3.0)
+
+    methods = {"quarter": of_maps(maps), "edges": explain.get("edges")()}
+    evidence = gather(*planted(), methods)
+    mean = IMAGES.mean(axis=(1, 2, 3))
+    expected = np.sqrt(3 / 16) * (3 - mean) / np.sqrt(9 / 4 + 3 / 4 * mean**2)
+    value = sensitivity.constant_image(evidence, "quarter")["value"]
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-5)
+    assert sensitivity.constant_image(evidence, "edges")["value"] == 0.0
+
+
+def test_an_input_shift_changes_a_product_with_the_pixels_as_by_hand():
+    """The map of the first class is 0.2 times the sum of the colors, in a quarter."""
+    evidence = gather(*planted(), {"product": explain.get("gradient_x_input")()})
+    row = sensitivity.input_shift(evidence, "product")
+    sums = IMAGES[:, : SIDE // 2, : SIDE // 2].sum(axis=-1).max(axis=(1, 2))
+    np.testing.assert_allclose(row["value"], np.mean(3 * 0.5 / sums), rtol=1e-4)
+    assert not row["passed"]
+
+
+def test_an_input_shift_changes_maps_with_a_fixed_baseline_only():
+    clf, variables = toys.classifier("toy_vgg", K, size=SIDE)
+    methods = {
+        "gradient": explain.get("gradient")(),
+        "blurred": explain.get("ig")(nodes=4, baseline="blurred"),
+        "black": explain.get("ig")(nodes=4, baseline="black"),
+    }
+    evidence = gather(clf, variables, methods)
+    rows = {name: sensitivity.input_shift(evidence, name) for name in methods}
+    assert [rows[name]["passed"] for name in methods] == [True, True, False]
+    assert rows["gradient"]["value"] < 1e-4 and rows["black"]["value"] > 0.1
+
+
+def test_seeds_change_random_methods_only():
+    methods = {
+        "edges": explain.get("edges")(),
+        "noisy": of_maps(lambda problem, rows: jax.vmap(_normal)(rows.keys)),
+    }
+    evidence = gather(*planted(), methods)
+    assert sensitivity.seeds(evidence, "edges")["value"] == 1.0
+    assert abs(sensitivity.seeds(evidence, "noisy")["value"]) < 0.2
+
+
+def _normal(key: jax.Array) -> jax.Array:
+    return jax.random.normal(key, (SIDE * SIDE,)).reshape(SIDE, SIDE)
+
+
 # ------------------------------------------------------------------- insertion and deletion
 
 
 def test_a_curve_replaces_pixels_in_the_order_of_their_ranks():
     clf, variables = planted()
     maps = np.random.default_rng(1).normal(size=(B, SIDE, SIDE)).astype(np.float32)
-    ranks = checks.ranks(maps, seed=0)
+    ranks = statistics.ranks(maps, seed=0)
     end = np.full_like(IMAGES, 0.5)
-    curves = checks.make_curves(clf, steps=4, slots=3)
-    values = curves(variables, checks.CurveRows(IMAGES, end, ranks, WEIGHTS))
+    run = curves.make_curves(clf, steps=4, slots=3)
+    values = run(variables, curves.CurveRows(IMAGES, end, ranks, WEIGHTS))
     for step in range(5):
         images = np.where((ranks < SIDE * SIDE * step // 4)[..., None], end, IMAGES)
         p = jax.nn.softmax(clf.logits(variables, jnp.asarray(images)))[:, 0]
@@ -123,12 +266,20 @@ def test_a_curve_replaces_pixels_in_the_order_of_their_ranks():
 # ------------------------------------------------------------------------ the table of tests
 
 
+def _contributions(problem: Any, rows: Any) -> jax.Array:
+    """What each pixel adds to the score of a linear network, compared with the darkest pixel."""
+    slope = jax.grad(lambda x: jnp.sum(problem.score(x, rows.targets)))(rows.images01)
+    above = rows.images01 - jnp.min(rows.images01, axis=(1, 2, 3), keepdims=True)
+    return jnp.sum(slope * above, axis=-1)
+
+
 @functools.cache
 def evaluated() -> dict[str, dict[str, Any]]:
     clf, variables = planted()
     methods = {
         "occlusion": explain.get("occlusion")(patch=1),
         "ig": explain.get("ig")(nodes=2, baseline="gray"),
+        "contributions": of_maps(_contributions),
         "edges": explain.get("edges")(),
     }
     explanations = {name: explain.make(method, clf, slots=8) for name, method in methods.items()}
@@ -141,26 +292,31 @@ def evaluated() -> dict[str, dict[str, Any]]:
 
 def test_every_method_and_both_controls_have_a_row_for_every_check_that_applies():
     rows = evaluated()
-    assert list(rows) == ["occlusion", "ig", "edges", "random"]
+    assert list(rows) == ["occlusion", "ig", "contributions", "edges", "random"]
     every = set(checks.CHECKS)
     assert set(rows["ig"]) == every
     assert set(rows["occlusion"]) == set(rows["edges"]) == every - {"completeness"}
-    assert set(rows["random"]) == every - {"completeness", "randomization"}
+    assert set(rows["random"]) == {key for key, check in checks.CHECKS.items() if not check.again}
     assert all("value" in row for checks_of in rows.values() for row in checks_of.values())
+    for key, check in checks.CHECKS.items():
+        assert all(
+            bool(check.limit) == ("passed" in row[key]) for row in rows.values() if key in row
+        )
 
 
 def test_maps_of_the_planted_quarter_pass_and_the_controls_fail():
     rows = evaluated()
-    for name in ("occlusion", "ig"):
+    assert checks.failed(rows["contributions"]) == []
+    for name in ("occlusion", "ig"):  # their baseline is gray whatever the encoding of the pixels
         assert rows[name]["deletion"]["passed"] and rows[name]["insertion"]["passed"]
+        assert rows[name]["random_labels"]["passed"] and not rows[name]["input_shift"]["passed"]
     assert rows["ig"]["completeness"]["passed"] and rows["ig"]["completeness"]["value"] < 1e-4
-    for name in ("edges", "random"):
-        assert not (rows[name]["deletion"]["passed"] or rows[name]["insertion"]["passed"])
-    assert rows["edges"]["randomization"]["value"] == 1.0
-    assert not rows["edges"]["randomization"]["passed"]
-    assert rows["edges"]["randomization"]["stages"] == {"head": 1.0, "pixels": 1.0}
-    assert checks.failed(rows["edges"]) == ["randomization", "deletion", "insertion"]
-    assert checks.failed(rows["ig"]) in ([], ["randomization"])
+    edges = rows["edges"]
+    assert edges["randomization"]["stages"] == {"head": 1.0, "pixels": 1.0}
+    assert edges["random_labels"]["value"] == edges["seeds"]["value"] == 1.0
+    follows = ["randomization", "smooth_randomization", "random_labels"]
+    assert checks.failed(edges) == [*follows, "deletion", "insertion"]
+    assert checks.failed(rows["random"]) == ["deletion", "insertion"]
 
 
 def test_targets_of_one_image_count_as_one_image():
@@ -170,22 +326,7 @@ def test_targets_of_one_image_count_as_one_image():
     subject = checks.Subject(clf, variables, KEY, IMAGES, WEIGHTS)
     groups = np.array([0, 0, 0, 1, 1, 1])
     rows = checks.evaluate(subject, explanations, maps, steps=4, slots=8, groups=groups)
-    sparse = checks.gini(maps["edges"]).reshape(2, 3).mean(1)
+    sparse = statistics.gini(maps["edges"]).reshape(2, 3).mean(1)
     np.testing.assert_allclose(rows["edges"]["sparseness"]["value"], sparse.mean())
     low, high = rows["edges"]["sparseness"]["ci95"]
     np.testing.assert_allclose([low, high], np.sort(sparse))  # of two images, not of six
-
-
-def test_a_gradient_changes_with_the_weights_of_a_network():
-    clf, variables = toys.classifier("toy_vgg", K, size=SIDE)
-    saliency = explain.make(explain.get("gradient")(), clf, slots=8)
-    subject = checks.Subject(clf, variables, KEY, IMAGES, WEIGHTS)
-    maps = np.asarray(saliency(variables, KEY, IMAGES, WEIGHTS))
-    networks = list(checks.cascade(clf, variables, jax.random.fold_in(KEY, 1)))
-    row = checks.randomization(subject, saliency, maps, networks)
-    assert list(row["stages"]) == ["head", "stage3", "stage2", "stage1"]
-    assert row["value"] == row["stages"]["stage1"] < 0.5 and row["passed"]
-    assert all(row["stages"].values())  # 0 is the value of a constant map
-    zero = explain.get("gradient")()._replace(maps=lambda problem, rows: 0 * rows.images01[..., 0])
-    row = checks.randomization(subject, explain.make(zero, clf, slots=8), maps, networks)
-    assert row["value"] == 0.0 and row["passed"] is None

@@ -35,7 +35,7 @@ class ExplainSettings(NamedTuple):
       relu: whether Grad-CAM sets negative values to 0.
       slots: passes that a device computes together; 0 is the default of the device.
       steps: steps of insertion and deletion.
-      randomized: number of images whose maps are computed with random weights too.
+      randomized: number of images of the tests that compute maps again.
       seed: of noise, masks and random weights.
     """
 

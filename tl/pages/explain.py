@@ -45,17 +45,19 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 def title(name: str, row: Mapping[str, Any]) -> str:
     """The name of a method, and the tests that it fails."""
     failed = ", ".join(checks.failed(row))
-    if name in checks.CONTROLS:
-        return f"{name} (control)"
-    return f"{name} (fails {failed})" if failed else name
+    return f"{_label(name)} (fails {failed})" if failed else _label(name)
+
+
+def _label(name: str) -> str:
+    return f"{name} (control)" if name in checks.CONTROLS else name
 
 
 def _value(key: str, test: Mapping[str, Any]) -> str:
-    return f"{test['value']:.2%}" if key == "completeness" else f"{test['value']:.3f}"
+    return f"{test['value']:.2%}" if checks.CHECKS[key].percent else f"{test['value']:.3f}"
 
 
 def _tests(tests: Mapping[str, Any]) -> Html:
-    """One row per method and one column per test."""
+    """One table per question, with one row per method and one column per test."""
 
     def cell(row: Mapping[str, Any], key: str) -> str:
         if key not in row:
@@ -66,18 +68,26 @@ def _tests(tests: Mapping[str, Any]) -> Html:
         verdict = {True: "passes", False: "fails", None: ""}[row[key].get("passed")]
         return f"{words} {verdict}".strip()
 
-    header = ["method", *(check.title for check in checks.CHECKS.values())]
-    rows = [
-        (title(name, row), *(cell(row, key) for key in checks.CHECKS))
-        for name, row in tests.items()
-    ]
-    limits = [f"{check.title}: {check.limit}" for check in checks.CHECKS.values() if check.limit]
+    tables = []
+    for question in dict.fromkeys(check.question for check in checks.CHECKS.values()):
+        keys = [
+            key
+            for key, check in checks.CHECKS.items()
+            if check.question == question and any(key in row for row in tests.values())
+        ]
+        columns = [checks.CHECKS[key] for key in keys]
+        header = [f"{c.title} ({c.limit})" if c.limit else c.title for c in columns]
+        rows = [(_label(name), *(cell(row, key) for key in keys)) for name, row in tests.items()]
+        if keys:
+            tables.append(reporting.table(rows, ["method", *header], caption=question))
+    failed = [(_label(name), ", ".join(checks.failed(row)) or "-") for name, row in tests.items()]
+    verdicts = reporting.table(failed, ["method", "fails"], caption="Verdicts")
     text = (
-        f"A method passes if its value is as follows. {'; '.join(limits)}. Intervals are "
-        f"95 %, bootstrapped over images; fewer than {checks.FEWEST} images decide nothing. The "
-        "controls read no network, or no image, and must fail."
+        "Intervals are 95 %, bootstrapped over images; fewer than "
+        f"{checks.FEWEST} images decide nothing about deletion and insertion. The controls read no "
+        "network, or no image, and must fail."
     )
-    return reporting.section("Tests of belief", reporting.table(rows, header), text=text)
+    return reporting.section("Tests of belief", verdicts, *tables, text=text)
 
 
 def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Html:
@@ -102,7 +112,7 @@ def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Ht
 
 
 def _curves(tests: Mapping[str, Any]) -> list[Html]:
-    """Deletion, insertion, and the correlation over the cascade of random weights."""
+    """Deletion, insertion, and the correlations over the cascade of random weights."""
     charts = []
     for key, words in (("deletion", "gray pixels"), ("insertion", "sharp pixels")):
         curves = {name: row[key]["curve"] for name, row in tests.items()}
@@ -112,18 +122,14 @@ def _curves(tests: Mapping[str, Any]) -> list[Html]:
         }
         options = {"x_label": f"{words} (%)", "y_label": "probability"}
         charts.append(reporting.curves(series, title=checks.CHECKS[key].title, **options))
-    stages = [(n, r["randomization"]["stages"]) for n, r in tests.items() if "randomization" in r]
-    longest = max((list(values) for _, values in stages), key=len)
-    series = {
-        name: [(longest.index(stage) + 1, value) for stage, value in values.items()]
-        for name, values in stages
-    }
-    charts.append(
-        reporting.curves(
-            series,
-            x_label=f"randomized parts: {', '.join(longest)}",
-            y_label="rank correlation",
-            title="Maps of networks with random weights",
-        )
-    )
+    for key in ("randomization", "smooth_randomization"):
+        stages = {name: row[key]["stages"] for name, row in tests.items() if key in row}
+        longest = max(map(list, stages.values()), key=len, default=[])
+        series = {
+            name: [(longest.index(stage) + 1, value) for stage, value in values.items()]
+            for name, values in stages.items()
+        }
+        options = {"x_label": f"randomized parts: {', '.join(longest)}", "y_label": "correlation"}
+        if series:
+            charts.append(reporting.curves(series, title=checks.CHECKS[key].title, **options))
     return [reporting.section("Insertion, deletion and random weights", *charts)]

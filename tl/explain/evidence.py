@@ -1,0 +1,91 @@
+"""What the tests of belief read: the maps of all methods, and the network that they explain."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tl.attacks.norms import per_image_keys
+from tl.explain.base import Explanation, Rows
+from tl.models import Classifier
+from tl.types import Array, Variables
+
+# The controls of every report: the edge map and a random order of the pixels.
+CONTROLS = ("edges", "random")
+# Tests of methods with more passes per image use one network, draw or image instead of several.
+MANY_PASSES = 100
+
+T = TypeVar("T")
+
+
+class Subject(NamedTuple):
+    """What is explained.
+
+    Attributes:
+      clf: the network.
+      variables: its variables.
+      key: from `jax.random.key`, as for the explanation.
+      images01: f32[b h w c] in [0, 1].
+      targets: f32[b k], from `targets.weights`.
+    """
+
+    clf: Classifier
+    variables: Variables
+    key: jax.Array
+    images01: Array
+    targets: Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evidence:
+    """The maps of all methods, and what tests compute from them together.
+
+    Attributes:
+      subject: the network and b images.
+      explanations: name -> method; "edges" is one of them.
+      maps: name -> f32[b h w]; those of "random" are zero, whose order is random.
+      steps: number of steps of insertion and deletion.
+      slots: passes that a device computes together.
+      few: number of rows of tests that compute maps again, the first ones.
+      groups: i[b], the image of each row.
+    """
+
+    subject: Subject
+    explanations: Mapping[str, Explanation]
+    maps: Mapping[str, np.ndarray]
+    steps: int
+    slots: int
+    few: int
+    groups: np.ndarray
+    _shared: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict)
+
+    def shared(self, compute: Callable[[Evidence], T]) -> T:
+        """`compute(self)`, computed once for all tests and methods."""
+        if compute not in self._shared:
+            self._shared[compute] = compute(self)
+        return self._shared[compute]
+
+    def rows(self, n: int | None = None) -> Rows:
+        """The first n images, by default all, with the keys of the explanation."""
+        _, _, key, images01, targets = self.subject
+        n = len(images01) if n is None else n
+        return Rows(per_image_keys(key, n), jnp.asarray(images01[:n]), jnp.asarray(targets[:n]))
+
+    def few_maps(self, name: str) -> np.ndarray:
+        """The maps f32[few h w] of the first images."""
+        return self.maps[name][: self.few]
+
+    def again(self, name: str, variables: Variables | None = None, **changes: Any) -> np.ndarray:
+        """The maps f32[few h w] of the first images with other variables or fields of `Rows`."""
+        rows = self.rows(self.few)._replace(**changes)
+        variables = self.subject.variables if variables is None else variables
+        return np.asarray(self.explanations[name].program(variables, rows))
+
+    def passes(self, name: str) -> int:
+        """Passes of a method per image."""
+        return self.explanations[name].passes(*self.subject.images01.shape[1:3])
