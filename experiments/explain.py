@@ -7,6 +7,7 @@
 Each target is explained in each image; the default is the predicted class. tl/explain/README.md has
 the methods and says how to read a map. Every report tests the maps, with a random order of the
 pixels and an edge map as controls that must fail; a method that fails a test says so in its title.
+--labels=folder explains only the images that the network classifies correctly.
 
 Expected: on 100 ImageNet images and EfficientNet-Lite0, Grad-CAM has an insertion area of 0.495
 (0.452 to 0.538), and the edge map one of 0.427 (`explain_imagenet` in RESULTS.md).
@@ -30,9 +31,8 @@ DEFAULT = report.ExplainSettings()
 
 
 def define_flags() -> None:
-    cli.define_white_flag()
+    cli.define_image_flags(labels="all images are explained")
     text, number = flags.DEFINE_string, functools.partial(flags.DEFINE_integer, lower_bound=0)
-    text("images", None, "Image files, folders and globs, separated by commas.", required=True)
     flags.DEFINE_list("method", list(DEFAULT.method), f"Methods: {', '.join(METHODS)}.")
     flags.DEFINE_list("target", [], "Classes, groups, or 'A vs B'. Default: the predicted class.")
     text("endpoint", "", "Stage of the methods that read one. Default: the last.")
@@ -57,6 +57,9 @@ def define_flags() -> None:
         "Images of the tests that compute maps again.",
         lower_bound=1,
     )
+    number("mosaics", 0, "Mosaics of the test that explains one of four photographs; 0: no test.")
+    number("marks", 0, "Images of the test with a planted mark; 0: no test.")
+    number("limit", 0, "Largest number of images to explain; 0 is all.")
 
 
 def main(run: reporting.Run) -> None:
@@ -65,7 +68,9 @@ def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
     targets.weights(inference.class_table(clf), settings.target or ("0",))
     images = inference.read_images(clf, FLAGS.images, white=cli.white(run))
-    result = report.explain_images(run, clf, variables, images, settings)
+    named = FLAGS.labels == "folder"
+    labels = inference.folder_labels(clf, images.paths, run.remark) if named else None
+    result = report.explain_images(run, clf, variables, images, settings, labels)
     page = pages.finish(run, result | {"facts": common.weights_facts(clf)})
     print(*explain.lines(result), page, sep="\n")
 

@@ -91,7 +91,12 @@ def test_the_result_has_one_row_per_image_and_target_and_one_per_method(finished
     both = ("class 0", "class 1 vs class 0")
     assert targets == [(file, target) for file in ("0.png", "1.png") for target in both]
     assert list(result["tests"]) == ["gradient_x_input", "gradcam", "edges", "random"]
-    assert set(result["tests"]["gradcam"]) == set(checks.CHECKS) - {"completeness", "random_labels"}
+    assert set(result["tests"]["gradcam"]) == set(checks.CHECKS) - {
+        "completeness",
+        "random_labels",
+        "mosaic",
+        "watermark",
+    }
     for row in result["images"]:
         for name, drawn in row["maps"].items():
             values = np.load(folder / drawn["npy"])
@@ -117,6 +122,22 @@ def test_the_page_names_failed_tests_and_zero_maps_and_is_drawn_again(finished: 
     lines = list(pages.explain.lines(result))
     assert len(lines) == 6 and "0.png: the map of gradcam is zero everywhere" in lines
     assert "Deletion area" in pages.redraw(folder).read_text()
+
+
+def test_with_labels_only_correct_images_are_explained(tmp_path: Path):
+    clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
+    images = np.stack([toys.smooth(SIDE, SIDE, seed=seed) for seed in range(4)])
+    loaded = inference.LoadedImages([tmp_path / f"{i}.png" for i in range(4)], images, [])
+    labels = inference.predict_logits(clf, variables, images).argmax(axis=1)
+    labels[1] = 1 - labels[1]
+    run = reporting.start("explain", str(tmp_path / "run"), {"seed": 0})
+    settings = report.ExplainSettings(("edges",), steps=2, slots=4, limit=2)
+    result = report.explain_images(run, clf, variables, loaded, settings, labels)
+    assert [Path(row["path"]).name for row in result["images"]] == ["0.png", "2.png"]
+    assert result["n"] == 2
+    with pytest.raises(ValueError, match="classifies none of the 4 images as `labels` says"):
+        labels = 1 - inference.predict_logits(clf, variables, images).argmax(axis=1)
+        report.explain_images(run, clf, variables, loaded, settings, labels)
 
 
 @pytest.mark.full

@@ -14,7 +14,7 @@ import numpy as np
 
 from tl.attacks.run import map_in_chunks
 from tl.devices import shard_rows
-from tl.explain import curves, sensitivity
+from tl.explain import curves, pointing, sensitivity
 from tl.explain.base import Explanation, Rows, logit
 from tl.explain.evidence import CONTROLS, Evidence, Subject
 from tl.explain.sensitivity import RANDOMIZED, SHIFTED
@@ -85,6 +85,7 @@ class Check(NamedTuple):
 
 NETWORK, SAME = "Does the map follow the network?", "Does the map change without a reason?"
 PIXELS, FORM = "Do its pixels matter?", "What does the map look like?"
+KNOWN = "Does the map point at a known object?"
 _CORRELATION = f"at most {RANDOMIZED}"
 _LOWER, _HIGHER = (f"{word} than random order and edges" for word in ("lower", "higher"))
 
@@ -118,6 +119,10 @@ CHECKS: dict[str, Check] = {
     "seeds": Check(sensitivity.seeds, "Correlation with another seed", question=SAME),
     "deletion": Check(curves.deletion, "Deletion area", _LOWER, PIXELS, again=False),
     "insertion": Check(curves.insertion, "Insertion area", _HIGHER, PIXELS, again=False),
+    "mosaic": Check(
+        pointing.mosaic, "Energy in the right quarter", "more than 0.25", KNOWN, percent=True
+    ),
+    "watermark": Check(pointing.watermark, "Mark found", question=KNOWN, percent=True),
     "sparseness": Check(sparseness, "Sparseness (Gini)", question=FORM, again=False),
 }
 """Key of `result.json` -> test."""
@@ -132,6 +137,8 @@ def evaluate(
     slots: int,
     randomized: int | None = None,
     groups: Array | None = None,
+    mosaics: int = 0,
+    marks: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """All tests of belief of all methods and of the controls.
 
@@ -144,6 +151,8 @@ def evaluate(
       randomized: number of rows of the tests that compute maps again, the first ones; None is all.
       groups: i[b], the image of each row, where several targets of an image are explained: rows of
         one image are not independent, and their mean counts. None: each row is an image.
+      mosaics, marks: numbers of mosaics and of marked images of the tests with a known answer; 0
+        omits a test.
 
     Returns:
       Name -> key of `CHECKS` -> `{"value", ...}`, without the tests that do not apply; "passed" if
@@ -160,6 +169,8 @@ def evaluate(
         slots,
         n if randomized is None else min(randomized, n),
         np.arange(n) if groups is None else np.asarray(groups),
+        mosaics,
+        marks,
     )
     tests: dict[str, dict[str, Any]] = {}
     for name in evidence.maps:

@@ -53,6 +53,7 @@ class Evidence:
       slots: passes that a device computes together.
       few: number of rows of tests that compute maps again, the first ones.
       groups: i[b], the image of each row.
+      mosaics, marks: numbers of images of the tests with a known answer; 0 omits them.
     """
 
     subject: Subject
@@ -62,6 +63,8 @@ class Evidence:
     slots: int
     few: int
     groups: np.ndarray
+    mosaics: int = 0
+    marks: int = 0
     _shared: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict)
 
     def shared(self, compute: Callable[[Evidence], T]) -> T:
@@ -69,6 +72,10 @@ class Evidence:
         if compute not in self._shared:
             self._shared[compute] = compute(self)
         return self._shared[compute]
+
+    def firsts(self) -> np.ndarray:
+        """The first row of each image, i[n]."""
+        return np.unique(self.groups, return_index=True)[1]
 
     def rows(self, n: int | None = None) -> Rows:
         """The first n images, by default all, with the keys of the explanation."""

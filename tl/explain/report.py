@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from tl import devices, hosts, inference, metrics, pixels, reporting, storage
-from tl.explain import checks, drawing, targets
+from tl.explain import checks, drawing, pointing, targets
 from tl.explain.base import Method, make
 from tl.explain.methods import get
 from tl.inference import LoadedImages
@@ -36,6 +36,8 @@ class ExplainSettings(NamedTuple):
       slots: passes that a device computes together; 0 is the default of the device.
       steps: steps of insertion and deletion.
       randomized: number of images of the tests that compute maps again.
+      mosaics, marks: numbers of mosaics and of marked images of the tests with a known answer.
+      limit: largest number of images; 0 is all.
       seed: of noise, masks and random weights.
     """
 
@@ -54,6 +56,9 @@ class ExplainSettings(NamedTuple):
     slots: int = 0
     steps: int = 28
     randomized: int = 4
+    mosaics: int = 0
+    marks: int = 0
+    limit: int = 0
     seed: int = 0
 
 
@@ -79,6 +84,7 @@ def explain_images(
     variables: Variables,
     images: LoadedImages,
     settings: ExplainSettings,
+    labels: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Explains images, tests the explanations, and writes the maps into the run's folder.
 
@@ -87,6 +93,8 @@ def explain_images(
       clf, variables: the network.
       images: the images, in the preprocessing of the network.
       settings: the methods and their arguments; each target is explained in each image.
+      labels: i[n], the classes of the images; only those that are classified correctly are
+        explained. None explains all.
 
     Returns:
       The content of `result.json`: `images`, one row per image and target, and `tests`, one row per
@@ -104,6 +112,20 @@ def explain_images(
     explanations = {name: make(method, clf, slots=slots) for name, method in chosen.items()}
 
     logits = inference.predict_logits(clf, variables, images.images)
+    explained = (
+        np.arange(len(logits)) if labels is None else np.flatnonzero(logits.argmax(1) == labels)
+    )
+    if not len(explained):
+        raise ValueError(
+            f"{clf.arch} classifies none of the {len(logits)} images as `labels` says; check the "
+            "names of their folders"
+        )
+    explained = explained[: settings.limit or len(explained)]
+    images = images._replace(
+        paths=[images.paths[i] for i in explained], images=images.images[explained]
+    )
+    logits = logits[explained]
+    pointing.check(logits.argmax(axis=1), mosaics=settings.mosaics, marks=settings.marks)
     rows = [i for i in range(len(logits)) for _ in words]
     weights = targets.predicted(logits) if shared is None else np.tile(shared, (len(logits), 1))
     images01, key = pixels.to_images01(images.images[rows]), jax.random.key(settings.seed)
@@ -119,6 +141,8 @@ def explain_images(
         slots=slots,
         randomized=settings.randomized,
         groups=np.array(rows),
+        mosaics=settings.mosaics,
+        marks=settings.marks,
     )
 
     files = zip(images.paths, images.images, strict=True)
