@@ -13,10 +13,11 @@ import pytest
 import toys
 from flax import linen as nn
 
-from tl import devices, explain, labels, models
+from tl import devices, explain, labels, models, paths, pixels
 from tl.attacks.norms import per_image_keys
 from tl.explain import masks, targets
 from tl.explain.base import Rows
+from tl.models import heads
 from tl.types import Mode
 from tl.visualize import objectives
 
@@ -51,6 +52,9 @@ ROWS: dict[str, Row] = {
     "smoothgrad_sq": Row({"draws": 5}),
     "vargrad": Row({"draws": 5}),
     "guided": Row({}),
+    "lrp_epsilon": Row({}, signed=True),
+    "lrp_gamma": Row({}, signed=True),
+    "lrp_alpha_beta": Row({"alpha": 2.0}, signed=True),
     "edges": Row({}, reads_class=False),
     "gradcam": Row({}),
     "gradcam_plus_plus": Row({}),
@@ -296,6 +300,107 @@ def test_score_cam_matches_a_loop_over_channels_in_numpy():
     np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
+# ------------------------------------------------- layer-wise relevance propagation in NumPy
+
+LRP = {
+    "lrp_epsilon": ({"epsilon": 0.1}, [(1.0, 1.0, 1.0)]),
+    "lrp_gamma": ({"gamma": 0.5, "epsilon": 0.01}, [(1.0, 1.5, 1.0)]),
+    "lrp_alpha_beta": ({"alpha": 2.0, "epsilon": 0.01}, [(2.0, 1.0, 0.0), (-1.0, 0.0, 1.0)]),
+}
+"""Method -> options, and (share, weight of positive contributions, weight of negative ones)."""
+
+
+def relevance_of_inputs(x: np.ndarray, layer: Any, relevance: np.ndarray, parts: Any, eps: float):
+    """Through a 3x3 convolution with one pixel of padding: f64[n h w i], from f64[n h w o]."""
+    h, w = x.shape[1:3]
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    total = np.zeros(padded.shape)
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    for share, positive, negative in parts:
+        weigh = lambda z, up=positive, down=negative: np.where(z > 0, up * z, down * z)
+        z = {
+            (i, j): weigh(padded[:, i : i + h, j : j + w, :, None] * layer["kernel"][i, j])
+            for i, j in taps
+        }
+        sums = sum(part.sum(axis=3) for part in z.values()) + weigh(layer["bias"])
+        ratio = share * relevance / (sums + np.where(sums < 0, -eps, eps))
+        for i, j in taps:
+            total[:, i : i + h, j : j + w] += (z[i, j] * ratio[..., None, :]).sum(-1)
+    return total[:, 1:-1, 1:-1]
+
+
+def propagated(variables: Any, inputs: np.ndarray, weights: np.ndarray, parts: Any, eps: float):
+    """The relevance f64[n h w] of the inputs of a toy VGG without BatchNorm."""
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+    convolutions = [layers["backbone"][f"stage{s}"]["conv0"] for s in (1, 2, 3)]
+    x, steps = inputs.astype(np.float64), []
+    for layer in convolutions:
+        n, h, w, _ = x.shape
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = [(padded[:, i : i + h, j : j + w], i, j) for i in range(3) for j in range(3)]
+        y = sum(window @ layer["kernel"][i, j] for window, i, j in windows) + layer["bias"]
+        squares = np.maximum(y, 0).reshape(n, h // 2, 2, w // 2, 2, -1).swapaxes(2, 3)
+        squares = squares.reshape(n, h // 2, w // 2, 4, -1)
+        steps.append((x, layer, squares))
+        x = squares.max(axis=3)
+    features, head = x.mean((1, 2)), layers["head"]
+    logits = features @ head["kernel"] + head["bias"]
+    z = features[..., None] * head["kernel"]
+    relevance = (z * (weights * logits / (logits + eps * np.sign(logits)))[:, None]).sum(-1)
+    relevance = relevance / np.where(features == 0, 1.0, features)  # per unit of the mean
+    relevance = x * relevance[:, None, None] / (x.shape[1] * x.shape[2])
+    for x, layer, squares in reversed(steps):
+        n, h, w, _, c = squares.shape
+        first = np.arange(4)[:, None] == squares.argmax(axis=3)[..., None, :]
+        routed = np.where(first, relevance[..., None, :], 0.0).reshape(n, h, w, 2, 2, c)
+        routed = routed.swapaxes(2, 3).reshape(n, 2 * h, 2 * w, c)
+        relevance = relevance_of_inputs(x, layer, routed, parts, eps)
+    return relevance.sum(-1)
+
+
+@functools.cache
+def with_biases(arch: str, scale: float) -> tuple[models.Classifier, Any]:
+    """A toy with random numbers up to `scale` added to its biases and statistics."""
+    clf, variables = toys.classifier(arch, K, size=SIDE if "vgg" in arch else 32)
+    rng = np.random.default_rng(2)
+    leaves = {
+        name: leaf + scale * rng.uniform(-1, 1, leaf.shape).astype(np.float32)
+        if name.rpartition("/")[2] in ("bias", "mean", "var", "scale")
+        else leaf
+        for name, leaf in paths.flatten(variables).items()
+    }
+    return clf, {"batch_stats": {}, **paths.unflatten(leaves)}
+
+
+@pytest.mark.parametrize("arch", ["toy_vgg", "toy_vgg_bn"])
+@pytest.mark.parametrize("name", LRP)
+def test_relevance_matches_a_propagation_in_numpy(name: str, arch: str):
+    """BatchNorm counts as a part of its convolution; inputs of the first layer have both signs."""
+    options, parts = LRP[name]
+    clf, variables = with_biases(arch, 0.3)
+    weights = FIRST - np.float32(0.5) * SECOND
+    values = explain.make(explain.get(name)(**options), clf)(variables, KEY, IMAGES, weights)
+    inputs = np.asarray(pixels.normalize(clf.pixels, jnp.asarray(IMAGES)))
+    folded = clf.fold_batch_norm(variables)
+    expected = propagated(folded, inputs, weights, parts, options["epsilon"])
+    np.testing.assert_allclose(values, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", LRP)
+def test_without_biases_the_relevance_adds_up_to_the_score(name: str):
+    """On SqueezeNet, with concatenations and max-pools that overlap.
+
+    With alpha = 2 the sum is larger, because some outputs have no negative contributions.
+    """
+    options = {**LRP[name][0], "epsilon": 1e-9} | ({"alpha": 1.0} if "alpha" in name else {})
+    clf, variables = with_biases("toy_squeezenet", 0.0)
+    images = np.stack([toys.smooth(32, 32, seed=i) for i in range(B)]).astype(np.float32) / 255
+    weights = FIRST - SECOND
+    values = explain.make(explain.get(name)(**options), clf)(variables, KEY, images, weights)
+    scores = np.sum(np.asarray(clf.logits(variables, jnp.asarray(images))) * weights, axis=1)
+    np.testing.assert_allclose(np.asarray(values).sum((1, 2)), scores, rtol=1e-3)
+
+
 def test_a_map_of_any_objective():
     """The channel's mean over the map: its gradient is uniform, and in one color only."""
     clf, variables, _, _ = quadratic()
@@ -398,6 +503,19 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "`grid` is larger than the images: got 17, expected at most 16",
     ),
     "probability": (lambda: explain.get("rise")(probability=1.0), r"`probability` must be in"),
+    "family": (
+        lambda: call(explain.get("lrp_gamma")(), clf=toys.classifier("toy_resnet", K)[0]),
+        "explains networks of the families VGG and SqueezeNet only: got toy_resnet; choose",
+    ),
+    "head of the family": (
+        lambda: call(
+            explain.get("lrp_gamma")(), clf=toy()[0].with_head(heads.Cosine(K), toy()[0].classes)
+        ),
+        "explains heads of dense layers: got a cosine head",
+    ),
+    "epsilon": (lambda: explain.get("lrp_epsilon")(epsilon=0.0), "`epsilon` must be above 0"),
+    "gamma": (lambda: explain.get("lrp_gamma")(gamma=-1.0), "`gamma` must be at least 0"),
+    "alpha": (lambda: explain.get("lrp_alpha_beta")(alpha=0.5), "`alpha` must be at least 1"),
     "slots": (lambda: call(explain.get("ig")(), slots=0), "`slots` must be at least 1: got 0"),
     "NaN in an image": (lambda: call(explain.get("ig")(), IMAGES * np.nan), "hold no NaN"),
     "NaN in the weights": (

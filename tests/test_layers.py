@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tl.backbones.layers import guided_gradients, redirected_gradients, relu, relu6
+from tl.backbones.gradients import guided_gradients, redirected_gradients, relu, relu6
 
 Rule = Callable[[jax.Array], jax.Array]
 X = jnp.asarray([[-1.0, -0.0, 0.0, 2.0, 6.0, 7.0], [-3.0, 5.0, 6.5, 0.5, -0.1, 1.0]])

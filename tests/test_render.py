@@ -12,7 +12,7 @@ import pytest
 
 from tests import toys
 from tl.ascent import transforms
-from tl.backbones.layers import relu, relu6
+from tl.backbones.gradients import relu, relu6
 from tl.types import Output, Variables
 from tl.visualize import images, objectives, render
 from tl.visualize.objectives import Objective

@@ -11,19 +11,17 @@ BatchNorm, and the layers adapt to that.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from tl import ops
+from tl.backbones.gradients import affine, relu6
 from tl.types import Mode
 
 Padding = Literal["torch", "same", "after", "valid"]
@@ -92,104 +90,6 @@ def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     )
 
 
-_rule = contextvars.ContextVar("rule", default="")
-
-
-@contextlib.contextmanager
-def _gradient_rule(name: str) -> Iterator[None]:
-    """Networks that are traced within it differentiate their ReLUs by a rule of `_ruled_bwd`.
-
-    The rule is part of the key of `jit`, so a jitted network is traced again.
-    """
-    token = _rule.set(name)
-    try:
-        # The metadata is part of the key of `jit`.
-        with set_xla_metadata(tl_gradients=name):
-            yield
-    finally:
-        _rule.reset(token)
-
-
-def redirected_gradients() -> contextlib.AbstractContextManager[None]:
-    """Makes ReLUs pass on the incoming gradient of images for which their own gradient is zero.
-
-    A unit that is inactive at every position gives the image no gradient, and its feature
-    visualization stays gray. Within this context, an image whose gradient through a ReLU would be
-    zero everywhere receives the incoming gradient, except where that would push an inactive unit
-    further down (or, at 6, further up). Gradient ascent can then activate the unit. Values do not
-    change. Intended for the first steps of an ascent.
-
-    The context applies to networks that are traced within it; it is part of the key of `jit`, so a
-    jitted network is traced again.
-
-    Reference: lucid, `lucid/misc/redirected_relu_grad.py` (Apache-2.0), with the opposite sign,
-    because lucid minimizes.
-    """
-    return _gradient_rule("redirected")
-
-
-def guided_gradients() -> contextlib.AbstractContextManager[None]:
-    """Makes ReLUs pass on positive gradients only: guided backpropagation.
-
-    Values do not change, and other activations (swish, hard swish) keep their gradient. The context
-    applies as that of `redirected_gradients`.
-
-    Reference: Springenberg et al. 2015, arXiv:1412.6806, section 3.4.
-    """
-    return _gradient_rule("guided")
-
-
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), with gradient 0 at 0."""
-    return _ruled(x, math.inf, _rule.get()) if _rule.get() else jax.nn.relu(x)
-
-
-def relu6(x: jax.Array) -> jax.Array:
-    """min(max(x, 0), 6), with gradient 0 at 0 and at 6, as in torch.
-
-    `jnp.clip` has the gradient 1/2 there, and is slower.
-
-    Reference: Sandler et al. 2018, arXiv:1801.04381, section 3.
-    """
-    return _ruled(x, 6.0, _rule.get()) if _rule.get() else _relu6(x)
-
-
-@jax.custom_jvp
-def _relu6(x: jax.Array) -> jax.Array:
-    return jnp.minimum(jnp.maximum(x, 0.0), 6.0)
-
-
-@_relu6.defjvp
-def _relu6_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (x,), (t,) = primals, tangents
-    return _relu6(x), jnp.where((x > 0.0) & (x < 6.0), t, jnp.zeros_like(t))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _ruled(x: jax.Array, top: float, rule: str) -> jax.Array:
-    return jnp.minimum(jnp.maximum(x, 0.0), top)
-
-
-def _ruled_fwd(x: jax.Array, top: float, rule: str) -> tuple[jax.Array, jax.Array]:
-    return _ruled(x, top, rule), x
-
-
-def _ruled_bwd(top: float, rule: str, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
-    zero = jnp.zeros_like(g)
-    plain = jnp.where((x > 0.0) & (x < top), g, zero)
-    if rule == "guided":
-        return (jnp.maximum(plain, zero),)
-    useful = jnp.where(((x < 0.0) & (g < 0.0)) | ((x > top) & (g > 0.0)), zero, g)
-    per_image = tuple(range(1, x.ndim))
-    silent = jnp.all(plain == 0.0, axis=per_image, keepdims=True)
-    return (jnp.where(silent, useful, plain),)
-
-
-_ruled.defvjp(_ruled_fwd, _ruled_bwd)
-
-
 @jax.custom_vjp
 def scaled(kernel: jax.Array, gain: jax.Array) -> jax.Array:
     """`kernel` f32[kh kw i o] times `gain` f32[o].
@@ -241,6 +141,11 @@ def dense_params(
     return module.param("kernel", init, (d, k)), module.param("bias", nn.initializers.zeros, (k,))
 
 
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """x @ kernel + bias over the last axis: f32[... d] -> f32[... k]."""
+    return affine(jnp.matmul, x, kernel, bias)
+
+
 class Dense(nn.Module):
     """x @ kernel + bias over the last axis, in float32.
 
@@ -252,7 +157,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = dense_params(self, x.shape[-1], self.features, nn.initializers.he_normal())
-        return x.astype(jnp.float32) @ kernel + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return dense(x.astype(jnp.float32), kernel, bias)
 
 
 class Norm(nn.Module):
@@ -340,8 +245,8 @@ class Conv(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         padding = pads((x.shape[1], x.shape[2]), self.window, self.stride, self.padding)
-        y = ops.conv2d(x, kernel.astype(x.dtype), stride=self.stride, padding=padding)
-        return _finish(y, bias, self.activation)
+        conv = functools.partial(ops.conv2d, stride=self.stride, padding=padding)
+        return _finish(conv, x, kernel, bias, self.activation)
 
 
 class ConvNorm(nn.Module):
@@ -371,29 +276,32 @@ class ConvNorm(nn.Module):
             else None
         )
 
-        def conv(kernel: jax.Array) -> jax.Array:
-            padding = pads((x.shape[1], x.shape[2]), k, self.stride, self.padding)
-            return ops.conv2d(
-                x, kernel.astype(x.dtype), stride=self.stride, padding=padding, groups=self.groups
-            )
-
+        padding = pads((x.shape[1], x.shape[2]), k, self.stride, self.padding)
+        conv = functools.partial(
+            ops.conv2d, stride=self.stride, padding=padding, groups=self.groups
+        )
         if folded:
-            return _finish(conv(kernel), bias, self.activation)
+            return _finish(conv, x, kernel, bias, self.activation)
         norm = Norm(self.channels, self.norm, name="norm")
         if mode is Mode.EVAL:
             gain, offset = norm.affine()
             offset = offset if bias is None else offset + gain * bias
-            return _finish(conv(scaled(kernel, gain)), offset, self.activation)
-        y = conv(kernel).astype(jnp.float32)
+            return _finish(conv, x, scaled(kernel, gain), offset, self.activation)
+        y = conv(x, kernel.astype(x.dtype)).astype(jnp.float32)
         y = norm.batch(y if bias is None else y + bias[None, None, None], valid)
         return (y if self.activation is None else self.activation(y)).astype(x.dtype)
 
 
-def _finish(y: jax.Array, offset: jax.Array | None, activation: Activation | None) -> jax.Array:
-    """Adds the offset and applies the activation in float32; the result has the dtype of `y`."""
-    z = y.astype(jnp.float32)
-    z = z if offset is None else z + offset[None, None, None]
-    return (z if activation is None else activation(z)).astype(y.dtype)
+def _finish(
+    conv: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    kernel: jax.Array,
+    offset: jax.Array | None,
+    activation: Activation | None,
+) -> jax.Array:
+    """Convolution, offset and activation, the last two in float32; the result has x's dtype."""
+    z = affine(conv, x, kernel.astype(x.dtype), offset)
+    return (z if activation is None else activation(z)).astype(x.dtype)
 
 
 class Stage(nn.Module):

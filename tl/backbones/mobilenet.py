@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from tl.backbones.gradients import relu, relu6
 from tl.backbones.layers import (
     Activation,
     ConvNorm,
@@ -27,8 +28,6 @@ from tl.backbones.layers import (
     hard_sigmoid,
     hard_swish,
     pooled,
-    relu,
-    relu6,
 )
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode

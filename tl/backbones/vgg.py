@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from tl import ops
-from tl.backbones.layers import Conv, ConvNorm, Dense, Stage, chain, relu
+from tl.backbones.gradients import relu
+from tl.backbones.layers import Conv, ConvNorm, Dense, Stage, chain
 from tl.backbones.spec import BackboneSpec
 from tl.types import Mode
 

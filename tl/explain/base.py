@@ -21,7 +21,7 @@ from tl.attacks.norms import per_image_keys
 from tl.attacks.run import map_in_chunks
 from tl.attacks.slots import expand
 from tl.devices import shard_rows
-from tl.models import Classifier
+from tl.models import Classifier, heads
 from tl.types import Array, Output, Variables
 from tl.visualize import objectives, specs
 from tl.visualize.objectives import Objective
@@ -49,12 +49,14 @@ class Problem(NamedTuple):
       activations: `images01 -> f32[b h w c]`, the endpoint of a method that reads one.
       score_from: `(activations, images01, targets) -> f32[b]`, the score from that endpoint on.
       slots: passes of one image that run together.
+      mean_color: f32[1 1 1 c] in [0, 1], the color that is 0 in the input of the first layer.
     """
 
     score: Callable[[jax.Array, Any], jax.Array]
     activations: Callable[[jax.Array], jax.Array]
     score_from: Callable[[jax.Array, jax.Array, Any], jax.Array]
     slots: int
+    mean_color: jax.Array
 
 
 class Method(NamedTuple):
@@ -69,6 +71,7 @@ class Method(NamedTuple):
         from; None for a map without a meaningful sum.
       endpoint: endpoint that is explained, "" for the last stage; None if the method reads none.
       check: raises ValueError for images of a shape (h, w, c) that the method cannot explain.
+      families: modules of the backbones that the method explains; () for all.
     """
 
     maps: Callable[[Problem, Rows], jax.Array]
@@ -78,6 +81,7 @@ class Method(NamedTuple):
     baselines: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     endpoint: str | None = None
     check: Callable[[tuple[int, ...]], None] = lambda shape: None
+    families: tuple[type, ...] = ()
 
 
 def probability(weights: jax.Array) -> Objective:
@@ -191,7 +195,7 @@ def make(
         `devices.images_at_once()`.
 
     Raises:
-      ValueError: `slots` is less than 1.
+      ValueError: `slots` is less than 1, or the method does not explain networks of this family.
 
     Example:
       >>> import tl
@@ -207,6 +211,7 @@ def make(
     slots = devices.images_at_once() if slots is None else slots
     if slots < 1:
         raise ValueError(f"`slots` must be at least 1: got {slots}")
+    _check_family(method, clf)
     default = probability if method.probability else logit
     return Explanation(
         method, clf.with_dtype("float32"), objective or default, slots, objective is None
@@ -229,7 +234,21 @@ def _problem(
     def score_from(maps: jax.Array, images01: jax.Array, targets: Any) -> jax.Array:
         return objective(targets)(clf.apply_from(variables, maps, endpoint), images01)
 
-    return Problem(score, activations, score_from, slots)
+    zero = jnp.zeros((1, 1, 1, len(clf.pixels.mean)))
+    return Problem(score, activations, score_from, slots, pixels.denormalize(clf.pixels, zero))
+
+
+def _check_family(method: Method, clf: Classifier) -> None:
+    names = " and ".join(family.__name__ for family in method.families)
+    if names and not isinstance(clf.spec.module, method.families):
+        raise ValueError(
+            f"the method explains networks of the families {names} only: got {clf.arch}; choose "
+            "one of these or another method"
+        )
+    if names and clf.head is not None and heads.kind(clf.head) == "cosine":
+        raise ValueError(
+            "the method explains heads of dense layers: got a cosine head; choose another method"
+        )
 
 
 def endpoint_of(method: Method, clf: Classifier) -> str:

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl.backbones.layers import guided_gradients
+from tl.backbones.gradients import guided_gradients
 from tl.explain import baselines
 from tl.explain.base import Method, Problem, Rows, check_count, repeat, sum_passes
 
 
-def _gradient(problem: Problem, images01: jax.Array, targets: Any) -> jax.Array:
+def image_gradient(problem: Problem, images01: jax.Array, targets: Any) -> jax.Array:
+    """The gradient of the scores with respect to their images, f32[b h w c]."""
     return jax.grad(lambda x: jnp.sum(problem.score(x, targets)))(images01)
 
 
@@ -32,7 +33,7 @@ def gradient() -> Method:
     Reference: Simonyan et al. 2014, arXiv:1312.6034, section 3.1.
     """
     return Method(
-        lambda problem, rows: _strongest(_gradient(problem, rows.images01, rows.targets)),
+        lambda problem, rows: _strongest(image_gradient(problem, rows.images01, rows.targets)),
         signed=False,
     )
 
@@ -47,7 +48,9 @@ def gradient_x_input() -> Method:
     """
 
     def maps(problem: Problem, rows: Rows) -> jax.Array:
-        return jnp.sum(_gradient(problem, rows.images01, rows.targets) * rows.images01, axis=-1)
+        return jnp.sum(
+            image_gradient(problem, rows.images01, rows.targets) * rows.images01, axis=-1
+        )
 
     return Method(maps, signed=True)
 
@@ -63,7 +66,7 @@ def guided() -> Method:
 
     def maps(problem: Problem, rows: Rows) -> jax.Array:
         with guided_gradients():
-            return _strongest(_gradient(problem, rows.images01, rows.targets))
+            return _strongest(image_gradient(problem, rows.images01, rows.targets))
 
     return Method(maps, signed=False)
 
@@ -98,7 +101,7 @@ def ig(*, nodes: int = 50, baseline: str = "black") -> Method:
             node, start = index % nodes, starts[index // nodes]
             way = images01 - start
             at = start + jnp.asarray(points)[node][:, None, None, None] * way
-            gradients = _gradient(problem, at, repeat(rows.targets, len(index)))
+            gradients = image_gradient(problem, at, repeat(rows.targets, len(index)))
             return jnp.asarray(shares)[node][:, None, None] * jnp.sum(gradients * way, axis=-1)
 
         return sum_passes(value, nodes * n, problem.slots)[None]
@@ -134,7 +137,7 @@ def _noisy(reduce: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[...,
                 # Drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4.
                 draw = jax.vmap(lambda key: jax.random.normal(key, (image.size,)))
                 noisy = image + sigma * draw(keys).reshape(-1, *image.shape[1:])
-                gradients = _gradient(problem, noisy, repeat(rows.targets, len(index)))
+                gradients = image_gradient(problem, noisy, repeat(rows.targets, len(index)))
                 return gradients, jnp.square(gradients)
 
             sums = sum_passes(value, draws, problem.slots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tl.explain import cams, gradients, masks
+from tl.explain import cams, gradients, lrp, masks
 from tl.explain.base import Method
 from tl.paths import nearest
 
@@ -16,6 +16,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "smoothgrad_sq": gradients.smoothgrad_sq,
     "vargrad": gradients.vargrad,
     "guided": gradients.guided,
+    "lrp_epsilon": lrp.lrp_epsilon,
+    "lrp_gamma": lrp.lrp_gamma,
+    "lrp_alpha_beta": lrp.lrp_alpha_beta,
     "edges": gradients.edges,
     "gradcam": cams.gradcam,
     "gradcam_plus_plus": cams.gradcam_plus_plus,

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from tl.backbones.layers import Dense, dense_params, relu
+from tl.backbones.gradients import relu
+from tl.backbones.layers import Dense, dense, dense_params
 from tl.backbones.spec import BackboneSpec
 from tl.paths import nearest
 
@@ -29,7 +30,7 @@ class Linear(nn.Module):
     def __call__(self, features: jax.Array, endpoints: Mapping[str, jax.Array]) -> jax.Array:
         del endpoints
         kernel, bias = dense_params(self, features.shape[-1], self.classes, nn.initializers.zeros)
-        return features @ kernel + bias[None]
+        return dense(features, kernel, bias)
 
 
 class Flat(nn.Module):
@@ -45,7 +46,7 @@ class Flat(nn.Module):
         last = list(endpoints.values())[-1].astype(features.dtype)
         x = last.reshape(last.shape[0], -1)
         kernel, bias = dense_params(self, x.shape[-1], self.classes, nn.initializers.zeros)
-        return x @ kernel + bias[None]
+        return dense(x, kernel, bias)
 
 
 class MLP(nn.Module):

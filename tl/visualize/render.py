@@ -13,7 +13,7 @@ from jax.core import Tracer
 from tl import devices, hosts
 from tl.ascent import ascend
 from tl.ascent.transforms import Transform
-from tl.backbones.layers import redirected_gradients
+from tl.backbones.gradients import redirected_gradients
 from tl.paths import nearest
 from tl.types import Array, Variables
 from tl.visualize import objectives

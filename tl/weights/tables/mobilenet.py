@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from tl.backbones.layers import relu6
+from tl.backbones.gradients import relu6
 from tl.backbones.mobilenet import InvertedResidualNet, Row, unrolled
 from tl.pixels import INCEPTION, LITE, TORCHVISION, PixelSpec
 from tl.weights.tables.common import (
