@@ -14,7 +14,7 @@ import toys
 from flax import linen as nn
 
 from tl import explain, models, paths
-from tl.explain import checks, curves, sensitivity, statistics
+from tl.explain import checks, curves, imputation, sensitivity, statistics
 from tl.explain.evidence import Evidence
 from tl.types import Mode
 
@@ -57,6 +57,7 @@ def gather(
     explanations = {name: explain.make(method, clf, slots=8) for name, method in methods.items()}
     maps = {n: np.asarray(e(variables, KEY, IMAGES, targets)) for n, e in explanations.items()}
     subject = checks.Subject(clf, variables, KEY, IMAGES, targets)
+    maps["random"] = np.zeros((B, SIDE, SIDE), np.float32)
     return Evidence(subject, explanations, maps, 4, 8, B, np.arange(B))
 
 
@@ -77,6 +78,15 @@ def test_the_rank_correlation_is_that_of_scipy_with_ties():
     ]
     np.testing.assert_allclose(statistics.spearman(a, b), np.array(expected), atol=1e-12)
     assert statistics.spearman(np.zeros_like(a), b).tolist() == [0.0] * 4
+
+
+def test_correlations_of_methods_are_those_of_each_pair():
+    maps = np.random.default_rng(0).normal(size=(3, B, SIDE, SIDE)).astype(np.float32)
+    maps[2] += 2 * np.abs(maps[0])
+    expected = [[statistics.spearman(a, b).mean() for a in maps] for b in maps]
+    np.testing.assert_allclose(statistics.correlations(list(maps)), expected, atol=1e-12)
+    zeros = [maps[0], np.zeros_like(maps[0])]
+    np.testing.assert_allclose(statistics.correlations(zeros), [[1, 0], [0, 0]], atol=1e-12)
 
 
 def test_sparseness_is_zero_of_a_uniform_map_and_largest_of_one_pixel():
@@ -263,6 +273,89 @@ def test_a_curve_replaces_pixels_in_the_order_of_their_ranks():
         np.testing.assert_allclose(values[:, step], p, atol=1e-6)
 
 
+# ------------------------------------------------------------------------------------ ROAD
+
+
+def impute_densely(image: np.ndarray, removed: np.ndarray) -> np.ndarray:
+    """The linear system of Rong et al., one equation per removed pixel, solved directly."""
+    h, w = removed.shape
+    places = [(int(i), int(j)) for i, j in np.argwhere(removed)]
+    matrix, right = np.zeros((len(places),) * 2), np.zeros((len(places), image.shape[-1]))
+    for row, (i, j) in enumerate(places):
+        for di, dj in np.ndindex(3, 3):
+            other = (i + di - 1, j + dj - 1)
+            if other == (i, j) or not (0 <= other[0] < h and 0 <= other[1] < w):
+                continue
+            weight = 1 / 6 if other[0] == i or other[1] == j else 1 / 12
+            matrix[row, row] += weight
+            if removed[other]:
+                matrix[row, places.index(other)] -= weight
+            else:
+                right[row] += weight * image[other]
+    out = image.astype(np.float64)
+    out[removed] = np.linalg.solve(matrix, right)
+    return out
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_imputed_pixels_solve_the_linear_system(share: float):
+    rng = np.random.default_rng(0)
+    image = rng.random((9, 7, 3)).astype(np.float32)
+    removed = rng.random((9, 7)) < share
+    removed[4:, :3] = True  # a hole at a corner
+    removed[0, 0] = False
+    filled = jax.jit(imputation.impute)(image, removed)
+    np.testing.assert_allclose(filled, impute_densely(image, removed), atol=1e-3)
+    np.testing.assert_array_equal(np.asarray(filled)[~removed], image[~removed])
+
+
+def test_only_the_highest_pixels_are_imputed_with_noise():
+    order = statistics.ranks(np.random.default_rng(1).normal(size=(1, SIDE, SIDE)))
+    keys = jax.random.split(KEY, 1)
+    row = curves.RemovedRows(keys, jnp.asarray(IMAGES[:1]), jnp.asarray(order), WEIGHTS[:1])
+    index = jnp.arange(len(curves.SHARES), dtype=jnp.int32)
+    versions = np.asarray(jax.jit(curves.removed_versions)(row, index))
+    for share, version in zip(curves.SHARES, versions, strict=True):
+        removed = order[0] < int(share * SIDE**2)
+        np.testing.assert_array_equal(version[~removed], IMAGES[0][~removed])
+        noise = version[removed] - impute_densely(IMAGES[0], removed)[removed]
+        assert 0.3 < noise.std() / imputation.NOISE < 2 and np.abs(noise).max() < 0.05
+
+
+# ----------------------------------------------------------------------------- mu-fidelity
+
+
+def test_mu_fidelity_is_the_correlation_of_sums_and_drops_by_hand():
+    clf, variables = planted()
+    noise = of_maps(lambda problem, rows: jax.vmap(_normal)(rows.keys))
+    gray = explain.get("ig")(nodes=2, baseline="gray")
+    evidence = gather(clf, variables, {"noise": noise, "ig": gray, "edges": noise})
+    hidden, _ = evidence.shared(curves._hidden)
+    assert hidden.shape == (B, curves.SUBSETS, SIDE, SIDE)  # one pixel per cell
+    assert (hidden.sum(axis=(2, 3)) == round(0.2 * SIDE**2)).all()
+    expected = []
+    for image, sets, values in zip(IMAGES, hidden, evidence.maps["noise"], strict=True):
+        behind = np.where(sets[..., None], np.float32(0.5), image)
+        logits = np.asarray(clf.logits(variables, jnp.asarray(np.stack([image, *behind]))))[:, 0]
+        sums = [values[cells].sum() for cells in sets]
+        expected.append(scipy.stats.spearmanr(sums, logits[0] - logits[1:])[0])
+    row = curves.mu_fidelity(evidence, "noise")
+    np.testing.assert_allclose(row["value"], np.mean(expected), atol=1e-3)
+    assert abs(row["value"]) < 0.3 and not row["passed"]
+    exact = curves.mu_fidelity(evidence, "ig")  # the network is linear
+    assert exact["value"] > 0.999 and exact["passed"]
+
+
+def test_the_sums_of_cells_add_up():
+    maps = np.random.default_rng(0).normal(size=(2, 10, 7)).astype(np.float32)
+    sums = curves.cell_sums(maps, 3)
+    down, across = [0, 4, 7, 10], [0, 3, 5, 7]
+    for i in range(3):
+        for j in range(3):
+            part = maps[:, down[i] : down[i + 1], across[j] : across[j + 1]]
+            np.testing.assert_allclose(sums[:, i, j], part.sum(axis=(1, 2)), atol=1e-5)
+
+
 # ------------------------------------------------------------------------ the table of tests
 
 
@@ -283,8 +376,9 @@ def evaluated() -> dict[str, dict[str, Any]]:
         "edges": explain.get("edges")(),
     }
     explanations = {name: explain.make(method, clf, slots=8) for name, method in methods.items()}
-    # Bright images, so that hiding a pixel of the quarter behind gray lowers the score.
-    images = 0.75 + 0.25 * IMAGES
+    # The quarter is brighter than the rest, and all is brighter than gray.
+    images = 0.55 + 0.35 * IMAGES
+    images[:, : SIDE // 2, : SIDE // 2] += 0.1
     maps = {n: np.asarray(e(variables, KEY, images, WEIGHTS)) for n, e in explanations.items()}
     subject = checks.Subject(clf, variables, KEY, images, WEIGHTS)
     return checks.evaluate(subject, explanations, maps, steps=8, slots=8)
@@ -296,7 +390,9 @@ def test_every_method_and_both_controls_have_a_row_for_every_check_that_applies(
     every = set(checks.CHECKS) - {"mosaic", "watermark"}  # of tests/test_explain_pointing.py
     assert set(rows["ig"]) == every
     assert set(rows["occlusion"]) == set(rows["edges"]) == every - {"completeness"}
-    assert set(rows["random"]) == {key for key, check in checks.CHECKS.items() if not check.again}
+    assert set(rows["random"]) == {
+        key for key, check in checks.CHECKS.items() if not check.needs_map
+    }
     assert all("value" in row for checks_of in rows.values() for row in checks_of.values())
     for key, check in checks.CHECKS.items():
         assert all(
@@ -315,8 +411,14 @@ def test_maps_of_the_planted_quarter_pass_and_the_controls_fail():
     assert edges["randomization"]["stages"] == {"head": 1.0, "pixels": 1.0}
     assert edges["random_labels"]["value"] == edges["seeds"]["value"] == 1.0
     follows = ["randomization", "smooth_randomization", "random_labels"]
-    assert checks.failed(edges) == [*follows, "deletion", "insertion"]
-    assert checks.failed(rows["random"]) == ["deletion", "insertion"]
+    pixels = ["deletion", "insertion", "road", "mu_fidelity"]
+    assert checks.failed(edges) == [*follows, *pixels]
+    assert checks.failed(rows["random"]) == pixels
+    assert rows["random"]["mu_fidelity"]["value"] == 0.0
+    others = rows["ig"]["agreement"]["with"]
+    assert set(others) == {"occlusion", "contributions", "edges"} and others["occlusion"] > 0.999
+    mean = (others["occlusion"] + others["contributions"]) / 2
+    np.testing.assert_allclose(rows["ig"]["agreement"]["value"], mean)
 
 
 def test_targets_of_one_image_count_as_one_image():

@@ -18,7 +18,7 @@ from tl.explain import curves, pointing, sensitivity
 from tl.explain.base import Explanation, Rows, logit
 from tl.explain.evidence import CONTROLS, Evidence, Subject
 from tl.explain.sensitivity import RANDOMIZED, SHIFTED
-from tl.explain.statistics import FEWEST, bootstrap, by_image, gini
+from tl.explain.statistics import FEWEST, bootstrap, by_image, correlations, gini
 from tl.types import Array, Variables
 
 __all__ = ["CHECKS", "CONTROLS", "FEWEST", "Check", "Subject", "evaluate", "failed"]
@@ -59,6 +59,29 @@ def sparseness(evidence: Evidence, name: str) -> dict[str, Any]:
     return bootstrap(by_image(gini(evidence.maps[name]), evidence.groups))
 
 
+def _correlations(evidence: Evidence) -> dict[str, dict[str, float]]:
+    """Method -> other method -> mean rank correlation of their absolute values."""
+    names = list(evidence.explanations)
+    matrix = correlations([evidence.maps[name] for name in names])
+    rows = {
+        n: dict(zip(names, map(float, row), strict=True))
+        for n, row in zip(names, matrix, strict=True)
+    }
+    return {name: {n: value for n, value in row.items() if n != name} for name, row in rows.items()}
+
+
+def agreement(evidence: Evidence, name: str) -> dict[str, Any] | None:
+    """Rank correlation of the absolute values of a map with those of other methods.
+
+    Returns:
+      `{"value", "with"}`: the mean over the other methods that are no control, and the correlation
+      with each other map; None without another method.
+    """
+    others = evidence.shared(_correlations)[name]
+    values = [value for other, value in others.items() if other not in CONTROLS]
+    return {"value": float(np.mean(values)), "with": others} if values else None
+
+
 # ------------------------------------------------------------------------------- the tests
 
 
@@ -71,7 +94,7 @@ class Check(NamedTuple):
       title: its name on the page.
       limit: when a method passes; "" for a number that is reported only.
       question: what the test is about; the page has one table per question.
-      again: whether it computes maps again, which a random order cannot.
+      needs_map: whether the method must have a map, which the random order has not.
       percent: whether the value is shown in percent.
     """
 
@@ -79,7 +102,7 @@ class Check(NamedTuple):
     title: str
     limit: str = ""
     question: str = ""
-    again: bool = True
+    needs_map: bool = True
     percent: bool = False
 
 
@@ -117,13 +140,16 @@ CHECKS: dict[str, Check] = {
         percent=True,
     ),
     "seeds": Check(sensitivity.seeds, "Correlation with another seed", question=SAME),
-    "deletion": Check(curves.deletion, "Deletion area", _LOWER, PIXELS, again=False),
-    "insertion": Check(curves.insertion, "Insertion area", _HIGHER, PIXELS, again=False),
+    "deletion": Check(curves.deletion, "Deletion area", _LOWER, PIXELS, needs_map=False),
+    "insertion": Check(curves.insertion, "Insertion area", _HIGHER, PIXELS, needs_map=False),
+    "road": Check(curves.road, "ROAD", _LOWER, PIXELS, needs_map=False),
+    "mu_fidelity": Check(curves.mu_fidelity, "Mu-fidelity", _HIGHER, PIXELS, needs_map=False),
     "mosaic": Check(
         pointing.mosaic, "Energy in the right quarter", "more than 0.25", KNOWN, percent=True
     ),
     "watermark": Check(pointing.watermark, "Mark found", question=KNOWN, percent=True),
-    "sparseness": Check(sparseness, "Sparseness (Gini)", question=FORM, again=False),
+    "sparseness": Check(sparseness, "Sparseness (Gini)", question=FORM, needs_map=False),
+    "agreement": Check(agreement, "Correlation with other methods", question=FORM),
 }
 """Key of `result.json` -> test."""
 
@@ -177,7 +203,7 @@ def evaluate(
         rows = {
             key: check.run(evidence, name)
             for key, check in CHECKS.items()
-            if name in explanations or not check.again
+            if name in explanations or not check.needs_map
         }
         tests[name] = {key: row for key, row in rows.items() if row is not None}
     return tests

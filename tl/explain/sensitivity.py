@@ -139,8 +139,8 @@ def random_labels(evidence: Evidence, name: str) -> dict[str, Any] | None:
     for.
 
     Returns:
-      `{"value", "passed"}`: the mean over images and `PERMUTATIONS` permutations (one for more than
-      `MANY_PASSES` passes), and whether it is at most `RANDOMIZED`. None with fewer than three
+      `{"value", "passed"}`: the mean over images and `PERMUTATIONS` permutations (one if these would
+      need more than `MANY_PASSES` passes), and whether it is at most `RANDOMIZED`. None with fewer than three
       classes, where the logits are often negatives of each other. "passed" is None if all maps with
       permuted labels are constant.
 
@@ -153,7 +153,8 @@ def random_labels(evidence: Evidence, name: str) -> dict[str, Any] | None:
         return None
     rng = _generator(jax.random.fold_in(evidence.subject.key, 3))
     maps, values, constant = evidence.few_maps(name), [], True
-    for _ in range(1 if evidence.passes(name) > MANY_PASSES else PERMUTATIONS):
+    many = evidence.passes(name) * PERMUTATIONS > MANY_PASSES
+    for _ in range(1 if many else PERMUTATIONS):
         permuted = evidence.again(name, targets=targets[:, derangement(rng, k)])
         constant &= not np.ptp(permuted, axis=(1, 2)).any()
         values.append(spearman(maps, permuted).mean())

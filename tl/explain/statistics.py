@@ -34,6 +34,21 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y) / scale if scale else 0.0
 
 
+def correlations(maps: Sequence[Array]) -> np.ndarray:
+    """Mean rank correlation f64[m m] of the absolute values of m methods' maps f32[b h w] each.
+
+    The correlation with a constant map is 0.
+    """
+    total = np.zeros((len(maps), len(maps)))
+    for same_image in zip(*maps, strict=True):
+        centered = np.stack([_mean_ranks(np.abs(values)) for values in same_image])
+        centered -= centered.mean(axis=1, keepdims=True)
+        norms = np.sqrt(np.square(centered).sum(axis=1, keepdims=True))
+        unit = centered / np.maximum(norms, 1e-12)
+        total += unit @ unit.T
+    return total / len(maps[0])
+
+
 def _mean_ranks(values: np.ndarray) -> np.ndarray:
     _, places, counts = np.unique(values.ravel(), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tl import reporting
 from tl.explain import checks
+from tl.explain.curves import SHARES
 from tl.pages import common
 from tl.reporting import Html
 
@@ -80,6 +81,7 @@ def _tests(tests: Mapping[str, Any]) -> Html:
         rows = [(_label(name), *(cell(row, key) for key in keys)) for name, row in tests.items()]
         if keys:
             tables.append(reporting.table(rows, ["method", *header], caption=question))
+    tables += _agreement(tests)
     failed = [(_label(name), ", ".join(checks.failed(row)) or "-") for name, row in tests.items()]
     verdicts = reporting.table(failed, ["method", "fails"], caption="Verdicts")
     text = (
@@ -88,6 +90,18 @@ def _tests(tests: Mapping[str, Any]) -> Html:
         "network, or no image, and must fail."
     )
     return reporting.section("Tests of belief", verdicts, *tables, text=text)
+
+
+def _agreement(tests: Mapping[str, Any]) -> list[Html]:
+    """The correlation of each method's maps with those of each other one."""
+    pairs = {name: row["agreement"]["with"] for name, row in tests.items() if "agreement" in row}
+    names = list(dict.fromkeys(name for row in pairs.values() for name in row))
+    rows = [
+        (_label(name), *(f"{row[other]:.3f}" if other in row else "" for other in names))
+        for name, row in pairs.items()
+    ]
+    header = ["method", *map(_label, names)]
+    return [reporting.table(rows, header, caption="Correlation of the maps")] if rows else []
 
 
 def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Html:
@@ -114,12 +128,19 @@ def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Ht
 def _curves(tests: Mapping[str, Any]) -> list[Html]:
     """Deletion, insertion, and the correlations over the cascade of random weights."""
     charts = []
-    for key, words in (("deletion", "gray pixels"), ("insertion", "sharp pixels")):
-        curves = {name: row[key]["curve"] for name, row in tests.items()}
+    evenly = lambda n: [i / (n - 1) for i in range(n)]
+    for key, words, places in (
+        ("deletion", "gray pixels", evenly),
+        ("insertion", "sharp pixels", evenly),
+        ("road", "imputed pixels", lambda n: SHARES),
+    ):
+        curves = {name: row[key]["curve"] for name, row in tests.items() if key in row}
         series = {
-            name: [(100 * i / (len(curve) - 1), p) for i, p in enumerate(curve)]
+            name: [(100 * x, p) for x, p in zip(places(len(curve)), curve, strict=True)]
             for name, curve in curves.items()
         }
+        if not series:
+            continue
         options = {"x_label": f"{words} (%)", "y_label": "probability"}
         charts.append(reporting.curves(series, title=checks.CHECKS[key].title, **options))
     for key in ("randomization", "smooth_randomization"):
