@@ -13,7 +13,7 @@ import scipy.stats
 import toys
 from flax import linen as nn
 
-from tl import explain, models, paths
+from tl import data, explain, models, paths, pixels
 from tl.explain import checks, curves, imputation, sensitivity, statistics
 from tl.explain.evidence import Evidence
 from tl.types import Mode
@@ -193,6 +193,35 @@ def test_permuted_targets_are_a_head_with_permuted_columns():
     expected = evidence.again("g", {**variables, "params": params})
     np.testing.assert_allclose(permuted, expected, atol=1e-6 * np.abs(expected).max())
     assert np.abs(permuted - evidence.maps["g"]).max() > 0.01 * np.abs(expected).max()
+
+
+def test_guided_backpropagation_fails_although_it_depends_on_the_weights():
+    """The second control of Adebayo et al. passes one test of random weights here, not all."""
+    clf, variables = toys.classifier("toy_vgg", K, size=SIDE)
+    methods = {name: explain.get(name)() for name in ("guided", "gradient")}
+    evidence = gather(clf, variables, methods)
+    rows = {name: sensitivity.random_labels(evidence, name) for name in methods}
+    assert rows["guided"] is not None and rows["gradient"] is not None
+    assert not rows["guided"]["passed"] and rows["gradient"]["passed"]
+
+
+@pytest.mark.full
+def test_guided_backpropagation_shows_photographs_the_same_map_for_every_class():
+    with toys.package_or_skip():
+        clf, variables = models.load("efficientnet_lite0", weights="package")
+        files = [photograph.path for photograph in data.photographs()[:4]]
+    images01 = pixels.to_images01(np.stack([clf.prepare(data.decode(file)) for file in files]))
+    logits = jax.jit(clf.logits)(variables, jnp.asarray(images01))
+    subject = checks.Subject(clf, variables, KEY, images01, explain.targets.predicted(logits))
+    values = {}
+    for name in ("guided", "gradient"):
+        run = explain.make(explain.get(name)(), clf, slots=4)
+        maps = {name: np.asarray(run(variables, KEY, images01, subject.targets))}
+        evidence = Evidence(subject, {name: run}, maps, 4, 4, 4, np.arange(4))
+        row = sensitivity.random_labels(evidence, name)
+        assert row is not None
+        values[name] = row["value"]
+    assert values["guided"] > 0.9 > 0.7 > values["gradient"]
 
 
 def test_permuted_labels_need_three_classes():
