@@ -139,10 +139,10 @@ def random_labels(evidence: Evidence, name: str) -> dict[str, Any] | None:
     for.
 
     Returns:
-      `{"value", "passed"}`: the mean over images and `PERMUTATIONS` permutations (one if these would
-      need more than `MANY_PASSES` passes), and whether it is at most `RANDOMIZED`. None with fewer than three
-      classes, where the logits are often negatives of each other. "passed" is None if all maps with
-      permuted labels are constant.
+      `{"value", "passed"}`: the mean over images and `PERMUTATIONS` permutations (one if they would
+      need more than `MANY_PASSES` passes), and whether it is at most `RANDOMIZED`. None with fewer
+      than three classes, where the logits are often negatives of each other. "passed" is None if
+      all maps with permuted labels are constant.
 
     Reference: Adebayo et al. 2018, arXiv:1810.03292, section 3.2; Sixt et al. 2020,
       arXiv:1912.09818, random logit test.
