@@ -44,12 +44,14 @@ class Twin(NamedTuple):
       clf, variables: tl's network with BatchNorm folded; variables are on the device.
       module: torch's network, frozen, in eval mode: f32[b 3 h w] in [0, 1] -> logits.
       weights: "packaged", or "random" where no package has weights.
+      library: "torchvision" or "timm", the origin of torch's network.
     """
 
     clf: Classifier
     variables: Variables
     module: Any
     weights: str
+    library: str = ""
 
 
 class Budget(NamedTuple):
@@ -101,7 +103,7 @@ def twin(
     clf = clf if size is None else clf.with_pixels(size=size)
     variables = jax.device_put(clf.fold_batch_norm(variables))
     module = as_module(network.model, clf.pixels)
-    return Twin(clf, variables, module, "packaged" if row else "random")
+    return Twin(clf, variables, module, "packaged" if row else "random", library)
 
 
 def torch_device() -> str:

@@ -6,7 +6,6 @@ torchvision, timm and Keras (on torch) are imported inside the functions. Tensor
 
 from __future__ import annotations
 
-import ast
 import importlib
 import os
 import sys
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tl import backbones
 from tl.evaluation.divergence import STATISTICS, seeded
 
 LIBRARIES = ("torchvision", "timm", "keras")
@@ -32,6 +32,7 @@ FORMS = {
 INSTALL = {
     "": "pip install torch==2.13.0 keras h5py && pip install --no-deps torchvision==0.28.0 timm",
     "lucent": "pip install --no-deps torch-lucent kornia==0.4.1; pip install ipython",
+    "captum": "pip install captum",
     "foolbox": "pip install foolbox",
     "torchattacks": "pip install --no-deps torchattacks",
 }
@@ -85,7 +86,7 @@ def make(source: str, call: str, classes: int = 1000, *, width: int = 4096) -> N
         raise ValueError(
             f"unknown `source`: got {source!r}, expected one of {', '.join(LIBRARIES)}"
         )
-    name, options = parse(call)
+    name, options = backbones.parse_call(call)
     with imported(source) as library:
         if source == "keras":
             return Network(source, call, classes, _keras(library, name, options, classes))
@@ -100,24 +101,6 @@ def make(source: str, call: str, classes: int = 1000, *, width: int = 4096) -> N
             if name.startswith("vgg") and width != 4096:
                 model = _narrow(model, width, classes)
         return Network(source, call, classes, model)
-
-
-def parse(call: str) -> tuple[str, dict[str, Any]]:
-    """`"MobileNetV2(alpha=0.35)"` -> `("MobileNetV2", {"alpha": 0.35})`.
-
-    Example:
-      >>> parse("resnet50")
-      ('resnet50', {})
-    """
-    tree = ast.parse(call, mode="eval").body
-    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
-        return tree.func.id, {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords}
-    if not isinstance(tree, ast.Name):
-        raise ValueError(
-            f"a network is made by a name or a call: got {call!r}, expected such as "
-            "MobileNetV2(alpha=0.35)"
-        )
-    return tree.id, {}
 
 
 @contextmanager
@@ -393,7 +376,7 @@ def _run_keras(
             f"Keras has the backend {keras.backend.backend()}, expected torch for float64; set "
             "KERAS_BACKEND=torch"
         )
-    name, options = parse(network.call)
+    name, options = backbones.parse_call(network.call)
     size = (inputs.shape[1], inputs.shape[2])
     twin = _keras(keras, name, options, network.classes, size=size, dtype="float64")
     tensors, source = variables(network._replace(model=twin)), variables(network)

@@ -120,21 +120,30 @@ def first_logits(
     return spent(lambda: run_child(_FIRST_LOGITS, saved, cache, batch_size, size))
 
 
-def run_child(code: str, *words: object) -> Any:
+def run_child(code: str, *words: object, folder: Path | None = None) -> Any:
     """Runs Python code in a new process and returns the JSON value of its last line.
 
     Args:
       code: the code; it prints the value.
       words: `sys.argv[1:]`.
+      folder: the working folder, from which modules are imported. Default: that of this process.
 
     Raises:
       ValueError: the process failed; the message ends with its last words.
     """
     command = [sys.executable, "-c", code, *map(str, words)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    child = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     if child.returncode:
         raise ValueError(f"the measured process failed: {child.stderr.strip()[-300:]}")
     return json.loads(child.stdout.strip().splitlines()[-1])
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process since its start, in MB."""
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ EXTRAS = {
     "compile_seconds": "compiling {:.0f} s",
     "solved": "{:.0f} % solved",
     "not_found": "{} not found",
+    "map_error": "maps differ by {:.0e}",
 }
 HEADER = ("measurement", "architecture", "tl", "compared with", "its value", "ratio", "goal")
 
@@ -31,7 +32,35 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         f"{result['device']}. Each value is the median of {result['rounds']} rounds, with the "
         "slowest and the fastest round. A ratio above 1 means that tl is faster."
     )
-    return Page("Speed", lead, [section("Measurements", result["rows"])])
+    rows = result["rows"]
+    return Page("Speed", lead, [*memory_sections(rows), section("Measurements", rows)])
+
+
+def memory_sections(rows: Iterable[Mapping[str, Any]]) -> list[reporting.Html]:
+    """Peak memory of integrated gradients over the number of nodes, one figure per network."""
+    sections = []
+    measured = [row for row in rows if "nodes" in row]
+    for arch in dict.fromkeys(row["arch"] for row in measured):
+        series: dict[str, dict[float, float]] = {}
+        for row in (row for row in measured if row["arch"] == arch):
+            for name, value in (
+                ("tl, the compiled program", row["program_mb"]),
+                ("tl, the process", row["ours"]),
+                (f"{row['peer']}, the process", row["peer_value"]),
+            ):
+                if value is not None:
+                    series.setdefault(name, {})[row["nodes"]] = value
+        figure = reporting.curves(
+            {name: points.items() for name, points in series.items()},
+            x_label="nodes",
+            y_label="peak memory (MB)",
+        )
+        text = (
+            f"{arch}. The memory of a process includes the libraries and the network. A line ends "
+            "where the next number of nodes would not fit into memory."
+        )
+        sections.append(reporting.section("Memory of integrated gradients", figure, text=text))
+    return sections
 
 
 def section(heading: str, rows: Iterable[Mapping[str, Any]]) -> reporting.Html:
