@@ -39,13 +39,13 @@ def define_flags() -> None:
     text(
         "baseline",
         DEFAULT.baseline,
-        f"Baselines of ig, joined with +: {', '.join(baselines.BASELINES)}.",
+        f"Baselines of ig and expected_gradients, joined with +: {', '.join(baselines.BASELINES)}.",
     )
     number("nodes", DEFAULT.nodes, "Nodes of ig per baseline.")
-    number("draws", DEFAULT.draws, "Draws of smoothgrad, smoothgrad_sq and vargrad.")
+    number("draws", DEFAULT.draws, "Draws of expected_gradients, smoothgrad(_sq) and vargrad.")
     flags.DEFINE_float("noise", DEFAULT.noise, "Their noise, as a share of the image's range.")
-    number("masks", DEFAULT.masks, "Masks of rise (the paper: 4,000 to 8,000).")
-    number("grid", DEFAULT.grid, "Cells per side of a mask of rise.")
+    number("masks", DEFAULT.masks, "Masks of rise (the paper: 4,000 to 8,000) and kernel_shap.")
+    number("grid", DEFAULT.grid, "Cells per side of a mask of rise and kernel_shap.")
     number("patch", 0, "Side of the patch of occlusion in pixels. Default: an eighth of the image.")
     number("stride", 0, "Step of the patch in pixels. Default: half of the patch.")
     flags.DEFINE_bool("relu", True, "Set negative values of gradcam to 0; --norelu shows the sign.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ ROWS: dict[str, Row] = {
     "gradient": Row({}),
     "gradient_x_input": Row({}, signed=True),
     "ig": Row({"nodes": 6}, signed=True, complete=True),
+    "expected_gradients": Row({"draws": 6}, signed=True),
     "smoothgrad": Row({"draws": 5}),
     "smoothgrad_sq": Row({"draws": 5}),
     "vargrad": Row({"draws": 5}),
@@ -62,6 +64,7 @@ ROWS: dict[str, Row] = {
     "scorecam": Row({"endpoint": "stage2"}),
     "occlusion": Row({"patch": 6, "stride": 4}, signed=True),
     "rise": Row({"masks": 12, "grid": 3}),
+    "kernel_shap": Row({"masks": 18, "grid": 3}, signed=True, complete=True),
 }
 
 
@@ -300,6 +303,86 @@ def test_score_cam_matches_a_loop_over_channels_in_numpy():
     np.testing.assert_allclose(values, expected, atol=1e-3)
 
 
+def test_expected_gradients_are_the_mean_of_integrated_gradients():
+    """In units of the standard error of a draw, whose distribution NumPy samples."""
+    _, _, a, b = quadratic()
+    a, b = a[..., 0], b[..., 0]
+    references = np.stack([toys.smooth(SIDE, SIDE, seed=i) for i in (7, 8)]) / np.float32(255)
+    draws = 1000
+    values = explained(
+        explain.get("expected_gradients")(draws=draws, references=references), slots=100
+    )
+    x, r = IMAGES[:, None], references[None]
+    expected = (a * (x - r) + b * (x**2 - r**2)).mean(axis=1).sum(-1)
+    points = np.random.default_rng(0).uniform(size=(200, 1, 1, 1, 1, 1))
+    samples = ((x - r) * (a + 2 * b * (r + points * (x - r)))).sum(-1)
+    error = samples.std(axis=(0, 2)) / np.sqrt(draws)
+    assert 0.2 < np.mean(((values - expected) / error) ** 2) < 2
+
+
+def test_expected_gradients_draw_other_baselines_than_integrated_gradients():
+    """Noise averages to gray: from many random baselines, the map is that of their mean."""
+    _, _, a, b = quadratic()
+    values = explained(explain.get("expected_gradients")(draws=1000), slots=100)
+    mean = IMAGES - 0.5, IMAGES**2 - 1 / 3
+    expected = (a[..., 0] * mean[0] + b[..., 0] * mean[1]).sum(-1)
+    error = np.abs(values - expected).mean() / np.abs(expected).mean()
+    assert error < 0.05
+
+
+@functools.cache
+def coalition_scores(grid: int) -> np.ndarray:
+    """The scores f32[2 ** cells b] of the toy VGG; bit i of a row shows cell i of black images."""
+    clf, variables = toy()
+    edge = np.arange(SIDE) * grid // SIDE
+    cell = edge[:, None] * grid + edge
+    shown = np.arange(2 ** (grid * grid))[:, None, None] >> cell & 1
+    images = (IMAGES[None] * shown[:, None, ..., None]).astype(np.float32)
+    logits = jax.jit(clf.logits)(variables, jnp.asarray(images.reshape(-1, SIDE, SIDE, 3)))
+    return np.asarray(logits)[:, 0].reshape(-1, B)
+
+
+def test_kernel_shap_of_all_coalitions_has_the_shapley_values():
+    """By definition: the mean gain of a cell over the orders of the cells."""
+    scores, cells = coalition_scores(3).astype(np.float64), 9
+    sizes = np.array([bin(i).count("1") for i in range(2**cells)])
+    weights = np.array([1 / (cells * math.comb(cells - 1, s)) for s in range(cells)])
+    expected = np.zeros((B, cells))
+    for i in range(cells):
+        without = np.flatnonzero(~np.arange(2**cells) >> i & 1)
+        gains = scores[without + 2**i] - scores[without]
+        expected[:, i] = weights[sizes[without]] @ gains
+    method = explain.get("kernel_shap")(masks=510, grid=3, fill="black")
+    clf, variables = toy()
+    values = np.asarray(explain.make(method, clf, slots=64)(variables, KEY, IMAGES, FIRST))
+    edges = np.searchsorted(np.arange(SIDE) * 3 // SIDE, range(3))
+    actual = np.add.reduceat(np.add.reduceat(values, edges, axis=1), edges, axis=2)
+    np.testing.assert_allclose(
+        actual.reshape(B, cells), expected, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+def test_kernel_shap_of_an_additive_score_is_exact_from_any_coalitions():
+    """Each cell contributes the same to every coalition."""
+    _, _, a, b = quadratic()
+    parts = (IMAGES * a[..., 0] + IMAGES**2 * b[..., 0]).sum(-1)
+    edges = np.searchsorted(np.arange(SIDE) * 3 // SIDE, range(3))
+    sums = lambda x: np.add.reduceat(np.add.reduceat(x, edges, axis=-2), edges, axis=-1)
+    values = explained(explain.get("kernel_shap")(masks=40, grid=3, fill="black"))
+    expected = sums(parts)
+    np.testing.assert_allclose(sums(values), expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_coalitions_are_drawn_from_the_shapley_kernel_in_complementary_pairs():
+    draw = jax.jit(lambda index: masks._coalitions(KEY, index, 5, enumerated=False)[0])
+    drawn = np.asarray(draw(jnp.arange(4000)))
+    np.testing.assert_array_equal(drawn[::2], ~drawn[1::2])
+    share = 1 / np.array([1 * 4, 2 * 3, 3 * 2, 4 * 1])
+    counts = np.bincount(drawn[::2].sum(1), minlength=5)[1:]
+    np.testing.assert_allclose(counts / 2000, share / share.sum(), atol=0.05)
+    np.testing.assert_allclose(drawn[::2].mean(0), 0.5, atol=0.05)
+
+
 # ------------------------------------------------- layer-wise relevance propagation in NumPy
 
 LRP = {
@@ -513,6 +596,17 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "explains heads of dense layers: got a cosine head",
     ),
+    "references": (
+        lambda: call(
+            explain.get("expected_gradients")(references=np.zeros((2, 8, 8, 3), np.float32))
+        ),
+        r"`references` must have the shape of the images: got \(8, 8, 3\)",
+    ),
+    "few coalitions": (
+        lambda: explain.get("kernel_shap")(masks=97),
+        "`masks` must be at least 98: got 97",
+    ),
+    "one cell": (lambda: explain.get("kernel_shap")(grid=1), "`grid` must be at least 2: got 1"),
     "epsilon": (lambda: explain.get("lrp_epsilon")(epsilon=0.0), "`epsilon` must be above 0"),
     "gamma": (lambda: explain.get("lrp_gamma")(gamma=-1.0), "`gamma` must be at least 0"),
     "alpha": (lambda: explain.get("lrp_alpha_beta")(alpha=0.5), "`alpha` must be at least 1"),

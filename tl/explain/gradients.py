@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tl import pixels
 from tl.backbones.gradients import guided_gradients
 from tl.explain import baselines
 from tl.explain.base import Method, Problem, Rows, check_count, repeat, sum_passes
+from tl.types import Array
 
 
 def image_gradient(problem: Problem, images01: jax.Array, targets: Any) -> jax.Array:
@@ -107,6 +109,61 @@ def ig(*, nodes: int = 50, baseline: str = "black") -> Method:
         return sum_passes(value, nodes * n, problem.slots)[None]
 
     return Method(maps, signed=True, passes=nodes * n, baselines=draw)
+
+
+def expected_gradients(
+    *, draws: int = 50, baseline: str = "random", references: Array | None = None
+) -> Method:
+    """Expected gradients, summed over the channels: integrated gradients over random baselines.
+
+    Each draw takes a random baseline and a random point of the line from it to the image. In
+    expectation, the map adds up to the score of the image minus the mean score of the baselines.
+
+    Args:
+      draws: passes per image, at least 2.
+      baseline: names of `baselines.BASELINES`, joined with "+"; each draw takes one of them, and
+        "random" is another image each time.
+      references: f32[r h w c] in [0, 1], images of the data set, from which the baselines are drawn
+        instead.
+
+    Raises:
+      ValueError: fewer than two draws, an unknown baseline, or references of another shape than the
+        images or outside [0, 1].
+
+    Reference: Erion et al. 2021, arXiv:1906.10670, equation 4.
+    """
+    check_count(2, draws=draws)
+    draw, n = baselines.get(baseline), len(baseline.split("+"))
+    if references is not None:
+        pixels.check(references, ndim=4)
+
+    def check(shape: tuple[int, ...]) -> None:
+        if references is not None and references.shape[1:] != shape:
+            raise ValueError(
+                f"`references` must have the shape of the images: got {references.shape[1:]}, "
+                f"expected {shape}"
+            )
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        images01 = rows.images01
+
+        def start(key: jax.Array, choice: jax.Array) -> jax.Array:
+            if references is None:
+                return draw(key[None], images01)[0, jnp.floor(choice * n).astype(jnp.int32)]
+            return jnp.asarray(references)[jnp.floor(choice * len(references)).astype(jnp.int32)]
+
+        def value(index: jax.Array) -> jax.Array:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(rows.keys[0], index)
+            point, choice = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys).T
+            starts = jax.vmap(start)(keys, choice)
+            way = images01 - starts
+            at = starts + point[:, None, None, None] * way
+            gradients = image_gradient(problem, at, repeat(rows.targets, len(index)))
+            return jnp.sum(gradients * way, axis=-1)
+
+        return sum_passes(value, draws, problem.slots)[None] / draws
+
+    return Method(maps, signed=True, passes=draws, check=check)
 
 
 def _noisy(reduce: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., Method]:

@@ -12,6 +12,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gradient": gradients.gradient,
     "gradient_x_input": gradients.gradient_x_input,
     "ig": gradients.ig,
+    "expected_gradients": gradients.expected_gradients,
     "smoothgrad": gradients.smoothgrad,
     "smoothgrad_sq": gradients.smoothgrad_sq,
     "vargrad": gradients.vargrad,
@@ -26,6 +27,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "scorecam": cams.scorecam,
     "occlusion": masks.occlusion,
     "rise": masks.rise,
+    "kernel_shap": masks.kernel_shap,
 }
 """Name -> `(**options) -> Method`. "smoothgrad" is the largest absolute value over the channels of
 the mean of noisy gradients, "smoothgrad_sq" the sum over the channels of their mean square (Hooker

@@ -28,9 +28,9 @@ class ExplainSettings(NamedTuple):
       method: rows of `tl.explain.METHODS`.
       target: words of `targets.weights`; () explains the predicted class.
       endpoint: of the methods that read one; "" is the last stage.
-      nodes, baseline: of integrated gradients.
-      draws, noise: of SmoothGrad and VarGrad.
-      masks, grid: of RISE.
+      nodes, baseline: of integrated gradients; expected gradients use the baseline, too.
+      draws, noise: of SmoothGrad and VarGrad; expected gradients use the draws, too.
+      masks, grid: of RISE and KernelSHAP.
       patch, stride: of occlusion, in pixels; 0 is the default of the method.
       relu: whether Grad-CAM sets negative values to 0.
       slots: passes that a device computes together; 0 is the default of the device.
