@@ -13,7 +13,7 @@ Expected: on 100 ImageNet images and EfficientNet-Lite0, Grad-CAM has an inserti
 (0.452 to 0.538), and the edge map one of 0.427 (`explain_imagenet` in RESULTS.md).
 
 Cost: passes per image as in the table of methods, two forward passes per method, image and step,
-and nine maps per stage for the tests with random weights (on `randomized` images).
+100 per image, and nine maps per stage for the tests with random weights (`randomized` images).
 """
 
 from __future__ import annotations

@@ -121,7 +121,16 @@ def test_the_page_names_failed_tests_and_zero_maps_and_is_drawn_again(finished: 
     assert result["tests"]["random"]["deletion"]["passed"] is False
     lines = list(pages.explain.lines(result))
     assert len(lines) == 6 and "0.png: the map of gradcam is zero everywhere" in lines
-    assert "Deletion area" in pages.redraw(folder).read_text()
+    html = pages.redraw(folder).read_text()
+    assert all(text in html for text in ("Deletion area", "ROAD", "Correlation of the maps"))
+
+
+def test_results_with_fewer_tests_are_drawn(finished: Any):
+    folder, result = finished
+    old = ("completeness", "randomization", "deletion", "insertion", "sparseness")
+    fewer = {n: {k: r for k, r in row.items() if k in old} for n, row in result["tests"].items()}
+    sections = "".join(pages.explain.page(result | {"tests": fewer}, folder).sections)
+    assert "Deletion area" in sections and "ROAD" not in sections
 
 
 def test_with_labels_only_correct_images_are_explained(tmp_path: Path):

@@ -168,7 +168,6 @@ class RemovedRows(NamedTuple):
 def removed_versions(row: RemovedRows, index: jax.Array) -> jax.Array:
     """Versions f32[s h w c] of one image without `SHARES[index]` of its pixels, imputed."""
     (image,), (order,) = row.images01, row.ranks
-    # Shares of at least one pixel, rounded down.
     counts = jnp.asarray([int(share * order.size) for share in SHARES])[index]
     removed = order[None] < counts[:, None, None]
     filled = jax.vmap(imputation.impute, (None, 0))(image, removed)

@@ -17,7 +17,7 @@ from tl.types import Array, Variables
 
 # The controls of every report: the edge map and a random order of the pixels.
 CONTROLS = ("edges", "random")
-# Tests of methods with more passes per image use one network, draw or image instead of several.
+# Tests of methods with more passes per image use one network or permutation instead of several.
 MANY_PASSES = 100
 
 T = TypeVar("T")

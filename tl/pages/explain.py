@@ -85,9 +85,10 @@ def _tests(tests: Mapping[str, Any]) -> Html:
     failed = [(_label(name), ", ".join(checks.failed(row)) or "-") for name, row in tests.items()]
     verdicts = reporting.table(failed, ["method", "fails"], caption="Verdicts")
     text = (
-        "Intervals are 95 %, bootstrapped over images; fewer than "
-        f"{checks.FEWEST} images decide nothing about deletion and insertion. The controls read no "
-        "network, or no image, and must fail."
+        "A dash is a test that does not apply, or needs too many passes. Intervals are 95 %, "
+        f"bootstrapped over images; with fewer than {checks.FEWEST} images, the tests that compare "
+        "methods with controls decide nothing. The controls read no network, or no image, and must "
+        "fail."
     )
     return reporting.section("Tests of belief", verdicts, *tables, text=text)
 
