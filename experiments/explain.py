@@ -59,11 +59,14 @@ def define_flags() -> None:
     )
     number("mosaics", 0, "Mosaics of the test that explains one of four photographs; 0: no test.")
     number("marks", 0, "Images of the test with a planted mark; 0: no test.")
+    text("map_eps", "0", "Radius of an attack on the maps in [0, 1] pixel units; 0: none.")
     number("limit", 0, "Largest number of images to explain; 0 is all.")
 
 
 def main(run: reporting.Run) -> None:
-    settings = report.ExplainSettings(**cli.fields_of_flags(report.ExplainSettings))
+    values = cli.fields_of_flags(report.ExplainSettings)
+    eps = cli.fraction(FLAGS.map_eps, "map_eps")
+    settings = report.ExplainSettings(**values | {"map_eps": eps})
     report.methods(settings)  # raises before the weights are read
     clf, variables = cli.load_model(run)
     targets.weights(inference.class_table(clf), settings.target or ("0",))

@@ -94,6 +94,7 @@ def test_the_result_has_one_row_per_image_and_target_and_one_per_method(finished
     assert set(result["tests"]["gradcam"]) == set(checks.CHECKS) - {
         "completeness",
         "random_labels",
+        "fragility",
         "mosaic",
         "watermark",
     }

@@ -38,7 +38,7 @@ class Rule(NamedTuple):
     """How a network is differentiated.
 
     Attributes:
-      relu: "redirected" or "guided"; "" for the gradient.
+      relu: "redirected", "guided" or "smooth"; "" for the gradient.
       conv, dense: the parts of layer-wise relevance propagation through a convolution and through a
         dense layer; () for the gradient.
       epsilon: added to the absolute value of the sum of the contributions of an output.
@@ -51,6 +51,8 @@ class Rule(NamedTuple):
 
 
 PLAIN = Rule()
+# Slope of the sigmoid that replaces the step in the gradient of a smooth ReLU (chosen, not tuned).
+SHARPNESS = 10.0
 _rule = contextvars.ContextVar("rule", default=PLAIN)
 
 
@@ -98,6 +100,17 @@ def guided_gradients() -> contextlib.AbstractContextManager[None]:
     return gradient_rule(Rule(relu="guided"))
 
 
+def smooth_gradients() -> contextlib.AbstractContextManager[None]:
+    """Makes the gradient of ReLUs that of a softplus, so that it can be differentiated itself.
+
+    The gradient of a network of ReLUs is constant almost everywhere. Values do not change. The
+    context applies as that of `redirected_gradients`.
+
+    Reference: Ghorbani et al. 2019, arXiv:1710.10547, section 4, who replace the values, too.
+    """
+    return gradient_rule(Rule(relu="smooth"))
+
+
 def relu(x: jax.Array) -> jax.Array:
     """max(x, 0), with gradient 0 at 0."""
     return _ruled(x, math.inf, name) if (name := _rule.get().relu) else jax.nn.relu(x)
@@ -136,6 +149,8 @@ def _ruled_fwd(x: jax.Array, top: float, rule: str) -> tuple[jax.Array, jax.Arra
 
 
 def _ruled_bwd(top: float, rule: str, x: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    if rule == "smooth":
+        return (g * (jax.nn.sigmoid(SHARPNESS * x) - jax.nn.sigmoid(SHARPNESS * (x - top))),)
     zero = jnp.zeros_like(g)
     plain = jnp.where((x > 0.0) & (x < top), g, zero)
     if rule == "guided":

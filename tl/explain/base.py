@@ -108,7 +108,9 @@ class Explanation:
 
     Attributes:
       method: the method.
-      program: the jitted function of (variables, `Rows`), without checks.
+      maps: the function of (variables, `Rows`), without checks; can be differentiated.
+      together: number of images that a device computes together.
+      program: `maps`, jitted, `together` images at a time.
     """
 
     def __init__(
@@ -128,7 +130,8 @@ class Explanation:
                 _problem(clf, variables, objective, endpoint_of(method, clf), slots), rows
             )
 
-        self.program = shard_rows(map_in_chunks(run, 1 if many else slots))
+        self.maps, self.together = run, 1 if many else slots
+        self.program = shard_rows(map_in_chunks(run, self.together))
 
     def passes(self, h: int, w: int) -> int:
         """Passes per image of h x w pixels."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from tl.attacks.run import map_in_chunks
 from tl.devices import shard_rows
-from tl.explain import curves, pointing, sensitivity
+from tl.explain import curves, fragility, pointing, sensitivity
 from tl.explain.base import Explanation, Rows, logit
 from tl.explain.evidence import CONTROLS, Evidence, Subject
 from tl.explain.sensitivity import RANDOMIZED, SHIFTED
@@ -140,6 +140,9 @@ CHECKS: dict[str, Check] = {
         percent=True,
     ),
     "seeds": Check(sensitivity.seeds, "Correlation with another seed", question=SAME),
+    "fragility": Check(
+        fragility.fragility, "Correlation after an attack on the map", question=SAME
+    ),
     "deletion": Check(curves.deletion, "Deletion area", _LOWER, PIXELS, needs_map=False),
     "insertion": Check(curves.insertion, "Insertion area", _HIGHER, PIXELS, needs_map=False),
     "road": Check(curves.road, "ROAD", _LOWER, PIXELS, needs_map=False),
@@ -165,6 +168,7 @@ def evaluate(
     groups: Array | None = None,
     mosaics: int = 0,
     marks: int = 0,
+    eps: float = 0.0,
 ) -> dict[str, dict[str, Any]]:
     """All tests of belief of all methods and of the controls.
 
@@ -179,6 +183,7 @@ def evaluate(
         one image are not independent, and their mean counts. None: each row is an image.
       mosaics, marks: numbers of mosaics and of marked images of the tests with a known answer; 0
         omits a test.
+      eps: radius of the attack on the maps in Linf, in [0, 1] pixel units; 0 omits it.
 
     Returns:
       Name -> key of `CHECKS` -> `{"value", ...}`, without the tests that do not apply; "passed" if
@@ -197,6 +202,7 @@ def evaluate(
         np.arange(n) if groups is None else np.asarray(groups),
         mosaics,
         marks,
+        eps,
     )
     tests: dict[str, dict[str, Any]] = {}
     for name in evidence.maps:

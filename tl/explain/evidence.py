@@ -54,6 +54,7 @@ class Evidence:
       few: number of rows of tests that compute maps again, the first ones.
       groups: i[b], the image of each row.
       mosaics, marks: numbers of images of the tests with a known answer; 0 omits them.
+      eps: radius of the attack on the maps, in [0, 1] pixel units; 0 omits it.
     """
 
     subject: Subject
@@ -65,6 +66,7 @@ class Evidence:
     groups: np.ndarray
     mosaics: int = 0
     marks: int = 0
+    eps: float = 0.0
     _shared: dict[Callable[..., Any], Any] = dataclasses.field(default_factory=dict)
 
     def shared(self, compute: Callable[[Evidence], T]) -> T:

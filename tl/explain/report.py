@@ -37,6 +37,7 @@ class ExplainSettings(NamedTuple):
       steps: steps of insertion and deletion.
       randomized: number of images of the tests that compute maps again.
       mosaics, marks: numbers of mosaics and of marked images of the tests with a known answer.
+      map_eps: radius of an attack on the maps, in [0, 1] pixel units; 0 omits it.
       limit: largest number of images; 0 is all.
       seed: of noise, masks and random weights.
     """
@@ -58,6 +59,7 @@ class ExplainSettings(NamedTuple):
     randomized: int = 4
     mosaics: int = 0
     marks: int = 0
+    map_eps: float = 0.0
     limit: int = 0
     seed: int = 0
 
@@ -143,6 +145,7 @@ def explain_images(
         groups=np.array(rows),
         mosaics=settings.mosaics,
         marks=settings.marks,
+        eps=settings.map_eps,
     )
 
     files = zip(images.paths, images.images, strict=True)
