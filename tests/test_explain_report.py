@@ -116,7 +116,7 @@ def test_the_page_names_failed_tests_and_zero_maps_and_is_drawn_again(finished: 
     assert "The map is zero everywhere: nothing raises the score." in html
     assert "edges (control)" in html and "random (control)" in html
     for name in ("gradient_x_input", "gradcam"):
-        assert pages.explain.title(name, result["tests"][name]) in html
+        assert pages.explain.title(name, result["tests"][name], most=2) in html
     for name in ("gradient_x_input", "gradcam"):  # two images decide nothing
         assert result["tests"][name]["deletion"]["passed"] is None
     assert result["tests"]["random"]["deletion"]["passed"] is False
@@ -124,6 +124,16 @@ def test_the_page_names_failed_tests_and_zero_maps_and_is_drawn_again(finished: 
     assert len(lines) == 6 and "0.png: the map of gradcam is zero everywhere" in lines
     html = pages.redraw(folder).read_text()
     assert all(text in html for text in ("Deletion area", "ROAD", "Correlation of the maps"))
+
+
+def test_a_title_names_the_failed_tests_or_counts_them():
+    failing = {"value": 0.0, "passed": False}
+    row = {"deletion": failing, "road": failing, "seeds": {"value": 1.0}}
+    assert pages.explain.title("ig", row, most=2) == "ig (fails deletion, road)"
+    row |= {"insertion": failing, "random_labels": {"value": 0.0, "passed": True}}
+    assert pages.explain.title("ig", row, most=2) == "ig (fails 3 of 4 tests)"
+    expected = "edges (control; fails deletion, insertion, road)"
+    assert pages.explain.title("edges", row) == expected
 
 
 def test_results_with_fewer_tests_are_drawn(finished: Any):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tl import reporting
 from tl.attacks.run import map_in_chunks
 from tl.devices import shard_rows
 from tl.explain import curves, fragility, pointing, sensitivity
@@ -107,24 +108,17 @@ class Check(NamedTuple):
 
 
 NETWORK, SAME = "Does the map follow the network?", "Does the map change without a reason?"
-PIXELS, FORM = "Do its pixels matter?", "What does the map look like?"
+PIXELS, FORM = "Do the pixels of the map matter?", "What are its values?"
 KNOWN = "Does the map point at a known object?"
 _CORRELATION = f"at most {RANDOMIZED}"
 _LOWER, _HIGHER = (f"{word} than random order and edges" for word in ("lower", "higher"))
 
 CHECKS: dict[str, Check] = {
-    "completeness": Check(
-        completeness,
-        "Completeness error",
-        f"at most {COMPLETE:.0%} of the score difference",
-        PIXELS,
-        percent=True,
-    ),
     "randomization": Check(
         sensitivity.randomization, "Correlation with random weights", _CORRELATION, NETWORK
     ),
     "smooth_randomization": Check(
-        sensitivity.smooth_randomization, "The same, averaged over noise", _CORRELATION, NETWORK
+        sensitivity.smooth_randomization, "Correlation, averaged over noise", _CORRELATION, NETWORK
     ),
     "random_labels": Check(
         sensitivity.random_labels, "Correlation with permuted labels", _CORRELATION, NETWORK
@@ -151,6 +145,13 @@ CHECKS: dict[str, Check] = {
         pointing.mosaic, "Energy in the right quarter", "more than 0.25", KNOWN, percent=True
     ),
     "watermark": Check(pointing.watermark, "Mark found", question=KNOWN, percent=True),
+    "completeness": Check(
+        completeness,
+        "Completeness error",
+        f"at most {COMPLETE:.0%} of the score difference",
+        FORM,
+        percent=True,
+    ),
     "sparseness": Check(sparseness, "Sparseness (Gini)", question=FORM, needs_map=False),
     "agreement": Check(agreement, "Correlation with other methods", question=FORM),
 }
@@ -205,7 +206,7 @@ def evaluate(
         eps,
     )
     tests: dict[str, dict[str, Any]] = {}
-    for name in evidence.maps:
+    for name in reporting.progress(list(evidence.maps), label="tests"):
         rows = {
             key: check.run(evidence, name)
             for key, check in CHECKS.items()

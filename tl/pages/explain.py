@@ -43,10 +43,16 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             yield f"{Path(row['path']).name}: the map of {', '.join(zero)} is zero everywhere"
 
 
-def title(name: str, row: Mapping[str, Any]) -> str:
-    """The name of a method, and the tests that it fails."""
-    failed = ", ".join(checks.failed(row))
-    return f"{_label(name)} (fails {failed})" if failed else _label(name)
+def title(name: str, row: Mapping[str, Any], most: int | None = None) -> str:
+    """The name of a method and the tests that it fails, or their number if there are more."""
+    failed = checks.failed(row)
+    words = ["control"] if name in checks.CONTROLS else []
+    if most is not None and len(failed) > most:
+        decided = sum(test.get("passed") is not None for test in row.values())
+        words.append(f"fails {len(failed)} of {decided} tests")
+    elif failed:
+        words.append(f"fails {', '.join(failed)}")
+    return f"{name} ({'; '.join(words)})" if words else name
 
 
 def _label(name: str) -> str:
@@ -96,7 +102,7 @@ def _tests(tests: Mapping[str, Any]) -> Html:
 def _agreement(tests: Mapping[str, Any]) -> list[Html]:
     """The correlation of each method's maps with those of each other one."""
     pairs = {name: row["agreement"]["with"] for name, row in tests.items() if "agreement" in row}
-    names = list(dict.fromkeys(name for row in pairs.values() for name in row))
+    names = [name for name in tests if any(name in row for row in pairs.values())]
     rows = [
         (_label(name), *(f"{row[other]:.3f}" if other in row else "" for other in names))
         for name, row in pairs.items()
@@ -122,7 +128,8 @@ def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Ht
         if drawn["zero"]:
             caption = "The map is zero everywhere: nothing raises the score."
         figure = common.figure(folder, drawn["overlay"])
-        cards.append(reporting.card(figure, title=title(name, tests[name]), caption=caption))
+        heading = title(name, tests[name], most=2)
+        cards.append(reporting.card(figure, title=heading, caption=caption))
     return reporting.section(f"Why {row['target']}?", reporting.gallery(cards))
 
 
@@ -154,4 +161,4 @@ def _curves(tests: Mapping[str, Any]) -> list[Html]:
         options = {"x_label": f"randomized parts: {', '.join(longest)}", "y_label": "correlation"}
         if series:
             charts.append(reporting.curves(series, title=checks.CHECKS[key].title, **options))
-    return [reporting.section("Insertion, deletion and random weights", *charts)]
+    return [reporting.section("Hidden pixels and random weights", *charts)]
