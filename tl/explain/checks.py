@@ -75,7 +75,7 @@ def agreement(evidence: Evidence, name: str) -> dict[str, Any] | None:
     """Rank correlation of the absolute values of a map with those of other methods.
 
     Returns:
-      `{"value", "with"}`: the mean over the other methods that are no control, and the correlation
+      `{"value", "with"}`: the mean over the other methods except controls, and the correlation
       with each other map; None without another method.
     """
     others = evidence.shared(_correlations)[name]

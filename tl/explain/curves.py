@@ -260,8 +260,8 @@ def _fidelities(evidence: Evidence) -> dict[str, np.ndarray]:
     values = {}
     for name, maps in evidence.maps.items():
         sums = np.einsum("bnrc,brc->bn", hidden, cell_sums(maps, hidden.shape[-1]))
-        each = np.array([rank_correlation(s, -y) for s, y in zip(sums, scores, strict=True)])
-        values[name] = by_image(each, evidence.groups)
+        rows = np.array([rank_correlation(s, -y) for s, y in zip(sums, scores, strict=True)])
+        values[name] = by_image(rows, evidence.groups)
     return values
 
 

@@ -42,14 +42,14 @@ def impute(image: jax.Array, removed: jax.Array) -> jax.Array:
     Reference: Rong et al. 2022, arXiv:2202.00449, section 4.
     """
     holes = removed[..., None].astype(jnp.float32)
-    known = image * (1.0 - holes)
-    mean = jnp.sum(known, axis=(0, 1)) / jnp.sum(1.0 - holes)
+    kept = image * (1.0 - holes)
+    mean = jnp.sum(kept, axis=(0, 1)) / jnp.sum(1.0 - holes)
     weights = neighbor_sums(jnp.ones_like(holes))
 
     def matrix(x: jax.Array) -> jax.Array:
         return holes * (weights * x - neighbor_sums(holes * x))
 
-    right = holes * neighbor_sums(known)
+    right = holes * neighbor_sums(kept)
     start = holes * mean[None, None]
     solved, _ = jax.scipy.sparse.linalg.cg(matrix, right, start, tol=TOLERANCE, maxiter=ITERATIONS)
-    return known + holes * solved
+    return kept + holes * solved
