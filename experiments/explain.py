@@ -3,6 +3,7 @@
   ./launch.sh explain --images=FILES
   ./launch.sh explain --images=FILES --method=ig,gradcam,rise --target="tabby vs tiger cat"
   ./launch.sh explain --images=FILES --method=gradcam,layercam --endpoint=stage4 --model=DIR
+  ./launch.sh explain --images=FILES --beside=attacked
 
 Each target is explained in each image; the default is the predicted class. tl/explain/README.md has
 the methods and says how to read a map. Every report tests the maps, with a random order of the
@@ -59,14 +60,18 @@ def define_flags() -> None:
     )
     number("mosaics", 0, "Mosaics of the test that explains one of four photographs; 0: no test.")
     number("marks", 0, "Images of the test with a planted mark; 0: no test.")
+    text(
+        "beside", "", "Explained next to it: attacked (within --eps), or a network, NAME or folder."
+    )
+    text("eps", "2/255", "Radius of the attack of --beside=attacked in [0, 1] pixel units.")
     text("map_eps", "0", "Radius of an attack on the maps in [0, 1] pixel units; 0: none.")
     number("limit", 0, "Largest number of images to explain; 0 is all.")
 
 
 def main(run: reporting.Run) -> None:
     values = cli.fields_of_flags(report.ExplainSettings)
-    eps = cli.fraction(FLAGS.map_eps, "map_eps")
-    settings = report.ExplainSettings(**values | {"map_eps": eps})
+    values |= {name: cli.fraction(values[name], name) for name in ("eps", "map_eps")}
+    settings = report.ExplainSettings(**values)
     report.methods(settings)  # raises before the weights are read
     clf, variables = cli.load_model(run)
     targets.weights(inference.class_table(clf), settings.target or ("0",))

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from toys import toy_zoo  # noqa: F401  # a fixture
 
-from tl import data, inference, pages, pixels, reporting
+from tl import data, inference, models, pages, pixels, reporting
 from tl.explain import checks, drawing, report
 
 SIDE = 16
@@ -170,3 +171,48 @@ def test_the_predicted_class_is_the_default_target(tmp_path: Path):
     (row,) = report.explain_images(run, clf, variables, images, settings)["images"]
     logits = np.asarray(clf.logits(variables, jnp.asarray(pixels.to_images01(image))))
     assert row["target"] == f"class {logits[0].argmax()}" == row["predicted"][0]["name"]
+
+
+@pytest.mark.usefixtures("toy_zoo")
+def test_attacked_images_and_a_second_network_are_explained_beside(tmp_path: Path):
+    clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
+    images = np.stack([toys.smooth(SIDE, SIDE, seed=seed) for seed in range(2)])
+    files = [tmp_path / f"{i}.png" for i in range(2)]
+    for file, image in zip(files, images, strict=True):
+        reporting.save_png(file, image)
+    loaded = inference.read_images(clf, [str(file) for file in files])
+    run = reporting.start("explain", str(tmp_path / "attacked"), {"seed": 0})
+    settings = report.ExplainSettings(("gradient",), steps=2, slots=4, beside="attacked", eps=0.1)
+    result = report.explain_images(run, clf, variables, loaded, settings)
+    other = result["beside"]
+    assert set(other["correlation"]) == {"gradient", "edges"} and other["what"] == "attacked"
+    attacked = np.stack([data.decode(run.workdir / row["image"]) for row in other["images"]])
+    assert 0 < np.abs(attacked.astype(int) - loaded.images).max() <= 25
+    assert other["correlation"]["edges"]["value"] < 1
+    page = pages.finish(run, result)
+    assert "After the attack" in Path(page).read_text()
+
+    folder = models.save(tmp_path / "model", clf, variables)
+    run = reporting.start("explain", str(tmp_path / "second"), {"seed": 0})
+    settings = settings._replace(beside=str(folder))
+    correlation = report.explain_images(run, clf, variables, loaded, settings)["beside"][
+        "correlation"
+    ]
+    assert correlation["gradient"]["value"] == pytest.approx(1)
+    with pytest.raises(ValueError, match="unknown network 'efficientnet_lite99'"):
+        report.second_network(settings._replace(beside="efficientnet_lite99"))
+
+
+def test_a_failed_test_of_belief_leaves_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no curve today")
+
+    clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
+    images = inference.LoadedImages([tmp_path / "a.png"], toys.smooth(SIDE, SIDE)[None], [])
+    monkeypatch.setattr(checks, "evaluate", fail)
+    run = reporting.start("explain", str(tmp_path / "run"), {"seed": 0})
+    settings = report.ExplainSettings(("gradient",), steps=2, slots=4)
+    result = report.explain_images(run, clf, variables, images, settings)
+    assert run.failures == {"tests": "no curve today"}
+    assert (run.workdir / result["images"][0]["maps"]["gradient"]["npy"]).is_file()
+    pages.finish(run, result)

@@ -43,9 +43,9 @@ class _Task(NamedTuple):
     """
 
     rows: Rows
-    top: Array
-    labels: Array
-    eps: Array
+    top: jax.Array
+    labels: jax.Array
+    eps: jax.Array
 
 
 def highest(maps: Array, share: float = TOP) -> np.ndarray:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import inspect
 import io
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tl import devices, hosts, inference, metrics, pixels, reporting, storage
-from tl.explain import checks, drawing, pointing, targets
+from tl import (
+    attacks,
+    devices,
+    hosts,
+    inference,
+    metrics,
+    models,
+    pixels,
+    reporting,
+    storage,
+)
+from tl.attacks import goals, norms
+from tl.data import WithWhite
+from tl.explain import checks, drawing, pointing, statistics, targets
 from tl.explain.base import Method, make
 from tl.explain.methods import get
 from tl.inference import LoadedImages
 from tl.models import Classifier
 from tl.types import Variables
 
+ATTACKED = "attacked"
 # Side of a top patch as a share of the image, and their number; chosen, not tuned.
 PATCH, PATCHES = 0.25, 3
 
@@ -38,6 +52,9 @@ class ExplainSettings(NamedTuple):
       randomized: number of images of the tests that compute maps again.
       mosaics, marks: numbers of mosaics and of marked images of the tests with a known answer.
       map_eps: radius of an attack on the maps, in [0, 1] pixel units; 0 omits it.
+      beside: what is explained next to the images: "attacked", the same images after an attack
+        within `eps`, or the name or folder of a second network; "" for nothing.
+      eps: radius of that attack in Linf, in [0, 1] pixel units.
       limit: largest number of images; 0 is all.
       seed: of noise, masks and random weights.
     """
@@ -60,6 +77,8 @@ class ExplainSettings(NamedTuple):
     mosaics: int = 0
     marks: int = 0
     map_eps: float = 0.0
+    beside: str = ""
+    eps: float = 2 / 255
     limit: int = 0
     seed: int = 0
 
@@ -78,6 +97,19 @@ def methods(settings: ExplainSettings) -> dict[str, Method]:
         options = inspect.signature(get(name)).parameters.keys() & set(settings._fields)
         chosen[name] = get(name)(**{option: getattr(settings, option) for option in options})
     return chosen
+
+
+def second_network(settings: ExplainSettings) -> tuple[Classifier, Variables] | None:
+    """The network of `settings.beside`; None if it names none.
+
+    Raises:
+      ValueError: an unknown network, or one that lacks a class of `settings.target`.
+    """
+    if settings.beside in ("", ATTACKED):
+        return None
+    clf, variables = models.load(settings.beside)
+    targets.weights(inference.class_table(clf), settings.target or ("0",))
+    return clf.with_dtype("float32"), variables
 
 
 def explain_images(
@@ -100,19 +132,14 @@ def explain_images(
 
     Returns:
       The content of `result.json`: `images`, one row per image and target, and `tests`, one row per
-      method and control.
+      method and control. With `settings.beside`, `beside` has the same of the attacked images or of
+      the second network, and `correlation`, for each method, of its maps with the first ones.
 
     Raises:
-      ValueError: as `methods`, `targets.weights` and `Explanation`.
+      ValueError: as `methods`, `targets.weights`, `second_network` and `Explanation`.
     """
-    chosen = methods(settings)
-    chosen |= {"edges": get("edges")()}  # the control of the tests
-    table, clf = inference.class_table(clf), clf.with_dtype("float32")
-    words = settings.target or ("",)
-    shared = targets.weights(table, words) if settings.target else None
-    slots = settings.slots or devices.images_at_once()
-    explanations = {name: make(method, clf, slots=slots) for name, method in chosen.items()}
-
+    chosen = methods(settings) | {"edges": get("edges")()}  # the control of the tests
+    second, clf = second_network(settings), clf.with_dtype("float32")
     logits = inference.predict_logits(clf, variables, images.images)
     explained = (
         np.arange(len(logits)) if labels is None else np.flatnonzero(logits.argmax(1) == labels)
@@ -126,28 +153,76 @@ def explain_images(
     images = images._replace(
         paths=[images.paths[i] for i in explained], images=images.images[explained]
     )
-    logits = logits[explained]
-    pointing.check(logits.argmax(axis=1), mosaics=settings.mosaics, marks=settings.marks)
+    classes = logits[explained].argmax(axis=1)
+    pointing.check(classes, mosaics=settings.mosaics, marks=settings.marks)
+    result, maps = _explain(run, clf, variables, images, settings, chosen)
+    result |= {"skipped": images.skipped, "settings": settings._asdict()}
+    if not settings.beside:
+        return result
+
+    def beside() -> dict[str, Any]:
+        if second is None:
+            attacked = attacked_images(clf, variables, images.images, classes, settings.eps)
+            shown, network = images._replace(images=attacked), (clf, variables)
+        else:
+            white = max((p.white for p in images.paths if isinstance(p, WithWhite)), default=0)
+            files = [str(path) for path in images.paths]
+            shown, network = inference.read_images(second[0], files, white=white), second
+        other, other_maps = _explain(run, *network, shown, settings, chosen)
+        groups = np.repeat(np.arange(len(classes)), len(settings.target or ("",)))
+        correlation = {
+            name: statistics.bootstrap(
+                statistics.by_image(statistics.spearman(values, other_maps[name]), groups)
+            )
+            for name, values in maps.items()
+            if values.shape == other_maps[name].shape
+        }
+        return {"what": settings.beside, **other, "correlation": correlation}
+
+    return result | {"beside": run.attempt("beside", beside, {})}
+
+
+def attacked_images(
+    clf: Classifier, variables: Variables, images: np.ndarray, classes: np.ndarray, eps: float
+) -> np.ndarray:
+    """The images uint8[n s s c] after an untargeted PGD attack within `eps` in Linf.
+
+    Args:
+      clf, variables: the network.
+      images: uint8[n s s c].
+      classes: i[n], the classes that the attack leaves.
+      eps: radius in [0, 1] pixel units.
+    """
+    search = attacks.get("pgd")()
+    attack = attacks.make(search, clf.logits, norm=norms.LINF, goal=goals.UNTARGETED)
+    mask = goals.class_mask([[int(i)] for i in classes], len(inference.class_table(clf)))
+    on_device, images01 = jax.device_put(variables), pixels.to_images01(images)
+    return pixels.to_uint8(attack(on_device, jax.random.key(0), images01, mask, eps=eps).images)
+
+
+def _explain(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    images: LoadedImages,
+    settings: ExplainSettings,
+    chosen: Mapping[str, Method],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The rows of the images and the tests, and name -> maps f32[b h w], of one network."""
+    words, table = settings.target or ("",), inference.class_table(clf)
+    slots = settings.slots or devices.images_at_once()
+    explanations = {name: make(method, clf, slots=slots) for name, method in chosen.items()}
+    logits = inference.predict_logits(clf, variables, images.images)
     rows = [i for i in range(len(logits)) for _ in words]
-    weights = targets.predicted(logits) if shared is None else np.tile(shared, (len(logits), 1))
+    if settings.target:
+        weights = np.tile(targets.weights(table, words), (len(logits), 1))
+    else:
+        weights = targets.predicted(logits)
     images01, key = pixels.to_images01(images.images[rows]), jax.random.key(settings.seed)
     on_device = jax.device_put(variables)
     maps = {}
     for name in reporting.progress(list(explanations), label="methods"):
         maps[name] = np.asarray(explanations[name](on_device, key, images01, weights))
-    tests = checks.evaluate(
-        checks.Subject(clf, on_device, key, images01, weights),
-        explanations,
-        maps,
-        steps=settings.steps,
-        slots=slots,
-        randomized=settings.randomized,
-        groups=np.array(rows),
-        mosaics=settings.mosaics,
-        marks=settings.marks,
-        eps=settings.map_eps,
-    )
-
     files = zip(images.paths, images.images, strict=True)
     figures = [run.relative(run.figure(path.name, image)) for path, image in files]
     result_rows = []
@@ -168,14 +243,20 @@ def explain_images(
                 "maps": drawn,
             }
         )
-    return {
-        "arch": clf.arch,
-        "n": len(logits),
-        "skipped": images.skipped,
-        "settings": settings._asdict(),
-        "images": result_rows,
-        "tests": tests,
-    }
+    tests = lambda: checks.evaluate(
+        checks.Subject(clf, on_device, key, images01, weights),
+        explanations,
+        maps,
+        steps=settings.steps,
+        slots=slots,
+        randomized=settings.randomized,
+        groups=np.array(rows),
+        mosaics=settings.mosaics,
+        marks=settings.marks,
+        eps=settings.map_eps,
+    )
+    tested = run.attempt("tests", tests, {name: {} for name in maps})
+    return {"arch": clf.arch, "n": len(logits), "images": result_rows, "tests": tested}, maps
 
 
 def save_map(

@@ -24,6 +24,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
         _tests(result["tests"]),
         *(_image(row, result["tests"], folder) for row in result["images"]),
         *_curves(result["tests"]),
+        *_beside(result.get("beside", {}), folder),
         reporting.skipped(result["skipped"]),
     ]
     methods = ", ".join(result["settings"]["method"])
@@ -131,6 +132,24 @@ def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Ht
         heading = title(name, tests[name], most=2)
         cards.append(reporting.card(figure, title=heading, caption=caption))
     return reporting.section(f"Why {row['target']}?", reporting.gallery(cards))
+
+
+def _beside(result: Mapping[str, Any], folder: Path) -> list[Html]:
+    """The attacked images or the second network, and the correlation of the maps."""
+    if not result:
+        return []
+    rows = [
+        (_label(name), f"{row['value']:.3f} ({row['ci95'][0]:.3f} to {row['ci95'][1]:.3f})")
+        for name, row in result["correlation"].items()
+    ]
+    caption = "Rank correlation of absolute values with the maps above"
+    title = "After the attack" if result["what"] == "attacked" else result["what"]
+    return [
+        reporting.chapter(title),
+        reporting.section("Correlation", reporting.table(rows, ["method", caption])),
+        _tests(result["tests"]),
+        *(_image(row, result["tests"], folder) for row in result["images"]),
+    ]
 
 
 def _curves(tests: Mapping[str, Any]) -> list[Html]:
