@@ -85,7 +85,7 @@ def test_both_libraries_explain_the_same(net: attack_libraries.Twin, name: str) 
     rows, x = explanations.problem(net, 2 if name == "gradcam" else 1)
     options = {"masks": 600} if name == "rise" else {}
     ours = np.asarray(
-        explanations.explain.make(explanations.explain.get(name)(**options), net.clf)(
+        explanations.explain.make(explanations.method(name, **options), net.clf)(
             net.variables, *rows
         )
     )

@@ -45,14 +45,14 @@ def captum_ig(net: Twin, x: Any, batch_size: int | None, nodes: int = 50) -> Any
 
 
 def captum_gradcam(net: Twin, x: Any, batch_size: int) -> Any:
-    """Grad-CAM of the last stage for f32[b 3 h w], f32[b h w]; all images at once."""
+    """Grad-CAM of the last stage without ReLU for f32[b 3 h w], f32[b h w]; all images at once."""
     from captum import attr
 
     spec = net.clf.spec
     ends = tables.sources(spec)[net.library].endpoints(spec.module)
     layer = dict(net.module.model.named_modules())[ends[spec.endpoints[-1]]]
     maps: Any = attr.LayerGradCam(net.module, layer).attribute(x, target=CLASS)
-    return attr.LayerAttribution.interpolate(maps.relu(), x.shape[2:], "bilinear")[:, 0]
+    return attr.LayerAttribution.interpolate(maps, x.shape[2:], "bilinear")[:, 0]
 
 
 def captum_occlusion(net: Twin, x: Any, batch_size: int) -> Any:
@@ -113,6 +113,11 @@ METHODS = {
 }
 
 
+def method(name: str, **options: Any) -> base.Method:
+    """The method of `tl`; Grad-CAM without ReLU, because a map of zeros compares nothing."""
+    return explain.get(name)(**options, **({"relu": False} if name == "gradcam" else {}))
+
+
 # ---- speed ----
 
 
@@ -139,7 +144,7 @@ def speed(arch: str, methods: Sequence[str], size: int, masks: int, rounds: int)
         words, theirs, sizes, faster, n = METHODS[name]
         rows, x = problem(net, n)
         options = {"masks": masks} if name == "rise" else {}
-        program = explain.make(explain.get(name)(**options), net.clf)
+        program = explain.make(method(name, **options), net.clf)
         ours = functools.partial(program, net.variables, *rows)
         calls: dict[str, Any] = {
             f"{version}, {batch} at a time": functools.partial(theirs, net, x, batch, **options)
