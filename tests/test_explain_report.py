@@ -48,6 +48,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no method": ({"method": ()}, "`method` must name different methods"),
     "twice": ({"method": ("ig", "ig")}, "`method` must name different methods: got 'ig,ig'"),
     "unknown": ({"method": ("gradcm",)}, "unknown method 'gradcm'; nearest: 'gradcam'"),
+    "radius": ({"map_eps": 8.0}, r"`map_eps` must be in \[0, 1\]: got 8.0; write 8/255"),
     "one node": ({"nodes": 1}, "`nodes` must be at least 2: got 1"),
 }
 
@@ -199,7 +200,7 @@ def test_attacked_images_and_a_second_network_are_explained_beside(tmp_path: Pat
         "correlation"
     ]
     assert correlation["gradient"]["value"] == pytest.approx(1)
-    with pytest.raises(ValueError, match="unknown network 'efficientnet_lite99'"):
+    with pytest.raises(ValueError, match="unknown architecture 'efficientnet_lite99'; nearest"):
         report.second_network(settings._replace(beside="efficientnet_lite99"))
 
 

@@ -92,6 +92,9 @@ def methods(settings: ExplainSettings) -> dict[str, Method]:
     names = settings.method
     if not names or len(set(names)) < len(names):
         raise ValueError(f"`method` must name different methods: got {','.join(names)!r}")
+    for radius in ("eps", "map_eps"):
+        if not 0 <= (value := getattr(settings, radius)) <= 1:
+            raise ValueError(f"`{radius}` must be in [0, 1]: got {value}; write {value:g}/255")
     chosen = {}
     for name in names:
         options = inspect.signature(get(name)).parameters.keys() & set(settings._fields)
