@@ -37,14 +37,11 @@ def define_flags() -> None:
     flags.DEFINE_list("method", list(DEFAULT.method), f"Methods: {', '.join(METHODS)}.")
     flags.DEFINE_list("target", [], "Classes, groups, or 'A vs B'. Default: the predicted class.")
     text("endpoint", "", "Stage of the methods that read one. Default: the last.")
-    text(
-        "baseline",
-        DEFAULT.baseline,
-        f"Baselines of ig and expected_gradients, joined with +: {', '.join(baselines.BASELINES)}.",
-    )
+    text("baseline", DEFAULT.baseline, f"Baselines joined by +: {', '.join(baselines.BASELINES)}.")
     number("nodes", DEFAULT.nodes, "Nodes of ig per baseline.")
     number("draws", DEFAULT.draws, "Draws of expected_gradients, smoothgrad(_sq) and vargrad.")
     flags.DEFINE_float("noise", DEFAULT.noise, "Their noise, as a share of the image's range.")
+    flags.DEFINE_float("lowpass", 0.0, "Standard deviation of a filter of gradients, in pixels.")
     number("masks", DEFAULT.masks, "Masks of rise (the paper: 4,000 to 8,000) and kernel_shap.")
     number("grid", DEFAULT.grid, "Cells per side of a mask of rise and kernel_shap.")
     number("patch", 0, "Side of the patch of occlusion in pixels. Default: an eighth of the image.")

@@ -212,6 +212,25 @@ def test_gradients_match_their_closed_form():
         np.testing.assert_allclose(values, expected, rtol=0.3, atol=0.02)
 
 
+def test_a_low_pass_filter_blurs_the_gradient_before_its_absolute_value():
+    _, _, a, b = quadratic()
+    distance = np.subtract.outer(np.arange(SIDE), np.arange(SIDE))
+    gauss = np.exp(-(distance**2) / (2 * 1.5**2))
+    gauss /= gauss.sum(axis=1, keepdims=True)
+    blur = lambda x: np.einsum("ij,njkc,lk->nilc", gauss, x, gauss)
+    blurred = blur(a[None, ..., 0] + 2 * IMAGES * b[None, ..., 0])
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(explained(explain.get("gradient")(lowpass=1.5)), np.abs(blurred).max(-1))
+    close(explained(explain.get("gradient_x_input")(lowpass=1.5)), (blurred * IMAGES).sum(-1))
+    # The noise of the draws is blurred, too, so the variance shrinks by the squared weights.
+    spread = 0.1 * np.ptp(IMAGES, axis=(1, 2, 3))[:, None, None, None]
+    variance = np.einsum(
+        "ij,njkc,lk->nilc", gauss**2, 4 * b[None, ..., 0] ** 2 * spread**2, gauss**2
+    ).sum(-1)
+    values = explained(explain.get("vargrad")(draws=1000, noise=0.1, lowpass=1.5), slots=500)
+    np.testing.assert_allclose(values, variance, rtol=0.3, atol=0.02)
+
+
 def test_occlusion_matches_a_loop_in_numpy():
     """The map is the mean drop of the score over the patches that cover a pixel."""
     patch, stride = 5, 4
@@ -576,6 +595,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "no draw": (lambda: explain.get("vargrad")(draws=1), "`draws` must be at least 2: got 1"),
     "noise": (lambda: explain.get("smoothgrad")(noise=-1.0), r"`noise` must be in \(0, 1\]"),
+    "lowpass": (
+        lambda: explain.get("guided")(lowpass=-1.0),
+        "`lowpass` must be at least 0 pixels: got -1.0",
+    ),
     "patch": (
         lambda: call(explain.get("occlusion")(patch=32)),
         "`patch` is larger than the images: got 32, expected at most 16",

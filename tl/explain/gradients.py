@@ -13,15 +13,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl import pixels
+from tl.attacks.baselines import gaussian_blur
 from tl.backbones.gradients import guided_gradients
 from tl.explain import baselines
 from tl.explain.base import Method, Problem, Rows, check_count, repeat, sum_passes
 from tl.types import Array
 
 
-def image_gradient(problem: Problem, images01: jax.Array, targets: Any) -> jax.Array:
-    """The gradient of the scores with respect to their images, f32[b h w c]."""
-    return jax.grad(lambda x: jnp.sum(problem.score(x, targets)))(images01)
+def image_gradient(
+    problem: Problem, images01: jax.Array, targets: Any, lowpass: float = 0.0
+) -> jax.Array:
+    """The gradient of the scores with respect to their images, f32[b h w c].
+
+    Args:
+      problem: the network and its objective.
+      images01: f32[b h w c].
+      targets: arguments of the objective.
+      lowpass: standard deviation of a Gaussian that filters the gradient, in pixels; 0 is none.
+    """
+    slope = jax.grad(lambda x: jnp.sum(problem.score(x, targets)))(images01)
+    if not lowpass:
+        return slope
+    return gaussian_blur(slope, jnp.full(len(slope), lowpass, jnp.float32))
+
+
+def _check_lowpass(lowpass: float) -> None:
+    if not 0 <= lowpass < np.inf:
+        raise ValueError(f"`lowpass` must be at least 0 pixels: got {lowpass}")
 
 
 def _strongest(gradient: jax.Array) -> jax.Array:
@@ -29,46 +47,71 @@ def _strongest(gradient: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(gradient), axis=-1)
 
 
-def gradient() -> Method:
+def gradient(*, lowpass: float = 0.0) -> Method:
     """Saliency: the largest absolute gradient over the channels.
 
-    Reference: Simonyan et al. 2014, arXiv:1312.6034, section 3.1.
+    Args:
+      lowpass: standard deviation of a Gaussian that filters the gradient before its absolute value,
+        in pixels. 0 is no filter. The high frequencies of gradients are mostly artifacts of pooling
+        and strides.
+
+    Raises:
+      ValueError: `lowpass` is negative.
+
+    Reference: Simonyan et al. 2014, arXiv:1312.6034, section 3.1. Low-pass filter: Muzellec et al.
+      2024, arXiv:2307.09591, who set Fourier coefficients to 0 instead.
     """
-    return Method(
-        lambda problem, rows: _strongest(image_gradient(problem, rows.images01, rows.targets)),
-        signed=False,
-    )
+    _check_lowpass(lowpass)
+
+    def maps(problem: Problem, rows: Rows) -> jax.Array:
+        return _strongest(image_gradient(problem, rows.images01, rows.targets, lowpass))
+
+    return Method(maps, signed=False)
 
 
-def gradient_x_input() -> Method:
+def gradient_x_input(*, lowpass: float = 0.0) -> Method:
     """The gradient times the image in [0, 1], summed over the channels.
 
     It is the contribution of each pixel, compared with black, if the network were linear. Captum
     multiplies by the normalized input instead.
 
+    Args:
+      lowpass: as for `gradient`.
+
+    Raises:
+      ValueError: `lowpass` is negative.
+
     Reference: Shrikumar et al. 2017, arXiv:1605.01713, section 2.
     """
 
+    _check_lowpass(lowpass)
+
     def maps(problem: Problem, rows: Rows) -> jax.Array:
-        return jnp.sum(
-            image_gradient(problem, rows.images01, rows.targets) * rows.images01, axis=-1
-        )
+        slope = image_gradient(problem, rows.images01, rows.targets, lowpass)
+        return jnp.sum(slope * rows.images01, axis=-1)
 
     return Method(maps, signed=True)
 
 
-def guided() -> Method:
+def guided(*, lowpass: float = 0.0) -> Method:
     """Guided backpropagation: ReLUs pass on positive gradients only. A control.
 
     It reconstructs edges and hardly depends on the weights of the last layers (Adebayo et al. 2018,
     arXiv:1810.03292). In networks without ReLU it is the gradient.
 
+    Args:
+      lowpass: as for `gradient`.
+
+    Raises:
+      ValueError: `lowpass` is negative.
+
     Reference: Springenberg et al. 2015, arXiv:1412.6806, section 3.4.
     """
+    _check_lowpass(lowpass)
 
     def maps(problem: Problem, rows: Rows) -> jax.Array:
         with guided_gradients():
-            return _strongest(image_gradient(problem, rows.images01, rows.targets))
+            return _strongest(image_gradient(problem, rows.images01, rows.targets, lowpass))
 
     return Method(maps, signed=False)
 
@@ -169,21 +212,23 @@ def expected_gradients(
 def _noisy(reduce: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., Method]:
     """A method of the mean f32[h w c] of noisy gradients and that of their squares."""
 
-    def method(*, draws: int = 25, noise: float = 0.15) -> Method:
+    def method(*, draws: int = 25, noise: float = 0.15, lowpass: float = 0.0) -> Method:
         """Gradients of the image with normal noise; see `METHODS` for what is made of them.
 
         Args:
           draws: passes per image, at least 2.
           noise: standard deviation of the noise, as a share of the image's range.
+          lowpass: as for `gradient`; it filters the gradient of each draw.
 
         Raises:
-          ValueError: fewer than two draws, or `noise` outside (0, 1].
+          ValueError: fewer than two draws, `noise` outside (0, 1], or `lowpass` is negative.
 
         Reference: Smilkov et al. 2017, arXiv:1706.03825, section 3.
         """
         check_count(2, draws=draws)
         if not 0 < noise <= 1:
             raise ValueError(f"`noise` must be in (0, 1]: got {noise}")
+        _check_lowpass(lowpass)
 
         def maps(problem: Problem, rows: Rows) -> jax.Array:
             image = rows.images01
@@ -194,7 +239,8 @@ def _noisy(reduce: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[...,
                 # Drawn flat: XLA on a CPU takes seconds to compile a random draw of rank 4.
                 draw = jax.vmap(lambda key: jax.random.normal(key, (image.size,)))
                 noisy = image + sigma * draw(keys).reshape(-1, *image.shape[1:])
-                gradients = image_gradient(problem, noisy, repeat(rows.targets, len(index)))
+                targets = repeat(rows.targets, len(index))
+                gradients = image_gradient(problem, noisy, targets, lowpass)
                 return gradients, jnp.square(gradients)
 
             sums = sum_passes(value, draws, problem.slots)

@@ -44,6 +44,7 @@ class ExplainSettings(NamedTuple):
       endpoint: of the methods that read one; "" is the last stage.
       nodes, baseline: of integrated gradients; expected gradients use the baseline, too.
       draws, noise: of SmoothGrad and VarGrad; expected gradients use the draws, too.
+      lowpass: standard deviation of the filter of gradients, in pixels; 0 is none.
       masks, grid: of RISE and KernelSHAP.
       patch, stride: of occlusion, in pixels; 0 is the default of the method.
       relu: whether Grad-CAM sets negative values to 0.
@@ -66,6 +67,7 @@ class ExplainSettings(NamedTuple):
     baseline: str = "black"
     draws: int = 25
     noise: float = 0.15
+    lowpass: float = 0.0
     masks: int = 1000
     grid: int = 7
     patch: int = 0
