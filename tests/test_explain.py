@@ -516,6 +516,27 @@ def test_a_map_of_any_objective():
     np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
+def test_a_target_is_a_word_of_an_objective():
+    """Row i is explained by word i; the photograph's own features are as similar as can be."""
+    clf, variables = toy()
+    words = ["channel:stage2:5", "similarity:features", "channel:stage2:5"]
+    made, rows = targets.objective(clf, variables, words, photograph=IMAGES[0])
+    values = explain.make(explain.get("gradient")(), clf, objective=made)(
+        variables, KEY, IMAGES, rows
+    )
+
+    def score(image: jax.Array, i: int) -> jax.Array:
+        output = clf.apply(variables, jnp.stack([image, jnp.asarray(IMAGES[0])]))
+        a, b = output.features
+        if i == 1:
+            return jnp.sum(a * b) / jnp.sqrt(jnp.sum(a**2) * jnp.sum(b**2))
+        return jnp.mean(output.endpoints["stage2"][0, :, :, 5])
+
+    for i, image in enumerate(IMAGES):
+        expected = np.abs(jax.grad(score)(jnp.asarray(image), i)).max(-1)
+        np.testing.assert_allclose(values[i], expected, atol=1e-4 * expected.max())
+
+
 def test_the_memory_does_not_grow_with_the_passes():
     clf, variables = toy()
     needed = []
@@ -633,6 +654,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "epsilon": (lambda: explain.get("lrp_epsilon")(epsilon=0.0), "`epsilon` must be above 0"),
     "gamma": (lambda: explain.get("lrp_gamma")(gamma=-1.0), "`gamma` must be at least 0"),
     "alpha": (lambda: explain.get("lrp_alpha_beta")(alpha=0.5), "`alpha` must be at least 1"),
+    "objective": (
+        lambda: targets.objective(*toy(), ["chanel:stage2:1"]),
+        "unknown objective 'chanel' in 'chanel:stage2:1'; nearest: 'channel'",
+    ),
+    "photograph": (
+        lambda: targets.objective(*toy(), ["similarity:features"]),
+        "`target` compares with another image: got 'similarity:features', expected `photograph`",
+    ),
     "slots": (lambda: call(explain.get("ig")(), slots=0), "`slots` must be at least 1: got 0"),
     "NaN in an image": (lambda: call(explain.get("ig")(), IMAGES * np.nan), "hold no NaN"),
     "NaN in the weights": (

@@ -157,6 +157,11 @@ ROWS: dict[str, Row] = {
             * np.maximum(cosines(flat(m), flat(PHOTO)), 0.1) ** 2
         ),
     ),
+    "similarity": Row(
+        lambda t: objectives.similarity("maps", t),
+        PHOTO,
+        lambda m, k, x: cosines(flat(m), flat(PHOTO)),
+    ),
     "total variation": Row(
         lambda t: objectives.costs(objectives.total_variation), INDEX, lambda m, k, x: -variation(x)
     ),
@@ -265,7 +270,7 @@ def test_gradients_of_uniform_images_are_finite(level: float, nothing: bool) -> 
     """At gray all activations are 0; a target may be zero as well."""
     targets = TARGETS | {
         name: 0 * TARGETS[name]
-        for name in ("direction", "cosine", "likeness", "caricature")
+        for name in ("direction", "cosine", "likeness", "caricature", "similarity")
         if nothing
     }
     for name, (value, slope) in values_and_gradients(

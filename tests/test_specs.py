@@ -55,6 +55,7 @@ WORDS = {
     "layer": "layer:stage3",
     "inversion": "inversion:stage1",
     "caricature": "caricature:stage1",
+    "similarity": "similarity:features",
 }
 
 

@@ -229,8 +229,8 @@ def make_ascent(
     endpoints = specs.photograph_endpoints(chosen)
     if endpoints and photograph is None:
         raise ValueError(
-            "inversion and caricature read the activations of a photograph; name one with "
-            "`photograph`"
+            "inversion, caricature and similarity read the activations of a photograph; name one "
+            "with `photograph`"
         )
     photo_maps = (
         {}

@@ -253,12 +253,34 @@ def caricature(endpoint: str, target: jax.Array, power: float = 1.0) -> Objectiv
 
     def value(output: Output, _: jax.Array) -> jax.Array:
         maps = _same_shape(activations(output, endpoint), target, endpoint)
-        dot = jnp.sum(maps * target, axis=(1, 2, 3))
-        photo, image = (jnp.sum(x**2, axis=(1, 2, 3)) + 1e-12 for x in (target, maps))
+        dot, photo, image = _products(maps, target)
         cosine = dot * jax.lax.rsqrt(photo) * jax.lax.rsqrt(image)
         return dot / photo * jnp.maximum(cosine, 0.1) ** power
 
     return Objective(value)
+
+
+def similarity(endpoint: str, target: jax.Array) -> Objective:
+    """The cosine between the activations of the image and those of a photograph, in [-1, 1].
+
+    Args:
+      endpoint: its endpoint; "features" compares without positions.
+      target: f32[b h w c], the endpoint's map of the photograph.
+    """
+
+    def value(output: Output, _: jax.Array) -> jax.Array:
+        maps = _same_shape(activations(output, endpoint), target, endpoint)
+        dot, photo, image = _products(maps, target)
+        return dot * jax.lax.rsqrt(photo) * jax.lax.rsqrt(image)
+
+    return Objective(value)
+
+
+def _products(maps: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The dot products f32[b] of map and target, and their squared norms, the target's first."""
+    dot = jnp.sum(maps * target, axis=(1, 2, 3))
+    photo, image = (jnp.sum(x**2, axis=(1, 2, 3)) + 1e-12 for x in (target, maps))
+    return dot, photo, image
 
 
 def _same_shape(maps: jax.Array, target: jax.Array, endpoint: str) -> jax.Array:

@@ -238,6 +238,7 @@ KINDS: dict[str, Kind] = {
     "layer": Kind(lambda end, _: objectives.layer(end), LAYER, 10.0, 2.0),
     "inversion": Kind(objectives.likeness, PHOTOGRAPH, 0.5, 0.0, ()),
     "caricature": Kind(objectives.caricature, PHOTOGRAPH, 5.0, 1.0, ()),
+    "similarity": Kind(objectives.similarity, PHOTOGRAPH, 0.5, 0.0, ()),
 }
 
 
