@@ -159,7 +159,7 @@ def speed(arch: str, methods: Sequence[str], size: int, masks: int, rounds: int)
             row["what"] += f", {masks} masks"
         else:
             row["map_error"] = error(ours(), calls[best]().detach().cpu().numpy())
-        yield {**row, "goal": f"at least {faster:g} times", "met": row["ratio"] >= faster}
+        yield row | timing.goal(f"at least {faster:g} times", row["ratio"] >= faster)
 
 
 # ---- memory ----
@@ -205,12 +205,14 @@ def memory(arch: str, size: int) -> Iterator[Row]:
     child = functools.partial(timing.run_child, CHILD, arch, size, folder=folder)
     peaks = {way: child(way) for way in ("tl", *WAYS)}
     net = attack_libraries.twin(arch, size=size)
-    rows, _ = problem(net, 1)
+    rows, first = problem(net, 1)[0], 0.0
     for i, nodes in enumerate(NODES, start=1):
         program: Any = explain.make(explain.get("ig")(nodes=nodes), net.clf).program
         needed = devices.memory_needed(program.lower(net.variables, rows)) / 1e6
         row: Row = {"what": f"peak memory, {nodes} nodes", "arch": net.clf.arch, "nodes": nodes}
         row |= {"unit": "MB", "ours": peaks["tl"][i], "program_mb": needed}
+        first = first or needed
+        row |= timing.goal(f"program at most 1.05 x {first:.0f} MB", needed <= 1.05 * first)
         for way in WAYS:
             values = [value for value in peaks[way][i : i + 1] if value]
             yield timing.compared(row, f"{version}, {way}", values)

@@ -50,7 +50,7 @@ from experiments.benchmarks import attack_libraries, sources
 from experiments.benchmarks.attack_libraries import ON_JAX, Budget, Run, Twin
 from tl import attacks, backbones, cli, data, inference, metrics, pages, pixels, reporting
 from tl.evaluation import timing
-from tl.evaluation.timing import Row, spent
+from tl.evaluation.timing import Row, goal, spent
 
 # torch needs part of a GPU's memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -277,10 +277,6 @@ def percent(right: np.ndarray) -> float:
 def interval(right: np.ndarray) -> list[float]:
     """Wilson's 95 % interval, in percent."""
     return [100 * end for end in metrics.wilson(int(right.sum()), len(right))]
-
-
-def goal(words: str, met: bool) -> Row:
-    return {"goal": words, "met": bool(met)}
 
 
 # ---- distance ----

@@ -78,6 +78,11 @@ def compared(row: Row, peer: str | None, values: Sequence[float] | np.ndarray) -
     return {**row, "peer": peer, "peer_value": value, "ratio": ratio}
 
 
+def goal(words: str, met: bool) -> Row:
+    """The entries of a row that state a goal, and whether it is met."""
+    return {"goal": words, "met": bool(met)}
+
+
 _FIRST_LOGITS = """
 import json, sys, time
 began = time.perf_counter()

@@ -15,6 +15,7 @@ EXTRAS = {
     "solved": "{:.0f} % solved",
     "not_found": "{} not found",
     "map_error": "maps differ by {:.0e}",
+    "program_mb": "the program alone {:.0f} MB",
 }
 HEADER = ("measurement", "architecture", "tl", "compared with", "its value", "ratio", "goal")
 
@@ -30,7 +31,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     lead = (
         f"Batch size {result['batch_size']}, {result['size']} pixels, {result['dtype']}, on "
         f"{result['device']}. Each value is the median of {result['rounds']} rounds, with the "
-        "slowest and the fastest round. A ratio above 1 means that tl is faster."
+        "slowest and the fastest round. A ratio above 1 means that tl is "
+        "faster, or that it uses more memory."
     )
     rows = result["rows"]
     return Page("Speed", lead, [*memory_sections(rows), section("Measurements", rows)])
