@@ -25,6 +25,7 @@ from absl import flags
 
 from tl import cli, inference, pages, reporting
 from tl.explain import METHODS, baselines, report, targets
+from tl.explain.checks import CHECKS
 from tl.pages import common, explain
 
 FLAGS = flags.FLAGS
@@ -55,6 +56,7 @@ def define_flags() -> None:
         "Images of the tests that compute maps again.",
         lower_bound=1,
     )
+    flags.DEFINE_list("tests", [], f"Tests of the maps. Default: all of {', '.join(CHECKS)}.")
     number("mosaics", 0, "Mosaics of the test that explains one of four photographs; 0: no test.")
     number("marks", 0, "Images of the test with a planted mark; 0: no test.")
     text(

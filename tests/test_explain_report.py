@@ -48,6 +48,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no method": ({"method": ()}, "`method` must name different methods"),
     "twice": ({"method": ("ig", "ig")}, "`method` must name different methods: got 'ig,ig'"),
     "unknown": ({"method": ("gradcm",)}, "unknown method 'gradcm'; nearest: 'gradcam'"),
+    "test": ({"tests": ("deletio",)}, "an unknown test 'deletio'; nearest: 'deletion'"),
     "radius": ({"map_eps": 8.0}, r"`map_eps` must be in \[0, 1\]: got 8.0; write 8/255"),
     "one node": ({"nodes": 1}, "`nodes` must be at least 2: got 1"),
 }
@@ -153,10 +154,13 @@ def test_with_labels_only_correct_images_are_explained(tmp_path: Path):
     labels = inference.predict_logits(clf, variables, images).argmax(axis=1)
     labels[1] = 1 - labels[1]
     run = reporting.start("explain", str(tmp_path / "run"), {"seed": 0})
-    settings = report.ExplainSettings(("edges",), steps=2, slots=4, limit=2)
+    settings = report.ExplainSettings(
+        ("edges",), steps=2, slots=4, limit=2, tests=("sparseness", "deletion")
+    )
     result = report.explain_images(run, clf, variables, loaded, settings, labels)
     assert [Path(row["path"]).name for row in result["images"]] == ["0.png", "2.png"]
     assert result["n"] == 2
+    assert [set(row) for row in result["tests"].values()] == [{"sparseness", "deletion"}] * 2
     with pytest.raises(ValueError, match="classifies none of the 4 images as `labels` says"):
         labels = 1 - inference.predict_logits(clf, variables, images).argmax(axis=1)
         report.explain_images(run, clf, variables, loaded, settings, labels)

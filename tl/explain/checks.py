@@ -6,7 +6,7 @@ map; both must fail. To add a test: a function `(evidence, name) -> row` and a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from tl.explain.base import Explanation, Rows, logit
 from tl.explain.evidence import CONTROLS, Evidence, Subject
 from tl.explain.sensitivity import RANDOMIZED, SHIFTED
 from tl.explain.statistics import FEWEST, bootstrap, by_image, correlations, gini
+from tl.paths import nearest
 from tl.types import Array, Variables
 
 __all__ = ["CHECKS", "CONTROLS", "FEWEST", "Check", "Subject", "evaluate", "failed"]
@@ -170,6 +171,7 @@ def evaluate(
     mosaics: int = 0,
     marks: int = 0,
     eps: float = 0.0,
+    keys: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """All tests of belief of all methods and of the controls.
 
@@ -185,12 +187,17 @@ def evaluate(
       mosaics, marks: numbers of mosaics and of marked images of the tests with a known answer; 0
         omits a test.
       eps: radius of the attack on the maps in Linf, in [0, 1] pixel units; 0 omits it.
+      keys: the tests that are computed, keys of `CHECKS`; () is all.
 
     Returns:
       Name -> key of `CHECKS` -> `{"value", ...}`, without the tests that do not apply; "passed" if
       the test has a limit, None if nothing is decided. Intervals are bootstrapped over images.
       "random" is the random order of the pixels, without a map.
+
+    Raises:
+      ValueError: an unknown key; the message has the nearest.
     """
+    check_keys(keys)
     n = len(subject.images01)
     zeros = np.zeros(np.shape(subject.images01)[:3], np.float32)
     evidence = Evidence(
@@ -210,10 +217,19 @@ def evaluate(
         rows = {
             key: check.run(evidence, name)
             for key, check in CHECKS.items()
-            if name in explanations or not check.needs_map
+            if key in (keys or CHECKS) and (name in explanations or not check.needs_map)
         }
         tests[name] = {key: row for key, row in rows.items() if row is not None}
     return tests
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Raises ValueError if one of the keys is not in `CHECKS`."""
+    for key in keys:
+        if key not in CHECKS:
+            raise ValueError(
+                f"`tests` names an unknown test {key!r}; nearest: {nearest(key, CHECKS)}"
+            )
 
 
 def failed(row: Mapping[str, Mapping[str, Any]]) -> list[str]:

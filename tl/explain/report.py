@@ -51,6 +51,7 @@ class ExplainSettings(NamedTuple):
       slots: passes that a device computes together; 0 is the default of the device.
       steps: steps of insertion and deletion.
       randomized: number of images of the tests that compute maps again.
+      tests: tests of belief that are computed, keys of `checks.CHECKS`; () is all.
       mosaics, marks: numbers of mosaics and of marked images of the tests with a known answer.
       map_eps: radius of an attack on the maps, in [0, 1] pixel units; 0 omits it.
       beside: what is explained next to the images: "attacked", the same images after an attack
@@ -76,6 +77,7 @@ class ExplainSettings(NamedTuple):
     slots: int = 0
     steps: int = 28
     randomized: int = 4
+    tests: tuple[str, ...] = ()
     mosaics: int = 0
     marks: int = 0
     map_eps: float = 0.0
@@ -94,6 +96,7 @@ def methods(settings: ExplainSettings) -> dict[str, Method]:
     names = settings.method
     if not names or len(set(names)) < len(names):
         raise ValueError(f"`method` must name different methods: got {','.join(names)!r}")
+    checks.check_keys(settings.tests)
     for radius in ("eps", "map_eps"):
         if not 0 <= (value := getattr(settings, radius)) <= 1:
             raise ValueError(f"`{radius}` must be in [0, 1]: got {value}; write {value:g}/255")
@@ -259,6 +262,7 @@ def _explain(
         mosaics=settings.mosaics,
         marks=settings.marks,
         eps=settings.map_eps,
+        keys=settings.tests,
     )
     tested = run.attempt("tests", tests, {name: {} for name in maps})
     return {"arch": clf.arch, "n": len(logits), "images": result_rows, "tests": tested}, maps
