@@ -187,7 +187,9 @@ def test_attacked_images_and_a_second_network_are_explained_beside(tmp_path: Pat
         reporting.save_png(file, image)
     loaded = inference.read_images(clf, [str(file) for file in files])
     run = reporting.start("explain", str(tmp_path / "attacked"), {"seed": 0})
-    settings = report.ExplainSettings(("gradient",), steps=2, slots=4, beside="attacked", eps=0.1)
+    settings = report.ExplainSettings(
+        ("gradient",), steps=2, slots=4, tests=("sparseness",), beside="attacked", eps=0.1
+    )
     result = report.explain_images(run, clf, variables, loaded, settings)
     other = result["beside"]
     assert set(other["correlation"]) == {"gradient", "edges"} and other["what"] == "attacked"
