@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
+import toys
+
+from tl import models
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,3 +92,30 @@ def test_ctrl_c_ends_a_run_at_once_and_leaves_no_result(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted" in stderr and "Traceback" not in stderr
     assert not list(tmp_path.glob("result.json*")) and not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["explain", "support"])
+def test_a_fine_tuned_classifier_is_explained(name: str, tmp_path: Path) -> None:
+    spec = toys.color_folder(tmp_path / "data", 5, side=40)
+    clf, variables = models.load("mobilenetv1_025_keras", weights="random")
+    clf, variables = clf.with_pixels(size=32).replace_head(
+        variables, spec.classes, key=jax.random.key(0)
+    )
+    words = [
+        f"--model={models.save(tmp_path / 'model', clf, variables)}",
+        f"--images={tmp_path / 'data' / 'red'}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    words += {
+        "explain": ["--method=gradcam", "--endpoint=stage2", "--target=red vs blue", "--steps=2"],
+        "support": [f"--data=folder:{tmp_path / 'data'}", "--top=2"],
+    }[name]
+    process = start(f"experiments.{name}", *words, TL_CACHE=str(tmp_path / "cache"))
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert len(result["images"]) == 5 and stdout.strip().endswith("report.html")
+    for row in result["images"]:
+        shown = row["maps"].values() if name == "explain" else row["nearest"]
+        assert all((tmp_path / "run" / one.get("png", one.get("image"))).is_file() for one in shown)
