@@ -108,6 +108,7 @@ class Explanation:
 
     Attributes:
       method: the method.
+      clf: the network, which computes in float32.
       maps: the function of (variables, `Rows`), without checks; can be differentiated.
       together: number of images that a device computes together.
       program: `maps`, jitted, `together` images at a time.
@@ -121,7 +122,7 @@ class Explanation:
         slots: int,
         classes: bool,
     ):
-        self.method, self._clf, self._classes = method, clf, classes
+        self.method, self.clf, self._classes = method, clf, classes
         self._checked: set[tuple[int, ...]] = set()  # shapes of images
         many = callable(method.passes) or method.passes > 1
 
@@ -159,7 +160,7 @@ class Explanation:
             shape, a network without a head, an endpoint that does not exist or has no spatial
             extent, or a map that is not finite.
         """
-        clf, b = self._clf, len(images01)
+        clf, b = self.clf, len(images01)
         pixels.check(images01, ndim=4, channels=len(clf.pixels.mean))
         _check_targets(clf, targets, b, self._classes)
         self.method.check(images01.shape[1:])

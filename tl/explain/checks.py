@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from tl import reporting
-from tl.attacks.run import map_in_chunks
-from tl.devices import shard_rows
 from tl.explain import curves, fragility, pointing, sensitivity
-from tl.explain.base import Explanation, Rows, logit
+from tl.explain.base import Explanation
 from tl.explain.evidence import CONTROLS, Evidence, Subject
 from tl.explain.sensitivity import RANDOMIZED, SHIFTED
 from tl.explain.statistics import FEWEST, bootstrap, by_image, correlations, gini
 from tl.paths import nearest
-from tl.types import Array, Variables
+from tl.types import Array
 
 __all__ = ["CHECKS", "CONTROLS", "FEWEST", "Check", "Subject", "evaluate", "failed"]
 
@@ -39,16 +36,9 @@ def completeness(evidence: Evidence, name: str) -> dict[str, Any] | None:
     draw = evidence.explanations[name].method.baselines
     if draw is None:
         return None
-    clf, rows = evidence.subject.clf.with_dtype("float32"), evidence.rows()
-
-    def run(variables: Variables, rows: Rows) -> jax.Array:
-        return logit(rows.targets)(clf.apply(variables, rows.images01), rows.images01)
-
-    scores = shard_rows(map_in_chunks(run, evidence.slots))
+    rows, weights = evidence.rows(), np.asarray(evidence.subject.targets)
     starts = draw(rows.keys, rows.images01)
-    of = lambda images: np.asarray(
-        scores(evidence.subject.variables, rows._replace(images01=images))
-    )
+    of = lambda images01: (evidence.logits(images01) * weights).sum(axis=1)
     before = np.stack([of(starts[:, i]) for i in range(starts.shape[1])])
     difference = of(rows.images01) - before.mean(axis=0)
     sums = np.asarray(evidence.maps[name], np.float64).sum(axis=(1, 2))

@@ -14,6 +14,7 @@ from tl.devices import shard_rows
 from tl.explain import baselines, imputation
 from tl.explain.base import logit, probability, repeat, sum_passes
 from tl.explain.evidence import CONTROLS, Evidence
+from tl.explain.masks import cell_of
 from tl.explain.statistics import against_controls, by_image, rank_correlation, ranks
 from tl.models import Classifier
 from tl.types import Array, Variables
@@ -101,23 +102,33 @@ def _area(curves: np.ndarray) -> np.ndarray:
     return (curves[:, 1:] + curves[:, :-1]).mean(axis=1) / 2
 
 
-def _curves(evidence: Evidence) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Method -> the curves f32[b steps + 1] of deletion and of insertion."""
-    images01 = np.asarray(evidence.subject.images01, np.float32)
-    clf, variables, *_ = evidence.subject
+def _orders(evidence: Evidence) -> dict[str, np.ndarray]:
+    """Method -> the order i32[b h w] of the pixels."""
+    return {name: ranks(maps) for name, maps in evidence.maps.items()}
+
+
+def _curves(evidence: Evidence, start: Array, end: Array) -> dict[str, np.ndarray]:
+    """Method -> the curves f32[b steps + 1] from one image to another."""
+    clf, variables, _, _, targets = evidence.subject
     run = make_curves(clf, steps=evidence.steps, slots=evidence.slots)
-    targets, gray = evidence.subject.targets, np.full_like(images01, 0.5)
-    start = np.asarray(baselines.blurred(evidence.rows().keys, jnp.asarray(images01)))
-    curves = {}
-    for name, maps in evidence.maps.items():
-        order = ranks(maps)
-        deleted = run(variables, CurveRows(images01, gray, order, targets))
-        curves[name] = deleted, run(variables, CurveRows(start, images01, order, targets))
-    return curves
+    orders = evidence.shared(_orders)
+    return {name: run(variables, CurveRows(start, end, o, targets)) for name, o in orders.items()}
 
 
-def _area_row(evidence: Evidence, name: str, which: int, sign: int) -> dict[str, Any]:
-    curves = {method: both[which] for method, both in evidence.shared(_curves).items()}
+def _deleted(evidence: Evidence) -> dict[str, np.ndarray]:
+    images01 = evidence.rows().images01
+    return _curves(evidence, images01, jnp.full_like(images01, 0.5))
+
+
+def _inserted(evidence: Evidence) -> dict[str, np.ndarray]:
+    rows = evidence.rows()
+    return _curves(evidence, baselines.blurred(rows.keys, rows.images01), rows.images01)
+
+
+def _area_row(
+    evidence: Evidence, name: str, compute: Callable[[Evidence], dict[str, np.ndarray]], sign: int
+) -> dict[str, Any]:
+    curves = evidence.shared(compute)
     areas = {method: by_image(_area(values), evidence.groups) for method, values in curves.items()}
     curve = [float(x) for x in curves[name].mean(axis=0)]
     return {**against_controls(areas, name, CONTROLS, sign=sign), "curve": curve}
@@ -132,7 +143,7 @@ def deletion(evidence: Evidence, name: str) -> dict[str, Any]:
 
     Reference: Petsiuk et al. 2018, arXiv:1806.07421, section 4.2.
     """
-    return _area_row(evidence, name, 0, -1)
+    return _area_row(evidence, name, _deleted, -1)
 
 
 def insertion(evidence: Evidence, name: str) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def insertion(evidence: Evidence, name: str) -> dict[str, Any]:
 
     Reference: Petsiuk et al. 2018, arXiv:1806.07421, section 4.2.
     """
-    return _area_row(evidence, name, 1, 1)
+    return _area_row(evidence, name, _inserted, 1)
 
 
 # ------------------------------------------------------------------------------------ ROAD
@@ -183,8 +194,8 @@ def _removed(evidence: Evidence) -> dict[str, np.ndarray]:
     run = _make_scores(clf, removed_versions, len(SHARES), slots=evidence.slots)
     rows = evidence.rows()
     return {
-        name: run(variables, RemovedRows(rows.keys, rows.images01, ranks(maps), rows.targets))
-        for name, maps in evidence.maps.items()
+        name: run(variables, RemovedRows(rows.keys, rows.images01, order, rows.targets))
+        for name, order in evidence.shared(_orders).items()
     }
 
 
@@ -222,21 +233,16 @@ class HiddenRows(NamedTuple):
     targets: Array
 
 
-def _cells(n: int, grid: int) -> np.ndarray:
-    """The cell i[n] of each of n pixels."""
-    return np.arange(n) * grid // n
-
-
 def hidden_versions(row: HiddenRows, index: jax.Array) -> jax.Array:
     """Versions f32[s h w c] of one image whose hidden cells are gray."""
     h, w, grid = *row.images01.shape[1:3], row.hidden.shape[-1]
-    hidden = row.hidden[0][index][:, _cells(h, grid)][:, :, _cells(w, grid)]
+    hidden = row.hidden[0][index][:, cell_of(h, grid)][:, :, cell_of(w, grid)]
     return jnp.where(hidden[..., None], 0.5, row.images01)
 
 
 def cell_sums(maps: np.ndarray, grid: int) -> np.ndarray:
     """The sums f64[b g g] of maps f32[b h w] over the cells of a grid."""
-    down, across = (np.eye(grid)[_cells(n, grid)] for n in maps.shape[1:])
+    down, across = (np.eye(grid)[cell_of(n, grid)] for n in maps.shape[1:])
     return np.einsum("bhw,hr,wc->brc", maps.astype(np.float64), down, across, optimize=True)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tl.attacks.norms import per_image_keys
+from tl.attacks.run import batched_logits
 from tl.explain.base import Explanation, Rows
 from tl.models import Classifier
 from tl.types import Array, Variables
@@ -78,6 +79,11 @@ class Evidence:
     def firsts(self) -> np.ndarray:
         """The first row of each image, i[n]."""
         return np.unique(self.groups, return_index=True)[1]
+
+    def logits(self, images01: Array) -> np.ndarray:
+        """The logits f32[n k] of images f32[n h w c], computed in float32."""
+        clf, variables = self.subject.clf.with_dtype("float32"), self.subject.variables
+        return np.asarray(batched_logits(clf.logits, self.slots)(variables, jnp.asarray(images01)))
 
     def rows(self, n: int | None = None) -> Rows:
         """The first n images, by default all, with the keys of the explanation."""

@@ -16,7 +16,7 @@ import numpy as np
 from tl import devices, pixels
 from tl.ascent import ascend
 from tl.attacks import norms
-from tl.attacks.run import batched_logits, map_in_chunks
+from tl.attacks.run import map_in_chunks
 from tl.backbones.gradients import smooth_gradients
 from tl.explain.base import Rows
 from tl.explain.evidence import MANY_PASSES, Evidence
@@ -74,7 +74,8 @@ def attack(evidence: Evidence, name: str, *, steps: int = STEPS) -> np.ndarray:
       replace ReLU by softplus in the attack; here ReLU has a smooth gradient and its own value
       (`smooth_gradients`).
     """
-    clf, norm, explanation = evidence.subject.clf, norms.LINF, evidence.explanations[name]
+    clf, norm = evidence.subject.clf.with_dtype("float32"), norms.LINF
+    explanation = evidence.explanations[name]
     rows, few = evidence.rows(evidence.few), evidence.few
 
     def score(variables: Variables, task: _Task, images01: jax.Array) -> jax.Array:
@@ -125,7 +126,7 @@ def fragility(evidence: Evidence, name: str) -> dict[str, Any] | None:
     if not evidence.eps or evidence.passes(name) > MANY_PASSES:
         return None
     images01, before = attack(evidence, name), evidence.few_maps(name)
-    kept = _logits(evidence, images01).argmax(axis=1) == evidence.shared(_classes)
+    kept = evidence.logits(images01).argmax(axis=1) == evidence.shared(_classes)
     if not kept.any():
         return None
     after = evidence.again(name, images01=jnp.asarray(images01))
@@ -133,7 +134,8 @@ def fragility(evidence: Evidence, name: str) -> dict[str, Any] | None:
     clean = np.asarray(evidence.rows(evidence.few).images01)
     levels = np.rint(255 * np.clip(clean + evidence.eps * signs, 0, 1)).astype(np.uint8)
     noise = evidence.again(name, images01=jnp.asarray(pixels.to_images01(levels)))
-    overlap = (highest(before) * highest(after)).sum((1, 2)) / highest(before).sum((1, 2))
+    top = highest(before)
+    overlap = (top * highest(after)).sum((1, 2)) / top.sum((1, 2))
     return {
         **bootstrap(spearman(before, after)[kept]),
         "top": float(overlap[kept].mean()),
@@ -142,12 +144,7 @@ def fragility(evidence: Evidence, name: str) -> dict[str, Any] | None:
     }
 
 
-def _logits(evidence: Evidence, images01: Array) -> np.ndarray:
-    clf, variables = evidence.subject.clf, evidence.subject.variables
-    return np.asarray(batched_logits(clf.logits, evidence.slots)(variables, jnp.asarray(images01)))
-
-
 def _classes(evidence: Evidence) -> np.ndarray:
     """The predicted classes i32[few] of the first images."""
-    rows = evidence.rows(evidence.few)
-    return _logits(evidence, rows.images01).argmax(axis=1).astype(np.int32)
+    images01 = evidence.subject.images01[: evidence.few]
+    return evidence.logits(images01).argmax(axis=1).astype(np.int32)

@@ -166,6 +166,11 @@ def rise(
     return Method(maps, signed=False, passes=max(masks, 2), probability=True, check=check)
 
 
+def cell_of(n: int, grid: int) -> np.ndarray:
+    """The cell i[n] of each of n pixels of a side that is divided into `grid` cells."""
+    return np.arange(n) * grid // n
+
+
 def _coalitions(
     key: jax.Array, index: jax.Array, cells: int, enumerated: bool
 ) -> tuple[jax.Array, jax.Array]:
@@ -224,7 +229,7 @@ def kernel_shap(*, masks: int = 1000, grid: int = 7, fill: str = "gray") -> Meth
         filled = draw(rows.keys, rows.images01)[0, :1]
         empty = problem.score(filled, rows.targets)
         total = problem.score(rows.images01, rows.targets) - empty
-        cell = np.add.outer(np.arange(h) * grid // h * grid, np.arange(w) * grid // w)
+        cell = np.add.outer(cell_of(h, grid) * grid, cell_of(w, grid))
 
         def value(index: jax.Array) -> tuple[jax.Array, jax.Array]:
             members, weights = _coalitions(rows.keys[0], index, cells, enumerated)

@@ -10,15 +10,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tl import devices, inference, metrics, pixels
-from tl.attacks.run import batched_logits
+from tl import inference, metrics, pixels
 from tl.explain import drawing
 from tl.explain.base import make
 from tl.explain.evidence import Evidence
 from tl.explain.statistics import FEWEST, bootstrap
+from tl.inference.features import pooled
 from tl.models import Classifier
 from tl.training import probe
 from tl.types import Array, Variables
@@ -174,16 +173,10 @@ def marked(clf: Classifier, variables: Variables, images: np.ndarray, n: int, se
     order, side = rng.permutation(len(images)), max(round(images.shape[1] * MARK), 4)
     corners = rng.integers(0, images.shape[1] - side + 1, (len(images), 2))
     train, test = np.split(order, [len(images) // 2])
-    program = devices.shard_rows(
-        lambda variables, images01: clf.apply(variables, images01).features
+    program, on_device = pooled(clf, "features"), jax.device_put(variables)
+    features = lambda images: inference.in_batches(
+        lambda rows: program(on_device, pixels.to_images01(rows)), images
     )
-    on_device = jax.device_put(variables)
-
-    def features(images: np.ndarray) -> np.ndarray:
-        return inference.in_batches(
-            lambda rows: program(on_device, pixels.to_images01(rows)), images
-        )
-
     both = np.concatenate([images[train], mark(images[train], corners[train], side)])
     labels, pairs = np.repeat([0, 1], len(train)), np.tile(np.arange(len(train)), 2)
     fitted = probe.fit(features(both), labels, 2, groups=pairs, seed=seed)
@@ -239,10 +232,9 @@ def mosaic(evidence: Evidence, name: str) -> dict[str, Any] | None:
 
 
 def _mosaics(evidence: Evidence) -> Mosaics:
-    clf, variables, _, images01, _ = evidence.subject
-    images01 = np.asarray(images01)[evidence.firsts()]
-    logits = batched_logits(clf.logits, evidence.slots)(variables, jnp.asarray(images01))
-    return mosaics(images01, np.asarray(logits).argmax(axis=1), evidence.mosaics, seed=0)
+    images01 = np.asarray(evidence.subject.images01)[evidence.firsts()]
+    classes = evidence.logits(images01).argmax(axis=1)
+    return mosaics(images01, classes, evidence.mosaics, seed=0)
 
 
 def watermark(evidence: Evidence, name: str) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from tl import (
 from tl.attacks import goals, norms
 from tl.data import WithWhite
 from tl.explain import checks, drawing, pointing, statistics, targets
-from tl.explain.base import Method, make
+from tl.explain.base import Explanation, Method, make
 from tl.explain.methods import get
 from tl.inference import LoadedImages
 from tl.models import Classifier
@@ -99,7 +99,7 @@ def methods(settings: ExplainSettings) -> dict[str, Method]:
     checks.check_keys(settings.tests)
     for radius in ("eps", "map_eps"):
         if not 0 <= (value := getattr(settings, radius)) <= 1:
-            raise ValueError(f"`{radius}` must be in [0, 1]: got {value}; write {value:g}/255")
+            raise ValueError(f"`{radius}` must be in [0, 1]: got {value}{norms.level_hint(value)}")
     chosen = {}
     for name in names:
         options = inspect.signature(get(name)).parameters.keys() & set(settings._fields)
@@ -163,7 +163,8 @@ def explain_images(
     )
     classes = logits[explained].argmax(axis=1)
     pointing.check(classes, mosaics=settings.mosaics, marks=settings.marks)
-    result, maps = _explain(run, clf, variables, images, settings, chosen)
+    explanations = _explanations(clf, settings, chosen)
+    result, maps = _explain(run, explanations, variables, images, logits[explained], settings)
     result |= {"skipped": images.skipped, "settings": settings._asdict()}
     if not settings.beside:
         return result
@@ -171,12 +172,16 @@ def explain_images(
     def beside() -> dict[str, Any]:
         if second is None:
             attacked = attacked_images(clf, variables, images.images, classes, settings.eps)
-            shown, network = images._replace(images=attacked), (clf, variables)
+            others, network = images._replace(images=attacked), (explanations, variables)
         else:
             white = max((p.white for p in images.paths if isinstance(p, WithWhite)), default=0)
             files = [str(path) for path in images.paths]
-            shown, network = inference.read_images(second[0], files, white=white), second
-        other, other_maps = _explain(run, *network, shown, settings, chosen)
+            others = inference.read_images(second[0], files, white=white)
+            network = _explanations(second[0], settings, chosen), second[1]
+        logits = inference.predict_logits(
+            clf if second is None else second[0], network[1], others.images
+        )
+        other, other_maps = _explain(run, *network, others, logits, settings)
         groups = np.repeat(np.arange(len(classes)), len(settings.target or ("",)))
         correlation = {
             name: statistics.bootstrap(
@@ -208,19 +213,24 @@ def attacked_images(
     return pixels.to_uint8(attack(on_device, jax.random.key(0), images01, mask, eps=eps).images)
 
 
+def _explanations(
+    clf: Classifier, settings: ExplainSettings, chosen: Mapping[str, Method]
+) -> dict[str, Explanation]:
+    slots = settings.slots or devices.images_at_once()
+    return {name: make(method, clf, slots=slots) for name, method in chosen.items()}
+
+
 def _explain(
     run: reporting.Run,
-    clf: Classifier,
+    explanations: Mapping[str, Explanation],
     variables: Variables,
     images: LoadedImages,
+    logits: np.ndarray,
     settings: ExplainSettings,
-    chosen: Mapping[str, Method],
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The rows of the images and the tests, and name -> maps f32[b h w], of one network."""
-    words, table = settings.target or ("",), inference.class_table(clf)
-    slots = settings.slots or devices.images_at_once()
-    explanations = {name: make(method, clf, slots=slots) for name, method in chosen.items()}
-    logits = inference.predict_logits(clf, variables, images.images)
+    words, clf = settings.target or ("",), next(iter(explanations.values())).clf
+    table, slots = inference.class_table(clf), settings.slots or devices.images_at_once()
     rows = [i for i in range(len(logits)) for _ in words]
     if settings.target:
         weights = np.tile(targets.weights(table, words), (len(logits), 1))
@@ -239,7 +249,9 @@ def _explain(
         predicted = inference.topk(clf, metrics.softmax(logits[i : i + 1])[0], 3)
         target = words[row % len(words)] or predicted[0]["name"]
         drawn = {
-            method: save_map(run, f"{name} {target} {method}", image, values[row], chosen[method])
+            method: save_map(
+                run, f"{name} {target} {method}", image, values[row], explanations[method].method
+            )
             for method, values in maps.items()
         }
         result_rows.append(

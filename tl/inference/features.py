@@ -144,8 +144,8 @@ def extract(
     unwritten: dict[str, np.ndarray] = {}
     if names:
         variables = devices.put_local(clf.fold_batch_norm(variables))
-        pooled = _pooled(clf, endpoint)
-        function = lambda images: pooled(variables, pixels.to_images01(images))
+        program = pooled(clf, endpoint)
+        function = lambda images: program(variables, pixels.to_images01(images))
         prepare = functools.partial(pixels.prepare, clf.pixels)
         with hosts.deferred(), contextlib.ExitStack() as stack:  # SIGTERM loses no feature
             stack.callback(lambda: shards.write(bank, "features", unwritten))
@@ -210,14 +210,21 @@ def widths(clf: Classifier, variables: Variables, *endpoints: str) -> dict[str, 
 
 
 @functools.cache
-def _pooled(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.Array]:
-    def pooled(variables: Variables, images01: jax.Array) -> jax.Array:
+def pooled(clf: Classifier, endpoint: str) -> Callable[[Variables, Array], jax.Array]:
+    """The jitted `(variables, images01 f32[b s s c]) -> f32[b d]`, the pooled maps of an endpoint.
+
+    Args:
+      clf: the network.
+      endpoint: "features" or an endpoint, whose map is averaged over its positions.
+    """
+
+    def run(variables: Variables, images01: jax.Array) -> jax.Array:
         output = clf.apply(variables, images01)
         if endpoint == "features":
             return output.features
         return jnp.mean(output.endpoints[endpoint].astype(jnp.float32), axis=(1, 2))
 
-    return devices.shard_rows(pooled)
+    return devices.shard_rows(run)
 
 
 def identity(path: Source) -> str:

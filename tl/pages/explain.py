@@ -143,9 +143,9 @@ def _beside(result: Mapping[str, Any], folder: Path) -> list[Html]:
         for name, row in result["correlation"].items()
     ]
     caption = "Rank correlation of absolute values with the maps above"
-    title = "After the attack" if result["what"] == "attacked" else result["what"]
+    heading = "After the attack" if result["what"] == "attacked" else result["what"]
     return [
-        reporting.chapter(title),
+        reporting.chapter(heading),
         reporting.section("Correlation", reporting.table(rows, ["method", caption])),
         _tests(result["tests"]),
         *(_image(row, result["tests"], folder) for row in result["images"]),

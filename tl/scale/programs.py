@@ -247,7 +247,7 @@ def _forward(
 ) -> Program:
     """A forward pass to the logits, or to an endpoint; `size` images on each device."""
     side = clf.pixels.size
-    function = features._pooled(clf, endpoint) if endpoint else batches.forward(clf)
+    function = features.pooled(clf, endpoint) if endpoint else batches.forward(clf)
     variables = clf.fold_batch_norm(variables) if endpoint else variables
 
     def lower(batch: int) -> Any:
