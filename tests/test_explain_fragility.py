@@ -1,4 +1,4 @@
-"""Attacks on maps: what moves, what stays, and the smooth gradient that they need."""
+"""Attacks on maps: changes of the maps, and the smooth gradient that the attacks need."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Comparison(NamedTuple):
     """A method in both libraries.
 
     Attributes:
-      words: the method, for the table.
+      words: the name of the method in the table.
       theirs: `(net, images f32[b 3 h w], batch size, **options) -> maps f32[b h w]` in torch.
       sizes: batch sizes in torch, of which the fastest counts.
       faster: how many times as fast tl should be.

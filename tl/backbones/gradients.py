@@ -165,7 +165,7 @@ _ruled.defvjp(_ruled_fwd, _ruled_bwd)
 
 
 def affine(linear: Linear, x: jax.Array, kernel: jax.Array, offset: jax.Array | None) -> jax.Array:
-    """`linear(x, kernel) + offset` in float32, for an offset f32[o] of the last axis.
+    """`linear(x, kernel) + offset` in float32; `offset` f32[o] belongs to the last axis.
 
     Under a rule with parts, the cotangent of a value is its relevance divided by the value. The
     relevance of an input is then the input times its cotangent, and every other piecewise linear
