@@ -61,7 +61,11 @@ def _label(name: str) -> str:
 
 
 def _value(key: str, test: Mapping[str, Any]) -> str:
-    return f"{test['value']:.2%}" if checks.CHECKS[key].percent else f"{test['value']:.3f}"
+    return _number(key, test["value"]) + (f" of {test['n']}" if "n" in test else "")
+
+
+def _number(key: str, value: float) -> str:
+    return f"{value:.2%}" if checks.CHECKS[key].percent else f"{value:.3f}"
 
 
 def _tests(tests: Mapping[str, Any]) -> Html:
@@ -72,7 +76,7 @@ def _tests(tests: Mapping[str, Any]) -> Html:
             return "-"
         words = _value(key, row[key])
         if ends := row[key].get("ci95"):
-            words += f" ({ends[0]:.3f} to {ends[1]:.3f})"
+            words += f" ({_number(key, ends[0])} to {_number(key, ends[1])})"
         verdict = {True: "passes", False: "fails", None: ""}[row[key].get("passed")]
         return f"{words} {verdict}".strip()
 
