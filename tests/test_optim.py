@@ -56,6 +56,31 @@ def test_warmup_cosine_rises_over_a_tenth_and_falls_to_zero(steps: int, warm: in
         assert rates[55] == pytest.approx(0.15)  # the middle of the cosine
 
 
+@pytest.mark.parametrize(
+    "supports",
+    [
+        (100, 200, 300, 400, 500),
+        (500, 3000, 6000, 9000, 10_000),
+        (500, 6000, 12_000, 18_000, 20_000),
+    ],
+)
+def test_bit_is_the_published_staircase(supports: tuple[int, ...]) -> None:
+    """Rates at and around each boundary; a rate falls after its boundary, not at it."""
+    warm, *falls, end = supports
+    schedule = optim.bit(0.003, end)
+    expected = {0: 0.0, warm // 2: 0.0015, warm: 0.003, end: 0.0, end + 9: 0.0, end - 1: 3e-6}
+    for number, boundary in enumerate(falls):
+        expected |= {boundary: 0.003 / 10**number, boundary + 1: 0.0003 / 10**number}
+    rates = [float(schedule(step)) for step in expected]
+    np.testing.assert_allclose(rates, list(expected.values()), rtol=1e-5)
+
+
+def test_bit_stretches_the_schedule_of_the_nearest_number_of_steps() -> None:
+    short, long = optim.bit(1.0, 50), optim.bit(1.0, 5000)
+    assert [float(short(step)) for step in (5, 10, 20, 21)] == pytest.approx([0.5, 1, 1, 0.1])
+    assert [float(long(step)) for step in (125, 250, 1500, 1501)] == pytest.approx([0.5, 1, 1, 0.1])
+
+
 @pytest.mark.parametrize("steps", [1, 4, 10, 200])
 def test_one_cycle_peaks_at_three_tenths(steps: int) -> None:
     rates = np.array([optim.one_cycle(0.3, steps)(i) for i in range(max(steps, 2) + 1)])
@@ -167,6 +192,29 @@ def test_sgd_is_nesterov_momentum() -> None:
     first, second = 1.0, 0.9 * 1.0 + 2.0
     expected = -0.1 * (1.0 + 0.9 * first) - 0.1 * (2.0 + 0.9 * second)
     np.testing.assert_allclose(after, [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("maker", sorted(optim.OPTIMIZERS))
+def test_decay_to_start_pulls_the_backbone_to_its_start_and_head_kernels_to_zero(
+    maker: str,
+) -> None:
+    """Without a gradient: the distance shrinks by 1 - rate * strength in the first step."""
+    start, moved = tree(0), tree(1)
+    decay = optim.decay_to_start(0.5, 0.2)
+    whole = optax.chain(optim.OPTIMIZERS[maker](decay), optax.scale(-0.1))
+    opt_state = whole.init(start)
+    zero = jax.tree.map(jnp.zeros_like, start)
+    updates, _ = optim.update(whole, zero, opt_state, moved)
+    pull = 1.9 if maker == "sgd" else 1.0  # the first step of Nesterov's momentum
+    expected = {
+        "body": jax.tree.map(
+            lambda p, s: -0.1 * pull * 0.5 * (p - s), moved["body"], start["body"]
+        ),
+        "head": {"kernel": -0.1 * pull * 0.2 * moved["head"]["kernel"], "bias": jnp.zeros(2)},
+    }
+    jax.tree.map(lambda u, e: np.testing.assert_allclose(u, e, rtol=1e-5), updates, expected)
+    arrays = [leaf for leaf in jax.tree.leaves(decay.init(start)) if leaf.ndim]
+    assert sum(a.nbytes for a in arrays) == sum(a.nbytes for a in jax.tree.leaves(start["body"]))
 
 
 def test_adamw_decays_kernels_independently_of_the_gradient_and_does_not_decay_biases() -> None:

@@ -7,8 +7,10 @@ only, so gradients, optimizer state, weight decay and clipping do not include th
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,31 +29,81 @@ def decay_mask(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
 
 
-def sgd(weight_decay: float = 0.0) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum 0.9; weight decay is added to the gradient, as in torch.
+class StartState(NamedTuple):
+    """The state of `decay_to_start`: the starting parameters, and 0 for each leaf of the head."""
+
+    start: Any
+
+
+def decay_to_start(backbone: float, head: float = 0.0) -> optax.GradientTransformation:
+    """L2-SP: weight decay of the backbone toward its starting parameters instead of toward 0.
+
+    Adds `backbone * (p - start)` to the update of each leaf of the backbone, scales and biases
+    included, and `head * p` to that of each kernel of the head, the subtree "head". With AdamW it
+    is decoupled from the gradient; in the paper, with SGD, it is part of the gradient.
+
+    Args:
+      backbone: alpha of the paper, at least 0.
+      head: beta of the paper, at least 0.
+
+    Reference:
+      Li et al. 2018, arXiv:1802.01483, equation 2.
+    """
+
+    def of_head(path: Any) -> bool:
+        return path[0].key == "head"
+
+    def init(params: Any) -> StartState:
+        copied = lambda path, leaf: jnp.zeros(()) if of_head(path) else jnp.array(leaf)
+        return StartState(jax.tree_util.tree_map_with_path(copied, params))
+
+    def update(
+        updates: Any, state: StartState, params: Any = None, **_: Any
+    ) -> tuple[Any, StartState]:
+        def decayed(path: Any, change: jax.Array, leaf: jax.Array, start: jax.Array) -> jax.Array:
+            rate = backbone if not of_head(path) else 0.0 if leaf.ndim < 2 else head
+            return change + rate * (leaf - start)
+
+        return jax.tree_util.tree_map_with_path(decayed, updates, params, state.start), state
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+Decay = float | optax.GradientTransformation
+"""A weight decay toward 0, or a transformation such as `decay_to_start`."""
+
+
+def _decay(decay: Decay) -> optax.GradientTransformation:
+    if isinstance(decay, optax.GradientTransformation):
+        return decay
+    return optax.add_decayed_weights(decay, mask=decay_mask)
+
+
+def sgd(weight_decay: Decay = 0.0, *, nesterov: bool = True) -> optax.GradientTransformation:
+    """SGD with momentum 0.9; weight decay is added to the gradient, as in torch.
 
     Reference: Sutskever et al. 2013, ICML, section 2.
     """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decay_mask), optax.trace(0.9, nesterov=True)
-    )
+    return optax.chain(_decay(weight_decay), optax.trace(0.9, nesterov=nesterov))
 
 
-def adamw(weight_decay: float = 1e-4) -> optax.GradientTransformation:
+def adamw(weight_decay: Decay = 1e-4) -> optax.GradientTransformation:
     """Adam with decoupled weight decay.
 
     Reference: Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2.
     """
-    return optax.chain(
-        optax.scale_by_adam(), optax.add_decayed_weights(weight_decay, mask=decay_mask)
-    )
+    return optax.chain(optax.scale_by_adam(), _decay(weight_decay))
 
 
-OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+OPTIMIZERS: dict[str, Callable[[Decay], optax.GradientTransformation]] = {
     "adamw": adamw,
     "sgd": sgd,
+    "momentum": functools.partial(sgd, nesterov=False),
 }
-"""Name -> function from weight decay to an optimizer with learning rate 1."""
+"""Name -> function from weight decay to an optimizer with learning rate 1.
+
+"sgd" has Nesterov's momentum, "momentum" the classical one.
+"""
 
 
 def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
@@ -88,6 +140,35 @@ def constant(lr: float, steps: int) -> optax.Schedule:
     return optax.constant_schedule(lr)
 
 
+# Steps -> end of the warm-up, and the steps after which the rate falls (Kolesnikov et al. 2020,
+# arXiv:1912.11370; google-research/big_transfer, bit_hyperrule.py).
+_BIT_STEPS = {
+    500: (100, 200, 300, 400),
+    10_000: (500, 3000, 6000, 9000),
+    20_000: (500, 6000, 12_000, 18_000),
+}
+
+
+def bit(lr: float, steps: int) -> optax.Schedule:
+    """The schedule of BiT-HyperRule: linear warm-up, then a tenth of the rate after each boundary.
+
+    With 500, 10,000 or 20,000 steps it is the published one. Other numbers of steps stretch the
+    schedule of the nearest number, by ratio. The rate is 0 from `steps` on.
+
+    Reference: Kolesnikov et al. 2020, arXiv:1912.11370, section 3.3.
+    """
+    published = min(_BIT_STEPS, key=lambda total: abs(math.log(max(steps, 1) / total)))
+    warmup, *boundaries = (steps * end / published for end in _BIT_STEPS[published])
+
+    def rate(step: Any) -> jax.Array:
+        at = jnp.asarray(step, jnp.float32)
+        falls = sum(((at > end).astype(jnp.float32) for end in boundaries), jnp.zeros(()))
+        value = jnp.where(at < warmup, at / warmup, 10.0**-falls)
+        return lr * jnp.where(at < steps, value, 0.0)
+
+    return rate
+
+
 def rate_range(lr: float, steps: int) -> optax.Schedule:
     """Rises from lr / 1,000,000 to `lr`, by the same factor at each step.
 
@@ -102,6 +183,7 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": warmup_cosine,
     "one_cycle": one_cycle,
     "constant": constant,
+    "bit": bit,
 }
 """Name -> `(peak rate, steps) -> schedule`."""
 
