@@ -75,6 +75,7 @@ def prepared(parts: data.Parts, recipe: Recipe) -> Phase:
         Recipe(tune="last:1", augment="color", bn="update"),
         Recipe(tune="last:2", bn="affine", bank_gib=0.0),
         Recipe(tune="last:1", bn="reestimate"),
+        Recipe(tune="bn_only:1", bn="update"),
         Recipe(
             rules=(
                 ("head/kernel", "head"),

@@ -80,6 +80,19 @@ def test_affine_trains_only_scales_and_biases_of_batch_norm(arch: str, tune: str
         assert 0 < len(names) < 2 * len(layers)
 
 
+@pytest.mark.parametrize("arch", FAMILIES[:-1])
+def test_bn_only_trains_what_affine_trains(arch: str) -> None:
+    assert trained(arch, "bn_only") == trained(arch, "all", "affine")
+    assert trained(arch, "bn_only:2", "update") == trained(arch, "last:2", "affine")
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_bias_only_trains_biases_and_the_head(arch: str) -> None:
+    names = trained(arch, "bias_only")
+    leaves = flatten(shapes(arch)["params"])
+    assert names == {n for n in leaves if n.endswith("/bias") or n.startswith("head/")}
+
+
 def test_affine_needs_batch_norm() -> None:
     phase = rules.phases("all", backbones.get("vgg11").endpoints, bn="affine")[0]
     with pytest.raises(ValueError, match="decides no leaf"):
@@ -92,7 +105,7 @@ def test_affine_needs_batch_norm() -> None:
         (
             "haed",
             "unknown `tune`: got 'haed', expected probe, head, last:N, all, gradual, lp_ft, "
-            "lp_ft:N; nearest: 'head'",
+            "lp_ft:N, bn_only, bn_only:N, bias_only, lora:R; nearest: 'head'",
         ),
         ("last:0", "`tune=last:0`: this network has 3 stages; use last:1 to last:3"),
         ("last:9", "use last:1 to last:3"),

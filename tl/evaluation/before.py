@@ -26,6 +26,7 @@ class TransferSettings:
     Attributes:
       recipe: how to train.
       head: a name of `heads.KINDS`.
+      crop, image_size: as for `recipe.pixels_for`, which the caller applies to the network.
       seeds: number of seeds, starting at `first_seed`.
       first_seed: the first seed of splits and training.
       folds: number of cross-validation folds; 0 for one split.
@@ -40,6 +41,8 @@ class TransferSettings:
 
     recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(tune="probe"))
     head: str = "linear"
+    crop: str = ""
+    image_size: int = 0
     seeds: int = 1
     first_seed: int = 0
     folds: int = 0

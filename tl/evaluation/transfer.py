@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tl import data, hosts, inference, labels, ledger, metrics, models, paths, reporting
+from tl import data, hosts, inference, labels, ledger, metrics, models, reporting
 from tl.attacks import norms
 from tl.data import DataSpec
 from tl.data.augment import make_augment
@@ -389,9 +389,9 @@ def _test_result(
 
 def _training_result(first: RoundResult) -> dict[str, Any]:
     """The figures of the first round's training."""
-    fitted, leaves = first.fitted, paths.flatten(first.variables["params"])
+    fitted = first.fitted
     outcome: dict[str, Any] = {
-        "trainable_params": sum(leaves[name].size for name in fitted.trained),
+        "trainable_params": fitted.trainable_params,
         "groups": fitted.groups,
         "feed": fitted.source,
         "history": fitted.history,

@@ -25,7 +25,7 @@ from tl.evaluation.before import check_settings as check_transfer
 from tl.inference import batches, features
 from tl.models import Classifier, heads
 from tl.paths import nearest
-from tl.training import fit, inputs
+from tl.training import fit, inputs, low_rank
 from tl.training.program import FitContext, frozen_prefix, make_program
 from tl.training.recipe import apply_label_confidence, empty_set, pixels_for
 from tl.training.step import Examples
@@ -79,8 +79,6 @@ def transfer(
     settings: TransferSettings,
     among: Devices,
     spec: DataSpec,
-    crop: str = "",
-    image_size: int = 0,
 ) -> Program:
     """The train step of the last phase with gradient steps; without one, the forward pass.
 
@@ -89,13 +87,12 @@ def transfer(
       settings: how to train.
       among: the devices.
       spec: the data set; its images are not read.
-      crop, image_size: as for `recipe.pixels_for`.
 
     Raises:
       ValueError: settings that do not fit the network, as in `transfer`.
     """
     recipe, names = settings.recipe, spec.classes
-    clf = pixels_for(clf, spec, crop, image_size)
+    clf = pixels_for(clf, spec, settings.crop, settings.image_size)
     table = labels.from_names(names, name=spec.name, groups=labels.known_groups(names))
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(names)), table)
     check_transfer(clf, variables, settings)
@@ -116,7 +113,8 @@ def transfer(
     step = make_program(
         context, number, phase, partition, start["batch_stats"], prefix, cached=cached is not None
     )
-    state = jax.eval_shape(step.init, start["params"], start["batch_stats"])
+    params = low_rank.extend(start["params"], phase.rank)
+    state = jax.eval_shape(step.init, params, start["batch_stats"])
     mesh = devices.mesh(among)
     rows = NamedSharding(mesh, PartitionSpec(devices.AXIS))
     divided = devices.shardings(state, mesh, devices.FSDP if recipe.fsdp else ())

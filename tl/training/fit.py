@@ -23,11 +23,11 @@ from tl import paths, pixels, reporting
 from tl.backbones.fold import norms
 from tl.data import DataSpec, Skipped
 from tl.models import Classifier
-from tl.training import inputs, probe, resume, rules
+from tl.training import inputs, low_rank, probe, resume, rules
 from tl.training.loop import PhaseResult, selection_metric, train_phase
 from tl.training.phase import fit_probe, prepare
 from tl.training.program import FitContext, frozen_prefix
-from tl.training.recipe import Recipe, apply_label_confidence, check_adversary, empty_set
+from tl.training.recipe import Recipe, apply_label_confidence, check_steps, empty_set
 from tl.types import Mode, Params, Variables
 
 
@@ -42,7 +42,8 @@ class FitResult(NamedTuple):
         `loss` and `accuracy` are means over the images of the epoch, `loss` with the weights of
         `balance=weights`; `grad_norm` is a mean over its steps.
       best: the row of `variables`; None if no phase took gradient steps.
-      trained: names of the parameters that trained in any phase.
+      trained: names of the parameters that training changed in any phase, such as the kernels with
+        an update of low rank.
       updated_norms: layers whose BatchNorm statistics were updated.
       groups: `rules.table` of the last phase with gradient steps; otherwise empty.
       source: the inputs of the last phase: "images" or "cached STAGE".
@@ -52,6 +53,8 @@ class FitResult(NamedTuple):
         batch.
       skipped: images that could not be read.
       probe: the probe that the head started from or consists of; None without one.
+      trainable_params: number of parameters that trained in any phase. An update of low rank has
+        fewer than the kernel that it changes.
     """
 
     variables: Variables
@@ -67,6 +70,7 @@ class FitResult(NamedTuple):
     seconds_waiting: float
     skipped: tuple[Skipped, ...]
     probe: probe.Probe | None = None
+    trainable_params: int = 0
 
 
 def fit(
@@ -135,16 +139,18 @@ def fit(
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     opt_state, best, head_probe, results, groups = None, None, None, [], []
     source = "cached features"
-    trained: frozenset[str] = frozenset()
+    sizes: dict[str, int] = {}
     updated_norms: frozenset[str] = frozenset()
     for number, (rule_phase, partition) in enumerate(partitions):
-        trained |= partition.trained
+        extended = low_rank.extend(params, rule_phase.rank, seed)
+        leaves = paths.flatten(extended)
+        sizes |= {name: leaves[name].size for name in partition.trained}
         if rule_phase.name == "probe":
             head_probe, skipped = fit_probe(context, params, stats)
             params = {**params, "head": head_probe.params}
             results.append(PhaseResult(None, [], None, skipped=skipped))
             continue
-        phase = prepare(context, number, rule_phase, partition, params, stats, opt_state)
+        phase = prepare(context, number, rule_phase, partition, extended, stats, opt_state)
         result, groups, source = train_phase(context, number, phase), phase.groups, phase.source
         results.append(result)
         assert result.state is not None
@@ -165,7 +171,7 @@ def fit(
         variables={"params": params, "batch_stats": stats},
         history=history,
         best=best.row if best else history[-1] if history else None,
-        trained=trained,
+        trained=frozenset(map(low_rank.changed, sizes)),
         updated_norms=updated_norms,
         groups=groups,
         source=source,
@@ -175,6 +181,7 @@ def fit(
         seconds_waiting=sum(result.seconds_waiting for result in results),
         skipped=tuple(dict.fromkeys(skip for result in results for skip in result.skipped)),
         probe=head_probe,
+        trainable_params=sum(sizes.values()),
     )
 
 
@@ -188,10 +195,11 @@ def check_recipe(
       recipe: how to train.
 
     Raises:
-      ValueError: rules that do not fit the network; an adversary in a phase that takes no gradient
-        steps or reads cached outputs; `microbatches` that do not divide the batch.
+      ValueError: rules or a rank that do not fit the network; an adversary in a phase that takes no
+        gradient steps or reads cached outputs; `microbatches` that do not divide the batch; those
+        of `recipe.check_steps`.
     """
-    check_adversary(recipe, clf.spec.endpoints)
+    check_steps(recipe, clf.spec.endpoints)
     if recipe.batch_size % recipe.microbatches:
         raise ValueError(
             f"`microbatches` must divide `batch_size`: got {recipe.microbatches} parts of a batch "
@@ -199,7 +207,7 @@ def check_recipe(
         )
     partitions = []
     for phase in recipe.phases(clf.spec.endpoints):
-        partition = paths.partition(params, phase.rules)
+        partition = paths.partition(low_rank.extend(params, phase.rank), phase.rules)
         rules.rate_factors(partition.groups, clf.spec.endpoints)
         frozen_prefix(clf, recipe, phase, partition)
         partitions.append((phase, partition))
@@ -290,7 +298,8 @@ def reestimate(
 def frozen_digest(variables: Variables, result: FitResult) -> str:
     """A hash of everything that was frozen during `fit`.
 
-    These are the parameters that trained in no phase, and the statistics that were not updated.
+    These are the parameters that training did not change in any phase, and the statistics that were
+    not updated. A kernel with an update of low rank is not among them; its bias and BatchNorm are.
     """
     params = paths.flatten(variables["params"])
     stats = paths.flatten(variables.get("batch_stats", {}))

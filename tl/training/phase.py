@@ -18,7 +18,7 @@ from tl.data.plan import Plan
 from tl.inference import features
 from tl.models import heads
 from tl.paths import Partition
-from tl.training import adversarial, inputs, probe, rules, step
+from tl.training import adversarial, inputs, low_rank, probe, rules, step
 from tl.training.compiled import CompiledStep, compile_step
 from tl.training.inputs import CachedInputs, ImageInputs
 from tl.training.program import FitContext, frozen_prefix, make_program
@@ -46,8 +46,8 @@ class Phase(NamedTuple):
       logits: `(params, stats, inputs) -> f32[b k]`, in evaluation mode.
       attacked_logits: `(params, stats, inputs, labels) -> f32[b k]` of adversarial examples; None
         without an adversary.
-      host: state -> `(params, stats)` on the host, with the head in the units of unstandardized
-        features.
+      host: state -> `(params, stats)` on the host, with updates of low rank merged into the
+        kernels, and with the head in the units of unstandardized features.
       standardized: whether only a head on standardized features trains. Its optimizer state is in
         their units and does not suit another phase.
     """
@@ -132,7 +132,8 @@ def prepare(
       number: position of the phase; part of its random key.
       phase: name, rules and share of the epochs.
       partition: the rules applied to `params`.
-      params, stats: the variables at the start of the phase.
+      params, stats: the variables at the start of the phase; `params` with the updates of
+        `low_rank.extend`.
       opt_state: optimizer state of the previous phase, of parameters in the same units; None
         starts from zero moments.
       schedules: `(peak, steps) -> schedule` instead of the one of the recipe.
@@ -159,7 +160,7 @@ def prepare(
         weight_decay=recipe.weight_decay,
         bn=recipe.bn,
         norms=rules.norm_layers(stats),
-        moments=2 if recipe.optimizer == "adamw" else 1,
+        moments=(2 if recipe.optimizer == "adamw" else 1) + bool(recipe.l2_sp),
     )
     source = f"cached {prefix}" if cached else "images"
     context.say(
@@ -174,6 +175,7 @@ def prepare(
 
     def host(state: TrainState) -> tuple[Any, Any]:
         params, stats = devices.fetch((state.averaged, state.averaged_stats))
+        params = low_rank.merge(params)
         return {**params, "head": _unstandardize(params["head"], scale)}, stats
 
     return Phase(

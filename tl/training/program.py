@@ -6,6 +6,7 @@ are not there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from tl.data import DataSpec, augment
 from tl.data.plan import Plan, balanced, class_weights
 from tl.models import Classifier, heads
 from tl.paths import Partition
-from tl.training import adversarial, inputs, rules, step
+from tl.training import adversarial, inputs, low_rank, rules, step
 from tl.training.recipe import Recipe
 from tl.training.step import TrainState, init, make_train_step
 from tl.types import Mode, Params
@@ -118,10 +119,12 @@ def make_program(
     clf, recipe, stages = context.clf, context.recipe, context.clf.spec.endpoints
     train_norms = rules.trainable_norm_layers(partition.trained, stats)
     train_labels = inputs.labels(context.train_set)
+    steps = math.ceil(recipe.steps * phase.share)
+    per_epoch = -(-len(train_labels) // recipe.batch_size)
     order = Plan(
         n=len(train_labels),
         batch_size=recipe.batch_size,
-        epochs=max(round(recipe.epochs * phase.share), 1),
+        epochs=max(-(-steps // per_epoch) if steps else round(recipe.epochs * phase.share), 1),
         seed=context.seed,
         weights=balanced(train_labels) if recipe.balance == "sampler" else None,
         slots=inputs.own_slots(recipe.batch_size) if hosts.count() > 1 else None,
@@ -130,13 +133,19 @@ def make_program(
     adversary = recipe.adversary(len(order))
     # Each replay of "free" is a step of the optimizer.
     replays = adversary.replays if adversary and adversary.method == "free" else 1
-    rate_of_update = (schedules or optim.SCHEDULES[recipe.schedule])(lr, replays * len(order))
+    rate_of_update = (schedules or optim.SCHEDULES[recipe.schedule])(
+        lr, replays * (steps or len(order))
+    )
     factors = rules.rate_factors(
         partition.groups, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay
     )
     optimizer = optim.partitioned(
         partition,
-        optim.OPTIMIZERS[recipe.optimizer](recipe.weight_decay),
+        optim.OPTIMIZERS[recipe.optimizer](
+            optim.decay_to_start(recipe.l2_sp, recipe.weight_decay)
+            if recipe.l2_sp
+            else recipe.weight_decay
+        ),
         rate_of_update,
         factors=factors,
         clip=recipe.clip,
@@ -188,12 +197,15 @@ def make_program(
 def make_forward(
     clf: Classifier, start: str, mode: Mode, train_norms: frozenset[str]
 ) -> step.Forward:
-    """The network as a function of images, or of the outputs of the stage `start`."""
+    """The network as a function of images, or of the outputs of the stage `start`.
+
+    Updates of low rank among the parameters are merged into the kernels first.
+    """
 
     def forward(
         params: Any, stats: Any, inputs: jax.Array, valid: jax.Array | None = None
     ) -> tuple[Any, Any]:
-        variables = {"params": params, "batch_stats": stats}
+        variables = {"params": low_rank.merge(params), "batch_stats": stats}
         norms: dict[str, Any] = {"train_norms": train_norms, "valid": valid}
         if start:
             output = clf.apply_from(variables, inputs, start, mode, **norms)

@@ -13,6 +13,7 @@ import numpy as np
 from tl import devices, hosts, optim, paths, reporting, storage
 from tl.data import DataSpec
 from tl.models import Classifier
+from tl.training import low_rank
 from tl.training.phase import prepare
 from tl.training.program import FitContext
 from tl.training.recipe import Recipe, apply_label_confidence, empty_set
@@ -91,7 +92,7 @@ def find_rate(
       `lr_find`.
     """
     per_epoch = -(-len(train_set.examples) // recipe.batch_size)
-    trial = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), ema=0.0)
+    trial = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), steps=0, ema=0.0)
     context = FitContext(
         clf,
         apply_label_confidence(train_set, recipe),
@@ -109,6 +110,7 @@ def find_rate(
             "steps: expected another `tune`, such as head, or no search"
         )
     params, stats = variables["params"], variables.get("batch_stats", {})
+    params = low_rank.extend(params, last.rank, seed)
     partition = paths.partition(params, last.rules)
     phase = prepare(context, 0, last, partition, params, stats, schedules=optim.rate_range)
     mesh, state, curve, average = devices.mesh(), phase.state, [], 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ class Recipe:
       method: how a probe is fitted, one of `probe.METHODS`.
       epochs: passes over the training set, of all phases together; every phase that takes gradient
         steps has at least one.
+      steps: number of gradient steps of all phases together, instead of `epochs`; every phase is
+        rounded up to whole epochs, and the schedule ends at this number. 0 for `epochs`.
       batch_size: images per step.
       lr: peak learning rate of the head; 0 means 1e-3 if only a head on pooled features trains, and
         5e-3 otherwise (chosen on ELPV).
@@ -32,6 +35,8 @@ class Recipe:
       layer_decay: further factor per stage away from the head.
       optimizer, schedule: one of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
       weight_decay: weight decay of kernels; 0 for none.
+      l2_sp: decay of the backbone toward its starting weights, `optim.decay_to_start`, instead of
+        `weight_decay`, which then holds for the head alone; 0 for none.
       clip: limit of the global norm of the gradient; 0 does not clip.
       smoothing: label smoothing in [0, 1).
       soft_labels: whether labels are weighted by `Example.confidence`; a probe ignores it.
@@ -61,6 +66,7 @@ class Recipe:
     bn: str = "eval"
     method: str = "logistic"
     epochs: int = 30
+    steps: int = 0
     batch_size: int = 32
     lr: float = 0.0
     backbone_lr: float = 0.1
@@ -68,6 +74,7 @@ class Recipe:
     optimizer: str = "adamw"
     schedule: str = "cosine"
     weight_decay: float = 1e-2
+    l2_sp: float = 0.0
     clip: float = 1.0
     smoothing: float = 0.0
     soft_labels: bool = False
@@ -151,21 +158,31 @@ def apply_label_confidence(train_set: DataSpec, recipe: Recipe) -> DataSpec:
     return dataclasses.replace(train_set, examples=examples)
 
 
-def check_adversary(recipe: Recipe, stages: Sequence[str]) -> None:
-    """Checks the adversary of a recipe.
+def check_steps(recipe: Recipe, stages: Sequence[str]) -> None:
+    """Checks the fields that act on gradient steps.
 
     Raises:
-      ValueError: a field out of range, or a recipe without gradient steps.
+      ValueError: a field out of range, or one that acts on gradient steps in a recipe without them.
     """
-    if recipe.adversary() is None:
-        return
-    if not 0 <= recipe.adversarial_warmup <= 1:
+    if recipe.adversary() and not 0 <= recipe.adversarial_warmup <= 1:
         raise ValueError(
             "`adversarial_warmup` must be a share of the steps in [0, 1]: got "
             f"{recipe.adversarial_warmup:g}"
         )
-    if all(phase.name == "probe" for phase in recipe.phases(stages)):
+    for name in ("steps", "l2_sp"):
+        if not 0 <= getattr(recipe, name) < math.inf:
+            raise ValueError(
+                f"`{name}` must be a finite number of at least 0: got {getattr(recipe, name)}"
+            )
+    if any(phase.name != "probe" for phase in recipe.phases(stages)):
+        return
+    acting = {
+        f"adversarial={recipe.adversarial}": recipe.adversary(),
+        f"l2_sp={recipe.l2_sp:g}": recipe.l2_sp,
+        f"steps={recipe.steps}": recipe.steps,
+    }
+    for setting in (name for name, acts in acting.items() if acts):
         raise ValueError(
-            f"`adversarial={recipe.adversarial}` needs gradient steps: got `tune={recipe.tune}`, "
-            "which has none; use `tune=lp_ft` or `tune=all`"
+            f"`{setting}` needs gradient steps: got `tune={recipe.tune}`, which has none; use "
+            "`tune=lp_ft` or `tune=all`"
         )

@@ -31,13 +31,18 @@ __all__ = [
 ]
 
 HEAD: Rules = (("head/.*", "head"), (".*", FROZEN))
-TUNE = ("probe", "head", "last:N", "all", "gradual", "lp_ft", "lp_ft:N")
+TUNE = (
+    *("probe", "head", "last:N", "all", "gradual", "lp_ft", "lp_ft:N"),
+    *("bn_only", "bn_only:N", "bias_only", "lora:R"),
+)
 """The short forms of `tune`.
 
 "probe" fits the head to its optimum (`training.probe`); all others take gradient steps. "gradual"
 unfreezes one more stage at a time from the top (Howard & Ruder 2018, arXiv:1801.06146, section
 3.3). "lp_ft" trains everything, or the last N stages, starting from a probe (Kumar et al. 2022,
-arXiv:2202.10054).
+arXiv:2202.10054). The last four train the head and a small part of the backbone: the scales and
+biases of BatchNorm (Frankle et al. 2021, arXiv:2003.00152), those of the last N stages, all biases
+(BitFit; Ben Zaken et al. 2021, arXiv:2106.10199), or updates of rank R (`training.low_rank`).
 """
 
 BN = ("eval", "update", "affine", "reestimate")
@@ -57,11 +62,14 @@ class Phase(NamedTuple):
       name: name of the phase, such as "last:1".
       rules: which parameters train.
       share: share of the epochs, in [0, 1].
+      rank: rank of the updates of kernels that `training.low_rank.extend` adds to the parameters
+        before the rules are applied; 0 for none.
     """
 
     name: str
     rules: Rules
     share: float = 1.0
+    rank: int = 0
 
 
 def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase, ...]:
@@ -69,7 +77,7 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
 
     Args:
       tune: one of `TUNE`; in "last:N", N is a number of stages. The layers after the last stage
-        (`top`) belong to it.
+        (`top`) belong to it. In "lora:R", R is a rank of at least 0; "lora:0" trains the head.
       stages: the backbone's endpoints, `BackboneSpec.endpoints`.
       bn: one of `BN`.
 
@@ -77,7 +85,8 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
       One phase, or several for "gradual" and "lp_ft".
 
     Raises:
-      ValueError: an unknown form (names the nearest), or more stages than the network has.
+      ValueError: an unknown form (names the nearest), more stages than the network has, or a rank
+        that is not a number of at least 0.
 
     Example:
       >>> phases("last:1", ("stem", "stage1", "stage2", "top"))[0].rules
@@ -87,9 +96,9 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
     blocks = [[name] for name in stages if name != "top"]
     blocks[-1] += [name for name in stages if name == "top"]
 
-    def last(n: int) -> Rules:
+    def last(n: int, norms_only: bool = bn == "affine") -> Rules:
         chosen = [name for block in blocks[len(blocks) - n :] for name in block][::-1]
-        if bn == "affine":
+        if norms_only:
             norms = "backbone/(?:(?:{})/(?:.*/)?(?:norm|preact)|top)/(?:scale|bias)".format(
                 "|".join(chosen)
             )
@@ -98,18 +107,32 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
         return (("head/.*", "head"), *((f"backbone/{name}/.*", name) for name in chosen), *rest)
 
     form, _, number = tune.partition(":")
-    if form in ("last", "lp_ft") and number.isdigit():
+    if form in ("last", "lp_ft", "bn_only") and number.isdigit():
         if not 1 <= int(number) <= len(blocks):
             raise ValueError(
                 f"`tune={tune}`: this network has {len(blocks)} stages; "
                 f"use {form}:1 to {form}:{len(blocks)}"
             )
+        if form == "bn_only":
+            return (Phase(tune, last(int(number), norms_only=True)),)
         tuned = Phase(f"last:{number}", last(int(number)))
         return (tuned,) if form == "last" else (Phase("probe", HEAD, 0.0), tuned)
     if tune in ("probe", "head"):
         return (Phase(tune, HEAD),)
     if tune == "all":
         return (Phase(tune, last(len(blocks))),)
+    if tune == "bn_only":
+        return (Phase(tune, last(len(blocks), norms_only=True)),)
+    if tune == "bias_only":
+        return (Phase(tune, (("head/.*", "head"), ("backbone/.*/bias", "biases"), (".*", FROZEN))),)
+    if form == "lora":
+        if not number.isdecimal():
+            raise ValueError(
+                f"`tune={tune}` has no rank: got {number!r}, expected a number of at least 0, such "
+                "as lora:4"
+            )
+        low_rank: Rules = (("lora/.*", "lora"),) if int(number) else ()
+        return (Phase(tune, (HEAD[0], *low_rank, HEAD[1]), rank=int(number)),)
     if tune == "lp_ft":
         return (Phase("probe", HEAD, 0.0), Phase("all", last(len(blocks))))
     if tune == "gradual":
@@ -230,7 +253,8 @@ def frozen_prefix(trained: Collection[str], stages: Sequence[str]) -> str:
     Returns:
       A stage; "features" if only the head trains, "" if the first stage trains.
     """
-    tuned = {name.split("/")[1] for name in trained if name.startswith("backbone/")}
+    updated = (name.removeprefix("lora/") for name in trained)
+    tuned = {name.split("/")[1] for name in updated if name.startswith("backbone/")}
     before = ""
     for stage in stages:
         if stage in tuned:
