@@ -25,6 +25,7 @@ from absl import flags
 
 from tl import cli, devices, pages, reporting
 from tl.scale import plan, programs, topology
+from tl.training import recipes
 
 FLAGS = flags.FLAGS
 
@@ -56,14 +57,20 @@ def define_command_flags() -> None:
         FLAGS[flag].value = FLAGS[flag].value or ""
 
 
-def arguments_of_flags(run: reporting.Run) -> dict[str, Any]:
-    """The arguments of the command's program, in addition to the network and the devices."""
-    name, settings = FLAGS.experiment, getattr(script(FLAGS.experiment), "settings_of_flags", dict)
+def arguments_of_flags(run: reporting.Run, size: int) -> dict[str, Any]:
+    """The arguments of the command's program, in addition to the network and the devices.
+
+    Args:
+      run: the run.
+      size: side of the network's input, in pixels.
+    """
+    name = FLAGS.experiment
+    settings: Any = getattr(script(name), "settings_of_flags", dict)
     if name == "transfer":
         spec = programs.synthetic_set(FLAGS.classes, FLAGS.examples)
         spec = cli.load_data(run, FLAGS.data, check=False) if FLAGS.data else spec
-        sizes = {"crop": FLAGS.crop, "image_size": FLAGS.image_size}
-        return {"settings": settings(), "spec": spec, **sizes}
+        facts = recipes.facts_of(spec, size)
+        return {"settings": settings(facts), "spec": spec}
     if name == "features":
         return {"batch_size": FLAGS.batch_size, "endpoint": (*FLAGS.endpoint, "features")[0]}
     words = {"attack": "target", "ideal": "words"}
@@ -77,7 +84,7 @@ def main(run: reporting.Run) -> None:
         FLAGS.weights = "random"
     with devices.compile_for(described.chip.platform):
         clf, variables = cli.load_model(run)
-        arguments = {"among": described.devices, **arguments_of_flags(run)}
+        arguments = {"among": described.devices, **arguments_of_flags(run, clf.pixels.size)}
         program = programs.PROGRAMS[FLAGS.experiment](clf, variables, **arguments)
         say = lambda line: print(line, flush=True)
         result = plan.plan(program, described, compiles=FLAGS.compiles, say=say)

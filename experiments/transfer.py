@@ -3,6 +3,7 @@
   ./launch.sh transfer --data=folder:DIR                       a probe on frozen features
   ./launch.sh transfer --data=folder:DIR --tune=last:1         head and last stage, gradient steps
   ./launch.sh transfer --data=elpv --tune=all --augment=dihedral --seeds=5
+  ./launch.sh transfer --data=folder:DIR --recipe=lora:4       settings by name
   ./launch.sh transfer --data=folder:DIR --tune=all --workdir=W --resume      continue a killed run
   ./launch.sh transfer --data=folder:DIR --tune=lp_ft --adversarial=pgd       adversarial training
 
@@ -28,7 +29,7 @@ from tl.evaluation import robust
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.models import heads
 from tl.pages import common, training
-from tl.training import adversarial, probe, rules
+from tl.training import adversarial, probe, recipes, rules
 from tl.training.recipe import Recipe, pixels_for
 
 FLAGS = flags.FLAGS
@@ -85,6 +86,11 @@ def define_flags() -> None:
         lower_bound=-1,
     )
     # ---- trainable parameters
+    text(
+        "recipe",
+        "",
+        f"Settings by name: {', '.join(recipes.names())}. Flags that are given replace them.",
+    )
     text("tune", "probe", f"Trainable parameters: {', '.join(rules.TUNE)}.")
     flags.DEFINE_multi_string(
         "rules",
@@ -141,6 +147,7 @@ def define_flags() -> None:
     # ---- numbers of the recipe
     for name, least, help in (
         ("epochs", 1, "Passes over the training images, in all phases together."),
+        ("steps", 0, "Steps of all phases, up to whole epochs, instead of --epochs; 0: --epochs."),
         ("batch_size", 1, "Images per step."),
         ("microbatches", 1, "Parts of a batch whose gradients are summed."),
         ("adversarial_steps", 1, "Attack steps per training step (pgd, trades)."),
@@ -161,6 +168,11 @@ def define_flags() -> None:
             "Further factor on the learning rate for each stage away from the head.",
         ),
         ("weight_decay", None, "Weight decay of kernels."),
+        (
+            "l2_sp",
+            None,
+            "Decay of the backbone toward its starting weights instead of 0 (L2-SP); 0: none.",
+        ),
         ("clip", None, "Largest norm of the gradient; 0: no clipping."),
         ("smoothing", 0.99, "Label smoothing in [0, 1)."),
         ("ema", 0.99999, "Decay of the running average of the parameters in [0, 1); 0: none."),
@@ -196,8 +208,9 @@ def define_flags() -> None:
     )
 
 
-def settings_of_flags() -> TransferSettings:
-    """The flags as a value."""
+def settings_of_flags(facts: recipes.Facts = recipes.ANY) -> TransferSettings:
+    """The flags as a value; --recipe depends on some facts about the data and the network."""
+    chosen = recipes.settings(FLAGS.recipe, facts, cli.given_flags())
     eps = cli.fraction(FLAGS.adversarial_eps, "adversarial_eps")
     recipe = Recipe(
         **cli.fields_of_flags(Recipe)
@@ -206,26 +219,37 @@ def settings_of_flags() -> TransferSettings:
             "rules": rules.parse_rules(FLAGS.rules),
             "adversarial_eps": eps,
         }
+        | {name: value for name, value in chosen.items() if name not in recipes.OF_PIXELS}
     )
     radius = eps if recipe.adversary() else 0.0
     if FLAGS.robust_eps:
         radius = cli.fraction(FLAGS.robust_eps, "robust_eps")
     robust.check_robust(radius, FLAGS.robust_attack)
-    others: dict[str, Any] = cli.fields_of_flags(TransferSettings) | {"robust_eps": radius}
-    return TransferSettings(recipe, **others, first_seed=FLAGS.seed, find_lr=FLAGS.lr == "find")
+    others: dict[str, Any] = cli.fields_of_flags(TransferSettings) | {
+        "recipe": recipe,
+        "robust_eps": radius,
+        "first_seed": FLAGS.seed,
+        "find_lr": FLAGS.lr == "find",
+    }
+    others |= {name: chosen[name] for name in recipes.OF_PIXELS if name in chosen}
+    return TransferSettings(**others)
 
 
 def main(run: reporting.Run) -> None:
-    settings = settings_of_flags()
+    settings_of_flags()  # errors in flags are reported before any work
     clf, variables = cli.load_model(run)
     spec = cli.load_data(run, FLAGS.data)
+    settings = settings_of_flags(recipes.facts_of(spec, clf.pixels.size))
     test_spec = None
     if FLAGS.test_data:
         test_spec = cli.load_data(run, FLAGS.test_data, min_classes=1)
-    clf = pixels_for(clf, spec, FLAGS.crop, FLAGS.image_size)
+    clf = pixels_for(clf, spec, settings.crop, settings.image_size)
     say = lambda line: print(line, flush=True)
+    if FLAGS.recipe:
+        say(recipes.describe(FLAGS.recipe, settings.recipe, clf.pixels.size))
     result = transfer(run, clf, variables, spec, test_spec, settings, say=say)
-    result["tune"] = "rules" if FLAGS.rules else FLAGS.tune
+    result["tune"] = "rules" if FLAGS.rules else settings.recipe.tune
+    result |= {"recipe": FLAGS.recipe} if FLAGS.recipe else {}
     result["facts"] = common.weights_facts(clf) | {
         "images": spec.source,
         "license of the images": spec.license,

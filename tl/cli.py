@@ -410,6 +410,11 @@ def compute_dtype() -> str:
     return devices.default_dtype() if FLAGS.dtype == "auto" else FLAGS.dtype
 
 
+def given_flags() -> dict[str, Any]:
+    """Name -> value of the flags that the user gave."""
+    return {name: FLAGS[name].value for name in FLAGS if not FLAGS[name].using_default_value}
+
+
 def fields_of_flags(kind: type) -> dict[str, Any]:
     """Field -> value, of the fields of a dataclass or NamedTuple that are names of flags."""
     if dataclasses.is_dataclass(kind):
