@@ -312,6 +312,24 @@ def test_curves_draw_each_point_and_leave_gaps_at_nan():
         assert "No finite points" in reporting.curves(nothing, x_label="step", y_label="loss")
 
 
+def test_a_band_is_drawn_around_its_line_and_an_axis_can_be_logarithmic():
+    chart = reporting.curves(
+        {"a": [(1, 50.0), (10, 60.0), (100, 80.0)], "b": [(1, 40.0)]},
+        bands={"a": [(1, 40.0, 70.0), (100, 75.0, 90.0)]},
+        x_label="images",
+        y_label="accuracy",
+        log_x=True,
+    )
+    parsed = Parsed(chart)
+    (band,) = (path for path in parsed.all("path") if str(path["class"]).startswith("band"))
+    assert (band["class"], band["d"]) == (
+        "band c0",
+        "M0.0 40.0L100.0 0.0L100.0 30.0L0.0 100.0Z",
+    )
+    marks = {str(t["style"]) for t in parsed.all("span") if t["class"] == "x"}
+    assert marks == {"left:0.0%", "left:50.0%", "left:100.0%"}
+
+
 def test_reliability_draws_bins_at_their_confidence_and_accuracy():
     rows = [
         {"low": 0.5, "high": 0.75, "confidence": 0.6, "accuracy": 0.25, "n": 1},

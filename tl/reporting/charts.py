@@ -216,6 +216,8 @@ def curves(
     x_label: str,
     y_label: str,
     title: str = "",
+    bands: Mapping[str, Sequence[tuple[float, float, float]]] | None = None,
+    log_x: bool = False,
 ) -> Html:
     """Lines over steps or epochs, distinguished by dashes as well as by color.
 
@@ -224,6 +226,8 @@ def curves(
         last value of each.
       x_label, y_label: quantities of the axes, with their units.
       title: above the figure.
+      bands: name in `series` -> finite (x, low, high), such as intervals; shaded in its color.
+      log_x: whether the x axis is logarithmic, with a mark at each x; all x must be positive.
     """
     lines = {name: [(float(x), float(y)) for x, y in points] for name, points in series.items()}
     finite = [
@@ -232,6 +236,8 @@ def curves(
         for x, y in points
         if math.isfinite(x) and math.isfinite(y)
     ]
+    bands = bands or {}
+    finite += [(float(x), float(y)) for band in bands.values() for x, *ys in band for y in ys]
     if not finite:
         return note(f"No finite points to draw for {y_label}.")
     (x_low, y_low), (x_high, y_high) = (
@@ -242,8 +248,12 @@ def curves(
     x_ticks = [t for t in _ticks(x_low, x_high) if x_low <= t <= x_high]
     if all(x.is_integer() for x, _ in finite):  # epochs and steps are whole numbers
         x_ticks = [t for t in x_ticks if t.is_integer()]
+    if log_x:
+        x_ticks = sorted({x for x, _ in finite})
 
     def to_x(x: float) -> float:
+        if log_x and x_high > x_low:
+            return round(100 * math.log(x / x_low) / math.log(x_high / x_low), 3)
         return round(100 * (x - x_low) / (x_high - x_low), 3) if x_high > x_low else 50.0
 
     def to_y(y: float) -> float:
@@ -252,6 +262,10 @@ def curves(
     drawn = [tag("path", "grid", d=f"M0 {to_y(t)}H100") for t in y_ticks]
     legend = []
     for i, (name, points) in enumerate(lines.items()):
+        if band := bands.get(name):
+            edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+            outline = "L".join(f"{to_x(x)} {to_y(y)}" for x, y in edge)
+            drawn.append(tag("path", f"band c{i % 5}", d=f"M{outline}Z"))
         path, pen_up = "", True
         for x, y in points:
             if math.isfinite(x) and math.isfinite(y):
