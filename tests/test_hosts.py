@@ -207,6 +207,18 @@ def test_a_port_in_use_is_an_error() -> None:
 
 
 @pytest.mark.full
+def test_a_process_that_stops_before_it_is_connected_stops_the_other(tmp_path: Path) -> None:
+    at = address()
+    flags = (*SMALL, "--images=.", f"--workdir={tmp_path / 'run'}")
+    first = start("predict", flags, count=2, at=at, cache=tmp_path / "cache", TL_JOIN_SECONDS="20")
+    joining._meet(at, 2, 1, 60)  # this process is there, and gone
+    met = time.monotonic()
+    (text,) = outputs([first])
+    assert first.returncode == 1 and time.monotonic() - met < 50
+    assert "process 0 of 2 stops, because JAX has lost the connection" in text.splitlines()[-1]
+
+
+@pytest.mark.full
 def test_processes_with_other_flags_or_devices_are_an_error(images: Path, tmp_path: Path) -> None:
     for seeds, devices, what in ((("1", "2"), (1, 1), "--seed"), (("1", "1"), (1, 2), "devices")):
         at = address()

@@ -65,9 +65,12 @@ def join(facts: Mapping[str, str] = MappingProxyType({})) -> bool:
         if setting not in ("", "1"):
             raise ValueError(f"wrong environment: got TL_DISTRIBUTED={setting!r}, expected 0 or 1")
         address, number, rank, local = _addresses()
+        timeout = max(JOIN, 60)
         if address and number is not None and rank is not None:
             STATE.index, STATE.count = rank, number
             _meet(address, number, rank, JOIN)
+            _say_before_abort()  # one of them may stop before JAX has connected them
+            timeout = max(JOIN / 2, 15)
         if jax.config.jax_cpu_collectives_implementation in (None, "none"):  # type: ignore[attr-defined]
             jax.config.update("jax_cpu_collectives_implementation", "gloo")
         # The supervisor handles SIGTERM.
@@ -77,7 +80,7 @@ def join(facts: Mapping[str, str] = MappingProxyType({})) -> bool:
             number,
             rank,
             local_device_ids=local,
-            initialization_timeout=int(max(JOIN, 60)),
+            initialization_timeout=int(timeout),
             heartbeat_timeout_seconds=int(max(2 * SILENCE, 20)),
         )
     if STATE.client is not None:
