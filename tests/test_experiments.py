@@ -43,6 +43,7 @@ def start(*words: str, **environment: str) -> subprocess.Popen[str]:
                 (("experiments.predict", "--images=.", "--arch=resnet5"), "'resnet50'"),
                 (("experiments.ideal", "--target=zebrra"), "'zebra'"),
                 (("experiments.transfer", "--data=foder:x"), "'folder'"),
+                (("experiments.choose", "--data=elpv", "--arch=vgg16"), "at least two"),
             )
         ),
     ],

@@ -24,6 +24,8 @@ def folds(
         return_index=True,
         return_inverse=True,
     )
+    if count == len(first):
+        return group
     sizes = np.bincount(group)
     fold_of_group = np.zeros(len(first), np.int64)
     in_fold = np.zeros(count, np.int64)

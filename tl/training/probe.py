@@ -40,6 +40,19 @@ PATH_TOLERANCE = 5e-3
 MEMORY = 10
 
 
+class HeldOut(NamedTuple):
+    """Predictions for m examples by a fit without them: without their fold, or without all of them.
+
+    Attributes:
+      correct: bool[m].
+      log_likelihood: f64[m], of the labels, in nats, with the temperature that calibrates these
+        predictions.
+    """
+
+    correct: np.ndarray
+    log_likelihood: np.ndarray
+
+
 class Probe(NamedTuple):
     """A fitted probe.
 
@@ -51,6 +64,7 @@ class Probe(NamedTuple):
       temperature: divisor of the logits that calibrates them on the held-out examples. It is 1 for
         "ridge", whose scores are already divided by it, because least-squares scores have no scale
         of their own.
+      held_out: the result for each held-out example at the chosen C.
     """
 
     params: dict[str, np.ndarray]
@@ -58,6 +72,7 @@ class Probe(NamedTuple):
     scores: dict[float, float]
     method: str
     temperature: float
+    held_out: HeldOut
 
 
 def logistic(
@@ -153,14 +168,16 @@ def fit(
 
     held_out = np.flatnonzero(fold >= 0)
     truth, worth, rows = labels[held_out], weights[held_out], np.arange(len(held_out))
-    accuracy, likelihood, temperatures = [], [], []
+    accuracy, likelihood, temperatures, results = [], [], [], []
     for scores in METHODS[method].held_out_scores(bank, labels, weights, classes, fold, strengths):
         temperatures.append(metrics.temperature(scores[held_out], truth))
-        scale = temperatures[-1] if method == "ridge" else 1.0
-        accuracy.append(
-            float(np.sum(worth * metrics.topk_correct(scores[held_out], truth, 1)) / np.sum(worth))
-        )
-        likelihood.append(float(worth @ metrics.log_softmax(scores[held_out] / scale)[rows, truth]))
+        calibrated = metrics.log_softmax(scores[held_out] / temperatures[-1])[rows, truth]
+        correct = metrics.topk_correct(scores[held_out], truth, 1)
+        results.append(HeldOut(correct, calibrated))
+        accuracy.append(float(np.sum(worth * correct) / np.sum(worth)))
+        # The logits of a logistic probe have a scale of their own, which counts in the choice.
+        logits = scores[held_out] if method == "logistic" else scores[held_out] / temperatures[-1]
+        likelihood.append(float(worth @ metrics.log_softmax(logits)[rows, truth]))
     top = max(accuracy)
     error = np.sqrt(max(top * (1 - top), 1e-12) / len(held_out))
     best = int(np.argmax(np.where(np.array(accuracy) >= top - 0.5 * error, likelihood, -np.inf)))
@@ -172,9 +189,8 @@ def fit(
     bias = solution[-1] - bank.mean @ kernel
     params = {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
     scores = dict(zip(strengths, accuracy, strict=True))
-    return Probe(
-        params, strengths[best], scores, method, 1.0 if method == "ridge" else temperatures[best]
-    )
+    temperature = 1.0 if method == "ridge" else temperatures[best]
+    return Probe(params, strengths[best], scores, method, temperature, results[best])
 
 
 # ---- the factorization ---------------------------------------------------------------------------
@@ -258,11 +274,14 @@ def _ridge_held_out(
     n, root, targets = len(labels), np.sqrt(weights)[:, None], np.eye(classes)[labels]
     z, y = root * with_bias(bank.z), root * targets
     right = z.T @ y
+    sizes = np.bincount(fold[fold >= 0])
+    alone = (fold >= 0) & (sizes[fold] == 1)  # folds of one example
     for strength in strengths:
         # The axes and the bias are uncorrelated.
         curvature = np.append(n * bank.values + 1.0 / strength, n)
         residual = y - z @ (right / curvature[:, None])
-        for f in range(fold.max() + 1):
+        residual[alone] /= 1.0 - np.square(z[alone]) @ (1.0 / curvature)[:, None]
+        for f in np.flatnonzero(sizes > 1):
             block, rest = z[fold == f], residual[fold == f]
             if len(block) <= len(curvature):
                 residual[fold == f] = np.linalg.solve(
