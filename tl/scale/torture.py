@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "cached": ("transfer", *_TRAIN, "--tune=last:1", "--epochs=30", "--augment=flip"),
     "images": ("transfer", *_TRAIN, "--tune=last:2", "--bn=update", "--epochs=16", "--bank_gib=0"),
     "two phases": ("transfer", *_TRAIN, "--tune=lp_ft", "--epochs=16", "--ema=0.9"),
-    "attack": ("attack", *_NETWORK, "--images={data}", "--attack=pgd", "--nopanel", "--nolpips"),
+    "attack": ("attack", *_NETWORK, "--images={data}", "--steps=8", "--nopanel", "--nolpips"),
     "ideal": ("ideal", *_NETWORK, "--target=1,2,3,4", "--size=64", "--steps=64", "--judges="),
 }
 """Name -> experiment and flags; {data} is a folder with two classes of images."""
