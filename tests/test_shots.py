@@ -22,82 +22,111 @@ SHOTS = [1, 2, 5, 10, 25]
 
 # ---- extrapolation ----
 
+IMAGES = 4000
 
-def curve(a: float, b: float, c: float = 0.0, *, noise: float = 0.0, seed: int = 0) -> np.ndarray:
-    """Accuracies f64[s t] of a power law over `SHOTS`, of 10 seeds."""
-    errors = c + a * np.array(SHOTS, np.float64)[:, None] ** -b
-    return 1.0 - errors - noise * np.random.default_rng(seed).normal(size=(len(SHOTS), 10))
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extrapolation, "DRAWS", 100)
+
+
+def errors(a: float, b: float, c: float = 0.0) -> np.ndarray:
+    """Errors f64[s] of a power law over `SHOTS`."""
+    return c + a * np.array(SHOTS, np.float64) ** -b
+
+
+def results(errors: np.ndarray, images: int = IMAGES, *, draws: int = 4, seed: int = 0):
+    """Results bool[s t m] with these errors; images are wrong in the order of their difficulty.
+
+    Args:
+      errors: f64[s].
+      images: number of test images, whose difficulties are equally spaced with seed 0, or random.
+      draws: number of draws, which all have the same results.
+      seed: of the difficulties.
+    """
+    difficulty = np.random.default_rng(seed).uniform(size=images)
+    difficulty = difficulty if seed else (np.arange(images) + 0.5) / images
+    return np.broadcast_to(difficulty >= errors[:, None, None], (len(errors), draws, images))
+
+
+def extrapolate(errors: np.ndarray, **options: Any) -> dict[str, Any]:
+    return {"method": "x", **extrapolation.extrapolate(SHOTS, results(errors), **options)}
 
 
 @pytest.mark.parametrize(
     ("a", "b", "c"), [(0.4, 0.5, 0.0), (0.6, 1.3, 0.0), (0.5, 0.7, 0.02), (0.3, 1.0, 0.1)]
 )
 def test_an_exact_power_law_is_recovered(a: float, b: float, c: float):
-    accuracy = 1.0 - c - a * 60.0**-b  # that of 60 images per class
-    row = extrapolation.extrapolate(SHOTS, curve(a, b, c), accuracy=accuracy, resolution=1e-5)
-    assert (row["a"], row["b"], row["c"]) == pytest.approx((a, b, c), abs=1e-4)
-    assert row["shots"] == pytest.approx(60, rel=0.01)
-    assert row["ci95"] == pytest.approx([60, 60], rel=0.01)
-    if c == 0:
-        assert row["check"]["predicted"] == pytest.approx(row["check"]["measured"], abs=1e-5)
+    curves = np.stack([errors(a, b, c), errors(0.2, 0.3)])
+    laws = extrapolation.fit(SHOTS, curves, np.full(len(SHOTS), 1e-5))
+    assert [law[0] for law in laws] == pytest.approx([a, b, c], abs=1e-5)
+    assert [law[1] for law in laws] == pytest.approx([0.2, 0.3, 0.0], abs=1e-5)
+    np.testing.assert_allclose(laws.error(60.0), [c + a * 60**-b, 0.2 * 60**-0.3], atol=1e-5)
+    np.testing.assert_allclose(laws.shots(laws.error(60.0)[0])[0], 60.0, rtol=1e-3)
 
 
-def test_the_default_halves_the_last_error():
-    row = extrapolation.extrapolate(SHOTS, curve(0.4, 0.5), resolution=1e-5)
-    assert row["accuracy"] == pytest.approx(1 - 0.4 * 25**-0.5 / 2)
-    assert row["shots"] == pytest.approx(100, rel=0.01)  # 25 * 2^(1 / b)
+def test_the_limit_is_left_out_where_the_points_do_not_determine_it():
+    curve = errors(0.3, 1.0, 0.1)[None]
+    assert extrapolation.fit(SHOTS, curve, np.full(len(SHOTS), 0.1)).c == 0.0
+    assert extrapolation.fit(SHOTS[:3], curve[:, :3], np.full(3, 1e-5)).c == 0.0
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.96])
+def test_the_default_halves_the_last_error(accuracy: float):
+    row = extrapolate(errors(0.4, 0.5), accuracy=accuracy)
+    assert row["accuracy"] == pytest.approx(1 - 0.4 * 25**-0.5 / 2, abs=1e-3)
+    assert row["shots"] == pytest.approx(100, rel=0.03)  # 25 * 2^(1 / b)
+    assert row["ci95"][0] < 100 < row["ci95"][1] and row["b_ci95"][0] < 0.5 < row["b_ci95"][1]
+    assert row["check"]["predicted"] == pytest.approx(row["check"]["measured"], abs=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "c", "accuracy", "words"),
+    ("law", "accuracy", "words"),
     [
-        (0.4, 0.5, 0.0, 0.95, "x: about 64 images per class for 95.0 % (95 % interval 64 to 64)."),
-        (0.3, 0.01, 0.0, 0.95, "hardly falls with more images (exponent 0.01)."),
-        (0.3, 0.0, 0.0, 0.95, "hardly falls with more images (exponent 0.00)."),
-        (0.3, 1.0, 0.1, 0.95, "its error levels off at 10.0 %."),
-        (0.4, 0.2, 0.0, 0.99, "curve reaches it only far outside the measured range."),
-        (0.0, 0.0, 0.0, 0.0, "x: no test error is left to halve."),
-        (0.04, 0.5, 0.0, 0.9, "x: about 1 image per class for 90.0 %"),
+        ((0.4, 0.5), 0.95, "x: about 64 images per class for 95.0 % (95 % interval 5"),
+        ((0.3, 0.0), 0.95, "hardly falls with more images (exponent 0.00)."),
+        ((0.3, 1.0, 0.1), 0.95, "its error levels off at 10.0 %."),
+        ((0.4, 0.2), 0.99, "curve reaches it only far outside the measured range"),
+        ((0.0, 0.0), 0.0, "x: no test error is left to halve."),
+        ((0.04, 0.5), 0.9, "x: about 1 image per class for 90.0 %"),
     ],
 )
 def test_a_sentence_says_what_the_fit_can_and_cannot_tell(
-    a: float, b: float, c: float, accuracy: float, words: str
+    law: tuple[float, ...], accuracy: float, words: str
 ):
-    accuracies = curve(a, b, c)
-    row = extrapolation.extrapolate(SHOTS, accuracies, accuracy=accuracy, resolution=1e-5)
-    assert words in pages.shots.extrapolation_sentence({"method": "x", **row})
+    row = extrapolate(errors(*law), accuracy=accuracy)
+    assert words in pages.shots.extrapolation_sentence(row)
 
 
 def test_an_interval_that_is_open_above_is_said_to_be():
-    accuracies = curve(0.3, 0.1, noise=0.05)
-    row = extrapolation.extrapolate(SHOTS, accuracies, accuracy=0.8, resolution=1e-3)
-    row |= {"shots": 60.0}
-    assert row["ci95"][1] is None
+    few = results(errors(0.3, 0.3), images=40)
+    row = extrapolation.extrapolate(SHOTS, few, accuracy=0.9)
+    assert row["shots"] is not None and row["ci95"][1] is None
     assert "gives no upper bound" in pages.shots.extrapolation_sentence({"method": "x", **row})
 
 
-def test_intervals_contain_the_number_that_they_estimate(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(extrapolation, "DRAWS", 200)
+def test_intervals_contain_the_number_that_they_estimate():
+    """All draws have the same results: only the choice of the images makes the fits differ."""
     inside = 0
-    for seed in range(30):
-        accuracies = curve(0.4, 0.5, noise=0.01, seed=seed)
-        row = extrapolation.extrapolate(SHOTS, accuracies, accuracy=0.95, resolution=1e-3)
-        low, high = (bound or np.inf for bound in row["ci95"])
-        inside += low <= 64 <= high
-    assert inside >= 24
+    for seed in range(1, 31):
+        few = results(errors(0.4, 0.5), images=300, seed=seed)
+        low, high = extrapolation.extrapolate(SHOTS, few, accuracy=0.95)["ci95"]
+        inside += low <= 64 <= (high or np.inf)
+    assert inside >= 25
 
 
-def test_one_seed_has_a_fit_without_interval_and_two_points_are_too_few():
-    row = extrapolation.extrapolate(SHOTS, curve(0.4, 0.5)[:, :1], resolution=1e-3)
+def test_one_draw_has_a_fit_without_interval_and_two_points_are_too_few():
+    row = {
+        "method": "x",
+        **extrapolation.extrapolate(SHOTS, results(errors(0.4, 0.5), draws=1), accuracy=0.96),
+    }
     assert row["ci95"] is None and row["b_ci95"] is None
-    assert row["b"] == pytest.approx(0.5, abs=1e-4)
-    assert "images per class for 96.0 %." in pages.shots.extrapolation_sentence(
-        {"method": "x", **row}
-    )
+    assert row["b"] == pytest.approx(0.5, abs=1e-3)
+    assert "images per class for 96.0 %." in pages.shots.extrapolation_sentence(row)
     with pytest.raises(ValueError, match=r"at least 3 numbers for a power law: got \[1, 2\]"):
-        extrapolation.extrapolate([1, 2], np.ones((2, 3)), resolution=0.1)
+        extrapolation.extrapolate([1, 2], np.ones((2, 3, 4), bool))
     with pytest.raises(ValueError, match=r"`accuracy` must be in \[0, 1\): got 1"):
-        extrapolation.extrapolate(SHOTS, curve(0.4, 0.5), accuracy=1.0, resolution=0.1)
+        extrapolate(errors(0.4, 0.5), accuracy=1.0)
 
 
 # ---- settings ----
@@ -174,6 +203,10 @@ def test_a_run_has_a_row_per_method_and_number(measured):
     assert saved["n"] + saved["train"] == len(spec.examples) - len(saved["skipped"])
     assert saved["n"] <= len(parts.test.examples)
     assert [Path(skip["path"]).name for skip in saved["skipped"]] == ["broken.jpg"]
+    assert [line for line in saved["remarks"] if "share most images" in line] == [
+        "draws of 4 images per class share most images, because 'red' has 5; their spread is too "
+        "small"
+    ]
 
 
 def test_the_wrong_label_is_suspicious_and_shown(measured):
@@ -186,7 +219,7 @@ def test_the_wrong_label_is_suspicious_and_shown(measured):
     assert "blue, or red?" in html and html.count("<img") >= 1
     assert "band c0" in html and "Compared with the probe" in html and "Power laws" in html
     words = "\n".join(pages.shots.lines(result))
-    assert "probe: 1: " in words and "Label noise: about " in words
+    assert "probe: 1: " in words and "1 per class" not in html and "Label noise: about " in words
 
 
 def test_one_draw_has_no_intervals_and_two_numbers_no_extrapolation(measured, tmp_path: Path):

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tl import metrics
-
 # Limits of the exponent b. Measured exponents are between 0.07 and 0.5 (Hestness et al. 2017, table
 # 1); larger ones occur where few images suffice.
 EXPONENTS = (0.0, 4.0)
@@ -114,29 +112,24 @@ def _solve(
 
 
 def extrapolate(
-    shots: Sequence[int],
-    accuracies: np.ndarray,
-    *,
-    accuracy: float = 0.0,
-    resolution: float,
-    seed: int = 0,
+    shots: Sequence[int], correct: np.ndarray, *, accuracy: float = 0.0, seed: int = 0
 ) -> dict[str, Any]:
     """The number of images per class at which a learning curve reaches an accuracy.
 
     Args:
       shots: s numbers of images per class, rising, s at least 3.
-      accuracies: f64[s t] in [0, 1], of t seeds.
+      correct: bool[s t m], whether each of m test images was classified correctly after the fit to
+        each of t draws.
       accuracy: the accuracy to reach, in (0, 1); 0 halves the error at the largest number.
-      resolution: smallest standard error of a point, such as half of a test image; positive.
-      seed: seed of the bootstrap over seeds.
+      seed: seed of the bootstrap.
 
     Returns:
       JSON-ready: "accuracy", "shots" and "ci95" of it, where None is a number above `REACH` times
       the largest measured one; "a", "b", "c" of the fit, "b_ci95"; "check", which predicts the
       error at the largest number from the others: "shots", "predicted" and "measured" accuracy,
       and None with fewer than four points. Intervals are percentiles of `DRAWS` bootstrap samples
-      of the seeds, and None with one seed. They include the choice whether c is fitted, and not
-      the choice of the test images.
+      of the draws and of the test images, and None with one draw. They include the choice whether c
+      is fitted.
 
     Raises:
       ValueError: fewer than three points, or `accuracy` is outside [0, 1).
@@ -145,12 +138,15 @@ def extrapolate(
         raise ValueError(f"`shots` needs at least 3 numbers for a power law: got {list(shots)}")
     if not 0 <= accuracy < 1:
         raise ValueError(f"`accuracy` must be in [0, 1): got {accuracy:g}")
-    errors = 1.0 - np.asarray(accuracies, np.float64)
-    count, most = errors.shape[1], max(shots)
-    means = errors.mean(axis=1)
-    spread = [metrics.spread(row)["std"] for row in errors]
-    # One seed says nothing about the deviation of a point; equal weights leave out the limit.
-    deviations = np.maximum(np.array(spread) / np.sqrt(count), resolution if count > 1 else 1.0)
+    wrong, most = 1.0 - np.asarray(correct, np.float64), max(shots)
+    draws, images = wrong.shape[1:]
+    means = wrong.mean(axis=(1, 2))
+    # One draw says nothing about the deviation of a point; equal weights leave out the limit.
+    deviations = np.ones(len(shots))
+    if draws > 1:
+        of_draws = wrong.mean(axis=2).var(axis=1, ddof=1) / draws
+        of_images = wrong.mean(axis=1).var(axis=1) / images
+        deviations = np.maximum(np.sqrt(of_draws + of_images), 0.5 / images)
     target = 1.0 - accuracy if accuracy else float(means[-1]) / 2
     law = fit(shots, means[None], deviations)
     reached = lambda values: [float(v) if v <= REACH * most else None for v in values]
@@ -162,9 +158,8 @@ def extrapolate(
         "b_ci95": None,
         "check": None,
     }
-    if count > 1:
-        drawn = np.random.default_rng(seed).integers(0, count, (DRAWS, count))
-        laws = fit(shots, errors.T[drawn].mean(axis=1), deviations)
+    if draws > 1:
+        laws = fit(shots, _resample(wrong, seed), deviations)
         bounds = lambda values: np.quantile(values, (0.025, 0.975), method="inverted_cdf")
         result["ci95"] = reached(bounds(laws.shots(target)))
         result["b_ci95"] = bounds(laws.b).tolist()
@@ -176,3 +171,22 @@ def extrapolate(
             "measured": 1.0 - float(means[-1]),
         }
     return result
+
+
+def _resample(wrong: np.ndarray, seed: int) -> np.ndarray:
+    """Mean errors f64[`DRAWS` s] of bootstrap samples of the draws and of the images.
+
+    A sample has the same draws and images at all points, as the measurement has.
+
+    Args:
+      wrong: f64[s t m], 1 for a mistake.
+      seed: of the samples.
+    """
+    rng = np.random.default_rng(seed)
+    draws, images = wrong.shape[1:]
+    samples = []
+    for _ in range(DRAWS):
+        of_draws = rng.multinomial(draws, np.full(draws, 1 / draws)) / draws
+        of_images = rng.multinomial(images, np.full(images, 1 / images)) / images
+        samples.append(of_draws @ (wrong @ of_images).T)
+    return np.stack(samples)

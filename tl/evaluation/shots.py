@@ -20,7 +20,7 @@ from tl import data, inference, metrics, reporting
 from tl.data import DataSpec, duplicates
 from tl.evaluation import extrapolation
 from tl.evaluation.before import check_sizes
-from tl.labels.names import counted, listed, shown
+from tl.labels.names import counted, shown
 from tl.models import Classifier
 from tl.training import fewshot, inputs, label_noise
 from tl.types import Variables
@@ -126,6 +126,24 @@ def usable_shots(spec: DataSpec, orders: Sequence[np.ndarray], shots: Sequence[i
     return usable
 
 
+def remark_overlap(
+    run: reporting.Run, spec: DataSpec, orders: Sequence[np.ndarray], sizes: Sequence[int]
+) -> None:
+    """A remark if the draws share more than half of the images of a class, on average.
+
+    Args:
+      run: receives the remark.
+      spec, orders: as for `usable_shots`.
+      sizes: the numbers of images per class that are measured.
+    """
+    least, smallest = min((len(order), i) for i, order in enumerate(orders))
+    if close := [k for k in sizes if 2 * k > least]:
+        run.remark(
+            f"draws of {', '.join(map(str, close))} images per class share most images, because "
+            f"{shown(spec.classes[smallest])} has {least}; their spread is too small"
+        )
+
+
 class PartFeatures(NamedTuple):
     """The readable images of a part of a data set, `values` f32[n d] and `labels` i[n]."""
 
@@ -201,8 +219,9 @@ def shots(
     orders = {seed: _draw_order(train.spec, copies, seed) for seed in seeds}
     # Images that cannot be read may leave too few.
     sizes = usable_shots(train.spec, orders[settings.first_seed], settings.shots)
+    remark_overlap(run, train.spec, orders[settings.first_seed], sizes)
 
-    accuracies: dict[tuple[str, int], list[float]] = defaultdict(list)
+    correct: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
     draws = [(seed, k) for seed in seeds for k in sizes]
     for seed, k in reporting.progress(draws, len(draws), "fitting, draws"):
@@ -211,10 +230,11 @@ def shots(
             start = time.monotonic()
             scores = _scores(method, clf, variables, train, test, rows, seed)
             seconds[method, k].append(time.monotonic() - start)
-            top1 = float(metrics.topk_correct(scores, test.labels, 1).mean())
-            accuracies[method, k].append(top1)
+            correct[method, k].append(metrics.topk_correct(scores, test.labels, 1))
+            top1 = float(correct[method, k][-1].mean())
             run.log({"method": method, "shots": k, "seed": seed, "top1": top1})
 
+    accuracies = {key: [float(one.mean()) for one in of] for key, of in correct.items()}
     rows = [
         {
             "method": method,
@@ -230,7 +250,7 @@ def shots(
         for k in sizes
         for top1 in [accuracies[method, k]]
     ]
-    extrapolate = lambda: _extrapolate(run, settings, sizes, accuracies, len(test.labels))
+    extrapolate = lambda: _extrapolate(run, settings, sizes, correct)
     noise = lambda: noise_result(run, clf, [train, test], copies, seed=settings.first_seed)
     return {
         "arch": clf.arch,
@@ -288,14 +308,13 @@ def _extrapolate(
     run: reporting.Run,
     settings: ShotsSettings,
     sizes: Sequence[int],
-    accuracies: Mapping[tuple[str, int], Sequence[float]],
-    n: int,
+    correct: Mapping[tuple[str, int], Sequence[np.ndarray]],
 ) -> list[dict[str, Any]]:
     """One row per method; a remark instead if there are too few numbers of images."""
     if len(sizes) < 3:
         run.remark(
             f"no curve is extrapolated: a power law needs at least 3 numbers of images per class, "
-            f"but {listed(map(str, sizes))} were measured"
+            f"but {', '.join(map(str, sizes))} were measured"
         )
         return []
     return [
@@ -303,9 +322,8 @@ def _extrapolate(
             "method": method,
             **extrapolation.extrapolate(
                 sizes,
-                np.array([accuracies[method, k] for k in sizes]),
+                np.array([correct[method, k] for k in sizes]),
                 accuracy=settings.accuracy,
-                resolution=0.5 / n,
                 seed=settings.first_seed,
             ),
         }

@@ -39,7 +39,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The accuracies per method, the extrapolation and the label noise as sentences."""
     for method, rows in _by_method(result).items():
-        yield f"{method}: " + ", ".join(f"{row['shots']}: {_mean(row)}" for row in rows)
+        yield f"{method}: " + ", ".join(f"{row['shots']}: {_mean(row)} %" for row in rows)
     yield from map(extrapolation_sentence, result["extrapolation"])
     if result["label_noise"]:
         yield noise_sentence(result["label_noise"])
@@ -93,32 +93,31 @@ def _by_method(result: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _mean(row: Mapping[str, Any]) -> str:
-    """Mean and deviation over seeds: "90.1 % ± 1.2"."""
-    if row["ci95"] is None:
-        return percent(row["mean"])
-    return f"{percent(row['mean'])} \N{PLUS-MINUS SIGN} {100 * row['std']:.1f}"
+    """Mean and deviation over the draws, in percent: "90.1 ± 1.2"."""
+    deviation = f" \N{PLUS-MINUS SIGN} {100 * row['std']:.1f}" if row["ci95"] else ""
+    return f"{100 * row['mean']:.1f}{deviation}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _points(row: Mapping[str, Any] | None) -> str:
     """A difference in points with its interval."""
     if row is None:
         return "\N{EN DASH}"
-    value = f"{100 * row['mean']:+.1f}"
+    value = f"{100 * row['mean']:+z.1f}"
     if row["ci95"] is None:
         return value
     low, high = (100 * bound for bound in row["ci95"])
-    return f"{value} ({low:+.1f} to {high:+.1f})"
+    return f"{value} ({low:+z.1f} to {high:+z.1f})"
 
 
 def _best(result: Mapping[str, Any]) -> str:
     most = max(row["shots"] for row in result["rows"])
     row = max((r for r in result["rows"] if r["shots"] == most), key=lambda r: r["mean"])
-    return f"Best with {most} per class: {row['method']}, {_mean(row)}."
+    return f"Best with {most} per class: {row['method']}, {_mean(row)} %."
 
 
 def _grid(rows: Mapping[str, Sequence[Mapping[str, Any]]], cell: Any, caption: str) -> Html:
-    """One row per method, one column per number of images."""
-    header = ["method", *(f"{row['shots']} per class" for row in next(iter(rows.values())))]
+    """One row per method, one column per number of images per class."""
+    header = ["method", *(str(row["shots"]) for row in next(iter(rows.values())))]
     return reporting.table(
         [[method, *map(cell, of_method)] for method, of_method in rows.items()],
         header,
@@ -142,14 +141,17 @@ def _curves(result: Mapping[str, Any]) -> Html:
     )
     seconds = [[m, max(row["seconds"] for row in of)] for m, of in rows.items()]
     text = (
-        "Bands and intervals are Student's t over the draws. They do not cover the choice of the "
-        "test images, which are the same for all draws."
+        "Bands are the 95 % interval of the mean, Student's t over the draws. They do not cover "
+        "the choice of the test images, which are the same for all draws."
     )
+    caption = "Test accuracy (%) per number of images: mean and standard deviation over the draws"
     return reporting.section(
         "Learning curves",
         chart,
-        _grid(rows, _mean, "Test accuracy: mean and standard deviation over the draws"),
-        reporting.table(seconds, ["method", "seconds"], caption="Time of one fit, at the slowest"),
+        _grid(rows, _mean, caption),
+        reporting.table(
+            seconds, ["method", "seconds"], caption="Time of one fit to the most images"
+        ),
         text=text,
     )
 
@@ -160,7 +162,7 @@ def _differences(result: Mapping[str, Any]) -> Html:
     if not others:
         return Html("")
     text = "Each draw is compared with the probe on the same images; an interval without 0 decides."
-    caption = "Accuracy minus that of the probe, in points (95 % t interval)"
+    caption = "Accuracy minus that of the probe, in points, per number of images (95 % t interval)"
     return reporting.section(
         "Compared with the probe",
         _grid(others, lambda r: _points(r["difference"]), caption),
@@ -189,9 +191,9 @@ def _extrapolation(result: Mapping[str, Any]) -> Html:
     text = "\n\n".join(
         [
             *map(extrapolation_sentence, rows),
-            "Intervals are of a bootstrap over the draws. The last column predicts the accuracy at "
-            "the largest number of images from the smaller ones, which says how far to trust the "
-            f"fit. One test image is {finest} of accuracy.",
+            "Intervals are of a bootstrap over the draws and the test images. The last column "
+            "predicts the accuracy at the largest number of images from the smaller ones, which "
+            f"says how far to trust the fit. One test image is {finest} of accuracy.",
         ]
     )
     return reporting.section("How many for more?", table, text=text)

@@ -130,19 +130,21 @@ def draw_order(
 # ---- methods -------------------------------------------------------------------------------------
 
 
-def _linear(kernel: np.ndarray, bias: np.ndarray) -> Scores:
-    return lambda features: np.asarray(features, np.float64) @ kernel + bias[None]
-
-
 def _probe(method: str) -> FeatureFit:
     """`tl.training.probe` with its strength chosen by cross-validation; see `SINGLE`."""
 
     def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> Scores:
-        single = np.bincount(labels, minlength=classes).min() < 2
-        strengths = (SINGLE[method],) if single else probe.STRENGTHS
-        options = {"method": method, "strengths": strengths, "seed": seed}
-        params = probe.fit(features, labels, classes, **options).params
-        return _linear(params["kernel"].astype(np.float64), params["bias"].astype(np.float64))
+        if np.bincount(labels).min() > 1:
+            params = probe.fit(features, labels, classes, method=method, seed=seed).params
+            kernel, bias = params["kernel"], params["bias"]
+        else:
+            ones = np.ones(len(labels))
+            bank = probe.factorize(features, ones)
+            strength = SINGLE[method]
+            solution = probe.METHODS[method].solve(bank, labels, ones, classes, strength)
+            kernel = (bank.basis @ solution[:-1]) * bank.scale[:, None]
+            bias = solution[-1] - bank.mean @ kernel
+        return lambda rows: np.asarray(rows, np.float64) @ kernel + bias[None]
 
     return fit_probe
 
@@ -162,9 +164,11 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def _nearest_mean(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> Scores:
     """The nearest class mean, by squared Euclidean distance of features of norm 1.
 
-    Reference: Mensink et al. 2013, IEEE TPAMI 35, 2624-2637 (nearest class mean); Snell et al.
-      2017, arXiv:1703.05175, section 2.3 (squared Euclidean distance). Features of norm 1 are those
-      of Wang et al. 2019, arXiv:1911.04623, section 3 (L2N); nothing is learned here.
+    Scores are minus these distances, plus a term that all classes share.
+
+    Reference: Mensink et al. 2013, IEEE TPAMI 35, 2624-2637, and Snell et al. 2017,
+      arXiv:1703.05175, section 2.3, who learn the features for this distance. For frozen features
+      Wang et al. 2019, arXiv:1911.04623, section 3.2, divide them by their norm (L2N).
     """
     del seed
     means = _class_means(_unit(features), labels, classes)
