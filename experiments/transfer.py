@@ -29,7 +29,7 @@ from tl.evaluation import robust
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.models import heads
 from tl.pages import common, training
-from tl.training import adversarial, probe, recipes, rules
+from tl.training import adversarial, probe, recipes, regularizers, rules
 from tl.training.recipe import Recipe, pixels_for
 
 FLAGS = flags.FLAGS
@@ -136,6 +136,11 @@ def define_flags() -> None:
     )
     flags.DEFINE_bool("fsdp", DEFAULT.fsdp, "Divide parameters over the devices.")
     flags.DEFINE_bool("resume", False, "Continue the run in --workdir.")
+    text(
+        "penalty",
+        DEFAULT.penalty,
+        f"Penalty on outputs, NAME or NAME:STRENGTH: {', '.join(regularizers.PENALTIES)}:TEACHER.",
+    )
     # ---- adversarial training
     one_of(
         "adversarial",

@@ -31,7 +31,7 @@ from tl.attacks import norms
 from tl.data import augment
 from tl.pages import remeasured
 from tl.reporting import documents, results
-from tl.training import adversarial, recipes, rules
+from tl.training import adversarial, recipes, regularizers, rules
 from tl.visualize import grid, images, specs
 from tl.weights import zoo
 
@@ -477,6 +477,7 @@ def test_the_matrix_of_attacks_lists_every_attack_with_its_norms() -> None:
 def test_the_matrices_of_training_list_every_mode() -> None:
     assert ", ".join(column(TRAINING, "tune")) == ", ".join(rules.TUNE)
     assert column(TRAINING, "recipe") == recipes.names()
+    assert column(TRAINING, "penalty") == list(regularizers.PENALTIES)
     assert column(TRAINING, "bn") == list(rules.BN)
     assert column(TRAINING, "adversarial") == list(adversarial.METHODS)
 

@@ -40,12 +40,24 @@ BIT = {
     "crop": "none",
     "image_size": 480,
 }
-L2_SP = {"tune": "all", "weight_decay": 0.01, "optimizer": "momentum", "backbone_lr": 0.1}
+PLAIN = {
+    "tune": "all",
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "backbone_lr": 0.1,
+    "weight_decay": 5e-4,
+    "augment": "flip",
+}
 # Name -> the settings without an argument, and a pattern of the parameters that train.
 TABLE: dict[str, tuple[dict[str, Any], str]] = {
-    "lp_ft": ({"tune": "lp_ft", "lr": 1e-4, "backbone_lr": 1.0}, ALL),
+    "plain": (PLAIN, ALL),
+    "lp_ft": ({"tune": "lp_ft", "lr": 1e-4, "backbone_lr": 0.1}, ALL),
     "bit": (BIT, ALL),
-    "l2_sp": ({**L2_SP, "l2_sp": 0.1, "lr": 0.01}, ALL),
+    "l2_sp": ({**PLAIN, "weight_decay": 0.01, "l2_sp": 0.1}, ALL),
+    "bss": ({**PLAIN, "penalty": "bss"}, ALL),
+    "delta": ({**PLAIN, "penalty": "delta"}, ALL),
+    "co_tuning": ({**PLAIN, "penalty": "co_tuning"}, ALL),
+    "distill:vgg16": ({**PLAIN, "penalty": "distill:vgg16"}, ALL),
     "bn_only": ({"tune": "bn_only", **FEW}, r"backbone/.*/norm/.*|backbone/top/norm/.*|head/.*"),
     "bias_only": ({"tune": "bias_only", **FEW}, r".*/bias|head/.*"),
     "lora": ({"tune": "lora:4", **FEW}, r"lora/.*|head/.*"),
@@ -69,9 +81,9 @@ def of_recipe(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_every_recipe_has_a_row_of_this_table_and_a_reference() -> None:
-    assert TABLE.keys() == recipes.RECIPES.keys()
+    assert [word.partition(":")[0] for word in TABLE] == list(recipes.RECIPES)
     for row in recipes.RECIPES.values():
-        assert "arXiv:" in row.reference and row.help
+        assert ("arXiv:" in row.reference or "NeurIPS" in row.reference) and row.help
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -79,7 +91,7 @@ def test_a_recipe_sets_fields_and_decides_what_trains(name: str) -> None:
     expected, pattern = TABLE[name]
     fields = recipes.settings(name)
     assert fields == expected
-    assert set(recipes.RECIPES[name].defines) <= set(fields)
+    assert set(recipes.RECIPES[name.partition(":")[0]].defines) <= set(fields)
     clf, variables = network()
     phase, partition = fit.check_recipe(clf, variables["params"], Recipe(**of_recipe(fields)))[-1]
     names = {leaf for leaf in partition.labels if re.fullmatch(pattern, leaf)}
@@ -138,18 +150,20 @@ def test_given_settings_win_and_epochs_replace_steps() -> None:
     assert not fields.keys() & {"lr", "batch_size", "image_size", "epochs", "steps"}
     assert fields["schedule"] == "bit" and fields["clip"] == 0.0
     assert recipes.settings("bit", Facts(), {"batch_size": 256})["lr"] == 0.0015
-    assert recipes.settings("lp_ft", given={"tune": "lp_ft"}) == FEW | {"lr": 1e-4}
+    assert recipes.settings("lp_ft", given={"tune": "lp_ft"}) == {"lr": 1e-4, "backbone_lr": 0.1}
 
 
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("lorra", {}, "unknown `recipe`: got 'lorra', expected lp_ft.*nearest: 'lora'"),
+        ("lorra", {}, "unknown `recipe`: got 'lorra', expected plain.*nearest: 'lora'"),
         ("bit:2", {}, "`recipe=bit:2` has an argument, but bit takes none; use `recipe=bit`"),
         ("lora:-1", {}, "`recipe=lora:-1` has no rank: got '-1', expected a number of at least 0"),
         ("lora:x", {}, "`recipe=lora:x` has no rank: got 'x'"),
         ("l2_sp:-1", {}, "`recipe=l2_sp:-1` has no strength: got '-1', expected a number of at"),
         ("l2_sp:nan", {}, "`recipe=l2_sp:nan` has no strength"),
+        ("delta:x", {}, "`penalty=delta:x` has no strength: got 'x'"),
+        ("distill", {}, "`penalty=distill` names no teacher"),
         (
             "bit",
             {"tune": "probe"},

@@ -20,7 +20,7 @@ from tl import data, hosts, inference, labels, ledger, metrics, models, reportin
 from tl.attacks import norms
 from tl.data import DataSpec
 from tl.data.augment import make_augment
-from tl.evaluation import paired, seen, sets
+from tl.evaluation import paired, seen, sets, teachers
 from tl.evaluation.before import (
     TransferSettings,
     check_parts,
@@ -123,6 +123,7 @@ def run_round(
     resumed: Callable[[str, int], None] = lambda phase, step: None,
     trained: Callable[[FitResult], None] = lambda fitted: None,
     attempt: reporting.Attempt = reporting.required,
+    reference: teachers.Network | None = None,
 ) -> RoundResult:
     """Trains a network with a fresh head on the data of one round, and tests it.
 
@@ -137,6 +138,7 @@ def run_round(
       resumed: as for `fit`.
       trained: called after training, before anything that can fail.
       attempt: runs the optional parts: calibration, views, figures of training.
+      reference: from `teachers.load`.
 
     Raises:
       ValueError: those of `check_sizes` and `fit`.
@@ -164,6 +166,7 @@ def run_round(
         say=say,
         resumed=resumed,
         attempt=attempt,
+        reference=reference and teachers.taught(reference, recipe, parts, this.seed),
     )
     trained(fitted)
     frozen = all(name.startswith("head/") for name in fitted.trained)
@@ -239,8 +242,10 @@ def transfer(
     """
     start, recipe, classes = time.monotonic(), settings.recipe, spec.classes
     table = labels.from_names(classes, name=spec.name, groups=labels.known_groups(classes))
+    pretrained = clf
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
     check_settings(clf, variables, settings)
+    reference = teachers.load(pretrained, variables, recipe)
     if any(phase.name != "probe" for phase in recipe.phases(clf.spec.endpoints)):
         checkpoints.check_name(run.workdir)
     adversary = recipe.adversary()
@@ -271,6 +276,7 @@ def transfer(
             resumed=functools.partial(drop_repeated, run, this.name),
             trained=save_model if not results else lambda fitted: None,
             attempt=run.attempt,
+            reference=reference,
         )
         if results:  # only the first network is needed again
             result = result._replace(variables={}, fitted=result.fitted._replace(variables={}))

@@ -92,6 +92,11 @@ def transfer(
       ValueError: settings that do not fit the network, as in `transfer`.
     """
     recipe, names = settings.recipe, spec.classes
+    if recipe.penalty:
+        raise ValueError(
+            "a plan does not include a reference network: got "
+            f"`penalty={recipe.penalty}`; leave out `penalty` and `recipe`"
+        )
     clf = pixels_for(clf, spec, settings.crop, settings.image_size)
     table = labels.from_names(names, name=spec.name, groups=labels.known_groups(names))
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(names)), table)

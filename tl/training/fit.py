@@ -23,7 +23,7 @@ from tl import paths, pixels, reporting
 from tl.backbones.fold import norms
 from tl.data import DataSpec, Skipped
 from tl.models import Classifier
-from tl.training import inputs, low_rank, probe, resume, rules
+from tl.training import inputs, low_rank, probe, regularizers, resume, rules
 from tl.training.loop import PhaseResult, selection_metric, train_phase
 from tl.training.phase import fit_probe, prepare
 from tl.training.program import FitContext, frozen_prefix
@@ -86,6 +86,7 @@ def fit(
     say: Callable[[str], None] = lambda line: None,
     resumed: Callable[[str, int], None] = lambda phase, step: None,
     attempt: reporting.Attempt = reporting.required,
+    reference: tuple[Classifier, Variables] | None = None,
 ) -> FitResult:
     """Trains a classifier.
 
@@ -104,6 +105,8 @@ def fit(
       resumed: called before the first step of a phase with its name and the number of steps that a
         checkpoint holds; the rows of later steps are logged again.
       attempt: runs what follows the last step, the new statistics of `bn=reestimate`.
+      reference: the network that the penalty of the recipe compares with: the pretrained one with
+        its own head for "co_tuning", a teacher for "distill". The start is `clf` itself.
 
     Returns:
       FitResult.
@@ -133,6 +136,7 @@ def fit(
             f"`patience={recipe.patience}` needs validation images, but there are none; set "
             "`validation_fraction` above 0, or `patience=0`"
         )
+    context = context._replace(penalty=_penalty(context, variables, reference))
     if folder is not None:
         resume.same_inputs(folder / "inputs.json", _inputs(context, variables))
     params: Any = jax.tree.map(np.asarray, variables["params"])
@@ -143,6 +147,9 @@ def fit(
     updated_norms: frozenset[str] = frozenset()
     for number, (rule_phase, partition) in enumerate(partitions):
         extended = low_rank.extend(params, rule_phase.rank, seed)
+        if context.penalty and frozen_prefix(clf, recipe, rule_phase, partition) != "features":
+            extended |= context.penalty.extras
+            partition = regularizers.add_labels(partition, context.penalty.extras)
         leaves = paths.flatten(extended)
         sizes |= {name: leaves[name].size for name in partition.trained}
         if rule_phase.name == "probe":
@@ -171,7 +178,7 @@ def fit(
         variables={"params": params, "batch_stats": stats},
         history=history,
         best=best.row if best else history[-1] if history else None,
-        trained=frozenset(map(low_rank.changed, sizes)),
+        trained=frozenset(map(low_rank.changed, sizes)) - regularizers.names(context.penalty),
         updated_norms=updated_norms,
         groups=groups,
         source=source,
@@ -211,7 +218,30 @@ def check_recipe(
         rules.rate_factors(partition.groups, clf.spec.endpoints)
         frozen_prefix(clf, recipe, phase, partition)
         partitions.append((phase, partition))
+    trained = (name for _, partition in partitions for name in partition.trained)
+    if recipe.penalty and all(name.startswith("head/") for name in trained):
+        raise ValueError(
+            f"`penalty={recipe.penalty}` acts on the backbone: got `tune={recipe.tune}`, which "
+            "trains the head alone; use `tune=lp_ft` or `tune=all`"
+        )
     return partitions
+
+
+def _penalty(
+    context: FitContext, variables: Variables, reference: tuple[Classifier, Variables] | None
+) -> regularizers.Prepared | None:
+    """The penalty of the recipe with its reference network."""
+    penalty = regularizers.parse(context.recipe.penalty)
+    if penalty is None:
+        return None
+    if penalty.row.reference in ("", "start"):
+        reference = context.clf, variables
+    if reference is None:
+        raise ValueError(
+            f"`penalty={context.recipe.penalty}` compares with another network: expected "
+            "`reference`, the pretrained network with its own head or a teacher"
+        )
+    return regularizers.prepare(penalty, reference, context.train_set)
 
 
 # Fields of a recipe that a resumed run may change, because they decide no number.
@@ -228,6 +258,7 @@ def _inputs(context: FitContext, variables: Variables) -> dict[str, Any]:
         "the weights": f"{clf.arch}, sha256 {paths.digest(variables)[:16]}",
         "the preprocessing": clf.pixels.as_dict(),
         "`dtype`": str(clf.dtype),
+        "the reference network": paths.digest(context.penalty.extras) if context.penalty else "",
         "`seed`": context.seed,
         **{f"`{name}`": value for name, value in recipe.items() if name not in _NOT_COMPARED},
     }

@@ -18,7 +18,7 @@ from tl.data.plan import Plan
 from tl.inference import features
 from tl.models import heads
 from tl.paths import Partition
-from tl.training import adversarial, inputs, low_rank, probe, rules, step
+from tl.training import adversarial, inputs, low_rank, probe, regularizers, rules, step
 from tl.training.compiled import CompiledStep, compile_step
 from tl.training.inputs import CachedInputs, ImageInputs
 from tl.training.program import FitContext, frozen_prefix, make_program
@@ -133,15 +133,16 @@ def prepare(
       phase: name, rules and share of the epochs.
       partition: the rules applied to `params`.
       params, stats: the variables at the start of the phase; `params` with the updates of
-        `low_rank.extend`.
+        `low_rank.extend`, and with the subtrees of the penalty.
       opt_state: optimizer state of the previous phase, of parameters in the same units; None
         starts from zero moments.
       schedules: `(peak, steps) -> schedule` instead of the one of the recipe.
     """
     clf, recipe = context.clf, context.recipe
     prefix = frozen_prefix(clf, recipe, phase, partition)
+    network = regularizers.without_extras(params)
     train_inputs, validation_inputs, scale = _inputs(
-        context, prefix, {"params": params, "batch_stats": stats}
+        context, prefix, {"params": network, "batch_stats": stats}
     )
     cached = isinstance(train_inputs, CachedInputs)
     made = make_program(
@@ -153,7 +154,7 @@ def prepare(
         state = state._replace(opt_state=optim.carry_state(opt_state, state.opt_state))
 
     table = rules.table(
-        params,
+        {name: tree for name, tree in params.items() if name != regularizers.REFERENCE},
         partition,
         lr=made.lr,
         factors=made.factors,
@@ -175,7 +176,7 @@ def prepare(
 
     def host(state: TrainState) -> tuple[Any, Any]:
         params, stats = devices.fetch((state.averaged, state.averaged_stats))
-        params = low_rank.merge(params)
+        params = low_rank.merge(regularizers.without_extras(params))
         return {**params, "head": _unstandardize(params["head"], scale)}, stats
 
     return Phase(
@@ -224,7 +225,7 @@ def _inputs(context: FitContext, prefix: str, variables: Variables) -> tuple[Any
         clf,
         variables,
         [(context.train_set, context.augment), (context.validation_set, plain)],
-        "" if recipe.adversary() else prefix,
+        prefix if recipe.reads_outputs else "",
         gib=recipe.bank_gib,
         batch_size=recipe.batch_size,
     )

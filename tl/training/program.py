@@ -19,10 +19,10 @@ from tl.data import DataSpec, augment
 from tl.data.plan import Plan, balanced, class_weights
 from tl.models import Classifier, heads
 from tl.paths import Partition
-from tl.training import adversarial, inputs, low_rank, rules, step
+from tl.training import adversarial, inputs, low_rank, regularizers, rules, step
 from tl.training.recipe import Recipe
 from tl.training.step import TrainState, init, make_train_step
-from tl.types import Mode, Params
+from tl.types import Array, Mode, Output, Params
 
 # Peak learning rate where `Recipe.lr` is 0: for a head on pooled features alone, and for everything
 # else (chosen on ELPV).
@@ -41,6 +41,7 @@ class FitContext(NamedTuple):
     log: Callable[[dict[str, Any]], None]
     say: Callable[[str], None]
     resumed: Callable[[str, int], None] = lambda phase, step: None
+    penalty: regularizers.Prepared | None = None
 
     @property
     def augment(self) -> augment.Augment:
@@ -155,6 +156,9 @@ def make_program(
     forward = make_forward(clf, start, Mode.TRAIN if masked else Mode.EVAL, train_norms)
     k = len(context.train_set.classes)
     hooks = adversarial.hooks(adversary, forward) if adversary else adversarial.Hooks()
+    if context.penalty and prefix != "features":
+        network = make_network(clf, start, Mode.TRAIN if masked else Mode.EVAL, train_norms)
+        hooks = adversarial.Hooks(regularizers.make_loss(context.penalty, network, start))
     train_step = make_train_step(
         forward,
         optimizer,
@@ -194,24 +198,35 @@ def make_program(
     )
 
 
-def make_forward(
+def make_network(
     clf: Classifier, start: str, mode: Mode, train_norms: frozenset[str]
-) -> step.Forward:
+) -> regularizers.Network:
     """The network as a function of images, or of the outputs of the stage `start`.
 
     Updates of low rank among the parameters are merged into the kernels first.
     """
 
-    def forward(
-        params: Any, stats: Any, inputs: jax.Array, valid: jax.Array | None = None
-    ) -> tuple[Any, Any]:
+    def network(params: Any, stats: Any, inputs: jax.Array, valid: Array | None = None) -> Output:
         variables = {"params": low_rank.merge(params), "batch_stats": stats}
         norms: dict[str, Any] = {"train_norms": train_norms, "valid": valid}
         if start:
-            output = clf.apply_from(variables, inputs, start, mode, **norms)
-        else:
-            images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
-            output = clf.apply(variables, images01, mode, **norms)
+            return clf.apply_from(variables, inputs, start, mode, **norms)
+        images01 = pixels.to_images01(inputs) if inputs.dtype == jnp.uint8 else inputs
+        return clf.apply(variables, images01, mode, **norms)
+
+    return network
+
+
+def make_forward(
+    clf: Classifier, start: str, mode: Mode, train_norms: frozenset[str]
+) -> step.Forward:
+    """The logits and statistics of `make_network`."""
+    network = make_network(clf, start, mode, train_norms)
+
+    def forward(
+        params: Any, stats: Any, inputs: jax.Array, valid: jax.Array | None = None
+    ) -> tuple[Any, Any]:
+        output = network(params, stats, inputs, valid)
         return output.logits, output.stats
 
     return forward

@@ -72,7 +72,7 @@ def find_rate(
 
     The last phase of the recipe is trained while the rate rises from 1e-6 to 1. The search stops
     when the loss exceeds four times its minimum. Batches without a readable image are left out.
-    `variables` do not change.
+    `variables` do not change. A penalty of the recipe is left out.
 
     Args:
       clf, variables: the network.
@@ -92,7 +92,9 @@ def find_rate(
       `lr_find`.
     """
     per_epoch = -(-len(train_set.examples) // recipe.batch_size)
-    trial = dataclasses.replace(recipe, lr=1.0, epochs=-(-steps // per_epoch), steps=0, ema=0.0)
+    trial = dataclasses.replace(
+        recipe, lr=1.0, epochs=-(-steps // per_epoch), steps=0, ema=0.0, penalty=""
+    )
     context = FitContext(
         clf,
         apply_label_confidence(train_set, recipe),

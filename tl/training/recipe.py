@@ -10,7 +10,7 @@ from typing import Any
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.paths import Rules
-from tl.training import inputs
+from tl.training import inputs, regularizers
 from tl.training.adversarial import Adversary
 from tl.training.rules import Phase, phases
 
@@ -54,6 +54,8 @@ class Recipe:
       save_minutes: minutes between checkpoints, in addition to these; 0 for none.
       fsdp: whether parameters and optimizer state are divided over the devices (`devices.FSDP`)
         instead of copied to each.
+      penalty: `NAME` or `NAME:ARGUMENT`, a penalty on the outputs of the network, one of
+        `regularizers.PENALTIES`; "" for none.
       adversarial: "none", or one of `adversarial.METHODS`; the best epoch then has the smallest
         error under attack.
       adversarial_eps, adversarial_steps, adversarial_beta, adversarial_replays: the fields of
@@ -88,6 +90,7 @@ class Recipe:
     save_every: int = 0
     save_minutes: float = 10.0
     fsdp: bool = False
+    penalty: str = ""
     adversarial: str = "none"
     adversarial_eps: float = 2 / 255
     adversarial_steps: int = 3
@@ -100,6 +103,11 @@ class Recipe:
         if self.rules:
             return (Phase("rules", self.rules),)
         return phases(self.tune, stages, bn=self.bn)
+
+    @property
+    def reads_outputs(self) -> bool:
+        """Whether a phase may read the cached outputs of a frozen prefix instead of images."""
+        return not (self.adversary() or self.penalty.startswith("distill"))
 
     def adversary(self, steps: int = 0) -> Adversary | None:
         """The adversary of a phase with this many batches; None without adversarial training.
@@ -174,12 +182,18 @@ def check_steps(recipe: Recipe, stages: Sequence[str]) -> None:
             raise ValueError(
                 f"`{name}` must be a finite number of at least 0: got {getattr(recipe, name)}"
             )
+    if regularizers.parse(recipe.penalty) and recipe.adversary():
+        raise ValueError(
+            "adversarial training has a loss of its own: got "
+            f"`adversarial={recipe.adversarial}` and `penalty={recipe.penalty}`; leave out one"
+        )
     if any(phase.name != "probe" for phase in recipe.phases(stages)):
         return
     acting = {
         f"adversarial={recipe.adversarial}": recipe.adversary(),
         f"l2_sp={recipe.l2_sp:g}": recipe.l2_sp,
         f"steps={recipe.steps}": recipe.steps,
+        f"penalty={recipe.penalty}": recipe.penalty,
     }
     for setting in (name for name, acts in acting.items() if acts):
         raise ValueError(

@@ -17,6 +17,7 @@ import numpy as np
 from tl import data
 from tl.data import DataSpec
 from tl.paths import nearest
+from tl.training import regularizers
 from tl.training.recipe import Recipe
 
 OF_PIXELS = ("crop", "image_size")
@@ -122,16 +123,33 @@ def _fixres(facts: Facts, argument: str) -> dict[str, Any]:
     return {"tune": "bn_only:1", "bn": "update", "image_size": size, **_FEW}
 
 
+# Plain fine-tuning as in the comparison of thuml/Transfer-Learning-Library (task adaptation, image
+# classification), which the recipes with a penalty share, so that they differ in it alone. Its
+# schedule falls to a tenth after 12 of 20 epochs; ours is a cosine.
+_PLAIN = {
+    "tune": "all",
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "backbone_lr": 0.1,
+    "weight_decay": 5e-4,
+    "augment": "flip",
+}
+
+
 def _l2_sp(facts: Facts, argument: str) -> dict[str, Any]:
-    """The paper's SGD with momentum, and its beta; alpha is chosen, not tuned."""
-    return {
-        "tune": "all",
-        "l2_sp": _number("l2_sp", argument, 0.1),
-        "weight_decay": 0.01,
-        "optimizer": "momentum",
-        "lr": 0.01,
-        "backbone_lr": 0.1,
-    }
+    """Plain fine-tuning with the paper's beta; alpha is chosen, not tuned."""
+    return {**_PLAIN, "weight_decay": 0.01, "l2_sp": _number("l2_sp", argument, 0.1)}
+
+
+def _penalized(name: str) -> Callable[[Facts, str], dict[str, Any]]:
+    """Plain fine-tuning with a penalty; its argument is that of the penalty."""
+
+    def fields(facts: Facts, argument: str) -> dict[str, Any]:
+        word = f"{name}:{argument}" if argument else name
+        regularizers.parse(word)
+        return {**_PLAIN, "penalty": word}
+
+    return fields
 
 
 def _lora(facts: Facts, argument: str) -> dict[str, Any]:
@@ -145,9 +163,8 @@ def _lora(facts: Facts, argument: str) -> dict[str, Any]:
 
 
 def _lp_ft(facts: Facts, argument: str) -> dict[str, Any]:
-    """From the optimum of the probe, the head needs no larger rate; it is chosen, not tuned."""
-    tune = f"lp_ft:{argument}" if argument else "lp_ft"
-    return {"tune": tune, "lr": 1e-4, "backbone_lr": 1.0}
+    """A small rate, because the head starts at its optimum; it is chosen, not tuned."""
+    return {"tune": f"lp_ft:{argument}" if argument else "lp_ft", "lr": 1e-4, "backbone_lr": 0.1}
 
 
 def _number(name: str, argument: str, default: float) -> float:
@@ -164,6 +181,11 @@ def _number(name: str, argument: str, default: float) -> float:
 
 
 RECIPES: Mapping[str, Row] = {
+    "plain": Row(
+        lambda facts, argument: dict(_PLAIN),
+        "all parameters, by SGD: what the recipes with a penalty are compared with",
+        "Jiang et al. 2022, arXiv:2201.05867",
+    ),
     "lp_ft": Row(
         _lp_ft,
         "a probe, then everything or the last N stages from it",
@@ -181,6 +203,34 @@ RECIPES: Mapping[str, Row] = {
         "all parameters, with decay of strength A toward the starting weights",
         "Li et al. 2018, arXiv:1802.01483",
         "A",
+        defines=(),
+    ),
+    "bss": Row(
+        _penalized("bss"),
+        "plain, and a penalty of strength A on the smallest singular value of the features",
+        "Chen et al. 2019, NeurIPS",
+        "A",
+        defines=(),
+    ),
+    "delta": Row(
+        _penalized("delta"),
+        "plain, and a penalty of strength A on the change of the feature maps",
+        "Li et al. 2019, arXiv:1901.09229",
+        "A",
+        defines=(),
+    ),
+    "co_tuning": Row(
+        _penalized("co_tuning"),
+        "plain, and the pretrained head on related classes, at strength A",
+        "You et al. 2020, NeurIPS",
+        "A",
+        defines=(),
+    ),
+    "distill": Row(
+        _penalized("distill"),
+        "plain, and the logits and similarities of a teacher",
+        "Hinton et al. 2015, arXiv:1503.02531",
+        "TEACHER",
         defines=(),
     ),
     "bn_only": Row(

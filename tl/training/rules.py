@@ -311,7 +311,7 @@ def table(
     """The trainable groups: one row per group, in the order of the rules, frozen last.
 
     Args:
-      params: the whole tree.
+      params: the whole tree, or a part of it; a group without leaves in it has no row.
       partition: its labels.
       lr, factors, weight_decay: settings of the optimizer; the learning rate of a group is `lr`
         times its factor.
@@ -326,6 +326,8 @@ def table(
     leaves, rows = flatten(params), []
     for group in partition.groups:
         members = {name: leaf for name, leaf in leaves.items() if partition.labels[name] == group}
+        if not members:
+            continue
         frozen = group == FROZEN
         has_norm = any(name.startswith(f"backbone/{layer}/") for layer in norms for name in members)
         rows.append(
