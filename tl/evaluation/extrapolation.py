@@ -141,12 +141,12 @@ def extrapolate(
     wrong, most = 1.0 - np.asarray(correct, np.float64), max(shots)
     draws, images = wrong.shape[1:]
     means = wrong.mean(axis=(1, 2))
+    # The fit describes these test images: only the draws deviate, and half of an image at least.
     # One draw says nothing about the deviation of a point; equal weights leave out the limit.
     deviations = np.ones(len(shots))
     if draws > 1:
-        of_draws = wrong.mean(axis=2).var(axis=1, ddof=1) / draws
-        of_images = wrong.mean(axis=1).var(axis=1) / images
-        deviations = np.maximum(np.sqrt(of_draws + of_images), 0.5 / images)
+        of_draws = wrong.mean(axis=2).std(axis=1, ddof=1) / np.sqrt(draws)
+        deviations = np.maximum(of_draws, 0.5 / images)
     target = 1.0 - accuracy if accuracy else float(means[-1]) / 2
     law = fit(shots, means[None], deviations)
     reached = lambda values: [float(v) if v <= REACH * most else None for v in values]
