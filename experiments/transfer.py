@@ -19,6 +19,7 @@ pass of the stages that train.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from absl import flags
@@ -216,6 +217,7 @@ def define_flags() -> None:
 def settings_of_flags(facts: recipes.Facts = recipes.ANY) -> TransferSettings:
     """The flags as a value; --recipe depends on some facts about the data and the network."""
     chosen = recipes.settings(FLAGS.recipe, facts, cli.given_flags())
+    alternative = recipes.alternative(FLAGS.recipe, facts, cli.given_flags())
     eps = cli.fraction(FLAGS.adversarial_eps, "adversarial_eps")
     recipe = Recipe(
         **cli.fields_of_flags(Recipe)
@@ -232,6 +234,7 @@ def settings_of_flags(facts: recipes.Facts = recipes.ANY) -> TransferSettings:
     robust.check_robust(radius, FLAGS.robust_attack)
     others: dict[str, Any] = cli.fields_of_flags(TransferSettings) | {
         "recipe": recipe,
+        "alternative": dataclasses.replace(recipe, **alternative) if alternative else None,
         "robust_eps": radius,
         "first_seed": FLAGS.seed,
         "find_lr": FLAGS.lr == "find",
@@ -254,6 +257,8 @@ def main(run: reporting.Run) -> None:
         say(recipes.describe(FLAGS.recipe, settings.recipe, clf.pixels.size))
     result = transfer(run, clf, variables, spec, test_spec, settings, say=say)
     result["tune"] = "rules" if FLAGS.rules else settings.recipe.tune
+    if "choice" in result:
+        result["tune"] = result["choice"]["chosen"]
     result |= {"recipe": FLAGS.recipe} if FLAGS.recipe else {}
     result["facts"] = common.weights_facts(clf) | {
         "images": spec.source,

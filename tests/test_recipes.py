@@ -50,6 +50,7 @@ PLAIN = {
 }
 # Name -> the settings without an argument, and a pattern of the parameters that train.
 TABLE: dict[str, tuple[dict[str, Any], str]] = {
+    "auto": ({"tune": "probe"}, r"head/.*"),
     "plain": (PLAIN, ALL),
     "lp_ft": ({"tune": "lp_ft", "lr": 1e-4, "backbone_lr": 0.1}, ALL),
     "bit": (BIT, ALL),
@@ -83,7 +84,7 @@ def of_recipe(fields: dict[str, Any]) -> dict[str, Any]:
 def test_every_recipe_has_a_row_of_this_table_and_a_reference() -> None:
     assert [word.partition(":")[0] for word in TABLE] == list(recipes.RECIPES)
     for row in recipes.RECIPES.values():
-        assert ("arXiv:" in row.reference or "NeurIPS" in row.reference) and row.help
+        assert any(c.isdigit() for c in row.reference) and row.help
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -144,6 +145,19 @@ def test_facts_are_read_from_the_data(tmp_path: Path) -> None:
 # ---- flags ---------------------------------------------------------------------------------------
 
 
+def test_auto_has_the_alternative_that_its_argument_names() -> None:
+    lp_ft = recipes.settings("lp_ft")
+    assert recipes.alternative("auto") == recipes.alternative("auto:lp_ft") == lp_ft
+    assert (recipes.alternative("auto:lora:8") or {})["tune"] == "lora:8"
+    assert "lr" not in (recipes.alternative("auto", given={"lr": 1.0}) or {})
+    assert recipes.alternative("") is recipes.alternative("bit") is None
+    for name in ("auto:bit", "auto:fixres", "auto:auto"):
+        with pytest.raises(ValueError, match="compares a probe with another recipe on images of"):
+            recipes.alternative(name)
+    with pytest.raises(ValueError, match="unknown `recipe`: got 'lpft'"):
+        recipes.alternative("auto:lpft")
+
+
 def test_given_settings_win_and_epochs_replace_steps() -> None:
     given = {"lr": 0.5, "batch_size": 128, "image_size": 64, "epochs": 3, "seed": 1}
     fields = recipes.settings("bit", Facts(), given)
@@ -156,7 +170,7 @@ def test_given_settings_win_and_epochs_replace_steps() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [
-        ("lorra", {}, "unknown `recipe`: got 'lorra', expected plain.*nearest: 'lora'"),
+        ("lorra", {}, "unknown `recipe`: got 'lorra', expected auto.*nearest: 'lora'"),
         ("bit:2", {}, "`recipe=bit:2` has an argument, but bit takes none; use `recipe=bit`"),
         ("lora:-1", {}, "`recipe=lora:-1` has no rank: got '-1', expected a number of at least 0"),
         ("lora:x", {}, "`recipe=lora:x` has no rank: got 'x'"),
@@ -208,6 +222,7 @@ def test_the_command_line_sets_fields_of_a_recipe() -> None:
         ["--recipe=lora:8", "--epochs=2"],
         ["--recipe=l2_sp", "--l2_sp=0.5", "--tune=last:1"],
         ["--recipe=bit", "--tune=probe"],
+        ["--recipe=auto:lora:2", "--epochs=3"],
         ["--epochs=30"],
     ]
     run = subprocess.run(
@@ -219,12 +234,14 @@ def test_the_command_line_sets_fields_of_a_recipe() -> None:
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
-    bit, lora, l2_sp, wrong, plain = json.loads(run.stdout)
+    bit, lora, l2_sp, wrong, auto, plain = json.loads(run.stdout)
     assert bit["image_size"] == 64 and bit["crop"] == "none"
     assert bit["recipe"]["lr"] == 0.1 and bit["recipe"]["steps"] == 500
     assert (lora["recipe"]["tune"], lora["recipe"]["epochs"]) == ("lora:8", 2)
     assert (l2_sp["recipe"]["tune"], l2_sp["recipe"]["l2_sp"]) == ("last:1", 0.5)
     assert wrong.startswith("--recipe=bit sets tune=all: got --tune=probe")
+    assert (auto["recipe"]["tune"], auto["alternative"]["tune"]) == ("probe", "lora:2")
+    assert auto["alternative"]["epochs"] == 3 and plain["alternative"] is None
     assert plain["recipe"] == json.loads(json.dumps(dataclasses.asdict(Recipe(tune="probe"))))
 
 

@@ -18,6 +18,10 @@ from tl.training.fit import check_recipe
 from tl.training.recipe import Recipe
 from tl.types import Variables
 
+# Share of the training set that is held out to choose the epoch; a probe is cross-validated
+# instead.
+VALIDATION_FRACTION = 0.15
+
 
 @dataclasses.dataclass(frozen=True)
 class TransferSettings:
@@ -25,6 +29,8 @@ class TransferSettings:
 
     Attributes:
       recipe: how to train.
+      alternative: a recipe that replaces `recipe`, a probe, in each round in which it is better in
+        cross-validation (`automatic.choose`); None for no choice.
       head: a name of `heads.KINDS`.
       crop, image_size: as for `recipe.pixels_for`, which the caller applies to the network.
       seeds: number of seeds, starting at `first_seed`.
@@ -40,6 +46,7 @@ class TransferSettings:
     """
 
     recipe: Recipe = dataclasses.field(default_factory=lambda: Recipe(tune="probe"))
+    alternative: Recipe | None = None
     head: str = "linear"
     crop: str = ""
     image_size: int = 0
@@ -78,7 +85,20 @@ def check_settings(clf: Classifier, variables: Variables, settings: TransferSett
             "`tta` needs an augmentation with a finite number of views (at least 2), such as flip "
             f"or dihedral: got `augment={recipe.augment}`"
         )
-    check_recipe(clf, clf.reset_head(variables, key=jax.random.key(0))["params"], recipe)
+    params = clf.reset_head(variables, key=jax.random.key(0))["params"]
+    check_recipe(clf, params, recipe)
+    if settings.alternative:
+        if settings.find_lr:
+            raise ValueError(
+                "a probe, with which the recipe is compared, has no learning rate: got `lr=find`; "
+                "leave out `lr`, or set another `recipe`"
+            )
+        check_recipe(clf, params, settings.alternative)
+        if settings.alternative.penalty:
+            raise ValueError(
+                "a choice of the recipe does not include a reference network: got "
+                f"`penalty={settings.alternative.penalty}`; use `recipe=auto` or `recipe=auto:lora`"
+            )
     classes = len(inference.class_table(clf))
     check_robust(settings.robust_eps, settings.robust_attack, classes=classes)
 

@@ -20,8 +20,9 @@ from tl import data, hosts, inference, labels, ledger, metrics, models, reportin
 from tl.attacks import norms
 from tl.data import DataSpec
 from tl.data.augment import make_augment
-from tl.evaluation import paired, seen, sets, teachers
+from tl.evaluation import automatic, paired, seen, sets, teachers
 from tl.evaluation.before import (
+    VALIDATION_FRACTION,
     TransferSettings,
     check_parts,
     check_settings,
@@ -32,11 +33,8 @@ from tl.evaluation.robust import robust_rows
 from tl.models import Classifier, heads
 from tl.training import checkpoints, rate_finder
 from tl.training.fit import FitResult, fit, frozen_digest
+from tl.training.recipe import Recipe
 from tl.types import Variables
-
-# Share of the training set that is held out to choose the epoch; a probe is cross-validated
-# instead.
-VALIDATION_FRACTION = 0.15
 
 
 class Round(NamedTuple):
@@ -62,6 +60,8 @@ class RoundResult(NamedTuple):
       rates: result of the learning-rate finder; None if it did not run.
       temperature: divisor that calibrates the logits, fitted to held-out images.
       skipped: images of all parts that could not be read.
+      recipe: how it was trained.
+      choice: from `automatic.choose`; None without a choice.
     """
 
     round: Round
@@ -73,6 +73,8 @@ class RoundResult(NamedTuple):
     rates: rate_finder.Rates | None
     temperature: float
     skipped: tuple[data.Skipped, ...]
+    recipe: Recipe = Recipe()
+    choice: dict[str, Any] | None = None
 
 
 def rounds(
@@ -146,7 +148,11 @@ def run_round(
     parts, recipe = this.parts, settings.recipe
     check_sizes(parts)
     start = clf.reset_head(variables, key=jax.random.key(this.seed))
-    rates = None
+    rates, choice = None, None
+    if settings.alternative:
+        chosen = automatic.choose_for(clf, start, parts, settings, this.seed, folder, say)
+        recipe, choice, parts = chosen
+        this = this._replace(parts=parts)
     if settings.find_lr:
         search = lambda: rate_finder.find_rate(clf, start, parts.train, recipe, seed=this.seed)
         rates = rate_finder.saved_rates(folder, search)
@@ -204,7 +210,9 @@ def run_round(
     temperature, validation_skipped = attempt("calibration", calibrate, (1.0, ()))
     tta = attempt("tta", predict_views, None) if settings.tta else None
     skipped = tuple(dict.fromkeys((*fitted.skipped, *tested.skipped, *validation_skipped)))
-    return RoundResult(this, start, fitted, tested, train, tta, rates, temperature, skipped)
+    return RoundResult(
+        this, start, fitted, tested, train, tta, rates, temperature, skipped, recipe, choice
+    )
 
 
 def transfer(
@@ -246,7 +254,8 @@ def transfer(
     clf = clf.with_head(heads.maker(settings.head, clf.spec)(len(classes)), table)
     check_settings(clf, variables, settings)
     reference = teachers.load(pretrained, variables, recipe)
-    if any(phase.name != "probe" for phase in recipe.phases(clf.spec.endpoints)):
+    phases = (settings.alternative or recipe).phases(clf.spec.endpoints)
+    if any(phase.name != "probe" for phase in phases):
         checkpoints.check_name(run.workdir)
     adversary = recipe.adversary()
     radii = {settings.robust_eps, adversary.eps if adversary else 0.0}
@@ -304,8 +313,8 @@ def transfer(
             "data": {"name": spec.name, "source": spec.source, "licence": spec.license},
             "split": {n: data.split_digest(p) for n, p in first.round.parts._asdict().items()},
             seen.KEY: seen.describe(first.round.parts),
-            "recipe": dataclasses.asdict(recipe),
-            "rules": [phase._asdict() for phase in recipe.phases(clf.spec.endpoints)],
+            "recipe": dataclasses.asdict(first.recipe),
+            "rules": [phase._asdict() for phase in first.recipe.phases(clf.spec.endpoints)],
             "test": outcome["test"],
             "temperature": first.temperature,
             "white": spec.white,
@@ -324,7 +333,7 @@ def transfer(
     outcome["frozen_unchanged"] = run.attempt("frozen_unchanged", compare, None)
     if settings.robust_eps:  # can take an hour
         attack = {"eps": settings.robust_eps, "method": settings.robust_attack}
-        trained = clf, variables, first.fitted.variables, first.round.parts, recipe
+        trained = clf, variables, first.fitted.variables, first.round.parts, first.recipe
         step = lambda: robust_rows(*trained, **attack, seed=first.round.seed)
         rows = run.attempt("robust", step, {})
         outcome |= {"robust": rows} if rows else {}
@@ -408,6 +417,8 @@ def _training_result(first: RoundResult) -> dict[str, Any]:
     }
     if fitted.probe:
         outcome["strength"] = fitted.probe.strength
+    if first.choice:
+        outcome["choice"] = first.choice
     if first.rates:
         outcome["rates"] = first.rates._asdict()
     return outcome

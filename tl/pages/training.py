@@ -56,6 +56,8 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"{top3}{majority}"
     )
     yield from evaluation.spread_lines(result)
+    if "choice" in result:
+        yield f"recipe: {result['choice']['why']}"
     yield (
         f"frozen leaves unchanged: {result['frozen_unchanged']}; skipped {len(result['skipped'])}; "
         f"model in {result['model']}"
@@ -69,11 +71,33 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 def sections(result: Mapping[str, Any], folder: Path) -> list[Html]:
     """Sections on learning rate, training and attack, and all sections of `pages.evaluation`."""
     return [
+        *choice_section(result),
         *rate_section(result),
         *training_section(result),
         *([evaluation.robust_section(result["robust"])] if "robust" in result else []),
         *evaluation.sections({**result, **result["test"]}, folder),
     ]
+
+
+def choice_section(result: Mapping[str, Any]) -> list[Html]:
+    """The recipes in cross-validation; empty without a choice."""
+    rows = result.get("choice", {}).get("rows", [])
+    if not rows:
+        return []
+    drawn = [
+        [
+            row["name"],
+            percent(row["top1"]),
+            f"{100 * row['difference']:+.1f} points" if "p" in row else "",
+            f"{row['p']:.2g}" if "p" in row else "",
+            row.get("against", ""),
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    header = ["recipe", "accuracy", "difference", "p", "compared with", "seconds"]
+    text = f"Chosen: {result['choice']['why']}."
+    return [reporting.section("Choice of the recipe", reporting.table(drawn, header), text=text)]
 
 
 def rate_section(result: Mapping[str, Any]) -> list[Html]:

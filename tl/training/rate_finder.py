@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tl import devices, hosts, optim, paths, reporting, storage
+from tl import devices, optim, paths
 from tl.data import DataSpec
 from tl.models import Classifier
-from tl.training import low_rank
+from tl.training import low_rank, resume
 from tl.training.phase import prepare
 from tl.training.program import FitContext
 from tl.training.recipe import Recipe, apply_label_confidence, empty_set
@@ -39,24 +38,8 @@ def saved_rates(folder: Path | None, find: Callable[[], Rates]) -> Rates:
       folder: folder of the checkpoints; None saves nothing.
       find: the search.
     """
-    path = folder / "rates.json" if folder else None
-
-    def saved() -> Rates | None:
-        if not (path and folder and path.exists() and any(folder.glob("phase*"))):
-            return None
-        try:
-            return Rates(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{str(path)!r} does not hold the learning rates of the run ({error}); use a new "
-                "`workdir`"
-            ) from error
-
-    rates = hosts.on_first(saved) or find()
-    if path and hosts.first():
-        storage.make_folder(path.parent)
-        reporting.write_whole(path, json.dumps(reporting.jsonable(rates)))
-    return rates
+    read = lambda value: Rates(**value)
+    return resume.saved_value(folder, "rates.json", find, what="the learning rates", read=read)
 
 
 def find_rate(

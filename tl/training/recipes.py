@@ -73,7 +73,7 @@ class Row(NamedTuple):
         if none is given.
       help: what it does, in a few words.
       reference: author, year, arXiv.
-      argument: the name of its argument, "" if it has none. Every argument has a default.
+      argument: its argument, such as "[:R]", where brackets mean a default; "" if it has none.
       defines: the fields without which it would be another recipe: a flag must not change them.
     """
 
@@ -181,6 +181,12 @@ def _number(name: str, argument: str, default: float) -> float:
 
 
 RECIPES: Mapping[str, Row] = {
+    "auto": Row(
+        lambda facts, argument: {"tune": "probe"},
+        "a probe, or RECIPE (lp_ft) if it is significantly better in cross-validation",
+        "McNemar 1947, Psychometrika 12 (the test)",
+        "[:RECIPE]",
+    ),
     "plain": Row(
         lambda facts, argument: dict(_PLAIN),
         "all parameters, by SGD: what the recipes with a penalty are compared with",
@@ -190,7 +196,7 @@ RECIPES: Mapping[str, Row] = {
         _lp_ft,
         "a probe, then everything or the last N stages from it",
         "Kumar et al. 2022, arXiv:2202.10054",
-        "N",
+        "[:N]",
     ),
     "bit": Row(
         _bit,
@@ -202,35 +208,35 @@ RECIPES: Mapping[str, Row] = {
         _l2_sp,
         "all parameters, with decay of strength A toward the starting weights",
         "Li et al. 2018, arXiv:1802.01483",
-        "A",
+        "[:A]",
         defines=(),
     ),
     "bss": Row(
         _penalized("bss"),
         "plain, and a penalty of strength A on the smallest singular value of the features",
         "Chen et al. 2019, NeurIPS",
-        "A",
+        "[:A]",
         defines=(),
     ),
     "delta": Row(
         _penalized("delta"),
         "plain, and a penalty of strength A on the change of the feature maps",
         "Li et al. 2019, arXiv:1901.09229",
-        "A",
+        "[:A]",
         defines=(),
     ),
     "co_tuning": Row(
         _penalized("co_tuning"),
         "plain, and the pretrained head on related classes, at strength A",
         "You et al. 2020, NeurIPS",
-        "A",
+        "[:A]",
         defines=(),
     ),
     "distill": Row(
         _penalized("distill"),
         "plain, and the logits and similarities of a teacher",
         "Hinton et al. 2015, arXiv:1503.02531",
-        "TEACHER",
+        ":TEACHER",
         defines=(),
     ),
     "bn_only": Row(
@@ -247,7 +253,7 @@ RECIPES: Mapping[str, Row] = {
         _lora,
         "updates of rank R of 1x1 and dense kernels, and the head",
         "Hu et al. 2021, arXiv:2106.09685",
-        "R",
+        "[:R]",
     ),
     "fixres": Row(
         _fixres,
@@ -260,7 +266,7 @@ RECIPES: Mapping[str, Row] = {
 
 def names() -> list[str]:
     """The names with their arguments, such as "lora[:R]"."""
-    return [f"{name}[:{row.argument}]" if row.argument else name for name, row in RECIPES.items()]
+    return [name + row.argument for name, row in RECIPES.items()]
 
 
 def settings(
@@ -309,6 +315,35 @@ def settings(
             )
     replaced = {*given, *(["steps"] if "epochs" in given else [])}
     return {field: value for field, value in fields.items() if field not in replaced}
+
+
+def alternative(
+    recipe: str, facts: Facts = ANY, given: Mapping[str, Any] | None = None
+) -> dict[str, Any] | None:
+    """The settings of the recipe that "auto" compares with a probe; None for other recipes.
+
+    Args:
+      recipe, facts, given: as for `settings`.
+
+    Raises:
+      ValueError: those of `settings`, or a recipe that cannot be compared: "auto" itself, or one
+        with another image size.
+
+    Example:
+      >>> (alternative("auto") or {})["tune"], alternative("lora:8")
+      ('lp_ft', None)
+    """
+    name, _, argument = recipe.partition(":")
+    if name != "auto":
+        return None
+    argument = argument or "lp_ft"
+    fields = settings(argument, facts, given)
+    if argument.partition(":")[0] == "auto" or any(field in fields for field in OF_PIXELS):
+        raise ValueError(
+            f"`recipe={recipe}` compares a probe with another recipe on images of one size: got "
+            f"{argument!r}, expected another one, such as auto:lp_ft"
+        )
+    return fields
 
 
 def describe(name: str, recipe: Recipe, size: int) -> str:

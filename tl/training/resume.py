@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,46 @@ def _compare(path: Path, now: Mapping[str, Any], folder: Path) -> None:
             f"cannot resume in {str(folder)!r}, because the inputs differ from "
             f"those of its start: {'; '.join(differ)}; restore them, or use a new `workdir`"
         )
+
+
+def saved_value(
+    folder: Path | None,
+    name: str,
+    find: Callable[[], Any],
+    *,
+    what: str,
+    read: Callable[[Any], Any] = lambda value: value,
+) -> Any:
+    """A value that was found at the start of a run; a resumed run must not find another one.
+
+    Args:
+      folder: folder of the checkpoints; None saves nothing.
+      name: name of the file.
+      find: computes the value of a new run, which can be written as JSON.
+      what: the value in words, for the error.
+      read: makes the value from what was written.
+
+    Raises:
+      ValueError: the file of a run that is resumed cannot be read.
+    """
+    path = folder / name if folder else None
+
+    def saved() -> Any:
+        if not (path and folder and path.exists() and any(folder.glob("phase*"))):
+            return None
+        try:
+            return read(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{str(path)!r} does not hold {what} of the run ({error}); use a new `workdir`"
+            ) from error
+
+    value = hosts.on_first(saved)
+    value = find() if value is None else value
+    if path and hosts.first():
+        storage.make_folder(path.parent)
+        reporting.write_whole(path, json.dumps(reporting.jsonable(value)))
+    return value
 
 
 def describe_part(spec: DataSpec) -> str:
