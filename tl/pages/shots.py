@@ -31,7 +31,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     lead = (
         f"Accuracy on {result['n']} test images of {result['data']} after a fit to few images of "
         f"each of {len(result['classes'])} classes; features of {result['arch']}, "
-        f"{len(result['seeds'])} draws. {_best(result)}"
+        f"{counted(len(result['seeds']), 'draw')}. {_best(result)}"
     )
     return common.Page("How many labels?", lead, [part for part in sections if part])
 
@@ -112,17 +112,17 @@ def _points(row: Mapping[str, Any] | None) -> str:
 def _best(result: Mapping[str, Any]) -> str:
     most = max(row["shots"] for row in result["rows"])
     row = max((r for r in result["rows"] if r["shots"] == most), key=lambda r: r["mean"])
-    return f"Best with {most} per class: {row['method']}, {_mean(row)} %."
+    laws = [
+        extrapolation_sentence(r) for r in result["extrapolation"] if r["method"] == row["method"]
+    ]
+    return " ".join([f"Best mean with {most} per class: {row['method']}, {_mean(row)} %.", *laws])
 
 
 def _grid(rows: Mapping[str, Sequence[Mapping[str, Any]]], cell: Any, caption: str) -> Html:
-    """One row per method, one column per number of images per class."""
-    header = ["method", *(str(row["shots"]) for row in next(iter(rows.values())))]
-    return reporting.table(
-        [[method, *map(cell, of_method)] for method, of_method in rows.items()],
-        header,
-        caption=caption,
-    )
+    """One row per number of images per class, one column per method."""
+    per_number = zip(*rows.values(), strict=True)
+    cells = [[of_number[0]["shots"], *map(cell, of_number)] for of_number in per_number]
+    return reporting.table(cells, ["per class", *rows], caption=caption)
 
 
 def _curves(result: Mapping[str, Any]) -> Html:
@@ -144,7 +144,7 @@ def _curves(result: Mapping[str, Any]) -> Html:
         "Bands are the 95 % interval of the mean, Student's t over the draws. They do not cover "
         "the choice of the test images, which are the same for all draws."
     )
-    caption = "Test accuracy (%) per number of images: mean and standard deviation over the draws"
+    caption = "Test accuracy (%): mean and standard deviation over the draws"
     return reporting.section(
         "Learning curves",
         chart,
@@ -162,7 +162,7 @@ def _differences(result: Mapping[str, Any]) -> Html:
     if not others:
         return Html("")
     text = "Each draw is compared with the probe on the same images; an interval without 0 decides."
-    caption = "Accuracy minus that of the probe, in points, per number of images (95 % t interval)"
+    caption = "Accuracy minus that of the probe, in points (95 % t interval)"
     return reporting.section(
         "Compared with the probe",
         _grid(others, lambda r: _points(r["difference"]), caption),
@@ -196,7 +196,20 @@ def _extrapolation(result: Mapping[str, Any]) -> Html:
             f"says how far to trust the fit. One test image is {finest} of accuracy.",
         ]
     )
-    return reporting.section("How many for more?", table, text=text)
+    return reporting.section("How many for more?", _laws(result), table, text=text)
+
+
+def _laws(result: Mapping[str, Any]) -> Html:
+    """The fitted curves up to four times the largest measured number."""
+    sizes = sorted({row["shots"] for row in result["rows"]})
+    sizes += [2 * sizes[-1], 4 * sizes[-1]]
+    accuracy = lambda row, k: 100 * _share(1 - row["c"] - row["a"] * k ** -row["b"])
+    return reporting.curves(
+        {row["method"]: [(k, accuracy(row, k)) for k in sizes] for row in result["extrapolation"]},
+        x_label="training images per class",
+        y_label="accuracy of the fits (%)",
+        log_x=True,
+    )
 
 
 def _share(value: float) -> float:
