@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from tl import attacks, cli, data, optim, pages, reporting
+from tl import attacks, cli, data, losses, optim, pages, reporting
 from tl.data import augment
 from tl.evaluation import robust
 from tl.evaluation.transfer import TransferSettings, transfer
@@ -117,6 +117,15 @@ def define_flags() -> None:
     )
     one_of("optimizer", DEFAULT.optimizer, list(optim.OPTIMIZERS), "Optimizer.")
     one_of("schedule", DEFAULT.schedule, list(optim.SCHEDULES), "Learning-rate schedule.")
+    one_of(
+        "wrapper",
+        DEFAULT.wrapper,
+        list(optim.WRAPPERS),
+        "Method around the optimizer; schedule_free needs --optimizer=rms --schedule=constant.",
+    )
+    help = "Subtract from the gradient of each kernel its mean per output channel."
+    flags.DEFINE_bool("centralize", DEFAULT.centralize, help)
+    one_of("loss", DEFAULT.loss, list(losses.LOSSES), "Loss of an example.")
     flags.DEFINE_bool(
         "soft_labels",
         DEFAULT.soft_labels,

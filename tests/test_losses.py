@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tl import losses
 from tl.losses import cross_entropy, group_log_probability, smooth_labels
 
 LOGITS = np.array(
@@ -79,3 +80,38 @@ def test_a_very_improbable_group_has_a_finite_value_and_gradient() -> None:
     np.testing.assert_allclose(value, -700 + np.log1p(np.exp(-1.0)), rtol=1e-6)
     share = 1 / (1 + np.exp(-1.0))
     np.testing.assert_allclose(gradient, [[-1.0, share, 1 - share]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_every_loss_falls_with_the_logit_of_the_label_and_is_per_example(name: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
+    targets = losses.smooth_labels(jnp.arange(5) % 4, 4)
+    loss = losses.LOSSES[name]
+    values = loss(logits, targets)
+    assert values.shape == (5,) and values.dtype == jnp.float32 and (values > 0).all()
+    assert (loss(logits + 2.0 * targets, targets) < values).all()
+    np.testing.assert_allclose(loss(logits[2:3], targets[2:3]), values[2:3], rtol=1e-6)
+    gradient = jax.grad(lambda logits: loss(1e4 * logits, targets).sum())(logits)
+    assert np.isfinite(gradient).all()
+
+
+def test_losses_equal_their_formulas() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(6, 3)).astype(np.float32)
+    targets = np.asarray(losses.smooth_labels(jnp.arange(6) % 3, 3, 0.1))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    on = 1 / (1 + np.exp(-logits))
+    expected = {
+        "cross_entropy": -(targets * np.log(p)).sum(axis=1),
+        "focal": -(targets * (1 - p) ** 2 * np.log(p)).sum(axis=1),
+        "bce": -(targets * np.log(on) + (1 - targets) * np.log(1 - on)).sum(axis=1),
+        "bootstrapped": -((0.95 * targets + 0.05 * p) * np.log(p)).sum(axis=1),
+    }
+    assert set(expected) == set(losses.LOSSES)
+    for name, values in expected.items():
+        actual = losses.LOSSES[name](jnp.asarray(logits), jnp.asarray(targets))
+        np.testing.assert_allclose(actual, values, rtol=1e-5, err_msg=name)
+    plain = losses.soft_cross_entropy(jnp.asarray(logits), jnp.asarray(targets))
+    np.testing.assert_allclose(losses.focal(logits, targets, gamma=0.0), plain, rtol=1e-6)
+    np.testing.assert_allclose(losses.bootstrapped(logits, targets, share=1.0), plain, rtol=1e-6)

@@ -236,3 +236,108 @@ def test_adamw_decays_kernels_independently_of_the_gradient_and_does_not_decay_b
     )
     expected = np.array([[5.0, -3.0]]) * (1 - 0.5e-4) - 0.5 * np.array([[1, -1]])
     np.testing.assert_allclose(stepped["kernel"], expected, rtol=1e-5)
+
+
+# ---- wrappers ------------------------------------------------------------------------------------
+
+
+def quadratic(params: Any) -> jax.Array:
+    return sum(
+        jnp.sum(jnp.square(leaf) * (i + 1)) for i, leaf in enumerate(jax.tree.leaves(params))
+    )
+
+
+def minimized(wrapper: str, steps: int, optimizer: str = "momentum") -> tuple[Any, Any]:
+    """Parameters and optimizer state after steps on `quadratic`, from `tree(0)`."""
+    params, schedule = tree(0), optim.SCHEDULES["constant"](1e-3, steps)
+    parts = partition(params, ((".*", "all"),))
+    whole = optim.partitioned(parts, optim.OPTIMIZERS[optimizer](0.0), schedule)
+    whole = optim.WRAPPERS[wrapper](whole, schedule)
+    opt_state, gradient = whole.init(params), jax.grad(quadratic)
+    for _ in range(steps):
+        args = (gradient(params), opt_state, params, gradient)
+        updates, opt_state = optim.update(whole, *args)
+        params = optax.apply_updates(params, updates)
+    return params, opt_state
+
+
+@pytest.mark.parametrize("wrapper", optim.WRAPPERS)
+def test_every_wrapper_goes_downhill(wrapper: str) -> None:
+    params, opt_state = minimized(wrapper, 20)
+    evaluated = optim.evaluated(opt_state, params)
+    assert quadratic(evaluated) < 0.95 * quadratic(tree(0))
+    assert jax.tree.structure(evaluated) == jax.tree.structure(tree(0))
+
+
+def test_sam_steps_with_the_gradient_of_the_point_uphill() -> None:
+    params = tree(0)
+    gradient = jax.grad(quadratic)
+    scale = optim.SAM_RADIUS / optax.tree.norm(gradient(params))
+    uphill = jax.tree.map(lambda p, g: p + scale * g, params, gradient(params))
+    expected = jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient(uphill))
+    for name, leaf in flatten(minimized("sam", 1)[0]).items():
+        np.testing.assert_allclose(leaf, flatten(expected)[name], rtol=1e-5, atol=1e-6)
+
+
+def test_lookahead_is_optax_lookahead() -> None:
+    params = tree(0)
+    chain = optax.chain(optim.OPTIMIZERS["momentum"](0.0), optax.scale(-1e-3))
+    whole = optax.lookahead(chain, sync_period=5, slow_step_size=0.5)
+    both = optax.LookaheadParams.init_synced(params)
+    opt_state = whole.init(both)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(7):
+            updates, opt_state = whole.update(jax.grad(quadratic)(both.fast), opt_state, both)
+            both = optax.apply_updates(both, updates)
+    after, plain = flatten(minimized("lookahead", 7)[0]), flatten(minimized("none", 7)[0])
+    for name, leaf in flatten(both.fast).items():
+        np.testing.assert_allclose(after[name], leaf, rtol=1e-5, atol=1e-6)
+        assert np.abs(after[name] - plain[name]).max() > 1e-4
+
+
+def test_the_classifier_of_schedule_free_is_the_average_of_its_base_steps() -> None:
+    params, opt_state = minimized("schedule_free", 3, "rms")
+    averaged = optim.evaluated(opt_state, params)
+    # y = 0.9 x + 0.1 z, with x the average and z the base sequence (equation 2.1).
+    mixed = jax.tree.map(lambda x, z: 0.9 * x + 0.1 * z, averaged, opt_state.z)
+    for name, leaf in flatten(params).items():
+        np.testing.assert_allclose(flatten(mixed)[name], leaf, rtol=1e-4, atol=1e-6)
+    assert optim.evaluated(minimized("none", 1)[1], params) is params
+
+
+def test_centralized_gradients_of_kernels_have_mean_zero_per_output() -> None:
+    params, gradient = tree(0), tree(1)
+    parts = partition(params, ((".*", "all"),))
+    make = lambda on: optim.partitioned(
+        parts,
+        optax.identity(),
+        lambda _: 1.0,
+        centralize=on,  # type: ignore[arg-type]
+    )
+    moved = flatten(make(True).update(gradient, make(True).init(params), params)[0])
+    np.testing.assert_allclose(moved["head/kernel"].mean(axis=0), 0, atol=1e-6)
+    kernel = gradient["head"]["kernel"]
+    np.testing.assert_allclose(
+        moved["head/kernel"], -(kernel - kernel.mean(axis=0, keepdims=True)), atol=1e-6
+    )
+    np.testing.assert_allclose(moved["head/bias"], -gradient["head"]["bias"])
+
+
+@pytest.mark.parametrize("wrapper", optim.WRAPPERS)
+def test_every_wrapper_carries_its_state_into_another_phase(wrapper: str) -> None:
+    params, schedule = tree(0), optim.SCHEDULES["constant"](1e-3, 2)
+    states = []
+    for rules in (HEAD, ((".*", TRAINABLE),)):
+        parts = partition(params, rules)
+        whole = optim.partitioned(parts, optim.OPTIMIZERS["momentum"](0.0), schedule)
+        whole = optim.WRAPPERS[wrapper](whole, schedule)
+        trainable = parts.split(params)[0]
+        opt_state = whole.init(trainable)
+        gradient = lambda params: jax.tree.map(jnp.ones_like, params)
+        _, after = optim.update(whole, gradient(trainable), opt_state, trainable, gradient)
+        states.append((opt_state, after))
+    carried = optim.carry_state(states[0][1], states[1][0])
+    assert jax.tree.structure(carried) == jax.tree.structure(states[1][0])
+    if wrapper in ("none", "sam"):
+        total = lambda state: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(state))
+        assert total(carried) > total(states[1][0])

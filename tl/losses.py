@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -55,6 +57,66 @@ def smooth_labels(
 def soft_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Cross-entropy f32[b], nats, of logits f32[b k] and targets f32[b k] (rows sum to one)."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=1)
+
+
+def focal(logits: jax.Array, targets: jax.Array, *, gamma: float = 2.0) -> jax.Array:
+    """Cross-entropy with less weight on examples that are already classified well.
+
+    Args:
+      logits: f32[b k].
+      targets: f32[b k], rows sum to one.
+      gamma: exponent of 1 - p; 0 gives `soft_cross_entropy`.
+
+    Returns:
+      f32[b], nats.
+
+    Reference: Lin et al. 2017, arXiv:1708.02002, equation 4, here for a softmax.
+    """
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.sum(targets * (1.0 - jnp.exp(log_p)) ** gamma * log_p, axis=1)
+
+
+def binary_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The sum over the classes of one binary cross-entropy each.
+
+    Args:
+      logits: f32[b k]; their sigmoid is the probability of a class.
+      targets: f32[b k] in [0, 1].
+
+    Returns:
+      f32[b], nats.
+
+    Reference: Beyer et al. 2020, arXiv:2006.07159, section 4; Wightman et al. 2021,
+      arXiv:2110.00476, section 3, take the mean over the classes.
+    """
+    on, off = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return -jnp.sum(targets * on + (1.0 - targets) * off, axis=1)
+
+
+def bootstrapped(logits: jax.Array, targets: jax.Array, *, share: float = 0.95) -> jax.Array:
+    """Cross-entropy with targets that are mixed with the network's own probabilities.
+
+    Args:
+      logits: f32[b k].
+      targets: f32[b k], rows sum to one; some may be wrong.
+      share: weight of the targets, in [0, 1]; 1 gives `soft_cross_entropy`.
+
+    Returns:
+      f32[b], nats.
+
+    Reference: Reed et al. 2015, arXiv:1412.6596, equation 6 ("soft", beta = 0.95).
+    """
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.sum((share * targets + (1.0 - share) * jnp.exp(log_p)) * log_p, axis=1)
+
+
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "cross_entropy": soft_cross_entropy,
+    "focal": focal,
+    "bce": binary_cross_entropy,
+    "bootstrapped": bootstrapped,
+}
+"""Name -> `(logits f32[b k], targets f32[b k]) -> f32[b]`."""
 
 
 def group_log_probability(logits: Array, members: Array) -> jax.Array:

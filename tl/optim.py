@@ -95,15 +95,112 @@ def adamw(weight_decay: Decay = 1e-4) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(), _decay(weight_decay))
 
 
+def rms(weight_decay: Decay = 1e-4) -> optax.GradientTransformation:
+    """Adam without its first moment, with decoupled weight decay; "schedule_free" adds a momentum.
+
+    Reference: Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
+    """
+    scale = optax.scale_by_rms(0.999, eps_in_sqrt=False, bias_correction=True)
+    return optax.chain(scale, _decay(weight_decay))
+
+
+def lion(weight_decay: Decay = 1e-3) -> optax.GradientTransformation:
+    """The sign of a momentum, with decoupled weight decay.
+
+    Every parameter moves by the learning rate in each step, so the rate is 3 to 10 times smaller
+    than that of AdamW, and the decay as many times larger.
+
+    Reference: Chen et al. 2023, arXiv:2302.06675, algorithm 2 and section 5.
+    """
+    return optax.chain(optax.scale_by_lion(), _decay(weight_decay))
+
+
 OPTIMIZERS: dict[str, Callable[[Decay], optax.GradientTransformation]] = {
     "adamw": adamw,
     "sgd": sgd,
     "momentum": functools.partial(sgd, nesterov=False),
+    "lion": lion,
+    "rms": rms,
 }
 """Name -> function from weight decay to an optimizer with learning rate 1.
 
 "sgd" has Nesterov's momentum, "momentum" the classical one.
 """
+
+
+# ---- wrappers of a whole optimizer ---------------------------------------------------------------
+
+# Radius of SAM for fine-tuning is 0.05 to 0.1 in the paper (section 3.3 and its code).
+SAM_RADIUS = 0.05
+
+
+def sam(optimizer: optax.GradientTransformation, schedule: optax.Schedule) -> Any:
+    """SAM: the gradient at the point of largest loss within a ball around the parameters.
+
+    A step costs two gradients. The statistics of BatchNorm are those of the first.
+
+    Reference: Foret et al. 2021, arXiv:2010.01412, algorithm 1 (rho = 0.05).
+    """
+    del schedule
+    ascent = optax.chain(optax.contrib.normalize(), optax.sgd(SAM_RADIUS))
+    return optax.contrib.sam(optimizer, ascent, opaque_mode=True)
+
+
+class LookaheadState(NamedTuple):
+    """The state of `lookahead`: that of optax, and the slow parameters."""
+
+    opt_state: Any
+    slow: Any
+
+
+def lookahead(optimizer: optax.GradientTransformation, schedule: optax.Schedule) -> Any:
+    """Lookahead: after every 5 steps, the parameters go back half of the way.
+
+    It is `optax.lookahead` with the slow parameters in the state instead of in the parameters.
+
+    Reference: Zhang et al. 2019, arXiv:1907.08610, algorithm 1 (k = 5, alpha = 0.5).
+    """
+    del schedule
+    inner = optax.lookahead(optimizer, sync_period=5, slow_step_size=0.5)
+
+    def init(params: Any) -> LookaheadState:
+        both = optax.LookaheadParams.init_synced(params)
+        return LookaheadState(inner.init(both), jax.tree.map(jnp.array, params))
+
+    def update(updates: Any, state: LookaheadState, params: Any = None, **_: Any) -> Any:
+        both = optax.LookaheadParams(params, state.slow)
+        change, opt_state = inner.update(updates, state.opt_state, both)  # type: ignore[arg-type]
+        slow = optax.apply_updates(state.slow, change.slow)  # type: ignore[attr-defined]
+        return change.fast, LookaheadState(opt_state, slow)  # type: ignore[attr-defined]
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def schedule_free(optimizer: optax.GradientTransformation, schedule: optax.Schedule) -> Any:
+    """Schedule-free learning: an average of the parameters takes the place of a falling rate.
+
+    It has a momentum of its own: use it with "rms" or without momentum, and with the schedule
+    "constant". The classifier is the average, `evaluated`.
+
+    Reference: Defazio et al. 2024, arXiv:2405.15682, section 2 (beta = 0.9).
+    """
+    return optax.contrib.schedule_free(optimizer, schedule, b1=0.9)
+
+
+WRAPPERS: dict[str, Callable[[optax.GradientTransformation, optax.Schedule], Any]] = {
+    "none": lambda optimizer, schedule: optimizer,
+    "sam": sam,
+    "lookahead": lookahead,
+    "schedule_free": schedule_free,
+}
+"""Name -> `(optimizer, learning rate of each step) -> optimizer`, around `partitioned`."""
+
+
+def evaluated(opt_state: Any, trainable: Any) -> Any:
+    """The trainable parameters to evaluate and save: those of the steps, or their average."""
+    if isinstance(opt_state, optax.contrib.ScheduleFreeState):
+        return optax.contrib.schedule_free_eval_params(opt_state, trainable)
+    return trainable
 
 
 def warmup_cosine(lr: float, steps: int) -> optax.Schedule:
@@ -192,14 +289,42 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
 
 
 def update(
-    optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any
+    optimizer: optax.GradientTransformation,
+    gradient: Any,
+    opt_state: Any,
+    params: Any,
+    gradient_at: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, Any]:
     """`optimizer.update` that also works under strict dtype promotion.
 
     optax multiplies floats by its int32 step count, which strict promotion forbids.
+
+    Args:
+      optimizer: such as `partitioned`.
+      gradient, opt_state, params: trees of the trainable leaves, and the state.
+      gradient_at: the gradient of the same batch at other parameters, for "sam"; other optimizers
+        do not call it.
     """
+    of_step = lambda params, step: gradient_at(params) if gradient_at else gradient
     with jax.numpy_dtype_promotion("standard"):
-        return optimizer.update(gradient, opt_state, params)
+        whole = optax.with_extra_args_support(optimizer)
+        return whole.update(gradient, opt_state, params, grad_fn=of_step)
+
+
+def centralized(gradient: Any) -> Any:
+    """A gradient in which that of each kernel has mean 0 for each output channel, the last axis.
+
+    `optax.centralize` takes the means for the first axis, which suits kernels in torch's layout.
+
+    Reference: Yong et al. 2020, arXiv:2004.01461, equation 1.
+    """
+
+    def centered(leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2:
+            return leaf
+        return leaf - jnp.mean(leaf, axis=tuple(range(leaf.ndim - 1)), keepdims=True)
+
+    return jax.tree.map(centered, gradient)
 
 
 def partitioned(
@@ -209,6 +334,7 @@ def partitioned(
     *,
     factors: Mapping[str, float] | None = None,
     clip: float = 0.0,
+    centralize: bool = False,
 ) -> optax.GradientTransformation:
     """One optimizer for the trainable leaves: each label has its own state and rate factor.
 
@@ -218,6 +344,7 @@ def partitioned(
       schedule: step -> learning rate.
       factors: label -> factor on the rate (`training.rules.rate_factors`); default 1.
       clip: largest global norm of the gradient of all trainable leaves; 0 does not clip.
+      centralize: whether the gradient is `centralized` before it is clipped.
 
     Returns:
       An optimizer for the trainable tree of `partition.split`, with state for its leaves only.
@@ -232,6 +359,8 @@ def partitioned(
         if group != FROZEN
     }
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    if centralize:
+        clipping = optax.chain(optax.stateless(lambda gradient, _: centralized(gradient)), clipping)
     return optax.chain(
         clipping,
         optax.partition(groups, partition.label_tree),
@@ -246,9 +375,14 @@ def carry_state(old: Any, new: Any) -> Any:
     other moments are zero, and the schedule starts again at step 0.
 
     Args:
-      old: state of `partitioned` under the previous partition.
+      old: state of `partitioned` under the previous partition, or of a wrapper around it. Averages
+        of parameters start again.
       new: fresh state under the new partition.
     """
+    if isinstance(new, optax.contrib.ScheduleFreeState | LookaheadState):
+        return new  # averages of other leaves
+    if isinstance(new, optax.contrib.SAMState):
+        return new._replace(opt_state=carry_state(old.opt_state, new.opt_state))
     previous = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(old[:-1])

@@ -27,7 +27,13 @@ from tl.training import inputs, low_rank, probe, regularizers, resume, rules
 from tl.training.loop import PhaseResult, selection_metric, train_phase
 from tl.training.phase import fit_probe, prepare
 from tl.training.program import FitContext, frozen_prefix
-from tl.training.recipe import Recipe, apply_label_confidence, check_steps, empty_set
+from tl.training.recipe import (
+    Recipe,
+    apply_label_confidence,
+    check_names,
+    check_steps,
+    empty_set,
+)
 from tl.types import Mode, Params, Variables
 
 
@@ -204,8 +210,9 @@ def check_recipe(
     Raises:
       ValueError: rules or a rank that do not fit the network; an adversary in a phase that takes no
         gradient steps or reads cached outputs; `microbatches` that do not divide the batch; those
-        of `recipe.check_steps`.
+        of `recipe.check_names` and `recipe.check_steps`.
     """
+    check_names(recipe)
     check_steps(recipe, clf.spec.endpoints)
     if recipe.batch_size % recipe.microbatches:
         raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tl import hosts, optim, pixels
+from tl import hosts, losses, optim, pixels
 from tl.data import DataSpec, augment
 from tl.data.plan import Plan, balanced, class_weights
 from tl.models import Classifier, heads
@@ -150,7 +150,9 @@ def make_program(
         rate_of_update,
         factors=factors,
         clip=recipe.clip,
+        centralize=recipe.centralize,
     )
+    optimizer = optim.WRAPPERS[recipe.wrapper](optimizer, rate_of_update)
     start = prefix if cached else ""
     masked = recipe.bn == "update" and bool(train_norms)
     forward = make_forward(clf, start, Mode.TRAIN if masked else Mode.EVAL, train_norms)
@@ -162,7 +164,7 @@ def make_program(
     train_step = make_train_step(
         forward,
         optimizer,
-        loss=hooks.loss,
+        loss=hooks.loss or step.plain_loss(forward, losses.LOSSES[recipe.loss]),
         replay=hooks.replay,
         smoothing=recipe.smoothing,
         augment=None if cached else _make_augment(context.augment, always=adversary is not None),

@@ -7,9 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from tl import losses, optim
 from tl.data import DataSpec
 from tl.models import Classifier
-from tl.paths import Rules
+from tl.paths import Rules, nearest
 from tl.training import inputs, regularizers
 from tl.training.adversarial import Adversary
 from tl.training.rules import Phase, phases
@@ -34,6 +35,9 @@ class Recipe:
       backbone_lr: factor on `lr` for everything except the head.
       layer_decay: further factor per stage away from the head.
       optimizer, schedule: one of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
+      wrapper: one of `optim.WRAPPERS`, around the optimizer.
+      centralize: whether the gradient of each kernel loses its mean per output channel.
+      loss: one of `losses.LOSSES`.
       weight_decay: weight decay of kernels; 0 for none.
       l2_sp: decay of the backbone toward its starting weights, `optim.decay_to_start`, instead of
         `weight_decay`, which then holds for the head alone; 0 for none.
@@ -75,6 +79,9 @@ class Recipe:
     layer_decay: float = 1.0
     optimizer: str = "adamw"
     schedule: str = "cosine"
+    wrapper: str = "none"
+    centralize: bool = False
+    loss: str = "cross_entropy"
     weight_decay: float = 1e-2
     l2_sp: float = 0.0
     clip: float = 1.0
@@ -141,6 +148,32 @@ def pixels_for(clf: Classifier, spec: DataSpec, crop: str, image_size: int) -> C
     if crop == "none" or (not crop and spec.whole):
         changes["resize"] = "squash"
     return clf.with_pixels(**changes)
+
+
+def check_names(recipe: Recipe) -> None:
+    """Checks the names of rows in a recipe.
+
+    Raises:
+      ValueError: an unknown name (names the nearest), or another loss together with an adversary
+        or a penalty.
+    """
+    for field, table in (
+        ("optimizer", optim.OPTIMIZERS),
+        ("schedule", optim.SCHEDULES),
+        ("wrapper", optim.WRAPPERS),
+        ("loss", losses.LOSSES),
+    ):
+        name = getattr(recipe, field)
+        if name not in table:
+            raise ValueError(
+                f"unknown `{field}`: got {name!r}, expected {', '.join(table)}; nearest: "
+                f"{nearest(name, table)}"
+            )
+    if recipe.loss != "cross_entropy" and (recipe.penalty or recipe.adversarial != "none"):
+        raise ValueError(
+            f"`adversarial` and `penalty` are computed with the cross-entropy: got "
+            f"`loss={recipe.loss}`; leave out one of them"
+        )
 
 
 def empty_set(spec: DataSpec) -> DataSpec:

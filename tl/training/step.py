@@ -50,8 +50,10 @@ class TrainState(NamedTuple):
 
     @property
     def averaged(self) -> dict[str, Any]:
-        """All parameters, trainable ones replaced by their running averages if there are any."""
-        return self.params if self.ema is None else merge(self.ema, self.frozen)
+        """All parameters, trainable ones replaced by their averages if there are any."""
+        if self.ema is not None:
+            return merge(self.ema, self.frozen)
+        return merge(optim.evaluated(self.opt_state, self.trainable), self.frozen)
 
     @property
     def averaged_stats(self) -> Any:
@@ -169,8 +171,11 @@ def init(
     )
 
 
-def plain_loss(forward: Forward) -> Loss:
-    """Cross-entropy of the unchanged inputs."""
+def plain_loss(
+    forward: Forward,
+    value: Callable[[jax.Array, jax.Array], jax.Array] = losses.soft_cross_entropy,
+) -> Loss:
+    """A loss of the unchanged inputs; `value` is one of `losses.LOSSES`."""
 
     def loss(
         params: Any,
@@ -183,7 +188,7 @@ def plain_loss(forward: Forward) -> Loss:
     ) -> tuple[jax.Array, jax.Array, Any]:
         del keys, step
         logits, new_stats = forward(params, stats, inputs, valid)
-        return losses.soft_cross_entropy(logits, targets), logits, new_stats
+        return value(logits, targets), logits, new_stats
 
     return loss
 
@@ -313,7 +318,14 @@ def make_train_step(
             norm = optax.tree.norm(gradient)
             finite = jnp.isfinite(value) & jnp.isfinite(norm)
             accept = finite & jnp.any(valid)  # without examples, decay and momentum would still act
-            updates, opt_state = optim.update(optimizer, gradient, old.opt_state, old.trainable)
+
+            def gradient_at(trainable: Any) -> Any:
+                gradient = batch_sums(trainable, old.stats, inputs)[1][2]
+                return jax.tree.map(lambda g: g / total, gradient)
+
+            updates, opt_state = optim.update(
+                optimizer, gradient, old.opt_state, old.trainable, gradient_at
+            )
             trainable: Any = optax.apply_updates(old.trainable, updates)
             age = count.astype(jnp.float32)
             decay = jnp.minimum(ema_decay, (1.0 + age) / (10.0 + age))
