@@ -38,6 +38,7 @@ from tl.pages import (
     sweep,
     torture,
     training,
+    tricks,
     versus,
 )
 from tl.pages.common import Page, failed_section, remarks_section
@@ -69,6 +70,7 @@ PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
     "sweep": sweep.page,
     "torture": torture.page,
     "transfer": training.page,
+    "tricks": tricks.page,
     "versus": versus.page,
 }
 """Experiment -> `(result, folder) -> Page`; `result` is JSON-ready, `folder` holds `figures/`."""

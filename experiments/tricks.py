@@ -1,0 +1,51 @@
+"""What each training trick is worth: one change of a baseline at a time, over several seeds.
+
+  ./launch.sh tricks --data=folder:DIR --seeds=5
+  ./launch.sh tricks --data=folder:DIR --tricks=sam,mixup,ema --tune=last:2 --epochs=10
+
+All recipes see the same splits, images and seeds, so that the differences are paired. With many
+tricks some differ by chance: the page has p-values that account for their number.
+
+Cost: one training per seed for the baseline and for each trick.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from tl import cli, data, pages, reporting
+from tl.evaluation import tricks
+from tl.evaluation.transfer import TransferSettings
+from tl.pages.tricks import lines
+from tl.training import rules
+from tl.training.recipe import Recipe, pixels_for
+from tl.training.tricks import TRICKS
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    cli.define_white_flag()
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    text("data", None, f"Data set: {', '.join(data.names())}.", required=True)
+    flags.DEFINE_list("tricks", list(TRICKS), f"Tricks: {', '.join(TRICKS)}.")
+    number("seeds", 3, "Seeds of split and training.", lower_bound=1)
+    text("tune", "all", f"Which parameters train: {', '.join(rules.TUNE)}.")
+    number("epochs", 6, "Passes over the training images.", lower_bound=1)
+    number("batch_size", 32, "Images per step.", lower_bound=1)
+    text("lr", "0", "Peak learning rate of the baseline. 0: that of transfer.")
+    text("augment", "flip", "Augmentation of the baseline, as in transfer.")
+
+
+def main(run: reporting.Run) -> None:
+    clf, variables = cli.load_model(run)
+    spec = cli.load_data(run, FLAGS.data)
+    fields = cli.fields_of_flags(Recipe) | {"lr": cli.fraction(FLAGS.lr, "lr")}
+    settings = TransferSettings(Recipe(**fields), seeds=FLAGS.seeds, first_seed=FLAGS.seed)
+    clf = pixels_for(clf, spec, "", 0)
+    result = tricks.compare(run, clf, variables, spec, settings, FLAGS.tricks)
+    print(*lines(result), pages.finish(run, result), sep="\n")
+
+
+if __name__ == "__main__":
+    cli.launch("tricks", main, cli.define_model_flags, define_flags)

@@ -1,0 +1,93 @@
+"""Training tricks compared with a baseline."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toys
+
+from tl import losses, optim, pages, reporting
+from tl.data.augment import make_augment
+from tl.evaluation import tricks
+from tl.evaluation.before import TransferSettings
+from tl.evaluation.tricks import Runs
+from tl.training.fit import check_recipe
+from tl.training.recipe import Recipe
+from tl.training.tricks import TRICKS
+
+BASELINE = Recipe(tune="all", epochs=1, batch_size=8, augment="flip")
+
+
+@pytest.mark.parametrize("name", TRICKS)
+def test_every_trick_is_a_recipe_that_differs_from_the_baseline(name: str) -> None:
+    recipe = dataclasses.replace(BASELINE, **TRICKS[name].change(BASELINE))
+    assert recipe != BASELINE and TRICKS[name].help
+    clf, variables = toys.classifier("toy_mobilenet", 2)
+    params = clf.reset_head(variables, key=jax.random.key(0))["params"]
+    assert check_recipe(clf, params, recipe)
+    make_augment(recipe.augment, size=32)
+
+
+def test_every_row_of_the_tables_of_losses_and_optimizers_is_a_trick() -> None:
+    recipes = [dataclasses.replace(BASELINE, **t.change(BASELINE)) for t in TRICKS.values()]
+    assert {r.loss for r in recipes} == set(losses.LOSSES)
+    assert {r.wrapper for r in recipes} == set(optim.WRAPPERS)
+    assert {r.optimizer for r in recipes} | {"momentum"} == set(optim.OPTIMIZERS)
+
+
+def test_differences_are_paired_by_image_and_seed() -> None:
+    key = lambda seed, image: (seed, f"{image}.png")
+    baseline = {key(s, i): i < 6 for s in range(2) for i in range(10)}
+    better = {**baseline, key(0, 7): True, key(1, 7): True, key(1, 8): True}
+    row = tricks.difference(Runs(baseline, [0.6, 0.6], 2.0), Runs(better, [0.7, 0.8], 3.0))
+    assert row["difference"] == pytest.approx(0.15) and row["cost"] == 1.5
+    assert row["p"] == pytest.approx(0.5)  # two images differ, always in one direction
+    assert row["ci95"][0] < 0.15 < row["ci95"][1]
+    assert row["seeds"]["values"] == pytest.approx([0.1, 0.2])
+    same = tricks.difference(Runs(baseline, [0.6, 0.6], 2.0), Runs(baseline, [0.6, 0.6], 2.0))
+    assert same["difference"] == 0 and same["p"] == 1
+
+
+def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:
+    np.testing.assert_allclose(tricks.holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
+    assert tricks.holm([]) == [] and tricks.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_tricks_are_trained_and_reported(tmp_path: Path, cache: Path) -> None:
+    spec = toys.color_folder(tmp_path / "data", 8, side=16)
+    clf, variables = toys.classifier("toy_vgg", spec.classes, size=16)
+    run = reporting.start("tricks", str(tmp_path / "run"), {})
+    settings = TransferSettings(dataclasses.replace(BASELINE, augment="none"), seeds=2)
+    result = tricks.compare(run, clf, variables, spec, settings, ["smoothing", "schedule_free"])
+    pages.finish(run, result)
+    assert {row["trick"] for row in result["rows"]} == {"smoothing", "schedule_free"}
+    for row in result["rows"]:
+        assert len(row["top1"]) == 2 and row["cost"] > 0 and row["p_holm"] >= row["p"]
+    saved = json.loads((run.workdir / "result.json").read_text())
+    assert pages.PAGES["tricks"](saved, run.workdir).sections
+    text = (run.workdir / "metrics.jsonl").read_text()
+    logged = [json.loads(line) for line in text.splitlines()]
+    assert [row["trick"] for row in logged if "trick" in row][:2] == ["baseline"] * 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names", "message"),
+    [
+        (BASELINE, ["sma"], "unknown `tricks`: got 'sma'.*nearest: .*sam"),
+        (dataclasses.replace(BASELINE, loss="focl"), [], "unknown `loss`.*nearest: .*focal"),
+        (dataclasses.replace(BASELINE, adversarial="pgd", loss="bce"), [], "cross-entropy"),
+    ],
+)
+def test_wrong_names_are_refused_before_training(
+    recipe: Recipe, names: list[str], message: str, tmp_path: Path
+) -> None:
+    spec = toys.color_folder(tmp_path / "data", 4, side=16)
+    clf, variables = toys.classifier("toy_vgg", spec.classes, size=16)
+    run = reporting.start("tricks", str(tmp_path / "run"), {})
+    with pytest.raises(ValueError, match=message):
+        tricks.compare(run, clf, variables, spec, TransferSettings(recipe), names)

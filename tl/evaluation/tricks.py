@@ -1,0 +1,155 @@
+"""What each training trick is worth: paired comparisons with a baseline, over several seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from tl import metrics, reporting
+from tl.data import DataSpec
+from tl.evaluation import paired, sets, transfer
+from tl.evaluation.before import TransferSettings, check_settings
+from tl.models import Classifier
+from tl.paths import nearest
+from tl.training.tricks import TRICKS
+from tl.types import Variables
+
+BASELINE = "baseline"
+
+
+class Runs(NamedTuple):
+    """The trainings of one recipe.
+
+    Attributes:
+      correct: (seed, image) -> whether the prediction is correct.
+      top1: accuracy of each seed.
+      seconds: seconds per training image.
+    """
+
+    correct: dict[tuple[int, str], bool]
+    top1: list[float]
+    seconds: float
+
+
+def compare(
+    run: reporting.Run,
+    clf: Classifier,
+    variables: Variables,
+    spec: DataSpec,
+    settings: TransferSettings,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Trains with and without each trick, on the same splits and seeds.
+
+    Args:
+      run: receives a row per training. A trick that fails leaves the others.
+      clf, variables: a pretrained network; its head is replaced.
+      spec: the data set.
+      settings: the baseline, and the seeds.
+      names: names of `TRICKS`.
+
+    Returns:
+      The content of `result.json`: `rows`, the largest difference first, and `baseline`.
+
+    Raises:
+      ValueError: an unknown trick, or a recipe that does not fit the network or the data; nothing
+        was trained.
+    """
+    for name in names:
+        if name not in TRICKS:
+            raise ValueError(
+                f"unknown `tricks`: got {name!r}, expected some of {', '.join(TRICKS)}; nearest: "
+                f"{nearest(name, TRICKS)}"
+            )
+    key = jax.random.key(settings.first_seed)
+    clf, variables = clf.replace_head(variables, spec.classes, key=key, head=settings.head)
+    changed = {BASELINE: settings} | {
+        name: dataclasses.replace(
+            settings,
+            recipe=dataclasses.replace(settings.recipe, **TRICKS[name].change(settings.recipe)),
+        )
+        for name in names
+    }
+    for one in changed.values():
+        check_settings(clf, variables, one)
+    rounds = list(transfer.rounds(spec, None, settings))
+
+    def trained(name: str) -> Runs:
+        correct, top1, seconds, images = {}, [], 0.0, 0
+        for this in rounds:
+            result = transfer.run_round(clf, variables, this, changed[name])
+            tested = result.tested
+            hits = metrics.topk_correct(tested.logits, tested.labels, 1)
+            correct |= {
+                (this.seed, str(path)): bool(hit)
+                for path, hit in zip(tested.paths, hits, strict=True)
+            }
+            top1.append(sets.accuracy(tested))
+            seconds, images = seconds + result.fitted.seconds, images + result.fitted.images
+            run.log({"trick": name, "round": this.name, "top1": top1[-1]})
+        return Runs(correct, top1, seconds / max(images, 1))
+
+    baseline = trained(BASELINE)
+    rows = []
+    for name in names:
+        runs = run.attempt(name, lambda name=name: trained(name), None)
+        if runs is not None:
+            rows.append({"trick": name, "help": TRICKS[name].help, **difference(baseline, runs)})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
+    return {
+        "arch": clf.arch,
+        "data": spec.name,
+        "recipe": dataclasses.asdict(settings.recipe),
+        "baseline": {"top1": baseline.top1, **metrics.spread(baseline.top1)},
+        "n": len({image for _, image in baseline.correct}),
+        "seeds": settings.seeds,
+        "rows": sorted(rows, key=lambda row: -row["difference"]),
+    }
+
+
+def difference(baseline: Runs, other: Runs) -> dict[str, Any]:
+    """The difference of two recipes on the same images and seeds.
+
+    Returns:
+      `difference` of the accuracies with `ci95` and exact `p` over images, `seeds` with the
+      difference of each seed and their t interval, `top1`, and `cost`, time per training image
+      relative to the baseline.
+    """
+    images = sorted({image for _, image in baseline.correct})
+    position = {image: i for i, image in enumerate(images)}
+    differences, tests = np.zeros(len(images), int), np.zeros(len(images), int)
+    for key in baseline.correct.keys() & other.correct.keys():
+        differences[position[key[1]]] += int(other.correct[key]) - int(baseline.correct[key])
+        tests[position[key[1]]] += 1
+    differences, tests = differences[tests > 0], tests[tests > 0]
+    by_seed = [b - a for a, b in zip(baseline.top1, other.top1, strict=True)]
+    return {
+        "top1": other.top1,
+        "mean": float(np.mean(other.top1)),
+        "difference": float(differences.sum() / tests.sum()),
+        "ci95": list(paired.difference_interval(differences, tests)),
+        "p": paired.exact_p(differences),
+        "seeds": {"values": by_seed, **metrics.spread(by_seed)},
+        "cost": other.seconds / baseline.seconds if baseline.seconds else None,
+    }
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values that account for the number of tests.
+
+    Reference: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+
+    Example:
+      >>> holm([0.01, 0.04, 0.03])
+      [0.03, 0.06, 0.06]
+    """
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = largest
+    return adjusted

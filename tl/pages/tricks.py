@@ -1,0 +1,64 @@
+"""The page of `tricks`: each training trick compared with the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tl import reporting
+from tl.pages import common
+
+
+def page(result: Mapping[str, Any], folder: Path) -> common.Page:
+    """The page of `tricks`.
+
+    Args:
+      result: as `tl.evaluation.tricks.compare` returns it.
+      folder: the run's folder.
+    """
+    del folder
+    points = lambda share: f"{100 * share:+.1f}"
+    rows = [
+        [
+            row["trick"],
+            row["help"],
+            reporting.percent(row["mean"]),
+            points(row["difference"]),
+            " to ".join(map(points, row["ci95"])),
+            f"{row['p']:.2g}",
+            f"{row['p_holm']:.2g}",
+            "" if row["cost"] is None else f"{row['cost']:.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    text = (
+        "Each row changes one thing of the baseline. Differences in points of accuracy are "
+        f"paired: the same {result['n']} test images, splits and {result['seeds']} seeds. The "
+        "interval and the exact p-value describe other images of this kind. p (Holm) accounts for the "
+        "number of rows: below 0.05 the difference is not chance. cost: time per training image "
+        "relative to the baseline."
+    )
+    header = ["trick", "change", "accuracy", "difference", "95 % interval", "p", "p (Holm)", "cost"]
+    section = reporting.section("Tricks", reporting.table(rows, header), text=text)
+    return common.Page("Training tricks", " ".join(lines(result)), [section])
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result as sentences."""
+    baseline = result["baseline"]
+    yield (
+        f"Baseline on {result['data']} with {result['arch']}: "
+        f"{reporting.percent(baseline['mean'])} of {result['n']} test images, "
+        f"{result['seeds']} seeds."
+    )
+    significant = [row for row in result["rows"] if row["p_holm"] < 0.05]
+    for row in significant:
+        low, high = (100 * end for end in row["ci95"])
+        yield (
+            f"{row['trick']}: {100 * row['difference']:+.1f} points ({low:+.1f} to {high:+.1f})."
+        )
+    rest = len(result["rows"]) - len(significant)
+    if rest:
+        words = "tricks do not differ from the baseline beyond chance."
+        yield f"{rest} of {len(result['rows'])} {words}"
