@@ -33,9 +33,11 @@ def test_planted_flips_are_listed_first_and_their_share_is_estimated(flips: int)
     features, labels, wrong = planted(300, flips)
     noise = estimate(features, labels)
     assert abs(noise.share - flips / 300) < 0.03
-    first = noise.suspicious[: len(wrong) * 3 // 4].tolist()
-    assert set(first) <= set(wrong.tolist()) and len(first) >= 0.7 * flips
-    assert (noise.classes[: len(first)] == np.array(first, np.int64) % K).all()
+    listed = noise.suspicious.tolist()
+    found = set(listed) & set(wrong.tolist())
+    assert len(found) >= 0.85 * flips and len(listed) - len(found) <= 0.1 * flips + 2
+    suggested = dict(zip(listed, noise.classes.tolist(), strict=True))
+    assert np.mean([suggested[i] == i % K for i in found] or [True]) > 0.9
 
 
 def test_the_joint_is_that_of_its_definition():
@@ -43,20 +45,25 @@ def test_the_joint_is_that_of_its_definition():
     p = rng.dirichlet(np.ones(K), 40)
     labels = np.concatenate([np.arange(K), rng.integers(0, K, 37)])
     thresholds = [np.mean([p[i, j] for i in range(40) if labels[i] == j]) for j in range(K)]
-    counts, listed = np.zeros((K, K)), []
+    counts = np.zeros((K, K))
     for i in range(40):
         confident = [j for j in range(K) if p[i, j] >= thresholds[j]]
         if confident:
             j = max(confident, key=lambda j: p[i, j])
             counts[labels[i], j] += 1
-            listed += [i] if j != labels[i] else []
     joint = np.stack([counts[i] / counts[i].sum() * (labels == i).mean() for i in range(K)])
     noise = label_noise.confident_joint(p, labels)
     np.testing.assert_allclose(noise.joint, joint, atol=1e-12)
     assert noise.share == pytest.approx(joint.sum() - joint.trace())
-    assert sorted(noise.suspicious.tolist()) == listed
-    margin = [p[i, labels[i]] - np.delete(p[i], labels[i]).max() for i in noise.suspicious]
-    assert margin == sorted(margin)
+    listed: dict[int, float] = {}
+    for i, j in ((i, j) for i in range(K) for j in range(K) if i != j):
+        margins = {x: p[x, j] - p[x, i] for x in range(40) if labels[x] == i}
+        first = sorted(margins, key=lambda x: -margins[x])[: round(40 * joint[i, j])]
+        for x in first:
+            if p[x].argmax() != i:
+                listed[x] = p[x].max() - p[x, i]
+    assert noise.suspicious.tolist() == sorted(listed, key=lambda x: -listed[x])
+    assert len(listed) > 3 and (noise.classes == p[noise.suspicious].argmax(axis=1)).all()
 
 
 def test_equal_probabilities_contradict_no_label():

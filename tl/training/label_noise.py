@@ -25,9 +25,10 @@ class LabelNoise(NamedTuple):
     Attributes:
       joint: f64[k k], sums to 1: the share of examples with label i (row) whose class is j.
       share: share of examples whose label is not their class, in [0, 1]: `joint` off its diagonal.
-      suspicious: i[m], examples that are counted off the diagonal, the most suspicious first: the
-        largest probability of another class minus that of the label.
-      classes: i[m], the class that the probabilities suggest for each of them.
+      suspicious: i[m], for each pair of a label and another class as many examples as `joint` says:
+        those with the largest margin, the probability of the class minus that of the label. Only
+        examples whose label is not the most probable class; the largest margin comes first.
+      classes: i[m], the most probable class of each of them.
     """
 
     joint: np.ndarray
@@ -51,9 +52,9 @@ def confident_joint(probabilities: Array, labels: np.ndarray) -> LabelNoise:
       ValueError: a class without an example.
 
     Reference: Northcutt et al. 2021, arXiv:1911.00068, section 3.1 (equations 1 to 3), and section
-      3.2 for the order by normalized margin. If several classes are confident, the code of cleanlab
-      takes the most probable of all classes instead of the most probable confident one. Every class
-      counts one correct example at least, as there.
+      3.2 for the examples ("prune by noise rate"). If several classes are confident, the code of
+      cleanlab takes the most probable of all classes instead of the most probable confident one.
+      Every class counts one correct example at least, as there.
 
     Example:
       >>> p = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.1, 0.9]])
@@ -61,7 +62,7 @@ def confident_joint(probabilities: Array, labels: np.ndarray) -> LabelNoise:
       >>> noise.suspicious.tolist(), round(noise.share, 2)
       ([2], 0.2)
     """
-    p, rows = np.asarray(probabilities, np.float64), np.arange(len(labels))
+    p = np.asarray(probabilities, np.float64)
     n, k = p.shape
     counts = np.bincount(labels, minlength=k)
     if not counts.all():
@@ -74,11 +75,15 @@ def confident_joint(probabilities: Array, labels: np.ndarray) -> LabelNoise:
     joint = metrics.confusion(labels[counted], suggested[counted], k).astype(np.float64)
     np.fill_diagonal(joint, np.maximum(joint.diagonal(), 1.0))
     joint *= (counts / joint.sum(axis=1))[:, None] / n
-    suspicious = np.flatnonzero(counted & (suggested != labels))
-    margin = p[rows, labels] - np.where(np.eye(k)[labels] > 0, -1.0, p).max(axis=1)
-    suspicious = suspicious[np.argsort(margin[suspicious], kind="stable")]
+    margins = p - p[np.arange(n), labels][:, None]
+    chosen = np.zeros(n, bool)
+    for i, j in zip(*np.nonzero(np.round(n * joint)), strict=True):
+        order = np.argsort(-np.where(labels == i, margins[:, j], -1.0), kind="stable")
+        chosen[order[: round(n * joint[i, j])]] |= i != j
+    order = np.argsort(-margins.max(axis=1), kind="stable")
+    suspicious = order[chosen[order] & (margins[order].max(axis=1) > 0)]
     share = max(0.0, 1.0 - float(joint.trace()))
-    return LabelNoise(joint, share, suspicious, suggested[suspicious])
+    return LabelNoise(joint, share, suspicious, margins[suspicious].argmax(axis=1))
 
 
 def held_out_probabilities(
