@@ -35,9 +35,9 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     text = (
         "Each row changes one thing of the baseline. Differences in points of accuracy are "
         f"paired: the same {result['n']} test images, splits and {result['seeds']} seeds. The "
-        "interval and the exact p-value describe other images of this kind. p (Holm) accounts for the "
-        "number of rows: below 0.05 the difference is not chance. cost: time per training image "
-        "relative to the baseline."
+        "interval and the exact p-value describe other images of this kind. p (Holm) accounts "
+        "for the number of rows: below 0.05 the difference is not chance. cost: time per training "
+        "image relative to the baseline."
     )
     header = ["trick", "change", "accuracy", "difference", "95 % interval", "p", "p (Holm)", "cost"]
     section = reporting.section("Tricks", reporting.table(rows, header), text=text)
