@@ -82,6 +82,8 @@ def test_copies_stay_in_one_fold():
     )
     of_label = lambda p: p[wrong, labels[wrong]].mean()
     assert of_label(together) < of_label(apart)
+    np.testing.assert_allclose(together[wrong], together[120:], atol=1e-6)  # by the same fit
+    assert np.abs(apart[wrong] - apart[120:]).max() > 0.01
 
 
 def test_a_class_without_an_example_is_one_sentence():
