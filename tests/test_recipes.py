@@ -46,6 +46,7 @@ PLAIN = {
     "lr": 0.01,
     "backbone_lr": 0.1,
     "weight_decay": 5e-4,
+    "clip": 0.0,
     "augment": "flip",
 }
 # Name -> the settings without an argument, and a pattern of the parameters that train.
@@ -59,6 +60,10 @@ TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "delta": ({**PLAIN, "penalty": "delta"}, ALL),
     "co_tuning": ({**PLAIN, "penalty": "co_tuning"}, ALL),
     "distill:vgg16": ({**PLAIN, "penalty": "distill:vgg16"}, ALL),
+    "surgical:stage1": (
+        {"tune": "surgical:stage1", "lr": 1e-4, "backbone_lr": 1.0},
+        r"backbone/stage1/.*|head/.*",
+    ),
     "bn_only": ({"tune": "bn_only", **FEW}, r"backbone/.*/norm/.*|backbone/top/norm/.*|head/.*"),
     "bias_only": ({"tune": "bias_only", **FEW}, r".*/bias|head/.*"),
     "lora": ({"tune": "lora:4", **FEW}, r"lora/.*|head/.*"),

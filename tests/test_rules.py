@@ -105,7 +105,8 @@ def test_affine_needs_batch_norm() -> None:
         (
             "haed",
             "unknown `tune`: got 'haed', expected probe, head, last:N, all, gradual, lp_ft, "
-            "lp_ft:N, bn_only, bn_only:N, bias_only, lora:R; nearest: 'head'",
+            "lp_ft:N, bn_only, bn_only:N, bias_only, lora:R, surgical, "
+            "surgical:STAGE; nearest: 'head'",
         ),
         ("last:0", "`tune=last:0`: this network has 3 stages; use last:1 to last:3"),
         ("last:9", "use last:1 to last:3"),

@@ -314,7 +314,7 @@ def transfer(
             "split": {n: data.split_digest(p) for n, p in first.round.parts._asdict().items()},
             seen.KEY: seen.describe(first.round.parts),
             "recipe": dataclasses.asdict(first.recipe),
-            "rules": [phase._asdict() for phase in first.recipe.phases(clf.spec.endpoints)],
+            "rules": [phase._asdict() for phase in first.fitted.phases],
             "test": outcome["test"],
             "temperature": first.temperature,
             "white": spec.white,

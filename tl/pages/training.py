@@ -30,11 +30,12 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     """The page of `transfer`.
 
     Args:
-      result: as `tl.evaluation.transfer.transfer` returns it; "tune" is optional.
+      result: as `tl.evaluation.transfer.transfer` returns it; "tune" and "recipe" are optional.
       folder: the run's folder.
     """
     test = result["test"]
-    tune = f" ({result['tune']})" if result.get("tune") else ""
+    tune = result.get("recipe") or result.get("tune")
+    tune = f" ({tune})" if tune else ""
     lead = (
         f"{result['arch']}{tune}, trained on {len(result['classes'])} classes of {result['data']}, "
         f"classifies {percent(test['top1'])} of {test['n']} test images correctly."

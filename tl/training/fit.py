@@ -23,7 +23,7 @@ from tl import paths, pixels, reporting
 from tl.backbones.fold import norms
 from tl.data import DataSpec, Skipped
 from tl.models import Classifier
-from tl.training import inputs, low_rank, probe, regularizers, resume, rules
+from tl.training import inputs, low_rank, probe, regularizers, resume, rules, surgical
 from tl.training.loop import PhaseResult, selection_metric, train_phase
 from tl.training.phase import fit_probe, prepare
 from tl.training.program import FitContext, frozen_prefix
@@ -61,6 +61,7 @@ class FitResult(NamedTuple):
       probe: the probe that the head started from or consists of; None without one.
       trainable_params: number of parameters that trained in any phase. An update of low rank has
         fewer than the kernel that it changes.
+      phases: the phases, with the stage that `tune=surgical` chose.
     """
 
     variables: Variables
@@ -77,6 +78,7 @@ class FitResult(NamedTuple):
     skipped: tuple[Skipped, ...]
     probe: probe.Probe | None = None
     trainable_params: int = 0
+    phases: tuple[rules.Phase, ...] = ()
 
 
 def fit(
@@ -150,8 +152,12 @@ def fit(
     opt_state, best, head_probe, results, groups = None, None, None, [], []
     source = "cached features"
     sizes: dict[str, int] = {}
+    phases: list[rules.Phase] = []
     updated_norms: frozenset[str] = frozenset()
     for number, (rule_phase, partition) in enumerate(partitions):
+        if rule_phase.name == "surgical":
+            rule_phase, partition = surgical.choose(context, params, stats)
+        phases.append(rule_phase)
         extended = low_rank.extend(params, rule_phase.rank, seed)
         if context.penalty and frozen_prefix(clf, recipe, rule_phase, partition) != "features":
             extended |= context.penalty.extras
@@ -195,6 +201,7 @@ def fit(
         skipped=tuple(dict.fromkeys(skip for result in results for skip in result.skipped)),
         probe=head_probe,
         trainable_params=sum(sizes.values()),
+        phases=tuple(phases),
     )
 
 

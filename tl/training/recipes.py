@@ -132,6 +132,7 @@ _PLAIN = {
     "lr": 0.01,
     "backbone_lr": 0.1,
     "weight_decay": 5e-4,
+    "clip": 0.0,
     "augment": "flip",
 }
 
@@ -238,6 +239,16 @@ RECIPES: Mapping[str, Row] = {
         "Hinton et al. 2015, arXiv:1503.02531",
         ":TEACHER",
         defines=(),
+    ),
+    "surgical": Row(
+        lambda facts, argument: {
+            "tune": f"surgical:{argument}" if argument else "surgical",
+            "lr": 1e-4,
+            "backbone_lr": 1.0,
+        },
+        "a probe, then the stage with the largest relative gradient, or STAGE, from it",
+        "Lee et al. 2022, arXiv:2210.11466",
+        "[:STAGE]",
     ),
     "bn_only": Row(
         lambda facts, argument: {"tune": "bn_only", **_FEW},

@@ -33,16 +33,18 @@ __all__ = [
 HEAD: Rules = (("head/.*", "head"), (".*", FROZEN))
 TUNE = (
     *("probe", "head", "last:N", "all", "gradual", "lp_ft", "lp_ft:N"),
-    *("bn_only", "bn_only:N", "bias_only", "lora:R"),
+    *("bn_only", "bn_only:N", "bias_only", "lora:R", "surgical", "surgical:STAGE"),
 )
 """The short forms of `tune`.
 
 "probe" fits the head to its optimum (`training.probe`); all others take gradient steps. "gradual"
 unfreezes one more stage at a time from the top (Howard & Ruder 2018, arXiv:1801.06146, section
 3.3). "lp_ft" trains everything, or the last N stages, starting from a probe (Kumar et al. 2022,
-arXiv:2202.10054). The last four train the head and a small part of the backbone: the scales and
-biases of BatchNorm (Frankle et al. 2021, arXiv:2003.00152), those of the last N stages, all biases
-(BitFit; Ben Zaken et al. 2021, arXiv:2106.10199), or updates of rank R (`training.low_rank`).
+arXiv:2202.10054). "surgical" trains the head and one stage, starting from a probe; without a name,
+`training.surgical` chooses the stage. The other four train the head and a small part of the
+backbone: the scales and biases of BatchNorm (Frankle et al. 2021, arXiv:2003.00152), those of the
+last N stages, all biases (BitFit; Ben Zaken et al. 2021, arXiv:2106.10199), or updates of rank R
+(`training.low_rank`).
 """
 
 BN = ("eval", "update", "affine", "reestimate")
@@ -125,6 +127,15 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
         return (Phase(tune, last(len(blocks), norms_only=True)),)
     if tune == "bias_only":
         return (Phase(tune, (("head/.*", "head"), ("backbone/.*/bias", "biases"), (".*", FROZEN))),)
+    if tune == "surgical":  # `fit` replaces the last phase by that of a stage
+        return (Phase("probe", HEAD, 0.0), Phase(tune, last(len(blocks))))
+    if form == "surgical":
+        if number not in stages:
+            raise ValueError(
+                f"`tune={tune}` names no stage: got {number!r}, expected one of {', '.join(stages)}"
+            )
+        chosen: Rules = ((f"backbone/{number}/.*", number),)
+        return (Phase("probe", HEAD, 0.0), Phase(tune, (HEAD[0], *chosen, HEAD[1])))
     if form == "lora":
         if not number.isdecimal():
             raise ValueError(
