@@ -212,6 +212,17 @@ def test_the_averaged_parameters_follow_their_formula() -> None:
     assert digest({"body": state.averaged["body"]}) == digest({"body": network()["body"]})
 
 
+def test_the_mean_of_the_last_steps_has_equal_weights() -> None:
+    params, trained = network(), []
+    make = step.make_train_step(step_forward, ADAMW, average_from=2)
+    state = begin(params, ALL, ADAMW, ema=True)
+    for i in range(5):
+        state, _ = make(state, examples(i))
+        trained.append(np.asarray(state.params["head"]["kernel"]))
+        expected = trained[-1] if i < 2 else np.mean(trained[2:], axis=0)
+        np.testing.assert_allclose(state.averaged["head"]["kernel"], expected, atol=1e-6)
+
+
 def test_padding_has_no_effect() -> None:
     batch, plain = examples(0, padded=6), optax.sgd(1.0)
     step = make_train_step(step_forward, plain)

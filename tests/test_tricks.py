@@ -81,6 +81,7 @@ def test_tricks_are_trained_and_reported(tmp_path: Path, cache: Path) -> None:
         (BASELINE, ["sma"], "unknown `tricks`: got 'sma'.*nearest: .*sam"),
         (dataclasses.replace(BASELINE, loss="focl"), [], "unknown `loss`.*nearest: .*focal"),
         (dataclasses.replace(BASELINE, adversarial="pgd", loss="bce"), [], "cross-entropy"),
+        (dataclasses.replace(BASELINE, swa=0.5, ema=0.9), [], "`swa` must be a share .* `ema=0.9`"),
     ],
 )
 def test_wrong_names_are_refused_before_training(

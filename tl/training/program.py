@@ -171,8 +171,10 @@ def make_program(
         class_weights=class_weights(train_labels, k) if recipe.balance == "weights" else None,
         microbatches=recipe.microbatches,
         ema_decay=recipe.ema,
+        average_from=round((1.0 - recipe.swa) * len(order)) if recipe.swa else None,
     )
     key = lambda: jax.random.fold_in(jax.random.key(context.seed), number)
+    averages = recipe.ema > 0 or recipe.swa > 0
 
     def init_state(params: Params, stats: Params) -> TrainState:
         return init(
@@ -181,8 +183,8 @@ def make_program(
             optimizer,
             stats=stats,
             key=key(),
-            ema=recipe.ema > 0,
-            ema_stats=recipe.ema > 0 and masked,
+            ema=averages,
+            ema_stats=averages and masked,
         )
 
     return PhaseProgram(

@@ -76,7 +76,7 @@ def find_rate(
     """
     per_epoch = -(-len(train_set.examples) // recipe.batch_size)
     trial = dataclasses.replace(
-        recipe, lr=1.0, epochs=-(-steps // per_epoch), steps=0, ema=0.0, penalty=""
+        recipe, lr=1.0, epochs=-(-steps // per_epoch), steps=0, ema=0.0, swa=0.0, penalty=""
     )
     context = FitContext(
         clf,

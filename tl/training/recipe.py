@@ -45,6 +45,8 @@ class Recipe:
       smoothing: label smoothing in [0, 1).
       soft_labels: whether labels are weighted by `Example.confidence`; a probe ignores it.
       ema: decay of the running average of the parameters, in [0, 1); 0 for none.
+      swa: share of the last steps of a phase over which the parameters are averaged with equal
+        weights, in [0, 1); 0 for none. With `bn=update`, the statistics are averaged too.
       microbatches: number of parts of a batch whose gradients are summed.
       patience: epochs without a better `selection_metric` after which a phase stops; 0 never stops
         it.
@@ -88,6 +90,7 @@ class Recipe:
     smoothing: float = 0.0
     soft_labels: bool = False
     ema: float = 0.0
+    swa: float = 0.0
     microbatches: int = 1
     patience: int = 0
     augment: str = "none"
@@ -154,8 +157,8 @@ def check_names(recipe: Recipe) -> None:
     """Checks the names of rows in a recipe.
 
     Raises:
-      ValueError: an unknown name (names the nearest), or another loss together with an adversary
-        or a penalty.
+      ValueError: an unknown name (names the nearest), two averages of the parameters, or another
+        loss together with an adversary or a penalty.
     """
     for field, table in (
         ("optimizer", optim.OPTIMIZERS),
@@ -169,6 +172,11 @@ def check_names(recipe: Recipe) -> None:
                 f"unknown `{field}`: got {name!r}, expected {', '.join(table)}; nearest: "
                 f"{nearest(name, table)}"
             )
+    if recipe.swa and (recipe.ema or not 0 < recipe.swa < 1):
+        raise ValueError(
+            f"`swa` must be a share in [0, 1), without `ema`: got {recipe.swa:g} and "
+            f"`ema={recipe.ema:g}`"
+        )
     if recipe.loss != "cross_entropy" and (recipe.penalty or recipe.adversarial != "none"):
         raise ValueError(
             f"`adversarial` and `penalty` are computed with the cross-entropy: got "
@@ -226,6 +234,7 @@ def check_steps(recipe: Recipe, stages: Sequence[str]) -> None:
         f"adversarial={recipe.adversarial}": recipe.adversary(),
         f"l2_sp={recipe.l2_sp:g}": recipe.l2_sp,
         f"steps={recipe.steps}": recipe.steps,
+        f"swa={recipe.swa:g}": recipe.swa,
         f"penalty={recipe.penalty}": recipe.penalty,
     }
     for setting in (name for name, acts in acting.items() if acts):

@@ -202,6 +202,7 @@ def make_train_step(
     class_weights: Array | None = None,
     microbatches: int = 1,
     ema_decay: float = 0.0,
+    average_from: int | None = None,
     loss: Loss | None = None,
     replay: Replay | None = None,
 ) -> Step:
@@ -224,6 +225,8 @@ def make_train_step(
         the valid examples of a part.)
       ema_decay: upper limit of the decay of the running averages; at step t it is at most (1 + t) /
         (10 + t), as in TensorFlow's `ExponentialMovingAverage`.
+      average_from: number of the step from which on the running averages are means with equal
+        weights instead; before it they are the parameters. Default: `ema_decay` decides.
       loss: default `plain_loss(forward)`; `adversarial.hooks` makes others.
       replay: makes several optimizer steps per batch.
 
@@ -328,7 +331,11 @@ def make_train_step(
             )
             trainable: Any = optax.apply_updates(old.trainable, updates)
             age = count.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1.0 + age) / (10.0 + age))
+            if average_from is None:
+                decay = jnp.minimum(ema_decay, (1.0 + age) / (10.0 + age))
+            else:
+                before = jnp.maximum(age - average_from, 0.0)  # steps in the mean so far
+                decay = before / (before + 1.0)
             ema, ema_stats = old.ema, old.ema_stats
             if ema is not None:
                 ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, ema, trainable)

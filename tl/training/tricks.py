@@ -87,6 +87,11 @@ TRICKS: Mapping[str, Trick] = {
     ),
     # ---- regularization
     "no_decay": Trick(_sets(weight_decay=0.0), "no weight decay"),
+    "swa": Trick(
+        _sets(swa=0.5, schedule="constant"),
+        "the mean of the weights of the second half, at a constant rate",
+        "Izmailov et al. 2018, arXiv:1803.05407",
+    ),
     "ema": Trick(_sets(ema=0.99), "a running average of the weights", "Polyak & Juditsky 1992"),
     "smoothing": Trick(
         _sets(smoothing=0.1), "label smoothing 0.1", "Szegedy et al. 2016, arXiv:1512.00567"
