@@ -160,11 +160,10 @@ def _score(
     source = _source_probabilities(candidate, bank, part)
     values = bank.values[bank.valid]
     evidence = Evidence(values, labels, k, source, groups[bank.valid], seed)
-    results = {
-        name: score.function(evidence)
-        for name, score in SCORES.items()
-        if source is not None or not score.needs_source
-    }
+    results, seconds = {}, {}
+    for name, score in SCORES.items():
+        if source is not None or not score.needs_source:
+            seconds[name], results[name] = timing.spent(lambda s=score: s.function(evidence))
     row: dict[str, Any] = {
         "arch": candidate.name,
         "endpoint": endpoint,
@@ -178,7 +177,7 @@ def _score(
         else:
             row[name] = result
     row["log_likelihood"] = float(np.mean(results["logistic"].log_likelihood))
-    row |= {"reused": bank.reused, "seconds": time.monotonic() - began}
+    row |= {"reused": bank.reused, "seconds": time.monotonic() - began, "score_seconds": seconds}
     return row | {"images_per_second": _speed(candidate)}, results, bank.skipped
 
 
