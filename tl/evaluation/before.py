@@ -123,11 +123,7 @@ def check_parts(
         check_sizes(parts)
     run.check_folder("model", sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
     run.check_folder("figures", 0)
-    if duplicates.all_similar(spec):
-        run.remark(
-            f"near-duplicates are not recognized, because the images of {spec.name} resemble each "
-            "other; copies that are not equal files may be in several parts"
-        )
+    remark_similar(run, spec)
     inputs: dict[str, Any] = {
         f"the {part} images of {name}": resume.describe_part(spec)
         for name, parts in rounds.items()
@@ -135,6 +131,15 @@ def check_parts(
     }
     inputs["the classes"] = next(iter(rounds.values())).train.classes
     resume.same_inputs(run.workdir / "checkpoints" / "parts.json", inputs, folder=run.workdir)
+
+
+def remark_similar(run: reporting.Run, spec: DataSpec) -> None:
+    """A remark if near-duplicates of images in one part may be in another."""
+    if duplicates.all_similar(spec):
+        run.remark(
+            f"near-duplicates are not recognized, because the images of {spec.name} resemble each "
+            "other; copies that are not equal files may be in several parts"
+        )
 
 
 def check_sizes(parts: data.Parts) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from tl import data, inference, metrics, reporting
 from tl.data import DataSpec, duplicates
 from tl.evaluation import extrapolation
-from tl.evaluation.before import check_sizes
+from tl.evaluation.before import check_sizes, remark_similar
 from tl.labels.names import counted, shown
 from tl.models import Classifier
 from tl.training import fewshot, inputs, label_noise
@@ -209,6 +209,7 @@ def shots(
     check_sizes(parts)
     copies = find_copies(spec)
     usable_shots(parts.train, _draw_order(parts.train, copies, 0), settings.shots)
+    remark_similar(run, spec)
     run.remark(*data.part_remarks(spec, parts))
     sources = [*inputs.sources(parts.train), *inputs.sources(parts.test)]
     bank = inference.extract(clf, variables, sources, progress=reporting.progress)
