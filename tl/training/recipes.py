@@ -192,6 +192,7 @@ RECIPES: Mapping[str, Row] = {
         lambda facts, argument: dict(_PLAIN),
         "all parameters, by SGD: what the recipes with a penalty are compared with",
         "Jiang et al. 2022, arXiv:2201.05867",
+        defines=(),
     ),
     "lp_ft": Row(
         _lp_ft,
