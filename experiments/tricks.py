@@ -40,8 +40,8 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
     spec = cli.load_data(run, FLAGS.data)
-    fields = cli.fields_of_flags(Recipe) | {"lr": cli.fraction(FLAGS.lr, "lr")}
-    settings = TransferSettings(Recipe(**fields), seeds=FLAGS.seeds, first_seed=FLAGS.seed)
+    recipe = Recipe(**cli.fields_of_flags(Recipe) | {"lr": cli.fraction(FLAGS.lr, "lr")})
+    settings = TransferSettings(recipe, seeds=FLAGS.seeds, first_seed=FLAGS.seed)
     clf = pixels_for(clf, spec, "", 0)
     result = tricks.compare(run, clf, variables, spec, settings, FLAGS.tricks)
     print(*lines(result), pages.finish(run, result), sep="\n")

@@ -319,7 +319,7 @@ def agreement(score: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
     from scipy import stats  # a dependency of JAX, imported here to keep `import tl` light
 
     def tau(accuracy: np.ndarray) -> float:
-        value = float(stats.weightedtau(score, accuracy)[0])
+        value = float(np.asarray(stats.weightedtau(score, accuracy))[0])
         return 0.0 if np.isnan(value) else value  # one of the two is constant
 
     rng = np.random.default_rng(0)

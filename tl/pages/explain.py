@@ -172,8 +172,8 @@ def _curves(tests: Mapping[str, Any]) -> list[Html]:
         }
         if not series:
             continue
-        options = {"x_label": f"{words} (%)", "y_label": "probability"}
-        charts.append(reporting.curves(series, title=checks.CHECKS[key].title, **options))
+        title, x_label = checks.CHECKS[key].title, f"{words} (%)"
+        charts.append(reporting.curves(series, title=title, x_label=x_label, y_label="probability"))
     for key in ("randomization", "smooth_randomization"):
         stages = {name: row[key]["stages"] for name, row in tests.items() if key in row}
         longest = max(map(list, stages.values()), key=len, default=[])
@@ -181,7 +181,9 @@ def _curves(tests: Mapping[str, Any]) -> list[Html]:
             name: [(longest.index(stage) + 1, value) for stage, value in values.items()]
             for name, values in stages.items()
         }
-        options = {"x_label": f"randomized parts: {', '.join(longest)}", "y_label": "correlation"}
+        title, x_label = checks.CHECKS[key].title, f"randomized parts: {', '.join(longest)}"
         if series:
-            charts.append(reporting.curves(series, title=checks.CHECKS[key].title, **options))
+            charts.append(
+                reporting.curves(series, title=title, x_label=x_label, y_label="correlation")
+            )
     return [reporting.section("Hidden pixels and random weights", *charts)]
