@@ -11,6 +11,8 @@ Cost: one training per seed for the baseline and for each trick.
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 
 from tl import cli, data, pages, reporting
@@ -40,7 +42,8 @@ def define_flags() -> None:
 def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
     spec = cli.load_data(run, FLAGS.data)
-    recipe = Recipe(**cli.fields_of_flags(Recipe) | {"lr": cli.fraction(FLAGS.lr, "lr")})
+    fields: dict[str, Any] = cli.fields_of_flags(Recipe)
+    recipe = Recipe(**{**fields, "lr": cli.fraction(FLAGS.lr, "lr")})
     settings = TransferSettings(recipe, seeds=FLAGS.seeds, first_seed=FLAGS.seed)
     clf = pixels_for(clf, spec, "", 0)
     result = tricks.compare(run, clf, variables, spec, settings, FLAGS.tricks)
