@@ -15,13 +15,15 @@ per network; with --truth one training per network.
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 
 from tl import cli, data, pages, reporting
 from tl.evaluation import choose
 from tl.evaluation.transfer import TransferSettings
 from tl.pages.choose import lines
-from tl.training import rules
+from tl.training import recipes, rules
 from tl.training.recipe import Recipe
 
 FLAGS = flags.FLAGS
@@ -36,13 +38,15 @@ def define_flags() -> None:
     flags.DEFINE_list("endpoint", ["features"], "Endpoints whose pooled outputs are scored.")
     real("test_fraction", 0.25, "Share of the test part, which is not used for scores, in (0, 1).")
     flags.DEFINE_bool("truth", False, "Also train and test each network.")
-    text("tune", "lp_ft", f"How --truth trains: {', '.join(rules.TUNE)}.")
+    help = f"How --truth trains, at the rates of --recipe=lp_ft: {', '.join(rules.TUNE)}."
+    text("tune", "lp_ft", help)
     flags.DEFINE_integer("epochs", 6, "Passes over the training images of --truth.", lower_bound=1)
 
 
 def main(run: reporting.Run) -> None:
     spec = cli.load_data(run, FLAGS.data)
-    recipe = Recipe(tune=FLAGS.tune, epochs=FLAGS.epochs)
+    rates: dict[str, Any] = recipes.settings("lp_ft")
+    recipe = Recipe(epochs=FLAGS.epochs, **rates | {"tune": FLAGS.tune})
     fraction = FLAGS.test_fraction
     settings = TransferSettings(recipe, first_seed=FLAGS.seed, test_fraction=fraction)
     chosen = choose.candidates(FLAGS.arch or choose.installed(), FLAGS.endpoint, spec)
