@@ -301,8 +301,9 @@ def compare(
         }
         run.log(row)
         rows.append(row)
-    # Of equal accuracies an average is preferred, because it varies less.
-    best = max(range(len(rows)), key=lambda i: (rows[i]["validation"], i))
+    # Of equal accuracies the average of most classifiers is taken, because it varies least.
+    size = lambda i: sum(weight > 0 for weight in chosen[i].weights)
+    best = max(range(len(rows)), key=lambda i: (rows[i]["validation"], size(i)))
     save = lambda: models.save(run.workdir / "model", clf, average(variables, chosen[best].weights))
     run.attempt("model", lambda: hosts.on_first(save), None)
     return {
