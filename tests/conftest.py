@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # The workers of pytest-xdist share one GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -140,3 +141,22 @@ def shared_data() -> Path:
             f"no photographs at {folder}: set TL_SHARED_DATA to the folder of imagenet_samples/"
         )
     return folder
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture()
+def shared_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature banks of one test run are kept outside the user's cache, and serve all its tests."""
+    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Training, validation and test images of two colors, `data.Parts`."""
+    from tests import toys
+    from tl import data
+
+    spec = toys.color_folder(tmp_path_factory.mktemp("colors") / "set", side=24)
+    return data.divide(spec, validation_fraction=0.25, seed=0)

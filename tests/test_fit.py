@@ -26,6 +26,8 @@ from tl.training.phase import Phase, prepare
 from tl.training.program import FitContext
 from tl.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 16
 SMALL = Recipe(epochs=1, batch_size=8, workers=0)
@@ -36,17 +38,6 @@ def network(arch: str = "toy_vgg_bn") -> tuple[models.Classifier, Any]:
     """Three stages with BatchNorm under a zero head for two classes."""
     clf, variables = toys.classifier(arch, ("red", "blue"), size=SIZE, resize="squash")
     return clf, clf.reset_head(variables, key=jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> data.Parts:
-    spec = toys.color_folder(tmp_path_factory.mktemp("colors") / "set", side=24)
-    return data.divide(spec, validation_fraction=0.25, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def run(parts: data.Parts, recipe: Recipe, *, seed: int = 0, **more: Any) -> fit.FitResult:

@@ -18,6 +18,8 @@ from tl.training.program import make_forward
 from tl.training.recipe import Recipe
 from tl.types import Mode, Variables
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 SIZE = 16
 RECIPE = Recipe(tune="lora:2", epochs=2, batch_size=8, lr=1e-2, backbone_lr=1.0, workers=0)
 
@@ -25,17 +27,6 @@ RECIPE = Recipe(tune="lora:2", epochs=2, batch_size=8, lr=1e-2, backbone_lr=1.0,
 def network(arch: str = "toy_mobilenet") -> tuple[Any, Variables]:
     clf, variables = toys.classifier(arch, ("red", "blue"), size=SIZE, resize="squash")
     return clf, clf.reset_head(variables, key=jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> data.Parts:
-    spec = toys.color_folder(tmp_path_factory.mktemp("colors") / "set", side=24)
-    return data.divide(spec, validation_fraction=0.25, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def run(parts: data.Parts, recipe: Recipe, **more: Any) -> fit.FitResult:

@@ -27,6 +27,8 @@ from tl.training.step import Examples
 from tl.types import Mode
 
 SIZE, B = 16, 8
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 EXACT = 1e-6
 NUMBERS = np.random.default_rng(0)
 FILLS: dict[str, Callable[[tuple], np.ndarray]] = {
@@ -179,11 +181,6 @@ def test_a_train_step_depends_on_the_valid_images_alone(
 
 
 # ---- training ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="module")

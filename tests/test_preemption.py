@@ -23,6 +23,8 @@ from tl.inference import features
 from tl.training import checkpoints, loop
 from tl.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 RECIPE = Recipe(tune="head", epochs=3, batch_size=4, workers=0)
 
 
@@ -30,11 +32,6 @@ RECIPE = Recipe(tune="head", epochs=3, batch_size=4, workers=0)
 def parts(tmp_path_factory: pytest.TempPathFactory) -> data.Parts:
     spec = toys.color_folder(tmp_path_factory.mktemp("colors") / "set", 8, side=24)
     return data.divide(spec, validation_fraction=0.25, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

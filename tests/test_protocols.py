@@ -15,6 +15,8 @@ from tl.data import Parts
 from tl.evaluation import protocols
 from tl.evaluation.protocols import PROTOCOLS, PUBLISHED, divide
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 
 def with_parts(spec: data.DataSpec, test: int, validation: int = 0) -> data.DataSpec:
     """A data set whose last images of each class are official test and validation images."""
@@ -57,9 +59,7 @@ def test_sets_that_do_not_fit_are_refused(
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "vtab1k"])
-def test_a_protocol_is_a_result_with_a_page(
-    name: str, spec: data.DataSpec, tmp_path: Path, cache: Path
-) -> None:
+def test_a_protocol_is_a_result_with_a_page(name: str, spec: data.DataSpec, tmp_path: Path) -> None:
     clf, variables = toys.classifier("toy_vgg", 3, size=16)
     run = reporting.start("protocol", str(tmp_path / "run"), {})
     result = protocols.evaluate(run, clf, variables, with_parts(spec, 5), name, 0)
@@ -76,9 +76,7 @@ def test_a_protocol_is_a_result_with_a_page(
         assert any(np.isclose(result["rows"][0]["penalty"], protocols.PENALTIES))
 
 
-def test_vtab_trains_for_its_steps(
-    spec: data.DataSpec, monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_vtab_trains_for_its_steps(spec: data.DataSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = dataclasses.replace(protocols.VTAB, steps=4, batch_size=8)
     monkeypatch.setattr(protocols, "VTAB", recipe)
     clf, variables = toys.classifier("toy_vgg", 2, size=16)

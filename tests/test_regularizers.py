@@ -21,6 +21,8 @@ from tl.training.recipe import Recipe
 from tl.training.regularizers import Comparison
 from tl.types import Mode, Output
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 SIZE = 16
 RECIPE = Recipe(tune="all", epochs=1, batch_size=8, lr=1e-2, backbone_lr=1.0, workers=0)
 
@@ -33,17 +35,6 @@ def pretrained(arch: str = "toy_mobilenet") -> tuple[Any, Any]:
 def network() -> tuple[Any, Any]:
     clf, variables = pretrained()
     return clf.replace_head(variables, ("blue", "red"), key=jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> data.Parts:
-    spec = toys.color_folder(tmp_path_factory.mktemp("colors") / "set", side=24)
-    return data.divide(spec, validation_fraction=0.25, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def run(parts: data.Parts, recipe: Recipe, **more: Any) -> fit.FitResult:
@@ -67,42 +58,42 @@ def compared(b: int = 6, d: int = 4, valid: Any = None, **changes: Any) -> Compa
     relation = jax.nn.softmax(draw(2, 3, seed=7))
     params = {"source": head, "reference": {"relation": relation}}
     targets = jnp.eye(2)[jnp.arange(b) % 2]
-    given = Comparison(output(b, d), output(b, d, seed=20), params, targets, valid)
-    return given._replace(**changes)
+    case = Comparison(output(b, d), output(b, d, seed=20), params, targets, valid)
+    return case._replace(**changes)
 
 
-def by_hand_bss(given: Comparison) -> np.ndarray:
-    values = np.linalg.svd(np.asarray(given.output.features), compute_uv=False)
+def by_hand_bss(case: Comparison) -> np.ndarray:
+    values = np.linalg.svd(np.asarray(case.output.features), compute_uv=False)
     return values[-1] ** 2
 
 
-def by_hand_delta(given: Comparison) -> np.ndarray:
-    assert given.reference is not None
+def by_hand_delta(case: Comparison) -> np.ndarray:
+    assert case.reference is not None
     total = np.zeros(6)
     for name in ("stage1", "stage2"):
-        before = np.asarray(given.reference.endpoints[name])
-        change = np.asarray(given.output.endpoints[name]) - before
+        before = np.asarray(case.reference.endpoints[name])
+        change = np.asarray(case.output.endpoints[name]) - before
         total += 0.5 * (change**2).sum(axis=(1, 2, 3)) / (before**2).sum(axis=(1, 2, 3))
     return total
 
 
-def by_hand_co_tuning(given: Comparison) -> np.ndarray:
-    head = given.params["source"]
-    logits = np.asarray(given.output.features) @ np.asarray(head["kernel"]) + np.asarray(
+def by_hand_co_tuning(case: Comparison) -> np.ndarray:
+    head = case.params["source"]
+    logits = np.asarray(case.output.features) @ np.asarray(head["kernel"]) + np.asarray(
         head["bias"]
     )
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    relation = np.asarray(given.params["reference"]["relation"])
+    relation = np.asarray(case.params["reference"]["relation"])
     return -(relation[np.arange(6) % 2] * log_p).sum(axis=1)
 
 
-def by_hand_distill(given: Comparison) -> np.ndarray:
-    assert given.reference is not None
-    ours, theirs = (np.asarray(o.logits) / 4 for o in (given.output, given.reference))
+def by_hand_distill(case: Comparison) -> np.ndarray:
+    assert case.reference is not None
+    ours, theirs = (np.asarray(o.logits) / 4 for o in (case.output, case.reference))
     log = lambda x: x - np.log(np.exp(x).sum(axis=1, keepdims=True))
     kl = (np.exp(log(theirs)) * (log(theirs) - log(ours))).sum(axis=1)
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    a, b = (unit(np.asarray(o.features)) for o in (given.output, given.reference))
+    a, b = (unit(np.asarray(o.features)) for o in (case.output, case.reference))
     return 16 * kl + ((a @ a.T - b @ b.T) ** 2).mean(axis=1)
 
 
@@ -145,8 +136,8 @@ def test_padded_slots_have_no_effect_on_a_penalty(name: str, d: int) -> None:
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
 def test_the_gradient_of_the_smallest_singular_value(shape: tuple[int, int]) -> None:
     def value(rows: jax.Array) -> jax.Array:
-        given = compared(*shape)
-        return regularizers.bss(given._replace(output=given.output._replace(features=rows)))
+        case = compared(*shape)
+        return regularizers.bss(case._replace(output=case.output._replace(features=rows)))
 
     rows = draw(*shape)
     u, s, v = np.linalg.svd(np.asarray(rows), full_matrices=False)

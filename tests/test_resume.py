@@ -22,6 +22,8 @@ from tl.training import fit, loop, rate_finder
 from tl.training.phase import Phase
 from tl.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 RECIPE = Recipe(tune="head", epochs=3, batch_size=4, workers=0)
 transfer_module = importlib.import_module("tl.evaluation.transfer")
 
@@ -34,11 +36,6 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> data.DataSpec:
 @pytest.fixture(scope="module")
 def parts(spec: data.DataSpec) -> data.Parts:
     return data.divide(spec, validation_fraction=0.25, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def interrupt_after(rows: int, logged: list[dict[str, Any]]) -> Any:

@@ -19,6 +19,8 @@ from tl.training import fit, inputs, rules, surgical
 from tl.training.program import FitContext
 from tl.training.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 SIZE = 16
 RECIPE = Recipe(tune="surgical", epochs=1, batch_size=8, lr=1e-2, backbone_lr=1.0, workers=0)
 
@@ -26,17 +28,6 @@ RECIPE = Recipe(tune="surgical", epochs=1, batch_size=8, lr=1e-2, backbone_lr=1.
 def network() -> tuple[Any, Any]:
     """With a nonzero head, without which no gradient reaches the backbone."""
     return toys.classifier("toy_mobilenet", ("blue", "red"), size=SIZE, resize="squash")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> data.Parts:
-    spec = toys.color_folder(tmp_path_factory.mktemp("colors") / "set", side=24)
-    return data.divide(spec, validation_fraction=0.25, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def context(parts: data.Parts, **more: Any) -> FitContext:

@@ -20,6 +20,8 @@ from tl.training.fit import check_recipe
 from tl.training.recipe import Recipe
 from tl.training.tricks import TRICKS
 
+pytestmark = pytest.mark.usefixtures("shared_cache")
+
 BASELINE = Recipe(tune="all", epochs=1, batch_size=8, augment="flip")
 
 
@@ -58,7 +60,7 @@ def test_holm_multiplies_the_smallest_by_the_number_of_tests() -> None:
     assert tricks.holm([]) == [] and tricks.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_tricks_are_trained_and_reported(tmp_path: Path, cache: Path) -> None:
+def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
     spec = toys.color_folder(tmp_path / "data", 8, side=16)
     clf, variables = toys.classifier("toy_vgg", spec.classes, size=16)
     run = reporting.start("tricks", str(tmp_path / "run"), {})

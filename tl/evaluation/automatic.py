@@ -68,26 +68,20 @@ def choose(
     try:
         folds = data.folds(train_set, FOLDS, seed=seed)
     except ValueError as error:
-        why = f"{names[0]}: no cross-validation, because {error}"
-        say(why)
-        return {"chosen": names[0], "why": why, "n": 0, "rows": []}
-    best, kept, rows, n = names[0], np.zeros(0, bool), [], 0
+        reason = f"{names[0]}: no cross-validation, because {error}"
+        say(reason)
+        return {"chosen": names[0], "why": reason, "n": 0, "rows": []}
+    best, best_correct, rows, n = names[0], np.zeros(0, bool), [], 0
     for name, recipe in recipes.items():
         start = time.monotonic()
         correct = _held_out(clf, variables, folds, recipe, seed, validation_fraction)
         row: dict[str, Any] = {"name": name, "top1": float(correct.mean()), "n": len(correct)}
         if rows:
-            differences = correct.astype(int) - kept.astype(int)
-            ones = np.ones(len(differences), int)
-            row |= {
-                "against": best,
-                "difference": float(differences.mean()),
-                "difference_ci95": list(paired.difference_interval(differences, ones)),
-                "p": paired.exact_p(differences),
-            }
+            differences = correct.astype(int) - best_correct.astype(int)
+            row |= {"against": best, **paired.difference(differences)}
         rows.append(row | {"seconds": time.monotonic() - start})
         if not n or (row["difference"] > 0 and row["p"] < LEVEL):
-            best, kept, n = name, correct, len(correct)
+            best, best_correct, n = name, correct, len(correct)
         compared = f", p = {row['p']:.2g} against {row['against']}" if "p" in row else ""
         say(f"cross-validation: {name} {reporting.percent(row['top1'])}{compared}")
     return {"chosen": best, "why": _reason(best, rows), "n": n, "rows": rows}
@@ -147,10 +141,10 @@ def choose_for(
     recipes = candidates(settings.recipe, settings.alternative)
     share = settings.validation_fraction
     share = VALIDATION_FRACTION if share < 0 else share
-    found = lambda: choose(
+    compute = lambda: choose(
         clf, variables, parts.train, recipes, seed=seed, validation_fraction=share, say=say
     )
-    choice = saved_value(folder, "choice.json", found, what="the choice of the recipe")
+    choice = saved_value(folder, "choice.json", compute, what="the choice of the recipe")
     say(f"recipe: {choice['why']}")
     recipe = recipes[choice["chosen"]]
     if not parts.validation.examples:

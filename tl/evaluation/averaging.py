@@ -7,6 +7,7 @@ images that no training used and compared with the best single classifier on oth
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,10 +177,10 @@ def _folders(word: str) -> list[str]:
     """The folders of classifiers that a path or glob names."""
     path = Path(word)
     matches = sorted(path.parent.glob(path.name)) if not path.exists() else [path]
-    found = [folder / "model" if (folder / "model").is_dir() else folder for folder in matches]
-    if not found:
+    if not matches:
         raise ValueError(f"there is no folder {word!r}; give folders of runs of transfer")
-    return [str(folder) for folder in found if folder.is_dir()]
+    models_of = (run / "model" if (run / "model").is_dir() else run for run in matches)
+    return [str(folder) for folder in models_of if folder.is_dir()]
 
 
 def divide(members: Sequence[Member], spec: DataSpec) -> Divided:
@@ -262,18 +263,14 @@ def compare(
         )
     clf, variables = members[0].clf, [member.variables for member in members]
     parts = divide(members, remap_labels(spec, inference.class_table(clf)))
-    known: dict[tuple[float, ...], np.ndarray] = {}
 
-    def correct(weights: Sequence[float], part: DataSpec) -> np.ndarray:
-        mean = average(variables, weights)
-        predicted = inference.predict(clf, mean, part, progress=sets.progress)
+    @functools.cache
+    def correct(weights: tuple[float, ...], part: str) -> np.ndarray:
+        mean, images = average(variables, weights), getattr(parts, part)
+        predicted = inference.predict(clf, mean, images, progress=sets.progress)
         return metrics.topk_correct(predicted.logits, predicted.labels, 1)
 
-    def test(weights: Sequence[float]) -> np.ndarray:
-        key = tuple(weights)
-        if key not in known:
-            known[key] = correct(key, parts.validation)
-        return known[key]
+    test = lambda weights: correct(tuple(weights), "validation")
 
     m = len(members)
     singles = [Average("single", _equal([i], m), test(_equal([i], m))) for i in range(m)]
@@ -283,21 +280,17 @@ def compare(
     for method in methods:
         points = METHODS[method](test, order, steps)
         chosen += [Average(method, tuple(weights), test(weights)) for weights in points]
-    base = correct(singles[order[0]].weights, parts.test)
+    base = correct(singles[order[0]].weights, "test").astype(int)
     rows = []
     for one in chosen:
-        tested = correct(one.weights, parts.test)
-        difference = tested.astype(int) - base.astype(int)
-        once = np.ones(len(difference), int)
+        tested = correct(one.weights, "test")
         row = {
             "method": one.method,
             "weights": list(one.weights),
             "name": _title(one, members),
             "validation": float(one.correct.mean()),
             **metrics.share("top1", tested),
-            "difference": float(difference.mean()),
-            "difference_ci95": list(paired.difference_interval(difference, once)),
-            "p": paired.exact_p(difference),
+            **paired.difference(tested.astype(int) - base),
         }
         run.log(row)
         rows.append(row)

@@ -117,9 +117,11 @@ def choose(
         seed=settings.first_seed,
     )
     groups = np.unique(clusters(parts.train), return_inverse=True)[1]
-    rows, values, skipped = [], [], ()
+    rows, values, skipped, source_of = [], [], (), {}
     for candidate in chosen:
-        row, result, skipped = _score(candidate, parts.train, groups, seed=settings.first_seed)
+        row, result, skipped = _score(
+            candidate, parts.train, groups, source_of, seed=settings.first_seed
+        )
         run.log(row)
         rows.append(row)
         values.append(result)
@@ -134,17 +136,25 @@ def choose(
         "skipped": [skip._asdict() for skip in skipped],
     }
     if truth:
-        agreement = lambda: _truth(run, chosen, rows, spec, settings)
-        outcome |= run.attempt("truth", agreement, {})
+        compare = lambda: _truth(run, chosen, rows, spec, settings)
+        outcome |= run.attempt("truth", compare, {})
     order = sorted(range(len(rows)), key=lambda i: rows[i]["rank"])
     outcome["rows"] = [rows[i] for i in order]
     return outcome | recommend(outcome["rows"])
 
 
 def _score(
-    candidate: Candidate, part: DataSpec, groups: np.ndarray, *, seed: int
+    candidate: Candidate,
+    part: DataSpec,
+    groups: np.ndarray,
+    source_of: dict[str, np.ndarray | None],
+    *,
+    seed: int,
 ) -> tuple[dict[str, Any], dict[str, float | PerImage], tuple[data.Skipped, ...]]:
-    """The row of one candidate, its scores, and the images that could not be read."""
+    """The row of one candidate, its scores, and the images that could not be read.
+
+    `source_of` has the source probabilities of the networks so far; those of this one are added.
+    """
     clf, variables, endpoint = candidate.clf, candidate.variables, candidate.endpoint
     began = time.monotonic()
     bank = features.extract(
@@ -157,7 +167,9 @@ def _score(
             f"class {part.classes[int(counts.argmin())]!r} of {part.name} has no readable image "
             "for the scores; run doctor on the data set"
         )
-    source = _source_probabilities(candidate, bank, part)
+    if candidate.name not in source_of:  # the same for each endpoint
+        source_of[candidate.name] = _source_probabilities(candidate, bank, part)
+    source = source_of[candidate.name]
     values = bank.values[bank.valid]
     evidence = Evidence(values, labels, k, source, groups[bank.valid], seed)
     results, seconds = {}, {}
@@ -282,7 +294,7 @@ def _truth(
     settings: TransferSettings,
 ) -> dict[str, Any]:
     """Trains and tests each network; adds the accuracies to `rows`, and returns the agreement."""
-    (this,) = itertools.islice(transfer.rounds(spec, None, settings), 1)
+    this = next(transfer.rounds(spec, None, settings))
     correct: dict[str, np.ndarray] = {}
     for candidate in chosen:
         if candidate.name in correct:  # the training is the same for each endpoint

@@ -281,7 +281,7 @@ def accuracy_difference(
     Raises:
       ValueError: those of `match`.
     """
-    return _difference(*_sums(_by_image(match(a, b))))
+    return difference(*_sums(_by_image(match(a, b))))
 
 
 def _by_image(pairs: Sequence[Pair]) -> dict[str, list[Pair]]:
@@ -300,7 +300,18 @@ def _sums(by_image: Mapping[str, Sequence[Pair]]) -> tuple[np.ndarray, np.ndarra
     return differences, tests
 
 
-def _difference(differences: np.ndarray, tests: np.ndarray) -> dict[str, Any]:
+def difference(differences: np.ndarray, tests: np.ndarray | None = None) -> dict[str, Any]:
+    """The difference of two accuracies on the same images.
+
+    Args:
+      differences: i[n], how often the first classifier is correct on an image minus how often the
+        second is.
+      tests: i[n], how often each image was tested; None for once.
+
+    Returns:
+      "difference", "difference_ci95" (`difference_interval`) and "p" (`exact_p`).
+    """
+    tests = np.ones(len(differences), int) if tests is None else tests
     return {
         "difference": float(differences.sum() / tests.sum()),
         "difference_ci95": list(difference_interval(differences, tests)),
@@ -357,7 +368,7 @@ def compare(run: reporting.Run, run_a: str, run_b: str) -> dict[str, Any]:
             ),
         }
     result |= {
-        **_difference(differences, tests),
+        **difference(differences, tests),
         "counts": counts,
         "differ": _save_images(run, [list(by_image.values())[i] for i in _order(differences)]),
     }

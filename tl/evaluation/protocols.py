@@ -155,6 +155,12 @@ def _read(clf: Classifier, variables: Variables, part: DataSpec) -> tuple[np.nda
     return bank.values[bank.valid], inputs.labels(part)[bank.valid]
 
 
+def _joined(parts: Parts) -> DataSpec:
+    """The training and validation images."""
+    examples = (*parts.train.examples, *parts.validation.examples)
+    return dataclasses.replace(parts.train, examples=examples)
+
+
 def _kornblith(clf: Classifier, variables: Variables, parts: Parts, seed: int) -> Sequence[Outcome]:
     """A logistic probe; the penalty is chosen on the validation part, then it is fitted to both."""
     train, validation, test = (_read(clf, variables, part) for part in parts)
@@ -166,10 +172,8 @@ def _kornblith(clf: Classifier, variables: Variables, parts: Parts, seed: int) -
 
 
 def _fewshot(clf: Classifier, variables: Variables, parts: Parts, seed: int) -> Sequence[Outcome]:
-    """Least squares on k images per class, drawn anew for each seed."""
-    joined = dataclasses.replace(
-        parts.train, examples=(*parts.train.examples, *parts.validation.examples)
-    )
+    """Least squares on k images per class, with other draws for each seed."""
+    joined = _joined(parts)
     (values, labels), (queries, answers) = (
         _read(clf, variables, part) for part in (joined, parts.test)
     )
@@ -202,9 +206,7 @@ VTAB = Recipe(
 
 def _vtab(clf: Classifier, variables: Variables, parts: Parts, seed: int) -> Sequence[Outcome]:
     """All parameters for 1,000 steps on the 1,000 images of training and validation."""
-    joined = dataclasses.replace(
-        parts.train, examples=(*parts.train.examples, *parts.validation.examples)
-    )
+    joined = _joined(parts)
     key = jax.random.key(seed)
     clf, variables = clf.replace_head(variables, joined.classes, key=key)
     fitted = fit(clf, variables, joined, None, VTAB, seed=seed)

@@ -127,13 +127,14 @@ def difference(baseline: Runs, other: Runs) -> dict[str, Any]:
         differences[position[key[1]]] += int(other.correct[key]) - int(baseline.correct[key])
         tests[position[key[1]]] += 1
     differences, tests = differences[tests > 0], tests[tests > 0]
+    between = paired.difference(differences, tests)
     by_seed = [b - a for a, b in zip(baseline.top1, other.top1, strict=True)]
     return {
         "top1": other.top1,
         "mean": float(np.mean(other.top1)),
-        "difference": float(differences.sum() / tests.sum()),
-        "ci95": list(paired.difference_interval(differences, tests)),
-        "p": paired.exact_p(differences),
+        "difference": between["difference"],
+        "ci95": between["difference_ci95"],
+        "p": between["p"],
         "seeds": {"values": by_seed, **metrics.spread(by_seed)},
         "cost": other.seconds / baseline.seconds if baseline.seconds else None,
     }

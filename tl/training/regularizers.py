@@ -66,7 +66,7 @@ class Row(NamedTuple):
 # ---- penalties -----------------------------------------------------------------------------------
 
 
-def bss(given: Comparison) -> jax.Array:
+def bss(case: Comparison) -> jax.Array:
     """The square of the smallest singular value of the features of a batch, f32[].
 
     The features are f32[m d] of the m valid images. The singular vectors are constants, which gives
@@ -76,11 +76,11 @@ def bss(given: Comparison) -> jax.Array:
       Chen et al. 2019, NeurIPS, "Catastrophic forgetting meets negative transfer", equation 4 with
       k = 1; the strength, 0.001, is that of section 4.
     """
-    rows = given.output.features
+    rows = case.output.features
     b, d = rows.shape
-    number = jnp.int32(b) if given.valid is None else jnp.sum(given.valid.astype(jnp.int32))
-    if given.valid is not None:
-        rows = jnp.where(given.valid[:, None], rows, 0.0)
+    number = jnp.int32(b) if case.valid is None else jnp.sum(case.valid.astype(jnp.int32))
+    if case.valid is not None:
+        rows = jnp.where(case.valid[:, None], rows, 0.0)
     matrix = rows if b <= d else rows.T
     _, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(matrix @ matrix.T))
     # Padded slots are rows of zeros, so that the first eigenvalues, in rising order, are zeros too.
@@ -88,7 +88,7 @@ def bss(given: Comparison) -> jax.Array:
     return jnp.sum((jnp.take(vectors, first, axis=1) @ matrix) ** 2)
 
 
-def delta(given: Comparison) -> jax.Array:
+def delta(case: Comparison) -> jax.Array:
     """Half the squared distance of the feature maps to those of the start, f32[b].
 
     It is the sum over stages of the squared distance divided by the squared length of the maps of
@@ -98,18 +98,18 @@ def delta(given: Comparison) -> jax.Array:
     Reference:
       Li et al. 2019, arXiv:1901.09229, equations 4 and 5.
     """
-    assert given.reference is not None
-    total = jnp.zeros(given.targets.shape[0])
-    for name, maps in given.reference.endpoints.items():
+    assert case.reference is not None
+    total = jnp.zeros(case.targets.shape[0])
+    for name, maps in case.reference.endpoints.items():
         if "/" not in name:  # a stage, not a block
             before = maps.astype(jnp.float32)
-            change = given.output.endpoints[name].astype(jnp.float32) - before
+            change = case.output.endpoints[name].astype(jnp.float32) - before
             length = jnp.sum(before**2, axis=(1, 2, 3))
             total = total + 0.5 * jnp.sum(change**2, axis=(1, 2, 3)) / jnp.maximum(length, 1e-12)
     return total
 
 
-def co_tuning(given: Comparison) -> jax.Array:
+def co_tuning(case: Comparison) -> jax.Array:
     """Cross-entropy of the pretrained head on the features, f32[b].
 
     Its targets are the probabilities of the pretrained classes given the class of an image: the
@@ -120,17 +120,17 @@ def co_tuning(given: Comparison) -> jax.Array:
       You et al. 2020, NeurIPS, "Co-Tuning for transfer learning", sections 3.1 and 3.2; strength
       2.3 as in the authors' code.
     """
-    source = given.params[SOURCE]
-    logits = given.output.features @ source["kernel"] + source["bias"][None]
-    relation = given.params[REFERENCE]["relation"]
-    return losses.soft_cross_entropy(logits, given.targets @ relation)
+    source = case.params[SOURCE]
+    logits = case.output.features @ source["kernel"] + source["bias"][None]
+    relation = case.params[REFERENCE]["relation"]
+    return losses.soft_cross_entropy(logits, case.targets @ relation)
 
 
 # The temperature of the logits; chosen, not tuned, in the range of Hinton et al.
 TEMPERATURE = 4.0
 
 
-def distill(given: Comparison) -> jax.Array:
+def distill(case: Comparison) -> jax.Array:
     """Divergence from the logits of a teacher, and of the similarities of images, f32[b].
 
     The first term is T^2 KL(teacher || student) of logits divided by T = 4. The second compares the
@@ -141,13 +141,13 @@ def distill(given: Comparison) -> jax.Array:
       Hinton et al. 2015, arXiv:1503.02531, section 2; Tung & Mori 2019, arXiv:1907.09682, equations
       2 to 4 (which normalize rows instead of features).
     """
-    assert given.reference is not None and given.reference.logits is not None
-    assert given.output.logits is not None
+    assert case.reference is not None and case.reference.logits is not None
+    assert case.output.logits is not None
     t = TEMPERATURE
-    divergence = t**2 * losses.kl_divergence(given.output.logits / t, given.reference.logits / t)
-    b = given.targets.shape[0]
-    mask = jnp.ones(b) if given.valid is None else given.valid.astype(jnp.float32)
-    ours, theirs = (_similarity(output.features) for output in (given.output, given.reference))
+    divergence = t**2 * losses.kl_divergence(case.output.logits / t, case.reference.logits / t)
+    b = case.targets.shape[0]
+    mask = jnp.ones(b) if case.valid is None else case.valid.astype(jnp.float32)
+    ours, theirs = (_similarity(output.features) for output in (case.output, case.reference))
     squares = (ours - theirs) ** 2 * mask[None]
     return divergence + jnp.sum(squares, axis=1) / jnp.maximum(jnp.sum(mask), 1.0)
 
