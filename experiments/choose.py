@@ -38,7 +38,7 @@ def define_flags() -> None:
     flags.DEFINE_list("endpoint", ["features"], "Endpoints whose pooled outputs are scored.")
     real("test_fraction", 0.25, "Share of the test part, which is not used for scores, in (0, 1).")
     flags.DEFINE_bool("truth", False, "Also train and test each network.")
-    help = f"How --truth trains, at the rates of --recipe=lp_ft: {', '.join(rules.TUNE)}."
+    help = f"How --truth trains, with the rates of the recipe lp_ft: {', '.join(rules.TUNE)}."
     text("tune", "lp_ft", help)
     flags.DEFINE_integer("epochs", 6, "Passes over the training images of --truth.", lower_bound=1)
 
