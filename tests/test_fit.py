@@ -372,6 +372,14 @@ def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
         run(parts, dataclasses.replace(recipe, batch_size=batch_size))
 
 
+def test_the_memory_of_a_fit_is_that_of_its_largest_train_step(parts: data.Parts) -> None:
+    recipe = dataclasses.replace(SMALL, tune="last:1")
+    needed = prepared(parts, recipe).step.memory
+    assert run(parts, recipe).memory == needed > 0
+    assert run(parts, dataclasses.replace(recipe, ema=0.9)).memory > needed
+    assert run(parts, Recipe(tune="probe")).memory == 0
+
+
 # ---- the probe -----------------------------------------------------------------------------------
 
 

@@ -46,8 +46,9 @@ def test_differences_are_paired_by_image_and_seed() -> None:
     key = lambda seed, image: (seed, f"{image}.png")
     baseline = {key(s, i): i < 6 for s in range(2) for i in range(10)}
     better = {**baseline, key(0, 7): True, key(1, 7): True, key(1, 8): True}
-    row = tricks.difference(Runs(baseline, [0.6, 0.6], 2.0), Runs(better, [0.7, 0.8], 3.0))
+    row = tricks.difference(Runs(baseline, [0.6, 0.6], 2.0, 8), Runs(better, [0.7, 0.8], 3.0, 6))
     assert row["difference"] == pytest.approx(0.15) and row["cost"] == 1.5
+    assert row["memory"] == 0.75
     assert row["p"] == pytest.approx(0.5)  # two images differ, always in one direction
     assert row["ci95"][0] < 0.15 < row["ci95"][1]
     assert row["seeds"]["values"] == pytest.approx([0.1, 0.2])
@@ -70,7 +71,13 @@ def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
     assert {row["trick"] for row in result["rows"]} == {"smoothing", "schedule_free"}
     for row in result["rows"]:
         assert len(row["top1"]) == 2 and row["cost"] > 0 and row["p_holm"] >= row["p"]
+        assert row["memory"] == pytest.approx(1, abs=0.2)  # as many moments as AdamW
+    assert result["baseline"]["memory"] > 1e4
     saved = json.loads((run.workdir / "result.json").read_text())
+    page = pages.PAGES["tricks"](saved, run.workdir)
+    assert page.sections and "needs" in page.lead and "GB" in page.lead
+    for row in (saved["baseline"], *saved["rows"]):
+        del row["memory"]  # of an older version
     assert pages.PAGES["tricks"](saved, run.workdir).sections
     text = (run.workdir / "metrics.jsonl").read_text()
     logged = [json.loads(line) for line in text.splitlines()]

@@ -28,11 +28,13 @@ class Runs(NamedTuple):
       correct: (seed, image) -> whether the prediction is correct.
       top1: accuracy of each seed.
       seconds: seconds per training image.
+      memory: bytes that the train step needs, the largest of all seeds.
     """
 
     correct: dict[tuple[int, str], bool]
     top1: list[float]
     seconds: float
+    memory: int = 0
 
 
 def compare(
@@ -79,7 +81,7 @@ def compare(
     rounds = list(transfer.rounds(spec, None, settings))
 
     def trained(name: str) -> Runs:
-        correct, top1, seconds, images = {}, [], 0.0, 0
+        correct, top1, seconds, images, memory = {}, [], 0.0, 0, 0
         for this in rounds:
             result = transfer.run_round(clf, variables, this, changed[name])
             tested = result.tested
@@ -90,8 +92,9 @@ def compare(
             }
             top1.append(sets.accuracy(tested))
             seconds, images = seconds + result.fitted.seconds, images + result.fitted.images
+            memory = max(memory, result.fitted.memory)
             run.log({"trick": name, "round": this.name, "top1": top1[-1]})
-        return Runs(correct, top1, seconds / max(images, 1))
+        return Runs(correct, top1, seconds / max(images, 1), memory)
 
     baseline = trained(BASELINE)
     rows = []
@@ -105,7 +108,12 @@ def compare(
         "arch": clf.arch,
         "data": spec.name,
         "recipe": dataclasses.asdict(settings.recipe),
-        "baseline": {"top1": baseline.top1, **metrics.spread(baseline.top1)},
+        "baseline": {
+            "top1": baseline.top1,
+            **metrics.spread(baseline.top1),
+            "seconds": baseline.seconds,
+            "memory": baseline.memory,
+        },
         "n": len({image for _, image in baseline.correct}),
         "seeds": settings.seeds,
         "rows": sorted(rows, key=lambda row: -row["difference"]),
@@ -117,8 +125,8 @@ def difference(baseline: Runs, other: Runs) -> dict[str, Any]:
 
     Returns:
       `difference` of the accuracies with `ci95` and exact `p` over images, `seeds` with the
-      difference of each seed and their t interval, `top1`, and `cost`, time per training image
-      relative to the baseline.
+      difference of each seed and their t interval, `top1`, and relative to the baseline `cost`,
+      time per training image, and `memory`, bytes that the train step needs.
     """
     images = sorted({image for _, image in baseline.correct})
     position = {image: i for i, image in enumerate(images)}
@@ -137,6 +145,7 @@ def difference(baseline: Runs, other: Runs) -> dict[str, Any]:
         "p": between["p"],
         "seeds": {"values": by_seed, **metrics.spread(by_seed)},
         "cost": other.seconds / baseline.seconds if baseline.seconds else None,
+        "memory": other.memory / baseline.memory if baseline.memory else None,
     }
 
 

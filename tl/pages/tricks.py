@@ -28,7 +28,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
             " to ".join(map(points, row["ci95"])),
             f"{row['p']:.2g}",
             f"{row['p_holm']:.2g}",
-            "" if row["cost"] is None else f"{row['cost']:.2f}",
+            *(f"{row[name]:.2f}" if row.get(name) else "" for name in ("cost", "memory")),
         ]
         for row in result["rows"]
     ]
@@ -36,10 +36,12 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
         "Each row changes one thing of the baseline. Differences in points of accuracy are "
         f"paired: the same {result['n']} test images, splits and {result['seeds']} seeds. The "
         "interval and the exact p-value describe other images of this kind. p (Holm) accounts "
-        "for the number of rows: below 0.05 the difference is not chance. cost: time per training "
-        "image relative to the baseline."
+        "for the number of rows: below 0.05 the difference is not chance. time, memory: seconds "
+        "per training image, and bytes of a training step (parameters, optimizer state, "
+        "activations), relative to the baseline."
     )
-    header = ["trick", "change", "accuracy", "difference", "95 % interval", "p", "p (Holm)", "cost"]
+    header = ["trick", "change", "accuracy", "difference", "95 % interval", "p", "p (Holm)"]
+    header += ["time", "memory"]
     section = reporting.section("Tricks", reporting.table(rows, header), text=text)
     return common.Page("Training tricks", " ".join(lines(result)), [section])
 
@@ -52,6 +54,11 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         f"{reporting.percent(baseline['mean'])} of {result['n']} test images, "
         f"{result['seeds']} seeds."
     )
+    if baseline.get("memory"):
+        yield (
+            f"Its training step needs {baseline['memory'] / 1e9:.2g} GB on each device, and "
+            f"{1000 * baseline['seconds']:.3g} ms per image."
+        )
     significant = [row for row in result["rows"] if row["p_holm"] < 0.05]
     for row in significant:
         low, high = (100 * end for end in row["ci95"])

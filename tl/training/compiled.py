@@ -24,10 +24,12 @@ class CompiledStep(NamedTuple):
     Attributes:
       program: for every batch, or for full batches if `padded_program` is set.
       padded_program: returns the program for batches with padding; None if `program` serves both.
+      memory: bytes that the larger of them needs on one device, `devices.memory_needed`.
     """
 
     program: Any
     padded_program: Callable[[], Any] | None = None
+    memory: int = 0
 
     def __call__(
         self, state: TrainState, examples: Examples
@@ -110,4 +112,4 @@ def compile_step(
             f"a step of `batch_size={b}` needs {needed / 1e9:.1f} GB, but {memory / 1e9:.1f} GB "
             f"are free; use `batch_size={size}` or `microbatches={microbatches}`"
         )
-    return CompiledStep(programs[0], padded_program)
+    return CompiledStep(programs[0], padded_program, needed)

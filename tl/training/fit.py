@@ -62,6 +62,8 @@ class FitResult(NamedTuple):
       trainable_params: number of parameters that trained in any phase. An update of low rank has
         fewer than the kernel that it changes.
       phases: the phases, with the stage that `tune=surgical` chose.
+      memory: bytes that the largest train step needs on one device (`devices.memory_needed`); 0
+        without gradient steps. Cached outputs are on the host and do not count.
     """
 
     variables: Variables
@@ -79,6 +81,7 @@ class FitResult(NamedTuple):
     probe: probe.Probe | None = None
     trainable_params: int = 0
     phases: tuple[rules.Phase, ...] = ()
+    memory: int = 0
 
 
 def fit(
@@ -150,7 +153,7 @@ def fit(
     params: Any = jax.tree.map(np.asarray, variables["params"])
     stats: Any = jax.tree.map(np.asarray, variables.get("batch_stats", {}))
     opt_state, best, head_probe, results, groups = None, None, None, [], []
-    source = "cached features"
+    source, memory = "cached features", 0
     sizes: dict[str, int] = {}
     phases: list[rules.Phase] = []
     updated_norms: frozenset[str] = frozenset()
@@ -172,6 +175,7 @@ def fit(
         phase = prepare(context, number, rule_phase, partition, extended, stats, opt_state)
         result, groups, source = train_phase(context, number, phase), phase.groups, phase.source
         results.append(result)
+        memory = max(memory, phase.step.memory)
         assert result.state is not None
         opt_state = None if phase.standardized else result.state.opt_state
         params, stats = phase.host(result.state)
@@ -202,6 +206,7 @@ def fit(
         probe=head_probe,
         trainable_params=sum(sizes.values()),
         phases=tuple(phases),
+        memory=memory,
     )
 
 
