@@ -177,12 +177,8 @@ prepare() { # checks that the experiment $1 exists, installs what it needs, and 
   if [ "$1" = plan ]; then more=(tpu); fi # the TPU compiler, which needs no TPU
   install_alone offline hub keras "${more[@]}"
   if [ "$1" = parity ]; then peers; fi
-  # On a CPU, XLA allocates and frees gigabytes per step. Keeping the memory (one heap, no mmap, no trim) and huge pages
-  # avoid page faults, which can take as long as the arithmetic.
-  local heap=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=68719476736
-  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-$heap}
-  # OpenBLAS threads spin while they wait: while XLA or a loader runs, two of them make a probe up to 20 times slower.
-  export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
+  # `import tl` makes the allocator keep memory; that its pages are huge can only be set before the process starts.
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
   # -P: modules in the user's current folder must not shadow the project's.
   local module
   module=$(script "$1") && module=${module#"$root"/} && module=${module%.py}

@@ -1,12 +1,14 @@
 """Transfer learning with pretrained CNNs in JAX: backbones, freezing, ideal images, attacks.
 
-Importing `tl` makes no network request and initializes no accelerator.
+Importing `tl` makes no network request and initializes no accelerator. On Linux it sets the memory
+allocator of the process (`tl.cpu.keep_memory`).
 """
 
 from tl import (
     ascent,
     attacks,
     backbones,
+    cpu,
     data,
     inference,
     labels,
@@ -31,6 +33,8 @@ from tl.training.recipe import Recipe
 from tl.types import Mode, Output, Variables
 
 __version__ = "0.1.0"
+
+cpu.keep_memory()
 
 __all__ = [
     "Classifier",

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import backbones, data, devices, inference, metrics, models, reporting
+from tl import backbones, cpu, data, devices, inference, metrics, models, reporting
 from tl.data import DataSpec
 from tl.data.duplicates import clusters
 from tl.evaluation import sets, timing, transfer
@@ -173,9 +173,10 @@ def _score(
     values = bank.values[bank.valid]
     evidence = Evidence(values, labels, k, source, groups[bank.valid], seed)
     results, seconds = {}, {}
-    for name, score in SCORES.items():
-        if source is not None or not score.needs_source:
-            seconds[name], results[name] = timing.spent(lambda s=score: s.function(evidence))
+    with cpu.one_blas_thread():
+        for name, score in SCORES.items():
+            if source is not None or not score.needs_source:
+                seconds[name], results[name] = timing.spent(lambda s=score: s.function(evidence))
     row: dict[str, Any] = {
         "arch": candidate.name,
         "endpoint": endpoint,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from tl import inference, metrics
+from tl import cpu, inference, metrics
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.paths import nearest
@@ -52,6 +52,7 @@ not used, and images that cannot be read have no scores.
 """
 
 
+@cpu.one_blas_thread()
 def fit(method: str, features: Array, labels: np.ndarray, classes: int, *, seed: int = 0) -> Scores:
     """A classifier that is fitted to frozen features.
 

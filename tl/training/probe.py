@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl import metrics
+from tl import cpu, metrics
 from tl.paths import nearest
 from tl.training.folds import folds
 
@@ -88,6 +88,7 @@ def logistic(
     return fit(features, labels, classes, strengths=strengths, fold_count=fold_count, seed=seed)
 
 
+@cpu.one_blas_thread()
 def fit(
     features: np.ndarray,
     labels: np.ndarray,
@@ -215,6 +216,7 @@ class Bank(NamedTuple):
     scale: np.ndarray
 
 
+@cpu.one_blas_thread()
 def factorize(features: np.ndarray, weights: np.ndarray) -> Bank:
     """Principal axes of features f32[n d] with example weights f64[n] of mean 1.
 
