@@ -109,6 +109,20 @@ def test_occlusion_points_at_the_mark_that_decides_the_class():
     assert known()[0] == {"occlusion": None, "edges": None}
 
 
+def test_a_mark_is_found_if_one_method_points_at_it():
+    row = lambda *hits: {"watermark": {"hits": list(hits)}}
+    tests = {
+        "a": row(True, False, False),
+        "b": row(False, False, True),
+        "edges": row(True, True, True),
+    }
+    found = pointing.found_by_any(tests)
+    assert found is not None and found["methods"] == ["a", "b"]
+    assert found["n"] == 3 and found["value"] == pytest.approx(2 / 3)
+    assert found["ci95"][0] < found["value"] < found["ci95"][1]
+    assert pointing.found_by_any({"a": {}, "edges": row(True)}) is None
+
+
 def test_too_few_photographs_are_one_sentence():
     clf, variables = toys.classifier("toy_vgg", 3, size=32)
     with pytest.raises(ValueError, match="photographs of four classes: got 2"):

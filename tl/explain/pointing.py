@@ -7,6 +7,7 @@ those without, and the map of a marked photograph should point at the mark.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from tl import inference, metrics, pixels
 from tl.explain import drawing
 from tl.explain.base import make
-from tl.explain.evidence import Evidence
+from tl.explain.evidence import CONTROLS, Evidence
 from tl.explain.statistics import FEWEST, bootstrap
 from tl.inference.features import pooled
 from tl.models import Classifier
@@ -241,9 +242,9 @@ def watermark(evidence: Evidence, name: str) -> dict[str, Any] | None:
     """The share of marked photographs whose map points at the mark, of at most `evidence.marks`.
 
     Returns:
-      `{"value", "ci95", "n", "accuracy"}`: the share, its Wilson interval, the number of marked
-      photographs, and the accuracy of the probe that separates them from plain ones; None without
-      marks.
+      `{"value", "ci95", "n", "hits", "accuracy"}`: the share, its Wilson interval, the number of
+      marked photographs, whether each map points at the mark, and the accuracy of the probe that
+      separates them from plain ones; None without marks.
     """
     if not evidence.marks:
         return None
@@ -253,13 +254,31 @@ def watermark(evidence: Evidence, name: str) -> dict[str, Any] | None:
     explanation = make(evidence.explanations[name].method, found.clf, slots=evidence.slots)
     maps = explanation(found.variables, evidence.subject.key, images01, targets)
     hits = points_at(maps, found.corners, found.side)
+    return {**_share(hits), "hits": hits.tolist(), "accuracy": found.accuracy}
+
+
+def _share(hits: np.ndarray) -> dict[str, Any]:
     bounds = list(metrics.wilson(int(hits.sum()), len(hits)))
-    return {
-        "value": float(hits.mean()),
-        "ci95": bounds,
-        "n": len(hits),
-        "accuracy": found.accuracy,
+    return {"value": float(hits.mean()), "ci95": bounds, "n": len(hits)}
+
+
+def found_by_any(tests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The share of marked photographs in which at least one method points at the mark.
+
+    Args:
+      tests: method or control -> test -> row, as `checks.evaluate` returns them.
+
+    Returns:
+      `{"value", "ci95", "n", "methods"}`, without the controls; None without marks or methods.
+    """
+    hits = {
+        name: row["watermark"]["hits"]
+        for name, row in tests.items()
+        if "watermark" in row and name not in CONTROLS
     }
+    if not hits:
+        return None
+    return {**_share(np.any(list(hits.values()), axis=0)), "methods": list(hits)}
 
 
 def _marked(evidence: Evidence) -> Marked:

@@ -139,9 +139,10 @@ def explain_images(
         explained. None explains all.
 
     Returns:
-      The content of `result.json`: `images`, one row per image and target, and `tests`, one row per
-      method and control. With `settings.beside`, `beside` has the same of the attacked images or of
-      the second network, and `correlation`, for each method, of its maps with the first ones.
+      The content of `result.json`: `images`, one row per image and target, `tests`, one row per
+      method and control, and `mark_found`, as `pointing.found_by_any`. With `settings.beside`,
+      `beside` has the same of the attacked images or of the second network, and `correlation`, for
+      each method, of its maps with the first ones.
 
     Raises:
       ValueError: as `methods`, `targets.weights`, `second_network` and `Explanation`.
@@ -277,7 +278,8 @@ def _explain(
         keys=settings.tests,
     )
     tested = run.attempt("tests", tests, {name: {} for name in maps})
-    return {"arch": clf.arch, "n": len(logits), "images": result_rows, "tests": tested}, maps
+    result = {"arch": clf.arch, "n": len(logits), "images": result_rows, "tests": tested}
+    return result | {"mark_found": pointing.found_by_any(tested)}, maps
 
 
 def save_map(
