@@ -190,6 +190,7 @@ def define_flags() -> None:
         ),
         ("clip", None, "Largest norm of the gradient; 0: no clipping."),
         ("smoothing", 0.99, "Label smoothing in [0, 1)."),
+        ("small_loss", 0.99, "Share of a batch with the largest losses that does not count."),
         ("ema", 0.99999, "Decay of the running average of the parameters in [0, 1); 0: none."),
         ("swa", 0.999, "Share of the last steps whose parameters are averaged, in [0, 1)."),
         (

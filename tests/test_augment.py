@@ -57,7 +57,7 @@ def test_every_row_is_a_function_of_the_key(word: str) -> None:
     assert any(not np.array_equal(first, other) for other in others) == (word != "none")
 
 
-ONE_IMAGE = ["crop", "dihedral", "shift", "color", "erasing"]
+ONE_IMAGE = ["crop", "dihedral", "shift", "color", "erasing", "trivialaugment", "randaugment"]
 
 
 @pytest.mark.parametrize("word", ONE_IMAGE)
@@ -81,7 +81,7 @@ def test_each_slot_draws_separately(word: str) -> None:
 
 
 def test_images_may_have_other_channels_than_rgb() -> None:
-    augment = make_augment("color,erasing", size=SIZE)
+    augment = make_augment("color,erasing,trivialaugment", size=SIZE)
     x = images(augment.source_size, channels=5)
     augmented, _ = apply(augment, jax.random.key(0), x, TARGETS, jnp.ones(B, bool))
     assert augmented.shape == (B, SIZE, SIZE, 5)
@@ -93,7 +93,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tl.data.augment import make_augment
 assert len(jax.devices()) == 8
-augment, n = make_augment("crop,flip,color,cutmix", size=14), 16
+augment, n = make_augment("crop,flip,color,randaugment,cutmix", size=14), 16
 x = jax.random.uniform(jax.random.key(1), (n, augment.source_size, augment.source_size, 3))
 batch = x, jax.nn.one_hot(jnp.arange(n), n), jnp.arange(n) < 13
 mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))

@@ -268,3 +268,52 @@ def test_rules_that_do_not_fit_are_an_error_before_the_first_step() -> None:
         ValueError, match="rule 'haed/.*' decides no leaf; nearest names: 'head/bias'"
     ):
         begin(network(), (("haed/.*", TRAINABLE), (".*", FROZEN)), ADAMW)
+
+
+# ---- selection of small losses -------------------------------------------------------------------
+
+
+def selected(share: float, step_number: int, values: Any, valid: Any = None) -> np.ndarray:
+    """The values of a loss after selection, with a ramp of 10 steps."""
+
+    def loss(params: Any, *others: Any) -> tuple[Any, Any, Any]:
+        return params, None, None
+
+    chosen = step.select_small_losses(loss, share, 10)
+    values = jnp.asarray(values, jnp.float32)
+    key, count = jax.random.split(jax.random.key(0), len(values)), jnp.int32(step_number)
+    return np.asarray(chosen(values, {}, key, count, None, None, valid)[0])
+
+
+def test_the_largest_losses_of_a_batch_are_left_out() -> None:
+    values = [3.0, 1.0, 4.0, 1.5, 9.0, 2.5, 5.0, 3.5, 8.0, 7.0]
+    np.testing.assert_array_equal(selected(0.4, 0, values), values)
+    for number, left_out in ((5, 2), (10, 4), (99, 4)):
+        kept = np.sort(values)[: 10 - left_out]
+        result = selected(0.4, number, values)
+        np.testing.assert_allclose(result.mean(), kept.mean(), rtol=1e-6)
+        assert set(np.array(values)[result > 0]) == set(kept)
+    np.testing.assert_allclose(selected(0.5, 10, [2.0, 2.0, 2.0, 2.0]).sum(), 8.0)  # equal losses
+
+
+def test_padded_slots_are_not_selected_from() -> None:
+    valid = jnp.asarray([True, True, False, True, True, False])
+    result = selected(0.5, 10, [1.0, 8.0, 99.0, 2.0, 7.0, 0.1], valid)
+    np.testing.assert_allclose(result[np.asarray(valid)], [2.0, 0.0, 4.0, 0.0])
+    assert np.isfinite(selected(0.9, 10, [5.0, 1.0], jnp.zeros(2, bool))).all()
+
+
+def test_examples_that_are_left_out_have_no_gradient() -> None:
+    """A step is that of the same weights on the examples that remain, padded to the same size."""
+    batch = examples(0)
+    losses = -jax.nn.log_softmax(forward(network(), batch.inputs))[jnp.arange(16), batch.labels]
+    kept = jnp.argsort(jnp.argsort(losses)) < 12
+    chosen = step.select_small_losses(step.plain_loss(step_forward), 0.25, 0)
+    one = make_train_step(step_forward, ADAMW, loss=chosen)
+    after, metrics = one(begin(network(), ALL, ADAMW), batch)
+    alone, expected = STEP(begin(network(), ALL, ADAMW), batch._replace(valid=kept))
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+    for name, leaf in flatten(alone.params).items():
+        np.testing.assert_allclose(flatten(after.params)[name], leaf, atol=1e-5, err_msg=name)
+    assert metrics["images"] == 16

@@ -90,6 +90,12 @@ def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
         (BASELINE, ["sma"], "unknown `tricks`: got 'sma'.*nearest: .*sam"),
         (dataclasses.replace(BASELINE, loss="focl"), [], "unknown `loss`.*nearest: .*focal"),
         (dataclasses.replace(BASELINE, adversarial="pgd", loss="bce"), [], "cross-entropy"),
+        (dataclasses.replace(BASELINE, small_loss=1.0), [], "`small_loss` must be a share .* 1"),
+        (
+            dataclasses.replace(BASELINE, tune="probe", small_loss=0.1),
+            [],
+            "`small_loss=0.1` needs gradient steps: got `tune=probe`",
+        ),
         (dataclasses.replace(BASELINE, swa=0.5, ema=0.9), [], "`swa` must be a share .* `ema=0.9`"),
     ],
 )

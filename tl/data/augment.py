@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from tl.data import augmentations
+from tl.data import augmentations, policies
 from tl.data.augmentations import Mix, Transform
 from tl.ops.materialize import materialize
 from tl.paths import nearest
@@ -45,6 +45,8 @@ AUGMENTATIONS: Mapping[str, Augmentation] = {
     "shift": Augmentation(lambda size: augmentations.shift(max(size // 16, 1))),
     "color": Augmentation(lambda _: augmentations.color()),
     "erasing": Augmentation(lambda _: augmentations.erasing()),
+    "trivialaugment": Augmentation(lambda _: policies.trivialaugment()),
+    "randaugment": Augmentation(lambda _: policies.randaugment()),
     "mixup": Augmentation(lambda _: augmentations.mixup(), mixes=True),
     "cutmix": Augmentation(lambda _: augmentations.cutmix(), mixes=True),
 }

@@ -112,7 +112,7 @@ def random_resized_crop(
         rows = _resize_rows(image, corner[0], box[0], size)
         return _resize_rows(rows.swapaxes(0, 1), corner[1], box[1], size).swapaxes(0, 1)
 
-    return _clip(_for_each_image(crop))
+    return _clip(for_each_image(crop))
 
 
 def _resize_rows(image: jax.Array, start: jax.Array, length: jax.Array, size: int) -> jax.Array:
@@ -143,7 +143,7 @@ def shift(pixels: int) -> Transform:
         padded = jnp.pad(image, ((pixels, pixels), (pixels, pixels), (0, 0)), mode="symmetric")
         return jax.lax.dynamic_slice(padded, (start[0], start[1], jnp.int32(0)), image.shape)
 
-    return _for_each_image(translate)
+    return for_each_image(translate)
 
 
 # ---- values ----
@@ -177,7 +177,7 @@ def color(brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.
         gray = GRAY[0] * image[..., :1] + GRAY[1] * image[..., 1:2] + GRAY[2] * image[..., 2:]
         return by_saturation * image + (1.0 - by_saturation) * gray
 
-    return _clip(_for_each_image(jitter))
+    return _clip(for_each_image(jitter))
 
 
 def erasing(
@@ -211,7 +211,7 @@ def erasing(
         key_boxes, key_noise = jax.random.split(key)
         # One image of noise, because drawing it costs more than all other steps.
         noise = jax.random.uniform(key_noise, images01.shape[1:])[None]
-        return jnp.where(_for_each_image(mask)(key_boxes, images01), noise, images01)
+        return jnp.where(for_each_image(mask)(key_boxes, images01), noise, images01)
 
     return apply
 
@@ -309,7 +309,7 @@ def choose(key: jax.Array, n: int, views: int) -> jax.Array:
     return (jax.vmap(jax.random.uniform)(fold_in_each(key, n)) * views).astype(jnp.int32)
 
 
-def _for_each_image(transform: Transform) -> Transform:
+def for_each_image(transform: Transform) -> Transform:
     """A transform of one image, applied to each image of a batch with a separate key."""
     return lambda key, images01: jax.vmap(transform)(fold_in_each(key, len(images01)), images01)
 

@@ -27,6 +27,8 @@ from tl.types import Array, Mode, Output, Params
 # Peak learning rate where `Recipe.lr` is 0: for a head on pooled features alone, and for everything
 # else (chosen on ELPV).
 HEAD_LR, LR = 1e-3, 5e-3
+# Share of the steps over which `Recipe.small_loss` grows; chosen, not tuned.
+RAMP = 0.5
 
 
 class FitContext(NamedTuple):
@@ -161,10 +163,13 @@ def make_program(
     if context.penalty and prefix != "features":
         network = make_network(clf, start, Mode.TRAIN if masked else Mode.EVAL, train_norms)
         hooks = adversarial.Hooks(regularizers.make_loss(context.penalty, network, start))
+    loss = hooks.loss or step.plain_loss(forward, losses.LOSSES[recipe.loss])
+    if recipe.small_loss:
+        loss = step.select_small_losses(loss, recipe.small_loss, round(RAMP * len(order)))
     train_step = make_train_step(
         forward,
         optimizer,
-        loss=hooks.loss or step.plain_loss(forward, losses.LOSSES[recipe.loss]),
+        loss=loss,
         replay=hooks.replay,
         smoothing=recipe.smoothing,
         augment=None if cached else _make_augment(context.augment, always=adversary is not None),

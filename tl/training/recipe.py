@@ -38,6 +38,8 @@ class Recipe:
       wrapper: one of `optim.WRAPPERS`, around the optimizer.
       centralize: whether the gradient of each kernel loses its mean per output channel.
       loss: one of `losses.LOSSES`.
+      small_loss: share of the examples of a batch, those with the largest losses, that do not
+        count in its gradient, in [0, 1). It grows from 0 over the first half of a phase.
       weight_decay: weight decay of kernels; 0 for none.
       l2_sp: decay of the backbone toward its starting weights, `optim.decay_to_start`, instead of
         `weight_decay`, which then holds for the head alone; 0 for none.
@@ -84,6 +86,7 @@ class Recipe:
     wrapper: str = "none"
     centralize: bool = False
     loss: str = "cross_entropy"
+    small_loss: float = 0.0
     weight_decay: float = 1e-2
     l2_sp: float = 0.0
     clip: float = 1.0
@@ -223,6 +226,10 @@ def check_steps(recipe: Recipe, stages: Sequence[str]) -> None:
             raise ValueError(
                 f"`{name}` must be a finite number of at least 0: got {getattr(recipe, name)}"
             )
+    if not 0 <= recipe.small_loss < 1:
+        raise ValueError(
+            f"`small_loss` must be a share of the examples in [0, 1): got {recipe.small_loss:g}"
+        )
     if regularizers.parse(recipe.penalty) and recipe.adversary():
         raise ValueError(
             "adversarial training has a loss of its own: got "
@@ -233,6 +240,7 @@ def check_steps(recipe: Recipe, stages: Sequence[str]) -> None:
     acting = {
         f"adversarial={recipe.adversarial}": recipe.adversary(),
         f"l2_sp={recipe.l2_sp:g}": recipe.l2_sp,
+        f"small_loss={recipe.small_loss:g}": recipe.small_loss,
         f"steps={recipe.steps}": recipe.steps,
         f"swa={recipe.swa:g}": recipe.swa,
         f"penalty={recipe.penalty}": recipe.penalty,

@@ -97,7 +97,7 @@ Loss = Callable[..., tuple[jax.Array, jax.Array, Any]]
 
 `keys` has one key per example, `step` i32[] is the number of completed steps, `valid` bool[b] is
 False for padding (None: there is none). Row i of the results depends on example i only, unless
-BatchNorm uses the statistics of the batch.
+BatchNorm uses the statistics of the batch or examples are selected.
 """
 
 
@@ -191,6 +191,45 @@ def plain_loss(
         return value(logits, targets), logits, new_stats
 
     return loss
+
+
+def select_small_losses(loss: Loss, share: float, ramp: int) -> Loss:
+    """A loss that leaves out the examples of a batch with the largest values.
+
+    Wrong labels have large losses before a network has memorized them. Of n valid examples,
+    `floor(share * n * min(step / ramp, 1))` are left out; the others are scaled so that the mean
+    over the batch is their mean. With microbatches, each part of a batch is selected from.
+
+    Args:
+      loss: the loss of which the examples are selected.
+      share: in [0, 1), such as the share of labels that are wrong.
+      ramp: number of steps over which the share grows from 0.
+
+    Reference:
+      Han et al. 2018, arXiv:1804.06872, algorithm 1, where each of two networks selects for the
+      other; with one network, Shen & Sanghavi 2019, arXiv:1810.11874, algorithm 1.
+    """
+
+    def selected(
+        params: Any,
+        stats: Any,
+        keys: jax.Array,
+        step: jax.Array,
+        inputs: jax.Array,
+        targets: jax.Array,
+        valid: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        values, logits, new_stats = loss(params, stats, keys, step, inputs, targets, valid)
+        mask = jnp.ones(values.shape, bool) if valid is None else valid
+        ranked = jnp.where(mask, -jax.lax.stop_gradient(values), jnp.inf)
+        rank = jnp.argsort(jnp.argsort(ranked)).astype(jnp.float32)  # 0 for the largest value
+        n = jnp.sum(mask.astype(jnp.float32))
+        grown = jnp.minimum(step.astype(jnp.float32) / ramp, 1.0) if ramp else 1.0
+        left_out = jnp.floor(share * grown * n)
+        scale = n / jnp.maximum(n - left_out, 1.0)
+        return jnp.where(rank >= left_out, scale * values, 0.0), logits, new_stats
+
+    return selected
 
 
 def make_train_step(

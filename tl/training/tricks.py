@@ -109,12 +109,27 @@ TRICKS: Mapping[str, Trick] = {
         "targets mixed with the predictions",
         "Reed et al. 2015, arXiv:1412.6596",
     ),
+    "small_loss": Trick(
+        _sets(small_loss=0.1),
+        "without the tenth of each batch with the largest losses",
+        "Han et al. 2018, arXiv:1804.06872",
+    ),
     "class_weights": Trick(_sets(balance="weights"), "larger weights of rare classes"),
     "class_sampler": Trick(_sets(balance="sampler"), "all classes are drawn equally often"),
     # ---- augmentation
     "crop": Trick(_adds("crop"), "random crops", "Szegedy et al. 2015, arXiv:1409.4842"),
     "color": Trick(_adds("color"), "brightness, contrast and saturation"),
     "erasing": Trick(_adds("erasing"), "random erasing", "Zhong et al. 2020, arXiv:1708.04896"),
+    "trivialaugment": Trick(
+        _adds("trivialaugment"),
+        "one random operation of random strength",
+        "Mueller & Hutter 2021, arXiv:2103.10158",
+    ),
+    "randaugment": Trick(
+        _adds("randaugment"),
+        "two random operations of nearly full strength",
+        "Cubuk et al. 2020, arXiv:1909.13719",
+    ),
     "mixup": Trick(_adds("mixup"), "mixup", "Zhang et al. 2018, arXiv:1710.09412"),
     "cutmix": Trick(_adds("cutmix"), "CutMix", "Yun et al. 2019, arXiv:1905.04899"),
 }
