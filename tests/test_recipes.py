@@ -59,6 +59,7 @@ TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "bss": ({**PLAIN, "penalty": "bss"}, ALL),
     "delta": ({**PLAIN, "penalty": "delta"}, ALL),
     "co_tuning": ({**PLAIN, "penalty": "co_tuning"}, ALL),
+    "bi_tuning": ({**PLAIN, "penalty": "bi_tuning"}, ALL),
     "distill:vgg16": ({**PLAIN, "penalty": "distill:vgg16"}, ALL),
     "surgical:stage1": (
         {"tune": "surgical:stage1", "lr": 1e-4, "backbone_lr": 1.0},

@@ -56,7 +56,8 @@ def output(b: int, d: int, seed: int = 0) -> Output:
 def compared(b: int = 6, d: int = 4, valid: Any = None, **changes: Any) -> Comparison:
     head = {"kernel": draw(d, 3, seed=5), "bias": draw(3, seed=6)}
     relation = jax.nn.softmax(draw(2, 3, seed=7))
-    params = {"source": head, "reference": {"relation": relation}}
+    new_head = {"kernel": draw(d, 2, seed=10), "bias": draw(2, seed=11)}
+    params = {"source": head, "reference": {"relation": relation}, "head": new_head}
     targets = jnp.eye(2)[jnp.arange(b) % 2]
     case = Comparison(output(b, d), output(b, d, seed=20), params, targets, valid)
     return case._replace(**changes)
@@ -97,11 +98,33 @@ def by_hand_distill(case: Comparison) -> np.ndarray:
     return 16 * kl + ((a @ a.T - b @ b.T) ** 2).mean(axis=1)
 
 
+def by_hand_bi_tuning(case: Comparison) -> np.ndarray:
+    """Image by image; the classes alternate, and the projection has 3 dimensions."""
+    features = np.asarray(case.output.features, np.float64)
+    head, source = ({n: np.asarray(v) for n, v in case.params[m].items()} for m in TREES)
+    unit = lambda v: v / np.linalg.norm(v)
+    ends = [unit(np.append(row, 1.0)) for row in features]
+    projected = [unit(row @ source["kernel"] + source["bias"]) for row in features]
+    result = []
+    for i in range(6):
+        row = unit(np.append(head["kernel"][:, i % 2], head["bias"][i % 2]))
+        total = 0.0
+        for query, keys, first in ((row, ends, []), (projected[i], projected, [i])):
+            p = {j: np.exp(query @ keys[j] / 0.07) for j in range(6) if j not in first}
+            total -= np.mean([np.log(p[j] / sum(p.values())) for j in p if j % 2 == i % 2])
+        result.append(total)
+    return np.array(result)
+
+
+TREES = ("head", "source")
+
+
 # Name -> the value for `compared()`, computed with NumPy.
 TABLE = {
     "bss": by_hand_bss,
     "delta": by_hand_delta,
     "co_tuning": by_hand_co_tuning,
+    "bi_tuning": by_hand_bi_tuning,
     "distill": by_hand_distill,
 }
 
@@ -142,6 +165,23 @@ def test_the_gradient_of_the_smallest_singular_value(shape: tuple[int, int]) -> 
     rows = draw(*shape)
     u, s, v = np.linalg.svd(np.asarray(rows), full_matrices=False)
     np.testing.assert_allclose(jax.grad(value)(rows), 2 * s[-1] * np.outer(u[:, -1], v[-1]), 1e-3)
+
+
+def test_bi_tuning_draws_images_of_a_class_together() -> None:
+    """Features in two groups have a smaller value than the same features with other classes."""
+    grouped = jnp.eye(2, 4)[jnp.arange(6) % 2] + 0.01 * draw(6, 4)
+    case = compared()
+    case = case._replace(output=case.output._replace(features=grouped))
+    mixed = case._replace(targets=jnp.eye(2)[jnp.arange(6) // 3])
+    assert (regularizers.bi_tuning(case) < regularizers.bi_tuning(mixed)).all()
+    alone = case._replace(targets=jnp.eye(6), params={**case.params, "head": wide_head()})
+    projected = regularizers._contrast(jnp.eye(6), jnp.zeros((6, 6)), 1 - jnp.eye(6))
+    np.testing.assert_array_equal(projected, np.zeros(6))  # no other image of the class
+    assert np.isfinite(regularizers.bi_tuning(alone)).all()
+
+
+def wide_head() -> dict[str, jax.Array]:
+    return {"kernel": draw(4, 6, seed=12), "bias": draw(6, seed=13)}
 
 
 @pytest.mark.parametrize("name", ["delta", "distill"])
@@ -202,7 +242,7 @@ def test_a_penalty_trains_and_leaves_no_trace_in_the_network(
     for leaf, value in flatten(before["params"]).items():
         assert np.array_equal(after[leaf], value) == (leaf not in result.trained), leaf
     assert result.source == ("images" if name == "distill" else "cached stage1")
-    own = 16 * 3 + 3 if name == "co_tuning" else 0
+    own = {"co_tuning": 16 * 3 + 3, "bi_tuning": 16 * 128 + 128}.get(name, 0)
     sizes = sum(after[leaf].size for leaf in result.trained)
     assert result.trainable_params == sizes + own
     assert ("source" in [group["group"] for group in result.groups]) == bool(own)
@@ -306,6 +346,8 @@ def test_a_missing_or_changed_reference_is_an_error(parts: data.Parts, tmp_path:
     headless = {**variables, "params": {"backbone": variables["params"]["backbone"]}}
     with pytest.raises(ValueError, match="`penalty=co_tuning` needs the linear head of the pre"):
         run(parts, recipe, reference=(clf, headless))
+    with pytest.raises(ValueError, match="`penalty=bi_tuning` compares features with the classes"):
+        regularizers.prepare(regularizers.Penalty("bi_tuning", 1.0), (clf, headless), parts.train)
     run(parts, recipe, folder=tmp_path)
     head = {**variables["params"]["head"], "bias": np.ones(3, np.float32)}
     other = {**variables, "params": {**variables["params"], "head": head}}

@@ -234,6 +234,13 @@ RECIPES: Mapping[str, Row] = {
         "[:A]",
         defines=(),
     ),
+    "bi_tuning": Row(
+        _penalized("bi_tuning"),
+        "plain, and contrastive losses of strength A between images of a batch",
+        "Zhong et al. 2020, arXiv:2011.06182",
+        "[:A]",
+        defines=(),
+    ),
     "distill": Row(
         _penalized("distill"),
         "plain, and the logits and similarities of a teacher",
@@ -247,9 +254,10 @@ RECIPES: Mapping[str, Row] = {
             "lr": 1e-4,
             "backbone_lr": 1.0,
         },
-        "a probe, then the stage with the largest relative gradient, or STAGE, from it",
+        "a probe, then the stage with the largest relative gradient, or STAGE, from it; snr: the "
+        "stage with the largest signal-to-noise ratio of the gradient",
         "Lee et al. 2022, arXiv:2210.11466",
-        "[:STAGE]",
+        "[:STAGE|snr]",
     ),
     "bn_only": Row(
         lambda facts, argument: {"tune": "bn_only", **_FEW},

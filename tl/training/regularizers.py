@@ -56,11 +56,14 @@ class Row(NamedTuple):
       strength: default factor.
       reference: the network that it compares with: "" (none), "start" (the pretrained network),
         "head" (the pretrained network with its own head), or "teacher".
+      projection: width of a linear map of the features, random at first, that trains along in the
+        subtree "source"; 0 for none.
     """
 
     value: Callable[[Comparison], jax.Array]
     strength: float
     reference: str = ""
+    projection: int = 0
 
 
 # ---- penalties -----------------------------------------------------------------------------------
@@ -153,15 +156,56 @@ def distill(case: Comparison) -> jax.Array:
 
 
 def _similarity(features: jax.Array) -> jax.Array:
-    norms = jnp.sum(features**2, axis=1, keepdims=True)
-    unit = features * jax.lax.rsqrt(norms + 1e-12)
+    unit = _unit(features)
     return unit @ unit.T
+
+
+def _unit(rows: jax.Array) -> jax.Array:
+    return rows * jax.lax.rsqrt(jnp.sum(rows**2, axis=1, keepdims=True) + 1e-12)
+
+
+# The temperature of cosine similarities, as in the authors' code.
+CONTRAST = 0.07
+
+
+def bi_tuning(case: Comparison) -> jax.Array:
+    """Contrastive cross-entropy of the head plus contrastive loss of projected features, f32[b].
+
+    The first term contrasts the features of an image and of the images of its class with those of
+    the others, by their cosine similarity to the class's row of the head, which is a constant. The
+    second contrasts the projected features of an image with those of the images of its class.
+
+    The authors compare with 40 images per class from a queue, whose features come from a running
+    average of the network and receive no gradient. Here they are the images of the batch: an image
+    whose class occurs once has no second term, so that a batch needs several images per class.
+
+    Reference:
+      Zhong et al. 2020, arXiv:2011.06182, section 3 (contrastive cross-entropy and categorical
+      contrastive learning loss, both with weight 1).
+    """
+    head, source, features = case.params["head"], case.params[SOURCE], case.output.features
+    b = features.shape[0]
+    key = jnp.ones((1, b)) if case.valid is None else case.valid.astype(jnp.float32)[None]
+    same = (case.targets @ case.targets.T) * key
+    rows = jax.lax.stop_gradient(jnp.concatenate([head["kernel"].T, head["bias"][:, None]], axis=1))
+    of_head = _unit(jnp.concatenate([features, jnp.ones((b, 1))], axis=1)) @ _unit(rows).T
+    first = _contrast(case.targets @ of_head.T, same, key)
+    others = 1.0 - jnp.eye(b)
+    projected = _similarity(features @ source["kernel"] + source["bias"][None])
+    return first + _contrast(projected, same * others, key * others)
+
+
+def _contrast(similarity: jax.Array, same: jax.Array, key: jax.Array) -> jax.Array:
+    """Cross-entropy of the keys of each image toward those of its class; 0 without any, f32[b]."""
+    log_p = jax.nn.log_softmax(jnp.where(key > 0, similarity / CONTRAST, -1e9))
+    return -jnp.sum(same * log_p, axis=1) / jnp.maximum(jnp.sum(same, axis=1), 1e-12)
 
 
 PENALTIES: Mapping[str, Row] = {
     "bss": Row(bss, 0.001),
     "delta": Row(delta, 1.0, "start"),  # chosen, not tuned
     "co_tuning": Row(co_tuning, 2.3, "head"),
+    "bi_tuning": Row(bi_tuning, 1.0, projection=128),
     "distill": Row(distill, 1.0, "teacher"),
 }
 """Name -> row."""
@@ -242,7 +286,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    penalty: Penalty, reference: tuple[Classifier, Variables], train_set: DataSpec
+    penalty: Penalty, reference: tuple[Classifier, Variables], train_set: DataSpec, seed: int = 0
 ) -> Prepared:
     """Computes what a penalty needs before the first step.
 
@@ -250,15 +294,27 @@ def prepare(
       penalty: the penalty.
       reference: the network that `penalty.row.reference` names.
       train_set: the images of which "co_tuning" needs predictions.
+      seed: of a projection.
 
     Raises:
-      ValueError: the pretrained network has no linear head, for "co_tuning".
+      ValueError: the pretrained network has no linear head, for "co_tuning", or the new head is not
+        linear, for "bi_tuning".
     """
     clf, variables = reference
+    head, width = variables["params"].get("head", {}), penalty.row.projection
+    if width:
+        if {"kernel", "bias"} != head.keys():
+            raise ValueError(
+                f"`penalty={penalty.name}` compares features with the classes of a linear head: "
+                "got another head; use `head=linear`"
+            )
+        d = head["kernel"].shape[0]
+        kernel = np.random.default_rng(seed).standard_normal((d, width)) / math.sqrt(d)
+        projection = {"kernel": kernel.astype(np.float32), "bias": np.zeros(width, np.float32)}
+        return Prepared(penalty, None, {SOURCE: projection})
     if penalty.row.reference == "":
         return Prepared(penalty, None, {})
     if penalty.row.reference == "head":
-        head = variables["params"].get("head", {})
         if not {"kernel", "bias"} == head.keys():
             raise ValueError(
                 f"`penalty={penalty.name}` needs the linear head of the pretrained network: "
