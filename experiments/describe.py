@@ -10,11 +10,13 @@ because the network is only traced on shapes; no weights are needed or downloade
 
 from __future__ import annotations
 
+import functools
+
 from absl import flags
 
 from tl import backbones, cli, models, pages, reporting
 from tl.models import Classifier, summary
-from tl.training import rules
+from tl.training import low_rank, rules
 
 FLAGS = flags.FLAGS
 
@@ -67,7 +69,9 @@ def main(run: reporting.Run) -> None:
         result = summary.describe_zoo(names, size=FLAGS.image_size)
     else:
         clf = network()
-        result = summary.describe(clf, rules.parse_rules_or_tune(FLAGS.rules, clf.spec.endpoints))
+        phase = rules.parse_phase(FLAGS.rules, clf.spec.endpoints) or rules.Phase("none", ())
+        extend = functools.partial(low_rank.extend, rank=phase.rank)
+        result = summary.describe(clf, phase.rules, extend)
     print(*pages.describe.lines(result), f"\n{pages.finish(run, result)}", sep="\n")
 
 

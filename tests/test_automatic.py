@@ -128,7 +128,7 @@ def test_a_choice_that_cannot_be_made_is_an_error() -> None:
     check(alternative=Recipe(tune="lp_ft"))
     with pytest.raises(ValueError, match="has no learning rate: got `lr=find`"):
         check(alternative=Recipe(tune="lp_ft"), find_lr=True)
-    with pytest.raises(ValueError, match="does not include a reference network: got `penalty=del"):
+    with pytest.raises(ValueError, match="compares recipes without a penalty: got `penalty=delta`"):
         check(alternative=Recipe(tune="all", penalty="delta"))
     with pytest.raises(ValueError, match="this network has 3 stages"):
         check(alternative=Recipe(tune="lp_ft:9"))

@@ -106,7 +106,7 @@ def test_affine_needs_batch_norm() -> None:
             "haed",
             "unknown `tune`: got 'haed', expected probe, head, last:N, all, gradual, lp_ft, "
             "lp_ft:N, bn_only, bn_only:N, bias_only, lora:R, surgical, "
-            "surgical:STAGE; nearest: 'head'",
+            "surgical:snr, surgical:STAGE; nearest: 'head'",
         ),
         ("last:0", "`tune=last:0`: this network has 3 stages; use last:1 to last:3"),
         ("last:9", "use last:1 to last:3"),
@@ -135,11 +135,12 @@ def test_written_rules_have_the_rate_factors_of_their_labels() -> None:
 
 def test_rules_are_regexes_with_labels_or_a_short_form() -> None:
     stages = ("stage1", "stage2")
-    assert rules.parse_rules_or_tune([], stages) is None
-    assert rules.parse_rules_or_tune(["head"], stages) == (("head/.*", "head"), (".*", "frozen"))
-    assert rules.parse_rules_or_tune(["last:1"], stages)[1] == ("backbone/stage2/.*", "stage2")
-    assert rules.parse_rules_or_tune(["a=b=trainable"], stages) == (("a=b", "trainable"),)
-    two_lines = rules.parse_rules_or_tune(["backbone/.*=frozen\nhead/.*=trainable"], stages)
+    parse = lambda *words: rules.parse_phase(words, stages).rules  # type: ignore[union-attr]
+    assert rules.parse_phase([], stages) is None
+    assert parse("head") == (("head/.*", "head"), (".*", "frozen"))
+    assert parse("last:1")[1] == ("backbone/stage2/.*", "stage2")
+    assert parse("a=b=trainable") == (("a=b", "trainable"),)
+    two_lines = parse("backbone/.*=frozen\nhead/.*=trainable")
     assert two_lines == (("backbone/.*", "frozen"), ("head/.*", "trainable"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tl.models import Classifier, summary
 from tl.models.summary import stages, total
 from tl.pages import describe
 from tl.pixels import PixelSpec
+from tl.training import low_rank
+from tl.training.rules import phases
 from tl.weights import store
 
 # `num_params` and `_ops` (multiply-adds in units of 1e9, at 224 pixels) of torchvision 0.28's
@@ -74,6 +77,16 @@ def test_rules_give_the_trainable_counts_of_the_lesson():
     assert total(rows).trainable == 7_104_513
     assert {row.name for row in rows if row.trainable} == {"stage5", "head"}
     assert total(stages(network("vgg16", "flat", classes=1))).trainable == 0
+
+
+def test_updates_of_low_rank_train_and_are_not_parameters_of_the_network():
+    """A rank of 2 adds 2 (inputs + outputs) to each 1x1 kernel with more of both."""
+    clf = network("mobilenetv2_100", "own")
+    plain, (phase,) = stages(clf), phases("lora:2", clf.spec.endpoints)
+    extend = functools.partial(low_rank.extend, rank=phase.rank)
+    rows = {row.name: row for row in stages(clf, rules=phase.rules, extend=extend)}
+    assert [row._replace(trainable=0) for row in rows.values()] == plain
+    assert rows["stage1"].trainable == 2 * (32 + 16) and rows["stem"].trainable == 0
 
 
 def test_rules_that_do_not_fit_are_an_error():

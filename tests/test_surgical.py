@@ -79,18 +79,32 @@ def test_the_figures_of_a_stage_are_those_of_the_gradient_of_the_mean_loss(
     assert single["relative_norm"] == pytest.approx(rows[0]["relative_norm"], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("tune", "criterion", "compared"),
+    [
+        ("surgical", "relative_norm", "parameters"),
+        ("surgical:snr", "signal_to_noise", "noise"),
+    ],
+)
 def test_only_the_chosen_stage_and_the_head_train(
-    parts: data.Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: data.Parts,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tune: str,
+    criterion: str,
+    compared: str,
 ) -> None:
     clf, before = network()
     lines: list[str] = []
+    recipe = dataclasses.replace(RECIPE, tune=tune)
     run = lambda **more: fit.fit(
-        clf, before, parts.train, parts.validation, RECIPE, folder=tmp_path, **more
+        clf, before, parts.train, parts.validation, recipe, folder=tmp_path, **more
     )
     result = run(say=lines.append)
     rows = json.loads((tmp_path / "stages.json").read_text())
-    best = max(rows, key=lambda row: row["relative_norm"])["stage"]
-    assert f"surgical: {best}, which has the largest gradient relative" in "".join(lines)
+    best = max(rows, key=lambda row: row[criterion])["stage"]
+    line = f"surgical: {best}, which has the largest gradient relative to its {compared}"
+    assert line in "".join(lines)
     assert [phase.name for phase in result.phases] == ["probe", f"surgical:{best}"]
     after = flatten(result.variables["params"])
     for name, leaf in flatten(before["params"]).items():
@@ -99,6 +113,25 @@ def test_only_the_chosen_stage_and_the_head_train(
     assert {name.split("/")[1] for name in result.trained if name.startswith("back")} == {best}
     monkeypatch.setattr(surgical, "stage_gradients", None)  # a resumed run reads the file
     assert paths.digest(run().variables) == paths.digest(result.variables)
+
+
+def test_each_criterion_chooses_its_own_stage(
+    parts: data.Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, variables = network()
+    rows = [
+        {"stage": "stage1", "relative_norm": 2.0, "signal_to_noise": 0.1},
+        {"stage": "stage2", "relative_norm": 1.0, "signal_to_noise": 0.2},
+    ]
+    monkeypatch.setattr(surgical, "stage_gradients", lambda *arguments: rows)
+    arguments = variables["params"], variables["batch_stats"]
+    phase, _ = surgical.choose(context(parts), *arguments)
+    assert phase.name == "surgical:stage1"
+    phase, _ = surgical.choose(context(parts, tune="surgical:snr"), *arguments)
+    assert phase.name == "surgical:stage2"
+    clf, recipe = network()[0], dataclasses.replace(RECIPE, tune="surgical:snr", batch_size=99)
+    with pytest.raises(ValueError, match="`tune=surgical:snr` compares .* got one batch of"):
+        fit.fit(clf, variables, parts.train, parts.validation, recipe)
 
 
 @pytest.mark.parametrize("tune", ["surgical:stage9", "surgical:"])

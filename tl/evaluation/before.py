@@ -74,6 +74,12 @@ def check_settings(clf: Classifier, variables: Variables, settings: TransferSett
         have several views; those of `fit.check_recipe` and `robust.check_robust`.
     """
     recipe = settings.recipe
+    if settings.alternative and settings.alternative.penalty:
+        penalty = settings.alternative.penalty
+        raise ValueError(
+            f"`recipe=auto` compares recipes without a penalty: got `penalty={penalty}`, expected "
+            f"none; use `recipe=auto` alone, or `recipe={penalty}` to train with it"
+        )
     phases = recipe.phases(clf.spec.endpoints)
     if settings.head != "linear" and any(phase.name == "probe" for phase in phases):
         raise ValueError(
@@ -94,11 +100,6 @@ def check_settings(clf: Classifier, variables: Variables, settings: TransferSett
                 "leave out `lr`, or set another `recipe`"
             )
         check_recipe(clf, params, settings.alternative)
-        if settings.alternative.penalty:
-            raise ValueError(
-                "a choice of the recipe does not include a reference network: got "
-                f"`penalty={settings.alternative.penalty}`; use `recipe=auto` or `recipe=auto:lora`"
-            )
     classes = len(inference.class_table(clf))
     check_robust(settings.robust_eps, settings.robust_attack, classes=classes)
 

@@ -8,7 +8,7 @@ its stage. Time is not estimated; for that, see `experiments/benchmarks/bench.py
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from tl.models import heads
 from tl.models.classifier import Classifier, Provenance
 from tl.paths import Rules, flatten, nearest, partition
 from tl.pixels import PixelSpec
+from tl.types import Params
 from tl.weights import store
 from tl.weights.spec import WeightsSpec
 
@@ -65,7 +66,13 @@ class Stage(NamedTuple):
         return BYTES * math.prod(self.shape)
 
 
-def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = None) -> list[Stage]:
+def stages(
+    clf: Classifier,
+    *,
+    size: int | None = None,
+    rules: Rules | None = None,
+    extend: Callable[[Params], Params] = lambda params: params,
+) -> list[Stage]:
     """The stages of a network in the order of the forward pass, with the head last.
 
     Args:
@@ -73,6 +80,8 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
       size: side of the image in pixels; default: that of `clf.pixels`.
       rules: `((regex, label), ...)` over names such as `backbone/stage5/conv0/kernel`
         (`tl.paths.partition`).
+      extend: adds the parameters that exist during training only, such as `low_rank.extend`; they
+        count as trainable, but not among the parameters of a stage.
 
     Returns:
       One row per stage. Each parameter belongs to exactly one row.
@@ -91,13 +100,15 @@ def stages(clf: Classifier, *, size: int | None = None, rules: Rules | None = No
     )
     variables = jax.eval_shape(lambda: clf.init(jax.random.key(0)))
     jaxpr, output = jax.make_jaxpr(clf.apply, return_shape=True)(variables, images01)
-    trained = partition(variables["params"], rules).trained if rules else frozenset()
+    extended = extend(variables["params"])
+    trained = partition(extended, rules).trained if rules else frozenset()
     names = [*clf.spec.endpoints, *(["head"] if clf.head else [])]
     params, trainable, multiply_adds = (dict.fromkeys(names, 0) for _ in range(3))
-    for name, leaf in flatten(variables["params"]).items():
-        part, child, *_ = name.split("/")
+    for name, leaf in flatten(extended).items():
+        path = name.partition("/")[2] if name.split("/")[0] not in variables["params"] else name
+        part, child, *_ = path.split("/")
         stage = child if part == "backbone" else part
-        params[stage] += leaf.size
+        params[stage] += leaf.size * (path == name)
         trainable[stage] += leaf.size * (name in trained)
     for path, count in _multiply_adds(jaxpr.jaxpr, ""):
         root, child, *_ = [*path.split("/"), ""]
@@ -161,12 +172,16 @@ def published(arch: str) -> list[WeightsSpec]:
     return [row for form in forms for row in store.MANIFEST if row.arch == form]
 
 
-def describe(clf: Classifier, rules: Rules | None = None) -> dict[str, Any]:
+def describe(
+    clf: Classifier,
+    rules: Rules | None = None,
+    extend: Callable[[Params], Params] = lambda params: params,
+) -> dict[str, Any]:
     """The cost of a network, its names, and its published weights, as JSON-ready values.
 
     Args:
       clf: the network; its weights are not needed.
-      rules: as for `stages`.
+      rules, extend: as for `stages`.
 
     Returns:
       "name", "aliases", "forms", "reference", "features" and "min_size" of the architecture; "size"
@@ -177,7 +192,7 @@ def describe(clf: Classifier, rules: Rules | None = None) -> dict[str, Any]:
     Raises:
       ValueError: as `stages`.
     """
-    spec, rows = clf.spec, stages(clf, rules=rules)
+    spec, rows = clf.spec, stages(clf, rules=rules, extend=extend)
     whole = total(rows)
     return {
         "name": spec.name,

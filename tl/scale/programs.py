@@ -94,8 +94,9 @@ def transfer(
     recipe, names = settings.recipe, spec.classes
     if recipe.penalty:
         raise ValueError(
-            "a plan does not include a reference network: got "
-            f"`penalty={recipe.penalty}`; leave out `penalty` and `recipe`"
+            "a plan does not include the network or the parameters of a penalty: got "
+            f"`penalty={recipe.penalty}`, expected none; use `recipe=plain`, which is the same "
+            "training without it"
         )
     clf = pixels_for(clf, spec, settings.crop, settings.image_size)
     table = labels.from_names(names, name=spec.name, groups=labels.known_groups(names))

@@ -123,8 +123,9 @@ def fit(
       FitResult.
 
     Raises:
-      ValueError: rules that do not fit the network; checkpoints in `folder` of a run with other
-        images, classes, weights or settings; soft labels for a set whose labels are all certain;
+      ValueError: rules that do not fit the network; a single batch for "surgical:snr"; checkpoints
+        in `folder` of a run with other images, classes, weights or settings; soft labels for a set
+        whose labels are all certain;
         `patience` without validation images; adversarial training of a phase that reads cached
         outputs or takes no gradient steps; a loss that is not finite (names step and images; the
         last finite state is in `folder`); a batch that does not fit into memory (names a size that
@@ -147,6 +148,12 @@ def fit(
             f"`patience={recipe.patience}` needs validation images, but there are none; set "
             "`validation_fraction` above 0, or `patience=0`"
         )
+    if recipe.tune == "surgical:snr" and len(train_set.examples) <= recipe.batch_size:
+        raise ValueError(
+            "`tune=surgical:snr` compares the gradients of batches: got one batch of "
+            f"{len(train_set.examples)} images, expected at least two; use a smaller `batch_size`, "
+            "or `tune=surgical`"
+        )
     context = context._replace(penalty=_penalty(context, variables, reference))
     if folder is not None:
         resume.same_inputs(folder / "inputs.json", _inputs(context, variables))
@@ -158,7 +165,7 @@ def fit(
     phases: list[rules.Phase] = []
     updated_norms: frozenset[str] = frozenset()
     for number, (rule_phase, partition) in enumerate(partitions):
-        if rule_phase.name == "surgical":
+        if rule_phase.name in rules.SURGICAL:
             rule_phase, partition = surgical.choose(context, params, stats)
         phases.append(rule_phase)
         extended = low_rank.extend(params, rule_phase.rank, seed)
@@ -260,7 +267,7 @@ def _penalty(
             f"`penalty={context.recipe.penalty}` compares with another network: expected "
             "`reference`, the pretrained network with its own head or a teacher"
         )
-    return regularizers.prepare(penalty, reference, context.train_set)
+    return regularizers.prepare(penalty, reference, context.train_set, context.seed)
 
 
 # Fields of a recipe that a resumed run may change, because they decide no number.

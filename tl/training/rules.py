@@ -15,6 +15,7 @@ from tl.paths import FROZEN, TRAINABLE, Partition, Rules, flatten, nearest, part
 __all__ = [
     "BN",
     "HEAD",
+    "SURGICAL",
     "Partition",
     "Phase",
     "TUNE",
@@ -22,7 +23,7 @@ __all__ = [
     "norm_layer_name",
     "norm_layers",
     "parse_rules",
-    "parse_rules_or_tune",
+    "parse_phase",
     "partition",
     "phases",
     "rate_factors",
@@ -33,19 +34,22 @@ __all__ = [
 HEAD: Rules = (("head/.*", "head"), (".*", FROZEN))
 TUNE = (
     *("probe", "head", "last:N", "all", "gradual", "lp_ft", "lp_ft:N"),
-    *("bn_only", "bn_only:N", "bias_only", "lora:R", "surgical", "surgical:STAGE"),
+    *("bn_only", "bn_only:N", "bias_only", "lora:R", "surgical", "surgical:snr", "surgical:STAGE"),
 )
 """The short forms of `tune`.
 
 "probe" fits the head to its optimum (`training.probe`); all others take gradient steps. "gradual"
 unfreezes one more stage at a time from the top (Howard & Ruder 2018, arXiv:1801.06146, section
 3.3). "lp_ft" trains everything, or the last N stages, starting from a probe (Kumar et al. 2022,
-arXiv:2202.10054). "surgical" trains the head and one stage, starting from a probe; without a name,
-`training.surgical` chooses the stage. The other four train the head and a small part of the
-backbone: the scales and biases of BatchNorm (Frankle et al. 2021, arXiv:2003.00152), those of the
-last N stages, all biases (BitFit; Ben Zaken et al. 2021, arXiv:2106.10199), or updates of rank R
-(`training.low_rank`).
+arXiv:2202.10054). "surgical" trains the head and one stage, starting from a probe; without the name
+of a stage, `training.surgical` chooses it by a criterion of `SURGICAL`. The other four train the
+head and a small part of the backbone: the scales and biases of BatchNorm (Frankle et al. 2021,
+arXiv:2003.00152), those of the last N stages, all biases (BitFit; Ben Zaken et al. 2021,
+arXiv:2106.10199), or updates of rank R (`training.low_rank`).
 """
+
+SURGICAL = {"surgical": "relative_norm", "surgical:snr": "signal_to_noise"}
+"""The forms of `tune` that choose a stage -> the row of `surgical.stage_gradients` that decides."""
 
 BN = ("eval", "update", "affine", "reestimate")
 """What BatchNorm does in the layers that train; in a frozen layer it is always "eval".
@@ -127,12 +131,13 @@ def phases(tune: str, stages: Sequence[str], *, bn: str = "eval") -> tuple[Phase
         return (Phase(tune, last(len(blocks), norms_only=True)),)
     if tune == "bias_only":
         return (Phase(tune, (("head/.*", "head"), ("backbone/.*/bias", "biases"), (".*", FROZEN))),)
-    if tune == "surgical":  # `fit` replaces the last phase by that of a stage
+    if tune in SURGICAL:  # `fit` replaces the last phase by that of a stage
         return (Phase("probe", HEAD, 0.0), Phase(tune, last(len(blocks))))
     if form == "surgical":
         if number not in stages:
             raise ValueError(
-                f"`tune={tune}` names no stage: got {number!r}, expected one of {', '.join(stages)}"
+                f"`tune={tune}` names no stage: got {number!r}, expected one of "
+                f"{', '.join(stages)}, or snr for the one with the largest signal-to-noise ratio"
             )
         chosen: Rules = ((f"backbone/{number}/.*", number),)
         return (Phase("probe", HEAD, 0.0), Phase(tune, (HEAD[0], *chosen, HEAD[1])))
@@ -187,25 +192,25 @@ def parse_rules(words: Sequence[str]) -> Rules:
     return rules
 
 
-def parse_rules_or_tune(words: Sequence[str], stages: Sequence[str]) -> Rules | None:
-    """Parses rules, one per line, or one short form; None without any.
+def parse_phase(words: Sequence[str], stages: Sequence[str]) -> Phase | None:
+    """The phase of rules, one per line, or the last phase of one short form; None without any.
 
     Args:
-      words: as for `parse_rules`; a word may have several lines. Or one form of `TUNE`, of which
-        the rules of the last phase are returned.
+      words: as for `parse_rules`; a word may have several lines. Or one form of `TUNE`.
       stages: the backbone's endpoints.
 
     Raises:
       ValueError: as `parse_rules` and `phases`.
 
     Example:
-      >>> parse_rules_or_tune(["head"], ("stem", "stage1"))
-      (('head/.*', 'head'), ('.*', 'frozen'))
+      >>> parse_phase(["lora:4"], ("stem", "stage1"))  # doctest: +NORMALIZE_WHITESPACE
+      Phase(name='lora:4', rules=(('head/.*', 'head'), ('lora/.*', 'lora'), ('.*', 'frozen')),
+            share=1.0, rank=4)
     """
     lines = [line.strip() for word in words for line in word.splitlines() if line.strip()]
     if len(lines) == 1 and "=" not in lines[0] and "/" not in lines[0]:
-        return phases(lines[0], stages)[-1].rules
-    return parse_rules(lines) or None
+        return phases(lines[0], stages)[-1]
+    return Phase("rules", parse_rules(lines)) if lines else None
 
 
 def rate_factors(

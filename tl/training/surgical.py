@@ -1,11 +1,13 @@
-"""Which stage to tune: the one whose parameters the loss wants to change most, relative to them.
+"""Which stage to tune: the one with the largest gradient, relative to its parameters or its noise.
 
 The gradient is that of the training images, without augmentation, at the head of a probe. It costs
-one backward pass per image. `fit` calls `choose` for `tune=surgical`.
+one backward pass per image. `fit` calls `choose` for `tune=surgical`, where the norm relative to
+the parameters decides, and for `tune=surgical:snr`, where the signal-to-noise ratio does.
 
 Reference:
-  Lee et al. 2022, arXiv:2210.11466, section 5: relative gradient norm and signal-to-noise ratio.
-  There they set the learning rate of each layer; here the first one chooses a stage.
+  Lee et al. 2022, arXiv:2210.11466, section 5: relative gradient norm ("Auto-RGN") and
+  signal-to-noise ratio ("Auto-SNR"). There they set the learning rate of each layer; here one of
+  them chooses a stage.
 """
 
 from __future__ import annotations
@@ -86,17 +88,19 @@ def choose(context: FitContext, params: Params, stats: Params) -> tuple[rules.Ph
     A resumed run reads the gradients from the folder of the checkpoints.
 
     Args:
-      context: the arguments of `fit`.
+      context: the arguments of `fit`; `tune` of its recipe, in `rules.SURGICAL`, decides how.
       params, stats: the network with the head of a probe.
     """
     find = lambda: stage_gradients(context, params, stats)
     rows = resume.saved_value(context.folder, "stages.json", find, what="the gradients of stages")
-    best = max(rows, key=lambda row: row["relative_norm"])["stage"]
+    criterion = rules.SURGICAL[context.recipe.tune]
+    best = max(rows, key=lambda row: row[criterion])["stage"]
     cells = [
         [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
         for row in rows
     ]
     context.say(reporting.columns(list(rows[0]), cells))
-    context.say(f"surgical: {best}, which has the largest gradient relative to its parameters")
+    compared = "parameters" if criterion == "relative_norm" else "noise"
+    context.say(f"surgical: {best}, which has the largest gradient relative to its {compared}")
     phase = rules.phases(f"surgical:{best}", context.clf.spec.endpoints)[-1]
     return phase, paths.partition(params, phase.rules)
