@@ -257,7 +257,7 @@ RECIPES: Mapping[str, Row] = {
         "a probe, then the stage with the largest relative gradient, or STAGE, from it; snr: the "
         "stage with the largest signal-to-noise ratio of the gradient",
         "Lee et al. 2022, arXiv:2210.11466",
-        "[:STAGE|snr]",
+        "[:STAGE]",
     ),
     "bn_only": Row(
         lambda facts, argument: {"tune": "bn_only", **_FEW},
