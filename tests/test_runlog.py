@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 import time
 from typing import NamedTuple
 
@@ -384,6 +385,31 @@ def test_the_parts_of_a_ledger_do_not_overlap(tmp_path: pathlib.Path) -> None:
     assert parts <= row["seconds"] + 1e-6 and row["lost"] == 0
     assert row["productive"] == pytest.approx(row["work"] / row["seconds"])
     assert row["peak_bytes"] > 1e7
+
+
+TWICE = """
+import json, sys
+import jax, jax.numpy as jnp
+from tl import ledger
+ledger.begin()
+x = jnp.ones(3)
+for scale in (2.0, 2.0, 3.0):
+    jax.jit(lambda x: jnp.sin(x) * scale)(x)
+print(json.dumps(ledger.summary(1.0, 0.0)))
+"""
+
+
+def test_a_program_that_is_compiled_twice_is_counted(tmp_path: pathlib.Path) -> None:
+    settings = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", TWICE], env=os.environ | settings, capture_output=True, check=True
+    )
+    row = json.loads(run.stdout)
+    assert row["cached"] == 1 and row["compiles"] >= 3
 
 
 def test_a_resumed_run_counts_the_work_that_was_in_no_checkpoint(tmp_path: pathlib.Path) -> None:

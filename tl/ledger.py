@@ -24,7 +24,7 @@ the productive rest of loops; imports, tracing, files and pages are in none of t
 
 _SECONDS: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 _INNER: list[float] = []  # for each part that is open: seconds of the parts inside
-_COMPILES = [0]
+_COUNTS = {"compiles": 0, "cached": 0}
 
 
 @contextlib.contextmanager
@@ -51,7 +51,7 @@ def spent(part: str) -> Iterator[None]:
 def begin() -> None:
     """Starts to count the parts of a run."""
     _SECONDS.update(dict.fromkeys(PARTS, 0.0), start=_age_of_process())
-    _COMPILES[0] = 0
+    _COUNTS.update(dict.fromkeys(_COUNTS, 0))
     _listen()
 
 
@@ -59,12 +59,17 @@ def begin() -> None:
 def _listen() -> None:
     def add(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            _COMPILES[0] += 1
+            _COUNTS["compiles"] += 1
             _SECONDS["compile"] += duration_secs
             if _INNER:
                 _INNER[-1] += duration_secs
 
+    def count(event: str, **kwargs: str | int) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            _COUNTS["cached"] += 1
+
     jax.monitoring.register_event_duration_secs_listener(add)
+    jax.monitoring.register_event_listener(count)
 
 
 def summary(seconds: float, lost: float) -> dict[str, Any]:
@@ -77,7 +82,9 @@ def summary(seconds: float, lost: float) -> dict[str, Any]:
     Returns:
       `seconds`, with the start and what was lost; `productive`, the share of work; the
       seconds of each of `PARTS`; `lost`; `compiles`, the number of compilations;
-      `peak_bytes`, the largest memory of the process; and `peak_device_bytes`, None on a CPU.
+      `cached`, how many of them were read from the cache of compiled programs: in a run that began
+      with an empty cache, those that it compiled twice; `peak_bytes`, the largest memory of the
+      process; and `peak_device_bytes`, None on a CPU.
     """
     total = seconds + _SECONDS["start"] + lost
     stats = jax.local_devices()[0].memory_stats() or {}
@@ -87,7 +94,7 @@ def summary(seconds: float, lost: float) -> dict[str, Any]:
         "productive": _SECONDS["work"] / total if total else None,
         **_SECONDS,
         "lost": lost,
-        "compiles": _COMPILES[0],
+        **_COUNTS,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "peak_device_bytes": stats.get("peak_bytes_in_use"),
     }

@@ -107,11 +107,15 @@ def _orders(evidence: Evidence) -> dict[str, np.ndarray]:
     return {name: ranks(maps) for name, maps in evidence.maps.items()}
 
 
+def _replacement(evidence: Evidence) -> Callable[[Variables, CurveRows], np.ndarray]:
+    """The program of deletion and insertion, which differ in the images only."""
+    return make_curves(evidence.subject.clf, steps=evidence.steps, slots=evidence.slots)
+
+
 def _curves(evidence: Evidence, start: Array, end: Array) -> dict[str, np.ndarray]:
     """Method -> the curves f32[b steps + 1] from one image to another."""
-    clf, variables, _, _, targets = evidence.subject
-    run = make_curves(clf, steps=evidence.steps, slots=evidence.slots)
-    orders = evidence.shared(_orders)
+    _, variables, _, _, targets = evidence.subject
+    run, orders = evidence.shared(_replacement), evidence.shared(_orders)
     return {name: run(variables, CurveRows(start, end, o, targets)) for name, o in orders.items()}
 
 
