@@ -39,6 +39,21 @@ def test_a_measured_process_that_fails_is_an_error() -> None:
         timing.run_child("raise SystemExit('out of memory')")
 
 
+def test_the_interval_of_a_ratio_ignores_load_that_slows_both() -> None:
+    load = np.array([1.0, 0.5, 0.8, 0.9, 0.3])
+    row = timing.rate_row("forward", "toy", 30 * load)
+    same = timing.compared(row, "torch", 20 * load)
+    assert same["ratio"] == pytest.approx(1.5)
+    np.testing.assert_allclose(same["ratio_ci95"], [1.5, 1.5])
+    assert bench.ratio_text(same) == "1.500 (1.500 to 1.500)"
+    noisy = timing.compared(row, "torch", 20 * load * np.array([0.9, 1.1, 1.0, 1.2, 0.8]))
+    low, high = noisy["ratio_ci95"]
+    assert low < 1.5 < high
+    for values in ([20.0], [], [20.0] * 4):  # one round, no peer, other rounds
+        assert "ratio_ci95" not in timing.compared(row, "torch", values)
+    assert bench.ratio_text(timing.compared(row, None, [])) == ""
+
+
 def memory_row(nodes: int, peer: str, value: float | None) -> dict[str, Any]:
     row = {"what": f"peak memory, {nodes} nodes", "arch": "toy", "unit": "MB", "ours": 500.0}
     row |= {"nodes": nodes, "program_mb": 90.5}

@@ -19,11 +19,11 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from tl import devices, reporting
+from tl import devices, metrics, reporting
 
 Row = dict[str, Any]
 """A row of `result.json`: `what`, `arch` and `ours`; optionally `unit` (images/s by default),
-`spread` or `interval`, `peer`, `peer_value`, `ratio`, `goal` and `met`."""
+`spread` or `interval`, `rounds`, `peer`, `peer_value`, `ratio`, `ratio_ci95`, `goal` and `met`."""
 
 
 def spent(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -65,17 +65,26 @@ def rates(
 
 
 def rate_row(name: str, arch: str, rates: Iterable[float], **more: Any) -> Row:
-    """A row with the median of rates, or of seconds if `unit` is "s", and the extreme rounds."""
+    """A row with the median of rates, or of seconds if `unit` is "s", and all rounds."""
     values = np.array(list(rates), float)
     spread = [float(values.min()), float(values.max())][:: -1 if more.get("unit") == "s" else 1]
-    return {"what": name, "arch": arch, "ours": float(np.median(values)), "spread": spread, **more}
+    row = {"what": name, "arch": arch, "ours": float(np.median(values)), "spread": spread}
+    return {**row, "rounds": values.tolist(), **more}
 
 
 def compared(row: Row, peer: str | None, values: Sequence[float] | np.ndarray) -> Row:
-    """The row with the median of a peer's values and the ratio; None for both without values."""
+    """The row with the median of a peer's values and the ratio; None for both without values.
+
+    With two or more rounds of both, `ratio_ci95` is the 95 % t interval of the geometric mean of
+    the ratios within each round: load of the machine that slows both does not widen it.
+    """
     value = float(np.median(values)) if len(values) else None
     ratio = row["ours"] / value if value else None
-    return {**row, "peer": peer, "peer_value": value, "ratio": ratio}
+    row = {**row, "peer": peer, "peer_value": value, "ratio": ratio}
+    if len(values) > 1 and len(values) == len(row.get("rounds", ())):
+        logs = np.log(np.array(row["rounds"]) / np.array(values, float))
+        row["ratio_ci95"] = np.exp(metrics.spread(logs.tolist())["ci95"]).tolist()
+    return row
 
 
 def goal(words: str, met: bool) -> Row:

@@ -31,8 +31,8 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
     lead = (
         f"Batch size {result['batch_size']}, {result['size']} pixels, {result['dtype']}, on "
         f"{result['device']}. Each value is the median of {result['rounds']} rounds, with the "
-        "slowest and the fastest round. A ratio above 1 means that tl is "
-        "faster, or that it uses more memory."
+        "slowest and the fastest round; the interval of a ratio is that of the mean over rounds. A "
+        "ratio above 1 means that tl is faster, or that it uses more memory."
     )
     rows = result["rows"]
     return Page("Speed", lead, [*memory_sections(rows), section("Measurements", rows)])
@@ -69,7 +69,7 @@ def section(heading: str, rows: Iterable[Mapping[str, Any]]) -> reporting.Html:
     """The table of the rows."""
     cells = [
         (row["what"], row["arch"], value_text(row, "ours"), row.get("peer") or "-")
-        + (value_text(row, "peer_value"), f"{row['ratio']:.3f}" if row.get("ratio") else "-")
+        + (value_text(row, "peer_value"), ratio_text(row) or "-")
         + (f"{row['goal']}: {'yes' if row['met'] else 'no'}" if "goal" in row else "-",)
         for row in rows
     ]
@@ -95,13 +95,23 @@ def value_text(row: Mapping[str, Any], key: str) -> str:
     return text
 
 
+def ratio_text(row: Mapping[str, Any]) -> str:
+    """The ratio of a row with the interval over its rounds; "" without one."""
+    if row.get("ratio") is None:
+        return ""
+    text = f"{row['ratio']:.3f}"
+    if "ratio_ci95" in row:
+        text += " ({:.3f} to {:.3f})".format(*row["ratio_ci95"])
+    return text
+
+
 def line(row: Mapping[str, Any]) -> str:
     """A row as the terminal shows it."""
     text = f"{row['arch']:22s} {row['what']:24s} {value_text(row, 'ours')}"
     if row.get("peer"):
         text += f"   {row['peer']} {value_text(row, 'peer_value')}"
-    if row.get("ratio") is not None:
-        text += f"   ratio {row['ratio']:.3f}"
+    if ratio := ratio_text(row):
+        text += f"   ratio {ratio}"
     if "goal" in row:
         text += f"   {row['goal']}: {'yes' if row['met'] else 'NO'}"
     if "parts" in row:
