@@ -160,11 +160,12 @@ def define_flags() -> None:
     )
     text("adversarial_eps", "2/255", "Radius of the ball in [0, 1] pixel units.")
     # ---- numbers of the recipe
+    help = "Parts of a batch whose gradients are summed; auto: as few as fit into memory."
+    text("microbatches", "1", help)
     for name, least, help in (
         ("epochs", 1, "Passes over the training images, in all phases together."),
         ("steps", 0, "Steps of all phases, up to whole epochs, instead of --epochs; 0: --epochs."),
         ("batch_size", 1, "Images per step."),
-        ("microbatches", 1, "Parts of a batch whose gradients are summed."),
         ("adversarial_steps", 1, "Attack steps per training step (pgd, trades)."),
         ("adversarial_replays", 1, "Optimizer steps per batch (free)."),
         ("patience", 0, "Epochs without a smaller validation loss before a phase stops; 0: never."),
@@ -234,6 +235,7 @@ def settings_of_flags(facts: recipes.Facts = recipes.ANY) -> TransferSettings:
         **cli.fields_of_flags(Recipe)
         | {
             "lr": 0.0 if FLAGS.lr == "find" else cli.fraction(FLAGS.lr, "lr"),
+            "microbatches": cli.count(FLAGS.microbatches, "microbatches"),
             "rules": rules.parse_rules(FLAGS.rules),
             "adversarial_eps": eps,
         }

@@ -372,6 +372,20 @@ def test_a_batch_too_large_for_memory_is_an_error_with_a_size_that_fits(
         run(parts, dataclasses.replace(recipe, batch_size=batch_size))
 
 
+def test_a_batch_too_large_for_memory_is_divided_into_as_few_parts_as_fit(
+    parts: data.Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = dataclasses.replace(SMALL, tune="last:1", batch_size=16, microbatches=0)
+    whole = prepared(parts, recipe).step
+    assert whole.microbatches == 1
+    monkeypatch.setattr(devices, "memory_limit", lambda: whole.memory - 1)
+    divided = prepared(parts, recipe).step
+    assert divided.microbatches in (2, 4, 8, 16) and divided.memory < whole.memory
+    for halves in (n for n in (2, 4, 8) if n < divided.microbatches):
+        with pytest.raises(ValueError, match="are free"):
+            prepared(parts, dataclasses.replace(recipe, microbatches=halves))
+
+
 def test_the_memory_of_a_fit_is_that_of_its_largest_train_step(parts: data.Parts) -> None:
     recipe = dataclasses.replace(SMALL, tune="last:1")
     needed = prepared(parts, recipe).step.memory

@@ -270,7 +270,9 @@ def test_the_step_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.Mon
             raise InterruptedError
 
     compile_step = phase.compile_step
-    read = lambda step, *others, **options: compile_step(Lowered(step), *others, **options)
+    read = lambda make_step, *others, **options: compile_step(
+        lambda parts: Lowered(make_step(parts)), *others, **options
+    )
     monkeypatch.setattr(phase, "compile_step", read)
     with pytest.raises(InterruptedError):
         fit.fit(clf, clf.reset_head(variables, key=jax.random.key(0)), spec, None, recipe)

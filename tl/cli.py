@@ -415,6 +415,19 @@ def given_flags() -> dict[str, Any]:
     return {name: FLAGS[name].value for name in FLAGS if not FLAGS[name].using_default_value}
 
 
+def count(text: str, flag: str) -> int:
+    """The value of a flag that is a positive number, or 0 for "auto".
+
+    Raises:
+      ValueError: `text` is neither.
+    """
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"`{flag}` must be a positive number or auto: got {text!r}")
+    return int(text)
+
+
 def fields_of_flags(kind: type) -> dict[str, Any]:
     """Field -> value, of the fields of a dataclass or NamedTuple that are names of flags."""
     if dataclasses.is_dataclass(kind):

@@ -108,6 +108,7 @@ def transfer(
     if not training:
         return _forward(clf, start, among, recipe.batch_size, "features")
     number, phase, partition = training[-1]
+    parts = recipe.microbatches or 1
     train_set = apply_label_confidence(spec, recipe)
     quiet = lambda line: None
     context = FitContext(
@@ -136,16 +137,16 @@ def transfer(
             None if certain else _array(batch),
         )
         arguments = placed_state, _placed(examples, rows), not step.masked
-        return step.step.lower(*arguments)  # type: ignore[attr-defined]
+        return step.step(parts).lower(*arguments)  # type: ignore[attr-defined]
 
     source = "images" if cached is None else f"the cached output of {prefix}"
     return Program(
         f"train step of the phase {phase.name} (from {source})",
         lower,
         recipe.batch_size,
-        len(among) * recipe.microbatches,
+        len(among) * parts,
         communicates=True,
-        repeats=recipe.microbatches,
+        repeats=parts,
     )
 
 

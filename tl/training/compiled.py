@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -25,11 +26,13 @@ class CompiledStep(NamedTuple):
       program: for every batch, or for full batches if `padded_program` is set.
       padded_program: returns the program for batches with padding; None if `program` serves both.
       memory: bytes that the larger of them needs on one device, `devices.memory_needed`.
+      microbatches: number of parts of a batch whose gradients are summed.
     """
 
     program: Any
     padded_program: Callable[[], Any] | None = None
     memory: int = 0
+    microbatches: int = 1
 
     def __call__(
         self, state: TrainState, examples: Examples
@@ -40,7 +43,7 @@ class CompiledStep(NamedTuple):
 
 
 def compile_step(
-    step: Step,
+    make_step: Callable[[int], Step],
     state: TrainState,
     train_inputs: ImageInputs | CachedInputs,
     train_set: DataSpec,
@@ -51,10 +54,10 @@ def compile_step(
     """Compiles the step for the batches of these inputs.
 
     Args:
-      step: from `make_train_step`.
+      make_step: number of microbatches -> step, from `make_train_step`.
       state: the state before the first step.
       train_inputs, train_set: the inputs of the batches, and the set that they are from.
-      recipe: its batch size and microbatches.
+      recipe: its batch size and microbatches; 0 of them is the smallest number that fits.
       masked: whether BatchNorm needs to know the padded slots. Full batches then have a program
         without masks, and the other is compiled when it is needed: now if every epoch ends with a
         padded batch, otherwise at the first image that cannot be read.
@@ -62,7 +65,8 @@ def compile_step(
     Raises:
       ValueError: the step does not fit into the device's memory; names a batch size that does.
     """
-    mesh, b = devices.mesh(), recipe.batch_size
+    mesh, b, parts = devices.mesh(), recipe.batch_size, recipe.microbatches or 1
+    step = make_step(parts)
     example = train_inputs.example_input()
     # A step donates the buffers of `state`, and a program may be compiled after the first one.
     state = jax.tree.map(
@@ -103,13 +107,16 @@ def compile_step(
         programs.append(padded_program())
     needed, memory = max(map(devices.memory_needed, programs)), devices.memory_limit()
     if memory is not None and needed > memory:
-        unit = math.lcm(recipe.microbatches, mesh.size)  # the smallest batch
+        unit = math.lcm(parts, mesh.size)  # the smallest batch
         need = lambda units: devices.memory_needed(compiled(units * unit))
         size = unit * devices.largest_batch(need, max(b // (2 * unit), 1), room=memory)
-        part = max(size // recipe.microbatches, 1)
+        part = max(size // parts, 1)
         microbatches = next(n for n in range(2, b + 1) if b % n == 0 and b // n <= part)
+        if not recipe.microbatches:
+            recipe = dataclasses.replace(recipe, microbatches=microbatches)
+            return compile_step(make_step, state, train_inputs, train_set, recipe, masked=masked)
         raise ValueError(
             f"a step of `batch_size={b}` needs {needed / 1e9:.1f} GB, but {memory / 1e9:.1f} GB "
             f"are free; use `batch_size={size}` or `microbatches={microbatches}`"
         )
-    return CompiledStep(programs[0], padded_program, needed)
+    return CompiledStep(programs[0], padded_program, needed, parts)

@@ -233,7 +233,7 @@ def check_recipe(
     """
     check_names(recipe)
     check_steps(recipe, clf.spec.endpoints)
-    if recipe.batch_size % recipe.microbatches:
+    if recipe.batch_size % (recipe.microbatches or 1):
         raise ValueError(
             f"`microbatches` must divide `batch_size`: got {recipe.microbatches} parts of a batch "
             f"of {recipe.batch_size}"

@@ -179,6 +179,14 @@ def prepare(
         params = low_rank.merge(regularizers.without_extras(params))
         return {**params, "head": _unstandardize(params["head"], scale)}, stats
 
+    compiled = compile_step(
+        made.step, state, train_inputs, context.train_set, recipe, masked=made.masked
+    )
+    if not recipe.microbatches and compiled.microbatches > 1:
+        context.say(
+            f"{phase.name}: the gradients of {compiled.microbatches} microbatches are summed"
+        )
+
     return Phase(
         name=phase.name,
         groups=table,
@@ -188,14 +196,7 @@ def prepare(
         plan=order,
         state=state,
         key=made.key(),
-        step=compile_step(
-            made.step,
-            state,
-            train_inputs,
-            context.train_set,
-            recipe,
-            masked=made.masked,
-        ),
+        step=compiled,
         schedule=made.schedule,
         train_norms=made.train_norms,
         logits=jax.jit(lambda params, stats, inputs: made.evaluate(params, stats, inputs)[0]),

@@ -74,7 +74,7 @@ class PhaseProgram(NamedTuple):
     """The train step of a phase before it is compiled; no image is read for it.
 
     Attributes:
-      step: from `make_train_step`.
+      step: number of microbatches -> step, from `make_train_step`.
       init: `(params, stats) -> state` before the first step; `jax.eval_shape` gives its shapes.
       key: returns the key of the state, in a buffer of its own.
       masked: whether BatchNorm needs to know the padded slots; see `compile_step`.
@@ -87,7 +87,7 @@ class PhaseProgram(NamedTuple):
       adversary: that of the recipe.
     """
 
-    step: step.Step
+    step: Callable[[int], step.Step]
     init: Callable[[Params, Params], TrainState]
     key: Callable[[], jax.Array]
     masked: bool
@@ -166,7 +166,7 @@ def make_program(
     loss = hooks.loss or step.plain_loss(forward, losses.LOSSES[recipe.loss])
     if recipe.small_loss:
         loss = step.select_small_losses(loss, recipe.small_loss, round(RAMP * len(order)))
-    train_step = make_train_step(
+    train_step = lambda microbatches: make_train_step(
         forward,
         optimizer,
         loss=loss,
@@ -174,7 +174,7 @@ def make_program(
         smoothing=recipe.smoothing,
         augment=None if cached else _make_augment(context.augment, always=adversary is not None),
         class_weights=class_weights(train_labels, k) if recipe.balance == "weights" else None,
-        microbatches=recipe.microbatches,
+        microbatches=microbatches,
         ema_decay=recipe.ema,
         average_from=round((1.0 - recipe.swa) * len(order)) if recipe.swa else None,
     )

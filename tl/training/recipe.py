@@ -49,7 +49,8 @@ class Recipe:
       ema: decay of the running average of the parameters, in [0, 1); 0 for none.
       swa: share of the last steps of a phase over which the parameters are averaged with equal
         weights, in [0, 1); 0 for none. With `bn=update`, the statistics are averaged too.
-      microbatches: number of parts of a batch whose gradients are summed.
+      microbatches: number of parts of a batch whose gradients are summed; 0 is the smallest number
+        that fits into memory.
       patience: epochs without a better `selection_metric` after which a phase stops; 0 never stops
         it.
       augment: words of `augment.make_augment`, such as "flip,color".
