@@ -1,4 +1,4 @@
-"""The CPU forms of `tl.ops` equal lax in values and both gradients; each platform has its form.
+"""The CPU forms of `tl.ops` equal lax in values and derivatives; each platform has its form.
 
 Tolerance: both sides sum the same float32 products in another order. The error of a sum of n terms
 is about sqrt(n) * 6e-8 of its size; the longest sums here have a few hundred terms, so 1e-5 of the
@@ -46,11 +46,11 @@ def normal(seed: int, shape) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, tolerance=TOLERANCE):
     assert actual.shape == expected.shape and actual.dtype == expected.dtype
     if expected.size:
         error = float(jnp.max(jnp.abs(actual - expected)))
-        assert error <= TOLERANCE * max(float(jnp.max(jnp.abs(expected))), 1e-3), error
+        assert error <= tolerance * max(float(jnp.max(jnp.abs(expected))), 1e-3), error
 
 
 def check_conv(x_shape, k_shape, **options):
@@ -157,6 +157,118 @@ def test_any_shape_equals_lax(data):
     )
 
 
+# float64 has 53 bits: as above, 1e-14 is the error of the longest sums, and ten times that of a sum
+# of sums is allowed. A central difference with step h has an error of h^2 = 1e-8 and a rounding
+# error of 1e-16 / h = 1e-12, in units of the third derivative and of the value.
+TOLERANCE64, STEP, DIFFERENCE = 1e-12, 1e-4, 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK - {"winograd 2x4"} else pytest.param(name, marks=full)
+        for name in FORMS
+    ],
+)
+def test_forward_mode_equals_lax_and_finite_differences_in_float64(name):
+    x_shape, k_shape, options = FORMS[name]
+    scale = max(np.prod(k_shape[:3]), 1) ** 0.5
+    draw = np.random.default_rng(0).standard_normal
+    point, direction = [(draw(x_shape), draw(k_shape) / scale) for _ in range(2)]
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(conv, point, direction):
+        conv = partial(conv, **options)
+        gradient = jax.grad(lambda *point: jnp.sum(jnp.sin(conv(*point))), (0, 1))
+        y, tangent = jax.jvp(conv, point, direction)
+        pulled = jax.vjp(conv, *point)[1](y)
+        product = jax.jvp(gradient, point, direction)[1]  # forward over reverse
+        directional = lambda *point: jax.jvp(
+            lambda *point: jnp.sum(jnp.sin(conv(*point))), point, direction
+        )[1]
+        reverse_over_forward = jax.grad(directional, (0, 1))(*point)
+        return y, tangent, pulled, gradient(*point), product, reverse_over_forward
+
+    with jax.enable_x64(True):
+        point, direction = jax.tree.map(jnp.asarray, (point, direction))
+        actual = derivatives(ops.conv2d, point, direction)
+        expected = derivatives(reference, point, direction)
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            assert a.dtype == jnp.float64
+            assert_close(a, b, TOLERANCE64)
+        y, tangent, pulled, _, product, swapped = actual
+        for a, b in zip(product, swapped, strict=True):  # the Hessian is symmetric
+            assert_close(a, b, TOLERANCE64)
+        along = sum(jnp.vdot(g, t) for g, t in zip(pulled, direction, strict=True))
+        assert_close(jnp.vdot(y, tangent), along, TOLERANCE64)  # <y, J t> = <J' y, t>
+        moved = [
+            derivatives(ops.conv2d, tuple(p + h * t for p, t in zip(point, direction)), direction)
+            for h in (STEP, -STEP)
+        ]
+        slope = lambda i: jax.tree.map(lambda a, b: (a - b) / (2 * STEP), moved[0][i], moved[1][i])
+        assert_close(tangent, slope(0), DIFFERENCE)
+        for a, b in zip(product, slope(3), strict=True):
+            assert_close(a, b, DIFFERENCE)
+
+
+@pytest.mark.parametrize("name", ["depthwise stride 2", pytest.param("dense", marks=full)])
+def test_jacobians_and_mapped_kernels_equal_lax(name):
+    x_shape, k_shape, options = FORMS[name]
+    x, kernel = normal(0, (1, *x_shape[1:])), normal(1, k_shape)
+    images, kernels = normal(2, (2, *x.shape)), normal(3, (*k_shape, 2))
+
+    def derivatives(conv):
+        conv = partial(conv, **options)
+        loss = lambda kernel: jnp.mean(jnp.sin(conv(x, kernel)))
+        per_pair = lambda images, kernels: jnp.sum(
+            jnp.sin(jax.vmap(jax.vmap(conv, (None, 4)), (0, None))(images, kernels))
+        )
+        repeated = lambda kernel: jnp.sum(
+            jax.lax.scan(
+                jax.checkpoint(lambda total, x: (total + loss(kernel * x), None)),
+                jnp.zeros(()),
+                jnp.arange(1.0, 3.0),
+            )[0]
+        )
+        push, back = jax.linearize(conv, x, kernel)[1], jax.vjp(conv, x, kernel)[1]
+        y = push(x, kernel)
+        return (
+            jax.hessian(loss)(kernel),
+            jax.jacfwd(conv, 1)(x, kernel),
+            jax.grad(per_pair, (0, 1))(images, kernels),
+            jax.jvp(per_pair, (images, kernels), (images, kernels)),
+            jax.jvp(jax.grad(repeated), (kernel,), (kernel,)),
+            jax.vmap(lambda g: push(*back(g)))(jnp.stack([y, y**2])),  # a tangent kernel
+        )
+
+    run = jax.jit(derivatives, static_argnums=0)
+    actual, expected = run(ops.conv2d), run(reference)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert_close(a, b)
+
+
+def test_reverse_mode_keeps_only_the_arguments_that_it_needs():
+    x_shape, k_shape, options = FORMS["dense"]
+    x, kernel = normal(0, x_shape), normal(1, k_shape)
+    conv = partial(ops.conv2d, **options)
+    kept = lambda f, *args: sorted(a.shape for a in jax.tree.leaves(jax.vjp(f, *args)[1]))
+    assert kept(conv, x, kernel) == sorted([x_shape, k_shape])
+    assert kept(lambda x: conv(x, kernel), x) == [k_shape]
+    assert kept(partial(ops.max_pool, window=2, stride=2), x) == [x_shape]
+
+
+@pytest.mark.parametrize("precision", [None, "highest"])
+def test_the_precision_is_that_of_the_place_where_the_operation_is_called(precision):
+    x_shape, k_shape, options = FORMS["dense"]
+
+    def convolve(x, kernel):
+        with jax.default_matmul_precision(precision):
+            return ops.conv2d(x, kernel, **options)
+
+    lowered = jax.jit(convolve).lower(normal(0, x_shape), normal(1, k_shape))
+    assert ("precision HIGHEST" in lowered.as_text()) == (precision == "highest")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -193,15 +305,20 @@ def test_gradient_of_gradient_vmap_and_checkpoint_equal_lax(name):
         assert_close(actual, expected)
 
 
+def forget_forms():
+    ops.forms.cache_clear()
+    ops.form.cache_clear()
+
+
 @pytest.mark.parametrize(
     "name", ["winograd kernel gradient", pytest.param("winograd 2x4", marks=full)]
 )
 def test_winograd_in_blocks_of_images_equals_lax(name, monkeypatch):
     monkeypatch.setattr(ops.winograd, "_BLOCK", 1)
     x_shape, k_shape, options = FORMS[name]
-    ops.forms.cache_clear()  # the forms with the other block size
+    forget_forms()  # those with the other block size
     check_conv((4, *x_shape[1:]), k_shape, **options)
-    ops.forms.cache_clear()
+    forget_forms()
 
 
 def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
@@ -210,7 +327,7 @@ def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
     monkeypatch.setattr(
         ops.winograd, "correlate", lambda *args: traced.append(1) or correlate(*args)
     )
-    ops.forms.cache_clear()
+    forget_forms()
     kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
     layer = partial(ops.conv2d, padding=SAME3)
     jax.eval_shape(
@@ -220,7 +337,7 @@ def test_layers_of_equal_shapes_are_traced_once(monkeypatch):
         kernel,
         kernel,
     )
-    ops.forms.cache_clear()
+    forget_forms()
     assert len(traced) == 1
 
 
@@ -304,7 +421,9 @@ def test_other_platforms_get_the_plain_convolution(platforms):
     x_shape, k_shape, options = FORMS["depthwise stride 2"]
 
     def dx(x, kernel):
-        return jax.grad(lambda x: jnp.sum(ops.conv2d(x, kernel, **options) ** 2))(x)
+        pooled = lambda x: ops.max_pool(ops.conv2d(x, kernel, **options), window=1, stride=1)
+        gradient = jax.grad(lambda x: jnp.sum(pooled(x) ** 2))
+        return sum(jax.jvp(gradient, (x,), (x,)))
 
     exported = jax.export.export(jax.jit(dx), platforms=platforms)(
         jax.ShapeDtypeStruct(x_shape, jnp.float32), jax.ShapeDtypeStruct(k_shape, jnp.float32)
@@ -344,18 +463,26 @@ def test_max_pool_equals_lax_with_and_without_ties(window, stride, padding, leve
     x = normal(0, (2, 9, 8, 3))
     x = x if levels is None else jnp.floor(x) % levels
 
-    def both(pool):
-        y, pull = jax.vjp(partial(pool, window=window, stride=stride, padding=padding), x)
-        return y, pull(normal(1, y.shape))[0]
+    t = normal(2, x.shape)
 
-    (y, dx), (y_lax, dx_lax) = both(ops.max_pool), both(lax_pool)
+    def all_three(pool):
+        pool = partial(pool, window=window, stride=stride, padding=padding)
+        y, pull = jax.vjp(pool, x)
+        return y, pull(normal(1, y.shape))[0], jax.jvp(pool, (x,), (t,))[1]
+
+    (y, dx, dy), (y_lax, dx_lax, dy_lax) = all_three(ops.max_pool), all_three(lax_pool)
     np.testing.assert_array_equal(y, y_lax)
     assert_close(dx, dx_lax)
+    np.testing.assert_array_equal(dy, dy_lax)
+    np.testing.assert_allclose(jnp.vdot(dx, t), jnp.vdot(normal(1, y.shape), dy), rtol=1e-4)
 
 
-def test_the_gradient_of_a_tie_goes_to_the_first_pixel():
-    dx = jax.grad(lambda x: jnp.sum(ops.max_pool(x, window=2, stride=2)))(jnp.zeros((1, 2, 2, 1)))
+def test_the_derivative_of_a_tie_is_that_of_the_first_pixel():
+    pool, x = partial(ops.max_pool, window=2, stride=2), jnp.zeros((1, 2, 2, 1))
+    dx = jax.grad(lambda x: jnp.sum(pool(x)))(x)
     np.testing.assert_array_equal(dx[0, :, :, 0], [[1.0, 0.0], [0.0, 0.0]])
+    dy = jax.jvp(pool, (x,), (jnp.array([[1.0, 2.0], [4.0, 8.0]])[None, :, :, None],))[1]
+    np.testing.assert_array_equal(dy, [[[[1.0]]]])
 
 
 def test_max_pool_has_second_derivatives_under_vmap():
@@ -365,9 +492,12 @@ def test_max_pool_has_second_derivatives_under_vmap():
         def loss(x):
             return jnp.sum(pool(x[None], window=3, stride=2, padding=SAME3) ** 3)
 
-        return jax.jit(jax.vmap(jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))))(x)
+        penalty = jax.grad(lambda x: jnp.sum(jax.grad(loss)(x) ** 2))
+        product = lambda x: jax.jvp(jax.grad(loss), (x,), (x,))[1]
+        return jax.jit(jax.vmap(lambda x: (penalty(x), product(x), jax.hessian(loss)(x))))(x)
 
-    assert_close(derivatives(ops.max_pool), derivatives(lax_pool))
+    for actual, expected in zip(derivatives(ops.max_pool), derivatives(lax_pool), strict=True):
+        assert_close(actual, expected)
 
 
 def test_the_max_pool_gradient_on_a_cpu_has_no_select_and_scatter():

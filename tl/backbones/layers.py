@@ -90,7 +90,6 @@ def he_normal(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     )
 
 
-@jax.custom_vjp
 def scaled(kernel: jax.Array, gain: jax.Array) -> jax.Array:
     """`kernel` f32[kh kw i o] times `gain` f32[o].
 
@@ -98,24 +97,19 @@ def scaled(kernel: jax.Array, gain: jax.Array) -> jax.Array:
     CPU fuses a plain sum with the gradient of the convolution before it and computes that gradient
     twice.
     """
+    return ops.bilinear(_SCALED, kernel, gain)
+
+
+def _scale(kernel: jax.Array, gain: jax.Array) -> jax.Array:
     return kernel * gain[None, None, None]
 
 
-def _scaled_fwd(
-    kernel: jax.Array, gain: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return scaled(kernel, gain), (kernel, gain)
+def _gain_grad(kernel: jax.Array, g: jax.Array) -> jax.Array:
+    flat = (-1, g.shape[-1])
+    return jnp.einsum("ko,ko->o", g.reshape(flat), kernel.reshape(flat))
 
 
-def _scaled_bwd(
-    residuals: tuple[jax.Array, jax.Array], g: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    kernel, gain = residuals
-    flat = (-1, gain.shape[0])
-    return g * gain[None, None, None], jnp.einsum("ko,ko->o", g.reshape(flat), kernel.reshape(flat))
-
-
-scaled.defvjp(_scaled_fwd, _scaled_bwd)
+_SCALED = ops.Form(_scale, _scale, _gain_grad)
 
 
 def hard_sigmoid(x: jax.Array) -> jax.Array:

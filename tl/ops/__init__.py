@@ -10,22 +10,25 @@ activations are in `tl.backbones.layers`.
 from __future__ import annotations
 
 import contextlib
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
 
-from tl.ops.forms import Form, forms
+from tl.ops.derivatives import Form, Map, bilinear
+from tl.ops.forms import forms
 from tl.ops.pool import max_pool as _max_pool
 from tl.ops.windows import NO_PADDING, Padding, same_padding
 
 __all__ = [
     "NO_PADDING",
+    "Form",
     "Padding",
     "batch_sharded",
+    "bilinear",
     "conv2d",
     "global_mean",
     "max_pool",
@@ -44,11 +47,11 @@ def conv2d(
     """Cross-correlation of images with a kernel, which neural networks call a convolution.
 
     It equals `lax.conv_general_dilated` with NHWC images and HWIO kernels, up to the order of the
-    sums. It is differentiable any number of times in reverse mode; forward mode (`jax.jvp`) is not
-    supported. In bfloat16, values and gradients are summed in float32 and rounded once.
+    sums. It is differentiable any number of times, in forward and in reverse mode, and so is
+    `max_pool`. In bfloat16, values and gradients are summed in float32 and rounded once.
 
     Args:
-      x: f32 or bf16[b h w c].
+      x: bf16, f32 or f64[b h w c].
       kernel: [kh kw c/groups o], of the dtype of `x`.
       stride: step of the window, the same in both directions.
       padding: zeros around the image, `((top, bottom), (left, right))`.
@@ -76,7 +79,9 @@ def conv2d(
             "dtype; cast one of them"
         )
     pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
-    return _conv(x, kernel, int(stride), pads, int(groups))
+    mesh = jax.sharding.get_abstract_mesh()
+    options = (kernel.shape, int(stride), pads, int(groups), mesh)
+    return bilinear(form(x.shape, *options), x, kernel)
 
 
 def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDING) -> Array:
@@ -99,8 +104,8 @@ def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDIN
 
 
 # --- choice of the form -----------------------------------------------------------------------
-# The gradient rule is outside the choice of platform, so that a first derivative never
-# differentiates a `cond`.
+# The choice of platform is inside each map of the form, so that no derivative differentiates a
+# `cond`.
 
 
 def batch_sharded(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
@@ -108,12 +113,22 @@ def batch_sharded(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
     return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
 
 
-def _forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple[Form, Form]:
+@lru_cache(maxsize=1024)
+def form(x_shape, k_shape, stride: int, padding: Padding, groups: int, mesh: AbstractMesh) -> Form:
+    """The form whose maps choose the fastest one of each platform, for a mesh of devices."""
+    plain, cpu = _forms(mesh, x_shape, k_shape, stride, padding, groups)
+
+    def choose(plain: Map, cpu: Map) -> Map:
+        return lambda a, b: lax.platform_dependent(a, b, cpu=cpu, default=plain)
+
+    return Form(*map(choose, plain, cpu))
+
+
+def _forms(mesh: AbstractMesh, x_shape, *options) -> tuple[Form, Form]:
     """`forms`; with several devices each computes the form for CPUs for its own images.
 
     The sums of that form, over a few images at a time, would otherwise move images between devices.
     """
-    mesh, options = jax.sharding.get_abstract_mesh(), (k_shape, stride, padding, groups)
     if mesh.manual_axes or (mesh.empty and jax.local_device_count() == 1):
         return forms(x_shape, *options)
     plain, _ = forms(x_shape, *options)
@@ -133,24 +148,3 @@ def _forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tupl
             out_specs=whole,
         ),
     )
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x: Array, kernel: Array, stride: int, padding: Padding, groups: int) -> Array:
-    plain, cpu = _forms(x.shape, kernel.shape, stride, padding, groups)
-    return lax.platform_dependent(x, kernel, cpu=cpu.forward, default=plain.forward)
-
-
-def _conv_fwd(x: Array, kernel: Array, stride: int, padding: Padding, groups: int):
-    return _conv(x, kernel, stride, padding, groups), (x, kernel)
-
-
-def _conv_bwd(stride: int, padding: Padding, groups: int, residuals: tuple[Array, Array], g: Array):
-    x, kernel = residuals
-    plain, cpu = _forms(x.shape, kernel.shape, stride, padding, groups)
-    dx = lax.platform_dependent(g, kernel, cpu=cpu.input_grad, default=plain.input_grad)
-    dk = lax.platform_dependent(x, g, cpu=cpu.kernel_grad, default=plain.kernel_grad)
-    return dx, dk
-
-
-_conv.defvjp(_conv_fwd, _conv_bwd)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial, reduce
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 
 from tl.ops import winograd
+from tl.ops.derivatives import Form, Map
 from tl.ops.windows import (
     NO_PADDING,
     Padding,
@@ -27,14 +27,6 @@ from tl.ops.windows import (
     select,
     shifted,
 )
-
-
-class Form(NamedTuple):
-    """One way to compute a convolution of fixed shapes: three bilinear maps."""
-
-    forward: Callable[[Array, Array], Array]  # x, kernel -> y
-    input_grad: Callable[[Array, Array], Array]  # g, kernel -> dx
-    kernel_grad: Callable[[Array, Array], Array]  # x, g -> dkernel
 
 
 # Equal shapes get the same functions, so that JAX traces a branch once instead of once per layer.
@@ -59,16 +51,17 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
     return plain, Form(*map(in_float32, cpu))
 
 
-def in_float32(f: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """`f` computed in float32; the result has the dtype of the first argument."""
+def in_float32(f: Map) -> Map:
+    """`f` computed in float32, or float64; the result has the dtype of the first argument."""
 
     def widened(a: Array, b: Array) -> Array:
-        return f(a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
+        wide = a.dtype if a.dtype == jnp.float64 else jnp.float32
+        return f(a.astype(wide), b.astype(wide)).astype(a.dtype)
 
     return widened
 
 
-def by_autodiff(forward: Callable[[Array, Array], Array], x_shape, k_shape) -> Form:
+def by_autodiff(forward: Map, x_shape, k_shape) -> Form:
     """The form with gradients by automatic differentiation."""
 
     def input_grad(g: Array, kernel: Array) -> Array:
@@ -262,12 +255,12 @@ def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> For
     # Groups per dense convolution.
     m = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= 128))
     whole = dense((b, h, w, m * i), (kh, kw, m * i, m * o), stride, padding)
-    eye = np.eye(m, dtype=np.float32)
+    eye = partial(np.eye, m)
 
     def block_diagonal(kernel: Array) -> Array:
-        return jnp.einsum("hwimo,nm->hwnimo", kernel.reshape(kh, kw, i, m, o), eye).reshape(
-            kh, kw, m * i, m * o
-        )
+        return jnp.einsum(
+            "hwimo,nm->hwnimo", kernel.reshape(kh, kw, i, m, o), eye(dtype=kernel.dtype)
+        ).reshape(kh, kw, m * i, m * o)
 
     def map_parts(f: Callable, *arrays: Array) -> Array:
         parts = zip(*(jnp.split(a, groups // m, axis=3) for a in arrays), strict=True)
@@ -275,7 +268,7 @@ def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> For
 
     def diagonal(x: Array, g: Array) -> Array:
         dk = whole.kernel_grad(x, g).reshape(kh, kw, m, i, m, o)
-        return jnp.einsum("hwnimo,nm->hwimo", dk, eye).reshape(kh, kw, i, m * o)
+        return jnp.einsum("hwnimo,nm->hwimo", dk, eye(dtype=dk.dtype)).reshape(kh, kw, i, m * o)
 
     return Form(
         lambda x, k: map_parts(lambda x, k: whole.forward(x, block_diagonal(k)), x, k),

@@ -53,7 +53,7 @@ _BLOCK = 1 << 26
 def _mix(coefficients: np.ndarray, arrays: list[Array]) -> Array:
     """A weighted sum; weights of 0 and 1 need no multiplication."""
     terms = [
-        x if a == 1 else x * np.float32(a)
+        x if a == 1 else x * x.dtype.type(a)
         for a, x in zip(coefficients, arrays, strict=True)
         if abs(a) > 1e-12
     ]
@@ -97,7 +97,7 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
     tile, tiles, whole, at_once = _tiling(x.shape, out, padding)
     rows, cols = _TILES[tile[0]], _TILES[tile[1]]
     taps = (tile[0] + 2, tile[1] + 2)
-    grid = np.kron(rows.kernel, cols.kernel).astype(np.float32)
+    grid = np.kron(rows.kernel, cols.kernel).astype(kernel.dtype)
     kernels = jnp.einsum("pt,tn->pn", grid, kernel.reshape(9, c * out)).reshape(-1, c, out)
 
     def transform(x: Array) -> Array:
@@ -124,7 +124,7 @@ def kernel_grad(x: Array, g: Array, padding: Padding) -> Array:
     tile, tiles, whole, at_once = _tiling(x.shape, out, padding)
     rows, cols = _TILES[tile[0]], _TILES[tile[1]]
     fill = ((0, tiles[0] * tile[0] - h), (0, tiles[1] * tile[1] - w))
-    grid = np.kron(rows.kernel, cols.kernel).astype(np.float32)
+    grid = np.kron(rows.kernel, cols.kernel).astype(x.dtype)
 
     def add(sums: Array, pair: tuple[Array, Array]) -> tuple[Array, None]:
         x, g = pair
