@@ -32,6 +32,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from tests import toys
 from tl import backbones
 from tl.backbones.layers import ConvNorm, NormSpec, he_normal, pads, scaled
 from tl.backbones.mobilenet import InvertedResidualNet, Row
@@ -556,7 +557,52 @@ def test_a_scaled_kernel_has_the_gradients_of_the_product():
     )
     value, back = jax.vjp(scaled, kernel, gain)
     np.testing.assert_array_equal(value, kernel * gain)
+    tangent = jax.jvp(scaled, (kernel, gain), (g, 2 * gain))[1]
+    np.testing.assert_allclose(tangent, (g + 2 * kernel) * gain, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(back(g)[0], g * gain, rtol=1e-6)
     np.testing.assert_allclose(
         back(g)[1], (g.astype(np.float64) * kernel).sum((0, 1, 2)), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("mode", [Mode.EVAL, pytest.param(Mode.TRAIN, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name", quick_first(toys.TOYS, toys.TOYS.keys() - {"toy_mobilenet", "toy_vgg_bn"})
+)
+def test_forward_mode_is_the_transpose_of_reverse_mode_at_every_order(name: str, mode: Mode):
+    clf, variables = toys.classifier(name, 3)
+    images01 = toys.noise(2, 32, 32, 3).astype(np.float32) / 255
+    point = (variables["params"], images01)
+    rng = np.random.default_rng(1)
+    draw = lambda tree: jax.tree.map(
+        lambda leaf: 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), tree
+    )
+    u, v = draw(point), draw(point)
+
+    def logits(params: Variables, images01: jax.Array) -> jax.Array:
+        return clf.apply({**variables, "params": params}, images01, mode=mode).logits
+
+    @jax.jit
+    def products(point: Any, u: Any, v: Any) -> Any:
+        y, tangent = jax.jvp(logits, point, u)
+        pulled = jax.vjp(logits, *point)[1](y)
+        gradient = jax.grad(lambda *point: jnp.sum(jnp.sin(logits(*point))), (0, 1))
+        stack = functools.partial(jax.tree.map, lambda a, b: jnp.stack([a, b]))
+        hessian = lambda pair: dot(jax.jvp(gradient, point, pair[0])[1], pair[1])
+        # A loop, because its body is compiled once.
+        return (
+            jnp.vdot(y, tangent),
+            dot(pulled, u),
+            *jax.lax.map(hessian, (stack(u, v), stack(v, u))),
+        )
+
+    pushed, pulled, first, second = products(point, u, v)
+
+    # Sums of about 1e5 products of float32 numbers with random signs: 1e-4 of their size.
+    assert abs(pushed) > 1e-2 and abs(first) > 1e-2
+    np.testing.assert_allclose(pushed, pulled, rtol=1e-3)
+    np.testing.assert_allclose(first, second, rtol=1e-3)
+
+
+def dot(a: Any, b: Any) -> jax.Array:
+    return sum(map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b)), jnp.zeros(()))
