@@ -91,6 +91,10 @@ for name, network in networks.items():
         used = jnp.ones(len(inputs)) if valid is None else valid.astype(jnp.float32)
         return used @ jnp.mean(jnp.sin(3 * features), 1) / used.sum(), stats
 
+    def product(params, stats, inputs, valid):  # of the Hessian with a vector
+        gradient = jax.grad(lambda params: loss(params, stats, inputs, valid)[0])
+        return jax.jvp(gradient, (params,), (params,))[1]
+
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 2), has_aux=True))
     params, stats = variables["params"], variables["batch_stats"]
     (loss1, stats1), gradient1 = step(params, stats, inputs[valid], None)
@@ -106,6 +110,11 @@ for name, network in networks.items():
         "gradient": difference(gradient8, gradient1),
         "statistics": difference(stats8, stats1),
     }
+    if name == "mobilenet":
+        product1 = jax.jit(product)(params, stats, inputs[valid], None)
+        with ops.batch_sharded(mesh):
+            product8 = jax.jit(product)(*replicated, *sharded)
+        report["errors"][name]["product"] = difference(product8, product1)
     report["shards"] = len({str(s.index) for s in sharded[0].addressable_shards})
     report["change"] = difference(stats, stats1)
 
