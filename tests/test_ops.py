@@ -311,7 +311,7 @@ def test_gradient_of_gradient_vmap_and_checkpoint_equal_lax(name):
 
 def forget_forms():
     ops.forms.cache_clear()
-    ops.form.cache_clear()
+    ops.platform_form.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 A rule changes the gradient with respect to the input, and no value. It applies to the networks that
 are traced within a context; without one, every function below is the plain operation, which
-supports forward and reverse mode. A rule is defined in reverse mode only: it is not the derivative
-of a function, so `jax.jvp` within its context is an error.
+supports forward and reverse mode. A rule is defined in reverse mode only, so `jax.jvp` of a network
+that is traced under it is an error.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def conv2d(
     pads = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
     mesh = jax.sharding.get_abstract_mesh()
     options = (kernel.shape, int(stride), pads, int(groups), mesh)
-    return bilinear(form(x.shape, *options), x, kernel)
+    return bilinear(platform_form(x.shape, *options), x, kernel)
 
 
 def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDING) -> Array:
@@ -114,7 +114,9 @@ def batch_sharded(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
 
 
 @lru_cache(maxsize=1024)
-def form(x_shape, k_shape, stride: int, padding: Padding, groups: int, mesh: AbstractMesh) -> Form:
+def platform_form(
+    x_shape, k_shape, stride: int, padding: Padding, groups: int, mesh: AbstractMesh
+) -> Form:
     """The form whose maps choose the fastest one of each platform, for a mesh of devices."""
     plain, cpu = _forms(mesh, x_shape, k_shape, stride, padding, groups)
 
