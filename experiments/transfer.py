@@ -30,7 +30,7 @@ from tl.evaluation import robust
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.models import heads
 from tl.pages import common, training
-from tl.training import adversarial, probe, recipes, regularizers, rules
+from tl.training import adversarial, initializers, probe, recipes, regularizers, rules
 from tl.training.recipe import Recipe, pixels_for
 
 FLAGS = flags.FLAGS
@@ -126,6 +126,8 @@ def define_flags() -> None:
     help = "Subtract from the gradient of each kernel its mean per output channel."
     flags.DEFINE_bool("centralize", DEFAULT.centralize, help)
     one_of("loss", DEFAULT.loss, list(losses.LOSSES), "Loss of an example.")
+    inits = ["", *initializers.INITIALIZERS]
+    one_of("init", DEFAULT.init, inits, "Draw the backbone anew, to train it from scratch.")
     flags.DEFINE_bool(
         "soft_labels",
         DEFAULT.soft_labels,
@@ -191,6 +193,7 @@ def define_flags() -> None:
         ),
         ("clip", None, "Largest norm of the gradient; 0: no clipping."),
         ("smoothing", 0.99, "Label smoothing in [0, 1)."),
+        ("dropout", 0.99, "Probability in [0, 1) that a feature is 0 in a training step."),
         ("small_loss", 0.99, "Share of a batch with the largest losses that does not count."),
         ("ema", 0.99999, "Decay of the running average of the parameters in [0, 1); 0: none."),
         ("swa", 0.999, "Share of the last steps whose parameters are averaged, in [0, 1)."),

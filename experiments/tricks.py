@@ -2,9 +2,11 @@
 
   ./launch.sh tricks --data=folder:DIR --seeds=5
   ./launch.sh tricks --data=folder:DIR --tricks=sam,mixup,ema --tune=last:2 --epochs=10
+  ./launch.sh tricks --data=folder:DIR --weights=random --arch=resnet18 --image_size=64 --epochs=30
 
 All recipes see the same splits, images and seeds, so that the differences are paired. With many
-tricks some differ by chance: the page has p-values that account for their number.
+tricks some differ by chance: the page has p-values that account for their number. With random
+weights the network is trained from scratch, with other kernels for each seed.
 
 Cost: one training per seed for the baseline and for each trick.
 """
@@ -21,7 +23,7 @@ from tl.evaluation.transfer import TransferSettings
 from tl.pages.tricks import lines
 from tl.training import rules
 from tl.training.recipe import Recipe, pixels_for
-from tl.training.tricks import TRICKS
+from tl.training.tricks import SCRATCH, TRICKS, names
 
 FLAGS = flags.FLAGS
 
@@ -30,11 +32,13 @@ def define_flags() -> None:
     cli.define_white_flag()
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     text("data", None, f"Data set: {', '.join(data.names())}.", required=True)
-    flags.DEFINE_list("tricks", list(TRICKS), f"Tricks: {', '.join(TRICKS)}.")
+    help = f"Tricks: {', '.join(TRICKS)}. Default: all that change the baseline."
+    flags.DEFINE_list("tricks", [], help)
     number("seeds", 3, "Seeds of split and training.", lower_bound=1)
     text("tune", "all", f"Which parameters train: {', '.join(rules.TUNE)}.")
     number("epochs", 6, "Passes over the training images.", lower_bound=1)
     number("batch_size", 32, "Images per step.", lower_bound=1)
+    number("image_size", 0, "Side of the input in pixels; 0: that of the weights.", lower_bound=0)
     text("lr", "0", "Peak learning rate of the baseline. 0: that of transfer.")
     text("augment", "flip", "Augmentation of the baseline, as in transfer.")
 
@@ -43,10 +47,11 @@ def main(run: reporting.Run) -> None:
     clf, variables = cli.load_model(run)
     spec = cli.load_data(run, FLAGS.data)
     fields: dict[str, Any] = cli.fields_of_flags(Recipe)
+    fields |= SCRATCH if FLAGS.weights == "random" else {}
     recipe = Recipe(**{**fields, "lr": cli.fraction(FLAGS.lr, "lr")})
     settings = TransferSettings(recipe, seeds=FLAGS.seeds, first_seed=FLAGS.seed)
-    clf = pixels_for(clf, spec, "", 0)
-    result = tricks.compare(run, clf, variables, spec, settings, FLAGS.tricks)
+    clf = pixels_for(clf, spec, "", FLAGS.image_size)
+    result = tricks.compare(run, clf, variables, spec, settings, FLAGS.tricks or names(recipe))
     print(*lines(result), pages.finish(run, result), sep="\n")
 
 

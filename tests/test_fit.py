@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests import toys
 from tl import data, devices, metrics, models, paths, pixels
 from tl.data import augment, plan
+from tl.models import heads
 from tl.paths import FROZEN, flatten
 from tl.training import checkpoints, fit, inputs, loop, rate_finder, rules
 from tl.training import recipe as recipe_module
 from tl.training.phase import Phase, prepare
-from tl.training.program import FitContext
+from tl.training.program import FitContext, dropout_loss
 from tl.training.recipe import Recipe
+from tl.types import Output
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -392,6 +395,35 @@ def test_the_memory_of_a_fit_is_that_of_its_largest_train_step(parts: data.Parts
     assert run(parts, recipe).memory == needed > 0
     assert run(parts, dataclasses.replace(recipe, ema=0.9)).memory > needed
     assert run(parts, Recipe(tune="probe")).memory == 0
+
+
+# ---- dropout -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.8])
+def test_dropout_removes_features_and_keeps_their_mean(rate: float) -> None:
+    """The head copies two of the features, which are 1, to the logits."""
+    clf, n = network()[0], 2000
+    head = {"kernel": np.eye(8, 2, dtype=np.float32), "bias": np.zeros(2, np.float32)}
+    ones = Output(None, jnp.ones((n, 8)), {}, {"kept": 1})
+    loss = dropout_loss(clf, lambda *arguments: ones, rate, lambda logits, targets: logits[:, 0])
+    keys = jax.random.split(jax.random.key(0), n)
+    values, logits, stats = loss({"head": head}, {}, keys, 0, None, None, None)
+    assert stats == {"kept": 1} and logits.shape == (n, 2)
+    np.testing.assert_allclose(np.unique(logits), [0, 1 / (1 - rate)], rtol=1e-6)
+    assert abs(float((logits == 0).mean()) - rate) < 0.04
+    assert 0.1 < float((logits[:, 0] == logits[:, 1]).mean()) < 0.9  # each feature on its own
+    np.testing.assert_array_equal(values, logits[:, 0])
+
+
+def test_dropout_trains_and_needs_a_head_on_pooled_features(parts: data.Parts) -> None:
+    recipe = dataclasses.replace(SMALL, tune="last:1")
+    plain, dropped = run(parts, recipe), run(parts, dataclasses.replace(recipe, dropout=0.5))
+    assert paths.digest(plain.variables) != paths.digest(dropped.variables)
+    clf, variables = network()
+    clf = clf.with_head(heads.Flat(2), clf.classes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`dropout=0.5` acts on pooled features: got a head that"):
+        fit.check_recipe(clf, variables["params"], dataclasses.replace(recipe, dropout=0.5))
 
 
 # ---- the probe -----------------------------------------------------------------------------------

@@ -16,9 +16,10 @@ from tl.data.augment import make_augment
 from tl.evaluation import tricks
 from tl.evaluation.before import TransferSettings
 from tl.evaluation.tricks import Runs
+from tl.training import initializers
 from tl.training.fit import check_recipe
 from tl.training.recipe import Recipe
-from tl.training.tricks import TRICKS
+from tl.training.tricks import SCRATCH, TRICKS, names
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -27,8 +28,10 @@ BASELINE = Recipe(tune="all", epochs=1, batch_size=8, augment="flip")
 
 @pytest.mark.parametrize("name", TRICKS)
 def test_every_trick_is_a_recipe_that_differs_from_the_baseline(name: str) -> None:
-    recipe = dataclasses.replace(BASELINE, **TRICKS[name].change(BASELINE))
-    assert recipe != BASELINE and TRICKS[name].help
+    scratch = SCRATCH if TRICKS[name].scratch else {}
+    baseline = dataclasses.replace(BASELINE, **scratch)
+    recipe = dataclasses.replace(baseline, **TRICKS[name].change(baseline))
+    assert recipe != baseline and TRICKS[name].help
     clf, variables = toys.classifier("toy_mobilenet", 2)
     params = clf.reset_head(variables, key=jax.random.key(0))["params"]
     assert check_recipe(clf, params, recipe)
@@ -39,7 +42,16 @@ def test_every_row_of_the_tables_of_losses_and_optimizers_is_a_trick() -> None:
     recipes = [dataclasses.replace(BASELINE, **t.change(BASELINE)) for t in TRICKS.values()]
     assert {r.loss for r in recipes} == set(losses.LOSSES)
     assert {r.wrapper for r in recipes} == set(optim.WRAPPERS)
-    assert {r.optimizer for r in recipes} | {"momentum"} == set(optim.OPTIMIZERS)
+    assert {r.optimizer for r in recipes} == set(optim.OPTIMIZERS)
+    assert {r.init for r in recipes} == {"", *initializers.INITIALIZERS}
+
+
+def test_the_default_tricks_are_those_that_change_the_baseline() -> None:
+    scratch = dataclasses.replace(BASELINE, **SCRATCH)
+    of_weights, of_scratch = set(names(BASELINE)), set(names(scratch))
+    assert of_scratch - of_weights == {name for name, row in TRICKS.items() if row.scratch}
+    assert of_weights - of_scratch == {"scratch", "bn_update"}
+    assert "smoothing" not in names(dataclasses.replace(BASELINE, smoothing=0.1))
 
 
 def test_differences_are_paired_by_image_and_seed() -> None:
@@ -87,10 +99,18 @@ def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "names", "message"),
     [
+        (BASELINE, ["glorot"], "the trick 'glorot' changes a training from scratch: got pretrain"),
+        (dataclasses.replace(BASELINE, init="hee"), [], "unknown `init`: got 'hee', .*'he'"),
+        (dataclasses.replace(BASELINE, dropout=1.0), [], r"`dropout` must be in \[0, 1\): got 1"),
+        (dataclasses.replace(BASELINE, dropout=0.5, penalty="bss"), [], "without dropout: got"),
         (BASELINE, ["sma"], "unknown `tricks`: got 'sma'.*nearest: .*sam"),
         (dataclasses.replace(BASELINE, loss="focl"), [], "unknown `loss`.*nearest: .*focal"),
         (dataclasses.replace(BASELINE, adversarial="pgd", loss="bce"), [], "cross-entropy"),
-        (dataclasses.replace(BASELINE, small_loss=1.0), [], "`small_loss` must be a share .* 1"),
+        (
+            dataclasses.replace(BASELINE, small_loss=1.0),
+            [],
+            r"`small_loss` must be in \[0, 1\): got 1",
+        ),
         (
             dataclasses.replace(BASELINE, tune="probe", small_loss=0.1),
             [],

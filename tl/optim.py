@@ -79,12 +79,16 @@ def _decay(decay: Decay) -> optax.GradientTransformation:
     return optax.add_decayed_weights(decay, mask=decay_mask)
 
 
-def sgd(weight_decay: Decay = 0.0, *, nesterov: bool = True) -> optax.GradientTransformation:
-    """SGD with momentum 0.9; weight decay is added to the gradient, as in torch.
+def sgd(
+    weight_decay: Decay = 0.0, *, momentum: float = 0.9, nesterov: bool = True
+) -> optax.GradientTransformation:
+    """SGD with momentum; weight decay is added to the gradient, as in torch.
 
     Reference: Sutskever et al. 2013, ICML, section 2.
     """
-    return optax.chain(_decay(weight_decay), optax.trace(0.9, nesterov=nesterov))
+    if not momentum:
+        return _decay(weight_decay)
+    return optax.chain(_decay(weight_decay), optax.trace(momentum, nesterov=nesterov))
 
 
 def adamw(weight_decay: Decay = 1e-4) -> optax.GradientTransformation:
@@ -119,12 +123,13 @@ OPTIMIZERS: dict[str, Callable[[Decay], optax.GradientTransformation]] = {
     "adamw": adamw,
     "sgd": sgd,
     "momentum": functools.partial(sgd, nesterov=False),
+    "plain_sgd": functools.partial(sgd, momentum=0.0),
     "lion": lion,
     "rms": rms,
 }
 """Name -> function from weight decay to an optimizer with learning rate 1.
 
-"sgd" has Nesterov's momentum, "momentum" the classical one.
+"sgd" has Nesterov's momentum, "momentum" the classical one, and "plain_sgd" none.
 """
 
 

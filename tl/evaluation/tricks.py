@@ -52,7 +52,7 @@ def compare(
       clf, variables: a pretrained network; its head is replaced.
       spec: the data set.
       settings: the baseline, and the seeds.
-      names: names of `TRICKS`.
+      names: names of `TRICKS`, such as `training.tricks.names` of the baseline.
 
     Returns:
       The content of `result.json`: `rows`, the largest difference first, and `baseline`.
@@ -66,6 +66,11 @@ def compare(
             raise ValueError(
                 f"unknown `tricks`: got {name!r}, expected some of {', '.join(TRICKS)}; nearest: "
                 f"{nearest(name, TRICKS)}"
+            )
+        if TRICKS[name].scratch and not settings.recipe.init:
+            raise ValueError(
+                f"the trick {name!r} changes a training from scratch: got pretrained weights, "
+                "expected a recipe with `init`; use `weights=random`"
             )
     key = jax.random.key(settings.first_seed)
     clf, variables = clf.replace_head(variables, spec.classes, key=key, head=settings.head)

@@ -48,9 +48,9 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The result as sentences."""
-    baseline = result["baseline"]
+    baseline, scratch = result["baseline"], ", from scratch" * bool(result["recipe"].get("init"))
     yield (
-        f"Baseline on {result['data']} with {result['arch']}: "
+        f"Baseline on {result['data']} with {result['arch']}{scratch}: "
         f"{reporting.percent(baseline['mean'])} of {result['n']} test images, "
         f"{result['seeds']} seeds."
     )

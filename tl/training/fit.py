@@ -22,8 +22,8 @@ import numpy as np
 from tl import paths, pixels, reporting
 from tl.backbones.fold import norms
 from tl.data import DataSpec, Skipped
-from tl.models import Classifier
-from tl.training import inputs, low_rank, probe, regularizers, resume, rules, surgical
+from tl.models import Classifier, heads
+from tl.training import initializers, inputs, low_rank, probe, regularizers, resume, rules, surgical
 from tl.training.loop import PhaseResult, selection_metric, train_phase
 from tl.training.phase import fit_probe, prepare
 from tl.training.program import FitContext, frozen_prefix
@@ -49,8 +49,8 @@ class FitResult(NamedTuple):
         `balance=weights`; `grad_norm` is a mean over its steps.
       best: the row of `variables`; None if no phase took gradient steps.
       trained: names of the parameters that training changed in any phase, such as the kernels with
-        an update of low rank.
-      updated_norms: layers whose BatchNorm statistics were updated.
+        an update of low rank; all of them with `init`.
+      updated_norms: layers whose BatchNorm statistics were updated; all of them with `init`.
       groups: `rules.table` of the last phase with gradient steps; otherwise empty.
       source: the inputs of the last phase: "images" or "cached STAGE".
       steps: number of steps, with those before a resume.
@@ -132,6 +132,7 @@ def fit(
         does).
     """
     partitions = check_recipe(clf, variables["params"], recipe)
+    variables = initializers.redraw(variables, recipe.init, seed)
     context = FitContext(
         clf,
         apply_label_confidence(train_set, recipe),
@@ -197,12 +198,16 @@ def fit(
         network = params, stats
         stats = attempt("reestimate", lambda: reestimate(context, *network, updated_norms), stats)
     history = [row for result in results for row in result.history]
+    # A backbone that was drawn anew has none of the pretrained parameters and statistics.
+    drawn = [name for name in paths.flatten(params) if recipe.init]
+    drawn_norms = rules.norm_layers(stats) if recipe.init else frozenset()
     return FitResult(
         variables={"params": params, "batch_stats": stats},
         history=history,
         best=best.row if best else history[-1] if history else None,
-        trained=frozenset(map(low_rank.changed, sizes)) - regularizers.names(context.penalty),
-        updated_norms=updated_norms,
+        trained=frozenset((*map(low_rank.changed, sizes), *drawn))
+        - regularizers.names(context.penalty),
+        updated_norms=updated_norms | drawn_norms,
         groups=groups,
         source=source,
         steps=sum(result.steps for result in results),
@@ -245,6 +250,11 @@ def check_recipe(
         frozen_prefix(clf, recipe, phase, partition)
         partitions.append((phase, partition))
     trained = (name for _, partition in partitions for name in partition.trained)
+    if recipe.dropout and not heads.pooled(clf.head):  # type: ignore[arg-type]
+        raise ValueError(
+            f"`dropout={recipe.dropout:g}` acts on pooled features: got a head that reads feature "
+            "maps; use `head=linear`, `head=mlp` or `head=cosine`"
+        )
     if recipe.penalty and all(name.startswith("head/") for name in trained):
         raise ValueError(
             f"`penalty={recipe.penalty}` acts on the backbone: got `tune={recipe.tune}`, which "

@@ -161,7 +161,7 @@ def prepare(
         weight_decay=recipe.weight_decay,
         bn=recipe.bn,
         norms=rules.norm_layers(stats),
-        moments=(2 if recipe.optimizer == "adamw" else 1) + bool(recipe.l2_sp),
+        moments={"adamw": 2, "plain_sgd": 0}.get(recipe.optimizer, 1) + bool(recipe.l2_sp),
     )
     source = f"cached {prefix}" if cached else "images"
     context.say(

@@ -163,7 +163,11 @@ def make_program(
     if context.penalty and prefix != "features":
         network = make_network(clf, start, Mode.TRAIN if masked else Mode.EVAL, train_norms)
         hooks = adversarial.Hooks(regularizers.make_loss(context.penalty, network, start))
-    loss = hooks.loss or step.plain_loss(forward, losses.LOSSES[recipe.loss])
+    value = losses.LOSSES[recipe.loss]
+    loss = hooks.loss or step.plain_loss(forward, value)
+    if recipe.dropout:
+        network = make_network(clf, start, Mode.TRAIN if masked else Mode.EVAL, train_norms)
+        loss = dropout_loss(clf, network, recipe.dropout, value)
     if recipe.small_loss:
         loss = step.select_small_losses(loss, recipe.small_loss, round(RAMP * len(order)))
     train_step = lambda microbatches: make_train_step(
@@ -224,6 +228,45 @@ def make_network(
         return clf.apply(variables, images01, mode, **norms)
 
     return network
+
+
+def dropout_loss(
+    clf: Classifier,
+    network: regularizers.Network,
+    rate: float,
+    value: Callable[[jax.Array, jax.Array], jax.Array],
+) -> step.Loss:
+    """A loss of the logits without some of the features, others for each image and step.
+
+    Args:
+      clf: its head reads the features.
+      network: from `make_network`.
+      rate: the probability that a feature is 0; the others are divided by 1 - `rate`, as in Keras
+        and torch.
+      value: one of `losses.LOSSES`.
+
+    Reference: Srivastava et al. 2014, JMLR 15, section 4.
+    """
+
+    def loss(
+        params: Any,
+        stats: Any,
+        keys: jax.Array,
+        step: jax.Array,
+        inputs: jax.Array,
+        targets: jax.Array,
+        valid: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        del step
+        output = network(params, stats, inputs, valid)
+        shape = output.features.shape[1:]
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape))(keys)
+        features = jnp.where(kept, output.features / (1.0 - rate), 0.0)
+        logits = clf.apply_head({"params": params}, features, output.endpoints)
+        assert logits is not None
+        return value(logits, targets), logits, output.stats
+
+    return loss
 
 
 def make_forward(

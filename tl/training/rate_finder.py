@@ -12,7 +12,7 @@ import numpy as np
 from tl import devices, optim, paths
 from tl.data import DataSpec
 from tl.models import Classifier
-from tl.training import low_rank, resume
+from tl.training import initializers, low_rank, resume
 from tl.training.phase import prepare
 from tl.training.program import FitContext
 from tl.training.recipe import Recipe, apply_label_confidence, empty_set
@@ -94,6 +94,7 @@ def find_rate(
             f"a learning rate has no effect on `tune={recipe.tune}`, which takes no gradient "
             "steps: expected another `tune`, such as head, or no search"
         )
+    variables = initializers.redraw(variables, recipe.init, seed)
     params, stats = variables["params"], variables.get("batch_stats", {})
     params = low_rank.extend(params, last.rank, seed)
     partition = paths.partition(params, last.rules)

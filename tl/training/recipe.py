@@ -11,7 +11,7 @@ from tl import losses, optim
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.paths import Rules, nearest
-from tl.training import inputs, regularizers
+from tl.training import initializers, inputs, regularizers
 from tl.training.adversarial import Adversary
 from tl.training.rules import Phase, phases
 
@@ -23,6 +23,8 @@ class Recipe:
     Attributes:
       tune: which parameters train, one of `rules.TUNE`.
       rules: `((regex, label), ...)` instead of `tune`.
+      init: how the kernels of the backbone are drawn, to train it from scratch, one of
+        `initializers.INITIALIZERS`; "" keeps its weights.
       bn: one of `rules.BN`.
       method: how a probe is fitted, one of `probe.METHODS`.
       epochs: passes over the training set, of all phases together; every phase that takes gradient
@@ -38,6 +40,8 @@ class Recipe:
       wrapper: one of `optim.WRAPPERS`, around the optimizer.
       centralize: whether the gradient of each kernel loses its mean per output channel.
       loss: one of `losses.LOSSES`.
+      dropout: probability in [0, 1) that a feature is 0 in a training step, for heads on pooled
+        features; the others are divided by one minus it.
       small_loss: share of the examples of a batch, those with the largest losses, that do not
         count in its gradient, in [0, 1). It grows from 0 over the first half of a phase.
       weight_decay: weight decay of kernels; 0 for none.
@@ -74,6 +78,7 @@ class Recipe:
 
     tune: str = "head"
     rules: Rules = ()
+    init: str = ""
     bn: str = "eval"
     method: str = "logistic"
     epochs: int = 30
@@ -87,6 +92,7 @@ class Recipe:
     wrapper: str = "none"
     centralize: bool = False
     loss: str = "cross_entropy"
+    dropout: float = 0.0
     small_loss: float = 0.0
     weight_decay: float = 1e-2
     l2_sp: float = 0.0
@@ -162,19 +168,21 @@ def check_names(recipe: Recipe) -> None:
 
     Raises:
       ValueError: an unknown name (names the nearest), two averages of the parameters, or another
-        loss together with an adversary or a penalty.
+        loss or dropout together with an adversary or a penalty.
     """
     for field, table in (
         ("optimizer", optim.OPTIMIZERS),
         ("schedule", optim.SCHEDULES),
         ("wrapper", optim.WRAPPERS),
         ("loss", losses.LOSSES),
+        ("init", ["", *initializers.INITIALIZERS]),
     ):
         name = getattr(recipe, field)
         if name not in table:
+            choices = list(filter(None, table))
             raise ValueError(
-                f"unknown `{field}`: got {name!r}, expected {', '.join(table)}; nearest: "
-                f"{nearest(name, table)}"
+                f"unknown `{field}`: got {name!r}, expected {', '.join(choices)}; nearest: "
+                f"{nearest(name, choices)}"
             )
     if recipe.swa and (recipe.ema or not 0 < recipe.swa < 1):
         raise ValueError(
@@ -185,6 +193,11 @@ def check_names(recipe: Recipe) -> None:
         raise ValueError(
             f"`adversarial` and `penalty` are computed with the cross-entropy: got "
             f"`loss={recipe.loss}`; leave out one of them"
+        )
+    if recipe.dropout and (recipe.penalty or recipe.adversarial != "none"):
+        raise ValueError(
+            f"`adversarial` and `penalty` are computed without dropout: got "
+            f"`dropout={recipe.dropout:g}`; leave out one of them"
         )
 
 
@@ -227,10 +240,9 @@ def check_steps(recipe: Recipe, stages: Sequence[str]) -> None:
             raise ValueError(
                 f"`{name}` must be a finite number of at least 0: got {getattr(recipe, name)}"
             )
-    if not 0 <= recipe.small_loss < 1:
-        raise ValueError(
-            f"`small_loss` must be a share of the examples in [0, 1): got {recipe.small_loss:g}"
-        )
+    for name in ("small_loss", "dropout"):
+        if not 0 <= getattr(recipe, name) < 1:
+            raise ValueError(f"`{name}` must be in [0, 1): got {getattr(recipe, name):g}")
     if regularizers.parse(recipe.penalty) and recipe.adversary():
         raise ValueError(
             "adversarial training has a loss of its own: got "
@@ -242,6 +254,7 @@ def check_steps(recipe: Recipe, stages: Sequence[str]) -> None:
         f"adversarial={recipe.adversarial}": recipe.adversary(),
         f"l2_sp={recipe.l2_sp:g}": recipe.l2_sp,
         f"small_loss={recipe.small_loss:g}": recipe.small_loss,
+        f"dropout={recipe.dropout:g}": recipe.dropout,
         f"steps={recipe.steps}": recipe.steps,
         f"swa={recipe.swa:g}": recipe.swa,
         f"penalty={recipe.penalty}": recipe.penalty,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,11 +17,18 @@ class Trick(NamedTuple):
       change: recipe -> the fields that change.
       help: what changes, in a few words.
       reference: author, year, arXiv; "" for common knowledge.
+      scratch: whether it changes a baseline that is trained from scratch.
     """
 
     change: Callable[[Recipe], dict[str, Any]]
     help: str
     reference: str = ""
+    scratch: bool = False
+
+
+# A baseline without pretrained weights: a larger rate of the backbone, 1e-3 by default (chosen, not
+# tuned), and statistics of the batch in BatchNorm, because there are no others.
+SCRATCH: Mapping[str, Any] = {"init": "he", "bn": "update", "backbone_lr": 0.2}
 
 
 def _sets(**fields: Any) -> Callable[[Recipe], dict[str, Any]]:
@@ -46,6 +54,16 @@ TRICKS: Mapping[str, Trick] = {
         lambda r: {"optimizer": "sgd", "lr": _rate(r, 2.0)},
         "SGD with Nesterov's momentum and twice the rate",
         "Sutskever et al. 2013",
+    ),
+    "momentum": Trick(
+        lambda r: {"optimizer": "momentum", "lr": _rate(r, 2.0)},
+        "SGD with the classical momentum and twice the rate",
+        "Polyak 1964",
+    ),
+    # Momentum 0.9 multiplies a constant gradient by 10.
+    "no_momentum": Trick(
+        lambda r: {"optimizer": "plain_sgd", "lr": _rate(r, 20.0)},
+        "SGD without momentum, and ten times the rate of SGD with it",
     ),
     "rms": Trick(_sets(optimizer="rms"), "no first moment, as in RMSProp", "Hinton 2012"),
     "lion": Trick(
@@ -78,6 +96,7 @@ TRICKS: Mapping[str, Trick] = {
         "Yong et al. 2020, arXiv:2004.01461",
     ),
     "no_clip": Trick(_sets(clip=0.0), "no gradient clipping", "Pascanu et al. 2013"),
+    "clip_10": Trick(_sets(clip=10.0), "gradient clipping at norm 10 instead of 1"),
     "constant": Trick(_sets(schedule="constant"), "a constant learning rate"),
     "one_cycle": Trick(_sets(schedule="one_cycle"), "one cycle", "Smith & Topin 2018"),
     "layer_decay": Trick(
@@ -96,9 +115,30 @@ TRICKS: Mapping[str, Trick] = {
     "smoothing": Trick(
         _sets(smoothing=0.1), "label smoothing 0.1", "Szegedy et al. 2016, arXiv:1512.00567"
     ),
+    **{
+        f"dropout_{rate:.0%}".rstrip("%"): Trick(
+            _sets(dropout=rate), f"dropout of {rate:.0%} of the features", "Srivastava et al. 2014"
+        )
+        for rate in (0.2, 0.5, 0.8)
+    },
     "early_stopping": Trick(_sets(patience=2), "stop after 2 epochs without a better one"),
     "bn_update": Trick(_sets(bn="update"), "statistics of the batch in BatchNorm"),
     "bn_affine": Trick(_sets(bn="affine"), "of the backbone, only scale and bias of BatchNorm"),
+    # ---- training from scratch
+    "scratch": Trick(lambda r: dict(SCRATCH), "no pretrained weights"),
+    "glorot": Trick(
+        _sets(init="glorot"),
+        "kernels of variance 2 / (inputs + outputs)",
+        "Glorot & Bengio 2010",
+        True,
+    ),
+    "lecun": Trick(
+        _sets(init="lecun"), "kernels of variance 1 / inputs", "LeCun et al. 1998", True
+    ),
+    "normal": Trick(
+        _sets(init="normal"), "kernels of standard deviation 0.01", "Krizhevsky et al. 2012", True
+    ),
+    "no_norm": Trick(_sets(bn="eval"), "no normalization: scale and bias only", "", True),
     # ---- loss
     "focal": Trick(_sets(loss="focal"), "focal loss", "Lin et al. 2017, arXiv:1708.02002"),
     "bce": Trick(
@@ -134,3 +174,13 @@ TRICKS: Mapping[str, Trick] = {
     "cutmix": Trick(_adds("cutmix"), "CutMix", "Yun et al. 2019, arXiv:1905.04899"),
 }
 """Name -> trick. To add one, add a row."""
+
+
+def names(recipe: Recipe) -> list[str]:
+    """The tricks that change a baseline; those of `Trick.scratch` only if it has no weights."""
+    return [
+        name
+        for name, trick in TRICKS.items()
+        if (recipe.init or not trick.scratch)
+        and dataclasses.replace(recipe, **trick.change(recipe)) != recipe
+    ]
