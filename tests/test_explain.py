@@ -152,10 +152,15 @@ def quadratic() -> tuple[models.Classifier, Any, np.ndarray, np.ndarray]:
     return clf, variables, split[..., :3, :], split[..., 3:, :]
 
 
-def explained(method: explain.Method, weights: np.ndarray = FIRST, **options: Any) -> np.ndarray:
+def explained(
+    method: explain.Method,
+    weights: np.ndarray = FIRST,
+    images: np.ndarray = IMAGES,
+    slots: int = 4,
+) -> np.ndarray:
     clf, variables, _, _ = quadratic()
-    explanation = explain.make(method, clf, **{"slots": 4, **options})
-    return np.asarray(explanation(variables, KEY, IMAGES, weights))
+    explanation = explain.make(method, clf, slots=slots)
+    return np.asarray(explanation(variables, KEY, images, weights))
 
 
 def quadratic_score(images: np.ndarray, weights: np.ndarray = FIRST) -> np.ndarray:
@@ -204,11 +209,12 @@ def test_gradients_match_their_closed_form():
     close(explained(explain.get("gradient")()), np.abs(gradient).max(-1))
     close(explained(explain.get("gradient_x_input")()), (gradient * IMAGES).sum(-1))
     # The variance of 2 b (x + noise) is 4 b^2 noise^2, and the mean square adds the mean's square.
-    spread = 0.1 * np.ptp(IMAGES, axis=(1, 2, 3))[:, None, None, None]
+    faint = 0.25 + 0.5 * IMAGES
+    spread = 0.1 * np.ptp(faint, axis=(1, 2, 3))[:, None, None, None]
     variance = (4 * b[None, ..., 0] ** 2 * spread**2).sum(-1)
-    square = variance + (gradient**2).sum(-1)
+    square = variance + ((a[None, ..., 0] + 2 * faint * b[None, ..., 0]) ** 2).sum(-1)
     for name, expected in (("vargrad", variance), ("smoothgrad_sq", square)):
-        values = explained(explain.get(name)(draws=1000, noise=0.1), slots=500)
+        values = explained(explain.get(name)(draws=1000, noise=0.1), images=faint, slots=500)
         np.testing.assert_allclose(values, expected, rtol=0.3, atol=0.02)
 
 
