@@ -232,6 +232,13 @@ def test_a_command_has_a_program_without_images(command: str):
     assert lowered.cost_analysis()["flops"] > 0 and "callback" not in lowered.as_text()
 
 
+def test_a_penalty_cannot_be_planned():
+    clf, variables = toys.classifier("toy_vgg", 4)
+    settings = TransferSettings(Recipe(tune="all", penalty="delta"))
+    with pytest.raises(ValueError, match="does not include .* of a penalty: got `penalty=delta`"):
+        programs.transfer(clf, variables, settings, jax.devices(), SPEC)
+
+
 def test_an_unknown_command_names_the_nearest():
     with pytest.raises(ValueError, match="unexpected argument 'transfr'.*nearest: 'transfer'"):
         programs.check_command("transfr")

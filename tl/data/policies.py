@@ -85,7 +85,8 @@ def _policy(count: int, strength: float | None, ranges: Callable[[int], Ranges])
         chosen = (drawn[:, 0] * len(OPERATIONS)).astype(jnp.int32)
         strengths = jnp.floor(drawn[:, 1] * BINS) / (BINS - 1) if strength is None else strength
         signed = jnp.where(drawn[:, 2] < 0.5, -1.0, 1.0) * strengths
-        step = lambda image, draw: (operate(key, image, *draw, ranges(image.shape[1])), None)
+        at_most = ranges(image.shape[1])
+        step = lambda image, drawn: (operate(key, image, drawn[0], drawn[1], at_most), None)
         return jax.lax.scan(step, image, (chosen, signed))[0]
 
     return for_each_image(apply)
