@@ -441,6 +441,15 @@ def test_other_platforms_get_the_plain_convolution(platforms):
         assert_close(exported.call(x, kernel), dx(x, kernel))
 
 
+@pytest.mark.parametrize("name", ["dense stride 2", "stem 3x3"])
+def test_a_program_of_another_platform_has_one_convolution_per_map(name):
+    x_shape, k_shape, options = FORMS[name]
+    loss = lambda x, kernel: jnp.sum(jnp.sin(ops.conv2d(x, kernel, **options)))
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(normal(0, x_shape), normal(1, k_shape))
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("stablehlo.convolution") == 3
+
+
 # --- pooling ----------------------------------------------------------------------------------
 
 POOLS = [

@@ -64,11 +64,14 @@ def in_float32(f: Map) -> Map:
 def by_autodiff(forward: Map, x_shape, k_shape) -> Form:
     """The form with gradients by automatic differentiation."""
 
+    def transpose(f: Callable[[Array], Array], shape, g: Array) -> Array:
+        return jax.linear_transpose(f, jax.ShapeDtypeStruct(shape, g.dtype))(g)[0]
+
     def input_grad(g: Array, kernel: Array) -> Array:
-        return jax.vjp(lambda x: forward(x, kernel), jnp.zeros(x_shape, g.dtype))[1](g)[0]
+        return transpose(lambda x: forward(x, kernel), x_shape, g)
 
     def kernel_grad(x: Array, g: Array) -> Array:
-        return jax.vjp(lambda k: forward(x, k), jnp.zeros(k_shape, g.dtype))[1](g)[0]
+        return transpose(lambda k: forward(x, k), k_shape, g)
 
     return Form(forward, input_grad, kernel_grad)
 
