@@ -88,7 +88,8 @@ def max_pool(x: Array, *, window: int, stride: int, padding: Padding = NO_PADDIN
     """Maximum of each channel in a sliding window; padding has the value minus infinity.
 
     If several pixels of a window share the maximum, the gradient goes to the first of them in
-    row-major order, as in lax and torch.
+    row-major order, as in lax and torch. The tangent comes from the same pixel; the forward mode of
+    lax may choose another one.
 
     Args:
       x: f32[b h w c].
