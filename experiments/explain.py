@@ -3,6 +3,7 @@
   ./launch.sh explain --images=FILES
   ./launch.sh explain --images=FILES --method=ig,gradcam,rise --target="tabby vs tiger cat"
   ./launch.sh explain --images=FILES --method=gradcam,layercam --endpoint=stage4 --model=DIR
+  ./launch.sh explain --images=FILES --method=ig,gradcam --target=channel:stage3:12
   ./launch.sh explain --images=FILES --beside=attacked
 
 Each target is explained in each image; the default is the predicted class. tl/explain/README.md has
@@ -24,7 +25,7 @@ import functools
 from absl import flags
 
 from tl import cli, inference, pages, reporting
-from tl.explain import METHODS, baselines, report, targets
+from tl.explain import METHODS, baselines, report
 from tl.explain.checks import CHECKS
 from tl.pages import common, explain
 
@@ -36,7 +37,10 @@ def define_flags() -> None:
     cli.define_image_flags(labels="all images are explained")
     text, number = flags.DEFINE_string, functools.partial(flags.DEFINE_integer, lower_bound=0)
     flags.DEFINE_list("method", list(DEFAULT.method), f"Methods: {', '.join(METHODS)}.")
-    flags.DEFINE_list("target", [], "Classes, groups, or 'A vs B'. Default: the predicted class.")
+    flags.DEFINE_list(
+        "target", [], "Classes, groups, 'A vs B', or objectives of ideal. Default: predicted class."
+    )
+    text("photograph", "", "The image that an objective such as similarity:features compares with.")
     text("endpoint", "", "Stage of the methods that read one. Default: the last.")
     text("baseline", DEFAULT.baseline, f"Baselines joined by +: {', '.join(baselines.BASELINES)}.")
     number("nodes", DEFAULT.nodes, "Nodes of ig per baseline.")
@@ -73,7 +77,6 @@ def main(run: reporting.Run) -> None:
     settings = report.ExplainSettings(**values)
     report.methods(settings)  # raises before the weights are read
     clf, variables = cli.load_model(run)
-    targets.weights(inference.class_table(clf), settings.target or ("0",))
     images = inference.read_images(clf, FLAGS.images, white=cli.white(run))
     named = FLAGS.labels == "folder"
     labels = inference.folder_labels(clf, images.paths, run.remark) if named else None

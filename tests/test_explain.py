@@ -549,6 +549,20 @@ def test_a_target_is_a_word_of_an_objective():
         np.testing.assert_allclose(values[i], expected, atol=1e-4 * expected.max())
 
 
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "rise"])
+def test_a_method_explains_an_objective_as_it_does_a_class(name: str):
+    """The logit of a class is an objective, too; the first image has another one."""
+    clf, variables = toy()
+    words = ["channel:stage3:1", "logit:class 0", "logit:class 0"]
+    made, rows = targets.parse(clf, variables, words)
+    method = explain.get(name)(**ROWS[name].options)
+    values = np.asarray(explain.make(method, clf, objective=made)(variables, KEY, IMAGES, rows))
+    scale = np.abs(maps(name)).max()
+    np.testing.assert_allclose(values[1:], maps(name)[1:], atol=1e-4 * scale)
+    change = np.abs(values[0] - maps(name)[0]).max()
+    assert (change > 0.01 * scale) == ROWS[name].reads_class
+
+
 def test_the_memory_does_not_grow_with_the_passes():
     clf, variables = toy()
     needed = []
@@ -673,6 +687,26 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "photograph": (
         lambda: targets.objective(*toy(), ["similarity:features"]),
         "`target` compares with another image: got 'similarity:features', expected `photograph`",
+    ),
+    "classes and objectives": (
+        lambda: targets.parse(*toy(), ["class 0", "channel:stage2:1"]),
+        "`target` has classes and objectives: got 'class 0, channel:stage2:1', expected one of the",
+    ),
+    "photograph without an objective": (
+        lambda: targets.parse(*toy(), ["class 0"], IMAGES[0]),
+        "`photograph` is not read: got classes as `target`, expected an objective",
+    ),
+    "probability of an objective": (
+        lambda: call(explain.get("rise")(), objective=objectives.layer),
+        "reads the probability of a class: got another objective; choose another method",
+    ),
+    "objective before the endpoint": (
+        lambda: call(
+            explain.get("gradcam")(),
+            weights=np.zeros(B, np.int32),
+            objective=lambda index: objectives.channel("stage1", index),
+        ),
+        "endpoint 'stage3', after which the objective cannot be computed.*`endpoint` to an earlier",
     ),
     "slots": (lambda: call(explain.get("ig")(), slots=0), "`slots` must be at least 1: got 0"),
     "NaN in an image": (lambda: call(explain.get("ig")(), IMAGES * np.nan), "hold no NaN"),

@@ -178,6 +178,46 @@ def test_the_predicted_class_is_the_default_target(tmp_path: Path):
     assert row["target"] == f"class {logits[0].argmax()}" == row["predicted"][0]["name"]
 
 
+def test_an_objective_is_explained_and_read_by_the_tests(tmp_path: Path):
+    clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
+    images = np.stack([toys.smooth(SIDE, SIDE, seed=seed) for seed in range(2)])
+    loaded = inference.LoadedImages([tmp_path / f"{i}.png" for i in range(2)], images, [])
+    photograph = tmp_path / "photograph.png"
+    reporting.save_png(photograph, toys.smooth(SIDE, SIDE, seed=9))
+    settings = report.ExplainSettings(
+        ("gradient", "kernel_shap"),
+        ("channel:stage2:1", "similarity:features"),
+        str(photograph),
+        masks=14,
+        grid=2,
+        steps=2,
+        slots=4,
+    )
+    run = reporting.start("explain", str(tmp_path / "run"), {"seed": 0})
+    result = report.explain_images(run, clf, variables, loaded, settings)
+    assert [row["target"] for row in result["images"]] == [*settings.target] * 2
+    assert (run.failures, result["score"]) == ({}, "objective")
+
+    other = inference.read_images(clf, [str(photograph)]).images
+    rows = pixels.to_images01(np.concatenate([images, other]))
+    output = clf.with_dtype("float32").apply(variables, jnp.asarray(rows))
+    *features, compared = np.asarray(output.features)
+    channel = np.asarray(output.endpoints["stage2"])[:2, :, :, 1].mean()
+    cosines = [x @ compared / np.sqrt((x @ x) * (compared @ compared)) for x in features]
+    expected = np.mean([channel, np.mean(cosines)])
+    tests = result["tests"]
+    np.testing.assert_allclose(tests["gradient"]["deletion"]["curve"][0], expected, rtol=1e-4)
+    np.testing.assert_allclose(tests["gradient"]["insertion"]["curve"][-1], expected, rtol=1e-4)
+    assert tests["kernel_shap"]["completeness"]["value"] < 1e-3
+    assert "random_labels" not in tests["gradient"]
+    assert {"road", "mu_fidelity", "input_shift", "randomization"} <= set(tests["gradient"])
+    page = Path(pages.finish(run, result)).read_text()
+    assert "Which pixels of 2 images raise or lower objectives of toy_vgg" in page
+    assert "Why similarity:features?" in page
+    with pytest.raises(ValueError, match="`mosaics` and `marks` explain classes: got `target` ch"):
+        report.explain_images(run, clf, variables, loaded, settings._replace(mosaics=1))
+
+
 @pytest.mark.usefixtures("toy_zoo")
 def test_attacked_images_and_a_second_network_are_explained_beside(tmp_path: Path):
     clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
@@ -201,7 +241,9 @@ def test_attacked_images_and_a_second_network_are_explained_beside(tmp_path: Pat
 
     folder = models.save(tmp_path / "model", clf, variables)
     run = reporting.start("explain", str(tmp_path / "second"), {"seed": 0})
-    settings = settings._replace(beside=str(folder))
+    words = {"target": ("similarity:features",), "photograph": str(tmp_path / "other.png")}
+    reporting.save_png(tmp_path / "other.png", toys.smooth(SIDE, SIDE, seed=9))
+    settings = settings._replace(beside=str(folder), **words)
     correlation = report.explain_images(run, clf, variables, loaded, settings)["beside"][
         "correlation"
     ]

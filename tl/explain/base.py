@@ -109,6 +109,7 @@ class Explanation:
     Attributes:
       method: the method.
       clf: the network, which computes in float32.
+      objective: targets -> objective that is explained; None for classes.
       maps: the function of (variables, `Rows`), without checks; can be differentiated.
       together: number of images that a device computes together.
       program: `maps`, jitted, `together` images at a time.
@@ -118,17 +119,17 @@ class Explanation:
         self,
         method: Method,
         clf: Classifier,
-        objective: Callable[[Any], Objective],
+        objective: Callable[[Any], Objective] | None,
         slots: int,
-        classes: bool,
     ):
-        self.method, self.clf, self._classes = method, clf, classes
+        self.method, self.clf, self.objective = method, clf, objective
         self._checked: set[tuple[int, ...]] = set()  # shapes of images
         many = callable(method.passes) or method.passes > 1
+        score = objective or (probability if method.probability else logit)
 
         def run(variables: Variables, rows: Rows) -> jax.Array:
             return method.maps(
-                _problem(clf, variables, objective, endpoint_of(method, clf), slots), rows
+                _problem(clf, variables, score, endpoint_of(method, clf), slots), rows
             )
 
         self.maps, self.together = run, 1 if many else slots
@@ -157,12 +158,12 @@ class Explanation:
 
         Raises:
           ValueError: images outside [0, 1] or smaller than the method needs, targets of another
-            shape, a network without a head, an endpoint that does not exist or has no spatial
-            extent, or a map that is not finite.
+            shape, a network without a head, an endpoint that does not exist, has no spatial extent
+            or comes after that of the objective, or a map that is not finite.
         """
         clf, b = self.clf, len(images01)
         pixels.check(images01, ndim=4, channels=len(clf.pixels.mean))
-        _check_targets(clf, targets, b, self._classes)
+        _check_targets(clf, targets, b, self.objective is None)
         self.method.check(images01.shape[1:])
         if self.method.endpoint is not None and images01.shape[1:] not in self._checked:
             check_endpoint(self.method, clf, variables, images01.shape)
@@ -199,7 +200,8 @@ def make(
         `devices.images_at_once()`.
 
     Raises:
-      ValueError: `slots` is less than 1, or the method does not explain networks of this family.
+      ValueError: `slots` is less than 1, the method does not explain networks of this family, or it
+        reads the probability of classes and `objective` is given.
 
     Example:
       >>> import tl
@@ -216,10 +218,12 @@ def make(
     if slots < 1:
         raise ValueError(f"`slots` must be at least 1: got {slots}")
     _check_family(method, clf)
-    default = probability if method.probability else logit
-    return Explanation(
-        method, clf.with_dtype("float32"), objective or default, slots, objective is None
-    )
+    if objective and method.probability:
+        raise ValueError(
+            "the method (rise) reads the probability of a class: got another objective; choose "
+            "another method, such as kernel_shap"
+        )
+    return Explanation(method, clf.with_dtype("float32"), objective, slots)
 
 
 def _problem(
@@ -236,7 +240,14 @@ def _problem(
         return objectives.activations(clf.apply(variables, images01), endpoint)
 
     def score_from(maps: jax.Array, images01: jax.Array, targets: Any) -> jax.Array:
-        return objective(targets)(clf.apply_from(variables, maps, endpoint), images01)
+        rest = clf.apply_from(variables, maps, endpoint)
+        try:
+            return objective(targets)(rest, images01)
+        except ValueError as error:
+            raise ValueError(
+                f"the method reads endpoint {endpoint!r}, after which the objective cannot be "
+                f"computed: {error}; set `endpoint` to an earlier stage"
+            ) from None
 
     zero = jnp.zeros((1, 1, 1, len(clf.pixels.mean)))
     return Problem(score, activations, score_from, slots, pixels.denormalize(clf.pixels, zero))

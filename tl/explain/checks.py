@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tl import reporting
+from tl.attacks.run import map_in_chunks
+from tl.devices import shard_rows
 from tl.explain import curves, fragility, pointing, sensitivity
-from tl.explain.base import Explanation
+from tl.explain.base import Explanation, Rows, logit
 from tl.explain.evidence import CONTROLS, Evidence, Subject
 from tl.explain.sensitivity import RANDOMIZED, SHIFTED
 from tl.explain.statistics import FEWEST, bootstrap, by_image, correlations, gini
 from tl.paths import nearest
-from tl.types import Array
+from tl.types import Array, Variables
 
 __all__ = ["CHECKS", "CONTROLS", "FEWEST", "Check", "Subject", "evaluate", "failed"]
 
@@ -36,14 +39,24 @@ def completeness(evidence: Evidence, name: str) -> dict[str, Any] | None:
     draw = evidence.explanations[name].method.baselines
     if draw is None:
         return None
-    rows, weights = evidence.rows(), np.asarray(evidence.subject.targets)
+    rows, variables, run = evidence.rows(), evidence.subject.variables, evidence.shared(_scores)
     starts = draw(rows.keys, rows.images01)
-    of = lambda images01: (evidence.logits(images01) * weights).sum(axis=1)
+    of = lambda images01: np.asarray(run(variables, rows._replace(images01=images01)))
     before = np.stack([of(starts[:, i]) for i in range(starts.shape[1])])
     difference = of(rows.images01) - before.mean(axis=0)
     sums = np.asarray(evidence.maps[name], np.float64).sum(axis=(1, 2))
     value = float(np.abs(sums - difference).sum() / max(np.abs(difference).sum(), 1e-12))
     return {"value": value, "passed": value <= COMPLETE}
+
+
+def _scores(evidence: Evidence) -> Callable[[Variables, Rows], jax.Array]:
+    """`(variables, rows) -> f32[b]`, the score that is explained."""
+    clf, objective = evidence.subject.clf.with_dtype("float32"), evidence.objective or logit
+
+    def run(variables: Variables, rows: Rows) -> jax.Array:
+        return objective(rows.targets)(clf.apply(variables, rows.images01), rows.images01)
+
+    return shard_rows(map_in_chunks(run, evidence.slots))
 
 
 def sparseness(evidence: Evidence, name: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Tests that replace pixels of the images in the order of a map and read the probability."""
+"""Tests that replace pixels of the images in the order of a map and read the probability.
+
+Where another objective than classes is explained, they read its value instead.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def _make_scores(
     count: int,
     *,
     slots: int,
-    objective: Callable[[jax.Array], Objective] = probability,
+    objective: Callable[[Any], Objective],
 ) -> Callable[[Variables, Any], np.ndarray]:
     """`(variables, rows) -> f32[b count]`, the scores of several versions of each image.
 
@@ -69,17 +72,21 @@ class CurveRows(NamedTuple):
       start: f32[b h w c], the image before.
       end: f32[b h w c], the image after.
       ranks: i32[b h w], the order of the pixels.
-      targets: f32[b k], from `targets.weights`.
+      targets: as for `Subject`.
     """
 
     start: Array
     end: Array
     ranks: Array
-    targets: Array
+    targets: Any
 
 
 def make_curves(
-    clf: Classifier, *, steps: int, slots: int
+    clf: Classifier,
+    *,
+    steps: int,
+    slots: int,
+    objective: Callable[[Any], Objective] = probability,
 ) -> Callable[[Variables, CurveRows], np.ndarray]:
     """`(variables, rows) -> f32[b steps + 1]`, the probability while pixels are replaced.
 
@@ -87,6 +94,7 @@ def make_curves(
       clf: the network.
       steps: number of replacements of an equal share of the pixels.
       slots: forward passes that a device computes together.
+      objective: targets -> objective whose value is computed.
     """
 
     def replaced(row: CurveRows, index: jax.Array) -> jax.Array:
@@ -94,7 +102,7 @@ def make_curves(
         after = row.ranks < (n * index // steps)[:, None, None]
         return jnp.where(after[..., None], row.end, row.start)
 
-    return _make_scores(clf, replaced, steps + 1, slots=slots)
+    return _make_scores(clf, replaced, steps + 1, slots=slots, objective=objective)
 
 
 def _area(curves: np.ndarray) -> np.ndarray:
@@ -109,7 +117,8 @@ def _orders(evidence: Evidence) -> dict[str, np.ndarray]:
 
 def _replacement(evidence: Evidence) -> Callable[[Variables, CurveRows], np.ndarray]:
     """The program of deletion and insertion, which differ in the images only."""
-    return make_curves(evidence.subject.clf, steps=evidence.steps, slots=evidence.slots)
+    clf, objective = evidence.subject.clf, evidence.objective or probability
+    return make_curves(clf, steps=evidence.steps, slots=evidence.slots, objective=objective)
 
 
 def _curves(evidence: Evidence, start: Array, end: Array) -> dict[str, np.ndarray]:
@@ -171,13 +180,13 @@ class RemovedRows(NamedTuple):
       keys: key[b], of the noise.
       images01: f32[b h w c].
       ranks: i32[b h w], the order of the pixels.
-      targets: f32[b k], from `targets.weights`.
+      targets: as for `Subject`.
     """
 
     keys: Array
     images01: Array
     ranks: Array
-    targets: Array
+    targets: Any
 
 
 def removed_versions(row: RemovedRows, index: jax.Array) -> jax.Array:
@@ -195,7 +204,10 @@ def removed_versions(row: RemovedRows, index: jax.Array) -> jax.Array:
 def _removed(evidence: Evidence) -> dict[str, np.ndarray]:
     """Method -> the probability f32[b shares] without the highest pixels."""
     clf, variables, *_ = evidence.subject
-    run = _make_scores(clf, removed_versions, len(SHARES), slots=evidence.slots)
+    objective = evidence.objective or probability
+    run = _make_scores(
+        clf, removed_versions, len(SHARES), slots=evidence.slots, objective=objective
+    )
     rows = evidence.rows()
     return {
         name: run(variables, RemovedRows(rows.keys, rows.images01, order, rows.targets))
@@ -229,12 +241,12 @@ class HiddenRows(NamedTuple):
     Attributes:
       images01: f32[b h w c].
       hidden: bool[b n g g], n sets of cells per image.
-      targets: f32[b k], from `targets.weights`.
+      targets: as for `Subject`.
     """
 
     images01: Array
     hidden: Array
-    targets: Array
+    targets: Any
 
 
 def hidden_versions(row: HiddenRows, index: jax.Array) -> jax.Array:
@@ -259,7 +271,8 @@ def _hidden(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
     # The cells with the smallest draws: a random set of a fixed size.
     hidden = draws.argsort(axis=-1).argsort(axis=-1) < max(round(HIDDEN * grid**2), 1)
     hidden = hidden.reshape(*draws.shape[:2], grid, grid)
-    run = _make_scores(clf, hidden_versions, SUBSETS, slots=evidence.slots, objective=logit)
+    objective = evidence.objective or logit
+    run = _make_scores(clf, hidden_versions, SUBSETS, slots=evidence.slots, objective=objective)
     rows = HiddenRows(np.asarray(images01, np.float32), hidden, targets)
     return hidden, run(variables, rows)
 

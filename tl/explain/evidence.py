@@ -15,6 +15,7 @@ from tl.attacks.run import batched_logits
 from tl.explain.base import Explanation, Rows
 from tl.models import Classifier
 from tl.types import Array, Variables
+from tl.visualize.objectives import Objective
 
 # The controls of every report: the edge map and a random order of the pixels.
 CONTROLS = ("edges", "random")
@@ -32,14 +33,14 @@ class Subject(NamedTuple):
       variables: its variables.
       key: from `jax.random.key`, as for the explanation.
       images01: f32[b h w c] in [0, 1].
-      targets: f32[b k], from `targets.weights`.
+      targets: f32[b k], from `targets.weights`, or the arguments of another objective.
     """
 
     clf: Classifier
     variables: Variables
     key: jax.Array
     images01: Array
-    targets: Array
+    targets: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -76,6 +77,11 @@ class Evidence:
             self._shared[compute] = compute(self)
         return self._shared[compute]
 
+    @property
+    def objective(self) -> Callable[[Any], Objective] | None:
+        """The objective that all methods explain; None for classes."""
+        return next(iter(self.explanations.values())).objective
+
     def firsts(self) -> np.ndarray:
         """The first row of each image, i[n]."""
         return np.unique(self.groups, return_index=True)[1]
@@ -89,7 +95,8 @@ class Evidence:
         """The first n images, by default all, with the keys of the explanation."""
         _, _, key, images01, targets = self.subject
         n = len(images01) if n is None else n
-        return Rows(per_image_keys(key, n), jnp.asarray(images01[:n]), jnp.asarray(targets[:n]))
+        first = lambda leaf: jnp.asarray(leaf[:n])
+        return Rows(per_image_keys(key, n), first(images01), jax.tree.map(first, targets))
 
     def few_maps(self, name: str) -> np.ndarray:
         """The maps f32[few h w] of the first images."""

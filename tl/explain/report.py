@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from tl.explain.methods import get
 from tl.inference import LoadedImages
 from tl.models import Classifier
 from tl.types import Variables
+from tl.visualize.objectives import Objective
 
 ATTACKED = "attacked"
 # Side of a top patch as a share of the image, and their number; chosen, not tuned.
@@ -40,7 +41,9 @@ class ExplainSettings(NamedTuple):
 
     Attributes:
       method: rows of `tl.explain.METHODS`.
-      target: words of `targets.weights`; () explains the predicted class.
+      target: words of `targets.parse`, all classes or all objectives; () explains the predicted
+        class.
+      photograph: a file that objectives such as similarity read.
       endpoint: of the methods that read one; "" is the last stage.
       nodes, baseline: of integrated gradients; expected gradients use the baseline, too.
       draws, noise: of SmoothGrad and VarGrad; expected gradients use the draws, too.
@@ -63,6 +66,7 @@ class ExplainSettings(NamedTuple):
 
     method: tuple[str, ...] = ("ig", "gradcam", "rise")
     target: tuple[str, ...] = ()
+    photograph: str = ""
     endpoint: str = ""
     nodes: int = 50
     baseline: str = "black"
@@ -111,12 +115,11 @@ def second_network(settings: ExplainSettings) -> tuple[Classifier, Variables] | 
     """The network of `settings.beside`; None if it names none.
 
     Raises:
-      ValueError: an unknown network, or one that lacks a class of `settings.target`.
+      ValueError: an unknown network.
     """
     if settings.beside in ("", ATTACKED):
         return None
     clf, variables = models.load(settings.beside)
-    targets.weights(inference.class_table(clf), settings.target or ("0",))
     return clf.with_dtype("float32"), variables
 
 
@@ -140,15 +143,20 @@ def explain_images(
 
     Returns:
       The content of `result.json`: `images`, one row per image and target, `tests`, one row per
-      method and control, and `mark_found`, as `pointing.found_by_any`. With `settings.beside`,
+      method and control, `score`, which deletion, insertion and ROAD read, "probability" or
+      "objective", and `mark_found`, as `pointing.found_by_any`. With `settings.beside`,
       `beside` has the same of the attacked images or of the second network, and `correlation`, for
       each method, of its maps with the first ones.
 
     Raises:
-      ValueError: as `methods`, `targets.weights`, `second_network` and `Explanation`.
+      ValueError: as `methods`, `targets.parse`, `second_network`, `make` and `Explanation`, or
+        mosaics or marks with an objective as target.
     """
     chosen = methods(settings) | {"edges": get("edges")()}  # the control of the tests
-    second, clf = second_network(settings), clf.with_dtype("float32")
+    clf = clf.with_dtype("float32")
+    white = max((path.white for path in images.paths if isinstance(path, WithWhite)), default=0)
+    first, other = _network(clf, variables, settings, chosen, white), second_network(settings)
+    second = _network(*other, settings, chosen, white) if other else None
     logits = inference.predict_logits(clf, variables, images.images)
     explained = (
         np.arange(len(logits)) if labels is None else np.flatnonzero(logits.argmax(1) == labels)
@@ -164,8 +172,7 @@ def explain_images(
     )
     classes = logits[explained].argmax(axis=1)
     pointing.check(classes, mosaics=settings.mosaics, marks=settings.marks)
-    explanations = _explanations(clf, settings, chosen)
-    result, maps = _explain(run, explanations, variables, images, logits[explained], settings)
+    result, maps = _explain(run, first, images, logits[explained], settings)
     result |= {"skipped": images.skipped, "settings": settings._asdict()}
     if not settings.beside:
         return result
@@ -173,16 +180,12 @@ def explain_images(
     def beside() -> dict[str, Any]:
         if second is None:
             attacked = attacked_images(clf, variables, images.images, classes, settings.eps)
-            others, network = images._replace(images=attacked), (explanations, variables)
+            others, network = images._replace(images=attacked), first
         else:
-            white = max((p.white for p in images.paths if isinstance(p, WithWhite)), default=0)
             files = [str(path) for path in images.paths]
-            others = inference.read_images(second[0], files, white=white)
-            network = _explanations(second[0], settings, chosen), second[1]
-        logits = inference.predict_logits(
-            clf if second is None else second[0], network[1], others.images
-        )
-        other, other_maps = _explain(run, *network, others, logits, settings)
+            others, network = inference.read_images(second.clf, files, white=white), second
+        logits = inference.predict_logits(network.clf, network.variables, others.images)
+        other, other_maps = _explain(run, network, others, logits, settings)
         groups = np.repeat(np.arange(len(classes)), len(settings.target or ("",)))
         correlation = {
             name: statistics.bootstrap(
@@ -214,34 +217,65 @@ def attacked_images(
     return pixels.to_uint8(attack(on_device, jax.random.key(0), images01, mask, eps=eps).images)
 
 
-def _explanations(
-    clf: Classifier, settings: ExplainSettings, chosen: Mapping[str, Method]
-) -> dict[str, Explanation]:
-    slots = settings.slots or devices.images_at_once()
-    return {name: make(method, clf, slots=slots) for name, method in chosen.items()}
+class _Network(NamedTuple):
+    """A network, and what is explained of it.
+
+    Attributes:
+      clf, variables: the network, on the device.
+      explanations: name -> method.
+      objective: as `Explanation.objective`.
+      targets: of `objective`, one row per word of the settings; None for the predicted class.
+    """
+
+    clf: Classifier
+    variables: Variables
+    explanations: dict[str, Explanation]
+    objective: Callable[[Any], Objective] | None
+    targets: Any
+
+
+def _network(
+    clf: Classifier,
+    variables: Variables,
+    settings: ExplainSettings,
+    chosen: Mapping[str, Method],
+    white: int,
+) -> _Network:
+    photograph, slots = None, settings.slots or devices.images_at_once()
+    if settings.photograph:
+        read = inference.read_images(clf, settings.photograph, white=white)
+        photograph = pixels.to_images01(read.images)[0]
+    objective, rows = targets.parse(clf, variables, settings.target, photograph)
+    if objective and (settings.mosaics or settings.marks):
+        raise ValueError(
+            f"`mosaics` and `marks` explain classes: got `target` {settings.target[0]}, expected a "
+            "class; leave them out"
+        )
+    explanations = {
+        name: make(method, clf, objective=objective, slots=slots) for name, method in chosen.items()
+    }
+    return _Network(clf, jax.device_put(variables), explanations, objective, rows)
 
 
 def _explain(
     run: reporting.Run,
-    explanations: Mapping[str, Explanation],
-    variables: Variables,
+    network: _Network,
     images: LoadedImages,
     logits: np.ndarray,
     settings: ExplainSettings,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The rows of the images and the tests, and name -> maps f32[b h w], of one network."""
-    words, clf = settings.target or ("",), next(iter(explanations.values())).clf
-    table, slots = inference.class_table(clf), settings.slots or devices.images_at_once()
+    clf, on_device, explanations, objective, asked = network
+    words, slots = settings.target or ("",), settings.slots or devices.images_at_once()
     rows = [i for i in range(len(logits)) for _ in words]
     if settings.target:
-        weights = np.tile(targets.weights(table, words), (len(logits), 1))
+        asked = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(logits)), asked)
     else:
-        weights = targets.predicted(logits)
+        asked = targets.predicted(logits)
     images01, key = pixels.to_images01(images.images[rows]), jax.random.key(settings.seed)
-    on_device = jax.device_put(variables)
     maps = {}
     for name in reporting.progress(list(explanations), label="methods"):
-        maps[name] = np.asarray(explanations[name](on_device, key, images01, weights))
+        maps[name] = np.asarray(explanations[name](on_device, key, images01, asked))
     files = zip(images.paths, images.images, strict=True)
     figures = [run.relative(run.figure(path.name, image)) for path, image in files]
     result_rows = []
@@ -265,7 +299,7 @@ def _explain(
             }
         )
     tests = lambda: checks.evaluate(
-        checks.Subject(clf, on_device, key, images01, weights),
+        checks.Subject(clf, on_device, key, images01, asked),
         explanations,
         maps,
         steps=settings.steps,
@@ -279,6 +313,7 @@ def _explain(
     )
     tested = run.attempt("tests", tests, {name: {} for name in maps})
     result = {"arch": clf.arch, "n": len(logits), "images": result_rows, "tests": tested}
+    result["score"] = "objective" if objective else "probability"
     return result | {"mark_found": pointing.found_by_any(tested)}, maps
 
 

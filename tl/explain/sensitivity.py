@@ -140,16 +140,15 @@ def random_labels(evidence: Evidence, name: str) -> dict[str, Any] | None:
 
     Returns:
       `{"value", "passed"}`: the mean over images and `PERMUTATIONS` permutations (one if they would
-      need more than `MANY_PASSES` passes), and whether it is at most `RANDOMIZED`. None with fewer
-      than three classes, where the logits are often negatives of each other. "passed" is None if
-      all maps with permuted labels are constant.
+      need more than `MANY_PASSES` passes), and whether it is at most `RANDOMIZED`. None for another
+      objective than classes, and with fewer than three classes, where the logits are often
+      negatives of each other. "passed" is None if all maps with permuted labels are constant.
 
     Reference: Adebayo et al. 2018, arXiv:1810.03292, section 3.2; Sixt et al. 2020,
       arXiv:1912.09818, random logit test.
     """
     targets = evidence.rows(evidence.few).targets
-    k = targets.shape[1]
-    if k < 3:
+    if evidence.objective or (k := targets.shape[1]) < 3:
         return None
     rng = _generator(jax.random.fold_in(evidence.subject.key, 3))
     maps, values, constant = evidence.few_maps(name), [], True
@@ -208,8 +207,9 @@ def input_shift(evidence: Evidence, name: str) -> dict[str, Any]:
     """
     clf, variables, *_ = evidence.subject
     mean = tuple(m + SHIFT for m in clf.pixels.mean)
-    method = evidence.explanations[name].method
-    shifted = make(method, clf.with_pixels(mean=mean), slots=evidence.slots)
+    method, objective = evidence.explanations[name].method, evidence.objective
+    network = clf.with_pixels(mean=mean)
+    shifted = make(method, network, objective=objective, slots=evidence.slots)
     rows = evidence.rows(evidence.few)
     maps = evidence.few_maps(name)
     after = np.asarray(shifted.program(variables, rows._replace(images01=rows.images01 + SHIFT)))

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from tl import inference
 from tl.attacks import goals
 from tl.labels import ClassTable
 from tl.models import Classifier
@@ -58,6 +59,39 @@ def _weights(table: ClassTable, word: str) -> np.ndarray:
     shares = mask / mask.sum(axis=1, keepdims=True)
     signs = np.array([1.0, -1.0])[: len(parts)]
     return (signs @ shares).astype(np.float32)
+
+
+def parse(
+    clf: Classifier, variables: Variables, words: Sequence[str], photograph: Array | None = None
+) -> tuple[Callable[[Any], Objective] | None, Any]:
+    """What the words of a user name: classes, or objectives, which have a colon.
+
+    Args:
+      clf, variables, photograph: as for `objective`.
+      words: the words; () for the predicted class.
+
+    Returns:
+      For classes None, and `weights` or None without words. Otherwise as `objective`.
+
+    Raises:
+      ValueError: as `weights` and `objective`, classes and objectives together, or a photograph
+        without an objective.
+    """
+    table = inference.class_table(clf)
+    named = [":" in word and word not in table.display_names for word in words]
+    if any(named) and not all(named):
+        raise ValueError(
+            f"`target` has classes and objectives: got {', '.join(words)!r}, expected one of the "
+            "two; write a class as logit:CLASS"
+        )
+    if any(named):
+        return objective(clf, variables, words, photograph)
+    if photograph is not None:
+        raise ValueError(
+            "`photograph` is not read: got classes as `target`, expected an objective such as "
+            "similarity:features"
+        )
+    return None, weights(table, words) if words else None
 
 
 def predicted(logits: Array) -> np.ndarray:

@@ -23,13 +23,15 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     sections = [
         _tests(result["tests"]),
         *(_image(row, result["tests"], folder) for row in result["images"]),
-        *_curves(result["tests"]),
+        *_curves(result["tests"], result.get("score", "probability")),
         *_beside(result.get("beside", {}), folder),
         reporting.skipped(result["skipped"]),
     ]
     methods = ", ".join(result["settings"]["method"])
     images = "1 image" if result["n"] == 1 else f"{result['n']} images"
     lead = f"Why {result['arch']} classifies {images} as it does: {methods}."
+    if result.get("score") == "objective":
+        lead = f"Which pixels of {images} raise or lower objectives of {result['arch']}: {methods}."
     return common.Page("Explanations", lead, sections)
 
 
@@ -162,8 +164,8 @@ def _beside(result: Mapping[str, Any], folder: Path) -> list[Html]:
     ]
 
 
-def _curves(tests: Mapping[str, Any]) -> list[Html]:
-    """Deletion, insertion, and the correlations over the cascade of random weights."""
+def _curves(tests: Mapping[str, Any], score: str) -> list[Html]:
+    """Deletion, insertion and ROAD of a score, and the correlations over random weights."""
     charts = []
     evenly = lambda n: [i / (n - 1) for i in range(n)]
     for key, words, places in (
@@ -179,7 +181,7 @@ def _curves(tests: Mapping[str, Any]) -> list[Html]:
         if not series:
             continue
         title, x_label = checks.CHECKS[key].title, f"{words} (%)"
-        charts.append(reporting.curves(series, title=title, x_label=x_label, y_label="probability"))
+        charts.append(reporting.curves(series, title=title, x_label=x_label, y_label=score))
     for key in ("randomization", "smooth_randomization"):
         stages = {name: row[key]["stages"] for name, row in tests.items() if key in row}
         longest = max(map(list, stages.values()), key=len, default=[])
