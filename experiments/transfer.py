@@ -127,7 +127,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("centralize", DEFAULT.centralize, help)
     one_of("loss", DEFAULT.loss, list(losses.LOSSES), "Loss of an example.")
     inits = ["", *initializers.INITIALIZERS]
-    one_of("init", DEFAULT.init, inits, "Draw the backbone anew, to train it from scratch.")
+    one_of("init", DEFAULT.init, inits, "Initializer of a backbone that is trained from scratch.")
     flags.DEFINE_bool(
         "soft_labels",
         DEFAULT.soft_labels,

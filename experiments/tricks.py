@@ -32,7 +32,7 @@ def define_flags() -> None:
     cli.define_white_flag()
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     text("data", None, f"Data set: {', '.join(data.names())}.", required=True)
-    help = f"Tricks: {', '.join(TRICKS)}. Default: all that change the baseline."
+    help = f"Tricks: {', '.join(TRICKS)}. Default: those that change the baseline."
     flags.DEFINE_list("tricks", [], help)
     number("seeds", 3, "Seeds of split and training.", lower_bound=1)
     text("tune", "all", f"Which parameters train: {', '.join(rules.TUNE)}.")

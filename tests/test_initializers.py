@@ -1,4 +1,4 @@
-"""Parameters drawn anew: their distribution, and training from scratch."""
+"""Initializers: the distribution of the parameters, and training from scratch."""
 
 from __future__ import annotations
 

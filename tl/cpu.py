@@ -30,8 +30,8 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # musl
         return False
-    done = [mallopt(parameter, value) for parameter, value in _MALLOPT.items()]
-    return all(done)
+    statuses = [mallopt(parameter, value) for parameter, value in _MALLOPT.items()]
+    return all(statuses)
 
 
 @contextlib.contextmanager

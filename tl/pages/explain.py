@@ -40,11 +40,11 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     for name, row in result["tests"].items():
         values = ", ".join(f"{key} {_value(key, test)}" for key, test in row.items())
         yield f"{title(name, row)}: {values}"
-    if found := result.get("mark_found"):
+    if marks := result.get("mark_found"):
         yield (
-            f"at least one of {', '.join(found['methods'])} points at the mark in "
-            f"{found['value']:.1%} of {found['n']} photographs "
-            f"({found['ci95'][0]:.1%} to {found['ci95'][1]:.1%})"
+            f"at least one of {', '.join(marks['methods'])} points at the mark in "
+            f"{marks['value']:.1%} of {marks['n']} photographs "
+            f"({marks['ci95'][0]:.1%} to {marks['ci95'][1]:.1%})"
         )
     for row in result["images"]:
         zero = [name for name, drawn in row["maps"].items() if drawn["zero"]]

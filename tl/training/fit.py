@@ -198,7 +198,7 @@ def fit(
         network = params, stats
         stats = attempt("reestimate", lambda: reestimate(context, *network, updated_norms), stats)
     history = [row for result in results for row in result.history]
-    # A backbone that was drawn anew has none of the pretrained parameters and statistics.
+    # A backbone with new parameters has none of the pretrained parameters and statistics.
     drawn = [name for name in paths.flatten(params) if recipe.init]
     drawn_norms = rules.norm_layers(stats) if recipe.init else frozenset()
     return FitResult(

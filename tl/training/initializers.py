@@ -1,4 +1,4 @@
-"""Parameters drawn anew, to train a network from scratch.
+"""Initializers of networks that are trained from scratch.
 
 `Recipe.init` names a row of `INITIALIZERS`; `fit` then starts from these parameters instead of the
 pretrained ones. The head is not drawn: `models.heads` decides how it starts.
