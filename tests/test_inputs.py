@@ -218,6 +218,7 @@ def test_a_phase_releases_its_inputs_before_the_next(
 
     class Prepared:
         groups, source, train_norms, standardized = [], "", frozenset(), False
+        step = SimpleNamespace(memory=0)
 
         def host(self, state: Any) -> tuple[Any, Any]:
             return network()[1]["params"], network()[1]["batch_stats"]
