@@ -49,6 +49,7 @@ def define_flags() -> None:
     flags.DEFINE_float("lowpass", 0.0, "Standard deviation of a filter of gradients, in pixels.")
     number("masks", DEFAULT.masks, "Masks of rise (the paper: 4,000 to 8,000) and kernel_shap.")
     number("grid", DEFAULT.grid, "Cells per side of a mask of rise and kernel_shap.")
+    number("superpixels", 0, "Superpixels of kernel_shap, about as many; 0: cells of the grid.")
     number("patch", 0, "Side of the patch of occlusion in pixels. Default: an eighth of the image.")
     number("stride", 0, "Step of the patch in pixels. Default: half of the patch.")
     flags.DEFINE_bool("relu", True, "Set negative values of gradcam to 0; --norelu shows the sign.")

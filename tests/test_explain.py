@@ -24,6 +24,7 @@ from tl.visualize import objectives
 
 SIDE, B, K = 16, 3, 3
 KEY = jax.random.key(3)
+SLIC = jax.jit(masks.slic, static_argnums=1)
 TABLE = labels.from_names([f"class {i}" for i in range(K)], name="toy")
 IMAGES = np.stack([toys.smooth(SIDE, SIDE, seed=i) for i in range(B)]).astype(np.float32) / 255
 FIRST, SECOND = (np.eye(K, dtype=np.float32)[[i] * B] for i in (0, 1))
@@ -356,20 +357,34 @@ def test_expected_gradients_draw_other_baselines_than_integrated_gradients():
 
 
 @functools.cache
-def coalition_scores(grid: int) -> np.ndarray:
+def players(superpixels: int) -> np.ndarray:
+    """The cell of a grid of 3 x 3 or the superpixel i[b h w] of each pixel."""
+    edge = np.arange(SIDE) * 3 // SIDE
+    if not superpixels:
+        return np.stack([edge[:, None] * 3 + edge] * B)
+    return np.stack([SLIC(image, 3) for image in IMAGES])
+
+
+@functools.cache
+def coalition_scores(superpixels: int) -> np.ndarray:
     """The scores f32[2 ** cells b] of the toy VGG; bit i of a row shows cell i of black images."""
     clf, variables = toy()
-    edge = np.arange(SIDE) * grid // SIDE
-    cell = edge[:, None] * grid + edge
-    shown = np.arange(2 ** (grid * grid))[:, None, None] >> cell & 1
-    images = (IMAGES[None] * shown[:, None, ..., None]).astype(np.float32)
+    shown = np.arange(2**9)[:, None, None, None] >> players(superpixels) & 1
+    images = (IMAGES[None] * shown[..., None]).astype(np.float32)
     logits = jax.jit(clf.logits)(variables, jnp.asarray(images.reshape(-1, SIDE, SIDE, 3)))
     return np.asarray(logits)[:, 0].reshape(-1, B)
 
 
-def test_kernel_shap_of_all_coalitions_has_the_shapley_values():
+def player_sums(values: np.ndarray, superpixels: int) -> np.ndarray:
+    """The sums f64[b cells] of maps f32[b h w] over the players."""
+    pairs = zip(players(superpixels), values, strict=True)
+    return np.stack([np.bincount(cell.ravel(), x.ravel(), minlength=9) for cell, x in pairs])
+
+
+@pytest.mark.parametrize("superpixels", [0, 9])
+def test_kernel_shap_of_all_coalitions_has_the_shapley_values(superpixels: int):
     """By definition: the mean gain of a cell over the orders of the cells."""
-    scores, cells = coalition_scores(3).astype(np.float64), 9
+    scores, cells = coalition_scores(superpixels).astype(np.float64), 9
     sizes = np.array([bin(i).count("1") for i in range(2**cells)])
     weights = np.array([1 / (cells * math.comb(cells - 1, s)) for s in range(cells)])
     expected = np.zeros((B, cells))
@@ -377,25 +392,71 @@ def test_kernel_shap_of_all_coalitions_has_the_shapley_values():
         without = np.flatnonzero(~np.arange(2**cells) >> i & 1)
         gains = scores[without + 2**i] - scores[without]
         expected[:, i] = weights[sizes[without]] @ gains
-    method = explain.get("kernel_shap")(masks=510, grid=3, fill="black")
+    method = explain.get("kernel_shap")(masks=510, grid=3, superpixels=superpixels, fill="black")
     clf, variables = toy()
     values = np.asarray(explain.make(method, clf, slots=64)(variables, KEY, IMAGES, FIRST))
-    edges = np.searchsorted(np.arange(SIDE) * 3 // SIDE, range(3))
-    actual = np.add.reduceat(np.add.reduceat(values, edges, axis=1), edges, axis=2)
-    np.testing.assert_allclose(
-        actual.reshape(B, cells), expected, atol=1e-4 * np.abs(expected).max()
-    )
+    actual = player_sums(values, superpixels)
+    np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_kernel_shap_of_an_additive_score_is_exact_from_any_coalitions():
+@pytest.mark.parametrize("superpixels", [0, 9])
+def test_kernel_shap_of_an_additive_score_is_exact_from_any_coalitions(superpixels: int):
     """Each cell contributes the same to every coalition."""
     _, _, a, b = quadratic()
     parts = (IMAGES * a[..., 0] + IMAGES**2 * b[..., 0]).sum(-1)
-    edges = np.searchsorted(np.arange(SIDE) * 3 // SIDE, range(3))
-    sums = lambda x: np.add.reduceat(np.add.reduceat(x, edges, axis=-2), edges, axis=-1)
-    values = explained(explain.get("kernel_shap")(masks=40, grid=3, fill="black"))
-    expected = sums(parts)
-    np.testing.assert_allclose(sums(values), expected, atol=1e-3 * np.abs(expected).max())
+    method = explain.get("kernel_shap")(masks=40, grid=3, superpixels=superpixels, fill="black")
+    expected = player_sums(parts, superpixels)
+    actual = player_sums(explained(method), superpixels)
+    np.testing.assert_allclose(actual, expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_superpixels_follow_the_colors_and_cells_do_not():
+    """Two colors with a diagonal border and a little noise: no superpixel has both."""
+    side = 24
+    second = np.add.outer(np.arange(side), 2 * np.arange(side)) > 1.4 * side
+    image = np.where(second[..., None], [0.8, 0.3, 0.2], [0.2, 0.4, 0.7])
+    image += np.random.default_rng(0).normal(0, 0.02, image.shape)
+    cell = np.asarray(SLIC(image.astype(np.float32), 4))
+    mixed = lambda cell: sum(0 < second[cell == i].mean() < 1 for i in np.unique(cell))
+    edge = np.arange(side) * 4 // side
+    assert mixed(cell) == 0 and mixed(edge[:, None] * 4 + edge) > 3
+    assert (cell.dtype, cell.shape) == (np.int32, (side, side)) and cell.max() < 16
+    sizes = np.bincount(cell.ravel(), minlength=16)
+    assert np.count_nonzero(sizes) > 12 and sizes.max() < 4 * side**2 / 16
+
+
+def test_superpixels_match_k_means_in_numpy():
+    """A loop over pixels; each pixel compares the superpixels that start around its cell."""
+    grid = 3
+    edge = np.arange(SIDE) * grid // SIDE
+    cell = edge[:, None] * grid + edge
+    colors = np.rint(255 * IMAGES[0]) / 255 * 100 / math.sqrt(3) / masks.COMPACTNESS
+    places = np.moveaxis(np.indices((SIDE, SIDE)), 0, -1) * grid / SIDE
+    points = np.concatenate([colors, places], axis=-1)
+    for _ in range(masks.ROUNDS):
+        centers = {i: points[cell == i].mean(axis=0) for i in np.unique(cell).tolist()}
+        new = np.zeros_like(cell)
+        for y, x in np.ndindex(SIDE, SIDE):
+            near = lambda i, down=edge[y], across=edge[x]: (
+                abs(i // grid - down) < 2 and abs(i % grid - across) < 2
+            )
+            distance = lambda i, point=points[y, x], c=centers: np.sum((point - c[i]) ** 2)
+            new[y, x] = min(filter(near, centers), key=distance)
+        cell = new
+    np.testing.assert_array_equal(players(9)[0], cell)
+
+
+def test_an_empty_superpixel_contributes_nothing():
+    """Noise empties superpixels; the others still add up to the difference of the scores."""
+    images = np.random.default_rng(1).integers(0, 2, (B, SIDE, SIDE, 3)).astype(np.float32)
+    sizes = np.bincount(np.asarray(SLIC(images[0], 12)).ravel(), minlength=144)
+    method = explain.get("kernel_shap")(masks=300, superpixels=144, fill="black")
+    clf, variables = toy()
+    values = np.asarray(explain.make(method, clf, slots=4)(variables, KEY, images, FIRST))
+    logits = np.asarray(jax.jit(clf.logits)(variables, np.concatenate([images, 0 * images])))
+    expected = logits[:B, 0] - logits[B:, 0]
+    assert (sizes == 0).any()
+    np.testing.assert_allclose(values.sum((1, 2)), expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_coalitions_are_drawn_from_the_shapley_kernel_in_complementary_pairs():
@@ -677,6 +738,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "`masks` must be at least 98: got 97",
     ),
     "one cell": (lambda: explain.get("kernel_shap")(grid=1), "`grid` must be at least 2: got 1"),
+    "superpixels": (
+        lambda: explain.get("kernel_shap")(superpixels=3),
+        "`superpixels` must be at least 4: got 3",
+    ),
+    "more superpixels than pixels": (
+        lambda: call(explain.get("kernel_shap")(superpixels=289, masks=1000)),
+        "`superpixels` is larger than the images: got 289, expected at most 256",
+    ),
     "epsilon": (lambda: explain.get("lrp_epsilon")(epsilon=0.0), "`epsilon` must be above 0"),
     "gamma": (lambda: explain.get("lrp_gamma")(gamma=-1.0), "`gamma` must be at least 0"),
     "alpha": (lambda: explain.get("lrp_alpha_beta")(alpha=0.5), "`alpha` must be at least 1"),

@@ -49,6 +49,7 @@ class ExplainSettings(NamedTuple):
       draws, noise: of SmoothGrad and VarGrad; expected gradients use the draws, too.
       lowpass: standard deviation of the filter of gradients, in pixels; 0 is none.
       masks, grid: of RISE and KernelSHAP.
+      superpixels: number of superpixels of KernelSHAP instead of the cells of the grid; 0 is none.
       patch, stride: of occlusion, in pixels; 0 is the default of the method.
       relu: whether Grad-CAM sets negative values to 0.
       slots: passes that a device computes together; 0 is the default of the device.
@@ -75,6 +76,7 @@ class ExplainSettings(NamedTuple):
     lowpass: float = 0.0
     masks: int = 1000
     grid: int = 7
+    superpixels: int = 0
     patch: int = 0
     stride: int = 0
     relu: bool = True
