@@ -166,11 +166,36 @@ def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) ->
         sums = lax.scan(add, jnp.zeros((kh * kw * c, out), x.dtype), (pad(x, padding), g))[0]
         return sums.reshape(k_shape)
 
-    return Form(plain.forward if out >= 64 else patches.forward, patches.input_grad, kernel_grad)
+    def forward(x: Array, kernel: Array) -> Array:
+        if kh * kw > 9:
+            return correlate(*in_blocks(x, kernel, stride, padding), NO_PADDING)[:, : size[0]]
+        windows = jnp.concatenate(shifted(pad(x, padding), (kh, kw), size, stride), axis=3)
+        return windows @ kernel.reshape(-1, out)
+
+    return Form(forward, patches.input_grad, kernel_grad)
 
 
 def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
     """Blocks of stride x stride pixels as channels, then one matrix product per row of taps."""
+    oh, ow = out_size(x.shape, kernel.shape[:2], stride, padding)
+    x, kernel = in_blocks(x, kernel, stride, padding)
+    bh, bw, c, out = kernel.shape
+    patches = [jnp.concatenate(shifted(x[:, i:], (1, bw), (oh, ow)), axis=3) for i in range(bh)]
+    y = reduce(
+        jnp.add,
+        [
+            p.reshape(-1, bw * c) @ k.reshape(bw * c, out)
+            for p, k in zip(patches, kernel, strict=True)
+        ],
+    )
+    return y.reshape(-1, oh, ow, out)
+
+
+def in_blocks(x: Array, kernel: Array, stride: int, padding: Padding) -> tuple[Array, Array]:
+    """The image and the kernel of the same convolution with stride 1.
+
+    Blocks of stride x stride pixels become channels, and the kernel is padded to whole blocks.
+    """
     s = stride
     kh, kw, c, out = kernel.shape
     b, h, w, _ = x.shape
@@ -185,16 +210,8 @@ def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
         .reshape(b, rows, cols, s * s * c)
     )
     kernel = jnp.pad(kernel, ((0, s * bh - kh), (0, s * bw - kw), (0, 0), (0, 0)))
-    kernel = (
-        kernel.reshape(bh, s, bw, s, c, out)
-        .transpose(0, 2, 1, 3, 4, 5)
-        .reshape(bh, bw * s * s * c, out)
-    )
-    patches = [jnp.concatenate(shifted(x[:, i:], (1, bw), (oh, ow)), axis=3) for i in range(bh)]
-    y = reduce(
-        jnp.add, [p.reshape(-1, p.shape[3]) @ k for p, k in zip(patches, kernel, strict=True)]
-    )
-    return y.reshape(b, oh, ow, out)
+    kernel = kernel.reshape(bh, s, bw, s, c, out).transpose(0, 2, 1, 3, 4, 5)
+    return x, kernel.reshape(bh, bw, s * s * c, out)
 
 
 # --- dense k x k ------------------------------------------------------------------------------
@@ -203,7 +220,7 @@ def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
 def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     taps = k_shape[:2]
     size = out_size(x_shape, taps, stride, padding)
-    fast = taps == (3, 3) and stride == 1 and min(size) >= 14
+    fast = taps == (3, 3) and stride == 1 and min(size) >= 7
 
     def forward(x: Array, kernel: Array) -> Array:
         return (
@@ -218,8 +235,7 @@ def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
 
         if stride > 1:
             return by_phases(g, x_shape, taps, stride, padding, gather)
-        full = [(n - 1 - low, n - 1 - high) for n, (low, high) in zip(taps, padding, strict=True)]
-        return correlate(g, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), (full[0], full[1]))
+        return correlate(g, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), turned_padding(taps, padding))
 
     def kernel_grad(x: Array, g: Array) -> Array:
         if fast:
@@ -230,21 +246,34 @@ def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     return Form(forward, input_grad, kernel_grad)
 
 
+def turned_padding(taps: Pair, padding: Padding) -> Padding:
+    """Padding of the input gradient with stride 1, a correlation with the kernel turned around."""
+    rows, cols = ((n - 1 - low, n - 1 - high) for n, (low, high) in zip(taps, padding, strict=True))
+    return rows, cols
+
+
 def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
     """Cross-correlation with stride 1: Winograd's form where it is faster, else the direct form."""
     kh, kw, c, out = kernel.shape
     size = out_size(x.shape, (kh, kw), 1, padding)
     if (kh, kw) == (1, 1):
         return jnp.einsum("bhwc,co->bhwo", pad(x, padding), kernel[0, 0])
-    if (kh, kw) == (3, 3) and min(c, out) >= 128 and min(size) >= 14:
+    if (kh, kw) == (3, 3) and min(c, out) >= 64 and min(size) >= 7:
         return winograd.correlate(x, kernel, padding)
+    return direct(x, kernel, padding)
+
+
+def direct(x: Array, kernel: Array, padding: Padding, groups: int = 1) -> Array:
+    """The plain cross-correlation with stride 1, computed by Eigen where that is possible."""
     # XLA passes a convolution to YNNPACK unless the output has more rows than the input. Eigen's
     # convolution is 1.1 to 1.8 times as fast, so rows are added, and cropped by the next operation.
+    size = out_size(x.shape, kernel.shape[:2], 1, padding)
     (top, bottom), sides = padding
     extra = max(x.shape[1] - size[0] + 1, 0)
     if extra > max(size[0] // 6, 1) or min(size) < 1:
-        return lax_conv(x, kernel, padding=padding)
-    return lax_conv(x, kernel, padding=((top, bottom + extra), sides))[:, : size[0]]
+        return lax_conv(x, kernel, padding=padding, groups=groups)
+    more = ((top, bottom + extra), sides)
+    return lax_conv(x, kernel, padding=more, groups=groups)[:, : size[0]]
 
 
 def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
@@ -255,26 +284,49 @@ def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> For
     b, h, w, c = x_shape
     kh, kw, i, out = k_shape
     o = out // groups
-    # Groups per dense convolution.
-    m = max(n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= 128))
-    whole = dense((b, h, w, m * i), (kh, kw, m * i, m * o), stride, padding)
-    eye = partial(np.eye, m)
+    # Channels of a dense convolution: few for speed, more for sums over all positions, whose parts
+    # take long to compile.
+    m, wide = (
+        max(
+            n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= most)
+        )
+        for most in (32, 128)
+    )
+
+    def dense_parts(m: int) -> Form:
+        return dense((b, h, w, m * i), (kh, kw, m * i, m * o), stride, padding)
 
     def block_diagonal(kernel: Array) -> Array:
-        return jnp.einsum(
-            "hwimo,nm->hwnimo", kernel.reshape(kh, kw, i, m, o), eye(dtype=kernel.dtype)
-        ).reshape(kh, kw, m * i, m * o)
+        """[groups/m kh kw m*i m*o]."""
+        blocks = kernel.reshape(kh, kw, i, groups // m, m, o)
+        eye = np.eye(m, dtype=kernel.dtype)
+        return jnp.einsum("hwigmo,nm->ghwnimo", blocks, eye).reshape(-1, kh, kw, m * i, m * o)
 
-    def map_parts(f: Callable, *arrays: Array) -> Array:
-        parts = zip(*(jnp.split(a, groups // m, axis=3) for a in arrays), strict=True)
-        return jnp.concatenate([f(*p) for p in parts], axis=3)
+    def side_by_side(parts: Array | list[Array]) -> Array:
+        return jnp.concatenate(list(parts), axis=3)
 
-    def diagonal(x: Array, g: Array) -> Array:
-        dk = whole.kernel_grad(x, g).reshape(kh, kw, m, i, m, o)
-        return jnp.einsum("hwnimo,nm->hwimo", dk, eye(dtype=dk.dtype)).reshape(kh, kw, i, m * o)
+    def forward(x: Array, kernel: Array) -> Array:
+        blocks = block_diagonal(kernel)
+        if stride == 1:  # one convolution compiles faster than its parts
+            return direct(x, side_by_side(blocks), padding, groups // m)
+        parts = zip(jnp.split(x, groups // m, axis=3), blocks, strict=True)
+        return side_by_side([dense_parts(m).forward(*part) for part in parts])
 
-    return Form(
-        lambda x, k: map_parts(lambda x, k: whole.forward(x, block_diagonal(k)), x, k),
-        lambda g, k: map_parts(lambda g, k: whole.input_grad(g, block_diagonal(k)), g, k),
-        lambda x, g: map_parts(diagonal, x, g),
-    )
+    def input_grad(g: Array, kernel: Array) -> Array:
+        blocks = block_diagonal(kernel)
+        if stride == 1:
+            turned = jnp.swapaxes(blocks[:, ::-1, ::-1], 3, 4)
+            return direct(g, side_by_side(turned), turned_padding((kh, kw), padding), groups // m)
+        parts = zip(jnp.split(g, groups // m, axis=3), blocks, strict=True)
+        return side_by_side([dense_parts(m).input_grad(*part) for part in parts])
+
+    def kernel_grad(x: Array, g: Array) -> Array:
+        def diagonal(x: Array, g: Array) -> Array:
+            dk = dense_parts(wide).kernel_grad(x, g).reshape(kh, kw, wide, i, wide, o)
+            eye = np.eye(wide, dtype=dk.dtype)
+            return jnp.einsum("hwnimo,nm->hwimo", dk, eye).reshape(kh, kw, i, wide * o)
+
+        parts = (jnp.split(a, groups // wide, axis=3) for a in (x, g))
+        return side_by_side([diagonal(*part) for part in zip(*parts, strict=True)])
+
+    return Form(forward, input_grad, kernel_grad)
