@@ -450,6 +450,28 @@ def test_maps_of_the_planted_quarter_pass_and_the_controls_fail():
     np.testing.assert_allclose(rows["ig"]["agreement"]["value"], mean)
 
 
+def test_the_alignment_with_the_edges_is_a_rank_correlation_with_their_map():
+    rows = evaluated()
+    assert rows["edges"]["edge_alignment"]["value"] == pytest.approx(1.0)
+    assert "edge_alignment" not in rows["random"]
+    values = rows["ig"]["edge_alignment"]["per_image"]
+    assert len(values) == B and np.mean(values) == rows["ig"]["edge_alignment"]["value"]
+    assert np.mean(values) == pytest.approx(rows["ig"]["agreement"]["with"]["edges"])
+
+
+def test_the_difference_of_two_networks_is_that_of_the_same_images():
+    """The images differ more than the networks, so the interval needs the pairs."""
+    spread = np.linspace(0.0, 1.0, 6)
+    row = lambda values: {"value": 0.0, "per_image": list(values)}
+    shared = {"seeds": {"value": 1.0}, "road": {"value": 1.0}}
+    first = {"ig": {"insertion": row(spread), "sparseness": row(spread), **shared}, "rise": {}}
+    second = {"ig": {"insertion": row(spread + 0.1), **shared}, "edges": {}}
+    table = checks.differences(first, second)
+    assert list(table) == ["ig"] and list(table["ig"]) == ["insertion"]
+    assert table["ig"]["insertion"]["value"] == pytest.approx(0.1)
+    np.testing.assert_allclose(table["ig"]["insertion"]["ci95"], 0.1)
+
+
 def test_targets_of_one_image_count_as_one_image():
     clf, variables = planted()
     explanations = {"edges": explain.make(explain.get("edges")(), clf, slots=8)}

@@ -226,9 +226,10 @@ def test_attacked_images_and_a_second_network_are_explained_beside(tmp_path: Pat
     for file, image in zip(files, images, strict=True):
         reporting.save_png(file, image)
     loaded = inference.read_images(clf, [str(file) for file in files])
+    compared = ("insertion", "sparseness", "edge_alignment")
     run = reporting.start("explain", str(tmp_path / "attacked"), {"seed": 0})
     settings = report.ExplainSettings(
-        ("gradient",), steps=2, slots=4, tests=("sparseness",), beside="attacked", eps=0.1
+        ("gradient",), steps=2, slots=4, tests=compared, beside="attacked", eps=0.1
     )
     result = report.explain_images(run, clf, variables, loaded, settings)
     other = result["beside"]
@@ -236,8 +237,15 @@ def test_attacked_images_and_a_second_network_are_explained_beside(tmp_path: Pat
     attacked = np.stack([data.decode(run.workdir / row["image"]) for row in other["images"]])
     assert 0 < np.abs(attacked.astype(int) - loaded.images).max() <= 25
     assert other["correlation"]["edges"]["value"] < 1
-    page = pages.finish(run, result)
-    assert "After the attack" in Path(page).read_text()
+    before, after = result["tests"]["gradient"], other["tests"]["gradient"]
+    for key in compared:
+        row = other["difference"]["gradient"][key]
+        assert row["value"] == pytest.approx(after[key]["value"] - before[key]["value"])
+        assert row["ci95"][0] <= row["value"] <= row["ci95"][1]
+    page = Path(pages.finish(run, result)).read_text()
+    assert "After the attack" in page and "Difference of the tests" in page
+    (line,) = [x for x in pages.explain.lines(result) if x.startswith("gradient, attacked minus")]
+    assert all(key in line for key in compared)
 
     folder = models.save(tmp_path / "model", clf, variables)
     run = reporting.start("explain", str(tmp_path / "second"), {"seed": 0})

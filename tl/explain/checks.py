@@ -19,7 +19,15 @@ from tl.explain import curves, fragility, pointing, sensitivity
 from tl.explain.base import Explanation, Rows, logit
 from tl.explain.evidence import CONTROLS, Evidence, Subject
 from tl.explain.sensitivity import RANDOMIZED, SHIFTED
-from tl.explain.statistics import FEWEST, bootstrap, by_image, correlations, gini
+from tl.explain.statistics import (
+    FEWEST,
+    bootstrap,
+    by_image,
+    correlations,
+    gini,
+    per_image,
+    spearman,
+)
 from tl.paths import nearest
 from tl.types import Array, Variables
 
@@ -60,8 +68,18 @@ def _scores(evidence: Evidence) -> Callable[[Variables, Rows], jax.Array]:
 
 
 def sparseness(evidence: Evidence, name: str) -> dict[str, Any]:
-    """`{"value", "ci95"}`: the Gini index of the absolute values, as from `statistics.gini`."""
-    return bootstrap(by_image(gini(evidence.maps[name]), evidence.groups))
+    """The Gini index of the absolute values, as from `statistics.gini` and `per_image`."""
+    return per_image(by_image(gini(evidence.maps[name]), evidence.groups))
+
+
+def edge_alignment(evidence: Evidence, name: str) -> dict[str, Any]:
+    """Rank correlation of the absolute values with the edge map, as from `statistics.per_image`.
+
+    Gradients of adversarially trained networks follow the edges of the object more than those of
+    other networks (Tsipras et al. 2018, arXiv:1805.12152, section 3).
+    """
+    values = spearman(evidence.maps[name], evidence.maps["edges"])
+    return per_image(by_image(values, evidence.groups))
 
 
 def _correlations(evidence: Evidence) -> dict[str, dict[str, float]]:
@@ -157,6 +175,7 @@ CHECKS: dict[str, Check] = {
         percent=True,
     ),
     "sparseness": Check(sparseness, "Sparseness (Gini)", question=FORM, needs_map=False),
+    "edge_alignment": Check(edge_alignment, "Correlation with the edges", question=FORM),
     "agreement": Check(agreement, "Correlation with other methods", question=FORM),
 }
 """Key of `result.json` -> test."""
@@ -224,6 +243,27 @@ def evaluate(
         }
         tests[name] = {key: row for key, row in rows.items() if row is not None}
     return tests
+
+
+def differences(
+    first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The tests of a second network minus those of a first one, for the same images.
+
+    Args:
+      first, second: as from `evaluate`.
+
+    Returns:
+      Name -> key of `CHECKS` -> `{"value", "ci95"}`, for tests with a value per image: the mean
+      difference and its 95 % bootstrap interval over images.
+    """
+    table: dict[str, dict[str, Any]] = {name: {} for name in first if name in second}
+    for name, row in table.items():
+        for key in CHECKS:
+            pair = [tests[name].get(key, {}).get("per_image") for tests in (second, first)]
+            if None not in pair:
+                row[key] = bootstrap(np.subtract(*pair))
+    return table
 
 
 def check_keys(keys: Sequence[str]) -> None:

@@ -151,8 +151,7 @@ def deletion(evidence: Evidence, name: str) -> dict[str, Any]:
     """Area under the probability while the highest pixels turn gray; smaller is better.
 
     Returns:
-      `{"value", "ci95", "passed", "curve"}`, as from `statistics.against_controls`, and the mean
-      probability after each step.
+      As `statistics.against_controls`, and "curve", the mean probability after each step.
 
     Reference: Petsiuk et al. 2018, arXiv:1806.07421, section 4.2.
     """
@@ -222,7 +221,7 @@ def road(evidence: Evidence, name: str) -> dict[str, Any]:
     accuracy instead, which is too coarse for a few images.
 
     Returns:
-      `{"value", "ci95", "passed", "curve"}`, as `deletion`; the value is the mean over `SHARES`.
+      As `deletion`; the value is the mean over `SHARES`.
 
     Reference: Rong et al. 2022, arXiv:2202.00449, most relevant first.
     """
@@ -296,8 +295,8 @@ def mu_fidelity(evidence: Evidence, name: str) -> dict[str, Any]:
     correlation, too, and hides behind black; the paper has Pearson's.
 
     Returns:
-      `{"value", "ci95", "passed"}`, as from `statistics.against_controls`; larger is better. A
-      random order, whose map is constant, has the value 0.
+      As `statistics.against_controls`; larger is better. A random order, whose map is constant, has
+      the value 0.
 
     Reference: Bhatt et al. 2020, arXiv:2005.00631, definition 3.
     """

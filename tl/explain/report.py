@@ -147,8 +147,8 @@ def explain_images(
       The content of `result.json`: `images`, one row per image and target, `tests`, one row per
       method and control, `score`, which deletion, insertion and ROAD read, "probability" or
       "objective", and `mark_found`, as `pointing.found_by_any`. With `settings.beside`,
-      `beside` has the same of the attacked images or of the second network, and `correlation`, for
-      each method, of its maps with the first ones.
+      `beside` has the same of the attacked images or of the second network, `correlation`, for each
+      method, of its maps with the first ones, and `difference`, as `checks.differences`.
 
     Raises:
       ValueError: as `methods`, `targets.parse`, `second_network`, `make` and `Explanation`, or
@@ -196,7 +196,13 @@ def explain_images(
             for name, values in maps.items()
             if values.shape == other_maps[name].shape
         }
-        return {"what": settings.beside, **other, "correlation": correlation}
+        difference = checks.differences(result["tests"], other["tests"])
+        return {
+            "what": settings.beside,
+            **other,
+            "correlation": correlation,
+            "difference": difference,
+        }
 
     return result | {"beside": run.attempt("beside", beside, {})}
 

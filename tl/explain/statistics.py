@@ -94,6 +94,11 @@ def bootstrap(values: np.ndarray) -> dict[str, Any]:
     return {"value": float(values.mean()), "ci95": [float(low), float(high)]}
 
 
+def per_image(values: np.ndarray) -> dict[str, Any]:
+    """As `bootstrap`, and "per_image", the values f[n] of the images."""
+    return {**bootstrap(values), "per_image": values.tolist()}
+
+
 def against_controls(
     values: Mapping[str, np.ndarray], name: str, controls: Sequence[str], *, sign: int
 ) -> dict[str, Any]:
@@ -106,11 +111,11 @@ def against_controls(
       sign: 1 if larger values are better, -1 if smaller ones are.
 
     Returns:
-      `{"value", "ci95", "passed"}`. A method is better if the interval of the mean difference from
+      As `per_image`, and "passed". A method is better if the interval of the mean difference from
       each control excludes 0. With fewer than `FEWEST` images this is None, except for a control:
       it is never better than itself.
     """
     chosen = values[name]
     ends = [bootstrap(sign * (chosen - values[control]))["ci95"] for control in controls]
     passed = None if len(chosen) < FEWEST else all(low > 0 for low, _ in ends)
-    return {**bootstrap(chosen), "passed": False if name in controls else passed}
+    return {**per_image(chosen), "passed": False if name in controls else passed}

@@ -24,7 +24,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
         _tests(result["tests"]),
         *(_image(row, result["tests"], folder) for row in result["images"]),
         *_curves(result["tests"], result.get("score", "probability")),
-        *_beside(result.get("beside", {}), folder),
+        *_beside(result.get("beside", {}), result["tests"], folder),
         reporting.skipped(result["skipped"]),
     ]
     methods = ", ".join(result["settings"]["method"])
@@ -36,7 +36,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence per method, and one per map that is zero."""
+    """One sentence per method, one per method and second network, and one per map that is zero."""
     for name, row in result["tests"].items():
         values = ", ".join(f"{key} {_value(key, test)}" for key, test in row.items())
         yield f"{title(name, row)}: {values}"
@@ -46,6 +46,10 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
             f"{marks['value']:.1%} of {marks['n']} photographs "
             f"({marks['ci95'][0]:.1%} to {marks['ci95'][1]:.1%})"
         )
+    beside = result.get("beside", {})
+    for name, row in beside.get("difference", {}).items():
+        values = ", ".join(f"{key} {_interval(key, test)}" for key, test in row.items())
+        yield f"{name}, {beside['what']} minus the first: {values}"
     for row in result["images"]:
         zero = [name for name, drawn in row["maps"].items() if drawn["zero"]]
         if zero:
@@ -72,6 +76,14 @@ def _value(key: str, test: Mapping[str, Any]) -> str:
     return _number(key, test["value"]) + (f" of {test['n']}" if "n" in test else "")
 
 
+def _interval(key: str, test: Mapping[str, Any]) -> str:
+    """The value of a test and its interval, if there is one."""
+    words = _value(key, test)
+    if ends := test.get("ci95"):
+        words += f" ({_number(key, ends[0])} to {_number(key, ends[1])})"
+    return words
+
+
 def _number(key: str, value: float) -> str:
     return f"{value:.2%}" if checks.CHECKS[key].percent else f"{value:.3f}"
 
@@ -82,9 +94,7 @@ def _tests(tests: Mapping[str, Any]) -> Html:
     def cell(row: Mapping[str, Any], key: str) -> str:
         if key not in row:
             return "-"
-        words = _value(key, row[key])
-        if ends := row[key].get("ci95"):
-            words += f" ({_number(key, ends[0])} to {_number(key, ends[1])})"
+        words = _interval(key, row[key])
         verdict = {True: "passes", False: "fails", None: ""}[row[key].get("passed")]
         return f"{words} {verdict}".strip()
 
@@ -146,21 +156,36 @@ def _image(row: Mapping[str, Any], tests: Mapping[str, Any], folder: Path) -> Ht
     return reporting.section(f"Why {row['target']}?", reporting.gallery(cards))
 
 
-def _beside(result: Mapping[str, Any], folder: Path) -> list[Html]:
-    """The attacked images or the second network, and the correlation of the maps."""
+def _beside(result: Mapping[str, Any], first: Mapping[str, Any], folder: Path) -> list[Html]:
+    """The attacked images or the second network, compared with the tests of the first maps."""
     if not result:
         return []
     rows = [
-        (_label(name), f"{row['value']:.3f} ({row['ci95'][0]:.3f} to {row['ci95'][1]:.3f})")
-        for name, row in result["correlation"].items()
+        (_label(name), _interval("agreement", row)) for name, row in result["correlation"].items()
     ]
     caption = "Rank correlation of absolute values with the maps above"
+    tables = [reporting.table(rows, ["method", caption])]
     heading = "After the attack" if result["what"] == "attacked" else result["what"]
+    tests = result["tests"]
+    differences = [
+        (
+            _label(name),
+            checks.CHECKS[key].title,
+            _interval(key, first[name][key]),
+            _interval(key, tests[name][key]),
+            _interval(key, row),
+        )
+        for name, keys in result.get("difference", {}).items()
+        for key, row in keys.items()
+    ]
+    if differences:
+        header = ["method", "test", "above", heading, "difference"]
+        tables.append(reporting.table(differences, header, caption="Difference of the tests"))
     return [
         reporting.chapter(heading),
-        reporting.section("Correlation", reporting.table(rows, ["method", caption])),
-        _tests(result["tests"]),
-        *(_image(row, result["tests"], folder) for row in result["images"]),
+        reporting.section("Compared with the maps above", *tables),
+        _tests(tests),
+        *(_image(row, tests, folder) for row in result["images"]),
     ]
 
 
