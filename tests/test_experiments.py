@@ -120,3 +120,56 @@ def test_a_fine_tuned_classifier_is_explained(name: str, tmp_path: Path) -> None
     for row in result["images"]:
         shown = row["maps"].values() if name == "explain" else row["nearest"]
         assert all((tmp_path / "run" / one.get("png", one.get("image"))).is_file() for one in shown)
+
+
+# ---- compilations ----
+
+
+@pytest.fixture(scope="module")
+def two_colors(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A saved classifier of red and blue images of 32 pixels, and a folder of them."""
+    folder = tmp_path_factory.mktemp("two_colors")
+    spec = toys.color_folder(folder / "data", 8, side=40)
+    clf, variables = models.load("mobilenetv1_025_keras", weights="random")
+    clf, variables = clf.with_pixels(size=32).replace_head(
+        variables, spec.classes, key=jax.random.key(0)
+    )
+    return models.save(folder / "model", clf, variables), folder / "data"
+
+
+COMMANDS = {
+    "predict": "predict --images=DATA --labels=folder",
+    "transfer, bank": "transfer --data=folder:DATA --tune=lp_ft --epochs=2 --batch_size=4",
+    "transfer, images": "transfer --data=folder:DATA --tune=all --bn=update --augment=standard "
+    "--epochs=1 --batch_size=4",
+    "attack": "attack --images=DATA --labels=folder --steps=2",
+    "ideal": "ideal --target=red --steps=2 --judges=",
+    "explain": "explain --images=DATA --method=gradient,gradcam --endpoint=stage2 --limit=2 "
+    "--steps=2",
+    "features": "features --data=folder:DATA --endpoint=stage2 --show=DATA/red/0.png",
+    "evaluate": "evaluate --data=folder:DATA --robust_eps=1/255",
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_compiles_a_program_twice(
+    command: str, two_colors: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, folder = two_colors
+    name, *words = COMMANDS[command].replace("DATA", str(folder)).split()
+    process = start(
+        f"experiments.{name}",
+        *words,
+        f"--model={model}",
+        f"--workdir={tmp_path / 'run'}",
+        TL_CACHE=str(tmp_path / "cache"),
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path / "programs"),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+    )
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    ledger = json.loads((tmp_path / "run" / "result.json").read_text())["ledger"]
+    assert ledger["compiles"] > 0 and ledger["cached"] == 0

@@ -201,7 +201,7 @@ def make_attack(
     def attack(variables, key, images01, class_mask, *, eps, step_size=None, skip=None):
         check_call(norm, images01, eps)
         center, class_mask, b = jnp.asarray(images01), jnp.asarray(class_mask), len(images01)
-        eps = jnp.broadcast_to(jnp.asarray(eps, jnp.float32), (b,))
+        eps = _repeated(eps, b)
         clean = evaluate(variables, center)
         no = jnp.zeros(b, bool)
         best = before = Best(center, *_judge(clean, class_mask, goal), has_gradient=no)
@@ -211,7 +211,7 @@ def make_attack(
         steps, solved_by = jnp.zeros(b, jnp.int32), jnp.full(b, -1, jnp.int32)
         for index, search in enumerate(searches):
             size = search.default_step(eps, search.steps) if step_size is None else step_size
-            size = jnp.broadcast_to(jnp.asarray(size, jnp.float32), (b,))
+            size = _repeated(size, b)
             index_keys = fold_in_each(keys, jnp.full(b, index, jnp.int32))
             search_keys = keys if len(searches) == 1 else index_keys
             tasks = TaskRows(
@@ -221,7 +221,7 @@ def make_attack(
             solved, steps = best.solved, steps + new_steps
             best = best._replace(has_gradient=best.has_gradient | result.has_gradient)
             for share in BEYOND if eight_bit and search.nearest else (0.0,):
-                images = _finalize(result.x, center, eps, jnp.float32(share), norm, eight_bit)
+                images = _finalize(result.x, center, eps, np.float32(share), norm, eight_bit)
                 score, success = _judge(evaluate(variables, images), class_mask, goal)
                 best = _update_best(best, images, score, success)
             solved_by = jnp.where(best.solved & ~solved, index, solved_by)
@@ -314,6 +314,13 @@ class TaskRows(NamedTuple):
     steps: jax.Array
     early_stop: jax.Array
     clean: jax.Array
+
+
+def _repeated(value: Any, b: int) -> jax.Array:
+    """f32[b] of a number, or of one per image."""
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value, np.float32)  # JAX would compile a conversion
+    return jnp.broadcast_to(jnp.asarray(value, jnp.float32), (b,))
 
 
 def _options(search: Search, b: int) -> tuple[jax.Array, jax.Array]:

@@ -65,7 +65,8 @@ class Method(NamedTuple):
     Attributes:
       maps: `(problem, rows) -> f32[b h w]`.
       signed: whether negative values have a meaning: pixels that lower the score.
-      passes: forward or forward and backward passes per image, about, or a function of (h, w).
+      passes: forward or forward and backward passes per image, about, or a function of (h, w); 0
+        for a method that reads no network.
       probability: whether the objective of classes is their probability instead of their logit.
       baselines: `(keys, images01) -> f32[b n h w c]`, the images at which the sum of the map counts
         from; None for a map without a meaningful sum.

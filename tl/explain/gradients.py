@@ -273,4 +273,4 @@ def edges() -> Method:
         down = smooth_columns[:, 2:] - smooth_columns[:, :-2]
         return jnp.sqrt(jnp.square(across) + jnp.square(down))
 
-    return Method(maps, signed=False)
+    return Method(maps, signed=False, passes=0)

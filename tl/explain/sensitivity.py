@@ -206,10 +206,11 @@ def input_shift(evidence: Evidence, name: str) -> dict[str, Any]:
       constant away there, which is not exact with padding.
     """
     clf, variables, *_ = evidence.subject
-    mean = tuple(m + SHIFT for m in clf.pixels.mean)
-    method, objective = evidence.explanations[name].method, evidence.objective
-    network = clf.with_pixels(mean=mean)
-    shifted = make(method, network, objective=objective, slots=evidence.slots)
+    shifted = evidence.explanations[name]
+    if evidence.passes(name):  # without the network, the second program would be the first
+        network = clf.with_pixels(mean=tuple(m + SHIFT for m in clf.pixels.mean))
+        objective = evidence.objective
+        shifted = make(shifted.method, network, objective=objective, slots=evidence.slots)
     rows = evidence.rows(evidence.few)
     maps = evidence.few_maps(name)
     after = np.asarray(shifted.program(variables, rows._replace(images01=rows.images01 + SHIFT)))
