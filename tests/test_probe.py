@@ -89,6 +89,22 @@ def test_the_fit_is_that_of_newtons_method(n: int, d: int, classes: int, c: floa
     np.testing.assert_allclose(actual, expected - expected.mean(axis=1, keepdims=True), atol=2e-3)
 
 
+@pytest.mark.parametrize("prior", [0.0, 10.0, 1e9])
+def test_a_prior_moves_the_variances_toward_their_mean(prior: float) -> None:
+    features, labels = clusters(40, 3, 2)
+    features = features * np.float32([3.0, 0.5, 10.0]) + np.float32([100.0, -2.0, 7.0])
+    fit = lambda f: probe.fit(f, labels, 2, strengths=(0.1,), prior=prior)
+    x = features - features.mean(axis=0, dtype=np.float64)
+    variance = np.square(x).mean(axis=0)
+    x /= np.sqrt((prior * variance.mean() + 40 * variance) / (prior + 40))
+    expected = np.concatenate([x, np.ones((40, 1))], axis=1) @ newton(x, labels, 2, 0.1)
+    expected -= expected.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(logits(fit(features), features), expected, atol=2e-3)
+    constant = np.concatenate([features, np.full((40, 2), 0.1, np.float32)], axis=1)
+    np.testing.assert_allclose(logits(fit(constant), constant), expected, atol=2e-3)
+    assert not fit(constant).params["kernel"][3:].any()
+
+
 def test_cross_validated_accuracies_are_those_of_newtons_method() -> None:
     """Each fold is fitted to its minimum; the penalty is relative to the sum of the losses."""
     features, labels = clusters(60, 4, 3, distance=1.5)

@@ -96,6 +96,7 @@ def fit(
     seed: int = 0,
     class_weights: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    prior: float = 0.0,
 ) -> Probe:
     """Fits a linear classifier with an L2 penalty, and chooses its strength on held-out examples.
 
@@ -116,6 +117,9 @@ def fit(
       groups: i[n], equal for copies of an example, which stay in one fold: a copy in another fold
         would favor a penalty that is too weak. None if there are none. With one group alone they
         are not used.
+      prior: number of examples for which the mean variance of all features counts in the variance
+        by which a feature is standardized. 0 uses the variance of the feature alone, which is near
+        0 by chance for some features of few examples.
 
     Returns:
       Probe.
@@ -129,7 +133,9 @@ def fit(
       held-out images, is the protocol of Kornblith et al. 2019, arXiv:1805.08974; least squares is
       that of big_vision's few-shot evaluator (Kolesnikov et al. 2020, arXiv:1912.11370, section
       3.3). Here features are standardized and the bias is not penalized; mean and deviation are
-      computed over all examples, held-out ones included.
+      computed over all examples, held-out ones included. `prior`: Smyth 2004, Statistical
+      applications in genetics and molecular biology 3(1), section 3 (moderated variances), with a
+      given weight instead of an estimated one.
     """
     n = len(labels)
     if n < 2 or labels.min() < 0 or labels.max() >= classes:
@@ -159,7 +165,7 @@ def fit(
             f"{np.asarray(class_weights).tolist()}"
         )
     weights = weights[labels] / weights[labels].mean()
-    bank = factorize(features, weights)
+    bank = factorize(features, weights, prior)
 
     held_out = np.flatnonzero(fold >= 0)
     truth, worth, rows = labels[held_out], weights[held_out], np.arange(len(held_out))
@@ -211,8 +217,8 @@ class Bank(NamedTuple):
 
 
 @cpu.one_blas_thread()
-def factorize(features: np.ndarray, weights: np.ndarray) -> Bank:
-    """Principal axes of features f32[n d] with example weights f64[n] of mean 1.
+def factorize(features: np.ndarray, weights: np.ndarray, prior: float = 0.0) -> Bank:
+    """Principal axes of features f32[n d] with weights f64[n] of mean 1 and a `prior` as in `fit`.
 
     Penalized solutions lie in the span of the examples, so a fit in these coordinates has the same
     minimum. The second moments are diagonal in them, which solves the ridge and preconditions the
@@ -227,7 +233,12 @@ def factorize(features: np.ndarray, weights: np.ndarray) -> Bank:
     std = np.sqrt(np.average(np.square(wide), axis=0, weights=weights))
     # A smaller deviation is rounding noise of float32.
     rounding = np.maximum(1e-6 * std.max(), 1e-7 * np.abs(mean))
-    scale = np.where(std > rounding, 1.0 / np.maximum(std, 1e-30), 0.0)
+    varies = std > rounding
+    units = std
+    if prior:
+        common = np.square(std).sum() / max(varies.sum(), 1)  # the mean variance
+        units = np.sqrt((prior * common + n * np.square(std)) / (prior + n))
+    scale = np.where(varies, 1.0 / np.maximum(units, 1e-30), 0.0)
     root = np.sqrt(weights)[:, None]
     x = wide * scale[None] * root
     moments = x @ x.T / n if n < d else x.T @ x / n
