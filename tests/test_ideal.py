@@ -20,6 +20,7 @@ from PIL import Image
 from tests import toys
 from tests.test_specs import SIZE, network, parse
 from tl import data, inference, labels, metrics, pages, reporting
+from tl.explain import report
 from tl.models import heads
 from tl.visualize import grid, ideal, specs
 
@@ -111,6 +112,19 @@ def test_the_page_is_drawn_from_the_result_and_the_figures(class_grid, tmp_path:
     again = pages.PAGES["ideal"](result, elsewhere)
     elsewhere.rename(folder)
     assert all(section in html for section in again.sections)
+
+
+def test_an_ideal_image_is_explained_as_a_photograph(class_grid, tmp_path: Path) -> None:
+    clf, variables = network().clf.with_pixels(size=SIZE, crop=1.0), network().variables
+    (row,) = [row for row in class_grid[1]["images"] if row["png"].endswith("tabby-tv0-0.png")]
+    settings = report.ExplainSettings(("gradient",), ("tabby",), tests=("sparseness",), slots=1)
+    run = reporting.start("explain", tmp_path / "run", {"seed": 0})
+    images = inference.read_images(clf, row["png"])
+    (explained,) = report.explain_images(run, clf, variables, images, settings)["images"]
+    drawn = explained["maps"]["gradient"]
+    np.testing.assert_array_equal(images.images[0], data.decode(row["png"]))
+    assert explained["target"] == "tabby" and not drawn["zero"]
+    assert np.load(run.workdir / drawn["npy"]).shape == (SIZE, SIZE)
 
 
 @pytest.mark.full  # test_render.py has a test of this by default
