@@ -56,6 +56,23 @@ def test_an_attack_moves_a_gradient_further_than_noise_does():
     assert moved["top"] < 1 and moved["ci95"][0] <= moved["value"] <= moved["ci95"][1]
 
 
+def test_noise_is_measured_on_the_images_whose_class_stays(monkeypatch: pytest.MonkeyPatch):
+    labels = fragility._classes(evidence())
+    monkeypatch.setattr(fragility, "attack", lambda *_: IMAGES)
+
+    def noise(*stay: int) -> float:
+        after = np.where(np.isin(np.arange(B), stay), labels, labels + 1)
+        monkeypatch.setattr(fragility, "_classes", lambda _: after)
+        result = fragility.fragility(evidence(), "gradient")
+        assert result is not None
+        assert result["value"] == pytest.approx(1.0) and result["kept"] == len(stay) / B
+        return result["noise"]
+
+    first, second = noise(0), noise(1)
+    assert first != second
+    assert noise(0, 1) == pytest.approx((first + second) / 2)
+
+
 def test_methods_with_many_passes_and_a_radius_of_zero_are_left_out():
     assert fragility.fragility(evidence(), "rise") is None
     assert fragility.fragility(evidence(0.0), "gradient") is None

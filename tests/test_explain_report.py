@@ -147,6 +147,16 @@ def test_results_with_fewer_tests_are_drawn(finished: Any):
     assert "Deletion area" in sections and "ROAD" not in sections
 
 
+def test_the_page_says_how_far_an_attack_moves_the_maps(finished: Any):
+    folder, result = finished
+    assert "Maps under attack" not in "".join(pages.explain.page(result, folder).sections)
+    moved = {"value": 0.25, "ci95": [0.2, 0.3], "top": 0.125, "noise": 0.75, "kept": 0.5}
+    tests = result["tests"] | {"gradcam": result["tests"]["gradcam"] | {"fragility": moved}}
+    sections = "".join(pages.explain.page(result | {"tests": tests}, folder).sections)
+    cells = ("Maps under attack", "0.250 (0.200 to 0.300)", "0.750", "12.5%", "50.0%")
+    assert all(cell in sections for cell in cells)
+
+
 def test_with_labels_only_correct_images_are_explained(tmp_path: Path):
     clf, variables = toys.classifier("toy_vgg", 2, size=SIDE)
     images = np.stack([toys.smooth(SIDE, SIDE, seed=seed) for seed in range(4)])

@@ -118,8 +118,8 @@ def fragility(evidence: Evidence, name: str) -> dict[str, Any] | None:
 
     Returns:
       `{"value", "ci95", "top", "noise", "kept"}`: the mean over images whose class stays after
-      rounding, the share of the highest 2 % of the pixels that are the highest after the attack,
-      the correlation after a random change of the same size, and the share of images whose class
+      rounding, the share of the highest 2 % of their pixels that are the highest after the attack,
+      their correlation after a random change of the same size, and the share of images whose class
       stays. None without an attack, for methods with more than `MANY_PASSES` passes, and if no
       class stays.
     """
@@ -139,7 +139,7 @@ def fragility(evidence: Evidence, name: str) -> dict[str, Any] | None:
     return {
         **bootstrap(spearman(before, after)[kept]),
         "top": float(overlap[kept].mean()),
-        "noise": float(spearman(before, noise).mean()),
+        "noise": float(spearman(before, noise)[kept].mean()),
         "kept": float(kept.mean()),
     }
 

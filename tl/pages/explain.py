@@ -110,7 +110,7 @@ def _tests(tests: Mapping[str, Any]) -> Html:
         rows = [(_label(name), *(cell(row, key) for key in keys)) for name, row in tests.items()]
         if keys:
             tables.append(reporting.table(rows, ["method", *header], caption=question))
-    tables += _agreement(tests)
+    tables += [*_fragility(tests), *_agreement(tests)]
     failed = [(_label(name), ", ".join(checks.failed(row)) or "-") for name, row in tests.items()]
     verdicts = reporting.table(failed, ["method", "fails"], caption="Verdicts")
     text = (
@@ -120,6 +120,29 @@ def _tests(tests: Mapping[str, Any]) -> Html:
         "fail."
     )
     return reporting.section("Tests of belief", verdicts, *tables, text=text)
+
+
+def _fragility(tests: Mapping[str, Any]) -> list[Html]:
+    """How far an attack moves the maps of each method, next to noise."""
+    header = (
+        "method",
+        "correlation after the attack",
+        "after noise of the same size",
+        "highest pixels that stay",
+        "images that keep their class",
+    )
+    rows = [
+        (
+            _label(name),
+            _interval("fragility", row["fragility"]),
+            f"{row['fragility']['noise']:.3f}",
+            f"{row['fragility']['top']:.1%}",
+            f"{row['fragility']['kept']:.1%}",
+        )
+        for name, row in tests.items()
+        if "fragility" in row
+    ]
+    return [reporting.table(rows, header, caption="Maps under attack")] if rows else []
 
 
 def _agreement(tests: Mapping[str, Any]) -> list[Html]:
