@@ -30,7 +30,7 @@ from tl.evaluation import robust
 from tl.evaluation.transfer import TransferSettings, transfer
 from tl.models import heads
 from tl.pages import common, training
-from tl.training import adversarial, initializers, probe, recipes, regularizers, rules
+from tl.training import adversarial, initializers, probe, recipes, regularizers, rules, schedules
 from tl.training.recipe import Recipe, pixels_for
 
 FLAGS = flags.FLAGS
@@ -116,7 +116,7 @@ def define_flags() -> None:
         "searched before the first step.",
     )
     one_of("optimizer", DEFAULT.optimizer, list(optim.OPTIMIZERS), "Optimizer.")
-    one_of("schedule", DEFAULT.schedule, list(optim.SCHEDULES), "Learning-rate schedule.")
+    one_of("schedule", DEFAULT.schedule, list(schedules.SCHEDULES), "Learning-rate schedule.")
     one_of(
         "wrapper",
         DEFAULT.wrapper,

@@ -12,6 +12,7 @@ import pytest
 
 from tl import optim
 from tl.paths import FROZEN, TRAINABLE, flatten, partition
+from tl.training import schedules
 
 Tree = dict[str, Any]
 HEAD = (("head/.*", TRAINABLE), (".*", FROZEN))
@@ -44,7 +45,7 @@ def at_rate(maker: str, rate: float, decay: float = 1e-4) -> optax.GradientTrans
 
 @pytest.mark.parametrize(("steps", "warm"), [(100, 10), (20, 2), (19, 1), (2, 1), (1, 1)])
 def test_warmup_cosine_rises_over_a_tenth_and_falls_to_zero(steps: int, warm: int) -> None:
-    schedule = optim.warmup_cosine(0.3, steps)
+    schedule = schedules.warmup_cosine(0.3, steps)
     rates = np.array([schedule(i) for i in range(max(steps, 2) + 3)])
     assert rates[0] == 0
     assert rates[warm] == pytest.approx(0.3) == rates.max()
@@ -67,7 +68,7 @@ def test_warmup_cosine_rises_over_a_tenth_and_falls_to_zero(steps: int, warm: in
 def test_bit_is_the_published_staircase(supports: tuple[int, ...]) -> None:
     """Rates at and around each boundary; a rate falls after its boundary, not at it."""
     warm, *falls, end = supports
-    schedule = optim.bit(0.003, end)
+    schedule = schedules.bit(0.003, end)
     expected = {0: 0.0, warm // 2: 0.0015, warm: 0.003, end: 0.0, end + 9: 0.0, end - 1: 3e-6}
     for number, boundary in enumerate(falls):
         expected |= {boundary: 0.003 / 10**number, boundary + 1: 0.0003 / 10**number}
@@ -76,14 +77,14 @@ def test_bit_is_the_published_staircase(supports: tuple[int, ...]) -> None:
 
 
 def test_bit_stretches_the_schedule_of_the_nearest_number_of_steps() -> None:
-    short, long = optim.bit(1.0, 50), optim.bit(1.0, 5000)
+    short, long = schedules.bit(1.0, 50), schedules.bit(1.0, 5000)
     assert [float(short(step)) for step in (5, 10, 20, 21)] == pytest.approx([0.5, 1, 1, 0.1])
     assert [float(long(step)) for step in (125, 250, 1500, 1501)] == pytest.approx([0.5, 1, 1, 0.1])
 
 
 @pytest.mark.parametrize("steps", [1, 4, 10, 200])
 def test_one_cycle_peaks_at_three_tenths(steps: int) -> None:
-    rates = np.array([optim.one_cycle(0.3, steps)(i) for i in range(max(steps, 2) + 1)])
+    rates = np.array([schedules.one_cycle(0.3, steps)(i) for i in range(max(steps, 2) + 1)])
     assert rates[0] == pytest.approx(0.3 / 25, rel=1e-5) and rates[-1] == pytest.approx(
         0.3 / 25e4, rel=1e-2
     )
@@ -156,7 +157,7 @@ def test_unfreezing_carries_the_moments_and_starts_new_ones_at_zero() -> None:
     wider = (("head/.*", "fast"), ("body/high/.*", "slow"), ("body/low/.*", "new"))
 
     def optimizer(rules: Any) -> optax.GradientTransformation:
-        schedule = optim.warmup_cosine(0.1, 50)
+        schedule = schedules.warmup_cosine(0.1, 50)
         return optim.partitioned(partition(params, rules), optim.adamw(), schedule, clip=1.0)
 
     parts = partition(params, RULES)
@@ -249,7 +250,7 @@ def quadratic(params: Any) -> jax.Array:
 
 def minimized(wrapper: str, steps: int, optimizer: str = "momentum") -> tuple[Any, Any]:
     """Parameters and optimizer state after steps on `quadratic`, from `tree(0)`."""
-    params, schedule = tree(0), optim.SCHEDULES["constant"](1e-3, steps)
+    params, schedule = tree(0), schedules.SCHEDULES["constant"](1e-3, steps)
     parts = partition(params, ((".*", "all"),))
     whole = optim.partitioned(parts, optim.OPTIMIZERS[optimizer](0.0), schedule)
     whole = optim.WRAPPERS[wrapper](whole, schedule)
@@ -325,7 +326,7 @@ def test_centralized_gradients_of_kernels_have_mean_zero_per_output() -> None:
 
 @pytest.mark.parametrize("wrapper", optim.WRAPPERS)
 def test_every_wrapper_carries_its_state_into_another_phase(wrapper: str) -> None:
-    params, schedule = tree(0), optim.SCHEDULES["constant"](1e-3, 2)
+    params, schedule = tree(0), schedules.SCHEDULES["constant"](1e-3, 2)
     states = []
     for rules in (HEAD, ((".*", TRAINABLE),)):
         parts = partition(params, rules)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import toys
 
-from tl import data, optim, pages, reporting
+from tl import data, pages, reporting
 from tl.data import Parts
 from tl.evaluation import protocols
 from tl.evaluation.protocols import PROTOCOLS, PUBLISHED, divide
+from tl.training import schedules
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
 
@@ -86,7 +87,7 @@ def test_vtab_trains_for_its_steps(spec: data.DataSpec, monkeypatch: pytest.Monk
 
 
 def test_the_schedule_of_vtab() -> None:
-    rate = optim.SCHEDULES["vtab"](0.01, 1000)
+    rate = schedules.SCHEDULES["vtab"](0.01, 1000)
     at = [float(rate(step)) for step in (0, 40, 80, 300, 301, 601, 901, 1000)]
     assert at == pytest.approx([0, 0.005, 0.01, 0.01, 1e-3, 1e-4, 1e-5, 0])
 

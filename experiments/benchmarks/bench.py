@@ -76,6 +76,7 @@ from tl.training import fit, inputs, probe
 from tl.training.program import make_forward
 from tl.training.recipe import Recipe
 from tl.training.rules import frozen_prefix, phases
+from tl.training.schedules import warmup_cosine
 from tl.training.step import Examples, Forward, init, make_train_step
 from tl.types import Mode
 from tl.visualize import grid, specs
@@ -414,7 +415,7 @@ def step(arch: str) -> list[Row]:
     def train_step(tune: str, forward: Forward, batch: Examples) -> Callable[[], Any]:
         """A call that takes one step from the state that the previous call returned."""
         partition = paths.partition(params, phases(tune, stages)[-1].rules)
-        adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), optim.SCHEDULES["cosine"](1e-3, 1000)
+        adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), warmup_cosine(1e-3, 1000)
         optimizer = optim.partitioned(partition, adamw, schedule, clip=1.0)
         state = [init(params, partition, optimizer, stats=stats)]
         program = make_train_step(forward, optimizer).lower(state[0], batch).compile()  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ from tl.models import Classifier, heads
 from tl.paths import Partition
 from tl.training import adversarial, inputs, low_rank, regularizers, rules, step
 from tl.training.recipe import Recipe
+from tl.training.schedules import SCHEDULES
 from tl.training.step import TrainState, init, make_train_step
 from tl.types import Array, Mode, Output, Params
 
@@ -136,9 +137,7 @@ def make_program(
     adversary = recipe.adversary(len(order))
     # Each replay of "free" is a step of the optimizer.
     replays = adversary.replays if adversary and adversary.method == "free" else 1
-    rate_of_update = (schedules or optim.SCHEDULES[recipe.schedule])(
-        lr, replays * (steps or len(order))
-    )
+    rate_of_update = (schedules or SCHEDULES[recipe.schedule])(lr, replays * (steps or len(order)))
     factors = rules.rate_factors(
         partition.groups, stages, backbone=recipe.backbone_lr, layer_decay=recipe.layer_decay
     )

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tl import devices, optim, paths
+from tl import devices, paths
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.training import initializers, low_rank, resume
 from tl.training.phase import prepare
 from tl.training.program import FitContext
 from tl.training.recipe import Recipe, apply_label_confidence, empty_set
+from tl.training.schedules import rate_range
 from tl.types import Variables
 
 
@@ -98,7 +99,7 @@ def find_rate(
     params, stats = variables["params"], variables.get("batch_stats", {})
     params = low_rank.extend(params, last.rank, seed)
     partition = paths.partition(params, last.rules)
-    phase = prepare(context, 0, last, partition, params, stats, schedules=optim.rate_range)
+    phase = prepare(context, 0, last, partition, params, stats, schedules=rate_range)
     mesh, state, curve, average = devices.mesh(), phase.state, [], 0.0
     with phase.train_inputs.training(phase.plan, 0, phase.key) as batches:
         for examples, _ in batches:

@@ -11,7 +11,7 @@ from tl import losses, optim
 from tl.data import DataSpec
 from tl.models import Classifier
 from tl.paths import Rules, nearest
-from tl.training import initializers, inputs, regularizers
+from tl.training import initializers, inputs, regularizers, schedules
 from tl.training.adversarial import Adversary
 from tl.training.rules import Phase, phases
 
@@ -36,7 +36,7 @@ class Recipe:
         5e-3 otherwise (chosen on ELPV).
       backbone_lr: factor on `lr` for everything except the head.
       layer_decay: further factor per stage away from the head.
-      optimizer, schedule: one of `optim.OPTIMIZERS` and `optim.SCHEDULES`.
+      optimizer, schedule: one of `optim.OPTIMIZERS` and `schedules.SCHEDULES`.
       wrapper: one of `optim.WRAPPERS`, around the optimizer.
       centralize: whether the gradient of each kernel loses its mean per output channel.
       loss: one of `losses.LOSSES`.
@@ -172,7 +172,7 @@ def check_names(recipe: Recipe) -> None:
     """
     for field, table in (
         ("optimizer", optim.OPTIMIZERS),
-        ("schedule", optim.SCHEDULES),
+        ("schedule", schedules.SCHEDULES),
         ("wrapper", optim.WRAPPERS),
         ("loss", losses.LOSSES),
         ("init", ["", *initializers.INITIALIZERS]),
