@@ -82,6 +82,13 @@ def test_bit_stretches_the_schedule_of_the_nearest_number_of_steps() -> None:
     assert [float(long(step)) for step in (125, 250, 1500, 1501)] == pytest.approx([0.5, 1, 1, 0.1])
 
 
+@pytest.mark.parametrize("steps", [1, 8, 100])
+def test_the_exponential_schedule_falls_by_one_factor(steps: int) -> None:
+    rates = np.array([schedules.exponential(0.3, steps)(i) for i in range(steps + 1)])
+    assert rates[[0, -1]] == pytest.approx([0.3, 0.003])
+    np.testing.assert_allclose(rates[1:] / rates[:-1], 0.01 ** (1 / steps), rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [1, 4, 10, 200])
 def test_one_cycle_peaks_at_three_tenths(steps: int) -> None:
     rates = np.array([schedules.one_cycle(0.3, steps)(i) for i in range(max(steps, 2) + 1)])
@@ -248,13 +255,15 @@ def quadratic(params: Any) -> jax.Array:
     )
 
 
-def minimized(wrapper: str, steps: int, optimizer: str = "momentum") -> tuple[Any, Any]:
-    """Parameters and optimizer state after steps on `quadratic`, from `tree(0)`."""
+def minimized(
+    wrapper: str, steps: int, optimizer: str = "momentum", loss: Any = quadratic
+) -> tuple[Any, Any]:
+    """Parameters and optimizer state after steps on a loss, from `tree(0)`."""
     params, schedule = tree(0), schedules.SCHEDULES["constant"](1e-3, steps)
     parts = partition(params, ((".*", "all"),))
     whole = optim.partitioned(parts, optim.OPTIMIZERS[optimizer](0.0), schedule)
     whole = optim.WRAPPERS[wrapper](whole, schedule)
-    opt_state, gradient = whole.init(params), jax.grad(quadratic)
+    opt_state, gradient = whole.init(params), jax.grad(loss)
     for _ in range(steps):
         args = (gradient(params), opt_state, params, gradient)
         updates, opt_state = optim.update(whole, *args)
@@ -294,6 +303,41 @@ def test_lookahead_is_optax_lookahead() -> None:
     for name, leaf in flatten(both.fast).items():
         np.testing.assert_allclose(after[name], leaf, rtol=1e-5, atol=1e-6)
         assert np.abs(after[name] - plain[name]).max() > 1e-4
+
+
+def test_weight_norm_descends_on_norms_and_directions() -> None:
+    params = tree(0)
+    norms = lambda v: jnp.linalg.norm(v, axis=0, keepdims=True)
+    kernel = lambda v, g: g * v / norms(v)
+    whole = lambda m: {"body": jax.tree.map(kernel, m["v"], m["g"]), "head": m["head"]}
+    moved = {"v": params["body"], "g": jax.tree.map(norms, params["body"]), "head": params["head"]}
+    loss = lambda p: quadratic(jax.tree.map(jnp.subtract, p, tree(1)))
+    optimizer = at_rate("momentum", 1e-3, 0.0)
+    opt_state = optimizer.init(moved)
+    for _ in range(3):
+        gradient = jax.grad(lambda m: loss(whole(m)))(moved)
+        updates, opt_state = optim.update(optimizer, gradient, opt_state, moved)
+        moved = optax.apply_updates(moved, updates)
+    after, plain = (
+        flatten(minimized(wrapper, 3, loss=loss)[0]) for wrapper in ("weight_norm", "none")
+    )
+    for name, leaf in flatten(whole(moved)).items():
+        np.testing.assert_allclose(after[name], leaf, rtol=1e-5, atol=1e-6)
+        same = np.abs(after[name] - plain[name]).max() < 1e-6
+        assert same == name.startswith("head")
+
+
+def test_weight_norm_moves_filters_of_convolutions_and_of_zeros() -> None:
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 2, 4)), jnp.float32)
+    params = {"body": {"kernel": kernel.at[..., 0].set(0.0)}}
+    optimizer = optim.weight_norm(optax.scale(-0.1), lambda _: 1.0)  # type: ignore[arg-type]
+    opt_state = optimizer.init(params)
+    for _ in range(2):
+        updates, opt_state = optimizer.update(params, opt_state, params)
+        params = optax.apply_updates(params, updates)
+    # Gradients along a filter change its norm alone.
+    np.testing.assert_allclose(params["body"]["kernel"][..., 1:], 0.81 * kernel[..., 1:], rtol=1e-5)
+    np.testing.assert_allclose(params["body"]["kernel"][..., 0], 0, atol=1e-6)
 
 
 def test_the_classifier_of_schedule_free_is_the_average_of_its_base_steps() -> None:
@@ -339,6 +383,6 @@ def test_every_wrapper_carries_its_state_into_another_phase(wrapper: str) -> Non
         states.append((opt_state, after))
     carried = optim.carry_state(states[0][1], states[1][0])
     assert jax.tree.structure(carried) == jax.tree.structure(states[1][0])
-    if wrapper in ("none", "sam"):
+    if wrapper in ("none", "sam", "weight_norm"):
         total = lambda state: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(state))
         assert total(carried) > total(states[1][0])

@@ -34,6 +34,10 @@ class StartState(NamedTuple):
     start: Any
 
 
+def _of_head(path: Any) -> bool:
+    return path[0].key == "head"
+
+
 def decay_to_start(backbone: float, head: float = 0.0) -> optax.GradientTransformation:
     """L2-SP: weight decay of the backbone toward its starting parameters instead of toward 0.
 
@@ -49,18 +53,15 @@ def decay_to_start(backbone: float, head: float = 0.0) -> optax.GradientTransfor
       Li et al. 2018, arXiv:1802.01483, equation 2.
     """
 
-    def of_head(path: Any) -> bool:
-        return path[0].key == "head"
-
     def init(params: Any) -> StartState:
-        copied = lambda path, leaf: jnp.zeros(()) if of_head(path) else jnp.array(leaf)
+        copied = lambda path, leaf: jnp.zeros(()) if _of_head(path) else jnp.array(leaf)
         return StartState(jax.tree_util.tree_map_with_path(copied, params))
 
     def update(
         updates: Any, state: StartState, params: Any = None, **_: Any
     ) -> tuple[Any, StartState]:
         def decayed(path: Any, change: jax.Array, leaf: jax.Array, start: jax.Array) -> jax.Array:
-            rate = backbone if not of_head(path) else 0.0 if leaf.ndim < 2 else head
+            rate = backbone if not _of_head(path) else 0.0 if leaf.ndim < 2 else head
             return change + rate * (leaf - start)
 
         return jax.tree_util.tree_map_with_path(decayed, updates, params, state.start), state
@@ -191,11 +192,58 @@ def schedule_free(optimizer: optax.GradientTransformation, schedule: optax.Sched
     return optax.contrib.schedule_free(optimizer, schedule, b1=0.9)
 
 
+class WeightNormState(NamedTuple):
+    """The state of `weight_norm`: that of the optimizer, and each kernel as rows v and a row g."""
+
+    opt_state: Any
+    rows: Any
+
+
+def weight_norm(optimizer: optax.GradientTransformation, schedule: optax.Schedule) -> Any:
+    """Weight normalization: the optimizer moves the norm and the direction of each filter.
+
+    A kernel w of the backbone is g v / |v|, with norms over all axes but the last. The network and
+    its files have w; v and g are in the state, and start at w and |w|. The head, which starts at 0,
+    moves as it is. The first batch does not change g and the biases, unlike in the paper.
+
+    Reference: Salimans & Kingma 2016, arXiv:1602.07868, equations 2 and 3.
+    """
+    del schedule
+
+    def length(rows: jax.Array) -> jax.Array:  # of a filter of zeros: a small number
+        return jnp.sqrt(jnp.sum(jnp.square(rows), axis=0, keepdims=True) + 1e-24)
+
+    def divided(path: Any, kernel: jax.Array) -> jax.Array:
+        if _of_head(path) or kernel.ndim < 2:
+            return jnp.array(kernel)
+        rows = kernel.reshape(-1, kernel.shape[-1])
+        return jnp.concatenate([rows, length(rows)])
+
+    def joined(leaf: jax.Array, rows: jax.Array) -> jax.Array:
+        if rows.shape == leaf.shape:
+            return rows
+        return (rows[-1:] * rows[:-1] / length(rows[:-1])).reshape(leaf.shape)
+
+    def init(params: Any) -> WeightNormState:
+        rows = jax.tree_util.tree_map_with_path(divided, params)
+        return WeightNormState(optimizer.init(rows), rows)
+
+    def update(updates: Any, state: WeightNormState, params: Any = None, **_: Any) -> Any:
+        kernels = lambda rows: jax.tree.map(joined, params, rows)
+        (gradient,) = jax.vjp(kernels, state.rows)[1](updates)
+        change, opt_state = optimizer.update(gradient, state.opt_state, state.rows)
+        rows = optax.apply_updates(state.rows, change)
+        return jax.tree.map(jnp.subtract, kernels(rows), params), WeightNormState(opt_state, rows)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
 WRAPPERS: dict[str, Callable[[optax.GradientTransformation, optax.Schedule], Any]] = {
     "none": lambda optimizer, schedule: optimizer,
     "sam": sam,
     "lookahead": lookahead,
     "schedule_free": schedule_free,
+    "weight_norm": weight_norm,
 }
 """Name -> `(optimizer, learning rate of each step) -> optimizer`, around `partitioned`."""
 
@@ -303,7 +351,7 @@ def carry_state(old: Any, new: Any) -> Any:
     """
     if isinstance(new, optax.contrib.ScheduleFreeState | LookaheadState):
         return new  # averages of other leaves
-    if isinstance(new, optax.contrib.SAMState):
+    if isinstance(new, optax.contrib.SAMState | WeightNormState):
         return new._replace(opt_state=carry_state(old.opt_state, new.opt_state))
     previous = {
         jax.tree_util.keystr(path): leaf

@@ -48,6 +48,14 @@ def constant(lr: float, steps: int) -> optax.Schedule:
     return optax.constant_schedule(lr)
 
 
+def exponential(lr: float, steps: int) -> optax.Schedule:
+    """Falls from `lr` to lr / 100 by the same factor at each step, and so at each epoch.
+
+    100 is chosen, not tuned.
+    """
+    return optax.exponential_decay(lr, transition_steps=max(steps, 1), decay_rate=0.01)
+
+
 # Steps -> end of the warm-up, and the steps after which the rate falls (Kolesnikov et al. 2020,
 # arXiv:1912.11370; google-research/big_transfer, bit_hyperrule.py).
 _BIT_STEPS = {
@@ -102,6 +110,7 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": warmup_cosine,
     "one_cycle": one_cycle,
     "constant": constant,
+    "exponential": exponential,
     "bit": bit,
     "vtab": vtab,
 }

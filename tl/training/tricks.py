@@ -90,6 +90,11 @@ TRICKS: Mapping[str, Trick] = {
         "the gradient of the worst point nearby",
         "Foret et al. 2021, arXiv:2010.01412",
     ),
+    "weight_norm": Trick(
+        _sets(wrapper="weight_norm"),
+        "filters move as a norm and a direction",
+        "Salimans & Kingma 2016, arXiv:1602.07868",
+    ),
     "centralize": Trick(
         _sets(centralize=True),
         "gradients of kernels with mean 0",
@@ -98,6 +103,7 @@ TRICKS: Mapping[str, Trick] = {
     "no_clip": Trick(_sets(clip=0.0), "no gradient clipping", "Pascanu et al. 2013"),
     "clip_10": Trick(_sets(clip=10.0), "gradient clipping at norm 10 instead of 1"),
     "constant": Trick(_sets(schedule="constant"), "a constant learning rate"),
+    "exponential": Trick(_sets(schedule="exponential"), "the same factor on the rate at each step"),
     "one_cycle": Trick(_sets(schedule="one_cycle"), "one cycle", "Smith & Topin 2018"),
     "layer_decay": Trick(
         _sets(layer_decay=0.7),
