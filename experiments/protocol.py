@@ -7,7 +7,7 @@ The data set needs official training and test parts: a prepared set of TFDS, or 
 column `split`. tl/training/README.md describes the protocols and how they differ from the papers.
 
 Cost: `kornblith` and `fewshot` one forward pass per image, none for images in the feature bank;
-`vtab1k` 1,000 steps of 64 images, a matter of hours on a CPU.
+`vtab1k` 1,000 steps of 64 images, hours on a CPU; `vtab1k_sweep` 27,500 or more of 512, on a GPU.
 """
 
 from __future__ import annotations

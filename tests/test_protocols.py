@@ -14,6 +14,7 @@ from tl import data, pages, reporting
 from tl.data import Parts
 from tl.evaluation import protocols
 from tl.evaluation.protocols import PROTOCOLS, PUBLISHED, divide
+from tl.inference import Predictions
 from tl.training import schedules
 
 pytestmark = pytest.mark.usefixtures("shared_cache")
@@ -59,7 +60,7 @@ def test_sets_that_do_not_fit_are_refused(
         divide(with_parts(spec, parts) if parts else spec, limit)
 
 
-@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "vtab1k"])
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if "vtab" not in name])
 def test_a_protocol_is_a_result_with_a_page(name: str, spec: data.DataSpec, tmp_path: Path) -> None:
     clf, variables = toys.classifier("toy_vgg", 3, size=16)
     run = reporting.start("protocol", str(tmp_path / "run"), {})
@@ -84,6 +85,34 @@ def test_vtab_trains_for_its_steps(spec: data.DataSpec, monkeypatch: pytest.Monk
     parts: Parts = divide(with_parts(spec, 5), (16, 4))
     (outcome,) = PROTOCOLS["vtab1k"].run(clf, variables, parts, 0)
     assert outcome.facts["steps"] >= 4 and outcome.logits.shape == (10, 2)
+
+
+def test_the_sweep_of_vtab_trains_the_best_recipe_again_on_both_parts(
+    spec: data.DataSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf, variables = toys.classifier("toy_vgg", 2, size=16)
+    parts, calls = divide(with_parts(spec, 5), (16, 4)), []
+    assert {(r.lr, r.steps, r.batch_size) for r in protocols.SWEEP} == {
+        (lr, steps, 512) for lr in (0.1, 0.01) for steps in (2500, 10_000)
+    }
+
+    def fine_tuned(clf, variables, images, queries, recipe, seed):
+        calls.append((recipe, len(images.examples), len(queries.examples)))
+        if recipe.lr == 0.1:
+            raise ValueError("step 3: got loss nan")
+        labels = np.array([example.label for example in queries.examples])
+        correct = np.arange(len(labels)) < (4 if recipe.steps == 2500 else 3)
+        logits = np.eye(2)[np.where(correct, labels, 1 - labels)]
+        return Predictions(logits, labels, (), ()), recipe.steps
+
+    monkeypatch.setattr(protocols, "_fine_tuned", fine_tuned)
+    (outcome,) = PROTOCOLS["vtab1k_sweep"].run(clf, variables, parts, 0)
+    assert outcome.facts == {"lr": 0.01, "steps": 2500, "validation": 1.0}
+    assert [sizes for _, *sizes in calls] == [[16, 4]] * 4 + [[20, 10]]
+    assert len(outcome.labels) == 10
+    monkeypatch.setattr(protocols, "SWEEP", protocols.SWEEP[:1])
+    with pytest.raises(ValueError, match="got loss nan"):
+        PROTOCOLS["vtab1k_sweep"].run(clf, variables, parts, 0)
 
 
 def test_the_schedule_of_vtab() -> None:

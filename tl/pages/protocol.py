@@ -9,6 +9,9 @@ from typing import Any
 from tl import reporting
 from tl.pages import common
 
+# What was chosen or measured in a row.
+FACTS = ("shots", "penalty", "lr", "steps")
+
 
 def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     """The page of `protocol`.
@@ -20,7 +23,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     del folder
     rows = [
         [
-            ", ".join(f"{key} {row[key]:g}" for key in ("shots", "penalty", "steps") if key in row),
+            ", ".join(f"{key} {row[key]:g}" for key in FACTS if key in row),
             reporting.percent(row["value"]),
             _interval(row),
             row["seeds"],
