@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.numpy import save_file
 
 from tests import toys
 from tl import data, paths, pixels, reporting
-from tl.data import Batch
+from tl.data import Batch, shards
 from tl.inference import features
 from tl.models import Classifier, Provenance
 from tl.paths import flatten, unflatten
@@ -396,3 +397,42 @@ def test_concurrent_runs_fill_one_bank(
     after = extract(album)
     assert after.reused == 10
     np.testing.assert_array_equal(after.values, one.values)
+
+
+# ---- memory ----
+
+
+def test_only_shards_with_wanted_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {f"{i:064x}": np.full(3, i, np.float32) for i in range(6)}
+    for first in (0, 2, 4):
+        shards.write(tmp_path, "features", dict(list(rows.items())[first : first + 2]))
+    loaded: list[bytes] = []
+    load = shards.load
+    monkeypatch.setattr(shards, "load", lambda data: load(loaded.append(data) or data))
+    name = f"{3:064x}"
+    ((key, row),) = shards.read(tmp_path, "features", 3, {name, "of another bank"})
+    assert key == name and row.tolist() == [3, 3, 3] and len(loaded) == 1
+    monkeypatch.setattr(shards, "_AHEAD", 2)  # fewer than the shards
+    assert sorted(dict(shards.read(tmp_path, "features", 3))) == sorted(rows)
+
+
+def test_many_features_are_mapped_from_a_file(
+    album: Any, extract: Extract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = extract(album)
+    monkeypatch.setattr(features, "MAPPED", 1)
+
+    def disk_full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for is_full in (False, True):
+        with monkeypatch.context() as patch:
+            if is_full:
+                patch.setattr(os, "posix_fallocate", disk_full, raising=False)
+            result = extract(album)
+        np.testing.assert_array_equal(result.values, in_memory.values)
+        mapped = isinstance(result.values.base, np.memmap)
+        assert mapped == (sys.platform == "linux" and not is_full)
+        assert {path.suffix for path in result.bank.iterdir()} == {".safetensors"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,15 +22,25 @@ from tl import storage
 from tl.paths import is_url, warn_of_cache
 
 _ENDING = ".safetensors"
+# Shards that are in memory at the same time. Chosen, not tuned.
+_AHEAD = 4
+# Bytes of the longest header that safetensors reads.
+_LONGEST_HEADER = 100_000_000
 
 
-def read(folder: Path, tensor: str, width: int) -> Iterator[tuple[str, np.ndarray]]:
-    """All rows in a folder; none if the folder does not exist or cannot be read.
+def read(
+    folder: Path, tensor: str, width: int, keys: Collection[str] | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Rows in a folder; none if the folder does not exist or cannot be read.
+
+    A few shards are in memory at a time. Of a shard without any of the keys, only the header is
+    read.
 
     Args:
       folder: the cache.
       tensor: name of the tensor in the shards, e.g. "features".
       width: numbers per row; shards of another width, such as another version's, are left out.
+      keys: SHA-256 in hex of the rows. Default: all.
 
     Returns:
       An iterator over (SHA-256 in hex, row).
@@ -39,23 +49,35 @@ def read(folder: Path, tensor: str, width: int) -> Iterator[tuple[str, np.ndarra
         files = storage.files_in(folder) if is_url(folder) else sorted(folder.glob("*"))
     except (OSError, ValueError):
         return
-    with ThreadPoolExecutor() as pool:
-        shards = pool.map(
-            lambda file: _read(file, tensor), (f for f in files if f.suffix == _ENDING)
-        )
-        for hashes, rows in shards:
-            if isinstance(hashes, list) and rows.shape == (len(hashes), width):
+    files = [file for file in files if file.suffix == _ENDING]
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for first in range(0, len(files), _AHEAD):
+            some = files[first : first + _AHEAD]
+            for hashes, rows in pool.map(lambda file: _read(file, tensor, width, keys), some):
                 yield from zip(hashes, rows, strict=True)
 
 
-def _read(shard: Path, tensor: str) -> tuple[list[str], np.ndarray]:
-    """The keys and rows of a shard; none if it is another file, or truncated by a full disk."""
+def _read(
+    shard: Path, tensor: str, width: int, keys: Collection[str] | None
+) -> tuple[list[str], np.ndarray]:
+    """Keys and rows of a shard; none if it is another file, or truncated by a full disk."""
+    nothing: tuple[list[str], np.ndarray] = [], np.empty((0, width))
     try:
-        data = shard.read_bytes()
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return json.loads(header["__metadata__"]["hashes"]), load(data)[tensor]
+        with storage.errors(shard), storage.open_file(shard) as file:
+            size = file.read(8)
+            if (length := int.from_bytes(size, "little")) > _LONGEST_HEADER:
+                return nothing
+            header = file.read(length)
+            hashes = json.loads(json.loads(header)["__metadata__"]["hashes"])
+            if not isinstance(hashes, list):
+                return nothing
+            chosen = [i for i, name in enumerate(hashes) if keys is None or name in keys]
+            rows = load(size + header + file.read())[tensor] if chosen else nothing[1]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-        return [], np.empty(0)
+        return nothing
+    if not chosen or rows.shape != (len(hashes), width):
+        return nothing
+    return [hashes[i] for i in chosen], rows if keys is None else rows[chosen]
 
 
 def write(folder: Path, tensor: str, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

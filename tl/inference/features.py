@@ -14,6 +14,8 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,20 +30,23 @@ from tl.data import Skipped, Source, shards
 from tl.data.spec import white_of
 from tl.inference.batches import BATCH_SIZE, Progress, map_sources, silent
 from tl.models import Classifier
-from tl.paths import cache_dir, digest, nearest
+from tl.paths import cache_dir, digest, is_url, nearest
 from tl.types import Array, Variables
 
 # Part of every key: a new format starts new banks.
 BANK_FORMAT = 4
 # Images per shard of a bank (chosen, not tuned).
 SHARD = 512
+# Bytes from which on the features of a call are in a file (chosen, not tuned).
+MAPPED = 16 << 20
 
 
 class Features(NamedTuple):
     """The pooled features of a list of images.
 
     Attributes:
-      values: f32[n d]; zero where an image could not be read.
+      values: f32[n d]; zero where an image could not be read. On Linux, many rows are mapped from a
+        file, whose pages the system can write to the disk when memory is short.
       valid: bool[n], whether the image could be read.
       skipped: the images that could not be read.
       bank: the folder of the bank.
@@ -133,10 +138,9 @@ def extract(
     positions: dict[str, list[int]] = {}
     for i, name in enumerate(hashes):
         positions.setdefault(name, []).append(i)
-    values, valid = np.zeros((len(hashes), width), np.float32), np.zeros(len(hashes), bool)
-    for name, row in shards.read(bank, "features", width):
-        if name in positions:
-            values[positions[name]], valid[positions[name]] = row, True
+    values, valid = _zeros((len(hashes), width), bank), np.zeros(len(hashes), bool)
+    for name, row in shards.read(bank, "features", width, positions):
+        values[positions[name]], valid[positions[name]] = row, True
     _share_rows(values, valid)
     reused = int(valid.sum())
     names = [name for name, rows in positions.items() if not valid[rows[0]]]
@@ -171,6 +175,22 @@ def extract(
         if name in reasons
     )
     return Features(values, valid, skipped, bank, reused)
+
+
+def _zeros(shape: tuple[int, int], folder: Path) -> np.ndarray:
+    """Zeros f32 of a shape; of `MAPPED` bytes or more in a file in `folder`, if that can hold it.
+
+    The file has no name and ends with the array.
+    """
+    nbytes = 4 * shape[0] * shape[1]
+    if nbytes >= MAPPED and not is_url(folder) and hasattr(os, "posix_fallocate"):
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # On a full disk, a write to blocks that are not reserved would end the process.
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+                return np.asarray(np.memmap(file, np.float32, "r+", shape=shape))
+    return np.zeros(shape, np.float32)
 
 
 def _share_rows(values: np.ndarray, valid: np.ndarray) -> None:

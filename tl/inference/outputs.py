@@ -41,12 +41,12 @@ class Outputs(NamedTuple):
     """The outputs for one `ViewSet` of n images and v views.
 
     Attributes:
-      rows: n sequences of v arrays; zeros for an image that could not be read.
+      rows: n sequences of v arrays, or one array [n v d]; zeros where an image could not be read.
       valid: bool[n], whether the image could be read.
       skipped: the images that could not be read.
     """
 
-    rows: list[list[np.ndarray]]
+    rows: Sequence[Sequence[np.ndarray]] | np.ndarray
     valid: np.ndarray
     skipped: tuple[Skipped, ...]
 
@@ -118,7 +118,7 @@ def compute(
             features.extract(clf, variables, paths, batch_size=batch_size, progress=progress)
             for paths, _ in sets
         ]
-        return [Outputs([[row] for row in b.values], b.valid, b.skipped) for b in banks]
+        return [Outputs(b.values[:, None], b.valid, b.skipped) for b in banks]
     network = f"{features.bank_key(clf, variables, endpoint)} {batch_size}"
     names = [[features.identity(path) for path in paths] for paths, _ in sets]
     path_of: dict[str, Source] = {}

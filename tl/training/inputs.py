@@ -116,7 +116,7 @@ class CachedInputs(NamedTuple):
       scale: `(mean, std)` f32[d] by which the batches are standardized, or None.
     """
 
-    outputs: Sequence[Sequence[np.ndarray]]
+    outputs: Sequence[Sequence[np.ndarray]] | np.ndarray
     valid: np.ndarray
     labels: np.ndarray
     confidence: np.ndarray | None
@@ -155,10 +155,12 @@ class CachedInputs(NamedTuple):
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation f32[d] of features over all readable images and views."""
-        views = [view for row in np.flatnonzero(self.valid).tolist() for view in self.outputs[row]]
-        zero, n = np.zeros(self.outputs[0][0].shape, np.float64), max(len(views), 1)
-        mean = sum(views, zero) / n
-        variance = sum(((view - mean) ** 2 for view in views), zero) / n
+        readable = np.flatnonzero(self.valid).tolist()
+        views = lambda: (view for row in readable for view in self.outputs[row])
+        zero = np.zeros(self.outputs[0][0].shape, np.float64)
+        n = max(sum(len(self.outputs[row]) for row in readable), 1)
+        mean = sum(views(), zero) / n
+        variance = sum(((view - mean) ** 2 for view in views()), zero) / n
         return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
