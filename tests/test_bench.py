@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import attack_libraries, explanations
-from tl.evaluation import timing
+from tests import toys
+from tl import reporting
+from tl.evaluation import bank_memory, timing
 from tl.pages import bench
 
 
@@ -80,6 +83,51 @@ def test_the_page_draws_memory_over_nodes_and_leaves_out_what_does_not_fit() -> 
     assert len(page.sections) == 2
 
 
+def speed_row(
+    arch: str, what: str, ratio: float, peer: str = "torch 2", **more: Any
+) -> dict[str, Any]:
+    rates = np.array([9.0, 10.0, 11.0])
+    return timing.compared(timing.rate_row(what, arch, rates, **more), peer, rates / ratio)
+
+
+def test_the_page_draws_ratios_with_their_intervals() -> None:
+    rows = [speed_row("resnet18", "forward", 1.2), speed_row("vgg16", "forward", 0.9)]
+    (figure,) = bench.ratio_sections(json.loads(json.dumps(rows)))
+    for words in ("Ratio to torch 2", "resnet18, forward", "1.20", "0.90", "equal speed"):
+        assert words in figure
+    (figure,) = bench.ratio_sections([*rows, speed_row("vgg16", "forward", 2.5, "keras 3")])
+    assert "vgg16, forward, keras 3" in figure and "2.50" in figure
+    without = [
+        timing.rate_row("forward", "toy", [1.0]),
+        speed_row("toy", "x", 1.0, **{"pass": "x"}),
+    ]
+    assert bench.ratio_sections(without) == []
+    for low in (0.0, -1.0):
+        with pytest.raises(ValueError, match="a ratio must be positive and finite"):
+            reporting.intervals([reporting.Interval("toy", 1.0, low, 2.0)], ratios=True)
+
+
+def test_the_page_draws_the_time_per_image_over_one_size_with_the_other_fixed() -> None:
+    rows = [
+        speed_row("toy", "x", 2.0, **{"pass": name, "batch_size": n, "size": size})
+        for name in ("forward", "input_gradient")
+        for n, size in ((1, 224), (16, 224), (16, 320))
+    ]
+    (section,) = bench.growth_sections(json.loads(json.dumps(rows)), 16, 224)
+    assert section.count("<figure") == 4  # two passes over two sizes
+    assert "over batch size" in section and "torch 2 <b" in section
+    assert "200" in section  # milliseconds per image of the peer
+    assert bench.growth_sections([speed_row("toy", "forward", 1.0)], 16, 224) == []
+
+
+def test_the_page_draws_the_memory_of_banks_and_states_what_was_read() -> None:
+    row = {"what": "bank memory", "arch": "toy", "images": 10, "unit": "MB", "ours": 3.0}
+    row |= {"read_mb": 12.4, "bank_mb": 51.2}
+    (section,) = bench.bank_sections([row, row | {"images": 100}, row | {"images": None}])
+    assert "growth of private memory" in section and section.count("<figure") == 1
+    assert bench.value_text(row, "ours") == "3 MB, 12 MB read, bank of 51 MB"
+
+
 def test_a_row_states_how_far_the_maps_differ() -> None:
     row = {"what": "ig", "arch": "toy", "ours": 2.0, "map_error": 0.00012}
     assert bench.value_text(row, "ours") == "2 images/s, maps differ by 1e-04"
@@ -139,3 +187,61 @@ def test_memory_is_measured_for_each_number_of_nodes(
     assert [row["peer_value"] for row in rows] == [70.0, 55.0, None, 56.0]
     assert rows[0]["program_mb"] == pytest.approx(rows[-1]["program_mb"], rel=1e-2)
     assert rows[0]["program_mb"] > 0 and all(row["met"] for row in rows)
+
+
+# ---- memory of feature banks ----
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="private memory is that of Linux")
+
+
+@linux
+def test_private_memory_grows_with_arrays_and_not_with_mapped_files(tmp_path: Path) -> None:
+    code = """
+import json, sys
+import numpy as np
+from tl.evaluation.timing import private_mb
+before = private_mb()
+mapped = np.memmap(sys.argv[1], np.uint8, "w+", shape=80_000_000)
+mapped[:] = 1
+of_file = private_mb() - before
+array = np.ones(80_000_000, np.uint8)
+print(json.dumps([of_file, private_mb() - before - of_file]))
+"""
+    of_file, of_array = timing.run_child(code, tmp_path / "file")
+    assert of_file < 10 and 75 < of_array < 90
+
+
+def test_private_memory_needs_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "Name: python")
+    with pytest.raises(ValueError, match="RssAnon"):
+        timing.private_mb()
+
+
+@linux
+def test_banks_of_several_sizes_are_read_in_processes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    def child(code: str, cache: Path, saved: Path, n: int) -> Any:
+        assert code == bank_memory.CHILD
+        monkeypatch.setenv("TL_CACHE", str(cache))
+        bank_memory.print_memory(str(saved), str(n))
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    monkeypatch.setattr(timing, "run_child", child)
+    clf, variables = toys.classifier("toy_mobilenet")
+    monkeypatch.setattr(bank_memory.models, "load", lambda name, **_: (clf, variables))
+    monkeypatch.setattr(bank_memory.models, "save", lambda path, *_: path)
+    rows = list(bank_memory.bank_memory("toy_mobilenet", (40, 2000)))
+    assert [row["images"] for row in rows] == [40, 2000, None]
+    assert rows[-1]["what"] == "bank memory, 40 of 2,000 images"
+    small, large, part = (row["read_mb"] for row in rows)
+    assert 0 < small < part < 2 * large / 3  # headers, and one shard of four
+
+
+@linux
+@pytest.mark.full
+def test_private_memory_does_not_grow_with_a_bank() -> None:
+    small, large, part = bank_memory.bank_memory("squeezenet1_1", (1000, 60_000))
+    assert large["bank_mb"] > 120 and large["ours"] < small["ours"] + 40
+    assert part["read_mb"] < large["read_mb"] / 5

@@ -6,6 +6,8 @@
   ./launch.sh bench --what=loader --data=folder:images --batch_size=32
   ./launch.sh bench --what=ideal --arch=efficientnet_lite0 --peers=lucent --steps=512 --rounds=1
   ./launch.sh bench --what=explain --arch=efficientnet_lite0,resnet18 --rounds=3
+  ./launch.sh bench --what=growth --arch=resnet18 --rounds=3
+  ./launch.sh bench --what=bank_memory --arch=mobilenetv2_100
   ./launch.sh bench --what=frozen_fit --arch=mobilenetv2_100 --peers=keras --data=folder:images
 
   forward         logits; BatchNorm folded into the convolutions, as for every frozen network
@@ -33,6 +35,10 @@
   explain_memory  peak memory of integrated gradients over the number of nodes, compared with Captum
   probe           seconds of a probe on 1,000 images, 1,280 features, 37 classes and 20 strengths,
                   selected on 250 more images
+  growth          the three passes at batch sizes 1, 4, 16 and 64, and at 128, 224 and 320 pixels;
+                  the page draws the time per image
+  bank_memory     private memory of a process that reads an epoch from feature banks of 1,000,
+                  10,000 and 100,000 images
 
 Weights are random except in `bfloat16`, because speed does not depend on them. The libraries take
 turns, and each number is the median of the rounds. torch runs in both memory formats, of which the
@@ -45,13 +51,10 @@ row and library two calls more than `rounds`, which take seconds to minutes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -64,34 +67,28 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments.benchmarks import explanations, sources
-from tl import backbones, cli, data, inference, losses, models, optim, pages, paths, pixels
-from tl.data.feed import cores
-from tl.data.loader import stream
-from tl.data.plan import Plan
-from tl.evaluation import timing
-from tl.evaluation.timing import Row, collect, compared, empty_caches, rate_row, rates, spent
+from experiments.benchmarks import explanations, loading, sources
+from tl import backbones, cli, data, inference, losses, models, pages, pixels
+from tl.evaluation import bank_memory, speed
+from tl.evaluation.speed import PASSES, Workload
+from tl.evaluation.timing import Row, collect, compared, empty_caches, rate_row, rates
 from tl.reporting import Run
-from tl.training import fit, inputs, probe
-from tl.training.program import make_forward
+from tl.training import fit, inputs
 from tl.training.recipe import Recipe
-from tl.training.rules import frozen_prefix, phases
-from tl.training.schedules import warmup_cosine
-from tl.training.step import Examples, Forward, init, make_train_step
-from tl.types import Mode
 from tl.visualize import grid, specs
 
 FLAGS = flags.FLAGS
-SPEED = ("forward", "input_gradient", "param_gradient")
-KINDS = (*SPEED, "start", "bfloat16", "loader", "step", "frozen_fit", "ideal", "probe")
-KINDS += ("explain", "explain_memory")
+KINDS = (*PASSES, "growth", "start", "bfloat16", "loader", "step", "frozen_fit", "ideal", "probe")
+KINDS += ("explain", "explain_memory", "bank_memory")
+# Batch sizes and sizes of images of growth.
+BATCHES, SIZES = (1, 4, 16, 64), (128, 224, 320)
 PEERS = ("torch", "keras", "lucent")
 ARCHS = "resnet50,vgg16,mobilenetv2_100,efficientnet_lite0"
 
 
 def define_flags() -> None:
     flags.DEFINE_list("arch", ARCHS, "Architectures.")
-    flags.DEFINE_list("what", ",".join(SPEED), f"What is timed: {', '.join(KINDS)}.")
+    flags.DEFINE_list("what", ",".join(PASSES), f"What is timed: {', '.join(KINDS)}.")
     flags.DEFINE_integer("batch_size", 16, "Images per call.", lower_bound=1)
     flags.DEFINE_string(
         "data",
@@ -117,29 +114,6 @@ def define_flags() -> None:
 
 
 # ---- the same work in each library ----
-
-
-def tl_call(arch: str, kind: str, images01: np.ndarray) -> Callable[[], Any]:
-    """A call that does the work once and waits for the result."""
-    clf, variables = models.load(arch, weights="random")
-    clf, frozen = clf.with_dtype(FLAGS.dtype), jax.device_put(clf.fold_batch_norm(variables))
-    variables, x = jax.device_put(variables), jnp.asarray(images01)
-    labels = jnp.zeros(len(images01), jnp.int32)
-
-    def loss(variables: Any, x: jax.Array) -> jax.Array:
-        return jnp.sum(losses.cross_entropy(clf.logits(variables, x), labels))
-
-    def param_gradient(params: Any, x: jax.Array) -> Any:
-        return jax.grad(lambda p: loss({**variables, "params": p}, x) / len(labels))(params)
-
-    work: Any = {
-        "forward": clf.logits,
-        "input_gradient": jax.grad(loss, argnums=1),
-        "param_gradient": param_gradient,
-    }[kind]
-    arguments = (variables["params"] if kind == "param_gradient" else frozen, x)
-    compiled = jax.jit(work).lower(*arguments).compile()
-    return lambda: jax.block_until_ready(compiled(*arguments))
 
 
 def torch_calls(arch: str, kind: str, images01: np.ndarray) -> list[Callable[[], Any]]:
@@ -211,21 +185,30 @@ def installed(peer: str) -> str:
     return version and f"{version} on JAX"
 
 
-def speed(arch: str, kind: str, peers: dict[str, str]) -> list[Row]:
+def passes(arch: str, kind: str, peers: dict[str, str], work: Workload) -> list[Row]:
     """One row per peer, or one row without: images per second and the ratio to the peer's rate."""
-    n = FLAGS.batch_size
-    images01 = np.random.default_rng(FLAGS.seed).random((n, FLAGS.size, FLAGS.size, 3), np.float32)
+    images01 = work.images01()
     makers = {"torch": torch_calls, "keras": keras_calls}
-    calls = {"tl": tl_call(arch, kind, images01)}
+    calls = {"tl": speed.pass_call(arch, kind, images01, work.dtype)}
     for peer in peers:
         timed = makers[peer](arch, kind, images01) if peer in makers else []
         calls |= {f"{peer} {i}": call for i, call in enumerate(timed)}
-    measured = rates(calls, FLAGS.rounds, n)
+    measured = rates(calls, work.rounds, work.batch_size)
     row, rows = rate_row(kind, arch, measured["tl"]), []
     for peer, version in peers.items():
         if variants := [r for name, r in measured.items() if name.startswith(f"{peer} ")]:
             rows.append(compared(row, version, max(variants, key=np.median)))
     return rows or [compared(row, None, ())]
+
+
+def growth(arch: str, peers: dict[str, str], work: Workload) -> Iterator[Row]:
+    """The rows of all passes for several batch sizes, and for several sizes of the images."""
+    shapes = [(n, work.size) for n in BATCHES] + [(work.batch_size, size) for size in SIZES]
+    for kind in PASSES:
+        for n, size in dict.fromkeys(shapes):
+            what = {"what": f"{kind}, {n} x {size} px", "pass": kind, "batch_size": n, "size": size}
+            for row in passes(arch, kind, peers, work._replace(batch_size=n, size=size)):
+                yield row | what
 
 
 # ---- ideal images ----
@@ -286,185 +269,7 @@ def lucent_call(arch: str, n: int, steps: int) -> Callable[[], Any] | None:
     )
 
 
-# ---- start of a process, and bfloat16 ----
-
-
-def start(arch: str) -> Iterator[Row]:
-    """Seconds from the start of a process to its first logits: empty cache, then filled cache."""
-    with tempfile.TemporaryDirectory() as folder:
-        saved = models.save(Path(folder) / "saved", *models.load(arch, weights="random"))
-        words = saved, Path(folder) / "cache", FLAGS.batch_size, FLAGS.size
-        for which in ("first", "second"):
-            seconds, parts = timing.first_logits(*words)
-            row = {"what": f"start, {which} process", "arch": arch, "ours": seconds, "unit": "s"}
-            yield row | {"parts": parts}
-
-
-def bfloat16(arch: str) -> list[Row]:
-    """Forward in bfloat16 compared with float32: speed, and logits of the packaged photographs."""
-    clf, variables = models.load(arch)
-    half, variables = clf.with_dtype("bfloat16"), jax.device_put(clf.fold_batch_norm(variables))
-    images = inference.read_images(clf, [str(photo.path) for photo in data.photographs()]).images
-    full, rounded = (inference.predict_logits(net, variables, images) for net in (clf, half))
-    x = jnp.asarray(np.resize(pixels.to_images01(images), (FLAGS.batch_size, *images.shape[1:])))
-    programs = {"bfloat16": jax.jit(half.logits), "float32": jax.jit(clf.logits)}
-    forward = lambda program: lambda: jax.block_until_ready(program(variables, x))
-    calls = {name: forward(program) for name, program in programs.items()}
-    rate, plain = rates(calls, FLAGS.rounds, len(x)).values()
-    row = {**rate_row("bfloat16", clf.arch, rate), "n": len(images)}
-    row["logit_error"] = float(np.abs(rounded - full).max() / np.abs(full).max())
-    row["same_top1"] = float((rounded.argmax(axis=1) == full.argmax(axis=1)).mean())
-    return [compared(row, "float32", plain)]
-
-
-# ---- the loader ----
-
-PASSES = """
-import sys, time
-from experiments.benchmarks import sources
-sources.import_torchvision()
-import torch
-from torchvision import transforms
-from torchvision.datasets.folder import default_loader
-
-prepare = transforms.Compose(
-    [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
-)
-
-class Files(torch.utils.data.Dataset):  # as ImageFolder reads each of its files
-    def __init__(self, paths):
-        self.paths = paths
-    def __len__(self):
-        return len(self.paths)
-    def __getitem__(self, index):
-        return prepare(default_loader(self.paths[index])), 0
-
-paths = open(sys.argv[1]).read().splitlines()
-loader = torch.utils.data.DataLoader(Files(paths), int(sys.argv[2]), num_workers=int(sys.argv[3]))
-for _ in sys.stdin:
-    batches = iter(loader)
-    first = len(next(batches)[0])
-    began = time.perf_counter()
-    for batch in batches:
-        pass
-    print((len(paths) - first) / (time.perf_counter() - began), flush=True)
-"""
-
-
-def loader(peers: dict[str, str]) -> list[Row]:
-    """Images per second after the first batch, from threads and from processes, in turns."""
-    files = [photo.path for photo in data.photographs()] * 16
-    if FLAGS.data:
-        examples = data.get(FLAGS.data).examples
-        files = [e.path for e in examples if isinstance(e.path, Path)]
-    b, workers = FLAGS.batch_size, cores()
-    if len(files) < 4 * b:
-        raise ValueError(
-            f"`data` has too few files for four batches: got {len(files)}, expected {4 * b} or more"
-        )
-    transform = functools.partial(pixels.prepare, pixels.TORCHVISION)
-    plan = Plan(len(files), b, 1, FLAGS.seed)
-
-    def tl_rate(workers: int) -> float:
-        with stream(files, transform, plan, workers=workers) as batches:
-            next(batches)
-            seconds, n = spent(lambda: sum(int(batch.valid.sum()) for batch in batches))
-            return n / seconds
-
-    passed: dict[str, list[float]] = {"threads": [], f"{workers} processes": [], "torch": []}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        child: Any = None
-        if "torch" in peers:
-            listed = Path(folder) / "files.txt"
-            order = np.concatenate([plan.rows(step) for step in range(len(plan))])
-            listed.write_text("\n".join(str(files[row].absolute()) for row in order[order >= 0]))
-            words = [sys.executable, "-W", "ignore", "-c", PASSES, listed, b, workers]
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            child = subprocess.Popen(list(map(str, words)), cwd=Path(__file__).parents[2], **pipes)
-            stack.enter_context(child)
-        for i in range(FLAGS.rounds + 1):  # the first fills the file cache and does not count
-            passes = {name: tl_rate(n) for name, n in zip(passed, (0, workers), strict=False)}
-            if child is not None:
-                print(file=child.stdin, flush=True)
-                if not (answer := child.stdout.readline()):
-                    raise ValueError("torchvision's loader failed; its message is above")
-                passes["torch"] = float(answer)
-            for name, rate in passes.items() if i else ():
-                passed[name].append(rate)
-    theirs = passed.pop("torch")
-    version = f"torchvision's DataLoader, {workers} processes" if theirs else None
-    row = lambda name: rate_row(f"loader, {name}", "-", passed[name])
-    return [compared(row(name), version, theirs) for name in passed]
-
-
 # ---- training ----
-
-
-def step(arch: str) -> list[Row]:
-    """Images per second of whole training steps, compared with their parts."""
-    clf, variables = models.load(arch, weights="random")
-    clf, n = clf.with_dtype(FLAGS.dtype), FLAGS.batch_size
-    params, stats = variables["params"], variables.get("batch_stats", {})
-    stages, shape = clf.spec.endpoints, (n, FLAGS.size, FLAGS.size, 3)
-    images = np.random.default_rng(FLAGS.seed).integers(0, 256, shape, np.uint8)
-    rest = jnp.zeros(n, jnp.int32), jnp.ones(n, bool)
-    examples = lambda inputs: Examples(jnp.asarray(inputs), *rest)
-
-    from_images = make_forward(clf, "", Mode.EVAL, frozenset())
-
-    def train_step(tune: str, forward: Forward, batch: Examples) -> Callable[[], Any]:
-        """A call that takes one step from the state that the previous call returned."""
-        partition = paths.partition(params, phases(tune, stages)[-1].rules)
-        adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), warmup_cosine(1e-3, 1000)
-        optimizer = optim.partitioned(partition, adamw, schedule, clip=1.0)
-        state = [init(params, partition, optimizer, stats=stats)]
-        program = make_train_step(forward, optimizer).lower(state[0], batch).compile()  # type: ignore[attr-defined]
-
-        def work() -> None:
-            state[0], values = program(state[0], batch)
-            jax.block_until_ready((state[0], values))
-
-        return work
-
-    def loss(params: Any, stats: Any, batch: Examples) -> jax.Array:
-        logits = from_images(params, stats, jnp.asarray(batch.inputs))[0]
-        return jnp.mean(losses.cross_entropy(logits, jnp.asarray(batch.labels)))
-
-    gradient = jax.jit(jax.value_and_grad(loss)).lower(params, stats, examples(images)).compile()
-    on_device = jax.device_put((params, stats, examples(images)))
-    trained = paths.partition(params, phases("last:1", stages)[-1].rules).trained
-    prefix = frozen_prefix(trained, stages)
-    ends = jax.eval_shape(lambda x: clf.apply(variables, pixels.to_images01(x)).endpoints, images)
-    bank = examples(jnp.zeros(ends[prefix].shape, ends[prefix].dtype))
-    calls = {
-        "the bare gradient": lambda: jax.block_until_ready(gradient(*on_device)),
-        "step, all": train_step("all", from_images, examples(images)),
-        "step, last:1": train_step("last:1", from_images, examples(images)),
-        "step, last:1, bank": train_step(
-            "last:1", make_forward(clf, prefix, Mode.EVAL, frozenset()), bank
-        ),
-    }
-    measured = rates(calls, FLAGS.rounds, n)
-    peers = {"step, all": "the bare gradient", "step, last:1": "step, all"}
-    peers["step, last:1, bank"] = "step, all"
-    return [
-        compared(rate_row(name, arch, measured[name]), peer, measured[peer])
-        for name, peer in peers.items()
-    ]
-
-
-def probes() -> list[Row]:
-    """Seconds of each kind of probe, on features of 37 overlapping clusters."""
-    rng, (n, d, k) = np.random.default_rng(FLAGS.seed), (1250, 1280, 37)
-    labels = rng.integers(0, k, n)
-    values = (rng.normal(size=(k, d))[labels] * 0.15 + rng.normal(size=(n, d))).astype(np.float32)
-    held_out = values[1000:], labels[1000:]
-    fitted = lambda method: (
-        lambda: probe.fit(values[:1000], labels[:1000], k, method=method, validation=held_out)
-    )
-    calls = {method: fitted(method) for method in probe.METHODS}
-    times = timing.take_turns(calls, FLAGS.rounds, warm_up=0)
-    return [rate_row(f"probe, {m}", f"{d} features", t, unit="s") for m, t in times.items()]
 
 
 def frozen_fit(arch: str, peers: dict[str, str]) -> list[Row]:
@@ -546,24 +351,27 @@ def keras_fit(
 
 def rows(kinds: list[str], archs: list[str], peers: dict[str, str]) -> Iterator[Row]:
     """The rows of all measurements that the flags name."""
+    work = Workload(*(FLAGS[name].value for name in Workload._fields))
     if "loader" in kinds:
-        yield from loader(peers)
+        yield from loading.speed(FLAGS.data, peers, work)
     if "probe" in kinds:
-        yield from probes()
+        yield from speed.probes(work)
     works: dict[str, Callable[[str], Any]] = {
-        "start": start,
-        "bfloat16": bfloat16,
-        "step": step,
+        "start": functools.partial(speed.start, work=work),
+        "bfloat16": functools.partial(speed.bfloat16, work=work),
+        "step": functools.partial(speed.step, work=work),
+        "growth": functools.partial(growth, peers=peers, work=work),
+        "bank_memory": bank_memory.bank_memory,
         "frozen_fit": functools.partial(frozen_fit, peers=peers),
         "ideal": functools.partial(ideal_images, peers=peers),
         "explain": lambda arch: explanations.speed(
             arch, FLAGS.methods, FLAGS.size, FLAGS.masks, FLAGS.rounds
         ),
         "explain_memory": lambda arch: explanations.memory(arch, FLAGS.size),
-        **{kind: functools.partial(speed, kind=kind, peers=peers) for kind in SPEED},
+        **{kind: functools.partial(passes, kind=kind, peers=peers, work=work) for kind in PASSES},
     }
     for arch in archs:
-        for kind in sorted(kinds, key=lambda kind: kind in SPEED):
+        for kind in sorted(kinds, key=lambda kind: kind in PASSES):
             yield from works[kind](arch) if kind in works else ()
 
 

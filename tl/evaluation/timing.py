@@ -160,6 +160,22 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+def private_mb() -> float:
+    """Private resident memory of this process now, in MB: without mapped files and shared pages.
+
+    Raises:
+      ValueError: the system does not report it; Linux does.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        (line,) = (line for line in lines if line.startswith("RssAnon:"))
+    except (OSError, ValueError):
+        raise ValueError(
+            "private memory cannot be measured: got no RssAnon in /proc/self/status, expected Linux"
+        ) from None
+    return int(line.split()[1]) * 1024 / 1e6
+
+
 @contextlib.contextmanager
 def empty_caches(folder: Path) -> Iterator[None]:
     """Runs the block with an empty folder of caches: no feature bank and no compiled program."""

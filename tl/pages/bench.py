@@ -16,6 +16,8 @@ EXTRAS = {
     "not_found": "{} not found",
     "map_error": "maps differ by {:.0e}",
     "program_mb": "the program alone {:.0f} MB",
+    "read_mb": "{:.0f} MB read",
+    "bank_mb": "bank of {:.0f} MB",
 }
 HEADER = ("measurement", "architecture", "tl", "compared with", "its value", "ratio", "goal")
 
@@ -35,7 +37,13 @@ def page(result: Mapping[str, Any], folder: Path) -> Page:
         "ratio above 1 means that tl is faster, or that it uses more memory."
     )
     rows = result["rows"]
-    return Page("Speed", lead, [*memory_sections(rows), section("Measurements", rows)])
+    sections = [
+        *ratio_sections(rows),
+        *growth_sections(rows, result["batch_size"], result["size"]),
+        *memory_sections(rows),
+        *bank_sections(rows),
+    ]
+    return Page("Speed", lead, [*sections, section("Measurements", rows)])
 
 
 def memory_sections(rows: Iterable[Mapping[str, Any]]) -> list[reporting.Html]:
@@ -62,6 +70,98 @@ def memory_sections(rows: Iterable[Mapping[str, Any]]) -> list[reporting.Html]:
             "where the next number of nodes would not fit into memory."
         )
         sections.append(reporting.section("Memory of integrated gradients", figure, text=text))
+    return sections
+
+
+def ratio_sections(rows: Iterable[Mapping[str, Any]]) -> list[reporting.Html]:
+    """The ratio of each network and pass with its interval; rows of growth have their own figures.
+
+    The mark is the geometric mean of the ratios within the rounds, the center of the interval.
+    """
+    measured = [row for row in rows if "ratio_ci95" in row and "pass" not in row]
+    if not measured:
+        return []
+    several = len({row["peer"] for row in measured}) > 1
+    bars = []
+    for row in measured:
+        low, high = row["ratio_ci95"]
+        label = f"{row['arch']}, {row['what']}" + (f", {row['peer']}" if several else "")
+        bars.append(reporting.Interval(label, math.sqrt(low * high), low, high))
+    figure = reporting.intervals(bars, references=[("equal speed", 1.0)], ratios=True)
+    text = "The mean over the rounds, with its interval. Above 1, tl is faster."
+    heading = "Ratios" if several else f"Ratio to {measured[0]['peer']}"
+    return [reporting.section(heading, figure, text=text)]
+
+
+def growth_sections(
+    rows: Iterable[Mapping[str, Any]], batch_size: int, size: int
+) -> list[reporting.Html]:
+    """Time per image over the batch size and over the size of the images, one section per network.
+
+    Args:
+      rows: of the result.
+      batch_size, size: of the result; the figures over the one have the other fixed.
+    """
+    measured = [row for row in rows if "pass" in row]
+    sections = []
+    for arch in dict.fromkeys(row["arch"] for row in measured):
+        figures = []
+        for axis, x_label, fixed in (
+            ("batch_size", "batch size", {"size": size}),
+            ("size", "side of the images (pixels)", {"batch_size": batch_size}),
+        ):
+            some = [row for row in measured if row["arch"] == arch and fixed.items() <= row.items()]
+            figures += [
+                _growth([row for row in some if row["pass"] == name], axis, x_label, name)
+                for name in dict.fromkeys(row["pass"] for row in some)
+            ]
+        text = (
+            f"{arch}, {size} pixels or batch size {batch_size}. Bands reach from the fastest to "
+            "the slowest round."
+        )
+        sections.append(reporting.section("Time per image", *figures, text=text))
+    return sections
+
+
+def _growth(rows: list[Mapping[str, Any]], axis: str, x_label: str, title: str) -> reporting.Html:
+    """Milliseconds per image over `axis`, of `tl` and each peer."""
+    series: dict[str, dict[float, float]] = {"tl": {}}
+    bands = {}
+    for row in sorted(rows, key=lambda row: row[axis]):
+        series["tl"][row[axis]] = 1e3 / row["ours"]
+        bands[row[axis]] = (row[axis], *(1e3 / rate for rate in reversed(row["spread"])))
+        if row["peer_value"] is not None:
+            series.setdefault(row["peer"], {})[row[axis]] = 1e3 / row["peer_value"]
+    return reporting.curves(
+        {name: points.items() for name, points in series.items()},
+        x_label=x_label,
+        y_label="time per image (ms)",
+        title=title,
+        bands={"tl": list(bands.values())},
+        log_x=True,
+    )
+
+
+def bank_sections(rows: Iterable[Mapping[str, Any]]) -> list[reporting.Html]:
+    """Private memory of a process over the number of images in the feature bank that it reads."""
+    measured = [row for row in rows if row.get("images") and "bank_mb" in row]
+    sections = []
+    for arch in dict.fromkeys(row["arch"] for row in measured):
+        some = [row for row in measured if row["arch"] == arch]
+        figure = reporting.curves(
+            {
+                "files of the bank": [(row["images"], row["bank_mb"]) for row in some],
+                "growth of private memory": [(row["images"], row["ours"]) for row in some],
+            },
+            x_label="images",
+            y_label="MB",
+            log_x=True,
+        )
+        text = (
+            f"{arch}, one epoch in batches of 32. Private memory is what the process allocates; "
+            "pages of mapped files, which the system can drop, are not part of it."
+        )
+        sections.append(reporting.section("Memory of a feature bank", figure, text=text))
     return sections
 
 

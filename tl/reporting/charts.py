@@ -128,12 +128,18 @@ def _number(tick: float) -> str:
 
 
 class Interval(NamedTuple):
-    """A row of `intervals`: a name, an accuracy, and the bounds of its interval, all in [0, 1]."""
+    """A row of `intervals`: a name, an accuracy in [0, 1] or a ratio, and its interval."""
 
     label: str
     value: float
     low: float
     high: float
+
+
+def _ratio(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ValueError(f"a ratio must be positive and finite: got {value:g}")
+    return float(value)
 
 
 def interval(
@@ -162,29 +168,34 @@ def intervals(
     *,
     confidence: str = "95 %",
     references: Sequence[tuple[str, float]] = (),
+    ratios: bool = False,
 ) -> Html:
-    """Several accuracies with their confidence intervals on one axis.
+    """Several accuracies, or ratios, with their confidence intervals on one axis.
 
     Args:
       rows: one or more, each with `low <= value <= high`.
       confidence: level of all intervals, as text.
       references: as for `interval`.
+      ratios: whether the values are positive ratios instead of shares.
 
     Raises:
-      ValueError: an interval does not contain its value, or a value is outside [0, 1].
+      ValueError: an interval does not contain its value, or a value is outside [0, 1] or, for
+        ratios, not positive and finite.
     """
+    check, words, unit = (_ratio, "{:.2f}".format, 1) if ratios else (_share, percent, 100)
     for row in rows:
-        if not _share(row.low) <= _share(row.value) <= _share(row.high):
+        if not check(row.low) <= check(row.value) <= check(row.high):
             raise ValueError(
                 f"the interval of {row.label!r} does not contain its value: got {row.low:g}, "
                 f"{row.value:g}, {row.high:g}, expected low <= value <= high"
             )
     ends = [end for row in rows for end in (row.low, row.high)]
-    ends += [_share(mark) for _, mark in references]
+    ends += [check(mark) for _, mark in references]
     spread = max(ends) - min(ends)
-    # Above a spread of 0.5 the whole axis is shown. Chosen, not tuned.
-    margin = 1.0 if spread > 0.5 else 0.1 * spread + 0.01
-    ticks = _ticks(max(0.0, min(ends) - margin), min(1.0, max(ends) + margin))
+    # Above a spread of 0.5 the whole axis of shares is shown. Chosen, not tuned.
+    margin = 1.0 if spread > 0.5 and not ratios else 0.1 * spread + 0.01
+    most = math.inf if ratios else 1.0
+    ticks = _ticks(max(0.0, min(ends) - margin), min(most, max(ends) + margin))
 
     def at(share: float) -> str:
         return f"{100 * (share - ticks[0]) / (ticks[-1] - ticks[0]):.2f}%"
@@ -192,12 +203,12 @@ def intervals(
     grid = [tag("s", "", style=f"left:{at(t)}") for t in ticks]
 
     def line(css_class: str, name: str, share: float, small: Html, *marks: Html) -> Html:
-        words = tag("span", "", name), tag("span", "value", percent(share)), small
-        return tag("li", css_class, *words, tag("div", "lane", *grid, *marks))
+        parts = tag("span", "", name), tag("span", "value", words(share)), small
+        return tag("li", css_class, *parts, tag("div", "lane", *grid, *marks))
 
     lines = []
     for row in rows:
-        span = f"{percent(row.low)} to {percent(row.high)}, {confidence} interval"
+        span = f"{words(row.low)} to {words(row.high)}, {confidence} interval"
         style = f"left:{at(row.low)};right:calc(100% - {at(row.high)})"
         whisker = tag("i", "", style=style, title=span)
         dot = tag("u", "full", style=f"left:{at(row.value)}")
@@ -206,7 +217,7 @@ def intervals(
         line("", name, mark, Html(""), tag("u", "", style=f"left:{at(mark)}"))
         for name, mark in references
     ]
-    figures = (tag("span", "", _number(100 * t), style=f"left:{at(t)}") for t in ticks)
+    figures = (tag("span", "", _number(unit * t), style=f"left:{at(t)}") for t in ticks)
     return tag("ul", "interval", *lines, tag("li", "axis", tag("div", "lane", *figures)))
 
 
