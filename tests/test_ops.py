@@ -97,6 +97,9 @@ FORMS = {
     "depthwise 7x7": ((1, 9, 9, 3), (7, 7, 1, 3), {"padding": ((3, 3), (3, 3)), "groups": 3}),
     "stem 7x7": ((2, 17, 14, 3), (7, 7, 3, 6), {"padding": ((3, 3), (3, 3)), "stride": 2}),
     "stem 3x3": ((2, 8, 9, 3), (3, 3, 3, 6), {"padding": ((0, 1), (0, 1)), "stride": 2}),
+    "stem 3x3 wide": ((2, 8, 9, 3), (3, 3, 3, 70), {"padding": SAME3, "stride": 2}),
+    "tiny": ((2, 2, 2, 6), (3, 3, 6, 5), {"padding": SAME3}),
+    "tiny stride 2": ((2, 2, 3, 6), (3, 3, 6, 5), {"padding": SAME3, "stride": 2}),
     "stem stride 1": ((2, 8, 9, 3), (3, 3, 3, 6), {"padding": SAME3}),
     "dense": ((2, 8, 7, 6), (3, 3, 6, 5), {"padding": SAME3}),
     "dense stride 2": ((2, 8, 7, 6), (3, 3, 6, 5), {"padding": SAME3, "stride": 2}),
@@ -107,6 +110,7 @@ FORMS = {
     "grouped bundles": ((1, 6, 5, 192), (3, 3, 48, 96), {"padding": SAME3, "groups": 4}),
     "winograd 2x2": ((1, 15, 14, 128), (3, 3, 128, 128), {"padding": SAME3}),
     "winograd 2x4": ((2, 14, 19, 130), (3, 3, 130, 129), {"padding": ((1, 2), (0, 3))}),
+    "winograd small": ((2, 7, 7, 64), (3, 3, 64, 65), {"padding": SAME3}),
     "winograd no padding": ((1, 18, 22, 128), (3, 3, 128, 128), {}),
     "winograd kernel gradient": ((3, 16, 17, 6), (3, 3, 6, 5), {"padding": SAME3}),
     "depth multiplier": ((2, 8, 7, 3), (3, 3, 1, 6), {"padding": SAME3, "groups": 3}),
@@ -114,6 +118,8 @@ FORMS = {
 
 
 QUICK = {
+    "tiny",
+    "stem 7x7",
     "pointwise stride 2",
     "depthwise stride 2",
     "stem 3x3",
@@ -130,6 +136,15 @@ QUICK = {
 def test_forms_equal_lax(name):
     x_shape, k_shape, options = FORMS[name]
     check_conv(x_shape, k_shape, **options)
+
+
+@full
+@pytest.mark.parametrize("size", [1, 2])
+def test_xla_does_not_exchange_image_and_kernel_of_a_tiny_map(size):
+    """XLA's convolution with the image as its kernel takes a hundred times as long on a CPU."""
+    x, kernel = jnp.zeros((2, size, size, 128)), jnp.zeros((3, 3, 128, 128))
+    conv = jax.jit(partial(ops.conv2d, padding=SAME3))
+    assert "rhs_reversal" not in conv.lower(x, kernel).compile().as_text()
 
 
 @full

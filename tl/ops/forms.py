@@ -169,8 +169,7 @@ def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) ->
     def forward(x: Array, kernel: Array) -> Array:
         if kh * kw > 9:
             return correlate(*in_blocks(x, kernel, stride, padding), NO_PADDING)[:, : size[0]]
-        windows = jnp.concatenate(shifted(pad(x, padding), (kh, kw), size, stride), axis=3)
-        return windows @ kernel.reshape(-1, out)
+        return by_windows(x, kernel, stride, padding)
 
     return Form(forward, patches.input_grad, kernel_grad)
 
@@ -223,11 +222,11 @@ def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     fast = taps == (3, 3) and stride == 1 and min(size) >= 7
 
     def forward(x: Array, kernel: Array) -> Array:
-        return (
-            correlate(x, kernel, padding)
-            if stride == 1
-            else lax_conv(x, kernel, stride=stride, padding=padding)
-        )
+        if stride == 1:
+            return correlate(x, kernel, padding)
+        if x_shape[1] * x_shape[2] < taps[0] * taps[1]:
+            return by_windows(x, kernel, stride, padding)
+        return lax_conv(x, kernel, stride=stride, padding=padding)
 
     def input_grad(g: Array, kernel: Array) -> Array:
         def gather(g: Array, rows: range, cols: range, size: Pair) -> Array:
@@ -260,7 +259,17 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
         return jnp.einsum("bhwc,co->bhwo", pad(x, padding), kernel[0, 0])
     if (kh, kw) == (3, 3) and min(c, out) >= 64 and min(size) >= 7:
         return winograd.correlate(x, kernel, padding)
+    if x.shape[1] * x.shape[2] < kh * kw:  # XLA would exchange image and kernel, which is slow
+        return by_windows(x, kernel, 1, padding)
     return direct(x, kernel, padding)
+
+
+def by_windows(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
+    """One matrix product with the windows, which have kh kw c values each."""
+    kh, kw, _, out = kernel.shape
+    size = out_size(x.shape, (kh, kw), stride, padding)
+    windows = jnp.concatenate(shifted(pad(x, padding), (kh, kw), size, stride), axis=3)
+    return windows @ kernel.reshape(-1, out)
 
 
 def direct(x: Array, kernel: Array, padding: Padding, groups: int = 1) -> Array:
