@@ -25,6 +25,7 @@ from tl.scale.local import free_port
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--arch=mobilenetv1_025_keras", "--weights=random")
 TRAIN = (*SMALL, "--image_size=32", "--batch_size=16", "--bank_gib=0")
+FEW = ("--limit=4", "--tests=sparseness")
 
 
 def address() -> str:
@@ -275,6 +276,7 @@ def test_images_are_divided_and_counted_once(images: Path, tmp_path: Path) -> No
         "features": (f"--data=folder:{images}", "--batch_size=4"),
         "attack": (f"--images={images}/dark", "--attack=fgsm", "--limit=8", "--nopanel"),
         "ideal": ("--target=1,2,3", "--steps=4", "--size=32", "--judges="),
+        "explain": (f"--images={images}/dark", "--method=smoothgrad", "--draws=2", *FEW),
     }
     for name, flags in commands.items():
         for processes in (1, count):

@@ -273,17 +273,23 @@ def _explain(
     settings: ExplainSettings,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The rows of the images and the tests, and name -> maps f32[b h w], of one network."""
-    clf, on_device, explanations, objective, asked = network
+    clf, on_device, explanations, objective, target_rows = network
     words, slots = settings.target or ("",), settings.slots or devices.images_at_once()
     rows = [i for i in range(len(logits)) for _ in words]
     if settings.target:
-        asked = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(logits)), asked)
+        target_rows = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(logits)), target_rows)
     else:
-        asked = targets.predicted(logits)
+        target_rows = targets.predicted(logits)
     images01, key = pixels.to_images01(images.images[rows]), jax.random.key(settings.seed)
+    keys, share = norms.per_image_keys(key, len(rows)), -(-len(rows) // jax.device_count())
     maps = {}
     for name in reporting.progress(list(explanations), label="methods"):
-        maps[name] = np.asarray(explanations[name](on_device, key, images01, asked))
+
+        def explain(i: np.ndarray, explanation: Explanation = explanations[name]) -> jax.Array:
+            of_images = jax.tree.map(lambda leaf: leaf[i], target_rows)
+            return explanation(on_device, keys[i], images01[i], of_images)
+
+        maps[name] = inference.in_batches(explain, np.arange(len(rows)), batch_size=share)
     files = zip(images.paths, images.images, strict=True)
     figures = [run.relative(run.figure(path.name, image)) for path, image in files]
     result_rows = []
@@ -307,7 +313,7 @@ def _explain(
             }
         )
     tests = lambda: checks.evaluate(
-        checks.Subject(clf, on_device, key, images01, asked),
+        checks.Subject(clf, on_device, key, images01, target_rows),
         explanations,
         maps,
         steps=settings.steps,
