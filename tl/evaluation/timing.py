@@ -46,8 +46,8 @@ def take_turns(
     Returns:
       Name -> seconds of each round.
     """
-    for call in calls.values():
-        for _ in range(warm_up):
+    for _ in range(warm_up):  # in turns too, because the first turn after another call is slow
+        for call in calls.values():
             call()
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
