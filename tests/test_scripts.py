@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "experiments"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 # Folders of scripts that share helpers; such a folder is copied as a whole.
-FOLDERS = {"benchmarks": ("bench", "parity", "peers"), "lesson": ("__main__",)}
+FOLDERS = {"benchmarks": ("accelerator", "bench", "parity", "peers"), "lesson": ("__main__",)}
 COMMANDS = [*SCRIPTS, *(f"{name}.{script}" for name in FOLDERS for script in FOLDERS[name])]
 
 

@@ -46,6 +46,7 @@ from tl.pages import (
 from tl.pages.common import Page, failed_section, remarks_section
 
 PAGES: dict[str, Callable[[Mapping[str, Any], Path], Page]] = {
+    "accelerator": bench.page,
     "attack": attack.page,
     "attack_transfer": attack_transfer.page,
     "audit": audit.page,

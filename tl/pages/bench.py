@@ -18,6 +18,8 @@ EXTRAS = {
     "program_mb": "the program alone {:.0f} MB",
     "read_mb": "{:.0f} MB read",
     "bank_mb": "bank of {:.0f} MB",
+    "memory_gb": "{:.2f} GB",
+    "peak_share": "{:.0%} of the peak",
 }
 HEADER = ("measurement", "architecture", "tl", "compared with", "its value", "ratio", "goal")
 
