@@ -249,7 +249,7 @@ def rows(peers: dict[str, str]) -> Iterator[Row]:
 
 def main(run: reporting.Run) -> None:
     for flag, names in (("what", KINDS), ("tune", TUNES)):
-        for name in (name for name in FLAGS[flag].value if name not in names):
+        for name in (name for name in FLAGS[flag].value or () if name not in names):
             raise ValueError(f"unknown `{flag}`: got {name!r}, expected some of {', '.join(names)}")
     backbones.get(FLAGS.arch)  # an unknown name is an error before the first row
     versions = {peer: sources.installed(peer, ("torch",)) for peer in FLAGS.peers}

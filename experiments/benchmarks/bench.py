@@ -351,7 +351,8 @@ def keras_fit(
 
 def rows(kinds: list[str], archs: list[str], peers: dict[str, str]) -> Iterator[Row]:
     """The rows of all measurements that the flags name."""
-    work = Workload(*(FLAGS[name].value for name in Workload._fields))
+    values: dict[str, Any] = {name: FLAGS[name].value for name in Workload._fields}
+    work = Workload(**values)
     if "loader" in kinds:
         yield from loading.speed(FLAGS.data, peers, work)
     if "probe" in kinds:

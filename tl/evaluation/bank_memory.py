@@ -83,9 +83,9 @@ def print_memory(saved: str, n: str) -> None:
     for example in examples:
         features.identity(example.path)
     before, read_before = timing.private_mb(), _read_mb()
-    (cached,) = inputs.compute_caches(clf, variables, [(spec, plain)], "features", gib=1024) or ()
-    assert cached.valid.all()
-    for _ in cached.training(Plan(len(examples), 32, 1, 0), 0, jax.random.key(0)):
+    caches = inputs.compute_caches(clf, variables, [(spec, plain)], "features", gib=1024)
+    assert caches and caches[0].valid.all()
+    for _ in caches[0].training(Plan(len(examples), 32, 1, 0), 0, jax.random.key(0)):
         pass
     print(json.dumps([timing.private_mb() - before, _read_mb() - read_before]))
 

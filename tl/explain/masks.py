@@ -190,7 +190,7 @@ def slic(image01: jax.Array, grid: int) -> jax.Array:
     Reference: Achanta et al. 2012, "SLIC superpixels compared to state-of-the-art superpixel
       methods", section 3, with the neighbors of Ren et al. 2015, arXiv:1509.04232. Unlike in the
       paper, the channels are those of the image instead of CIELAB, scaled such that black and white
-      are 100 apart, and parts without a connection to their superpixel stay.
+      differ by 100, and parts that are not connected to their superpixel stay.
     """
     h, w, c = image01.shape
     down, across = cell_of(h, grid), cell_of(w, grid)
@@ -256,7 +256,7 @@ def kernel_shap(
       grid: cells per side, at least 2.
       superpixels: number of superpixels (`slic`) instead of cells, rounded to a square number; at
         least 4, or 0 for the cells of the grid.
-      fill: one baseline of `baselines.BASELINES`, shown in place of hidden players.
+      fill: one baseline of `baselines.BASELINES`, which replaces hidden players.
 
     Raises:
       ValueError: one player, more cells per side than pixels, too few masks, or an unknown

@@ -176,7 +176,8 @@ def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) ->
 
 def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
     """Blocks of stride x stride pixels as channels, then one matrix product per row of taps."""
-    oh, ow = out_size(x.shape, kernel.shape[:2], stride, padding)
+    kh, kw, _, _ = kernel.shape
+    oh, ow = out_size(x.shape, (kh, kw), stride, padding)
     x, kernel = in_blocks(x, kernel, stride, padding)
     bh, bw, c, out = kernel.shape
     patches = [jnp.concatenate(shifted(x[:, i:], (1, bw), (oh, ow)), axis=3) for i in range(bh)]
@@ -276,7 +277,8 @@ def direct(x: Array, kernel: Array, padding: Padding, groups: int = 1) -> Array:
     """The plain cross-correlation with stride 1, computed by Eigen where that is possible."""
     # XLA passes a convolution to YNNPACK unless the output has more rows than the input. Eigen's
     # convolution is 1.1 to 1.8 times as fast, so rows are added, and cropped by the next operation.
-    size = out_size(x.shape, kernel.shape[:2], 1, padding)
+    kh, kw, _, _ = kernel.shape
+    size = out_size(x.shape, (kh, kw), 1, padding)
     (top, bottom), sides = padding
     extra = max(x.shape[1] - size[0] + 1, 0)
     if extra > max(size[0] // 6, 1) or min(size) < 1:
