@@ -45,7 +45,7 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
     elif kh == kw == 1:
         cpu = pointwise(*args)
     elif stride <= 2 and x_shape[3] <= 4:
-        cpu = first_layer(*args, plain)
+        cpu = first_layer(*args)
     else:
         cpu = dense(*args)
     return plain, Form(*map(in_float32, cpu))
@@ -151,8 +151,8 @@ def depthwise(x_shape, k_shape, stride: int, padding: Padding) -> Form:
 # --- few input channels, stride 1 or 2: patches, then a matrix product ------------------------
 
 
-def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) -> Form:
-    """Patches for the input gradient and a narrow output; windows for the kernel gradient."""
+def first_layer(x_shape, k_shape, stride: int, padding: Padding) -> Form:
+    """Patches for the input gradient and a narrow output, else blocks or windows."""
     kh, kw, c, out = k_shape
     size = out_size(x_shape, (kh, kw), stride, padding)
     patches = by_autodiff(partial(stem, stride=stride, padding=padding), x_shape, k_shape)
@@ -167,6 +167,8 @@ def first_layer(x_shape, k_shape, stride: int, padding: Padding, plain: Form) ->
         return sums.reshape(k_shape)
 
     def forward(x: Array, kernel: Array) -> Array:
+        if out < 64:
+            return patches.forward(x, kernel)
         if kh * kw > 9:
             return correlate(*in_blocks(x, kernel, stride, padding), NO_PADDING)[:, : size[0]]
         return by_windows(x, kernel, stride, padding)
