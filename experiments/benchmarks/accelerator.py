@@ -5,7 +5,7 @@
 
   train   steps of `transfer` (AdamW, clipping, metrics; BatchNorm frozen) from uint8 images on the
           device, for each of --tune, compared with torch.compile in channels-last under autocast:
-          images per second, multiply-adds of the products as a share of the peak of --chip, and
+          images per second, the operations of its products as a share of the peak of --chip, and
           the memory that a step needs
   attack  images times steps of PGD per second, in float32, all steps
   ideal   optimization steps per second of 16 ideal images
@@ -39,24 +39,17 @@ from tl import (
     backbones,
     cli,
     data,
-    devices,
     inference,
     models,
-    optim,
     pages,
-    paths,
     reporting,
 )
 from tl.attacks import goals, norms
-from tl.evaluation import timing
+from tl.evaluation import speed, timing
 from tl.evaluation.timing import Row
 from tl.models import summary
 from tl.scale.topology import CHIPS
-from tl.training import schedules
-from tl.training.program import make_forward
-from tl.training.rules import phases
-from tl.training.step import Examples, init, make_train_step
-from tl.types import Mode
+from tl.training.step import Examples
 from tl.visualize import grid, specs
 from tl.weights import tables
 
@@ -85,27 +78,6 @@ def define_flags() -> None:
 
 
 # ---- training ----
-
-
-def tl_train(clf: models.Classifier, variables: Any, tune: str) -> tuple[Callable[[], Any], int]:
-    """A call that takes `CALLS` steps and waits, and the bytes that a step needs."""
-    params, stats = variables["params"], variables.get("batch_stats", {})
-    n, size = FLAGS.batch_size, FLAGS.size
-    images = np.random.default_rng(FLAGS.seed).integers(0, 256, (n, size, size, 3), np.uint8)
-    batch = jax.device_put(Examples(images, np.zeros(n, np.int32), np.ones(n, bool)))
-    partition = paths.partition(params, phases(tune, clf.spec.endpoints)[-1].rules)
-    adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), schedules.SCHEDULES["cosine"](1e-3, 1000)
-    optimizer = optim.partitioned(partition, adamw, schedule, clip=1.0)
-    step = make_train_step(make_forward(clf, "", Mode.EVAL, frozenset()), optimizer)
-    state = [init(params, partition, optimizer, stats=stats)]
-    program = step.lower(state[0], batch, padded=False).compile()  # type: ignore[attr-defined]
-
-    def work() -> None:
-        for _ in range(CALLS):
-            state[0], values = program(state[0], batch)
-        jax.block_until_ready((state[0], values))
-
-    return work, devices.memory_needed(program)
 
 
 def torch_train(clf: models.Classifier, tune: str) -> tuple[Callable[[], Any], Callable[[], int]]:
@@ -164,13 +136,16 @@ def products(clf: models.Classifier, tune: str) -> int:
 
 
 def train(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Iterator[Row]:
-    clf = clf.with_dtype(FLAGS.dtype)
+    clf, n = clf.with_dtype(FLAGS.dtype), FLAGS.batch_size
+    shape = (n, FLAGS.size, FLAGS.size, 3)
+    images = np.random.default_rng(FLAGS.seed).integers(0, 256, shape, np.uint8)
+    batch = jax.device_put(Examples(images, np.zeros(n, np.int32), np.ones(n, bool)))
     for tune in FLAGS.tune:
-        work, memory = tl_train(clf, variables, tune)
+        work, memory = speed.train_step(clf, variables, tune, batch, calls=CALLS)
         calls, peak = {"tl": work}, lambda: 0
         if "torch" in peers:
             calls["torch"], peak = torch_train(clf, tune)
-        measured = timing.rates(calls, FLAGS.rounds, FLAGS.batch_size * CALLS)
+        measured = timing.rates(calls, FLAGS.rounds, n * CALLS)
         row = timing.rate_row(f"train, {tune}", clf.arch, measured["tl"])
         row["memory_gb"] = memory / 1e9
         row["peak_share"] = row["ours"] * products(clf, tune) / CHIPS[FLAGS.chip].flops
@@ -182,8 +157,7 @@ def train(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Iter
 # ---- the input ----
 
 
-def attack(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Iterator[Row]:
-    del peers
+def attack(clf: models.Classifier, variables: Any) -> Iterator[Row]:
     n, rng = min(FLAGS.batch_size, 64), np.random.default_rng(FLAGS.seed)
     images01 = jnp.asarray(rng.random((n, FLAGS.size, FLAGS.size, 3), np.float32))
     search = attacks.get("pgd")(steps=CALLS, early_stop=False)
@@ -194,8 +168,7 @@ def attack(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Ite
     yield timing.rate_row("attack, PGD steps", clf.arch, rates["tl"], unit="image steps/s")
 
 
-def ideal(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Iterator[Row]:
-    del peers
+def ideal(clf: models.Classifier, variables: Any) -> Iterator[Row]:
     settings = grid.IdealSettings(steps=CALLS, size=FLAGS.size, frames=0, seed=FLAGS.seed)
     chosen = specs.class_objectives(clf, ",".join(map(str, range(16))))
     network = grid.network(clf, variables)
@@ -204,26 +177,24 @@ def ideal(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Iter
     yield timing.rate_row("ideal, 16 images", clf.arch, rates["tl"], unit="steps/s")
 
 
-def bank(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Iterator[Row]:
-    del peers
+def bank(clf: models.Classifier, variables: Any) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         files, rng = [], np.random.default_rng(FLAGS.seed)
         for i in range(FLAGS.files):  # smooth images of the size of a photograph
             small = rng.integers(0, 256, (12, 16, 3), np.uint8)
             files.append(Path(folder) / f"{i}.jpg")
             Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(files[-1])
-        batches = lambda: data.load(files, clf.prepare, batch_size=FLAGS.batch_size)
+        size = min(FLAGS.batch_size, len(files))
 
-        def fill(i: list[int]) -> None:
-            i.append(len(i))
-            cache, size = Path(folder) / f"cache{len(i)}", min(FLAGS.batch_size, FLAGS.files)
-            inference.extract(clf, variables, files, cache=cache, batch_size=size)
+        def fill() -> None:
+            with tempfile.TemporaryDirectory(dir=folder) as cache:  # an empty bank
+                inference.extract(clf, variables, files, cache=Path(cache), batch_size=size)
 
-        filled: list[int] = []
-        calls = {
-            "bank": lambda: fill(filled),
-            "decode": lambda: [batch.index for batch in batches()],
-        }
+        def decode() -> None:
+            for _ in data.load(files, clf.prepare, batch_size=size):
+                pass
+
+        calls = {"bank": fill, "decode": decode}
         rates = timing.rates(calls, min(FLAGS.rounds, 3), len(files), warm_up=1)
     row = timing.rate_row("bank, JPEG to features", clf.arch, rates["bank"])
     yield timing.compared(row, "decoding alone", rates["decode"])
@@ -233,24 +204,26 @@ def bank(clf: models.Classifier, variables: Any, peers: dict[str, str]) -> Itera
 
 
 def rows(peers: dict[str, str]) -> Iterator[Row]:
-    began, works = (
-        time.monotonic(),
-        {"train": train, "attack": attack, "ideal": ideal, "bank": bank},
-    )
+    """The rows of all measurements that the flags name, until --minutes are over."""
+    end = time.monotonic() + 60 * FLAGS.minutes
     clf, variables = models.load(FLAGS.arch, weights="random")
     clf, variables = clf.with_pixels(size=FLAGS.size), jax.device_put(variables)
+    frozen = clf.fold_batch_norm(variables)
+    works: dict[str, Callable[[], Iterator[Row]]] = {
+        "train": lambda: train(clf, variables, peers),
+        "attack": lambda: attack(clf, frozen),
+        "ideal": lambda: ideal(clf, frozen),
+        "bank": lambda: bank(clf, variables),
+    }
     for kind in FLAGS.what:
-        left = lambda: time.monotonic() - began < 60 * FLAGS.minutes
-        frozen = variables if kind in ("train", "bank") else clf.fold_batch_norm(variables)
-        measured = works[kind](clf, frozen, peers)
-        while left() and (row := next(measured, None)) is not None:
+        measured = works[kind]()
+        while time.monotonic() < end and (row := next(measured, None)) is not None:
             yield row
 
 
 def main(run: reporting.Run) -> None:
-    for flag, names in (("what", KINDS), ("tune", TUNES)):
-        for name in (name for name in FLAGS[flag].value or () if name not in names):
-            raise ValueError(f"unknown `{flag}`: got {name!r}, expected some of {', '.join(names)}")
+    sources.check_words("what", FLAGS.what, KINDS)
+    sources.check_words("tune", FLAGS.tune, TUNES)
     backbones.get(FLAGS.arch)  # an unknown name is an error before the first row
     versions = {peer: sources.installed(peer, ("torch",)) for peer in FLAGS.peers}
     peers = {peer: version for peer, version in versions.items() if version}

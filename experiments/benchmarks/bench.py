@@ -378,9 +378,8 @@ def rows(kinds: list[str], archs: list[str], peers: dict[str, str]) -> Iterator[
 
 def main(run: Run) -> None:
     archs = [backbones.get(arch).name for arch in FLAGS.arch]
-    for flag, names in (("what", KINDS), ("methods", explanations.METHODS)):
-        for name in (name for name in FLAGS[flag].value or () if name not in names):
-            raise ValueError(f"unknown `{flag}`: got {name!r}, expected some of {', '.join(names)}")
+    sources.check_words("what", FLAGS.what, KINDS)
+    sources.check_words("methods", FLAGS.methods, explanations.METHODS)
     peers = {peer: version for peer in FLAGS.peers if (version := installed(peer))}
     result = {name: FLAGS[name].value for name in ("batch_size", "size", "dtype", "rounds")}
     result["device"] = jax.devices()[0].device_kind

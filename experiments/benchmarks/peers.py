@@ -456,9 +456,7 @@ def rows(archs: Sequence[str], libraries: dict[str, str]) -> Iterator[Row]:
 
 def main(run: reporting.Run) -> None:
     archs = [backbones.get(arch).name for arch in FLAGS.arch]
-    for kind in FLAGS.what:
-        if kind not in WORKS:
-            raise ValueError(f"unknown `what`: got {kind!r}, expected some of {', '.join(WORKS)}")
+    sources.check_words("what", FLAGS.what, WORKS)
     for name in FLAGS.attacks if "attack_strength" in FLAGS.what else []:
         attacks.get(name)  # an unknown name is an error before an hour of work
     versions = {name: sources.installed(name, attack_libraries.LIBRARIES) for name in FLAGS.peers}

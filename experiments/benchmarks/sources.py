@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -130,12 +130,16 @@ def imported(library: str) -> Iterator[Any]:
         yield module
 
 
+def check_words(flag: str, words: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError if one of the words of a flag is not known."""
+    for word in words:
+        if word not in known:
+            raise ValueError(f"unknown `{flag}`: got {word!r}, expected some of {', '.join(known)}")
+
+
 def installed(library: str, libraries: Sequence[str]) -> str:
     """Name and version of `library`, one of `libraries`; "" and a message if it is missing."""
-    if library not in libraries:
-        raise ValueError(
-            f"unknown `peers`: got {library!r}, expected some of {', '.join(libraries)}"
-        )
+    check_words("peers", [library], libraries)
     try:
         with imported(library):
             return f"{library} {metadata.version(DISTRIBUTIONS.get(library, library))}"

@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import data, inference, losses, models, optim, paths, pixels
+from tl import data, devices, inference, losses, models, optim, paths, pixels
 from tl.evaluation import timing
 from tl.evaluation.timing import Row, compared, rate_row, rates
 from tl.training import probe
 from tl.training.program import make_forward
 from tl.training.rules import frozen_prefix, phases
 from tl.training.schedules import warmup_cosine
-from tl.training.step import Examples, Forward, init, make_train_step
+from tl.training.step import Examples, init, make_train_step
 from tl.types import Mode
 
 PASSES = ("forward", "input_gradient", "param_gradient")
@@ -110,6 +110,44 @@ def bfloat16(arch: str, work: Workload) -> list[Row]:
     return [compared(row, "float32", plain)]
 
 
+def train_step(
+    clf: models.Classifier,
+    variables: Any,
+    tune: str,
+    batch: Examples,
+    *,
+    start: str = "",
+    calls: int = 1,
+) -> tuple[Callable[[], Any], int]:
+    """Training steps of `transfer`: AdamW, clipping and metrics, with BatchNorm frozen.
+
+    Args:
+      clf, variables: the network.
+      tune: as for `Recipe`; its last phase is timed.
+      batch: on the device; outputs of the endpoint `start`, or images uint8[n s s 3].
+      start: the endpoint that the batch holds; "" for images.
+      calls: steps per call.
+
+    Returns:
+      A call that takes the steps from the state in which the previous call ended, and the bytes
+      that a step needs.
+    """
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    partition = paths.partition(params, phases(tune, clf.spec.endpoints)[-1].rules)
+    adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), warmup_cosine(1e-3, 1000)
+    optimizer = optim.partitioned(partition, adamw, schedule, clip=1.0)
+    step = make_train_step(make_forward(clf, start, Mode.EVAL, frozenset()), optimizer)
+    state = [init(params, partition, optimizer, stats=stats)]
+    program = step.lower(state[0], batch).compile()  # type: ignore[attr-defined]
+
+    def call() -> None:
+        for _ in range(calls):
+            state[0], values = program(state[0], batch)
+        jax.block_until_ready((state[0], values))
+
+    return call, devices.memory_needed(program)
+
+
 def step(arch: str, work: Workload) -> list[Row]:
     """Images per second of whole training steps, compared with their parts."""
     clf, variables = models.load(arch, weights="random")
@@ -121,20 +159,6 @@ def step(arch: str, work: Workload) -> list[Row]:
     examples = lambda inputs: Examples(jnp.asarray(inputs), *rest)
 
     from_images = make_forward(clf, "", Mode.EVAL, frozenset())
-
-    def train_step(tune: str, forward: Forward, batch: Examples) -> Callable[[], Any]:
-        """A call that takes one step from the state that the previous call returned."""
-        partition = paths.partition(params, phases(tune, stages)[-1].rules)
-        adamw, schedule = optim.OPTIMIZERS["adamw"](1e-2), warmup_cosine(1e-3, 1000)
-        optimizer = optim.partitioned(partition, adamw, schedule, clip=1.0)
-        state = [init(params, partition, optimizer, stats=stats)]
-        program = make_train_step(forward, optimizer).lower(state[0], batch).compile()  # type: ignore[attr-defined]
-
-        def call() -> None:
-            state[0], values = program(state[0], batch)
-            jax.block_until_ready((state[0], values))
-
-        return call
 
     def loss(params: Any, stats: Any, batch: Examples) -> jax.Array:
         logits = from_images(params, stats, jnp.asarray(batch.inputs))[0]
@@ -148,11 +172,9 @@ def step(arch: str, work: Workload) -> list[Row]:
     bank = examples(jnp.zeros(ends[prefix].shape, ends[prefix].dtype))
     calls = {
         "the bare gradient": lambda: jax.block_until_ready(gradient(*on_device)),
-        "step, all": train_step("all", from_images, examples(images)),
-        "step, last:1": train_step("last:1", from_images, examples(images)),
-        "step, last:1, bank": train_step(
-            "last:1", make_forward(clf, prefix, Mode.EVAL, frozenset()), bank
-        ),
+        "step, all": train_step(clf, variables, "all", examples(images))[0],
+        "step, last:1": train_step(clf, variables, "last:1", examples(images))[0],
+        "step, last:1, bank": train_step(clf, variables, "last:1", bank, start=prefix)[0],
     }
     measured = rates(calls, work.rounds, n)
     peers = {"step, all": "the bare gradient", "step, last:1": "step, all"}

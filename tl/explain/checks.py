@@ -248,7 +248,7 @@ def evaluate(
 def differences(
     first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The tests of a second network minus those of a first one, for the same images.
+    """The tests of a second network minus those of a first one, on the same images.
 
     Args:
       first, second: as from `evaluate`.

@@ -183,13 +183,8 @@ def stem(x: Array, kernel: Array, *, stride: int, padding: Padding) -> Array:
     x, kernel = in_blocks(x, kernel, stride, padding)
     bh, bw, c, out = kernel.shape
     patches = [jnp.concatenate(shifted(x[:, i:], (1, bw), (oh, ow)), axis=3) for i in range(bh)]
-    y = reduce(
-        jnp.add,
-        [
-            p.reshape(-1, bw * c) @ k.reshape(bw * c, out)
-            for p, k in zip(patches, kernel, strict=True)
-        ],
-    )
+    rows = zip(patches, kernel.reshape(bh, bw * c, out), strict=True)
+    y = reduce(jnp.add, [p.reshape(-1, bw * c) @ k for p, k in rows])
     return y.reshape(-1, oh, ow, out)
 
 
@@ -225,11 +220,7 @@ def dense(x_shape, k_shape, stride: int, padding: Padding) -> Form:
     fast = taps == (3, 3) and stride == 1 and min(size) >= 7
 
     def forward(x: Array, kernel: Array) -> Array:
-        if stride == 1:
-            return correlate(x, kernel, padding)
-        if x_shape[1] * x_shape[2] < taps[0] * taps[1]:
-            return by_windows(x, kernel, stride, padding)
-        return lax_conv(x, kernel, stride=stride, padding=padding)
+        return correlate(x, kernel, padding) if stride == 1 else direct(x, kernel, stride, padding)
 
     def input_grad(g: Array, kernel: Array) -> Array:
         def gather(g: Array, rows: range, cols: range, size: Pair) -> Array:
@@ -262,9 +253,7 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
         return jnp.einsum("bhwc,co->bhwo", pad(x, padding), kernel[0, 0])
     if (kh, kw) == (3, 3) and min(c, out) >= 64 and min(size) >= 7:
         return winograd.correlate(x, kernel, padding)
-    if x.shape[1] * x.shape[2] < kh * kw:  # XLA would exchange image and kernel, which is slow
-        return by_windows(x, kernel, 1, padding)
-    return direct(x, kernel, padding)
+    return direct(x, kernel, 1, padding)
 
 
 def by_windows(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
@@ -275,16 +264,19 @@ def by_windows(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     return windows @ kernel.reshape(-1, out)
 
 
-def direct(x: Array, kernel: Array, padding: Padding, groups: int = 1) -> Array:
-    """The plain cross-correlation with stride 1, computed by Eigen where that is possible."""
+def direct(x: Array, kernel: Array, stride: int, padding: Padding, groups: int = 1) -> Array:
+    """The plain cross-correlation, with stride 1 computed by Eigen where that is possible."""
+    kh, kw, _, _ = kernel.shape
+    if groups == 1 and x.shape[1] * x.shape[2] < kh * kw:
+        # XLA would exchange image and kernel, which is slow.
+        return by_windows(x, kernel, stride, padding)
     # XLA passes a convolution to YNNPACK unless the output has more rows than the input. Eigen's
     # convolution is 1.1 to 1.8 times as fast, so rows are added, and cropped by the next operation.
-    kh, kw, _, _ = kernel.shape
-    size = out_size(x.shape, (kh, kw), 1, padding)
+    size = out_size(x.shape, (kh, kw), stride, padding)
     (top, bottom), sides = padding
     extra = max(x.shape[1] - size[0] + 1, 0)
-    if extra > max(size[0] // 6, 1) or min(size) < 1:
-        return lax_conv(x, kernel, padding=padding, groups=groups)
+    if stride > 1 or extra > max(size[0] // 6, 1) or min(size) < 1:
+        return lax_conv(x, kernel, stride=stride, padding=padding, groups=groups)
     more = ((top, bottom + extra), sides)
     return lax_conv(x, kernel, padding=more, groups=groups)[:, : size[0]]
 
@@ -299,15 +291,11 @@ def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> For
     o = out // groups
     # Channels of a dense convolution: few for speed, more for sums over all positions, whose parts
     # take long to compile.
-    m, wide = (
-        max(
-            n for n in range(1, groups + 1) if groups % n == 0 and (n == 1 or n * max(i, o) <= most)
-        )
-        for most in (32, 128)
+    divisors = [n for n in range(1, groups + 1) if groups % n == 0]
+    m, wide = (max(n for n in divisors if n == 1 or n * max(i, o) <= most) for most in (32, 128))
+    part, wide_part = (
+        dense((b, h, w, n * i), (kh, kw, n * i, n * o), stride, padding) for n in (m, wide)
     )
-
-    def dense_parts(m: int) -> Form:
-        return dense((b, h, w, m * i), (kh, kw, m * i, m * o), stride, padding)
 
     def block_diagonal(kernel: Array) -> Array:
         """[groups/m kh kw m*i m*o]."""
@@ -321,25 +309,26 @@ def grouped(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> For
     def forward(x: Array, kernel: Array) -> Array:
         blocks = block_diagonal(kernel)
         if stride == 1:  # one convolution compiles faster than its parts
-            return direct(x, side_by_side(blocks), padding, groups // m)
-        parts = zip(jnp.split(x, groups // m, axis=3), blocks, strict=True)
-        return side_by_side([dense_parts(m).forward(*part) for part in parts])
+            return direct(x, side_by_side(blocks), 1, padding, groups // m)
+        pairs = zip(jnp.split(x, groups // m, axis=3), blocks, strict=True)
+        return side_by_side([part.forward(*pair) for pair in pairs])
 
     def input_grad(g: Array, kernel: Array) -> Array:
         blocks = block_diagonal(kernel)
         if stride == 1:
             turned = jnp.swapaxes(blocks[:, ::-1, ::-1], 3, 4)
-            return direct(g, side_by_side(turned), turned_padding((kh, kw), padding), groups // m)
-        parts = zip(jnp.split(g, groups // m, axis=3), blocks, strict=True)
-        return side_by_side([dense_parts(m).input_grad(*part) for part in parts])
+            full = turned_padding((kh, kw), padding)
+            return direct(g, side_by_side(turned), 1, full, groups // m)
+        pairs = zip(jnp.split(g, groups // m, axis=3), blocks, strict=True)
+        return side_by_side([part.input_grad(*pair) for pair in pairs])
 
     def kernel_grad(x: Array, g: Array) -> Array:
         def diagonal(x: Array, g: Array) -> Array:
-            dk = dense_parts(wide).kernel_grad(x, g).reshape(kh, kw, wide, i, wide, o)
+            dk = wide_part.kernel_grad(x, g).reshape(kh, kw, wide, i, wide, o)
             eye = np.eye(wide, dtype=dk.dtype)
             return jnp.einsum("hwnimo,nm->hwimo", dk, eye).reshape(kh, kw, i, wide * o)
 
-        parts = (jnp.split(a, groups // wide, axis=3) for a in (x, g))
-        return side_by_side([diagonal(*part) for part in zip(*parts, strict=True)])
+        pairs = zip(*(jnp.split(a, groups // wide, axis=3) for a in (x, g)), strict=True)
+        return side_by_side([diagonal(*pair) for pair in pairs])
 
     return Form(forward, input_grad, kernel_grad)
