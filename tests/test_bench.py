@@ -95,6 +95,7 @@ def test_the_page_draws_ratios_with_their_intervals() -> None:
     (figure,) = bench.ratio_sections(json.loads(json.dumps(rows)))
     for words in ("Ratio to torch 2", "resnet18, forward", "1.20", "0.90", "equal speed"):
         assert words in figure
+    assert 'class="axis ratios"' in figure, "the style sheet ends other axes with a percent sign"
     (figure,) = bench.ratio_sections([*rows, speed_row("vgg16", "forward", 2.5, "keras 3")])
     assert "vgg16, forward, keras 3" in figure and "2.50" in figure
     without = [

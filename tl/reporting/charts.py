@@ -218,7 +218,8 @@ def intervals(
         for name, mark in references
     ]
     figures = (tag("span", "", _number(unit * t), style=f"left:{at(t)}") for t in ticks)
-    return tag("ul", "interval", *lines, tag("li", "axis", tag("div", "lane", *figures)))
+    axis = tag("li", "axis ratios" if ratios else "axis", tag("div", "lane", *figures))
+    return tag("ul", "interval", *lines, axis)
 
 
 def curves(
