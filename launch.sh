@@ -177,8 +177,6 @@ prepare() { # checks that the experiment $1 exists, installs what it needs, and 
   if [ "$1" = plan ]; then more=(tpu); fi # the TPU compiler, which needs no TPU
   install_alone offline hub keras "${more[@]}"
   if [ "$1" = parity ]; then peers; fi
-  # `import tl` makes the allocator keep memory; that its pages are huge can only be set before the process starts.
-  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
   # -P: modules in the user's current folder must not shadow the project's.
   local module
   module=$(script "$1") && module=${module#"$root"/} && module=${module%.py}
