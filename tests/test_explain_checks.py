@@ -13,7 +13,7 @@ import scipy.stats
 import toys
 from flax import linen as nn
 
-from tl import data, explain, models, paths, pixels
+from tl import data, explain, models, pages, paths, pixels
 from tl.explain import checks, curves, imputation, sensitivity, statistics
 from tl.explain.evidence import Evidence
 from tl.types import Mode
@@ -102,6 +102,14 @@ def test_the_interval_of_a_mean_covers_it():
     assert row["ci95"][0] < row["value"] < row["ci95"][1]
     error = 1.96 * values.std() / 20
     np.testing.assert_allclose(np.diff(row["ci95"]), 2 * error, rtol=0.2)
+
+
+def test_one_image_has_no_interval_and_decides_nothing():
+    assert statistics.bootstrap(np.array([0.25])) == {"value": 0.25, "ci95": None}
+    values = {"ig": np.array([0.25]), "edges": np.array([0.5])}
+    row = statistics.against_controls(values, "ig", ("edges",), sign=-1)
+    assert row == {"value": 0.25, "ci95": None, "per_image": [0.25], "passed": None}
+    assert pages.explain._interval("deletion", row) == "0.250"
 
 
 def test_ranks_fall_with_the_map_and_ties_are_in_random_order():

@@ -73,7 +73,8 @@ def test_noise_is_measured_on_the_images_whose_class_stays(monkeypatch: pytest.M
     assert noise(0, 1) == pytest.approx((first + second) / 2)
 
 
-def test_methods_with_many_passes_and_a_radius_of_zero_are_left_out():
+def test_methods_with_no_or_many_passes_and_a_radius_of_zero_are_left_out():
+    assert fragility.fragility(evidence(), "edges") is None
     assert fragility.fragility(evidence(), "rise") is None
     assert fragility.fragility(evidence(0.0), "gradient") is None
 

@@ -120,10 +120,10 @@ def fragility(evidence: Evidence, name: str) -> dict[str, Any] | None:
       `{"value", "ci95", "top", "noise", "kept"}`: the mean over images whose class stays after
       rounding, the share of the highest 2 % of their pixels that are the highest after the attack,
       their correlation after a random change of the same size, and the share of images whose class
-      stays. None without an attack, for methods with more than `MANY_PASSES` passes, and if no
-      class stays.
+      stays. None without an attack, for methods that read no network or have more than
+      `MANY_PASSES` passes, and if no class stays.
     """
-    if not evidence.eps or evidence.passes(name) > MANY_PASSES:
+    if not evidence.eps or not 0 < evidence.passes(name) <= MANY_PASSES:
         return None
     images01, before = attack(evidence, name), evidence.few_maps(name)
     kept = evidence.logits(images01).argmax(axis=1) == evidence.shared(_classes)

@@ -88,7 +88,12 @@ def by_image(values: np.ndarray, groups: Array) -> np.ndarray:
 
 
 def bootstrap(values: np.ndarray) -> dict[str, Any]:
-    """`{"value", "ci95"}`: the mean of f[b] and its 95 % percentile interval over images."""
+    """`{"value", "ci95"}`: the mean of f[b] and its 95 % percentile interval over images.
+
+    The interval of one image is None.
+    """
+    if len(values) == 1:
+        return {"value": float(values[0]), "ci95": None}
     rows = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[rows].mean(axis=1), [2.5, 97.5])
     return {"value": float(values.mean()), "ci95": [float(low), float(high)]}
