@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import attack_libraries, explanations
+from experiments.benchmarks import bench as bench_script
 from tests import toys
 from tl import reporting
-from tl.evaluation import bank_memory, timing
+from tl.evaluation import bank_memory, speed, timing
 from tl.pages import bench
 
 
@@ -238,6 +239,22 @@ def test_banks_of_several_sizes_are_read_in_processes_of_their_own(
     assert rows[-1]["what"] == "bank memory, 40 of 2,000 images"
     small, large, part = (row["read_mb"] for row in rows)
     assert 0 < small < part < 2 * large / 3  # headers, and one shard of four
+
+
+def test_every_convolution_of_a_network_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.models, "load", lambda *_, **__: toys.classifier("toy_mobilenet"))
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(ticks)))
+    work = speed.Workload(batch_size=2, size=16, dtype="float32", rounds=2, seed=0)
+    convolutions = speed.convolutions("toy_mobilenet", work)
+    *rows, forward, _, _ = bench_script.convolutions("toy_mobilenet", {}, work)
+    assert len(rows) == 3 * len(convolutions)
+    assert forward["what"] == "forward, all convolutions"
+    # Each call takes one tick of the clock.
+    assert forward["ours"] == pytest.approx(1 / sum(convolutions.values()))
+    for conv, row in zip(convolutions, rows[::3], strict=True):
+        assert row["ours"] == pytest.approx(2e-9 * conv.multiply_adds)
+        assert row["count"] == convolutions[conv] and row["ratio"] is None
 
 
 @linux

@@ -103,6 +103,22 @@ def test_stages_of_a_depthwise_network_equal_hand_counts():
     assert stem.activation_bytes == 4 * 112 * 112 * 32
 
 
+def test_convolutions_have_the_shapes_and_settings_of_the_network():
+    clf = network("mobilenetv2_100", "linear")
+    images = jax.ShapeDtypeStruct((2, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(clf.init, jax.random.key(0))
+    stem, depthwise, *others = summary.convolutions(
+        jax.make_jaxpr(clf.logits)(variables, images).jaxpr
+    )
+    around = ((1, 1), (1, 1))
+    assert stem == ((2, 224, 224, 3), (3, 3, 3, 32), (2, 112, 112, 32), 2, around, 1)
+    assert depthwise == ((2, 112, 112, 32), (3, 3, 1, 32), (2, 112, 112, 32), 1, around, 32)
+    assert depthwise.label == "3x3, 32 to 32 in 32 groups, 112x112 px"
+    assert stem.label == "3x3 stride 2, 3 to 32, 224x224 px"
+    counted = sum(conv.multiply_adds for conv in (stem, depthwise, *others))
+    assert counted == 2 * total(stages(clf)[:-1]).multiply_adds
+
+
 def test_image_size_changes_the_cost_of_convolutions_only():
     clf = network("resnet18", "linear", classes=10)
     small, large = stages(clf, size=64), stages(clf, size=128)

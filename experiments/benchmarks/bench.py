@@ -6,6 +6,7 @@
   ./launch.sh bench --what=loader --data=folder:images --batch_size=32
   ./launch.sh bench --what=ideal --arch=efficientnet_lite0 --peers=lucent --steps=512 --rounds=1
   ./launch.sh bench --what=explain --arch=efficientnet_lite0,resnet18 --rounds=3
+  ./launch.sh bench --what=convolutions --arch=squeezenet1_1
   ./launch.sh bench --what=growth --arch=resnet18 --rounds=3
   ./launch.sh bench --what=bank_memory --arch=mobilenetv2_100
   ./launch.sh bench --what=frozen_fit --arch=mobilenetv2_100 --peers=keras --data=folder:images
@@ -35,6 +36,9 @@
   explain_memory  peak memory of integrated gradients over the number of nodes, compared with Captum
   probe           seconds of a probe on 1,000 images, 1,280 features, 37 classes and 20 strengths,
                   selected on 250 more images
+  convolutions    the three passes of each different convolution alone, in 10^9 operations per
+                  second of the definition (two for each multiplication and addition), and the time
+                  of all of them
   growth          the three passes at batch sizes 1, 4, 16 and 64, and at 128, 224 and 320 pixels;
                   the page draws the time per image
   bank_memory     private memory of a process that reads an epoch from feature banks of 1,000,
@@ -69,9 +73,10 @@ from PIL import Image
 
 from experiments.benchmarks import explanations, loading, sources
 from tl import backbones, cli, data, inference, losses, models, pages, pixels
-from tl.evaluation import bank_memory, speed
+from tl.evaluation import bank_memory, speed, timing
 from tl.evaluation.speed import PASSES, Workload
 from tl.evaluation.timing import Row, collect, compared, empty_caches, rate_row, rates
+from tl.models import summary
 from tl.reporting import Run
 from tl.training import fit, inputs
 from tl.training.recipe import Recipe
@@ -79,7 +84,7 @@ from tl.visualize import grid, specs
 
 FLAGS = flags.FLAGS
 KINDS = (*PASSES, "growth", "start", "bfloat16", "loader", "step", "frozen_fit", "ideal", "probe")
-KINDS += ("explain", "explain_memory", "bank_memory")
+KINDS += ("explain", "explain_memory", "bank_memory", "convolutions")
 # Batch sizes and sizes of images of growth.
 BATCHES, SIZES = (1, 4, 16, 64), (128, 224, 320)
 PEERS = ("torch", "keras", "lucent")
@@ -199,6 +204,58 @@ def passes(arch: str, kind: str, peers: dict[str, str], work: Workload) -> list[
         if variants := [r for name, r in measured.items() if name.startswith(f"{peer} ")]:
             rows.append(compared(row, version, max(variants, key=np.median)))
     return rows or [compared(row, None, ())]
+
+
+def convolutions(arch: str, peers: dict[str, str], work: Workload) -> Iterator[Row]:
+    """The rows of the passes of each convolution, and of the time of all of them."""
+    totals: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in PASSES}
+    for conv, count in speed.convolutions(arch, work).items():
+        ours = speed.convolution_calls(conv, work)
+        for kind in PASSES:
+            calls = {"tl": ours[kind]}
+            if "torch" in peers:
+                calls |= {f"torch {i}": c for i, c in enumerate(torch_convolutions(conv, kind))}
+            times = {k: np.array(v) for k, v in timing.take_turns(calls, work.rounds).items()}
+            tl, *others = times.values()
+            best = min(others, key=np.median) if others else tl
+            for name, seconds in (("ours", tl), ("peer", best)):
+                totals[kind][name] = totals[kind].get(name, 0) + count * seconds
+            flops = 2e-9 * conv.multiply_adds
+            row = rate_row(f"{kind}, {conv.label}", arch, flops / tl, unit="GFLOP/s", count=count)
+            yield compared(row, peers.get("torch"), flops / best if others else ())
+    for kind, seconds in totals.items():
+        row = rate_row(f"{kind}, all convolutions", arch, 1 / seconds["ours"], unit="passes/s")
+        yield compared(row, peers.get("torch"), 1 / seconds["peer"] if "torch" in peers else ())
+
+
+def torch_convolutions(conv: summary.Convolution, kind: str) -> list[Callable[[], Any]]:
+    """A pass of one convolution in torch, once for each memory format."""
+    with sources.imported("torch"):
+        import torch
+    dtype = getattr(torch, FLAGS.dtype)
+    # Torch's own padding is the same on both sides.
+    before, after = zip(*conv.padding, strict=True)
+    own, rows, cols = (before, 0, 0) if before == after else ((0, 0), *map(sum, conv.padding))
+    options = [conv.stride] * 2, own, [1, 1], False, [0, 0], conv.groups
+
+    def in_format(memory_format: Any) -> Callable[[], Any]:
+        tensor = lambda *shape: torch.rand(shape, dtype=dtype).to(memory_format=memory_format)
+        b, h, w, c = conv.image
+        kh, kw, i, o = conv.kernel
+        x = tensor(b, c, h + rows, w + cols)
+        k = tensor(o, i, kh, kw)
+        g = torch.convolution(x, k, None, *options)
+        wanted = [kind == "input_gradient", kind == "param_gradient", False]
+
+        def work() -> Any:
+            with torch.inference_mode():
+                if kind == "forward":
+                    return torch.convolution(x, k, None, *options)
+                return torch.ops.aten.convolution_backward(g, x, k, None, *options, wanted)
+
+        return work
+
+    return [in_format(form) for form in (torch.contiguous_format, torch.channels_last)]
 
 
 def growth(arch: str, peers: dict[str, str], work: Workload) -> Iterator[Row]:
@@ -362,6 +419,7 @@ def rows(kinds: list[str], archs: list[str], peers: dict[str, str]) -> Iterator[
         "bfloat16": functools.partial(speed.bfloat16, work=work),
         "step": functools.partial(speed.step, work=work),
         "growth": functools.partial(growth, peers=peers, work=work),
+        "convolutions": functools.partial(convolutions, peers=peers, work=work),
         "bank_memory": bank_memory.bank_memory,
         "frozen_fit": functools.partial(frozen_fit, peers=peers),
         "ideal": functools.partial(ideal_images, peers=peers),

@@ -6,6 +6,7 @@ Nothing here imports another library to compare with; `bench` does.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tl import data, devices, inference, losses, models, optim, paths, pixels
+from tl import data, devices, inference, losses, models, ops, optim, paths, pixels
 from tl.evaluation import timing
 from tl.evaluation.timing import Row, compared, rate_row, rates
+from tl.models import summary
 from tl.training import probe
 from tl.training.program import make_forward
 from tl.training.rules import frozen_prefix, phases
@@ -80,6 +82,31 @@ def pass_call(arch: str, kind: str, images01: np.ndarray, dtype: str) -> Callabl
     arguments = (variables["params"] if kind == "param_gradient" else frozen, x)
     compiled = jax.jit(work).lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
+
+
+def convolutions(arch: str, work: Workload) -> dict[summary.Convolution, int]:
+    """The different convolutions of a network, and how often it has each."""
+    clf, variables = models.load(arch, weights="random")
+    program = jax.make_jaxpr(clf.logits)(variables, work.images01())
+    return dict(Counter(summary.convolutions(program.jaxpr)))
+
+
+def convolution_calls(conv: summary.Convolution, work: Workload) -> dict[str, Callable[[], Any]]:
+    """Pass (`PASSES`) -> a call that computes it for noise, and waits for the result."""
+    rng = np.random.default_rng(work.seed)
+    options = {"stride": conv.stride, "padding": conv.padding, "groups": conv.groups}
+    forward = lambda x, k: ops.conv2d(x, k, **options)
+    input_gradient = lambda x, k, g: jax.vjp(lambda x: forward(x, k), x)[1](g)[0]
+    param_gradient = lambda x, k, g: jax.vjp(lambda k: forward(x, k), k)[1](g)[0]
+    x, k = (jnp.asarray(rng.random(shape), work.dtype) for shape in conv[:2])
+    g = forward(x, k)
+
+    def call(program: Any, *arguments: jax.Array) -> Callable[[], Any]:
+        compiled = jax.jit(program).lower(*arguments).compile()
+        return lambda: jax.block_until_ready(compiled(*arguments))
+
+    calls = call(forward, x, k), call(input_gradient, x, k, g), call(param_gradient, x, k, g)
+    return dict(zip(PASSES, calls, strict=True))
 
 
 def start(arch: str, work: Workload) -> Iterator[Row]:

@@ -19,6 +19,7 @@ from tl import backbones
 from tl.backbones.spec import BackboneSpec
 from tl.models import heads
 from tl.models.classifier import Classifier, Provenance
+from tl.ops import Padding
 from tl.paths import Rules, flatten, nearest, partition
 from tl.pixels import PixelSpec
 from tl.types import Params
@@ -271,23 +272,76 @@ def load_call(row: WeightsSpec) -> str:
     return f'tl.load("{row.arch}", weights=FILE)  # {row.url}'
 
 
-def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
-    """`(module path, multiply-adds)` of every convolution and matrix product."""
+class Convolution(NamedTuple):
+    """A convolution for fixed shapes.
+
+    Attributes:
+      image: shape [b h w c] of its input.
+      kernel: shape [kh kw c/groups o].
+      output: shape [b h' w' o].
+      stride, padding, groups: as for `ops.conv2d`.
+    """
+
+    image: tuple[int, ...]
+    kernel: tuple[int, ...]
+    output: tuple[int, ...]
+    stride: int
+    padding: Padding
+    groups: int
+
+    @property
+    def multiply_adds(self) -> int:
+        return math.prod(self.output) * math.prod(self.kernel[:3])
+
+    @property
+    def label(self) -> str:
+        """Kernel, stride, channels, groups and size of the image, in words."""
+        kh, kw, _, out = self.kernel
+        _, h, w, c = self.image
+        groups = f" in {self.groups} groups" if self.groups > 1 else ""
+        stride = f" stride {self.stride}" if self.stride > 1 else ""
+        return f"{kh}x{kw}{stride}, {c} to {out}{groups}, {h}x{w} px"
+
+
+def _operations(jaxpr: core.Jaxpr, outer: str = "") -> Iterator[tuple[str, core.JaxprEqn]]:
+    """`(module path, operation)` of every convolution and matrix product."""
     for eqn in jaxpr.eqns:
         path = "/".join(filter(None, (outer, str(eqn.source_info.name_stack))))
-        shapes: list[Any] = [
-            getattr(var.aval, "shape", ()) for var in (*eqn.invars[:2], *eqn.outvars[:1])
-        ]
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            yield path, math.prod(shapes[2]) * math.prod(shapes[0][axis] for axis in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
-            # The kernel's input channels are those of one group.
-            outputs = eqn.params["dimension_numbers"].rhs_spec[0]
-            yield path, math.prod(shapes[2]) * math.prod(shapes[1]) // shapes[1][outputs]
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield path, eqn
+        for inner in _inner(eqn.params):
+            yield from _operations(inner, path)
+
+
+def convolutions(jaxpr: core.Jaxpr) -> Iterator[Convolution]:
+    """The convolutions of a forward pass, in order."""
+    for _, eqn in _operations(jaxpr):
+        if eqn.primitive.name == "conv_general_dilated":
+            yield _convolution(eqn)
+
+
+def _convolution(eqn: core.JaxprEqn) -> Convolution:
+    image, kernel = map(_shape, eqn.invars)
+    names = ("window_strides", "padding", "feature_group_count")
+    strides, padding, groups = (eqn.params[name] for name in names)
+    rows, cols = ((int(low), int(high)) for low, high in padding)
+    output = _shape(eqn.outvars[0])
+    return Convolution(image, kernel, output, int(strides[0]), (rows, cols), int(groups))
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(var.aval.shape)
+
+
+def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
+    """`(module path, multiply-adds)` of every convolution and matrix product."""
+    for path, eqn in _operations(jaxpr, outer):
+        if eqn.primitive.name == "conv_general_dilated":
+            yield path, _convolution(eqn).multiply_adds
         else:
-            for inner in _inner(eqn.params):
-                yield from _multiply_adds(inner, path)
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            summed = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
+            yield path, math.prod(_shape(eqn.outvars[0])) * summed
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:

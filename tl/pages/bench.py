@@ -76,11 +76,11 @@ def memory_sections(rows: Iterable[Mapping[str, Any]]) -> list[reporting.Html]:
 
 
 def ratio_sections(rows: Iterable[Mapping[str, Any]]) -> list[reporting.Html]:
-    """The ratio of each network and pass with its interval; rows of growth have their own figures.
+    """The ratio of each network and pass with its interval, without rows of growth and of layers.
 
     The mark is the geometric mean of the ratios within the rounds, the center of the interval.
     """
-    measured = [row for row in rows if "ratio_ci95" in row and "pass" not in row]
+    measured = [row for row in rows if "ratio_ci95" in row and not {"pass", "count"} & row.keys()]
     if not measured:
         return []
     several = len({row["peer"] for row in measured}) > 1
