@@ -155,6 +155,11 @@ def test_the_page_says_how_far_an_attack_moves_the_maps(finished: Any):
     sections = "".join(pages.explain.page(result | {"tests": tests}, folder).sections)
     cells = ("Maps under attack", "0.250 (0.200 to 0.300)", "0.750", "12.5%", "50.0%")
     assert all(cell in sections for cell in cells)
+    assert "Verdicts" in sections
+    tests = {"gradcam": {"fragility": moved}, "edges": {}}  # without a limit, and not tested
+    alone = result | {"tests": tests, "images": []}
+    assert "Verdicts" not in "".join(pages.explain.page(alone, folder).sections)
+    assert list(pages.explain.lines(alone)) == ["gradcam: fragility 0.250"]
 
 
 def test_with_labels_only_correct_images_are_explained(tmp_path: Path):

@@ -36,10 +36,11 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """One sentence per method, one per method and second network, and one per map that is zero."""
+    """One sentence per tested method, one per method and second network, and one per zero map."""
     for name, row in result["tests"].items():
         values = ", ".join(f"{key} {_value(key, test)}" for key, test in row.items())
-        yield f"{title(name, row)}: {values}"
+        if row:
+            yield f"{title(name, row)}: {values}"
     if marks := result.get("mark_found"):
         yield (
             f"at least one of {', '.join(marks['methods'])} points at the mark in "
@@ -111,15 +112,16 @@ def _tests(tests: Mapping[str, Any]) -> Html:
         if keys:
             tables.append(reporting.table(rows, ["method", *header], caption=question))
     tables += [*_fragility(tests), *_agreement(tests)]
-    failed = [(_label(name), ", ".join(checks.failed(row)) or "-") for name, row in tests.items()]
-    verdicts = reporting.table(failed, ["method", "fails"], caption="Verdicts")
+    if any("passed" in test for row in tests.values() for test in row.values()):
+        failed = [(_label(n), ", ".join(checks.failed(row)) or "-") for n, row in tests.items()]
+        tables.insert(0, reporting.table(failed, ["method", "fails"], caption="Verdicts"))
     text = (
         "A dash is a test that does not apply, or needs too many passes. Intervals are 95 %, "
         f"bootstrapped over images; with fewer than {checks.FEWEST} images, the tests that compare "
         "methods with controls decide nothing. The controls read no network, or no image, and must "
         "fail."
     )
-    return reporting.section("Tests of belief", verdicts, *tables, text=text)
+    return reporting.section("Tests of belief", *tables, text=text)
 
 
 def _fragility(tests: Mapping[str, Any]) -> list[Html]:
