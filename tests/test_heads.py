@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from tl import backbones, labels
 from tl.backbones.layers import Dense
 from tl.backbones.mobilenet import MobileNetV3Top
 from tl.backbones.vgg import VGGTop, adaptive_mean
-from tl.models import heads
+from tl.models import classifier, heads
 from tl.models.heads import Flat, Linear, maker, own
 from tl.paths import flatten
 
@@ -157,3 +159,23 @@ def test_fresh_head_parameters_fit_the_outputs_of_the_network(kind: str) -> None
 def test_an_unknown_head_names_the_nearest() -> None:
     with pytest.raises(ValueError, match="unknown head 'liner'; nearest: 'linear'"):
         heads.maker("liner", backbones.get("vgg11"))
+
+
+@pytest.mark.parametrize("kind", ["", "linear", "concat", "flat"])
+def test_shapes_and_new_heads_come_from_one_trace_of_the_backbone(monkeypatch, kind: str) -> None:
+    clf, variables = toys.classifier("toy_vgg_bn")
+    head = heads.maker(kind, clf.spec)(3) if kind else None
+    table = labels.from_names("abc", name="letters") if kind else None
+    clf = dataclasses.replace(clf, head=head, classes=table)
+    expected = jax.eval_shape(clf.init, jax.random.key(0))
+    traces, trace = [], type(clf.spec.module).init_with_output
+    counted = lambda *args: (traces.append(args), trace(*args))[1]
+    monkeypatch.setattr(type(clf.spec.module), "init_with_output", counted)
+    classifier._traced.cache_clear()
+    found = clf.shapes()
+    leaves = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(t)] for t in (found, expected)]
+    assert leaves[0] == leaves[1] and jax.tree.structure(found) == jax.tree.structure(expected)
+    if kind:
+        clf.reset_head(variables, key=jax.random.key(1))
+    clf.with_pixels(mean=(0.1, 0.2, 0.3)).shapes()
+    assert len(traces) == 1

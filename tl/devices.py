@@ -58,7 +58,7 @@ def available() -> list[Any]:
 
 
 def use_compile_cache() -> None:
-    """Caches programs that take half a second or more to compile on disk, for later runs.
+    """Caches programs that take 0.02 seconds or more to compile on disk, for later runs.
 
     `JAX_COMPILATION_CACHE_DIR` names another folder than that of `tl.paths.cache_dir`. A folder
     that cannot be written is a `CacheWarning`; nothing is cached then.
@@ -83,7 +83,7 @@ def use_compile_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if not chosen:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
 
 
 def compile_cache_remark(reading: bool) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from tl import backbones, labels, storage
@@ -144,6 +143,6 @@ def load_artifact(folder: Path) -> tuple[Classifier, Variables]:
             )
     weights = dataclasses.replace(weights, sha256=digest)
     clf = Classifier(spec.name, spec, head, pixel_spec, classes, weights)
-    shapes = flatten(jax.eval_shape(clf.init, jax.random.key(0)))
+    shapes = flatten(clf.shapes())
     same = {name: port.Target(name) for name in shapes}
     return clf, {"batch_stats": {}, **port.port(arrays, same, unflatten(shapes))}

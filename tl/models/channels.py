@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from tl.models.classifier import Classifier
@@ -43,7 +42,7 @@ def with_channels(
             "only for weights with 3 channels"
         )
     clf = dataclasses.replace(clf, pixels=averaged(clf.pixels, channels))
-    shapes, leaves = flatten(jax.eval_shape(clf.init, jax.random.key(0))), flatten(variables)
+    shapes, leaves = flatten(clf.shapes()), flatten(variables)
     adapted = {
         name: leaf if leaf.shape == shapes[name].shape else adapt_channels(leaf, channels)
         for name, leaf in leaves.items()

@@ -8,6 +8,7 @@ and `tl.data` reads image files.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,24 @@ class Provenance:
     sha256: str
     origin: str = "unknown"
     licence: str = "unknown"
+
+
+@functools.lru_cache(maxsize=16)
+def _traced(module: Module, side: int, channels: int) -> tuple[Any, dict[str, Any], Any]:
+    """Shapes of features, endpoints in forward order, and variables of a backbone.
+
+    Cached because a trace of the network takes a large part of the start of a command.
+    """
+    inputs = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+    order: list[str] = []  # JAX sorts the keys of a dict
+
+    def trace(x: jax.Array) -> Any:
+        traced: Any = module.init_with_output(jax.random.key(0), x, Mode.EVAL)
+        order.extend(traced[0][1])
+        return traced
+
+    (features, ends), variables = jax.eval_shape(trace, inputs)
+    return features, {name: ends[name] for name in order}, variables
 
 
 # Compared by identity (`eq=False`), so that a classifier can be a static argument of `jit`.
@@ -112,20 +131,28 @@ class Classifier:
         """
         if self.head is None:
             raise ValueError(self.no_head_message())
+        features, ends, _ = self._traced()
+        zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+        return self.head.init(key, zeros(features), {k: zeros(v) for k, v in ends.items()})[
+            "params"
+        ]
+
+    def shapes(self) -> Variables:
+        """Shapes and dtypes of the variables that `init` returns."""
+        features, ends, variables = self._traced()
+        out: dict[str, Any] = {name: {"backbone": tree} for name, tree in variables.items()}
+        out.setdefault("batch_stats", {})
+        if self.head is not None:
+            init = lambda key, features, *maps: self.head.init(  # type: ignore[union-attr]
+                key, features, dict(zip(ends, maps, strict=True))
+            )
+            head = jax.eval_shape(init, jax.random.key(0), features, *ends.values())
+            out["params"] = {**out["params"], "head": head["params"]}
+        return out
+
+    def _traced(self) -> tuple[Any, dict[str, Any], Any]:
         side = max(self.pixels.size, self.spec.min_size)
-        inputs = jax.ShapeDtypeStruct((1, side, side, len(self.pixels.mean)), jnp.float32)
-        # A head may depend on the forward order of the endpoints, but JAX sorts the keys of a dict.
-        order: list[str] = []
-
-        def trace(x: jax.Array) -> Any:
-            traced: Any = self.spec.module.init_with_output(jax.random.key(0), x, Mode.EVAL)
-            order.extend(traced[0][1])
-            return traced[0]
-
-        features, ends = jax.tree.map(
-            lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(trace, inputs)
-        )
-        return self.head.init(key, features, {name: ends[name] for name in order})["params"]
+        return _traced(self.spec.module, side, len(self.pixels.mean))
 
     def apply(
         self,

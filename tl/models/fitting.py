@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from tl import backbones
@@ -182,7 +181,7 @@ def _shapes(spec: BackboneSpec, channels: int, classes: int | None) -> Mapping[s
     values = (0.5,) * channels  # any; they have the number of channels
     pixels = PixelSpec(mean=values, std=values)
     clf = Classifier(spec.name, spec, head, pixels, None, Provenance("", ""))
-    return flatten(jax.eval_shape(clf.init, jax.random.key(0)))
+    return flatten(clf.shapes())
 
 
 def fits(table: port.Table, shapes: Mapping[str, Any], arrays: Arrays) -> bool:

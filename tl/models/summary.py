@@ -99,7 +99,7 @@ def stages(
     images01 = jax.ShapeDtypeStruct(
         (1, clf.pixels.size, clf.pixels.size, len(clf.pixels.mean)), jnp.float32
     )
-    variables = jax.eval_shape(lambda: clf.init(jax.random.key(0)))
+    variables = clf.shapes()
     jaxpr, output = jax.make_jaxpr(clf.apply, return_shape=True)(variables, images01)
     extended = extend(variables["params"])
     trained = partition(extended, rules).trained if rules else frozenset()
