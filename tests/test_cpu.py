@@ -34,34 +34,15 @@ print(faults())
 """
 
 
-# Whether huge pages are advised (flag hg) where an object of 64 MB lies.
-HUGE_PAGES = """
-import tl
-
-address = id(b"1" * 64_000_000) + 2**22
-inside = False
-for line in open("/proc/self/smaps"):
-    if "VmFlags" in line and inside:
-        print(int("hg" in line.split()))
-    elif "VmFlags" not in line and "-" in line.split()[0]:
-        first, last = (int(x, 16) for x in line.split()[0].split("-"))
-        inside = first <= address < last
-"""
-
-
-def output(program: str, **environment: str) -> int:
+def faults(**environment: str) -> int:
     run = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", PROGRAM],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": "", **environment},
         capture_output=True,
         text=True,
         check=True,
     )
     return int(run.stdout)
-
-
-def faults(**environment: str) -> int:
-    return output(PROGRAM, **environment)
 
 
 @LINUX
@@ -74,16 +55,6 @@ def test_memory_that_is_freed_is_not_cleared_again() -> None:
 def test_the_allocator_can_be_left_alone(environment: dict[str, str]) -> None:
     # Huge pages, if the system uses them for all memory, need fewer faults.
     assert faults(**environment) > 25
-
-
-@LINUX
-@pytest.mark.skipif(
-    not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="a system without huge pages"
-)
-def test_memory_is_in_huge_pages_unless_addresses_are_limited() -> None:
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))"
-    assert output(HUGE_PAGES)
-    assert not output(limited + HUGE_PAGES)
 
 
 def blas_threads() -> set[int]:

@@ -7,13 +7,10 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 # Parameters of mallopt(3), from malloc.h of glibc, and their values: never return memory to the
 # system, no separate mappings, one heap for all threads.
 _MALLOPT = {-1: -1, -4: 0, -8: 1}  # M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX
-_MADV_HUGEPAGE = 14  # of madvise(2)
-_HUGE_PAGE = 2**21
 
 
 def keep_memory() -> bool:
@@ -21,47 +18,21 @@ def keep_memory() -> bool:
 
     XLA on a CPU allocates and frees gigabytes per step. The allocator of glibc returns them to the
     system, which clears each page again, and that can take as long as the arithmetic. The memory of
-    the process then stays at its peak. It is also allocated in huge pages, where the system leaves
-    that to the process, because the processor finds those faster. `TL_KEEP_MEMORY=0` in the
-    environment leaves the allocator alone.
+    the process then stays at its peak. `TL_KEEP_MEMORY=0` in the environment leaves the allocator
+    alone. Huge pages (`GLIBC_TUNABLES=glibc.malloc.hugetlb=1`) make long runs slightly faster, but
+    on a virtual machine their first use can take seconds, so they are not set.
 
     Returns:
       Whether the allocator has these settings now; it is False for another allocator than glibc's.
     """
     if os.environ.get("TL_KEEP_MEMORY") == "0" or sys.platform != "linux":
         return False
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):  # musl
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # musl
         return False
-    statuses = [libc.mallopt(parameter, value) for parameter, value in _MALLOPT.items()]
-    if all(statuses):
-        _use_huge_pages(libc)
+    statuses = [mallopt(parameter, value) for parameter, value in _MALLOPT.items()]
     return all(statuses)
-
-
-def _use_huge_pages(libc: ctypes.CDLL) -> None:
-    """Extends the heap, and advises huge pages there; memory that is not used takes none.
-
-    The tunable of glibc (`glibc.malloc.hugetlb=1`) can only be set before a process starts. The
-    heap has half of the memory of the machine. Nothing is extended where addresses are limited
-    (`ulimit -v`), or where the system counts memory that is not used.
-    """
-    import resource
-
-    with contextlib.suppress(OSError):
-        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
-            return
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
-        return
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    libc.malloc.restype = ctypes.c_void_p
-    address = libc.malloc(ctypes.c_size_t(size))
-    if address is None:
-        return
-    first = -(-address // _HUGE_PAGE) * _HUGE_PAGE
-    length = (address + size - first) // _HUGE_PAGE * _HUGE_PAGE
-    libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_HUGEPAGE)
-    libc.free(ctypes.c_void_p(address))
 
 
 @contextlib.contextmanager
