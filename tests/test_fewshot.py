@@ -67,7 +67,7 @@ def of_probe(method: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         single = np.bincount(labels).min() == 1
         strengths = (fewshot.SINGLE[method],) if single else probe.STRENGTHS
         features, folds = x.astype(np.float32), max(2, min(5, np.bincount(labels).min()))
-        options = {"strengths": strengths, "fold_count": folds, "prior": fewshot.PRIOR}
+        options = {"strengths": strengths, "fold_count": folds, "prior": probe.PRIOR}
         fitted = probe.fit(features, labels, K, method=method, **options)
         # The scores of a ridge are divided by a temperature, which needs held-out examples.
         scale = 1.0

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from tests import toys
-from tl import data, devices, metrics, models, paths, pixels
+from tl import data, devices, inference, metrics, models, paths, pixels
 from tl.data import augment, plan
 from tl.models import heads
 from tl.paths import FROZEN, flatten
-from tl.training import checkpoints, fit, inputs, loop, rate_finder, rules
+from tl.training import checkpoints, fit, inputs, loop, probe, rate_finder, rules
 from tl.training import recipe as recipe_module
 from tl.training.phase import Phase, prepare
 from tl.training.program import FitContext, dropout_loss
@@ -439,6 +439,18 @@ def test_cross_validation_of_a_probe_keeps_copies_of_an_image_in_one_fold(tmp_pa
     fitted = fit.fit(clf, variables, data.folder(tmp_path), None, Recipe(tune="probe")).probe
     assert fitted is not None
     assert max(fitted.scores.values()) < 0.75 and fitted.strength < 0.1
+
+
+def test_a_probe_of_few_images_moderates_the_variances(parts: data.Parts) -> None:
+    few = dataclasses.replace(parts.train, examples=parts.train.examples[::4])
+    clf, variables = network()
+    fitted = fit.fit(clf, variables, few, None, Recipe(tune="probe")).variables["params"]["head"]
+    values = inference.extract(clf, variables, [e.path for e in few.examples]).values
+    labels = np.array([example.label for example in few.examples])
+    expected = probe.fit(values, labels, 2, prior=probe.PRIOR).params
+    np.testing.assert_allclose(fitted["kernel"], expected["kernel"], rtol=1e-4, atol=1e-6)
+    raw = probe.fit(values, labels, 2).params
+    assert not np.allclose(fitted["kernel"], raw["kernel"], rtol=1e-2)
 
 
 # ---- the figures of an epoch ---------------------------------------------------------------------

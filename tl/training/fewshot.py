@@ -27,9 +27,6 @@ from tl.types import Array, Variables
 # penalty of `lsr`; that of the logistic probe is chosen, not tuned.
 SINGLE = {"logistic": 0.01, "ridge": 2.0**-10}
 
-# `prior` of the probes; chosen on cats and dogs, 37 breeds and solar cells.
-PRIOR = 20.0
-
 # Largest number of folds in which a strength is chosen; chosen, not tuned.
 FOLDS = 5
 
@@ -138,7 +135,7 @@ def draw_order(
 
 
 def _probe(method: str) -> FeatureFit:
-    """`tl.training.probe` with `PRIOR`, and its strength chosen by cross-validation; see `SINGLE`.
+    """The probe of `transfer`, with its strength chosen by cross-validation; see `SINGLE`.
 
     A fold has as many examples of one class as of another, up to one. Kornblith et al. 2019,
     arXiv:1805.08974, and the code of DINOv2 do not standardize features at all, and choose the
@@ -148,12 +145,12 @@ def _probe(method: str) -> FeatureFit:
     def fit_probe(features: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> Scores:
         fold_count = min(FOLDS, int(np.bincount(labels).min()))
         if fold_count > 1:
-            options = {"fold_count": fold_count, "seed": seed, "prior": PRIOR}
+            options = {"fold_count": fold_count, "seed": seed, "prior": probe.PRIOR}
             params = probe.fit(features, labels, classes, method=method, **options).params
             kernel, bias = params["kernel"], params["bias"]
         else:
             ones = np.ones(len(labels))
-            bank = probe.factorize(features, ones, PRIOR)
+            bank = probe.factorize(features, ones, probe.PRIOR)
             strength = SINGLE[method]
             solution = probe.METHODS[method].solve(bank, labels, ones, classes, strength)
             kernel = (bank.basis @ solution[:-1]) * bank.scale[:, None]

@@ -107,6 +107,7 @@ def fit_probe(
         seed=context.seed,
         class_weights=weights,
         groups=None if held_out else np.unique(clusters(readable[0]), return_inverse=True)[1],
+        prior=probe.PRIOR,
     )
     return fitted, skipped
 

@@ -25,6 +25,9 @@ From 1e-6 to about 2: on standardized ImageNet features the best C is about 0.01
 logistic probe and 1e-5 to 1e-3 for the ridge.
 """
 
+# `prior` of a probe that becomes a head; chosen on cats and dogs, 37 breeds and solar cells.
+PRIOR = 20.0
+
 # Limit on the largest preconditioned gradient, in units of the largest weight (for the bias, of the
 # logit).
 TOLERANCE = 1e-4
