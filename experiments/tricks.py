@@ -1,11 +1,13 @@
-"""What each training trick is worth: one change of a baseline at a time, over several seeds.
+"""What each training trick or recipe is worth, compared with a baseline over several seeds.
 
   ./launch.sh tricks --data=folder:DIR --seeds=5
   ./launch.sh tricks --data=folder:DIR --tricks=sam,mixup,ema --tune=last:2 --epochs=10
+  ./launch.sh tricks --data=folder:DIR --recipe=plain --tricks=l2_sp,delta,lp_ft --shots=5
   ./launch.sh tricks --data=folder:DIR --weights=random --arch=resnet18 --image_size=64 --epochs=30
 
 All recipes see the same splits, images and seeds, so that the differences are paired. With many
-tricks some differ by chance: the page has p-values that account for their number. With random
+tricks some differ by chance: the page has p-values that account for their number. A trick changes
+one thing of the baseline; the name of a recipe of transfer takes its place. With random
 weights the network is trained from scratch, with other kernels for each seed.
 
 Cost: one training per seed for the baseline and for each trick.
@@ -21,9 +23,9 @@ from tl import cli, data, pages, reporting
 from tl.evaluation import tricks
 from tl.evaluation.transfer import TransferSettings
 from tl.pages.tricks import lines
-from tl.training import rules
+from tl.training import recipes, rules
 from tl.training.recipe import Recipe, pixels_for
-from tl.training.tricks import SCRATCH, TRICKS, names
+from tl.training.tricks import SCRATCH, TRICKS
 
 FLAGS = flags.FLAGS
 
@@ -32,9 +34,12 @@ def define_flags() -> None:
     cli.define_white_flag()
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     text("data", None, f"Data set: {', '.join(data.names())}.", required=True)
-    help = f"Tricks: {', '.join(TRICKS)}. Default: those that change the baseline."
-    flags.DEFINE_list("tricks", [], help)
+    help = "Tricks that change the baseline (default: all), and recipes in its place: "
+    flags.DEFINE_list("tricks", [], help + f"{', '.join([*TRICKS, *recipes.names()])}.")
+    text("recipe", "", "The baseline by the name of a recipe. Flags that are given replace it.")
     number("seeds", 3, "Seeds of split and training.", lower_bound=1)
+    help = "Training images per class, others for each seed, without a validation part; 0: all."
+    number("shots", 0, help, lower_bound=0)
     text("tune", "all", f"Which parameters train: {', '.join(rules.TUNE)}.")
     number("epochs", 6, "Passes over the training images.", lower_bound=1)
     number("batch_size", 32, "Images per step.", lower_bound=1)
@@ -49,9 +54,12 @@ def main(run: reporting.Run) -> None:
     fields: dict[str, Any] = cli.fields_of_flags(Recipe)
     fields |= SCRATCH if FLAGS.weights == "random" else {}
     recipe = Recipe(**{**fields, "lr": cli.fraction(FLAGS.lr, "lr")})
-    settings = TransferSettings(recipe, seeds=FLAGS.seeds, first_seed=FLAGS.seed)
+    others = {**cli.fields_of_flags(TransferSettings), "recipe": recipe, "first_seed": FLAGS.seed}
     clf = pixels_for(clf, spec, "", FLAGS.image_size)
-    result = tricks.compare(run, clf, variables, spec, settings, FLAGS.tricks or names(recipe))
+    facts = recipes.facts_of(spec, clf.pixels.size)
+    settings, given = TransferSettings(**others), cli.given_flags()
+    chosen = tricks.variants(settings, FLAGS.tricks, FLAGS.recipe, facts, given)
+    result = tricks.compare(run, clf, variables, spec, chosen, shots=FLAGS.shots)
     print(*lines(result), pages.finish(run, result), sep="\n")
 
 

@@ -52,6 +52,7 @@ PLAIN = {
 # Name -> the settings without an argument, and a pattern of the parameters that train.
 TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "auto": ({"tune": "probe"}, r"head/.*"),
+    "probe": ({"tune": "probe"}, r"head/.*"),
     "plain": (PLAIN, ALL),
     "lp_ft": ({"tune": "lp_ft", "lr": 1e-4, "backbone_lr": 0.1}, ALL),
     "bit": (BIT, ALL),

@@ -16,7 +16,7 @@ from tl.data.augment import make_augment
 from tl.evaluation import tricks
 from tl.evaluation.before import TransferSettings
 from tl.evaluation.tricks import Runs
-from tl.training import initializers
+from tl.training import initializers, recipes
 from tl.training.fit import check_recipe
 from tl.training.recipe import Recipe
 from tl.training.tricks import SCRATCH, TRICKS, names
@@ -78,7 +78,8 @@ def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
     clf, variables = toys.classifier("toy_vgg", spec.classes, size=16)
     run = reporting.start("tricks", str(tmp_path / "run"), {})
     settings = TransferSettings(dataclasses.replace(BASELINE, augment="none"), seeds=2)
-    result = tricks.compare(run, clf, variables, spec, settings, ["smoothing", "schedule_free"])
+    chosen = tricks.variants(settings, ["smoothing", "schedule_free"])
+    result = tricks.compare(run, clf, variables, spec, chosen)
     pages.finish(run, result)
     assert {row["trick"] for row in result["rows"]} == {"smoothing", "schedule_free"}
     for row in result["rows"]:
@@ -94,6 +95,36 @@ def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
     text = (run.workdir / "metrics.jsonl").read_text()
     logged = [json.loads(line) for line in text.splitlines()]
     assert [row["trick"] for row in logged if "trick" in row][:2] == ["baseline"] * 2
+
+
+def test_a_recipe_takes_the_place_of_the_baseline_and_a_trick_changes_it() -> None:
+    words = ["smoothing", "l2_sp:3", "lp_ft", "auto"]
+    chosen = tricks.variants(TransferSettings(BASELINE), words, "plain", given={"epochs": 1})
+    plain, alternative = chosen["baseline"].recipe, chosen["auto"].alternative
+    assert plain == dataclasses.replace(BASELINE, **recipes.settings("plain"))
+    assert chosen["smoothing"].recipe == dataclasses.replace(plain, smoothing=0.1)
+    assert chosen["l2_sp:3"].recipe.l2_sp == 3 and chosen["l2_sp:3"].recipe.optimizer == "sgd"
+    assert chosen["lp_ft"].recipe.optimizer == "adamw"  # of the settings, not of the baseline
+    assert chosen["auto"].recipe.tune == "probe" and alternative is not None
+    assert alternative.tune == "lp_ft"
+    every = tricks.variants(TransferSettings(BASELINE), recipe="plain")
+    assert list(every) == ["baseline", *names(plain)]
+
+
+def test_recipes_are_compared_with_their_reference_networks(tmp_path: Path) -> None:
+    spec = toys.color_folder(tmp_path / "data", 8, side=16)
+    clf, variables = toys.classifier("toy_vgg", spec.classes, size=16)
+    run = reporting.start("tricks", str(tmp_path / "run"), {})
+    settings = TransferSettings(BASELINE, seeds=2)
+    chosen = tricks.variants(settings, ["probe", "co_tuning:0"], "plain")
+    result = tricks.compare(run, clf, variables, spec, chosen, shots=3)
+    pages.finish(run, result)
+    assert {row["trick"] for row in result["rows"]} == {"probe", "co_tuning:0"}
+    same = next(row for row in result["rows"] if row["trick"] == "co_tuning:0")
+    assert same["difference"] == 0 and same["help"] == recipes.RECIPES["co_tuning"].help
+    assert result["n"] == 4 and result["recipe"]["tune"] == "all"
+    with pytest.raises(ValueError, match="`shots` names 9 images per class, but the training part"):
+        tricks.compare(run, clf, variables, spec, chosen, shots=9)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +147,8 @@ def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
             [],
             "`small_loss=0.1` needs gradient steps: got `tune=probe`",
         ),
+        (BASELINE, ["fixres"], "images of one size: got 'fixres'"),
+        (BASELINE, ["lora:x"], "`recipe=lora:x` has no rank"),
         (dataclasses.replace(BASELINE, swa=0.5, ema=0.9), [], "`swa` must be a share .* `ema=0.9`"),
     ],
 )
@@ -126,4 +159,5 @@ def test_wrong_names_are_refused_before_training(
     clf, variables = toys.classifier("toy_vgg", spec.classes, size=16)
     run = reporting.start("tricks", str(tmp_path / "run"), {})
     with pytest.raises(ValueError, match=message):
-        tricks.compare(run, clf, variables, spec, TransferSettings(recipe), names)
+        chosen = tricks.variants(TransferSettings(recipe), names)
+        tricks.compare(run, clf, variables, spec, chosen)

@@ -282,6 +282,23 @@ def _draw_order(spec: DataSpec, copies: Copies, seed: int) -> list[np.ndarray]:
     return fewshot.draw_order(groups, hashes, inputs.labels(spec), len(spec.classes), seed)
 
 
+def drawn(spec: DataSpec, shots: int, seed: int) -> DataSpec:
+    """The images of one draw of a training part, as `shots` draws them.
+
+    Args:
+      spec: the training part.
+      shots: images per class, at least 1.
+      seed: of the draw.
+
+    Raises:
+      ValueError: a class has fewer different images, or a file cannot be read.
+    """
+    orders = _draw_order(spec, find_copies(spec), seed)
+    usable_shots(spec, orders, [shots])
+    examples = tuple(spec.examples[i] for order in orders for i in order[:shots])
+    return dataclasses.replace(spec, examples=examples)
+
+
 def _scores(
     method: str,
     clf: Classifier,

@@ -1,9 +1,9 @@
-"""What each training trick is worth: paired comparisons with a baseline, over several seeds."""
+"""What a training trick or a recipe is worth: paired comparisons with a baseline, over seeds."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +11,13 @@ import numpy as np
 
 from tl import metrics, reporting
 from tl.data import DataSpec
-from tl.evaluation import paired, sets, transfer
+from tl.evaluation import paired, sets, teachers, transfer
+from tl.evaluation import shots as few
 from tl.evaluation.before import TransferSettings, check_settings
 from tl.models import Classifier
 from tl.paths import nearest
+from tl.training import recipes, tricks
+from tl.training.recipe import empty_set
 from tl.training.tricks import TRICKS
 from tl.types import Variables
 
@@ -37,13 +40,72 @@ class Runs(NamedTuple):
     memory: int = 0
 
 
+def variants(
+    settings: TransferSettings,
+    names: Sequence[str] = (),
+    recipe: str = "",
+    facts: recipes.Facts = recipes.ANY,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, TransferSettings]:
+    """The baseline, and one training per trick or recipe.
+
+    Args:
+      settings: without a recipe by name.
+      names: names of `TRICKS`, which change the baseline, and of `recipes.RECIPES`, which take its
+        place. Default: the tricks that change the baseline.
+      recipe: the baseline, as for `recipes.settings`; "" for `settings`.
+      facts, given: as for `recipes.settings`.
+
+    Returns:
+      Name -> settings, `BASELINE` first.
+
+    Raises:
+      ValueError: an unknown name, a trick that needs a training from scratch, a recipe with another
+        image size, or those of `recipes.settings`.
+    """
+
+    def of_recipe(word: str) -> TransferSettings:
+        fields = recipes.settings(word, facts, given)
+        if any(field in fields for field in recipes.OF_PIXELS):
+            raise ValueError(
+                f"all recipes are compared on images of one size: got {word!r}, which has its own; "
+                "leave it out, or use transfer and versus"
+            )
+        changed = dataclasses.replace(settings.recipe, **fields)
+        other = recipes.alternative(word, facts, given)
+        alternative = dataclasses.replace(changed, **other) if other else None
+        return dataclasses.replace(settings, recipe=changed, alternative=alternative)
+
+    chosen = {BASELINE: of_recipe(recipe)}
+    baseline = chosen[BASELINE].recipe
+    for name in names or tricks.names(baseline):
+        if name.partition(":")[0] in recipes.RECIPES:
+            chosen[name] = of_recipe(name)
+            continue
+        if name not in TRICKS:
+            known = [*TRICKS, *recipes.RECIPES]
+            raise ValueError(
+                f"unknown `tricks`: got {name!r}, expected some of {', '.join(known)}; nearest: "
+                f"{nearest(name, known)}"
+            )
+        if TRICKS[name].scratch and not baseline.init:
+            raise ValueError(
+                f"the trick {name!r} changes a training from scratch: got pretrained weights, "
+                "expected a recipe with `init`; use `weights=random`"
+            )
+        changed = dataclasses.replace(baseline, **TRICKS[name].change(baseline))
+        chosen[name] = dataclasses.replace(chosen[BASELINE], recipe=changed)
+    return chosen
+
+
 def compare(
     run: reporting.Run,
     clf: Classifier,
     variables: Variables,
     spec: DataSpec,
-    settings: TransferSettings,
-    names: Sequence[str],
+    chosen: Mapping[str, TransferSettings],
+    *,
+    shots: int = 0,
 ) -> dict[str, Any]:
     """Trains with and without each trick, on the same splits and seeds.
 
@@ -51,44 +113,34 @@ def compare(
       run: receives a row per training. A trick that fails leaves the others.
       clf, variables: a pretrained network; its head is replaced.
       spec: the data set.
-      settings: the baseline, and the seeds.
-      names: names of `TRICKS`, such as `training.tricks.names` of the baseline.
+      chosen: as `variants` returns it; the splits and seeds are those of the baseline.
+      shots: training images per class, drawn again for each seed, without a validation part; 0 for
+        all.
 
     Returns:
       The content of `result.json`: `rows`, the largest difference first, and `baseline`.
 
     Raises:
-      ValueError: an unknown trick, or a recipe that does not fit the network or the data; nothing
-        was trained.
+      ValueError: a recipe that does not fit the network or the data, or those of `few.drawn`;
+        nothing was trained.
     """
-    for name in names:
-        if name not in TRICKS:
-            raise ValueError(
-                f"unknown `tricks`: got {name!r}, expected some of {', '.join(TRICKS)}; nearest: "
-                f"{nearest(name, TRICKS)}"
-            )
-        if TRICKS[name].scratch and not settings.recipe.init:
-            raise ValueError(
-                f"the trick {name!r} changes a training from scratch: got pretrained weights, "
-                "expected a recipe with `init`; use `weights=random`"
-            )
+    settings, pretrained = chosen[BASELINE], (clf, variables)
     key = jax.random.key(settings.first_seed)
     clf, variables = clf.replace_head(variables, spec.classes, key=key, head=settings.head)
-    changed = {BASELINE: settings} | {
-        name: dataclasses.replace(
-            settings,
-            recipe=dataclasses.replace(settings.recipe, **TRICKS[name].change(settings.recipe)),
-        )
-        for name in names
-    }
-    for one in changed.values():
+    for one in chosen.values():
         check_settings(clf, variables, one)
+    references = {name: teachers.load(*pretrained, one.recipe) for name, one in chosen.items()}
     rounds = list(transfer.rounds(spec, None, settings))
+    if shots:
+        whole = dataclasses.replace(settings, validation_fraction=0.0)
+        rounds = [_drawn(this, shots) for this in transfer.rounds(spec, None, whole)]
 
     def trained(name: str) -> Runs:
         correct, top1, seconds, images, memory = {}, [], 0.0, 0, 0
         for this in rounds:
-            result = transfer.run_round(clf, variables, this, changed[name])
+            result = transfer.run_round(
+                clf, variables, this, chosen[name], reference=references[name]
+            )
             tested = result.tested
             hits = metrics.topk_correct(tested.logits, tested.labels, 1)
             correct |= {
@@ -103,10 +155,11 @@ def compare(
 
     baseline = trained(BASELINE)
     rows = []
-    for name in names:
+    for name in list(chosen)[1:]:
+        row = TRICKS.get(name) or recipes.RECIPES[name.partition(":")[0]]
         runs = run.attempt(name, lambda name=name: trained(name), None)
         if runs is not None:
-            rows.append({"trick": name, "help": TRICKS[name].help, **difference(baseline, runs)})
+            rows.append({"trick": name, "help": row.help, **difference(baseline, runs)})
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_holm"] = p
     return {
@@ -123,6 +176,12 @@ def compare(
         "seeds": settings.seeds,
         "rows": sorted(rows, key=lambda row: -row["difference"]),
     }
+
+
+def _drawn(this: transfer.Round, shots: int) -> transfer.Round:
+    """A round that trains on a few images of each class, without a validation part."""
+    train = few.drawn(this.parts.train, shots, this.seed)
+    return this._replace(parts=this.parts._replace(train=train, validation=empty_set(train)))
 
 
 def difference(baseline: Runs, other: Runs) -> dict[str, Any]:

@@ -26,6 +26,7 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
             reporting.percent(row["mean"]),
             points(row["difference"]),
             " to ".join(map(points, row["ci95"])),
+            " to ".join(map(points, row["seeds"]["ci95"] or [])),
             f"{row['p']:.2g}",
             f"{row['p_holm']:.2g}",
             *(f"{row[name]:.2f}" if row.get(name) else "" for name in ("cost", "memory")),
@@ -33,15 +34,16 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
         for row in result["rows"]
     ]
     text = (
-        "Each row changes one thing of the baseline. Differences in points of accuracy are "
-        f"paired: the same {result['n']} test images, splits and {result['seeds']} seeds. The "
-        "interval and the exact p-value describe other images of this kind. p (Holm) accounts "
-        "for the number of rows: below 0.05 the difference is not chance. time, memory: seconds "
-        "per training image, and bytes of a training step (parameters, optimizer state, "
+        "Each row changes one thing of the baseline, or is a recipe in its place. Differences in "
+        f"points of accuracy are paired: the same {result['n']} test images, splits and "
+        f"{result['seeds']} seeds. The first interval and the exact p-value describe other images "
+        "of this kind; the interval over seeds (t) describes other seeds and splits. p (Holm) "
+        "accounts for the number of rows: below 0.05 the difference is not chance. time, memory: "
+        "seconds per training image, and bytes of a training step (parameters, optimizer state, "
         "activations), relative to the baseline."
     )
-    header = ["trick", "change", "accuracy", "difference", "95 % interval", "p", "p (Holm)"]
-    header += ["time", "memory"]
+    header = ["trick", "change", "accuracy", "difference", "95 % interval", "over seeds"]
+    header += ["p", "p (Holm)", "time", "memory"]
     section = reporting.section("Tricks", reporting.table(rows, header), text=text)
     return common.Page("Training tricks", " ".join(lines(result)), [section])
 

@@ -188,6 +188,11 @@ RECIPES: Mapping[str, Row] = {
         "McNemar 1947, Psychometrika 12 (the test)",
         "[:RECIPE]",
     ),
+    "probe": Row(
+        lambda facts, argument: {"tune": "probe"},
+        "a head at its optimum on frozen features",
+        "Kornblith et al. 2019, arXiv:1805.08974",
+    ),
     "plain": Row(
         lambda facts, argument: dict(_PLAIN),
         "all parameters, by SGD: what the recipes with a penalty are compared with",
