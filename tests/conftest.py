@@ -51,12 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # Compiling takes longer than running in most tests. With JAX's own switch the graph and XLA's
 # passes over it stay as they are, and LLVM optimizes less. Tests that compare the bits of two
-# programs, or a rounding, are marked `optimized`; with --full the files below are compiled as users
-# compile them too.
+# programs, or a rounding, are marked `optimized`; with --full these tests, and the files below, are
+# compiled as users compile them.
 CHEAP = "jax_disable_most_optimizations"
 # JAX 0.10 also has a compiler of fusions that takes a quarter of the time of these programs.
 # A flag that a release does not know ends the process, so another process tries it first.
-PLAIN_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
+FUSIONS = "xla_cpu_use_fusion_emitters"
+PLAIN_FUSIONS = f"--{FUSIONS}=false"
+OVERRIDES: dict[str, bool] = {}  # options of XLA, with --full
 NUMERICAL = {
     *("test_ascend", "test_goals", "test_images", "test_jpeg", "test_losses"),
     *("test_metrics", "test_norms", "test_objectives", "test_perceptual", "test_pixels"),
@@ -68,8 +70,10 @@ _cheap = False
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Sets the flag in the first process, before the workers of pytest-xdist inherit it."""
-    if not (hasattr(config, "workerinput") or config.getoption("--full")):
+    if not hasattr(config, "workerinput"):
         use_plain_fusions()
+    if config.getoption("--full"):
+        override_fusions()
 
 
 def use_plain_fusions() -> None:
@@ -83,17 +87,37 @@ def use_plain_fusions() -> None:
         os.environ["XLA_FLAGS"] = environment["XLA_FLAGS"]
 
 
+def override_fusions() -> None:
+    """Adds `OVERRIDES` to the options of every program for a CPU.
+
+    XLA reads its flags once per process, and JAX has no public option for all programs.
+    """
+    from jax._src import compiler
+
+    original = compiler.get_compile_options
+
+    def options(*args: Any, **more: Any) -> Any:
+        if OVERRIDES and getattr(more.get("backend"), "platform", "") == "cpu":
+            more["env_options_overrides"] = OVERRIDES | (more.get("env_options_overrides") or {})
+        return original(*args, **more)
+
+    compiler.get_compile_options = options
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Sets the switch before the fixtures of a test run; a change drops the compiled programs."""
     global _cheap
-    as_users = item.config.getoption("--full") and item.path.stem in NUMERICAL
-    cheap = not (as_users or item.get_closest_marker("optimized"))
+    full, optimized = item.config.getoption("--full"), item.get_closest_marker("optimized")
+    cheap = not (optimized or full and item.path.stem in NUMERICAL)
     if cheap != _cheap:
         jax.clear_caches()
         with contextlib.suppress(AttributeError):  # a JAX without the switch compiles as users do
             jax.config.update(CHEAP, cheap)
         _cheap = cheap
+        OVERRIDES.clear()
+        if full and not cheap and PLAIN_FUSIONS in os.environ.get("XLA_FLAGS", ""):
+            OVERRIDES[FUSIONS] = True
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from functools import partial, reduce
 
+import conftest
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,6 +323,14 @@ def test_gradient_of_gradient_vmap_and_checkpoint_equal_lax(name):
     run = jax.jit(derivatives, static_argnums=0)
     for actual, expected in zip(run(ops.conv2d), run(reference), strict=True):
         assert_close(actual, expected)
+
+
+@full
+def test_programs_are_compiled_with_the_options_of_the_tests(monkeypatch):
+    """With --full, conftest.py gives the programs of these tests the fusions that users have."""
+    monkeypatch.setitem(conftest.OVERRIDES, "xla_no_such_option", True)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        jax.jit(lambda x: x + 1).lower(1.0).compile()
 
 
 def forget_forms():
