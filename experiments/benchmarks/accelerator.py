@@ -6,7 +6,7 @@
   train   steps of `transfer` (AdamW, clipping, metrics; BatchNorm frozen) from uint8 images on the
           device, for each of --tune, compared with torch.compile in channels-last under autocast:
           images per second, the operations of its products as a share of the peak of --chip, and
-          the memory that a step needs
+          the memory that a step needs; on a CPU that of torch is what steps add to its process
   attack  images times steps of PGD per second, in float32, all steps
   ideal   optimization steps per second of 16 ideal images
   bank    images per second from JPEG files to features, decoded on all cores, and decoding alone
@@ -122,7 +122,26 @@ def torch_train(clf: models.Classifier, tune: str) -> tuple[Callable[[], Any], C
 
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    return work, lambda: torch.cuda.max_memory_allocated() if on_gpu else 0
+        return work, torch.cuda.max_memory_allocated
+    flags_of_child = [f"--{name}={FLAGS[name].value}" for name in ("batch_size", "size", "dtype")]
+    return work, lambda: timing.run_child(CHILD, clf.arch, tune, *flags_of_child)
+
+
+CHILD = """
+import sys
+from experiments.benchmarks import accelerator
+accelerator.print_memory(*sys.argv[1:])
+"""
+
+
+def print_memory(arch: str, tune: str, *words: str) -> None:
+    """Prints the bytes that steps in torch add on a CPU to this process, which has the network."""
+    define_flags()
+    FLAGS(["accelerator", *words])
+    work, _ = torch_train(models.load(arch, weights="random")[0], tune)
+    before = timing.private_mb()
+    work()
+    print(int(1e6 * (timing.peak_mb() - before)))
 
 
 def products(clf: models.Classifier, tune: str) -> int:
