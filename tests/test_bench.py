@@ -255,6 +255,7 @@ def test_every_convolution_of_a_network_is_timed_alone(monkeypatch: pytest.Monke
     for conv, row in zip(convolutions, rows[::3], strict=True):
         assert row["ours"] == pytest.approx(2e-9 * conv.multiply_adds)
         assert row["count"] == convolutions[conv] and row["ratio"] is None
+        assert f", {row['count']} in the network" in bench.line(row)
 
 
 @linux

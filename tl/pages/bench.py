@@ -20,6 +20,7 @@ EXTRAS = {
     "bank_mb": "bank of {:.0f} MB",
     "memory_gb": "{:.2f} GB",
     "peak_share": "{:.0%} of the peak",
+    "count": "{} in the network",
 }
 HEADER = ("measurement", "architecture", "tl", "compared with", "its value", "ratio", "goal")
 
