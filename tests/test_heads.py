@@ -172,9 +172,9 @@ def test_shapes_and_new_heads_come_from_one_trace_of_the_backbone(monkeypatch, k
     counted = lambda *args: (traces.append(args), trace(*args))[1]
     monkeypatch.setattr(type(clf.spec.module), "init_with_output", counted)
     classifier._traced.cache_clear()
-    found = clf.shapes()
-    leaves = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(t)] for t in (found, expected)]
-    assert leaves[0] == leaves[1] and jax.tree.structure(found) == jax.tree.structure(expected)
+    shapes = clf.shapes()
+    leaves = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(t)] for t in (shapes, expected)]
+    assert leaves[0] == leaves[1] and jax.tree.structure(shapes) == jax.tree.structure(expected)
     if kind:
         clf.reset_head(variables, key=jax.random.key(1))
     clf.with_pixels(mean=(0.1, 0.2, 0.3)).shapes()

@@ -235,8 +235,8 @@ def torch_convolutions(conv: summary.Convolution, kind: str) -> list[Callable[[]
     dtype = getattr(torch, FLAGS.dtype)
     # Torch's own padding is the same on both sides.
     before, after = zip(*conv.padding, strict=True)
-    own, rows, cols = (before, 0, 0) if before == after else ((0, 0), *map(sum, conv.padding))
-    options = [conv.stride] * 2, own, [1, 1], False, [0, 0], conv.groups
+    padding, rows, cols = (before, 0, 0) if before == after else ((0, 0), *map(sum, conv.padding))
+    options = [conv.stride] * 2, padding, [1, 1], False, [0, 0], conv.groups
 
     def in_format(memory_format: Any) -> Callable[[], Any]:
         tensor = lambda *shape: torch.rand(shape, dtype=dtype).to(memory_format=memory_format)
@@ -245,13 +245,13 @@ def torch_convolutions(conv: summary.Convolution, kind: str) -> list[Callable[[]
         x = tensor(b, c, h + rows, w + cols)
         k = tensor(o, i, kh, kw)
         g = torch.convolution(x, k, None, *options)
-        wanted = [kind == "input_gradient", kind == "param_gradient", False]
+        gradients = [kind == "input_gradient", kind == "param_gradient", False]
 
         def work() -> Any:
             with torch.inference_mode():
                 if kind == "forward":
                     return torch.convolution(x, k, None, *options)
-                return torch.ops.aten.convolution_backward(g, x, k, None, *options, wanted)
+                return torch.ops.aten.convolution_backward(g, x, k, None, *options, gradients)
 
         return work
 

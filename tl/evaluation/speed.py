@@ -80,7 +80,12 @@ def pass_call(arch: str, kind: str, images01: np.ndarray, dtype: str) -> Callabl
         "param_gradient": param_gradient,
     }[kind]
     arguments = (variables["params"] if kind == "param_gradient" else frozen, x)
-    compiled = jax.jit(work).lower(*arguments).compile()
+    return compiled_call(work, *arguments)
+
+
+def compiled_call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    """A call of the compiled function that waits for the result."""
+    compiled = jax.jit(function).lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
@@ -101,12 +106,11 @@ def convolution_calls(conv: summary.Convolution, work: Workload) -> dict[str, Ca
     x, k = (jnp.asarray(rng.random(shape), work.dtype) for shape in conv[:2])
     g = forward(x, k)
 
-    def call(program: Any, *arguments: jax.Array) -> Callable[[], Any]:
-        compiled = jax.jit(program).lower(*arguments).compile()
-        return lambda: jax.block_until_ready(compiled(*arguments))
-
-    calls = call(forward, x, k), call(input_gradient, x, k, g), call(param_gradient, x, k, g)
-    return dict(zip(PASSES, calls, strict=True))
+    return {
+        "forward": compiled_call(forward, x, k),
+        "input_gradient": compiled_call(input_gradient, x, k, g),
+        "param_gradient": compiled_call(param_gradient, x, k, g),
+    }
 
 
 def start(arch: str, work: Workload) -> Iterator[Row]:

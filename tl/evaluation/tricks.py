@@ -130,10 +130,10 @@ def compare(
     for one in chosen.values():
         check_settings(clf, variables, one)
     references = {name: teachers.load(*pretrained, one.recipe) for name, one in chosen.items()}
-    rounds = list(transfer.rounds(spec, None, settings))
+    whole = dataclasses.replace(settings, validation_fraction=0.0) if shots else settings
+    rounds = list(transfer.rounds(spec, None, whole))
     if shots:
-        whole = dataclasses.replace(settings, validation_fraction=0.0)
-        rounds = [_drawn(this, shots) for this in transfer.rounds(spec, None, whole)]
+        rounds = [_drawn(this, shots) for this in rounds]
 
     def trained(name: str) -> Runs:
         correct, top1, seconds, images, memory = {}, [], 0.0, 0, 0

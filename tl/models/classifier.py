@@ -133,9 +133,8 @@ class Classifier:
             raise ValueError(self.no_head_message())
         features, ends, _ = self._traced()
         zeros = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
-        return self.head.init(key, zeros(features), {k: zeros(v) for k, v in ends.items()})[
-            "params"
-        ]
+        maps = {name: zeros(leaf) for name, leaf in ends.items()}
+        return self.head.init(key, zeros(features), maps)["params"]
 
     def shapes(self) -> Variables:
         """Shapes and dtypes of the variables that `init` returns."""

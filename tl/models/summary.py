@@ -317,16 +317,11 @@ def convolutions(jaxpr: core.Jaxpr) -> Iterator[Convolution]:
     """The convolutions of a forward pass, in order."""
     for _, eqn in _operations(jaxpr):
         if eqn.primitive.name == "conv_general_dilated":
-            yield _convolution(eqn)
-
-
-def _convolution(eqn: core.JaxprEqn) -> Convolution:
-    image, kernel = map(_shape, eqn.invars)
-    names = ("window_strides", "padding", "feature_group_count")
-    strides, padding, groups = (eqn.params[name] for name in names)
-    rows, cols = ((int(low), int(high)) for low, high in padding)
-    output = _shape(eqn.outvars[0])
-    return Convolution(image, kernel, output, int(strides[0]), (rows, cols), int(groups))
+            image, kernel, output = map(_shape, (*eqn.invars, *eqn.outvars))
+            names = ("window_strides", "padding", "feature_group_count")
+            strides, padding, groups = (eqn.params[name] for name in names)
+            rows, cols = ((int(low), int(high)) for low, high in padding)
+            yield Convolution(image, kernel, output, int(strides[0]), (rows, cols), int(groups))
 
 
 def _shape(var: Any) -> tuple[int, ...]:
@@ -336,12 +331,14 @@ def _shape(var: Any) -> tuple[int, ...]:
 def _multiply_adds(jaxpr: core.Jaxpr, outer: str) -> Iterator[tuple[str, int]]:
     """`(module path, multiply-adds)` of every convolution and matrix product."""
     for path, eqn in _operations(jaxpr, outer):
+        first, second = map(_shape, eqn.invars)
+        numbers = eqn.params["dimension_numbers"]
         if eqn.primitive.name == "conv_general_dilated":
-            yield path, _convolution(eqn).multiply_adds
+            # The kernel's input channels are those of one group.
+            summed = math.prod(second) // second[numbers.rhs_spec[0]]
         else:
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            summed = math.prod(_shape(eqn.invars[0])[axis] for axis in contracted)
-            yield path, math.prod(_shape(eqn.outvars[0])) * summed
+            summed = math.prod(first[axis] for axis in numbers[0][0])
+        yield path, math.prod(_shape(eqn.outvars[0])) * summed
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
