@@ -13,6 +13,7 @@ from typing import Any
 
 # The workers of pytest-xdist share one GPU.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("TL_ONEDNN", "0")  # the forms that need no extra
 
 import hypothesis
 import jax

@@ -1,7 +1,8 @@
 """Transfer learning with pretrained CNNs in JAX: backbones, freezing, ideal images, attacks.
 
 Importing `tl` makes no network request and initializes no accelerator. On Linux it sets the memory
-allocator of the process (`tl.cpu.keep_memory`).
+allocator of the process (`tl.cpu.keep_memory`). With the extra `onednn` it makes JAX wait for
+computations on CPUs (`tl.cpu.wait_for_results`).
 """
 
 from tl import (
@@ -35,6 +36,7 @@ from tl.types import Mode, Output, Variables
 __version__ = "0.1.0"
 
 cpu.keep_memory()
+cpu.wait_for_results()
 
 __all__ = [
     "Classifier",

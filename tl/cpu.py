@@ -7,6 +7,10 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
+
+import jax
 
 # Parameters of mallopt(3), from malloc.h of glibc, and their values: never return memory to the
 # system, no separate mappings, one heap for all threads.
@@ -33,6 +37,43 @@ def keep_memory() -> bool:
         return False
     statuses = [mallopt(parameter, value) for parameter, value in _MALLOPT.items()]
     return all(statuses)
+
+
+def onednn_path() -> str:
+    """The file of oneDNN: `TL_ONEDNN`, or that of the extra `onednn`; "" without it, or for 0.
+
+    Raises:
+      ValueError: `TL_ONEDNN` is not a file.
+    """
+    chosen = os.environ.get("TL_ONEDNN", "")
+    if chosen == "":
+        return _onednn_of_extra()
+    if chosen != "0" and not os.path.isfile(chosen):
+        raise ValueError(
+            f"`TL_ONEDNN` is not a file: got {chosen!r}, expected the path of libdnnl.so.3, or 0 "
+            "to compute convolutions without oneDNN"
+        )
+    return "" if chosen == "0" else chosen
+
+
+@cache
+def _onednn_of_extra() -> str:
+    try:
+        files = metadata.files("onednn-cpu-gomp") or ()
+    except metadata.PackageNotFoundError:
+        return ""
+    return next((str(file.locate()) for file in files if file.name == "libdnnl.so.3"), "")
+
+
+def wait_for_results() -> None:
+    """Makes computations on CPUs return when they end, if oneDNN is used, as `import tl` does.
+
+    XLA calls oneDNN through Python. A computation in the background that has not ended when Python
+    ends would wait for Python forever. It has no effect after the first computation of JAX.
+    """
+    with contextlib.suppress(ValueError):  # raised when a convolution is traced
+        if onednn_path():
+            jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Each function returns the `Form` of one kind for fixed shapes. `forms` chooses a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache, partial, reduce
 
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from tl.ops import winograd
+from tl import cpu
+from tl.ops import onednn, winograd
 from tl.ops.derivatives import Form, Map
 from tl.ops.windows import (
     NO_PADDING,
@@ -27,6 +29,9 @@ from tl.ops.windows import (
     select,
     shifted,
 )
+
+LEAST_OF_ONEDNN = 2**24
+"""Multiply-adds from which oneDNN computes a convolution, because a call takes 30 to 100 us."""
 
 
 # Equal shapes get the same functions, so that JAX traces a branch once instead of once per layer.
@@ -48,7 +53,33 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
         cpu = first_layer(*args)
     else:
         cpu = dense(*args)
-    return plain, Form(*map(in_float32, cpu))
+    return plain, Form(*map(in_float32, with_onednn(cpu, *args, groups)))
+
+
+def with_onednn(own: Form, x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
+    """The form of oneDNN for float32, if it is installed and faster than `own`."""
+    kh, kw, per_group, out = k_shape
+    size = out_size(x_shape, (kh, kw), stride, padding)
+    shape = (x_shape[0], *size, kh, kw, per_group, out)
+    if not all(isinstance(n, int) and n > 0 for n in shape) or not cpu.onednn_path():
+        return own  # an exported program has a symbolic batch, and no library
+    if math.prod(shape) < LEAST_OF_ONEDNN:
+        return own
+    if groups == 1 and stride == 1 and has_winograd((kh, kw), (per_group, out), size):
+        return own
+    theirs = onednn.form(x_shape, k_shape, stride, padding, groups)
+    if groups == 1 and x_shape[3] <= 4:
+        theirs = theirs._replace(input_grad=own.input_grad)
+
+    def choose(own: Map, theirs: Map) -> Map:
+        return lambda a, b: (own if a.dtype == jnp.float64 else theirs)(a, b)
+
+    return Form(*map(choose, own, theirs))
+
+
+def has_winograd(taps: Pair, channels: Pair, size: Pair) -> bool:
+    """Whether Winograd's form is faster than the others, for stride 1."""
+    return taps == (3, 3) and min(channels) >= 64 and min(size) >= 7
 
 
 def in_float32(f: Map) -> Map:
@@ -251,7 +282,7 @@ def correlate(x: Array, kernel: Array, padding: Padding) -> Array:
     size = out_size(x.shape, (kh, kw), 1, padding)
     if (kh, kw) == (1, 1):
         return jnp.einsum("bhwc,co->bhwo", pad(x, padding), kernel[0, 0])
-    if (kh, kw) == (3, 3) and min(c, out) >= 64 and min(size) >= 7:
+    if has_winograd((kh, kw), (c, out), size):
         return winograd.correlate(x, kernel, padding)
     return direct(x, kernel, 1, padding)
 
