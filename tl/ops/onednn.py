@@ -154,6 +154,23 @@ class _Argument(Structure):
     _fields_ = (("number", c_int), ("memory", c_void_p))
 
 
+def _load(path: str) -> Any:
+    # Threads of OpenMP that spin would take the cores from those of XLA. OpenMP reads the variable
+    # when it is loaded; other libraries must not see it.
+    before = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = before or "passive"
+    try:
+        return ctypes.CDLL(path)
+    except OSError as error:
+        raise ValueError(
+            f"oneDNN cannot be loaded: {error}; install what it needs (Debian has libgomp.so.1 in "
+            "the package libgomp1), or set TL_ONEDNN=0"
+        ) from error
+    finally:
+        if before is None:
+            del os.environ["OMP_WAIT_POLICY"]
+
+
 class _Library:
     """The library with an engine, a stream, and memory that all primitives share.
 
@@ -161,16 +178,7 @@ class _Library:
     """
 
     def __init__(self, path: str):
-        # Threads of OpenMP that spin would take the cores from those of XLA. OpenMP reads the
-        # variable when it is loaded.
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        try:
-            self.functions = ctypes.CDLL(path)
-        except OSError as error:
-            raise ValueError(
-                f"oneDNN cannot be loaded: {error}; install what it needs (Debian has libgomp.so.1 "
-                "in the package libgomp1), or set TL_ONEDNN=0"
-            ) from error
+        self.functions = _load(path)
         self.functions.dnnl_primitive_desc_query_md.restype = c_void_p
         self.functions.dnnl_memory_desc_get_size.restype = c_size_t
         self.engine = self.new("engine_create", _CPU, c_size_t(0))
