@@ -82,14 +82,17 @@ def test_all_modes_of_derivatives(library):
         test_ops.assert_close(a, b, 1e-4)
 
 
-def test_other_dtypes(library):
+@pytest.mark.parametrize("supported", [True, False])
+@pytest.mark.parametrize("name", ["pointwise", "dense stride 2", "grouped", "stem 3x3", "dense"])
+def test_bfloat16_sums_in_float32(name, supported, library, monkeypatch):
+    """On a processor without such products, or with slow ones, the sums are those of float32."""
+    if not supported:
+        monkeypatch.setattr(ops.onednn, "multiplies_bfloat16", lambda: False)
+    test_ops.test_bfloat16_sums_in_float32(name)
+
+
+def test_float64_needs_no_library(library):
     x, kernel = test_ops.normal(0, (2, 5, 6, 8)), test_ops.normal(1, (3, 3, 8, 4))
-    half = ops.conv2d(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    expected = test_ops.reference(
-        *(a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, kernel))
-    )
-    assert half.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(half, np.float32), expected, rtol=2**-8, atol=1e-5)
     with jax.enable_x64(True):
         wide = [jnp.asarray(np.asarray(a), jnp.float64) for a in (x, kernel)]
         assert calls(ops.conv2d, *wide) == 0
@@ -110,11 +113,15 @@ def test_calls_from_several_threads(library):
             test_ops.assert_close(actual, test_ops.reference(*pair, padding=SAME3))
 
 
-def test_small_convolutions_and_winograd_are_our_own(library, monkeypatch):
+def test_small_convolutions_and_winograd_in_float32_are_our_own(library, monkeypatch):
     image = jax.ShapeDtypeStruct((1, 14, 14, 64), jnp.float32)
     wide = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)
     assert calls(partial(ops.conv2d, padding=SAME3), image, wide) == 0
     assert calls(partial(ops.conv2d, padding=SAME3, stride=2), image, wide) == 1
+    monkeypatch.setattr(ops.onednn, "multiplies_bfloat16", lambda: True)
+    test_ops.forget_forms()
+    half = [jax.ShapeDtypeStruct(a.shape, jnp.bfloat16) for a in (image, wide)]
+    assert calls(partial(ops.conv2d, padding=SAME3), *half) == 1
     monkeypatch.undo()
     monkeypatch.setenv("TL_ONEDNN", LIBRARY)
     test_ops.forget_forms()

@@ -53,28 +53,31 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
         cpu = first_layer(*args)
     else:
         cpu = dense(*args)
-    return plain, Form(*map(in_float32, with_onednn(cpu, *args, groups)))
+    return plain, with_onednn(cpu, *args, groups)
 
 
 def with_onednn(own: Form, x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
-    """The form of oneDNN for float32, if it is installed and faster than `own`."""
+    """`own` in float32 or float64, or the form of oneDNN if it is installed and faster."""
     kh, kw, per_group, out = k_shape
     size = out_size(x_shape, (kh, kw), stride, padding)
     shape = (x_shape[0], *size, kh, kw, per_group, out)
-    if not all(isinstance(n, int) and n > 0 for n in shape) or not cpu.onednn_path():
-        return own  # an exported program has a symbolic batch, and no library
-    if math.prod(shape) < LEAST_OF_ONEDNN:
-        return own
-    if groups == 1 and stride == 1 and has_winograd((kh, kw), (per_group, out), size):
-        return own
+    # An exported program has a symbolic batch, and no library.
+    fixed = all(isinstance(n, int) and n > 0 for n in shape) and cpu.onednn_path()
+    if not fixed or math.prod(shape) < LEAST_OF_ONEDNN:
+        return Form(*map(in_float32, own))
     theirs = onednn.form(x_shape, k_shape, stride, padding, groups)
-    if groups == 1 and x_shape[3] <= 4:
-        theirs = theirs._replace(input_grad=own.input_grad)
+    fastest = theirs
+    if groups == 1 and stride == 1 and has_winograd((kh, kw), (per_group, out), size):
+        fastest = own
+    elif groups == 1 and x_shape[3] <= 4:
+        fastest = theirs._replace(input_grad=own.input_grad)
 
-    def choose(own: Map, theirs: Map) -> Map:
-        return lambda a, b: (own if a.dtype == jnp.float64 else theirs)(a, b)
+    def choose(own: Map, fastest: Map, theirs: Map) -> Map:
+        wide = in_float32(lambda a, b: (own if a.dtype == jnp.float64 else fastest)(a, b))
+        half = theirs if onednn.multiplies_bfloat16() else wide
+        return lambda a, b: (half if a.dtype == jnp.bfloat16 else wide)(a, b)
 
-    return Form(*map(choose, own, theirs))
+    return Form(*map(choose, own, fastest, theirs))
 
 
 def has_winograd(taps: Pair, channels: Pair, size: Pair) -> bool:

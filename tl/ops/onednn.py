@@ -18,7 +18,9 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from tl import cpu
 from tl.ops.derivatives import Form, Map
@@ -28,7 +30,9 @@ _TARGET = "tl_onednn"
 
 
 def form(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
-    """The form whose three maps oneDNN computes, for float32 and shapes without a zero.
+    """The form whose three maps oneDNN computes, for float32 or bfloat16 and shapes without a zero.
+
+    In bfloat16, sums are in float32 and rounded once.
 
     Raises:
       ValueError: the library cannot be loaded.
@@ -37,12 +41,23 @@ def form(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
     y_shape = (x_shape[0], *out_size(x_shape, k_shape[:2], stride, padding), k_shape[3])
 
     def of_role(role: int, shape) -> Map:
-        result = jax.ShapeDtypeStruct(shape, np.float32)
-        numbers = [role, stride, *padding[0], *padding[1], groups, *x_shape, *k_shape, *y_shape]
-        call = jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")
-        return lambda a, b: call(a, b, numbers=np.array(numbers, np.int64))
+        options = stride, *padding[0], *padding[1], groups, *x_shape, *k_shape, *y_shape
+
+        def call(a: Array, b: Array) -> Array:
+            numbers = np.array([_BFLOAT16 if a.dtype == jnp.bfloat16 else _FLOAT32, role, *options])
+            result = jax.ShapeDtypeStruct(shape, a.dtype)
+            return jax.ffi.ffi_call(_TARGET, result, vmap_method="sequential")(
+                a, b, numbers=numbers.astype(np.int64)
+            )
+
+        return call
 
     return Form(*map(of_role, range(3), (y_shape, x_shape, k_shape)))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has products of bfloat16 with sums in float32, as in AVX512-BF16."""
+    return bool(_library(cpu.onednn_path()).functions.dnnl_get_effective_cpu_isa() & _BF16_PRODUCTS)
 
 
 # --- calls from XLA ---------------------------------------------------------------------------
@@ -144,7 +159,9 @@ def _register(path: str) -> None:
 # --- calls of oneDNN --------------------------------------------------------------------------
 # Numbers of dnnl_types.h.
 
-_CPU, _FLOAT32, _ANY_LAYOUT, _TRAINING, _DIRECT, _OF_USER = 1, 3, 1, 64, 1, 1
+_CPU, _ANY_LAYOUT, _TRAINING, _DIRECT, _OF_USER = 1, 1, 64, 1, 1
+_BFLOAT16, _FLOAT32 = 2, 3
+_BF16_PRODUCTS = 0x80  # a bit of dnnl_cpu_isa_avx512_core_bf16
 _KERNEL_LAYOUT, _KERNEL_GRADIENT_LAYOUT, _SCRATCHPAD_LAYOUT = 131, 132, 136
 _X, _Y, _KERNEL, _SCRATCHPAD = 1, 17, 33, 80  # arguments of a primitive
 _GRADIENT = 128  # is added to the number of an argument for its gradient
@@ -199,15 +216,15 @@ class _Library:
         self.call(name, byref(result), *args)
         return result
 
-    def layout(self, shape: list[int], strides: list[int] | None = None) -> c_void_p:
+    def layout(self, dtype: int, shape: list[int], strides: list[int] | None = None) -> c_void_p:
         """Memory of a shape; without strides the primitive chooses the layout."""
-        size = len(shape), _dims(shape), _FLOAT32
+        size = len(shape), _dims(shape), dtype
         if strides is None:
             return self.new("memory_desc_create_with_tag", *size, _ANY_LAYOUT)
         return self.new("memory_desc_create_with_strides", *size, _dims(strides))
 
-    def images(self, b: int, h: int, w: int, c: int) -> c_void_p:
-        return self.layout([b, c, h, w], [h * w * c, 1, w * c, c])
+    def images(self, dtype: int, b: int, h: int, w: int, c: int) -> c_void_p:
+        return self.layout(dtype, [b, c, h, w], [h * w * c, 1, w * c, c])
 
     def layout_of(self, description: c_void_p, query: int) -> c_void_p:
         return c_void_p(self.functions.dnnl_primitive_desc_query_md(description, query, 0))
@@ -253,8 +270,8 @@ class _Step:
 def _primitive(numbers: bytes) -> Callable[[int, int, int], None]:
     """The map of `form` as a function of three addresses: two arguments and the result."""
     values = np.frombuffer(numbers, np.int64).tolist()
-    role, stride, top, bottom, left, right, groups = values[:7]
-    (b, h, w, c), (kh, kw, i, out), (_, oh, ow, _) = values[7:11], values[11:15], values[15:]
+    dtype, role, stride, top, bottom, left, right, groups = values[:8]
+    (b, h, w, c), (kh, kw, i, out), (_, oh, ow, _) = values[8:12], values[12:16], values[16:]
     lib = _library(cpu.onednn_path())
 
     def convolution(name: str, *args: Any) -> c_void_p:
@@ -266,8 +283,8 @@ def _primitive(numbers: bytes) -> Callable[[int, int, int], None]:
     shape, strides = [groups, out // groups, i, kh, kw], [out // groups, 1, out, kw * i * out]
     first = int(groups == 1)
     shape, strides = shape[first:], [*strides, i * out][first:]
-    x, y, given = lib.images(b, h, w, c), lib.images(b, oh, ow, out), lib.layout(shape, strides)
-    free, none = lib.layout(shape), c_void_p()
+    x, y = lib.images(dtype, b, h, w, c), lib.images(dtype, b, oh, ow, out)
+    given, free, none = lib.layout(dtype, shape, strides), lib.layout(dtype, shape), c_void_p()
     forward = convolution("forward", _TRAINING, _DIRECT, x, free, none, y)
     if role == 0:
         description, at = forward, {_X: x, _KERNEL: free, _Y: y}
