@@ -196,7 +196,9 @@ def test_a_wrong_file_is_an_error(tmp_path):
 
 
 def test_a_failure_within_a_program_is_an_error(library, monkeypatch):
-    library = onednn._library(LIBRARY)
-    monkeypatch.setattr(library, "call", lambda name, *args: (_ for _ in ()).throw(OSError("full")))
+    def call(name, *args):
+        raise OSError("full")
+
+    monkeypatch.setattr(onednn._library(LIBRARY), "call", call)
     with pytest.raises(jax.errors.JaxRuntimeError, match="full"):
         jax.block_until_ready(ops.conv2d(jnp.ones((1, 4, 4, 11)), jnp.ones((2, 2, 11, 3))))

@@ -39,6 +39,10 @@ def keep_memory() -> bool:
     return all(statuses)
 
 
+ONEDNN = "onednn-cpu-gomp"
+"""The package of the extra `onednn`."""
+
+
 def onednn_path() -> str:
     """The file of oneDNN: `TL_ONEDNN`, or that of the extra `onednn`; "" without it, or for 0.
 
@@ -59,7 +63,7 @@ def onednn_path() -> str:
 @cache
 def _onednn_of_extra() -> str:
     try:
-        files = metadata.files("onednn-cpu-gomp") or ()
+        files = metadata.files(ONEDNN) or ()
     except metadata.PackageNotFoundError:
         return ""
     return next((str(file.locate()) for file in files if file.name == "libdnnl.so.3"), "")

@@ -31,7 +31,7 @@ from tl.ops.windows import (
 )
 
 LEAST_OF_ONEDNN = 2**24
-"""Multiply-adds from which oneDNN computes a convolution, because a call takes 30 to 100 us."""
+"""Multiply-adds from which oneDNN computes a convolution: a call has a fixed cost."""
 
 
 # Equal shapes get the same functions, so that JAX traces a branch once instead of once per layer.
@@ -56,28 +56,28 @@ def forms(x_shape, k_shape, stride: int, padding: Padding, groups: int) -> tuple
     return plain, with_onednn(cpu, *args, groups)
 
 
-def with_onednn(own: Form, x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
-    """`own` in float32 or float64, or the form of oneDNN if it is installed and faster."""
+def with_onednn(pure: Form, x_shape, k_shape, stride: int, padding: Padding, groups: int) -> Form:
+    """`pure` in float32 or float64, or the form of oneDNN if it is installed and faster."""
     kh, kw, per_group, out = k_shape
     size = out_size(x_shape, (kh, kw), stride, padding)
     shape = (x_shape[0], *size, kh, kw, per_group, out)
     # An exported program has a symbolic batch, and no library.
     fixed = all(isinstance(n, int) and n > 0 for n in shape) and cpu.onednn_path()
     if not fixed or math.prod(shape) < LEAST_OF_ONEDNN:
-        return Form(*map(in_float32, own))
+        return Form(*map(in_float32, pure))
     theirs = onednn.form(x_shape, k_shape, stride, padding, groups)
     fastest = theirs
     if groups == 1 and stride == 1 and has_winograd((kh, kw), (per_group, out), size):
-        fastest = own
+        fastest = pure
     elif groups == 1 and x_shape[3] <= 4:
-        fastest = theirs._replace(input_grad=own.input_grad)
+        fastest = theirs._replace(input_grad=pure.input_grad)
 
-    def choose(own: Map, fastest: Map, theirs: Map) -> Map:
-        wide = in_float32(lambda a, b: (own if a.dtype == jnp.float64 else fastest)(a, b))
+    def choose(pure: Map, fastest: Map, theirs: Map) -> Map:
+        wide = in_float32(lambda a, b: (pure if a.dtype == jnp.float64 else fastest)(a, b))
         half = theirs if onednn.multiplies_bfloat16() else wide
         return lambda a, b: (half if a.dtype == jnp.bfloat16 else wide)(a, b)
 
-    return Form(*map(choose, own, fastest, theirs))
+    return Form(*map(choose, pure, fastest, theirs))
 
 
 def has_winograd(taps: Pair, channels: Pair, size: Pair) -> bool:

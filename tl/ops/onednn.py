@@ -284,7 +284,7 @@ def _primitive(numbers: bytes) -> Callable[[int, int, int], None]:
     first = int(groups == 1)
     shape, strides = shape[first:], [*strides, i * out][first:]
     x, y = lib.images(dtype, b, h, w, c), lib.images(dtype, b, oh, ow, out)
-    given, free, none = lib.layout(dtype, shape, strides), lib.layout(dtype, shape), c_void_p()
+    hwio, free, none = lib.layout(dtype, shape, strides), lib.layout(dtype, shape), c_void_p()
     forward = convolution("forward", _TRAINING, _DIRECT, x, free, none, y)
     if role == 0:
         description, at = forward, {_X: x, _KERNEL: free, _Y: y}
@@ -295,13 +295,13 @@ def _primitive(numbers: bytes) -> Callable[[int, int, int], None]:
         description = convolution("backward_weights", _DIRECT, x, free, none, y)
         at = {_X: x, _GRADIENT + _Y: y, _GRADIENT + _KERNEL: free}
     returns_kernel = role == 2
-    kernel = max(at, key=lambda number: at[number] is free)
+    kernel = _GRADIENT + _KERNEL if returns_kernel else _KERNEL
     at[kernel] = lib.layout_of(
         description, _KERNEL_GRADIENT_LAYOUT if returns_kernel else _KERNEL_LAYOUT
     )
     scratchpad = lib.layout_of(description, _SCRATCHPAD_LAYOUT)
     convolve = _Step(lib, description, {**at, _SCRATCHPAD: scratchpad})
-    source, target = (at[kernel], given) if returns_kernel else (given, at[kernel])
+    source, target = (at[kernel], hwio) if returns_kernel else (hwio, at[kernel])
     description = lib.new(
         "reorder_primitive_desc_create", source, lib.engine, target, lib.engine, none
     )

@@ -12,13 +12,12 @@ from tl import cpu
 
 # The packages whose versions a run records.
 PACKAGES = ("tl", "jax", "jaxlib", "flax", "optax", "numpy", "Pillow")
-_ONEDNN = "onednn-cpu-gomp"
 
 
 def versions() -> dict[str, str | None]:
     """Package -> its version; None if it is not installed. oneDNN has one only if it is used."""
-    found = {package: _version(package) for package in PACKAGES}
-    return {**found, _ONEDNN: _version(_ONEDNN) if cpu.onednn_path() else None}
+    packages = (*PACKAGES, cpu.ONEDNN) if cpu.onednn_path() else PACKAGES
+    return {cpu.ONEDNN: None} | {package: _version(package) for package in packages}
 
 
 def _version(package: str) -> str | None:
