@@ -30,7 +30,7 @@ class Runs(NamedTuple):
     Attributes:
       correct: (seed, image) -> whether the prediction is correct.
       top1: accuracy of each seed.
-      seconds: seconds per training image.
+      seconds: seconds per training image, the median of all seeds.
       memory: bytes that the train step needs, the largest of all seeds.
     """
 
@@ -136,7 +136,7 @@ def compare(
         rounds = [_drawn(this, shots) for this in rounds]
 
     def trained(name: str) -> Runs:
-        correct, top1, seconds, images, memory = {}, [], 0.0, 0, 0
+        correct, top1, seconds, memory = {}, [], [], 0
         for this in rounds:
             result = transfer.run_round(
                 clf, variables, this, chosen[name], reference=references[name]
@@ -148,10 +148,10 @@ def compare(
                 for path, hit in zip(tested.paths, hits, strict=True)
             }
             top1.append(sets.accuracy(tested))
-            seconds, images = seconds + result.fitted.seconds, images + result.fitted.images
+            seconds.append(result.fitted.seconds / max(result.fitted.images, 1))
             memory = max(memory, result.fitted.memory)
             run.log({"trick": name, "round": this.name, "top1": top1[-1]})
-        return Runs(correct, top1, seconds / max(images, 1), memory)
+        return Runs(correct, top1, float(np.median(seconds)), memory)
 
     baseline = trained(BASELINE)
     rows = []

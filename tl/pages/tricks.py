@@ -19,33 +19,40 @@ def page(result: Mapping[str, Any], folder: Path) -> common.Page:
     """
     del folder
     points = lambda share: f"{100 * share:+.1f}"
+    interval = lambda ends: "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}".join(map(points, ends))
+    probability = lambda p: f"{p:.3f}" if p >= 0.001 else "<\N{NO-BREAK SPACE}0.001"
     rows = [
         [
             row["trick"],
-            row["help"],
             reporting.percent(row["mean"]),
             points(row["difference"]),
-            " to ".join(map(points, row["ci95"])),
-            " to ".join(map(points, row["seeds"]["ci95"] or [])),
-            f"{row['p']:.2g}",
-            f"{row['p_holm']:.2g}",
+            interval(row["ci95"]),
+            interval(row["seeds"]["ci95"] or []),
+            *map(probability, (row["p"], row["p_holm"])),
             *(f"{row[name]:.2f}" if row.get(name) else "" for name in ("cost", "memory")),
         ]
         for row in result["rows"]
     ]
     text = (
-        "Each row changes one thing of the baseline, or is a recipe in its place. Differences in "
-        f"points of accuracy are paired: the same {result['n']} test images, splits and "
-        f"{result['seeds']} seeds. The first interval and the exact p-value describe other images "
-        "of this kind; the interval over seeds (t) describes other seeds and splits. p (Holm) "
-        "accounts for the number of rows: below 0.05 the difference is not chance. time, memory: "
-        "seconds per training image, and bytes of a training step (parameters, optimizer state, "
-        "activations), relative to the baseline."
+        "Differences in points of accuracy are paired: the same "
+        f"{result['n']} test images, splits and {result['seeds']} seeds. The first interval and "
+        "the exact p-value describe other images of this kind; the interval over seeds (t) "
+        "describes other seeds and splits. p (Holm) accounts for the number of rows: below 0.05 "
+        "the difference is not chance. time, memory: seconds per training image (median over "
+        "seeds), and bytes of a training step (parameters, optimizer state, activations), "
+        "relative to the baseline."
     )
-    header = ["trick", "change", "accuracy", "difference", "95 % interval", "over seeds"]
+    header = ["trick", "accuracy", "difference", "95 % interval", "over seeds"]
     header += ["p", "p (Holm)", "time", "memory"]
-    section = reporting.section("Tricks", reporting.table(rows, header), text=text)
-    return common.Page("Training tricks", " ".join(lines(result)), [section])
+    meaning = "Each row changes one thing of the baseline, or is a recipe in its place."
+    changes = reporting.table(
+        [(row["trick"], row["help"]) for row in result["rows"]], header[:1] + ["change"]
+    )
+    sections = [
+        reporting.section("Tricks", reporting.table(rows, header), text=text),
+        reporting.section("Changes", changes, text=meaning),
+    ]
+    return common.Page("Training tricks", " ".join(lines(result)), sections)
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
