@@ -40,6 +40,8 @@ def define_flags() -> None:
     number("seeds", 3, "Seeds of split and training.", lower_bound=1)
     help = "Training images per class, others for each seed, without a validation part; 0: all."
     number("shots", 0, help, lower_bound=0)
+    help = "Share of --data that is held out for testing, in (0, 1), if it has no test part."
+    flags.DEFINE_float("test_fraction", 0.25, help)
     text("tune", "all", f"Which parameters train: {', '.join(rules.TUNE)}.")
     number("epochs", 6, "Passes over the training images.", lower_bound=1)
     number("batch_size", 32, "Images per step.", lower_bound=1)
