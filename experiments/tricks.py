@@ -3,6 +3,7 @@
   ./launch.sh tricks --data=folder:DIR --seeds=5
   ./launch.sh tricks --data=folder:DIR --tricks=sam,mixup,ema --tune=last:2 --epochs=10
   ./launch.sh tricks --data=folder:DIR --recipe=plain --tricks=l2_sp,delta,lp_ft --shots=5
+  ./launch.sh tricks --data=folder:DIR --workdir=W --resume                  continue a killed run
   ./launch.sh tricks --data=folder:DIR --weights=random --arch=resnet18 --image_size=64 --epochs=30
 
 All recipes see the same splits, images and seeds, so that the differences are paired. With many
@@ -48,6 +49,7 @@ def define_flags() -> None:
     number("image_size", 0, "Side of the input in pixels; 0: that of the weights.", lower_bound=0)
     text("lr", "0", "Peak learning rate of the baseline. 0: that of transfer.")
     text("augment", "flip", "Augmentation of the baseline, as in transfer.")
+    flags.DEFINE_bool("resume", False, "Continue the run in --workdir.")
 
 
 def main(run: reporting.Run) -> None:

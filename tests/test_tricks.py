@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -95,6 +96,37 @@ def test_tricks_are_trained_and_reported(tmp_path: Path) -> None:
     text = (run.workdir / "metrics.jsonl").read_text()
     logged = [json.loads(line) for line in text.splitlines()]
     assert [row["trick"] for row in logged if "trick" in row][:2] == ["baseline"] * 2
+
+
+def test_a_killed_comparison_continues_with_the_trainings_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toys.color_folder(tmp_path / "data", 8, side=16)
+    clf, variables = toys.classifier("toy_vgg", spec.classes, size=16)
+    chosen = tricks.variants(TransferSettings(BASELINE, seeds=2), ["probe"], "plain")
+    trained: list[int] = []
+    run_round = tricks.transfer.run_round
+
+    def counted(clf: Any, variables: Any, this: Any, *args: Any, **kwargs: Any) -> Any:
+        trained.append(this.seed)
+        return run_round(clf, variables, this, *args, **kwargs)
+
+    monkeypatch.setattr(tricks.transfer, "run_round", counted)
+
+    def compare(resume: bool, shots: int = 3) -> dict[str, Any]:
+        trained.clear()
+        run = reporting.start("tricks", str(tmp_path / "run"), {}, resume=resume)
+        return tricks.compare(run, clf, variables, spec, chosen, shots=shots)
+
+    first = compare(resume=False)
+    assert trained == [0, 1, 0, 1]
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], "{}", lines[3][:40]]))  # killed while it wrote
+    assert compare(resume=True) == first and trained == [1]
+    assert compare(resume=True) == first and trained == []
+    compare(resume=True, shots=2)  # other images
+    assert trained == [0, 1, 0, 1]
 
 
 def test_a_recipe_takes_the_place_of_the_baseline_and_a_trick_changes_it() -> None:

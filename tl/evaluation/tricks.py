@@ -18,6 +18,7 @@ from tl.models import Classifier
 from tl.paths import nearest
 from tl.training import recipes, tricks
 from tl.training.recipe import empty_set
+from tl.training.resume import describe_part
 from tl.training.tricks import TRICKS
 from tl.types import Variables
 
@@ -110,7 +111,8 @@ def compare(
     """Trains with and without each trick, on the same splits and seeds.
 
     Args:
-      run: receives a row per training. A trick that fails leaves the others.
+      run: receives a row per training. A trick that fails leaves the others. A resumed run reads
+        the rows of the run before, if its images are the same.
       clf, variables: a pretrained network; its head is replaced.
       spec: the data set.
       chosen: as `variants` returns it; the splits and seeds are those of the baseline.
@@ -135,23 +137,19 @@ def compare(
     if shots:
         rounds = [_drawn(this, shots) for this in rounds]
 
+    images = {this.name: _described(this) for this in rounds}
+    run.drop_rows(lambda row: "images" not in row or images.get(row["round"]) != row["images"])
+    before = {(row["trick"], row["round"]): row for row in run.rows()}
+
     def trained(name: str) -> Runs:
-        correct, top1, seconds, memory = {}, [], [], 0
+        rows = []
         for this in rounds:
-            result = transfer.run_round(
-                clf, variables, this, chosen[name], reference=references[name]
-            )
-            tested = result.tested
-            hits = metrics.topk_correct(tested.logits, tested.labels, 1)
-            correct |= {
-                (this.seed, str(path)): bool(hit)
-                for path, hit in zip(tested.paths, hits, strict=True)
-            }
-            top1.append(sets.accuracy(tested))
-            seconds.append(result.fitted.seconds / max(result.fitted.images, 1))
-            memory = max(memory, result.fitted.memory)
-            run.log({"trick": name, "round": this.name, "top1": top1[-1]})
-        return Runs(correct, top1, float(np.median(seconds)), memory)
+            if (row := before.get((name, this.name))) is None:
+                row = _train(clf, variables, this, chosen[name], references[name])
+                row |= {"trick": name, "round": this.name, "images": images[this.name]}
+                run.log(row)
+            rows.append(row)
+        return _runs(rounds, rows)
 
     baseline = trained(BASELINE)
     rows = []
@@ -176,6 +174,51 @@ def compare(
         "seeds": settings.seeds,
         "rows": sorted(rows, key=lambda row: -row["difference"]),
     }
+
+
+def _train(
+    clf: Classifier,
+    variables: Variables,
+    this: transfer.Round,
+    settings: TransferSettings,
+    reference: teachers.Network | None,
+) -> dict[str, Any]:
+    """Trains and tests once: a row of `metrics.jsonl`, from which a run continues.
+
+    Returns:
+      `top1`; `right` and `wrong`, the positions of the test images, without unreadable ones;
+      `image_seconds`, per training image; and `memory`, as in `Runs`.
+    """
+    result = transfer.run_round(clf, variables, this, settings, reference=reference)
+    tested, fitted = result.tested, result.fitted
+    hits = metrics.topk_correct(tested.logits, tested.labels, 1)
+    position = {str(example.path): i for i, example in enumerate(this.parts.test.examples)}
+    places = np.array([position[str(path)] for path in tested.paths])
+    return {
+        "top1": sets.accuracy(tested),
+        "right": places[hits],
+        "wrong": places[~hits],
+        "image_seconds": fitted.seconds / max(fitted.images, 1),
+        "memory": fitted.memory,
+    }
+
+
+def _runs(rounds: Sequence[transfer.Round], rows: Sequence[Mapping[str, Any]]) -> Runs:
+    """The trainings of one recipe, one row of `_train` per round."""
+    correct = {
+        (this.seed, str(this.parts.test.examples[place].path)): hit
+        for this, row in zip(rounds, rows, strict=True)
+        for hit in (True, False)
+        for place in row["right" if hit else "wrong"]
+    }
+    seconds = float(np.median([row["image_seconds"] for row in rows]))
+    return Runs(correct, [row["top1"] for row in rows], seconds, max(r["memory"] for r in rows))
+
+
+def _described(this: transfer.Round) -> str:
+    """The images of a round in words, and their digests."""
+    parts = this.parts._asdict().items()
+    return "; ".join(f"{name}: {describe_part(part)}" for name, part in parts)
 
 
 def _drawn(this: transfer.Round, shots: int) -> transfer.Round:

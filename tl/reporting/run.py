@@ -37,7 +37,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from tl import hosts, ledger, storage
@@ -117,20 +117,28 @@ class Run:
           repeated: whether to remove a row; called with all rows in their order. A line that an
             interruption has cut off is always removed.
         """
-        path = self.workdir / "metrics.jsonl"
-        if not (self._writes and self._resumed and path.exists()):
+        if not (self._writes and self._resumed):
             return
-        lines = path.read_text(encoding="utf-8").splitlines()
-        left = []
-        for line in lines:
+        rows = list(self._lines())
+        kept = [line for line, row in rows if row is not None and not repeated(row)]
+        if len(kept) < len(rows):
+            write_whole(self.workdir / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; in a resumed run, those of the run before too.
+
+        A line that an interruption has cut off is left out.
+        """
+        return [row for _, row in self._lines() if row is not None]
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        """The lines of `metrics.jsonl` with their rows; None for a line that is cut off."""
+        path = self.workdir / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
             try:
-                row = json.loads(line)
+                yield line, json.loads(line)
             except ValueError:
-                continue
-            if not repeated(row):
-                left.append(line)
-        if len(left) < len(lines):
-            write_whole(path, "".join(f"{line}\n" for line in left))
+                yield line, None
 
     def check_folder(self, name: str, size: int) -> None:
         """Checks, before hours of work, that files can be written into a folder of the run.
