@@ -294,6 +294,9 @@ def test_after_ctrl_c_the_parts_that_are_kept_are_named(tmp_path: Path) -> None:
     nothing = "interrupted before it was done; no result.json was written"
     assert message(None) == "interrupted before it began"
     assert message(tmp_path) == message(tmp_path, resumable=True) == nothing
+    (tmp_path / "metrics.jsonl").touch()
+    rows = f"{nothing}; {str(tmp_path)!r} has metrics.jsonl; add --resume to continue"
+    assert message(tmp_path) == nothing and message(tmp_path, resumable=True) == rows
     (tmp_path / "model").mkdir()
     assert message(tmp_path, resumable=True) == f"{nothing}; {str(tmp_path)!r} has model"
     (tmp_path / "checkpoints").mkdir()

@@ -76,11 +76,14 @@ def interrupted(folder: Path | None, *, resumable: bool = False) -> str:
         return "interrupted before it began"
     if (folder / "result.json").exists():
         return f"interrupted; the result is in {str(folder)!r}"
+    rows = resumable and (folder / "metrics.jsonl").exists()
     parts = [part for part in ("model", "checkpoints") if (folder / part).is_dir()]
+    parts = parts or ["metrics.jsonl"] * rows
     message = "interrupted before it was done; no result.json was written"
     if parts:
         message += f"; {str(folder)!r} has {' and '.join(parts)}"
-    return message + "; add --resume to continue" * (resumable and "checkpoints" in parts)
+    continues = resumable and ("checkpoints" in parts or "metrics.jsonl" in parts)
+    return message + "; add --resume to continue" * continues
 
 
 def one_line(text: str) -> str:
