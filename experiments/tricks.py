@@ -48,6 +48,8 @@ def define_flags() -> None:
     number("batch_size", 32, "Images per step.", lower_bound=1)
     number("image_size", 0, "Side of the input in pixels; 0: that of the weights.", lower_bound=0)
     text("lr", "0", "Peak learning rate of the baseline. 0: that of transfer.")
+    help = "Largest norm of the gradient; 0: no clipping."
+    flags.DEFINE_float("clip", 1.0, help, lower_bound=0.0)
     text("augment", "flip", "Augmentation of the baseline, as in transfer.")
     flags.DEFINE_bool("resume", False, "Continue the run in --workdir.")
 
