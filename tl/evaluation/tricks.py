@@ -138,8 +138,9 @@ def compare(
         rounds = [_drawn(this, shots) for this in rounds]
 
     images = {this.name: _described(this) for this in rounds}
-    run.drop_rows(lambda row: "images" not in row or images.get(row["round"]) != row["images"])
-    before = {(row["trick"], row["round"]): row for row in run.rows()}
+    same = lambda row: "images" in row and images.get(row["round"]) == row["images"]
+    run.drop_rows(lambda row: not same(row))
+    before = {(row["trick"], row["round"]): row for row in run.rows() if same(row)}
 
     def trained(name: str) -> Runs:
         rows = []

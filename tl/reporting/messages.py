@@ -82,8 +82,7 @@ def interrupted(folder: Path | None, *, resumable: bool = False) -> str:
     message = "interrupted before it was done; no result.json was written"
     if parts:
         message += f"; {str(folder)!r} has {' and '.join(parts)}"
-    continues = resumable and ("checkpoints" in parts or "metrics.jsonl" in parts)
-    return message + "; add --resume to continue" * continues
+    return message + "; add --resume to continue" * (resumable and parts not in ([], ["model"]))
 
 
 def one_line(text: str) -> str:
