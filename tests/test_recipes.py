@@ -46,7 +46,7 @@ PLAIN = {
     "lr": 0.01,
     "backbone_lr": 0.1,
     "weight_decay": 5e-4,
-    "clip": 10.0,
+    "clip": 3.0,
     "augment": "flip",
 }
 # Name -> the settings without an argument, and a pattern of the parameters that train.
