@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -127,6 +128,13 @@ def test_a_killed_comparison_continues_with_the_trainings_that_are_missing(
     assert compare(resume=True) == first and trained == []
     compare(resume=True, shots=2)  # other images
     assert trained == [0, 1, 0, 1]
+
+
+def test_one_slow_training_does_not_change_the_time_of_a_recipe() -> None:
+    rounds: Any = [SimpleNamespace(seed=seed) for seed in range(3)]
+    row = {"top1": 0.5, "memory": 1, "right": [], "wrong": []}
+    runs = tricks._runs(rounds, [{**row, "image_seconds": s} for s in (0.1, 9.0, 0.2)])
+    assert runs.seconds == pytest.approx(0.2) and runs.top1 == [0.5] * 3
 
 
 def test_a_recipe_takes_the_place_of_the_baseline_and_a_trick_changes_it() -> None:

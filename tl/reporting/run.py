@@ -119,17 +119,17 @@ class Run:
         """
         if not (self._writes and self._resumed):
             return
-        rows = list(self._lines())
-        kept = [line for line, row in rows if row is not None and not repeated(row)]
-        if len(kept) < len(rows):
-            write_whole(self.workdir / "metrics.jsonl", "".join(f"{line}\n" for line in kept))
+        before = list(self._lines())
+        lines = [line for line, row in before if row is not None and not repeated(row)]
+        if len(lines) < len(before):
+            write_whole(self.workdir / "metrics.jsonl", "".join(f"{line}\n" for line in lines))
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; in a resumed run, those of the run before too.
+        """The rows of `metrics.jsonl`, in all processes; in a resumed run, the earlier ones too.
 
         A line that an interruption has cut off is left out.
         """
-        return [row for _, row in self._lines() if row is not None]
+        return hosts.on_first(lambda: [row for _, row in self._lines() if row is not None])
 
     def _lines(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """The lines of `metrics.jsonl` with their rows; None for a line that is cut off."""
