@@ -8,8 +8,9 @@
 
 All recipes see the same splits, images and seeds, so that the differences are paired. With many
 tricks some differ by chance: the page has p-values that account for their number. A trick changes
-one thing of the baseline; the name of a recipe of transfer takes its place. With random
-weights the network is trained from scratch, with other kernels for each seed.
+one thing of the baseline; the name of a recipe of transfer takes its place. bit and fixres have an
+image size of their own, unless --image_size is given. With random weights the network is trained
+from scratch, with other kernels for each seed.
 
 Cost: one training per seed for the baseline and for each trick.
 """
@@ -63,6 +64,8 @@ def main(run: reporting.Run) -> None:
     others = {**cli.fields_of_flags(TransferSettings), "recipe": recipe, "first_seed": FLAGS.seed}
     clf = pixels_for(clf, spec, "", FLAGS.image_size)
     facts = recipes.facts_of(spec, clf.pixels.size)
+    if FLAGS.shots:
+        facts = facts._replace(n=FLAGS.shots * facts.classes)
     settings, given = TransferSettings(**others), cli.given_flags()
     chosen = tricks.variants(settings, FLAGS.tricks, FLAGS.recipe, facts, given)
     result = tricks.compare(run, clf, variables, spec, chosen, shots=FLAGS.shots)

@@ -15,7 +15,7 @@ import toys
 
 from tl import losses, optim, pages, reporting
 from tl.data.augment import make_augment
-from tl.evaluation import tricks
+from tl.evaluation import transfer, tricks
 from tl.evaluation.before import TransferSettings
 from tl.evaluation.tricks import Runs
 from tl.training import initializers, recipes
@@ -167,6 +167,27 @@ def test_recipes_are_compared_with_their_reference_networks(tmp_path: Path) -> N
         tricks.compare(run, clf, variables, spec, chosen, shots=9)
 
 
+def test_a_recipe_trains_and_tests_on_images_of_its_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toys.color_folder(tmp_path / "data", 8, side=16)
+    clf, variables = toys.classifier("toy_vgg_bn", spec.classes, size=16, resize="squash")
+    run = reporting.start("tricks", str(tmp_path / "run"), {})
+    sizes, run_round = [], transfer.run_round
+    monkeypatch.setattr(
+        transfer,
+        "run_round",
+        lambda clf, *args, **more: sizes.append(clf.pixels.size) or run_round(clf, *args, **more),
+    )
+    facts = recipes.facts_of(spec, 16)._replace(size=37)
+    chosen = tricks.variants(TransferSettings(BASELINE), ["fixres"], "", facts, {"epochs": 1})
+    result = tricks.compare(run, clf, variables, spec, chosen, shots=3)
+    pages.finish(run, result)
+    assert sizes == [16, 64] and [row["trick"] for row in result["rows"]] == ["fixres"]
+    given = tricks.variants(TransferSettings(BASELINE), ["bit"], "", facts, {"image_size": 16})
+    assert (given["bit"].image_size, given["bit"].crop) == (0, "none")
+
+
 @pytest.mark.parametrize(
     ("recipe", "names", "message"),
     [
@@ -187,7 +208,6 @@ def test_recipes_are_compared_with_their_reference_networks(tmp_path: Path) -> N
             [],
             "`small_loss=0.1` needs gradient steps: got `tune=probe`",
         ),
-        (BASELINE, ["fixres"], "images of one size: got 'fixres'"),
         (BASELINE, ["lora:x"], "`recipe=lora:x` has no rank"),
         (dataclasses.replace(BASELINE, swa=0.5, ema=0.9), [], "`swa` must be a share .* `ema=0.9`"),
     ],

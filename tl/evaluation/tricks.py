@@ -17,7 +17,7 @@ from tl.evaluation.before import TransferSettings, check_settings
 from tl.models import Classifier
 from tl.paths import nearest
 from tl.training import recipes, tricks
-from tl.training.recipe import empty_set
+from tl.training.recipe import empty_set, pixels_for
 from tl.training.resume import describe_part
 from tl.training.tricks import TRICKS
 from tl.types import Variables
@@ -53,7 +53,7 @@ def variants(
     Args:
       settings: without a recipe by name.
       names: names of `TRICKS`, which change the baseline, and of `recipes.RECIPES`, which take its
-        place. Default: the tricks that change the baseline.
+        place, some of them with images of another size. Default: the tricks that change the baseline.
       recipe: the baseline, as for `recipes.settings`; "" for `settings`.
       facts, given: as for `recipes.settings`.
 
@@ -61,21 +61,17 @@ def variants(
       Name -> settings, `BASELINE` first.
 
     Raises:
-      ValueError: an unknown name, a trick that needs a training from scratch, a recipe with another
-        image size, or those of `recipes.settings`.
+      ValueError: an unknown name, a trick that needs a training from scratch, or those of
+        `recipes.settings`.
     """
 
     def of_recipe(word: str) -> TransferSettings:
         fields = recipes.settings(word, facts, given)
-        if any(field in fields for field in recipes.OF_PIXELS):
-            raise ValueError(
-                f"all recipes are compared on images of one size: got {word!r}, which has its own; "
-                "leave it out, or use transfer and versus"
-            )
+        sizes = {field: fields.pop(field) for field in recipes.OF_PIXELS if field in fields}
         changed = dataclasses.replace(settings.recipe, **fields)
         other = recipes.alternative(word, facts, given)
         alternative = dataclasses.replace(changed, **other) if other else None
-        return dataclasses.replace(settings, recipe=changed, alternative=alternative)
+        return dataclasses.replace(settings, recipe=changed, alternative=alternative, **sizes)
 
     chosen = {BASELINE: of_recipe(recipe)}
     baseline = chosen[BASELINE].recipe
@@ -190,6 +186,7 @@ def _train(
       `top1`; `right` and `wrong`, the positions of the test images, without unreadable ones;
       `image_seconds`, per training image; and `memory`, as in `Runs`.
     """
+    clf = pixels_for(clf, this.parts.train, settings.crop, settings.image_size)
     result = transfer.run_round(clf, variables, this, settings, reference=reference)
     tested, fitted = result.tested, result.fitted
     hits = metrics.topk_correct(tested.logits, tested.labels, 1)
