@@ -316,6 +316,22 @@ def test_views_are_averaged(run: reporting.Run, pets: data.DataSpec) -> None:
     assert result["test_tta"]["n"] == 6 and len(result["test_tta"]["top1_seeds"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "tta", "remarked"),
+    [
+        (Recipe(tune="probe", augment="crop"), False, True),
+        (Recipe(tune="probe", augment="flip"), True, False),
+        (Recipe(tune="probe"), False, False),
+        (dataclasses.replace(HEAD, augment="flip"), False, False),
+    ],
+)
+def test_an_augmentation_without_effect_is_remarked(
+    run: reporting.Run, pets: data.DataSpec, recipe: Recipe, tta: bool, remarked: bool
+) -> None:
+    transfer(run, *network(), pets, None, TransferSettings(recipe, tta=tta))
+    assert any("has no effect: a probe" in remark for remark in run.remarks) == remarked
+
+
 def test_a_test_set_with_other_classes_is_an_error(
     run: reporting.Run, pets: data.DataSpec, tmp_path: Path
 ) -> None:

@@ -184,8 +184,8 @@ def test_a_recipe_trains_and_tests_on_images_of_its_own_size(
     result = tricks.compare(run, clf, variables, spec, chosen, shots=3)
     pages.finish(run, result)
     assert sizes == [16, 64] and [row["trick"] for row in result["rows"]] == ["fixres"]
-    given = tricks.variants(TransferSettings(BASELINE), ["bit"], "", facts, {"image_size": 16})
-    assert (given["bit"].image_size, given["bit"].crop) == (0, "none")
+    one_size = tricks.variants(TransferSettings(BASELINE), ["bit"], "", facts, {"image_size": 16})
+    assert (one_size["bit"].image_size, one_size["bit"].crop) == (0, "none")
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,17 @@ def check_settings(clf: Classifier, variables: Variables, settings: TransferSett
     check_robust(settings.robust_eps, settings.robust_attack, classes=classes)
 
 
+def remark_augment(run: reporting.Run, settings: TransferSettings) -> None:
+    """A remark if the settings name an augmentation that has no effect."""
+    recipe = settings.recipe
+    probe = recipe.tune == "probe" and not (recipe.rules or settings.alternative)
+    if probe and recipe.augment != "none" and not settings.tta:
+        run.remark(
+            f"augment={recipe.augment} has no effect: a probe is fitted on images without "
+            "augmentation; use tune=head to train a head with it"
+        )
+
+
 def check_parts(
     run: reporting.Run, variables: Variables, spec: DataSpec, rounds: Mapping[str, data.Parts]
 ) -> None:

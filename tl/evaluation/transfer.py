@@ -28,6 +28,7 @@ from tl.evaluation.before import (
     check_settings,
     check_sizes,
     drop_repeated,
+    remark_augment,
 )
 from tl.evaluation.robust import robust_rows
 from tl.models import Classifier, heads
@@ -259,6 +260,7 @@ def transfer(
         checkpoints.check_name(run.workdir)
     adversary = recipe.adversary()
     radii = {settings.robust_eps, adversary.eps if adversary else 0.0}
+    remark_augment(run, settings)
     run.remark(*norms.radius_remarks("linf", sorted(radii)))
     chosen = list(rounds(spec, test_spec, settings))
     check_parts(run, variables, spec, {this.name: this.parts for this in chosen})

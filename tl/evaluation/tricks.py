@@ -53,7 +53,8 @@ def variants(
     Args:
       settings: without a recipe by name.
       names: names of `TRICKS`, which change the baseline, and of `recipes.RECIPES`, which take its
-        place, some of them with images of another size. Default: the tricks that change the baseline.
+        place, some of them with images of another size. Default: the tricks that change the
+        baseline.
       recipe: the baseline, as for `recipes.settings`; "" for `settings`.
       facts, given: as for `recipes.settings`.
 

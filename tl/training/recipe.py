@@ -57,7 +57,7 @@ class Recipe:
         that fits into memory.
       patience: epochs without a better `selection_metric` after which a phase stops; 0 never stops
         it.
-      augment: words of `augment.make_augment`, such as "flip,color".
+      augment: words of `augment.make_augment`, such as "flip,color"; a probe ignores it.
       balance: "none", "weights" (in the loss) or "sampler" (all classes are drawn equally often).
       workers: processes that decode images; 0 uses threads, -1 lets `loader.auto_workers` decide.
       bank_gib: memory for the cached outputs of frozen prefixes, in GiB, over all phases and seeds
