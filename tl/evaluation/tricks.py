@@ -83,8 +83,8 @@ def variants(
         if name not in TRICKS:
             known = [*TRICKS, *recipes.RECIPES]
             raise ValueError(
-                f"unknown `tricks`: got {name!r}, expected some of {', '.join(known)}; nearest: "
-                f"{nearest(name, known)}"
+                f"unknown `tricks`: got {name!r}; nearest: {nearest(name, known)}; expected some "
+                f"of {', '.join(known)}"
             )
         if TRICKS[name].scratch and not baseline.init:
             raise ValueError(
