@@ -26,7 +26,7 @@ from tl.evaluation import tricks
 from tl.evaluation.transfer import TransferSettings
 from tl.pages.tricks import lines
 from tl.training import recipes, rules
-from tl.training.recipe import Recipe, pixels_for
+from tl.training.recipe import Recipe
 from tl.training.tricks import SCRATCH, TRICKS
 
 FLAGS = flags.FLAGS
@@ -62,7 +62,6 @@ def main(run: reporting.Run) -> None:
     fields |= SCRATCH if FLAGS.weights == "random" else {}
     recipe = Recipe(**{**fields, "lr": cli.fraction(FLAGS.lr, "lr")})
     others = {**cli.fields_of_flags(TransferSettings), "recipe": recipe, "first_seed": FLAGS.seed}
-    clf = pixels_for(clf, spec, "", FLAGS.image_size)
     facts = recipes.facts_of(spec, clf.pixels.size)
     if FLAGS.shots:
         facts = facts._replace(n=FLAGS.shots * facts.classes)

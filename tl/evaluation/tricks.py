@@ -110,9 +110,11 @@ def compare(
     Args:
       run: receives a row per training. A trick that fails leaves the others. A resumed run reads
         the rows of the run before, if its images are the same.
-      clf, variables: a pretrained network; its head is replaced.
+      clf, variables: a pretrained network with the preprocessing of its weights; its head is
+        replaced.
       spec: the data set.
-      chosen: as `variants` returns it; the splits and seeds are those of the baseline.
+      chosen: as `variants` returns it; each has its crop and its image size, and all have the
+        splits and seeds of the baseline.
       shots: training images per class, drawn again for each seed, without a validation part; 0 for
         all.
 
@@ -126,9 +128,14 @@ def compare(
     settings, pretrained = chosen[BASELINE], (clf, variables)
     key = jax.random.key(settings.first_seed)
     clf, variables = clf.replace_head(variables, spec.classes, key=key, head=settings.head)
-    for one in chosen.values():
-        check_settings(clf, variables, one)
-    references = {name: teachers.load(*pretrained, one.recipe) for name, one in chosen.items()}
+    sized = lambda clf, one: pixels_for(clf, spec, one.crop, one.image_size)
+    networks = {name: sized(clf, one) for name, one in chosen.items()}
+    for name, one in chosen.items():
+        check_settings(networks[name], variables, one)
+    references = {
+        name: teachers.load(sized(pretrained[0], one), pretrained[1], one.recipe)
+        for name, one in chosen.items()
+    }
     whole = dataclasses.replace(settings, validation_fraction=0.0) if shots else settings
     rounds = list(transfer.rounds(spec, None, whole))
     if shots:
@@ -143,7 +150,7 @@ def compare(
         rows = []
         for this in rounds:
             if (row := before.get((name, this.name))) is None:
-                row = _train(clf, variables, this, chosen[name], references[name])
+                row = _train(networks[name], variables, this, chosen[name], references[name])
                 row |= {"trick": name, "round": this.name, "images": images[this.name]}
                 run.log(row)
             rows.append(row)
@@ -187,7 +194,6 @@ def _train(
       `top1`; `right` and `wrong`, the positions of the test images, without unreadable ones;
       `image_seconds`, per training image; and `memory`, as in `Runs`.
     """
-    clf = pixels_for(clf, this.parts.train, settings.crop, settings.image_size)
     result = transfer.run_round(clf, variables, this, settings, reference=reference)
     tested, fitted = result.tested, result.fitted
     hits = metrics.topk_correct(tested.logits, tested.labels, 1)
